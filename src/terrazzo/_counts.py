@@ -1,0 +1,207 @@
+"""Where a slice's counts come from, and how any matrix becomes one canonical CSR."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from terrazzo import keys
+from terrazzo.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+FLOAT32_EXACT = 2**24  # the largest integer up to which float32 holds every integer
+_CHUNK_VALUES = 2**22  # values looked at, or densified, at a time
+
+
+@dataclass(frozen=True)
+class CountsFound:
+    """Counts of one slice before gene names are read: CSR, the ``var`` table of its columns, and where it was."""
+
+    matrix: sp.csr_matrix
+    var: pd.DataFrame
+    source: str
+    is_counts: bool
+
+
+def find_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> CountsFound:
+    """Return the counts of ``adata``: named layer, ``layers["counts"]``, ``raw.X``, ``X``, in this order.
+
+    Of ``raw.X`` and ``X`` the first that holds counts (finite, non-negative integers) is taken.
+
+    Parameters
+    ----------
+    adata
+        n cells x g genes, in memory or backed; never modified.
+    layer
+        Name of a layer; ``"X"`` and ``"raw"`` mean ``adata.X`` and ``adata.raw.X`` where no layer has that name.
+    allow_normalised
+        Accept non-negative values that are not integers.
+
+    Raises
+    ------
+    InputError
+        Missing layer; no matrix; NaN, infinite, negative or (unless allowed) non-integer values; not numbers.
+    """
+    found: list[tuple[CountsFound, str]] = []
+    for matrix, var, source in _candidates(adata, layer):
+        csr = to_csr(matrix, source)
+        fault = _fault(csr)
+        found.append((CountsFound(csr, var, source, fault == ""), fault))
+        if not fault:
+            if len(found) > 1:
+                logger.info("counts taken from %s: %s does not hold counts", source, found[0][0].source)
+            return found[-1][0]
+    if not found:
+        raise InputError(
+            "the AnnData holds no expression matrix: X is empty and there is no layers['counts'] and no raw. "
+            "Put the raw counts in adata.X or pass layer=."
+        )
+    usable = [candidate for candidate, fault in found if fault == "fractional"]
+    if usable and allow_normalised:
+        return usable[0]
+    first, fault = next(((c, f) for c, f in found if f == "fractional"), found[0])
+    raise InputError(_fault_message(adata, first, fault))
+
+
+def _candidates(adata: AnnData, layer: str | None) -> list[tuple[Any, pd.DataFrame, str]]:
+    layers = list(adata.layers)
+    if layer is not None:
+        if layer in layers:
+            return [(adata.layers[layer], adata.var, f"layers[{layer!r}]")]
+        if layer == "X" and adata.X is not None:
+            return [(adata.X, adata.var, "X")]
+        if layer == "raw" and adata.raw is not None:
+            return [(adata.raw.X, adata.raw.var, "raw.X")]
+        raise InputError(f"there is no layer {layer!r}; layers in this AnnData: {layers or 'none'}")
+    if keys.COUNTS_LAYER in layers:
+        return [(adata.layers[keys.COUNTS_LAYER], adata.var, f"layers[{keys.COUNTS_LAYER!r}]")]
+    candidates: list[tuple[Any, pd.DataFrame, str]] = []
+    if adata.raw is not None:
+        candidates.append((adata.raw.X, adata.raw.var, "raw.X"))
+    if adata.X is not None:
+        candidates.append((adata.X, adata.var, "X"))
+    return candidates
+
+
+def _fault(csr: sp.csr_matrix) -> str:
+    """Name what keeps the values from being counts ("" if nothing), in bounded memory."""
+    fractional = False
+    for start in range(0, csr.nnz, _CHUNK_VALUES):
+        values = csr.data[start : start + _CHUNK_VALUES]
+        if not np.isfinite(values).all():
+            return "nonfinite"
+        if values.min() < 0:
+            return "negative"
+        fractional = fractional or bool((values != np.rint(values)).any())
+    return "fractional" if fractional else ""
+
+
+def _fault_message(adata: AnnData, found: CountsFound, fault: str) -> str:
+    csr, where = found.matrix, found.source
+    layers = list(adata.layers)
+    others = [f"layer={name!r}" for name in layers if f"layers[{name!r}]" != where]
+    mend = (
+        f"Pass the layer that holds raw counts: {' or '.join(others)}"
+        if others
+        else ("There is no other layer: put the raw counts in adata.layers['counts'] (or adata.X)")
+    )
+    if fault == "fractional":
+        examples = csr.data[csr.data != np.rint(csr.data)][:3]
+        shown = ", ".join(f"{value:g}" for value in examples)
+        return (
+            f"{where} does not hold counts: values are not integers (e.g. {shown}), as after normalisation. "
+            f"{mend}, or pass allow_normalised=True where a model takes ranks only."
+        )
+    bad = ~np.isfinite(csr.data) if fault == "nonfinite" else csr.data < 0
+    rows = np.unique(np.searchsorted(csr.indptr, np.flatnonzero(bad), side="right") - 1)
+    cells = ", ".join(str(adata.obs_names[row]) for row in rows[:3])
+    what = "NaN or infinite" if fault == "nonfinite" else "negative"
+    hint = "" if fault == "nonfinite" else ", as after scaling; counts cannot be negative"
+    return f"{where} holds {int(bad.sum())} {what} values{hint} (first cells: {cells}). {mend}."
+
+
+def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
+    """Return any two-dimensional matrix as a new canonical CSR of float32 (float64 where a value exceeds 2**24).
+
+    Parameters
+    ----------
+    matrix
+        scipy sparse (any format), numpy (array, matrix, memmap), h5py dataset, backed sparse dataset of anndata, or
+        dask array of dense or sparse blocks. A sparse matrix is never densified; dense ones are read some rows at a time.
+    where
+        Name used in error messages.
+
+    Raises
+    ------
+    InputError
+        If the values are not real numbers or the matrix is not two-dimensional.
+    """
+    if hasattr(matrix, "to_memory"):  # anndata's backed sparse datasets
+        matrix = matrix.to_memory()
+    if len(getattr(matrix, "shape", ())) != 2:
+        raise InputError(f"{where} is not a two-dimensional matrix (found {type(matrix).__name__})")
+    dtype = np.dtype(matrix.dtype)
+    if dtype.kind not in "biuf":
+        raise InputError(f"{where} does not hold numbers (dtype {dtype}); convert it to a numeric matrix")
+    if sp.issparse(matrix):
+        return canonical(_sparse_copy(matrix))
+    n_rows, n_cols = matrix.shape
+    step = max(1, _CHUNK_VALUES // max(1, n_cols))
+    blocks = [_sparse_copy(_block(matrix, start, start + step)) for start in range(0, n_rows, step)]
+    if not blocks:
+        return sp.csr_matrix((n_rows, n_cols), dtype=np.float32)
+    return canonical(blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr"))
+
+
+def _block(matrix: Any, start: int, stop: int) -> Any:
+    block = matrix[start:stop]
+    if hasattr(block, "compute"):  # dask
+        block = block.compute()
+    return block if sp.issparse(block) else sp.csr_matrix(np.asarray(block, dtype=np.float64))
+
+
+def _sparse_copy(matrix: Any) -> sp.csr_matrix:
+    """Copy a sparse matrix to CSR, wide enough that summing duplicates cannot overflow or round."""
+    exact = matrix.format in ("csr", "csc") and matrix.dtype == np.float32 and matrix.has_canonical_format
+    wide = matrix.astype(np.float32 if exact else np.float64, copy=True)
+    return sp.csr_matrix(wide.tocsr())
+
+
+def canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
+    """Sort, sum duplicates, drop explicit zeros (in place) and return the narrowest exact dtype.
+
+    float32, or float64 where an absolute value exceeds 2**24; indices int32 where they fit.
+    """
+    csr.sum_duplicates()
+    csr.eliminate_zeros()
+    largest = max(abs(float(csr.data.max())), abs(float(csr.data.min()))) if csr.nnz else 0.0
+    dtype = np.float64 if FLOAT32_EXACT < largest < np.inf else np.float32
+    index = np.int32 if max(csr.nnz, csr.shape[1]) < np.iinfo(np.int32).max else np.int64
+    parts = (csr.data.astype(dtype, copy=False), csr.indices.astype(index, copy=False), csr.indptr.astype(index))
+    out = sp.csr_matrix(parts, shape=csr.shape, copy=False)
+    out.has_sorted_indices = True
+    out.has_canonical_format = True
+    return out
+
+
+def merge_columns(csr: sp.csr_matrix, column: np.ndarray, n_columns: int) -> sp.csr_matrix:
+    """Sum columns that go to the same place.
+
+    Parameters
+    ----------
+    csr
+        (n, g), canonical.
+    column
+        int64 (g,), the new column of each old one, all in ``range(n_columns)``.
+    n_columns
+        Number of columns of the result.
+    """
+    parts = (csr.data.astype(np.float64), column[csr.indices], csr.indptr.copy())
+    return canonical(sp.csr_matrix(parts, shape=(csr.shape[0], n_columns)))

@@ -1,0 +1,315 @@
+"""Where the cells lie: checked coordinates, array lattices, and how native units become micrometres."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from scipy.spatial import cKDTree
+
+from terrazzo import keys
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+
+UNITS = ("um", "pixel", "array", "unknown")
+VISIUM_PITCH = 100.0  # um, centre to centre, hexagonal
+ST_PITCH = 200.0  # um, square array of about 1,000 spots
+ST_DENSE_PITCH = 150.0  # um, between diagonal neighbours of the staggered array of about 2,000 spots
+SPOT_DIAMETER = 65.0  # um; what Space Ranger's spot_diameter_fullres spans (the printed spot is 55 um)
+_ST_EXTENT = 80  # rows or columns; a larger square lattice is no ST array but a binned platform
+_HEX_RATIO = 1.17  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on the staggered ST array
+_MIN_VISIUM_SPACING = 80.0  # um; spots closer than this show that spot_diameter_fullres is no Visium value
+
+_UM_WORDS = ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre", "micrometers", "micrometres")
+_PLATFORM_UM = {  # micrometres per native unit
+    "xenium": 1.0,
+    "merfish": 1.0,
+    "merscope": 1.0,
+    "vizgen": 1.0,
+    "cosmx": 0.12028,
+    "stereoseq": 0.5,
+    "slideseq": 0.65,
+}
+_ST_NAMES = ("st", "st1k", "st2k", "legacyst", "spatialtranscriptomics")
+_HD_NAME = re.compile(r"s_(\d{3})um_\d+_\d+")
+_PAIRS = (("x", "y"), ("X", "Y"), ("x_centroid", "y_centroid"), ("CenterX_global_px", "CenterY_global_px"),
+          ("center_x", "center_y"), ("imagecol", "imagerow"), ("pxl_col_in_fullres", "pxl_row_in_fullres"))  # fmt: skip
+_VISIUM_STEPS = ((0, 2), (1, 1), (1, -1))
+_DIAGONAL_STEPS = ((1, 1), (1, -1))
+_SQUARE_STEPS = ((0, 1), (1, 0))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Positions of one slice: ``coords = native * scale``, in ``unit``; lattice where the platform has one."""
+
+    coords: np.ndarray
+    unit: str
+    scale: float
+    lattice: np.ndarray | None
+    lattice_kind: str | None
+    technology: str
+
+
+def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
+    """Return the native coordinates, float64 (n, 2).
+
+    Raises
+    ------
+    InputError
+        No such ``obsm`` entry; wrong number of rows; fewer than two columns; not numbers; NaN or infinite values.
+    """
+    if spatial_key not in adata.obsm:
+        raise InputError(_no_coords_message(adata, spatial_key))
+    where = f"obsm[{spatial_key!r}]"
+    raw = adata.obsm[spatial_key]
+    raw = raw.compute() if hasattr(raw, "compute") else raw
+    raw = raw.toarray() if sp.issparse(raw) else raw
+    try:
+        coords = np.array(raw, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} does not hold numbers ({error}); give two numeric columns, x and y") from error
+    if coords.ndim != 2 or coords.shape[0] != adata.n_obs or coords.shape[1] < 2:
+        raise InputError(
+            f"{where} has shape {coords.shape}; it must have one row a cell ({adata.n_obs}) and two columns, x and y"
+        )
+    if coords.shape[1] > 2:
+        warnings.warn(
+            f"{where} has {coords.shape[1]} columns; the first two are used as x and y", TerrazzoWarning, stacklevel=4
+        )
+    coords = np.ascontiguousarray(coords[:, :2])
+    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
+    if len(bad):
+        names = ", ".join(str(adata.obs_names[i]) for i in bad[:3])
+        raise InputError(
+            f"{where} is NaN or infinite for {len(bad)} of {len(coords)} cells (first: {names}). "
+            "Remove these cells (adata = adata[np.isfinite(adata.obsm[...]).all(1)]) or mend their coordinates."
+        )
+    return coords
+
+
+def _no_coords_message(adata: AnnData, spatial_key: str) -> str:
+    found = list(adata.obsm)
+    pair = next((p for p in _PAIRS if p[0] in adata.obs.columns and p[1] in adata.obs.columns), None)
+    mend = "pass spatial_key= (one of them)" if found else "add them"
+    text = f"no spatial coordinates: obsm[{spatial_key!r}] is not there (obsm has: {found or 'nothing'}); {mend}"
+    if pair is not None:
+        return f'{text}, e.g. adata.obsm["spatial"] = adata.obs[["{pair[0]}", "{pair[1]}"]].to_numpy()'
+    return f'{text}, e.g. adata.obsm["spatial"] = an array of shape (n_cells, 2) with x and y'
+
+
+def library_of(adata: AnnData) -> Mapping[str, Any]:
+    """Return the entry of ``uns["spatial"]`` of this slice, {} if there is none or if which one is unclear."""
+    spatial = adata.uns.get(keys.SPATIAL)
+    if not isinstance(spatial, Mapping):
+        return {}
+    libraries = {str(name): entry for name, entry in spatial.items() if isinstance(entry, Mapping)}
+    if len(libraries) > 1 and keys.LIBRARY in adata.obs.columns:
+        used = [str(name) for name in adata.obs[keys.LIBRARY].dropna().unique()]
+        libraries = {name: libraries[name] for name in used if name in libraries}
+    return next(iter(libraries.values())) if len(libraries) == 1 else {}
+
+
+def positive_number(mapping: Any, key: str) -> float | None:
+    """Return ``mapping[key]`` as a positive finite float, None where it is anything else (user data: never raises)."""
+    value = mapping.get(key) if isinstance(mapping, Mapping) else None
+    try:
+        number = float(np.asarray(value).item()) if value is not None else 0.0
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) and number > 0 else None
+
+
+def find_geometry(
+    adata: AnnData, native: np.ndarray, unit: str | None, microns_per_unit: float | None, technology: str | None
+) -> Geometry:
+    """Decide the unit of the coordinates and convert them to micrometres where that is possible.
+
+    In this order: ``unit`` / ``microns_per_unit``; the platform named by ``technology``; the lattice in
+    ``obs["array_row"]``, ``obs["array_col"]``; Space Ranger's scale factors in ``uns["spatial"]``; the spot distance,
+    if ``technology`` is Visium or ST. Else the coordinates stay native.
+
+    Parameters
+    ----------
+    adata
+        Source of ``obs``, ``uns`` and the cell names.
+    native
+        float64 (n, 2).
+    unit, microns_per_unit, technology
+        What the caller states; None where unknown.
+
+    Raises
+    ------
+    ConfigError
+        An unknown unit or an impossible ``microns_per_unit``.
+    """
+    scale_factors = library_of(adata).get("scalefactors")
+    if technology is None:
+        stated = adata.uns.get(keys.TECHNOLOGY)
+        technology = str(stated) if isinstance(stated, str | np.str_) else None
+    tag = re.sub(r"[^a-z0-9]", "", technology.lower()) if technology else ""
+    lattice = _lattice(adata.obs)
+    bin_um = _hd_bin(adata.obs_names, scale_factors) if tag in ("", "unknown") or "visium" in tag else None
+    is_hd = bin_um is not None or "visiumhd" in tag
+    kind = None if lattice is None or is_hd else _lattice_kind(lattice, native, tag)
+    if technology is None:
+        technology = "Visium HD" if is_hd else {"visium": "Visium", "st": "ST"}.get(kind or "", "unknown")
+    if unit is not None or microns_per_unit is not None:
+        name, scale = _stated_unit(unit, microns_per_unit)
+    else:
+        name, scale = _derived_unit(
+            native, lattice, kind, tag, scale_factors=scale_factors, hd_bin=bin_um if is_hd else 0.0
+        )
+        if name != "um" and bool(library_of(adata)):
+            name = "pixel" if name == "unknown" else name
+    return Geometry(native * scale, name, scale, lattice, kind, technology)
+
+
+def _stated_unit(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:
+    name = "um" if unit is None or unit.strip().lower() in _UM_WORDS else unit.strip().lower()
+    if name not in UNITS:
+        raise ConfigError(f"unit {unit!r} is not known; use one of {', '.join(UNITS)}, or microns_per_unit=")
+    if microns_per_unit is None:
+        return name, 1.0
+    if not (np.isfinite(microns_per_unit) and microns_per_unit > 0):
+        raise ConfigError(f"microns_per_unit must be a positive number, not {microns_per_unit!r}")
+    return "um", float(microns_per_unit)
+
+
+def _derived_unit(
+    native: np.ndarray,
+    lattice: np.ndarray | None,
+    kind: str | None,
+    tag: str,
+    *,
+    scale_factors: Any,
+    hd_bin: float | None,
+) -> tuple[str, float]:
+    """Return unit and micrometres per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
+    for platform, factor in _PLATFORM_UM.items():
+        if platform in tag:
+            return "um", factor
+    if lattice is not None:
+        if kind == "visium" and _is_lattice_itself(native, lattice):
+            return "array", 1.0
+        step = _lattice_step(lattice, native, kind, hd_bin)
+        if step is not None:
+            return "um", step
+    per_pixel = positive_number(scale_factors, "microns_per_pixel")
+    if per_pixel is not None:
+        return "um", per_pixel
+    diameter = positive_number(scale_factors, "spot_diameter_fullres")
+    if diameter is not None and hd_bin == 0.0:
+        scale = SPOT_DIAMETER / diameter
+        if len(native) == 1 or nearest_distance(native) * scale > _MIN_VISIUM_SPACING:
+            return "um", scale
+    is_visium = "visium" in tag and "hd" not in tag
+    if is_visium or tag in _ST_NAMES:
+        pitch = VISIUM_PITCH if is_visium else ST_DENSE_PITCH if tag == "st2k" else ST_PITCH
+        distance = _lattice_distance(native, 6 if is_visium else 4)
+        if distance is not None:
+            return "um", pitch / distance
+    return "unknown", 1.0
+
+
+def _lattice(obs: pd.DataFrame) -> np.ndarray | None:
+    """Return (row, col), int64 (n, 2), None where the columns are not there or not whole numbers."""
+    if keys.ARRAY_ROW not in obs.columns or keys.ARRAY_COL not in obs.columns:
+        return None
+    columns = [pd.to_numeric(obs[name].astype(object), errors="coerce") for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
+    values = np.stack([column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1)
+    whole = np.isfinite(values).all() and (np.abs(values) < 2**31).all() and (values == np.rint(values)).all()
+    return values.astype(np.int64) if whole else None
+
+
+def _hd_bin(names: Sequence[str] | pd.Index, scale_factors: Any) -> float | None:
+    """Bin side of Visium HD in um, from the cell names (``s_008um_00301_00321-1``) or the scale factors."""
+    found = _HD_NAME.match(str(names[0])) if len(names) else None
+    return float(found.group(1)) if found else positive_number(scale_factors, "bin_size_um")
+
+
+def _lattice_kind(lattice: np.ndarray, native: np.ndarray, tag: str) -> str | None:
+    staggered = len(np.unique((lattice[:, 0] + lattice[:, 1]) & 1)) == 1
+    if tag in _ST_NAMES:
+        return "st"
+    if "visium" in tag:
+        return "visium" if staggered else None
+    if tag not in ("", "unknown") or len(lattice) < 2:
+        return None
+    if not staggered:
+        return "st" if int((np.ptp(lattice, axis=0) + 1).max()) <= _ST_EXTENT else None
+    if _is_lattice_itself(native, lattice):
+        return "visium"
+    diagonal = _step_distance(lattice, native, _DIAGONAL_STEPS)
+    straight = [_step_distance(lattice, native, (step,)) for step in ((0, 2), (2, 0))]
+    ratios = [distance / diagonal for distance in straight if distance is not None and diagonal]
+    return "st" if len(ratios) == 2 and min(ratios) > _HEX_RATIO else "visium"
+
+
+def _lattice_step(lattice: np.ndarray, native: np.ndarray, kind: str | None, hd_bin: float | None) -> float | None:
+    """Micrometres per native unit from the distance of spots that are lattice neighbours."""
+    if hd_bin:
+        distance, pitch = _step_distance(lattice, native, _SQUARE_STEPS), hd_bin
+    elif kind == "visium":
+        distance, pitch = _step_distance(lattice, native, _VISIUM_STEPS), VISIUM_PITCH
+    elif kind == "st":
+        distance, pitch = _step_distance(lattice, native, _SQUARE_STEPS), ST_PITCH
+        if distance is None:
+            distance, pitch = _step_distance(lattice, native, _DIAGONAL_STEPS), ST_DENSE_PITCH
+    else:
+        return None
+    return pitch / distance if distance else None
+
+
+def _step_distance(lattice: np.ndarray, xy: np.ndarray, steps: Sequence[tuple[int, int]]) -> float | None:
+    """Median distance of the spots that lie one of ``steps`` (row, col) apart, None if there are none (or it is 0)."""
+    rows, columns = (lattice - lattice.min(axis=0)).T
+    width = int(columns.max()) + 5  # wide enough that a step never wraps into the next row
+    code, first = np.unique((rows + 2) * width + columns + 2, return_index=True)
+    distances = []
+    for row_step, column_step in steps:
+        wanted = code + row_step * width + column_step
+        at = np.minimum(np.searchsorted(code, wanted), len(code) - 1)
+        hit = code[at] == wanted
+        distances.append(np.linalg.norm(xy[first[hit]] - xy[first[at[hit]]], axis=1))
+    every = np.concatenate(distances)
+    median = float(np.median(every)) if len(every) else 0.0
+    return median if median > 0 else None
+
+
+def _is_lattice_itself(native: np.ndarray, lattice: np.ndarray) -> bool:
+    return any(np.array_equal(np.abs(native), np.abs(lattice[:, order])) for order in ([0, 1], [1, 0]))
+
+
+def nearest_distance(coords: np.ndarray) -> float:
+    """Median distance to the nearest cell at another position; 1.0 where all cells share one position.
+
+    Parameters
+    ----------
+    coords
+        float64 (n, 2), finite.
+    """
+    places = np.unique(coords, axis=0)
+    if len(places) < 2:
+        return 1.0
+    distance, _ = cKDTree(places).query(places, k=2)
+    return float(np.median(distance[:, 1]))
+
+
+def _lattice_distance(coords: np.ndarray, n_neighbours: int) -> float | None:
+    """Pitch of coordinates that lie on a lattice with so many nearest neighbours; None where they lie on none."""
+    places = np.unique(coords, axis=0)
+    if len(places) < 2:
+        return None
+    distance = cKDTree(places).query(places, k=min(n_neighbours + 1, len(places)))[0][:, 1:]
+    nearest = float(np.median(distance[:, 0]))
+    on_lattice = np.abs(distance[:, 0] - nearest) < 0.3 * nearest
+    if on_lattice.mean() < 0.8:
+        return None
+    return float(np.median(distance[distance < 1.25 * nearest]))

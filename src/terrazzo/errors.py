@@ -1,0 +1,31 @@
+"""The library's own exceptions: each message says what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class TerrazzoError(Exception):
+    """Base of every error that is the user's to mend (exit code 2 on the command line)."""
+
+
+class InputError(TerrazzoError, ValueError):
+    """A slice that cannot be used as it is: missing, malformed or contradictory data."""
+
+
+class GeneError(InputError):
+    """The genes of a slice do not meet the vocabulary."""
+
+
+class ConfigError(TerrazzoError, ValueError):
+    """An unknown, misspelt or impossible setting."""
+
+
+class CheckpointError(TerrazzoError):
+    """A checkpoint folder that is incomplete, damaged, foreign or unsafe."""
+
+
+class OutputError(TerrazzoError, OSError):
+    """A result cannot be written where it was asked for; nothing half-written is left behind."""
+
+
+class TerrazzoWarning(UserWarning):
+    """Something was mended or assumed; the message says what."""

@@ -1,0 +1,305 @@
+"""The dictionary of the house: which genes a model knows, under which token, and how a slice's genes meet it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from terrazzo._gene_names import ORGANISMS, ensembl_id, parse_organism
+from terrazzo._matching import Coverage, GeneMatch, GeneTable, check_floor, load_orthologs, match_genes
+from terrazzo._medians import survey
+from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.safe_pickle import safe_unpickle
+from terrazzo.slices import Slice
+
+__all__ = ["Coverage", "GeneMatch", "GeneTable", "Vocabulary", "load_orthologs", "safe_unpickle"]
+
+_FORMAT_VERSION = 1
+_METADATA_KEY = b"terrazzo_vocabulary"
+_COLUMNS = {"ensembl_id": pa.string(), "symbol": pa.string(), "token": pa.int32(), "median": pa.float64()}
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Genes a model knows: Ensembl id, symbol, token and non-zero median of the normalised expression.
+
+    Parameters
+    ----------
+    ensembl_id, symbol
+        str (n,); "" where unknown, but never both.
+    token
+        int32 (n,), distinct, non-negative.
+    median
+        float64 (n,), positive; in counts per 10,000 of the cell unless built otherwise.
+    special
+        Special tokens by name, e.g. ``{"<pad>": 0, "<mask>": 1, "<cls>": 25426}``; distinct from the genes' tokens.
+    organism
+        "human", "mouse", "mixed" or "unknown".
+
+    Raises
+    ------
+    ConfigError
+        Columns of unequal length, genes without a name, repeated tokens or ids, medians that are not positive.
+    """
+
+    ensembl_id: np.ndarray
+    symbol: np.ndarray
+    token: np.ndarray
+    median: np.ndarray
+    special: Mapping[str, int] = field(default_factory=dict)
+    organism: str = "human"
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("ensembl_id", np.str_), ("symbol", np.str_), ("token", np.int32), ("median", np.float64)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype).reshape(-1))
+        special = {str(name): int(token) for name, token in self.special.items()}
+        object.__setattr__(self, "special", special)
+        fault = self._fault()
+        if fault:
+            raise ConfigError(f"this is no vocabulary: {fault}")
+
+    def _fault(self) -> str:
+        if len({len(self.ensembl_id), len(self.symbol), len(self.token), len(self.median)}) > 1:
+            return "ensembl_id, symbol, token and median differ in length"
+        tokens = np.concatenate([self.token, np.asarray(list(self.special.values()), dtype=np.int64)])
+        values, n_of = np.unique(tokens, return_counts=True)
+        if (n_of > 1).any():
+            return f"token {int(values[n_of > 1][0])} is used more than once"
+        if len(tokens) and tokens.min() < 0:
+            return "a token is negative"
+        known = self.ensembl_id[self.ensembl_id != ""]
+        if len(np.unique(known)) < len(known):
+            return "an Ensembl id stands in more than one row"
+        if ((self.ensembl_id == "") & (self.symbol == "")).any():
+            return "a gene has neither Ensembl id nor symbol"
+        if not (np.isfinite(self.median) & (self.median > 0)).all():
+            return "medians must be positive finite numbers"
+        return "" if self.organism in ORGANISMS else f"organism {self.organism!r} is not one of {', '.join(ORGANISMS)}"
+
+    def __len__(self) -> int:
+        """Return the number of genes (special tokens not counted)."""
+        return len(self.token)
+
+    def __repr__(self) -> str:
+        """Say what the vocabulary is in one line."""
+        return f"Vocabulary({len(self)} genes, {self.organism}, n_tokens={self.n_tokens}, special={self.special})"
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows that an embedding table needs: the largest token, special ones included, plus one."""
+        return 1 + max([-1, *self.token.tolist(), *self.special.values()])
+
+    def content_hash(self) -> str:
+        """Return the sha256 (hex) of all that is in the vocabulary."""
+        table = [self.ensembl_id.tolist(), self.symbol.tolist(), self.token.tolist(), self.median.tolist()]
+        text = json.dumps([table, sorted(self.special.items()), self.organism])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def match(
+        self,
+        piece: Slice,
+        *,
+        orthologs: GeneTable | None = None,
+        aliases: GeneTable | None = None,
+        floor: float = 0.05,
+        min_genes: int = 5,
+    ) -> GeneMatch:
+        """Find the token of every gene of a slice.
+
+        Order: Ensembl id; exact symbol; symbol without regard to case; ``aliases``. Between mouse and human: Ensembl
+        id, then ``orthologs`` (or, without them and with a warning, symbol without regard to case), then ``aliases``. A
+        mixed slice matches by id and exact symbol only, with a warning.
+
+        Parameters
+        ----------
+        piece
+            The slice.
+        orthologs
+            Slice gene -> vocabulary gene (ids or symbols), as dict, two-column table or path; one-to-one pairs are
+            used, all others are reported as lost. Ignored where the organisms agree.
+        aliases
+            Other name -> symbol or id; ambiguous ones are not used.
+        floor
+            Smallest accepted share of all counts on matched genes.
+        min_genes
+            Smallest accepted number of matched genes (or all genes of a smaller slice).
+
+        Raises
+        ------
+        GeneError
+            Coverage under ``floor`` or ``min_genes``.
+        InputError
+            ``orthologs`` or ``aliases`` that are no two-column table.
+        """
+        found = match_genes(self, piece, orthologs, aliases)
+        check_floor(found, self, piece, floor, min_genes)
+        return found
+
+    def coverage(
+        self, piece: Slice, *, orthologs: GeneTable | None = None, aliases: GeneTable | None = None
+    ) -> Coverage:
+        """Report how much of a slice the vocabulary knows; never raises for too little."""
+        return match_genes(self, piece, orthologs, aliases).coverage
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write one row a gene (``ensembl_id, symbol, token, median``); special tokens go to the schema's metadata."""
+        about = {"format_version": _FORMAT_VERSION, "organism": self.organism, "special": dict(self.special)}
+        schema = pa.schema(list(_COLUMNS.items()), metadata={_METADATA_KEY: json.dumps(about).encode()})
+        columns = [self.ensembl_id.tolist(), self.symbol.tolist(), self.token, self.median]
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True)]
+        pq.write_table(pa.table(arrays, schema=schema), path)
+
+    @classmethod
+    def from_parquet(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read what :meth:`to_parquet` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            Missing, truncated or foreign file, wrong columns, unknown format version, repeated tokens, bad medians.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist or is not a file")
+        try:
+            table = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise CheckpointError(f"{path} is damaged, truncated or not a parquet file ({error})") from error
+        about = _read_about(path, table)
+        if {name: table.schema.field(name).type for name in table.column_names} != _COLUMNS or any(
+            column.null_count for column in table.columns
+        ):
+            raise CheckpointError(
+                f"{path} has columns {table.column_names} of unexpected types or with missing values; "
+                f"a vocabulary has {list(_COLUMNS)}"
+            )
+        columns = {name: table.column(name).to_numpy() for name in _COLUMNS}
+        try:
+            return cls(**columns, special=about["special"], organism=about["organism"])
+        except (ConfigError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_slices(
+        cls,
+        slices: Iterable[Slice],
+        *,
+        organism: str | None = None,
+        special: Sequence[str] = ("<pad>", "<mask>", "<cls>"),
+        target_sum: float = 10_000.0,
+    ) -> Vocabulary:
+        """Build a vocabulary from slices, one pass, one slice in memory at a time.
+
+        Genes are the union by Ensembl id (by symbol where no id is known), sorted; the median is over the non-zero
+        values of counts / total * ``target_sum`` of all cells (exact up to 33 million values, then within 0.7 %). A gene
+        without any count gets the median of all medians.
+
+        Parameters
+        ----------
+        slices
+            Slices with counts; any iterable.
+        organism
+            None: that of the slices, "mixed" where they differ.
+        special
+            Names of the special tokens, numbered from 0; genes follow.
+        target_sum
+            Total that a cell is scaled to.
+
+        Raises
+        ------
+        InputError
+            A slice that does not hold counts.
+        ConfigError
+            No slices or no named genes; an unknown organism.
+        """
+        stated = None if organism is None else parse_organism(organism)
+        union, share, organisms = survey(slices)
+        if not union.gene_ids:
+            raise ConfigError("a vocabulary needs at least one slice with named genes")
+        known = organisms - {"unknown"}
+        found = next(iter(known)) if len(known) == 1 else "mixed" if known else "unknown"
+        median = share * target_sum
+        seen = np.isfinite(median)
+        median = np.where(seen, median, np.median(median[seen]) if seen.any() else 1.0)
+        ids, symbols = np.asarray(union.gene_ids, dtype=np.str_), np.asarray(union.gene_symbols, dtype=np.str_)
+        order = np.lexsort((symbols, ids))
+        token = np.arange(len(order), dtype=np.int32) + len(special)
+        names = {name: position for position, name in enumerate(special)}
+        return cls(ids[order], symbols[order], token, median[order], names, found if stated is None else stated)
+
+    @classmethod
+    def from_geneformer(cls, folder: str | os.PathLike[str]) -> Vocabulary:
+        """Import Geneformer's dictionaries (V1 file names), as SToFM uses them.
+
+        Parameters
+        ----------
+        folder
+            Holds ``token_dictionary.pkl``, ``gene_median_dictionary.pkl`` and ``gene_name_id_dict.pkl``. ``<cls>`` gets
+            the first free token (25,426 there) unless it is in the dictionary.
+
+        Raises
+        ------
+        CheckpointError
+            A file is missing, damaged or unsafe, or the files contradict each other.
+        """
+        folder = Path(folder)
+        tokens = _geneformer_dict(folder / "token_dictionary.pkl", int)
+        medians = _geneformer_dict(folder / "gene_median_dictionary.pkl", float)
+        names = _geneformer_dict(folder / "gene_name_id_dict.pkl", str)
+        special = {name: int(token) for name, token in tokens.items() if name.startswith("<")}
+        genes = [name for name in tokens if name not in special]
+        missing = [name for name in genes if name not in medians]
+        if missing:
+            raise CheckpointError(f"{folder}: {len(missing)} genes have a token but no median, e.g. {missing[0]}")
+        symbol_of: dict[str, str] = {}
+        for symbol, gene in names.items():
+            symbol_of.setdefault(ensembl_id(gene) or gene, symbol)
+        if "<cls>" not in special:
+            special["<cls>"] = 1 + max([-1, *tokens.values()])
+        ids = [ensembl_id(name) or name for name in genes]
+        try:
+            return cls(
+                ensembl_id=np.asarray(ids, dtype=np.str_),
+                symbol=np.asarray([symbol_of.get(gene, "") for gene in ids], dtype=np.str_),
+                token=np.asarray([tokens[name] for name in genes], dtype=np.int32),
+                median=np.asarray([medians[name] for name in genes], dtype=np.float64),
+                special=special,
+                organism="human",
+            )
+        except (ConfigError, OverflowError) as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+
+
+def _read_about(path: Path, table: pa.Table) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+    if raw is None:
+        raise CheckpointError(f"{path} is a parquet file but no terrazzo vocabulary")
+    try:
+        about = json.loads(raw)
+        version, complete = about["format_version"], {"special", "organism"} <= set(about)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: the vocabulary's metadata is damaged ({error})") from error
+    if version != _FORMAT_VERSION or not complete:
+        raise CheckpointError(
+            f"{path} has vocabulary format {version!r}; this terrazzo reads {_FORMAT_VERSION}: install a newer one"
+        )
+    return dict(about)
+
+
+def _geneformer_dict(path: Path, kind: type) -> dict[str, Any]:
+    content = safe_unpickle(path)
+    allowed = (int, float) if kind is float else (kind,)
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, allowed) for key, value in content.items()
+    ):
+        raise CheckpointError(f"{path} is not a dict of names to {kind.__name__}")
+    return content

@@ -1,0 +1,1 @@
+"""Plain PyTorch modules, constructible from their config alone; they know tensors and nothing of slices."""

@@ -1,0 +1,228 @@
+"""The cell encoder: a ranked gene list through BERT to one vector (SToFM section A.1), without wasted work.
+
+The module holds ``transformers.BertModel`` as it is. For inference, cells are sorted by length so that almost nothing is
+padding, and the last layer is computed for ``<cls>`` only, since nothing else of it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import BertConfig
+
+PADDING = 0.03  # share of a batch that may be padding before a shorter cell opens the next batch
+
+
+@dataclass(frozen=True)
+class CellEncoderConfig:
+    """Sizes of the cell encoder (SToFM table A.8) and how a cell's vector is read out.
+
+    Attributes
+    ----------
+    vocab_size
+        Tokens including special ones; 25,427 for the published vocabulary with ``<cls>``.
+    max_length
+        Longest sequence, ``<cls>`` included.
+    output_dim
+        Width of the cell vector.
+    pooling
+        ``"cls"``: state of ``<cls>`` -> linear -> unit length (SToFM). ``"mean"``: mean over genes of the second-to-last
+        layer (Geneformer's own read-out; no linear layer, ``output_dim`` = ``hidden_size``).
+    """
+
+    vocab_size: int = 25_427
+    hidden_size: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    intermediate_size: int = 1024
+    max_length: int = 2048
+    output_dim: int = 256
+    dropout: float = 0.02
+    activation: str = "relu"
+    layer_norm_eps: float = 1e-12
+    pooling: Literal["cls", "mean"] = "cls"
+
+    def bert(self) -> BertConfig:
+        """Return the transformers config."""
+        from transformers import BertConfig
+
+        return BertConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            intermediate_size=self.intermediate_size,
+            max_position_embeddings=self.max_length,
+            hidden_act=self.activation,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            layer_norm_eps=self.layer_norm_eps,
+            type_vocab_size=2,
+            pad_token_id=0,
+            attn_implementation="sdpa",
+        )
+
+
+class CellEncoder(nn.Module):
+    """BERT over ranked genes, read out as one vector a cell.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    """
+
+    def __init__(self, config: CellEncoderConfig) -> None:
+        super().__init__()
+        from transformers import BertModel
+
+        self.config = config
+        self.bert = BertModel(config.bert(), add_pooling_layer=False)
+        self.proj = nn.Linear(config.hidden_size, config.output_dim) if config.pooling == "cls" else None
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode padded sequences with transformers' own forward (training; and what the tests compare with).
+
+        Parameters
+        ----------
+        input_ids
+            int64 ``(batch, length)``, ``<cls>`` first (for ``pooling="cls"``).
+        attention_mask
+            ``(batch, length)``, 1 on tokens, 0 on padding.
+
+        Returns
+        -------
+        ``(batch, output_dim)``.
+        """
+        if self.proj is not None:
+            state = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+            return F.normalize(self.proj(state), dim=-1)
+        states = self.bert(input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states[-2]
+        return _masked_mean(states, attention_mask)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        flat: NDArray[np.int32],
+        offsets: NDArray[np.int64],
+        *,
+        cls_token: int,
+        precision: Literal["float32", "bfloat16"] = "float32",
+        batch_tokens: int = 4096,
+        advance: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """Encode many cells for inference.
+
+        Parameters
+        ----------
+        flat, offsets
+            Token sequences without ``<cls>``: cell ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
+        cls_token
+            Token put in front of each sequence.
+        precision
+            ``"bfloat16"``: matrix products in bfloat16; residuals, LayerNorm and softmax stay in float32.
+        batch_tokens
+            Tokens processed at once.
+        advance
+            Called with the number of cells done after each batch.
+
+        Returns
+        -------
+        float32 ``(n_cells, output_dim)``, in the order given.
+        """
+        device = self.bert.embeddings.word_embeddings.weight.device
+        lengths = np.diff(offsets) + 1
+        out = np.empty((len(lengths), self.config.output_dim), dtype=np.float32)
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        with autocast:
+            for cells in length_batches(lengths, batch_tokens):
+                ids, mask = _pack(flat, offsets, cells, cls_token, int(lengths[cells].max()))
+                vectors = self._infer(ids.to(device), None if mask is None else mask.to(device))
+                out[cells] = vectors.float().cpu().numpy()
+                if advance is not None:
+                    advance(len(cells))
+        return out
+
+    def _infer(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Run BERT's own modules; of the last layer only the row of ``<cls>``."""
+        x = self.bert.embeddings(input_ids=ids)
+        keep = None if mask is None else mask.bool()[:, None, None, :]
+        layers: Sequence[nn.Module] = list(self.bert.encoder.layer)
+        if self.proj is None:
+            for layer in layers[:-1]:
+                x = _bert_layer(layer, x, keep)
+            return _masked_mean(x, torch.ones_like(ids) if mask is None else mask)
+        for layer in layers[:-1]:
+            x = _bert_layer(layer, x, keep)
+        state = _bert_layer(layers[-1], x, keep, only_first=True)[:, 0]
+        return F.normalize(self.proj(state).float(), dim=-1)
+
+    def flops(self, lengths: NDArray[np.int64]) -> float:
+        """Return the multiply-adds x 2 that sequences of these lengths (``<cls>`` included) cost."""
+        c, n = self.config, lengths.astype(np.float64)
+        dense = 2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size)
+        attention = 4 * n**2 * c.hidden_size
+        full = (c.num_layers - 1) * (dense + attention)
+        last = 2 * n * 2 * c.hidden_size**2 + 4 * n * c.hidden_size if self.proj is not None else 0.0
+        return float(np.sum(full + last))
+
+
+def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Yield index sets of cells of almost the same length, longest first.
+
+    A batch holds at most ``batch_tokens`` tokens (one cell at least) and at most 3 % padding.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        stop = min(len(order), start + max(1, batch_tokens // longest))
+        taken = lengths[order[start:stop]]
+        padding = longest * np.arange(1, len(taken) + 1) - np.cumsum(taken)
+        stop = start + int(np.flatnonzero(padding <= PADDING * longest * np.arange(1, len(taken) + 1))[-1]) + 1
+        yield order[start:stop]
+        start = stop
+
+
+def _pack(
+    flat: NDArray[np.int32], offsets: NDArray[np.int64], cells: NDArray[np.int64], cls_token: int, longest: int
+) -> tuple[Tensor, Tensor | None]:
+    """Make ``(batch, longest)`` ids with ``<cls>`` in front, and a mask where lengths differ."""
+    ids = np.zeros((len(cells), longest), dtype=np.int64)
+    ids[:, 0] = cls_token
+    lengths = offsets[cells + 1] - offsets[cells] + 1
+    for row, cell in enumerate(cells):
+        ids[row, 1 : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
+    mask = None if lengths.min() == longest else torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64))
+    return torch.from_numpy(ids), mask
+
+
+def _bert_layer(layer: nn.Module, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:
+    """One BertLayer from its own submodules; with ``only_first`` only the first row's output is computed."""
+    attention = layer.attention.self
+    rows = x[:, :1] if only_first else x
+    heads = attention.num_attention_heads
+
+    def split(y: Tensor) -> Tensor:
+        return y.view(y.shape[0], y.shape[1], heads, -1).transpose(1, 2)
+
+    q, k, v = split(attention.query(rows)), split(attention.key(x)), split(attention.value(x))
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep).transpose(1, 2).reshape(rows.shape)
+    mixed = layer.attention.output(mixed, rows)
+    return layer.output(layer.intermediate(mixed), mixed)
+
+
+def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the genes (``<cls>`` and padding left out); an empty cell keeps its ``<cls>`` state."""
+    weight = mask.clone().to(states.dtype)
+    weight[:, 0] = (weight.sum(dim=1) == 1).to(states.dtype)
+    return ((states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)).float()

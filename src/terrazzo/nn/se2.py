@@ -1,0 +1,248 @@
+"""The SE(2) Transformer: one exact implementation that is fast, and one that is plain, for the tests.
+
+Published recurrence (SToFM section A.2): ``R[l+1] = R[l] + Q K^T / sqrt(d)``, ``out = softmax(R[l+1]) V``, with
+``R[0]`` the Gaussian bias of the distances. Unrolled, layer ``l`` is ordinary attention with the queries and the keys of
+all layers up to ``l`` side by side, plus the fixed bias ``R[0]``: no n x n x heads tensor is carried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from terrazzo.nn.pair_bias import GaussianBias, Pairs, SparseBias
+
+CELL, GRAPH, VIRTUAL, PAD = 0, 1, 2, 3  # token types as published
+DENSE_BIAS_BYTES = 2**28  # a bias up to this size is built once and kept for all layers
+SCORE_BYTES = 2**21  # scores of one (heads, query rows) block: kept within a core's cache on the CPU
+
+
+@dataclass(frozen=True)
+class SE2Config:
+    """Sizes of the SE(2) Transformer (SToFM table A.8; feed-forward width from the published config)."""
+
+    input_dim: int = 256
+    hidden_size: int = 256
+    num_layers: int = 4
+    num_heads: int = 8
+    ffn_size: int = 256
+    num_kernels: int = 128
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    far_distance: float = 100.0
+
+
+@dataclass(frozen=True)
+class SE2Output:
+    """What a forward pass returns.
+
+    Attributes
+    ----------
+    hidden
+        ``(tokens, hidden_size)``, the sub-slices one after the other.
+    pair
+        One ``(rows, n, heads)`` tensor a sub-slice: rows of ``R[L]`` that were asked for; else empty.
+    hidden_states
+        The input and every layer's output, when asked for; else empty.
+    """
+
+    hidden: Tensor
+    pair: list[Tensor]
+    hidden_states: list[Tensor]
+
+
+class _Layer(nn.Module):
+    """One post-LN layer: the projections; the attention itself is done by the two implementations."""
+
+    def __init__(self, config: SE2Config) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.query, self.key = nn.Linear(size, size), nn.Linear(size, size)
+        self.value, self.out = nn.Linear(size, size), nn.Linear(size, size)
+        self.attention_norm, self.final_norm = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.fc1, self.fc2 = nn.Linear(size, config.ffn_size), nn.Linear(config.ffn_size, size)
+        self.dropout, self.activation_dropout = nn.Dropout(config.dropout), nn.Dropout(config.activation_dropout)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Add and normalise the attention's output, then the feed-forward block."""
+        x = self.attention_norm(x + self.dropout(self.out(attended)))
+        inner = self.activation_dropout(F.gelu(self.fc1(x)))
+        return self.final_norm(x + self.dropout(self.fc2(inner)))
+
+
+class SE2Transformer(nn.Module):
+    """Transformer over the tokens of sub-slices, with distances as attention bias (SToFM sections 3.2, A.2).
+
+    Sub-slices are packed one after the other, so that there is no padding. A token's vector depends on positions only
+    through distances: rotation, reflection and translation change nothing.
+
+    Parameters
+    ----------
+    config
+        Sizes.
+    """
+
+    def __init__(self, config: SE2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Linear(config.input_dim, config.hidden_size)
+        self.token_types = nn.Embedding(4, config.hidden_size)
+        self.gaussian = GaussianBias(config.num_kernels, config.num_heads)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.config.hidden_size // self.config.num_heads
+
+    def forward(
+        self,
+        features: Tensor,
+        types: Tensor,
+        pairs: list[Pairs],
+        *,
+        pair_rows: list[Tensor] | None = None,
+        hidden_states: bool = False,
+    ) -> SE2Output:
+        """Encode packed sub-slices.
+
+        Parameters
+        ----------
+        features
+            ``(tokens, input_dim)``: graph token (zeros), virtual cells and cells of each sub-slice, packed.
+        types
+            int64 ``(tokens,)``: 0 cell, 1 graph token, 2 virtual cell.
+        pairs
+            One :class:`Pairs` a sub-slice; their ``n`` add up to ``tokens``.
+        pair_rows
+            Tokens (within each sub-slice) whose rows of the pair representation ``R[L]`` are wanted.
+        hidden_states
+            Also return every layer's output.
+        """
+        lengths = [p.n for p in pairs]
+        x = self.embedding(features) + self.token_types(types)
+        biases = [_BiasSource(SparseBias(self.gaussian, p, self.config.far_distance)) for p in pairs]
+        queries: list[Tensor] = []
+        keys: list[Tensor] = []
+        states = [x]
+        for layer in self.layers:
+            queries.append(self._heads(layer.query(x)))
+            keys.append(self._heads(layer.key(x)))
+            value = self._heads(layer.value(x))
+            q, k = torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
+            parts = zip(q.split(lengths, 1), k.split(lengths, 1), value.split(lengths, 1), biases, strict=True)
+            attended = torch.cat([self._attend(*part) for part in parts], dim=1)
+            x = layer.finish(x, attended.transpose(0, 1).reshape(len(x), -1))
+            states.append(x)
+        pair = [] if pair_rows is None else self._pair(torch.cat(queries, -1), torch.cat(keys, -1), biases, pair_rows)
+        return SE2Output(x, pair, states if hidden_states else [])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """``(tokens, hidden)`` to ``(heads, tokens, head_dim)``."""
+        return x.view(len(x), self.config.num_heads, self.head_dim).transpose(0, 1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: _BiasSource) -> Tensor:
+        """Attention of one sub-slice in blocks of query rows; the blocks are recomputed in the backward pass."""
+        n = q.shape[1]
+        rows = max(1, SCORE_BYTES // (4 * n)) if q.device.type == "cpu" else max(1, 2**30 // (4 * n * len(q)))
+        scale = self.head_dim**-0.5
+        drop = self.config.attention_dropout if self.training else 0.0
+        if not torch.is_grad_enabled():
+            return _attend_inference(q, k, v, bias, scale, rows, drop)
+        rows = max(rows, DENSE_BIAS_BYTES // (16 * n * len(q)))
+        out = []
+        for start in range(0, n, rows):
+            stop = min(start + rows, n)
+            block = (q[:, start:stop], k, v, bias.rows(start, stop), scale, drop)
+            recompute = n > rows  # large contexts trade time for memory
+            out.append(checkpoint(_block, *block, use_reentrant=False) if recompute else _block(*block))
+        return torch.cat(out, dim=1)
+
+    def _pair(self, q: Tensor, k: Tensor, biases: list[_BiasSource], rows: list[Tensor]) -> list[Tensor]:
+        """Rows of ``R[L]``: the summed scores of all layers plus the true (unshifted) bias."""
+        out, start = [], 0
+        for bias, wanted in zip(biases, rows, strict=True):
+            stop = start + bias.sparse.n
+            scores = q[:, start:stop][:, wanted] @ k[:, start:stop].transpose(1, 2) * self.head_dim**-0.5
+            zero = torch.stack([bias.rows(int(r), int(r) + 1)[:, 0] for r in wanted], dim=1)
+            out.append((scores + zero + bias.sparse.far_bias[:, None, None]).permute(1, 2, 0))
+            start = stop
+        return out
+
+
+class _BiasSource:
+    """Rows of a bias: built once where it is small, anew for each block where the context is large."""
+
+    def __init__(self, sparse: SparseBias) -> None:
+        self.sparse = sparse
+        size = 4 * len(sparse.far_bias) * sparse.n**2
+        self.dense = sparse.rows(0, sparse.n) if size <= DENSE_BIAS_BYTES else None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return ``(heads, stop - start, n)``."""
+        return self.sparse.rows(start, stop) if self.dense is None else self.dense[:, start:stop]
+
+
+def _block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+    return F.dropout(scores.softmax(-1), dropout) @ v if dropout else scores.softmax(-1) @ v
+
+
+def _attend_inference(
+    q: Tensor, k: Tensor, v: Tensor, bias: _BiasSource, scale: float, rows: int, dropout: float
+) -> Tensor:
+    """The same without autograd: one head at a time on the CPU, so that scores never leave the cache."""
+    heads, n, _ = q.shape
+    out = q.new_empty((heads, n, v.shape[-1]))
+    step = 1 if q.device.type == "cpu" else heads
+    wide = rows * step if bias.dense is not None else max(rows, DENSE_BIAS_BYTES // (4 * n * heads))
+    for begin in range(0, n, wide):
+        end = min(begin + wide, n)
+        block_bias = bias.rows(begin, end)
+        for head in range(0, heads, step):
+            here = slice(head, head + step)
+            for start in range(begin, end, rows):
+                stop = min(start + rows, end)
+                part = block_bias[here, start - begin : stop - begin]
+                out[here, start:stop] = _block(q[here, start:stop], k[here], v[here], part, scale, dropout)
+    return out
+
+
+def reference_forward(
+    model: SE2Transformer, features: Tensor, types: Tensor, distance: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute the same plainly: dense distances, padded batch, carried pair tensor. For tests and benchmarks only.
+
+    Parameters
+    ----------
+    model
+        The weights (in eval mode).
+    features, types
+        ``(batch, n, input_dim)`` and ``(batch, n)``; type 3 is padding.
+    distance
+        Dense distances ``(batch, n, n)``.
+
+    Returns
+    -------
+    hidden ``(batch, n, hidden)``, pair representation ``(batch, n, n, heads)``, all hidden states.
+    """
+    config = model.config
+    batch, n, _ = features.shape
+    x = model.embedding(features) + model.token_types(types)
+    pair = model.gaussian(distance).permute(0, 3, 1, 2)
+    pair = pair.masked_fill((types == PAD)[:, None, None, :], float("-inf"))
+    states = [x]
+    for layer in model.layers:
+        q, k, v = (
+            part(x).view(batch, n, config.num_heads, model.head_dim).transpose(1, 2)
+            for part in (layer.query, layer.key, layer.value)
+        )
+        pair = pair + q @ k.transpose(2, 3) * model.head_dim**-0.5
+        x = layer.finish(x, (pair.softmax(-1) @ v).transpose(1, 2).reshape(batch, n, -1))
+        states.append(x)
+    return x, pair.permute(0, 2, 3, 1), states

@@ -1,0 +1,385 @@
+"""The entrance hall: every input is checked once here and becomes a frozen ``Slice``, the one thing models take."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from terrazzo import keys
+from terrazzo._counts import find_counts, merge_columns
+from terrazzo._gene_names import find_organism, merge_plan, parse_organism, read_gene_names, warn_merged
+from terrazzo._geometry import Geometry, find_geometry, library_of, nearest_distance, positive_number, read_coords
+from terrazzo.errors import InputError, TerrazzoWarning
+
+if TYPE_CHECKING:
+    from terrazzo.images import TissueImage
+
+logger = logging.getLogger(__name__)
+
+_SUPPORTED = ".h5ad (AnnData) and .zarr (AnnData, or a table of a SpatialData store)"
+_HASH_VALUES = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One tissue slice: counts, genes and positions, checked. n cells in, n rows here, in the same order.
+
+    Attributes
+    ----------
+    counts
+        CSR (n_cells, n_genes), float32 (float64 where a value exceeds 2**24); sorted, no duplicates, no explicit zeros.
+    gene_ids, gene_symbols
+        str (n_genes,): Ensembl id without version, and symbol; "" where unknown.
+    coords
+        float64 (n_cells, 2), x and y in ``unit``: micrometres where the platform is known, else as they were.
+    unit
+        "um", "pixel", "array" or "unknown".
+    coord_scale
+        ``coords = native * coord_scale``, native being what ``obsm`` holds.
+    lattice
+        int64 (n_cells, 2), (row, col) on the array, or None.
+    lattice_kind
+        "visium" (hexagonal, columns in steps of two), "st", or None.
+    image
+        Histology or None; its ``scale`` belongs to *native* coordinates (see :attr:`native_coords`).
+    name, technology, organism
+        Free text, "unknown" where not known; organism is "human", "mouse", "mixed" or "unknown".
+    obs_names
+        str (n_cells,).
+    is_counts
+        False only where normalised values were explicitly allowed.
+    source
+        Where the values were found: "X", "raw.X" or "layers['...']".
+    """
+
+    counts: sp.csr_matrix
+    gene_ids: np.ndarray
+    gene_symbols: np.ndarray
+    coords: np.ndarray
+    obs_names: np.ndarray
+    unit: str = "unknown"
+    coord_scale: float = 1.0
+    lattice: np.ndarray | None = None
+    lattice_kind: str | None = None
+    image: TissueImage | None = None
+    name: str = "slice"
+    technology: str = "unknown"
+    organism: str = "unknown"
+    is_counts: bool = True
+    source: str = "X"
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells (or spots, beads, bins)."""
+        return int(self.counts.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes after duplicates were summed."""
+        return int(self.counts.shape[1])
+
+    @cached_property
+    def total_counts(self) -> np.ndarray:
+        """Sum over all genes, float64 (n_cells,)."""
+        return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
+
+    @property
+    def empty(self) -> np.ndarray:
+        """True for cells without any count, bool (n_cells,)."""
+        return self.total_counts == 0
+
+    @cached_property
+    def spacing(self) -> float:
+        """Median distance to the nearest cell at another position, in ``unit``; 1.0 where there is no other."""
+        return nearest_distance(self.coords)
+
+    @property
+    def native_coords(self) -> np.ndarray:
+        """Coordinates as they were in ``obsm``, float64 (n_cells, 2): what ``image.crop`` takes."""
+        return self.coords / self.coord_scale
+
+    def __repr__(self) -> str:
+        """Say what the slice is in one line."""
+        return (
+            f"Slice({self.name!r}, {self.n_cells} cells x {self.n_genes} genes, {self.organism}, "
+            f"technology={self.technology!r}, unit={self.unit!r}, image={'yes' if self.image is not None else 'no'})"
+        )
+
+    def content_hash(self) -> str:
+        """Return the sha256 (hex) of counts, gene names and coordinates; independent of dtype widths and of names."""
+        digest = hashlib.sha256(f"terrazzo-slice-1 {self.n_cells} {self.n_genes}".encode())
+        pairs = ((self.counts.indptr, "<i8"), (self.counts.indices, "<i8"), (self.counts.data, "<f8"))
+        for array, dtype in (*pairs, (self.coords.ravel() + 0.0, "<f8")):
+            for start in range(0, len(array), _HASH_VALUES):
+                digest.update(array[start : start + _HASH_VALUES].astype(dtype).tobytes())
+        for texts in (self.gene_ids, self.gene_symbols):
+            digest.update(json.dumps(texts.tolist()).encode())
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is in the slice as a JSON-able dict (the facts that ``terrazzo info`` prints)."""
+        detected = np.diff(self.counts.indptr)
+        extent = np.ptp(self.coords, axis=0)
+        return {
+            "name": self.name,
+            "technology": self.technology,
+            "organism": self.organism,
+            "n_cells": self.n_cells,
+            "n_genes": self.n_genes,
+            "n_ensembl_ids": int((self.gene_ids != "").sum()),
+            "n_symbols": int((self.gene_symbols != "").sum()),
+            "n_empty_cells": int(self.empty.sum()),
+            "median_total_counts": float(np.median(self.total_counts)),
+            "median_genes_detected": float(np.median(detected)),
+            "is_counts": self.is_counts,
+            "counts_from": self.source,
+            "unit": self.unit,
+            "coord_scale": float(self.coord_scale),
+            "extent": [float(extent[0]), float(extent[1])],
+            "spacing": float(self.spacing),
+            "lattice_kind": self.lattice_kind,
+            "image": None if self.image is None else [int(side) for side in self.image.pixels.shape[:2]],
+        }
+
+    @classmethod
+    def from_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        spatial_key: str = keys.SPATIAL,
+        unit: str | None = None,
+        microns_per_unit: float | None = None,
+        technology: str | None = None,
+        organism: str | None = None,
+        name: str | None = None,
+        image: TissueImage | None = None,
+        allow_normalised: bool = False,
+    ) -> Slice:
+        """Check an AnnData (in memory, backed or lazy) and freeze it. The AnnData is never modified.
+
+        Parameters
+        ----------
+        adata
+            n cells x g genes. Counts are taken from ``layer``, else ``layers["counts"]``, ``raw.X`` (with the genes of
+            ``raw.var``) or ``X``; of the last two, the first that holds counts.
+        layer
+            Layer with raw counts; "X" or "raw" force those.
+        spatial_key
+            Key of ``obsm`` with the coordinates, (n, 2) or more columns.
+        unit
+            Unit of the coordinates: "um", "pixel", "array" or "unknown". None: found out.
+        microns_per_unit
+            Micrometres per native unit; the coordinates become micrometres.
+        technology
+            Platform, e.g. "Visium", "ST", "Xenium", "MERFISH", "CosMx", "Stereo-seq", "Slide-seq". None:
+            ``uns["technology"]``, or from the lattice.
+        organism
+            "human", "mouse", "mixed" or "unknown". None: found out from the genes.
+        name
+            Name of the slice in messages and tables; None: "slice".
+        image
+            Histology whose ``scale`` belongs to the native coordinates. None: from ``uns["spatial"]`` if it is there.
+        allow_normalised
+            Accept non-negative values that are not counts (``is_counts`` is then False), with a warning.
+
+        Raises
+        ------
+        InputError
+            No cells, no genes, no or unusable coordinates, NaN, negative or non-count values.
+        ConfigError
+            An unknown unit or organism, or an impossible ``microns_per_unit``.
+        """
+        if not isinstance(adata, AnnData):
+            raise InputError(f"from_anndata takes an AnnData, not {type(adata).__name__}; for a file use terrazzo.read")
+        if adata.n_obs == 0:
+            raise InputError("the AnnData has zero cells; check the filter that made it")
+        stated = None if organism is None else parse_organism(organism)
+        found = find_counts(adata, layer, allow_normalised)
+        if found.matrix.shape[1] == 0:
+            raise InputError("the AnnData has zero genes; check the filter that made it")
+        native = read_coords(adata, spatial_key)
+        geometry = find_geometry(adata, native, unit, microns_per_unit, technology)
+        if not found.is_counts:
+            _warn(f"{found.source} holds normalised values, not counts; only models that use ranks may take them")
+        if not adata.obs_names.is_unique:
+            n_repeated = int(adata.obs_names.duplicated().sum())
+            _warn(f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position")
+        counts, names = found.matrix, read_gene_names(found.var)
+        column, first = merge_plan(names)
+        if len(first) < len(column):
+            warn_merged(names, column, first)
+            counts, names = merge_columns(counts, column, len(first)), names.take(first)
+        return cls(
+            counts=counts,
+            gene_ids=names.gene_ids,
+            gene_symbols=names.gene_symbols,
+            coords=geometry.coords,
+            obs_names=np.asarray(adata.obs_names.astype(str), dtype=np.str_),
+            unit=geometry.unit,
+            coord_scale=geometry.scale,
+            lattice=geometry.lattice,
+            lattice_kind=geometry.lattice_kind,
+            image=_image_in_units(image, geometry) if image is not None else _find_image(adata, geometry),
+            name="slice" if name is None else name,
+            technology=geometry.technology,
+            organism=find_organism(adata.obs, adata.uns, names) if stated is None else stated,
+            is_counts=found.is_counts,
+            source=found.source,
+        )
+
+    @classmethod
+    def from_spatialdata(cls, sdata: Any, *, table: str | None = None, **kwargs: Any) -> Slice:
+        """Check a table of a SpatialData object and freeze it.
+
+        Parameters
+        ----------
+        sdata
+            Anything whose ``tables`` maps names to AnnData; the spatialdata package itself is not needed.
+        table
+            Name of the table; None where there is only one.
+        **kwargs
+            As in :meth:`from_anndata`.
+
+        Raises
+        ------
+        InputError
+            Not a SpatialData, no table, no such table, several tables and none named; and as :meth:`from_anndata`.
+        """
+        tables = getattr(sdata, "tables", None)
+        if not isinstance(tables, Mapping):
+            raise InputError(f"from_spatialdata takes a SpatialData (with .tables), not {type(sdata).__name__}")
+        found = [str(key) for key in tables]
+        if not found:
+            raise InputError("the SpatialData has no table, so no counts; aggregate its points or add a table")
+        if table is None and len(found) > 1:
+            raise InputError(f"the SpatialData has {len(found)} tables: pass table= one of {', '.join(found)}")
+        if table is not None and table not in found:
+            raise InputError(f"the SpatialData has no table {table!r}; tables: {', '.join(found)}")
+        return cls.from_anndata(tables[found[0] if table is None else table], **kwargs)
+
+
+@overload
+def read(path: str | os.PathLike[str], **kwargs: Any) -> Slice: ...
+@overload
+def read(path: Iterable[str | os.PathLike[str]], **kwargs: Any) -> list[Slice]: ...
+def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **kwargs: Any) -> Slice | list[Slice]:
+    """Read one slice, or a list of them.
+
+    Parameters
+    ----------
+    path
+        ``.h5ad`` file, AnnData ``.zarr`` folder, or table folder of a SpatialData store (``x.zarr/tables/table``).
+    **kwargs
+        As in :meth:`Slice.from_anndata`; ``name`` is the file's name without suffix unless given.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_anndata` and :meth:`Slice.from_anndata`, with the path in front.
+    """
+    if not isinstance(path, str | os.PathLike):
+        if isinstance(path, AnnData) or not isinstance(path, Iterable):
+            raise InputError(f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata")
+        return [read(one, **kwargs) for one in path]
+    adata = read_anndata(path)
+    kwargs.setdefault("name", Path(path).stem)
+    try:
+        return Slice.from_anndata(adata, **kwargs)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def read_anndata(path: str | os.PathLike[str]) -> AnnData:
+    """Read an AnnData from ``.h5ad`` or zarr into memory.
+
+    Raises
+    ------
+    InputError
+        Missing, unreadable or truncated file; a kind of file that is not supported; a whole SpatialData store.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; terrazzo reads {_SUPPORTED}")
+    is_zarr = path.is_dir() and any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs"))
+    if is_zarr:
+        _refuse_spatialdata(path)
+    elif path.is_dir() or path.suffix.lower() != ".h5ad":
+        raise InputError(f"{path} is not a kind of slice that terrazzo reads; it reads {_SUPPORTED}")
+    import anndata
+
+    with warnings.catch_warnings():  # what matters is checked, and said, by Slice
+        warnings.simplefilter("ignore")
+        try:
+            return anndata.read_zarr(path) if is_zarr else anndata.read_h5ad(path)
+        except MemoryError:
+            raise
+        except Exception as error:  # readers of damaged files raise almost anything
+            detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{path} cannot be read; it is damaged, truncated or not an AnnData file ({detail}). "
+                f"terrazzo reads {_SUPPORTED}"
+            ) from error
+
+
+def _refuse_spatialdata(path: Path) -> None:
+    for mark in ("zarr.json", ".zattrs"):
+        try:
+            content = json.loads((path / mark).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        attributes = content.get("attributes", content) if isinstance(content, dict) else {}
+        if isinstance(attributes, dict) and "spatialdata_attrs" in attributes and not (path / "obs").is_dir():
+            folder = path / "tables"
+            tables = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+            shown = " or ".join(str(folder / table) for table in tables) or f"{folder / 'table'}"
+            raise InputError(
+                f"{path} is a whole SpatialData store; pass the path of its table: {shown} "
+                "(or open it with spatialdata and use Slice.from_spatialdata)"
+            )
+
+
+def _find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
+    library = library_of(adata)
+    images, factors = library.get("images"), library.get("scalefactors")
+    if not isinstance(images, Mapping):
+        return None
+    from terrazzo.images import TissueImage
+
+    for resolution in ("hires", "lowres"):
+        scale = positive_number(factors, f"tissue_{resolution}_scalef")
+        array = images.get(resolution)
+        if scale is None or array is None or np.ndim(array) not in (2, 3):
+            continue
+        try:
+            return _image_in_units(TissueImage.from_array(np.asarray(array), scale=scale), geometry)
+        except (InputError, TypeError, ValueError) as error:
+            _warn(f"the {resolution} image in uns['spatial'] is not used: {error}")
+    return None
+
+
+def _image_in_units(image: TissueImage, geometry: Geometry) -> TissueImage:
+    """Fill in the micrometres per pixel where the slice knows them and the image does not."""
+    if geometry.unit != "um" or image.microns_per_pixel is not None:
+        return image
+    return dataclasses.replace(image, microns_per_pixel=geometry.scale / image.scale)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, TerrazzoWarning, stacklevel=3)
+
+
+__all__ = ["Slice", "read", "read_anndata"]

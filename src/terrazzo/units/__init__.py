@@ -1,0 +1,1 @@
+"""How a slice is cut into training units; these rooms know arrays only, never torch."""
