@@ -1,21 +1,23 @@
 """The published way of working, rebuilt plainly: the baseline that `benchmarks/embed.py` times.
 
-This is what the SToFM inference pipeline computes, and how it spends memory and time while doing so: dense chunks of the
-counts, padded batches of 32 with eager attention, dense n x n distance matrices, a dense n x n x K Gaussian tensor and
-a pair tensor carried from layer to layer, padded batches of 4 sub-slices, gradients recorded at inference. It was written
-from measured facts and golden outputs, imports nothing of this library, and is slow on purpose. Do not tidy it into speed.
+This is what the SToFM inference pipeline computes, and how it spends memory and time while doing so: dense chunks of
+the counts, padded batches of 32 with eager attention, dense n x n distance matrices, a dense n x n x K Gaussian tensor
+and a pair tensor carried from layer to layer, padded batches of 4 sub-slices, gradients recorded at inference. It was
+written from measured facts and golden outputs, imports nothing of this library, and is slow on purpose: do not tidy it
+into speed.
 
     python benchmarks/baseline.py REFERENCE_DIR      # largest absolute difference of every stage to the golden fixtures
 
 Rules that the golden fixtures fix (each is checked by that command):
 
-- tokens: genes without a token dropped, totals over all genes; `x / total * 10_000` in the dtype of the counts (float32),
-  then `/ median` in float64; `<cls>` counts towards `max_length`, so 2,047 genes at most reach the encoder.
+- tokens: genes without a token dropped, totals over all genes; `x / total * 10_000` in the dtype of the counts
+  (float32), then `/ median` in float64; `<cls>` counts towards `max_length`, so 2,047 genes at most reach the encoder.
 - positions: centre of the bounding box (not the mean) to 0, its diagonal to 100.
 - virtual cells: weight 0.2 on positions, 0.8 on the two principal components, each divided by its largest row norm.
 - tiles: side `sqrt(w * h / (n // split + 1))`, `int(extent // side) + 1` of them an axis, x outer, y inner, edges
   `low + i * side <= x < low + (i + 1) * side`. A cell on the last edge is lost, as published.
-- pairs: 50 nearest of *all* tokens (itself, graph token and virtual cells included) joined both ways; see `subslice_inputs`.
+- pairs: 50 nearest of *all* tokens (itself, graph token and virtual cells included), joined both ways; see
+  `subslice_inputs`.
 - SE(2): see `SE2Transformer`.
 """
 
@@ -116,7 +118,7 @@ def encode(
 
 
 def load_bert(folder: str | Path) -> tuple[nn.Module, nn.Linear]:
-    """Read `cell_encoder/cell_bert` and `cell_encoder/cell_proj.bin` below `folder`; returns (eager BertModel, Linear)."""
+    """Read `cell_encoder/cell_bert` and `cell_encoder/cell_proj.bin`; returns (eager BertModel, Linear)."""
     from transformers import BertModel
 
     root = Path(folder) / "cell_encoder"
@@ -235,9 +237,9 @@ def _leiden(features: np.ndarray, n_neighbors: int, resolution: float, seed: int
 def split_grid(pos: np.ndarray, split: int = 1000) -> list[np.ndarray]:
     """Cut the slice into square tiles of about `split` cells.
 
-    Side `sqrt(area / (n // split + 1))`; `int(extent // side) + 1` tiles an axis; x outer, y inner; a tile holds its lower
-    edge and not its upper one, both computed as `low + i * side`. Empty tiles are skipped. A tile with at least twice
-    the target is cut by file order. Cells on the last edge are lost where rounding makes it the end of the slice.
+    Side `sqrt(area / (n // split + 1))`; `int(extent // side) + 1` tiles an axis; x outer, y inner; a tile holds its
+    lower edge and not its upper one, both computed as `low + i * side`. Empty tiles are skipped. A tile with at least
+    twice the target is cut by file order. Cells on the last edge are lost where rounding makes it the slice's end.
 
     Returns
     -------
@@ -269,10 +271,12 @@ def subslice_inputs(
     Distances, in this order:
 
     1. The `min(n_neighbors, n)` nearest tokens of every token, *itself included* (so 49 others are stored), searched
-       among all tokens: graph token and virtual cells take up places. A pair counts when either end lists the other.
-       Its value is the Euclidean distance of the float64 positions, rounded to float32.
+       among all tokens: graph token and virtual cells take up places. A listed entry is the Euclidean distance of the
+       float64 positions rounded to float32, every other entry 100. A pair counts when either end lists the other: where
+       the transposed entry is smaller, `transposed - entry` is *added* in float32, so an entry taken from the other
+       side is `100 + (d - 100)`, up to 3.8e-6 off and not exactly symmetric.
     2. Every pair with at least one virtual cell: its true distance, neighbour or not.
-    3. Every other pair, and every pair above whose distance is exactly 0: the constant 100.
+    3. Every pair above whose distance is exactly 0 (two cells at one point): the constant 100.
     4. Row and column of the graph token, and the diagonal: 0.
 
     Parameters
@@ -296,8 +300,9 @@ def subslice_inputs(
         places = np.concatenate([np.zeros((1, 2)), virtual_pos, pos[cells]])
         n = len(places)
         search = NearestNeighbors(n_neighbors=min(n_neighbors, n)).fit(places)
-        listed = search.kneighbors_graph(places, mode="distance").toarray()
-        distance = np.maximum(listed, listed.T)
+        distance = search.kneighbors_graph(places, mode="distance").toarray().astype(np.float32)
+        distance[distance == 0] = FAR
+        distance = distance + (distance.T - distance) * (distance.T < distance)
         virtual = np.sqrt(((places[1 : 1 + v, None] - places[None]) ** 2).sum(axis=-1))
         distance[1 : 1 + v] = virtual
         distance[:, 1 : 1 + v] = virtual.T
@@ -307,7 +312,7 @@ def subslice_inputs(
         types = np.full(n, CELL)
         types[0], types[1 : 1 + v] = GRAPH, VIRTUAL
         indices = np.concatenate([np.full(1 + v, -1), cells])
-        out.append({"indices": indices, "token_types": types, "distance": distance.astype(np.float32)})
+        out.append({"indices": indices, "token_types": types, "distance": distance})
     return out
 
 
@@ -382,8 +387,8 @@ class Layer(nn.Module):
 class SE2Transformer(nn.Module):
     """SE(2) Transformer with the published parameter names.
 
-    `h = embedding_layer(x) + token_type_embeddings[type]` (no layer norm or scale on it; the graph token's x is zero), pair
-    tensor `R = Gaussian(distance)`, then the layers, each adding `Q K^T / sqrt(d)` to R. Nothing after the last layer.
+    `h = embedding_layer(x) + token_type_embeddings[type]` (no layer norm or scale on it; the graph token's x is zero),
+    pair tensor `R = Gaussian(distance)`, then the layers, each adding `Q K^T / sqrt(d)` to R. Nothing follows the last.
 
     Parameters
     ----------
@@ -579,7 +584,8 @@ class _Check:
         got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
         diff = float(np.abs(got - want).max()) if got.shape == want.shape else np.inf
         self.failed += not diff <= tolerance
-        print(f"{name:42s} {diff:10.2e}  tolerance {tolerance:.0e}  {'ok' if diff <= tolerance else 'FAILED'}", flush=True)
+        verdict = "ok" if diff <= tolerance else "FAILED"
+        print(f"{name:42s} {diff:10.2e}  tolerance {tolerance:.0e}  {verdict}", flush=True)
 
 
 def _check_slice(check: _Check, reference: Path, name: str, splits: Sequence[int]) -> None:
@@ -600,16 +606,16 @@ def _check_slice(check: _Check, reference: Path, name: str, splits: Sequence[int
     probe = np.load(root / "gaussian_probe.npz")
     check(f"{name}: Gaussian bias", se2.gaussian(torch.as_tensor(probe["d"])).detach().numpy(), probe["bias"], 1e-5)
     for split in splits:
-        fixture = dict(np.load(root / f"split{split}" / "multiscale.npz"))
-        _check_split(check, f"{name}/split{split}", root / f"split{split}", fixture, adata.obsm["spatial"], emb, se2, split)
-        whole = embed(adata.X, adata.obsm["spatial"], tokens, medians, bert, proj, se2, split, fixture["leiden"])
-        check(f"{name}/split{split}: embed(), end to end", whole, np.load(root / f"split{split}/final.npz")["final_emb"], 2e-5)
+        folder, xy = root / f"split{split}", adata.obsm["spatial"]
+        _check_split(check, folder, xy, emb, se2, split)
+        labels = np.load(folder / "multiscale.npz")["leiden"]
+        whole = embed(adata.X, xy, tokens, medians, bert, proj, se2, split, labels)
+        check(f"{name}/split{split}: embed(), end to end", whole, np.load(folder / "final.npz")["final_emb"], 2e-5)
 
 
-def _check_split(
-    check: _Check, label: str, root: Path, fixture: dict, xy: np.ndarray, emb: np.ndarray, se2: SE2Transformer, split: int
-) -> None:
+def _check_split(check: _Check, root: Path, xy: np.ndarray, emb: np.ndarray, se2: SE2Transformer, split: int) -> None:
     """Compare every stage after the cell encoder for one split size."""
+    label, fixture = f"{root.parent.name}/{root.name}", dict(np.load(root / "multiscale.npz"))
     pos = normalise_positions(xy)
     check(f"{label}: positions", pos, fixture["spatial_norm"], 1e-12)
     _, virtual, virtual_pos, features = virtual_cells(emb, pos, labels=fixture["leiden"])
@@ -648,7 +654,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare every stage with the golden fixtures; returns 1 where one is over its tolerance."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("reference", type=Path, help="folder with tiny/, se2pub/, geneformer/ and edge_lost_cells.npz")
-    parser.add_argument("--cell-encoder", type=Path, help="what ce_pub/make_weights.py wrote: checks the published size")
+    parser.add_argument("--cell-encoder", type=Path, help="what ce_pub/make_weights.py wrote, to check it too")
     args = parser.parse_args(argv)
     check = _Check()
     _check_slice(check, args.reference, "tiny", (100, 1000))
@@ -660,7 +666,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.cell_encoder:
         cells = np.load(args.reference / "ce_pub" / "cells.npz")
         lists = _ragged(cells, "flat", "length")
-        check("ce_pub: cell embeddings", encode(*load_bert(args.cell_encoder), lists, batch_size=4), cells["emb"], 1e-5)
+        # Peaky weights, 12 layers: against float64 the stored float32 output is 6e-6 off and this one 1.0e-5 (cell 6),
+        # so two float32 runs may differ by more than the 1e-5 that the small encoders meet.
+        check("ce_pub: cell embeddings", encode(*load_bert(args.cell_encoder), lists, batch_size=4), cells["emb"], 2e-5)
     print("all within tolerance" if not check.failed else f"{check.failed} over tolerance")
     return int(check.failed > 0)
 

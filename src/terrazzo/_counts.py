@@ -134,7 +134,7 @@ def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
     ----------
     matrix
         scipy sparse (any format), numpy (array, matrix, memmap), h5py dataset, backed sparse dataset of anndata, or
-        dask array of dense or sparse blocks. A sparse matrix is never densified; dense ones are read some rows at a time.
+        dask array. A sparse matrix is never densified; a dense one is read some rows at a time.
     where
         Name used in error messages.
 

@@ -15,7 +15,7 @@ from terrazzo import keys
 from terrazzo.errors import ConfigError, TerrazzoWarning
 
 ORGANISMS = ("human", "mouse", "mixed", "unknown")
-_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(?:_PAR_Y)?")
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G(?:R\d{10}|\d{11}))(?:\.\d+)?(?:_PAR_Y)?")
 _GENOME = re.compile(r"(GRCh\d+|hg\d+|GRCm\d+|mm\d+)(?:[.-][\w.-]*?)?_+(?=\S)")
 _TITLE = re.compile(r"[A-Z][^A-Z]*[a-z][^A-Z]*")
 _MIXED_SHARE = 0.01  # a second organism counts from this share of the named genes on

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from scipy.spatial import cKDTree
 
 from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+
+if TYPE_CHECKING:
+    from terrazzo.images import TissueImage
 
 UNITS = ("um", "pixel", "array", "unknown")
 VISIUM_PITCH = 100.0  # um, centre to centre, hexagonal
@@ -313,3 +317,31 @@ def _lattice_distance(coords: np.ndarray, n_neighbours: int) -> float | None:
     if on_lattice.mean() < 0.8:
         return None
     return float(np.median(distance[distance < 1.25 * nearest]))
+
+
+def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
+    """Return the picture in ``uns["spatial"]`` (hires, else lowres), None where there is none that can be used."""
+    library = library_of(adata)
+    images, factors = library.get("images"), library.get("scalefactors")
+    if not isinstance(images, Mapping):
+        return None
+    from terrazzo.images import TissueImage
+
+    for resolution in ("hires", "lowres"):
+        scale = positive_number(factors, f"tissue_{resolution}_scalef")
+        array = images.get(resolution)
+        if scale is None or array is None or np.ndim(array) not in (2, 3):
+            continue
+        try:
+            return image_in_units(TissueImage.from_array(np.asarray(array), scale=scale), geometry)
+        except (InputError, TypeError, ValueError) as error:
+            message = f"the {resolution} image in uns['spatial'] is not used: {error}"
+            warnings.warn(message, TerrazzoWarning, stacklevel=4)
+    return None
+
+
+def image_in_units(image: TissueImage, geometry: Geometry) -> TissueImage:
+    """Fill in the micrometres per pixel where the slice knows them and the image does not."""
+    if geometry.unit != "um" or image.microns_per_pixel is not None:
+        return image
+    return dataclasses.replace(image, microns_per_pixel=geometry.scale / image.scale)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,26 @@ from terrazzo.errors import CheckpointError, GeneError, InputError, TerrazzoWarn
 from terrazzo.safe_pickle import safe_unpickle
 from terrazzo.slices import Slice
 
-if TYPE_CHECKING:
-    from terrazzo.genes import Vocabulary
-
 GeneTable: TypeAlias = Mapping[str, Any] | pd.DataFrame | str | os.PathLike[str]
 """Pairs of genes: a dict, a two-column DataFrame, or the path of a .csv, .tsv, .parquet or .pkl file."""
 
 _WAYS = ("ensembl", "symbol", "symbol_case", "alias", "ortholog")
 _N_EXAMPLES = 5
+
+
+class GeneBook(Protocol):
+    """What matching needs to know of a ``Vocabulary``: see there."""
+
+    @property
+    def ensembl_id(self) -> np.ndarray: ...
+    @property
+    def symbol(self) -> np.ndarray: ...
+    @property
+    def token(self) -> np.ndarray: ...
+    @property
+    def median(self) -> np.ndarray: ...
+    @property
+    def organism(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class GeneMatch:
 
 
 def match_genes(
-    vocabulary: Vocabulary, piece: Slice, orthologs: GeneTable | None, aliases: GeneTable | None
+    vocabulary: GeneBook, piece: Slice, orthologs: GeneTable | None, aliases: GeneTable | None
 ) -> GeneMatch:
     """Match every gene of a slice; see ``Vocabulary.match`` for the order. Raises no error for a low coverage."""
     row = np.full(piece.n_genes, -1, dtype=np.int64)
@@ -153,7 +165,7 @@ def match_genes(
     return GeneMatch(token, median, _coverage(piece, row, by, n_lost))
 
 
-def check_floor(match: GeneMatch, vocabulary: Vocabulary, piece: Slice, floor: float, min_genes: int) -> None:
+def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Slice, floor: float, min_genes: int) -> None:
     """Raise ``GeneError`` where too few genes or counts of the slice are known."""
     coverage = match.coverage
     needed = min(min_genes, piece.n_genes)
@@ -172,7 +184,7 @@ def check_floor(match: GeneMatch, vocabulary: Vocabulary, piece: Slice, floor: f
     )
 
 
-def _first_genes(vocabulary: Vocabulary, n: int) -> list[tuple[str, str]]:
+def _first_genes(vocabulary: GeneBook, n: int) -> list[tuple[str, str]]:
     return list(zip(vocabulary.ensembl_id[:n].tolist(), vocabulary.symbol[:n].tolist(), strict=True))
 
 

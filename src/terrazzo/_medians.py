@@ -12,7 +12,7 @@ from terrazzo.errors import InputError
 from terrazzo.slices import Slice
 
 EXACT_VALUES = 2**25
-"""Up to so many non-zero values (0.3 GB) the medians are exact; beyond, within 0.7 % (log-spaced bins)."""
+"""Up to so many non-zero values (0.3 GB) the medians are exact (to float32); beyond, within 0.7 % (log-spaced bins)."""
 
 _BINS = 1024
 _LOW, _HIGH = -6.0, 0.0  # log10 of a share of the cell's counts
@@ -29,13 +29,14 @@ class NonZeroMedians:
 
     def __init__(self, exact_values: int = EXACT_VALUES) -> None:
         self._limit = exact_values
-        self._kept: list[tuple[np.ndarray, np.ndarray]] = []
+        self._kept: list[np.ndarray] = []  # uint64: gene in the high half, bits of the float32 value in the low one
         self._n_kept = 0
         self._histogram: np.ndarray | None = None
 
     def add(self, gene: np.ndarray, value: np.ndarray) -> None:
         """Add values, float in (0, 1], of genes, int, both (k,)."""
-        self._kept.append((gene.astype(np.int32), value.astype(np.float64)))
+        bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)  # positive floats sort as their bits do
+        self._kept.append((gene.astype(np.uint64) << np.uint64(32)) | bits)
         self._n_kept += len(gene)
         if self._n_kept > self._limit:
             self._to_bins()
@@ -47,22 +48,20 @@ class NonZeroMedians:
             return _histogram_medians(self._histogram, n_genes)
         medians = np.full(n_genes, np.nan)
         if self._kept:
-            gene = np.concatenate([part[0] for part in self._kept])
-            value = np.concatenate([part[1] for part in self._kept])
-            order = np.lexsort((value, gene))
-            gene, value = gene[order], value[order]
+            gene, value = _unpack(np.sort(np.concatenate(self._kept)))
             present, start, n = np.unique(gene, return_index=True, return_counts=True)
             medians[present] = (value[start + (n - 1) // 2] + value[start + n // 2]) / 2
         return medians
 
     def _to_bins(self) -> None:
-        for gene, value in self._kept:
-            if not len(gene):
+        for part in self._kept:
+            if not len(part):
                 continue
+            gene, value = _unpack(part)
             place = (np.log10(value) - _LOW) / (_HIGH - _LOW) * _BINS
             column = np.clip(place.astype(np.int64), 0, _BINS - 1)
             n_genes = int(gene.max()) + 1
-            flat = np.bincount(gene.astype(np.int64) * _BINS + column, minlength=n_genes * _BINS)
+            flat = np.bincount(gene * _BINS + column, minlength=n_genes * _BINS)
             seen = flat.reshape(n_genes, _BINS)
             old = self._histogram
             if old is None:
@@ -75,11 +74,18 @@ class NonZeroMedians:
         self._kept, self._n_kept = [], 0
 
 
+def _unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    value = (packed & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
+    return (packed >> np.uint64(32)).astype(np.int64), value.astype(np.float64)
+
+
 def _histogram_medians(histogram: np.ndarray, n_genes: int) -> np.ndarray:
     medians = np.full(n_genes, np.nan)
     total = histogram.sum(axis=1)
-    middle = (np.cumsum(histogram, axis=1) >= (total / 2)[:, None]).argmax(axis=1)
-    centre = 10 ** (_LOW + (middle + 0.5) / _BINS * (_HIGH - _LOW))
+    below = np.cumsum(histogram, axis=1)
+    places = [(below > rank[:, None]).argmax(axis=1) for rank in ((total - 1) // 2, total // 2)]
+    low, high = (10 ** (_LOW + (place + 0.5) / _BINS * (_HIGH - _LOW)) for place in places)
+    centre = (low + high) / 2
     medians[: len(total)] = np.where(total > 0, centre, np.nan)
     return medians
 

@@ -200,8 +200,8 @@ class Vocabulary:
         """Build a vocabulary from slices, one pass, one slice in memory at a time.
 
         Genes are the union by Ensembl id (by symbol where no id is known), sorted; the median is over the non-zero
-        values of counts / total * ``target_sum`` of all cells (exact up to 33 million values, then within 0.7 %). A gene
-        without any count gets the median of all medians.
+        values of counts / total * ``target_sum`` of all cells (exact up to 33 million values, then within 0.7 %). A
+        gene without any count gets the median of all medians.
 
         Parameters
         ----------

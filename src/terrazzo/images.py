@@ -29,7 +29,20 @@ MAX_PIXELS = 2**28  # width x height; 0.8 GB as uint8 RGB
 WHITE = 255
 _TIFF_SUFFIXES = (".tif", ".tiff")
 _PILLOW_SUFFIXES = (".png", ".jpg", ".jpeg")
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_BROKEN = (  # what the decoders are known to raise on damaged files
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +209,9 @@ class TissueImage:
                 raise ConfigError(f"crop: size_px must be a whole number of at least 1, got {size_px!r}.")
             size = int(size_px)
         if size * size > MAX_PIXELS:
-            raise ConfigError(f"crop: a side of {size} pixels is over the limit of {MAX_PIXELS} pixels in all.")
+            raise ConfigError(
+                f"crop: a size of {size} x {size} pixels is over the limit of {MAX_PIXELS} pixels in all."
+            )
         return size
 
 
@@ -294,6 +309,6 @@ def _read_tiff(path: Path, max_pixels: int) -> NDArray[Any]:
             array = np.asarray(series.asarray())
     except InputError:
         raise
-    except (*_BROKEN, tifffile.TiffFileError, RuntimeError) as error:
+    except (*_BROKEN, tifffile.TiffFileError) as error:
         raise InputError(f"{path}: cannot read this TIFF ({error}); save it uncompressed, or as PNG.") from error
     return np.moveaxis(array, 0, -1) if channel == 0 else array

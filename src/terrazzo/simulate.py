@@ -4,17 +4,17 @@ An *atlas* (from ``atlas_seed``) holds what slices share: genes, cell types with
 region, region programmes and gradients. A slice (from ``seed``) draws the geometry - curved bands, as in cortex -
 the cells, and their counts, negative binomial. Drawing goes in row blocks: memory follows the non-zeros.
 
-Medians here (seeds 0-2) against real slices, total counts | genes detected | share of zeros:
+Medians at the default depth, and of real slices: total counts | genes detected | share of zeros.
 
-===========  ==========================================  =====================================================
-layout       simulated                                   real
-===========  ==========================================  =====================================================
-cells        150 | 74 of 300 | 0.74                      Xenium breast 145 | 63 of 380 | 0.84;
-                                                         seqFISH embryo 209 | 102 of 351 | 0.70
-cells        1,300 | 740 of 18,000 | 0.96                (sequencing of dissociated cells)
-visium       5,000 | 1,300 of 3,000 | 0.56               DLPFC 151673 1,449 | 831 of 8,513 | 0.90 (36 % of UMIs)
-st           6,000 | 2,700 of 15,000 | 0.82              HER2 A1 4,291 | 2,345 of 15,045 | 0.85
-===========  ==========================================  =====================================================
+========  ==============================  =========================================================================
+layout    simulated                       real
+========  ==============================  =========================================================================
+cells     143 | 67 of 300 | 0.77          Xenium breast 145 | 63 of 380 | 0.84; seqFISH 209 | 102 of 351 | 0.70
+cells     1,062 | 724 of 18,000 | 0.96    none at hand: set to 700-800 genes, as in sequencing
+visium    5,048 | 1,147 of 3,000 | 0.62   none at hand; at the depth of DLPFC 151673 (1,449 | 831 of 8,513 | 0.90)
+                                          8,500 genes give 1,466 | 837 | 0.90
+st        6,023 | 2,575 of 15,000 | 0.82  HER2 A1 4,291 | 2,345 of 15,045 | 0.85
+========  ==============================  =========================================================================
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ def _atlas(n_genes: int, n_regions: int, n_types: int, atlas_seed: int) -> _Atla
     marks, follows = np.flatnonzero(marker >= 0), np.flatnonzero(programme >= 0)
     base[marks] *= 0.5
     type_fold[marker[marks], marks] *= rng.uniform(3.0, 10.0, marks.size)
-    region_fold[programme[follows], follows] *= rng.uniform(1.5, 3.0, follows.size)
+    region_fold[programme[follows], follows] *= rng.uniform(1.3, 2.2, follows.size)
     slope = np.where(rng.random((2, n_genes)) < 0.08, rng.normal(0.0, 0.4, (2, n_genes)), 0.0)
 
     n_shared = max(1, n_types // 4) if n_types > 2 else 0  # glia, vessels: everywhere alike
     n_own = n_types - n_shared
     home, region = (np.arange(n_own) + 0.5) / n_own, (np.arange(n_regions) + 0.5) / n_regions
-    own = np.exp(-0.5 * ((region[:, None] - home) / (0.6 / n_regions)) ** 2) + 0.01
-    mixture = np.hstack([0.7 * own / own.sum(1, keepdims=True), np.full((n_regions, n_shared), 0.3 / max(1, n_shared))])
+    own = np.exp(-0.5 * ((region[:, None] - home) / (0.75 / n_regions)) ** 2) + 0.02
+    mixture = np.hstack([0.6 * own / own.sum(1, keepdims=True), np.full((n_regions, n_shared), 0.4 / max(1, n_shared))])
     return _Atlas(
         base / base.sum(),
         type_fold,
@@ -167,7 +167,7 @@ class _Geometry:
 def _cell_positions(
     n: int, radius: float, geometry: _Geometry, density: Floats, area: float, rng: np.random.Generator
 ) -> Floats:
-    """Draw ``n`` cells, one per ``area`` um^2, jittered off a hexagonal grid and thinned by region, in unit coordinates, innermost kept."""
+    """Draw the ``n`` innermost cells, one per ``area`` um^2: a jittered hexagonal grid, thinned by region."""
     pitch = (2 / 3**0.5 * area * float(density.mean())) ** 0.5 / radius
     reach = 1.5 + 4 * pitch
     cols, rows = np.meshgrid(np.arange(-reach, reach, pitch), np.arange(-reach, reach, pitch * 0.75**0.5))
@@ -217,7 +217,7 @@ def _negative_binomial(mean: Floats, size: Floats, rng: np.random.Generator) -> 
         count += 1
         values[live] = count
         more = (u > below) & (mass > 1e-12)
-        live, u, r, step, mass, below = (a[more] for a in (live, u, r, step, mass, below))
+        live, u, r, step, mass, below = live[more], u[more], r[more], step[more], mass[more], below[more]
     todo = np.flatnonzero(m > 30)  # gamma-Poisson, drawn again where zero
     while todo.size:
         shape = size[cols[todo]]
@@ -274,7 +274,7 @@ class _Truth:
     geometry: _Geometry
     radius: float  # um per unit
     xy: Floats  # (n, 2)
-    lattice: tuple[Ints, Ints] | None  # array row and column
+    lattice: list[Ints]  # array row and column, or nothing
     owner: Ints  # (c,) observation of a cell
     places: Floats  # (c, 2)
     regions: Ints  # (c,)
@@ -298,11 +298,12 @@ def _truth(layout: str, n: int, shape: str, atlas: _Atlas, seed: int) -> _Truth:
     platform, rng = _PLATFORMS[layout], np.random.default_rng([seed, 2])
     geometry = _Geometry(shape, len(atlas.density), np.random.default_rng([seed, 1]))
     radius = (n * platform.area / np.pi) ** 0.5
-    lattice, angle, microns = None, 0.0, platform.microns
+    lattice: list[Ints] = []
+    angle, microns = 0.0, platform.microns
     if layout == "cells":
         xy = _cell_positions(n, radius, geometry, atlas.density, platform.area, rng)
     else:
-        xy, *lattice = _lattice(n, layout, radius, geometry)
+        xy, *lattice = _lattice(n, layout, radius, geometry)  # row, col
         angle, microns = rng.uniform(-0.05, 0.05), microns * rng.uniform(0.9, 1.1)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     flat = xy @ turn * (radius / microns)
@@ -368,9 +369,32 @@ def _histology(
     return np.clip(rgb, 0, 255).astype(np.uint8), finest
 
 
+def _check_value(name: str, value: Any) -> None:
+    fine: bool
+    if name in ("name", "donor"):
+        wanted, fine = "a non-empty text without '/'", isinstance(value, str) and value != "" and "/" not in value
+    elif name in ("depth", "batch"):
+        wanted = "a number above 0" if name == "depth" else "a number of at least 0"
+        fine = isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
+        fine = fine and bool(value > 0 or (value == 0 and name == "batch"))
+    else:
+        lowest = 0 if name.endswith("seed") else 1
+        wanted = f"a whole number of at least {lowest}"
+        fine = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= lowest)
+    if not fine:
+        raise ConfigError(f"simulate: {name} must be {wanted}, got {value!r}.")
+
+
 def _check(
-    layout: str, shape: str, organism: str, n_genes: int | None, gene_ids: Sequence[str] | None, symbols: Any, **more: Any
+    layout: str,
+    shape: str,
+    organism: str,
+    n_genes: int | None,
+    gene_ids: Sequence[str] | None,
+    symbols: Sequence[str] | None,
+    **more: Any,
 ) -> int:
+    """Refuse what is not possible; returns the number of genes."""
     for name, value, known in (
         ("layout", layout, tuple(_PLATFORMS)),
         ("shape", shape, ("ellipse", "square")),
@@ -390,19 +414,7 @@ def _check(
     if gene_ids is not None and n_genes != len(gene_ids):
         raise ConfigError(f"simulate: n_genes={n_genes}, but gene_ids has {len(gene_ids)}; leave n_genes out.")
     for name, value in {"n_genes": n_genes, **more}.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        lowest = 0 if "seed" in name else 1
-        if name == "depth" and value is None:
-            continue
-        if name in ("depth", "batch"):
-            real = whole or isinstance(value, (float, np.floating))
-            if not (real and np.isfinite(value) and (value > 0 or (value == 0 and name == "batch"))):
-                raise ConfigError(f"simulate: {name} must be a {'positive' if name == 'depth' else 'finite'} number >= 0, got {value!r}.")
-        elif name in ("name", "donor"):
-            if not isinstance(value, str) or not value or "/" in value:
-                raise ConfigError(f"simulate: {name} must be a non-empty text without '/', got {value!r}.")
-        elif not whole or value < lowest:
-            raise ConfigError(f"simulate: {name} must be a whole number of at least {lowest}, got {value!r}.")
+        _check_value(name, value)
     return int(n_genes)
 
 
@@ -500,13 +512,14 @@ def tissue(
     """
     n_genes = _check(
         layout, shape, organism, n_genes, gene_ids, gene_symbols, n_cells=n_cells, n_regions=n_regions,
-        n_types=n_types, seed=seed, atlas_seed=atlas_seed, depth=depth, image_px=image_px, batch=batch, donor=donor,
-        name=name,
+        n_types=n_types, seed=seed, atlas_seed=atlas_seed, depth=1.0 if depth is None else depth, image_px=image_px,
+        batch=batch, donor=donor, name=name,
     )  # fmt: skip
     atlas, platform = _atlas(n_genes, n_regions, n_types, atlas_seed), _PLATFORMS[layout]
     truth = _truth(layout, n_cells, shape, atlas, seed)
     if depth is None:
-        depth = 1050.0 if layout == "cells" and n_genes > _SEQUENCED else platform.depth * (n_genes / platform.genes) ** 0.3
+        sequenced = layout == "cells" and n_genes > _SEQUENCED
+        depth = 1050.0 if sequenced else platform.depth * (n_genes / platform.genes) ** 0.3
     settings = {
         "layout": layout, "n_cells": n_cells, "n_genes": n_genes, "n_regions": n_regions, "n_types": n_types,
         "seed": seed, "atlas_seed": atlas_seed, "depth": float(depth), "shape": shape, "batch": float(batch),
@@ -547,7 +560,7 @@ def _assemble(truth: _Truth, atlas: _Atlas, counts: sp.csr_matrix, name: str) ->
     var["programme_of"] = pd.Categorical.from_codes(atlas.programme + 1, ["none", *regions])
     adata = AnnData(counts, obs=obs, var=var)
     adata.obsm[keys.SPATIAL] = truth.to_native(truth.xy)
-    if truth.lattice is not None:
+    if truth.lattice:
         adata.obs[keys.ARRAY_ROW], adata.obs[keys.ARRAY_COL] = truth.lattice
         adata.obsm["proportions"] = share
         adata.uns["proportions_names"] = np.array(types, dtype=object)
@@ -571,7 +584,7 @@ def corpus(
     n_slices, n_cells
         How many slices, and rows in each.
     seed
-        Of the whole corpus; slice ``i`` takes a seed of its own from it. ``atlas_seed`` (an option) sets the programmes.
+        Of the whole corpus; each slice takes a seed of its own from it. The option ``atlas_seed`` sets the programmes.
     batch
         As in :func:`tissue`.
     n_donors
@@ -586,10 +599,10 @@ def corpus(
     ConfigError
         An argument that is not possible or not known.
     """
+    _check_value("n_slices", n_slices)
     n_donors = max(1, n_slices // 2) if n_donors is None else n_donors
-    for label, value in (("n_slices", n_slices), ("n_donors", n_donors)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ConfigError(f"simulate: {label} must be a whole number of at least 1, got {value!r}.")
+    for label, value in (("n_donors", n_donors), ("seed", seed)):
+        _check_value(label, value)
     known = set(inspect.signature(tissue).parameters) - {"donor"}
     for option in sorted(set(options) - known):
         raise ConfigError(f"simulate: {option} is not an option of corpus; use any of {', '.join(sorted(known))}.")

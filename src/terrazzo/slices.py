@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -19,9 +18,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo._counts import find_counts, merge_columns
-from terrazzo._gene_names import find_organism, merge_plan, parse_organism, read_gene_names, warn_merged
-from terrazzo._geometry import Geometry, find_geometry, library_of, nearest_distance, positive_number, read_coords
+from terrazzo._counts import CountsFound, find_counts, merge_columns
+from terrazzo._gene_names import GeneNames, find_organism, merge_plan, parse_organism, read_gene_names, warn_merged
+from terrazzo._geometry import find_geometry, find_image, image_in_units, nearest_distance, read_coords
 from terrazzo.errors import InputError, TerrazzoWarning
 
 if TYPE_CHECKING:
@@ -174,66 +173,39 @@ class Slice:
         Parameters
         ----------
         adata
-            n cells x g genes. Counts are taken from ``layer``, else ``layers["counts"]``, ``raw.X`` (with the genes of
-            ``raw.var``) or ``X``; of the last two, the first that holds counts.
+            n cells x g genes, with coordinates in ``obsm[spatial_key]``, (n, 2) or more columns.
         layer
-            Layer with raw counts; "X" or "raw" force those.
-        spatial_key
-            Key of ``obsm`` with the coordinates, (n, 2) or more columns.
-        unit
-            Unit of the coordinates: "um", "pixel", "array" or "unknown". None: found out.
-        microns_per_unit
-            Micrometres per native unit; the coordinates become micrometres.
-        technology
-            Platform, e.g. "Visium", "ST", "Xenium", "MERFISH", "CosMx", "Stereo-seq", "Slide-seq". None:
-            ``uns["technology"]``, or from the lattice.
-        organism
-            "human", "mouse", "mixed" or "unknown". None: found out from the genes.
-        name
-            Name of the slice in messages and tables; None: "slice".
-        image
-            Histology whose ``scale`` belongs to the native coordinates. None: from ``uns["spatial"]`` if it is there.
+            Layer with raw counts ("X", "raw" force those). None: ``layers["counts"]``, else of ``raw.X`` and ``X`` the
+            first that holds counts.
+        unit, microns_per_unit
+            "um", "pixel", "array" or "unknown"; micrometres per native unit. None: found out.
+        technology, organism
+            E.g. "Visium", "Xenium" (None: ``uns["technology"]``, or from the lattice); "human", "mouse", "mixed" or
+            "unknown" (None: from ``uns``, ``obs`` or the genes).
+        name, image
+            Used in messages; histology with a ``scale`` for native coordinates (None: from ``uns["spatial"]``).
         allow_normalised
             Accept non-negative values that are not counts (``is_counts`` is then False), with a warning.
 
         Raises
         ------
         InputError
-            No cells, no genes, no or unusable coordinates, NaN, negative or non-count values.
+            No cells, genes or usable coordinates; NaN, negative or non-count values.
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
-        if not isinstance(adata, AnnData):
-            raise InputError(f"from_anndata takes an AnnData, not {type(adata).__name__}; for a file use terrazzo.read")
-        if adata.n_obs == 0:
-            raise InputError("the AnnData has zero cells; check the filter that made it")
+        found = _checked_counts(adata, layer, allow_normalised)
         stated = None if organism is None else parse_organism(organism)
-        found = find_counts(adata, layer, allow_normalised)
-        if found.matrix.shape[1] == 0:
-            raise InputError("the AnnData has zero genes; check the filter that made it")
-        native = read_coords(adata, spatial_key)
-        geometry = find_geometry(adata, native, unit, microns_per_unit, technology)
-        if not found.is_counts:
-            _warn(f"{found.source} holds normalised values, not counts; only models that use ranks may take them")
-        if not adata.obs_names.is_unique:
-            n_repeated = int(adata.obs_names.duplicated().sum())
-            _warn(f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position")
-        counts, names = found.matrix, read_gene_names(found.var)
-        column, first = merge_plan(names)
-        if len(first) < len(column):
-            warn_merged(names, column, first)
-            counts, names = merge_columns(counts, column, len(first)), names.take(first)
+        geometry = find_geometry(adata, read_coords(adata, spatial_key), unit, microns_per_unit, technology)
+        counts, names = _one_column_a_gene(found)
+        obs_names = np.asarray(adata.obs_names.astype(str), dtype=np.str_)
         return cls(
-            counts=counts,
-            gene_ids=names.gene_ids,
-            gene_symbols=names.gene_symbols,
-            coords=geometry.coords,
-            obs_names=np.asarray(adata.obs_names.astype(str), dtype=np.str_),
+            *(counts, names.gene_ids, names.gene_symbols, geometry.coords, obs_names),
             unit=geometry.unit,
             coord_scale=geometry.scale,
             lattice=geometry.lattice,
             lattice_kind=geometry.lattice_kind,
-            image=_image_in_units(image, geometry) if image is not None else _find_image(adata, geometry),
+            image=find_image(adata, geometry) if image is None else image_in_units(image, geometry),
             name="slice" if name is None else name,
             technology=geometry.technology,
             organism=find_organism(adata.obs, adata.uns, names) if stated is None else stated,
@@ -335,6 +307,31 @@ def read_anndata(path: str | os.PathLike[str]) -> AnnData:
             ) from error
 
 
+def _checked_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> CountsFound:
+    if not isinstance(adata, AnnData):
+        raise InputError(f"from_anndata takes an AnnData, not {type(adata).__name__}; for a file use terrazzo.read")
+    if adata.n_obs == 0:
+        raise InputError("the AnnData has zero cells; check the filter that made it")
+    if not adata.obs_names.is_unique:
+        n_repeated = int(adata.obs_names.duplicated().sum())
+        _warn(f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position")
+    found = find_counts(adata, layer, allow_normalised)
+    if found.matrix.shape[1] == 0:
+        raise InputError("the AnnData has zero genes; check the filter that made it")
+    if not found.is_counts:
+        _warn(f"{found.source} holds normalised values, not counts; only models that use ranks may take them")
+    return found
+
+
+def _one_column_a_gene(found: CountsFound) -> tuple[sp.csr_matrix, GeneNames]:
+    names = read_gene_names(found.var)
+    column, first = merge_plan(names)
+    if len(first) == len(column):
+        return found.matrix, names
+    warn_merged(names, column, first)
+    return merge_columns(found.matrix, column, len(first)), names.take(first)
+
+
 def _refuse_spatialdata(path: Path) -> None:
     for mark in ("zarr.json", ".zattrs"):
         try:
@@ -352,34 +349,8 @@ def _refuse_spatialdata(path: Path) -> None:
             )
 
 
-def _find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
-    library = library_of(adata)
-    images, factors = library.get("images"), library.get("scalefactors")
-    if not isinstance(images, Mapping):
-        return None
-    from terrazzo.images import TissueImage
-
-    for resolution in ("hires", "lowres"):
-        scale = positive_number(factors, f"tissue_{resolution}_scalef")
-        array = images.get(resolution)
-        if scale is None or array is None or np.ndim(array) not in (2, 3):
-            continue
-        try:
-            return _image_in_units(TissueImage.from_array(np.asarray(array), scale=scale), geometry)
-        except (InputError, TypeError, ValueError) as error:
-            _warn(f"the {resolution} image in uns['spatial'] is not used: {error}")
-    return None
-
-
-def _image_in_units(image: TissueImage, geometry: Geometry) -> TissueImage:
-    """Fill in the micrometres per pixel where the slice knows them and the image does not."""
-    if geometry.unit != "um" or image.microns_per_pixel is not None:
-        return image
-    return dataclasses.replace(image, microns_per_pixel=geometry.scale / image.scale)
-
-
 def _warn(message: str) -> None:
-    warnings.warn(message, TerrazzoWarning, stacklevel=3)
+    warnings.warn(message, TerrazzoWarning, stacklevel=4)
 
 
 __all__ = ["Slice", "read", "read_anndata"]

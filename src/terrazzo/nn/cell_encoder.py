@@ -35,8 +35,8 @@ class CellEncoderConfig:
     output_dim
         Width of the cell vector.
     pooling
-        ``"cls"``: state of ``<cls>`` -> linear -> unit length (SToFM). ``"mean"``: mean over genes of the second-to-last
-        layer (Geneformer's own read-out; no linear layer, ``output_dim`` = ``hidden_size``).
+        ``"cls"``: ``<cls>`` is put in front, its state -> linear -> unit length (SToFM). ``"mean"``: no ``<cls>``, the
+        mean over genes of the second-to-last layer (Geneformer's own read-out; ``output_dim`` = ``hidden_size``).
     """
 
     vocab_size: int = 25_427
@@ -95,7 +95,7 @@ class CellEncoder(nn.Module):
         Parameters
         ----------
         input_ids
-            int64 ``(batch, length)``, ``<cls>`` first (for ``pooling="cls"``).
+            int64 ``(batch, length)``; ``<cls>`` first for ``pooling="cls"``.
         attention_mask
             ``(batch, length)``, 1 on tokens, 0 on padding.
 
@@ -127,7 +127,7 @@ class CellEncoder(nn.Module):
         flat, offsets
             Token sequences without ``<cls>``: cell ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
         cls_token
-            Token put in front of each sequence.
+            Token put in front of each sequence (``pooling="cls"``).
         precision
             ``"bfloat16"``: matrix products in bfloat16; residuals, LayerNorm and softmax stay in float32.
         batch_tokens
@@ -140,12 +140,13 @@ class CellEncoder(nn.Module):
         float32 ``(n_cells, output_dim)``, in the order given.
         """
         device = self.bert.embeddings.word_embeddings.weight.device
-        lengths = np.diff(offsets) + 1
-        out = np.empty((len(lengths), self.config.output_dim), dtype=np.float32)
+        lead = [cls_token] if self.proj is not None else []
+        lengths = np.diff(offsets) + len(lead)
+        out = np.zeros((len(lengths), self.config.output_dim), dtype=np.float32)  # without <cls>, an empty cell stays 0
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
         with autocast:
             for cells in length_batches(lengths, batch_tokens):
-                ids, mask = _pack(flat, offsets, cells, cls_token, int(lengths[cells].max()))
+                ids, mask = _pack(flat, offsets, cells, lead)
                 vectors = self._infer(ids.to(device), None if mask is None else mask.to(device))
                 out[cells] = vectors.float().cpu().numpy()
                 if advance is not None:
@@ -157,12 +158,10 @@ class CellEncoder(nn.Module):
         x = self.bert.embeddings(input_ids=ids)
         keep = None if mask is None else mask.bool()[:, None, None, :]
         layers: Sequence[nn.Module] = list(self.bert.encoder.layer)
-        if self.proj is None:
-            for layer in layers[:-1]:
-                x = _bert_layer(layer, x, keep)
-            return _masked_mean(x, torch.ones_like(ids) if mask is None else mask)
         for layer in layers[:-1]:
             x = _bert_layer(layer, x, keep)
+        if self.proj is None:
+            return _masked_mean(x, torch.ones_like(ids) if mask is None else mask)
         state = _bert_layer(layers[-1], x, keep, only_first=True)[:, 0]
         return F.normalize(self.proj(state).float(), dim=-1)
 
@@ -179,9 +178,10 @@ class CellEncoder(nn.Module):
 def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
     """Yield index sets of cells of almost the same length, longest first.
 
-    A batch holds at most ``batch_tokens`` tokens (one cell at least) and at most 3 % padding.
+    A batch holds at most ``batch_tokens`` tokens (one cell at least) and at most 3 % padding; cells of length 0 are
+    left out.
     """
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]])
@@ -194,16 +194,17 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
 
 
 def _pack(
-    flat: NDArray[np.int32], offsets: NDArray[np.int64], cells: NDArray[np.int64], cls_token: int, longest: int
+    flat: NDArray[np.int32], offsets: NDArray[np.int64], cells: NDArray[np.int64], lead: list[int]
 ) -> tuple[Tensor, Tensor | None]:
-    """Make ``(batch, longest)`` ids with ``<cls>`` in front, and a mask where lengths differ."""
-    ids = np.zeros((len(cells), longest), dtype=np.int64)
-    ids[:, 0] = cls_token
-    lengths = offsets[cells + 1] - offsets[cells] + 1
+    """Make ``(batch, longest)`` ids with ``lead`` in front, and a mask where lengths differ."""
+    lengths = offsets[cells + 1] - offsets[cells] + len(lead)
+    ids = np.zeros((len(cells), int(lengths.max())), dtype=np.int64)
+    ids[:, : len(lead)] = lead
     for row, cell in enumerate(cells):
-        ids[row, 1 : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
-    mask = None if lengths.min() == longest else torch.from_numpy((np.arange(longest) < lengths[:, None]).astype(np.int64))
-    return torch.from_numpy(ids), mask
+        ids[row, len(lead) : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
+    if lengths.min() == lengths.max():
+        return torch.from_numpy(ids), None
+    return torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))
 
 
 def _bert_layer(layer: nn.Module, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:
@@ -222,7 +223,6 @@ def _bert_layer(layer: nn.Module, x: Tensor, keep: Tensor | None, only_first: bo
 
 
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the genes (``<cls>`` and padding left out); an empty cell keeps its ``<cls>`` state."""
-    weight = mask.clone().to(states.dtype)
-    weight[:, 0] = (weight.sum(dim=1) == 1).to(states.dtype)
-    return ((states * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)).float()
+    """Mean over the tokens that are not padding."""
+    weight = mask.to(states.dtype)[..., None]
+    return ((states * weight).sum(1) / weight.sum(1)).float()

@@ -142,6 +142,14 @@ class SE2Transformer(nn.Module):
         pair = [] if pair_rows is None else self._pair(torch.cat(queries, -1), torch.cat(keys, -1), biases, pair_rows)
         return SE2Output(x, pair, states if hidden_states else [])
 
+    def flops(self, tokens: int) -> float:
+        """Return the operations of one forward pass over a sub-slice of this many tokens."""
+        c, n = self.config, float(tokens)
+        dense = 2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.ffn_size)
+        depth = sum(range(1, c.num_layers + 1))  # queries and keys of all layers so far, side by side
+        attention = 2 * n**2 * c.hidden_size * (depth + c.num_layers)
+        return c.num_layers * dense + attention + 2 * n * 65 * c.num_kernels**2
+
     def _heads(self, x: Tensor) -> Tensor:
         """``(tokens, hidden)`` to ``(heads, tokens, head_dim)``."""
         return x.view(len(x), self.config.num_heads, self.head_dim).transpose(0, 1)

@@ -39,6 +39,13 @@ class Tokens:
     def __getitem__(self, cell: int) -> NDArray[np.int32]:
         return self.flat[self.offsets[cell] : self.offsets[cell + 1]]
 
+    def take(self, cells: NDArray[np.int64]) -> Tokens:
+        """Return the sequences of these cells, in this order."""
+        lengths = self.lengths[cells]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        source = np.repeat(self.offsets[cells] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Tokens(self.flat[source], offsets)
+
     def digests(self) -> NDArray[np.uint64]:
         """Return a 64-bit digest of each cell's sequence: equal sequences, equal digests, in any slice."""
         raw, bounds = self.flat.tobytes(), self.offsets * self.flat.itemsize

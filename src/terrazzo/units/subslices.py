@@ -77,7 +77,9 @@ class SubSlice:
     positions
         float64 ``(tokens, 2)``; the graph token's is (0, 0) and has no meaning.
     row, col, distance
-        Listed pairs, ``row < col``, token numbers above 0; float32 distances. Empty for ``pair="full"``.
+        Listed pairs, ``row < col``, token numbers above 0; float32 distances. Empty where ``full``.
+    full
+        Every pair has its true distance (``pair="full"``).
     """
 
     cells: Ints
@@ -87,6 +89,7 @@ class SubSlice:
     row: Ints
     col: Ints
     distance: NDArray[np.float32]
+    full: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -173,7 +176,7 @@ def iterate(positions: Floats, virtual: Floats, parts: list[Ints], config: SubSl
         else:
             row, col = _listed_pairs(tokens, len(virtual), config)
         distance = np.sqrt(((tokens[row] - tokens[col]) ** 2).sum(axis=1)).astype(np.float32)
-        yield SubSlice(cells, len(core), len(virtual), tokens, row, col, distance)
+        yield SubSlice(cells, len(core), len(virtual), tokens, row, col, distance, config.pair == "full")
 
 
 def _spacing(positions: Floats, tree: cKDTree) -> float:

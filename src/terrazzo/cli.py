@@ -1,0 +1,232 @@
+"""The command line: one thin function a verb. Exit codes: 0 done; 2 wrong usage or bad input; 1 anything else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+
+from terrazzo._version import __version__
+from terrazzo.errors import TerrazzoError, TerrazzoWarning
+
+HINT = "Add --debug to any command for a full traceback."
+
+app = App(
+    name="terrazzo",
+    help="Foundation models for spatial transcriptomics: one good vector per cell.\n\n"
+    "Example: terrazzo embed slice.h5ad --model checkpoint --out embedded",
+    help_epilogue=HINT,
+    version=__version__,
+)
+convert_app = App(name="convert", help="Published weights to a checkpoint folder.\n\n"
+    "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint")  # fmt: skip
+app.command(convert_app)
+
+SLICE = Group("How to read the slice")
+CUT = Group("How to cut the slice")
+
+Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
+SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
+Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")]
+Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
+Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
+
+
+def out_console() -> Console:
+    """Return a console on the standard output of this moment."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+@app.command
+def info(
+    slices: Annotated[list[Path], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
+    /,
+    *,
+    model: Annotated[Path | None, Parameter(help="Also say how the genes meet this checkpoint.")] = None,
+    layer: Layer = None,
+    spatial_key: SpatialKey = "spatial",
+    organism: Organism = None,
+    technology: Technology = None,
+    microns_per_unit: Microns = None,
+) -> None:
+    """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
+
+    Example: terrazzo info slice.h5ad --model checkpoint
+    """
+    import terrazzo as tz
+
+    loaded = tz.load(model) if model is not None else None
+    console = out_console()
+    options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
+    for path in slices:
+        tissue = tz.read(path, allow_normalised=True, **options)
+        console.print(f"[bold]{path}[/bold]")
+        for key, value in tissue.describe().items():
+            console.print(f"  {key.replace('_', ' '):<22}{value}")
+        if loaded is not None:
+            console.print(f"  {'coverage':<22}{loaded.vocabulary.coverage(tissue)}")
+
+
+@app.command
+def embed(
+    slices: Annotated[list[str], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
+    /,
+    *,
+    model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
+    out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
+    key: Annotated[str | None, Parameter(help="obsm key; default X_stofm for SToFM.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Parameter(help="bfloat16: faster where the CPU has it; its error is measured.")
+    ] = "float32",
+    device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    seed: Annotated[int, Parameter(help="Seed of the clustering.")] = 0,
+    clusters: Annotated[str | None, Parameter(group=CUT, help="obs column to make virtual cells from.")] = None,
+    split: Annotated[Literal["balanced", "grid"] | None, Parameter(group=CUT)] = None,
+    split_size: Annotated[int | None, Parameter(group=CUT, help="Cells a sub-slice.")] = None,
+    halo: Annotated[float | None, Parameter(group=CUT, help="Context around it, in spacings.")] = None,
+    orthologs: Annotated[
+        Path | None, Parameter(group=SLICE, help="Two-column table from the slice's genes to the model's.")
+    ] = None,
+    layer: Layer = None,
+    spatial_key: SpatialKey = "spatial",
+    organism: Organism = None,
+    technology: Technology = None,
+    microns_per_unit: Microns = None,
+    overwrite: Annotated[bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")] = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
+) -> None:
+    """Give every cell one vector, in obsm; finished slices are recognised and not done again.
+
+    Example: terrazzo embed a.h5ad b.h5ad --model checkpoint --out embedded
+    """
+    import terrazzo as tz
+
+    console = out_console()
+    loaded = tz.load(model, device=device)
+    options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
+    options |= {"precision": precision, "orthologs": str(orthologs) if orthologs else None}
+    if not loaded.trained:
+        console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
+    cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "seed": seed}
+    if isinstance(loaded, tz.SToFM):
+        options |= {k: v for k, v in cut.items() if v is not None}
+    elif given := [k for k, v in cut.items() if v is not None and k != "seed"]:
+        raise tz.errors.ConfigError(f"{', '.join(given)} mean nothing to a {loaded.title.lower()}: it sees no tissue.")
+    for done in tz.embed_files(
+        loaded, slices, out, key_added=key, overwrite=overwrite, dry_run=dry_run, announce=console.print, **options
+    ):
+        console.print(done)
+
+
+@convert_app.command
+def stofm(
+    published: Annotated[Path, Parameter(help="Folder with config.json, se2transformer.pth, cell_encoder/.")],
+    /,
+    *,
+    gene_dictionaries: Annotated[Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")],
+    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """SToFM's published weights, for equal outputs.
+
+    Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
+    """
+    import terrazzo as tz
+
+    target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    out_console().print(f"Checkpoint written to {target}")
+
+
+@convert_app.command
+def geneformer(
+    published: Annotated[Path, Parameter(help="Folder with config.json and the weights.")],
+    /,
+    *,
+    gene_dictionaries: Annotated[Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")],
+    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """A Geneformer V1 checkpoint, as a cell encoder on its own.
+
+    Example: terrazzo convert geneformer DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
+    """
+    import terrazzo as tz
+
+    target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    out_console().print(f"Checkpoint written to {target}")
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
+    cells: Annotated[int, Parameter(help="Size of the simulated tissue.")] = 2000,
+    seed: Annotated[int, Parameter(help="Seed of tissue and weights.")] = 0,
+) -> None:
+    """Simulate a tissue, embed it, find its domains; about half a minute on a laptop.
+
+    Example: terrazzo demo --out my-demo
+    """
+    from terrazzo import demo as run_demo
+
+    console = out_console()
+    folder = run_demo.run(out, n_cells=cells, seed=seed)
+    console.print((folder / "demo.md").read_text(encoding="utf-8"))
+    console.print(f"Figure: {folder / 'demo.png'}\nSlice with obsm['X_stofm']: {folder / 'demo.h5ad'}")
+
+
+def _slice_options(
+    layer: str | None, spatial_key: str, organism: str | None, technology: str | None, microns_per_unit: float | None
+) -> dict[str, Any]:
+    given = {"layer": layer, "organism": organism, "technology": technology, "microns_per_unit": microns_per_unit}
+    return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
+
+
+def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    """Print our own warnings as one line; others stay out of the user's way."""
+    if issubclass(category, TerrazzoWarning):
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[yellow]warning:[/yellow] {message}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Parameters
+    ----------
+    arguments
+        Without the program's name; None takes them from ``sys.argv``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    errors = Console(stderr=True, soft_wrap=True, highlight=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app(words, exit_on_error=False, print_error=False, result_action="return_none")
+    except TerrazzoError as error:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[red]error:[/red] {error}", markup=True)
+        return 2
+    except CycloptsError as error:
+        errors.print("[red]error:[/red]", str(error), markup=True)
+        errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
+        return 2
+    except KeyboardInterrupt:
+        errors.print("stopped; finished slices are kept, nothing is half-written")
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[red]unexpected error:[/red] {type(error).__name__}: {error}. {HINT}")
+        return 1
+    return 0

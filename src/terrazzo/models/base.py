@@ -1,0 +1,277 @@
+"""What every model shares: construction, checkpoints, and the verb ``embed`` on whatever holds a slice."""
+
+from __future__ import annotations
+
+import abc
+import datetime
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import nn
+
+from terrazzo import keys
+from terrazzo._version import __version__
+from terrazzo.config import from_dict, to_dict
+from terrazzo.errors import CheckpointError, InputError
+from terrazzo.genes import Coverage, Vocabulary
+from terrazzo.models import checkpoint as ckpt
+from terrazzo.slices import Slice, read_anndata
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The vectors of one slice and what there is to say about them.
+
+    Attributes
+    ----------
+    vectors
+        float32 ``(n_cells, d)``, rows as in the slice.
+    empty
+        bool ``(n_cells,)``: cells without a count that the model can use; they have a vector all the same.
+    coverage
+        How the slice's genes met the vocabulary.
+    details
+        More provenance, JSON-able.
+    """
+
+    vectors: NDArray[np.float32]
+    empty: NDArray[np.bool_]
+    coverage: Coverage
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``embed`` is about to do with one slice.
+
+    Attributes
+    ----------
+    cells, subslices
+        Sizes of the work.
+    coverage
+        Genes and counts that the vocabulary covers.
+    seconds
+        Estimated time, from operation counts and this machine's measured rate.
+    faster
+        What would make it faster, in words; empty where it is fast already.
+    """
+
+    cells: int
+    subslices: int
+    coverage: Coverage
+    seconds: float
+    faster: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        hint = f" Faster: {'; '.join(self.faster)}." if self.faster else ""
+        parts = f" in {self.subslices:,} sub-slice{'s' if self.subslices != 1 else ''}" if self.subslices else ""
+        covered = f"{self.coverage.n_matched:,} of {self.coverage.n_genes:,} genes, {self.coverage.share_counts:.1%} of counts"
+        return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words a person reads at a glance."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class FoundationModel(abc.ABC):
+    """A model that gives each cell of a slice one vector.
+
+    Parameters
+    ----------
+    config
+        Hyperparameters (the class's ``config_class``).
+    vocabulary
+        The genes it knows.
+    seed
+        Seed of the random initial weights.
+    provenance
+        Where the weights come from; ``{"weights": "random"}`` says that they are untrained.
+    """
+
+    model_type: ClassVar[str]
+    default_key: ClassVar[str]
+    config_class: ClassVar[type]
+    title: ClassVar[str]
+
+    def __init__(
+        self, config: Any, vocabulary: Vocabulary, *, seed: int = 0, provenance: dict[str, Any] | None = None
+    ) -> None:
+        self.config = config
+        self.vocabulary = vocabulary
+        self.provenance = provenance or {"weights": "random", "seed": seed}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.module = self._build().eval()
+        self._fingerprint: str | None = None
+
+    @abc.abstractmethod
+    def _build(self) -> nn.Module:
+        """Make the neural module from the config."""
+
+    @abc.abstractmethod
+    def embed(self, data: Any, **options: Any) -> Any:
+        """Write one vector per cell; see the models."""
+
+    @abc.abstractmethod
+    def plan(self, data: Any, **options: Any) -> Plan:
+        """Say what :meth:`embed` would do with one slice, and how long it would take; same options."""
+
+    @property
+    def trained(self) -> bool:
+        """False where the weights are random."""
+        return self.provenance.get("weights") != "random"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the weights to a device."""
+        self.module.to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of hyperparameters, weights and vocabulary."""
+        if self._fingerprint is None:
+            self._fingerprint = ckpt.fingerprint(self._checkpoint())
+        return self._fingerprint
+
+    def _checkpoint(self) -> ckpt.Checkpoint:
+        state = self.module.state_dict()
+        return ckpt.Checkpoint(self.model_type, to_dict(self.config), state, self.vocabulary, self.provenance)
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a checkpoint folder (config, safetensors, vocabulary, model card), all of it or nothing.
+
+        Raises
+        ------
+        OutputError
+            The folder exists already, or cannot be written.
+        """
+        return ckpt.write(self._checkpoint(), folder, card=self._card(), overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, device: str | None = None) -> Self:
+        """Load a checkpoint folder, or ``"organisation/name"`` from the Hugging Face hub.
+
+        Raises
+        ------
+        CheckpointError
+            The folder is incomplete, damaged, or holds another kind of model.
+        """
+        folder = locate(source, revision)
+        held = ckpt.read(folder)
+        if held.model_type != cls.model_type:
+            raise CheckpointError(
+                f"{source} holds a {held.model_type!r} model, not {cls.model_type!r}; "
+                f"terrazzo.load({str(source)!r}) picks the right class."
+            )
+        config = from_dict(cls.config_class, held.model, f"{folder / ckpt.CONFIG}: model")
+        model = cls(config, held.vocabulary, provenance=held.provenance or {"weights": "unknown"})
+        ckpt.check_tensors(model.module.state_dict(), held.state, str(folder / ckpt.WEIGHTS))
+        model.module.load_state_dict(held.state)
+        return model.to(device) if device else model
+
+    def _card(self) -> str:
+        origin = "\n".join(f"- {k}: {v}" for k, v in self.provenance.items())
+        warning = "" if self.trained else "\n**These weights are random: they were never trained.**\n"
+        return (
+            f"# {self.title}\n{warning}\nA terrazzo {__version__} checkpoint (`terrazzo.load(folder)`).\n\n"
+            f"## Where the weights come from\n{origin}\n\n## Genes\n{len(self.vocabulary):,} genes "
+            f"({self.vocabulary.organism}), kept in `{ckpt.VOCABULARY}`.\n\n## Hyperparameters\n```json\n"
+            f"{json.dumps(to_dict(self.config), indent=2)}\n```\n"
+        )
+
+    def _embed_all(
+        self,
+        data: Any,
+        key: str,
+        settings: dict[str, Any],
+        slice_options: dict[str, Any],
+        run: Callable[[Slice, AnnData], Embedding],
+    ) -> Any:
+        """Embed one or many, whatever form they have, and write the result where it belongs.
+
+        Returns the AnnData (loaded, if a path was given), or a list of them, or the SpatialData.
+        """
+        if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+            return [self._embed_all(one, key, settings, slice_options, run) for one in data]
+        if hasattr(data, "tables"):  # SpatialData, without importing it
+            self._embed_all(table_of(data), key, settings, slice_options, run)
+            return data
+        adata = read_anndata(data) if isinstance(data, str | Path) else data
+        if not isinstance(adata, AnnData):
+            raise InputError(
+                f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
+            )
+        named = {"name": Path(data).stem} if isinstance(data, str | Path) else {}
+        tissue = Slice.from_anndata(adata, **named, **slice_options)
+        self._write(adata, key, run(tissue, adata), tissue, settings)
+        return adata
+
+    def _write(self, adata: AnnData, key: str, result: Embedding, tissue: Slice, settings: dict[str, Any]) -> None:
+        adata.obsm[key] = result.vectors
+        adata.obs[keys.EMPTY] = result.empty
+        if result.empty.any():
+            logger.warning(
+                "%s: %d cells have no counts that the model can use; they are flagged in obs[%r].",
+                tissue.name, int(result.empty.sum()), keys.EMPTY,
+            )  # fmt: skip
+        record = {
+            "model": self.title,
+            "model_type": self.model_type,
+            "trained": self.trained,
+            "checkpoint_sha256": self.fingerprint(),
+            "config": json.dumps(to_dict(self.config)),
+            "terrazzo_version": __version__,
+            "coverage": json.dumps(result.coverage.to_dict()),
+            "settings": json.dumps(settings, sort_keys=True),
+            "details": json.dumps(result.details),
+            "n_empty": int(result.empty.sum()),
+            "unit": tissue.unit,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
+
+
+def table_of(sdata: Any) -> AnnData:
+    """Return the one table of a SpatialData."""
+    tables = dict(sdata.tables)
+    if len(tables) != 1:
+        raise InputError(
+            f"The SpatialData holds {len(tables)} tables ({', '.join(tables)}); pass the one to embed: "
+            "model.embed(sdata.tables['...'])."
+        )
+    return next(iter(tables.values()))
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """Return the local folder of a checkpoint, fetching it from the hub where ``source`` is ``"organisation/name"``."""
+    path = Path(source)
+    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = [ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY, ckpt.CARD]
+    try:
+        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} is neither a folder here nor could it be fetched from the hub ({type(error).__name__}). "
+            "Check the name and the network, or download the folder and pass its path."
+        ) from error

@@ -1,0 +1,183 @@
+"""The cell encoder by itself: Geneformer as published, or SToFM's gene scale, as a model of its own.
+
+It sees one cell at a time and no tissue: the baseline that SToFM's tables call "cell encoder" and "Geneformer".
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import nn
+
+from terrazzo import keys
+from terrazzo.errors import ConfigError
+from terrazzo.genes import Coverage, GeneMatch, Vocabulary
+from terrazzo.models.base import Embedding, FoundationModel, Plan
+from terrazzo.nn.cell_encoder import CellEncoder, CellEncoderConfig
+from terrazzo.progress import Progress
+from terrazzo.slices import Slice
+from terrazzo.units.spots import Tokens, rank_tokens
+
+Precision = Literal["float32", "bfloat16"]
+SAMPLE = 16  # cells on which the error of bfloat16 is measured before it is used
+ENCODER_SHARE = 0.7  # share of the matrix-product rate that the encoder reaches, for estimates
+SLOW_SECONDS = 60.0  # advice is given for jobs longer than this
+
+
+@dataclass(frozen=True)
+class CellModelConfig:
+    """Hyperparameters of a cell encoder on its own."""
+
+    cell_encoder: CellEncoderConfig = field(default_factory=CellEncoderConfig)
+
+
+def tokenise(tissue: Slice, match: GeneMatch, max_length: int) -> Tokens:
+    """Return the ranked genes of every cell of a slice, as this model's vocabulary numbers them."""
+    return rank_tokens(tissue.counts, match.column_token, match.column_median, max_length)
+
+
+def check_vocabulary(config: CellEncoderConfig, vocabulary: Vocabulary) -> int:
+    """Return the token that opens a sequence.
+
+    Raises
+    ------
+    ConfigError
+        The encoder has fewer embeddings than the vocabulary has tokens, or there is no ``<cls>``.
+    """
+    if vocabulary.n_tokens > config.vocab_size:
+        raise ConfigError(
+            f"The vocabulary has {vocabulary.n_tokens:,} tokens, the cell encoder only {config.vocab_size:,}: "
+            "set cell_encoder.vocab_size to the vocabulary's n_tokens."
+        )
+    if "<cls>" not in vocabulary.special:
+        raise ConfigError("The vocabulary has no <cls> token; make it with Vocabulary.from_slices or from_geneformer.")
+    return vocabulary.special["<cls>"]
+
+
+def encode_cells(
+    encoder: CellEncoder,
+    tokens: Tokens,
+    cls_token: int,
+    precision: Precision,
+    progress: Progress,
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Encode all cells; with bfloat16 also measure its error on a few of them.
+
+    Returns
+    -------
+    float32 ``(n_cells, output_dim)``, and details for the provenance.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"precision is {precision!r}; it must be 'float32' or 'bfloat16'.")
+    details: dict[str, Any] = {"precision": precision}
+    with progress.stage("encode cells", len(tokens)) as advance:
+        vectors = encoder.encode(
+            tokens.flat, tokens.offsets, cls_token=cls_token, precision=precision, advance=advance
+        )
+    if precision == "bfloat16":
+        rows = np.unique(np.linspace(0, len(tokens) - 1, SAMPLE).astype(np.int64))
+        sample = tokens.take(rows)
+        exact = encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
+        norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors[rows], axis=1)
+        cosine = (exact * vectors[rows]).sum(axis=1) / np.maximum(norms, 1e-12)
+        details["bfloat16_min_cosine"] = float(cosine.min())
+    return vectors, details
+
+
+def matmul_rate(precision: Precision = "float32", device: torch.device | None = None) -> float:
+    """Measure this machine's matrix-product rate, in operations a second (takes about 50 ms)."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    left = torch.ones(1024, 512, dtype=dtype, device=device)
+    right = torch.ones(512, 512, dtype=dtype, device=device)
+    for _ in range(2):
+        left @ right
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < 0.05:
+        float((left @ right)[0, 0])
+        done += 1
+    return done * 2 * 1024 * 512 * 512 / (time.perf_counter() - start)
+
+
+def advice(seconds: float, device: torch.device, precision: Precision, rates: tuple[float, float]) -> tuple[str, ...]:
+    """Say what would make a long job shorter on this machine."""
+    if seconds < SLOW_SECONDS:
+        return ()
+    out = []
+    if device.type == "cpu" and torch.cuda.is_available():
+        out.append('move the model to the GPU: model.to("cuda") or --device cuda')
+    elif device.type == "cpu":
+        out.append("a GPU")
+    if precision == "float32" and rates[1] > 1.5 * rates[0]:
+        out.append(f"precision='bfloat16' (measured here: {rates[1] / rates[0]:.1f} times the matrix-product rate)")
+    out.append("a smaller model (the presets `small` and `tiny`)")
+    return tuple(out)
+
+
+def plan_encoder(
+    model: FoundationModel, encoder: CellEncoder, tissue: Slice, orthologs: Any, precision: Precision
+) -> tuple[float, Coverage, tuple[float, float]]:
+    """Estimate the cell encoder's seconds on a slice; also the coverage and the rates (float32, bfloat16)."""
+    match = model.vocabulary.match(tissue, orthologs=orthologs)
+    lengths = tokenise(tissue, match, encoder.config.max_length).lengths + 1
+    rates = (matmul_rate("float32", model.device), matmul_rate("bfloat16", model.device))
+    rate = rates[1] if precision == "bfloat16" else rates[0]
+    return encoder.flops(lengths) / (rate * ENCODER_SHARE), match.coverage, rates
+
+
+class CellModel(FoundationModel):
+    """A cell encoder alone: one vector per cell from its own genes, no neighbourhood.
+
+    Parameters
+    ----------
+    config
+        :class:`CellModelConfig`.
+    vocabulary
+        Genes, tokens and medians.
+    seed
+        Seed of random initial weights.
+    provenance
+        Where the weights come from.
+    """
+
+    model_type: ClassVar[str] = "cell_encoder"
+    default_key: ClassVar[str] = keys.X_CELL
+    config_class: ClassVar[type] = CellModelConfig
+    title: ClassVar[str] = "Cell encoder"
+
+    def _build(self) -> nn.Module:
+        self.cls_token = check_vocabulary(self.config.cell_encoder, self.vocabulary)
+        return CellEncoder(self.config.cell_encoder)
+
+    def embed(
+        self,
+        data: Any,
+        *,
+        key_added: str | None = None,
+        precision: Precision = "float32",
+        orthologs: Any = None,
+        progress: bool | None = None,
+        **slice_options: Any,
+    ) -> Any:
+        """Write ``obsm["X_cell"]``; arguments as in :meth:`terrazzo.SToFM.embed`."""
+        bars = Progress(progress)
+
+        def run(tissue: Slice, adata: AnnData) -> Embedding:
+            match = self.vocabulary.match(tissue, orthologs=orthologs)
+            tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
+            vectors, details = encode_cells(self.module, tokens, self.cls_token, precision, bars)
+            return Embedding(vectors, tokens.lengths == 0, match.coverage, details)
+
+        return self._embed_all(data, key_added or self.default_key, {"precision": precision}, slice_options, run)
+
+    def plan(self, data: Any, *, precision: Precision = "float32", orthologs: Any = None, **options: Any) -> Plan:
+        """Say what :meth:`embed` would do and how long it would take; same options."""
+        slice_options = {k: v for k, v in options.items() if k not in ("key_added", "progress")}
+        tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
+        seconds, coverage, rates = plan_encoder(self, self.module, tissue, orthologs, precision)
+        return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, precision, rates))

@@ -1,0 +1,189 @@
+"""Checkpoint folders on disk: config.json, model.safetensors, vocab.parquet, README.md; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from terrazzo._version import __version__
+from terrazzo.errors import CheckpointError, OutputError
+from terrazzo.genes import Vocabulary
+
+FORMAT = 1
+CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "model.safetensors", "vocab.parquet", "README.md"
+KEYS = {"format", "model_type", "library_version", "model", "provenance"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds.
+
+    Attributes
+    ----------
+    model_type
+        Which system, e.g. ``"stofm"``.
+    model
+        Its hyperparameters, a plain nested dict.
+    state
+        Its tensors by name.
+    vocabulary
+        Its genes.
+    provenance
+        Where the weights come from, a flat dict.
+    """
+
+    model_type: str
+    model: dict[str, Any]
+    state: dict[str, Tensor]
+    vocabulary: Vocabulary
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: bool = False) -> Path:
+    """Write a checkpoint folder, all of it or nothing.
+
+    Raises
+    ------
+    OutputError
+        The folder exists (and ``overwrite`` is not given), or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        known = target.is_dir() and (target / CONFIG).exists()
+        if not overwrite or not known:
+            mend = "pass overwrite=True (--overwrite)" if known else "choose another folder (this one holds other files)"
+            raise OutputError(f"{target} exists already and is not empty: {mend}.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent} cannot be written ({error.strerror or error}).") from error
+    try:
+        header = {
+            "format": FORMAT,
+            "model_type": checkpoint.model_type,
+            "library_version": __version__,
+            "model": checkpoint.model,
+            "provenance": checkpoint.provenance,
+        }
+        (draft / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        (draft / CARD).write_text(card, encoding="utf-8")
+        checkpoint.vocabulary.to_parquet(draft / VOCABULARY)
+        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}, str(draft / WEIGHTS))
+        draft.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+    except OSError as error:
+        raise OutputError(f"The checkpoint could not be written to {target} ({error}); nothing was kept.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def read(folder: str | Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing, truncated or of another kind, or the config does not say what it must.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a checkpoint folder ({CONFIG}, {WEIGHTS}, {VOCABULARY}).")
+    absent = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
+    if absent:
+        hint = ""
+        if (path / "se2transformer.pth").exists():
+            hint = " It looks like SToFM's published layout: run `terrazzo convert stofm` first."
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}.{hint}")
+    header = read_header(path)
+    return Checkpoint(
+        header["model_type"],
+        header["model"],
+        read_tensors(path / WEIGHTS),
+        Vocabulary.from_parquet(path / VOCABULARY),
+        header.get("provenance", {}),
+    )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read and check ``config.json`` of a checkpoint folder."""
+    header = read_json(path / CONFIG)
+    unknown = set(header) - KEYS
+    if "model_type" not in header or "model" not in header:
+        raise CheckpointError(f"{path / CONFIG} is not a terrazzo config: it must name `model_type` and `model`.")
+    if unknown:
+        raise CheckpointError(f"{path / CONFIG} has unknown keys: {', '.join(sorted(unknown))}.")
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / CONFIG} has format {header.get('format')!r}; this version reads {FORMAT}. Upgrade terrazzo?"
+        )
+    return header
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; anything else is a :class:`CheckpointError`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} must hold a JSON object.")
+    return data
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; anything else is a :class:`CheckpointError`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file ({error}). Download or convert it again."
+        ) from error
+
+
+def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Check that the tensors are those of the model, by name and shape.
+
+    Raises
+    ------
+    CheckpointError
+        Names the first few that are missing, left over or of another shape.
+    """
+    missing = sorted(set(wanted) - set(found))
+    extra = sorted(set(found) - set(wanted))
+    shapes = [
+        f"{k}: {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in sorted(set(wanted) & set(found))
+        if wanted[k].shape != found[k].shape
+    ]
+    for label, names in (("lacks", missing), ("has foreign tensors", extra), ("has tensors of another shape", shapes)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(f"{where} {label}: {'; '.join(names[:3])}{more}. It belongs to another model or config.")
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a sha256 of what decides the outputs: hyperparameters, tensors and vocabulary."""
+    digest = hashlib.sha256(json.dumps([checkpoint.model_type, checkpoint.model], sort_keys=True).encode())
+    for name in sorted(checkpoint.state):
+        tensor = checkpoint.state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.numpy().tobytes())
+    digest.update(checkpoint.vocabulary.content_hash().encode())
+    return digest.hexdigest()

@@ -1,0 +1,234 @@
+"""Published weights to checkpoint folders. Pickled containers are read for tensors only; code in them is refused."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from terrazzo.errors import CheckpointError, TerrazzoWarning
+from terrazzo.genes import Vocabulary
+from terrazzo.models import checkpoint as ckpt
+from terrazzo.models.base import FoundationModel
+from terrazzo.models.cells import CellModel, CellModelConfig
+from terrazzo.models.stofm import SToFM
+from terrazzo.models.stofm_config import SToFMConfig
+from terrazzo.nn.cell_encoder import CellEncoderConfig
+from terrazzo.nn.se2 import SE2Config
+from terrazzo.units.subslices import SubSliceConfig
+
+PUBLISHED = SubSliceConfig(geometry="published", split="grid", mix="sum")  # what published weights were trained with
+LAYER_NAMES = {
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.out_proj": "out",
+    "self_attn_layer_norm": "attention_norm",
+    "final_layer_norm": "final_norm",
+    "fc1": "fc1",
+    "fc2": "fc2",
+}
+
+
+def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM:
+    """Read SToFM's published weights.
+
+    Parameters
+    ----------
+    published
+        Folder with ``config.json``, ``se2transformer.pth``, ``cell_encoder/cell_bert/`` and
+        ``cell_encoder/cell_proj.bin``.
+    gene_dictionaries
+        Folder with Geneformer's ``token_dictionary.pkl``, ``gene_median_dictionary.pkl``, ``gene_name_id_dict.pkl``.
+
+    Returns
+    -------
+    A model that gives the published outputs (``geometry="published"``, grid split).
+
+    Raises
+    ------
+    CheckpointError
+        A file is missing, damaged, tries to run code, or describes a model that this one cannot express.
+    """
+    root = Path(published)
+    config_file, se2_file = root / "config.json", root / "se2transformer.pth"
+    bert_dir, proj_file = root / "cell_encoder" / "cell_bert", root / "cell_encoder" / "cell_proj.bin"
+    _need(config_file, se2_file, bert_dir / "config.json", proj_file)
+    vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
+    proj = read_pickled_tensors(proj_file)
+    if set(proj) != {"weight", "bias"}:
+        raise CheckpointError(f"{proj_file} must hold one linear layer (weight, bias), not {sorted(proj)[:4]}.")
+    encoder, bert = _read_bert(bert_dir, pooling="cls", output_dim=proj["weight"].shape[0])
+    config = SToFMConfig(encoder, _se2_config(config_file), PUBLISHED)
+    state = {f"cell_encoder.bert.{k}": v for k, v in bert.items()}
+    state |= {f"cell_encoder.proj.{k}": v for k, v in proj.items()}
+    state |= {f"se2.{k}": v for k, v in _rename_se2(read_pickled_tensors(se2_file)).items()}
+    model = SToFM(config, vocabulary, provenance=_provenance("SToFM, published weights", root))
+    return _filled(model, state, root)
+
+
+def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> CellModel:
+    """Read a Geneformer V1 checkpoint (transformers layout) as a cell encoder.
+
+    Its vector is Geneformer's own read-out: the mean over genes of the second-to-last layer. One embedding, the mean of
+    all others, is appended for ``<cls>``, which Geneformer V1 does not have, so that domain adaptation can start here.
+
+    Parameters
+    ----------
+    published
+        Folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``.
+    gene_dictionaries
+        As for :func:`convert_stofm`.
+    """
+    root = Path(published)
+    _need(root / "config.json")
+    vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
+    encoder, bert = _read_bert(root, pooling="mean", output_dim=None, vocab_size=vocabulary.n_tokens)
+    words = bert["embeddings.word_embeddings.weight"]
+    if len(words) < vocabulary.n_tokens:
+        extra = words.mean(dim=0, keepdim=True).expand(vocabulary.n_tokens - len(words), -1)
+        bert["embeddings.word_embeddings.weight"] = torch.cat([words, extra])
+    model = CellModel(CellModelConfig(encoder), vocabulary, provenance=_provenance("Geneformer", root))
+    return _filled(model, {f"bert.{k}": v for k, v in bert.items()}, root)
+
+
+def _filled(model: Any, state: dict[str, Tensor], root: Path) -> Any:
+    wanted = model.module.state_dict()
+    foreign = sorted(set(state) - set(wanted))
+    if foreign:
+        warnings.warn(
+            f"{root}: {len(foreign)} tensors have no place in the model and are left out: {', '.join(foreign[:3])}.",
+            TerrazzoWarning,
+            stacklevel=3,
+        )
+    kept = {k: v for k, v in state.items() if k in wanted}
+    ckpt.check_tensors(wanted, kept, str(root))
+    model.module.load_state_dict(kept)
+    return model
+
+
+def _provenance(what: str, root: Path) -> dict[str, Any]:
+    return {"weights": "imported", "source": what, "folder": root.resolve().name}
+
+
+def _need(*files: Path) -> None:
+    absent = [str(f) for f in files if not f.is_file()]
+    if absent:
+        raise CheckpointError(f"The published checkpoint is incomplete: {', '.join(absent)} is missing.")
+
+
+def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a ``.pth`` / ``.bin`` state dict as tensors only.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or holds anything but tensors in plain containers (it is not executed).
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was refused: it is damaged, or holds more than tensors (it may try to run code). Nothing in it was run."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is truncated or no PyTorch file ({str(error).splitlines()[0]}).") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} does not hold a state dict (tensor by name).")
+    return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _read_bert(
+    folder: Path, *, pooling: Any, output_dim: int | None, vocab_size: int | None = None
+) -> tuple[CellEncoderConfig, dict[str, Tensor]]:
+    """Read a transformers BERT folder: our config, and tensors named as in ``BertModel``."""
+    data = ckpt.read_json(folder / "config.json")
+    if data.get("model_type", "bert") != "bert":
+        raise CheckpointError(f"{folder} holds a {data['model_type']!r} model, not BERT.")
+    if data.get("position_embedding_type", "absolute") != "absolute":
+        raise CheckpointError(f"{folder}: only absolute position embeddings are supported.")
+    weights = next((folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
+    read = ckpt.read_tensors if weights.suffix == ".safetensors" else read_pickled_tensors
+    state = {k.removeprefix("bert."): v.float() for k, v in read(weights).items()}
+    ignored = ("pooler.", "cls.", "embeddings.position_ids")  # BERT's own pooler and language-model head: unused
+    state = {k: v for k, v in state.items() if not k.startswith(ignored)}
+    try:
+        config = CellEncoderConfig(
+            vocab_size=max(data["vocab_size"], vocab_size or 0),
+            hidden_size=data["hidden_size"],
+            num_layers=data["num_hidden_layers"],
+            num_heads=data["num_attention_heads"],
+            intermediate_size=data["intermediate_size"],
+            max_length=data["max_position_embeddings"],
+            output_dim=output_dim or data["hidden_size"],
+            dropout=data.get("hidden_dropout_prob", 0.0),
+            activation=data["hidden_act"],
+            layer_norm_eps=data["layer_norm_eps"],
+            pooling=pooling,
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {error}.") from error
+    return config, state
+
+
+def _se2_config(path: Path) -> SE2Config:
+    data = ckpt.read_json(path)
+    if data.get("activation_fn", "gelu") != "gelu" or data.get("pre_layernorm") or data.get("encoder_normalize_before"):
+        raise CheckpointError(f"{path}: only post-LayerNorm with GELU, as published, is supported.")
+    try:
+        return SE2Config(
+            input_dim=data["input_dim"],
+            hidden_size=data["hidden_size"],
+            num_layers=data["num_hidden_layers"],
+            num_heads=data["num_attention_heads"],
+            ffn_size=data["ffn_embedding_dim"],
+            num_kernels=data["gaussian_hidden_dim"],
+            dropout=data.get("dropout", 0.1),
+            attention_dropout=data.get("attention_dropout", 0.1),
+            activation_dropout=data.get("activation_dropout", 0.1),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks {error}.") from error
+
+
+def _rename_se2(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the published tensors the names of :class:`~terrazzo.nn.se2.SE2Transformer`."""
+    out = {}
+    for name, tensor in published.items():
+        name = name.replace("embedding_layer.", "embedding.").replace("token_type_embeddings.", "token_types.")
+        name = name.replace("gaussian.means.weight", "gaussian.means").replace("gaussian.stds.weight", "gaussian.stds")
+        if name.startswith("encoder.layers."):
+            number, rest = name.removeprefix("encoder.layers.").split(".", 1)
+            part, kind = rest.rsplit(".", 1)
+            name = f"layers.{number}.{LAYER_NAMES.get(part, part)}.{kind}"
+        out[name] = tensor[0] if name in ("gaussian.means", "gaussian.stds") else tensor
+    return out
+
+
+def load(source: str | Path, **options: Any) -> FoundationModel:
+    """Load a checkpoint with the class that it names.
+
+    Parameters
+    ----------
+    source
+        Checkpoint folder, or ``"organisation/name"`` on the hub.
+    **options
+        As for :meth:`~terrazzo.models.base.FoundationModel.from_pretrained`.
+    """
+    from terrazzo.models.base import locate
+
+    folder = locate(source, options.pop("revision", None))
+    if not (folder / ckpt.CONFIG).is_file():
+        ckpt.read(folder)  # says what is missing
+    kind = ckpt.read_header(folder)["model_type"]
+    classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in (SToFM, CellModel)}
+    if kind not in classes:
+        raise CheckpointError(f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}.")
+    return classes[kind].from_pretrained(folder, **options)

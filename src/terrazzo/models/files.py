@@ -1,0 +1,214 @@
+"""Embedding from files to files: atomic, resumable, never half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+from anndata import AnnData
+
+from terrazzo import keys
+from terrazzo.errors import InputError, OutputError
+from terrazzo.models.base import FoundationModel
+from terrazzo.slices import read_anndata
+
+logger = logging.getLogger(__name__)
+
+INPUT_HASH, OPTIONS = "input_sha256", "options"  # in uns["terrazzo"][key]: what a finished file is recognised by
+
+
+@dataclass(frozen=True)
+class Done:
+    """One slice that is finished.
+
+    Attributes
+    ----------
+    source, target
+        Input and output file.
+    cells
+        Number of cells.
+    status
+        ``"embedded"`` now; ``"unchanged"``: finished before from the same input, model and options; ``"planned"``: a
+        dry run.
+    """
+
+    source: Path
+    target: Path
+    cells: int
+    status: Literal["embedded", "unchanged", "planned"]
+
+    def __str__(self) -> str:
+        """One line for the terminal."""
+        if self.status == "planned":
+            return f"{self.source}: not done (dry run); would go to {self.target}"
+        if self.status == "unchanged":
+            return f"{self.target}: finished before from the same input, model and options; left alone"
+        return f"{self.target}: {self.cells:,} cells embedded"
+
+
+def embed_files(
+    model: FoundationModel,
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    key_added: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    announce: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Iterator[Done]:
+    """Embed slices from files and write each, with its vectors, into a folder.
+
+    A file that was finished before from the same input, model and options is recognised and left alone, so that an
+    interrupted run continues where it stopped.
+
+    Parameters
+    ----------
+    model
+        Any model with the verb ``embed``.
+    sources
+        ``.h5ad`` files or AnnData ``.zarr`` folders.
+    out
+        Folder for ``<name>.h5ad``.
+    key_added
+        ``obsm`` key; None: the model's own.
+    overwrite
+        Replace files in ``out`` that terrazzo did not write.
+    dry_run
+        Only plan; nothing is written.
+    announce
+        Called with each slice's plan (cells, sub-slices, coverage, time) before the work begins.
+    **options
+        Passed to ``model.embed``.
+
+    Yields
+    ------
+    One :class:`Done` a slice, in the order given.
+
+    Raises
+    ------
+    InputError
+        Two inputs share a name, or an input cannot be read.
+    OutputError
+        The folder or a file cannot be written; no half-written file stays.
+    """
+    folder = Path(out)
+    targets = plan_targets(sources, folder)
+    if not dry_run:
+        check_writable(folder)
+    key = key_added or model.default_key
+    wanted_options = json.dumps(options, sort_keys=True, default=str)
+    for source, target in targets:
+        digest = hash_path(source)
+        wanted = {
+            "checkpoint_sha256": model.fingerprint(),
+            INPUT_HASH: digest,
+            OPTIONS: wanted_options,
+        }
+        held = read_record(target, key)
+        if held is not None and all(held.get(k) == v for k, v in wanted.items()):
+            yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
+            continue
+        if target.exists() and held is None and not overwrite:
+            raise OutputError(f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite.")
+        adata = read_anndata(source)
+        if announce is not None:
+            announce(f"{source}: {model.plan(adata, **options)}")
+        if dry_run:
+            yield Done(source, target, adata.n_obs, "planned")
+            continue
+        model.embed(adata, key_added=key, **options)
+        adata.uns[keys.UNS][key] |= {INPUT_HASH: digest, OPTIONS: wanted_options, "n_cells": adata.n_obs}
+        write_atomically(adata, target)
+        yield Done(source, target, adata.n_obs, "embedded")
+
+
+def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path, Path]]:
+    """Return (source, target) pairs; refuse two inputs for one output, and an output onto its input."""
+    pairs: list[tuple[Path, Path]] = []
+    seen: dict[Path, Path] = {}
+    for source in map(Path, sources):
+        if not source.exists():
+            raise InputError(f"{source} does not exist.")
+        target = folder / f"{source.stem}.h5ad"
+        if target in seen:
+            raise InputError(
+                f"{seen[target]} and {source} would both be written to {target}: rename one, or embed them into two folders."
+            )
+        if target.exists() and target.resolve() == source.resolve():
+            raise InputError(f"{target} would overwrite its own input: choose another output folder.")
+        seen[target] = source
+        pairs.append((source, target))
+    return pairs
+
+
+def check_writable(folder: Path) -> None:
+    """Make the output folder and prove that it can be written, before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out.") from error
+
+
+def write_atomically(adata: AnnData, target: Path) -> None:
+    """Write ``.h5ad`` beside the target, then rename: the target is whole or is not there.
+
+    Raises
+    ------
+    OutputError
+        The disk is full, or the file cannot be written.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    os.close(handle)
+    draft = Path(name)
+    try:
+        adata.write_h5ad(draft)
+        draft.chmod(0o644)
+        draft.replace(target)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else str(error)
+        raise OutputError(f"{target} could not be written: {reason}. Nothing was kept; finished slices are safe.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_record(target: Path, key: str) -> dict[str, Any] | None:
+    """Read the provenance of ``obsm[key]`` from a file without loading it; None where there is none."""
+    if not target.is_file():
+        return None
+    with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
+        group = file["uns"][keys.UNS][key]
+        if key in file["obsm"]:
+            return {name: _scalar(value) for name, value in group.items() if isinstance(value, h5py.Dataset)}
+    return None
+
+
+def _scalar(value: h5py.Dataset) -> Any:
+    held = value[()]
+    return held.decode() if isinstance(held, bytes) else held
+
+
+def hash_path(path: Path) -> str:
+    """Return the sha256 of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
