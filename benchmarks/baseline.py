@@ -263,7 +263,11 @@ def split_grid(pos: np.ndarray, split: int = 1000) -> list[np.ndarray]:
 
 
 def subslice_inputs(
-    pos: np.ndarray, virtual_pos: np.ndarray, index_sets: Sequence[np.ndarray], n_neighbors: int = 50
+    pos: np.ndarray,
+    virtual_pos: np.ndarray,
+    index_sets: Sequence[np.ndarray],
+    n_neighbors: int = 50,
+    search: str = "scanpy",
 ) -> list[dict[str, np.ndarray]]:
     """Build the tokens and the dense distance matrix of every sub-slice.
 
@@ -287,22 +291,22 @@ def subslice_inputs(
         Cells of each sub-slice.
     n_neighbors
         Nearest tokens searched for, itself included.
+    search
+        "scanpy" (the neighbour graph with its weights; its cost was measured of the published code) or "sklearn"
+        (the search alone, several times cheaper, same result): time against both to be fair.
 
     Returns
     -------
     One dict a sub-slice: `indices` (-1 for graph token and virtual cells), `token_types`, `distance` (dense float32).
     """
-    from sklearn.neighbors import NearestNeighbors
-
     out = []
     v = len(virtual_pos)
     for cells in index_sets:
         places = np.concatenate([np.zeros((1, 2)), virtual_pos, pos[cells]])
         n = len(places)
-        search = NearestNeighbors(n_neighbors=min(n_neighbors, n)).fit(places)
-        distance = search.kneighbors_graph(places, mode="distance").toarray().astype(np.float32)
+        distance = _listed(places, min(n_neighbors, n), search).toarray().astype(np.float32)
         distance[distance == 0] = FAR
-        distance = distance + (distance.T - distance) * (distance.T < distance)
+        distance = distance + (distance.T - distance) * (distance > distance.T)
         virtual = np.sqrt(((places[1 : 1 + v, None] - places[None]) ** 2).sum(axis=-1))
         distance[1 : 1 + v] = virtual
         distance[:, 1 : 1 + v] = virtual.T
@@ -314,6 +318,20 @@ def subslice_inputs(
         indices = np.concatenate([np.full(1 + v, -1), cells])
         out.append({"indices": indices, "token_types": types, "distance": distance})
     return out
+
+
+def _listed(places: np.ndarray, n_neighbors: int, search: str) -> sp.csr_matrix:
+    """Distances from every place to its nearest, itself counted but not stored."""
+    if search == "sklearn":
+        from sklearn.neighbors import NearestNeighbors
+
+        return NearestNeighbors(n_neighbors=n_neighbors).fit(places).kneighbors_graph(places, mode="distance")
+    import anndata
+    import scanpy as sc
+
+    adata = anndata.AnnData(np.zeros((len(places), 1), np.float32), obsm={"spatial": places})
+    sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="spatial")
+    return adata.obsp["distances"]
 
 
 # ---------------------------------------------------------------------------------------------------- SE(2) transformer
@@ -628,7 +646,7 @@ def _check_split(check: _Check, root: Path, xy: np.ndarray, emb: np.ndarray, se2
     check(f"{label}: sub-slices differ", not same, 0, 0)
     inputs = subslice_inputs(pos, virtual_pos, sets)
     worst, other = 0.0, 0
-    for k, item in enumerate(inputs):
+    for k, item in [*enumerate(inputs), *enumerate(subslice_inputs(pos, virtual_pos, sets, search="sklearn"))]:
         sub, got = np.load(root / f"sub{k}.npz"), item["distance"]
         dense = np.full(got.shape, FAR, np.float32)
         dense[sub["row"], sub["col"]] = sub["val"]

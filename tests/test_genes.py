@@ -292,7 +292,7 @@ def test_from_slices_medians_are_exact() -> None:
 
 
 def test_from_slices_in_bins_stays_close() -> None:
-    from terrazzo._medians import NonZeroMedians
+    from terrazzo.genes.medians import NonZeroMedians
 
     rng = np.random.default_rng(0)
     exact, binned = NonZeroMedians(), NonZeroMedians(exact_values=100)

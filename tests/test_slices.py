@@ -119,7 +119,7 @@ def test_any_format_gives_the_same_slice(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", ["coo", "matrix", "lazy", "bsr"])
 def test_formats_that_anndata_itself_refuses(kind: str) -> None:
-    from terrazzo._counts import to_csr
+    from terrazzo.slices.counts import to_csr
 
     x = np.random.default_rng(3).poisson(1.0, (40, 7)).astype(np.float32)
     with warnings.catch_warnings():
@@ -250,7 +250,7 @@ def test_unusable_coordinates(coords: np.ndarray, message: str) -> None:
 
 
 def test_coordinates_with_too_few_rows() -> None:
-    from terrazzo._geometry import read_coords
+    from terrazzo.slices.geometry import read_coords
 
     fake = types.SimpleNamespace(obsm={"spatial": np.zeros((3, 2))}, n_obs=5, obs_names=list("abcde"))
     with pytest.raises(InputError, match=r"one row a cell \(5\)"):

@@ -122,7 +122,7 @@ def embed(
     for done in tz.embed_files(
         loaded, slices, out, key_added=key, overwrite=overwrite, dry_run=dry_run, announce=console.print, **options
     ):
-        console.print(done)
+        console.print(str(done))
 
 
 @convert_app.command
@@ -134,7 +134,7 @@ def stofm(
     out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """SToFM's published weights, for equal outputs.
+    """Convert SToFM's published weights, for equal outputs.
 
     Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
     """
@@ -153,7 +153,7 @@ def geneformer(
     out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """A Geneformer V1 checkpoint, as a cell encoder on its own.
+    """Convert a Geneformer V1 checkpoint to a cell encoder on its own.
 
     Example: terrazzo convert geneformer DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
     """

@@ -66,11 +66,15 @@ def spatial(
         palette = plt.get_cmap("tab20" if len(names) > 10 else "tab10")
         for i, name in enumerate(names):
             here = (values == name).to_numpy()
-            axes.scatter(*coords[here].T, s=size, color=palette(i % palette.N), label=str(name), linewidths=0)
+            axes.scatter(
+                coords[here, 0], coords[here, 1], s=size, color=palette(i % palette.N), label=str(name), linewidths=0
+            )
         if legend and len(names) <= MAX_LEGEND:
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small", markerscale=2)
     else:
-        drawn = axes.scatter(*coords.T, s=size, c=values.to_numpy(dtype=float), cmap="viridis", linewidths=0)
+        drawn = axes.scatter(
+            coords[:, 0], coords[:, 1], s=size, c=values.to_numpy(dtype=float), cmap="viridis", linewidths=0
+        )
         axes.figure.colorbar(drawn, ax=axes, shrink=0.6)
     axes.set(aspect="equal", xticks=[], yticks=[], title=color if title is None else title)
     axes.invert_yaxis()

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -75,7 +75,8 @@ class Plan:
     def __str__(self) -> str:
         hint = f" Faster: {'; '.join(self.faster)}." if self.faster else ""
         parts = f" in {self.subslices:,} sub-slice{'s' if self.subslices != 1 else ''}" if self.subslices else ""
-        covered = f"{self.coverage.n_matched:,} of {self.coverage.n_genes:,} genes, {self.coverage.share_counts:.1%} of counts"
+        met = self.coverage
+        covered = f"{met.n_matched:,} of {met.n_genes:,} genes, {met.share_counts:.1%} of counts"
         return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
 
 
@@ -109,7 +110,7 @@ class FoundationModel(abc.ABC):
     def __init__(
         self, config: Any, vocabulary: Vocabulary, *, seed: int = 0, provenance: dict[str, Any] | None = None
     ) -> None:
-        self.config = config
+        self.config: Any = config
         self.vocabulary = vocabulary
         self.provenance = provenance or {"weights": "random", "seed": seed}
         with torch.random.fork_rng(devices=[]):
@@ -180,7 +181,7 @@ class FoundationModel(abc.ABC):
                 f"{source} holds a {held.model_type!r} model, not {cls.model_type!r}; "
                 f"terrazzo.load({str(source)!r}) picks the right class."
             )
-        config = from_dict(cls.config_class, held.model, f"{folder / ckpt.CONFIG}: model")
+        config: Any = from_dict(cls.config_class, held.model, f"{folder / ckpt.CONFIG}: model")
         model = cls(config, held.vocabulary, provenance=held.provenance or {"weights": "unknown"})
         ckpt.check_tensors(model.module.state_dict(), held.state, str(folder / ckpt.WEIGHTS))
         model.module.load_state_dict(held.state)
@@ -218,7 +219,7 @@ class FoundationModel(abc.ABC):
             raise InputError(
                 f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
             )
-        named = {"name": Path(data).stem} if isinstance(data, str | Path) else {}
+        named: dict[str, Any] = {"name": Path(data).stem} if isinstance(data, str | Path) else {}
         tissue = Slice.from_anndata(adata, **named, **slice_options)
         self._write(adata, key, run(tissue, adata), tissue, settings)
         return adata
@@ -265,7 +266,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         return path
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = [ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY, ckpt.CARD]
     try:

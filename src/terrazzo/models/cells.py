@@ -77,9 +77,7 @@ def encode_cells(
         raise ConfigError(f"precision is {precision!r}; it must be 'float32' or 'bfloat16'.")
     details: dict[str, Any] = {"precision": precision}
     with progress.stage("encode cells", len(tokens)) as advance:
-        vectors = encoder.encode(
-            tokens.flat, tokens.offsets, cls_token=cls_token, precision=precision, advance=advance
-        )
+        vectors = encoder.encode(tokens.flat, tokens.offsets, cls_token=cls_token, precision=precision, advance=advance)
     if precision == "bfloat16":
         rows = np.unique(np.linspace(0, len(tokens) - 1, SAMPLE).astype(np.int64))
         sample = tokens.take(rows)
@@ -149,6 +147,7 @@ class CellModel(FoundationModel):
     default_key: ClassVar[str] = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
     title: ClassVar[str] = "Cell encoder"
+    module: CellEncoder
 
     def _build(self) -> nn.Module:
         self.cls_token = check_vocabulary(self.config.cell_encoder, self.vocabulary)

@@ -61,7 +61,7 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         known = target.is_dir() and (target / CONFIG).exists()
         if not overwrite or not known:
-            mend = "pass overwrite=True (--overwrite)" if known else "choose another folder (this one holds other files)"
+            mend = "pass overwrite=True (--overwrite)" if known else "choose another folder (it holds other files)"
             raise OutputError(f"{target} exists already and is not empty: {mend}.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,8 @@ def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], whe
     for label, names in (("lacks", missing), ("has foreign tensors", extra), ("has tensors of another shape", shapes)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(f"{where} {label}: {'; '.join(names[:3])}{more}. It belongs to another model or config.")
+            shown = "; ".join(names[:3]) + more
+            raise CheckpointError(f"{where} {label}: {shown}. It belongs to another model or config.")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

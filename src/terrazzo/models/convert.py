@@ -134,7 +134,7 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} was refused: it is damaged, or holds more than tensors (it may try to run code). Nothing in it was run."
+            f"{path} was refused: it is damaged, or holds more than tensors (it may try to run code). Nothing was run."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is truncated or no PyTorch file ({str(error).splitlines()[0]}).") from error

@@ -109,28 +109,27 @@ def embed_files(
     key = key_added or model.default_key
     wanted_options = json.dumps(options, sort_keys=True, default=str)
     for source, target in targets:
-        digest = hash_path(source)
-        wanted = {
-            "checkpoint_sha256": model.fingerprint(),
-            INPUT_HASH: digest,
-            OPTIONS: wanted_options,
-        }
-        held = read_record(target, key)
+        wanted = {"checkpoint_sha256": model.fingerprint(), INPUT_HASH: hash_path(source), OPTIONS: wanted_options}
+        held = _finished(target, key, overwrite)
         if held is not None and all(held.get(k) == v for k, v in wanted.items()):
             yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
             continue
-        if target.exists() and held is None and not overwrite:
-            raise OutputError(f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite.")
         adata = read_anndata(source)
         if announce is not None:
             announce(f"{source}: {model.plan(adata, **options)}")
-        if dry_run:
-            yield Done(source, target, adata.n_obs, "planned")
-            continue
-        model.embed(adata, key_added=key, **options)
-        adata.uns[keys.UNS][key] |= {INPUT_HASH: digest, OPTIONS: wanted_options, "n_cells": adata.n_obs}
-        write_atomically(adata, target)
-        yield Done(source, target, adata.n_obs, "embedded")
+        if not dry_run:
+            model.embed(adata, key_added=key, **options)
+            adata.uns[keys.UNS][key] |= {**wanted, "n_cells": adata.n_obs}
+            write_atomically(adata, target)
+        yield Done(source, target, adata.n_obs, "planned" if dry_run else "embedded")
+
+
+def _finished(target: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
+    """Return what an earlier run recorded in the target; refuse to replace a file that is not ours."""
+    held = read_record(target, key)
+    if target.exists() and held is None and not overwrite:
+        raise OutputError(f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite.")
+    return held
 
 
 def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path, Path]]:
@@ -143,7 +142,7 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
         target = folder / f"{source.stem}.h5ad"
         if target in seen:
             raise InputError(
-                f"{seen[target]} and {source} would both be written to {target}: rename one, or embed them into two folders."
+                f"{seen[target]} and {source} would both be written to {target}: rename one, or use two output folders."
             )
         if target.exists() and target.resolve() == source.resolve():
             raise InputError(f"{target} would overwrite its own input: choose another output folder.")
@@ -180,7 +179,9 @@ def write_atomically(adata: AnnData, target: Path) -> None:
     except OSError as error:
         full = error.errno == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else str(error)
-        raise OutputError(f"{target} could not be written: {reason}. Nothing was kept; finished slices are safe.") from error
+        raise OutputError(
+            f"{target} could not be written: {reason}. Nothing of it was kept; finished slices are safe."
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -267,7 +267,8 @@ def subslice_tensors(
     pairs = []
     for sub in pack:
         positions = torch.from_numpy(sub.positions.astype(np.float32)) if sub.full else None
-        pair = Pairs(sub.n_tokens, *(torch.from_numpy(a) for a in (sub.row, sub.col, sub.distance)), positions)
+        row, col, distance = (torch.from_numpy(a) for a in (sub.row, sub.col, sub.distance))
+        pair = Pairs(sub.n_tokens, row, col, distance, positions)
         pairs.append(pair.to(device))
     return torch.from_numpy(x).to(device), types, pairs
 
@@ -288,8 +289,9 @@ def _length_unit(tissue: Slice, config: SubSliceConfig) -> float:
         return config.length_scale
     spacing = tissue.spacing if tissue.spacing > 0 else 1.0
     warnings.warn(
-        f"{tissue.name}: coordinates are in {tissue.unit} units and micrometres could not be derived; the median distance "
-        f"between neighbours ({spacing:.4g}) is taken as the unit. Pass microns_per_unit= (or technology=) if you know it.",
+        f"{tissue.name}: coordinates are in {tissue.unit} units and micrometres could not be derived; the median "
+        f"distance between neighbours ({spacing:.4g}) is taken as the unit. Pass microns_per_unit= or technology= if "
+        "you know it.",
         TerrazzoWarning,
         stacklevel=2,
     )
@@ -302,7 +304,6 @@ def _cluster_labels(adata: AnnData, column: str) -> NDArray[np.int64]:
         raise InputError(f"clusters={column!r} is not a column of obs; there are: {', '.join(map(str, adata.obs))}.")
     codes, _ = pd.factorize(adata.obs[column], sort=True)
     if (codes < 0).any():
-        raise InputError(f"obs[{column!r}] has no value for {int((codes < 0).sum())} cells; every cell needs a cluster.")
+        missing = int((codes < 0).sum())
+        raise InputError(f"obs[{column!r}] has no value for {missing} cells; every cell needs a cluster.")
     return codes.astype(np.int64)
-
-

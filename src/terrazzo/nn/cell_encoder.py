@@ -1,14 +1,14 @@
 """The cell encoder: a ranked gene list through BERT to one vector (SToFM section A.1), without wasted work.
 
-The module holds ``transformers.BertModel`` as it is. For inference, cells are sorted by length so that almost nothing is
-padding, and the last layer is computed for ``<cls>`` only, since nothing else of it is used.
+The module holds ``transformers.BertModel`` as it is. For inference, cells are sorted by length so that almost nothing
+is padding, and the last layer is computed for ``<cls>`` only, since nothing else of it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class CellEncoderConfig:
             layer_norm_eps=self.layer_norm_eps,
             type_vocab_size=2,
             pad_token_id=0,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]
         )
 
 
@@ -157,7 +157,7 @@ class CellEncoder(nn.Module):
         """Run BERT's own modules; of the last layer only the row of ``<cls>``."""
         x = self.bert.embeddings(input_ids=ids)
         keep = None if mask is None else mask.bool()[:, None, None, :]
-        layers: Sequence[nn.Module] = list(self.bert.encoder.layer)
+        layers: list[Any] = list(self.bert.encoder.layer)
         for layer in layers[:-1]:
             x = _bert_layer(layer, x, keep)
         if self.proj is None:
@@ -207,7 +207,7 @@ def _pack(
     return torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))
 
 
-def _bert_layer(layer: nn.Module, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:
+def _bert_layer(layer: Any, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:
     """One BertLayer from its own submodules; with ``only_first`` only the first row's output is computed."""
     attention = layer.attention.self
     rows = x[:, :1] if only_first else x

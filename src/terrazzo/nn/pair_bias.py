@@ -31,6 +31,7 @@ class GaussianBias(nn.Module):
 
     def __init__(self, kernels: int, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.linear = nn.Linear(1, 1)
         self.means = nn.Parameter(torch.empty(kernels))
         self.stds = nn.Parameter(torch.empty(kernels))
@@ -50,7 +51,7 @@ class GaussianBias(nn.Module):
         """Return the bias of each distance, ``(..., heads)``; exactly 0 where the distance is exactly 0."""
         flat = distance.reshape(-1)
         parts = [self._evaluate(part) for part in flat.split(EDGE_CHUNK)]
-        bias = torch.cat(parts) if parts else flat.new_zeros((0, self.proj[2].out_features))
+        bias = torch.cat(parts) if parts else flat.new_zeros((0, self.heads))
         return bias.reshape(*distance.shape, -1)
 
     def _evaluate(self, distance: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class SparseBias:
     def __init__(self, gaussian: GaussianBias, pairs: Pairs, far: float) -> None:
         self.pairs, self.gaussian, self.n = pairs, gaussian, pairs.n
         if pairs.positions is not None:
-            self.far_bias = torch.zeros_like(gaussian.proj[2].bias)
+            self.far_bias = gaussian.means.new_zeros(gaussian.heads)
             return
         self.far_bias = gaussian(pairs.distance.new_full((1,), far))[0]
         value = (gaussian(pairs.distance) - self.far_bias).T  # (heads, e)
@@ -148,6 +149,8 @@ class SparseBias:
 
     def _full_rows(self, start: int, stop: int) -> Tensor:
         positions = self.pairs.positions
+        if positions is None:
+            raise ValueError("rows of a full bias need positions")
         distance = torch.cdist(positions[start:stop], positions, compute_mode="donot_use_mm_for_euclid_dist")
         out = self.gaussian(distance).permute(2, 0, 1).contiguous()
         return self._without_distance(out, start, stop)

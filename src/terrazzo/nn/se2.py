@@ -1,13 +1,14 @@
 """The SE(2) Transformer: one exact implementation that is fast, and one that is plain, for the tests.
 
 Published recurrence (SToFM section A.2): ``R[l+1] = R[l] + Q K^T / sqrt(d)``, ``out = softmax(R[l+1]) V``, with
-``R[0]`` the Gaussian bias of the distances. Unrolled, layer ``l`` is ordinary attention with the queries and the keys of
-all layers up to ``l`` side by side, plus the fixed bias ``R[0]``: no n x n x heads tensor is carried.
+``R[0]`` the Gaussian bias of the distances. Unrolled, layer ``l`` is ordinary attention with the queries and the keys
+of all layers up to ``l`` side by side, plus the fixed bias ``R[0]``: no n x n x heads tensor is carried.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,10 @@ class SE2Transformer(nn.Module):
         self.gaussian = GaussianBias(config.num_kernels, config.num_heads)
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
 
+    def blocks(self) -> list[_Layer]:
+        """Return the layers, typed."""
+        return cast("list[_Layer]", list(self.layers))
+
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
@@ -130,7 +135,7 @@ class SE2Transformer(nn.Module):
         queries: list[Tensor] = []
         keys: list[Tensor] = []
         states = [x]
-        for layer in self.layers:
+        for layer in self.blocks():
             queries.append(self._heads(layer.query(x)))
             keys.append(self._heads(layer.key(x)))
             value = self._heads(layer.value(x))
@@ -204,7 +209,7 @@ def _block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout:
 def _attend_inference(
     q: Tensor, k: Tensor, v: Tensor, bias: _BiasSource, scale: float, rows: int, dropout: float
 ) -> Tensor:
-    """The same without autograd: one head at a time on the CPU, so that scores never leave the cache."""
+    """Attend without autograd: one head at a time on the CPU, so that scores never leave the cache."""
     heads, n, _ = q.shape
     out = q.new_empty((heads, n, v.shape[-1]))
     step = 1 if q.device.type == "cpu" else heads
@@ -245,7 +250,7 @@ def reference_forward(
     pair = model.gaussian(distance).permute(0, 3, 1, 2)
     pair = pair.masked_fill((types == PAD)[:, None, None, :], float("-inf"))
     states = [x]
-    for layer in model.layers:
+    for layer in model.blocks():
         q, k, v = (
             part(x).view(batch, n, config.num_heads, model.head_dim).transpose(1, 2)
             for part in (layer.query, layer.key, layer.value)

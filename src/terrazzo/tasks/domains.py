@@ -73,8 +73,9 @@ def cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> NDA
     if min(kept.shape) > MAX_DIMS:
         kept = PCA(MAX_DIMS, random_state=seed).fit_transform(kept)
     if method == "gmm":
-        found = GaussianMixture(k, covariance_type="tied", random_state=seed, n_init=3, reg_covar=1e-6 * kept.var() + 1e-12)
-        labels = found.fit_predict(kept)
+        floor = 1e-6 * kept.var() + 1e-12
+        mixture = GaussianMixture(k, covariance_type="tied", random_state=seed, n_init=3, reg_covar=floor)
+        labels = mixture.fit_predict(kept)
     elif method == "kmeans":
         labels = KMeans(k, random_state=seed, n_init=10).fit_predict(kept)
     else:

@@ -84,7 +84,9 @@ def _by_largest_row(matrix: Floats) -> Floats:
     return matrix / norm if norm > 0 else matrix
 
 
-def leiden_labels(points: Floats, n_neighbors: int, resolution: float, max_clusters: int, seed: int) -> NDArray[np.int64]:
+def leiden_labels(
+    points: Floats, n_neighbors: int, resolution: float, max_clusters: int, seed: int
+) -> NDArray[np.int64]:
     """Cluster points: nearest-neighbour graph with UMAP's fuzzy weights, Leiden (igraph, modularity).
 
     The resolution is halved while there are more than ``max_clusters`` clusters, as published.
@@ -179,13 +181,13 @@ def virtual_cells(features: NDArray[np.float32], positions: Floats, labels: NDAr
         Cluster of each cell, 0 .. k-1, none empty.
     """
     k = int(labels.max()) + 1
-    member = sparse.csr_matrix((np.ones(len(labels), dtype=np.float32), (labels, np.arange(len(labels)))), shape=(k, len(labels)))
-    size = np.asarray(member.sum(axis=1)).ravel()[:, None]
-    means = np.stack([_mean(features, member.indices[member.indptr[c] : member.indptr[c + 1]]) for c in range(k)])
-    return VirtualCells(labels, means, (member.astype(np.float64) @ positions) / size)
+    size = np.bincount(labels, minlength=k)
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(size)[:-1])
+    means = np.stack([_mean(features, rows) for rows in members])
+    return VirtualCells(labels, means, np.stack([positions[rows].mean(axis=0) for rows in members]))
 
 
-def _mean(features: NDArray[np.float32], rows: NDArray[np.int32]) -> NDArray[np.float32]:
+def _mean(features: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Mean in float64, a block of rows at a time."""
     total = np.zeros(features.shape[1])
     for start in range(0, len(rows), ROWS):

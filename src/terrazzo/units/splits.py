@@ -61,8 +61,8 @@ def _along_principal_axis(points: Floats) -> Ints:
 def split_grid(positions: Floats, size: int) -> list[Ints]:
     """Divide into square tiles, as the published code does, mended so that no cell is lost.
 
-    Tiles have the side ``sqrt(area / (n // size + 1))`` and are walked column by column. Upstream loses cells on the far
-    border of some lattices (they go to the last tile here) and cuts tiles of more than ``2 * size`` cells by file
+    Tiles have the side ``sqrt(area / (n // size + 1))`` and are walked column by column. Upstream loses cells on the
+    far border of some lattices (they go to the last tile here) and cuts tiles of more than ``2 * size`` cells by file
     order (:func:`split_balanced` cuts them here).
 
     Parameters

@@ -1,4 +1,4 @@
-"""A cell as a ranked list of genes: tokens straight from the sparse counts, never a dense matrix (SToFM section A.1)."""
+"""A cell as a ranked list of genes (SToFM section A.1): tokens straight from sparse counts, never a dense matrix."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from terrazzo.sparse import merge_columns
 
 TARGET_SUM = np.float32(10_000.0)
 
@@ -97,13 +99,9 @@ def _merge_columns(
         return counts, token, median
     target = np.arange(len(token))
     target[matched] = matched[first][inverse]
-    mapping = sparse.csr_matrix((np.ones(len(token), dtype=counts.dtype), (np.arange(len(token)), target)))
-    mapping.resize(len(token), len(token))
-    merged = (counts @ mapping).tocsr()
-    merged.sort_indices()
     alone = np.full_like(token, -1)
     alone[matched[first]] = token[matched[first]]
-    return merged, alone, median
+    return merge_columns(counts, target, len(token)), alone, median
 
 
 @numba.njit(parallel=True, cache=True)

@@ -136,9 +136,7 @@ def macro_scale(
     """Cluster the slice, or take clusters that are given, and make its virtual cells (Algorithm 1, lines 2-8)."""
     if labels is None:
         points = cluster_features(features, positions, config.alpha, config.mix)
-        labels = leiden_labels(
-            points, config.cluster_neighbors, config.leiden_resolution, config.max_clusters, seed
-        )
+        labels = leiden_labels(points, config.cluster_neighbors, config.leiden_resolution, config.max_clusters, seed)
     made = virtual_cells(features, positions, labels)
     if config.virtual:
         return made
@@ -201,7 +199,7 @@ def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tup
 
 
 def _neighbours(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
-    """Return (point, neighbour) for the k nearest others of each point; with ``ties`` also those as near as the last."""
+    """Return (point, neighbour) for the k nearest others of each point; ``ties``: also those as near as the last."""
     n = len(points)
     k = min(k, n - 1)
     if k < 1:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from terrazzo._counts import merge_columns
 from terrazzo.errors import InputError
-from terrazzo.slices import Slice
+from terrazzo.genes.counted import Counted
+from terrazzo.sparse import merge_columns
 
 EXACT_VALUES = 2**25
 """Up to so many non-zero values (0.3 GB) the medians are exact (to float32); beyond, within 0.7 % (log-spaced bins)."""
@@ -126,7 +126,7 @@ class GeneUnion:
         return at
 
 
-def survey(slices: Iterable[Slice], exact_values: int = EXACT_VALUES) -> tuple[GeneUnion, np.ndarray, set[str]]:
+def survey(slices: Iterable[Counted], exact_values: int = EXACT_VALUES) -> tuple[GeneUnion, np.ndarray, set[str]]:
     """Go once through the slices: the union of their genes, their medians (share of a cell's counts), the organisms.
 
     Raises

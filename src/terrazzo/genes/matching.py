@@ -8,36 +8,21 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from terrazzo._gene_names import ensembl_id
 from terrazzo.errors import CheckpointError, GeneError, InputError, TerrazzoWarning
+from terrazzo.genes.counted import Counted, GeneBook
+from terrazzo.genes.names import ensembl_id
 from terrazzo.safe_pickle import safe_unpickle
-from terrazzo.slices import Slice
 
 GeneTable: TypeAlias = Mapping[str, Any] | pd.DataFrame | str | os.PathLike[str]
 """Pairs of genes: a dict, a two-column DataFrame, or the path of a .csv, .tsv, .parquet or .pkl file."""
 
 _WAYS = ("ensembl", "symbol", "symbol_case", "alias", "ortholog")
 _N_EXAMPLES = 5
-
-
-class GeneBook(Protocol):
-    """What matching needs to know of a ``Vocabulary``: see there."""
-
-    @property
-    def ensembl_id(self) -> np.ndarray: ...
-    @property
-    def symbol(self) -> np.ndarray: ...
-    @property
-    def token(self) -> np.ndarray: ...
-    @property
-    def median(self) -> np.ndarray: ...
-    @property
-    def organism(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,7 @@ class GeneMatch:
 
 
 def match_genes(
-    vocabulary: GeneBook, piece: Slice, orthologs: GeneTable | None, aliases: GeneTable | None
+    vocabulary: GeneBook, piece: Counted, orthologs: GeneTable | None, aliases: GeneTable | None
 ) -> GeneMatch:
     """Match every gene of a slice; see ``Vocabulary.match`` for the order. Raises no error for a low coverage."""
     row = np.full(piece.n_genes, -1, dtype=np.int64)
@@ -165,7 +150,7 @@ def match_genes(
     return GeneMatch(token, median, _coverage(piece, row, by, n_lost))
 
 
-def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Slice, floor: float, min_genes: int) -> None:
+def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: float, min_genes: int) -> None:
     """Raise ``GeneError`` where too few genes or counts of the slice are known."""
     coverage = match.coverage
     needed = min(min_genes, piece.n_genes)
@@ -221,7 +206,7 @@ def _index(names: list[str], unique: bool = False) -> dict[str, int]:
     return {name: at for name, at in found.items() if name not in repeated} if unique else found
 
 
-def _coverage(piece: Slice, row: np.ndarray, by: dict[str, int], n_lost: int) -> Coverage:
+def _coverage(piece: Counted, row: np.ndarray, by: dict[str, int], n_lost: int) -> Coverage:
     known = row >= 0
     matched = np.asarray(piece.counts @ known.astype(np.float64)).ravel()
     total = piece.total_counts

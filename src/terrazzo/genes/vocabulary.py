@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from terrazzo._gene_names import ORGANISMS, ensembl_id, parse_organism
-from terrazzo._matching import Coverage, GeneMatch, GeneTable, check_floor, load_orthologs, match_genes
-from terrazzo._medians import survey
 from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.genes.counted import Counted
+from terrazzo.genes.matching import Coverage, GeneMatch, GeneTable, check_floor, load_orthologs, match_genes
+from terrazzo.genes.medians import survey
+from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
 from terrazzo.safe_pickle import safe_unpickle
-from terrazzo.slices import Slice
 
 __all__ = ["Coverage", "GeneMatch", "GeneTable", "Vocabulary", "load_orthologs", "safe_unpickle"]
 
@@ -106,7 +106,7 @@ class Vocabulary:
 
     def match(
         self,
-        piece: Slice,
+        piece: Counted,
         *,
         orthologs: GeneTable | None = None,
         aliases: GeneTable | None = None,
@@ -145,7 +145,7 @@ class Vocabulary:
         return found
 
     def coverage(
-        self, piece: Slice, *, orthologs: GeneTable | None = None, aliases: GeneTable | None = None
+        self, piece: Counted, *, orthologs: GeneTable | None = None, aliases: GeneTable | None = None
     ) -> Coverage:
         """Report how much of a slice the vocabulary knows; never raises for too little."""
         return match_genes(self, piece, orthologs, aliases).coverage
@@ -191,7 +191,7 @@ class Vocabulary:
     @classmethod
     def from_slices(
         cls,
-        slices: Iterable[Slice],
+        slices: Iterable[Counted],
         *,
         organism: str | None = None,
         special: Sequence[str] = ("<pad>", "<mask>", "<cls>"),
