@@ -292,8 +292,8 @@ def subslice_inputs(
     n_neighbors
         Nearest tokens searched for, itself included.
     search
-        "scanpy" (the neighbour graph with its weights; its cost was measured of the published code) or "sklearn"
-        (the search alone, several times cheaper, same result): time against both to be fair.
+        "scanpy" (the neighbour graph with its weights: an inference, as its cost agrees with the stage cost measured of
+        the published code) or "sklearn" (the search alone, some ten times cheaper, equal result): report both.
 
     Returns
     -------

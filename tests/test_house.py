@@ -161,11 +161,19 @@ def test_files_and_functions_stay_small(name: str) -> None:
     lines = (PACKAGE / name).read_text(encoding="utf-8").count("\n")
     assert lines <= MAX_FILE, f"{name} has {lines} lines"
     sizes = {
-        node.name: node.end_lineno - node.lineno + 1
+        node.name: node.end_lineno - node.body[0].lineno + 1 - docstring_lines(node)
         for node in ast.walk(TREES[name])
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
     assert {function: size for function, size in sizes.items() if size > MAX_FUNCTION} == {}
+
+
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function's docstring: a public one explains every argument, and should."""
+    if ast.get_docstring(node) is None:
+        return 0
+    first = node.body[0]
+    return first.end_lineno - first.lineno + 1
 
 
 @every_file

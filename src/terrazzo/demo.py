@@ -12,6 +12,7 @@ from terrazzo.genes import Vocabulary
 from terrazzo.models.baselines import PCANeighbours
 from terrazzo.models.files import check_writable, write_atomically
 from terrazzo.models.stofm import SToFM
+from terrazzo.slices import Slice
 from terrazzo.tasks import domains
 
 UNTRAINED = (
@@ -42,7 +43,7 @@ def run(out: str | Path, *, n_cells: int = 2000, seed: int = 0, progress: bool |
     folder = Path(out)
     check_writable(folder)
     adata = simulate.tissue(n_cells, seed=seed)
-    model = SToFM("tiny", Vocabulary.from_slices([adata]), seed=seed)
+    model = SToFM("tiny", Vocabulary.from_slices([Slice.from_anndata(adata)]), seed=seed)
     model.save_pretrained(folder / "model", overwrite=True)
     model.embed(adata, progress=progress)
     PCANeighbours().embed(adata)
