@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from anndata import AnnData
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers of pytest-xdist share the cores
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +31,119 @@ def shared_dir() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no shared data: set TERRAZZO_SHARED to the folder that holds data/ and reference/")
     return folder
+
+
+def make_loud(module: Any, seed: int = 0) -> Any:
+    """Fill a module with random weights so large that an error in any part of it moves the output.
+
+    With a default start the whole pair bias moves the output by less than 1e-3, so errors would hide.
+    """
+    import torch
+
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            noise = torch.randn(p.shape, generator=g)
+            if name.endswith("gaussian.means") or name == "means":
+                p.copy_(40 * torch.rand(p.shape, generator=g))
+            elif name.endswith("gaussian.stds") or name == "stds":
+                p.copy_(2 + 8 * torch.rand(p.shape, generator=g))
+                p[0] *= -1  # as in training: the published code takes the absolute value
+            elif "gaussian.linear" in name:
+                p.copy_((1.3 if p.ndim == 2 else 0.2) + 0.1 * noise)
+            elif "gaussian.proj" in name:
+                p.copy_((12 if p.ndim == 2 else 0.5) * noise / math.sqrt(p.shape[-1]))
+            elif "norm" in name.lower() and name.endswith("weight"):
+                p.copy_(1 + 0.1 * noise)
+            elif name.endswith("bias"):
+                p.copy_(0.1 * noise)
+            elif "embeddings" in name or "token_types" in name:
+                p.copy_((1.5 if "word" in name else 0.5) * noise)
+            elif p.ndim == 2:
+                scale = 2.0 if "query" in name or "key" in name else 1.0
+                p.copy_(scale * noise / math.sqrt(p.shape[1]))
+    return module
+
+
+@pytest.fixture(scope="session")
+def loud() -> Callable[..., Any]:
+    """Return :func:`make_loud`."""
+    return make_loud
+
+
+@pytest.fixture(scope="session")
+def small_config() -> Callable[..., Any]:
+    """Make a very small SToFM config; keywords change its sub-slices."""
+
+    def make(n_tokens: int, **subslices: Any) -> Any:
+        from terrazzo.models.stofm_config import SToFMConfig
+        from terrazzo.nn.cell_encoder import CellEncoderConfig
+        from terrazzo.nn.se2 import SE2Config
+        from terrazzo.units.subslices import SubSliceConfig
+
+        encoder = CellEncoderConfig(
+            vocab_size=n_tokens, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, max_length=64,
+            output_dim=16,
+        )  # fmt: skip
+        se2 = SE2Config(input_dim=16, hidden_size=32, num_layers=2, num_heads=4, ffn_size=48, num_kernels=16)
+        return SToFMConfig(encoder, se2, replace(SubSliceConfig(split_size=80, n_neighbors=20), **subslices))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Callable[..., AnnData]:
+    """Make a simulated slice; equal arguments are simulated once, and every call returns a copy."""
+    made: dict[Any, AnnData] = {}
+
+    def make(n_cells: int = 200, n_genes: int = 60, **options: Any) -> AnnData:
+        from terrazzo import simulate
+
+        key = (n_cells, n_genes, *sorted(options.items()))
+        if key not in made:
+            made[key] = simulate.tissue(n_cells, n_genes=n_genes, **options)
+        return made[key].copy()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(simulated: Callable[..., AnnData], small_config: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a very small SToFM with loud random weights; keywords change its sub-slices. Made once for each."""
+    made: dict[Any, Any] = {}
+
+    def make(**subslices: Any) -> Any:
+        from terrazzo import Slice, SToFM, Vocabulary
+
+        key = tuple(sorted(subslices.items()))
+        if key not in made:
+            vocabulary = Vocabulary.from_slices([Slice.from_anndata(simulated())])
+            model = SToFM(small_config(vocabulary.n_tokens, **subslices), vocabulary)
+            make_loud(model.module)
+            made[key] = model
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def quiet_figures() -> Iterator[None]:
+    """Draw without a display, and close every figure."""
+    import matplotlib as mpl
+
+    with warnings.catch_warnings():
+        mpl.use("Agg", force=True)
+        import matplotlib.pyplot as plt
+
+        yield
+        plt.close("all")
+
+
+@pytest.fixture
+def vectors() -> Callable[..., np.ndarray]:
+    """Embed and return ``obsm["X_stofm"]``."""
+
+    def run(model: Any, adata: AnnData, **options: Any) -> np.ndarray:
+        return np.asarray(model.embed(adata, progress=False, **options).obsm["X_stofm"])
+
+    return run

@@ -1,4 +1,4 @@
-"""terrazzo: pretrain, run and compare foundation models for spatial transcriptomics.
+"""terrazzo: import, run and compare foundation models for spatial transcriptomics.
 
 The names below are the public ones; each is imported when it is first used, so that ``import terrazzo`` is quick.
 """

@@ -119,10 +119,13 @@ def embed(
         options |= {k: v for k, v in cut.items() if v is not None}
     elif given := [k for k, v in cut.items() if v is not None and k != "seed"]:
         raise tz.errors.ConfigError(f"{', '.join(given)} mean nothing to a {loaded.title.lower()}: it sees no tissue.")
-    for done in tz.embed_files(
-        loaded, slices, out, key_added=key, overwrite=overwrite, dry_run=dry_run, announce=console.print, **options
-    ):
+    how = {"key_added": key, "overwrite": overwrite, "dry_run": dry_run, "keep_going": len(slices) > 1}
+    failed = []
+    for done in tz.embed_files(loaded, slices, out, announce=console.print, **how, **options):
         console.print(str(done))
+        failed += [done.source] if done.status == "failed" else []
+    if failed:
+        raise tz.errors.InputError(f"{len(failed)} of {len(slices)} slices could not be used; the others are done.")
 
 
 @convert_app.command

@@ -21,7 +21,7 @@ class Counted(Protocol):
 
     @property
     def gene_symbols(self) -> np.ndarray:
-        """Ensembl ids, str (n_genes,), "" where unknown."""
+        """Symbols, str (n_genes,), "" where unknown."""
 
     @property
     def name(self) -> str:

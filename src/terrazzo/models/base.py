@@ -220,7 +220,7 @@ class FoundationModel(abc.ABC):
                 f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
             )
         named: dict[str, Any] = {"name": Path(data).stem} if isinstance(data, str | Path) else {}
-        tissue = Slice.from_anndata(adata, **named, **slice_options)
+        tissue = Slice.from_anndata(adata, **(named | slice_options))
         self._write(adata, key, run(tissue, adata), tissue, settings)
         return adata
 

@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from terrazzo import keys
+from terrazzo._version import __version__
 from terrazzo.slices import Slice
 
 NEIGHBOURS = {0: 0, 1: 6, 2: 18, 3: 36}  # spots within this many hops on a hexagonal lattice
@@ -56,7 +57,16 @@ class PCANeighbours:
         """
         tissue = Slice.from_anndata(adata, **slice_options)
         scores = expression_pca(tissue, self.n_components, seed)
-        adata.obsm[key_added or self.default_key] = neighbour_mean(scores, tissue.coords, NEIGHBOURS[self.hops])
+        key = key_added or self.default_key
+        adata.obsm[key] = neighbour_mean(scores, tissue.coords, NEIGHBOURS[self.hops])
+        record = {
+            "model": self.title,
+            "n_components": self.n_components,
+            "hops": self.hops,
+            "seed": seed,
+            "terrazzo_version": __version__,
+        }
+        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
         return adata
 
 

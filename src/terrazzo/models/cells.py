@@ -5,6 +5,7 @@ It sees one cell at a time and no tissue: the baseline that SToFM's tables call 
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -18,15 +19,18 @@ from torch import nn
 from terrazzo import keys
 from terrazzo.errors import ConfigError
 from terrazzo.genes import Coverage, GeneMatch, Vocabulary
-from terrazzo.models.base import Embedding, FoundationModel, Plan
+from terrazzo.models.base import Embedding, FoundationModel, Plan, duration
 from terrazzo.nn.cell_encoder import CellEncoder, CellEncoderConfig
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.units.spots import Tokens, rank_tokens
 
+logger = logging.getLogger(__name__)
+
 Precision = Literal["float32", "bfloat16"]
 SAMPLE = 16  # cells on which the error of bfloat16 is measured before it is used
 ENCODER_SHARE = 0.7  # share of the matrix-product rate that the encoder reaches, for estimates
+LONG_FLOPS = 1e12  # below this no machine is slow; measuring it would cost more than it tells
 SLOW_SECONDS = 60.0  # advice is given for jobs longer than this
 
 
@@ -117,6 +121,21 @@ def advice(seconds: float, device: torch.device, precision: Precision, rates: tu
     return tuple(out)
 
 
+def warn_if_long(encoder: CellEncoder, tokens: Tokens, precision: Precision, name: str) -> None:
+    """Log, before a long encoding begins, how long it will take and what would make it faster."""
+    flops = encoder.flops(tokens.lengths + 1)
+    if flops < LONG_FLOPS:
+        return
+    device = encoder.bert.embeddings.word_embeddings.weight.device
+    rates = (matmul_rate("float32", device), matmul_rate("bfloat16", device))
+    seconds = flops / (rates[precision == "bfloat16"] * ENCODER_SHARE)
+    if seconds >= SLOW_SECONDS:
+        hints = "; ".join(advice(seconds, device, precision, rates))
+        logger.warning(
+            "%s: %s cells will take about %s. Faster: %s.", name, f"{len(tokens):,}", duration(seconds), hints
+        )
+
+
 def plan_encoder(
     model: FoundationModel, encoder: CellEncoder, tissue: Slice, orthologs: Any, precision: Precision
 ) -> tuple[float, Coverage, tuple[float, float]]:
@@ -169,6 +188,7 @@ class CellModel(FoundationModel):
         def run(tissue: Slice, adata: AnnData) -> Embedding:
             match = self.vocabulary.match(tissue, orthologs=orthologs)
             tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
+            warn_if_long(self.module, tokens, precision, tissue.name)
             vectors, details = encode_cells(self.module, tokens, self.cls_token, precision, bars)
             return Embedding(vectors, tokens.lengths == 0, match.coverage, details)
 

@@ -39,13 +39,16 @@ class Done:
         Number of cells.
     status
         ``"embedded"`` now; ``"unchanged"``: finished before from the same input, model and options; ``"planned"``: a
-        dry run.
+        dry run; ``"failed"``: the slice cannot be used.
+    note
+        What there is to say: why it failed, or the measured error of bfloat16.
     """
 
     source: Path
     target: Path
     cells: int
-    status: Literal["embedded", "unchanged", "planned"]
+    status: Literal["embedded", "unchanged", "planned", "failed"]
+    note: str = ""
 
     def __str__(self) -> str:
         """One line for the terminal."""
@@ -53,7 +56,9 @@ class Done:
             return f"{self.source}: not done (dry run); would go to {self.target}"
         if self.status == "unchanged":
             return f"{self.target}: finished before from the same input, model and options; left alone"
-        return f"{self.target}: {self.cells:,} cells embedded"
+        if self.status == "failed":
+            return f"{self.source}: failed: {self.note}"
+        return f"{self.target}: {self.cells:,} cells embedded{self.note and f' ({self.note})'}"
 
 
 def embed_files(
@@ -64,6 +69,7 @@ def embed_files(
     key_added: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    keep_going: bool = False,
     announce: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Iterator[Done]:
@@ -86,6 +92,8 @@ def embed_files(
         Replace files in ``out`` that terrazzo did not write.
     dry_run
         Only plan; nothing is written.
+    keep_going
+        A slice that cannot be used is reported as ``"failed"`` and the next is taken, instead of raising.
     announce
         Called with each slice's plan (cells, sub-slices, coverage, time) before the work begins.
     **options
@@ -114,14 +122,29 @@ def embed_files(
         if held is not None and all(held.get(k) == v for k, v in wanted.items()):
             yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
             continue
-        adata = read_anndata(source)
-        if announce is not None:
-            announce(f"{source}: {model.plan(adata, **options)}")
-        if not dry_run:
-            model.embed(adata, key_added=key, **options)
-            adata.uns[keys.UNS][key] |= {**wanted, "n_cells": adata.n_obs}
-            write_atomically(adata, target)
-        yield Done(source, target, adata.n_obs, "planned" if dry_run else "embedded")
+        try:
+            adata = read_anndata(source)
+            if announce is not None:
+                announce(f"{source}: {model.plan(adata, name=source.stem, **options)}")
+            if not dry_run:
+                model.embed(adata, key_added=key, name=source.stem, **options)
+        except InputError as error:
+            if not keep_going:
+                raise type(error)(f"{source}: {error}") from error
+            yield Done(source, target, 0, "failed", str(error))
+            continue
+        if dry_run:
+            yield Done(source, target, adata.n_obs, "planned")
+            continue
+        record = adata.uns[keys.UNS][key]
+        record |= {**wanted, "n_cells": adata.n_obs}
+        write_atomically(adata, target)
+        yield Done(source, target, adata.n_obs, "embedded", _precision_note(record))
+
+
+def _precision_note(record: dict[str, Any]) -> str:
+    cosine = json.loads(record["details"]).get("bfloat16_min_cosine")
+    return "" if cosine is None else f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
 
 
 def _finished(target: Path, key: str, overwrite: bool) -> dict[str, Any] | None:

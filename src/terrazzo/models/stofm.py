@@ -26,11 +26,12 @@ from terrazzo.models.cells import (
     encode_cells,
     plan_encoder,
     tokenise,
+    warn_if_long,
 )
 from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import Pairs
-from terrazzo.nn.se2 import SE2Transformer
+from terrazzo.nn.se2 import SE2Transformer, Workspace
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.units.spots import Tokens
@@ -175,6 +176,7 @@ class SToFM(FoundationModel):
         """
         config = settings.subslices
         tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
+        warn_if_long(self.module.cell_encoder, tokens, settings.precision, tissue.name)
         order = canonical_order(tokens, tissue)
         features, details = encode_cells(
             self.module.cell_encoder, tokens.take(order), self.cls_token, settings.precision, bars
@@ -201,13 +203,14 @@ class SToFM(FoundationModel):
     ) -> Any:
         """Run the SE(2) Transformer over a stream of sub-slices; yield (cells, vectors) of each."""
         pack: list[SubSlice] = []
+        workspace = Workspace()
         limit = PACK_TOKENS.get(self.device.type, PACK_TOKENS["cuda"])
         for sub in subslices:
             if pack and sum(s.n_tokens for s in pack) + sub.n_tokens > limit:
-                yield from self._forward(pack, features, virtual, advance)
+                yield from self._forward(pack, features, virtual, advance, workspace)
                 pack = []
             pack.append(sub)
-        yield from self._forward(pack, features, virtual, advance)
+        yield from self._forward(pack, features, virtual, advance, workspace)
 
     def _forward(
         self,
@@ -215,9 +218,10 @@ class SToFM(FoundationModel):
         features: NDArray[np.float32],
         virtual: NDArray[np.float32],
         advance: Callable[[int], None],
+        workspace: Workspace,
     ) -> Any:
         x, types, pairs = subslice_tensors(pack, features, virtual, self.device)
-        hidden = self.module.se2(x, types, pairs).hidden.cpu().numpy()
+        hidden = self.module.se2(x, types, pairs, workspace=workspace).hidden.cpu().numpy()
         start = 0
         for sub in pack:
             first = start + 1 + sub.n_virtual

@@ -51,7 +51,7 @@ PRESETS = {
         SE2Config(input_dim=64, hidden_size=64, num_layers=2, num_heads=4, ffn_size=128, num_kernels=32),
         SubSliceConfig(),
     ),
-    # a laptop: 17 (740 genes a cell) to 64 (2,047 genes) times cheaper a cell than the paper's encoder
+    # a laptop: 18 times (740 genes a cell) to 75 times (2,047 genes) cheaper a cell than the paper's encoder
     "small": SToFMConfig(
         CellEncoderConfig(
             hidden_size=256, num_layers=4, num_heads=8, intermediate_size=512, max_length=513, output_dim=128

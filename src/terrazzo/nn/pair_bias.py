@@ -8,13 +8,14 @@ what is left is non-zero only on listed pairs, the graph token and the diagonal.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 EDGE_CHUNK = 16_384  # distances per Gaussian evaluation: (chunk, kernels) stays in the cache
+LEAST_EXPONENT = -60.0  # below it a kernel is nothing in float32, but subnormal numbers make products 10 times slower
 STD_FLOOR = 1e-5  # as published: std = |s| + 1e-5
 
 
@@ -52,12 +53,13 @@ class GaussianBias(nn.Module):
         flat = distance.reshape(-1)
         parts = [self._evaluate(part) for part in flat.split(EDGE_CHUNK)]
         bias = torch.cat(parts) if parts else flat.new_zeros((0, self.heads))
-        return bias.reshape(*distance.shape, -1)
+        return bias.reshape(*distance.shape, self.heads)
 
     def _evaluate(self, distance: Tensor) -> Tensor:
         scaled = distance[:, None] * self.linear.weight[0, 0] + self.linear.bias[0]
         std = self.stds.abs() + STD_FLOOR
-        kernels = torch.exp(-0.5 * ((scaled - self.means) / std).square()) / (math.sqrt(2 * math.pi) * std)
+        exponent = (-0.5 * ((scaled - self.means) / std).square()).clamp(min=LEAST_EXPONENT)
+        kernels = torch.exp(exponent) / (math.sqrt(2 * math.pi) * std)
         return self.proj(kernels).masked_fill((distance == 0)[:, None], 0.0)
 
 
@@ -115,31 +117,52 @@ class SparseBias:
     """
 
     def __init__(self, gaussian: GaussianBias, pairs: Pairs, far: float) -> None:
-        self.pairs, self.gaussian, self.n = pairs, gaussian, pairs.n
+        self.pairs, self.gaussian, self.n, self.heads = pairs, gaussian, pairs.n, gaussian.heads
         if pairs.positions is not None:
             self.far_bias = gaussian.means.new_zeros(gaussian.heads)
             return
         self.far_bias = gaussian(pairs.distance.new_full((1,), far))[0]
         value = (gaussian(pairs.distance) - self.far_bias).T  # (heads, e)
-        order = torch.argsort(torch.cat([pairs.row, pairs.col]), stable=True)
+        place = torch.cat([pairs.row * self.n + pairs.col, pairs.col * self.n + pairs.row])
+        self.place, order = place.sort()
         self.value = torch.cat([value, value], dim=1)[:, order]
-        self.row = torch.cat([pairs.row, pairs.col])[order]
-        self.col = torch.cat([pairs.col, pairs.row])[order]
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the bias of the query rows ``start:stop``, ``(heads, stop - start, n)``."""
         if self.pairs.positions is not None:
-            return self._full_rows(start, stop)
-        heads = len(self.far_bias)
-        first, last = torch.searchsorted(self.row, torch.tensor([start, stop], device=self.row.device)).tolist()
-        out = self.value.new_zeros((heads, (stop - start) * self.n))
-        place = (self.row[first:last] - start) * self.n + self.col[first:last]
-        out = out.index_copy(1, place, self.value[:, first:last]).view(heads, stop - start, self.n)
-        return self._without_distance(out, start, stop)
+            return self._full_rows(self.pairs.positions, start, stop)
+        here = self._listed(start, stop)
+        out = self.value.new_zeros((self.heads, (stop - start) * self.n))
+        out = out.index_copy(1, self.place[here] - start * self.n, self.value[:, here])
+        return self._without_distance(out.view(self.heads, stop - start, self.n), start, stop)
 
-    def _without_distance(self, out: Tensor, start: int, stop: int) -> Tensor:
+    def write(self, start: int, stop: int, buffer: Tensor) -> Tensor:
+        """Write the same into a flat buffer of zeros and return it as ``(heads, stop - start, n)``; no gradient."""
+        if self.pairs.positions is not None:
+            return self._full_rows(self.pairs.positions, start, stop)
+        here = self._listed(start, stop)
+        out = buffer[: self.heads * (stop - start) * self.n].view(self.heads, -1)
+        out.index_copy_(1, self.place[here] - start * self.n, self.value[:, here])
+        return self._without_distance(out.view(self.heads, stop - start, self.n), start, stop)
+
+    def clear(self, start: int, stop: int, buffer: Tensor) -> None:
+        """Set what :meth:`write` wrote back to zero: far cheaper than a new buffer."""
+        if self.pairs.positions is None:
+            here = self._listed(start, stop)
+            out = buffer[: self.heads * (stop - start) * self.n].view(self.heads, -1)
+            out.index_fill_(1, self.place[here] - start * self.n, 0.0)
+            self._without_distance(out.view(self.heads, stop - start, self.n), start, stop, torch.zeros_like)
+
+    def _listed(self, start: int, stop: int) -> slice:
+        bounds = torch.tensor([start * self.n, stop * self.n], device=self.place.device)
+        first, last = torch.searchsorted(self.place, bounds).tolist()
+        return slice(first, last)
+
+    def _without_distance(
+        self, out: Tensor, start: int, stop: int, value: Callable[[Tensor], Tensor] = torch.neg
+    ) -> Tensor:
         """Give the graph token and the diagonal their bias: exactly zero, here ``-bias(far)``."""
-        zero = -self.far_bias[:, None]
+        zero = value(self.far_bias)[:, None]
         diagonal = torch.arange(start, stop, device=out.device)
         out[:, :, 0] = zero
         out[:, diagonal - start, diagonal] = zero
@@ -147,15 +170,7 @@ class SparseBias:
             out[:, 0, :] = zero
         return out
 
-    def _full_rows(self, start: int, stop: int) -> Tensor:
-        positions = self.pairs.positions
-        if positions is None:
-            raise ValueError("rows of a full bias need positions")
+    def _full_rows(self, positions: Tensor, start: int, stop: int) -> Tensor:
         distance = torch.cdist(positions[start:stop], positions, compute_mode="donot_use_mm_for_euclid_dist")
         out = self.gaussian(distance).permute(2, 0, 1).contiguous()
         return self._without_distance(out, start, stop)
-
-    def chunks(self, size: int) -> Iterator[tuple[int, int]]:
-        """Yield ``(start, stop)`` over all rows in steps of ``size``."""
-        for start in range(0, self.n, size):
-            yield start, min(start + size, self.n)

@@ -7,6 +7,7 @@ of all layers up to ``l`` side by side, plus the fixed bias ``R[0]``: no n x n x
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -19,12 +20,15 @@ from terrazzo.nn.pair_bias import GaussianBias, Pairs, SparseBias
 
 CELL, GRAPH, VIRTUAL, PAD = 0, 1, 2, 3  # token types as published
 DENSE_BIAS_BYTES = 2**28  # a bias up to this size is built once and kept for all layers
-SCORE_BYTES = 2**21  # scores of one (heads, query rows) block: kept within a core's cache on the CPU
+BLOCK_BIAS_BYTES = 2**27  # a larger one is built a block of rows at a time, again in every layer
+SCORE_BYTES = 2**21  # scores of one block of query rows and one head: kept within a core's cache on the CPU
+MIN_ROWS = 128  # fewer rows would starve the matrix product
+GRADIENT_BYTES = 2**26  # scores of one block in training
 
 
 @dataclass(frozen=True)
 class SE2Config:
-    """Sizes of the SE(2) Transformer (SToFM table A.8; feed-forward width from the published config)."""
+    """Sizes of the SE(2) Transformer (SToFM table A.8; it does not give the feed-forward width: 256 is a guess)."""
 
     input_dim: int = 256
     hidden_size: int = 256
@@ -113,6 +117,7 @@ class SE2Transformer(nn.Module):
         *,
         pair_rows: list[Tensor] | None = None,
         hidden_states: bool = False,
+        workspace: Workspace | None = None,
     ) -> SE2Output:
         """Encode packed sub-slices.
 
@@ -128,10 +133,14 @@ class SE2Transformer(nn.Module):
             Tokens (within each sub-slice) whose rows of the pair representation ``R[L]`` are wanted.
         hidden_states
             Also return every layer's output.
+        workspace
+            Buffer to reuse from call to call (inference).
         """
         lengths = [p.n for p in pairs]
         x = self.embedding(features) + self.token_types(types)
-        biases = [_BiasSource(SparseBias(self.gaussian, p, self.config.far_distance)) for p in pairs]
+        spaces = [Workspace() for _ in pairs] if len(pairs) > 1 or workspace is None else [workspace]
+        sparse = [SparseBias(self.gaussian, p, self.config.far_distance) for p in pairs]
+        biases = [BiasSource(s, w) for s, w in zip(sparse, spaces, strict=True)]
         queries: list[Tensor] = []
         keys: list[Tensor] = []
         states = [x]
@@ -144,7 +153,9 @@ class SE2Transformer(nn.Module):
             attended = torch.cat([self._attend(*part) for part in parts], dim=1)
             x = layer.finish(x, attended.transpose(0, 1).reshape(len(x), -1))
             states.append(x)
-        pair = [] if pair_rows is None else self._pair(torch.cat(queries, -1), torch.cat(keys, -1), biases, pair_rows)
+        pair = [] if pair_rows is None else self._pair(torch.cat(queries, -1), torch.cat(keys, -1), sparse, pair_rows)
+        for bias in biases:
+            bias.release()
         return SE2Output(x, pair, states if hidden_states else [])
 
     def flops(self, tokens: int) -> float:
@@ -159,15 +170,14 @@ class SE2Transformer(nn.Module):
         """``(tokens, hidden)`` to ``(heads, tokens, head_dim)``."""
         return x.view(len(x), self.config.num_heads, self.head_dim).transpose(0, 1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: _BiasSource) -> Tensor:
-        """Attention of one sub-slice in blocks of query rows; the blocks are recomputed in the backward pass."""
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: BiasSource) -> Tensor:
+        """Attention of one sub-slice in blocks of query rows; large blocks are recomputed in the backward pass."""
         n = q.shape[1]
-        rows = max(1, SCORE_BYTES // (4 * n)) if q.device.type == "cpu" else max(1, 2**30 // (4 * n * len(q)))
         scale = self.head_dim**-0.5
         drop = self.config.attention_dropout if self.training else 0.0
         if not torch.is_grad_enabled():
-            return _attend_inference(q, k, v, bias, scale, rows, drop)
-        rows = max(rows, DENSE_BIAS_BYTES // (16 * n * len(q)))
+            return _attend_inference(q, k, v, bias, scale, drop)
+        rows = max(1, GRADIENT_BYTES // (4 * n * len(q)))
         out = []
         for start in range(0, n, rows):
             stop = min(start + rows, n)
@@ -176,29 +186,66 @@ class SE2Transformer(nn.Module):
             out.append(checkpoint(_block, *block, use_reentrant=False) if recompute else _block(*block))
         return torch.cat(out, dim=1)
 
-    def _pair(self, q: Tensor, k: Tensor, biases: list[_BiasSource], rows: list[Tensor]) -> list[Tensor]:
+    def _pair(self, q: Tensor, k: Tensor, biases: list[SparseBias], rows: list[Tensor]) -> list[Tensor]:
         """Rows of ``R[L]``: the summed scores of all layers plus the true (unshifted) bias."""
         out, start = [], 0
         for bias, wanted in zip(biases, rows, strict=True):
-            stop = start + bias.sparse.n
+            stop = start + bias.n
             scores = q[:, start:stop][:, wanted] @ k[:, start:stop].transpose(1, 2) * self.head_dim**-0.5
             zero = torch.stack([bias.rows(int(r), int(r) + 1)[:, 0] for r in wanted], dim=1)
-            out.append((scores + zero + bias.sparse.far_bias[:, None, None]).permute(1, 2, 0))
+            out.append((scores + zero + bias.far_bias[:, None, None]).permute(1, 2, 0))
             start = stop
         return out
 
 
-class _BiasSource:
+class Workspace:
+    """A buffer of zeros for biases, kept from one sub-slice to the next: fresh memory is what costs time."""
+
+    def __init__(self) -> None:
+        self._zeros: Tensor | None = None
+
+    def zeros(self, size: int, like: Tensor) -> Tensor:
+        """Return at least ``size`` zeros, flat; whoever writes into them puts the zeros back."""
+        if self._zeros is None or len(self._zeros) < size or self._zeros.device != like.device:
+            self._zeros = like.new_zeros(size)
+        return self._zeros
+
+
+class BiasSource:
     """Rows of a bias: built once where it is small, anew for each block where the context is large."""
 
-    def __init__(self, sparse: SparseBias) -> None:
-        self.sparse = sparse
-        size = 4 * len(sparse.far_bias) * sparse.n**2
-        self.dense = sparse.rows(0, sparse.n) if size <= DENSE_BIAS_BYTES else None
+    def __init__(self, sparse: SparseBias, workspace: Workspace) -> None:
+        self.sparse, self.workspace = sparse, workspace
+        row_bytes = 4 * sparse.heads * sparse.n
+        self.wide = sparse.n if row_bytes * sparse.n <= DENSE_BIAS_BYTES else max(1, BLOCK_BIAS_BYTES // row_bytes)
+        self.dense: Tensor | None = None
+        if self.wide == sparse.n:
+            self.dense = sparse.rows(0, sparse.n) if torch.is_grad_enabled() else self._write(0, sparse.n)
+
+    def _write(self, start: int, stop: int) -> Tensor:
+        size = self.sparse.heads * self.wide * self.sparse.n
+        return self.sparse.write(start, stop, self.workspace.zeros(size, self.sparse.far_bias))
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return ``(heads, stop - start, n)``."""
+        """Return ``(heads, stop - start, n)``, with gradient."""
         return self.sparse.rows(start, stop) if self.dense is None else self.dense[:, start:stop]
+
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield ``(start, stop, bias)`` over all rows, without gradient; a block is valid until the next is taken."""
+        for start in range(0, self.sparse.n, self.wide):
+            stop = min(start + self.wide, self.sparse.n)
+            yield start, stop, self._write(start, stop) if self.dense is None else self.dense
+            if self.dense is None:
+                self._clear(start, stop)
+
+    def _clear(self, start: int, stop: int) -> None:
+        size = self.sparse.heads * self.wide * self.sparse.n
+        self.sparse.clear(start, stop, self.workspace.zeros(size, self.sparse.far_bias))
+
+    def release(self) -> None:
+        """Put the workspace's zeros back."""
+        if self.dense is not None and not torch.is_grad_enabled():
+            self._clear(0, self.sparse.n)
 
 
 def _block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout: float) -> Tensor:
@@ -206,17 +253,14 @@ def _block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout:
     return F.dropout(scores.softmax(-1), dropout) @ v if dropout else scores.softmax(-1) @ v
 
 
-def _attend_inference(
-    q: Tensor, k: Tensor, v: Tensor, bias: _BiasSource, scale: float, rows: int, dropout: float
-) -> Tensor:
-    """Attend without autograd: one head at a time on the CPU, so that scores never leave the cache."""
+def _attend_inference(q: Tensor, k: Tensor, v: Tensor, bias: BiasSource, scale: float, dropout: float) -> Tensor:
+    """Attend without autograd: one head at a time on the CPU, so that scores stay in the cache."""
     heads, n, _ = q.shape
     out = q.new_empty((heads, n, v.shape[-1]))
-    step = 1 if q.device.type == "cpu" else heads
-    wide = rows * step if bias.dense is not None else max(rows, DENSE_BIAS_BYTES // (4 * n * heads))
-    for begin in range(0, n, wide):
-        end = min(begin + wide, n)
-        block_bias = bias.rows(begin, end)
+    on_cpu = q.device.type == "cpu"
+    step = 1 if on_cpu else heads
+    rows = max(MIN_ROWS, SCORE_BYTES // (4 * n)) if on_cpu else max(1, 2**30 // (4 * n * heads))
+    for begin, end, block_bias in bias.blocks():
         for head in range(0, heads, step):
             here = slice(head, head + step)
             for start in range(begin, end, rows):

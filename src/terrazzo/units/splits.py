@@ -62,7 +62,7 @@ def split_grid(positions: Floats, size: int) -> list[Ints]:
     """Divide into square tiles, as the published code does, mended so that no cell is lost.
 
     Tiles have the side ``sqrt(area / (n // size + 1))`` and are walked column by column. Upstream loses cells on the
-    far border of some lattices (they go to the last tile here) and cuts tiles of more than ``2 * size`` cells by file
+    far border of some lattices (they go to the last tile here) and cuts tiles of ``2 * size`` cells and more by file
     order (:func:`split_balanced` cuts them here).
 
     Parameters
@@ -76,8 +76,9 @@ def split_grid(positions: Floats, size: int) -> list[Ints]:
     low, extent = positions.min(axis=0), np.ptp(positions, axis=0)
     if n <= size or extent.max() == 0:
         return split_balanced(positions, max(size, 1)) if n > 2 * size else [np.arange(n)]
-    area = float(np.prod(np.where(extent > 0, extent, extent.max() / n)))  # a line has a thin area, not none
-    side = np.sqrt(area / (n // size + 1))
+    pieces = n // size + 1
+    line = extent.min() < extent.max() / n  # its area is next to nothing: tiles along it
+    side = extent.max() / pieces if line else np.sqrt(np.prod(extent) / pieces)
     tiles = np.maximum(np.ceil(extent / side - 1e-9), 1)
     where = np.minimum(np.floor((positions - low) / side), tiles - 1).astype(np.int64)
     code = where[:, 0] * int(tiles[1]) + where[:, 1]
@@ -85,7 +86,7 @@ def split_grid(positions: Floats, size: int) -> list[Ints]:
     bounds = np.flatnonzero(np.diff(code[order])) + 1
     out: list[Ints] = []
     for part in np.split(order, bounds):
-        if len(part) <= 2 * size:
+        if len(part) < 2 * size:
             out.append(part)
         else:
             out.extend(part[inner] for inner in split_balanced(positions[part], size))
