@@ -67,6 +67,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def without_home(argument: str) -> str:
+    """Keep a file's own name only: where it lies on this machine is nobody's business."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Render rows of one shape as a table."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -92,7 +97,7 @@ def finish(
     if out is None:
         return
     about = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(without_home, sys.argv[1:])]),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
     }

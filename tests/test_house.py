@@ -22,11 +22,11 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path 
 # fmt: off
 ORDER = [
     "keys", "errors", "config", "progress", "safe_pickle", "sparse", "genes", "images", "slices", "simulate", "datasets", "units",
-    "corpus", "nn", "models", "training", "tasks", "bench", "plot", "report", "demo", "cli",
+    "corpus", "nn", "models", "training", "tasks", "bench", "plot", "report", "demo", "cli_corpus", "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`
-USES_PUBLIC = {"report", "demo", "cli", "__main__"}
+USES_PUBLIC = {"report", "demo", "cli_corpus", "cli", "__main__"}
 HEAVY = ["torch", "transformers", "lightning", "scanpy", "matplotlib"]
 UNPICKLERS = {"_pickle", "cloudpickle", "dill", "marshal", "shelve"}
 MAX_FILE, MAX_FUNCTION = 400, 60

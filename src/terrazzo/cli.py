@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
+from rich.markup import escape
 
 from terrazzo._version import __version__
+from terrazzo.cli_corpus import corpus_app
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
 HINT = "Add --debug to any command for a full traceback."
@@ -24,10 +26,12 @@ app = App(
     "Example: terrazzo embed slice.h5ad --model checkpoint --out embedded",
     help_epilogue=HINT,
     version=__version__,
+    suppress_keyboard_interrupt=False,  # main says what an interrupt leaves
 )
 convert_app = App(name="convert", help="Published weights to a checkpoint folder.\n\n"
     "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint")  # fmt: skip
 app.command(convert_app)
+app.command(corpus_app)
 
 SLICE = Group("How to read the slice")
 CUT = Group("How to cut the slice")
@@ -67,11 +71,11 @@ def info(
     options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     for path in slices:
         tissue = tz.read(path, allow_normalised=True, **options)
-        console.print(f"[bold]{path}[/bold]")
+        console.print(f"[bold]{escape(str(path))}[/bold]")
         for key, value in tissue.describe().items():
-            console.print(f"  {key.replace('_', ' '):<22}{value}")
+            console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
         if loaded is not None:
-            console.print(f"  {'coverage':<22}{loaded.vocabulary.coverage(tissue)}")
+            console.print(f"  {'coverage':<22}{loaded.vocabulary.coverage(tissue)}", markup=False)
 
 
 @app.command
@@ -119,10 +123,14 @@ def embed(
         options |= {k: v for k, v in cut.items() if v is not None}
     elif given := [k for k, v in cut.items() if v is not None and k != "seed"]:
         raise tz.errors.ConfigError(f"{', '.join(given)} mean nothing to a {loaded.title.lower()}: it sees no tissue.")
-    how = {"key_added": key, "overwrite": overwrite, "dry_run": dry_run, "keep_going": len(slices) > 1}
+    how: dict[str, Any] = {"key_added": key, "overwrite": overwrite, "dry_run": dry_run, "keep_going": len(slices) > 1}
     failed = []
-    for done in tz.embed_files(loaded, slices, out, announce=console.print, **how, **options):
-        console.print(str(done))
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    for done in tz.embed_files(loaded, slices, out, announce=say, **how, **options):
+        say(str(done))
         failed += [done.source] if done.status == "failed" else []
     if failed:
         raise tz.errors.InputError(f"{len(failed)} of {len(slices)} slices could not be used; the others are done.")
@@ -144,7 +152,7 @@ def stofm(
     import terrazzo as tz
 
     target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
-    out_console().print(f"Checkpoint written to {target}")
+    out_console().print(f"Checkpoint written to {target}", markup=False)
 
 
 @convert_app.command
@@ -163,7 +171,7 @@ def geneformer(
     import terrazzo as tz
 
     target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
-    out_console().print(f"Checkpoint written to {target}")
+    out_console().print(f"Checkpoint written to {target}", markup=False)
 
 
 @app.command
@@ -181,8 +189,8 @@ def demo(
 
     console = out_console()
     folder = run_demo.run(out, n_cells=cells, seed=seed)
-    console.print((folder / "demo.md").read_text(encoding="utf-8"))
-    console.print(f"Figure: {folder / 'demo.png'}\nSlice with obsm['X_stofm']: {folder / 'demo.h5ad'}")
+    console.print((folder / "demo.md").read_text(encoding="utf-8"), markup=False)
+    console.print(f"Figure: {folder / 'demo.png'}\nSlice with obsm['X_stofm']: {folder / 'demo.h5ad'}", markup=False)
 
 
 def _slice_options(
@@ -195,7 +203,7 @@ def _slice_options(
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     """Print our own warnings as one line; others stay out of the user's way."""
     if issubclass(category, TerrazzoWarning):
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[yellow]warning:[/yellow] {message}")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[yellow]warning:[/yellow] {escape(str(message))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,14 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.simplefilter("always", TerrazzoWarning)
             app(words, exit_on_error=False, print_error=False, result_action="return_none")
     except TerrazzoError as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {error}", markup=True)
+        errors.print(f"[red]error:[/red] {escape(str(error))}")
         return 2
     except CycloptsError as error:
-        errors.print("[red]error:[/red]", str(error), markup=True)
+        errors.print("[red]error:[/red]", escape(str(error)))
         errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
         return 2
     except KeyboardInterrupt:
@@ -230,6 +239,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]unexpected error:[/red] {type(error).__name__}: {error}. {HINT}")
+        errors.print(f"[red]unexpected error:[/red] {type(error).__name__}: {escape(str(error))}. {HINT}")
         return 1
     return 0

@@ -23,8 +23,16 @@ class CheckpointError(TerrazzoError):
     """A checkpoint folder that is incomplete, damaged, foreign or unsafe."""
 
 
+class CorpusError(TerrazzoError):
+    """A corpus folder, or the slices for one, that is incomplete, damaged, foreign or contradictory."""
+
+
 class OutputError(TerrazzoError, OSError):
     """A result cannot be written where it was asked for; nothing half-written is left behind."""
+
+
+class TrainingError(TerrazzoError, ArithmeticError):
+    """Training cannot go on: a loss or gradient that is not a number; the last good checkpoint is kept."""
 
 
 class TerrazzoWarning(UserWarning):

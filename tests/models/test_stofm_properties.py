@@ -24,7 +24,7 @@ from terrazzo.models import stofm as stofm_module
 from terrazzo.nn.cell_encoder import CellEncoder
 
 Vectors = Callable[..., np.ndarray]
-few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 PUBLISHED = {"geometry": "published", "split": "grid", "mix": "sum"}
 GEOMETRIES = pytest.mark.parametrize("geometry", [{}, PUBLISHED], ids=["um", "published"])
 
@@ -52,7 +52,7 @@ def check(adata: AnnData, key: str = "X_stofm") -> np.ndarray:
 # -- symmetries -------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 5), st.integers(150, 220), st.floats(0, 6.28), st.floats(-1e4, 1e4))
+@given(st.integers(0, 5), st.integers(150, 170), st.floats(0, 6.28), st.floats(-1e4, 1e4))
 @few
 def test_rotation_and_translation_change_nothing_in_micrometres(
     tiny_model: Any, simulated: Any, vectors: Vectors, seed: int, n: int, angle: float, shift: float
@@ -73,7 +73,7 @@ def test_rotation_changes_nothing_whatever_the_cut(
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
 
 
-@given(st.integers(0, 5), st.integers(150, 220), st.floats(-100, 100))
+@given(st.integers(0, 5), st.integers(150, 170), st.floats(-100, 100))
 @few
 def test_translation_changes_nothing_as_published(
     tiny_model: Any, simulated: Any, vectors: Vectors, seed: int, n: int, shift: float
@@ -84,7 +84,7 @@ def test_translation_changes_nothing_as_published(
 
 
 @GEOMETRIES
-@given(st.integers(0, 5), st.integers(150, 220), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 5), st.integers(150, 170), st.integers(0, 2**32 - 1))
 @few
 def test_the_order_of_cells_changes_not_one_bit(
     tiny_model: Any, simulated: Any, vectors: Vectors, geometry: dict[str, Any], seed: int, n: int, shuffle: int
@@ -97,7 +97,7 @@ def test_the_order_of_cells_changes_not_one_bit(
 def test_the_order_of_genes_changes_nothing_without_ties(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
     adata = simulated()
     rng = np.random.default_rng(0)
-    adata.X = rng.permuted(np.tile(np.arange(60) ** 2, (adata.n_obs, 1)), axis=1).astype(np.float32)
+    adata.X = rng.integers(1, 10**6, adata.shape).astype(np.float32)
     order = rng.permutation(adata.n_vars)
     first, second = vectors(tiny_model(), adata), vectors(tiny_model(), adata[:, order].copy())
     np.testing.assert_allclose(second, first, rtol=0, atol=1e-6)
@@ -112,8 +112,8 @@ def test_n_cells_in_n_rows_out_on_every_layout(
     names, x = adata.obs_names.copy(), adata.X.copy()
     found = vectors(tiny_model(**geometry), adata)
     check(adata)
-    assert (adata.obs_names == names).all()
-    assert (adata.X != x).nnz == 0  # the counts are left alone
+    assert list(adata.obs_names) == list(names)
+    assert abs(adata.X - x).sum() == 0  # the counts are left alone
     alone = adata[:90].copy()
     assert np.abs(found[:90] - vectors(tiny_model(**geometry), alone)).max() > 1e-3  # context counts
 
@@ -196,7 +196,7 @@ def test_bfloat16_reports_its_error(tiny_model: Any, simulated: Any, vectors: Ve
     exact = vectors(tiny_model(), adata, clusters="given")
     rough = vectors(tiny_model(), adata, clusters="given", precision="bfloat16")
     assert 0.9 < details(adata)["bfloat16_min_cosine"] <= 1.0001
-    assert 1e-5 < np.abs(exact - rough).max()
+    assert np.abs(exact - rough).max() > 1e-5
     cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
     assert np.median(cosine) > 0.95
 
@@ -217,7 +217,8 @@ def test_empty_cells_are_flagged_and_finite(
         tiny_model(**geometry).embed(adata, progress=False)
     check(adata)
     np.testing.assert_array_equal(adata.obs[keys.EMPTY].to_numpy(), empty)
-    assert adata.uns["terrazzo"]["X_stofm"]["n_empty"] == empty.sum() >= 3
+    assert empty.sum() >= 3
+    assert adata.uns["terrazzo"]["X_stofm"]["n_empty"] == empty.sum()
     assert f"{empty.sum()} cells have no counts" in caplog.text
 
 
@@ -251,8 +252,9 @@ def test_degenerate_positions(
 
 def test_equal_cells_at_one_point_have_equal_vectors(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
     adata = simulated()[:60].copy()
-    twins = anndata.concat([adata, adata])
-    twins.obs_names_make_unique()
+    other = adata.copy()
+    other.obs_names = [f"twin-{name}" for name in other.obs_names]
+    twins = anndata.concat([adata, other], join="outer", merge="same")
     twins.uns["technology"] = "MERFISH"
     twins.obs["given"] = 0
     found = vectors(tiny_model(), twins, clusters="given", split_size=1000)
@@ -378,7 +380,7 @@ def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
     "options",
     [
         {"split": "hexagons"}, {"pair": "some"}, {"split_size": 0}, {"split_size": -3}, {"split_size": 10.5},
-        {"halo": -1.0}, {"halo": float("nan")}, {"precision": "float16"},
+        {"halo": -1.0}, {"halo": float("nan")}, {"halo": float("inf")}, {"precision": "float16"},
     ],
     ids=str,
 )  # fmt: skip
@@ -421,6 +423,9 @@ def test_cell_model_sees_no_tissue(simulated: Any, loud: Any, small_config: Any)
     from terrazzo.models.cells import CellModelConfig
 
     adata = simulated()
+    counts = adata.X.tolil()
+    counts[0] = 0  # the first cell is always among those that bfloat16 is measured on
+    adata.X = counts.tocsr()
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
     encoder = small_config(vocabulary.n_tokens).cell_encoder
     for pooling, width in (("cls", 16), ("mean", 32)):

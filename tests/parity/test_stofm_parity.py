@@ -27,6 +27,7 @@ from terrazzo.nn.pair_bias import SparseBias
 from terrazzo.nn.se2 import reference_forward
 from terrazzo.units.macro import _fuzzy_graph, cluster_features, leiden_labels
 from terrazzo.units.splits import split_grid
+from terrazzo.units.spots import Tokens
 from terrazzo.units.subslices import iterate, macro_scale, model_positions, split_cells
 
 CASES = [("tiny", 100), ("tiny", 1000), ("se2pub", 1000)]
@@ -90,8 +91,10 @@ def test_tokens_are_exact(golden: Golden) -> None:
 def test_cell_embeddings(golden: Golden) -> None:
     stored = golden.load("tokens.npz")
     offsets = np.concatenate([[0], np.cumsum(stored["length"].astype(np.int64))])
-    found = golden.model.module.cell_encoder.encode(stored["flat"], offsets, cls_token=golden.model.cls_token)
-    np.testing.assert_allclose(found, golden.cells, rtol=0, atol=1e-5)
+    some = np.arange(0, len(golden.cells), max(1, len(golden.cells) // 300))  # the final embeddings take all
+    tokens = Tokens(stored["flat"], offsets).take(some)
+    found = golden.model.module.cell_encoder.encode(tokens.flat, tokens.offsets, cls_token=golden.model.cls_token)
+    np.testing.assert_allclose(found, golden.cells[some], rtol=0, atol=1e-5)
 
 
 def test_positions_and_cluster_features(golden: Golden) -> None:
@@ -151,7 +154,7 @@ def test_inside_the_se2_transformer(golden: Golden) -> None:
     se2 = golden.model.module.se2
     sparse = SparseBias(se2.gaussian, pairs[0], FAR)
     bias = sparse.rows(0, pairs[0].n)[:, rows] + sparse.far_bias[:, None, None]
-    # the stored distances differ from ours by up to 4e-6, and the bias is steep: the tolerance of the pair representation
+    # stored distances differ from ours by up to 4e-6 and the bias is steep: the pair representation's tolerance
     np.testing.assert_allclose(bias.numpy(), stored["gaussian_bias"], rtol=0, atol=5e-5)
     out = se2(x, types, pairs, pair_rows=[rows], hidden_states=True)
     states = torch.stack(out.hidden_states)[:, rows].numpy()

@@ -35,12 +35,12 @@ def rank(counts: np.ndarray, token: np.ndarray, median: np.ndarray, max_length: 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    n, genes = draw(st.integers(1, 12)), draw(st.integers(1, 15))
+    n, genes = draw(st.integers(1, 12)), draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     counts = rng.poisson(draw(st.sampled_from([0.0, 0.3, 2.0, 50.0])), (n, genes))
     token = rng.integers(-1, draw(st.integers(1, 30)), genes)  # unmatched columns, and columns that share a token
     median = rng.choice([0.5, 1.0, 1.5, 2.0], genes)  # few values, so that ties are common
-    values = {t: m for t, m in zip(token, median, strict=True)}
+    values = dict(zip(token, median, strict=True))
     return counts, token, np.array([values[t] for t in token]), draw(st.integers(2, 20))
 
 

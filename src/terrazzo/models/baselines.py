@@ -78,10 +78,11 @@ def expression_pca(tissue: Slice, n_components: int, seed: int) -> NDArray[np.fl
     scaled = sparse.diags(np.median(total) / total) @ tissue.counts
     logged = sparse.csr_matrix(scaled, dtype=np.float32)
     logged.data = np.log1p(logged.data)
-    mean = np.asarray(logged.mean(axis=0)).ravel()
-    variance = np.asarray(logged.multiply(logged).mean(axis=0)).ravel() - mean**2
+    n, genes = logged.shape
+    mean = np.bincount(logged.indices, logged.data, minlength=genes) / n  # in float64
+    variance = np.bincount(logged.indices, logged.data.astype(np.float64) ** 2, minlength=genes) / n - mean**2
     chosen = np.argsort(-variance, kind="stable")[:MAX_GENES]
-    chosen = chosen[variance[chosen] > 0]
+    chosen = chosen[variance[chosen] > 1e-6 * mean[chosen] ** 2]  # more than rounding
     dense = logged[:, chosen].toarray()
     dense = (dense - dense.mean(axis=0)) / np.maximum(dense.std(axis=0), 1e-6)
     k = min(n_components, *dense.shape)

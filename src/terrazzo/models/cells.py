@@ -87,8 +87,8 @@ def encode_cells(
         sample = tokens.take(rows)
         exact = encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
         norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors[rows], axis=1)
-        cosine = (exact * vectors[rows]).sum(axis=1) / np.maximum(norms, 1e-12)
-        details["bfloat16_min_cosine"] = float(cosine.min())
+        cosine = (exact * vectors[rows]).sum(axis=1)[norms > 0] / norms[norms > 0]  # an empty cell may have none
+        details["bfloat16_min_cosine"] = float(cosine.min(initial=1.0))
     return vectors, details
 
 

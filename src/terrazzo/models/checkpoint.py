@@ -19,7 +19,7 @@ from terrazzo.genes import Vocabulary
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "model.safetensors", "vocab.parquet", "README.md"
-KEYS = {"format", "model_type", "library_version", "model", "provenance"}
+KEYS = {"format", "model_type", "library_version", "model", "provenance", "vocabulary_sha256"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
     OutputError
         The folder exists (and ``overwrite`` is not given), or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(folder)
@@ -75,6 +76,7 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
             "library_version": __version__,
             "model": checkpoint.model,
             "provenance": checkpoint.provenance,
+            "vocabulary_sha256": checkpoint.vocabulary.content_hash(),
         }
         (draft / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         (draft / CARD).write_text(card, encoding="utf-8")
@@ -84,7 +86,7 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise OutputError(f"The checkpoint could not be written to {target} ({error}); nothing was kept.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -109,13 +111,11 @@ def read(folder: str | Path) -> Checkpoint:
             hint = " It looks like SToFM's published layout: run `terrazzo convert stofm` first."
         raise CheckpointError(f"{path} lacks {', '.join(absent)}.{hint}")
     header = read_header(path)
-    return Checkpoint(
-        header["model_type"],
-        header["model"],
-        read_tensors(path / WEIGHTS),
-        Vocabulary.from_parquet(path / VOCABULARY),
-        header.get("provenance", {}),
-    )
+    vocabulary = Vocabulary.from_parquet(path / VOCABULARY)
+    if header.get("vocabulary_sha256", vocabulary.content_hash()) != vocabulary.content_hash():
+        raise CheckpointError(f"{path / VOCABULARY} is not the vocabulary that this checkpoint was saved with.")
+    tensors = read_tensors(path / WEIGHTS)
+    return Checkpoint(header["model_type"], header["model"], tensors, vocabulary, header.get("provenance", {}))
 
 
 def read_header(path: Path) -> dict[str, Any]:

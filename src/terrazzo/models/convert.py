@@ -131,13 +131,16 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
         The file is damaged, or holds anything but tensors in plain containers (it is not executed).
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of what it then refuses
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged, or holds more than tensors (it may try to run code). Nothing was run."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is truncated or no PyTorch file ({str(error).splitlines()[0]}).") from error
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is truncated or no PyTorch file ({detail}).") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} does not hold a state dict (tensor by name).")
     return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
@@ -225,7 +228,7 @@ def load(source: str | Path, **options: Any) -> FoundationModel:
     from terrazzo.models.base import locate
 
     folder = locate(source, options.pop("revision", None))
-    if not (folder / ckpt.CONFIG).is_file():
+    if not all((folder / name).is_file() for name in (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)):
         ckpt.read(folder)  # says what is missing
     kind = ckpt.read_header(folder)["model_type"]
     classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in (SToFM, CellModel)}

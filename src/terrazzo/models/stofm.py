@@ -35,7 +35,15 @@ from terrazzo.nn.se2 import SE2Transformer, Workspace
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.units.spots import Tokens
-from terrazzo.units.subslices import SubSlice, SubSliceConfig, iterate, macro_scale, model_positions, split_cells
+from terrazzo.units.subslices import (
+    SubSlice,
+    SubSliceConfig,
+    iterate,
+    length_unit,
+    macro_scale,
+    model_positions,
+    split_cells,
+)
 
 PACK_TOKENS = {"cpu": 1, "cuda": 32_768}  # sub-slices are packed up to this many tokens (one at least)
 SE2_SHARE = 0.45  # share of the matrix-product rate that it reaches, for estimates
@@ -103,7 +111,7 @@ class SToFM(FoundationModel):
         split: Literal["balanced", "grid"] | None = None,
         split_size: int | None = None,
         halo: float | None = None,
-        pair: Literal["knn", "full"] | None = None,
+        pair: Literal["knn", "full", "none"] | None = None,
         precision: Precision = "float32",
         seed: int = 0,
         orthologs: Any = None,
@@ -177,10 +185,10 @@ class SToFM(FoundationModel):
         config = settings.subslices
         tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
         warn_if_long(self.module.cell_encoder, tokens, settings.precision, tissue.name)
-        order = canonical_order(tokens, tissue)
-        features, details = encode_cells(
-            self.module.cell_encoder, tokens.take(order), self.cls_token, settings.precision, bars
-        )
+        empty, order = tokens.lengths == 0, canonical_order(tokens, tissue)
+        tokens = tokens.take(order)
+        features, details = encode_cells(self.module.cell_encoder, tokens, self.cls_token, settings.precision, bars)
+        del tokens  # as large as the counts, and done with
         positions = model_positions(tissue.coords[order], config, _length_unit(tissue, config))
         given = None if labels is None else labels[order]
         macro = macro_scale(features, positions, config, labels=given, seed=settings.seed)
@@ -191,7 +199,7 @@ class SToFM(FoundationModel):
             for cells, vectors in self._stream(subslices, features, macro.features, advance):
                 out[order[cells]] = vectors
         details |= {"n_subslices": len(parts), "n_virtual_cells": len(macro.features)}
-        return Embedding(out, tokens.lengths == 0, match.coverage, details)
+        return Embedding(out, empty, match.coverage, details)
 
     @torch.inference_mode()
     def _stream(
@@ -268,13 +276,14 @@ def subslice_tensors(
     graph_token = np.zeros((1, features.shape[1]), dtype=np.float32)
     x = np.concatenate([block for s in pack for block in (graph_token, virtual[: s.n_virtual], features[s.cells])])
     types = torch.from_numpy(np.concatenate([s.token_types for s in pack])).to(device)
-    pairs = []
-    for sub in pack:
-        positions = torch.from_numpy(sub.positions.astype(np.float32)) if sub.full else None
-        row, col, distance = (torch.from_numpy(a) for a in (sub.row, sub.col, sub.distance))
-        pair = Pairs(sub.n_tokens, row, col, distance, positions)
-        pairs.append(pair.to(device))
-    return torch.from_numpy(x).to(device), types, pairs
+    return torch.from_numpy(x).to(device), types, [pair_tensors(sub, device) for sub in pack]
+
+
+def pair_tensors(sub: SubSlice, device: torch.device) -> Pairs:
+    """Turn a sub-slice's listed pairs into tensors."""
+    positions = torch.from_numpy(sub.positions.astype(np.float32)) if sub.full else None
+    row, col, distance = (torch.from_numpy(a) for a in (sub.row, sub.col, sub.distance))
+    return Pairs(sub.n_tokens, row, col, distance, positions).to(device)
 
 
 def canonical_order(tokens: Tokens, tissue: Slice) -> NDArray[np.int64]:
@@ -289,17 +298,16 @@ def canonical_order(tokens: Tokens, tissue: Slice) -> NDArray[np.int64]:
 
 def _length_unit(tissue: Slice, config: SubSliceConfig) -> float:
     """Length of one distance unit in units of the slice's coordinates."""
-    if config.geometry == "published" or tissue.unit == "um":
-        return config.length_scale
-    spacing = tissue.spacing if tissue.spacing > 0 else 1.0
-    warnings.warn(
-        f"{tissue.name}: coordinates are in {tissue.unit} units and micrometres could not be derived; the median "
-        f"distance between neighbours ({spacing:.4g}) is taken as the unit. Pass microns_per_unit= or technology= if "
-        "you know it.",
-        TerrazzoWarning,
-        stacklevel=2,
-    )
-    return spacing
+    length = length_unit(tissue.unit, tissue.spacing, config)
+    if config.geometry != "published" and tissue.unit != "um":
+        warnings.warn(
+            f"{tissue.name}: coordinates are in {tissue.unit} units and micrometres could not be derived; the median "
+            f"distance between neighbours ({length:.4g}) is taken as the unit. Pass microns_per_unit= or technology= "
+            "if you know it.",
+            TerrazzoWarning,
+            stacklevel=2,
+        )
+    return length
 
 
 def _cluster_labels(adata: AnnData, column: str) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from terrazzo import keys
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 
 MAX_DIMS = 20  # a Gaussian mixture in more dimensions than this fits noise
 
@@ -56,6 +57,10 @@ def domains(
     if not 1 <= n_domains <= len(vectors):
         raise ConfigError(f"n_domains is {n_domains}; it must lie between 1 and the number of cells, {len(vectors)}.")
     labels = cluster(vectors, n_domains, method, seed)
+    found = len(np.unique(labels))
+    if found < n_domains:
+        message = f"obsm[{use_rep!r}] has too few distinct vectors for {n_domains} domains: {found} were found."
+        warnings.warn(message, TerrazzoWarning, stacklevel=2)
     names = [str(i) for i in range(n_domains)]
     column = pd.Categorical.from_codes(labels, categories=names)
     adata.obs[key_added or keys.domain_key(use_rep)] = column
@@ -64,6 +69,20 @@ def domains(
 
 def cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> NDArray[np.int64]:
     """Return cluster labels 0 .. k-1, the largest cluster first."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    if method not in ("gmm", "kmeans"):
+        raise ConfigError(f"method is {method!r}; it must be 'gmm' or 'kmeans'.")
+    if k == 1:
+        return np.zeros(len(vectors), dtype=np.int64)
+    with warnings.catch_warnings():  # the caller says it in words of ours
+        warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
+        labels = _cluster(vectors, k, method, seed)
+    by_size = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
+    return np.argsort(by_size)[labels]
+
+
+def _cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> NDArray[np.int64]:
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
     from sklearn.mixture import GaussianMixture
@@ -75,10 +94,5 @@ def cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> NDA
     if method == "gmm":
         floor = 1e-6 * kept.var() + 1e-12
         mixture = GaussianMixture(k, covariance_type="tied", random_state=seed, n_init=3, reg_covar=floor)
-        labels = mixture.fit_predict(kept)
-    elif method == "kmeans":
-        labels = KMeans(k, random_state=seed, n_init=10).fit_predict(kept)
-    else:
-        raise ConfigError(f"method is {method!r}; it must be 'gmm' or 'kmeans'.")
-    by_size = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
-    return np.argsort(by_size)[labels]
+        return np.asarray(mixture.fit_predict(kept))
+    return np.asarray(KMeans(k, random_state=seed, n_init=10).fit_predict(kept))

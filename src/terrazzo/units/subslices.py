@@ -7,7 +7,7 @@ dropped). Sub-slices are made one at a time, so that a slice of any size needs n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,7 +40,8 @@ class SubSliceConfig:
         Nearest neighbours with true distances (50 in the published code, which stores 49 and lets the graph token and
         the virtual cells take places; ``geometry="um"`` counts real cells only).
     pair
-        ``"knn"``: other pairs are "far"; ``"full"``: all distances (the paper's text).
+        ``"knn"``: other pairs are "far"; ``"full"``: all distances (the paper's text); ``"none"``: all pairs are far
+        (ablation of table A.3).
     virtual
         Add virtual cells (False: ablation of table 5).
     alpha, mix, leiden_resolution, cluster_neighbors, max_clusters
@@ -53,13 +54,21 @@ class SubSliceConfig:
     split_size: int = 1000
     halo: float = 0.0
     n_neighbors: int = 50
-    pair: Literal["knn", "full"] = "knn"
+    pair: Literal["knn", "full", "none"] = "knn"
     virtual: bool = True
     alpha: float = 0.8
     mix: Literal["concat", "sum"] = "concat"
     leiden_resolution: float = 1.0
     cluster_neighbors: int = 10
     max_clusters: int = 200
+
+    def __post_init__(self) -> None:
+        least = {"split_size": 1, "n_neighbors": 1, "cluster_neighbors": 2, "max_clusters": 1, "halo": 0.0}
+        for name, value in least.items():
+            if not value <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}, and finite.")
+        if not (0 < self.length_scale < float("inf") and self.leiden_resolution > 0 and 0 <= self.alpha <= 1):
+            raise ValueError("length_scale and leiden_resolution must be positive, alpha between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,23 @@ def model_positions(coords: Floats, config: SubSliceConfig, scale: float = 1.0) 
     return (coords - coords.mean(axis=0)) / scale
 
 
+def length_unit(unit: str, spacing: float, config: SubSliceConfig) -> float:
+    """Return the length of one distance unit, in units of the coordinates.
+
+    Parameters
+    ----------
+    unit
+        Unit of the slice's coordinates; without micrometres (``"um"``) the median spacing is the unit.
+    spacing
+        The slice's median spacing, in units of the coordinates.
+    config
+        ``length_scale`` and ``geometry``.
+    """
+    if config.geometry == "published" or unit == "um":
+        return config.length_scale
+    return spacing if spacing > 0 else 1.0
+
+
 def macro_scale(
     features: NDArray[np.float32],
     positions: Floats,
@@ -169,12 +195,19 @@ def iterate(positions: Floats, virtual: Floats, parts: list[Ints], config: SubSl
         around = halo_cells(positions, tree, core, width) if tree is not None else core[:0]
         cells = np.concatenate([core, around])
         tokens = np.concatenate([np.zeros((1, 2)), virtual, positions[cells]])
-        if config.pair == "full":
+        if config.pair != "knn":
             row = col = np.empty(0, dtype=np.int64)
         else:
             row, col = _listed_pairs(tokens, len(virtual), config)
         distance = np.sqrt(((tokens[row] - tokens[col]) ** 2).sum(axis=1)).astype(np.float32)
         yield SubSlice(cells, len(core), len(virtual), tokens, row, col, distance, config.pair == "full")
+
+
+def with_positions(sub: SubSlice, positions: Floats, config: SubSliceConfig) -> SubSlice:
+    """Return the same sub-slice with its tokens elsewhere: pairs are listed anew, so that none betrays a move."""
+    row, col = _listed_pairs(positions, sub.n_virtual, config) if config.pair == "knn" else (sub.row, sub.col)
+    distance = np.sqrt(((positions[row] - positions[col]) ** 2).sum(axis=1)).astype(np.float32)
+    return replace(sub, positions=positions, row=row, col=col, distance=distance)
 
 
 def _spacing(positions: Floats, tree: cKDTree) -> float:

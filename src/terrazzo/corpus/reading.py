@@ -1,0 +1,100 @@
+"""How a member of a corpus is asked for things: its columns in a model's vocabulary, and any of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from terrazzo.genes import Vocabulary
+from terrazzo.genes.matching import GeneTable
+
+if TYPE_CHECKING:
+    from terrazzo.corpus.store import Corpus
+
+Ints = NDArray[np.int64]
+Columns = tuple[NDArray[np.int32], NDArray[np.float64]]  # token and median of each column of a member
+Match = Callable[[str], Columns]
+
+SAMPLE_ROWS = 256  # rows on which the coverage of a member is measured
+BRIDGE = 32  # rows: shorter gaps between wanted rows are read through
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A member as :class:`~terrazzo.genes.counted.Counted`: its gene names, and the counts of a few of its cells."""
+
+    name: str
+    organism: str
+    gene_ids: np.ndarray
+    gene_symbols: np.ndarray
+    counts: sparse.csr_matrix
+    is_counts: bool = True
+
+    @property
+    def n_cells(self) -> int:
+        return int(self.counts.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        return len(self.gene_ids)
+
+    @cached_property
+    def total_counts(self) -> np.ndarray:
+        return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def member_match(corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable | None = None) -> Match:
+    """Return a function from a member's id to the token and median of each of its columns.
+
+    A member is matched once, from its gene names; the coverage floor is checked on a few of its rows, never on the
+    whole slice. Members with the same genes share the arrays.
+
+    Parameters
+    ----------
+    corpus, vocabulary
+        Members, and the genes that the model knows.
+    orthologs
+        As in :meth:`terrazzo.genes.Vocabulary.match`.
+
+    Raises
+    ------
+    GeneError
+        (When called.) The member does not meet the vocabulary.
+    """
+    found: dict[str, Columns] = {}
+    shared: dict[bytes, Columns] = {}
+    table = corpus.manifest.set_index("id")
+    organism = "gene_organism" if "gene_organism" in table else "organism"  # of the genes, after ortholog mapping
+
+    def match(member: str) -> Columns:
+        if member not in found:
+            ids, symbols = corpus.genes(member)
+            n = int(table.at[member, "n_cells"])
+            start = max(0, (n - SAMPLE_ROWS) // 2)
+            rows = corpus.rows(member, start, min(n, start + SAMPLE_ROWS))
+            piece = _Sampled(member, str(table.at[member, organism]), ids, symbols, rows)
+            got = vocabulary.match(piece, orthologs=orthologs)
+            mark = hashlib.sha256(got.column_token.tobytes() + got.column_median.tobytes()).digest()
+            found[member] = shared.setdefault(mark, (got.column_token, got.column_median))
+        return found[member]
+
+    return match
+
+
+def read_rows(corpus: Corpus, member: str, rows: Ints) -> sparse.csr_matrix:
+    """Read any rows of a member, in the order asked for, as a few contiguous pieces."""
+    wanted, back = np.unique(rows, return_inverse=True)
+    pieces = np.split(wanted, np.flatnonzero(np.diff(wanted) > BRIDGE) + 1) if len(wanted) else []
+    read = []
+    for piece in pieces:
+        block = corpus.rows(member, int(piece[0]), int(piece[-1]) + 1)
+        read.append(block if len(piece) == block.shape[0] else block[piece - piece[0]])
+    stacked = sparse.vstack(read, format="csr") if read else corpus.rows(member, 0, 0)
+    return stacked if np.array_equal(back, np.arange(len(back))) else stacked[back]

@@ -1,0 +1,180 @@
+"""Which slices go into a corpus: paths, folders and tables of paths become one list of sources with an id each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from terrazzo.corpus.store import SPLITS
+from terrazzo.errors import CorpusError, InputError
+
+_TABLES = (".csv", ".tsv", ".parquet")
+_SETTINGS = ("technology", "organism", "layer", "spatial_key", "unit", "microns_per_unit")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A slice to be, and what its user or recipe states of it; None where the slice itself is asked.
+
+    Attributes
+    ----------
+    path, id
+        ``.h5ad`` file or ``.zarr`` folder; its name in the corpus.
+    technology, organism, layer, spatial_key, unit, microns_per_unit
+        As :meth:`terrazzo.Slice.from_anndata` takes them.
+    tissue, donor
+        For the manifest; several donors are joined by "|".
+    split
+        "train", "validation" or "test".
+    origin
+        Name of the recipe's source that it belongs to.
+    organisms
+        Organisms that the recipe takes; () for any.
+    """
+
+    path: Path
+    id: str
+    technology: str | None = None
+    organism: str | None = None
+    tissue: str | None = None
+    donor: str | None = None
+    split: str | None = None
+    layer: str | None = None
+    spatial_key: str | None = None
+    unit: str | None = None
+    microns_per_unit: float | None = None
+    origin: str | None = None
+    organisms: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, JSON-able."""
+        return {**dataclasses.asdict(self), "path": str(self.path), "organisms": list(self.organisms)}
+
+    def slice_options(self) -> dict[str, Any]:
+        """Return what is stated, as arguments of ``Slice.from_anndata``."""
+        return {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Source) if f.name not in ("origin", "organisms"))
+
+
+def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Source]:
+    """List slices in a fixed order, each with an id of its own.
+
+    Parameters
+    ----------
+    sources
+        ``.h5ad`` files, AnnData ``.zarr`` folders, folders that hold such (at any depth), and tables (.csv, .tsv,
+        .parquet) with a column ``path``, relative to the table, and any of ``id, technology, organism, tissue, donor,
+        split, layer, spatial_key, unit, microns_per_unit``.
+
+    Raises
+    ------
+    InputError
+        A path that is not there, or of another kind.
+    CorpusError
+        Nothing found; an unknown column or split; two slices of one id.
+    """
+    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    found: list[tuple[Path, dict[str, Any]]] = []
+    for path in map(Path, given):
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if path.suffix.lower() in _TABLES and path.is_file():
+            found += _read_table(path)
+        elif is_slice(path):
+            found.append((path, {}))
+        elif path.is_dir():
+            found += [(inner, {}) for inner in walk(path)]
+        else:
+            raise InputError(f"{path} is no .h5ad file, .zarr folder, folder of these, or table ({', '.join(_TABLES)})")
+    if not found:
+        raise CorpusError(f"no .h5ad or .zarr slices in {', '.join(map(str, given)) or 'an empty list'}")
+    return name_sources(found)
+
+
+def is_slice(path: Path) -> bool:
+    """Say whether a path is an ``.h5ad`` file or an AnnData ``.zarr`` folder, by its look."""
+    if path.is_dir():
+        return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+    return path.suffix.lower() == ".h5ad"
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the slices below a folder, sorted; not what is inside a slice, and nothing hidden."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if is_slice(path):
+            yield path
+        elif path.is_dir():
+            yield from walk(path)
+
+
+def name_sources(found: list[tuple[Path, dict[str, Any]]]) -> list[Source]:
+    """Give every path an id: the one stated, its name without suffix, or folder and name where names repeat."""
+    stems = [clean_id(str(facts.get("id") or path.stem)) for path, facts in found]
+    lower = [stem.lower() for stem in stems]
+    repeated = {name for name in lower if lower.count(name) > 1} if len(set(lower)) < len(lower) else set()
+    sources: dict[str, Source] = {}
+    for (path, facts), stem in zip(found, stems, strict=True):
+        longer = stem.lower() in repeated and not facts.get("id")
+        name = clean_id(f"{path.resolve().parent.name}_{stem}") if longer else stem
+        if name.lower() in sources:
+            raise CorpusError(
+                f"{sources[name.lower()].path} and {path} would both be called {name!r}: list them in a table with a "
+                "column id (path,id)"
+            )
+        sources[name.lower()] = Source(**{**facts, "path": path, "id": name})
+    return list(sources.values())
+
+
+def clean_id(text: str) -> str:
+    """Return a text as a file name: letters, digits, ``_ . + -``."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip(".") or "slice"
+
+
+def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}") from error
+    for name in table.columns:
+        if name not in COLUMNS:
+            near = difflib.get_close_matches(str(name), COLUMNS, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Columns: {', '.join(COLUMNS)}."
+            raise CorpusError(f"{path} has an unknown column {name!r}. {hint}")
+    if "path" not in table.columns:
+        raise CorpusError(f"{path} needs a column path; others may be {', '.join(COLUMNS[1:])}")
+    rows = []
+    for line, row in enumerate(table.to_dict("records"), start=2):
+        facts = {str(k): str(v).strip() for k, v in row.items() if not pd.isna(v) and str(v).strip()}
+        where = f"{path}, line {line}"
+        if "path" not in facts:
+            raise CorpusError(f"{where}: no path")
+        if facts.get("split", "train") not in SPLITS:
+            raise CorpusError(f"{where}: split {facts['split']!r} is none of {', '.join(SPLITS)}")
+        file = path.parent / facts.pop("path")
+        if not file.exists():
+            raise InputError(f"{where}: {file} does not exist")
+        rows.append((file, {**facts, **_number(facts, where)}))
+    return rows
+
+
+def _number(facts: dict[str, str], where: str) -> dict[str, float]:
+    name = "microns_per_unit"
+    try:
+        return {name: float(facts[name])} if name in facts else {}
+    except ValueError as error:
+        raise CorpusError(f"{where}: {name} {facts[name]!r} is no number") from error

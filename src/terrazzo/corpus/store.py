@@ -1,0 +1,292 @@
+"""A corpus on disk: a folder of slices as AnnData zarr stores, a manifest of them, and rows straight from the arrays.
+
+::
+
+    corpus.json         format and library version, recipe, checksums of the two tables below, what was left out and why
+    manifest.parquet    one row a slice; written last, so that only whole corpora have one
+    vocab.parquet       genes and medians of the training slices
+    members/<id>.zarr   AnnData, zarr v3; rows in Hilbert order; opens with anndata.read_zarr
+    members/<id>.json   checksums of its files, and what it was made from
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+import zarr
+
+from terrazzo import keys
+from terrazzo.corpus.checksums import hash_file, hash_json, read_record
+from terrazzo.corpus.shards import FlatArray, open_flat
+from terrazzo.errors import CheckpointError, CorpusError
+from terrazzo.genes import Vocabulary
+from terrazzo.slices import Slice, read_anndata
+
+FORMAT_VERSION = 1
+MANIFEST, VOCABULARY, ABOUT, MEMBERS = "manifest.parquet", "vocab.parquet", "corpus.json", "members"
+SPLITS = ("train", "validation", "test")
+SCALE = "coord_scale"  # in the attributes of obsm/spatial: unit = stored * coord_scale
+COLUMNS = {
+    "id": pa.string(),
+    "file": pa.string(),
+    "technology": pa.string(),
+    "organism": pa.string(),
+    "tissue": pa.string(),
+    "donor": pa.string(),
+    "n_cells": pa.int64(),
+    "n_genes": pa.int64(),
+    "total_counts": pa.float64(),
+    "unit": pa.string(),
+    "spacing": pa.float64(),
+    "source": pa.string(),
+    "sha256": pa.string(),
+    "split": pa.string(),
+    # beyond the contract
+    "origin": pa.string(),  # source of the recipe it came from, "" without one
+    "gene_organism": pa.string(),  # organism of the genes: differs from `organism` after ortholog mapping
+    "n_cells_read": pa.int64(),  # before quality control
+    "median_genes": pa.float64(),  # expressed genes a cell
+    "content": pa.string(),  # sha256 of counts and coordinates, whatever their order
+}
+
+
+@dataclass
+class _Member:
+    """Open arrays of one member."""
+
+    data: FlatArray | zarr.Array
+    indices: FlatArray | zarr.Array
+    indptr: np.ndarray
+    n_genes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Many slices on disk. Cheap to open, to copy and to pickle: arrays are opened where they are first used.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    manifest
+        One row a slice: id, file, technology, organism, tissue, donor, n_cells, n_genes, total_counts, unit, spacing,
+        source, sha256, split ("train", "validation" or "test"); also origin, gene_organism, n_cells_read,
+        median_genes, content.
+    about
+        Format, library version, recipe, options; under "dropped" what was left out, and why.
+    """
+
+    folder: Path
+    manifest: pd.DataFrame
+    about: dict[str, Any] = field(default_factory=dict, repr=False)
+    _members: dict[str, _Member] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Corpus:
+        """Open a corpus.
+
+        Raises
+        ------
+        CorpusError
+            Not a corpus; one whose build was not finished; a damaged or foreign manifest; a member that is gone.
+        """
+        folder = Path(folder)
+        about = read_about(folder)
+        manifest = read_manifest(folder, about)
+        gone = [name for name in manifest["file"] if not (folder / name / "zarr.json").is_file()]
+        if gone:
+            raise CorpusError(
+                f"{folder}: {len(gone)} of {len(manifest)} members are missing, e.g. {gone[0]}. Copy the whole folder "
+                "again, or run the same `terrazzo corpus build`, which makes what is missing."
+            )
+        return cls(folder, manifest, about)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "manifest": self.manifest, "about": self.about}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in {**state, "_members": {}}.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self.manifest)
+
+    def __repr__(self) -> str:
+        """Say what the corpus is in one line."""
+        return f"Corpus({str(self.folder)!r}, {len(self)} slices, {self.n_cells():,} cells)"
+
+    def ids(self, split: str | None = None) -> list[str]:
+        """Return the ids of all slices, or of those of one split, in the order of the manifest."""
+        return [str(name) for name in self._of(split)["id"]]
+
+    def n_cells(self, split: str | None = None) -> int:
+        """Return the number of cells in all slices, or in those of one split."""
+        return int(self._of(split)["n_cells"].sum())
+
+    def row(self, id: str) -> pd.Series:
+        """Return the manifest's row of a slice.
+
+        Raises
+        ------
+        CorpusError
+            No such slice.
+        """
+        found = self.manifest[self.manifest["id"] == id]
+        if not len(found):
+            raise CorpusError(f"{self.folder} holds no slice {id!r}; it has {', '.join(self.ids()[:5])}, ...")
+        return found.iloc[0]
+
+    def path(self, id: str) -> Path:
+        """Return the zarr folder of a slice."""
+        return self.folder / str(self.row(id)["file"])
+
+    def genes(self, id: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return Ensembl ids and symbols of a slice's columns, str (n_genes,) both, "" where unknown."""
+        folder = self.path(id) / "var"
+        return _read_texts(folder / "ensembl_id"), _read_texts(folder / "symbol")
+
+    def rows(self, id: str, start: int, stop: int) -> sp.csr_matrix:
+        """Return rows ``start:stop`` of a slice's counts, CSR float32 (float64 where a count exceeds 2**24).
+
+        Neighbouring rows lie near each other in the tissue, so a part of a slice is few such reads.
+        """
+        member = self._member(id)
+        pointer = member.indptr[start:stop + 1]  # fmt: skip
+        if len(pointer) < 2:
+            return sp.csr_matrix((0, member.n_genes), dtype=member.data.dtype)
+        first, last = int(pointer[0]), int(pointer[-1])
+        data, indices = np.asarray(member.data[first:last]), np.asarray(member.indices[first:last])
+        shape = (len(pointer) - 1, member.n_genes)
+        local = (pointer - pointer[0]).astype(indices.dtype)
+        out = sp.csr_matrix((data, indices, local), shape=shape, copy=False)
+        out.has_sorted_indices = True
+        out.has_canonical_format = True
+        return out
+
+    def coords(self, id: str) -> np.ndarray:
+        """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
+        array = zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
+        return np.asarray(array[:], dtype=np.float64) * float(array.attrs[SCALE])  # type: ignore[arg-type]
+
+    def slice(self, id: str) -> Slice:
+        """Return a whole slice, rows in Hilbert order."""
+        path, row = self.path(id), self.row(id)
+        scale = float(zarr.open_array(path / "obsm" / keys.SPATIAL, mode="r").attrs[SCALE])  # type: ignore[arg-type]
+        known = {"microns_per_unit": scale} if row["unit"] == "um" else {"unit": str(row["unit"])}
+        return Slice.from_anndata(read_anndata(path), layer="X", name=id, **known)
+
+    def parts(self, id: str, n_rows: int) -> Iterator[Slice]:
+        """Yield a slice as consecutive parts of at most ``n_rows`` cells: counts, genes and organism; no positions."""
+        ids, symbols = self.genes(id)
+        row = self.row(id)
+        for start in range(0, int(row["n_cells"]), n_rows):
+            counts = self.rows(id, start, min(start + n_rows, int(row["n_cells"])))
+            empty = np.zeros((counts.shape[0], 2)), np.full(counts.shape[0], "")
+            yield Slice(counts, ids, symbols, *empty, name=id, organism=str(row["gene_organism"]))
+
+    def vocabulary(self) -> Vocabulary:
+        """Return the genes and medians of the training slices.
+
+        Raises
+        ------
+        CorpusError
+            There is none, or it is damaged.
+        """
+        path = self.folder / VOCABULARY
+        if not path.is_file():
+            raise CorpusError(
+                f"{self.folder} has no {VOCABULARY}: build it without vocabulary=False (--no-vocabulary)."
+            )
+        if hash_file(path) not in self.about["files"].get(VOCABULARY, []):
+            raise CorpusError(f"{path} is damaged: delete it and run the same `terrazzo corpus build` again.")
+        try:
+            return Vocabulary.from_parquet(path)
+        except CheckpointError as error:
+            raise CorpusError(str(error)) from error
+
+    def content_hash(self) -> str:
+        """Return the sha256 (hex) of which slices are in the corpus, their bytes and their splits."""
+        return content_hash(self.manifest)
+
+    def _of(self, split: str | None) -> pd.DataFrame:
+        if split is not None and split not in SPLITS:
+            raise CorpusError(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
+        return self.manifest if split is None else self.manifest[self.manifest["split"] == split]
+
+    def _member(self, id: str) -> _Member:
+        if id not in self._members:
+            path = self.path(id) / "X"
+            data, indices, indptr = (open_flat(path / name) for name in ("data", "indices", "indptr"))
+            n_genes = int(self.row(id)["n_genes"])
+            self._members[id] = _Member(data, indices, np.asarray(indptr[:]), n_genes)
+        return self._members[id]
+
+
+def _read_texts(path: Path) -> np.ndarray:
+    values: Any = zarr.open_array(path, mode="r")[:]
+    return np.asarray(values.tolist(), dtype=np.str_)
+
+
+def content_hash(manifest: pd.DataFrame) -> str:
+    """Return the sha256 (hex) of id, bytes and split of every row."""
+    rows = manifest[["id", "sha256", "split"]].astype(str).to_numpy().tolist()
+    return hash_json(sorted(rows))
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Read ``corpus.json``.
+
+    Raises
+    ------
+    CorpusError
+        Not a corpus, an unfinished or damaged one, or one of another format.
+    """
+    if not (folder / ABOUT).is_file():
+        if (folder / MEMBERS).is_dir():
+            raise CorpusError(f"{folder}: the build of this corpus was not finished; run the same build again.")
+        raise CorpusError(f"{folder} is no corpus: it has no {ABOUT}. Make one with `terrazzo corpus build`.")
+    about = read_record(folder / ABOUT)
+    if about.get("format_version") != FORMAT_VERSION:
+        raise CorpusError(
+            f"{folder} has corpus format {about.get('format_version')!r}; this terrazzo reads {FORMAT_VERSION}: "
+            "install the version that wrote it, or build it again."
+        )
+    return about
+
+
+def read_manifest(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
+    """Read ``manifest.parquet`` and prove that it is as written.
+
+    Raises
+    ------
+    CorpusError
+        It is missing, damaged or has other columns.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorpusError(f"{folder}: the build of this corpus was not finished (no {MANIFEST}); run it again.")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() not in about["files"][MANIFEST]:
+        raise CorpusError(f"{path} is damaged: it is not as it was written. Run the same build again to mend it.")
+    table = pq.read_table(pa.BufferReader(content))
+    if dict(zip(table.column_names, table.schema.types, strict=True)) != COLUMNS:
+        raise CorpusError(f"{path} has unexpected columns {table.column_names}; a manifest has {list(COLUMNS)}")
+    return table.to_pandas()
+
+
+def manifest_bytes(rows: list[dict[str, Any]]) -> bytes:
+    """Return the manifest of these rows as parquet."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS.items()))), sink)
+    return bytes(sink.getvalue().to_pybytes())

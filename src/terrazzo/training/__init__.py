@@ -1,0 +1,1 @@
+"""Pretraining: the only place that knows Lightning."""

@@ -1,0 +1,248 @@
+"""What happens around the steps of a run: checkpoints, a guard against losses that are no numbers, progress."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from terrazzo.errors import OutputError, TrainingError
+from terrazzo.training.resuming import KEY, AtomicCheckpoints, random_state, seed_everything, set_random_state
+
+SHOWN_IDS = 20
+REFRESH = 0.5  # seconds
+RANK_SEED = 1_000_003  # distance between the seeds of two processes
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return every process's value."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return [value]
+    out: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(out, value)
+    return out
+
+
+def cells_of(batch: Any) -> int:
+    """Return the number of cells in a batch: its ``n_cells``, else its cell tokens, else its length."""
+    if hasattr(batch, "n_cells"):
+        return int(batch.n_cells)
+    return int((batch.types == 0).sum()) if hasattr(batch, "types") else len(batch)
+
+
+class Keeper(Callback):
+    """Writes ``last.ckpt`` after every few steps of the optimiser and at the end, with the random streams' state.
+
+    Validation leaves the random streams as they were, so that how often it runs changes no weight.
+
+    Parameters
+    ----------
+    path
+        The checkpoint.
+    every
+        Steps of the optimiser between two.
+    io
+        What writes it.
+    record
+        What the run is; written into it.
+    seed
+        Of the random streams; each process has another one.
+    """
+
+    def __init__(self, path: Path, every: int, io: AtomicCheckpoints, record: dict[str, Any], seed: int) -> None:
+        self._path, self._every, self._io, self._record, self._seed = path, max(1, every), io, record, seed
+        self._resumed: list[dict[str, Any]] = []
+        self._before: dict[str, Any] | None = None
+        self._saved = -1
+        self.validated = -1  # step of the last validation
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed, or continue, the random streams."""
+        self._saved = trainer.global_step
+        if len(self._resumed) == trainer.world_size:
+            set_random_state(self._resumed[trainer.global_rank])
+        else:
+            seed_everything(self._seed + RANK_SEED * trainer.global_rank)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the loader which epoch it is; it knows already, unless the epoch before was cut short."""
+        trainer.train_dataloader.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save where the optimiser has just done a step."""
+        if trainer.global_step != self._saved and trainer.global_step % self._every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final state."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self._path)
+        if failure := trainer.strategy.broadcast(self._io.failure):
+            raise OutputError(f"{failure}; the checkpoint before it is whole. Free some space, then use --resume.")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not keep."""
+        checkpoint.pop("hyper_parameters", None)
+        loader = trainer.train_dataloader.state_dict()
+        checkpoint[KEY] = {"record": self._record, "random": gathered(random_state()), "loader": loader}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the random streams until training starts."""
+        self._resumed = checkpoint[KEY]["random"]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let every validation see the same batches."""
+        self._before = random_state()
+        self.validated = trainer.global_step
+        held_out = trainer.val_dataloaders
+        for loader in held_out if isinstance(held_out, list) else [held_out]:
+            loader.set_epoch(0)
+        seed_everything(self._seed)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the random streams back."""
+        if self._before is not None:
+            set_random_state(self._before)
+
+
+class Guard(Callback):
+    """Clips gradients, and stops before a loss or gradient that is no number reaches the weights.
+
+    Parameters
+    ----------
+    clip
+        Largest norm of all gradients together; 0 for no limit.
+    """
+
+    def __init__(self, clip: float) -> None:
+        self._clip = clip if clip > 0 else float("inf")
+        self._last: list[str] = []
+        self._since: set[str] = set()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Remember which slices are in the batch."""
+        self._last = pl_module.batch_ids(batch)
+        self._since |= set(self._last)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Look at the loss."""
+        self._check(trainer, "the loss", loss.detach(), set(self._last))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Clip, log the norm, and look at it."""
+        whole = trainer.strategy.model
+        if hasattr(whole, "clip_grad_norm_"):  # FSDP: each process holds a part of every gradient
+            norm = whole.clip_grad_norm_(self._clip)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(pl_module.parameters(), self._clip)
+        self._check(trainer, "the gradient", norm, self._since)
+        pl_module.log("train/gradient_norm", norm)
+        self._since = set()
+
+    def _check(self, trainer: Trainer, what: str, value: Tensor, ids: set[str]) -> None:
+        bad = (~torch.isfinite(value)).any().float()
+        if trainer.world_size > 1:  # all stop, or none
+            bad = torch.as_tensor(trainer.strategy.reduce(bad, reduce_op="sum"))
+        if not bad:
+            return
+        found = [(float(v), names) for v, names in gathered((float(value), sorted(ids)))]
+        names = sorted({name for v, names in found if not torch.isfinite(torch.tensor(v)) for name in names})
+        shown = ", ".join(names[:SHOWN_IDS]) + (f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else "")
+        worst = next((v for v, _ in found if not torch.isfinite(torch.tensor(v))), float("nan"))
+        raise TrainingError(
+            f"{what} is {worst} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}); slices in the "
+            f"batch: {shown}. The weights are not touched by it. Look at these slices, or start another run with a "
+            "lower optim.lr, or with run.precision 32-true."
+        )
+
+
+class Meter(Callback):
+    """Cells a second and the learning rate in the logs, and a bar with the loss parts on a terminal.
+
+    Parameters
+    ----------
+    show
+        Draw the bar.
+    log_every
+        Steps between two log lines.
+    """
+
+    def __init__(self, show: bool, log_every: int) -> None:
+        self._show, self._log_every = show, max(1, log_every)
+        self._window: deque[tuple[float, int]] = deque(maxlen=50)
+        self._bar: Any = None
+        self._task: Any = None
+        self._drawn = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        if self._show and trainer.is_global_zero:
+            self._bar = make_bar()
+            total = trainer.estimated_stepping_batches
+            self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, rate="", losses="")
+            self._bar.start()
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Start the clock."""
+        if not self._window:
+            self._window.append((time.monotonic(), 0))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, out: Any, batch: Any, i: int) -> None:
+        """Count cells."""
+        self._window.append((time.monotonic(), cells_of(batch) * trainer.world_size))
+        seconds = self._window[-1][0] - self._window[0][0]
+        rate = sum(n for _, n in list(self._window)[1:]) / max(seconds, 1e-9)
+        pl_module.log("cells_per_second", rate, batch_size=1)
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+        if self._bar is not None and time.monotonic() - self._drawn > REFRESH:
+            self._drawn = time.monotonic()
+            losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/loss"))}
+            text = " ".join(f"{k.removeprefix('train/')} {v:.3g}" for k, v in losses.items())
+            fields = {"rate": f"{rate:,.0f} cells/s", "losses": text}
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._bar.update(self._task, completed=trainer.global_step, description=epoch, **fields)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock anew: validation is no training."""
+        self._window.clear()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def make_bar() -> Any:
+    """Return a rich bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    words: Callable[[str], TextColumn] = TextColumn
+    return Progress(
+        words("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        words("steps {task.fields[rate]} {task.fields[losses]}"),
+        TimeElapsedColumn(),
+        words("left"),
+        Left(),
+        console=Console(stderr=True),
+    )

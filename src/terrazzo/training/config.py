@@ -1,0 +1,218 @@
+"""A training recipe: frozen nested dataclasses, strict, one YAML file a recipe (configs/)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from terrazzo.config import from_dict
+from terrazzo.errors import ConfigError
+from terrazzo.units.subslices import SubSliceConfig
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where training starts: a checkpoint folder, or a preset with random weights.
+
+    Attributes
+    ----------
+    preset
+        ``"tiny"``, ``"small"`` or ``"paper"``; used where there is no checkpoint.
+    checkpoint
+        Folder to start from; a SToFM checkpoint, or a cell encoder (converted Geneformer) whose encoder is taken.
+    subslices
+        How slices are cut, in place of the preset's.
+    """
+
+    preset: str = "small"
+    checkpoint: str = ""
+    subslices: SubSliceConfig = field(default_factory=SubSliceConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read.
+
+    Attributes
+    ----------
+    batch_cells
+        Cells a step (domain adaptation).
+    batch_subslices
+        Sub-slices a step (multi-scale pretraining; paper 16).
+    share
+        Share of the slices used (data-volume ablation, table A.5).
+    block, buffer_blocks
+        Rows read at once, and blocks mixed in memory.
+    """
+
+    batch_cells: int = 32
+    batch_subslices: int = 16
+    share: float = 1.0
+    block: int = 256
+    buffer_blocks: int = 32
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up and linear decay (table A.8).
+
+    Attributes
+    ----------
+    lr, warmup_steps, weight_decay, clip
+        Peak rate 1e-4 after 500 steps as published.
+    accumulate
+        Batches a step of the optimiser (paper 4).
+    epochs, max_steps
+        Whichever ends first; ``max_steps`` -1 for no limit.
+    """
+
+    lr: float = 1e-4
+    warmup_steps: int = 500
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    accumulate: int = 1
+    epochs: int = 1
+    max_steps: int = -1
+
+
+@dataclass(frozen=True)
+class AdaptObjective:
+    """Domain adaptation: masked genes + contrastive (section A.1), and the thinned-count own head beyond the paper.
+
+    Attributes
+    ----------
+    mask_share
+        Share of tokens chosen for masked gene modelling (0.15).
+    masked_weight, contrastive_weight, own_weight
+        Weights of the three losses; the paper's are 1, 1, 0.
+    temperature
+        Of the contrastive loss.
+    thin_low, thin_high
+        With an own head, or ``view="thinned"``: each cell's counts are split, this share (drawn uniformly) is the input.
+    view
+        What makes a positive pair: ``"dropout"`` (SimCSE, the paper) or ``"thinned"`` (two independent splits).
+    """
+
+    mask_share: float = 0.15
+    masked_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    own_weight: float = 0.0
+    temperature: float = 0.05
+    thin_low: float = 0.4
+    thin_high: float = 0.9
+    view: Literal["dropout", "thinned"] = "dropout"
+
+
+@dataclass(frozen=True)
+class MultiScaleObjective:
+    """Masked cell modelling and pairwise distance recovery (section 3.3).
+
+    Attributes
+    ----------
+    objective
+        ``"paper"``, or ``"own+niche"``: more cells masked, no distances, and ``embed`` writes two blocks.
+    loss
+        ``"mse"`` (paper) or ``"cosine"`` (published code).
+    gamma
+        Weight of masked cells against distances; 0.5 is 1:1.
+    mask_share, kept_share
+        Real cells whose embedding is hidden, and cells that are predicted but shown (paper 0.10 and 0; code 0.12, 0.03).
+    perturb_share, sigma_spacing
+        Cells that get noise on their coordinates, and its standard deviation in spacings (paper 0.10, code 5).
+    frozen_epochs
+        Epochs with the cell encoder frozen and its vectors precomputed (paper 2 of 3).
+    reencode
+        Cells a sub-slice that are encoded again with gradient afterwards (paper 12; 0 freezes the encoder).
+    """
+
+    objective: Literal["paper", "own+niche"] = "own+niche"
+    loss: Literal["mse", "cosine"] = "mse"
+    gamma: float = 0.5
+    mask_share: float = 0.10
+    kept_share: float = 0.0
+    perturb_share: float = 0.10
+    sigma_spacing: float = 5.0
+    frozen_epochs: int = 2
+    reencode: int = 12
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how it runs (Lightning).
+
+    Attributes
+    ----------
+    devices, nodes, strategy, precision, accelerator
+        As Lightning's Trainer names them; ``strategy`` ``"ddp"`` or ``"fsdp"`` for several processes.
+    log_every, checkpoint_every
+        Steps between log lines and between resumable checkpoints.
+    validate_every
+        Steps between validations on held-out slices; 0 for once an epoch.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    log_every: int = 10
+    checkpoint_every: int = 500
+    validate_every: int = 0
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One training run.
+
+    Attributes
+    ----------
+    stage
+        ``"adapt"``: domain adaptation of the cell encoder; ``"pretrain"``: the SE(2) Transformer on sub-slices.
+    corpus, out
+        Corpus folder, and the folder for logs, checkpoints and the final model.
+    """
+
+    stage: Literal["adapt", "pretrain"]
+    corpus: str
+    out: str
+    model: ModelSource = field(default_factory=ModelSource)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    adapt: AdaptObjective = field(default_factory=AdaptObjective)
+    pretrain: MultiScaleObjective = field(default_factory=MultiScaleObjective)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: int = 0
+
+
+def load(path: str | Path, **overrides: object) -> PretrainConfig:
+    """Read a recipe.
+
+    Parameters
+    ----------
+    path
+        YAML file.
+    **overrides
+        Top-level values in place of the file's (``corpus=``, ``out=``, ``seed=``).
+
+    Raises
+    ------
+    ConfigError
+        Not a readable YAML mapping; unknown or misspelt keys; values of the wrong kind.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file ({str(error).splitlines()[0]}).") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings.")
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return from_dict(PretrainConfig, {**data, **given}, str(path))
+
+
+def save(config: PretrainConfig, path: str | Path) -> None:
+    """Write a recipe back as YAML."""
+    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,181 @@
+"""What a run reads: the model it starts from, the stored cell vectors, and loaders that hand out tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from terrazzo.corpus.cache import CacheKey, EmbeddingCache
+from terrazzo.corpus.loaders import CellLoader, SubSliceLoader, member_match
+from terrazzo.corpus.store import Corpus
+from terrazzo.errors import ConfigError
+from terrazzo.models.cells import CellModel, encode_cells
+from terrazzo.models.convert import load
+from terrazzo.models.stofm import SToFM
+from terrazzo.models.stofm_config import preset
+from terrazzo.progress import Progress
+from terrazzo.training.batches import CellView, SceneView
+from terrazzo.training.config import PretrainConfig
+from terrazzo.units.spots import rank_tokens
+from terrazzo.units.subslices import length_unit, macro_scale, model_positions, split_cells
+
+T = TypeVar("T")
+
+
+class Collated(Generic[T]):
+    """A resumable loader whose items are turned into tensors as they pass.
+
+    Parameters
+    ----------
+    loader
+        From :mod:`terrazzo.corpus.loaders`.
+    make
+        Called with an item and the (epoch, step) that it is.
+    """
+
+    def __init__(self, loader: Any, make: Callable[[Any, int, int], T]) -> None:
+        self.loader, self.make = loader, make
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[T]:
+        state = self.loader.state_dict()
+        epoch, step = state["epoch"], state["step"]
+        for number, item in enumerate(self.loader, start=step):
+            yield self.make(item, epoch, number)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch."""
+        self.loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's state: the next item."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.loader.load_state_dict(state)
+
+
+def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM | CellModel:
+    """Return the model that training starts from.
+
+    Raises
+    ------
+    ConfigError
+        A cell encoder alone, where sub-slices are to be learnt and the preset does not fit it.
+    """
+    source = config.model
+    if source.checkpoint:
+        held = load(source.checkpoint)
+        if isinstance(held, SToFM):
+            settings = replace(held.config, subslices=source.subslices)
+            model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
+            model.module.load_state_dict(held.module.state_dict())
+            return model
+        if isinstance(held, CellModel) and config.stage == "adapt":
+            return held
+        raise ConfigError(f"{source.checkpoint} holds a {held.title}; stage 'pretrain' starts from a SToFM checkpoint.")
+    vocabulary = corpus.vocabulary()
+    settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices)
+    return SToFM(settings, vocabulary, seed=config.seed)
+
+
+def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:
+    """Return the store of cell vectors of this model on this corpus."""
+    key = CacheKey(model.fingerprint(), config.model.subslices, config.seed)
+    return EmbeddingCache(Path(corpus.folder) / "cache", key)
+
+
+def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, progress: bool | None = None) -> None:
+    """Encode every cell once and store the vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
+    if config.stage != "pretrain" or not isinstance(model, SToFM):
+        return
+    cache, match = embedding_cache(config, corpus, model), member_match(corpus, model.vocabulary)
+    table = corpus.manifest.set_index("id")
+    cut, bars = config.model.subslices, Progress(progress)
+    for name in corpus.ids("train") + corpus.ids("validation"):
+        source = str(table.at[name, "sha256"])
+        if cache.has(name, source):
+            continue
+        counts = corpus.rows(name, 0, int(table.at[name, "n_cells"]))
+        tokens = rank_tokens(counts, *match(name), model.config.cell_encoder.max_length)
+        features, _ = encode_cells(model.module.cell_encoder, tokens, model.cls_token, "float32", bars)
+        unit = length_unit(str(table.at[name, "unit"]), float(table.at[name, "spacing"]), cut)
+        positions = model_positions(corpus.coords(name), cut, unit)
+        macro = macro_scale(features, positions, cut, seed=config.seed)
+        cache.write(name, features, macro, split_cells(positions, cut), source=source)
+
+
+def loaders(
+    config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, *, rank: int = 0, world: int = 1
+) -> tuple[Collated[Any], Collated[Any] | None]:
+    """Return the loader of the training split, and of the validation split where there is one.
+
+    Validation draws the same masks every time, so that its losses can be compared.
+    """
+    build = _cell_loader if config.stage == "adapt" else _scene_loader
+    train = build(config, corpus, model, "train", rank, world)
+    held_out = build(config, corpus, model, "validation", rank, world) if corpus.ids("validation") else None
+    return train, held_out
+
+
+def _cell_loader(
+    config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, split: str, rank: int, world: int
+) -> Collated[Any]:
+    data, length = config.data, model.config.cell_encoder.max_length
+    view = CellView(model.vocabulary, config.adapt, length)
+    train = split == "train"
+    loader = CellLoader(
+        corpus,
+        member_match(corpus, model.vocabulary),
+        split=split,
+        batch_cells=data.batch_cells,
+        max_length=length,
+        block=data.block,
+        buffer_blocks=data.buffer_blocks,
+        seed=config.seed,
+        rank=rank,
+        world=world,
+        share=data.share if train else 1.0,
+        n_tokens=model.vocabulary.n_tokens if view.thins else 0,
+    )
+
+    def make(batch: Any, epoch: int, step: int) -> Any:
+        names = [loader.ids[m] for m in np.unique(batch.member)]
+        return view.make(batch, names, np.random.default_rng([config.seed, epoch if train else 0, step, rank]))
+
+    return Collated(loader, make)
+
+
+def _scene_loader(
+    config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, split: str, rank: int, world: int
+) -> Collated[Any]:
+    if not isinstance(model, SToFM):
+        raise ConfigError("stage 'pretrain' needs a SToFM model.")
+    goal, train = config.pretrain, split == "train"
+    again = goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs
+    view = SceneView(goal, config.model.subslices, model.cls_token)
+    loader = SubSliceLoader(
+        corpus,
+        embedding_cache(config, corpus, model),
+        config.model.subslices,
+        split=split,
+        batch_slices=config.data.batch_subslices,
+        seed=config.seed,
+        rank=rank,
+        world=world,
+        share=config.data.share if train else 1.0,
+        match=member_match(corpus, model.vocabulary) if again and train else None,
+        max_length=model.config.cell_encoder.max_length,
+    )
+
+    def make(batch: Any, epoch: int, step: int) -> Any:
+        return view.make(batch, [config.seed, epoch if train else 0])
+
+    return Collated(loader, make)

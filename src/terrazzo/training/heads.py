@@ -1,0 +1,68 @@
+"""What is trained beside the model and thrown away after: heads that turn vectors into predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Sequential):
+    """Two layers with GELU, as the paper's regression heads."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+class MaskedGeneHead(nn.Module):
+    """BERT's language-model head: a transform, then the word embeddings themselves as decoder.
+
+    Parameters
+    ----------
+    words
+        The encoder's word embedding; shared, not copied.
+    """
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__()
+        size = words.embedding_dim
+        self.transform = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size))
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+
+    def forward(self, states: Tensor, words: Tensor) -> Tensor:
+        """Return logits over tokens, ``(n, vocabulary)``."""
+        return F.linear(self.transform(states), words, self.bias)
+
+
+def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """SimCSE's loss (section A.1): each row's positive is the same row of ``second``, all other rows are negatives.
+
+    Parameters
+    ----------
+    first, second
+        ``(batch, d)``.
+    temperature
+        tau.
+    """
+    similarity = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T / temperature
+    return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
+
+
+def composition_loss(logits: Tensor, counts: Tensor, panel: Tensor) -> Tensor:
+    """Multinomial negative log-likelihood a molecule: which genes the held-out molecules of a cell come from.
+
+    Parameters
+    ----------
+    logits
+        ``(batch, vocabulary)``.
+    counts
+        Held-out counts, ``(batch, vocabulary)``.
+    panel
+        bool ``(batch, vocabulary)``: genes that the slice measured; the others are left out of the softmax.
+    """
+    log_share = logits.masked_fill(~panel, float("-inf")).log_softmax(-1).masked_fill(~panel, 0.0)
+    total = counts.sum(-1)
+    kept = total > 0
+    if not kept.any():
+        return logits.sum() * 0
+    return (-(counts * log_share).sum(-1)[kept] / total[kept]).mean()

@@ -1,0 +1,196 @@
+"""The training objectives, one LightningModule each; the models themselves stay plain modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from terrazzo.models.cells import CellModel
+from terrazzo.models.stofm import SToFM
+from terrazzo.nn.cell_encoder import CellEncoder
+from terrazzo.training.batches import AdaptBatch, ScenePack
+from terrazzo.training.config import OptimConfig, PretrainConfig
+from terrazzo.training.heads import MLP, MaskedGeneHead, composition_loss, contrastive_loss
+
+
+class Objective(LightningModule):
+    """What both stages share: the optimiser and the names of the logged losses."""
+
+    def __init__(self, model: SToFM | CellModel, config: PretrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.trained = model.module  # registered, so that Lightning moves, saves and averages it
+        self.config = config
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Return the parts of the loss by name; ``"loss"`` is what is minimised."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_index: int) -> Tensor:
+        """Log the parts, return the sum."""
+        parts = self.losses(batch)
+        self.log_dict({f"train/{k}": v.detach() for k, v in parts.items()}, batch_size=len(batch))
+        return parts["loss"]
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        """Log the same parts on held-out slices."""
+        parts = self.losses(batch)
+        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=len(batch), sync_dist=True)
+
+    def batch_ids(self, batch: Any) -> list[str]:
+        """Return the slices of a batch, for messages."""
+        return sorted(set(batch.ids))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; linear warm-up, then linear decay to zero over the planned steps (table A.8)."""
+        optim = self.config.optim
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def rate(step: int, optim: OptimConfig, total: int) -> float:
+    """Return the share of the peak learning rate at a step; a run shorter than its warm-up warms up over a tenth."""
+    warmup = max(1, min(optim.warmup_steps, total // 10))
+    if step < warmup:
+        return (step + 1) / warmup
+    return max(0.0, (total - step) / max(1, total - warmup))
+
+
+class DomainAdaptation(Objective):
+    """Masked gene modelling + contrastive loss (section A.1), and beyond the paper the thinned-count own head.
+
+    Parameters
+    ----------
+    model
+        Its cell encoder is trained.
+    config
+        The recipe; ``adapt`` holds the weights of the parts.
+    """
+
+    def __init__(self, model: SToFM | CellModel, config: PretrainConfig) -> None:
+        super().__init__(model, config)
+        self.encoder: CellEncoder = model.module.cell_encoder if isinstance(model, SToFM) else model.module
+        if isinstance(model, SToFM):
+            model.module.se2.requires_grad_(False)  # this stage does not touch it
+        sizes = self.encoder.config
+        self.gene_head = MaskedGeneHead(self.encoder.bert.embeddings.word_embeddings)
+        width = sizes.output_dim if self.encoder.proj is not None else sizes.hidden_size
+        self.own_head = MLP(width, max(256, width), sizes.vocab_size) if config.adapt.own_weight else None
+        self.own_scale = nn.Parameter(torch.tensor(float(width) ** 0.5))  # unit vectors need room
+
+    def losses(self, batch: AdaptBatch) -> dict[str, Tensor]:
+        """Masked genes on the masked view; contrast between two passes or two thinnings; own head on the rest."""
+        weights = self.config.adapt
+        parts: dict[str, Tensor] = {}
+        total = torch.zeros((), device=batch.ids_masked.device)
+        if weights.masked_weight:
+            states = self.encoder.bert(batch.ids_masked, attention_mask=batch.mask).last_hidden_state
+            chosen = batch.labels >= 0
+            logits = self.gene_head(states[chosen], self.encoder.bert.embeddings.word_embeddings.weight)
+            parts["masked_genes"] = F.cross_entropy(logits, batch.labels[chosen]) if chosen.any() else logits.sum() * 0
+            total = total + weights.masked_weight * parts["masked_genes"]
+        vectors = self.encoder(batch.ids_plain, batch.mask)
+        if weights.contrastive_weight:
+            other = self.encoder(batch.ids_second, batch.mask_second)
+            parts["contrastive"] = contrastive_loss(vectors, other, weights.temperature)
+            total = total + weights.contrastive_weight * parts["contrastive"]
+        if self.own_head is not None and batch.rest is not None and batch.panel is not None:
+            parts["own"] = composition_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.panel)
+            total = total + weights.own_weight * parts["own"]
+            if not self.training:
+                parts["own_mean_cell"] = mean_cell_loss(batch.rest, batch.panel)
+        return {"loss": total, **parts}
+
+
+def mean_cell_loss(rest: Tensor, panel: Tensor) -> Tensor:
+    """The own head's loss of always answering with the batch's mean composition: what it must beat."""
+    pooled = rest.sum(0, keepdim=True) + 1e-3
+    return composition_loss(pooled.log().expand_as(rest), rest, panel)
+
+
+class MultiScale(Objective):
+    """Masked cell modelling + pairwise distance recovery on sub-slices (section 3.3).
+
+    Parameters
+    ----------
+    model
+        SToFM; its SE(2) Transformer is trained, and its cell encoder too once ``frozen_epochs`` are over.
+    config
+        The recipe; ``pretrain`` holds the objective.
+    """
+
+    def __init__(self, model: SToFM, config: PretrainConfig) -> None:
+        super().__init__(model, config)
+        self.se2 = model.module.se2
+        self.encoder: CellEncoder = model.module.cell_encoder
+        goal, sizes = config.pretrain, model.config.se2
+        self.encoder.requires_grad_(goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs)
+        self.mask_vector = nn.Parameter(torch.zeros(sizes.input_dim))
+        self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
+        heads = sizes.num_heads
+        self.recovers_distances = goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
+        self.distance_head = MLP(heads, 4 * heads, 1) if self.recovers_distances else None
+
+    @property
+    def reencodes(self) -> bool:
+        """Whether this epoch sends some cells through the cell encoder again, with gradient."""
+        goal = self.config.pretrain
+        return goal.reencode > 0 and self.current_epoch >= goal.frozen_epochs
+
+    def losses(self, batch: ScenePack) -> dict[str, Tensor]:
+        """Compute MCM on hidden cells and PDR on moved cells; each also beside what a trivial answer would cost."""
+        goal = self.config.pretrain
+        features = batch.features
+        if self.reencodes and batch.again_ids is not None:
+            again = self.encoder(batch.again_ids, batch.again_mask)
+            features = features.index_copy(0, batch.again_tokens, again)
+        shown = torch.where(batch.hidden[:, None], self.mask_vector, features)
+        wanted = batch.moved if self.recovers_distances else None
+        output = self.se2(shown, batch.types, batch.pairs, pair_rows=wanted)
+        target = batch.features[batch.predicted]
+        predicted = self.cell_head(output.hidden[batch.predicted])
+        masked = vector_loss(predicted, target, goal.loss)
+        parts = {"masked_cells": masked}
+        if not self.training:
+            parts |= self._references(batch, target)
+        if self.distance_head is None:
+            return {"loss": masked, **parts}
+        guessed = [self.distance_head(rows).squeeze(-1) for rows in output.pair]
+        pairs = [g[:, c] for g, c in zip(guessed, batch.moved_columns, strict=True)]
+        error = torch.cat([(p - t).square().flatten() for p, t in zip(pairs, batch.true_distance, strict=True)])
+        parts["distances"] = error.mean() if len(error) else masked * 0
+        if not self.training:
+            noisy = zip(batch.noisy_distance, batch.true_distance, strict=True)
+            parts["distances_noisy"] = torch.cat([(n - t).square().flatten() for n, t in noisy]).mean()
+            parts["distances_variance"] = torch.cat([t.flatten() for t in batch.true_distance]).var()
+        loss = 2 * (goal.gamma * masked + (1 - goal.gamma) * parts["distances"])  # 0.5 is 1:1
+        return {"loss": loss, **parts}
+
+    def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
+        """What masked cells cost when answered with nothing, the shown cells' mean, or the shown neighbours' mean."""
+        goal = self.config.pretrain
+        mean = batch.features[batch.shown_cells].mean(0, keepdim=True).expand_as(target)
+        zero = torch.zeros_like(target) if goal.loss == "mse" else mean
+        return {
+            "masked_cells_zero": vector_loss(zero, target, goal.loss),
+            "masked_cells_mean": vector_loss(mean, target, goal.loss),
+            "masked_cells_neighbours": vector_loss(batch.neighbour_mean, target, goal.loss),
+        }
+
+
+def vector_loss(predicted: Tensor, target: Tensor, kind: str) -> Tensor:
+    """Mean over cells of the squared distance (paper), or of one minus the cosine (published code)."""
+    if not len(target):
+        return predicted.sum() * 0
+    if kind == "cosine":
+        return (1 - F.cosine_similarity(predicted, target, dim=-1)).mean()
+    return (predicted - target).square().sum(-1).mean()

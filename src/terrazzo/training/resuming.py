@@ -1,0 +1,173 @@
+"""What makes a run resumable: its record, checkpoints written whole or not at all, the state of random streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.plugins import CheckpointIO
+
+from terrazzo._version import __version__
+from terrazzo.config import from_dict
+from terrazzo.errors import CheckpointError, ConfigError, OutputError
+from terrazzo.training.config import PretrainConfig
+
+RECORD, KEY = "run.json", "terrazzo"
+# what may differ on resuming: where things are (the corpus is known by its content), and how often to look at them
+FREE = {"corpus", "out", "run.log_every", "run.checkpoint_every"}
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+
+
+class AtomicCheckpoints(CheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads one without running code from it.
+
+    A failed write raises nothing, because other processes would wait for this one: it is kept in ``failure``.
+    """
+
+    failure: str = ""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write beside the target, then rename."""
+        target = Path(path)
+        draft = target.with_name(f".{target.name}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with draft.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(target)
+        except (OSError, RuntimeError) as error:  # torch's zip writer has an error of its own for a full disk
+            self.failure = f"{target} could not be written ({error})"
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read tensors and plain containers."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint; tensors are mapped, not copied.
+
+    Raises
+    ------
+    CheckpointError
+        It is damaged, or holds more than tensors and plain containers.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(held, dict) or not {KEY, "state_dict", "global_step"} <= set(held):
+            raise ValueError("it is no checkpoint of a run")
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read ({reason}); start again in another folder.") from error
+    return dict(held)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of python's, numpy's and torch's random streams, as plain containers and tensors."""
+    name, key, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global stream, whoever uses it
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(np.asarray(key, np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put the random streams where :func:`random_state` found them."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python's, numpy's and torch's random streams."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def describe(config: PretrainConfig, corpus_sha256: str, initial: str) -> dict[str, Any]:
+    """Return what a run is, in plain containers: recipe, corpus, initial weights."""
+    return {
+        "config": asdict(config),
+        "corpus_sha256": corpus_sha256,
+        "initial_weights": initial,
+        "terrazzo_version": __version__,
+    }
+
+
+def start(out: Path, record: Mapping[str, Any]) -> None:
+    """Make the folder of a new run.
+
+    Raises
+    ------
+    OutputError
+        The folder holds something already, or cannot be written.
+    """
+    try:
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            there = "holds a run" if (out / RECORD).is_file() else "is not empty"
+            mend = "continue it with --resume (resume=True), or" if (out / RECORD).is_file() else "please"
+            raise OutputError(f"{out} {there} already: {mend} choose another folder (--out).")
+        out.mkdir(parents=True, exist_ok=True)
+        draft = out / f".{RECORD}.part"
+        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        draft.replace(out / RECORD)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror or error}).") from error
+
+
+def check(out: Path, now: Mapping[str, Any]) -> None:
+    """Check that a run to be resumed is the same run.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or its recipe, corpus or initial weights differ; the differences are shown.
+    """
+    try:
+        then = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        config = from_dict(PretrainConfig, then["config"], f"{out / RECORD}: config")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one.") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{out / RECORD} cannot be read ({error}); start again in another folder.") from error
+    old, new = flat(asdict(config)), flat(now["config"])
+    lines = [f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in new if k not in FREE and old.get(k) != new.get(k)]
+    for key, name in (("corpus_sha256", "content of the corpus"), ("initial_weights", "initial weights")):
+        if then.get(key) != now[key]:
+            lines.append(f"{name}: {str(then.get(key))[:12]} then, {str(now[key])[:12]} now")
+    if lines:
+        shown = "".join(f"\n  {line}" for line in lines)
+        raise ConfigError(f"{out} cannot be resumed as another run:{shown}\nTake the same settings, or another --out.")
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"optim.lr": 1e-4, ...}``."""
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out

@@ -1,0 +1,333 @@
+"""One training run: from a recipe and a corpus to a checkpoint folder, through Lightning; it can be resumed."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from terrazzo._version import __version__
+from terrazzo.config import to_dict
+from terrazzo.corpus.store import Corpus
+from terrazzo.errors import ConfigError
+from terrazzo.models.base import FoundationModel
+from terrazzo.models.checkpoint import CONFIG
+from terrazzo.training import config as recipes
+from terrazzo.training import data, logs
+from terrazzo.training.callbacks import Guard, Keeper, Meter
+from terrazzo.training.config import PretrainConfig, RunConfig
+from terrazzo.training.resuming import (
+    AtomicCheckpoints,
+    check,
+    describe,
+    random_state,
+    read_checkpoint,
+    seed_everything,
+    set_random_state,
+    start,
+)
+
+logger = logging.getLogger(__name__)
+
+LAST, LOGS, MODEL, RECIPE = Path("checkpoints") / "last.ckpt", "logs", "model", "recipe.yaml"
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # as torchrun, srun and Lightning tell a process which one it is
+QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+# Lightning's advice that does not apply here: loaders have no workers to add, models start in eval mode on purpose, ...
+ADVICE = (
+    r".*does not have many workers.*",
+    r".*module\(s\) in eval mode.*",
+    r".*is smaller than the logging interval.*",
+    r".*the batch size from an ambiguous collection.*",
+    r".*across ranks is zero.*|.*has `shuffle=True`.*",
+    r".*recommended to use `self.log\(.*sync_dist=True\)`.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*srun.* command is available on your system but is not used.*",
+    r".*find_unused_parameters=True was specified.*",
+    r".*barrier\(\): using the device under current context.*",
+    r".*using `DistributedSampler` with the dataloaders.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+)
+
+
+def pretrain(
+    config: PretrainConfig,
+    *,
+    resume: bool = False,
+    progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Path:
+    """Train, and write the trained model.
+
+    ``config.out`` then holds ``model/`` (a checkpoint folder for ``from_pretrained``), ``logs/metrics.csv`` and
+    ``logs/tensorboard/``, ``checkpoints/last.ckpt`` (to resume from), ``recipe.yaml`` and ``run.json``.
+
+    Parameters
+    ----------
+    config
+        The recipe, from :func:`terrazzo.training.config.load`.
+    resume
+        Continue the run in ``config.out`` with the very next sample. One that is finished is not done again.
+    progress
+        Show a bar; None: only on a terminal.
+    callbacks
+        More Lightning callbacks.
+
+    Returns
+    -------
+    ``config.out / "model"``.
+
+    Raises
+    ------
+    ConfigError
+        Impossible settings; a resume with another recipe or corpus (the differences are shown).
+    CorpusError
+        No corpus, or one without training slices.
+    TrainingError
+        A loss or gradient is not a number; names the step and the slices.
+    OutputError
+        The folder holds a run already, or the disk is full; the last good checkpoint stays loadable.
+    """
+    corpus, out = Corpus.open(config.corpus), Path(config.out)
+    with _own_streams(), _quiet():
+        model = data.initial_model(config, corpus)
+        initial = model.fingerprint() if config.model.checkpoint else ""
+        record = describe(config, corpus.content_hash(), initial)
+        if first_process():
+            check(out, record) if resume else start(out, record)
+            recipes.save(config, out / RECIPE)
+        if resume and (out / MODEL / CONFIG).is_file():
+            logger.warning("%s is trained already.", out / MODEL)
+            return out / MODEL
+        seed_everything(config.seed)
+        last = out / LAST if resume and (out / LAST).is_file() else None
+        resumed = int(read_checkpoint(last)["global_step"]) if last else 0
+        objective = make_objective(config, model)
+        io = AtomicCheckpoints()
+        keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
+        own = [Guard(config.optim.clip), Meter(_shown(progress), config.run.log_every), keeper, *callbacks]
+        held_out = bool(corpus.ids("validation"))
+        trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
+        module = _Data(config, corpus, model, progress)
+        _fit(trainer, objective, module, last)
+        if held_out and keeper.validated != trainer.global_step:
+            trainer.validate(objective, datamodule=module, verbose=False)
+        if trainer.is_global_zero:
+            finish(config, corpus, objective, trainer)
+        trainer.strategy.barrier("model")
+    return out / MODEL
+
+
+def first_process() -> bool:
+    """Say whether this process is the first of the run, which alone writes and speaks."""
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
+def _shown(progress: bool | None) -> bool:
+    from terrazzo.progress import Progress
+
+    return Progress(progress).enabled
+
+
+def make_objective(config: PretrainConfig, model: Any) -> LightningModule:
+    """Return the LightningModule of the recipe's stage, in training mode."""
+    from terrazzo.training.objectives import DomainAdaptation, MultiScale
+
+    objective = DomainAdaptation(model, config) if config.stage == "adapt" else MultiScale(model, config)
+    return objective.train()
+
+
+class _Data(LightningDataModule):
+    """The loaders, made in every process once it knows its rank; stored vectors are made by the first one alone."""
+
+    def __init__(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+        super().__init__()
+        self.prepare_data_per_node = False
+        self._args, self._progress = (config, corpus, model), progress
+        self._loaders: tuple[Any, Any] | None = None
+
+    def prepare_data(self) -> None:
+        data.prepare(*self._args, self._progress)
+
+    def setup(self, stage: str) -> None:
+        if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
+            trainer: Any = self.trainer
+            self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
+            run, optim = self._args[0].run, self._args[0].optim
+            steps = -(-len(self._loaders[0]) // optim.accumulate) * optim.epochs
+            steps = min(steps, optim.max_steps) if optim.max_steps > 0 else steps
+            trainer.log_every_n_steps = max(1, min(run.log_every, steps))
+
+    def train_dataloader(self) -> Any:
+        return self._loaders[0] if self._loaders else []
+
+    def val_dataloader(self) -> Any:
+        return self._loaders[1] if self._loaders and self._loaders[1] is not None else []
+
+
+def make_trainer(
+    config: PretrainConfig, io: AtomicCheckpoints, callbacks: list[Callback], loggers: list[Any], *, validates: bool
+) -> Trainer:
+    """Return the Trainer of a recipe.
+
+    Raises
+    ------
+    ConfigError
+        Devices, nodes or a strategy that this machine does not have.
+    """
+    run, optim = config.run, config.optim
+    plugins: list[Any] = [io]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    every = run.validate_every * optim.accumulate
+    when: dict[str, Any] = {"val_check_interval": every, "check_val_every_n_epoch": None} if every else {}
+    try:
+        return Trainer(
+            accelerator=run.accelerator,
+            devices=run.devices,
+            num_nodes=run.nodes,
+            strategy=make_strategy(run),
+            precision=run.precision,
+            max_epochs=optim.epochs,
+            max_steps=optim.max_steps,
+            accumulate_grad_batches=optim.accumulate,
+            log_every_n_steps=run.log_every,
+            limit_val_batches=1.0 if validates else 0,
+            num_sanity_val_steps=0,
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=plugins,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=config.out,
+            **when,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(f"run: {str(error).strip().splitlines()[0]}") from error
+
+
+def make_strategy(run: RunConfig) -> str | Strategy:
+    """Return Lightning's strategy: one process, DDP, or FSDP."""
+    if run.strategy not in ("auto", "ddp", "fsdp"):
+        raise ConfigError(f"run.strategy is {run.strategy!r}; it must be one of 'auto', 'ddp', 'fsdp'.")
+    if run.strategy == "fsdp":
+        return FSDPStrategy(state_dict_type="full")
+    if run.strategy == "ddp" or run.devices * run.nodes > 1:
+        return DDPStrategy(find_unused_parameters=True)  # a frozen encoder, a head whose weight is 0
+    return "auto"
+
+
+def _fit(trainer: Trainer, objective: LightningModule, module: LightningDataModule, last: Path | None) -> None:
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        trainer.fit(objective, datamodule=module, ckpt_path=last)
+    except SystemExit as stop:  # what Lightning makes of an interrupt
+        raise KeyboardInterrupt from stop
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trainer) -> Path:
+    """Write the trained weights as a checkpoint folder, with where they come from."""
+    out, model = Path(config.out), objective.model
+    prefix = next(name for name, part in objective.named_modules() if part is model.module) + "."
+    held = read_checkpoint(out / LAST)  # whole on every strategy, unlike the module in memory
+    state = {k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)}
+    origin = provenance(config, corpus, model, trainer)
+    trained: FoundationModel = type(model)(model.config, model.vocabulary, provenance=origin)
+    trained.module.load_state_dict(state)
+    return trained.save_pretrained(out / MODEL, overwrite=True)
+
+
+def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, trainer: Trainer) -> dict[str, Any]:
+    """Return where trained weights come from, a flat dict for ``config.json`` and the model card."""
+    before = model.provenance if config.model.checkpoint else {}
+    out: dict[str, Any] = {
+        "weights": "trained",
+        "stage": config.stage,
+        "objective": config.pretrain.objective if config.stage == "pretrain" else "domain adaptation",
+        "started from": config.model.checkpoint or f"random weights, preset {config.model.preset}, seed {config.seed}",
+        "corpus": Path(config.corpus).resolve().name,
+        "corpus_sha256": corpus.content_hash(),
+    }
+    for split in ("train", "validation"):
+        out[f"{split} slices"], out[f"{split} cells"] = len(corpus.ids(split)), corpus.n_cells(split)
+    out |= {"share of slices": config.data.share} if config.data.share < 1 else {}
+    for name in ("technology", "organism", "tissue"):
+        out[name] = ", ".join(sorted({str(v) for v in corpus.manifest[name] if v}))
+    out |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "processes": trainer.world_size}
+    seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
+    out |= {k: float(f"{v:.6g}") for k, v in (seen | logs.final(Path(config.out) / LOGS / "metrics.csv")).items()}
+    out |= {
+        "git_revision": git_revision(),
+        "terrazzo_version": __version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "recipe": json.dumps(to_dict(config)),
+    }
+    if before:
+        out["before"] = json.dumps(before)
+    return out
+
+
+def git_revision() -> str:
+    """Return the commit that this library is checked out at, without asking git; else ``"unknown"``."""
+    root = Path(__file__).resolve().parents[3]
+    git = root / ".git"
+    try:
+        if not (root / "pyproject.toml").is_file():
+            return "unknown"
+        if git.is_file():  # a worktree
+            git = (root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref:"):
+            return head
+        name = head.removeprefix("ref:").strip()
+        common = git / (git / "commondir").read_text(encoding="utf-8").strip() if (git / "commondir").is_file() else git
+        if (common / name).is_file():
+            return (common / name).read_text(encoding="utf-8").strip()
+        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "unknown")
+    except OSError:
+        return "unknown"
+
+
+@contextmanager
+def _own_streams() -> Iterator[None]:
+    """Leave the caller's random streams as they were."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Lightning's chatter, and its advice that does not apply; its errors and other warnings pass."""
+    levels = {name: logging.getLogger(name).level for name in QUIET}
+    with warnings.catch_warnings():
+        for message in ADVICE:
+            warnings.filterwarnings("ignore", message=message)
+        for name in QUIET:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

@@ -1,0 +1,454 @@
+"""What the loaders promise: every sample once, none of another split, none on two ranks, resumable to the next one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from terrazzo.corpus.cache import CacheKey, EmbeddingCache
+from terrazzo.corpus.loaders import CellLoader, SubSliceItem, SubSliceLoader, member_match
+from terrazzo.corpus.order import Shares
+from terrazzo.corpus.reading import read_rows
+from terrazzo.errors import ConfigError, CorpusError, GeneError
+from terrazzo.genes import Vocabulary
+from terrazzo.units import subslices
+from terrazzo.units.spots import rank_tokens
+from terrazzo.units.subslices import SubSliceConfig
+
+N_GENES = 12
+SIZES = {"a": 70, "b": 33, "c": 5, "held": 40, "d": 51}
+IDS = np.array([f"ENSG{i:011d}" for i in range(N_GENES)])
+VOCABULARY = Vocabulary(IDS, np.array([f"G{i}" for i in range(N_GENES)]), np.arange(3, 3 + N_GENES), np.ones(N_GENES))
+CONFIG = SubSliceConfig(split_size=10, n_neighbors=4, halo=1.0)
+
+
+class FakeCorpus:
+    """Slices in memory with the methods of a corpus; the first two counts of a cell tell its row and its slice."""
+
+    def __init__(self, sizes: dict[str, int], unit: str = "um") -> None:
+        rows = [
+            {"id": name, "n_cells": n, "split": "test" if name == "held" else "train", "organism": "human",
+             "unit": unit, "spacing": 10.0, "sha256": f"sha-{name}"}
+            for name, n in sizes.items()
+        ]  # fmt: skip
+        self.manifest = pd.DataFrame(rows)
+        self.counts, self.places, self.reads = {}, {}, 0
+        for number, (name, n) in enumerate(sizes.items()):
+            rng = np.random.default_rng(number)
+            counts = rng.poisson(1.0, (n, N_GENES)).astype(np.float32)
+            counts[:, 0], counts[:, 1] = np.arange(n) + 1, number + 1
+            self.counts[name] = sparse.csr_matrix(counts)
+            self.places[name] = rng.uniform(0, 10 * np.sqrt(n), (n, 2))
+
+    def ids(self, split: str | None = None) -> list[str]:
+        table = self.manifest
+        return list(table["id"] if split is None else table["id"][table["split"] == split])
+
+    def genes(self, id: str) -> tuple[np.ndarray, np.ndarray]:
+        return IDS, np.full(N_GENES, "")
+
+    def rows(self, id: str, start: int, stop: int) -> sparse.csr_matrix:
+        assert id != "held", "a held-out slice was read"
+        self.reads += 1
+        return self.counts[id][start:stop]
+
+    def coords(self, id: str) -> np.ndarray:
+        return self.places[id]
+
+    def content_hash(self) -> str:
+        return hashlib.sha256(self.manifest.to_csv().encode()).hexdigest()
+
+
+CORPUS: Any = FakeCorpus(SIZES)
+MATCH = member_match(CORPUS, VOCABULARY)
+TRAINING = sorted((name, row) for name, n in SIZES.items() if name != "held" for row in range(n))
+
+
+def cells(**options: Any) -> CellLoader:
+    """Make a small loader of cells."""
+    chosen = {"batch_cells": 23, "block": 16, "buffer_blocks": 3, "max_length": 9, **options}
+    return CellLoader(CORPUS, MATCH, **chosen)
+
+
+def names(loader: Any, batch: Any) -> list[tuple[str, int]]:
+    """Return slice and row of each cell, or slice and first cell of each sub-slice."""
+    if isinstance(batch, list):
+        return [(item.id, int(item.sub.cells[0])) for item in batch]
+    return [(loader.ids[m], int(r)) for m, r in zip(batch.member, batch.rows, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
+    """Store made-up vectors of every slice: the first number of a vector is its row."""
+    made = EmbeddingCache(tmp_path_factory.mktemp("cache"), CacheKey("model", CONFIG))
+    for member in SIZES:
+        features = np.random.default_rng(1).normal(size=(SIZES[member], 6)).astype(np.float32)
+        features[:, 0] = np.arange(len(features))
+        positions = subslices.model_positions(CORPUS.coords(member), CONFIG, CONFIG.length_scale)
+        macro = subslices.macro_scale(features, positions, CONFIG)
+        made.write(member, features, macro, subslices.split_cells(positions, CONFIG), source=f"sha-{member}")
+    return made
+
+
+@pytest.fixture(params=["cells", "sub-slices"])
+def make(request: pytest.FixtureRequest, cache: EmbeddingCache) -> Any:
+    """Make either loader."""
+
+    def sub(**options: Any) -> SubSliceLoader:
+        return SubSliceLoader(CORPUS, cache, CONFIG, **{"batch_slices": 3, **options})
+
+    return cells if request.param == "cells" else sub
+
+
+def every(make: Any, cache: EmbeddingCache) -> list[tuple[str, int]]:
+    """Return all there is to emit."""
+    if make is cells:
+        return TRAINING
+    stored = {m: cache.read(m) for m in SIZES if m != "held"}
+    return sorted((m, int(got.part(i)[0])) for m, got in stored.items() for i in range(got.n_parts))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_every_sample_once_an_epoch_over_all_ranks(make: Any, cache: EmbeddingCache, world: int) -> None:
+    loaders = [make(rank=rank, world=world) for rank in range(world)]
+    seen, lengths = [], []
+    for loader in loaders:
+        batches = [names(loader, batch) for batch in loader]
+        assert all(batches), "an empty batch"
+        seen += [name for batch in batches for name in batch]
+        lengths.append(len(batches))
+        assert len(loader) == len(batches)
+    assert sorted(seen) == every(make, cache)
+    assert len(set(lengths)) == 1
+
+
+@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 7), st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_shares_cover_all_once_in_equally_many_batches(n: int, batch: int, world: int, drop_last: bool) -> None:
+    try:
+        shares = Shares(n, batch, world, drop_last)
+    except ConfigError:
+        assert n < world or (drop_last and n < batch * world) or (batch == 1 and n % world)
+        return
+    both: list[list[int]] = [[], []]
+    for rank in range(world):
+        start, stop = shares.segment(rank)
+        assert stop - start == shares.bound(rank, shares.steps)
+        both[0] += range(start, stop)
+        for step in range(shares.steps):
+            size = shares.bound(rank, step + 1) - shares.bound(rank, step)
+            low, high = shares.span(rank, step)
+            assert size == high - low
+            assert size == batch if drop_last or step < shares.steps - 2 else 0 < size <= batch
+            both[1] += range(low, high)
+    used = shares.steps * batch * world if drop_last else n
+    assert sorted(both[0]) == sorted(both[1]) == list(range(used))
+    assert n - used < batch * world
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(2, 20), st.integers(1, 30), st.integers(1, 5),
+    st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_random_cells_of_any_corpus(
+    sizes: list[int], batch: int, block: int, buffer: int, world: int, drop_last: bool
+) -> None:
+    corpus: Any = FakeCorpus({f"s{i}": n for i, n in enumerate(sizes)})
+    if sum(sizes) < world * (batch if drop_last else 1):
+        return
+    seen = []
+    options = {"batch_cells": batch, "block": block, "buffer_blocks": buffer, "world": world, "drop_last": drop_last}
+    for rank in range(world):
+        loader = CellLoader(corpus, member_match(corpus, VOCABULARY), rank=rank, prefetch=False, **options)
+        for data in loader:
+            assert not drop_last or len(data) == batch
+            assert len(data.tokens) == len(data)
+            seen += names(loader, data)
+    assert len(set(seen)) == len(seen) == (len(loader) * batch * world if drop_last else sum(sizes))
+
+
+def test_tokens_are_those_of_the_cell() -> None:
+    loader = cells()
+    for batch in loader:
+        for i, (member, row) in enumerate(names(loader, batch)):
+            expected = rank_tokens(CORPUS.counts[member][row], *MATCH(member), 9)[0]
+            np.testing.assert_array_equal(batch.tokens[i], expected)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_interrupted_anywhere_it_continues_with_the_next_sample(make: Any, prefetch: bool) -> None:
+    whole = make(seed=5)
+    stream = [names(whole, batch) for _ in range(2) for batch in whole]
+    per_epoch = len(whole)
+    assert len(stream) == 2 * per_epoch
+    halves = [sorted(name for batch in half for name in batch) for half in (stream[:per_epoch], stream[per_epoch:])]
+    assert halves[0] == halves[1]
+    assert stream[:per_epoch] != stream[per_epoch:]
+    for stop in range(per_epoch + 2):
+        first = make(seed=5, prefetch=prefetch)
+        batches = endless(first)
+        seen = [names(first, next(batches)) for _ in range(stop)]
+        state = first.state_dict()
+        batches.close()
+        second = make(seed=5, prefetch=prefetch)
+        second.load_state_dict(state)
+        second.set_epoch(second.epoch)  # what a trainer does at the start of each epoch
+        seen += [names(second, batch) for batch in second]
+        second.set_epoch(1)
+        rest = per_epoch * 2 - len(seen)
+        seen += [names(second, batch) for batch, _ in zip(endless(second), range(rest), strict=False)]
+        assert seen == stream
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    """Go from epoch to epoch."""
+    while True:
+        yield from loader
+
+
+def test_state_is_the_same_on_every_rank(make: Any) -> None:
+    states = []
+    for rank in range(2):
+        loader = make(rank=rank, world=2)
+        batches = iter(loader)
+        next(batches), next(batches)
+        states.append(loader.state_dict())
+    assert states[0] == states[1]
+    assert (states[0]["epoch"], states[0]["step"]) == (0, 2)
+
+
+def test_epochs_can_be_chosen(make: Any) -> None:
+    loader = make()
+    first = [names(loader, batch) for batch in loader]
+    second = [names(loader, batch) for batch in loader]
+    loader.set_epoch(0)
+    assert [names(loader, batch) for batch in loader] == first
+    assert first != second
+    assert [names(loader, batch) for batch in make(seed=1)] != first
+
+
+def test_another_setting_cannot_resume(make: Any) -> None:
+    state = make(seed=1).state_dict()
+    with pytest.raises(ConfigError, match=r"seed: 1 then, 2 now"):
+        make(seed=2).load_state_dict(state)
+    with pytest.raises(ConfigError, match=r"share: 1\.0 then, 0\.5 now"):
+        make(seed=1, share=0.5).load_state_dict(state)
+
+
+def test_another_split_is_never_read(make: Any) -> None:
+    loader = make()
+    assert "held" not in loader.ids
+    assert all(member != "held" for batch in loader for member, _ in names(loader, batch))
+    with pytest.raises(CorpusError, match=r"no slice in the split 'validation'; its splits: test, train"):
+        make(split="validation")
+
+
+def test_a_corpus_that_answers_with_another_split_is_refused(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+    monkeypatch.setattr(CORPUS, "ids", lambda split=None: list(SIZES))
+    with pytest.raises(CorpusError, match="'held' is not of the split 'train'"):
+        make()
+
+
+def test_a_share_is_a_fixed_nested_choice(make: Any) -> None:
+    chosen = [set(make(share=share, seed=seed).ids) for share, seed in ((0.25, 0), (0.5, 1), (0.5, 2), (1.0, 0))]
+    assert [len(c) for c in chosen] == [1, 2, 2, 4]
+    assert chosen[0] < chosen[1] == chosen[2] < chosen[3]
+    loader = make(share=0.5)
+    assert {name for batch in loader for name, _ in names(loader, batch)} == chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "share is 0.0"),
+        ({"rank": 2, "world": 2}, "rank is 2"),
+        ({"world": 1000}, "cannot fill a batch"),
+        ({"world": 500, "drop_last": True}, "drop_last=False"),
+    ],
+)
+def test_impossible_settings(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**options)
+
+
+def test_an_error_while_reading_ahead_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise CorpusError("member a is damaged")
+
+    monkeypatch.setattr(CORPUS, "rows", broken)
+    with pytest.raises(CorpusError, match="member a is damaged"):
+        list(cells())
+
+
+def test_a_block_is_read_once_an_epoch() -> None:
+    loader = cells(block=8)
+    before = CORPUS.reads
+    list(loader)
+    assert CORPUS.reads - before == sum(-(-n // 8) for name, n in SIZES.items() if name != "held")
+
+
+# Sub-slices
+
+
+def sub_slices(cache: EmbeddingCache, **options: Any) -> list[SubSliceItem]:
+    """Return all sub-slices."""
+    return [item for batch in SubSliceLoader(CORPUS, cache, CONFIG, **options) for item in batch]
+
+
+def test_a_sub_slice_is_that_of_the_whole_slice(cache: EmbeddingCache) -> None:
+    for member in ("a", "c"):
+        stored = cache.read(member)
+        positions = subslices.model_positions(CORPUS.coords(member), CONFIG, CONFIG.length_scale)
+        parts = [stored.part(i) for i in range(stored.n_parts)]
+        whole = {int(s.cells[0]): s for s in subslices.iterate(positions, stored.macro.positions, parts, CONFIG)}
+        found = {int(item.sub.cells[0]): item for item in sub_slices(cache) if item.id == member}
+        assert set(found) == set(whole)
+        for first, item in found.items():
+            for name in ("cells", "positions", "row", "col", "distance"):
+                np.testing.assert_array_equal(getattr(item.sub, name), getattr(whole[first], name))
+            assert (item.sub.n_core, item.sub.n_virtual) == (whole[first].n_core, whole[first].n_virtual)
+            np.testing.assert_array_equal(item.features, stored.features[item.sub.cells])
+            np.testing.assert_array_equal(item.virtual, stored.macro.features)
+            assert item.spacing == pytest.approx(10.0 / CONFIG.length_scale)
+
+
+def test_counts_and_tokens_come_on_request(cache: EmbeddingCache) -> None:
+    for item in sub_slices(cache, with_counts=True, match=MATCH, max_length=9):
+        expected = CORPUS.counts[item.id][item.sub.cells]
+        assert item.counts is not None
+        assert (item.counts != expected).nnz == 0
+        assert item.tokens is not None
+        np.testing.assert_array_equal(item.tokens.flat, rank_tokens(expected, *MATCH(item.id), 9).flat)
+    only = sub_slices(cache, match=MATCH)[0]
+    assert only.counts is None
+    assert only.tokens is not None
+    assert sub_slices(cache)[0].tokens is None
+
+
+def test_ranks_together_take_what_one_process_takes(cache: EmbeddingCache) -> None:
+    one = SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=4, drop_last=True)
+    two = [SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=2, rank=r, world=2, drop_last=True) for r in range(2)]
+    for batch, left, right in zip(one, *two, strict=True):
+        assert names(one, batch) == names(two[0], left) + names(two[1], right)
+
+
+def test_members_are_opened_again_where_few_may_stay_open(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [item.sub.positions for item in sub_slices(cache)]
+    monkeypatch.setattr("terrazzo.corpus.loaders.KEPT_CELLS", 1)
+    loader = SubSliceLoader(CORPUS, cache, CONFIG)
+    found = [item.sub.positions for batch in loader for item in batch]
+    assert len(loader._scenes) == 1
+    for left, right in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_without_micrometres_the_spacing_is_the_unit(tmp_path: Path) -> None:
+    corpus: Any = FakeCorpus({"a": 30}, unit="pixel")
+    config = SubSliceConfig(split_size=10, n_neighbors=4, virtual=False)
+    made = EmbeddingCache(tmp_path, CacheKey("model", config))
+    positions = subslices.model_positions(corpus.coords("a"), config, 10.0)
+    features = np.ones((30, 2), dtype=np.float32)
+    made.write("a", features, subslices.macro_scale(features, positions, config, labels=np.zeros(30, dtype=np.int64)),
+               subslices.split_cells(positions, config), source="sha-a")  # fmt: skip
+    (batch,) = SubSliceLoader(corpus, made, config)
+    for item in batch:
+        assert item.spacing == pytest.approx(1.0)
+        np.testing.assert_allclose(item.sub.positions[1:], positions[item.sub.cells])
+
+
+def test_a_cache_of_other_settings_or_content_is_refused(cache: EmbeddingCache, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="other sub-slice settings"):
+        SubSliceLoader(CORPUS, cache, SubSliceConfig(split_size=11, n_neighbors=4, halo=1.0))
+    SubSliceLoader(CORPUS, cache, SubSliceConfig(split_size=10, n_neighbors=9))  # decided when a sub-slice is cut
+    with pytest.raises(CorpusError, match="4 of 4 slices have no stored embeddings"):
+        SubSliceLoader(CORPUS, EmbeddingCache(tmp_path, CacheKey("other", CONFIG)), CONFIG)
+    changed: Any = FakeCorpus(SIZES)
+    changed.manifest.loc[0, "sha256"] = "mended"
+    with pytest.raises(CorpusError, match=r"1 of 4 slices have no stored embeddings of this model, e\.g\. 'a'"):
+        SubSliceLoader(changed, cache, CONFIG)
+
+
+# Reading
+
+
+@given(st.lists(st.integers(0, 69), max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_rows_in_any_order(rows: list[int]) -> None:
+    got = read_rows(CORPUS, "a", np.array(rows, dtype=np.int64))
+    np.testing.assert_array_equal(got.toarray(), CORPUS.counts["a"].toarray()[rows])
+
+
+def test_distant_rows_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("terrazzo.corpus.reading.BRIDGE", 4)
+    before = CORPUS.reads
+    got = read_rows(CORPUS, "a", np.array([3, 0, 1, 60, 61, 30]))
+    assert CORPUS.reads - before == 3
+    np.testing.assert_array_equal(got.toarray(), CORPUS.counts["a"].toarray()[[3, 0, 1, 60, 61, 30]])
+
+
+def test_a_member_is_matched_once_and_shares_its_columns() -> None:
+    match = member_match(CORPUS, VOCABULARY)
+    before = CORPUS.reads
+    token, median = match("a")
+    assert match("a")[0] is token
+    assert match("b")[0] is token
+    assert CORPUS.reads - before == 2
+    np.testing.assert_array_equal(token, np.arange(3, 3 + N_GENES))
+    np.testing.assert_array_equal(median, np.ones(N_GENES))
+
+
+def test_a_member_that_does_not_meet_the_vocabulary_is_named() -> None:
+    foreign = Vocabulary(np.array(["ENSG99900000001"]), np.array(["X1"]), np.array([3]), np.ones(1))
+    with pytest.raises(GeneError, match="slice 'a' "):
+        member_match(CORPUS, foreign)("a")
+
+
+# The real thing
+
+
+def test_a_corpus_on_disk(tmp_path: Path) -> None:
+    from terrazzo import simulate
+    from terrazzo.corpus.build import build
+    from terrazzo.corpus.splits import Splits
+
+    paths = [tmp_path / f"s{i}.h5ad" for i in range(3)]
+    for path, adata in zip(paths, simulate.corpus(3, 150, n_genes=40), strict=True):
+        adata.write_h5ad(path)
+    corpus = build(paths, tmp_path / "corpus", min_genes=1, scheduler="synchronous", splits=Splits(test=0.3))
+    match = member_match(corpus, corpus.vocabulary())
+    config = SubSliceConfig(split_size=40, n_neighbors=4)
+    made = EmbeddingCache(tmp_path / "cache", CacheKey("model", config))
+    whole = {member: corpus.slice(member) for member in corpus.ids("train")}
+    for member, tissue in whole.items():
+        features = np.random.default_rng(0).normal(size=(tissue.n_cells, 5)).astype(np.float32)
+        positions = subslices.model_positions(tissue.coords, config, config.length_scale)
+        macro = subslices.macro_scale(features, positions, config, labels=np.zeros(tissue.n_cells, dtype=np.int64))
+        source = str(corpus.row(member)["sha256"])
+        made.write(member, features, macro, subslices.split_cells(positions, config), source=source)
+    loader = CellLoader(corpus, match, batch_cells=16, block=32, buffer_blocks=2)
+    seen = []
+    for batch in loader:
+        for i, (member, row) in enumerate(names(loader, batch)):
+            seen.append((member, row))
+            expected = rank_tokens(whole[member].counts[row], *match(member))[0]
+            np.testing.assert_array_equal(batch.tokens[i], expected)
+    assert sorted(seen) == sorted((m, row) for m, tissue in whole.items() for row in range(tissue.n_cells))
+    found = []
+    for batch in SubSliceLoader(corpus, made, config, with_counts=True, batch_slices=3):
+        for item in batch:
+            found += [(item.id, row) for row in item.sub.cells.tolist()]
+            assert (item.counts != whole[item.id].counts[item.sub.cells]).nnz == 0
+            np.testing.assert_allclose(item.spacing * config.length_scale, whole[item.id].spacing)
+    assert sorted(found) == sorted(seen)

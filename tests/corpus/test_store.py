@@ -1,0 +1,174 @@
+"""What stands on disk: members that anyone can open, rows straight from the arrays, damage found and named."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from terrazzo import corpus, simulate
+from terrazzo.corpus.member import plain_table
+from terrazzo.errors import CorpusError
+from terrazzo.slices import Slice, read
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
+    folder = tmp_path_factory.mktemp("store")
+    panels = simulate.corpus(2, 150, n_genes=60, seed=1)
+    spots = simulate.tissue(90, layout="visium", n_genes=60, image=True, image_px=60, name="spots", donor="donor_2")
+    panels[0].obs["note"] = ["a", None, *["b"] * 148]
+    for adata in [*panels, spots]:
+        adata.write_h5ad(folder / f"{adata.obs_names[0].rsplit('-', 1)[0]}.h5ad")
+    return corpus.build([folder], folder / "corpus", min_genes=0, scheduler="synchronous", progress=False)
+
+
+@pytest.mark.parametrize("name", ["slice_1", "spots"])
+def test_member_gives_the_same_slice_up_to_row_order(built: corpus.Corpus, name: str) -> None:
+    source = read(built.row(name)["source"], name=name)
+    plain = Slice.from_anndata(anndata.read_zarr(built.path(name)), name=name)
+    ours = built.slice(name)
+    place = {cell: row for row, cell in enumerate(source.obs_names)}
+    rows = np.array([place[cell] for cell in ours.obs_names])
+    assert sorted(rows) == list(range(source.n_cells))
+    for got in (ours, plain):
+        assert (got.counts != source.counts[rows]).nnz == 0
+        assert got.counts.dtype == source.counts.dtype
+        np.testing.assert_allclose(got.coords, source.coords[rows], rtol=1e-12)
+        assert got.gene_ids.tolist() == source.gene_ids.tolist()
+        assert got.gene_symbols.tolist() == source.gene_symbols.tolist()
+        assert (got.unit, got.technology, got.organism) == (source.unit, source.technology, source.organism)
+        assert got.lattice_kind == source.lattice_kind
+    assert np.array_equal(ours.coords, source.coords[rows])
+    if source.image is not None:
+        assert np.array_equal(ours.image.pixels, source.image.pixels)
+        assert ours.image.microns_per_pixel == pytest.approx(source.image.microns_per_pixel)
+
+
+def test_member_keeps_labels(built: corpus.Corpus) -> None:
+    source = anndata.read_h5ad(built.row("slice_1")["source"])
+    member = anndata.read_zarr(built.path("slice_1"))
+    same = source[member.obs_names].obs
+    for column in ("region", "cell_type", "donor"):
+        assert member.obs[column].astype(str).tolist() == same[column].astype(str).tolist()
+    assert member.obs["note"].isna().sum() == 1
+    assert member.var["ensembl_id"].tolist() == source.var["ensembl_id"].tolist()
+
+
+def test_any_table_becomes_plain() -> None:
+    odd = pd.DataFrame(
+        {"a/b": [1, "x", None], 3: [True, False, True], "_index": pd.array([1, None, 2])}, index=[7, 8, 9]
+    )
+    plain = plain_table(odd)
+    assert plain.columns.tolist() == ["a_b", "3", "_index_"]
+    assert plain["a_b"].astype(object).tolist()[:2] == ["1", "x"]
+    assert (
+        plain["a_b"].isna().tolist() == plain["_index_"].isna().to_numpy()[[0, 2, 1]].tolist() == [False, False, True]
+    )
+    assert plain["3"].dtype == bool
+    assert plain.index.tolist() == ["7", "8", "9"]
+
+
+def test_rows_genes_and_coords(built: corpus.Corpus) -> None:
+    for name in built.ids():
+        whole = built.slice(name)
+        assert (built.rows(name, 0, whole.n_cells) != whole.counts).nnz == 0
+        part = built.rows(name, 7, 31)
+        assert (part != whole.counts[7:31]).nnz == 0
+        assert part.has_sorted_indices
+        assert built.rows(name, 5, 5).shape == (0, whole.n_genes)
+        assert np.array_equal(built.coords(name), whole.coords)
+        ids, symbols = built.genes(name)
+        assert ids.tolist() == whole.gene_ids.tolist()
+        assert symbols.tolist() == whole.gene_symbols.tolist()
+
+
+def test_manifest_and_summary(built: corpus.Corpus) -> None:
+    rows = built.manifest.set_index("id")
+    assert set(rows.index) == {"slice_1", "slice_2", "spots"}
+    assert rows.loc["spots", "technology"] == "Visium"
+    assert rows.loc["spots", "spacing"] == pytest.approx(100, rel=0.02)
+    assert rows.loc["slice_1", "donor"] == "donor_1"
+    assert (rows["unit"] == "um").all()
+    assert built.n_cells() == 390 == built.n_cells("train")
+    assert rows.loc["slice_2", "total_counts"] == built.slice("slice_2").counts.sum()
+    tables = corpus.info(built)
+    assert tables["technology"].set_index("technology").loc["MERFISH", "cells"] == 300
+    assert tables["organism"]["slices"].tolist() == [3]
+    assert built.ids("test") == []
+    with pytest.raises(CorpusError, match="no split 'tset'"):
+        built.ids("tset")
+    with pytest.raises(CorpusError, match="no slice 'nope'"):
+        built.rows("nope", 0, 1)
+
+
+def test_pickles_and_opens_again(built: corpus.Corpus) -> None:
+    built.rows("slice_1", 0, 3)
+    copy = pickle.loads(pickle.dumps(built))
+    pd.testing.assert_frame_equal(copy.manifest, built.manifest)
+    assert (copy.rows("slice_1", 0, 3) != built.rows("slice_1", 0, 3)).nnz == 0
+    again = corpus.Corpus.open(str(built.folder))
+    assert again.content_hash() == built.content_hash()
+    assert again.vocabulary().content_hash() == built.vocabulary().content_hash()
+
+
+def test_any_flipped_byte_is_found_and_its_file_named(built: corpus.Corpus, tmp_path: Path) -> None:
+    assert corpus.verify(built, progress=False) == []
+    shutil.copytree(built.folder, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+    chosen = [p for p in files if "members/slice_2.zarr" not in p.as_posix()]  # one panel and the spots will do
+    for path in chosen:
+        content = path.read_bytes()
+        at = len(content) // 2
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            problems = corpus.verify(folder, progress=False)
+        except CorpusError as error:
+            problems = [str(error)]
+        path.write_bytes(content)
+        assert len(problems) == 1, path
+        assert path.name in problems[0], problems
+        if ".zarr" in path.as_posix():
+            assert problems[0].endswith(f"{path.relative_to(folder).as_posix()} is damaged")
+    assert corpus.verify(folder, progress=False) == []
+
+
+def test_missing_and_extra_members_are_named(built: corpus.Corpus, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(built.folder, folder)
+    shutil.copytree(folder / "members" / "spots.zarr", folder / "members" / "more.zarr")
+    shutil.rmtree(folder / "members" / "slice_1.zarr")
+    (folder / "members" / "spots.zarr" / "odd").write_text("odd")
+    (folder / "members" / "slice_2.zarr" / "X" / "data" / "zarr.json").unlink()
+    problems = " ".join(corpus.verify(folder, progress=False))
+    for said in (
+        "slice_1.zarr is missing",
+        "more.zarr is not in",
+        "spots.zarr/odd",
+        "slice_2.zarr/X/data/zarr.json is",
+    ):
+        assert said in problems
+    with pytest.raises(CorpusError, match=r"1 of 3 members are missing, e.g. members/slice_1.zarr"):
+        corpus.Corpus.open(folder)
+
+
+def test_what_is_no_corpus_says_so(built: corpus.Corpus, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="is no corpus"):
+        corpus.Corpus.open(tmp_path)
+    folder = tmp_path / "copy"
+    shutil.copytree(built.folder, folder)
+    (folder / "vocab.parquet").unlink()
+    with pytest.raises(CorpusError, match=r"has no vocab\.parquet"):
+        corpus.Corpus.open(folder).vocabulary()
+    (folder / "manifest.parquet").unlink()
+    with pytest.raises(CorpusError, match="was not finished"):
+        corpus.Corpus.open(folder)
+    (folder / "corpus.json").unlink()
+    with pytest.raises(CorpusError, match="was not finished"):
+        corpus.Corpus.open(folder)
