@@ -175,6 +175,35 @@ def geneformer(
 
 
 @app.command
+def pretrain(
+    config: Annotated[Path, Parameter(help="Recipe (YAML), as in configs/.")],
+    /,
+    *,
+    resume: Annotated[bool, Parameter(negative=(), help="Continue the run in its folder.")] = False,
+    corpus: Annotated[Path | None, Parameter(help="Corpus folder, in place of the recipe's.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of the run, in place of the recipe's.")] = None,
+    devices: Annotated[int | None, Parameter(help="Processes on each node, one a GPU.")] = None,
+    nodes: Annotated[int | None, Parameter(help="Nodes.")] = None,
+    strategy: Annotated[Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Several processes: how.")] = None,
+    max_steps: Annotated[int | None, Parameter(help="Steps of the optimiser at most.")] = None,
+) -> None:
+    """Train on a corpus; a run that was stopped continues with --resume.
+
+    Example: terrazzo pretrain configs/stofm-small-adapt.yaml --corpus corpus --out run
+    """
+    from terrazzo.training import config as recipes
+
+    given = {"corpus": corpus and str(corpus), "out": out and str(out)}
+    run = {"devices": devices, "nodes": nodes, "strategy": strategy}
+    recipe = recipes.changed(recipes.load(config, **given), run=run, optim={"max_steps": max_steps})
+    from terrazzo.training.run import first_process, pretrain
+
+    folder = pretrain(recipe, resume=resume)
+    if first_process():
+        out_console().print(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}", markup=False)
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
@@ -234,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
         return 2
     except KeyboardInterrupt:
-        errors.print("stopped; finished slices are kept, nothing is half-written")
+        errors.print("stopped; what is finished is kept, nothing is half-written")
         return 1
     except Exception as error:
         if debug:

@@ -75,7 +75,7 @@ class Killed(BaseException):
     """As sudden as it gets within a process."""
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_stopped_at_any_rename_it_continues(
     slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
 ) -> None:
@@ -309,7 +309,7 @@ def test_slices_that_cannot_be_used(slices: Path, tmp_path: Path) -> None:
         build(files, tmp_path / "out", scheduler="dask")
 
 
-@pytest.mark.parametrize("scheduler", ["processes", "threads"])
+@pytest.mark.parametrize("scheduler", [pytest.param("processes", marks=pytest.mark.slow), "threads"])
 def test_dask_gives_the_same(slices: Path, tmp_path: Path, scheduler: str) -> None:
     files = sorted(slices.glob("*.h5ad"))[:2]
     one = build(files, tmp_path / "one", scheduler=scheduler, workers=2)

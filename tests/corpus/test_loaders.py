@@ -17,7 +17,7 @@ from scipy import sparse
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
 from terrazzo.corpus.loaders import CellLoader, SubSliceItem, SubSliceLoader, member_match
 from terrazzo.corpus.order import Shares
-from terrazzo.corpus.reading import read_rows
+from terrazzo.corpus.reading import columns_by_token, read_rows
 from terrazzo.errors import ConfigError, CorpusError, GeneError
 from terrazzo.genes import Vocabulary
 from terrazzo.units import subslices
@@ -398,6 +398,21 @@ def test_distant_rows_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(got.toarray(), CORPUS.counts["a"].toarray()[[3, 0, 1, 60, 61, 30]])
 
 
+def test_counts_by_token() -> None:
+    counts = sparse.csr_matrix(np.array([[1, 2, 0, 4], [0, 0, 3, 0], [5, 0, 0, 1]], dtype=np.float32))
+    got = columns_by_token(counts, np.array([4, -1, 3, 4], dtype=np.int32), 6)
+    np.testing.assert_array_equal(got.toarray(), [[0, 0, 0, 0, 5, 0], [0, 0, 0, 3, 0, 0], [0, 0, 0, 0, 6, 0]])
+    assert got.has_canonical_format
+
+
+def test_cells_come_with_counts_by_token_on_request() -> None:
+    for batch in cells(n_tokens=VOCABULARY.n_tokens):
+        assert batch.counts is not None
+        assert batch.counts.shape == (len(batch), VOCABULARY.n_tokens)
+        for i, (member, row) in enumerate(names(cells(), batch)):
+            np.testing.assert_array_equal(batch.counts[i].toarray()[0, 3:], CORPUS.counts[member][row].toarray()[0])
+
+
 def test_a_member_is_matched_once_and_shares_its_columns() -> None:
     match = member_match(CORPUS, VOCABULARY)
     before = CORPUS.reads
@@ -424,7 +439,7 @@ def test_a_corpus_on_disk(tmp_path: Path) -> None:
     from terrazzo.corpus.splits import Splits
 
     paths = [tmp_path / f"s{i}.h5ad" for i in range(3)]
-    for path, adata in zip(paths, simulate.corpus(3, 150, n_genes=40), strict=True):
+    for path, adata in zip(paths, simulate.corpus(3, 150, n_genes=40, n_donors=3), strict=True):
         adata.write_h5ad(path)
     corpus = build(paths, tmp_path / "corpus", min_genes=1, scheduler="synchronous", splits=Splits(test=0.3))
     match = member_match(corpus, corpus.vocabulary())

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from terrazzo.corpus.cache import CachedMember, CacheKey, EmbeddingCache
 from terrazzo.corpus.order import Loader, Members, Shares
-from terrazzo.corpus.reading import Columns, Match, member_match, read_rows
+from terrazzo.corpus.reading import Columns, Match, columns_by_token, member_match, read_rows
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.units.spots import Tokens, rank_tokens
 from terrazzo.units.subslices import SubSlice, SubSliceConfig, iterate, length_unit, model_positions
@@ -47,11 +47,19 @@ class CellBatch:
         int64 ``(n,)``: slice of each cell, a position in the loader's ``ids``.
     rows
         int64 ``(n,)``: row of each cell in its slice.
+    counts
+        CSR ``(n, n_tokens)``, counts by token of the vocabulary; None unless asked for.
     """
 
     tokens: Tokens
     member: Ints
     rows: Ints
+    counts: sparse.csr_matrix | None = None
+
+    def take(self, cells: Ints) -> CellBatch:
+        """Return these cells, in this order."""
+        counts = None if self.counts is None else self.counts[cells]
+        return CellBatch(self.tokens.take(cells), self.member[cells], self.rows[cells], counts)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -124,6 +132,8 @@ class CellLoader(Loader[CellBatch]):
         choice each epoch). False: every cell exactly once; the last two batches may be smaller.
     prefetch
         Read the next blocks in a thread; order and state are the same.
+    n_tokens
+        Tokens of the vocabulary, where the counts are wanted too (thinned-count objectives); 0 for tokens only.
 
     Raises
     ------
@@ -149,6 +159,7 @@ class CellLoader(Loader[CellBatch]):
         share: float = 1.0,
         drop_last: bool = False,
         prefetch: bool = True,
+        n_tokens: int = 0,
     ) -> None:
         if min(block, buffer_blocks) < 1 or max_length < 2:
             raise ConfigError("block and buffer_blocks must be at least 1, max_length at least 2.")
@@ -162,6 +173,7 @@ class CellLoader(Loader[CellBatch]):
         settings = {"block": block, "buffer_blocks": buffer_blocks, "max_length": max_length}
         super().__init__(shares, members, rank, seed, prefetch, settings)
         self._corpus, self._match, self._length, self._buffer = corpus, match, max_length, buffer_blocks
+        self._n_tokens = n_tokens
 
     def _stream(self, epoch: int, first: int) -> Iterator[CellBatch]:
         pieces = self._pieces(epoch)
@@ -182,7 +194,7 @@ class CellLoader(Loader[CellBatch]):
                     mixed = self._tokenised(blocks)
                     order = self._rng(CELL_ORDER, epoch, self._rank, number).permutation(len(mixed))
                 cells = order[at : at + wanted]
-                parts.append(CellBatch(mixed.tokens.take(cells), mixed.member[cells], mixed.rows[cells]))
+                parts.append(mixed.take(cells))
                 at, wanted = at + len(cells), wanted - len(cells)
                 if at == len(mixed):
                     mixed, at = None, 0
@@ -214,7 +226,8 @@ class CellLoader(Loader[CellBatch]):
             tokens = rank_tokens(counts, *columns, self._length)
             member = np.repeat([m for m, _, _ in some], [rows.shape[0] for _, _, rows in some])
             rows = np.concatenate([np.arange(start, start + block.shape[0]) for _, start, block in some])
-            parts.append(CellBatch(tokens, member.astype(np.int64), rows))
+            by_token = columns_by_token(counts, columns[0], self._n_tokens) if self._n_tokens else None
+            parts.append(CellBatch(tokens, member.astype(np.int64), rows, by_token))
         return _joined(parts)
 
 
@@ -224,7 +237,9 @@ def _joined(parts: list[CellBatch]) -> CellBatch:
     flat = np.concatenate([p.tokens.flat for p in parts])
     lengths = np.concatenate([p.tokens.lengths for p in parts])
     tokens = Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    return CellBatch(tokens, np.concatenate([p.member for p in parts]), np.concatenate([p.rows for p in parts]))
+    wanted = [p.counts for p in parts if p.counts is not None]
+    counts = sparse.vstack(wanted, format="csr") if wanted else None
+    return CellBatch(tokens, np.concatenate([p.member for p in parts]), np.concatenate([p.rows for p in parts]), counts)
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,43 @@ def member_match(corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable
 def read_rows(corpus: Corpus, member: str, rows: Ints) -> sparse.csr_matrix:
     """Read any rows of a member, in the order asked for, as a few contiguous pieces."""
     wanted, back = np.unique(rows, return_inverse=True)
-    pieces = np.split(wanted, np.flatnonzero(np.diff(wanted) > BRIDGE) + 1) if len(wanted) else []
-    read = []
-    for piece in pieces:
+    if not len(wanted):
+        return corpus.rows(member, 0, 0)
+    data, indices, lengths = [], [], []
+    for piece in _runs(wanted, BRIDGE):
         block = corpus.rows(member, int(piece[0]), int(piece[-1]) + 1)
-        read.append(block if len(piece) == block.shape[0] else block[piece - piece[0]])
-    stacked = sparse.vstack(read, format="csr") if read else corpus.rows(member, 0, 0)
-    return stacked if np.array_equal(back, np.arange(len(back))) else stacked[back]
+        here = piece - piece[0]
+        lengths.append(np.diff(block.indptr)[here])
+        for run in _runs(here, 1):
+            low, high = block.indptr[run[0]], block.indptr[run[-1] + 1]
+            data.append(block.data[low:high])
+            indices.append(block.indices[low:high])
+    pointer = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    parts = (np.concatenate(data), np.concatenate(indices), pointer)
+    out = sparse.csr_matrix(parts, shape=(len(wanted), block.shape[1]), copy=False)
+    return out if np.array_equal(back, np.arange(len(rows))) else out[back]
+
+
+def _runs(numbers: Ints, gap: int) -> list[Ints]:
+    """Cut sorted numbers where the next one is more than ``gap`` away."""
+    return np.split(numbers, np.flatnonzero(np.diff(numbers) > gap) + 1)
+
+
+def columns_by_token(counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int) -> sparse.csr_matrix:
+    """Return counts with the vocabulary's tokens as columns, CSR ``(n_cells, n_tokens)``, canonical.
+
+    Parameters
+    ----------
+    counts
+        CSR ``(n_cells, n_genes)``.
+    token
+        int32 ``(n_genes,)``: token of each column. Counts without one (-1) are left out, those that share one summed.
+    n_tokens
+        Tokens of the vocabulary, special ones included.
+    """
+    known = token[counts.indices] >= 0
+    pointer = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
+    parts = (counts.data[known], token[counts.indices[known]], pointer)
+    out = sparse.csr_matrix(parts, shape=(counts.shape[0], n_tokens))
+    out.sum_duplicates()
+    return out

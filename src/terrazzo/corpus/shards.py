@@ -18,11 +18,30 @@ from numpy.typing import NDArray
 
 from terrazzo.errors import CorpusError
 
-ABSENT = np.uint64(2**64 - 1)  # offset of a chunk that holds nothing but the fill value
+ABSENT = 2**64 - 1  # offset of a chunk that holds nothing but the fill value
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-_UNPACK = {"": bytes, "zstd": zstd.decompress, "blosc": blosc.decompress}
 _ENTRY = 16  # bytes a chunk in a shard's index: offset and length
 _CHECKSUM = 4  # bytes of the index's crc32c
+
+
+def _from_bytes(content: bytes, out: NDArray[Any]) -> None:
+    if len(content) != out.nbytes:
+        raise ValueError(f"a chunk has {len(content):,} bytes instead of {out.nbytes:,}")
+    out[:] = np.frombuffer(content, dtype=out.dtype)
+
+
+def _from_zstd(content: bytes, out: NDArray[Any]) -> None:
+    _from_bytes(zstd.decompress(content), out)
+
+
+def _from_blosc(content: bytes, out: NDArray[Any]) -> None:
+    size = int.from_bytes(content[4:8], "little")  # where every blosc chunk states it
+    if size != out.nbytes:
+        raise ValueError(f"a chunk has {size:,} bytes instead of {out.nbytes:,}")
+    blosc.decompress(content, out)
+
+
+_UNPACK = {"": _from_bytes, "zstd": _from_zstd, "blosc": _from_blosc}
 
 
 class FlatArray:
@@ -80,25 +99,25 @@ class FlatArray:
                 for number in numbers:
                     first = number * self._chunk
                     low, high = max(start, first), min(stop, first + self._chunk)
-                    out[low - start : high - start] = self._values(file.fileno(), index[number])[
-                        low - first : high - first
-                    ]
+                    self._copy(file.fileno(), index[number], low - first, out[low - start : high - start])
         except (OSError, RuntimeError, ValueError, IndexError) as error:  # RuntimeError: from the decompressor
             raise CorpusError(
                 f"{path} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
             ) from error
 
-    def _values(self, file: int, entry: NDArray[np.uint64]) -> NDArray[Any]:
-        """Return a whole chunk."""
-        if entry[0] == ABSENT:
-            return np.full(self._chunk, self._fill, dtype=self.dtype)
+    def _copy(self, file: int, entry: NDArray[np.uint64], start: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` with the values of a chunk from ``start`` on."""
         offset, length = int(entry[0]), int(entry[1])
+        if offset == ABSENT:
+            out[:] = self._fill
+            return
         if offset + length > os.fstat(file).st_size:
             raise ValueError("a chunk ends behind the file's end")
-        values = np.frombuffer(self._unpack(os.pread(file, length, offset)), dtype=self.dtype)
-        if len(values) != self._chunk:
-            raise ValueError(f"a chunk has {len(values)} values instead of {self._chunk}")
-        return values
+        content = os.pread(file, length, offset)
+        whole = out if len(out) == self._chunk else np.empty(self._chunk, dtype=self.dtype)
+        self._unpack(content, whole)
+        if whole is not out:
+            out[:] = whole[start : start + len(out)]
 
     def _read_index(self, path: Path) -> NDArray[np.uint64] | None:
         """Return offset and length of each chunk of a shard; None for a shard that was never written."""

@@ -199,6 +199,11 @@ class SToFM(FoundationModel):
             for cells, vectors in self._stream(subslices, features, macro.features, advance):
                 out[order[cells]] = vectors
         details |= {"n_subslices": len(parts), "n_virtual_cells": len(macro.features)}
+        if self.config.output == "own+niche":
+            own = np.empty_like(features)
+            own[order] = features  # unit length
+            details["blocks"] = {"own": [0, own.shape[1]], "niche": [own.shape[1], own.shape[1] + out.shape[1]]}
+            out = np.hstack([own, out / np.float32(self.module.se2.typical_norm())])
         return Embedding(out, empty, match.coverage, details)
 
     @torch.inference_mode()

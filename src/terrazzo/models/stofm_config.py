@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from terrazzo.errors import ConfigError
 from terrazzo.nn.cell_encoder import CellEncoderConfig
@@ -22,11 +23,15 @@ class SToFMConfig:
         SE(2) Transformer; ``input_dim`` equals the cell encoder's ``output_dim``.
     subslices
         Macro and micro scale.
+    output
+        What ``embed`` writes: ``"niche"``, the SE(2) Transformer's vector (paper), or ``"own+niche"``, the cell
+        encoder's vector and the SE(2) Transformer's side by side, equal in norm; their columns stand in ``uns``.
     """
 
     cell_encoder: CellEncoderConfig = field(default_factory=CellEncoderConfig)
     se2: SE2Config = field(default_factory=SE2Config)
     subslices: SubSliceConfig = field(default_factory=SubSliceConfig)
+    output: Literal["niche", "own+niche"] = "niche"
 
     def __post_init__(self) -> None:
         if self.cell_encoder.output_dim != self.se2.input_dim:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +102,7 @@ def rings(values: Vectors, coords: NDArray[np.float64]) -> list[Vectors]:
     _, index = cKDTree(coords).query(coords, k=reach, workers=-1)
     index = index.reshape(len(values), -1)
     out = []
-    for inner, outer in zip(RINGS[:-1], RINGS[1:], strict=True):
+    for inner, outer in pairwise(RINGS):
         ring = index[:, inner + 1 : outer + 1]
         out.append(values[ring].mean(axis=1) if ring.shape[1] else np.zeros_like(values))
     return out
@@ -132,7 +133,9 @@ def _autocorrelation(tissue: Slice, expression: sparse.csr_matrix) -> NDArray[np
     k = min(NEAREST + 1, tissue.n_cells)
     _, index = cKDTree(tissue.coords).query(tissue.coords, k=k, workers=-1)
     rows = np.repeat(np.arange(tissue.n_cells), k - 1)
-    mean = sparse.csr_matrix((np.full(len(rows), 1 / (k - 1)), (rows, index[:, 1:].ravel())), shape=(tissue.n_cells,) * 2)
+    mean = sparse.csr_matrix(
+        (np.full(len(rows), 1 / (k - 1)), (rows, index[:, 1:].ravel())), shape=(tissue.n_cells,) * 2
+    )
     out = np.zeros(expression.shape[1])
     for start in range(0, len(out), 2000):
         own = expression[:, start : start + 2000]

@@ -158,6 +158,11 @@ class SE2Transformer(nn.Module):
             bias.release()
         return SE2Output(x, pair, states if hidden_states else [])
 
+    def typical_norm(self) -> float:
+        """Return the root mean square length of an output vector, as the last LayerNorm's weights set it."""
+        last = self.blocks()[-1].final_norm
+        return float((last.weight.square().sum() + last.bias.square().sum()).sqrt())
+
     def flops(self, tokens: int) -> float:
         """Return the operations of one forward pass over a sub-slice of this many tokens."""
         c, n = self.config, float(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -87,15 +88,18 @@ class CellView:
         """Whether counts are needed."""
         return self.goal.own_weight > 0 or self.goal.view == "thinned"
 
-    def make(self, batch: CellBatch, names: list[str], rng: np.random.Generator) -> AdaptBatch:
-        """Draw the views of one batch; ``names`` are the slices."""
+    def make(
+        self, batch: CellBatch, names: list[str], panel_of: Callable[[int], NDArray[np.bool_]], rng: np.random.Generator
+    ) -> AdaptBatch:
+        """Draw the views of one batch; ``names`` are its slices, ``panel_of`` tells the tokens that one measured."""
         first, second, rest, panel = batch.tokens, batch.tokens, None, None
         if self.thins and batch.counts is not None:
             part, left = self._thin(batch.counts, rng)
             first = self._rank(part)
             second = self._rank(self._thin(batch.counts, rng)[0]) if self.goal.view == "thinned" else first
             if self.goal.own_weight > 0:
-                rest, panel = torch.from_numpy(left.toarray().astype(np.float32)), torch.from_numpy(batch.panel)
+                rest = torch.from_numpy(left.toarray().astype(np.float32))
+                panel = torch.from_numpy(np.stack([panel_of(m) for m in batch.member.tolist()]))
         cls, special = self.vocabulary.special["<cls>"], self.vocabulary.special
         masked, labels = mask_tokens(
             first.flat, rng, mask_token=special["<mask>"], gene_tokens=self.vocabulary.token, share=self.goal.mask_share
@@ -106,9 +110,7 @@ class CellView:
         hidden, _ = pad(first, masked, cls)
         return AdaptBatch(hidden, plain, again, mask, mask_second, target, rest, panel, names)
 
-    def _thin(
-        self, counts: sparse.csr_matrix, rng: np.random.Generator
-    ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    def _thin(self, counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
         return thin_counts(counts, rng.uniform(self.goal.thin_low, self.goal.thin_high, counts.shape[0]), rng)
 
     def _rank(self, counts: sparse.csr_matrix) -> Tokens:
@@ -190,7 +192,9 @@ class SceneView:
 
     def make(self, batch: SubSliceBatch, seed: list[int]) -> ScenePack:
         """Draw what is hidden and moved, from a generator per sub-slice: the same whichever process holds it."""
-        drawn = [self._draw(item, np.random.default_rng([*seed, item.member, int(item.sub.cells[0])])) for item in batch]
+        drawn = [
+            self._draw(item, np.random.default_rng([*seed, item.member, int(item.sub.cells[0])])) for item in batch
+        ]
         starts = np.cumsum([0] + [d["sub"].n_tokens for d in drawn])
         blocks = [(np.zeros((1, i.features.shape[1]), np.float32), i.virtual, i.features) for i in batch]
         hidden = torch.zeros(int(starts[-1]), dtype=torch.bool)
@@ -270,7 +274,7 @@ def _neighbour_mean(
     if not len(shown) or not len(wanted):
         return np.zeros((len(wanted), features.shape[1]), dtype=np.float32)
     k = min(NEIGHBOURS + 1, len(shown))
-    distance, index = cKDTree(places[shown]).query(places[wanted], k=[*range(1, k + 1)])
+    _, index = cKDTree(places[shown]).query(places[wanted], k=[*range(1, k + 1)])
     itself = shown[index] == wanted[:, None]  # a cell that is predicted but shown must not answer for itself
     weight = (~itself).astype(np.float32)
     weight[weight.sum(axis=1) == 0] = 1

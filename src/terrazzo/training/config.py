@@ -92,7 +92,7 @@ class AdaptObjective:
     temperature
         Of the contrastive loss.
     thin_low, thin_high
-        With an own head, or ``view="thinned"``: each cell's counts are split, this share (drawn uniformly) is the input.
+        With an own head, or ``view="thinned"``: each cell's counts are split, and this share is the input.
     view
         What makes a positive pair: ``"dropout"`` (SimCSE, the paper) or ``"thinned"`` (two independent splits).
     """
@@ -120,7 +120,7 @@ class MultiScaleObjective:
     gamma
         Weight of masked cells against distances; 0.5 is 1:1.
     mask_share, kept_share
-        Real cells whose embedding is hidden, and cells that are predicted but shown (paper 0.10 and 0; code 0.12, 0.03).
+        Real cells whose embedding is hidden, and cells that are predicted but shown (paper 0.10, 0; code 0.12, 0.03).
     perturb_share, sigma_spacing
         Cells that get noise on their coordinates, and its standard deviation in spacings (paper 0.10, code 5).
     frozen_epochs
@@ -211,6 +211,20 @@ def load(path: str | Path, **overrides: object) -> PretrainConfig:
         raise ConfigError(f"{path} must hold a mapping of settings.")
     given = {k: v for k, v in overrides.items() if v is not None}
     return from_dict(PretrainConfig, {**data, **given}, str(path))
+
+
+def changed(config: PretrainConfig, **sections: dict[str, object]) -> PretrainConfig:
+    """Return a recipe with some settings changed: ``changed(config, run={"devices": 2})``; None changes nothing.
+
+    Raises
+    ------
+    ConfigError
+        Unknown or misspelt keys; values of the wrong kind.
+    """
+    data = dataclasses.asdict(config)
+    for section, settings in sections.items():
+        data[section] = {**data[section], **{k: v for k, v in settings.items() if v is not None}}
+    return from_dict(PretrainConfig, data)
 
 
 def save(config: PretrainConfig, path: str | Path) -> None:

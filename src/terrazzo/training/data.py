@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
 from terrazzo.corpus.loaders import CellLoader, SubSliceLoader, member_match
@@ -71,10 +73,13 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM | CellModel:
         A cell encoder alone, where sub-slices are to be learnt and the preset does not fit it.
     """
     source = config.model
+    output: Literal["niche", "own+niche"] = "niche"
+    if config.stage == "pretrain" and config.pretrain.objective == "own+niche":
+        output = "own+niche"
     if source.checkpoint:
         held = load(source.checkpoint)
         if isinstance(held, SToFM):
-            settings = replace(held.config, subslices=source.subslices)
+            settings = replace(held.config, subslices=source.subslices, output=output)
             model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
             model.module.load_state_dict(held.module.state_dict())
             return model
@@ -82,7 +87,7 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM | CellModel:
             return held
         raise ConfigError(f"{source.checkpoint} holds a {held.title}; stage 'pretrain' starts from a SToFM checkpoint.")
     vocabulary = corpus.vocabulary()
-    settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices)
+    settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
     return SToFM(settings, vocabulary, seed=config.seed)
 
 
@@ -131,9 +136,10 @@ def _cell_loader(
     data, length = config.data, model.config.cell_encoder.max_length
     view = CellView(model.vocabulary, config.adapt, length)
     train = split == "train"
+    match = member_match(corpus, model.vocabulary)
     loader = CellLoader(
         corpus,
-        member_match(corpus, model.vocabulary),
+        match,
         split=split,
         batch_cells=data.batch_cells,
         max_length=length,
@@ -146,9 +152,18 @@ def _cell_loader(
         n_tokens=model.vocabulary.n_tokens if view.thins else 0,
     )
 
+    @lru_cache(maxsize=64)
+    def panel_of(member: int) -> NDArray[np.bool_]:
+        token, _ = match(loader.ids[member])
+        panel = np.zeros(model.vocabulary.n_tokens, dtype=bool)
+        panel[token[token >= 0]] = True
+        return panel
+
     def make(batch: Any, epoch: int, step: int) -> Any:
         names = [loader.ids[m] for m in np.unique(batch.member)]
-        return view.make(batch, names, np.random.default_rng([config.seed, epoch if train else 0, step, rank]))
+        return view.make(
+            batch, names, panel_of, np.random.default_rng([config.seed, epoch if train else 0, step, rank])
+        )
 
     return Collated(loader, make)
 

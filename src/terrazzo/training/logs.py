@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+CSV = "metrics.csv"
 FIRST = ("step", "epoch")
 TAIL = 20  # logged lines whose mean is a run's final training loss
 
@@ -95,4 +96,4 @@ def loggers(folder: Path, resumed: int) -> list[Logger]:
     """Return the loggers of a run that has done ``resumed`` steps."""
     purge = {"purge_step": resumed} if resumed else {}
     board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, **purge)
-    return [CsvLog(folder / "metrics.csv", resumed), board]
+    return [CsvLog(folder / CSV, resumed), board]

@@ -112,7 +112,7 @@ class DomainAdaptation(Objective):
 
 
 def mean_cell_loss(rest: Tensor, panel: Tensor) -> Tensor:
-    """The own head's loss of always answering with the batch's mean composition: what it must beat."""
+    """Return the own head's loss of always answering with the batch's mean composition: what it must beat."""
     pooled = rest.sum(0, keepdim=True) + 1e-3
     return composition_loss(pooled.log().expand_as(rest), rest, panel)
 
@@ -150,7 +150,7 @@ class MultiScale(Objective):
         """Compute MCM on hidden cells and PDR on moved cells; each also beside what a trivial answer would cost."""
         goal = self.config.pretrain
         features = batch.features
-        if self.reencodes and batch.again_ids is not None:
+        if self.reencodes and batch.again_ids is not None and batch.again_tokens is not None:
             again = self.encoder(batch.again_ids, batch.again_mask)
             features = features.index_copy(0, batch.again_tokens, again)
         shown = torch.where(batch.hidden[:, None], self.mask_vector, features)
@@ -176,7 +176,7 @@ class MultiScale(Objective):
         return {"loss": loss, **parts}
 
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
-        """What masked cells cost when answered with nothing, the shown cells' mean, or the shown neighbours' mean."""
+        """Return the cost of answering with nothing, with the shown cells' mean, with the shown neighbours' mean."""
         goal = self.config.pretrain
         mean = batch.features[batch.shown_cells].mean(0, keepdim=True).expand_as(target)
         zero = torch.zeros_like(target) if goal.loss == "mse" else mean

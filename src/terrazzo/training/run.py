@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -121,7 +122,12 @@ def pretrain(
         held_out = bool(corpus.ids("validation"))
         trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
         module = _Data(config, corpus, model, progress)
-        _fit(trainer, objective, module, last)
+        try:
+            _fit(trainer, objective, module, last)
+        except BaseException:
+            if first_process() and not resume and not (out / LOGS / logs.CSV).exists():
+                shutil.rmtree(out)  # made above; it did not come to a step
+            raise
         if held_out and keeper.validated != trainer.global_step:
             trainer.validate(objective, datamodule=module, verbose=False)
         if trainer.is_global_zero:
@@ -273,7 +279,7 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
         out[name] = ", ".join(sorted({str(v) for v in corpus.manifest[name] if v}))
     out |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "processes": trainer.world_size}
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
-    out |= {k: float(f"{v:.6g}") for k, v in (seen | logs.final(Path(config.out) / LOGS / "metrics.csv")).items()}
+    out |= {k: float(f"{v:.6g}") for k, v in (seen | logs.final(Path(config.out) / LOGS / logs.CSV)).items()}
     out |= {
         "git_revision": git_revision(),
         "terrazzo_version": __version__,
