@@ -24,7 +24,7 @@ import common
 
 # slices, cells of each, genes
 PANEL, SEQUENCED = (8, 20_000, 300), (8, 5_000, 8_000)
-QUICK_PANEL, QUICK_SEQUENCED = (4, 5_000, 300), (4, 1_500, 5_000)
+QUICK_PANEL, QUICK_SEQUENCED = (3, 4_000, 300), (3, 1_200, 4_000)
 MILLION = (20, 50_000, 300)
 BATCH_CELLS, BATCH_SLICES, WIDTH = 32, 16, 256
 PRESET = "small"
@@ -130,16 +130,17 @@ def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[d
     return [row("random cells, read and tokenised", ours, rate(theirs(), int))]
 
 
-def sub_slices(corpus: Any, backed: Backed, folder: Path, quick: bool) -> list[dict[str, Any]]:
+def sub_slices(corpus: Any, backed: Backed, cache: Any, config: Any, quick: bool) -> list[dict[str, Any]]:
     """Sub-slices: their rows alone from both; then what training takes from the stored vectors."""
     from terrazzo.corpus.loaders import SubSliceLoader
     from terrazzo.corpus.reading import read_rows
 
-    cache, config = stored(corpus, folder)
     loader = SubSliceLoader(corpus, cache, config, batch_slices=BATCH_SLICES)
     items = [(item.id, item.sub.cells) for batch in loader for item in batch]
-    ours = rate((read_rows(corpus, *item) for item in items * 2), lambda counts: counts.shape[0])
-    theirs = rate((backed.read(*item) for item in items[: 4 if quick else 20]), lambda counts: counts.shape[0])
+    some, ours, theirs = items[: 3 if quick else 10], 0.0, 0.0
+    for _ in range(3):  # in turn, the best of each: other work on the machine hits both
+        ours = max(ours, rate((read_rows(corpus, *item) for item in items), lambda counts: counts.shape[0]))
+        theirs = max(theirs, rate((backed.read(*item) for item in some), lambda counts: counts.shape[0]))
     cut = rate(iter(loader), lambda batch: sum(len(item.sub.cells) for item in batch))
     both = SubSliceLoader(corpus, cache, config, batch_slices=BATCH_SLICES, with_counts=True)
     counted = rate(iter(both), lambda batch: sum(len(item.sub.cells) for item in batch))
@@ -160,7 +161,7 @@ def row(what: str, ours: float, theirs: float | None) -> dict[str, Any]:
     }
 
 
-def consumed(corpus: Any, match: Any, folder: Path) -> dict[str, float]:
+def consumed(corpus: Any, match: Any, cache: Any, subs: Any, quick: bool) -> dict[str, float]:
     """Measure what one training step of the small preset takes on this machine, forward and backward, cells/s."""
     import torch
 
@@ -175,14 +176,13 @@ def consumed(corpus: Any, match: Any, folder: Path) -> dict[str, float]:
     torch.manual_seed(0)
     encoder, se2 = CellEncoder(config.cell_encoder), SE2Transformer(config.se2)
     length = config.cell_encoder.max_length
-    batch = next(iter(CellLoader(corpus, match, batch_cells=BATCH_CELLS, max_length=length)))
+    batch = next(iter(CellLoader(corpus, match, batch_cells=4 if quick else BATCH_CELLS, max_length=length)))
     longest = int(batch.tokens.lengths.max())
     ids = torch.full((len(batch), longest + 1), vocabulary.special["<pad>"])
     for i in range(len(batch)):
         ids[i, 1 : 1 + len(batch.tokens[i])] = torch.from_numpy(batch.tokens[i].astype(np.int64))
     ids[:, 0] = vocabulary.special["<cls>"]
     mask = (ids != vocabulary.special["<pad>"]).long()
-    cache, subs = stored(corpus, folder)
     item = next(iter(SubSliceLoader(corpus, cache, subs, batch_slices=1)))[0]
     features = np.zeros((len(item.features) + int(item.sub.cells.max()) + 1, config.se2.input_dim), dtype=np.float32)
     x, types, pairs = subslice_tensors([item.sub], features, features, torch.device("cpu"))
@@ -190,7 +190,7 @@ def consumed(corpus: Any, match: Any, folder: Path) -> dict[str, float]:
     def steps(run: Callable[[], Any], cells: int) -> float:
         run()
         start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < 3 or done < 2:
+        while time.perf_counter() - start < (0.5 if quick else 5.0):
             run()
             done += 1
         return done * cells / (time.perf_counter() - start)
@@ -209,8 +209,9 @@ def compare(folder: Path, quick: bool) -> dict[str, Any]:
     corpus = Corpus.open(folder / "corpus")
     match = member_match(corpus, corpus.vocabulary())
     backed = Backed(corpus, folder)
-    rows = random_cells(corpus, match, backed, quick) + sub_slices(corpus, backed, folder, quick)
-    need = consumed(corpus, match, folder)
+    cache, config = stored(corpus, folder)
+    rows = random_cells(corpus, match, backed, quick) + sub_slices(corpus, backed, cache, config, quick)
+    need = consumed(corpus, match, cache, config, quick)
     for one, name in zip(rows, ("cells", "", "sub-slices", "sub-slices"), strict=True):
         one[f"{PRESET} trains cells/s"] = need.get(name, "")
         one["over training"] = one["corpus cells/s"] / need[name] if name else ""
@@ -222,7 +223,10 @@ def work(what: str, folder: Path, arguments: list[int]) -> dict[str, Any]:
     if what == "simulate":
         return {"files": len(simulate(folder, *arguments))}
     if what == "compare":
-        return compare(folder, bool(arguments[0]))
+        quick, *size = arguments
+        simulate(folder, *size)
+        built(folder, 1)
+        return compare(folder, bool(quick))
     return built(folder, *arguments) if what == "build" else streamed(folder)
 
 
@@ -257,9 +261,7 @@ def main() -> None:
     result: dict[str, float] = {}
     for name, (slices, cells, genes) in zip(("panel", "sequenced"), sizes, strict=True):
         with tempfile.TemporaryDirectory() as folder:
-            fresh("simulate", Path(folder), slices, cells, genes)
-            fresh("build", Path(folder), 1)
-            found = fresh("compare", Path(folder), int(chosen.quick))["rows"]
+            found = fresh("compare", Path(folder), int(chosen.quick), slices, cells, genes)["rows"]
         rows += [{"slices": f"{slices} x {cells:,} x {genes:,}", **one} for one in found]
         result |= {f"{name}_cells": found[0]["ratio"], f"{name}_subslices": found[1]["ratio"]}
         result |= {f"{name}_cells_over_training": found[0]["over training"]}

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import terrazzo as tz
@@ -24,7 +24,12 @@ from terrazzo.models import stofm as stofm_module
 from terrazzo.nn.cell_encoder import CellEncoder
 
 Vectors = Callable[..., np.ndarray]
-few = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=4,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # no shrinking: an example takes about a second
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 PUBLISHED = {"geometry": "published", "split": "grid", "mix": "sum"}
 GEOMETRIES = pytest.mark.parametrize("geometry", [{}, PUBLISHED], ids=["um", "published"])
 

@@ -38,10 +38,12 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     n, genes = draw(st.integers(1, 12)), draw(st.integers(1, 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     counts = rng.poisson(draw(st.sampled_from([0.0, 0.3, 2.0, 50.0])), (n, genes))
-    token = rng.integers(-1, draw(st.integers(1, 30)), genes)  # unmatched columns, and columns that share a token
+    token = rng.integers(
+        -1, draw(st.sampled_from([3, 30, 300])), genes
+    )  # unmatched columns, and columns that share a token
     median = rng.choice([0.5, 1.0, 1.5, 2.0], genes)  # few values, so that ties are common
     values = dict(zip(token, median, strict=True))
-    return counts, token, np.array([values[t] for t in token]), draw(st.integers(2, 20))
+    return counts, token, np.array([values[t] for t in token]), draw(st.integers(2, 50))
 
 
 @given(cases())
@@ -57,6 +59,11 @@ def test_equals_the_dense_reference(case: tuple[np.ndarray, np.ndarray, np.ndarr
 def test_ties_keep_column_order() -> None:
     found = rank(np.array([[2, 4, 2, 1]]), np.array([9, 8, 7, 6]), np.array([1.0, 2.0, 1.0, 1.0]))
     assert found[0].tolist() == [9, 8, 7, 6]
+
+
+def test_many_ties_keep_column_order() -> None:
+    found = rank(np.ones((1, 60)), np.arange(60)[::-1], np.ones(60))
+    assert found[0].tolist() == list(range(60))[::-1]
 
 
 def test_the_median_decides_the_rank() -> None:

@@ -23,7 +23,7 @@ Columns = tuple[NDArray[np.int32], NDArray[np.float64]]  # token and median of e
 Match = Callable[[str], Columns]
 
 SAMPLE_ROWS = 256  # rows on which the coverage of a member is measured
-BRIDGE = 32  # rows: shorter gaps between wanted rows are read through
+BRIDGE = 128  # rows: shorter gaps between wanted rows are read through
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
 from terrazzo.corpus.store import Corpus
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.training import config as recipes
@@ -124,7 +124,7 @@ def pretrain(
         module = _Data(config, corpus, model, progress)
         try:
             _fit(trainer, objective, module, last)
-        except BaseException:
+        except TerrazzoError:
             if first_process() and not resume and not (out / LOGS / logs.CSV).exists():
                 shutil.rmtree(out)  # made above; it did not come to a step
             raise
