@@ -32,6 +32,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
+from sklearn.neighbors import KNeighborsTransformer
 from torch import nn
 
 CLS_TOKEN, FAR = 25426, 100.0
@@ -218,13 +219,21 @@ def virtual_cells(
     return labels, vectors, places, features
 
 
+class _ExactSearch(KNeighborsTransformer):
+    """Exact neighbours for large slices: this scanpy's own search there fails with this scikit-learn (csr_array)."""
+
+    def fit_transform(self, X, y=None):
+        return sp.csr_matrix(super().fit_transform(X, y))
+
+
 def _leiden(features: np.ndarray, n_neighbors: int, resolution: float, seed: int) -> np.ndarray:
     """Leiden labels (igraph flavour) of the neighbour graph of `features`."""
     import anndata
     import scanpy as sc
 
     adata = anndata.AnnData(np.zeros((len(features), 1), np.float32), obsm={"plane": features})
-    sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="plane", random_state=seed)
+    search = None if len(features) < 4096 else _ExactSearch(n_neighbors=n_neighbors)
+    sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="plane", random_state=seed, transformer=search)
     while True:
         sc.tl.leiden(adata, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
         labels = adata.obs["leiden"].astype(int).to_numpy()

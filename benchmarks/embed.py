@@ -18,7 +18,7 @@ import baseline
 import common
 
 SHAPES = {"panel": 377, "seq": 18_000}  # genes: imaging panel (~110 tokens a cell), sequencing (~740)
-FULL = {"tokenise": 10_000, "encode_panel": 256, "encode_seq": 64, "encode_bf16": 8, "graph": 10_000, "se2": 2_000,
+FULL = {"tokenise": 10_000, "encode_panel": 256, "encode_seq": 32, "encode_bf16": 4, "graph": 10_000, "se2": 4_000,
         "after_encoder": 10_000}  # fmt: skip
 QUICK = {"tokenise": 1_000, "encode_panel": 32, "encode_seq": 4, "encode_bf16": 1, "graph": 2_000, "se2": 700,
          "after_encoder": 1_200}  # fmt: skip
@@ -256,15 +256,16 @@ def measure(stage: str, cells: int, rounds: int, speed: dict) -> dict:
         row |= {"limit s": limit, "share of limit": limit / mine["seconds"]}
     if "min_cosine" in mine:
         row["min cosine"] = mine["min_cosine"]
+    print({k: common.show(v) for k, v in row.items()}, file=sys.stderr, flush=True)
     return row
 
 
 def main() -> None:
     """Measure all stages and print them."""
     options = common.parser(__doc__ or "").parse_args()
-    sizes, rounds = (QUICK, 1) if options.quick else (FULL, 3)
+    sizes, rounds = (QUICK, 1) if options.quick else (FULL, 2)
     speed = common.in_fresh_process(__file__, "rates", "ours", "0")
-    heavy = ("encode_seq", "after_encoder")  # a minute or more a round
+    heavy = ("encode_seq", "encode_panel", "encode_bf16", "se2", "after_encoder")  # a minute or more a round
     rows = [measure(s, n, 1 if s in heavy else rounds, speed) for s, n in sizes.items()]
     by_stage = {row["stage"]: row for row in rows}
     memory = by_stage["se2"]["baseline MB"] / max(by_stage["se2"]["ours MB"], 1.0)

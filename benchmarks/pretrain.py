@@ -2,7 +2,7 @@
 
 ``python benchmarks/pretrain.py DATA --task dlpfc|merfish|starmap [--preset tiny] [--quick] [--out FILE]``
 
-DATA holds ``dlpfc/``, ``merfish_hypothalamus/`` and ``starmap_mpfc/`` with ``.h5ad`` slices; ``--quick`` needs no data: it
+DATA holds ``dlpfc/``, ``merfish_hypothalamus/`` and ``starmap_mpfc/`` with ``.h5ad`` slices; ``--quick`` needs none, it
 trains on simulated slices. Read-outs: *blocked* = 16 spatial blocks, 4 folds, logistic regression in the test slice;
 *cross* = training slices to the test slice, logistic regression; *few-shot* = random 20/80, k-NN (leaks space);
 *zero-shot* = tied-covariance mixture on 20 dimensions, true K, five seeds, ARI. No label is seen in pretraining.

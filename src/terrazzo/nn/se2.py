@@ -21,7 +21,7 @@ from terrazzo.nn.pair_bias import GaussianBias, Pairs, SparseBias
 CELL, GRAPH, VIRTUAL, PAD = 0, 1, 2, 3  # token types as published
 DENSE_BIAS_BYTES = 2**28  # a bias up to this size is built once and kept for all layers
 BLOCK_BIAS_BYTES = 2**27  # a larger one is built a block of rows at a time, again in every layer
-SCORE_BYTES = 2**21  # scores of one block of query rows and one head: kept within a core's cache on the CPU
+SCORE_BYTES = 3 * 2**20  # scores of one block of query rows and one head: kept within a core's cache on the CPU
 MIN_ROWS = 128  # fewer rows would starve the matrix product
 GRADIENT_BYTES = 2**26  # scores of one block in training
 
@@ -259,19 +259,30 @@ def _block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout:
 
 
 def _attend_inference(q: Tensor, k: Tensor, v: Tensor, bias: BiasSource, scale: float, dropout: float) -> Tensor:
-    """Attend without autograd: one head at a time on the CPU, so that scores stay in the cache."""
+    """Attend without autograd; on the CPU one head at a time, so that scores stay in the cache."""
     heads, n, _ = q.shape
     out = q.new_empty((heads, n, v.shape[-1]))
-    on_cpu = q.device.type == "cpu"
-    step = 1 if on_cpu else heads
-    rows = max(MIN_ROWS, SCORE_BYTES // (4 * n)) if on_cpu else max(1, 2**30 // (4 * n * heads))
-    for begin, end, block_bias in bias.blocks():
-        for head in range(0, heads, step):
-            here = slice(head, head + step)
+    if q.device.type != "cpu" or dropout:
+        rows = max(1, 2**30 // (4 * n * heads))
+        for begin, end, part in bias.blocks():
             for start in range(begin, end, rows):
                 stop = min(start + rows, end)
-                part = block_bias[here, start - begin : stop - begin]
-                out[here, start:stop] = _block(q[here, start:stop], k[here], v[here], part, scale, dropout)
+                here = part[:, start - begin : stop - begin]
+                out[:, start:stop] = _block(q[:, start:stop], k, v, here, scale, dropout)
+        return out
+    for begin, end, part in bias.blocks():
+        pieces = max(1, -(-4 * n * (end - begin) // SCORE_BYTES))
+        rows = max(MIN_ROWS, -(-(end - begin) // pieces))  # equal pieces: a short last one would be slow
+        scores = q.new_empty((rows, n))
+        for head in range(heads):
+            for start in range(begin, end, rows):
+                stop = min(start + rows, end)
+                block = scores[: stop - start]
+                torch.addmm(
+                    part[head, start - begin : stop - begin], q[head, start:stop], k[head].T, alpha=scale, out=block
+                )
+                torch.softmax(block, -1, out=block)
+                torch.mm(block, v[head], out=out[head, start:stop])
     return out
 
 

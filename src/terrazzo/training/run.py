@@ -31,6 +31,7 @@ from terrazzo.training import data, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
 from terrazzo.training.config import PretrainConfig, RunConfig
 from terrazzo.training.resuming import (
+    KEY,
     AtomicCheckpoints,
     check,
     describe,
@@ -114,14 +115,15 @@ def pretrain(
             return out / MODEL
         seed_everything(config.seed)
         last = out / LAST if resume and (out / LAST).is_file() else None
-        resumed = int(read_checkpoint(last)["global_step"]) if last else 0
+        held = read_checkpoint(last) if last else {}
+        resumed, place = int(held.get("global_step", 0)), held.get(KEY, {}).get("loader")
         objective = make_objective(config, model)
         io = AtomicCheckpoints()
         keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
         own = [Guard(config.optim.clip), Meter(_shown(progress), config.run.log_every), keeper, *callbacks]
         held_out = bool(corpus.ids("validation"))
         trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
-        module = _Data(config, corpus, model, progress)
+        module = _Data(config, corpus, model, progress, place)
         try:
             _fit(trainer, objective, module, last)
         except TerrazzoError:
@@ -158,10 +160,12 @@ def make_objective(config: PretrainConfig, model: Any) -> LightningModule:
 class _Data(LightningDataModule):
     """The loaders, made in every process once it knows its rank; stored vectors are made by the first one alone."""
 
-    def __init__(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+    def __init__(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None, place: dict[str, Any] | None
+    ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
-        self._args, self._progress = (config, corpus, model), progress
+        self._args, self._progress, self._place = (config, corpus, model), progress, place
         self._loaders: tuple[Any, Any] | None = None
 
     def prepare_data(self) -> None:
@@ -171,6 +175,8 @@ class _Data(LightningDataModule):
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
             self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
+            if self._place is not None:
+                self._loaders[0].load_state_dict(self._place)
             run, optim = self._args[0].run, self._args[0].optim
             steps = -(-len(self._loaders[0]) // optim.accumulate) * optim.epochs
             steps = min(steps, optim.max_steps) if optim.max_steps > 0 else steps

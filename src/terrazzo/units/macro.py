@@ -130,8 +130,10 @@ def _fuzzy_graph(points: Floats, k: int) -> igraph.Graph:
     upper = sparse.triu(both, k=1).tocoo()
     values = np.round(upper.data, WEIGHT_DIGITS)
     keep = values > 0
-    edges = np.column_stack([upper.row[keep], upper.col[keep]])
-    return igraph.Graph(n=n, edges=edges, edge_attrs={"weight": values[keep]})
+    edges = np.column_stack([upper.row[keep], upper.col[keep]]).astype(np.int64)  # igraph takes int64 without copying
+    graph = igraph.Graph(n=n, edges=edges)
+    graph.es["weight"] = values[keep].tolist()
+    return graph
 
 
 @numba.njit(cache=True)

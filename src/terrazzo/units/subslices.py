@@ -225,7 +225,8 @@ def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tup
         left, right = left + first, right + first
     low, high = np.minimum(left, right), np.maximum(left, right)
     cells = low >= first
-    code = np.unique(low[cells] * n + high[cells])
+    code = np.sort(low[cells] * n + high[cells])
+    code = code[np.concatenate([[True], code[1:] != code[:-1]])] if len(code) else code
     virtual_row = np.repeat(np.arange(1, first), n - np.arange(2, first + 1))
     virtual_col = np.concatenate([np.arange(v + 1, n) for v in range(1, first)] or [np.empty(0, dtype=np.int64)])
     return np.concatenate([virtual_row, code // n]), np.concatenate([virtual_col, code % n])

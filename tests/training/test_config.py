@@ -1,0 +1,96 @@
+"""Recipes: each loads, every key has its comment, and `paper` says what the paper says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import terrazzo as tz
+from terrazzo.errors import ConfigError
+from terrazzo.training.config import PretrainConfig, changed, load, save
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPES = sorted(CONFIGS.glob("stofm-*.yaml"))
+
+
+def test_there_are_two_recipes_of_each_size() -> None:
+    names = {f"stofm-{size}-{stage}.yaml" for size in ("tiny", "small", "paper") for stage in ("adapt", "pretrain")}
+    assert {path.name for path in RECIPES} == names
+
+
+def keys(nested: dict[str, Any], prefix: str = "") -> set[str]:
+    out = set()
+    for key, value in nested.items():
+        out |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
+    return out
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_states_and_comments_every_key(path: Path) -> None:
+    config, text = load(path), path.read_text(encoding="utf-8")
+    assert config.stage == path.stem.split("-")[2]
+    assert config.model.preset == path.stem.split("-")[1]
+    assert keys(yaml.safe_load(text)) == keys(dataclasses.asdict(config))
+    above = ""
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#") and not line.rstrip().endswith(":"):
+            assert "  # " in line or above.lstrip().startswith("#"), line
+        above = line
+
+
+def test_paper_is_as_published() -> None:
+    adapt, pretrain = (load(CONFIGS / f"stofm-paper-{stage}.yaml") for stage in ("adapt", "pretrain"))
+    for config in (adapt, pretrain):  # table A.8
+        assert (config.optim.lr, config.optim.warmup_steps, config.optim.accumulate) == (1e-4, 500, 4)
+        cut = config.model.subslices
+        assert (cut.leiden_resolution, cut.alpha, cut.split_size) == (1.0, 0.8, 1000)
+    assert adapt.data.batch_cells == pretrain.data.batch_subslices == 16
+    assert (adapt.adapt.masked_weight, adapt.adapt.contrastive_weight, adapt.adapt.own_weight) == (1, 1, 0)
+    assert adapt.adapt.view == "dropout"
+    assert (adapt.optim.epochs, pretrain.optim.epochs) == (1, 3)  # section 4.1
+    goal = pretrain.pretrain
+    assert (goal.objective, goal.loss, goal.gamma, goal.frozen_epochs, goal.reencode) == ("paper", "mse", 0.5, 2, 12)
+    assert (goal.mask_share, goal.perturb_share) == (0.1, 0.1)
+    encoder, se2 = tz.preset("paper").cell_encoder, tz.preset("paper").se2
+    assert (encoder.vocab_size, encoder.hidden_size, encoder.num_layers, encoder.max_length) == (25_427, 512, 12, 2048)
+    assert (encoder.num_heads, encoder.dropout, encoder.activation, encoder.layer_norm_eps) == (8, 0.02, "relu", 1e-12)
+    assert (se2.hidden_size, se2.num_layers, se2.num_heads, se2.dropout) == (256, 4, 8, 0.1)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = load(RECIPES[0], corpus="here", out="there", seed=3)
+    assert (config.corpus, config.out, config.seed) == ("here", "there", 3)
+    save(config, tmp_path / "recipe.yaml")
+    assert load(tmp_path / "recipe.yaml") == config
+
+
+def test_changed_changes_what_is_given() -> None:
+    config = PretrainConfig("adapt", "c", "o")
+    assert changed(config, run={"devices": None}) == config
+    assert changed(config, run={"devices": 2}, optim={"max_steps": 7}).run.devices == 2
+    with pytest.raises(ConfigError, match="'devices'"):
+        changed(config, run={"device": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("stage: adapt\ncorpus: c\nout: o\noptim: {learning_rate: 1}", "optim has an unknown key 'learning_rate'"),
+        ("stage: adapt\ncorpus: c\nout: o\noptim: {warm_up_steps: 1}", "Did you mean 'warmup_steps'"),
+        ("stage: adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}", "Did you mean 'split_size'"),
+        ("stage: adopt\ncorpus: c\nout: o", "must be one of 'adapt', 'pretrain'"),
+        ("stage: adapt\nout: o", "lacks corpus"),
+        ("stage: adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}", "must be of type float"),  # YAML 1.1 reads a string
+        ("- a", "must hold a mapping"),
+        ("a: [", "not a readable YAML"),
+    ],
+)
+def test_bad_recipes_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
+        load(path)

@@ -1,0 +1,102 @@
+"""Two processes on the CPU (gloo): the losses of one process with twice the batch, and every cell once an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from terrazzo.training.config import save
+
+pytestmark = pytest.mark.slow
+
+WATCHED = """
+import json, sys
+from pathlib import Path
+import torch
+from lightning import Callback
+from terrazzo.training.callbacks import gathered
+from terrazzo.training.config import load
+from terrazzo.training.run import pretrain
+
+class Watch(Callback):
+    def setup(self, trainer, module, stage):
+        self.losses, self.seen = [], []
+        module.train = lambda mode=True: module  # eval mode: no dropout, which no two processes share
+
+    def on_train_start(self, trainer, module):
+        loader = trainer.train_dataloader.loader
+        stream = loader._stream
+        def watched(epoch, first):
+            for batch in stream(epoch, first):
+                if isinstance(batch, list):
+                    self.seen += [(epoch, i.id, int(c)) for i in batch for c in i.sub.cells[:i.sub.n_core]]
+                else:
+                    self.seen += [(epoch, loader.ids[m], int(r)) for m, r in zip(batch.member, batch.rows)]
+                yield batch
+        loader._stream = watched
+        for part in module.modules():
+            part.training = False
+
+    def on_train_batch_end(self, trainer, module, out, *rest):
+        losses = gathered(float(out["loss"]))
+        self.losses.append(sum(losses) / len(losses))
+
+    def on_train_end(self, trainer, module):
+        seen = gathered(self.seen)
+        if trainer.is_global_zero:
+            Path(sys.argv[2]).write_text(json.dumps({"losses": self.losses, "seen": seen}))
+
+pretrain(load(sys.argv[1]), progress=False, callbacks=[Watch()])
+"""
+
+
+def watch(config: Any, folder: Path, name: str) -> dict[str, Any]:
+    """Run in processes of their own; return the loss of each step, and the cells of each process."""
+    save(config, folder / f"{name}.yaml")
+    (folder / "watch.py").write_text(WATCHED)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    words = [sys.executable, str(folder / "watch.py"), str(folder / f"{name}.yaml"), str(folder / f"{name}.json")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_two_processes_equal_one_with_twice_the_batch(recipe: Any, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"pretrain": {"objective": "paper", "frozen_epochs": 2, "reencode": 0}}
+    optim = {"accumulate": 1, "epochs": 2}
+    one = recipe(out="one", optim=optim, data={"batch_subslices": 4}, **common)
+    two = recipe(out="two", optim=optim, data={"batch_subslices": 2}, run={"devices": 2, "strategy": "ddp"}, **common)
+    alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
+    assert len(alone["losses"]) == len(both["losses"]) == 6
+    torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=2e-3, atol=0)
+    left, right = (load_file(Path(c.out) / "model" / "model.safetensors") for c in (one, two))
+    worst = max(float((left[name] - right[name]).abs().max()) for name in left)
+    assert worst < 2e-3
+    assert_every_cell_once(alone["seen"], 1)
+    assert_every_cell_once(both["seen"], 2)
+
+
+def test_random_cells_are_shared_without_overlap(recipe: Any, tmp_path: Path) -> None:
+    config = recipe("adapt", optim={"epochs": 2}, run={"devices": 2})
+    assert_every_cell_once(watch(config, tmp_path, "cells")["seen"], 2)
+
+
+def assert_every_cell_once(seen: list[list[list[Any]]], processes: int) -> None:
+    assert len(seen) == processes
+    assert all(part for part in seen)
+    counts = Counter(tuple(cell) for part in seen for cell in part)
+    assert set(counts.values()) == {1}
+    assert len(counts) == 2 * 3 * 64  # epochs, training slices, cells
