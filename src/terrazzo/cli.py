@@ -194,7 +194,7 @@ def pretrain(
     from terrazzo.training import config as recipes
 
     given = {"corpus": corpus and str(corpus), "out": out and str(out)}
-    run = {"devices": devices, "nodes": nodes, "strategy": strategy}
+    run: dict[str, Any] = {"devices": devices, "nodes": nodes, "strategy": strategy}
     recipe = recipes.changed(recipes.load(config, **given), run=run, optim={"max_steps": max_steps})
     from terrazzo.training.run import first_process, pretrain
 

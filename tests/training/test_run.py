@@ -149,7 +149,8 @@ def test_a_run_that_never_starts_leaves_nothing(train: Any, recipe: Any) -> None
 )
 def test_impossible_machines_are_refused(train: Any, recipe: Any, run: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        train(recipe(run=run))
+        train(config := recipe(run=run))
+    assert not Path(config.out).exists()
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:

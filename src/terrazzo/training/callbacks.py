@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -72,7 +72,7 @@ class Keeper(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the loader which epoch it is; it knows already, unless the epoch before was cut short."""
-        trainer.train_dataloader.set_epoch(trainer.current_epoch)
+        cast(Any, trainer.train_dataloader).set_epoch(trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save where the optimiser has just done a step."""
@@ -92,7 +92,7 @@ class Keeper(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not keep."""
         checkpoint.pop("hyper_parameters", None)
-        loader = trainer.train_dataloader.state_dict()
+        loader = cast(Any, trainer.train_dataloader).state_dict()
         checkpoint[KEY] = {"record": self._record, "random": gathered(random_state()), "loader": loader}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class Keeper(Callback):
         """Let every validation see the same batches."""
         self._before = random_state()
         self.validated = trainer.global_step
-        held_out = trainer.val_dataloaders
+        held_out: Any = trainer.val_dataloaders
         for loader in held_out if isinstance(held_out, list) else [held_out]:
             loader.set_epoch(0)
         seed_everything(self._seed)
@@ -139,7 +139,7 @@ class Guard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Clip, log the norm, and look at it."""
-        whole = trainer.strategy.model
+        whole: Any = trainer.strategy.model
         if hasattr(whole, "clip_grad_norm_"):  # FSDP: each process holds a part of every gradient
             norm = whole.clip_grad_norm_(self._clip)
         else:

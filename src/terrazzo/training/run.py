@@ -26,6 +26,7 @@ from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.checkpoint import CONFIG
+from terrazzo.progress import Progress
 from terrazzo.training import config as recipes
 from terrazzo.training import data, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
@@ -113,40 +114,45 @@ def pretrain(
         if resume and (out / MODEL / CONFIG).is_file():
             logger.warning("%s is trained already.", out / MODEL)
             return out / MODEL
-        seed_everything(config.seed)
-        last = out / LAST if resume and (out / LAST).is_file() else None
-        held = read_checkpoint(last) if last else {}
-        resumed, place = int(held.get("global_step", 0)), held.get(KEY, {}).get("loader")
-        objective = make_objective(config, model)
-        io = AtomicCheckpoints()
-        keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
-        own = [Guard(config.optim.clip), Meter(_shown(progress), config.run.log_every), keeper, *callbacks]
-        held_out = bool(corpus.ids("validation"))
-        trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
-        module = _Data(config, corpus, model, progress, place)
         try:
-            _fit(trainer, objective, module, last)
+            _train(config, corpus, model, record, resume, progress, callbacks)
         except TerrazzoError:
             if first_process() and not resume and not (out / LOGS / logs.CSV).exists():
                 shutil.rmtree(out)  # made above; it did not come to a step
             raise
-        if held_out and keeper.validated != trainer.global_step:
-            trainer.validate(objective, datamodule=module, verbose=False)
-        if trainer.is_global_zero:
-            finish(config, corpus, objective, trainer)
-        trainer.strategy.barrier("model")
     return out / MODEL
+
+
+def _train(
+    config: PretrainConfig,
+    corpus: Corpus,
+    model: Any,
+    record: dict[str, Any],
+    resume: bool,
+    progress: bool | None,
+    callbacks: Sequence[Callback],
+) -> None:
+    out = Path(config.out)
+    last = out / LAST if resume and (out / LAST).is_file() else None
+    held = read_checkpoint(last) if last else {}
+    resumed, place = int(held.get("global_step", 0)), held.get(KEY, {}).get("loader")
+    seed_everything(config.seed)
+    objective, io, held_out = make_objective(config, model), AtomicCheckpoints(), bool(corpus.ids("validation"))
+    keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
+    own = [Guard(config.optim.clip), Meter(Progress(progress).enabled, config.run.log_every), keeper, *callbacks]
+    trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
+    module = _Data(config, corpus, model, progress, place)
+    _fit(trainer, objective, module, last)
+    if held_out and keeper.validated != trainer.global_step:
+        trainer.validate(objective, datamodule=module, verbose=False)
+    if trainer.is_global_zero:
+        finish(config, corpus, objective, trainer)
+    trainer.strategy.barrier("model")
 
 
 def first_process() -> bool:
     """Say whether this process is the first of the run, which alone writes and speaks."""
     return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
-
-
-def _shown(progress: bool | None) -> bool:
-    from terrazzo.progress import Progress
-
-    return Progress(progress).enabled
 
 
 def make_objective(config: PretrainConfig, model: Any) -> LightningModule:
