@@ -22,7 +22,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path 
 # fmt: off
 ORDER = [
     "keys", "errors", "config", "progress", "safe_pickle", "sparse", "genes", "images", "slices", "simulate",
-    "datasets", "units", "corpus", "nn", "models", "training", "tasks", "bench", "plot", "report", "demo", "cli_corpus", "cli",
+    "datasets", "units", "corpus", "nn", "models", "training", "tasks", "bench", "plot", "report", "demo",
+    "cli_corpus", "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`
