@@ -286,6 +286,11 @@ def main() -> None:
         f"graph against a baseline that only searches neighbours (no fuzzy weights): "
         f"ratio {alone / by_stage['graph']['ours s']:.3g}",
         *(f"MISSED: {k} {v:.3g}, target {TARGETS[k]}" for k, v in result.items() if v < TARGETS[k]),
+        *(
+            ["encode_bf16: this processor has no bfloat16 instructions (avx512_bf16, amx_bf16)"]
+            if not {"avx512_bf16", "amx_bf16"} & set(common.machine()["has"])
+            else []
+        ),
         *(["quick sizes: ratios are not those of the full run"] if options.quick else []),
     ]
     common.finish("Embedding: ours beside the published way of working", rows, notes, result, options.out)
