@@ -77,7 +77,6 @@ def main() -> None:
     }
     notes = [
         "seconds and memory include the start of Python (about 5 s), reading and writing",
-        "peak memory is that of the largest so far",
     ]
     common.finish("Every real slice through `terrazzo embed`", rows, notes, result, options.out)
     if len(good) < len(rows):
