@@ -145,7 +145,8 @@ def test_a_run_that_never_starts_leaves_nothing(train: Any, recipe: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("run", "says"), [({"strategy": "magic"}, "'fsdp'"), ({"accelerator": "abacus"}, "abacus"), ({"devices": 0}, "devices")]
+    ("run", "says"),
+    [({"strategy": "magic"}, "'fsdp'"), ({"accelerator": "abacus"}, "abacus"), ({"devices": 0}, "devices")],
 )
 def test_impossible_machines_are_refused(train: Any, recipe: Any, run: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
