@@ -196,6 +196,19 @@ def test_overwrite_rules(tiny_model: Any, folder: Path, tmp_path: Path) -> None:
     assert file.read_text() == "x"
 
 
+@pytest.mark.parametrize("config", ['{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "{", "[1]"])
+def test_another_librarys_download_is_never_replaced(tiny_model: Any, tmp_path: Path, config: str) -> None:
+    download = tmp_path / "Geneformer"
+    download.mkdir()
+    files = {"config.json": config, "model.safetensors": "weights", "README.md": "card"}
+    for name, text in files.items():
+        (download / name).write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="choose another folder"):
+            tiny_model().save_pretrained(download, overwrite=overwrite)
+    assert {path.name: path.read_text() for path in download.iterdir()} == files
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
 def test_a_failing_write_leaves_nothing_and_keeps_the_old(
     tiny_model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -53,16 +53,17 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
     Raises
     ------
     OutputError
-        The folder exists (and ``overwrite`` is not given), or cannot be written.
+        The folder exists (and ``overwrite`` is not given, or it is no checkpoint of terrazzo), or cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     target = Path(folder)
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        known = target.is_dir() and (target / CONFIG).exists()
-        if not overwrite or not known:
-            mend = "pass overwrite=True (--overwrite)" if known else "choose another folder (it holds other files)"
+        ours = is_ours(target)
+        if not overwrite or not ours:
+            other = "choose another folder (it holds other files, and no checkpoint that terrazzo wrote)"
+            mend = "pass overwrite=True (--overwrite)" if ours else other
             raise OutputError(f"{target} exists already and is not empty: {mend}.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,15 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def is_ours(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
+    try:
+        held = read_json(folder / CONFIG)
+    except CheckpointError:
+        return False
+    return {"format", "model_type", "model"} <= set(held)
 
 
 def read(folder: str | Path) -> Checkpoint:
