@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ import h5py
 from anndata import AnnData
 
 from terrazzo import keys
+from terrazzo.corpus.checksums import hash_path
 from terrazzo.errors import InputError, OutputError
 from terrazzo.models.base import FoundationModel
 from terrazzo.slices import read_anndata
@@ -223,16 +223,3 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
 def _scalar(value: h5py.Dataset) -> Any:
     held = value[()]
     return held.decode() if isinstance(held, bytes) else held
-
-
-def hash_path(path: Path) -> str:
-    """Return the sha256 of a file, or of all files of a folder with their names."""
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if path.is_dir():
-            digest.update(str(file.relative_to(path)).encode())
-        with file.open("rb") as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
