@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import random
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_a_run_leaves_a_model_with_its_story(
     assert (story["steps"], story["stage"]) == (2, stage)
     assert story["train/loss"] > 0
     assert story["val/loss"] > 0
-    assert len(story["git_revision"]) == 40 or story["git_revision"] == "unknown"
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", story["git_revision"])
     card = (folder / "README.md").read_text()
     for word in ("train/loss", "steps: 2", "192", "git_revision", story["corpus_sha256"]):
         assert word in card
@@ -114,20 +115,24 @@ class Poison:
         return {**parts, "loss": parts["loss"] * (self.value if self.seen > self.at else 1)}
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_the_run(
-    train: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, at: int, value: float) -> None:
     from terrazzo.training import run
 
     made = run.make_objective
 
     def poisoned(*args: Any) -> Any:
         objective = made(*args)
-        objective.losses = Poison(objective, 3, value)
+        objective.losses = Poison(objective, at, value)
         return objective
 
     monkeypatch.setattr(run, "make_objective", poisoned)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run(
+    train: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    poison(monkeypatch, 3, value)
     config = recipe(optim={"accumulate": 1})
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 4 .*slices in the batch: s\d") as caught:
         train(config)
@@ -135,6 +140,40 @@ def test_a_loss_that_is_no_number_stops_the_run(
     held = torch.load(Path(config.out) / "checkpoints" / "last.ckpt", weights_only=True)
     assert held["global_step"] == 3
     assert all(torch.isfinite(v).all() for v in held["state_dict"].values())
+
+
+def test_a_checkpoint_outlives_an_error_before_the_first_log_line(
+    train: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 2, float("nan"))
+    config = recipe(optim={"accumulate": 1}, run={"log_every": 100, "checkpoint_every": 2})
+    with pytest.raises(TrainingError, match="at step 3"):
+        train(config)
+    last = Path(config.out) / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    monkeypatch.undo()
+    assert tz.load(train(config, resume=True)).provenance["steps"] == 18
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),  # torchrun
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning within an interactive SLURM job
+        ({"NODE_RANK": "1"}, False),
+    ],
+)
+def test_which_process_is_the_first(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool) -> None:
+    from terrazzo.training.run import RANKS, first_process
+
+    for name in RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert first_process() is first
 
 
 def test_a_run_that_never_starts_leaves_nothing(train: Any, recipe: Any) -> None:
@@ -146,7 +185,7 @@ def test_a_run_that_never_starts_leaves_nothing(train: Any, recipe: Any) -> None
 
 @pytest.mark.parametrize(
     ("run", "says"),
-    [({"strategy": "magic"}, "'fsdp'"), ({"accelerator": "abacus"}, "abacus"), ({"devices": 0}, "devices")],
+    [({"strategy": "fsdp"}, "GPU"), ({"accelerator": "abacus"}, "abacus"), ({"devices": 0}, "devices")],
 )
 def test_impossible_machines_are_refused(train: Any, recipe: Any, run: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -83,6 +83,7 @@ def test_changed_changes_what_is_given() -> None:
         ("stage: adapt\ncorpus: c\nout: o\noptim: {warm_up_steps: 1}", "Did you mean 'warmup_steps'"),
         ("stage: adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}", "Did you mean 'split_size'"),
         ("stage: adopt\ncorpus: c\nout: o", "must be one of 'adapt', 'pretrain'"),
+        ("stage: adapt\ncorpus: c\nout: o\nrun: {strategy: magic}", "must be one of 'auto', 'ddp', 'fsdp'"),
         ("stage: adapt\nout: o", "lacks corpus"),
         ("stage: adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}", "must be of type float"),  # YAML 1.1 reads a string
         ("- a", "must hold a mapping"),

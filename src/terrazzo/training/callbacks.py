@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,9 +31,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def cells_of(batch: Any) -> int:
-    """Return the number of cells in a batch: its ``n_cells``, else its cell tokens, else its length."""
-    if hasattr(batch, "n_cells"):
-        return int(batch.n_cells)
+    """Return the number of cells in a batch: its cell tokens (halos counted), else its length."""
     return int((batch.types == 0).sum()) if hasattr(batch, "types") else len(batch)
 
 
@@ -70,10 +69,6 @@ class Keeper(Callback):
         else:
             seed_everything(self._seed + RANK_SEED * trainer.global_rank)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the loader which epoch it is; it knows already, unless the epoch before was cut short."""
-        cast(Any, trainer.train_dataloader).set_epoch(trainer.current_epoch)
-
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save where the optimiser has just done a step."""
         if trainer.global_step != self._saved and trainer.global_step % self._every == 0:
@@ -91,7 +86,6 @@ class Keeper(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning does not keep."""
-        checkpoint.pop("hyper_parameters", None)
         loader = cast(Any, trainer.train_dataloader).state_dict()
         checkpoint[KEY] = {"record": self._record, "random": gathered(random_state()), "loader": loader}
 
@@ -124,7 +118,7 @@ class Guard(Callback):
     """
 
     def __init__(self, clip: float) -> None:
-        self._clip = clip if clip > 0 else float("inf")
+        self._clip = clip if clip > 0 else math.inf
         self._last: list[str] = []
         self._since: set[str] = set()
 
@@ -155,9 +149,9 @@ class Guard(Callback):
         if not bad:
             return
         found = [(float(v), names) for v, names in gathered((float(value), sorted(ids)))]
-        names = sorted({name for v, names in found if not torch.isfinite(torch.tensor(v)) for name in names})
+        names = sorted({name for v, names in found if not math.isfinite(v) for name in names})
         shown = ", ".join(names[:SHOWN_IDS]) + (f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else "")
-        worst = next((v for v, _ in found if not torch.isfinite(torch.tensor(v))), float("nan"))
+        worst = next((v for v, _ in found if not math.isfinite(v)), math.nan)
         raise TrainingError(
             f"{what} is {worst} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}); slices in the "
             f"batch: {shown}. The weights are not touched by it. Look at these slices, or start another run with a "

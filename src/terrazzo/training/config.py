@@ -157,7 +157,7 @@ class RunConfig:
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
-    strategy: str = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     log_every: int = 10
     checkpoint_every: int = 500

@@ -94,6 +94,5 @@ def final(path: Path) -> dict[str, float]:
 
 def loggers(folder: Path, resumed: int) -> list[Logger]:
     """Return the loggers of a run that has done ``resumed`` steps."""
-    purge: dict[str, Any] = {"purge_step": resumed} if resumed else {}
-    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, **purge)
+    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed)
     return [CsvLog(folder / CSV, resumed), board]

@@ -19,11 +19,12 @@ from lightning.pytorch.plugins import CheckpointIO
 from terrazzo._version import __version__
 from terrazzo.config import from_dict
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
+from terrazzo.training import config as recipes
 from terrazzo.training.config import PretrainConfig
 
-RECORD, KEY = "run.json", "terrazzo"
-# what may differ on resuming: where things are (the corpus is known by its content), and how often to look at them
-FREE = {"corpus", "out", "run.log_every", "run.checkpoint_every"}
+RECORD, RECIPE, KEY = "run.json", "recipe.yaml", "terrazzo"
+# what may differ on resuming: where things are (corpus and weights go by content), and how often to look at them
+FREE = {"corpus", "out", "model.checkpoint", "run.log_every", "run.checkpoint_every"}
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -117,8 +118,8 @@ def describe(config: PretrainConfig, corpus_sha256: str, initial: str) -> dict[s
     }
 
 
-def start(out: Path, record: Mapping[str, Any]) -> None:
-    """Make the folder of a new run.
+def start(out: Path, config: PretrainConfig, record: Mapping[str, Any]) -> None:
+    """Make the folder of a new run, with its recipe and its record.
 
     Raises
     ------
@@ -131,6 +132,7 @@ def start(out: Path, record: Mapping[str, Any]) -> None:
             mend = "continue it with --resume (resume=True), or" if (out / RECORD).is_file() else "please"
             raise OutputError(f"{out} {there} already: {mend} choose another folder (--out).")
         out.mkdir(parents=True, exist_ok=True)
+        recipes.save(config, out / RECIPE)
         draft = out / f".{RECORD}.part"
         draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         draft.replace(out / RECORD)

@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -27,7 +28,6 @@ from terrazzo.errors import ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
-from terrazzo.training import config as recipes
 from terrazzo.training import data, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
 from terrazzo.training.config import PretrainConfig, RunConfig
@@ -45,8 +45,8 @@ from terrazzo.training.resuming import (
 
 logger = logging.getLogger(__name__)
 
-LAST, LOGS, MODEL, RECIPE = Path("checkpoints") / "last.ckpt", "logs", "model", "recipe.yaml"
-RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # as torchrun, srun and Lightning tell a process which one it is
+LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path("logs"), "model"
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun, Lightning tell a process which it is
 QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 # Lightning's advice that does not apply here: loaders have no workers to add, models start in eval mode on purpose, ...
 ADVICE = (
@@ -108,17 +108,18 @@ def pretrain(
         model = data.initial_model(config, corpus)
         initial = model.fingerprint() if config.model.checkpoint else ""
         record = describe(config, corpus.content_hash(), initial)
-        if first_process():
-            check(out, record) if resume else start(out, record)
-            recipes.save(config, out / RECIPE)
+        if resume:
+            check(out, record)  # in every process: one that passed would wait for those that did not
+        elif first_process():
+            start(out, config, record)
         if resume and (out / MODEL / CONFIG).is_file():
             logger.warning("%s is trained already.", out / MODEL)
             return out / MODEL
         try:
             _train(config, corpus, model, record, resume, progress, callbacks)
         except TerrazzoError:
-            if first_process() and not resume and not (out / LOGS / logs.CSV).exists():
-                shutil.rmtree(out)  # made above; it did not come to a step
+            if first_process() and not resume and not any((out / kept).exists() for kept in (LAST, LOGS / logs.CSV)):
+                shutil.rmtree(out)  # made above, and nothing in it is worth keeping
             raise
     return out / MODEL
 
@@ -152,7 +153,7 @@ def _train(
 
 def first_process() -> bool:
     """Say whether this process is the first of the run, which alone writes and speaks."""
-    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def make_objective(config: PretrainConfig, model: Any) -> LightningModule:
@@ -175,7 +176,10 @@ class _Data(LightningDataModule):
         self._loaders: tuple[Any, Any] | None = None
 
     def prepare_data(self) -> None:
+        module, trainer = self._args[2].module, cast(Trainer, self.trainer)
+        module.to(trainer.strategy.root_device)  # every cell goes through the encoder: not on the CPU beside a GPU
         data.prepare(*self._args, self._progress)
+        module.to("cpu")
 
     def setup(self, stage: str) -> None:
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
@@ -240,11 +244,9 @@ def make_trainer(
 
 def make_strategy(run: RunConfig) -> str | Strategy:
     """Return Lightning's strategy: one process, DDP, or FSDP."""
-    if run.strategy not in ("auto", "ddp", "fsdp"):
-        raise ConfigError(f"run.strategy is {run.strategy!r}; it must be one of 'auto', 'ddp', 'fsdp'.")
     if run.strategy == "fsdp":
         return FSDPStrategy(state_dict_type="full")
-    if run.strategy == "ddp" or run.devices * run.nodes > 1:
+    if run.strategy == "ddp" or run.devices != 1 or run.nodes > 1:  # -1: all there are
         return DDPStrategy(find_unused_parameters=True)  # a frozen encoder, a head whose weight is 0
     return "auto"
 
@@ -304,24 +306,14 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
 
 
 def git_revision() -> str:
-    """Return the commit that this library is checked out at, without asking git; else ``"unknown"``."""
+    """Return the commit that this library is checked out at, with ``-dirty`` where files differ; else ``"unknown"``."""
     root = Path(__file__).resolve().parents[3]
-    git = root / ".git"
+    if not (root / ".git").exists():  # installed: a repository around it would be somebody else's
+        return "unknown"
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        if not (root / "pyproject.toml").is_file():
-            return "unknown"
-        if git.is_file():  # a worktree
-            git = (root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
-        head = (git / "HEAD").read_text(encoding="utf-8").strip()
-        if not head.startswith("ref:"):
-            return head
-        name = head.removeprefix("ref:").strip()
-        common = git / (git / "commondir").read_text(encoding="utf-8").strip() if (git / "commondir").is_file() else git
-        if (common / name).is_file():
-            return (common / name).read_text(encoding="utf-8").strip()
-        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
-        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "unknown")
-    except OSError:
+        return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
