@@ -176,13 +176,6 @@ def test_which_process_is_the_first(monkeypatch: pytest.MonkeyPatch, variables: 
     assert first_process() is first
 
 
-def test_a_run_that_never_starts_leaves_nothing(train: Any, recipe: Any) -> None:
-    config = recipe(data={"batch_subslices": 0})
-    with pytest.raises(ConfigError):
-        train(config)
-    assert not Path(config.out).exists()
-
-
 @pytest.mark.parametrize(
     ("run", "says"),
     [({"strategy": "fsdp"}, "GPU"), ({"accelerator": "abacus"}, "abacus"), ({"devices": 0}, "devices")],

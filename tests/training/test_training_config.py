@@ -95,3 +95,25 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, says: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("data", {"batch_cells": 0}, "data: batch_cells is 0; it must be at least 1"),
+        ("data", {"share": 0}, "share is 0.0; it must be above 0"),
+        ("optim", {"lr": -1}, "lr is -1.0"),
+        ("optim", {"lr": float("nan")}, "lr is nan"),
+        ("optim", {"epochs": 0}, "epochs is 0"),
+        ("optim", {"max_steps": 0}, "-1 for no limit"),
+        ("adapt", {"temperature": 0}, "temperature is 0.0"),
+        ("adapt", {"masked_weight": 0, "contrastive_weight": 0}, "nothing would be learnt"),
+        ("adapt", {"thin_low": 0.9, "thin_high": 0.5}, "in order"),
+        ("pretrain", {"gamma": 1.5}, "gamma is 1.5; it must be at least 0 and at most 1"),
+        ("pretrain", {"mask_share": 0.9, "kept_share": 0.2}, "more than 1 together"),
+        ("run", {"checkpoint_every": 0}, "checkpoint_every is 0"),
+    ],
+)
+def test_impossible_numbers_are_refused(section: str, values: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        changed(PretrainConfig("adapt", "c", "o"), **{section: values})

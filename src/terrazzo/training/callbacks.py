@@ -55,7 +55,7 @@ class Keeper(Callback):
     """
 
     def __init__(self, path: Path, every: int, io: AtomicCheckpoints, record: dict[str, Any], seed: int) -> None:
-        self._path, self._every, self._io, self._record, self._seed = path, max(1, every), io, record, seed
+        self._path, self._every, self._io, self._record, self._seed = path, every, io, record, seed
         self._resumed: list[dict[str, Any]] = []
         self._before: dict[str, Any] | None = None
         self._saved = -1
@@ -166,12 +166,10 @@ class Meter(Callback):
     ----------
     show
         Draw the bar.
-    log_every
-        Steps between two log lines.
     """
 
-    def __init__(self, show: bool, log_every: int) -> None:
-        self._show, self._log_every = show, max(1, log_every)
+    def __init__(self, show: bool) -> None:
+        self._show = show
         self._window: deque[tuple[float, int]] = deque(maxlen=50)
         self._bar: Any = None
         self._task: Any = None

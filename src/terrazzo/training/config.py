@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,18 @@ import yaml
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError
 from terrazzo.units.subslices import SubSliceConfig
+
+Limits = tuple[float, float]
+INF = math.inf
+
+
+def _within(settings: object, **limits: Limits) -> None:
+    """Check numbers against their lowest and highest value; ``from_dict`` says where a refused one stands."""
+    for name, (low, high) in limits.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            most = f" and at most {high:g}" if high < INF else ""
+            raise ValueError(f"{name} is {value}; it must be at least {low:g}{most}.")
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,11 @@ class DataConfig:
     block: int = 256
     buffer_blocks: int = 32
 
+    def __post_init__(self) -> None:
+        _within(self, batch_cells=(1, INF), batch_subslices=(1, INF), block=(1, INF), buffer_blocks=(1, INF))
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share}; it must be above 0 and at most 1.")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -77,6 +95,12 @@ class OptimConfig:
     accumulate: int = 1
     epochs: int = 1
     max_steps: int = -1
+
+    def __post_init__(self) -> None:
+        _within(self, lr=(0, 1), warmup_steps=(0, INF), weight_decay=(0, INF), clip=(0, INF))
+        _within(self, accumulate=(1, INF), epochs=(1, INF))
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")
 
 
 @dataclass(frozen=True)
@@ -105,6 +129,16 @@ class AdaptObjective:
     thin_low: float = 0.4
     thin_high: float = 0.9
     view: Literal["dropout", "thinned"] = "dropout"
+
+    def __post_init__(self) -> None:
+        weights = ("masked_weight", "contrastive_weight", "own_weight")
+        _within(self, mask_share=(0, 1), temperature=(1e-3, INF), **dict.fromkeys(weights, (0.0, INF)))
+        if not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{', '.join(weights)} are all 0: nothing would be learnt.")
+        if not 0 < self.thin_low <= self.thin_high < 1:
+            raise ValueError(
+                f"thin_low is {self.thin_low} and thin_high {self.thin_high}; they must lie between 0 and 1, in order."
+            )
 
 
 @dataclass(frozen=True)
@@ -139,6 +173,12 @@ class MultiScaleObjective:
     frozen_epochs: int = 2
     reencode: int = 12
 
+    def __post_init__(self) -> None:
+        _within(self, gamma=(0, 1), mask_share=(0, 1), kept_share=(0, 1), perturb_share=(0, 1), sigma_spacing=(0, INF))
+        _within(self, frozen_epochs=(0, INF), reencode=(0, INF))
+        if self.mask_share + self.kept_share > 1:
+            raise ValueError(f"mask_share {self.mask_share} and kept_share {self.kept_share} are more than 1 together.")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -162,6 +202,9 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     validate_every: int = 0
+
+    def __post_init__(self) -> None:
+        _within(self, log_every=(1, INF), checkpoint_every=(1, INF), validate_every=(0, INF))
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _train(
     seed_everything(config.seed)
     objective, io, held_out = make_objective(config, model), AtomicCheckpoints(), bool(corpus.ids("validation"))
     keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
-    own = [Guard(config.optim.clip), Meter(Progress(progress).enabled, config.run.log_every), keeper, *callbacks]
+    own = [Guard(config.optim.clip), Meter(Progress(progress).enabled), keeper, *callbacks]
     trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
     module = _Data(config, corpus, model, progress, place)
     _fit(trainer, objective, module, last)
@@ -190,7 +190,7 @@ class _Data(LightningDataModule):
             run, optim = self._args[0].run, self._args[0].optim
             steps = -(-len(self._loaders[0]) // optim.accumulate) * optim.epochs
             steps = min(steps, optim.max_steps) if optim.max_steps > 0 else steps
-            trainer.log_every_n_steps = max(1, min(run.log_every, steps))
+            trainer.log_every_n_steps = min(run.log_every, steps)
 
     def train_dataloader(self) -> Any:
         return self._loaders[0] if self._loaders else []
