@@ -133,13 +133,12 @@ def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[d
 def sub_slices(corpus: Any, backed: Backed, cache: Any, config: Any, quick: bool) -> list[dict[str, Any]]:
     """Sub-slices: their rows alone from both; then what training takes from the stored vectors."""
     from terrazzo.corpus.loaders import SubSliceLoader
-    from terrazzo.corpus.reading import read_rows
 
     loader = SubSliceLoader(corpus, cache, config, batch_slices=BATCH_SLICES)
     items = [(item.id, item.sub.cells) for batch in loader for item in batch]
     some, ours, theirs = items[: 3 if quick else 10], 0.0, 0.0
     for _ in range(3):  # in turn, the best of each: other work on the machine hits both
-        ours = max(ours, rate((read_rows(corpus, *item) for item in items), lambda counts: counts.shape[0]))
+        ours = max(ours, rate((corpus.take(*item) for item in items), lambda counts: counts.shape[0]))
         theirs = max(theirs, rate((backed.read(*item) for item in some), lambda counts: counts.shape[0]))
     cut = rate(iter(loader), lambda batch: sum(len(item.sub.cells) for item in batch))
     both = SubSliceLoader(corpus, cache, config, batch_slices=BATCH_SLICES, with_counts=True)

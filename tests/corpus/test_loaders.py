@@ -17,7 +17,7 @@ from scipy import sparse
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
 from terrazzo.corpus.loaders import CellLoader, SubSliceItem, SubSliceLoader, member_match
 from terrazzo.corpus.order import Shares
-from terrazzo.corpus.reading import columns_by_token, read_rows
+from terrazzo.corpus.reading import columns_by_token
 from terrazzo.errors import ConfigError, CorpusError, GeneError
 from terrazzo.genes import Vocabulary
 from terrazzo.units import subslices
@@ -60,6 +60,10 @@ class FakeCorpus:
         assert id != "held", "a held-out slice was read"
         self.reads += 1
         return self.counts[id][start:stop]
+
+    def take(self, id: str, rows: np.ndarray) -> sparse.csr_matrix:
+        assert id != "held", "a held-out slice was read"
+        return self.counts[id][rows]
 
     def coords(self, id: str) -> np.ndarray:
         return self.places[id]
@@ -381,21 +385,6 @@ def test_a_cache_of_other_settings_or_content_is_refused(cache: EmbeddingCache, 
 
 
 # Reading
-
-
-@given(st.lists(st.integers(0, 69), max_size=30))
-@settings(max_examples=30, deadline=None)
-def test_rows_in_any_order(rows: list[int]) -> None:
-    got = read_rows(CORPUS, "a", np.array(rows, dtype=np.int64))
-    np.testing.assert_array_equal(got.toarray(), CORPUS.counts["a"].toarray()[rows])
-
-
-def test_distant_rows_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terrazzo.corpus.reading.BRIDGE", 4)
-    before = CORPUS.reads
-    got = read_rows(CORPUS, "a", np.array([3, 0, 1, 60, 61, 30]))
-    assert CORPUS.reads - before == 3
-    np.testing.assert_array_equal(got.toarray(), CORPUS.counts["a"].toarray()[[3, 0, 1, 60, 61, 30]])
 
 
 def test_counts_by_token() -> None:

@@ -10,15 +10,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrazzo.corpus.shards import FlatArray, open_flat
+from terrazzo.corpus.shards import FlatArray, gather, open_flat
 from terrazzo.errors import CorpusError
 
 
 def written(path: Path, values: np.ndarray, chunk: int, shard: int, **options: object) -> zarr.Array:
     """Write an array as a corpus does."""
-    array = zarr.create_array(
-        path, shape=values.shape, dtype=values.dtype, chunks=(chunk,), shards=(chunk * shard,), fill_value=0, **options
-    )
+    cut = {"chunks": (chunk,), "shards": (chunk * shard,), "config": {"write_empty_chunks": True}}
+    array = zarr.create_array(path, shape=values.shape, dtype=values.dtype, fill_value=0, **{**cut, **options})
     array[:] = values
     return array
 
@@ -39,17 +38,36 @@ def test_slices_are_those_of_zarr(
     packed: str,
 ) -> None:
     values = np.random.default_rng(n).integers(0, 3, n).astype(dtype)
-    values[: n // 2] = 0  # whole chunks and shards of nothing are not stored
+    values[: n // 2] = 0
     path = tmp_path_factory.mktemp("array") / "a"
     codec = {"none": None, "zstd": zarr.codecs.ZstdCodec(), "blosc": zarr.codecs.BloscCodec(cname="lz4")}[packed]
     array = written(path, values, chunk, shard, compressors=codec)
     flat = open_flat(path)
     assert isinstance(flat, FlatArray)
-    assert (flat.shape, len(flat)) == (array.shape, n)
+    assert flat.shape == array.shape
     got = flat[start:stop]
     assert got.dtype == values.dtype
     np.testing.assert_array_equal(got, values[start:stop])
     np.testing.assert_array_equal(flat[:], values)
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_stretches_are_gathered_as_any_type(
+    tmp_path_factory: pytest.TempPathFactory, chunk: int, shard: int, stretches: list[tuple[int, int]]
+) -> None:
+    values = np.arange(80, dtype=np.int32)
+    path = tmp_path_factory.mktemp("array")
+    written(path / "ours", values, chunk, shard)
+    zarr.create_array(path / "zarr's", data=values, chunks=(chunk,))
+    starts = np.array([start for start, _ in stretches], dtype=np.int64)
+    stops = starts + np.array([length for _, length in stretches], dtype=np.int64)
+    wanted = [value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]]
+    for name in ("ours", "zarr's"):
+        for dtype in (np.int32, np.float32):
+            got = gather(open_flat(path / name), starts, stops, dtype)
+            assert got.dtype == dtype
+            assert got.tolist() == wanted
 
 
 def test_other_arrays_are_left_to_zarr(tmp_path: Path) -> None:
@@ -65,13 +83,25 @@ def test_other_arrays_are_left_to_zarr(tmp_path: Path) -> None:
         open_flat(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeroed"])
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "gone", "empty"])
 def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     written(tmp_path / "a", np.arange(100.0), 10, 5)
     path = tmp_path / "a" / "c" / "1"
     content = path.read_bytes()
-    path.write_bytes(content[:20] if damage == "cut" else b"\1" * len(content))
+    if damage == "gone":  # not zeros, as zarr has it
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[:20], "zeroed": b"\1" * len(content), "empty": b""}[damage])
     flat = open_flat(tmp_path / "a")
     np.testing.assert_array_equal(flat[:50], np.arange(50.0))
     with pytest.raises(CorpusError, match=r"c/1 is damaged"):
         flat[40:60]
+
+
+def test_a_chunk_that_was_never_written_is_damage(tmp_path: Path) -> None:
+    values = np.arange(100.0) * (np.arange(100) // 10 != 6)
+    written(tmp_path / "a", values, 10, 5, config={"write_empty_chunks": False})
+    flat = open_flat(tmp_path / "a")
+    np.testing.assert_array_equal(flat[70:], values[70:])
+    with pytest.raises(CorpusError, match=r"c/1 is damaged .*a chunk is missing"):
+        flat[60:62]

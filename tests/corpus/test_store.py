@@ -88,6 +88,52 @@ def test_rows_genes_and_coords(built: corpus.Corpus) -> None:
         assert symbols.tolist() == whole.gene_symbols.tolist()
 
 
+def test_any_rows_in_any_order(built: corpus.Corpus) -> None:
+    whole = built.slice("slice_1").counts
+    rng = np.random.default_rng(0)
+    for rows in ([], [5], [0, 149], [3, 0, 1, 60, 61, 30], [7, 7, 2], rng.permutation(150), np.arange(20, 90)):
+        rows = np.array(rows, dtype=np.int64)
+        got = built.take("slice_1", rows)
+        assert (got.dtype, got.shape) == (np.float32, (len(rows), 60))
+        np.testing.assert_array_equal(got.toarray(), whole.toarray()[rows])
+        assert got.has_canonical_format
+
+
+@pytest.mark.parametrize(("piece", "pieces", "members"), [(7, 3, 1), (64, 1, 2)])
+def test_memory_does_not_grow_with_the_corpus(
+    built: corpus.Corpus, monkeypatch: pytest.MonkeyPatch, piece: int, pieces: int, members: int
+) -> None:
+    for name, value in (("PIECE", piece), ("KEPT_PIECES", pieces), ("KEPT_OPEN", members)):
+        monkeypatch.setattr(f"terrazzo.corpus.reading.{name}", value)
+    small = corpus.Corpus.open(built.folder)
+    whole = {name: built.slice(name).counts for name in built.ids()}
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        name = str(rng.choice(built.ids()))
+        start, stop = sorted(rng.integers(0, whole[name].shape[0] + 1, 2).tolist())
+        assert (small.rows(name, start, stop) != whole[name][start:stop]).nnz == 0
+    reader = small._reader
+    assert reader._piece.cache_info().currsize <= pieces
+    assert reader._open.cache_info().currsize <= members
+    assert reader._piece(name, 0).nbytes <= 8 * (piece + 1)
+
+
+def test_counts_are_kept_as_they_are(tmp_path: Path) -> None:
+    for name, factor, stored, read_as in (
+        ("whole", 1, np.int32, np.float32),
+        ("large", 2**24 + 1, np.float64, np.float64),
+    ):
+        adata = simulate.tissue(40, n_genes=20)
+        adata.X = adata.X.astype(np.float64) * factor
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+        made = corpus.build(tmp_path / f"{name}.h5ad", tmp_path / name, min_genes=0, vocabulary=False, progress=False)
+        member = anndata.read_zarr(made.path(name))
+        assert member.X.dtype == stored
+        assert made.rows(name, 3, 9).dtype == read_as
+        order = [adata.obs_names.get_loc(cell) for cell in member.obs_names]
+        np.testing.assert_array_equal(made.rows(name, 0, 40).toarray(), adata.X[order].toarray())
+
+
 def test_manifest_and_summary(built: corpus.Corpus) -> None:
     rows = built.manifest.set_index("id")
     assert set(rows.index) == {"slice_1", "slice_2", "spots"}

@@ -18,7 +18,7 @@ from scipy import sparse
 
 from terrazzo.corpus.cache import CachedMember, CacheKey, EmbeddingCache
 from terrazzo.corpus.order import Loader, Members, Shares
-from terrazzo.corpus.reading import Columns, Match, columns_by_token, member_match, read_rows
+from terrazzo.corpus.reading import Columns, Match, columns_by_token, member_match
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.units.spots import Tokens, rank_tokens
 from terrazzo.units.subslices import SubSlice, SubSliceConfig, iterate, length_unit, model_positions
@@ -331,7 +331,7 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         sub = scene.cut(scene.cached.part(int(self._part_number[number])))
         counts = None
         if self._counts or self._match is not None:
-            counts = read_rows(self._corpus, self.ids[member], sub.cells)
+            counts = self._corpus.take(self.ids[member], sub.cells)
         features = np.asarray(scene.cached.features[sub.cells])
         virtual = scene.cached.macro.features
         return SubSliceItem(sub, features, virtual, self.ids[member], member, scene.spacing, counts)

@@ -29,7 +29,8 @@ from terrazzo.slices import Slice, read_anndata
 from terrazzo.slices.geometry import library_of
 
 CHUNK, SHARD = 2**14, 2**22  # values a compressed chunk, and at most a file
-_PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")  # a quarter smaller than zstd alone, as quick to read
+# With counts as integers as small as zstd, 2.5 times as quick to read; the price is paid once, by the build.
+_PACKED = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")
 _DONOR, _TISSUE = ("donor", "donor_id", "patient"), ("tissue", "organ")
 _LOCAL = ("tissue", "donor", "split", "origin")  # facts that are not in the member: a change needs no new one
 
@@ -223,8 +224,10 @@ def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[s
             write_elem(root, name, value)
     matrix = root.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(piece.counts.shape)})
-    for name in ("data", "indices", "indptr"):
-        _write_array(matrix, name, getattr(piece.counts, name))
+    whole = piece.is_counts and piece.counts.dtype == np.float32  # else above 2**24: as they are
+    _write_array(matrix, "data", piece.counts.data.astype(np.int32) if whole else piece.counts.data)
+    _write_array(matrix, "indices", piece.counts.indices)
+    _write_array(matrix, "indptr", piece.counts.indptr)
     spatial = _write_array(root["obsm"], keys.SPATIAL, piece.native_coords)
     spatial.attrs[SCALE] = float(piece.coord_scale)
 
@@ -235,7 +238,7 @@ def _write_array(group: Any, name: str, values: np.ndarray) -> zarr.Array:
     shard = chunk * max(1, min(SHARD // CHUNK, -(-len(values) // chunk)))
     rest = values.shape[1:]
     cut = {"chunks": (chunk, *rest), "shards": (shard, *rest)}
-    packed = {"compressors": _PACKED, "fill_value": 0}
+    packed = {"compressors": _PACKED, "fill_value": 0, "config": {"write_empty_chunks": True}}
     array = group.create_array(name, shape=values.shape, dtype=values.dtype, **cut, **packed)
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     array[:] = values

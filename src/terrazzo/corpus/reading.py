@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 
+from terrazzo.corpus.shards import FlatArray, gather, open_flat
 from terrazzo.genes import Vocabulary
 from terrazzo.genes.matching import GeneTable
 
@@ -23,7 +26,9 @@ Columns = tuple[NDArray[np.int32], NDArray[np.float64]]  # token and median of e
 Match = Callable[[str], Columns]
 
 SAMPLE_ROWS = 256  # rows on which the coverage of a member is measured
-BRIDGE = 128  # rows: shorter gaps between wanted rows are read through
+PIECE = 2**14  # rows whose places are read at a time
+KEPT_PIECES = 512  # and as many stay in memory: at most 64 MB, whatever the size of the corpus
+KEPT_OPEN = 4096  # members; each with the places of its chunks, 32 bytes a chunk of 16,384 counts
 
 
 @dataclass(frozen=True)
@@ -88,29 +93,70 @@ def member_match(corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable
     return match
 
 
-def read_rows(corpus: Corpus, member: str, rows: Ints) -> sparse.csr_matrix:
-    """Read any rows of a member, in the order asked for, as a few contiguous pieces."""
-    wanted, back = np.unique(rows, return_inverse=True)
-    if not len(wanted):
-        return corpus.rows(member, 0, 0)
-    data, indices, lengths = [], [], []
-    for piece in _runs(wanted, BRIDGE):
-        block = corpus.rows(member, int(piece[0]), int(piece[-1]) + 1)
-        here = piece - piece[0]
-        lengths.append(np.diff(block.indptr)[here])
-        for run in _runs(here, 1):
-            low, high = block.indptr[run[0]], block.indptr[run[-1] + 1]
-            data.append(block.data[low:high])
-            indices.append(block.indices[low:high])
-    pointer = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-    parts = (np.concatenate(data), np.concatenate(indices), pointer)
-    out = sparse.csr_matrix(parts, shape=(len(wanted), block.shape[1]), copy=False)
-    return out if np.array_equal(back, np.arange(len(rows))) else out[back]
+@dataclass(frozen=True)
+class _Matrix:
+    """Open arrays of one member; ``dtype``: what its counts are read as."""
+
+    data: FlatArray | zarr.Array
+    indices: FlatArray | zarr.Array
+    indptr: FlatArray | zarr.Array
+    n_genes: int
+    dtype: np.dtype
 
 
-def _runs(numbers: Ints, gap: int) -> list[Ints]:
-    """Cut sorted numbers where the next one is more than ``gap`` away."""
-    return np.split(numbers, np.flatnonzero(np.diff(numbers) > gap) + 1)
+class RowReader:
+    """Rows of any member of a corpus, in memory that does not grow with the corpus.
+
+    Parameters
+    ----------
+    place
+        From a member's id to the folder of its matrix and its number of genes.
+    """
+
+    def __init__(self, place: Callable[[str], tuple[Path, int]]) -> None:
+        self._place = place
+        self._open = lru_cache(KEPT_OPEN)(self._open_member)  # safe to call from several threads
+        self._piece = lru_cache(KEPT_PIECES)(self._read_piece)
+
+    def take(self, id: str, rows: Ints) -> sparse.csr_matrix:
+        """Return rows of a member in the order asked for; see :meth:`terrazzo.corpus.Corpus.take`."""
+        if len(rows) and not (np.diff(rows) > 0).all():
+            wanted, back = np.unique(rows, return_inverse=True)
+            return self.take(id, wanted)[back]
+        matrix = self._open(id)
+        first, last = self._bounds(id, rows)
+        new = np.flatnonzero(first[1:] != last[:-1]) + 1  # rows that do not lie right behind the one before
+        starts, stops = first[np.append(0, new)[: len(first)]], last[np.append(new, len(last))[: len(last)] - 1]
+        data = gather(matrix.data, starts, stops, matrix.dtype)
+        indices = gather(matrix.indices, starts, stops, np.int32)
+        pointer = np.zeros(len(rows) + 1, dtype=np.int32 if len(data) < 2**31 else np.int64)
+        np.cumsum(last - first, out=pointer[1:])
+        out = sparse.csr_matrix((data, indices, pointer), shape=(len(rows), matrix.n_genes), copy=False)
+        out.has_sorted_indices = True
+        out.has_canonical_format = True
+        return out
+
+    def _bounds(self, id: str, rows: Ints) -> tuple[Ints, Ints]:
+        """Return where the values of sorted rows start and stop."""
+        numbers = rows // PIECE
+        cuts = np.append(0, np.flatnonzero(np.diff(numbers)) + 1)[: len(rows)]
+        first, last = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
+        for low, high in zip(cuts.tolist(), [*cuts[1:].tolist(), len(rows)], strict=False):
+            number = int(numbers[low])
+            piece, local = self._piece(id, number), rows[low:high] - number * PIECE
+            first[low:high], last[low:high] = piece[local], piece[local + 1]
+        return first, last
+
+    def _read_piece(self, id: str, number: int) -> Ints:
+        indptr = self._open(id).indptr
+        start, stop = number * PIECE, min((number + 1) * PIECE + 1, indptr.shape[0])
+        return gather(indptr, np.array([start]), np.array([stop]), np.int64)
+
+    def _open_member(self, id: str) -> _Matrix:
+        path, n_genes = self._place(id)
+        data, indices, indptr = (open_flat(path / name) for name in ("data", "indices", "indptr"))
+        dtype = np.dtype(np.float64 if data.dtype == np.float64 else np.float32)
+        return _Matrix(data, indices, indptr, n_genes, dtype)
 
 
 def columns_by_token(counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int) -> sparse.csr_matrix:

@@ -1,4 +1,4 @@
-"""A quick way into one long array: slices of a sharded zarr v3 array, decoded without zarr's own machinery.
+"""A quick way into one long array: stretches of a sharded zarr v3 array, decoded without zarr's own machinery.
 
 zarr takes about a millisecond for any read, however small, which is more than a sub-slice's rows take to decode. What
 is read here is the plain case that a corpus is written in; anything else is left to zarr.
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from terrazzo.errors import CorpusError
 
-ABSENT = 2**64 - 1  # offset of a chunk that holds nothing but the fill value
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _ENTRY = 16  # bytes a chunk in a shard's index: offset and length
 _CHECKSUM = 4  # bytes of the index's crc32c
@@ -45,7 +44,7 @@ _UNPACK = {"": _from_bytes, "zstd": _from_zstd, "blosc": _from_blosc}
 
 
 class FlatArray:
-    """Slices ``array[start:stop]`` of a one-dimensional sharded array; made by :func:`open_flat`.
+    """Stretches of a one-dimensional sharded array; made by :func:`open_flat`.
 
     Only the shards' indices are kept, and no file stays open.
 
@@ -59,74 +58,102 @@ class FlatArray:
 
     def __init__(self, path: Path, about: dict[str, Any]) -> None:
         self.path, self.dtype = path, np.dtype(about["data_type"]).newbyteorder("<")
-        self._n = int(about["shape"][0])
-        self._shard = int(about["chunk_grid"]["configuration"]["chunk_shape"][0])
+        self.shape: tuple[int] = (int(about["shape"][0]),)
+        shard = int(about["chunk_grid"]["configuration"]["chunk_shape"][0])
         sharding = about["codecs"][0]["configuration"]
         self._chunk = int(sharding["chunk_shape"][0])
+        self._chunks = shard // self._chunk  # in a shard
         self._unpack = _UNPACK["".join(codec["name"] for codec in sharding["codecs"][1:])]
-        self._fill = about["fill_value"]
-        self._index: dict[int, NDArray[np.uint64] | None] = {}
-
-    @property
-    def shape(self) -> tuple[int]:
-        """Number of values."""
-        return (self._n,)
-
-    def __len__(self) -> int:
-        return self._n
+        self._index: dict[int, NDArray[np.uint64]] = {}
 
     def __getitem__(self, where: slice) -> NDArray[Any]:
-        start, stop, _ = where.indices(self._n)
-        out = np.empty(max(0, stop - start), dtype=self.dtype)
-        for shard in range(start // self._shard, -(-stop // self._shard) if len(out) else 0):
-            first = shard * self._shard
-            low, high = max(start, first), min(stop, first + self._shard)
-            self._read(shard, low - first, high - first, out[low - start : high - start])
-        return out.astype(self.dtype.newbyteorder("="), copy=False)
+        start, stop, _ = where.indices(self.shape[0])
+        return self.gather(np.array([start]), np.array([max(start, stop)]), self.dtype.newbyteorder("="))
 
-    def _read(self, shard: int, start: int, stop: int, out: NDArray[Any]) -> None:
-        """Fill ``out`` with values ``start:stop`` of a shard."""
-        path = self.path / "c" / str(shard)
-        try:
-            if shard not in self._index:
-                self._index[shard] = self._read_index(path)
-            index = self._index[shard]
-            if index is None:
-                out[:] = self._fill
-                return
-            numbers = range(start // self._chunk, -(-stop // self._chunk))
-            with path.open("rb") as file:
-                for number in numbers:
+    def gather(self, starts: NDArray[np.int64], stops: NDArray[np.int64], dtype: Any) -> NDArray[Any]:
+        """Return stretches ``start:stop``, one after the other; no chunk is decoded twice where they are sorted.
+
+        Raises
+        ------
+        CorpusError
+            A file of the array is damaged or gone.
+        """
+        out = np.empty(int((stops - starts).sum()), dtype=dtype)
+        scratch, direct = np.empty(self._chunk, dtype=self.dtype), out.dtype == self.dtype
+        at, held = 0, -1
+        with _Shards(self) as shards:
+            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+                while start < stop:
+                    number = start // self._chunk
                     first = number * self._chunk
-                    low, high = max(start, first), min(stop, first + self._chunk)
-                    self._copy(file.fileno(), index[number], low - first, out[low - start : high - start])
+                    end = min(stop, first + self._chunk)
+                    piece = out[at : at + end - start]
+                    if direct and len(piece) == self._chunk:
+                        shards.read(number, piece)
+                    else:
+                        if number != held:
+                            shards.read(number, scratch)
+                            held = number
+                        piece[:] = scratch[start - first : end - first]
+                    at, start = at + end - start, end
+        return out
+
+
+class _Shards:
+    """The files of an array, one of them open at a time.
+
+    Members are written with every chunk, also of zeros: one that is absent was lost, and must not read as zeros.
+    """
+
+    def __init__(self, array: FlatArray) -> None:
+        self._array, self._number, self._file, self._size = array, -1, -1, 0
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def read(self, chunk: int, out: NDArray[Any]) -> None:
+        """Fill ``out`` with a whole chunk."""
+        array = self._array
+        shard, number = divmod(chunk, array._chunks)
+        try:
+            if shard != self._number:
+                self._open(shard)
+            offset, length = array._index[shard][number].tolist()
+            if offset + length > self._size:  # also where the index says that there is none
+                raise ValueError("a chunk is missing, or ends behind the file's end")
+            array._unpack(os.pread(self._file, length, offset), out)
         except (OSError, RuntimeError, ValueError, IndexError) as error:  # RuntimeError: from the decompressor
+            path = array.path / "c" / str(shard)
             raise CorpusError(
                 f"{path} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
             ) from error
 
-    def _copy(self, file: int, entry: NDArray[np.uint64], start: int, out: NDArray[Any]) -> None:
-        """Fill ``out`` with the values of a chunk from ``start`` on."""
-        offset, length = int(entry[0]), int(entry[1])
-        if offset == ABSENT:
-            out[:] = self._fill
-            return
-        if offset + length > os.fstat(file).st_size:
-            raise ValueError("a chunk ends behind the file's end")
-        content = os.pread(file, length, offset)
-        whole = out if len(out) == self._chunk else np.empty(self._chunk, dtype=self.dtype)
-        self._unpack(content, whole)
-        if whole is not out:
-            out[:] = whole[start : start + len(out)]
+    def _open(self, shard: int) -> None:
+        """Open a shard, and read its index where that is not known: offset and length of each chunk."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._number = self._file = -1
+        self._file = os.open(self._array.path / "c" / str(shard), os.O_RDONLY)
+        self._size = os.fstat(self._file).st_size
+        if shard not in self._array._index:
+            size = _ENTRY * self._array._chunks
+            content = os.pread(self._file, size, max(0, self._size - size - _CHECKSUM))
+            self._array._index[shard] = np.frombuffer(content, dtype="<u8").reshape(-1, 2)
+        self._number = shard
 
-    def _read_index(self, path: Path) -> NDArray[np.uint64] | None:
-        """Return offset and length of each chunk of a shard; None for a shard that was never written."""
-        if not path.exists():
-            return None
-        size = _ENTRY * (self._shard // self._chunk)
-        with path.open("rb") as file:
-            file.seek(-size - _CHECKSUM, os.SEEK_END)
-            return np.frombuffer(file.read(size), dtype="<u8").reshape(-1, 2)
+
+def gather(
+    array: FlatArray | zarr.Array, starts: NDArray[np.int64], stops: NDArray[np.int64], dtype: Any
+) -> NDArray[Any]:
+    """Return stretches of an array, one after the other, as this type."""
+    if isinstance(array, FlatArray):
+        return array.gather(starts, stops, dtype)
+    parts = [np.asarray(array[start:stop]) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype, copy=False)
 
 
 def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
@@ -157,7 +184,6 @@ def _is_plain(about: dict[str, Any]) -> bool:
         and about["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
         and isinstance(about["data_type"], str)
         and np.dtype(about["data_type"]).kind in "iuf"
-        and isinstance(about["fill_value"], int | float)
         and sharding["name"] == "sharding_indexed"
         and inner["codecs"][0] == _LITTLE
         and len(inner["codecs"]) <= 2

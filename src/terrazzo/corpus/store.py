@@ -15,6 +15,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import zarr
 
 from terrazzo import keys
 from terrazzo.corpus.checksums import hash_file, hash_json, read_record
-from terrazzo.corpus.shards import FlatArray, open_flat
+from terrazzo.corpus.reading import RowReader
 from terrazzo.errors import CheckpointError, CorpusError
 from terrazzo.genes import Vocabulary
 from terrazzo.slices import Slice, read_anndata
@@ -60,16 +61,6 @@ COLUMNS = {
 }
 
 
-@dataclass
-class _Member:
-    """Open arrays of one member."""
-
-    data: FlatArray | zarr.Array
-    indices: FlatArray | zarr.Array
-    indptr: np.ndarray
-    n_genes: int
-
-
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """Many slices on disk. Cheap to open, to copy and to pickle: arrays are opened where they are first used.
@@ -89,7 +80,6 @@ class Corpus:
     folder: Path
     manifest: pd.DataFrame
     about: dict[str, Any] = field(default_factory=dict, repr=False)
-    _members: dict[str, _Member] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Corpus:
@@ -115,7 +105,7 @@ class Corpus:
         return {"folder": self.folder, "manifest": self.manifest, "about": self.about}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in {**state, "_members": {}}.items():
+        for name, value in state.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -142,10 +132,9 @@ class Corpus:
         CorpusError
             No such slice.
         """
-        found = self.manifest[self.manifest["id"] == id]
-        if not len(found):
+        if id not in self._number:
             raise CorpusError(f"{self.folder} holds no slice {id!r}; it has {', '.join(self.ids()[:5])}, ...")
-        return found.iloc[0]
+        return self.manifest.iloc[self._number[id]]
 
     def path(self, id: str) -> Path:
         """Return the zarr folder of a slice."""
@@ -161,18 +150,20 @@ class Corpus:
 
         Neighbouring rows lie near each other in the tissue, so a part of a slice is few such reads.
         """
-        member = self._member(id)
-        pointer = member.indptr[start:stop + 1]  # fmt: skip
-        if len(pointer) < 2:
-            return sp.csr_matrix((0, member.n_genes), dtype=member.data.dtype)
-        first, last = int(pointer[0]), int(pointer[-1])
-        data, indices = np.asarray(member.data[first:last]), np.asarray(member.indices[first:last])
-        shape = (len(pointer) - 1, member.n_genes)
-        local = (pointer - pointer[0]).astype(indices.dtype)
-        out = sp.csr_matrix((data, indices, local), shape=shape, copy=False)
-        out.has_sorted_indices = True
-        out.has_canonical_format = True
-        return out
+        n_cells = int(self.row(id)["n_cells"])
+        return self._reader.take(id, np.arange(*slice(start, stop).indices(n_cells)))
+
+    def take(self, id: str, rows: np.ndarray) -> sp.csr_matrix:
+        """Return any rows of a slice's counts in the order asked for, as :meth:`rows` does.
+
+        Parameters
+        ----------
+        id
+            The slice.
+        rows
+            int64, from 0, below its ``n_cells``; those of one part of the tissue are a few contiguous reads.
+        """
+        return self._reader.take(id, rows)
 
     def coords(self, id: str) -> np.ndarray:
         """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
@@ -224,13 +215,13 @@ class Corpus:
             raise CorpusError(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
         return self.manifest if split is None else self.manifest[self.manifest["split"] == split]
 
-    def _member(self, id: str) -> _Member:
-        if id not in self._members:
-            path = self.path(id) / "X"
-            data, indices, indptr = (open_flat(path / name) for name in ("data", "indices", "indptr"))
-            n_genes = int(self.row(id)["n_genes"])
-            self._members[id] = _Member(data, indices, np.asarray(indptr[:]), n_genes)
-        return self._members[id]
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(lambda id: (self.path(id) / "X", int(self.row(id)["n_genes"])))
+
+    @cached_property
+    def _number(self) -> dict[str, int]:
+        return {str(name): number for number, name in enumerate(self.manifest["id"])}
 
 
 def _read_texts(path: Path) -> np.ndarray:
