@@ -38,6 +38,7 @@ def recipe(corpus_folder: Path, tmp_path: Path) -> Callable[..., Any]:
             "model": {"preset": "tiny", "subslices": {"split_size": 16}},
             "data": {"batch_subslices": 2, "batch_cells": 32, "block": 16, "buffer_blocks": 4},
             "optim": {"lr": 1e-3, "epochs": 3, "warmup_steps": 2, "accumulate": 2},
+            "adapt": {},
             "pretrain": {"objective": "paper", "frozen_epochs": 1},
             "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 1},
         }

@@ -11,14 +11,16 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from terrazzo.config import to_dict
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
 from terrazzo.corpus.loaders import CellLoader, SubSliceLoader, member_match
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
 from terrazzo.models.cells import CellModel, encode_cells
+from terrazzo.models.checkpoint import Checkpoint, fingerprint
 from terrazzo.models.convert import load
 from terrazzo.models.stofm import SToFM
-from terrazzo.models.stofm_config import preset
+from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.batches import CellView, SceneView
 from terrazzo.training.config import PretrainConfig
@@ -64,36 +66,46 @@ class Collated(Generic[T]):
         self.loader.load_state_dict(state)
 
 
-def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM | CellModel:
+def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     """Return the model that training starts from.
+
+    From a cell encoder alone (a converted Geneformer) its BERT is taken; the rest is the preset's, with random weights.
 
     Raises
     ------
     ConfigError
-        A cell encoder alone, where sub-slices are to be learnt and the preset does not fit it.
+        A checkpoint of another kind; no such preset.
     """
     source = config.model
     output: Literal["niche", "own+niche"] = "niche"
     if config.stage == "pretrain" and config.pretrain.objective == "own+niche":
         output = "own+niche"
-    if source.checkpoint:
-        held = load(source.checkpoint)
-        if isinstance(held, SToFM):
-            settings = replace(held.config, subslices=source.subslices, output=output)
-            model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
-            model.module.load_state_dict(held.module.state_dict())
-            return model
-        if isinstance(held, CellModel) and config.stage == "adapt":
-            return held
-        raise ConfigError(f"{source.checkpoint} holds a {held.title}; stage 'pretrain' starts from a SToFM checkpoint.")
-    vocabulary = corpus.vocabulary()
-    settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
-    return SToFM(settings, vocabulary, seed=config.seed)
+    if not source.checkpoint:
+        vocabulary = corpus.vocabulary()
+        settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
+        return SToFM(settings, vocabulary, seed=config.seed)
+    held = load(source.checkpoint)
+    if isinstance(held, SToFM):
+        settings = replace(held.config, subslices=source.subslices, output=output)
+        model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
+        model.module.load_state_dict(held.module.state_dict())
+        return model
+    if not isinstance(held, CellModel):
+        raise ConfigError(f"{source.checkpoint} holds a {held.title}; training starts from SToFM or a cell encoder.")
+    se2 = preset(source.preset).se2
+    encoder = replace(held.config.cell_encoder, pooling="cls", output_dim=se2.input_dim)
+    settings = SToFMConfig(encoder, se2, source.subslices, output)
+    model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
+    model.module.cell_encoder.bert.load_state_dict(held.module.bert.state_dict())  # Geneformer has no projection
+    return model
 
 
 def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:
-    """Return the store of cell vectors of this model on this corpus."""
-    key = CacheKey(model.fingerprint(), config.model.subslices, config.seed)
+    """Return the store of cell vectors of this model's cell encoder on this corpus."""
+    encoder = model.config.cell_encoder
+    # not the whole model: what stands behind the encoder changes no stored vector
+    held = Checkpoint(CellModel.model_type, to_dict(encoder), model.module.cell_encoder.state_dict(), model.vocabulary)
+    key = CacheKey(fingerprint(held), config.model.subslices, config.seed)
     return EmbeddingCache(Path(corpus.folder) / "cache", key)
 
 
