@@ -105,6 +105,8 @@ def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> N
 def verify(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> None:
     """Hash every file again; exit code 2 and the names of the files where one is not as it was written.
 
+    The same `corpus build` again makes damaged slices anew.
+
     Example: terrazzo corpus verify corpus
     """
     from terrazzo import corpus
@@ -114,7 +116,7 @@ def verify(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) ->
     problems = corpus.verify(folder)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:50])
-        raise CorpusError(f"{folder}: {len(problems)} problems; delete what is named and {MEND}:{shown}")
+        raise CorpusError(f"{folder}: {len(problems)} problems; {MEND}:{shown}")
     _console().print(f"{folder}: every file is as it was written")
 
 

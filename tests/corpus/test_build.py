@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from terrazzo import corpus, simulate
@@ -145,6 +148,107 @@ def test_killed_it_continues(slices: Path, tmp_path: Path, where: str) -> None:
     assert built.ids() == ["s0", "s1", "s2", "s3"]
     assert corpus.verify(built, progress=False) == []
     assert not [path for path in out.rglob("*") if path.name.endswith(".part")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_at_any_moment_it_continues(slices: Path, tmp_path: Path, workers: str) -> None:
+    out, rng, kills = tmp_path / "out", np.random.default_rng(int(workers)), 0
+    command = [sys.executable, "-m", "terrazzo", "corpus", "build", str(slices), "--min-genes", "0"]
+    command += ["--workers", workers, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    wanted = contents(tmp_path / "whole")
+    for share in np.sort(rng.uniform(0, 0.9, 3)):
+        with subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+            while running.poll() is None and sum(len(files) for *_, files in os.walk(out)) < share * len(wanted):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
+            running.kill()  # this process only: its workers must not write on, beside those of the next build
+        kills += running.returncode == -9
+    assert kills >= 2
+    subprocess.run([*command, str(out)], check=True, capture_output=True)
+    assert contents(out) == wanted
+    assert corpus.verify(out, progress=False) == []
+
+
+def test_workers_end_with_a_killed_build() -> None:
+    code = "import time; from terrazzo.corpus.running import run_tasks; list(run_tasks(time.sleep, [99, 99], None, 2))"
+    with subprocess.Popen([sys.executable, "-c", code]) as running:
+        process, deadline = psutil.Process(running.pid), time.monotonic() + 60
+        while len(process.children(recursive=True)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(2)
+        children = process.children(recursive=True)
+        running.kill()
+    assert len(children) >= 2
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_a_build_beside_a_build_is_refused(slices: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code = f"""
+import pathlib, time
+from terrazzo.corpus.running import alone
+pathlib.Path({str(out)!r}, "members").mkdir(parents=True)
+with alone(pathlib.Path({str(out)!r})):
+    print("held", flush=True)
+    time.sleep(99)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CorpusError, match=rf"is being built by process {other.pid} on .*wait until that is done"):
+            build([slices], out)
+        assert list((out / "members").iterdir()) == []
+        other.kill()
+    assert (out / ".lock").exists()  # of a dead process: that stops nobody
+    assert len(build([slices], out)) == 4
+    assert not (out / ".lock").exists()
+
+
+def test_where_there_are_no_locks_a_build_says_so(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.warns(TerrazzoWarning, match="has no locks"):
+        assert len(build(slices / "s0.h5ad", tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone", "more", "record", "vocabulary", "manifest", "corpus.json"])
+def test_the_same_build_again_mends_what_is_damaged(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    out, files = tmp_path / "out", sorted(slices.glob("*.h5ad"))[:2]
+    wanted = contents(build(files, out).folder)
+    path = {
+        "record": out / "members" / "s1.json",
+        "more": out / "members" / "s1.zarr" / "X" / "stray",
+        "vocabulary": out / "vocab.parquet",
+        "manifest": out / "manifest.parquet",
+        "corpus.json": out / "corpus.json",
+    }.get(damage, out / "members" / "s1.zarr" / "X" / "indices" / "c" / "0")
+    content = path.read_bytes() if path.exists() else b"x"
+    at = len(content) // 2
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    try:
+        problems = corpus.verify(out, progress=False)
+    except CorpusError as error:
+        problems = [str(error)]
+    assert len(problems) == 1
+    assert path.name in problems[0]
+    made: list[str] = []
+    whole = member.write_member
+    monkeypatch.setattr(member, "write_member", lambda path, *rest: (made.append(path.name), whole(path, *rest)))
+    build(files, out)
+    assert contents(out) == wanted
+    assert corpus.verify(out, progress=False) == []
+    assert made == ([] if path.parent == out else [".s1.zarr.part"])
 
 
 def test_duplicates_are_refused_and_reported(slices: Path, tmp_path: Path) -> None:

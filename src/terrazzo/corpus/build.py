@@ -18,7 +18,7 @@ from terrazzo.corpus.checksums import hash_file, hash_json, write_bytes, write_r
 from terrazzo.corpus.member import Job, make_member, remove_member
 from terrazzo.corpus.quality import Orthologs, QualityControl, fingerprint
 from terrazzo.corpus.recipes import Recipe, load_recipe, planned_sources
-from terrazzo.corpus.running import run_tasks
+from terrazzo.corpus.running import LOCK, alone, run_tasks
 from terrazzo.corpus.sources import Source, gather
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
@@ -62,8 +62,8 @@ def build(
 ) -> Corpus:
     """Build a corpus from slices, or finish one whose build was stopped.
 
-    Members that are there from the same source bytes and options are not made again. Building twice gives the same
-    bytes.
+    Members that are there from the same source bytes and options, and are as they were written, are not made again.
+    Building twice gives the same bytes.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def build(
     ------
     CorpusError
         No slice left; several organisms and no ``orthologs``; slices that cannot be used; a folder that is no corpus,
-        or holds members that are not among the sources.
+        holds members that are not among the sources, or is being built by another process.
     OutputError
         The folder cannot be written, or the disk is full; what is finished is kept.
     """
@@ -108,14 +108,16 @@ def build(
     found = gather(sources) if plan is None else planned_sources(plan, sources)
     jobs = [Job(source, folder.absolute(), quality, table) for source in found]
     unwanted = _contents(exclude)
-    _prepare(folder, found)
+    _claim(folder)
     try:
-        records = _run(jobs, table, scheduler, workers, Progress(progress))
-        dropped = _settle(jobs, records, unwanted, skip_failed)
-        _check_organisms(records)
-        rows = _manifest(jobs, records, splits or Splits())
-        about = _about(plan, quality, table, splits, dropped, records)
-        return _finish(folder, rows, about, vocabulary, Progress(progress))
+        with alone(folder):
+            _clear(folder, found)
+            records = _run(jobs, table, scheduler, workers, Progress(progress))
+            dropped = _settle(jobs, records, unwanted, skip_failed)
+            _check_organisms(records)
+            rows = _manifest(jobs, records, splits or Splits())
+            about = _about(plan, quality, table, splits, dropped, records)
+            return _finish(folder, rows, about, vocabulary, Progress(progress))
     except OSError as error:
         raise OutputError(
             f"{folder} could not be written ({error.strerror or error}). Finished slices are kept: run it again."
@@ -135,10 +137,10 @@ def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     return {fingerprint(read(source.path)): str(source.path) for source in (gather(given) if given else [])}
 
 
-def _prepare(folder: Path, sources: list[Source]) -> None:
-    """Make the folder, prove that it can be written, and see that nothing in it is foreign."""
+def _claim(folder: Path) -> None:
+    """Make the folder, and prove that it can be written; a foreign one stays as it is."""
     members = folder / MEMBERS
-    if folder.is_dir() and any(folder.iterdir()) and not members.is_dir():
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK} and not members.is_dir():
         raise CorpusError(f"{folder} is not empty and is no corpus: choose another --out")
     try:
         members.mkdir(parents=True, exist_ok=True)
@@ -146,7 +148,12 @@ def _prepare(folder: Path, sources: list[Source]) -> None:
             pass
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out.") from error
-    for path in [*folder.glob(".*.part"), *members.glob(".*.part")]:  # of a build that was killed
+
+
+def _clear(folder: Path, sources: list[Source]) -> None:
+    """Remove what a killed build left, and see that nothing in the folder is foreign."""
+    members = folder / MEMBERS
+    for path in [*folder.glob(".*.part"), *members.glob(".*.part")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     ids = {source.id for source in sources}
     strangers = sorted(path.stem for path in members.glob("*.zarr") if path.stem not in ids)

@@ -14,7 +14,10 @@ from terrazzo.errors import CorpusError
 from terrazzo.progress import Progress
 
 _FROM_MANIFEST = ("id", "file", "tissue", "donor", "source", "split", "origin")  # not in the sidecar, or not only
-MEND = "run the same `terrazzo corpus build` again"
+MEND = (
+    "run the same `terrazzo corpus build` again, which makes anew what is damaged or missing and keeps the rest; "
+    "delete by hand what does not belong to it"
+)
 
 
 def verify(corpus: Corpus | str | os.PathLike[str], *, progress: bool | None = None) -> list[str]:
@@ -30,7 +33,8 @@ def verify(corpus: Corpus | str | os.PathLike[str], *, progress: bool | None = N
     Returns
     -------
     list of str
-        One line a problem, with the slice and the file; empty where there is none.
+        One line a problem, with the slice and the file; empty where there is none. The same build again mends all but
+        files that do not belong to the corpus.
 
     Raises
     ------

@@ -72,7 +72,7 @@ class Job:
 
 
 def make_member(job: Job) -> dict[str, Any]:
-    """Make one member, unless it is there from the same source and options; return its record.
+    """Make one member, unless it is there from the same source and options, and undamaged; return its record.
 
     The store is written under another name, renamed, and then described by its sidecar: without a sidecar it is none.
     ``record["status"]`` is "kept", "dropped" (quality control) or "failed" (the slice cannot be used);
@@ -110,13 +110,12 @@ def _failed(wanted: Mapping[str, Any], error: InputError) -> dict[str, Any]:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """Return the record of a member that is complete, or of a slice that was left out; None where there is neither."""
+    """Return the record of a member that is as it was written, or of a slice that was left out; None for neither."""
     try:
         record = read_record(job.sidecar)
     except CorpusError:
         return None
-    complete = all((job.target / name).is_file() for name in record.get("files", ()))
-    return record if complete else None
+    return record if hash_files(job.target) == record.get("files", {}) else None
 
 
 def remove_member(out: Path, id: str) -> None:

@@ -1,16 +1,29 @@
-"""Where tasks run: this process, local processes, or the workers of a Dask scheduler; results as they come."""
+"""Where tasks run: this process, local processes, or the workers of a Dask scheduler; and that one build runs alone."""
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import multiprocessing.connection
 import os
 import queue
+import socket
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from terrazzo.errors import ConfigError, CorpusError
+from terrazzo.errors import ConfigError, CorpusError, TerrazzoWarning
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: builds are not guarded against each other there
+    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
+LOCK = ".lock"
 
 
 def run_tasks(
@@ -52,12 +65,80 @@ def run_tasks(
         yield from _local(task, jobs, scheduler or "processes", n_workers)
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for one build; the system lets go of it with the process, however that ends.
+
+    Raises
+    ------
+    CorpusError
+        Another build holds it.
+    """
+    path = folder / LOCK
+    held = _acquire(path)
+    try:
+        yield
+    finally:
+        if held is not None:
+            path.unlink(missing_ok=True)  # before it is let go of: who takes it afterwards sees that it is gone
+            os.close(held)
+
+
+def _acquire(path: Path) -> int | None:
+    """Return an open, locked file; None where the file system has no locks."""
+    while fcntl is not None:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                os.truncate(file, 0)
+                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                return file
+        except BlockingIOError:
+            holder = os.pread(file, 200, 0).decode("utf-8", "replace") or "another process"
+            os.close(file)
+            raise CorpusError(
+                f"{path.parent} is being built by {holder}: wait until that is done, or stop it, and run it again; or "
+                "choose another --out."
+            ) from None
+        except FileNotFoundError:  # its holder has just finished and removed it
+            pass
+        except OSError as error:
+            os.close(file)
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            break
+        os.close(file)
+    if fcntl is not None:
+        warnings.warn(
+            f"the file system of {path.parent} has no locks: see to it that only one build writes there",
+            TerrazzoWarning,
+            stacklevel=5,
+        )
+    return None
+
+
+def _die_with_parent() -> None:
+    """End this worker when the build is killed: it must not write beside the next build, or wait for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_and_die, args=(parent.sentinel,), daemon=True).start()
+
+
+def _wait_and_die(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def _local(task: Callable[[T], Any], jobs: Sequence[T], scheduler: str, n_workers: int) -> Iterator[Any]:
     from concurrent.futures.process import BrokenProcessPool
 
     import dask
     from dask.callbacks import Callback
 
+    options: dict[str, Any] = {"num_workers": n_workers, "chunksize": 1, "optimize_graph": False}
+    if scheduler == "processes":
+        options["initializer"] = _die_with_parent
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
 
@@ -69,7 +150,7 @@ def _local(task: Callable[[T], Any], jobs: Sequence[T], scheduler: str, n_worker
     def compute() -> None:
         try:
             with Callback(posttask=posttask):
-                dask.compute(*tasks, scheduler=scheduler, num_workers=n_workers, chunksize=1, optimize_graph=False)
+                dask.compute(*tasks, scheduler=scheduler, **options)
             results.put(_Done(None))
         except BaseException as error:
             results.put(_Done(error))

@@ -200,7 +200,7 @@ class Corpus:
                 f"{self.folder} has no {VOCABULARY}: build it without vocabulary=False (--no-vocabulary)."
             )
         if hash_file(path) not in self.about["files"].get(VOCABULARY, []):
-            raise CorpusError(f"{path} is damaged: delete it and run the same `terrazzo corpus build` again.")
+            raise CorpusError(f"{path} is damaged: run the same `terrazzo corpus build` again to mend it.")
         try:
             return Vocabulary.from_parquet(path)
         except CheckpointError as error:
