@@ -158,6 +158,7 @@ class SE2Transformer(nn.Module):
             bias.release()
         return SE2Output(x, pair, states if hidden_states else [])
 
+    @torch.no_grad()
     def typical_norm(self) -> float:
         """Return the root mean square length of an output vector, as the last LayerNorm's weights set it."""
         last = self.blocks()[-1].final_norm
@@ -197,7 +198,8 @@ class SE2Transformer(nn.Module):
         for bias, wanted in zip(biases, rows, strict=True):
             stop = start + bias.n
             scores = q[:, start:stop][:, wanted] @ k[:, start:stop].transpose(1, 2) * self.head_dim**-0.5
-            zero = torch.stack([bias.rows(int(r), int(r) + 1)[:, 0] for r in wanted], dim=1)
+            rows_of_bias = [bias.rows(int(r), int(r) + 1) for r in wanted]
+            zero = torch.cat(rows_of_bias, dim=1) if rows_of_bias else torch.zeros_like(scores)
             out.append((scores + zero + bias.far_bias[:, None, None]).permute(1, 2, 0))
             start = stop
         return out
