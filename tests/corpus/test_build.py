@@ -21,7 +21,7 @@ from terrazzo import corpus, simulate
 from terrazzo.cli import main
 from terrazzo.corpus import member
 from terrazzo.corpus.splits import Splits, assign
-from terrazzo.errors import ConfigError, CorpusError, InputError, TerrazzoWarning
+from terrazzo.errors import ConfigError, CorpusError, InputError, OutputError, TerrazzoWarning
 
 
 def build(sources: Any, out: Path, **options: Any) -> corpus.Corpus:
@@ -308,8 +308,10 @@ def test_quality_control(slices: Path, tmp_path: Path) -> None:
     with pytest.warns(TerrazzoWarning, match="poor: 3 of 120 cells have at least 5"):
         some = build([slices / "s0.h5ad", tmp_path / "poor.h5ad"], tmp_path / "some", min_genes=5, min_cells=10)
     assert some.ids() == ["s0"]
-    with pytest.raises(CorpusError, match="no slice is left: poor: 3 of 120"):
+    with pytest.raises(CorpusError, match=r"no slice is left: poor: 3 of 120.*need a smaller --min-genes"):
         build(tmp_path / "poor.h5ad", tmp_path / "none", min_genes=5, min_cells=10)
+    with pytest.warns(TerrazzoWarning, match=r"1 slices lose more than half .* poor: 3 of 120 .* --min-genes"):
+        assert build([slices / "s0.h5ad", tmp_path / "poor.h5ad"], tmp_path / "few", min_genes=5).n_cells() > 3
 
 
 @pytest.fixture
@@ -411,6 +413,35 @@ def test_slices_that_cannot_be_used(slices: Path, tmp_path: Path) -> None:
         build(tmp_path / "gone.h5ad", tmp_path / "out")
     with pytest.raises(ConfigError, match="scheduler 'dask' is not known"):
         build(files, tmp_path / "out", scheduler="dask")
+
+
+def test_a_full_disk_keeps_what_is_finished(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = member.write_member, []
+
+    def full(path: Path, *rest: Any) -> None:
+        calls.append(path.name)
+        whole(path, *rest)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(member, "write_member", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*Finished slices are kept"):
+        build([slices], tmp_path)
+    with pytest.raises(CorpusError, match="was not finished"):
+        corpus.Corpus.open(tmp_path)
+    assert len(build([slices], tmp_path)) == 4
+    assert calls == [".s0.zarr.part", ".s1.zarr.part", ".s1.zarr.part", ".s2.zarr.part", ".s3.zarr.part"]
+    assert corpus.verify(tmp_path, progress=False) == []
+
+
+def test_an_unforeseen_error_names_its_slice(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(*_: Any) -> None:
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(member, "write_member", odd)
+    with pytest.raises(RuntimeError) as caught:
+        build(slices / "s2.h5ad", tmp_path)
+    assert caught.value.__notes__ == [f"in slice s2: {slices / 's2.h5ad'}"]
 
 
 @pytest.mark.parametrize("scheduler", [pytest.param("processes", marks=pytest.mark.slow), "threads"])

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from terrazzo import corpus, simulate
+from terrazzo.corpus.hilbert import hilbert_order
 from terrazzo.corpus.member import plain_table
 from terrazzo.errors import CorpusError
 from terrazzo.slices import Slice, read
@@ -83,6 +84,7 @@ def test_rows_genes_and_coords(built: corpus.Corpus) -> None:
         assert part.has_sorted_indices
         assert built.rows(name, 5, 5).shape == (0, whole.n_genes)
         assert np.array_equal(built.coords(name), whole.coords)
+        assert hilbert_order(whole.coords).tolist() == list(range(whole.n_cells))
         ids, symbols = built.genes(name)
         assert ids.tolist() == whole.gene_ids.tolist()
         assert symbols.tolist() == whole.gene_symbols.tolist()

@@ -114,6 +114,7 @@ def build(
             _clear(folder, found)
             records = _run(jobs, table, scheduler, workers, Progress(progress))
             dropped = _settle(jobs, records, unwanted, skip_failed)
+            _warn_poor(records, quality)
             _check_organisms(records)
             rows = _manifest(jobs, records, splits or Splits())
             about = _about(plan, quality, table, splits, dropped, records)
@@ -233,11 +234,27 @@ def _settle(jobs: list[Job], records: list[Record], unwanted: Mapping[str, str],
     ]
     lines = "; ".join(f"{row['id']}: {row['reason']}" for row in dropped[:20])
     if len(dropped) == len(records):
-        raise CorpusError(f"no slice is left: {lines}")
+        poor = any(record["status"] == "dropped" for record in records)
+        mend = ". Small panels need a smaller --min-genes (and --min-cells)" if poor else ""
+        raise CorpusError(f"no slice is left: {lines}{mend}")
     if dropped:
         more = f" and {len(dropped) - 20} more (corpus.json lists all)" if len(dropped) > 20 else ""
         warnings.warn(f"{len(dropped)} slices are left out: {lines}{more}", TerrazzoWarning, stacklevel=3)
     return dropped
+
+
+def _warn_poor(records: list[Record], quality: QualityControl) -> None:
+    """Say where most cells are lost: a limit for whole transcriptomes on a small panel, more often than bad tissue."""
+    poor = [r for r in records if r["status"] == "kept" and 2 * r["n_cells"] < r["n_cells_read"]]
+    if poor:
+        first = poor[0]
+        warnings.warn(
+            f"{len(poor)} slices lose more than half of their cells, e.g. {first['id']}: {first['n_cells']:,} of "
+            f"{first['n_cells_read']:,} have at least {quality.min_genes} expressed genes. Small panels need a smaller "
+            "--min-genes",
+            TerrazzoWarning,
+            stacklevel=3,
+        )
 
 
 def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Record]:

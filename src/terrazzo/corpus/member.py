@@ -98,6 +98,9 @@ def make_member(job: Job) -> dict[str, Any]:
             record = {**wanted, **_make(job)}
         except InputError as error:
             return _failed(wanted, error)
+        except Exception as error:
+            error.add_note(f"in slice {job.source.id}: {job.source.path}")  # among thousands, the one to look at
+            raise
     notes = [str(w.message) for w in caught if issubclass(w.category, TerrazzoWarning)]
     record["notes"] = notes + record.get("notes", [])
     write_record(job.sidecar, record)
