@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from terrazzo._version import __version__
@@ -30,7 +29,7 @@ from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.training import data, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
-from terrazzo.training.config import PretrainConfig, RunConfig
+from terrazzo.training.config import PretrainConfig
 from terrazzo.training.resuming import (
     KEY,
     AtomicCheckpoints,
@@ -42,6 +41,7 @@ from terrazzo.training.resuming import (
     set_random_state,
     start,
 )
+from terrazzo.training.strategies import make_strategy
 
 logger = logging.getLogger(__name__)
 
@@ -240,15 +240,6 @@ def make_trainer(
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"run: {str(error).strip().splitlines()[0]}") from error
-
-
-def make_strategy(run: RunConfig) -> str | Strategy:
-    """Return Lightning's strategy: one process, DDP, or FSDP."""
-    if run.strategy == "fsdp":
-        return FSDPStrategy(state_dict_type="full")
-    if run.strategy == "ddp" or run.devices != 1 or run.nodes > 1:  # -1: all there are
-        return DDPStrategy(find_unused_parameters=True)  # a frozen encoder, a head whose weight is 0
-    return "auto"
 
 
 def _fit(trainer: Trainer, objective: LightningModule, module: LightningDataModule, last: Path | None) -> None:
