@@ -85,7 +85,7 @@ class DomainAdaptation(Objective):
         self.gene_head = MaskedGeneHead(self.encoder.bert.embeddings.word_embeddings)
         width = sizes.output_dim if self.encoder.proj is not None else sizes.hidden_size
         self.own_head = MLP(width, max(256, width), sizes.vocab_size) if config.adapt.own_weight else None
-        self.own_scale = nn.Parameter(torch.tensor(float(width) ** 0.5))  # unit vectors need room
+        self.own_scale = nn.Parameter(torch.tensor([float(width) ** 0.5]))  # unit vectors need room; FSDP, a dimension
 
     def losses(self, batch: AdaptBatch) -> dict[str, Tensor]:
         """Masked genes on the masked view; contrast between two passes or two thinnings; own head on the rest."""
@@ -146,6 +146,12 @@ class MultiScale(Objective):
         goal = self.config.pretrain
         return goal.reencode > 0 and self.current_epoch >= goal.frozen_epochs
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Keep a frozen encoder as it is: FSDP gives it gradients of zero, by which weight decay would change it."""
+        if not self.reencodes:
+            for parameter in self.encoder.parameters():
+                parameter.grad = None
+
     def losses(self, batch: ScenePack) -> dict[str, Tensor]:
         """Compute MCM on hidden cells and PDR on moved cells; each also beside what a trivial answer would cost."""
         goal = self.config.pretrain
@@ -168,7 +174,7 @@ class MultiScale(Objective):
         pairs = [g[:, c] for g, c in zip(guessed, batch.moved_columns, strict=True)]
         error = torch.cat([(p - t).square().flatten() for p, t in zip(pairs, batch.true_distance, strict=True)])
         parts["distances"] = error.mean() if len(error) else masked * 0
-        if not self.training:
+        if not self.training and len(error):
             noisy = zip(batch.noisy_distance, batch.true_distance, strict=True)
             parts["distances_noisy"] = torch.cat([(n - t).square().flatten() for n, t in noisy]).mean()
             parts["distances_variance"] = torch.cat([t.flatten() for t in batch.true_distance]).var()
