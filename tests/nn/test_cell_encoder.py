@@ -37,7 +37,7 @@ def cells(seed: int = 0, n: int = 40, empty: bool = True) -> tuple[np.ndarray, n
 
 @torch.no_grad()
 def own_forward(encoder: CellEncoder, sequences: list[list[int]]) -> np.ndarray:
-    """One cell at a time through the module's own forward."""
+    """One cell at a time through all of transformers' own forward."""
     lead = [CLS] if encoder.proj is not None else []
     out = []
     for sequence in sequences:
@@ -45,7 +45,12 @@ def own_forward(encoder: CellEncoder, sequences: list[list[int]]) -> np.ndarray:
         if ids.shape[1] == 0:
             out.append(np.zeros(encoder.config.output_dim))
         else:
-            out.append(encoder(ids, torch.ones_like(ids))[0].numpy())
+            states = encoder.bert(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states
+            if encoder.proj is not None:
+                vector = torch.nn.functional.normalize(encoder.proj(states[-1][:, 0]), dim=-1)
+            else:
+                vector = states[-2].mean(1)
+            out.append(vector[0].numpy())
     return np.stack(out)
 
 
@@ -149,3 +154,12 @@ def test_flops(encoder: CellEncoder) -> None:
     one, two = (encoder.flops(np.full(k, 30)) for k in (1, 2))
     assert two == pytest.approx(2 * one)
     assert 0 < encoder.flops(np.array([10])) < one
+
+
+def test_encoding_amid_training_has_no_dropout(loud: Any) -> None:
+    encoder = loud(CellEncoder(replace(CONFIG, dropout=0.5, attention_dropout=0.5))).eval()
+    flat, offsets, _ = cells(7)
+    expected = encoder.encode(flat, offsets, cls_token=CLS)
+    found = encoder.train().encode(flat, offsets, cls_token=CLS)
+    assert encoder.training
+    np.testing.assert_array_equal(found, expected)

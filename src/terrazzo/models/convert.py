@@ -172,6 +172,7 @@ def _read_bert(
             max_length=data["max_position_embeddings"],
             output_dim=output_dim or data["hidden_size"],
             dropout=data.get("hidden_dropout_prob", 0.0),
+            attention_dropout=data.get("attention_probs_dropout_prob", 0.0),
             activation=data["hidden_act"],
             layer_norm_eps=data["layer_norm_eps"],
             pooling=pooling,

@@ -51,7 +51,13 @@ PRESETS = {
     # tests and the demo: thousands of cells a second on a laptop
     "tiny": SToFMConfig(
         CellEncoderConfig(
-            hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, max_length=129, output_dim=64
+            hidden_size=64,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=128,
+            max_length=129,
+            output_dim=64,
+            attention_dropout=0.0,
         ),
         SE2Config(input_dim=64, hidden_size=64, num_layers=2, num_heads=4, ffn_size=128, num_kernels=32),
         SubSliceConfig(),
@@ -59,7 +65,13 @@ PRESETS = {
     # a laptop: 18 times (740 genes a cell) to 75 times (2,047 genes) cheaper a cell than the paper's encoder
     "small": SToFMConfig(
         CellEncoderConfig(
-            hidden_size=256, num_layers=4, num_heads=8, intermediate_size=512, max_length=513, output_dim=128
+            hidden_size=256,
+            num_layers=4,
+            num_heads=8,
+            intermediate_size=512,
+            max_length=513,
+            output_dim=128,
+            attention_dropout=0.0,
         ),
         SE2Config(input_dim=128, hidden_size=128, num_layers=4, num_heads=8, ffn_size=256, num_kernels=64),
         SubSliceConfig(),

@@ -55,8 +55,9 @@ class AdaptBatch(Movable):
         1 on tokens, 0 on padding.
     labels
         True token where masked, -100 elsewhere.
-    rest, panel
-        Held-out counts and measured genes, ``(cells, vocabulary)``; None without an own head.
+    rest, base
+        Held-out counts, and the log mean composition of each cell's slice (minus infinity where it measured no gene),
+        ``(cells, vocabulary)``; None without an own head.
     ids
         Slices, for messages.
     """
@@ -68,7 +69,7 @@ class AdaptBatch(Movable):
     mask_second: Tensor
     labels: Tensor
     rest: Tensor | None
-    panel: Tensor | None
+    base: Tensor | None
     ids: list[str]
 
     def __len__(self) -> int:
@@ -89,17 +90,22 @@ class CellView:
         return self.goal.own_weight > 0 or self.goal.view == "thinned"
 
     def make(
-        self, batch: CellBatch, names: list[str], panel_of: Callable[[int], NDArray[np.bool_]], rng: np.random.Generator
+        self,
+        batch: CellBatch,
+        names: list[str],
+        base_of: Callable[[int], NDArray[np.float32]],
+        rng: np.random.Generator,
     ) -> AdaptBatch:
-        """Draw the views of one batch; ``names`` are its slices, ``panel_of`` tells the tokens that one measured."""
-        first, second, rest, panel = batch.tokens, batch.tokens, None, None
+        """Draw the views of one batch; ``names`` are its slices, ``base_of`` one's log mean composition."""
+        first, second, rest, base = batch.tokens, batch.tokens, None, None
         if self.thins and batch.counts is not None:
             part, left = self._thin(batch.counts, rng)
             first = self._rank(part)
-            second = self._rank(self._thin(batch.counts, rng)[0]) if self.goal.view == "thinned" else first
+            thins_twice = self.goal.view == "thinned" and self.goal.contrastive_weight > 0
+            second = self._rank(self._thin(batch.counts, rng)[0]) if thins_twice else first
             if self.goal.own_weight > 0:
                 rest = torch.from_numpy(left.toarray().astype(np.float32))
-                panel = torch.from_numpy(np.stack([panel_of(m) for m in batch.member.tolist()]))
+                base = torch.from_numpy(np.stack([base_of(m) for m in batch.member.tolist()]))
         cls, special = self.vocabulary.special["<cls>"], self.vocabulary.special
         masked, labels = mask_tokens(
             first.flat, rng, mask_token=special["<mask>"], gene_tokens=self.vocabulary.token, share=self.goal.mask_share
@@ -108,7 +114,7 @@ class CellView:
         again, mask_second = (plain, mask) if second is first else pad(second, second.flat, cls)
         target, _ = pad(first, labels, -100, filler=-100)
         hidden, _ = pad(first, masked, cls)
-        return AdaptBatch(hidden, plain, again, mask, mask_second, target, rest, panel, names)
+        return AdaptBatch(hidden, plain, again, mask, mask_second, target, rest, base, names)
 
     def _thin(self, counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
         return thin_counts(counts, rng.uniform(self.goal.thin_low, self.goal.thin_high, counts.shape[0]), rng)

@@ -37,12 +37,15 @@ class ModelSource:
         ``"tiny"``, ``"small"`` or ``"paper"``; used where there is no checkpoint.
     checkpoint
         Folder to start from; a SToFM checkpoint, or a cell encoder (converted Geneformer) whose encoder is taken.
+    init
+        Weights without a checkpoint: ``"random"``, or ``"svd"``: gene embeddings from an SVD of training cells.
     subslices
         How slices are cut, in place of the preset's.
     """
 
     preset: str = "small"
     checkpoint: str = ""
+    init: Literal["random", "svd"] = "random"
     subslices: SubSliceConfig = field(default_factory=SubSliceConfig)
 
 
@@ -153,6 +156,10 @@ class MultiScaleObjective:
         ``"mse"`` (paper) or ``"cosine"`` (published code).
     gamma
         Weight of masked cells against distances; 0.5 is 1:1.
+    target
+        What hidden cells are predicted as: ``"raw"`` cell vectors (paper), or ``"whitened"`` ones, so that the few
+        directions with most variance are not all that is learnt; the input map of the SE(2) Transformer then starts
+        with the same whitening.
     mask_share, kept_share
         Real cells whose embedding is hidden, and cells that are predicted but shown (paper 0.10, 0; code 0.12, 0.03).
     perturb_share, sigma_spacing
@@ -166,6 +173,7 @@ class MultiScaleObjective:
     objective: Literal["paper", "own+niche"] = "own+niche"
     loss: Literal["mse", "cosine"] = "mse"
     gamma: float = 0.5
+    target: Literal["raw", "standard", "whitened"] = "raw"
     mask_share: float = 0.10
     kept_share: float = 0.0
     perturb_share: float = 0.10

@@ -24,6 +24,7 @@ from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.batches import CellView, SceneView
 from terrazzo.training.config import PretrainConfig
+from terrazzo.training.warm_start import COMPONENTS, composition, gene_loadings, set_gene_embedding
 from terrazzo.units.spots import rank_tokens
 from terrazzo.units.subslices import length_unit, macro_scale, model_positions, split_cells
 
@@ -83,7 +84,19 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     if not source.checkpoint:
         vocabulary = corpus.vocabulary()
         settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
-        return SToFM(settings, vocabulary, seed=config.seed)
+        model = SToFM(settings, vocabulary, seed=config.seed)
+        if source.init == "svd":
+            sizes = settings.cell_encoder
+            loadings = gene_loadings(
+                corpus,
+                member_match(corpus, vocabulary),
+                vocabulary.n_tokens,
+                sizes.max_length,
+                min(COMPONENTS, sizes.hidden_size),
+                config.seed,
+            )
+            set_gene_embedding(model.module.cell_encoder, loadings, config.seed)
+        return model
     held = load(source.checkpoint)
     if isinstance(held, SToFM):
         settings = replace(held.config, subslices=source.subslices, output=output)
@@ -129,6 +142,19 @@ def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, pr
         cache.write(name, features, macro, split_cells(positions, cut), source=source)
 
 
+def feature_statistics(
+    config: PretrainConfig, corpus: Corpus, model: SToFM
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean ``(d,)`` and covariance within slices ``(d, d)`` of the stored cell vectors of the training slices."""
+    cache = embedding_cache(config, corpus, model)
+    total, square, n = 0.0, 0.0, 0
+    for name in corpus.ids("train"):
+        features = np.asarray(cache.read(name).features, dtype=np.float64)
+        centred = features - features.mean(axis=0)
+        total, square, n = total + features.sum(axis=0), square + centred.T @ centred, n + len(features)
+    return np.asarray(total / n, np.float32), np.asarray(square / n, np.float32)
+
+
 def loaders(
     config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, *, rank: int = 0, world: int = 1
 ) -> tuple[Collated[Any], Collated[Any] | None]:
@@ -165,16 +191,14 @@ def _cell_loader(
     )
 
     @lru_cache(maxsize=64)
-    def panel_of(member: int) -> NDArray[np.bool_]:
-        token, _ = match(loader.ids[member])
-        panel = np.zeros(model.vocabulary.n_tokens, dtype=bool)
-        panel[token[token >= 0]] = True
-        return panel
+    def base_of(member: int) -> NDArray[np.float32]:
+        name = loader.ids[member]
+        return composition(corpus, name, match(name)[0], model.vocabulary.n_tokens)
 
     def make(batch: Any, epoch: int, step: int) -> Any:
         names = [loader.ids[m] for m in np.unique(batch.member)]
         return view.make(
-            batch, names, panel_of, np.random.default_rng([config.seed, epoch if train else 0, step, rank])
+            batch, names, base_of, np.random.default_rng([config.seed, epoch if train else 0, step, rank])
         )
 
     return Collated(loader, make)

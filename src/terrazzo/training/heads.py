@@ -48,19 +48,20 @@ def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tenso
     return F.cross_entropy(similarity, torch.arange(len(first), device=first.device))
 
 
-def composition_loss(logits: Tensor, counts: Tensor, panel: Tensor) -> Tensor:
+def composition_loss(logits: Tensor, counts: Tensor, base: Tensor) -> Tensor:
     """Multinomial negative log-likelihood a molecule: which genes the held-out molecules of a cell come from.
 
     Parameters
     ----------
     logits
-        ``(batch, vocabulary)``.
+        ``(batch, vocabulary)``: how a cell differs from its slice; zeros answer with the slice's mean composition.
     counts
         Held-out counts, ``(batch, vocabulary)``.
-    panel
-        bool ``(batch, vocabulary)``: genes that the slice measured; the others are left out of the softmax.
+    base
+        ``(batch, vocabulary)``: log mean composition of the cell's slice. It is minus infinity at genes that the slice
+        did not measure, which are left out. What a whole slice has in common needs no place in a cell's vector then.
     """
-    log_share = logits.masked_fill(~panel, float("-inf")).log_softmax(-1).masked_fill(~panel, 0.0)
+    log_share = (logits + base).log_softmax(-1).masked_fill(base.isneginf(), 0.0)
     total = counts.sum(-1)
     kept = total > 0
     if not kept.any():

@@ -103,18 +103,12 @@ class DomainAdaptation(Objective):
             other = self.encoder(batch.ids_second, batch.mask_second)
             parts["contrastive"] = contrastive_loss(vectors, other, weights.temperature)
             total = total + weights.contrastive_weight * parts["contrastive"]
-        if self.own_head is not None and batch.rest is not None and batch.panel is not None:
-            parts["own"] = composition_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.panel)
+        if self.own_head is not None and batch.rest is not None and batch.base is not None:
+            parts["own"] = composition_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.base)
             total = total + weights.own_weight * parts["own"]
             if not self.training:
-                parts["own_mean_cell"] = mean_cell_loss(batch.rest, batch.panel)
+                parts["own_slice_mean"] = composition_loss(torch.zeros_like(batch.rest), batch.rest, batch.base)
         return {"loss": total, **parts}
-
-
-def mean_cell_loss(rest: Tensor, panel: Tensor) -> Tensor:
-    """Return the own head's loss of always answering with the batch's mean composition: what it must beat."""
-    pooled = rest.sum(0, keepdim=True) + 1e-3
-    return composition_loss(pooled.log().expand_as(rest), rest, panel)
 
 
 class MultiScale(Objective):
@@ -136,6 +130,8 @@ class MultiScale(Objective):
         self.encoder.requires_grad_(goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs)
         self.mask_vector = nn.Parameter(torch.zeros(sizes.input_dim))
         self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
+        self.register_buffer("centre", torch.zeros(sizes.input_dim))
+        self.register_buffer("whiten", torch.eye(sizes.input_dim))
         heads = sizes.num_heads
         self.recovers_distances = goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
         self.distance_head = MLP(heads, 4 * heads, 1) if self.recovers_distances else None
@@ -162,7 +158,7 @@ class MultiScale(Objective):
         shown = torch.where(batch.hidden[:, None], self.mask_vector, features)
         wanted = batch.moved if self.recovers_distances else None
         output = self.se2(shown, batch.types, batch.pairs, pair_rows=wanted)
-        target = batch.features[batch.predicted]
+        target = self.as_target(batch.features[batch.predicted])
         predicted = self.cell_head(output.hidden[batch.predicted])
         masked = vector_loss(predicted, target, goal.loss)
         parts = {"masked_cells": masked}
@@ -181,16 +177,44 @@ class MultiScale(Objective):
         loss = 2 * (goal.gamma * masked + (1 - goal.gamma) * parts["distances"])  # 0.5 is 1:1
         return {"loss": loss, **parts}
 
+    def as_target(self, features: Tensor) -> Tensor:
+        """Return what hidden cells are predicted as."""
+        return (features - self.centre) @ self.whiten
+
+    def start(self, mean: Tensor, covariance: Tensor) -> None:
+        """Take the cell vectors' statistics over the training slices; called once, before the first step."""
+        if self.config.pretrain.target == "raw":
+            return
+        whiten = whitening(covariance, self.config.pretrain.target)
+        self.centre.copy_(mean)
+        self.whiten.copy_(whiten)
+        with torch.no_grad():  # the same function of whitened vectors as before of raw ones
+            linear = self.se2.embedding
+            linear.weight.copy_(linear.weight @ whiten.T)
+            linear.bias.sub_(linear.weight @ mean)
+
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
         """Return the cost of answering with nothing, with the shown cells' mean, with the shown neighbours' mean."""
         goal = self.config.pretrain
-        mean = batch.features[batch.shown_cells].mean(0, keepdim=True).expand_as(target)
+        mean = self.as_target(batch.features[batch.shown_cells]).mean(0, keepdim=True).expand_as(target)
         zero = torch.zeros_like(target) if goal.loss == "mse" else mean
         return {
             "masked_cells_zero": vector_loss(zero, target, goal.loss),
             "masked_cells_mean": vector_loss(mean, target, goal.loss),
-            "masked_cells_neighbours": vector_loss(batch.neighbour_mean, target, goal.loss),
+            "masked_cells_neighbours": vector_loss(self.as_target(batch.neighbour_mean), target, goal.loss),
         }
+
+
+def whitening(covariance: Tensor, kind: str, floor: float = 0.01) -> Tensor:
+    """Return the map from centred vectors to whitened ones of mean squared norm about ``d``.
+
+    Directions with less than ``floor`` of the largest variance are noise and are not blown up to the same length.
+    """
+    if kind == "standard":
+        return torch.diag(covariance.diagonal().clamp_min(1e-8).rsqrt())
+    values, axes = torch.linalg.eigh(covariance.double())
+    values = values.clamp_min(0)
+    return (axes * (values + floor * values[-1]).rsqrt()).float()
 
 
 def vector_loss(predicted: Tensor, target: Tensor, kind: str) -> Tensor:

@@ -185,6 +185,10 @@ class _Data(LightningDataModule):
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
             self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
+            if self._args[0].stage == "pretrain":
+                import torch as _t
+                mean, covariance = data.feature_statistics(*self._args)
+                trainer.lightning_module.start(_t.from_numpy(mean), _t.from_numpy(covariance))
             if self._place is not None:
                 self._loaders[0].load_state_dict(self._place)
             run, optim = self._args[0].run, self._args[0].optim

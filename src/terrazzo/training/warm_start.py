@@ -1,0 +1,139 @@
+"""Starting weights and reference answers that come from the corpus: gene embeddings by SVD, mean composition of a slice.
+
+A BERT with random gene embeddings spends its first thousands of steps on finding that genes go together, which a
+truncated SVD of a few thousand training cells says at once. Nothing but training slices is read, and no label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
+
+from terrazzo.corpus.reading import Match
+from terrazzo.corpus.store import Corpus
+from terrazzo.nn.cell_encoder import CellEncoder
+from terrazzo.units.spots import Tokens, rank_tokens
+
+SAMPLE = 20_000  # cells that the SVD is made of
+PIECES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
+COMPONENTS = 50
+LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
+NORM = 2.0  # of the new gene embeddings, in norms of the position embeddings beside them
+
+
+def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int) -> NDArray[np.float32]:
+    """Return the log mean composition of a slice, ``(n_tokens,)``; minus infinity where it measured no gene.
+
+    Parameters
+    ----------
+    corpus, id
+        A slice; of a large one, a sample is read.
+    token
+        Token of each of its genes, -1 for none.
+    n_tokens
+        Size of the vocabulary.
+    """
+    known = token >= 0
+    total = np.zeros(n_tokens)
+    for rows in _pieces(int(corpus.row(id)["n_cells"]), SAMPLE):
+        np.add.at(total, token[known], np.asarray(corpus.take(id, rows).sum(axis=0)).ravel()[known])
+    measured = np.zeros(n_tokens, dtype=bool)
+    measured[token[known]] = True
+    share = (total + 0.5) / (total.sum() + 0.5 * measured.sum())
+    return np.where(measured, np.log(share), -np.inf).astype(np.float32)
+
+
+def gene_loadings(
+    corpus: Corpus, match: Match, n_tokens: int, max_length: int, components: int, seed: int
+) -> NDArray[np.float32]:
+    """Return right singular vectors of ranked-token bags of a sample of training cells.
+
+    Each cell is the row of its tokens with weights ``1 / sqrt(rank)``, standardised within its slice, so that what
+    differs between slices does not lead.
+
+    Returns
+    -------
+    ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens not seen. The sum of
+    a cell's rows, weighted the same way, is its vector of component scores up to a constant.
+    """
+    ids = corpus.ids("train")
+    sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
+    blocks = []
+    for name, size in zip(ids, sizes, strict=True):
+        wanted = max(50, int(SAMPLE * size / sizes.sum()))
+        rows = np.concatenate(_pieces(int(size), wanted))
+        blocks.append(_bag(rank_tokens(corpus.take(name, rows), *match(name), max_length), n_tokens))
+    bag = sparse.vstack(blocks, format="csr")
+    mean = np.stack([np.asarray(b.mean(axis=0)).ravel() for b in blocks])
+    of_slice = np.repeat(np.arange(len(blocks)), [b.shape[0] for b in blocks])
+    square = np.asarray(bag.multiply(bag).mean(axis=0)).ravel()
+    weight = np.bincount(of_slice) / len(of_slice)
+    sd = np.sqrt(np.maximum(square - weight @ mean**2, 0))
+    scale = np.where(sd > 0, 1 / np.maximum(sd, LEAST_SD), 0.0)
+    operator = _Centred(bag, mean * scale, scale, of_slice)
+    k = min(components, min(bag.shape) - 1)
+    _, _, right = svds(operator, k=k, random_state=np.random.default_rng(seed), solver="arpack")
+    out = np.zeros((n_tokens, components), dtype=np.float32)
+    out[:, :k] = (right[::-1] * scale).T
+    return out
+
+
+def set_gene_embedding(encoder: CellEncoder, loadings: NDArray[np.float32], seed: int) -> None:
+    """Write loadings into the word embedding, and let the first layer pass them on to every token's state.
+
+    Parameters
+    ----------
+    encoder
+        Changed in place: word embeddings of the tokens with loadings; value and output maps of the first layer.
+    loadings
+        ``(vocab_size, components)``; at most ``hidden_size`` of them are used.
+    seed
+        Of the random rotation that spreads the components over the heads.
+    """
+    words, places = encoder.bert.embeddings.word_embeddings.weight, encoder.bert.embeddings.position_embeddings.weight
+    width = words.shape[1]
+    known = np.flatnonzero(np.abs(loadings).sum(axis=1))
+    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0][: loadings.shape[1]]
+    vectors = torch.from_numpy((loadings[known][:, :width] @ rotation).astype(np.float32))
+    goal = NORM * float(places.detach().norm(dim=1).mean())
+    with torch.no_grad():
+        words[torch.from_numpy(known)] = vectors * (goal / vectors.norm(dim=1).mean().clamp_min(1e-12))
+        first = encoder.bert.encoder.layer[0].attention
+        first.self.value.weight.copy_(torch.eye(width))
+        first.output.dense.weight.copy_(torch.eye(width))
+
+
+class _Centred(LinearOperator):
+    """``(bag - mean of its slice) / sd`` without making it dense."""
+
+    def __init__(
+        self, bag: sparse.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float64], of_slice: NDArray[np.int64]
+    ) -> None:
+        super().__init__(np.float64, bag.shape)
+        self._bag, self._mean, self._scale, self._of = bag, mean, scale, of_slice
+
+    def _matvec(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        x = x.ravel()
+        return self._bag @ (self._scale * x) - (self._mean @ x)[self._of]
+
+    def _rmatvec(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        y = y.ravel()
+        sums = np.bincount(self._of, weights=y, minlength=len(self._mean))
+        return self._scale * (self._bag.T @ y) - self._mean.T @ sums
+
+
+def _bag(tokens: Tokens, n_tokens: int) -> sparse.csr_matrix:
+    rank = np.arange(len(tokens.flat)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+    return sparse.csr_matrix((1 / np.sqrt(1.0 + rank), tokens.flat, tokens.offsets), shape=(len(tokens), n_tokens))
+
+
+def _pieces(n: int, wanted: int) -> list[NDArray[np.int64]]:
+    """Return stretches of rows, spread evenly, that hold about ``wanted`` of ``n`` rows."""
+    if wanted >= n:
+        return [np.arange(n)]
+    length = -(-wanted // PIECES)
+    starts = np.linspace(0, n - length, PIECES).astype(np.int64)
+    return [np.arange(a, a + length) for a in starts[np.append(True, np.diff(starts) >= length)]]
