@@ -94,11 +94,13 @@ def test_any_rows_in_any_order(built: corpus.Corpus) -> None:
     whole = built.slice("slice_1").counts
     rng = np.random.default_rng(0)
     for rows in ([], [5], [0, 149], [3, 0, 1, 60, 61, 30], [7, 7, 2], rng.permutation(150), np.arange(20, 90)):
-        rows = np.array(rows, dtype=np.int64)
         got = built.take("slice_1", rows)
         assert (got.dtype, got.shape) == (np.float32, (len(rows), 60))
-        np.testing.assert_array_equal(got.toarray(), whole.toarray()[rows])
+        np.testing.assert_array_equal(got.toarray(), whole.toarray()[np.array(rows, dtype=np.int64)])
         assert got.has_canonical_format
+    for rows in ([-1], [3, 150]):
+        with pytest.raises(CorpusError, match="'slice_1' has rows 0 to 149"):
+            built.take("slice_1", rows)
 
 
 @pytest.mark.parametrize(("piece", "pieces", "members"), [(7, 3, 1), (64, 1, 2)])

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 import zarr
+from numpy.typing import ArrayLike
 
 from terrazzo import keys
 from terrazzo.corpus.checksums import hash_file, hash_json, read_record
@@ -153,7 +154,7 @@ class Corpus:
         n_cells = int(self.row(id)["n_cells"])
         return self._reader.take(id, np.arange(*slice(start, stop).indices(n_cells)))
 
-    def take(self, id: str, rows: np.ndarray) -> sp.csr_matrix:
+    def take(self, id: str, rows: ArrayLike) -> sp.csr_matrix:
         """Return any rows of a slice's counts in the order asked for, as :meth:`rows` does.
 
         Parameters
@@ -161,9 +162,17 @@ class Corpus:
         id
             The slice.
         rows
-            int64, from 0, below its ``n_cells``; those of one part of the tissue are a few contiguous reads.
+            Integers from 0, below its ``n_cells``; those of one part of the tissue are a few contiguous reads.
+
+        Raises
+        ------
+        CorpusError
+            No such slice or row.
         """
-        return self._reader.take(id, rows)
+        wanted, n_cells = np.asarray(rows, dtype=np.int64), int(self.row(id)["n_cells"])
+        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_cells:
+            raise CorpusError(f"slice {id!r} has rows 0 to {n_cells - 1}, not {wanted.min()} to {wanted.max()}")
+        return self._reader.take(id, wanted)
 
     def coords(self, id: str) -> np.ndarray:
         """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
