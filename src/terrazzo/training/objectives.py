@@ -47,11 +47,18 @@ class Objective(LightningModule):
         """Return the slices of a batch, for messages."""
         return sorted(set(batch.ids))
 
+    def later(self) -> list[nn.Parameter]:
+        """Return the parameters that may stay frozen at first."""
+        return []
+
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then linear decay to zero over the planned steps (table A.8)."""
         optim = self.config.optim
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
+        late = {id(p) for p in self.later()}
+        groups: list[list[nn.Parameter]] = [[], []]
+        for parameter in filter(lambda p: p.requires_grad, self.parameters()):
+            groups[id(parameter) in late].append(parameter)
+        optimizer = AdamW([{"params": g} for g in groups if g], lr=optim.lr, weight_decay=optim.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -142,11 +149,14 @@ class MultiScale(Objective):
         goal = self.config.pretrain
         return goal.reencode > 0 and self.current_epoch >= goal.frozen_epochs
 
+    def later(self) -> list[nn.Parameter]:
+        """Return the cell encoder's parameters."""
+        return list(self.encoder.parameters())
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keep a frozen encoder as it is: FSDP gives it gradients of zero, by which weight decay would change it."""
-        if not self.reencodes:
-            for parameter in self.encoder.parameters():
-                parameter.grad = None
+        for group in optimizer.param_groups[1:]:
+            group["weight_decay"] = self.config.optim.weight_decay if self.reencodes else 0.0
 
     def losses(self, batch: ScenePack) -> dict[str, Tensor]:
         """Compute MCM on hidden cells and PDR on moved cells; each also beside what a trivial answer would cost."""
