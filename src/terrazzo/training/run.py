@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -185,10 +186,8 @@ class _Data(LightningDataModule):
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
             self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
-            if self._args[0].stage == "pretrain":
-                import torch as _t
-                mean, covariance = data.feature_statistics(*self._args)
-                trainer.lightning_module.start(_t.from_numpy(mean), _t.from_numpy(covariance))
+            if self._args[0].stage == "pretrain" and self._args[0].pretrain.target != "raw":
+                trainer.lightning_module.start(*map(torch.from_numpy, data.feature_statistics(*self._args)))
             if self._place is not None:
                 self._loaders[0].load_state_dict(self._place)
             run, optim = self._args[0].run, self._args[0].optim
