@@ -48,36 +48,38 @@ def test_composition_loss_is_the_multinomial_likelihood() -> None:
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(3, 6)).astype(np.float32))
     counts = np.array([[3, 0, 2, 0, 0, 1], [0, 1, 0, 0, 0, 0], [0, 0, 5, 0, 4, 0]])
-    panel = np.ones((3, 6), dtype=bool)
-    panel[0, 3] = panel[2, [0, 1]] = False  # genes that the slice did not measure
+    slices = rng.dirichlet(np.ones(6), 3)
+    slices[0, 3] = slices[2, [0, 1]] = 0  # genes that the slice did not measure
     expected = []
-    for row, seen, measured in zip(logits.numpy().astype(np.float64), counts, panel, strict=True):
-        share = np.exp(row[measured]) / np.exp(row[measured]).sum()
+    for row, seen, of_slice in zip(logits.numpy().astype(np.float64), counts, slices, strict=True):
+        measured = of_slice > 0
+        share = of_slice[measured] * np.exp(row[measured])
+        share /= share.sum()
         drawn = seen[measured]
         # the number of orders in which the molecules may come is no matter of the model
         orders = math.lgamma(drawn.sum() + 1) - sum(math.lgamma(n + 1) for n in drawn)
         expected.append(-(multinomial.logpmf(drawn, drawn.sum(), share) - orders) / drawn.sum())
-    loss = composition_loss(logits, torch.from_numpy(counts).float(), torch.from_numpy(panel))
+    loss = composition_loss(logits, torch.from_numpy(counts).float(), torch.from_numpy(slices).float().log())
     torch.testing.assert_close(loss, torch.tensor(np.mean(expected), dtype=torch.float32))
 
 
 def test_a_gene_that_was_not_measured_changes_nothing() -> None:
-    counts, panel = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[True, True, False]])
-    loss = [composition_loss(torch.tensor([[0.3, -0.2, far]]), counts, panel) for far in (-50.0, 50.0)]
+    counts, base = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0.7, 0.3, 0.0]]).log()
+    loss = [composition_loss(torch.tensor([[0.3, -0.2, far]]), counts, base) for far in (-50.0, 50.0)]
     assert loss[0] == loss[1]
     logits = torch.zeros(1, 3, requires_grad=True)
-    composition_loss(logits, counts, panel).backward()
+    composition_loss(logits, counts, base).backward()
     assert logits.grad is not None
     assert logits.grad[0, 2] == 0
     assert torch.isfinite(logits.grad).all()
 
 
 def test_a_cell_with_nothing_left_is_not_counted() -> None:
-    logits, panel = torch.randn(2, 4, requires_grad=True), torch.ones(2, 4, dtype=torch.bool)
+    logits, base = torch.randn(2, 4, requires_grad=True), torch.full((2, 4), 0.25).log()
     counts = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    both, one = composition_loss(logits, counts, panel), composition_loss(logits[:1], counts[:1], panel[:1])
+    both, one = composition_loss(logits, counts, base), composition_loss(logits[:1], counts[:1], base[:1])
     assert both == one
-    nothing = composition_loss(logits, torch.zeros(2, 4), panel)
+    nothing = composition_loss(logits, torch.zeros(2, 4), base)
     assert nothing == 0
     nothing.backward()  # a batch without any still has a gradient, of zero: other processes wait for it
     assert logits.grad is not None

@@ -237,9 +237,11 @@ class SceneView:
         """Draw for one sub-slice: what is hidden, what moves, which cells are encoded again. Tokens, not cells."""
         goal, sub = self.goal, item.sub
         first, n = 1 + sub.n_virtual, sub.n_core
-        masked, kept = mask_cells(n, goal.mask_share, rng, kept_share=goal.kept_share)
+        kept_share = _whole(goal.kept_share, n, rng)
+        masked, kept = mask_cells(n, _whole(goal.mask_share, n, rng), rng, kept_share=kept_share)
         paper = goal.objective == "paper" and goal.gamma < 1
-        moved = perturb_cells(n, goal.perturb_share if paper else 0.0, rng, exclude=np.union1d(masked, kept))
+        noise = _whole(goal.perturb_share, n, rng) if paper else 0.0
+        moved = perturb_cells(n, noise, rng, exclude=np.union1d(masked, kept))
         predicted = np.concatenate([masked, kept])
         positions = sub.positions
         moved_tokens = moved + first
@@ -261,6 +263,14 @@ class SceneView:
             "again": again,
             "again_tokens": again + first,
         }
+
+
+def _whole(share: float, n: int, rng: np.random.Generator) -> float:
+    """Return the share; where it is less than one cell of ``n``, 0 by chance, since a share above 0 gives one cell.
+
+    A sub-slice of a single cell (table A.3) would be hidden always, and nothing ever shown.
+    """
+    return share if share == 0 or share * n >= 1 or rng.random() < share * n else 0.0
 
 
 def _packed(drawn: list[dict[str, Any]], starts: NDArray[np.int64], name: str) -> Tensor:
