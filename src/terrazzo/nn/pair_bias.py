@@ -55,12 +55,15 @@ class GaussianBias(nn.Module):
         bias = torch.cat(parts) if parts else flat.new_zeros((0, self.heads))
         return bias.reshape(*distance.shape, self.heads)
 
-    def _evaluate(self, distance: Tensor) -> Tensor:
+    def kernels(self, distance: Tensor) -> Tensor:
+        """Return the Gaussian kernels of distances ``(n,)``, ``(n, kernels)``."""
         scaled = distance[:, None] * self.linear.weight[0, 0] + self.linear.bias[0]
         std = self.stds.abs() + STD_FLOOR
         exponent = (-0.5 * ((scaled - self.means) / std).square()).clamp(min=LEAST_EXPONENT)
-        kernels = torch.exp(exponent) / (math.sqrt(2 * math.pi) * std)
-        return self.proj(kernels).masked_fill((distance == 0)[:, None], 0.0)
+        return torch.exp(exponent) / (math.sqrt(2 * math.pi) * std)
+
+    def _evaluate(self, distance: Tensor) -> Tensor:
+        return self.proj(self.kernels(distance)).masked_fill((distance == 0)[:, None], 0.0)
 
 
 @dataclass(frozen=True)

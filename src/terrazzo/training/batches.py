@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +24,7 @@ from terrazzo.training.config import AdaptObjective, MultiScaleObjective
 from terrazzo.units.spots import Tokens, rank_tokens
 from terrazzo.units.subslices import SubSliceConfig, with_positions
 
-NEIGHBOURS = 6  # shown neighbours that the trivial answer for a hidden cell averages
+RINGS = (6, 18, 36)  # shown neighbours up to the outer edge of each ring around a predicted cell
 
 
 class Movable:
@@ -156,8 +157,9 @@ class ScenePack(Movable):
         bool ``(tokens,)``: real cells whose features are to be hidden.
     predicted, shown_cells
         int64: tokens that are predicted; real cells that are shown.
-    neighbour_mean
-        ``(predicted, d)``: mean features of the nearest shown cells, the answer to beat.
+    rings
+        ``(predicted, 3 d)``: mean features of the 1st-6th, 7th-18th and 19th-36th nearest shown cells, from which
+        the answers to beat are made.
     moved, moved_columns
         Per sub-slice: tokens with noise on their position, and the tokens to which distances are recovered.
     true_distance, noisy_distance
@@ -174,7 +176,7 @@ class ScenePack(Movable):
     hidden: Tensor
     predicted: Tensor
     shown_cells: Tensor
-    neighbour_mean: Tensor
+    rings: Tensor
     moved: list[Tensor]
     moved_columns: list[Tensor]
     true_distance: list[Tensor]
@@ -186,6 +188,11 @@ class ScenePack(Movable):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def neighbour_mean(self) -> Tensor:
+        """Mean features of the 6 nearest shown cells, ``(predicted, d)``."""
+        return self.rings[:, : self.features.shape[1]]
 
 
 @dataclass(frozen=True)
@@ -214,7 +221,7 @@ class SceneView:
             hidden,
             _packed(drawn, starts, "predicted"),
             _packed(drawn, starts, "shown"),
-            torch.from_numpy(np.concatenate([d["neighbour_mean"] for d in drawn])),
+            torch.from_numpy(np.concatenate([d["rings"] for d in drawn])),
             [torch.from_numpy(d["moved"]) for d in drawn],
             [torch.from_numpy(d["columns"]) for d in drawn],
             [torch.from_numpy(d["true"]) for d in drawn],
@@ -255,7 +262,7 @@ class SceneView:
             "masked": masked + first,
             "predicted": predicted + first,
             "shown": shown + first,
-            "neighbour_mean": _neighbour_mean(positions[first:], item.features, shown, predicted),
+            "rings": _rings(positions[first:], item.features, shown, predicted),
             "moved": moved_tokens,
             "columns": columns,
             "true": _distances(positions, moved_tokens, columns) / np.float32(mean),
@@ -284,14 +291,19 @@ def _distances(
     return np.sqrt((gap**2).sum(axis=-1)).astype(np.float32)
 
 
-def _neighbour_mean(
+def _rings(
     places: NDArray[np.float64], features: NDArray[np.float32], shown: NDArray[np.int64], wanted: NDArray[np.int64]
 ) -> NDArray[np.float32]:
+    """Return the mean features of shown cells in rings around wanted ones, ``(wanted, rings * d)``; 0 where none is."""
+    out = np.zeros((len(wanted), len(RINGS), features.shape[1]), dtype=np.float32)
     if not len(shown) or not len(wanted):
-        return np.zeros((len(wanted), features.shape[1]), dtype=np.float32)
-    k = min(NEIGHBOURS + 1, len(shown))
+        return out.reshape(len(wanted), -1)
+    k = min(RINGS[-1] + 1, len(shown))
     _, index = cKDTree(places[shown]).query(places[wanted], k=[*range(1, k + 1)])
     itself = shown[index] == wanted[:, None]  # a cell that is predicted but shown must not answer for itself
-    weight = (~itself).astype(np.float32)
-    weight[weight.sum(axis=1) == 0] = 1
-    return (features[shown[index]] * weight[..., None]).sum(axis=1) / weight.sum(axis=1, keepdims=True)
+    order, near = np.cumsum(~itself, axis=1), features[shown[index]]
+    for ring, (inner, outer) in enumerate(pairwise((0, *RINGS))):
+        weight = (~itself & (order > inner) & (order <= outer)).astype(np.float32)
+        total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+        out[:, ring] = np.einsum("nk,nkd->nd", weight, near) / total
+    return out.reshape(len(wanted), -1)

@@ -38,14 +38,15 @@ class ModelSource:
     checkpoint
         Folder to start from; a SToFM checkpoint, or a cell encoder (converted Geneformer) whose encoder is taken.
     init
-        Weights without a checkpoint: ``"random"``, or ``"svd"``: gene embeddings from an SVD of training cells.
+        Weights without a checkpoint: ``"random"``, or ``"informed"``: gene embeddings from an SVD of training cells,
+        and heads of the SE(2) Transformer that look near.
     subslices
         How slices are cut, in place of the preset's.
     """
 
     preset: str = "small"
     checkpoint: str = ""
-    init: Literal["random", "svd"] = "random"
+    init: Literal["random", "informed"] = "random"
     subslices: SubSliceConfig = field(default_factory=SubSliceConfig)
 
 

@@ -24,7 +24,15 @@ from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.batches import CellView, SceneView
 from terrazzo.training.config import PretrainConfig
-from terrazzo.training.warm_start import COMPONENTS, composition, gene_loadings, set_gene_embedding
+from terrazzo.training.references import References, moments, ridge
+from terrazzo.training.warm_start import (
+    COMPONENTS,
+    composition,
+    gene_loadings,
+    head_radii,
+    look_near,
+    set_gene_embedding,
+)
 from terrazzo.units.spots import rank_tokens
 from terrazzo.units.subslices import length_unit, macro_scale, model_positions, split_cells
 
@@ -85,17 +93,8 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
         vocabulary = corpus.vocabulary()
         settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
         model = SToFM(settings, vocabulary, seed=config.seed)
-        if source.init == "svd":
-            sizes = settings.cell_encoder
-            loadings = gene_loadings(
-                corpus,
-                member_match(corpus, vocabulary),
-                vocabulary.n_tokens,
-                sizes.max_length,
-                min(COMPONENTS, sizes.hidden_size),
-                config.seed,
-            )
-            set_gene_embedding(model.module.cell_encoder, loadings, config.seed)
+        if source.init == "informed":
+            inform(model, corpus, config.seed)
         return model
     held = load(source.checkpoint)
     if isinstance(held, SToFM):
@@ -111,6 +110,15 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
     model.module.cell_encoder.bert.load_state_dict(held.module.bert.state_dict())  # Geneformer has no projection
     return model
+
+
+def inform(model: SToFM, corpus: Corpus, seed: int) -> None:
+    """Replace random starting weights by those that the training slices suggest."""
+    sizes, se2 = model.config.cell_encoder, model.module.se2
+    match, components = member_match(corpus, model.vocabulary), min(COMPONENTS, sizes.hidden_size)
+    loadings = gene_loadings(corpus, match, sizes.vocab_size, sizes.max_length, components, seed)
+    set_gene_embedding(model.module.cell_encoder, loadings, seed)
+    look_near(se2.gaussian, head_radii(corpus, model.config.subslices, model.config.se2.num_heads))
 
 
 def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:
@@ -142,17 +150,12 @@ def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, pr
         cache.write(name, features, macro, split_cells(positions, cut), source=source)
 
 
-def feature_statistics(
-    config: PretrainConfig, corpus: Corpus, model: SToFM
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean ``(d,)`` and covariance within slices ``(d, d)`` of the stored cell vectors of the training slices."""
-    cache = embedding_cache(config, corpus, model)
-    total, square, n = 0.0, 0.0, 0
-    for name in corpus.ids("train"):
-        features = np.asarray(cache.read(name).features, dtype=np.float64)
-        centred = features - features.mean(axis=0)
-        total, square, n = total + features.sum(axis=0), square + centred.T @ centred, n + len(features)
-    return np.asarray(total / n, np.float32), np.asarray(square / n, np.float32)
+def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> References:
+    """Return what the stored vectors of the training slices say before any training (stage ``"pretrain"``)."""
+    cache, ids = embedding_cache(config, corpus, model), corpus.ids("train")
+    mean, covariance = moments(cache.read(name).features for name in ids)
+    packs = _scene_loader(config, corpus, model, "train", 0, 1, again=False)
+    return References(mean, covariance, ridge(packs))
 
 
 def loaders(
@@ -197,20 +200,25 @@ def _cell_loader(
 
     def make(batch: Any, epoch: int, step: int) -> Any:
         names = [loader.ids[m] for m in np.unique(batch.member)]
-        return view.make(
-            batch, names, base_of, np.random.default_rng([config.seed, epoch if train else 0, step, rank])
-        )
+        return view.make(batch, names, base_of, np.random.default_rng([config.seed, epoch if train else 0, step, rank]))
 
     return Collated(loader, make)
 
 
 def _scene_loader(
-    config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, split: str, rank: int, world: int
+    config: PretrainConfig,
+    corpus: Corpus,
+    model: SToFM | CellModel,
+    split: str,
+    rank: int,
+    world: int,
+    *,
+    again: bool = True,
 ) -> Collated[Any]:
     if not isinstance(model, SToFM):
         raise ConfigError("stage 'pretrain' needs a SToFM model.")
     goal, train = config.pretrain, split == "train"
-    again = goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs
+    again = again and goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs
     view = SceneView(goal, config.model.subslices, model.cls_token)
     loader = SubSliceLoader(
         corpus,

@@ -34,6 +34,20 @@ class MaskedGeneHead(nn.Module):
         return F.linear(self.transform(states), words, self.bias)
 
 
+def frequency_loss(seen: Tensor, wanted: Tensor) -> Tensor:
+    """Return the cross-entropy of always answering with how often each token is seen: what masked genes must beat.
+
+    Parameters
+    ----------
+    seen, wanted
+        int64 tokens of a batch, and those to be predicted.
+    """
+    if not len(wanted):
+        return torch.zeros((), device=seen.device)
+    counts = torch.bincount(seen, minlength=int(wanted.max()) + 1) + 0.1
+    return -(counts / counts.sum()).log()[wanted].mean()
+
+
 def contrastive_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """SimCSE's loss (section A.1): each row's positive is the same row of ``second``, all other rows are negatives.
 

@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from terrazzo.models.cells import CellModel
 from terrazzo.models.stofm import SToFM
 from terrazzo.nn.cell_encoder import CellEncoder
-from terrazzo.training.batches import AdaptBatch, ScenePack
+from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
 from terrazzo.training.config import OptimConfig, PretrainConfig
-from terrazzo.training.heads import MLP, MaskedGeneHead, composition_loss, contrastive_loss
+from terrazzo.training.heads import MLP, MaskedGeneHead, composition_loss, contrastive_loss, frequency_loss
+from terrazzo.training.references import References, with_constant
 
 
 class Objective(LightningModule):
@@ -105,11 +106,16 @@ class DomainAdaptation(Objective):
             logits = self.gene_head(states[chosen], self.encoder.bert.embeddings.word_embeddings.weight)
             parts["masked_genes"] = F.cross_entropy(logits, batch.labels[chosen]) if chosen.any() else logits.sum() * 0
             total = total + weights.masked_weight * parts["masked_genes"]
+            if not self.training:
+                seen = batch.ids_plain[batch.mask.bool()]
+                parts["masked_genes_frequency"] = frequency_loss(seen, batch.labels[chosen])
         vectors = self.encoder(batch.ids_plain, batch.mask)
         if weights.contrastive_weight:
             other = self.encoder(batch.ids_second, batch.mask_second)
             parts["contrastive"] = contrastive_loss(vectors, other, weights.temperature)
             total = total + weights.contrastive_weight * parts["contrastive"]
+            if not self.training:
+                parts["contrastive_chance"] = torch.tensor(float(len(vectors))).log()
         if self.own_head is not None and batch.rest is not None and batch.base is not None:
             parts["own"] = composition_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.base)
             total = total + weights.own_weight * parts["own"]
@@ -129,16 +135,20 @@ class MultiScale(Objective):
         The recipe; ``pretrain`` holds the objective.
     """
 
+    centre: Tensor
+    whiten: Tensor
+    ridge: Tensor
+
     def __init__(self, model: SToFM, config: PretrainConfig) -> None:
         super().__init__(model, config)
         self.se2 = model.module.se2
         self.encoder: CellEncoder = model.module.cell_encoder
         goal, sizes = config.pretrain, model.config.se2
         self.encoder.requires_grad_(goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs)
-        self.mask_vector = nn.Parameter(torch.zeros(sizes.input_dim))
         self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
         self.register_buffer("centre", torch.zeros(sizes.input_dim))
         self.register_buffer("whiten", torch.eye(sizes.input_dim))
+        self.register_buffer("ridge", torch.zeros(len(RINGS) * sizes.input_dim + 1, sizes.input_dim))
         heads = sizes.num_heads
         self.recovers_distances = goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
         self.distance_head = MLP(heads, 4 * heads, 1) if self.recovers_distances else None
@@ -165,7 +175,7 @@ class MultiScale(Objective):
         if self.reencodes and batch.again_ids is not None and batch.again_tokens is not None:
             again = self.encoder(batch.again_ids, batch.again_mask)
             features = features.index_copy(0, batch.again_tokens, again)
-        shown = torch.where(batch.hidden[:, None], self.mask_vector, features)
+        shown = features.masked_fill(batch.hidden[:, None], 0.0)  # no unit vector: the model can tell
         wanted = batch.moved if self.recovers_distances else None
         output = self.se2(shown, batch.types, batch.pairs, pair_rows=wanted)
         target = self.as_target(batch.features[batch.predicted])
@@ -191,11 +201,12 @@ class MultiScale(Objective):
         """Return what hidden cells are predicted as."""
         return (features - self.centre) @ self.whiten
 
-    def start(self, mean: Tensor, covariance: Tensor) -> None:
-        """Take the cell vectors' statistics over the training slices; called once, before the first step."""
+    def start(self, references: References) -> None:
+        """Take the statistics of the training slices' cell vectors; called once, before the first step."""
+        self.ridge.copy_(references.ridge)
         if self.config.pretrain.target == "raw":
             return
-        whiten = whitening(covariance, self.config.pretrain.target)
+        mean, whiten = references.mean, whitening(references.covariance, self.config.pretrain.target)
         self.centre.copy_(mean)
         self.whiten.copy_(whiten)
         with torch.no_grad():  # the same function of whitened vectors as before of raw ones
@@ -204,13 +215,15 @@ class MultiScale(Objective):
             linear.bias.sub_(linear.weight @ mean)
 
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
-        """Return the cost of answering with nothing, with the shown cells' mean, with the shown neighbours' mean."""
+        """Return the cost of trivial answers: zero, the shown cells' mean, the neighbours' mean, a ridge on rings."""
         goal = self.config.pretrain
         mean = self.as_target(batch.features[batch.shown_cells]).mean(0, keepdim=True).expand_as(target)
         zero = torch.zeros_like(target) if goal.loss == "mse" else mean
+        ridge = self.as_target(with_constant(batch.rings) @ self.ridge)
         return {
             "masked_cells_zero": vector_loss(zero, target, goal.loss),
             "masked_cells_mean": vector_loss(mean, target, goal.loss),
+            "masked_cells_ridge": vector_loss(ridge, target, goal.loss),
             "masked_cells_neighbours": vector_loss(self.as_target(batch.neighbour_mean), target, goal.loss),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import logging
 import os
@@ -16,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
 from terrazzo.corpus.store import Corpus
-from terrazzo.errors import ConfigError, TerrazzoError
+from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path("logs"), "model"
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun, Lightning tell a process which it is
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 # Lightning's advice that does not apply here: loaders have no workers to add, models start in eval mode on purpose, ...
 ADVICE = (
@@ -186,8 +187,8 @@ class _Data(LightningDataModule):
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
             self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
-            if self._args[0].stage == "pretrain" and self._args[0].pretrain.target != "raw":
-                trainer.lightning_module.start(*map(torch.from_numpy, data.feature_statistics(*self._args)))
+            if self._args[0].stage == "pretrain":
+                trainer.lightning_module.start(data.references(*self._args))
             if self._place is not None:
                 self._loaders[0].load_state_dict(self._place)
             run, optim = self._args[0].run, self._args[0].optim
@@ -252,6 +253,13 @@ def _fit(trainer: Trainer, objective: LightningModule, module: LightningDataModu
         trainer.fit(objective, datamodule=module, ckpt_path=last)
     except SystemExit as stop:  # what Lightning makes of an interrupt
         raise KeyboardInterrupt from stop
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OutputError(
+            f"{trainer.default_root_dir} cannot be written ({error}); the last checkpoint is whole. Free some space, "
+            "then use --resume."
+        ) from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,26 +1,36 @@
-"""Starting weights and reference answers that come from the corpus: gene embeddings by SVD, mean composition of a slice.
+"""Starting weights and reference answers from the corpus: genes by SVD, heads that look near, a slice's composition.
 
 A BERT with random gene embeddings spends its first thousands of steps on finding that genes go together, which a
-truncated SVD of a few thousand training cells says at once. Nothing but training slices is read, and no label.
+truncated SVD of a few thousand training cells says at once; an SE(2) Transformer whose heads all look everywhere
+spends them on finding that neighbours matter. Nothing but training slices is read, and no label.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
+from torch import nn
 
 from terrazzo.corpus.reading import Match
 from terrazzo.corpus.store import Corpus
 from terrazzo.nn.cell_encoder import CellEncoder
+from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.units.spots import Tokens, rank_tokens
+from terrazzo.units.subslices import SubSliceConfig, length_unit
 
 SAMPLE = 20_000  # cells that the SVD is made of
 PIECES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
 COMPONENTS = 50
 LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
+NEAREST, FARTHEST, GRID = 0.05, 100.0, 400  # distances at which the heads' bias is fitted
+LEAST_BIAS = 10.0  # far cells keep a little weight
+RIDGE = 1e-4  # of that fit: errors of at most .3, without weights that the first steps would upset
 NORM = 2.0  # of the new gene embeddings, in norms of the position embeddings beside them
 
 
@@ -101,9 +111,42 @@ def set_gene_embedding(encoder: CellEncoder, loadings: NDArray[np.float32], seed
     goal = NORM * float(places.detach().norm(dim=1).mean())
     with torch.no_grad():
         words[torch.from_numpy(known)] = vectors * (goal / vectors.norm(dim=1).mean().clamp_min(1e-12))
-        first = encoder.bert.encoder.layer[0].attention
-        first.self.value.weight.copy_(torch.eye(width))
-        first.output.dense.weight.copy_(torch.eye(width))
+        first: Any = encoder.bert.encoder.layer[0].attention
+        for linear in (first.self.value, first.output.dense):
+            linear.weight.copy_(torch.eye(width))
+
+
+def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
+    """Let each head start with weights that fall with distance as ``exp(-distance / radius)``; the last looks anywhere.
+
+    Parameters
+    ----------
+    bias
+        Changed in place: its two linear maps, so that the kernels add up to the wanted bias.
+    radii
+        One a head but the last, in the units of the model's distances.
+    """
+    first, last = cast("nn.Linear", bias.proj[0]), cast("nn.Linear", bias.proj[2])
+    grid = torch.logspace(math.log10(NEAREST), math.log10(FARTHEST), GRID)
+    wanted = torch.zeros(GRID, bias.heads, dtype=torch.float64)
+    wanted[:, :-1] = -(grid[:, None] / torch.from_numpy(radii)).clamp_max(LEAST_BIAS)
+    with torch.no_grad():
+        kernels = torch.cat([bias.kernels(grid), torch.ones(GRID, 1)], dim=1).double()
+        gram = kernels.T @ kernels + RIDGE * torch.eye(kernels.shape[1], dtype=torch.float64)
+        solved = torch.linalg.solve(gram, kernels.T @ wanted).float()
+        first.weight.copy_(torch.eye(len(bias.means)))  # kernels are positive: they pass the ReLU as they are
+        first.bias.zero_()
+        last.weight.copy_(solved[:-1].T)
+        last.bias.copy_(solved[-1])
+
+
+def head_radii(corpus: Corpus, config: SubSliceConfig, heads: int) -> NDArray[np.float64]:
+    """Return radii for all heads but one: from below the spacing of the densest slice to 6 spacings of the sparsest."""
+    table = corpus.manifest.set_index("id").loc[corpus.ids("train")]
+    spacing = [
+        float(s) / length_unit(str(u), float(s), config) for u, s in zip(table["unit"], table["spacing"], strict=True)
+    ]
+    return np.geomspace(0.7 * min(spacing), 6 * max(spacing), heads - 1)
 
 
 class _Centred(LinearOperator):
