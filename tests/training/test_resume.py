@@ -123,8 +123,17 @@ def test_killed_twice(recipe: Any) -> None:
     assert_equal(weights(config), weights(whole))
 
 
-def test_killed_by_the_system(recipe: Any, tmp_path: Path) -> None:
-    whole, config = recipe("adapt", out="whole"), recipe("adapt", out="killed")
+@pytest.mark.parametrize(
+    ("stage", "sections"),
+    [
+        ("adapt", {"adapt": {"own_weight": 1.0, "view": "thinned"}}),
+        ("pretrain", {}),  # the seventh batch is the first with cells encoded again
+        ("pretrain", {"pretrain": {"objective": "own+niche", "mask_share": 0.5, "target": "whitened"}}),
+    ],
+    ids=["own head", "paper", "own+niche"],
+)
+def test_killed_by_the_system(recipe: Any, tmp_path: Path, stage: str, sections: dict[str, Any]) -> None:
+    whole, config = recipe(stage, out="whole", **sections), recipe(stage, out="killed", **sections)
     follow(whole)
     save(config, tmp_path / "recipe.yaml")
     words = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), "7"]

@@ -224,6 +224,27 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     assert tz.load(train(config, resume=True)).provenance["steps"] == 9
 
 
+def test_a_full_disk_elsewhere_stops_the_run(train: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(log: Any, metrics: Any, step: int) -> None:
+        if step == 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CsvLog, "log_metrics", full)
+    config = recipe()
+    with pytest.raises(OutputError, match=r"No space left on device.*--resume"):
+        train(config)
+    monkeypatch.undo()
+    assert tz.load(train(config, resume=True)).provenance["steps"] == 9
+
+
+def test_a_bar_shows_speed_losses_and_time_left(recipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    from terrazzo.training.run import pretrain
+
+    pretrain(recipe(optim=SHORT), progress=True)
+    drawn = " ".join(capfd.readouterr().err.split())
+    assert re.search(r"epoch 1/1 .*2/2 [\d,]+ cells/s \S+ left loss [\d.]+", drawn), drawn  # in 80 columns
+
+
 def test_the_log_continues_and_widens(tmp_path: Path) -> None:
     path = tmp_path / "logs" / "metrics.csv"
     log = CsvLog(path)

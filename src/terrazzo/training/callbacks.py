@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -208,7 +207,9 @@ class Meter(Callback):
         self._window.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar at the last step."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step)
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -222,19 +223,19 @@ class Meter(Callback):
 
 
 def make_bar() -> Any:
-    """Return a rich bar on standard error."""
+    """Return a rich bar on standard error; on a narrow terminal the losses are cut, not the time left."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.progress import TimeRemainingColumn as Left
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
-    words: Callable[[str], TextColumn] = TextColumn
     return Progress(
-        words("{task.description}"),
-        BarColumn(bar_width=20),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        words("steps {task.fields[rate]} {task.fields[losses]}"),
-        TimeElapsedColumn(),
-        words("left"),
-        Left(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        TextColumn("{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=Console(stderr=True),
+        expand=True,
     )
