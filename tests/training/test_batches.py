@@ -129,8 +129,20 @@ def test_pairs_know_the_noisy_places_only(monkeypatch: pytest.MonkeyPatch, pair:
     assert_same_pairs(one, two)
 
 
+def test_rings_are_of_the_nearest_shown_cells() -> None:
+    item, goal = scene(), replace(PAPER, kept_share=0.2)
+    batch = SceneView(goal, CUT, 0).make([item], [0, 0])
+    places, shown = item.sub.positions[FIRST:], set(batch.shown_cells.numpy() - FIRST)
+    for number, cell in enumerate(batch.predicted.numpy() - FIRST):
+        distance = np.linalg.norm(places - places[cell], axis=1)
+        order = [c for c in np.argsort(distance) if c in shown and c != cell]
+        rings = [item.features[order[a:b]].mean(axis=0) for a, b in ((0, 6), (6, 18), (18, 36))]
+        np.testing.assert_allclose(batch.rings[number], np.concatenate(rings), atol=1e-5)
+        np.testing.assert_array_equal(batch.neighbour_mean[number], batch.rings[number, :WIDTH])
+
+
 @pytest.mark.parametrize("kept_share", [0.0, 0.3])
-def test_the_neighbour_mean_uses_neither_the_cell_itself_nor_hidden_ones(kept_share: float) -> None:
+def test_rings_use_neither_the_cell_itself_nor_hidden_ones(kept_share: float) -> None:
     goal = replace(PAPER, mask_share=0.3, kept_share=kept_share)
     item = scene()
     before = SceneView(goal, CUT, 0).make([item], [0, 0])
@@ -139,7 +151,7 @@ def test_the_neighbour_mean_uses_neither_the_cell_itself_nor_hidden_ones(kept_sh
         changed = item.features.copy()
         changed[hidden | (np.arange(N) == token - FIRST)] += 100
         after = SceneView(goal, CUT, 0).make([replace(item, features=changed)], [0, 0])
-        assert torch.equal(after.neighbour_mean[number], before.neighbour_mean[number])
+        assert torch.equal(after.rings[number], before.rings[number])
     nearest = before.neighbour_mean.numpy()
     assert np.abs(nearest - item.features[before.predicted.numpy() - FIRST]).mean() > 0.1
 
@@ -166,7 +178,7 @@ def test_a_handful_of_cells(n: int) -> None:
         sub, rng.normal(size=(n, WIDTH)).astype(np.float32), np.zeros((0, WIDTH), np.float32), "s", 0, 1
     )
     batch = SceneView(PAPER, CUT, 0).make([item], [0, 0])
-    assert torch.isfinite(batch.neighbour_mean).all()
+    assert torch.isfinite(batch.rings).all()
     assert all(torch.isfinite(d).all() for d in batch.true_distance + batch.noisy_distance)
     drawn = [SceneView(PAPER, CUT, 0).make([item], [seed, 0]) for seed in range(200)]
     for share in (

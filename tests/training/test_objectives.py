@@ -13,6 +13,7 @@ from torch import Tensor
 from terrazzo.corpus.store import Corpus
 from terrazzo.training import data
 from terrazzo.training.objectives import DomainAdaptation, MultiScale, rate, vector_loss, whitening
+from terrazzo.training.references import References
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_standardised_targets(made: Any, target: str) -> None:
     objective, _, held_out = made(pretrain={"target": target})
     mean, root = torch.linspace(0, 1, 64), torch.randn(64, 640)
     covariance = root @ root.T / 640
-    objective.start(mean, covariance)
+    objective.start(References(mean, covariance, torch.zeros(3 * 64 + 1, 64)))
     torch.testing.assert_close(objective.as_target(mean), torch.zeros(64))
     spread = objective.whiten.T @ covariance @ objective.whiten
     torch.testing.assert_close(spread.diagonal(), torch.ones(64), rtol=0.5, atol=0.3)

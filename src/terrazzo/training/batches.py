@@ -296,8 +296,9 @@ def _rings(
 ) -> NDArray[np.float32]:
     """Return the mean features of shown cells in rings around wanted ones, ``(wanted, rings * d)``; 0 where none is."""
     out = np.zeros((len(wanted), len(RINGS), features.shape[1]), dtype=np.float32)
+    flat = (len(wanted), out.shape[1] * out.shape[2])
     if not len(shown) or not len(wanted):
-        return out.reshape(len(wanted), -1)
+        return out.reshape(flat)
     k = min(RINGS[-1] + 1, len(shown))
     _, index = cKDTree(places[shown]).query(places[wanted], k=[*range(1, k + 1)])
     itself = shown[index] == wanted[:, None]  # a cell that is predicted but shown must not answer for itself
@@ -306,4 +307,4 @@ def _rings(
         weight = (~itself & (order > inner) & (order <= outer)).astype(np.float32)
         total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
         out[:, ring] = np.einsum("nk,nkd->nd", weight, near) / total
-    return out.reshape(len(wanted), -1)
+    return out.reshape(flat)

@@ -115,7 +115,7 @@ class DomainAdaptation(Objective):
             parts["contrastive"] = contrastive_loss(vectors, other, weights.temperature)
             total = total + weights.contrastive_weight * parts["contrastive"]
             if not self.training:
-                parts["contrastive_chance"] = torch.tensor(float(len(vectors))).log()
+                parts["contrastive_chance"] = vectors.new_tensor(len(vectors)).log()
         if self.own_head is not None and batch.rest is not None and batch.base is not None:
             parts["own"] = composition_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.base)
             total = total + weights.own_weight * parts["own"]
