@@ -1,0 +1,108 @@
+"""Starting weights and reference answers that come from the training slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from terrazzo.corpus.loaders import member_match
+from terrazzo.corpus.store import Corpus
+from terrazzo.nn.pair_bias import GaussianBias
+from terrazzo.training import data
+from terrazzo.training.references import moments, ridge, with_constant
+from terrazzo.training.warm_start import composition, gene_loadings, head_radii, look_near
+from terrazzo.units.spots import rank_tokens
+
+
+@pytest.fixture
+def corpus(corpus_folder: Path) -> Corpus:
+    return Corpus.open(corpus_folder)
+
+
+def test_composition_is_the_mean_of_the_slice(corpus: Corpus) -> None:
+    vocabulary, name = corpus.vocabulary(), corpus.ids("train")[0]
+    token = member_match(corpus, vocabulary)(name)[0].copy()
+    token[:3] = -1  # three genes that the vocabulary lacks
+    base = composition(corpus, name, token, vocabulary.n_tokens)
+    counts = np.asarray(corpus.rows(name, 0, 64).sum(axis=0)).ravel()
+    assert set(np.flatnonzero(np.isfinite(base))) == set(token[3:])
+    assert np.exp(base).sum() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(np.exp(base[token[3:]]), counts[3:] / counts[3:].sum(), atol=1e-3)
+
+
+def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
+    vocabulary = corpus.vocabulary()
+    match, n = member_match(corpus, vocabulary), vocabulary.n_tokens
+    found = gene_loadings(corpus, match, n, 129, 5, seed=0)
+    bags, inside = [], []
+    for name in corpus.ids("train"):
+        tokens = rank_tokens(corpus.rows(name, 0, 64), *match(name), 129)
+        bag = np.zeros((64, n))
+        for cell in range(64):
+            some = tokens.flat[tokens.offsets[cell] : tokens.offsets[cell + 1]]
+            bag[cell, some] = 1 / np.sqrt(1.0 + np.arange(len(some)))
+        bags.append(bag)
+        inside.append(bag - bag.mean(axis=0))
+    sd = np.concatenate(inside).std(axis=0)
+    scale = np.where(sd > 0, 1 / np.maximum(sd, 0.01), 0)
+    _, _, right = np.linalg.svd(np.concatenate(inside) * scale, full_matrices=False)
+    for component in range(5):
+        plain = right[component] * scale
+        cosine = plain @ found[:, component] / np.linalg.norm(plain) / np.linalg.norm(found[:, component])
+        assert abs(cosine) == pytest.approx(1, abs=1e-4)
+    again = gene_loadings(corpus, match, n, 129, 5, seed=0)
+    np.testing.assert_array_equal(again, found)
+
+
+def test_an_informed_start_is_a_model_like_any_other(recipe: Any, corpus: Corpus) -> None:
+    informed = data.initial_model(recipe(model={"init": "informed"}), corpus)
+    plain = data.initial_model(recipe(), corpus)
+    assert informed.config == plain.config
+    assert all(torch.isfinite(p).all() for p in informed.module.parameters())
+    assert informed.fingerprint() != plain.fingerprint()
+    assert informed.fingerprint() == data.initial_model(recipe(model={"init": "informed"}), corpus).fingerprint()
+
+
+def test_heads_look_near() -> None:
+    torch.manual_seed(0)
+    bias, radii = GaussianBias(32, 4), np.array([0.5, 2.0, 6.0])
+    look_near(bias, radii)
+    with torch.no_grad():
+        found = bias(torch.tensor([0.5, 1.0, 3.0, 10.0, 50.0]))
+    wanted = -np.minimum(np.array([0.5, 1.0, 3.0, 10.0, 50.0])[:, None] / radii, 10)
+    np.testing.assert_allclose(found[:, :3], wanted, atol=1.5)
+    np.testing.assert_allclose(found[:, 3], 0, atol=0.5)  # the last head looks anywhere
+
+
+def test_radii_span_the_spacings(corpus: Corpus, recipe: Any) -> None:
+    radii = head_radii(corpus, recipe().model.subslices, 5)
+    spacing = corpus.manifest.set_index("id").loc[corpus.ids("train")]["spacing"].to_numpy() / 20
+    assert len(radii) == 4
+    assert radii[0] < spacing.min()
+    assert radii[-1] == pytest.approx(6 * spacing.max())
+
+
+def test_moments_are_within_slices() -> None:
+    rng = np.random.default_rng(0)
+    slices = [rng.normal(size=(n, 4)).astype(np.float32) + shift for n, shift in ((30, 0), (50, 7))]
+    mean, covariance = moments(slices)
+    np.testing.assert_allclose(mean, np.concatenate(slices).mean(axis=0), rtol=1e-5)
+    centred = np.concatenate([s - s.mean(axis=0) for s in slices])
+    np.testing.assert_allclose(covariance, centred.T @ centred / 80, atol=1e-5)
+
+
+def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: Corpus) -> None:
+    config = recipe(data={"batch_subslices": 12}, pretrain={"mask_share": 0.3})
+    model = data.initial_model(config, corpus)
+    data.prepare(config, corpus, model, progress=False)
+    batches = list(data.loaders(config, corpus, model)[0])
+    weights = ridge(batches)
+    assert torch.equal(data.references(config, corpus, model).ridge, weights)
+    target = torch.cat([b.features[b.predicted] for b in batches])
+    guessed = torch.cat([with_constant(b.rings) @ weights for b in batches])
+    mean = torch.cat([b.neighbour_mean for b in batches])
+    assert (guessed - target).square().sum() < (mean - target).square().sum()
