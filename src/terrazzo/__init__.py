@@ -12,8 +12,11 @@ from terrazzo._version import __version__
 
 if TYPE_CHECKING:
     from terrazzo import plot, simulate, tasks
+    from terrazzo.corpus.build import build as build_corpus
+    from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Coverage, Vocabulary
     from terrazzo.images import TissueImage
+    from terrazzo.models.base import block
     from terrazzo.models.baselines import PCANeighbours
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
@@ -21,9 +24,11 @@ if TYPE_CHECKING:
     from terrazzo.models.stofm import SToFM
     from terrazzo.models.stofm_config import SToFMConfig, preset
     from terrazzo.slices import Slice, read
+    from terrazzo.training.run import pretrain
 
 _WHERE = {
     "CellModel": "models.cells",
+    "Corpus": "corpus.store",
     "Coverage": "genes",
     "PCANeighbours": "models.baselines",
     "SToFM": "models.stofm",
@@ -31,17 +36,21 @@ _WHERE = {
     "Slice": "slices",
     "TissueImage": "images",
     "Vocabulary": "genes",
+    "block": "models.base",
+    "build_corpus": "corpus.build:build",
     "convert_geneformer": "models.convert",
     "convert_stofm": "models.convert",
     "embed_files": "models.files",
     "load": "models.convert",
     "preset": "models.stofm_config",
+    "pretrain": "training.run",
     "read": "slices",
 }
 _ROOMS = ("errors", "keys", "plot", "simulate", "tasks")
 
 __all__ = [
     "CellModel",
+    "Corpus",
     "Coverage",
     "PCANeighbours",
     "SToFM",
@@ -50,12 +59,15 @@ __all__ = [
     "TissueImage",
     "Vocabulary",
     "__version__",
+    "block",
+    "build_corpus",
     "convert_geneformer",
     "convert_stofm",
     "embed_files",
     "load",
     "plot",
     "preset",
+    "pretrain",
     "read",
     "simulate",
     "tasks",
@@ -64,7 +76,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        value = getattr(importlib.import_module(f"terrazzo.{_WHERE[name]}"), name)
+        room, _, home_name = _WHERE[name].partition(":")
+        value = getattr(importlib.import_module(f"terrazzo.{room}"), home_name or name)
     elif name in _ROOMS:
         value = importlib.import_module(f"terrazzo.{name}")
     else:

@@ -207,10 +207,10 @@ def pretrain(
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
-    cells: Annotated[int, Parameter(help="Size of the simulated tissue.")] = 2000,
+    cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 1000,
     seed: Annotated[int, Parameter(help="Seed of tissue and weights.")] = 0,
 ) -> None:
-    """Simulate a tissue, embed it, find its domains; about half a minute on a laptop.
+    """Simulate a small corpus, train on it, find the domains of a slice that was held out; one to two minutes.
 
     Example: terrazzo demo --out my-demo
     """
@@ -219,7 +219,8 @@ def demo(
     console = out_console()
     folder = run_demo.run(out, n_cells=cells, seed=seed)
     console.print((folder / "demo.md").read_text(encoding="utf-8"), markup=False)
-    console.print(f"Figure: {folder / 'demo.png'}\nSlice with obsm['X_stofm']: {folder / 'demo.h5ad'}", markup=False)
+    console.print(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}", markup=False)
+    console.print(f"Slice with obsm['X_stofm']: {folder / 'demo.h5ad'}; model: {folder / 'model'}", markup=False)
 
 
 def _slice_options(

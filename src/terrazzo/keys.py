@@ -17,6 +17,7 @@ X_STOFM = "X_stofm"  # obsm: SToFM, float32 (n, d)
 X_STIMAGE = "X_stimage"  # obsm: ST as images
 X_STALIGN = "X_stalign"  # obsm: ST-Align
 X_CELL = "X_cell"  # obsm: a cell encoder alone, no tissue context
+X_PCA = "X_pca"  # obsm: principal components, under scanpy's name
 X_PCA_NB = "X_pca_nb"  # obsm: the baseline, PCA averaged over spatial neighbours
 UNS = "terrazzo"  # uns["terrazzo"][key]: provenance of obsm[key]
 DOMAIN_SUFFIX = "_domain"  # obs["<key>_domain"]: tissue domains found from obsm[key]
