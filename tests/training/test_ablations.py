@@ -33,6 +33,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "all distances": {"model": {"subslices": {"split_size": 16, "pair": "full"}}},
     "cosine": {"pretrain": {"loss": "cosine", "mask_share": 0.12, "kept_share": 0.03}},
     "whitened targets": {"pretrain": {"target": "whitened"}},
+    "informed start": {"model": {"init": "informed", "subslices": {"split_size": 16}}},
     "own+niche": {"pretrain": {"objective": "own+niche", "mask_share": 0.5}},
     "halo": {"model": {"subslices": {"split_size": 16, "halo": 2.0}}},
     "bfloat16": {"run": {"precision": "bf16-mixed"}, "pretrain": {"frozen_epochs": 0}},

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from terrazzo.corpus.store import Corpus
 from terrazzo.training import data
-from terrazzo.training.objectives import DomainAdaptation, MultiScale, rate, vector_loss, whitening
-from terrazzo.training.references import References
+from terrazzo.training.objectives import DomainAdaptation, MultiScale, rate, vector_loss
 
 
 @pytest.fixture
@@ -180,23 +179,6 @@ def test_own_head_is_measured_against_the_mean_of_the_slice(made: Any) -> None:
     molecules = (batch.rest * share.clamp_min(1e-30).log()).sum(1) / batch.rest.sum(1)
     torch.testing.assert_close(parts["own_slice_mean"], -molecules.mean())
     assert 0 < parts["own_slice_mean"] < parts["own"]  # nothing is learnt yet
-
-
-@pytest.mark.parametrize("target", ["standard", "whitened"])
-def test_standardised_targets(made: Any, target: str) -> None:
-    objective, _, held_out = made(pretrain={"target": target})
-    mean, root = torch.linspace(0, 1, 64), torch.randn(64, 640)
-    covariance = root @ root.T / 640
-    objective.start(References(mean, covariance, torch.zeros(3 * 64 + 1, 64)))
-    torch.testing.assert_close(objective.as_target(mean), torch.zeros(64))
-    spread = objective.whiten.T @ covariance @ objective.whiten
-    torch.testing.assert_close(spread.diagonal(), torch.ones(64), rtol=0.5, atol=0.3)
-    if target == "whitened":
-        assert (spread - torch.diag(spread.diagonal())).abs().max() < 1e-2
-    parts = objective.eval().losses(held_out[0])
-    goal = objective.as_target(held_out[0].features[held_out[0].predicted])
-    torch.testing.assert_close(parts["masked_cells_zero"], goal.square().sum(-1).mean())
-    assert torch.equal(whitening(covariance, target), objective.whiten)
 
 
 def learn(objective: Any, batches: list[Any], passes: int, lr: float = 3e-3) -> None:

@@ -13,7 +13,7 @@ from terrazzo.corpus.loaders import member_match
 from terrazzo.corpus.store import Corpus
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.training import data
-from terrazzo.training.references import moments, ridge, with_constant
+from terrazzo.training.references import ridge, with_constant
 from terrazzo.training.warm_start import composition, gene_loadings, head_radii, look_near
 from terrazzo.units.spots import rank_tokens
 
@@ -86,22 +86,13 @@ def test_radii_span_the_spacings(corpus: Corpus, recipe: Any) -> None:
     assert radii[-1] == pytest.approx(6 * spacing.max())
 
 
-def test_moments_are_within_slices() -> None:
-    rng = np.random.default_rng(0)
-    slices = [rng.normal(size=(n, 4)).astype(np.float32) + shift for n, shift in ((30, 0), (50, 7))]
-    mean, covariance = moments(slices)
-    np.testing.assert_allclose(mean, np.concatenate(slices).mean(axis=0), rtol=1e-5)
-    centred = np.concatenate([s - s.mean(axis=0) for s in slices])
-    np.testing.assert_allclose(covariance, centred.T @ centred / 80, atol=1e-5)
-
-
 def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: Corpus) -> None:
     config = recipe(data={"batch_subslices": 12}, pretrain={"mask_share": 0.3})
     model = data.initial_model(config, corpus)
     data.prepare(config, corpus, model, progress=False)
     batches = list(data.loaders(config, corpus, model)[0])
     weights = ridge(batches)
-    assert torch.equal(data.references(config, corpus, model).ridge, weights)
+    assert torch.equal(data.references(config, corpus, model), weights)
     target = torch.cat([b.features[b.predicted] for b in batches])
     guessed = torch.cat([with_constant(b.rings) @ weights for b in batches])
     mean = torch.cat([b.neighbour_mean for b in batches])

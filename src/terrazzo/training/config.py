@@ -157,10 +157,6 @@ class MultiScaleObjective:
         ``"mse"`` (paper) or ``"cosine"`` (published code).
     gamma
         Weight of masked cells against distances; 0.5 is 1:1.
-    target
-        What hidden cells are predicted as: ``"raw"`` cell vectors (paper), or ``"whitened"`` ones, so that the few
-        directions with most variance are not all that is learnt; the input map of the SE(2) Transformer then starts
-        with the same whitening.
     mask_share, kept_share
         Real cells whose embedding is hidden, and cells that are predicted but shown (paper 0.10, 0; code 0.12, 0.03).
     perturb_share, sigma_spacing
@@ -174,7 +170,6 @@ class MultiScaleObjective:
     objective: Literal["paper", "own+niche"] = "own+niche"
     loss: Literal["mse", "cosine"] = "mse"
     gamma: float = 0.5
-    target: Literal["raw", "standard", "whitened"] = "raw"
     mask_share: float = 0.10
     kept_share: float = 0.0
     perturb_share: float = 0.10

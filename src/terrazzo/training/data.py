@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from terrazzo.config import to_dict
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
@@ -24,7 +25,7 @@ from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.batches import CellView, SceneView
 from terrazzo.training.config import PretrainConfig
-from terrazzo.training.references import References, moments, ridge
+from terrazzo.training.references import ridge
 from terrazzo.training.warm_start import (
     COMPONENTS,
     composition,
@@ -150,12 +151,9 @@ def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, pr
         cache.write(name, features, macro, split_cells(positions, cut), source=source)
 
 
-def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> References:
-    """Return what the stored vectors of the training slices say before any training (stage ``"pretrain"``)."""
-    cache, ids = embedding_cache(config, corpus, model), corpus.ids("train")
-    mean, covariance = moments(cache.read(name).features for name in ids)
-    packs = _scene_loader(config, corpus, model, "train", 0, 1, again=False)
-    return References(mean, covariance, ridge(packs))
+def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Tensor:
+    """Return the regression that masked cell modelling must beat, fitted on training slices (stage ``"pretrain"``)."""
+    return ridge(_scene_loader(config, corpus, model, "train", 0, 1, again=False))
 
 
 def loaders(

@@ -17,7 +17,7 @@ from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
 from terrazzo.training.config import OptimConfig, PretrainConfig
 from terrazzo.training.heads import MLP, MaskedGeneHead, composition_loss, contrastive_loss, frequency_loss
-from terrazzo.training.references import References, with_constant
+from terrazzo.training.references import with_constant
 
 
 class Objective(LightningModule):
@@ -135,8 +135,6 @@ class MultiScale(Objective):
         The recipe; ``pretrain`` holds the objective.
     """
 
-    centre: Tensor
-    whiten: Tensor
     ridge: Tensor
 
     def __init__(self, model: SToFM, config: PretrainConfig) -> None:
@@ -146,8 +144,6 @@ class MultiScale(Objective):
         goal, sizes = config.pretrain, model.config.se2
         self.encoder.requires_grad_(goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs)
         self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
-        self.register_buffer("centre", torch.zeros(sizes.input_dim))
-        self.register_buffer("whiten", torch.eye(sizes.input_dim))
         self.register_buffer("ridge", torch.zeros(len(RINGS) * sizes.input_dim + 1, sizes.input_dim))
         heads = sizes.num_heads
         self.recovers_distances = goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
@@ -178,7 +174,7 @@ class MultiScale(Objective):
         shown = features.masked_fill(batch.hidden[:, None], 0.0)  # no unit vector: the model can tell
         wanted = batch.moved if self.recovers_distances else None
         output = self.se2(shown, batch.types, batch.pairs, pair_rows=wanted)
-        target = self.as_target(batch.features[batch.predicted])
+        target = batch.features[batch.predicted]
         predicted = self.cell_head(output.hidden[batch.predicted])
         masked = vector_loss(predicted, target, goal.loss)
         parts = {"masked_cells": masked}
@@ -197,47 +193,22 @@ class MultiScale(Objective):
         loss = 2 * (goal.gamma * masked + (1 - goal.gamma) * parts["distances"])  # 0.5 is 1:1
         return {"loss": loss, **parts}
 
-    def as_target(self, features: Tensor) -> Tensor:
-        """Return what hidden cells are predicted as."""
-        return (features - self.centre) @ self.whiten
-
-    def start(self, references: References) -> None:
-        """Take the statistics of the training slices' cell vectors; called once, before the first step."""
-        self.ridge.copy_(references.ridge)
-        if self.config.pretrain.target == "raw":
-            return
-        mean, whiten = references.mean, whitening(references.covariance, self.config.pretrain.target)
-        self.centre.copy_(mean)
-        self.whiten.copy_(whiten)
-        with torch.no_grad():  # the same function of whitened vectors as before of raw ones
-            linear = self.se2.embedding
-            linear.weight.copy_(linear.weight @ whiten.T)
-            linear.bias.sub_(linear.weight @ mean)
+    def start(self, ridge: Tensor) -> None:
+        """Take the regression that the held-out loss is compared with; called once, before the first step."""
+        self.ridge.copy_(ridge)
 
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
         """Return the cost of trivial answers: zero, the shown cells' mean, the neighbours' mean, a ridge on rings."""
         goal = self.config.pretrain
-        mean = self.as_target(batch.features[batch.shown_cells]).mean(0, keepdim=True).expand_as(target)
+        mean = batch.features[batch.shown_cells].mean(0, keepdim=True).expand_as(target)
         zero = torch.zeros_like(target) if goal.loss == "mse" else mean
-        ridge = self.as_target(with_constant(batch.rings) @ self.ridge)
+        ridge = with_constant(batch.rings) @ self.ridge
         return {
             "masked_cells_zero": vector_loss(zero, target, goal.loss),
             "masked_cells_mean": vector_loss(mean, target, goal.loss),
             "masked_cells_ridge": vector_loss(ridge, target, goal.loss),
-            "masked_cells_neighbours": vector_loss(self.as_target(batch.neighbour_mean), target, goal.loss),
+            "masked_cells_neighbours": vector_loss(batch.neighbour_mean, target, goal.loss),
         }
-
-
-def whitening(covariance: Tensor, kind: str, floor: float = 0.01) -> Tensor:
-    """Return the map from centred vectors to whitened ones of mean squared norm about ``d``.
-
-    Directions with less than ``floor`` of the largest variance are noise and are not blown up to the same length.
-    """
-    if kind == "standard":
-        return torch.diag(covariance.diagonal().clamp_min(1e-8).rsqrt())
-    values, axes = torch.linalg.eigh(covariance.double())
-    values = values.clamp_min(0)
-    return (axes * (values + floor * values[-1]).rsqrt()).float()
 
 
 def vector_loss(predicted: Tensor, target: Tensor, kind: str) -> Tensor:
