@@ -32,7 +32,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     **{f"A.7: gamma {gamma}": {"pretrain": {"gamma": gamma}} for gamma in (0.0, 0.2, 0.8, 1.0)},
     "all distances": {"model": {"subslices": {"split_size": 16, "pair": "full"}}},
     "cosine": {"pretrain": {"loss": "cosine", "mask_share": 0.12, "kept_share": 0.03}},
-    "whitened targets": {"pretrain": {"target": "whitened"}},
     "informed start": {"model": {"init": "informed", "subslices": {"split_size": 16}}},
     "own+niche": {"pretrain": {"objective": "own+niche", "mask_share": 0.5}},
     "halo": {"model": {"subslices": {"split_size": 16, "halo": 2.0}}},
