@@ -2,12 +2,12 @@
 
 ``python benchmarks/pretrain.py DATA --task dlpfc|merfish|starmap|simulated [--preset tiny] [--seeds 2] [--out FILE]``
 
-DATA holds ``dlpfc/``, ``merfish_hypothalamus/`` and ``starmap_mpfc/`` with ``.h5ad`` slices; ``simulated`` needs none.
-Read-outs: *blocked* = 16 spatial blocks, 4 folds, logistic regression in the test slice; *cross* = training slices to
-the test slice, logistic regression; *few-shot* = random 20/80, k-NN (leaks space); *zero-shot* = tied-covariance mixture,
-true K, five seeds, ARI. Scores are means over encoder seeds, sd beside them. The test slice is the corpus's validation
-slice: its losses are logged beside what trivial answers cost, nothing is chosen by them, and no label is seen in
-pretraining.
+DATA holds ``dlpfc/``, ``merfish_hypothalamus/`` and ``starmap_mpfc/`` with ``.h5ad`` slices; ``simulated`` needs
+none. Read-outs: *blocked* = 16 spatial blocks, 4 folds, logistic regression in the test slice; *cross* = training
+slices to the test slice, logistic regression; *few-shot* = random 20/80, k-NN (leaks space); *zero-shot* = tied-
+covariance mixture, true K, five seeds, ARI. Scores are means over encoder seeds, sd beside them. The test slice is
+the corpus's validation slice: its losses are logged beside what trivial answers cost, nothing is chosen by them, and
+no label is seen in pretraining.
 """
 
 from __future__ import annotations
