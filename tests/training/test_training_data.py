@@ -73,11 +73,15 @@ def test_held_out_slices_reach_no_training_batch(opened: Any, stage: str, own: b
 @pytest.mark.parametrize("stage", ["adapt", "pretrain"])
 @pytest.mark.parametrize(("share", "slices"), [(0.125, 1), (0.5, 2), (0.7, 2), (1.0, 3)])
 def test_a_share_of_the_slices(opened: Any, stage: str, share: float, slices: int) -> None:
-    config, corpus, model = opened(stage, data={"share": share})
+    sources = {"model": {"preset": "tiny", "init": "informed", "subslices": {"split_size": 16}}, "seed": slices}
+    config, corpus, model = opened(stage, data={"share": share}, **sources)
     training, validation = data.loaders(config, corpus, model)
     assert len({name for batch in training for name in batch.ids}) == slices
     assert validation is not None
     assert {name for batch in validation for name in batch.ids} == set(corpus.ids("validation"))  # never less
+    if stage == "pretrain":  # nothing else is encoded
+        cache = data.embedding_cache(config, corpus, model)
+        assert sum(cache.has(name) for name in corpus.ids()) == slices + HELD_OUT
 
 
 def test_validation_is_the_same_every_time(opened: Any) -> None:

@@ -37,7 +37,7 @@ def test_composition_is_the_mean_of_the_slice(corpus: Corpus) -> None:
 def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
     vocabulary = corpus.vocabulary()
     match, n = member_match(corpus, vocabulary), vocabulary.n_tokens
-    found = gene_loadings(corpus, match, n, 129, 5, seed=0)
+    found = gene_loadings(corpus, corpus.ids("train"), match, n, 129, 5, seed=0)
     bags, inside = [], []
     for name in corpus.ids("train"):
         tokens = rank_tokens(corpus.rows(name, 0, 64), *match(name), 129)
@@ -54,7 +54,7 @@ def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
         plain = right[component] * scale
         cosine = plain @ found[:, component] / np.linalg.norm(plain) / np.linalg.norm(found[:, component])
         assert abs(cosine) == pytest.approx(1, abs=1e-4)
-    again = gene_loadings(corpus, match, n, 129, 5, seed=0)
+    again = gene_loadings(corpus, corpus.ids("train"), match, n, 129, 5, seed=0)
     np.testing.assert_array_equal(again, found)
 
 
@@ -79,7 +79,7 @@ def test_heads_look_near() -> None:
 
 
 def test_radii_span_the_spacings(corpus: Corpus, recipe: Any) -> None:
-    radii = head_radii(corpus, recipe().model.subslices, 5)
+    radii = head_radii(corpus, corpus.ids("train"), recipe().model.subslices, 5)
     spacing = corpus.manifest.set_index("id").loc[corpus.ids("train")]["spacing"].to_numpy() / 20
     assert len(radii) == 4
     assert radii[0] < spacing.min()

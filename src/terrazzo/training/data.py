@@ -15,6 +15,7 @@ from torch import Tensor
 from terrazzo.config import to_dict
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
 from terrazzo.corpus.loaders import CellLoader, SubSliceLoader, member_match
+from terrazzo.corpus.order import Members
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
 from terrazzo.models.cells import CellModel, encode_cells
@@ -95,7 +96,7 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
         settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
         model = SToFM(settings, vocabulary, seed=config.seed)
         if source.init == "informed":
-            inform(model, corpus, config.seed)
+            inform(model, corpus, Members(corpus, "train", config.data.share).ids, config.seed)
         return model
     held = load(source.checkpoint)
     if isinstance(held, SToFM):
@@ -113,13 +114,13 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     return model
 
 
-def inform(model: SToFM, corpus: Corpus, seed: int) -> None:
-    """Replace random starting weights by those that the training slices suggest."""
+def inform(model: SToFM, corpus: Corpus, ids: list[str], seed: int) -> None:
+    """Replace random starting weights by those that these slices suggest."""
     sizes, se2 = model.config.cell_encoder, model.module.se2
     match, components = member_match(corpus, model.vocabulary), min(COMPONENTS, sizes.hidden_size)
-    loadings = gene_loadings(corpus, match, sizes.vocab_size, sizes.max_length, components, seed)
+    loadings = gene_loadings(corpus, ids, match, sizes.vocab_size, sizes.max_length, components, seed)
     set_gene_embedding(model.module.cell_encoder, loadings, seed)
-    look_near(se2.gaussian, head_radii(corpus, model.config.subslices, model.config.se2.num_heads))
+    look_near(se2.gaussian, head_radii(corpus, ids, model.config.subslices, model.config.se2.num_heads))
 
 
 def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:
@@ -132,13 +133,13 @@ def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Emb
 
 
 def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, progress: bool | None = None) -> None:
-    """Encode every cell once and store the vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
+    """Encode every cell that will be read once; store vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
     if config.stage != "pretrain" or not isinstance(model, SToFM):
         return
     cache, match = embedding_cache(config, corpus, model), member_match(corpus, model.vocabulary)
     table = corpus.manifest.set_index("id")
     cut, bars = config.model.subslices, Progress(progress)
-    for name in corpus.ids("train") + corpus.ids("validation"):
+    for name in Members(corpus, "train", config.data.share).ids + corpus.ids("validation"):
         source = str(table.at[name, "sha256"])
         if cache.has(name, source):
             continue

@@ -57,9 +57,9 @@ def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int
 
 
 def gene_loadings(
-    corpus: Corpus, match: Match, n_tokens: int, max_length: int, components: int, seed: int
+    corpus: Corpus, ids: list[str], match: Match, n_tokens: int, max_length: int, components: int, seed: int
 ) -> NDArray[np.float32]:
-    """Return right singular vectors of ranked-token bags of a sample of training cells.
+    """Return right singular vectors of ranked-token bags of a sample of these slices' cells.
 
     Each cell is the row of its tokens with weights ``1 / sqrt(rank)``, standardised within its slice, so that what
     differs between slices does not lead.
@@ -69,7 +69,6 @@ def gene_loadings(
     ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens not seen. The sum of
     a cell's rows, weighted the same way, is its vector of component scores up to a constant.
     """
-    ids = corpus.ids("train")
     sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
     blocks = []
     for name, size in zip(ids, sizes, strict=True):
@@ -140,9 +139,9 @@ def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
         last.bias.copy_(solved[-1])
 
 
-def head_radii(corpus: Corpus, config: SubSliceConfig, heads: int) -> NDArray[np.float64]:
+def head_radii(corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int) -> NDArray[np.float64]:
     """Return radii for all heads but one: from below the spacing of the densest slice to 6 spacings of the sparsest."""
-    table = corpus.manifest.set_index("id").loc[corpus.ids("train")]
+    table = corpus.manifest.set_index("id").loc[ids]
     spacing = [
         float(s) / length_unit(str(u), float(s), config) for u, s in zip(table["unit"], table["spacing"], strict=True)
     ]
