@@ -27,6 +27,8 @@ from terrazzo.units.subslices import SubSliceConfig, length_unit
 SAMPLE = 20_000  # cells that the SVD is made of
 PIECES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
 COMPONENTS = 50
+LEAST_VALUE = 1e-4  # of the largest singular value: directions of nothing
+DIGITS = 6  # the last bits differ from call to call, by where arrays lie in memory; stored vectors go by every bit
 LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
 NEAREST, FARTHEST, GRID = 0.05, 100.0, 400  # distances at which the heads' bias is fitted
 LEAST_BIAS = 10.0  # far cells keep a little weight
@@ -84,9 +86,11 @@ def gene_loadings(
     scale = np.where(sd > 0, 1 / np.maximum(sd, LEAST_SD), 0.0)
     operator = _Centred(bag, mean * scale, scale, of_slice)
     k = min(components, min(bag.shape) - 1)
-    _, _, right = svds(operator, k=k, random_state=np.random.default_rng(seed), solver="arpack")
+    _, values, right = svds(operator, k=k, random_state=np.random.default_rng(seed), solver="arpack")
+    right *= np.sign((right**3).sum(axis=1, keepdims=True))  # the solver's sign is chance
+    right[values < LEAST_VALUE * values.max()] = 0
     out = np.zeros((n_tokens, components), dtype=np.float32)
-    out[:, :k] = (right[::-1] * scale).T
+    out[:, :k] = (right[::-1].round(DIGITS) * scale).T
     return out
 
 
@@ -105,7 +109,8 @@ def set_gene_embedding(encoder: CellEncoder, loadings: NDArray[np.float32], seed
     words, places = encoder.bert.embeddings.word_embeddings.weight, encoder.bert.embeddings.position_embeddings.weight
     width = words.shape[1]
     known = np.flatnonzero(np.abs(loadings).sum(axis=1))
-    rotation = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0][: loadings.shape[1]]
+    whole = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
+    rotation = whole[: loadings.shape[1]].round(DIGITS)
     vectors = torch.from_numpy((loadings[known][:, :width] @ rotation).astype(np.float32))
     goal = NORM * float(places.detach().norm(dim=1).mean())
     with torch.no_grad():
