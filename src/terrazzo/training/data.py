@@ -231,6 +231,7 @@ def _scene_loader(
         share=config.data.share if train else 1.0,
         match=member_match(corpus, model.vocabulary) if again and train else None,
         max_length=model.config.cell_encoder.max_length,
+        tokens_from=goal.frozen_epochs,
     )
 
     def make(batch: Any, epoch: int, step: int) -> Any:

@@ -16,7 +16,7 @@ from terrazzo.models.stofm import SToFM
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
 from terrazzo.training.config import OptimConfig, PretrainConfig
-from terrazzo.training.heads import MLP, MaskedGeneHead, composition_loss, contrastive_loss, frequency_loss
+from terrazzo.training.heads import MLP, MaskedGeneHead, contrastive_loss, frequency_loss, residual_loss
 from terrazzo.training.references import with_constant
 
 
@@ -117,10 +117,10 @@ class DomainAdaptation(Objective):
             if not self.training:
                 parts["contrastive_chance"] = vectors.new_tensor(len(vectors)).log()
         if self.own_head is not None and batch.rest is not None and batch.base is not None:
-            parts["own"] = composition_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.base)
+            parts["own"] = residual_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.base)
             total = total + weights.own_weight * parts["own"]
             if not self.training:
-                parts["own_slice_mean"] = composition_loss(torch.zeros_like(batch.rest), batch.rest, batch.base)
+                parts["own_slice_mean"] = residual_loss(torch.zeros_like(batch.rest), batch.rest, batch.base)
         return {"loss": total, **parts}
 
 
