@@ -339,6 +339,28 @@ def test_counts_and_tokens_come_on_request(cache: EmbeddingCache) -> None:
     assert sub_slices(cache)[0].tokens is None
 
 
+@pytest.mark.parametrize("with_counts", [False, True])
+def test_cells_are_tokenised_from_an_epoch_on(
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, with_counts: bool
+) -> None:
+    reads: list[str] = []
+    take = CORPUS.take
+    monkeypatch.setattr(CORPUS, "take", lambda id, rows: (reads.append(id), take(id, rows))[1])
+    loader = SubSliceLoader(CORPUS, cache, CONFIG, match=MATCH, tokens_from=1, with_counts=with_counts)
+    always = SubSliceLoader(CORPUS, cache, CONFIG, match=MATCH)
+    for epoch in range(3):
+        reads.clear()
+        items = [item for batch in loader for item in batch]
+        assert len(reads) == (len(items) if epoch or with_counts else 0)
+        assert {item.counts is None for item in items} == {not with_counts}
+        for item, other in zip(items, [item for batch in always for item in batch], strict=True):
+            assert (item.id, item.sub.cells.tolist()) == (other.id, other.sub.cells.tolist())
+            assert (item.tokens is None) == (epoch == 0)
+    resumed = SubSliceLoader(CORPUS, cache, CONFIG, match=MATCH, tokens_from=1)
+    resumed.load_state_dict({**loader.state_dict(), "epoch": 1, "step": 1})
+    assert all(item.tokens is not None for batch in resumed for item in batch)
+
+
 def test_ranks_together_take_what_one_process_takes(cache: EmbeddingCache) -> None:
     one = SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=4, drop_last=True)
     two = [SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=2, rank=r, world=2, drop_last=True) for r in range(2)]

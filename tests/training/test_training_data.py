@@ -102,6 +102,27 @@ def test_each_epoch_hides_other_cells(opened: Any) -> None:
     assert not first & second
 
 
+def test_frozen_epochs_read_no_counts_and_draw_the_same(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    take = Corpus.take
+    monkeypatch.setattr(Corpus, "take", lambda self, id, rows: (reads.append(id), take(self, id, rows))[1])
+    always, _ = data.loaders(*opened(pretrain={"frozen_epochs": 0, "reencode": 4}))
+    late, _ = data.loaders(*opened(pretrain={"frozen_epochs": 1, "reencode": 4}))
+    for epoch in range(3):
+        expected = list(always)
+        reads.clear()
+        found = list(late)
+        assert bool(reads) == (epoch > 0)
+        for one, two in zip(expected, found, strict=True):
+            assert one.again_ids is not None
+            assert (two.again_ids is None) == (epoch == 0)
+            names = ["hidden", "predicted", "shown_cells", "rings", "features"]
+            names += ["again_ids", "again_tokens"] if epoch else []
+            assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in names)
+            for name in ("moved", "noisy_distance"):
+                assert all(map(torch.equal, getattr(one, name), getattr(two, name)))
+
+
 def test_vectors_are_stored_once(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config, corpus, model = opened()
     encoded: list[int] = []

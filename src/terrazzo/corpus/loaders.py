@@ -273,6 +273,8 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         Also read the counts of the cells.
     match, max_length
         From :func:`member_match`: also tokenise the cells (this reads their counts).
+    tokens_from
+        Epoch from which cells are tokenised; in earlier ones neither counts nor tokens are needed, nor read.
 
     Raises
     ------
@@ -299,6 +301,7 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         with_counts: bool = False,
         match: Match | None = None,
         max_length: int = 2048,
+        tokens_from: int = 0,
     ) -> None:
         if CacheKey("", config).stored != CacheKey("", cache.key.config).stored:
             raise ConfigError(f"the cache was made with other sub-slice settings ({cache.key.config}) than {config}.")
@@ -316,22 +319,21 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         shares = Shares(int(n_parts.sum()), batch_slices, world, drop_last)
         super().__init__(shares, members, rank, seed, prefetch, {"cache": cache.key.digest(), "config": str(config)})
         self._corpus, self._cache, self._config, self._match, self._length = corpus, cache, config, match, max_length
-        self._counts, self._sources = with_counts, sources
+        self._counts, self._sources, self._tokens_from = with_counts, sources, tokens_from
         self._scenes: OrderedDict[int, _Scene] = OrderedDict()
 
     def _stream(self, epoch: int, first: int) -> Iterator[SubSliceBatch]:
         order = self._rng(PART_ORDER, epoch).permutation(len(self._part_member))
         chosen = (order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self)))
-        for batch in self._each(lambda items: [self._item(i) for i in items.tolist()], chosen):
-            yield batch if self._match is None else [self._with_tokens(item) for item in batch]
+        tokens = self._match is not None and epoch >= self._tokens_from
+        for batch in self._each(lambda items: [self._item(i, self._counts or tokens) for i in items.tolist()], chosen):
+            yield [self._with_tokens(item) for item in batch] if tokens else batch
 
-    def _item(self, number: int) -> SubSliceItem:
+    def _item(self, number: int, with_counts: bool) -> SubSliceItem:
         member = int(self._part_member[number])
         scene = self._scene(member)
         sub = scene.cut(scene.cached.part(int(self._part_number[number])))
-        counts = None
-        if self._counts or self._match is not None:
-            counts = self._corpus.take(self.ids[member], sub.cells)
+        counts = self._corpus.take(self.ids[member], sub.cells) if with_counts else None
         features = np.asarray(scene.cached.features[sub.cells])
         virtual = scene.cached.macro.features
         return SubSliceItem(sub, features, virtual, self.ids[member], member, scene.spacing, counts)
