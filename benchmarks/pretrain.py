@@ -130,13 +130,19 @@ OBJECTIVES = ("own+niche", "paper", "paper, informed start")
 def recipe(stage: str, objective: str, root: Path, out: Path, options, budget: dict, checkpoint: str, seed: int):
     """Return the recipe of one stage; the paper's objective starts from random weights unless it is told otherwise."""
     from terrazzo.training import config as c
+    from terrazzo.units.subslices import SubSliceConfig
 
     own, informed = objective == "own+niche", objective != "paper"
     return c.PretrainConfig(
         stage=stage,
         corpus=str(root / "corpus"),
         out=str(out),
-        model=c.ModelSource(preset=options.preset, checkpoint=checkpoint, init="informed" if informed else "random"),
+        model=c.ModelSource(
+            preset=options.preset,
+            checkpoint=checkpoint,
+            init="informed" if informed else "random",
+            subslices=SubSliceConfig(pair=options.pair),
+        ),
         data=c.DataConfig(batch_cells=64, batch_subslices=2),
         optim=c.OptimConfig(
             lr=options.lr,
@@ -296,6 +302,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--paper-seeds", type=int, default=1, help="the paper's objective costs three times as much")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--pair", choices=("knn", "full"), default="knn", help="distances that the model is shown")
+    parser.add_argument("--cells", type=int, default=800, help="of each simulated slice")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--adapt-steps", type=int, default=-1)
     parser.add_argument("--adapt-epochs", type=int)
@@ -310,7 +318,7 @@ def main() -> None:
     asked = {"adapt_epochs": options.adapt_epochs, "pretrain_epochs": options.pretrain_epochs}
     budget = BUDGETS[task] | {k: v for k, v in asked.items() if v is not None}
     if task == "simulated":
-        slices, labels = tz.simulate.corpus(5, 250 if options.quick else 1500, seed=0), ["region", "cell_type"]
+        slices, labels = tz.simulate.corpus(5, 250 if options.quick else options.cells, seed=0), ["region", "cell_type"]
         if options.quick:
             budget, options.seeds = {"adapt_epochs": 1, "pretrain_epochs": 3}, 1
     else:
@@ -331,7 +339,9 @@ def main() -> None:
                 for r in rows
                 if r["label"] == label and r["embedding"].startswith(f"{objective}: SToFM")
             }
-    notes.append(f"preset {options.preset}, {budget}, lr {options.lr}, adaptation steps at most {options.adapt_steps}")
+    notes.append(
+        f"preset {options.preset}, {budget}, lr {options.lr}, pair {options.pair}, adaptation steps at most {options.adapt_steps}"
+    )
     notes.append(f"losses, all seeds: {json.dumps(losses)}")
     common.finish(f"Pretraining on {task}, preset {options.preset}: held-out slice", rows, notes, result, options.out)
 
