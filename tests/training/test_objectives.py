@@ -49,6 +49,7 @@ def test_gamma_one_needs_no_distances(made: Any) -> None:
     objective, batches, _ = made(pretrain={"gamma": 1.0})
     parts = objective.losses(batches[0])
     assert set(parts) == {"loss", "masked_cells"}
+    torch.testing.assert_close(parts["loss"], 2 * parts["masked_cells"])  # the same formula as for any gamma
     assert all(len(rows) == 0 for batch in batches for rows in batch.moved)
     assert objective.distance_head is None
 
@@ -138,7 +139,9 @@ def test_an_encoder_that_stays_frozen_is_not_trained(made: Any, goal: dict[str, 
 
 def test_own_and_niche_recovers_no_distances(made: Any) -> None:
     objective, batches, _ = made(pretrain={"objective": "own+niche", "mask_share": 0.5})
-    assert "distances" not in objective.losses(batches[0])
+    parts = objective.losses(batches[0])
+    assert "distances" not in parts
+    assert torch.equal(parts["loss"], parts["masked_cells"])
     assert int(batches[0].hidden.sum()) == len(batches[0]) * 8  # half of 16
 
 

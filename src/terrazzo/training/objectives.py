@@ -181,7 +181,7 @@ class MultiScale(Objective):
         if not self.training:
             parts |= self._references(batch, target)
         if self.distance_head is None:
-            return {"loss": masked, **parts}
+            return {"loss": 2 * goal.gamma * masked if goal.objective == "paper" else masked, **parts}
         guessed = [self.distance_head(rows).squeeze(-1) for rows in output.pair]
         pairs = [g[:, c] for g, c in zip(guessed, batch.moved_columns, strict=True)]
         error = torch.cat([(p - t).square().flatten() for p, t in zip(pairs, batch.true_distance, strict=True)])
