@@ -132,9 +132,9 @@ def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Emb
     return EmbeddingCache(Path(corpus.folder) / "cache", key)
 
 
-def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, progress: bool | None = None) -> None:
+def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None = None) -> None:
     """Encode every cell that will be read once; store vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
-    if config.stage != "pretrain" or not isinstance(model, SToFM):
+    if config.stage != "pretrain":
         return
     cache, match = embedding_cache(config, corpus, model), member_match(corpus, model.vocabulary)
     table = corpus.manifest.set_index("id")
@@ -158,7 +158,7 @@ def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Tensor:
 
 
 def loaders(
-    config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, *, rank: int = 0, world: int = 1
+    config: PretrainConfig, corpus: Corpus, model: SToFM, *, rank: int = 0, world: int = 1
 ) -> tuple[Collated[Any], Collated[Any] | None]:
     """Return the loader of the training split, and of the validation split where there is one.
 
@@ -171,7 +171,7 @@ def loaders(
 
 
 def _cell_loader(
-    config: PretrainConfig, corpus: Corpus, model: SToFM | CellModel, split: str, rank: int, world: int
+    config: PretrainConfig, corpus: Corpus, model: SToFM, split: str, rank: int, world: int
 ) -> Collated[Any]:
     data, length = config.data, model.config.cell_encoder.max_length
     view = CellView(model.vocabulary, config.adapt, length)
@@ -207,15 +207,13 @@ def _cell_loader(
 def _scene_loader(
     config: PretrainConfig,
     corpus: Corpus,
-    model: SToFM | CellModel,
+    model: SToFM,
     split: str,
     rank: int,
     world: int,
     *,
     again: bool = True,
 ) -> Collated[Any]:
-    if not isinstance(model, SToFM):
-        raise ConfigError("stage 'pretrain' needs a SToFM model.")
     goal, train = config.pretrain, split == "train"
     again = again and goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs
     view = SceneView(goal, config.model.subslices, model.cls_token)

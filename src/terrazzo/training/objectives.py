@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from terrazzo.models.cells import CellModel
 from terrazzo.models.stofm import SToFM
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
@@ -23,7 +22,7 @@ from terrazzo.training.references import with_constant
 class Objective(LightningModule):
     """What both stages share: the optimiser and the names of the logged losses."""
 
-    def __init__(self, model: SToFM | CellModel, config: PretrainConfig) -> None:
+    def __init__(self, model: SToFM, config: PretrainConfig) -> None:
         super().__init__()
         self.model = model
         self.trained = model.module  # registered, so that Lightning moves, saves and averages it
@@ -84,11 +83,10 @@ class DomainAdaptation(Objective):
         The recipe; ``adapt`` holds the weights of the parts.
     """
 
-    def __init__(self, model: SToFM | CellModel, config: PretrainConfig) -> None:
+    def __init__(self, model: SToFM, config: PretrainConfig) -> None:
         super().__init__(model, config)
-        self.encoder: CellEncoder = model.module.cell_encoder if isinstance(model, SToFM) else model.module
-        if isinstance(model, SToFM):
-            model.module.se2.requires_grad_(False)  # this stage does not touch it
+        self.encoder: CellEncoder = model.module.cell_encoder
+        model.module.se2.requires_grad_(False)  # this stage does not touch it
         sizes = self.encoder.config
         self.gene_head = MaskedGeneHead(self.encoder.bert.embeddings.word_embeddings)
         width = sizes.output_dim if self.encoder.proj is not None else sizes.hidden_size

@@ -27,6 +27,7 @@ from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.checkpoint import CONFIG
+from terrazzo.models.stofm import SToFM
 from terrazzo.progress import Progress
 from terrazzo.training import data, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
@@ -129,7 +130,7 @@ def pretrain(
 def _train(
     config: PretrainConfig,
     corpus: Corpus,
-    model: Any,
+    model: SToFM,
     record: dict[str, Any],
     resume: bool,
     progress: bool | None,
@@ -158,7 +159,7 @@ def first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def make_objective(config: PretrainConfig, model: Any) -> LightningModule:
+def make_objective(config: PretrainConfig, model: SToFM) -> LightningModule:
     """Return the LightningModule of the recipe's stage, in training mode."""
     from terrazzo.training.objectives import DomainAdaptation, MultiScale
 
@@ -170,7 +171,7 @@ class _Data(LightningDataModule):
     """The loaders, made in every process once it knows its rank; stored vectors are made by the first one alone."""
 
     def __init__(
-        self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None, place: dict[str, Any] | None
+        self, config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None, place: dict[str, Any] | None
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
