@@ -339,9 +339,8 @@ def main() -> None:
                 for r in rows
                 if r["label"] == label and r["embedding"].startswith(f"{objective}: SToFM")
             }
-    notes.append(
-        f"preset {options.preset}, {budget}, lr {options.lr}, pair {options.pair}, adaptation steps at most {options.adapt_steps}"
-    )
+    said = {k: getattr(options, k) for k in ("preset", "lr", "pair", "adapt_steps")}
+    notes.append(f"{said | budget}")
     notes.append(f"losses, all seeds: {json.dumps(losses)}")
     common.finish(f"Pretraining on {task}, preset {options.preset}: held-out slice", rows, notes, result, options.out)
 

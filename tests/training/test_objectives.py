@@ -79,6 +79,18 @@ def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
     assert parts["distances_noisy"] > 0
 
 
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+def test_a_batch_of_which_nothing_is_shown(made: Any, loss: str) -> None:
+    alone = {"preset": "tiny", "subslices": {"split_size": 1, "halo": 0.0}}
+    objective, _, held_out = made(model=alone, pretrain={"loss": loss, "mask_share": 1.0, "kept_share": 0.0})
+    batch = held_out[0]
+    assert len(batch.shown_cells) == 0
+    assert len(batch.predicted) > 0
+    parts = objective.eval().losses(batch)
+    assert all(torch.isfinite(value) for value in parts.values())
+    torch.testing.assert_close(parts["masked_cells_mean"], torch.ones(()))  # zeros: the length of the vectors
+
+
 def test_a_hidden_cell_cannot_be_seen(made: Any) -> None:
     objective, batches, _ = made()
     objective.eval()

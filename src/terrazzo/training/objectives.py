@@ -198,7 +198,9 @@ class MultiScale(Objective):
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
         """Return the cost of trivial answers: zero, the shown cells' mean, the neighbours' mean, a ridge on rings."""
         goal = self.config.pretrain
-        mean = batch.features[batch.shown_cells].mean(0, keepdim=True).expand_as(target)
+        shown = batch.features[batch.shown_cells]
+        # where one-cell sub-slices are all hidden no cell is shown: zeros, as for the neighbours' mean
+        mean = (shown.mean(0, keepdim=True) if len(shown) else shown.new_zeros(1, shown.shape[1])).expand_as(target)
         zero = torch.zeros_like(target) if goal.loss == "mse" else mean
         ridge = with_constant(batch.rings) @ self.ridge
         return {
