@@ -254,8 +254,9 @@ def run(slices: list, labels: list[str], options, budget: dict) -> tuple[list, l
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_corpus(root, slices)
-        untrained = tz.SToFM(options.preset, tz.Corpus.open(root / "corpus").vocabulary(), seed=0)
-        note({"SToFM untrained (random weights)": vectors_of(untrained, slices)})
+        if not options.no_untrained:
+            untrained = tz.SToFM(options.preset, tz.Corpus.open(root / "corpus").vocabulary(), seed=0)
+            note({"SToFM untrained (random weights)": vectors_of(untrained, slices)})
         for objective in options.objectives:
             for seed in range(options.seeds if objective == "own+niche" else options.paper_seeds):
                 model, seconds, found = train(objective, root, options, budget, seed)
@@ -302,6 +303,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--paper-seeds", type=int, default=1, help="the paper's objective costs three times as much")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--no-untrained", action="store_true", help="leave out the untrained model")
     parser.add_argument("--pair", choices=("knn", "full"), default="knn", help="distances that the model is shown")
     parser.add_argument("--cells", type=int, default=800, help="of each simulated slice")
     parser.add_argument("--lr", type=float, default=1e-3)
