@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import anndata
 import numpy as np
 import pytest
 
 import terrazzo as tz
+from terrazzo import demo
 from terrazzo.cli import main
 
 VERBS = [["info"], ["embed"], ["convert", "stofm"], ["convert", "geneformer"], ["demo"]]
@@ -230,10 +232,17 @@ def test_convert_and_embed_published_weights(call: Any, shared_dir: Path, sample
     assert anndata.read_h5ad(tmp_path / "out" / "raw.h5ad").obsm["X_stofm"].shape == (300, 32)
 
 
-@pytest.mark.usefixtures("quiet_figures")
-def test_demo(call: Any, tmp_path: Path) -> None:
-    code, out, _ = call("demo", "--out", tmp_path / "demo", "--cells", 200)
+def test_demo(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "demo.md").write_text("| PCA | 0.5 |\n")
+    run = create_autospec(demo.run, return_value=out)  # the real one: test_demo.py
+    monkeypatch.setattr(demo, "run", run)
+    code, told, _ = call("demo", "--out", out, "--cells", 200, "--seed", 3)
     assert code == 0
-    assert "nothing was trained" in out
-    assert "obsm['X_stofm']" in out
-    assert (tmp_path / "demo" / "demo.png").is_file()
+    run.assert_called_once_with(out, n_cells=200, seed=3)
+    told = "".join(told.split())  # whatever the width of the terminal
+    assert "|PCA|0.5|" in told
+    assert "obsm['X_stofm']" in told
+    for name in ("demo.png", "losses.png", "demo.h5ad", "model"):
+        assert str(out / name) in told

@@ -1,63 +1,130 @@
-"""The demo runs, says that nothing was trained, and its baseline works."""
+"""The demo trains on slices that are not the one it embeds, and leaves what it names and nothing else."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 import terrazzo as tz
 from terrazzo import demo
 from terrazzo.errors import OutputError
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
+FILES = {"demo.h5ad", "demo.png", "losses.png", "demo.md", "demo.csv", "adapt.csv", "pretrain.csv", "model"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """The folder of a run, the corpus that was trained on, and the slices that went into it."""
+
+    folder: Path
+    manifest: pd.DataFrame
+    sources: list[AnnData]
+
+    @property
+    def embedded(self) -> AnnData:
+        return anndata.read_h5ad(self.folder / "demo.h5ad")
+
+    @property
+    def text(self) -> str:
+        return (self.folder / "demo.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     import matplotlib as mpl
 
     mpl.use("Agg", force=True)
-    return demo.run(tmp_path_factory.mktemp("demo") / "out", n_cells=1500, progress=False)
+    made: list[tuple[pd.DataFrame, list[AnnData]]] = []
+    build = demo.build
+
+    def spy(paths: Any, *rest: Any, **options: Any) -> Any:
+        corpus = build(paths, *rest, **options)
+        made.append((corpus.manifest.copy(), [anndata.read_h5ad(path) for path in paths]))
+        return corpus
+
+    out = tmp_path_factory.mktemp("demo") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "build", spy)
+        folder = demo.run(out, n_cells=150, adapt_epochs=1, pretrain_epochs=2, progress=False)
+    assert folder == out
+    return Done(folder, *made[0])
 
 
-def test_everything_is_there(folder: Path) -> None:
-    names = {p.name for p in folder.iterdir()}
-    assert names == {"demo.h5ad", "demo.png", "demo.md", "demo.csv", "model"}
-    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert not tz.load(folder / "model").trained
-    adata = anndata.read_h5ad(folder / "demo.h5ad")
-    assert adata.n_obs == 1500
-    assert {"X_stofm", "X_pca_nb"} <= set(adata.obsm)
-    assert {"X_stofm_domain", "X_pca_nb_domain", "region"} <= set(adata.obs)
-    assert not adata.uns["terrazzo"]["X_stofm"]["trained"]
+def test_everything_is_there_and_nothing_else(done: Done) -> None:
+    assert {p.name for p in done.folder.iterdir()} == FILES  # no work folder either
+    for name in ("demo.png", "losses.png"):
+        assert (done.folder / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("adapt", "pretrain"):
+        log = pd.read_csv(done.folder / f"{name}.csv")
+        assert log["train/loss"].notna().any()
+        assert log["val/loss"].notna().any()
 
 
-def test_the_text_says_that_nothing_was_trained(folder: Path) -> None:
-    text = (folder / "demo.md").read_text(encoding="utf-8")
-    assert "nothing was trained" in text
-    assert "(untrained)" in text
+def test_the_model_is_trained(done: Done) -> None:
+    model: Any = tz.load(done.folder / "model")
+    assert model.trained
+    assert model.config.output == "own+niche"
+    assert model.provenance["epochs"] == 2
+    own = done.embedded.uns["terrazzo"]
+    assert (own["X_stofm"]["trained"], own[demo.UNTRAINED]["trained"]) == (True, False)
 
 
-def test_the_baseline_finds_the_regions(folder: Path) -> None:
-    table = pd.read_csv(folder / "demo.csv").set_index("embedding")
-    assert table.loc["PCA + neighbour mean", "ARI"] > 0.5
+def test_the_embedded_slice_holds_every_method(done: Done) -> None:
+    adata = done.embedded
+    assert adata.n_obs == 150
+    assert {"X_stofm"} | {key for _, key in demo.METHODS} <= set(adata.obsm)
+    assert {tz.keys.domain_key(key) for _, key in demo.METHODS} <= set(adata.obs)
+    blocks = np.hstack([adata.obsm[demo.OWN], adata.obsm[demo.NICHE]])
+    np.testing.assert_array_equal(blocks, adata.obsm["X_stofm"])
+
+
+def test_the_embedded_slice_was_never_seen(done: Done) -> None:
+    adata = done.embedded
+    assert sorted(done.manifest["id"]) == [f"slice_{n + 1}" for n in range(demo.SLICES + demo.VALIDATION)]
+    assert done.manifest["split"].value_counts().to_dict() == {"train": demo.SLICES, "validation": demo.VALIDATION}
+    assert not set(adata.obs["donor"].unique()) & set(done.manifest["donor"])
+    seeds = {source.uns["simulation"]["seed"] for source in done.sources}
+    assert len(seeds) == len(done.manifest)
+    assert adata.uns["simulation"]["seed"] not in seeds
+    assert all(list(source.obs) == ["donor"] for source in done.sources)  # no label gets near the training
+
+
+def test_the_table(done: Done) -> None:
+    table = pd.read_csv(done.folder / "demo.csv")
+    assert list(table["embedding"]) == [title for title, _ in demo.METHODS]
     assert (table["seeds"] == demo.SEEDS).all()
     assert table["ARI"].between(-1, 1).all()
-    for title, row in table.iterrows():
-        assert f"| {title} | {row['ARI']} |" in (folder / "demo.md").read_text(encoding="utf-8")
+    assert table.set_index("embedding").loc["PCA + neighbour mean", "ARI"] > 0.3
+    for row in table.itertuples():
+        assert f"| {row.embedding} | {row.ARI} |" in done.text
 
 
-def test_a_second_run_replaces_the_first(folder: Path) -> None:
-    before = tz.load(folder / "model").fingerprint()
-    demo.run(folder, n_cells=200, seed=1, progress=False)
-    assert tz.load(folder / "model").fingerprint() != before
-    assert anndata.read_h5ad(folder / "demo.h5ad").n_obs == 200
+def test_the_text_says_that_it_is_simulated(done: Done) -> None:
+    assert "trained for about a minute on simulated slices" in done.text
+    assert "Simulated tissue is easy" in done.text
+
+
+@pytest.mark.slow
+def test_a_second_run_replaces_the_first(done: Done, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(done.folder, tmp_path / "again"))
+    before = {name: (folder / name).read_bytes() for name in FILES - {"model"}}
+    demo.run(folder, n_cells=100, adapt_epochs=1, pretrain_epochs=1, seed=1, progress=False)
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert all((folder / name).read_bytes() != content for name, content in before.items())
+    assert tz.load(folder / "model").fingerprint() != tz.load(done.folder / "model").fingerprint()
+    assert anndata.read_h5ad(folder / "demo.h5ad").n_obs == 100
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="cannot be written"):
         demo.run(tmp_path / "file" / "below", n_cells=100)

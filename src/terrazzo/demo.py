@@ -192,7 +192,9 @@ def draw_losses(folder: Path, path: Path) -> Path:
                     words, (values["step"].max(), last), ha="right", va="bottom", fontsize="x-small", color="0.4"
                 )
             else:
-                ax.plot(values["step"], values[name], label="training" if name.startswith("train") else "held out")
+                # a colour of its own: the order of the columns differs between the logs
+                label, colour = ("training", "C0") if name.startswith("train") else ("held out", "C1")
+                ax.plot(values["step"], values[name], marker=".", label=label, color=colour)
         ax.set(title=f"{stage}: {title}", xlabel="step", ylabel="loss")
         ax.legend(frameon=False)
     return plot.save(figure, path)
