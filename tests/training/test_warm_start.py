@@ -13,7 +13,7 @@ from terrazzo.corpus.loaders import member_match
 from terrazzo.corpus.store import Corpus
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.training import data
-from terrazzo.training.references import ridge, with_constant
+from terrazzo.training.references import references, with_constant
 from terrazzo.training.warm_start import composition, gene_loadings, head_radii, look_near
 from terrazzo.units.spots import rank_tokens
 
@@ -94,8 +94,12 @@ def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: 
     model = data.initial_model(config, corpus)
     data.prepare(config, corpus, model, progress=False)
     batches = list(data.loaders(config, corpus, model)[0])
-    weights = ridge(batches)
-    assert torch.equal(data.references(config, corpus, model), weights)
+    found = references(batches)
+    weights = found.ridge
+    assert torch.equal(data.references(config, corpus, model).ridge, weights)
+    torch.testing.assert_close(found.mean_cell, torch.cat([b.features[b.predicted] for b in batches]).mean(0))
+    true = torch.cat([d.flatten() for b in batches for d in b.true_distance])
+    assert found.mean_distance == pytest.approx(float(true.mean()) if len(true) else 0.0, rel=1e-5)
     target = torch.cat([b.features[b.predicted] for b in batches])
     guessed = torch.cat([with_constant(b.rings) @ weights for b in batches])
     mean = torch.cat([b.neighbour_mean for b in batches])

@@ -10,7 +10,6 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from terrazzo.config import to_dict
 from terrazzo.corpus.cache import CacheKey, EmbeddingCache
@@ -26,7 +25,8 @@ from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.batches import CellView, SceneView
 from terrazzo.training.config import PretrainConfig
-from terrazzo.training.references import ridge
+from terrazzo.training.references import References
+from terrazzo.training.references import references as collect
 from terrazzo.training.warm_start import (
     COMPONENTS,
     composition,
@@ -152,9 +152,9 @@ def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool
         cache.write(name, features, macro, split_cells(positions, cut), source=source)
 
 
-def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Tensor:
-    """Return the regression that masked cell modelling must beat, fitted on training slices (stage ``"pretrain"``)."""
-    return ridge(_scene_loader(config, corpus, model, "train", 0, 1, again=False))
+def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> References:
+    """Return the answers that the SE(2) Transformer must beat, from training slices (stage ``"pretrain"``)."""
+    return collect(_scene_loader(config, corpus, model, "train", 0, 1, again=False))
 
 
 def loaders(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +17,14 @@ class MLP(nn.Sequential):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def answer_with(head: MLP, constant: Tensor) -> None:
+    """Let a head answer with a constant, whatever it is given, until it learns."""
+    last = cast("nn.Linear", head[-1])
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(constant)
 
 
 class MaskedGeneHead(nn.Module):

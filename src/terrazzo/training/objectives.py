@@ -15,8 +15,8 @@ from terrazzo.models.stofm import SToFM
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
 from terrazzo.training.config import OptimConfig, PretrainConfig
-from terrazzo.training.heads import MLP, MaskedGeneHead, contrastive_loss, frequency_loss, residual_loss
-from terrazzo.training.references import with_constant
+from terrazzo.training.heads import MLP, MaskedGeneHead, answer_with, contrastive_loss, frequency_loss, residual_loss
+from terrazzo.training.references import References, with_constant
 
 
 class Objective(LightningModule):
@@ -191,9 +191,15 @@ class MultiScale(Objective):
         loss = 2 * (goal.gamma * masked + (1 - goal.gamma) * parts["distances"])  # 0.5 is 1:1
         return {"loss": loss, **parts}
 
-    def start(self, ridge: Tensor) -> None:
-        """Take the regression that the held-out loss is compared with; called once, before the first step."""
-        self.ridge.copy_(ridge)
+    def start(self, references: References) -> None:
+        """Let the heads start from constant answers, and keep the regression; called once, before the first step.
+
+        From random heads a short run spends its steps on finding the mean.
+        """
+        self.ridge.copy_(references.ridge)
+        answer_with(self.cell_head, references.mean_cell)
+        if self.distance_head is not None:
+            answer_with(self.distance_head, torch.tensor([references.mean_distance]))
 
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
         """Return the cost of trivial answers: zero, the shown cells' mean, the neighbours' mean, a ridge on rings."""
