@@ -207,7 +207,7 @@ def pretrain(
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
-    cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 1000,
+    cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 700,
     seed: Annotated[int, Parameter(help="Seed of tissue and weights.")] = 0,
 ) -> None:
     """Simulate a small corpus, train on it, find the domains of a slice that was held out; one to two minutes.

@@ -38,7 +38,7 @@ NICHE, OWN, UNTRAINED = "X_stofm_niche", "X_stofm_own", "X_stofm_untrained"
 def run(
     out: str | Path,
     *,
-    n_cells: int = 1000,
+    n_cells: int = 700,
     adapt_epochs: int = 4,
     pretrain_epochs: int = 40,
     seed: int = 0,
@@ -123,7 +123,7 @@ def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> r
         model=recipes.ModelSource(preset="tiny", checkpoint=checkpoint, init="informed"),
         data=recipes.DataConfig(batch_cells=64, batch_subslices=2),
         optim=recipes.OptimConfig(lr=1e-3, warmup_steps=20, epochs=epochs),
-        adapt=recipes.AdaptObjective(own_weight=1, masked_weight=0, contrastive_weight=0.1, view="thinned"),
+        adapt=recipes.AdaptObjective(own_weight=1, masked_weight=0, contrastive_weight=0, view="thinned"),
         pretrain=recipes.MultiScaleObjective(objective="own+niche", mask_share=0.5, reencode=0),
         run=recipes.RunConfig(log_every=5),
         seed=seed,
