@@ -40,7 +40,7 @@ def run(
     *,
     n_cells: int = 700,
     adapt_epochs: int = 4,
-    pretrain_epochs: int = 40,
+    pretrain_epochs: int = 30,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Path:
