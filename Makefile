@@ -51,7 +51,7 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.stamp-run ## simulated tissue -> embeddings -> domains: a figure and a table (CPU, a minute)
+demo: $(VENV)/.stamp-run ## train on simulated slices -> embed a held-out one -> domains: figures and a table (CPU, a few minutes)
 	@$(BIN)/terrazzo demo --out $(OUT)
 	@echo "the result is in $(OUT):"
 	@ls $(OUT)

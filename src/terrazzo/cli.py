@@ -210,7 +210,7 @@ def demo(
     cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 700,
     seed: Annotated[int, Parameter(help="Seed of tissue and weights.")] = 0,
 ) -> None:
-    """Simulate a small corpus, train on it, find the domains of a slice that was held out; one to two minutes.
+    """Simulate a small corpus, train on it, find the domains of a slice that was held out; a few minutes.
 
     Example: terrazzo demo --out my-demo
     """

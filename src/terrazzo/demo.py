@@ -27,8 +27,9 @@ from terrazzo.training import logs
 from terrazzo.training.run import pretrain
 
 ABOUT = (
-    "SToFM, preset tiny, trained for about a minute on simulated slices, then used on a simulated slice that it never "
-    "saw. Simulated tissue is easy: these numbers show that the whole way works, not how good the model is."
+    "SToFM, preset tiny, trained for a few minutes on simulated slices, then used on a simulated slice that it never "
+    "saw. These numbers show that the whole way works and that training helps, not how good the model is: so little "
+    "training does not beat PCA averaged over neighbours."
 )
 SEEDS = 5
 SLICES, VALIDATION = 5, 1  # slices to train on, and to follow the losses on; one more is embedded
