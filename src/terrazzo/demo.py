@@ -13,10 +13,8 @@ from anndata import AnnData
 from terrazzo import keys, plot, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
-from terrazzo.corpus.store import Corpus
 from terrazzo.models.base import block
 from terrazzo.models.baselines import PCANeighbours, expression_pca
-from terrazzo.models.checkpoint import CONFIG
 from terrazzo.models.convert import load
 from terrazzo.models.files import check_writable, write_atomically
 from terrazzo.models.stofm import SToFM
@@ -74,7 +72,7 @@ def run(
         for stage in ("adapt", "pretrain"):
             shutil.copyfile(Path(work) / stage / "logs" / logs.CSV, folder / f"{stage}.csv")
         model: Any = load(Path(work) / "pretrain" / "model")
-        model.save_pretrained(folder / "model", overwrite=(folder / "model" / CONFIG).exists())
+        model.save_pretrained(folder / "model", overwrite=True)
     model.embed(adata, progress=progress)
     adata.obsm[OWN], adata.obsm[NICHE] = block(adata, keys.X_STOFM, "own"), block(adata, keys.X_STOFM, "niche")
     untrained.embed(adata, key_added=UNTRAINED, progress=progress)
@@ -107,12 +105,10 @@ def train(work: Path, slices: list[AnnData], adapt: int, multi: int, seed: int, 
         bare.write_h5ad(work / f"slice_{number + 1}.h5ad")
         paths.append(work / f"slice_{number + 1}.h5ad")
     splits = Splits(by="donor", validation=VALIDATION / len(slices), seed=seed)
-    build(paths, work / "corpus", min_genes=1, splits=splits, scheduler="synchronous", progress=progress)
-    first = recipe("adapt", work, "", adapt, seed)
-    vocabulary = Corpus.open(work / "corpus").vocabulary()
-    adapted = pretrain(first, progress=progress)
+    corpus = build(paths, work / "corpus", min_genes=1, splits=splits, scheduler="synchronous", progress=progress)
+    adapted = pretrain(recipe("adapt", work, "", adapt, seed), progress=progress)
     pretrain(recipe("pretrain", work, str(adapted), multi, seed), progress=progress)
-    return SToFM("tiny", vocabulary, seed=seed)
+    return SToFM("tiny", corpus.vocabulary(), seed=seed)
 
 
 def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> recipes.PretrainConfig:
