@@ -188,7 +188,7 @@ class _Data(LightningDataModule):
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
             self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
-            if self._args[0].stage == "pretrain":
+            if self._args[0].stage == "pretrain" and self._place is None:  # a checkpoint holds what came of it
                 trainer.lightning_module.start(data.references(*self._args))
             if self._place is not None:
                 self._loaders[0].load_state_dict(self._place)
