@@ -12,6 +12,7 @@ no label is seen in pretraining.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -260,8 +261,9 @@ def run(slices: list, labels: list[str], options, budget: dict) -> tuple[list, l
     note(baselines(tissues[:-1], tissues[-1]))
     notes, losses = [], {}
     first = len(slices) - 1 if options.within else 0  # training slices are embedded for cross alone
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with contextlib.ExitStack() as stack:
+        root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root.mkdir(parents=True, exist_ok=True)
         make_corpus(root, slices)
         if not options.no_untrained:
             untrained = tz.SToFM(options.preset, tz.Corpus.open(root / "corpus").vocabulary(), seed=0)
@@ -317,6 +319,7 @@ def main() -> None:
     parser.add_argument("--pair", choices=("knn", "full"), default="knn", help="distances that the model is shown")
     parser.add_argument("--cells", type=int, default=800, help="of each simulated slice")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--keep", type=Path, help="new folder for corpus and runs; default: a temporary one")
     parser.add_argument("--adapt-steps", type=int, default=-1)
     parser.add_argument("--adapt-epochs", type=int)
     parser.add_argument("--pretrain-epochs", type=int)

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Coverage, Vocabulary
     from terrazzo.images import TissueImage
-    from terrazzo.models.base import block
     from terrazzo.models.baselines import PCANeighbours
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
     from terrazzo.models.files import embed_files
     from terrazzo.models.stofm import SToFM
     from terrazzo.models.stofm_config import SToFMConfig, preset
+    from terrazzo.representation import block
     from terrazzo.slices import Slice, read
     from terrazzo.training.run import pretrain
 
@@ -36,7 +36,7 @@ _WHERE = {
     "Slice": "slices",
     "TissueImage": "images",
     "Vocabulary": "genes",
-    "block": "models.base",
+    "block": "representation",
     "build_corpus": "corpus.build:build",
     "convert_geneformer": "models.convert",
     "convert_stofm": "models.convert",

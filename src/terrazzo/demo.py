@@ -13,11 +13,11 @@ from anndata import AnnData
 from terrazzo import keys, plot, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
-from terrazzo.models.base import block
 from terrazzo.models.baselines import PCANeighbours, expression_pca
 from terrazzo.models.convert import load
 from terrazzo.models.files import check_writable, write_atomically
 from terrazzo.models.stofm import SToFM
+from terrazzo.representation import block
 from terrazzo.slices import Slice
 from terrazzo.tasks import domains
 from terrazzo.training import config as recipes

@@ -249,38 +249,6 @@ class FoundationModel(abc.ABC):
         adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
 
 
-def block(adata: AnnData, key: str, name: str) -> NDArray[np.float32]:
-    """Return one of the blocks that an embedding consists of, e.g. ``block(adata, "X_stofm", "niche")``.
-
-    Parameters
-    ----------
-    adata
-        Embedded.
-    key
-        ``obsm`` key.
-    name
-        ``"own"`` (the cell itself: types) or ``"niche"`` (its surroundings: regions), where the model wrote both.
-
-    Returns
-    -------
-    float32 ``(n_cells, d)``, a view.
-
-    Raises
-    ------
-    InputError
-        No such embedding, or it has no such block.
-    """
-    record = dict(adata.uns.get(keys.UNS, {})).get(key)
-    if record is None or key not in adata.obsm:
-        raise InputError(f"obsm[{key!r}] was not written by terrazzo's embed.")
-    blocks = json.loads(record["details"]).get("blocks", {})
-    if name not in blocks:
-        have = f"it has {', '.join(blocks)}" if blocks else "it is one block"
-        raise InputError(f"obsm[{key!r}] has no block {name!r}; {have}.")
-    start, stop = blocks[name]
-    return np.asarray(adata.obsm[key])[:, start:stop]
-
-
 def table_of(sdata: Any) -> AnnData:
     """Return the one table of a SpatialData."""
     tables = dict(sdata.tables)
