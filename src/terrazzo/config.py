@@ -24,7 +24,8 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     Parameters
     ----------
     cls
-        A dataclass; its fields are dataclasses, numbers, strings, booleans, ``Literal`` or optional ones of these.
+        A dataclass; its fields are dataclasses, numbers, strings, booleans, ``Literal``, optional ones or lists of
+        these, or plain dicts.
     data
         Plain nested dict, as JSON or YAML gives it.
     where
@@ -73,6 +74,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return _convert(next(a for a in get_args(kind) if a is not type(None)), value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if origin is list or kind is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} must be a list, not {value!r}.")
+        inner = get_args(kind)
+        return [_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)] if inner else list(value)
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, not {value!r}.")
