@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Coverage, Vocabulary
     from terrazzo.images import TissueImage
-    from terrazzo.models.baselines import PCANeighbours
+    from terrazzo.models.baselines import Baseline, PCANeighbours, fit_baselines
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
     from terrazzo.models.files import embed_files
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from terrazzo.training.run import pretrain
 
 _WHERE = {
+    "Baseline": "models.baselines",
     "CellModel": "models.cells",
     "Corpus": "corpus.store",
     "Coverage": "genes",
@@ -41,6 +42,7 @@ _WHERE = {
     "convert_geneformer": "models.convert",
     "convert_stofm": "models.convert",
     "embed_files": "models.files",
+    "fit_baselines": "models.baselines",
     "load": "models.convert",
     "preset": "models.stofm_config",
     "pretrain": "training.run",
@@ -49,6 +51,7 @@ _WHERE = {
 _ROOMS = ("errors", "keys", "plot", "simulate", "tasks")
 
 __all__ = [
+    "Baseline",
     "CellModel",
     "Corpus",
     "Coverage",
@@ -64,6 +67,7 @@ __all__ = [
     "convert_geneformer",
     "convert_stofm",
     "embed_files",
+    "fit_baselines",
     "load",
     "plot",
     "preset",

@@ -13,12 +13,11 @@ from anndata import AnnData
 from terrazzo import keys, plot, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
-from terrazzo.models.baselines import PCANeighbours, expression_pca
+from terrazzo.models.baselines import Baseline
 from terrazzo.models.convert import load
 from terrazzo.models.files import check_writable, write_atomically
 from terrazzo.models.stofm import SToFM
 from terrazzo.representation import block
-from terrazzo.slices import Slice
 from terrazzo.tasks import domains
 from terrazzo.training import config as recipes
 from terrazzo.training import logs
@@ -76,8 +75,8 @@ def run(
     model.embed(adata, progress=progress)
     adata.obsm[OWN], adata.obsm[NICHE] = block(adata, keys.X_STOFM, "own"), block(adata, keys.X_STOFM, "niche")
     untrained.embed(adata, key_added=UNTRAINED, progress=progress)
-    adata.obsm[keys.X_PCA] = expression_pca(Slice.from_anndata(adata), 50, seed)
-    PCANeighbours().embed(adata)
+    for baseline in BASELINES:
+        baseline.embed(adata)
     table = score(adata, METHODS)
     write_atomically(adata, folder / "demo.h5ad")
     table.to_csv(folder / "demo.csv", index=False)
@@ -87,12 +86,12 @@ def run(
     return folder
 
 
+BASELINES = [Baseline("pca"), Baseline("pca-nb3", n_components=20)]
 METHODS = [
     ("SToFM, niche block", NICHE),
     ("SToFM, own block", OWN),
     ("SToFM untrained", UNTRAINED),
-    ("PCA", keys.X_PCA),
-    (PCANeighbours.title, keys.X_PCA_NB),
+    *((baseline.title, baseline.default_key) for baseline in BASELINES),
 ]
 
 

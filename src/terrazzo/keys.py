@@ -17,8 +17,7 @@ X_STOFM = "X_stofm"  # obsm: SToFM, float32 (n, d)
 X_STIMAGE = "X_stimage"  # obsm: ST as images
 X_STALIGN = "X_stalign"  # obsm: ST-Align
 X_CELL = "X_cell"  # obsm: a cell encoder alone, no tissue context
-X_PCA = "X_pca"  # obsm: principal components, under scanpy's name
-X_PCA_NB = "X_pca_nb"  # obsm: the baseline, PCA averaged over spatial neighbours
+X_BASELINE = "X_"  # obsm["X_<name>"]: a baseline, dashes as underscores: X_pca_nb3, X_t3
 UNS = "terrazzo"  # uns["terrazzo"][key]: provenance of obsm[key]
 DOMAIN_SUFFIX = "_domain"  # obs["<key>_domain"]: tissue domains found from obsm[key]
 EMPTY = "terrazzo_empty"  # obs: True where the cell has no counts the model can use
@@ -27,3 +26,8 @@ EMPTY = "terrazzo_empty"  # obs: True where the cell has no counts the model can
 def domain_key(key: str) -> str:
     """Return the obs column that holds the domains found from ``obsm[key]``."""
     return f"{key}{DOMAIN_SUFFIX}"
+
+
+def baseline_key(name: str) -> str:
+    """Return the obsm key of a baseline's vectors."""
+    return X_BASELINE + name.replace("-", "_")

@@ -1,7 +1,9 @@
-"""PCA and PCA + neighbour mean."""
+"""The trivial baselines: what each is made of, that nothing of a new slice is fitted, few cells, no variation."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,38 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
-from terrazzo.models.baselines import expression_pca, neighbour_mean
+from terrazzo import Slice, simulate
+from terrazzo.errors import ConfigError, InputError
+from terrazzo.models import projections
+from terrazzo.models.baselines import KINDS, RINGS, WITHIN_3_HOPS, Baseline, fit_baselines, neighbour_mean, rings
+
+CELLS, GENES = 300, 70
+
+
+@pytest.fixture(scope="module")
+def slices() -> list[Slice]:
+    """Make three slices of 300 cells and 70 genes."""
+    made = simulate.corpus(3, CELLS, n_genes=GENES, seed=4, n_donors=3)
+    return [Slice.from_anndata(adata) for adata in made]
+
+
+@pytest.fixture(scope="module")
+def fitted(slices: list[Slice]) -> dict[str, Baseline]:
+    """Fit all on the first two."""
+    return fit_baselines(list(KINDS), slices[:2])
+
+
+def fewer_genes(tissue: Slice, kept: Any) -> Slice:
+    return replace(
+        tissue, counts=tissue.counts[:, kept], gene_ids=tissue.gene_ids[kept], gene_symbols=tissue.gene_symbols[kept]
+    )
+
+
+def test_shapes(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+    out = {name: one.transform(slices[2]) for name, one in fitted.items()}
+    widths = {"expression": GENES, "pca-concat": 150, "t1": 20, "t2": 70, "t3": 20 + 5 * 20}
+    assert {name: values.shape for name, values in out.items()} == {n: (CELLS, widths.get(n, 50)) for n in KINDS}
+    assert all(values.dtype == np.float32 and np.isfinite(values).all() for values in out.values())
 
 
 def test_pca_against_plain_code(simulated: Any) -> None:
@@ -22,10 +55,53 @@ def test_pca_against_plain_code(simulated: Any) -> None:
     logged = logged[:, logged.std(axis=0) > 0]
     scaled = (logged - logged.mean(axis=0)) / logged.std(axis=0)
     expected = PCA(10, random_state=0, svd_solver="full").fit_transform(scaled)
-    found = expression_pca(tz.Slice.from_anndata(adata), 10, seed=0)
-    assert found.dtype == np.float32
+    found = Baseline("pca", n_components=10).embed(adata).obsm["X_pca"]
     for k in range(5):
         assert abs(np.corrcoef(found[:, k], expected[:, k])[0, 1]) > 0.999
+
+
+def test_pearson_residuals_against_scanpy(simulated: Any) -> None:
+    import scanpy as sc
+
+    adata = simulated(250)
+    counted = [np.asarray(adata.X.sum(axis=axis)).ravel() > 0 for axis in (1, 0)]
+    adata = adata[counted[0], counted[1]].copy()  # theirs divides by zero where a gene or cell has none
+    theirs = sc.experimental.pp.normalize_pearson_residuals(adata, theta=100, inplace=False)["X"]
+    tissue = Slice.from_anndata(adata)
+    ours = projections._values(tissue, list(projections.gene_columns(tissue)), pearson=True)
+    np.testing.assert_allclose(ours, np.asarray(theirs), atol=2e-4)
+
+
+def test_what_each_is_made_of(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+    tissue = slices[2]
+    out = {name: one.transform(tissue) for name, one in fitted.items()}
+    short = out["z50"][:, :20]
+    np.testing.assert_allclose(out["t1"], neighbour_mean(short, tissue.coords, WITHIN_3_HOPS), rtol=1e-5)
+    for block in (out["t2"][:, :50], out["t2"][:, 50:]):  # equal in mean norm
+        assert np.linalg.norm(block, axis=1).mean() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_array_equal(out["t3"][:, :20], short)
+    np.testing.assert_allclose(out["pca-concat"], np.hstack([out["pca"], out["pca-nb1"], out["pca-nb3"]]), rtol=1e-5)
+    np.testing.assert_allclose(out["pca-nb1"], neighbour_mean(out["pca"], tissue.coords, 6), rtol=1e-5)
+    distance = np.linalg.norm(tissue.coords[:, None] - tissue.coords[None], axis=-1)
+    order = np.argsort(distance, axis=1, kind="stable")
+    for number, (inner, outer) in enumerate(pairwise(RINGS)):
+        mean = short[order[:, inner + 1 : outer + 1]].mean(axis=1)
+        np.testing.assert_allclose(out["t3"][:, 20 * (number + 1) : 20 * (number + 2)], mean, rtol=1e-4, atol=1e-4)
+
+
+def test_sharing_a_projection_changes_nothing(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+    for name in ("t3", "pca-nb1", "pearson", "expression"):
+        alone = Baseline(name).fit(slices[:2])
+        np.testing.assert_array_equal(alone.transform(slices[2]), fitted[name].transform(slices[2]))
+
+
+def test_the_components_are_of_the_training_slices_only(slices: list[Slice]) -> None:
+    one = Baseline("z50").fit(slices[:2])
+    before = one.transform(slices[2])
+    one.transform(slices[0])
+    np.testing.assert_array_equal(one.transform(slices[2]), before)
+    assert not np.allclose(Baseline("z50").fit(slices).transform(slices[2]), before)
+    assert one.fitted_on == (slices[0].name, slices[1].name)
 
 
 def test_neighbour_mean_against_brute_force() -> None:
@@ -37,39 +113,83 @@ def test_neighbour_mean_against_brute_force() -> None:
     np.testing.assert_allclose(neighbour_mean(values, coords, 500)[0], values.mean(axis=0), atol=1e-5)
 
 
+def test_a_slice_smaller_than_its_rings() -> None:
+    values = np.arange(8, dtype=np.float32)[:, None]
+    found = rings(values, np.arange(8.0)[:, None] * [[1.0, 0.0]])
+    assert [block.shape for block in found] == [(8, 1)] * 5
+    assert [bool(block.any()) for block in found] == [True, True, False, False, False]
+
+
 @pytest.mark.parametrize("layout", ["cells", "visium"])
 def test_neighbours_help_regions(simulated: Any, layout: str) -> None:
     adata = simulated(1200, 300, layout=layout, seed=1)
     scores = {}
-    for hops in (0, 3):
-        tz.PCANeighbours(hops=hops).embed(adata, key_added="x")
+    for name in ("pca", "pca-nb3"):
+        Baseline(name, n_components=20).embed(adata, key_added="x")
         assert adata.obsm["x"].shape == (1200, 20)
         tz.tasks.domains(adata, use_rep="x", n_domains=5)
-        scores[hops] = adjusted_rand_score(adata.obs["region"], adata.obs["x_domain"])
-    assert scores[3] > max(0.5, scores[0])
+        scores[name] = adjusted_rand_score(adata.obs["region"], adata.obs["x_domain"])
+    assert scores["pca-nb3"] > max(0.5, scores["pca"])
 
 
 def test_same_seed_same_vectors_and_the_usual_key(simulated: Any) -> None:
-    first, second = (tz.PCANeighbours(n_components=7, hops=1).embed(simulated()).obsm["X_pca_nb"] for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert first.shape == (200, 7)
+    adata = Baseline("pca-nb1", n_components=7).embed(simulated())
+    assert adata.uns["terrazzo"]["X_pca_nb1"]["model"] == "PCA + neighbour mean, 1 hop"
+    again = Baseline("pca-nb1", n_components=7).embed(simulated())
+    np.testing.assert_array_equal(adata.obsm["X_pca_nb1"], again.obsm["X_pca_nb1"])
+    assert adata.obsm["X_pca_nb1"].shape == (200, 7)
 
 
+@pytest.mark.parametrize("name", list(KINDS))
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_few_cells(simulated: Any, n: int) -> None:
-    found = tz.PCANeighbours().embed(simulated()[:n].copy()).obsm["X_pca_nb"]
-    assert found.shape == (n, 20)
+def test_few_cells(simulated: Any, name: str, n: int) -> None:
+    found = Baseline(name).embed(simulated()[:n].copy(), key_added="x").obsm["x"]
+    assert len(found) == n
     assert np.isfinite(found).all()
 
 
-def test_slices_without_variation(simulated: Any) -> None:
+@pytest.mark.parametrize("value", [0, 1])
+def test_slices_without_variation(simulated: Any, value: int) -> None:
     adata = simulated()
-    adata.X = sparse.csr_matrix(np.ones(adata.shape, dtype=np.float32))
-    np.testing.assert_allclose(tz.PCANeighbours().embed(adata).obsm["X_pca_nb"], 0)
-    adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
-    np.testing.assert_allclose(tz.PCANeighbours().embed(adata).obsm["X_pca_nb"], 0)
+    adata.X = sparse.csr_matrix(np.full(adata.shape, value, dtype=np.float32))
+    for name in KINDS:
+        found = Baseline(name).embed(adata, key_added="x").obsm["x"]
+        np.testing.assert_allclose(found, found[:1].repeat(len(found), 0), atol=1e-6)
 
 
-def test_impossible_hops() -> None:
-    with pytest.raises(ValueError, match="0, 1, 2, 3"):
-        tz.PCANeighbours(hops=9)
+def test_a_slice_with_missing_genes(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+    tissue, order = slices[2], np.random.default_rng(0).permutation(GENES)  # genes go by name
+    for one in fitted.values():
+        whole, poor = one.transform(tissue), one.transform(fewer_genes(tissue, np.arange(0, GENES, 2)))
+        assert poor.shape == whole.shape
+        assert np.isfinite(poor).all()
+        np.testing.assert_allclose(one.transform(fewer_genes(tissue, order)), whole, atol=1e-4)
+    half = fitted["z50"].transform(fewer_genes(tissue, np.arange(0, GENES, 2)))
+    assert np.corrcoef(half[:, 0], fitted["z50"].transform(tissue)[:, 0])[0, 1] > 0.5  # less, but the same
+
+
+def test_nothing_in_common_is_refused(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+    foreign = replace(slices[2], gene_ids=np.array([f"ENSG9{i:010d}" for i in range(GENES)]))
+    for one in fitted.values():
+        with pytest.raises(InputError, match="none of the 70 genes"):
+            one.transform(foreign)
+    with pytest.raises(InputError, match="fewer than two genes in common"):
+        Baseline("z50").fit([slices[0], foreign])
+    with pytest.raises(InputError, match="at least one slice"):
+        Baseline("z50").fit([])
+
+
+def test_of_many_genes_the_spatial_ones_are_taken(slices: list[Slice], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projections, "GENOME_WIDE", 40)
+    monkeypatch.setattr(projections, "AUTOCORRELATED", 20)
+    rng, tissue = np.random.default_rng(0), slices[0]
+    left = tissue.coords[:, :1] < np.median(tissue.coords[:, 0])
+    mean = np.hstack([np.full((CELLS, 50), 5), np.repeat(np.where(left, [2, 8], [8, 2]), 10, axis=1)])
+    counts = sparse.csr_matrix(rng.poisson(mean).astype(np.float32))
+    chosen = projections.chosen_genes([replace(tissue, counts=counts)], "autocorrelation")
+    assert chosen == list(tissue.gene_ids[50:])
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'pca-nb3'"):
+        Baseline("pca-nb33")

@@ -81,7 +81,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper printed: one dict a row, ``model``, ``part`` and metrics; ``data`` says what it was measured on."""
+    """What the paper printed: a dict a row, ``model``, ``part`` and metrics; ``data`` says what it was measured on."""
 
     data: str = ""
     rows: list[dict] = field(default_factory=list)

@@ -1,48 +1,164 @@
-"""The trivial baselines that every claim is measured against, behind the same verb ``embed``."""
+"""The trivial baselines that every claim is measured against, by name, behind the same verb ``embed``.
+
+The strong ones, Z50 and T1 to T3, learn nothing but a PCA and beat every published number on the slices measured before
+the project began.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.spatial import cKDTree
 
 from terrazzo import keys
 from terrazzo._version import __version__
+from terrazzo.errors import ConfigError, InputError
+from terrazzo.models.projections import Projection, Vectors, chosen_genes, gene_columns, log_counts
 from terrazzo.slices import Slice
 
-NEIGHBOURS = {0: 0, 1: 6, 2: 18, 3: 36}  # spots within this many hops on a hexagonal lattice
-MAX_GENES = 2000  # variable genes kept
+Coords = NDArray[np.float64]
+WITHIN_1_HOP, WITHIN_3_HOPS = 6, 36  # spots within so many hops on a hexagonal lattice
+RINGS = (0, 6, 18, 36, 90, 216)  # neighbours up to each ring's outer edge
+SHORT = 20  # components that are averaged over neighbours
 
 
-class PCANeighbours:
-    """PCA of log-normalised expression, averaged over each cell and its spatial neighbours.
+def neighbour_mean(values: Vectors, coords: Coords, k: int) -> Vectors:
+    """Average each row over the cell itself and its ``k`` nearest neighbours."""
+    if k == 0 or len(values) == 1:
+        return values
+    _, index = cKDTree(coords).query(coords, k=min(k + 1, len(values)), workers=-1)
+    return values[index].mean(axis=1)
 
-    Counts are scaled to the slice's median total and log1p; the most variable genes are standardised; PCA; then the
-    mean over the cell itself and its nearest 6 (1 hop), 18 or 36 (3 hops) neighbours. Weak where types matter,
-    strong where regions do: a trained model must beat it.
+
+def rings(values: Vectors, coords: Coords) -> list[Vectors]:
+    """Return the mean over five rings of nearest neighbours (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
+    reach = min(RINGS[-1] + 1, len(values))
+    _, index = cKDTree(coords).query(coords, k=[*range(1, reach + 1)], workers=-1)
+    out = []
+    for inner, outer in pairwise(RINGS):
+        ring = index[:, inner + 1 : outer + 1]
+        out.append(values[ring].mean(axis=1) if ring.shape[1] else np.zeros_like(values))
+    return out
+
+
+def unit(block: Vectors) -> Vectors:
+    """Scale a block to a mean norm of one."""
+    return block / max(float(np.linalg.norm(block, axis=1).mean()), 1e-12)
+
+
+def _smooth(z: Vectors, coords: Coords) -> Vectors:
+    return neighbour_mean(z[:, :SHORT], coords, WITHIN_3_HOPS)
+
+
+def _all_hops(z: Vectors, coords: Coords) -> Vectors:
+    return np.hstack([z, *(neighbour_mean(z, coords, k) for k in (WITHIN_1_HOP, WITHIN_3_HOPS))])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a baseline is: a projection, and what is made of it with the coordinates."""
+
+    title: str
+    combine: Callable[[Vectors, Coords], Vectors]
+    projection: dict[str, Any] = field(default_factory=dict)
+
+
+_STRONG = {"choose": "autocorrelation", "own_scale": True}
+KINDS = {
+    "expression": Kind("Expression of variable genes", lambda z, c: z),
+    "pca": Kind("PCA", lambda z, c: z),
+    "pca-nb1": Kind("PCA + neighbour mean, 1 hop", lambda z, c: neighbour_mean(z, c, WITHIN_1_HOP)),
+    "pca-nb3": Kind("PCA + neighbour mean, 3 hops", lambda z, c: neighbour_mean(z, c, WITHIN_3_HOPS)),
+    "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
+    "pearson": Kind("Pearson-residual PCA", lambda z, c: z, {"choose": "autocorrelation", "pearson": True}),
+    "z50": Kind("Z50 (own cell)", lambda z, c: z, _STRONG),
+    "t1": Kind("T1 (Z20, 3 hops)", _smooth, _STRONG),
+    "t2": Kind("T2 [Z50 ; T1]", lambda z, c: np.hstack([unit(z), unit(_smooth(z, c))]), _STRONG),
+    "t3": Kind("T3 (Z20, rings)", lambda z, c: np.hstack([z[:, :SHORT], *rings(z[:, :SHORT], c)]), _STRONG),
+}
+
+
+@dataclass(frozen=True)
+class VariableGenes:
+    """Log-normalised expression of the variable genes of the training slices; genes that lack are zero."""
+
+    genes: tuple[str, ...]
+
+    def __call__(self, tissue: Slice) -> Vectors:
+        """Return float32 ``(n_cells, genes)``."""
+        here = gene_columns(tissue)
+        kept = [i for i, g in enumerate(self.genes) if g in here]
+        if not kept:
+            raise InputError(f"{tissue.name} has none of the {len(self.genes)} genes of the baseline.")
+        out = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
+        out[:, kept] = log_counts(tissue, [self.genes[i] for i in kept]).toarray()
+        return out
+
+
+class Baseline:
+    """A baseline by name: fitted on slices without labels, then one vector a cell.
 
     Parameters
     ----------
+    name
+        ``expression``: log counts, scaled to the slice's median total, of the variable genes. ``pca``: 50 principal
+        components of them, standardised (the scanpy pipeline). ``pca-nb1``, ``pca-nb3``: averaged over the cell and its
+        neighbours within 1 or 3 hops (6, 36 nearest). ``pca-concat``: all three. ``pearson``: components of Pearson
+        residuals. ``z50``: components of the spatially autocorrelated genes, each slice standardised by itself. ``t1``:
+        20 of them averaged over 3 hops. ``t2``: ``[z50 ; t1]``, equal in mean norm. ``t3``: 20 of them of the cell and
+        of five rings of its neighbours.
     n_components
         Principal components.
-    hops
-        0 (plain PCA), 1, 2 or 3.
+    seed
+        Seed of the solver.
+
+    Raises
+    ------
+    ConfigError
+        No such baseline.
     """
 
-    default_key: ClassVar[str] = keys.X_PCA_NB
-    title: ClassVar[str] = "PCA + neighbour mean"
+    def __init__(self, name: str, *, n_components: int = 50, seed: int = 0) -> None:
+        if name not in KINDS:
+            near = difflib.get_close_matches(name, KINDS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(KINDS)}."
+            raise ConfigError(f"there is no baseline {name!r}. {hint}")
+        self.name, self.title = name, KINDS[name].title
+        self.n_components, self.seed = n_components, seed
+        self.fitted_on: tuple[str, ...] = ()
+        self._project: Callable[[Slice], Vectors] | None = None
 
-    def __init__(self, n_components: int = 20, hops: int = 3) -> None:
-        if hops not in NEIGHBOURS:
-            raise ValueError(f"hops is {hops}; it must be one of {', '.join(map(str, NEIGHBOURS))}.")
-        self.n_components, self.hops = n_components, hops
+    @property
+    def default_key(self) -> str:
+        """Key that :meth:`embed` writes: ``X_pca``, ``X_t3``, ..."""
+        return keys.baseline_key(self.name)
 
-    def embed(self, adata: AnnData, *, key_added: str | None = None, seed: int = 0, **slice_options: Any) -> AnnData:
-        """Write ``obsm["X_pca_nb"]``, float32 ``(n_cells, n_components)``.
+    def fit(self, slices: Sequence[AnnData | Slice] | AnnData | Slice) -> Self:
+        """Fit genes and components on slices; labels are not looked at.
+
+        Raises
+        ------
+        InputError
+            The slices have fewer than two genes in common.
+        """
+        tissues = _tissues(slices)
+        self._use(_fitted(KINDS[self.name], self.name, tissues, self.n_components, self.seed), tissues)
+        return self
+
+    def transform(self, tissue: Slice) -> Vectors:
+        """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
+        project = self._project or _fitted(KINDS[self.name], self.name, [tissue], self.n_components, self.seed)
+        return KINDS[self.name].combine(project(tissue), tissue.coords).astype(np.float32)
+
+    def embed(self, adata: AnnData, *, key_added: str | None = None, **slice_options: Any) -> AnnData:
+        """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
 
         Parameters
         ----------
@@ -50,49 +166,61 @@ class PCANeighbours:
             Raw counts and ``obsm["spatial"]``.
         key_added
             Another ``obsm`` key.
-        seed
-            Seed of the PCA solver.
         **slice_options
             Passed to :meth:`terrazzo.Slice.from_anndata`.
         """
         tissue = Slice.from_anndata(adata, **slice_options)
-        scores = expression_pca(tissue, self.n_components, seed)
         key = key_added or self.default_key
-        adata.obsm[key] = neighbour_mean(scores, tissue.coords, NEIGHBOURS[self.hops])
+        adata.obsm[key] = self.transform(tissue)
         record = {
             "model": self.title,
+            "model_type": f"baseline:{self.name}",
             "n_components": self.n_components,
-            "hops": self.hops,
-            "seed": seed,
+            "fitted_on": ", ".join(self.fitted_on or (tissue.name,)),
+            "seed": self.seed,
             "terrazzo_version": __version__,
         }
         adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
         return adata
 
-
-def expression_pca(tissue: Slice, n_components: int, seed: int) -> NDArray[np.float32]:
-    """Return principal components of median-normalised log counts of the most variable genes, ``(n, n_components)``."""
-    from sklearn.decomposition import PCA
-
-    total = np.maximum(tissue.total_counts, 1)
-    scaled = sparse.diags(np.median(total) / total) @ tissue.counts
-    logged = sparse.csr_matrix(scaled, dtype=np.float32)
-    logged.data = np.log1p(logged.data)
-    n, genes = logged.shape
-    mean = np.bincount(logged.indices, logged.data, minlength=genes) / n  # in float64
-    variance = np.bincount(logged.indices, logged.data.astype(np.float64) ** 2, minlength=genes) / n - mean**2
-    chosen = np.argsort(-variance, kind="stable")[:MAX_GENES]
-    chosen = chosen[variance[chosen] > 1e-6 * mean[chosen] ** 2]  # more than rounding
-    dense = logged[:, chosen].toarray()
-    dense = (dense - dense.mean(axis=0)) / np.maximum(dense.std(axis=0), 1e-6)
-    k = min(n_components, *dense.shape)
-    scores = PCA(k, random_state=seed).fit_transform(dense) if k else np.zeros((tissue.n_cells, 0))
-    return np.pad(scores, ((0, 0), (0, n_components - k))).astype(np.float32)
+    def _use(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
+        self._project, self.fitted_on = project, tuple(t.name for t in tissues)
 
 
-def neighbour_mean(values: NDArray[np.float32], coords: NDArray[np.float64], k: int) -> NDArray[np.float32]:
-    """Average each row over the cell itself and its ``k`` nearest neighbours."""
-    if k == 0 or len(values) == 1:
-        return values
-    _, index = cKDTree(coords).query(coords, k=min(k + 1, len(values)), workers=-1)
-    return values[index].mean(axis=1)
+def fit_baselines(
+    names: Sequence[str], slices: Sequence[AnnData | Slice], *, n_components: int = 50, seed: int = 0
+) -> dict[str, Baseline]:
+    """Fit several baselines on the same slices; those that share a projection share its fit.
+
+    Returns
+    -------
+    Name to fitted :class:`Baseline`.
+    """
+    tissues, shared = _tissues(slices), {}
+    out = {}
+    for name in names:
+        baseline, kind = Baseline(name, n_components=n_components, seed=seed), KINDS[name]
+        which = "expression" if name == "expression" else str(sorted(kind.projection.items()))
+        if which not in shared:
+            shared[which] = _fitted(kind, name, tissues, n_components, seed)
+        baseline._use(shared[which], tissues)
+        out[name] = baseline
+    return out
+
+
+def _fitted(kind: Kind, name: str, tissues: Sequence[Slice], n: int, seed: int) -> Callable[[Slice], Vectors]:
+    if name == "expression":
+        return VariableGenes(tuple(chosen_genes(tissues, "variance")))
+    return Projection.fit(tissues, n, seed=seed, **kind.projection)
+
+
+def _tissues(slices: Sequence[AnnData | Slice] | AnnData | Slice) -> list[Slice]:
+    given = [slices] if isinstance(slices, AnnData | Slice) else list(slices)
+    if not given:
+        raise InputError("a baseline needs at least one slice to be fitted on.")
+    return [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in given]
+
+
+def PCANeighbours(n_components: int = 20, hops: int = 3) -> Baseline:
+    """Return a baseline under its old name."""
+    return Baseline({0: "pca", 1: "pca-nb1", 3: "pca-nb3"}[hops], n_components=n_components)

@@ -20,6 +20,8 @@ from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.genes import GeneMatch, Vocabulary
 from terrazzo.models.base import Embedding, FoundationModel, Plan
 from terrazzo.models.cells import (
+    CellModel,
+    CellModelConfig,
     Precision,
     advice,
     check_vocabulary,
@@ -160,6 +162,13 @@ class SToFM(FoundationModel):
             return self.embed_slice(tissue, match, settings, labels=labels, bars=bars)
 
         return self._embed_all(data, key_added or self.default_key, to_dict(settings), slice_options, run)
+
+    def cell_model(self) -> CellModel:
+        """Return the cell encoder alone as a model of its own: what the tables call "cell encoder"."""
+        config = CellModelConfig(self.config.cell_encoder)
+        alone = CellModel(config, self.vocabulary, provenance={**self.provenance, "part": "cell encoder of SToFM"})
+        alone.module.load_state_dict(self.module.cell_encoder.state_dict())
+        return alone.to(self.device)
 
     def _settings(
         self, overrides: dict[str, Any], precision: Precision, seed: int, clusters: str | None
