@@ -119,12 +119,21 @@ def leiden_labels(
 
 
 def _fuzzy_graph(points: Floats, k: int) -> igraph.Graph:
-    """Build the weighted neighbour graph of scanpy's ``pp.neighbors`` (exact neighbours)."""
-    n = len(points)
     distance, index = cKDTree(points).query(points, k=k, workers=-1)
-    distance, index = distance[:, 1:], index[:, 1:]
-    weight = _fuzzy_weights(distance, np.log2(k))
-    rows = np.repeat(np.arange(n), k - 1)
+    return fuzzy_graph(distance[:, 1:], index[:, 1:])
+
+
+def fuzzy_graph(distance: Floats, index: NDArray[np.int64]) -> igraph.Graph:
+    """Build the weighted neighbour graph of scanpy's ``pp.neighbors``.
+
+    Parameters
+    ----------
+    distance, index
+        ``(n, k - 1)``: the nearest neighbours of each point, itself left out.
+    """
+    n, others = distance.shape
+    weight = _fuzzy_weights(distance, np.log2(others + 1))
+    rows = np.repeat(np.arange(n), others)
     directed = sparse.csr_matrix((weight.ravel(), (rows, index.ravel())), shape=(n, n))
     both = directed + directed.T - directed.multiply(directed.T)
     upper = sparse.triu(both, k=1).tocoo()
