@@ -73,6 +73,18 @@ def read(adata: AnnData, label: str | ArrayLike, *, least_share: float = LEAST_S
     InputError
         No such column, another length, no label at all, or a single class.
     """
+    name = f"obs[{label!r}]" if isinstance(label, str) else "the labels"
+    return parse(column(adata, label), least_share=least_share, name=name)
+
+
+def column(adata: AnnData, label: str | ArrayLike) -> pd.Series:
+    """Return labels as they are, one a cell; see :func:`read`.
+
+    Raises
+    ------
+    InputError
+        No such column, or another length.
+    """
     if isinstance(label, str):
         if label not in adata.obs:
             near = difflib.get_close_matches(label, [str(c) for c in adata.obs], n=1)
@@ -80,11 +92,11 @@ def read(adata: AnnData, label: str | ArrayLike, *, least_share: float = LEAST_S
             raise InputError(
                 f"obs has no column {label!r}; there are: {', '.join(map(str, adata.obs)) or 'none'}.{hint}"
             )
-        return parse(adata.obs[label], least_share=least_share, name=f"obs[{label!r}]")
+        return adata.obs[label]
     values = pd.Series(np.asarray(label).ravel())
     if len(values) != adata.n_obs:
         raise InputError(f"there are {len(values)} labels for {adata.n_obs} cells.")
-    return parse(values, least_share=least_share, name="the labels")
+    return values
 
 
 def parse(values: pd.Series, *, least_share: float = LEAST_SHARE, name: str = "the labels") -> Labels:

@@ -1,0 +1,127 @@
+"""The MLP as a read-out: trained on vectors with early stopping, its random numbers its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from terrazzo.nn.heads import LabelHead
+from terrazzo.tasks.readouts import Floats, MLPConfig, Readout, State
+
+BETTER = 0.99  # training goes on while the loss falls by 1 % in so many epochs as patience says
+
+
+class MLPReadout(Readout):
+    """A :class:`LabelHead` and its training.
+
+    Classes are learnt with cross-entropy, proportions as softmax with the Kullback-Leibler divergence, values with
+    the squared error of targets standardised column by column with the training rows' mean and sd, and mapped back.
+    """
+
+    config: MLPConfig
+
+    @property
+    def needs_validation(self) -> bool:
+        """Early stopping looks at them."""
+        return self.config.early_stopping
+
+    def _fit(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any], seed: int) -> None:
+        self._target_shift, self._target_scale = np.zeros(self.n_outputs), np.ones(self.n_outputs)
+        if self.kind == "values":
+            self._target_shift, self._target_scale = y.mean(axis=0, dtype=float), y.std(axis=0, dtype=float)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self._module = self._new(x.shape[1])
+            self._train(*self._tensors(x, y), *self._tensors(x_val, y_val))
+        self._module.eval()
+
+    def _new(self, input_dim: int) -> LabelHead:
+        config = self.config
+        return LabelHead(input_dim, self.n_outputs, config.hidden, config.activation, config.dropout)
+
+    def _tensors(self, x: Floats, y: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        if self.kind == "values":  # a constant column has sd 0: learnt as zeros, answered with its mean
+            y = (y - self._target_shift) / np.where(self._target_scale > 0, self._target_scale, 1.0)
+        target = torch.from_numpy(np.asarray(y, dtype=np.int64 if self.kind == "classes" else np.float32))
+        return torch.from_numpy(np.ascontiguousarray(x)), target
+
+    def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "classes":
+            return F.cross_entropy(scores, target)
+        if self.kind == "proportions":
+            return F.kl_div(scores.log_softmax(-1), target, reduction="batchmean")
+        return F.mse_loss(scores, target)
+
+    def _trivial_loss(self, y: Tensor) -> float:
+        """Return the loss of always answering with the mean: zeros of standardised values, else log frequencies."""
+        if self.kind == "values":
+            return float(y.square().mean())
+        mean = (F.one_hot(y, self.n_outputs).float() if self.kind == "classes" else y).mean(dim=0)
+        return float(self._loss(mean.clamp_min(1e-12).log().expand(len(y), -1), y))
+
+    def _train(self, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> None:
+        config, module = self.config, self._module
+        optimiser = torch.optim.AdamW(
+            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        best, counted, kept, waited = np.inf, np.inf, _copy(module), 0
+        watched, floor = bool(len(x_val)), config.floor * self._trivial_loss(y)
+        for _ in range(config.max_epochs):
+            loss = self._epoch(x, y, optimiser)
+            if watched:
+                module.eval()
+                with torch.no_grad():
+                    loss = float(self._loss(module(x_val), y_val))
+                if loss < best:
+                    best, kept = loss, _copy(module)
+            counted, waited = (loss, 0) if loss < counted * BETTER else (counted, waited + 1)
+            if waited >= config.patience or loss < floor:
+                break
+        if watched:
+            module.load_state_dict(kept)
+
+    def _epoch(self, x: Tensor, y: Tensor, optimiser: torch.optim.Optimizer) -> float:
+        """Run through all rows once; returns their mean loss."""
+        self._module.train()
+        total = 0.0
+        for rows in torch.randperm(len(x)).split(self.config.batch_size):
+            optimiser.zero_grad()
+            loss = self._loss(self._module(x[rows]), y[rows])
+            loss.backward()
+            optimiser.step()
+            total += float(loss.detach()) * len(rows)
+        return total / max(len(x), 1)
+
+    @torch.no_grad()
+    def _outputs(self, x: Floats) -> NDArray[Any]:
+        scores = self._module(torch.from_numpy(np.ascontiguousarray(x)))
+        if self.kind == "values":
+            return scores.numpy() * self._target_scale + self._target_shift
+        return scores.softmax(-1).numpy()
+
+    def _state(self) -> State:
+        weights = {f"module.{k}": v.numpy() for k, v in self._module.state_dict().items()}
+        return {"target_shift": self._target_shift, "target_scale": self._target_scale, **weights}
+
+    def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
+        self._target_shift, self._target_scale = state["target_shift"], state["target_scale"]
+        if self._target_shift.shape != (self.n_outputs,) or self._target_scale.shape != (self.n_outputs,):
+            raise ValueError("target_shift and target_scale have another number of columns")
+        with torch.random.fork_rng(devices=[]):  # making a module draws its start
+            self._module = self._new(self.input_dim)
+        weights = {k.removeprefix("module."): torch.tensor(v) for k, v in state.items() if k.startswith("module.")}
+        try:
+            self._module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        self._module.eval()
+
+
+def _copy(module: LabelHead) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}

@@ -1,0 +1,290 @@
+"""Probes: a small read-out that is fitted to one embedding, annotates other slices, and is saved without pickle."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from terrazzo import keys, representation
+from terrazzo._version import __version__
+from terrazzo.errors import InputError
+from terrazzo.representation import Vectors
+from terrazzo.tasks import probe_files, splits, targets
+from terrazzo.tasks.experiments import Plan, across, fit_readout, within
+from terrazzo.tasks.labels import LEAST_SHARE
+from terrazzo.tasks.readouts import HeadConfig, Kind, Readout, head_record
+from terrazzo.tasks.results import TaskResult
+from terrazzo.tasks.targets import Data
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A fitted read-out, and what its answers mean.
+
+    Attributes
+    ----------
+    readout
+        What answers.
+    names
+        Of the classes, or of the columns.
+    use_rep
+        Embedding it was fitted to; None where that was an array.
+    target
+        What it learnt: the label, or the key of the values.
+    origins
+        What is known of the models behind the embeddings it was fitted to.
+    info
+        How it was fitted, JSON-able.
+    """
+
+    readout: Readout
+    names: tuple[str, ...]
+    use_rep: str | None
+    target: str
+    origins: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """``"classes"``, ``"values"`` or ``"proportions"``."""
+        return self.readout.kind
+
+    def predict(self, data: AnnData | Vectors, *, use_rep: str | Vectors | None = None) -> NDArray[Any]:
+        """Return an answer for every row.
+
+        Parameters
+        ----------
+        data
+            A slice with the embedding, or vectors ``(n, d)``.
+        use_rep
+            Another ``obsm`` key, or an array; by default the key that the probe was fitted to.
+
+        Returns
+        -------
+        Names of classes, object ``(n,)``; or values or proportions, float32 ``(n, m)``, columns as ``names``.
+
+        Raises
+        ------
+        InputError
+            No such embedding, another width, or values that are not finite.
+        """
+        found = self.readout.predict(self._vectors(data, use_rep))
+        return np.array(self.names, dtype=object)[found] if self.kind == "classes" else found
+
+    def predict_proba(self, data: AnnData | Vectors, *, use_rep: str | Vectors | None = None) -> NDArray[np.float32]:
+        """Return the probability of each class, ``(n, classes)``; arguments and errors as :meth:`predict`.
+
+        Raises
+        ------
+        ConfigError
+            The probe answers with values or proportions.
+        """
+        return self.readout.predict_proba(self._vectors(data, use_rep))
+
+    def annotate(
+        self, adata: AnnData, *, key_added: str | None = None, use_rep: str | Vectors | None = None
+    ) -> AnnData:
+        """Write the answers into a slice, with their provenance in ``uns["terrazzo"]``.
+
+        Parameters
+        ----------
+        adata
+            Holds the embedding; changed, and returned.
+        key_added
+            By default ``"<target>_predicted"``. Classes go into ``obs``, categorical; values and proportions into
+            ``obsm``, float32, and the names of their columns into ``uns["<key>_names"]``.
+        use_rep
+            As in :meth:`predict`.
+        """
+        key, found = key_added or f"{self.target}_predicted", self.predict(adata, use_rep=use_rep)
+        if self.kind == "classes":
+            adata.obs[key] = pd.Categorical(found, categories=list(self.names))
+        else:
+            adata.obsm[key] = found
+            adata.uns[f"{key}_names"] = np.array(self.names, dtype=object)
+        used = use_rep if use_rep is not None else self.use_rep
+        record = {
+            "task": "probe",
+            "kind": self.kind,
+            "target": self.target,
+            "use_rep": used if isinstance(used, str) else "array",
+            "probe": json.dumps(self.info),
+            "terrazzo_version": __version__,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
+        return adata
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``probe.json`` and ``probe.safetensors`` into a folder, both or none.
+
+        Raises
+        ------
+        OutputError
+            The folder holds something already (and ``overwrite`` is not given, or it is no probe), or cannot be
+            written.
+        """
+        record = {
+            "kind": self.kind, "names": list(self.names), "use_rep": self.use_rep, "target": self.target,
+            "origins": list(self.origins), "head": head_record(self.readout.config), "info": self.info,
+        }  # fmt: skip
+        return probe_files.write(folder, record, self.readout.state(), overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Probe:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            Not a probe's folder, or a damaged one.
+        """
+        record, readout = probe_files.read(folder)
+        return cls(
+            readout, tuple(record["names"]), record["use_rep"], record["target"], tuple(record["origins"]),
+            record["info"],
+        )  # fmt: skip
+
+    def _vectors(self, data: AnnData | Vectors, use_rep: str | Vectors | None) -> Vectors:
+        if isinstance(data, AnnData):
+            used = use_rep if use_rep is not None else self.use_rep
+            if used is None:
+                raise InputError("the probe was fitted to an array; say with use_rep= which embedding it is to read.")
+            x = representation.vectors(data, used)
+            made = targets.origin(data, used)
+            if made and self.origins and made not in self.origins:
+                targets.warn_origins({made, *self.origins})
+        else:
+            rows = np.asarray(data)
+            empty = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(rows))]))
+            x = representation.vectors(empty, rows)
+        if x.shape[1] != self.readout.input_dim:
+            raise InputError(
+                f"the probe was fitted to vectors of width {self.readout.input_dim}, these have {x.shape[1]}; "
+                "embed with the same model."
+            )
+        return x
+
+
+def fit_probe(
+    data: Data,
+    *,
+    use_rep: str | Vectors | Sequence[Vectors],
+    label: Any = None,
+    values: Any = None,
+    proportions: Any = None,
+    head: str | HeadConfig = "mlp3",
+    seed: int = 0,
+    least_share: float = LEAST_SHARE,
+) -> Probe:
+    """Fit a read-out to the embedding of one slice or of several; every labelled cell is used.
+
+    Parameters
+    ----------
+    data
+        One slice or several, all embedded by one model.
+    use_rep
+        ``obsm`` key, ``"key:block"``, or array ``(n, d)``; with several slices, a list of arrays.
+    label
+        Column of ``obs`` (or array, or list of arrays): classification.
+    values
+        Key of ``obsm``, DataFrame or array ``(n, m)`` (or list of these): regression of each column.
+    proportions
+        The same, rows that sum to one, as do those of the answers.
+    head
+        ``"mlp3"``, three layers with LeakyReLU, 10 % of the labelled cells drawn to stop it early (SToFM, C.2);
+        ``"mlp512"``, the MLP [512, 256, 128] of ST as images; ``"knn"``, the 10 nearest cells; ``"linear"``; or
+        settings from :mod:`terrazzo.tasks.readouts`.
+    seed
+        Of the validation cells, and of the head's start.
+    least_share
+        Classes with a smaller share of the labelled cells are not learnt.
+
+    Raises
+    ------
+    InputError
+        The embedding or the labels cannot be used; the message says where and why.
+    ConfigError
+        No such head; not exactly one of ``label``, ``values``, ``proportions``.
+    """
+    target = targets.read_target(data, label, values, proportions, least_share)
+    given = next(one for one in (label, values, proportions) if one is not None)
+    x = targets.stack(data, use_rep)
+    readout = fit_readout(x, target, splits.all_rows(target.known, seed=seed), head, seed)
+    slices = targets.as_list(data)
+    rep = use_rep if isinstance(use_rep, str) else None
+    info = {
+        "head": head_record(head), "seed": seed, "least_share": least_share, "n_slices": len(slices),
+        "n_cells": int(target.known.sum()), "notes": list(target.notes),
+    }  # fmt: skip
+    origins = tuple(sorted({made for one in slices if (made := targets.origin(one, use_rep))}))
+    return Probe(readout, target.names, rep, given if isinstance(given, str) else target.kind, origins, info)
+
+
+def probe(
+    data: Data,
+    *,
+    use_rep: str | Vectors,
+    label: Any = None,
+    values: Any = None,
+    head: str | HeadConfig = "mlp3",
+    splits: Sequence[str] = ("random", "blocked"),
+    runs: int = 3,
+    test: AnnData | None = None,
+    seed: int = 0,
+    least_share: float = LEAST_SHARE,
+    progress: bool | None = None,
+) -> TaskResult:
+    """Score how well an embedding predicts labels or values: within one slice, or from slices to another.
+
+    Parameters
+    ----------
+    data
+        One slice; with ``test``, one or several that are learnt from.
+    use_rep, label, values, head, least_share
+        As in :func:`fit_probe`.
+    splits
+        Within one slice: ``"random"``, 8:2 (SToFM, C.2), whose test cells have neighbours in training; ``"blocked"``,
+        16 spatial blocks in four folds, their predictions scored together; ``"few-shot"``, 20:80, always ten draws (ST
+        as images, section 4).
+    runs
+        Random draws; passes through all four folds; fits for ``test``. Each is one ``number`` in the metrics.
+    test
+        Another slice that is scored, with the label or values under the same key. Classes and columns that only one
+        side has are not scored, and named in ``notes``; those of the training slices are learnt all the same.
+    seed
+        Seed.
+    progress
+        Show a bar; None where there is a terminal.
+
+    Returns
+    -------
+    Metrics: ``accuracy``, ``macro_f1``, ``ari``, ``nmi`` of classes; of values those of
+    :func:`terrazzo.tasks.metrics.regression`, also column by column, and ``rmse_mean`` and ``mae_mean`` of the
+    trivial answer, the mean of the training cells. Predictions: a row for each cell of the scored slice, column
+    ``true`` and one for each kind of split (for values ``"true:NAME"``, ``"random:NAME"``), empty where a cell was in
+    training in the last run. Cells without label are predicted, and not scored.
+
+    Raises
+    ------
+    InputError
+        The embedding, labels, values or coordinates cannot be used; the message says where and why.
+    ConfigError
+        No such head or split; not exactly one of ``label`` and ``values``; several slices without ``test``.
+    """
+    plan = Plan("probe", head, tuple(splits), runs, seed, progress)
+    target = targets.read_target(data, label, values, None, least_share)
+    settings = {"use_rep": use_rep, "label": label, "values": values, "least_share": least_share}
+    if test is None:
+        return within(plan, data, use_rep, target, settings)
+    truth = targets.read_target(test, label, values, None, least_share)
+    return across(plan, data, test, use_rep, target, truth, settings)
