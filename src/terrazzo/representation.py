@@ -64,7 +64,8 @@ def vectors(adata: AnnData, use_rep: str | Vectors, *, purpose: Purpose = "all")
     adata
         Holds the embedding, or the cells that an array belongs to.
     use_rep
-        An ``obsm`` key; ``"key:block"`` for one block of it, e.g. ``"X_stofm:own"``; or an array ``(n_cells, d)``.
+        An ``obsm`` key; ``"key:block"`` for one block of it, e.g. ``"X_stofm:own"``, and ``"key:all"`` for the whole
+        whatever the purpose; or an array ``(n_cells, d)``.
     purpose
         What a bare key stands for where the model wrote named blocks: ``"own"`` for what belongs to the cell (types),
         ``"niche"`` for what belongs to its surroundings (regions), ``"all"`` for both (supervised tasks).
@@ -95,11 +96,15 @@ def _named(adata: AnnData, use_rep: str, purpose: Purpose) -> Vectors:
     if use_rep in adata.obsm:
         if purpose != "all" and purpose in blocks(adata, use_rep):
             return block(adata, use_rep, purpose)
-        values = adata.obsm[use_rep]
-        return values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        return _whole(adata, use_rep)
     key, _, name = use_rep.rpartition(":")
     if key in adata.obsm:
-        return block(adata, key, name)
+        return _whole(adata, key) if name == "all" else block(adata, key, name)
     near = difflib.get_close_matches(use_rep, list(adata.obsm), n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "Embed first."
     raise InputError(f"obsm has no {use_rep!r}; there are: {', '.join(adata.obsm) or 'none'}. {hint}")
+
+
+def _whole(adata: AnnData, key: str) -> Vectors:
+    values = adata.obsm[key]
+    return values.toarray() if hasattr(values, "toarray") else np.asarray(values)

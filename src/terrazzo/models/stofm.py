@@ -198,7 +198,7 @@ class SToFM(FoundationModel):
         tokens = tokens.take(order)
         features, details = encode_cells(self.module.cell_encoder, tokens, self.cls_token, settings.precision, bars)
         del tokens  # as large as the counts, and done with
-        positions = model_positions(tissue.coords[order], config, _length_unit(tissue, config))
+        positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
         given = None if labels is None else labels[order]
         macro = macro_scale(features, positions, config, labels=given, seed=settings.seed)
         parts = split_cells(positions, config)
@@ -310,7 +310,7 @@ def canonical_order(tokens: Tokens, tissue: Slice) -> NDArray[np.int64]:
     return np.lexsort((tissue.coords[:, 1], tissue.coords[:, 0], radius, tokens.digests()))
 
 
-def _length_unit(tissue: Slice, config: SubSliceConfig) -> float:
+def slice_length_unit(tissue: Slice, config: SubSliceConfig) -> float:
     """Length of one distance unit in units of the slice's coordinates."""
     length = length_unit(tissue.unit, tissue.spacing, config)
     if config.geometry != "published" and tissue.unit != "um":

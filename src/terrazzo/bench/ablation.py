@@ -1,0 +1,129 @@
+"""Ablations: every variant of a table is trained here, on the unlabelled training slices, with the same budget."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+
+from terrazzo import keys
+from terrazzo.bench.protocols import Protocol, Training, Variant
+from terrazzo.bench.systems import System, trained
+from terrazzo.config import from_dict
+from terrazzo.corpus.build import build
+from terrazzo.corpus.store import Corpus
+from terrazzo.errors import ConfigError
+from terrazzo.models.convert import load
+from terrazzo.models.stofm import SToFM
+from terrazzo.training.config import PretrainConfig
+from terrazzo.training.data import initial_model
+from terrazzo.training.run import pretrain
+
+STAGES = ("adapt", "pretrain")
+
+
+@contextlib.contextmanager
+def train(
+    protocol: Protocol, slices: Sequence[AnnData], work: str | Path | None, say: Callable[[str], None]
+) -> Iterator[list[System]]:
+    """Train every variant of a table.
+
+    Parameters
+    ----------
+    protocol
+        With ``variants`` and ``training``.
+    slices
+        To train on; labels are taken off before anything is built.
+    work
+        Folder for corpus and runs, kept; None: a temporary one.
+    say
+        Called with a line for every variant.
+
+    Raises
+    ------
+    ConfigError
+        Settings that no recipe has.
+    """
+    if protocol.training is None:
+        raise ConfigError(f"{protocol.name} has variants and does not say how they are trained.")
+    recipes = {v.name: {s: recipe(protocol.training, v, s) for s in STAGES} for v in protocol.variants}
+    with contextlib.ExitStack() as stack:
+        folder = Path(work) if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        _corpus(slices, folder)
+        systems: list[System] = []
+        adapted: dict[str, str] = {}
+        for number, variant in enumerate(protocol.variants):
+            start = time.perf_counter()
+            model = _train_one(variant, recipes[variant.name], folder, number, adapted)
+            say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
+            systems.append(trained(variant.name, model.cell_model() if variant.vector == "cell_encoder" else model))
+        yield systems
+
+
+def recipe(training: Training, variant: Variant, stage: str) -> PretrainConfig:
+    """Return the recipe of one stage of a variant: what all share, then the stage's, then the variant's changes."""
+    layers = (training.recipe, getattr(training, stage), variant.recipe, getattr(variant, stage))
+    merged: dict[str, Any] = {"stage": stage, "corpus": "", "out": ""}
+    for layer in layers:
+        merged = merge(merged, layer)
+    return from_dict(PretrainConfig, merged, f"variant {variant.name!r}, {stage}")
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with those of ``above`` in place of those of ``below``."""
+    out = dict(below)
+    for key, value in above.items():
+        here = out.get(key)
+        out[key] = merge(here, value) if isinstance(value, Mapping) and isinstance(here, Mapping) else value
+    return out
+
+
+def _train_one(
+    variant: Variant, recipes: dict[str, PretrainConfig], folder: Path, number: int, adapted: dict[str, str]
+) -> SToFM:
+    """Train one variant; a domain adaptation that another variant has done already is taken over."""
+    checkpoint = ""
+    if variant.skip_adapt and variant.vector == "cell_encoder":  # as it was before any training
+        return initial_model(recipes["adapt"], Corpus.open(folder / "corpus"))
+    if not variant.skip_adapt:
+        first = dataclasses.replace(recipes["adapt"], corpus=str(folder / "corpus"))
+        same = repr(first)
+        if same not in adapted:
+            run = dataclasses.replace(first, out=str(folder / f"adapt-{number}"))
+            adapted[same] = str(pretrain(run, progress=False))
+        checkpoint = adapted[same]
+        if variant.vector == "cell_encoder":
+            return _stofm(checkpoint)
+    second = recipes["pretrain"]
+    source = dataclasses.replace(second.model, checkpoint=checkpoint) if checkpoint else second.model
+    run = dataclasses.replace(
+        second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source
+    )
+    return _stofm(str(pretrain(run, progress=False)))
+
+
+def _stofm(checkpoint: str) -> SToFM:
+    model: Any = load(checkpoint)
+    return model
+
+
+def _corpus(slices: Sequence[AnnData], folder: Path) -> None:
+    rows = []
+    for number, adata in enumerate(slices):
+        bare = adata.copy()
+        bare.obs = bare.obs[[c for c in (keys.ARRAY_ROW, keys.ARRAY_COL) if c in bare.obs]]  # no label gets near
+        bare.obsm = {keys.SPATIAL: bare.obsm[keys.SPATIAL]}
+        bare.uns = {k: v for k, v in bare.uns.items() if k in (keys.TECHNOLOGY, keys.ORGANISM)}
+        path = folder / f"slice_{number}.h5ad"
+        bare.write_h5ad(path)
+        rows.append({"path": path.name, "split": "train"})
+    pd.DataFrame(rows).to_csv(folder / "slices.csv", index=False)
+    build(folder / "slices.csv", folder / "corpus", min_genes=1, scheduler="synchronous", progress=False)

@@ -1,0 +1,303 @@
+"""Running a table: every system on every part, through the same task; what cannot be run says why."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from terrazzo import keys, tasks
+from terrazzo._version import __version__
+from terrazzo.bench.protocols import TASKS_BUILT, Part, Protocol
+from terrazzo.bench.systems import KEY, Fitted, System, representations, resolve
+from terrazzo.datasets import DataMissing, load
+from terrazzo.errors import InputError, TerrazzoError, TerrazzoWarning
+from terrazzo.tasks.results import TaskResult
+
+COLUMNS = ["system", "part", "split", "head", "metric", "seed", "number", "value"]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a run of a protocol found.
+
+    Attributes
+    ----------
+    protocol
+        What was run.
+    scores
+        Tidy: a row a score of a seed, fold or draw; ``system``, ``part``, ``split``, ``head``, ``metric``, ``seed`` (of
+        the weights), ``number`` (of the draw), ``value``.
+    absent
+        ``system``, ``part``, ``reason``.
+    seconds
+        Of each system, embedding and heads together.
+    notes
+        What the tasks said: classes left out, cells without a label.
+    date, version
+        UTC; of the library.
+    """
+
+    protocol: Protocol
+    scores: pd.DataFrame
+    absent: pd.DataFrame
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    date: str = ""
+    version: str = __version__
+
+    def summary(self) -> pd.DataFrame:
+        """Return mean, sd and number of draws of each score."""
+        by = ["system", "part", "split", "head", "metric"]
+        grouped = self.scores.groupby(by, sort=False, observed=True)["value"]
+        return grouped.agg(mean="mean", sd=lambda v: v.std(ddof=0), n="size").reset_index()
+
+
+@dataclass
+class Scene:
+    """One part with its slices in memory."""
+
+    part: Part
+    test: AnnData
+    train: list[AnnData]
+
+    @property
+    def unlabelled(self) -> list[AnnData]:
+        """Return the slices that a system may be fitted on, without labels."""
+        return self.train or [self.test]
+
+    @property
+    def cross(self) -> bool:
+        """Whether heads also learn from the training slices' labels."""
+        return "cross" in self.part.settings
+
+    @property
+    def within(self) -> bool:
+        """Whether the scored slice is split."""
+        return "within" in self.part.settings
+
+
+def run(
+    protocol: Protocol,
+    *,
+    data: str | Path | None = None,
+    models: Sequence[str] = (),
+    work: str | Path | None = None,
+    say: Say = lambda line: None,
+) -> Table:
+    """Run a table.
+
+    Parameters
+    ----------
+    protocol
+        From :func:`terrazzo.bench.protocols.load`.
+    data
+        Folder of the datasets; see :func:`terrazzo.datasets.find`.
+    models
+        As in :func:`terrazzo.bench.systems.resolve`.
+    work
+        Folder for what an ablation trains; None: a temporary one.
+    say
+        Called with a line whenever something is done.
+
+    Raises
+    ------
+    InputError
+        None of the table's slices is there.
+    ConfigError, CheckpointError
+        A model that does not exist or cannot be read.
+    """
+    scenes, absent = _scenes(protocol, data)
+    with contextlib.ExitStack() as stack:
+        systems = resolve(protocol.models, models) if protocol.task in TASKS_BUILT else []
+        if protocol.variants and scenes:
+            from terrazzo.bench.ablation import train
+
+            slices = list({id(a): a for scene in scenes for a in scene.unlabelled}.values())
+            systems += stack.enter_context(train(protocol, slices, work, say))
+        runner = Runner(protocol, say)
+        for scene in scenes:
+            for system in systems:
+                runner.one(scene, system)
+    if protocol.task not in TASKS_BUILT:
+        absent.append(("all systems", "", f"the task {protocol.task!r} comes with the system that it is for"))
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    return Table(
+        protocol,
+        pd.DataFrame(runner.rows, columns=COLUMNS),
+        pd.DataFrame([*absent, *runner.absent], columns=["system", "part", "reason"]),
+        runner.seconds,
+        tuple(dict.fromkeys(runner.notes)),
+        date,
+    )
+
+
+def _scenes(protocol: Protocol, data: str | Path | None) -> tuple[list[Scene], list[tuple[str, str, str]]]:
+    scenes, absent, loaded = [], [], {}
+    if protocol.task not in TASKS_BUILT:
+        return [], []
+    for part in protocol.parts:
+        try:
+            for name in (part.test, *part.train):
+                if (part.dataset, name) not in loaded:
+                    loaded[part.dataset, name] = load(part.dataset, name, data)
+        except DataMissing as error:
+            absent.append(("all systems", part.name, str(error)))
+            continue
+        train, test = [loaded[part.dataset, name] for name in part.train], loaded[part.dataset, part.test]
+        scenes.append(Scene(part, test, train))
+    if protocol.parts and not scenes:
+        raise InputError(f"{protocol.name}: none of its slices is here. {absent[0][2]}")
+    return scenes, absent
+
+
+class Runner:
+    """Embeds and scores; remembers what a system without a fit wrote for a slice."""
+
+    def __init__(self, protocol: Protocol, say: Say) -> None:
+        self.protocol, self.say = protocol, say
+        self.rows: list[dict[str, Any]] = []
+        self.absent: list[tuple[str, str, str]] = []
+        self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self._kept: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._seed: dict[tuple[str, str], int] = {}
+
+    def one(self, scene: Scene, system: System) -> None:
+        """Run one system on one part; an error of ours becomes a row that says why."""
+        start = time.perf_counter()
+        if system.fit is None:
+            if (system.title, "", system.missing) not in self.absent:
+                self.absent.append((system.title, "", system.missing))
+            return
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TerrazzoWarning)  # what matters of them is in the tasks' notes
+                found = self._score(scene, system)
+        except TerrazzoError as error:
+            self.absent.append((system.title, scene.part.name, str(error)))
+            self.say(f"{scene.part.name}: {system.title}: not available ({error})")
+            return
+        seed = self._seed.get((scene.part.name, system.title), 0)
+        self._seed[scene.part.name, system.title] = seed + 1
+        for suffix, head, result in found:
+            self._add(scene.part.name, system.title + suffix, head, result, seed)
+        spent = time.perf_counter() - start
+        self.seconds[system.title] = self.seconds.get(system.title, 0.0) + spent
+        self.say(f"{scene.part.name}: {system.title}: {_headline(found, self.protocol)} ({spent:.0f} s)")
+
+    def _add(self, part: str, title: str, head: str, result: TaskResult, seed: int) -> None:
+        scores = result.metrics
+        wanted = scores[(scores["part"] == "") & scores["metric"].isin(self.protocol.metrics)]
+        self.rows += [
+            {"system": title, "part": part, "split": r.split, "head": head, "metric": r.metric, "seed": seed,
+             "number": int(r.number), "value": float(r.value)}
+            for r in wanted.itertuples()
+        ]  # fmt: skip
+        self.notes += [f"{part}: {note}" for note in result.notes]
+
+    def _score(self, scene: Scene, system: System) -> list[tuple[str, str, TaskResult]]:
+        task = self.protocol.task
+        if task == "imputation":
+            return list(_imputation(self.protocol, scene, system))
+        if system.fit is None:
+            return []
+        write = system.fit(scene.unlabelled)
+        for adata in [scene.test, *(scene.train if scene.cross else [])]:
+            self._embed(system, write, adata)
+        out = []
+        for suffix, use_rep in representations(scene.test).items():
+            for head in self.protocol.heads:
+                out += [(suffix, head, result) for result in _SCORERS[task](self.protocol, scene, use_rep, head)]
+        if task == "finetune" and system.model is not None:
+            out.append((", all parameters tuned", "fine-tuning", _finetune(self.protocol, scene, system)))
+        return out
+
+    def _embed(self, system: System, write: Fitted, adata: AnnData) -> None:
+        """Write ``obsm[KEY]``; vectors that depend on nothing but the slice are kept."""
+        known = (id(system), id(adata))
+        if known in self._kept:
+            adata.obsm[KEY], record = self._kept[known]
+            adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), KEY: record}
+            return
+        dict(adata.uns.get(keys.UNS, {})).pop(KEY, None)
+        write(adata)
+        if system.fixed:
+            self._kept[known] = (np.array(adata.obsm[KEY]), dict(adata.uns.get(keys.UNS, {})).get(KEY, {}))
+
+
+def _probe(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
+    given: dict[str, Any] = {"use_rep": use_rep, "label": protocol.label, "head": head, "runs": protocol.runs}
+    if scene.within:
+        yield tasks.probe(scene.test, splits=protocol.all_splits, **given)
+    if scene.cross:
+        yield tasks.probe(scene.train, test=scene.test, **given)
+
+
+def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
+    yield tasks.evaluate_domains(
+        scene.test, use_rep=use_rep, label=protocol.label, method=head, seeds=protocol.runs, refine=protocol.refine
+    )
+
+
+def _deconvolution(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
+    given: dict[str, Any] = {"use_rep": use_rep, "proportions": protocol.label, "head": head, "runs": protocol.runs}
+    if scene.within:
+        yield tasks.deconvolve(scene.test, splits=protocol.all_splits, **given)
+    if scene.cross:
+        yield tasks.deconvolve(scene.train, test=scene.test, **given)
+
+
+def _imputation(protocol: Protocol, scene: Scene, system: System) -> Iterator[tuple[str, str, TaskResult]]:
+    """Hide genes before anything is fitted, tokenised or normalised; then embed what is left."""
+    if system.fit is None:
+        return
+    slices = [scene.test, *scene.train]
+    hidden = tasks.hide_genes(slices, protocol.genes, seed=0)
+    test, train = hidden[0], hidden[1:]
+    write = system.fit([h.visible for h in (train or [test])])
+    for one in hidden if scene.cross else [test]:
+        write(one.visible)
+    for suffix, use_rep in representations(test.visible).items():
+        for head in protocol.heads:
+            given: dict[str, Any] = {"use_rep": use_rep, "head": head, "runs": protocol.runs}
+            if scene.within:
+                yield suffix, head, tasks.impute(test, splits=protocol.all_splits, **given)
+            if scene.cross:
+                yield suffix, head, tasks.impute(train, test=test, **given)
+
+
+def _finetune(protocol: Protocol, scene: Scene, system: System) -> TaskResult:
+    from terrazzo.training.finetune_scores import evaluate_finetuning
+
+    if system.model is None:
+        raise InputError(f"{system.title} has no weights that could be tuned.")
+    return evaluate_finetuning(system.model, scene.test, label=protocol.label, runs=protocol.runs)
+
+
+_SCORERS: dict[str, Callable[[Protocol, Scene, str, str], Iterator[TaskResult]]] = {
+    "probe": _probe,
+    "finetune": _probe,
+    "domains": _domains,
+    "deconvolution": _deconvolution,
+}
+
+
+def _headline(found: list[tuple[str, str, TaskResult]], protocol: Protocol) -> str:
+    """Say the first metric of every split, of the whole embedding."""
+    first = protocol.metrics[0]
+    parts = []
+    for _, _, result in found[:2]:
+        table = result.summary()
+        parts += [f"{r.split} {r.mean:.3f}" for r in table[table["metric"] == first].itertuples()]
+    return f"{first} {', '.join(parts)}"

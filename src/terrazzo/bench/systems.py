@@ -1,0 +1,162 @@
+"""Who takes part in a table: baselines, checkpoints, embeddings that are there already, and those that are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+
+from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.models.baselines import KINDS, fit_baselines
+from terrazzo.models.cells import CellModel
+from terrazzo.models.convert import load
+from terrazzo.models.stofm import SToFM
+from terrazzo.representation import blocks, vectors
+
+ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
+WEIGHTS = {"stofm": "SToFM", "cell-encoder": "Cell encoder alone", "geneformer": "Geneformer", "scgpt": "scGPT"}
+FOREIGN = {
+    "nicheformer": "Nicheformer", "cellplm": "CellPLM", "scgpt-spatial": "scGPT-spatial", "novae": "novae",
+    "scfoundation": "scFoundation",
+}  # fmt: skip
+NOT_BUILT = {
+    "stimage": "ST as images", "stalign": "ST-Align", "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
+    "ctranspath": "CTransPath", "gigapath": "Prov-GigaPath", "hibou": "Hibou",
+}  # fmt: skip
+KEY = "X_bench"  # obsm key that a table works with
+
+Fitted = Callable[[AnnData], None]  # writes obsm[KEY]
+
+
+@dataclass(frozen=True)
+class System:
+    """One competitor.
+
+    Attributes
+    ----------
+    title
+        Its row; several systems of one title are seeds of the same thing.
+    fit
+        Takes the slices that may be learnt from, without labels, and returns a function that writes ``obsm[KEY]``.
+    missing
+        Why it cannot take part; empty where it can.
+    model
+        SToFM with weights, which can also be fine-tuned.
+    fixed
+        Its vectors of a slice do not depend on ``fit``.
+    """
+
+    title: str
+    fit: Callable[[Sequence[AnnData]], Fitted] | None = None
+    missing: str = ""
+    model: SToFM | None = None
+    fixed: bool = False
+
+
+def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
+    """Return the systems of a table.
+
+    Parameters
+    ----------
+    names
+        What the table asks for; the baselines of :data:`ALWAYS` are added.
+    given
+        What the user passes: ``stofm=FOLDER`` (again for another seed), ``cell-encoder=FOLDER``, ``LABEL=FOLDER`` for
+        any checkpoint, ``LABEL=obsm:KEY`` for an embedding that the slices hold already, or the name of a baseline.
+
+    Raises
+    ------
+    ConfigError
+        A name that means nothing.
+    CheckpointError
+        A folder that is not a checkpoint.
+    """
+    asked = [*dict.fromkeys([*(n for n in names if n in KINDS), *ALWAYS, *(g for g in given if g in KINDS)])]
+    out = _baselines([n for n in KINDS if n in asked])
+    supplied: dict[str, list[str]] = {}
+    for word in given:
+        label, sign, source = word.partition("=")
+        if sign and source:
+            supplied.setdefault(label, []).append(source)
+        elif word not in KINDS:
+            raise ConfigError(
+                f"--models {word}: pass a baseline ({', '.join(KINDS)}), NAME=CHECKPOINT or NAME=obsm:KEY, "
+                "e.g. stofm=run/model."
+            )
+    for label, sources in supplied.items():
+        out += [_supplied(label, source) for source in sources]
+    out += [_missing(name) for name in names if name not in KINDS and name not in supplied]
+    return out
+
+
+def _baselines(names: list[str]) -> list[System]:
+    last: dict[str, Any] = {"slices": None, "fitted": {}}  # they are asked one after the other for the same slices
+
+    def fit_one(name: str) -> Callable[[Sequence[AnnData]], Fitted]:
+        def fit(slices: Sequence[AnnData]) -> Fitted:
+            if last["slices"] is not slices:
+                last.update(slices=slices, fitted=fit_baselines(names, slices))
+            baseline = last["fitted"][name]
+
+            def write(adata: AnnData) -> None:
+                baseline.embed(adata, key_added=KEY)
+
+            return write
+
+        return fit
+
+    return [System(KINDS[name].title, fit_one(name)) for name in names]
+
+
+def _supplied(label: str, source: str) -> System:
+    title = {**WEIGHTS, **FOREIGN, **NOT_BUILT}.get(label, label)
+    if source.startswith("obsm:"):
+        key = source.removeprefix("obsm:")
+
+        def copied(adata: AnnData) -> None:
+            adata.obsm[KEY] = vectors(adata, key)
+
+        return System(title, lambda slices: copied, fixed=True)
+    if not Path(source).is_dir():
+        raise CheckpointError(f"{label}={source}: there is no such folder.")
+    model: Any = load(source)
+    if label == "cell-encoder" and isinstance(model, SToFM):
+        model = model.cell_model()
+    if not model.trained:
+        title = f"{title} (untrained)"
+    return trained(title, model)
+
+
+def trained(title: str, model: SToFM | CellModel) -> System:
+    """Return a model with weights as a system."""
+    write = embedder(model)
+    return System(title, lambda slices: write, model=model if isinstance(model, SToFM) else None, fixed=True)
+
+
+def embedder(model: SToFM | CellModel) -> Fitted:
+    """Return what writes a model's vectors under the table's key."""
+
+    def write(adata: AnnData) -> None:
+        model.embed(adata, key_added=KEY, progress=False)
+
+    return write
+
+
+def _missing(name: str) -> System:
+    if name in WEIGHTS:
+        return System(WEIGHTS[name], missing=f"no weights were given (--models {name}=FOLDER)")
+    if name in NOT_BUILT:
+        return System(NOT_BUILT[name], missing="not built here yet")
+    if name in FOREIGN:
+        return System(FOREIGN[name], missing=f"not part of terrazzo (--models {name}=obsm:KEY takes its vectors)")
+    raise ConfigError(f"the table names the system {name!r}, which is not known.")
+
+
+def representations(adata: AnnData) -> dict[str, str]:
+    """Return what is scored of ``obsm[KEY]``: the whole, and each named block where there are some."""
+    found = blocks(adata, KEY)
+    whole = f" [{' ; '.join(found)}]" if found else ""
+    return {whole: f"{KEY}:all" if found else KEY} | {f", {name} block": f"{KEY}:{name}" for name in found}

@@ -1,0 +1,118 @@
+"""A labelled slice cut once for fine-tuning: its tokens, sub-slices and stored cell vectors, in canonical order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terrazzo.models.cells import encode_cells, tokenise
+from terrazzo.models.stofm import SToFM, canonical_order, slice_length_unit, subslice_tensors
+from terrazzo.progress import Progress
+from terrazzo.slices import Slice
+from terrazzo.training.batches import pad
+from terrazzo.units.macro import virtual_cells
+from terrazzo.units.spots import Tokens
+from terrazzo.units.subslices import SubSlice, iterate, macro_scale, model_positions, split_cells
+
+
+@dataclass
+class Scene:
+    """One slice; rows in canonical order.
+
+    Attributes
+    ----------
+    name
+        Of the slice.
+    tokens, positions, clusters, subslices
+        As ``embed`` makes them; the clusters stay what they were before tuning.
+    features, virtual
+        Stored vectors of cells and virtual cells; :func:`refresh` renews them.
+    codes, train, validation
+        Class of each cell (-1: none); which cells are learnt from; which stop the training.
+    """
+
+    name: str
+    tokens: Tokens
+    positions: NDArray[np.float64]
+    clusters: NDArray[np.int64]
+    subslices: list[SubSlice]
+    features: NDArray[np.float32]
+    virtual: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    train: NDArray[np.bool_]
+    validation: NDArray[np.bool_]
+
+
+def prepare(
+    model: SToFM,
+    adata: AnnData,
+    codes: NDArray[np.int64],
+    train: NDArray[np.bool_],
+    validation: NDArray[np.bool_],
+    *,
+    orthologs: Any = None,
+) -> Scene:
+    """Cut a slice as ``embed`` would.
+
+    Parameters
+    ----------
+    model
+        Its config and vocabulary decide.
+    adata
+        Raw counts and coordinates.
+    codes, train, validation
+        ``(n_obs,)``, in the order of its rows.
+    orthologs
+        As in :meth:`terrazzo.SToFM.embed`.
+    """
+    config, tissue = model.config.subslices, Slice.from_anndata(adata)
+    tokens = tokenise(tissue, model.vocabulary.match(tissue, orthologs=orthologs), model.config.cell_encoder.max_length)
+    order = canonical_order(tokens, tissue)
+    tokens = tokens.take(order)
+    features, _ = encode_cells(model.module.cell_encoder, tokens, model.cls_token, "float32", Progress(False))
+    positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
+    macro = macro_scale(features, positions, config)
+    subslices = list(iterate(positions, macro.positions, split_cells(positions, config), config))
+    return Scene(
+        tissue.name, tokens, positions, macro.labels, subslices, features, macro.features, codes[order], train[order],
+        validation[order],
+    )  # fmt: skip
+
+
+def refresh(model: SToFM, scene: Scene) -> None:
+    """Encode all cells again with the weights of this moment."""
+    encoder = model.module.cell_encoder
+    scene.features, _ = encode_cells(encoder, scene.tokens, model.cls_token, "float32", Progress(False))
+    made = virtual_cells(scene.features, scene.positions, scene.clusters)
+    scene.virtual = made.features[: len(scene.virtual)]
+
+
+def subslice_vectors(model: SToFM, scene: Scene, sub: SubSlice, again: NDArray[np.int64]) -> Tensor:
+    """Return the vectors that ``embed`` would write for a sub-slice's own cells, ``(n_core, d)``.
+
+    Parameters
+    ----------
+    model
+        SToFM.
+    scene, sub
+        The slice, and one of its sub-slices.
+    again
+        Cells of the sub-slice (by their place in it) that are encoded again, with gradient.
+    """
+    device, first = model.device, 1 + sub.n_virtual
+    x, types, pairs = subslice_tensors([sub], scene.features, scene.virtual, device)
+    if len(again):
+        tokens = scene.tokens.take(sub.cells[again])
+        ids, mask = pad(tokens, tokens.flat, model.cls_token)
+        encoded = model.module.cell_encoder(ids.to(device), mask.to(device))
+        x = x.index_copy(0, torch.from_numpy(again + first).to(device), encoded)
+    hidden = model.module.se2(x, types, pairs).hidden[first : first + sub.n_core]
+    if model.config.output != "own+niche":
+        return hidden
+    return torch.cat([x[first : first + sub.n_core], hidden / float(model.module.se2.typical_norm())], dim=1)
