@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from terrazzo.models.stofm_config import SToFMConfig, preset
     from terrazzo.representation import block
     from terrazzo.slices import Slice, read
+    from terrazzo.training.finetune import FineTuneConfig, finetune
+    from terrazzo.training.finetune_scores import evaluate_finetuning
     from terrazzo.training.run import pretrain
 
 _WHERE = {
@@ -31,6 +33,7 @@ _WHERE = {
     "CellModel": "models.cells",
     "Corpus": "corpus.store",
     "Coverage": "genes",
+    "FineTuneConfig": "training.finetune",
     "PCANeighbours": "models.baselines",
     "SToFM": "models.stofm",
     "SToFMConfig": "models.stofm_config",
@@ -42,6 +45,8 @@ _WHERE = {
     "convert_geneformer": "models.convert",
     "convert_stofm": "models.convert",
     "embed_files": "models.files",
+    "evaluate_finetuning": "training.finetune_scores",
+    "finetune": "training.finetune",
     "fit_baselines": "models.baselines",
     "load": "models.convert",
     "preset": "models.stofm_config",
@@ -55,6 +60,7 @@ __all__ = [
     "CellModel",
     "Corpus",
     "Coverage",
+    "FineTuneConfig",
     "PCANeighbours",
     "SToFM",
     "SToFMConfig",
@@ -67,6 +73,8 @@ __all__ = [
     "convert_geneformer",
     "convert_stofm",
     "embed_files",
+    "evaluate_finetuning",
+    "finetune",
     "fit_baselines",
     "load",
     "plot",

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from terrazzo import cli_tasks
 from terrazzo._version import __version__
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
@@ -32,6 +33,7 @@ convert_app = App(name="convert", help="Published weights to a checkpoint folder
     "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint")  # fmt: skip
 app.command(convert_app)
 app.command(corpus_app)
+cli_tasks.register(app)
 
 SLICE = Group("How to read the slice")
 CUT = Group("How to cut the slice")
