@@ -59,8 +59,8 @@ def domains(
             key_added=column,
         )  # fmt: skip
         _write(adata, out / f"{path.stem}.h5ad")
-        axes = tz.plot.spatial(adata, color=column)
-        tz.plot.save(axes.figure, out / f"{path.stem}.png")
+        figure: Any = tz.plot.spatial(adata, color=column).figure
+        tz.plot.save(figure, out / f"{path.stem}.png")
         _say(f"{path.name}: {n_domains} domains in obs[{column!r}], {out / path.stem}.h5ad and .png")
         if label is not None:
             result = tz.tasks.evaluate_domains(

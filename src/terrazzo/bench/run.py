@@ -244,7 +244,7 @@ def _probe(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterato
         yield tasks.probe(scene.train, test=scene.test, **given)
 
 
-def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
+def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: Any) -> Iterator[TaskResult]:
     yield tasks.evaluate_domains(
         scene.test, use_rep=use_rep, label=protocol.label, method=head, seeds=protocol.runs, refine=protocol.refine
     )
