@@ -1,0 +1,8 @@
+"""Figures: values on the tissue, an embedding in two dimensions, and predictions against the truth."""
+
+from terrazzo.plot.figures import save
+from terrazzo.plot.palettes import colours
+from terrazzo.plot.results import confusion, predicted_against_true, umap
+from terrazzo.plot.tissue import spatial, spatial_grid
+
+__all__ = ["colours", "confusion", "predicted_against_true", "save", "spatial", "spatial_grid", "umap"]
