@@ -104,6 +104,7 @@ def test_a_result_says_everything_and_survives_a_round_trip(tmp_path: Path) -> N
     assert shares["few-shot"] == pytest.approx(0.8)
     assert done.config["head"]["neighbours"] == 10
     assert done.config["use_rep"] == "X_a"
+    assert done.config["embedding"] == ""  # not terrazzo's
     again = TaskResult.load(done.save(tmp_path / "out"))
     pd.testing.assert_frame_equal(again.metrics, done.metrics)
     pd.testing.assert_frame_equal(again.predictions, done.predictions, check_dtype=False)

@@ -185,7 +185,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 20)).astype(np.float32), rng.integers(3, size=60)  # nothing to learn: overfits soon
     losses: list[float] = []
-    read_out = make(MLPConfig(patience=5, max_epochs=60), "classes", 3)
+    read_out = make(MLPConfig(learning_rate=1e-2, patience=5, max_epochs=60), "classes", 3)
     module = type(read_out)
     original = module._loss
 
@@ -205,6 +205,18 @@ def test_early_stopping_restores_the_best_weights() -> None:
     assert len(losses) < 60
     assert kept == pytest.approx(min(losses), rel=1e-5)
     assert losses[-1] > min(losses)
+
+
+@KINDS
+def test_an_mlp_starts_from_the_trivial_answer(kind: Any) -> None:
+    """Where validation rows say that nothing can be learnt, the answer is the training rows' mean."""
+    rng = np.random.default_rng(0)
+    _, y = data(kind)
+    x = rng.normal(size=(300, 6))
+    config = MLPConfig(learning_rate=1e-12, max_epochs=1)
+    found = make(config, kind, 3).fit(x[:200], y[:200], x[200:], y[200:]).outputs(x)
+    mean = np.eye(3)[y[:200]].mean(0) if kind == "classes" else y[:200].mean(0)
+    np.testing.assert_allclose(found, np.broadcast_to(mean, found.shape), rtol=1e-4)
 
 
 def test_training_without_validation_ends_at_the_floor() -> None:

@@ -1,8 +1,21 @@
 """What embeddings are for: each task takes an embedding matrix and labels, and knows no model."""
 
+from terrazzo.tasks.deconvolution import deconvolve
 from terrazzo.tasks.domains import domains
+from terrazzo.tasks.imputation import Hidden, hide_genes, impute
 from terrazzo.tasks.probes import Probe, fit_probe, probe
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.zero_shot import evaluate_domains
 
-__all__ = ["Probe", "TaskResult", "domains", "evaluate_domains", "fit_probe", "probe"]
+__all__ = [
+    "Hidden",
+    "Probe",
+    "TaskResult",
+    "deconvolve",
+    "domains",
+    "evaluate_domains",
+    "fit_probe",
+    "hide_genes",
+    "impute",
+    "probe",
+]

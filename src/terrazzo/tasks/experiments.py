@@ -256,8 +256,8 @@ def _result(
         last[one.split] = one.outputs
     given = {k: v if _is_plain(v) else "array" for k, v in settings.items()}
     config = {
-        **given, "kind": target.kind, "head": head_record(plan.head),
-        "head_name": plan.head if isinstance(plan.head, str) else "",
+        **given, "embedding": targets.origin(scored, settings["use_rep"]), "kind": target.kind,
+        "head": head_record(plan.head), "head_name": plan.head if isinstance(plan.head, str) else "",
         "splits": list(last), "runs": plan.runs, "seed": plan.seed,
         "n_cells": scored.n_obs, "n_labelled": int(truth.known.sum()), "scored": list(shared),
     }  # fmt: skip

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terrazzo.nn.heads import LabelHead
 from terrazzo.tasks.readouts import Floats, MLPConfig, Readout, State
 
+RARE = 1e-6  # least frequency of which a logarithm is taken
 BETTER = 0.99  # training goes on while the loss falls by 1 % in so many epochs as patience says
 
 
@@ -22,6 +23,7 @@ class MLPReadout(Readout):
 
     Classes are learnt with cross-entropy, proportions as softmax with the Kullback-Leibler divergence, values with
     the squared error of targets standardised column by column with the training rows' mean and sd, and mapped back.
+    Training starts from the trivial answer, the mean of the training rows.
     """
 
     config: MLPConfig
@@ -58,26 +60,34 @@ class MLPReadout(Readout):
             return F.kl_div(scores.log_softmax(-1), target, reduction="batchmean")
         return F.mse_loss(scores, target)
 
-    def _trivial_loss(self, y: Tensor) -> float:
-        """Return the loss of always answering with the mean: zeros of standardised values, else log frequencies."""
+    def _trivial(self, y: Tensor) -> Tensor:
+        """Return the scores that always answer with the mean: zeros of standardised values, else log frequencies."""
         if self.kind == "values":
-            return float(y.square().mean())
+            return torch.zeros(self.n_outputs)
         mean = (F.one_hot(y, self.n_outputs).float() if self.kind == "classes" else y).mean(dim=0)
-        return float(self._loss(mean.clamp_min(1e-12).log().expand(len(y), -1), y))
+        return mean.clamp_min(RARE).log()
+
+    def _start(self, trivial: Tensor) -> None:
+        """Let the head answer trivially until it learns: it need not find the mean first, and forgets nothing."""
+        last = cast("nn.Linear", self._module.layers[-1])
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.copy_(trivial)
 
     def _train(self, x: Tensor, y: Tensor, x_val: Tensor, y_val: Tensor) -> None:
         config, module = self.config, self._module
+        trivial = self._trivial(y)
+        self._start(trivial)
         optimiser = torch.optim.AdamW(
             module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        best, counted, kept, waited = np.inf, np.inf, _copy(module), 0
-        watched, floor = bool(len(x_val)), config.floor * self._trivial_loss(y)
+        watched, floor = bool(len(x_val)), config.floor * float(self._loss(trivial.expand(len(y), -1), y))
+        best = counted = self._loss_of(x_val, y_val) if watched else np.inf
+        kept, waited = _copy(module), 0
         for _ in range(config.max_epochs):
             loss = self._epoch(x, y, optimiser)
             if watched:
-                module.eval()
-                with torch.no_grad():
-                    loss = float(self._loss(module(x_val), y_val))
+                loss = self._loss_of(x_val, y_val)
                 if loss < best:
                     best, kept = loss, _copy(module)
             counted, waited = (loss, 0) if loss < counted * BETTER else (counted, waited + 1)
@@ -85,6 +95,11 @@ class MLPReadout(Readout):
                 break
         if watched:
             module.load_state_dict(kept)
+
+    @torch.no_grad()
+    def _loss_of(self, x: Tensor, y: Tensor) -> float:
+        self._module.eval()
+        return float(self._loss(self._module(x), y))
 
     def _epoch(self, x: Tensor, y: Tensor, optimiser: torch.optim.Optimizer) -> float:
         """Run through all rows once; returns their mean loss."""

@@ -1,0 +1,69 @@
+"""Deconvolution: proportions of cell types, learnt from the spots of a slice for others of it or of another slice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from anndata import AnnData
+
+from terrazzo.representation import Vectors
+from terrazzo.tasks import targets
+from terrazzo.tasks.experiments import Plan, across, within
+from terrazzo.tasks.readouts import HeadConfig
+from terrazzo.tasks.results import TaskResult
+from terrazzo.tasks.targets import Data
+
+
+def deconvolve(
+    data: Data,
+    *,
+    use_rep: str | Vectors,
+    proportions: Any = "proportions",
+    head: str | HeadConfig = "mlp3",
+    splits: Sequence[str] = ("random", "blocked"),
+    runs: int = 3,
+    test: AnnData | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> TaskResult:
+    """Score how well an embedding predicts the proportions of cell types (SToFM, section 4.5 and table 3).
+
+    To carry proportions over to a slice without any, ``fit_probe(..., proportions=...)`` and ``Probe.annotate``.
+
+    Parameters
+    ----------
+    data
+        One slice; with ``test``, one or several that are learnt from.
+    use_rep, head, splits, runs, seed, progress
+        As in :func:`terrazzo.tasks.probe`. The MLPs answer with a softmax, learnt with the Kullback-Leibler
+        divergence; ``"linear"`` with the proportions nearest to a ridge regression.
+    proportions
+        Key of ``obsm``, DataFrame or array ``(n, types)``: non-negative rows that sum to one. Types are named by the
+        DataFrame or by ``uns["<key>_names"]``. A type that a training slice does not list counts as absent there.
+    test
+        Another slice that is scored, over the types that both sides list, as they are, not divided by their sum; the
+        others are named in ``notes``.
+
+    Returns
+    -------
+    Metrics of :func:`terrazzo.tasks.metrics.regression`, over all types and for each (``part``), and ``rmse_mean`` and
+    ``mae_mean`` of the trivial answer, the mean of the training spots. The paper's Pearson is not defined there;
+    ``pearson`` is the mean over types, ``pearson_overall`` that of all values together. Predictions: a row for each
+    cell of the scored slice, columns ``"true:TYPE"`` and ``"random:TYPE"``, ...
+
+    Raises
+    ------
+    InputError
+        Rows that are negative or do not sum to one within 0.001, slices without a type in common, or an embedding
+        that cannot be used; the message says where and why.
+    ConfigError
+        No such head or split; several slices without ``test``.
+    """
+    plan = Plan("deconvolution", head, tuple(splits), runs, seed, progress)
+    target = targets.read_proportions(data, proportions)
+    settings = {"use_rep": use_rep, "proportions": proportions}
+    if test is None:
+        return within(plan, data, use_rep, target, settings)
+    truth = targets.read_proportions(test, proportions)
+    return across(plan, data, test, use_rep, target, truth, settings)
