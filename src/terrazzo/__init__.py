@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from terrazzo._version import __version__
 
 if TYPE_CHECKING:
-    from terrazzo import plot, simulate, tasks
+    from terrazzo import datasets, plot, simulate, tasks
     from terrazzo.corpus.build import build as build_corpus
     from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Coverage, Vocabulary
@@ -53,7 +53,7 @@ _WHERE = {
     "pretrain": "training.run",
     "read": "slices",
 }
-_ROOMS = ("errors", "keys", "plot", "simulate", "tasks")
+_ROOMS = ("datasets", "errors", "keys", "plot", "simulate", "tasks")
 
 __all__ = [
     "Baseline",
@@ -72,6 +72,7 @@ __all__ = [
     "build_corpus",
     "convert_geneformer",
     "convert_stofm",
+    "datasets",
     "embed_files",
     "evaluate_finetuning",
     "finetune",

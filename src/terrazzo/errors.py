@@ -15,6 +15,14 @@ class GeneError(InputError):
     """The genes of a slice do not meet the vocabulary."""
 
 
+class DataMissing(InputError):
+    """A slice of a dataset that is not on this machine."""
+
+
+class DownloadError(TerrazzoError):
+    """A public file that could not be downloaded, or whose content is not what was expected."""
+
+
 class ConfigError(TerrazzoError, ValueError):
     """An unknown, misspelt or impossible setting."""
 
