@@ -145,7 +145,7 @@ def test_what_was_done_is_recorded_and_survives_a_file(tmp_path: Path) -> None:
 @METHODS
 def test_rows_in_rows_out_and_known_answer(simulated: Any, method: Any) -> None:
     adata = simulated(1200, 300, layout="visium", seed=1)
-    tz.PCANeighbours(hops=1).embed(adata, key_added="X_pca_nb")
+    tz.Baseline("pca-nb1", n_components=20).embed(adata, key_added="X_pca_nb")
     before = list(adata.obs_names)
     tz.tasks.domains(adata, use_rep="X_pca_nb", n_domains=5, method=method)
     assert list(adata.obs_names) == before
@@ -219,7 +219,7 @@ def test_consensus_with_a_run_of_more_clusters() -> None:
 
 def test_consensus_over_seeds(simulated: Any) -> None:
     adata = simulated(1200, 300, layout="visium", seed=1)
-    tz.PCANeighbours(hops=0).embed(adata, key_added="X_pca_nb")
+    tz.Baseline("pca", n_components=20).embed(adata, key_added="X_pca_nb")
     vectors = adata.obsm["X_pca_nb"].astype(np.float64)
     tz.tasks.domains(adata, use_rep="X_pca_nb", n_domains=5, method="kmeans", seed=3, n_seeds=3)
     expected = consensus([cluster(vectors, 5, "kmeans", seed) for seed in (3, 4, 5)])
@@ -260,7 +260,7 @@ def test_refining_against_a_slow_vote() -> None:
 
 def test_refining_mends_scattered_errors(simulated: Any) -> None:
     adata = simulated(1200, 300, layout="visium", seed=1)
-    tz.PCANeighbours(hops=0).embed(adata, key_added="X_pca_nb")
+    tz.Baseline("pca", n_components=20).embed(adata, key_added="X_pca_nb")
     truth = adata.obs["region"]
     tz.tasks.domains(adata, use_rep="X_pca_nb", n_domains=5, key_added="plain")
     tz.tasks.domains(adata, use_rep="X_pca_nb", n_domains=5, key_added="smooth", refine=6)

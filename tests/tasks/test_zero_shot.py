@@ -23,7 +23,7 @@ METHODS = pytest.mark.parametrize("method", ["gmm", "kmeans", "leiden"])
 @pytest.fixture
 def embedded(simulated: Any) -> AnnData:
     adata: AnnData = simulated(800, 200, layout="visium", seed=1)
-    return tz.PCANeighbours(hops=1).embed(adata, key_added="X_pca_nb")
+    return tz.Baseline("pca-nb1", n_components=20).embed(adata, key_added="X_pca_nb")
 
 
 @METHODS

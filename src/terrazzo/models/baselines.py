@@ -219,8 +219,3 @@ def _tissues(slices: Sequence[AnnData | Slice] | AnnData | Slice) -> list[Slice]
     if not given:
         raise InputError("a baseline needs at least one slice to be fitted on.")
     return [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in given]
-
-
-def PCANeighbours(n_components: int = 20, hops: int = 3) -> Baseline:
-    """Return a baseline under its old name."""
-    return Baseline({0: "pca", 1: "pca-nb1", 3: "pca-nb3"}[hops], n_components=n_components)

@@ -1,0 +1,86 @@
+"""Write docs/benchmarks.md from the tables in benchmarks/results/tables: one line a part and split, published beside.
+
+``python benchmarks/summary.py``
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, TARGET = ROOT / "benchmarks" / "results" / "tables", ROOT / "docs" / "benchmarks.md"
+LOWER = {"rmse", "mae", "mse"}
+OURS = ("SToFM", "Cell encoder", "w/o", "Encoder")  # trained systems; the rest is trivial
+HEAD = """# Benchmarks
+
+Every table is one command, `terrazzo bench NAME --data DATA --models stofm=CHECKPOINT --out TABLES`; `terrazzo bench`
+lists them. What is measured stands in `src/terrazzo/bench/tables/NAME.yaml`, with the published numbers; what was
+measured here, by command, date and machine, in `benchmarks/results/tables/`. This page is made from those by
+`python benchmarks/summary.py`.
+
+How to read it
+- *random* and *few-shot* splits leak space: test cells have neighbours in training. *blocked* does not. *cross*: heads
+  learn from other slices. *whole*: clusters without labels, the true number of them.
+- *best trivial*: the best of PCA, PCA + neighbour means, Z50, T1, T2, T3, Pearson-residual PCA and expression, **chosen
+  by this very score**, which favours it; nothing of it was tuned.
+- *SToFM*: trained here on the other slices of the data, without labels, for minutes on one core, or, where the last
+  column says so, not available. Best of its blocks is not taken: the whole vector is shown.
+- *published*: the paper's own number for its system, on its own data, genes and split, which differ; the table's file
+  says how.
+"""
+
+
+def number(row: dict) -> str:
+    """Return mean and spread."""
+    return f"{row['mean']:.3f}" + (f" ± {row['sd']:.3f}" if row["n"] > 1 else "")
+
+
+def lines(record: dict) -> list[str]:
+    """Return the lines of one table: its first head and metric, each part and split."""
+    protocol = record["protocol"]
+    metric, head = protocol["metrics"][0], protocol["heads"][0]
+    rows = [r for r in record["summary"] if r["metric"] == metric and r["head"] in (head, "fine-tuning")]
+    own = protocol["source"].split(" (")[0]
+    published = {
+        str(r.get("part", "")): r[metric] for r in protocol["published"]["rows"] if metric in r and r["model"] == own
+    }
+    names = {p["name"]: p["published_name"] or p["name"] for p in protocol["parts"]}
+    out = []
+    for part in dict.fromkeys(r["part"] for r in rows):
+        for split in dict.fromkeys(r["split"] for r in rows if r["part"] == part):
+            here = [r for r in rows if r["part"] == part and r["split"] == split]
+            trivial = [r for r in here if not r["system"].startswith(OURS)]
+            # without labels a task takes the niche block by itself, so it is shown too
+            unwanted = "own block" if split in ("whole", "refined") else "block"
+            trained = [r for r in here if r["system"].startswith("SToFM") and unwanted not in r["system"]]
+            best = (min if metric in LOWER else max)(trivial, key=lambda r: r["mean"], default=None)
+            shown = "; ".join(
+                f"{r['system'].removeprefix('SToFM').strip(' ,') or 'SToFM'} {number(r)}" for r in trained
+            )
+            beside = (
+                published.get(names.get(part, part), "") if split in ("random", "few-shot", "whole", "cross") else ""
+            )
+            link = f"[{record['table']}](../benchmarks/results/tables/{record['table']}.md)"
+            out.append(
+                f"| {link} | {part} | {split} | {metric} | "
+                f"{best['system'] + ' ' + number(best) if best else ''} | {shown} | {beside} |"
+            )
+    return out
+
+
+def main() -> None:
+    """Collect and write."""
+    records = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
+    table = ["| table | part | split | metric | best trivial | SToFM (trained here) | published |", "|" + "---|" * 7]
+    for record in records:
+        table += lines(record)
+    gone = sorted({f"- {r['table']}: {a['system']}, {a['reason']}" for r in records for a in r["not_available"]})
+    text = HEAD + "\n" + "\n".join(table) + "\n"
+    if gone:
+        text += "\n## Not available\n\n" + "\n".join(gone) + "\n"
+    TARGET.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
