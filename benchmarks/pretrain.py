@@ -168,17 +168,28 @@ def recipe(stage: str, objective: str, root: Path, out: Path, options, budget: d
 def train(objective: str, root: Path, options, budget: dict, seed: int):
     """Run both stages; returns the model, its seconds, and the losses on the held-out slice."""
     import terrazzo as tz
-    from terrazzo.training import logs
 
     seconds, losses, checkpoint = [], {}, ""
     for stage in ("adapt", "pretrain"):
         out = root / f"{objective}-{stage}-{seed}".replace(", ", "-").replace(" ", "-")
         start = time.perf_counter()
+        if (out / "model" / "config.json").is_file():  # a kept run
+            checkpoint = str(out / "model")
+            seconds.append(float("nan"))
+            losses |= held_out_losses(out)
+            continue
         checkpoint = str(tz.pretrain(recipe(stage, objective, root, out, options, budget, checkpoint, seed)))
         seconds.append(time.perf_counter() - start)
-        final = logs.final(out / "logs" / logs.CSV)
-        losses |= {k.removeprefix("val/"): v for k, v in final.items() if k.startswith("val/") and k != "val/loss"}
+        losses |= held_out_losses(out)
     return tz.load(checkpoint), seconds, losses
+
+
+def held_out_losses(out: Path) -> dict[str, float]:
+    """Return the last losses on the held-out slice."""
+    from terrazzo.training import logs
+
+    final = logs.final(out / "logs" / logs.CSV)
+    return {k.removeprefix("val/"): v for k, v in final.items() if k.startswith("val/") and k != "val/loss"}
 
 
 def vectors_of(model, slices: list, key: str = "X") -> list[np.ndarray]:
@@ -256,7 +267,8 @@ def run(slices: list, labels: list[str], options, budget: dict) -> tuple[list, l
     with contextlib.ExitStack() as stack:
         root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
-        make_corpus(root, slices)
+        if not (root / "corpus" / "manifest.parquet").is_file():
+            make_corpus(root, slices)
         if not options.no_untrained:
             untrained = tz.SToFM(options.preset, tz.Corpus.open(root / "corpus").vocabulary(), seed=0)
             note({"SToFM untrained (random weights)": vectors_of(untrained, slices)})
@@ -311,7 +323,7 @@ def main() -> None:
     parser.add_argument("--pair", choices=("knn", "full"), default="knn", help="distances that the model is shown")
     parser.add_argument("--cells", type=int, default=800, help="of each simulated slice")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--keep", type=Path, help="new folder for corpus and runs; default: a temporary one")
+    parser.add_argument("--keep", type=Path, help="folder for corpus and runs; finished ones there are used")
     parser.add_argument("--adapt-steps", type=int, default=-1)
     parser.add_argument("--adapt-epochs", type=int)
     parser.add_argument("--pretrain-epochs", type=int)

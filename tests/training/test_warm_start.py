@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import torch
 
 from terrazzo.corpus.loaders import member_match
 from terrazzo.corpus.store import Corpus
+from terrazzo.models.stofm import SToFM, pair_tensors
 from terrazzo.nn.pair_bias import GaussianBias
+from terrazzo.nn.se2 import SE2Config, SE2Transformer
 from terrazzo.training import data
+from terrazzo.training.objectives import MultiScale
 from terrazzo.training.references import references, with_constant
-from terrazzo.training.warm_start import composition, gene_loadings, head_radii, look_near
+from terrazzo.training.warm_start import composition, gene_loadings, head_radii, look_near, show_neighbours
 from terrazzo.units.spots import rank_tokens
+from terrazzo.units.subslices import SubSliceConfig, iterate
 
 
 @pytest.fixture
@@ -104,3 +109,75 @@ def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: 
     guessed = torch.cat([with_constant(b.rings) @ weights for b in batches])
     mean = torch.cat([b.neighbour_mean for b in batches])
     assert (guessed - target).square().sum() < (mean - target).square().sum()
+
+
+def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor]:
+    """Return an SE(2) Transformer that sees its neighbours, and the mean and covariance it was given."""
+    torch.manual_seed(seed)
+    se2 = SE2Transformer(
+        SE2Config(input_dim=16, hidden_size=16, num_layers=3, num_heads=4, ffn_size=32, num_kernels=32)
+    )
+    features = torch.nn.functional.normalize(torch.randn(500, 16) * torch.linspace(1, 0.1, 16) + 0.5, dim=1)
+    look_near(se2.gaussian, np.array([0.7, 2.0, 6.0]))
+    show_neighbours(se2, features.mean(0), torch.cov(features.T))
+    return se2.eval(), features.mean(0), torch.cov(features.T)
+
+
+def test_a_hidden_cell_starts_with_means_over_its_surroundings() -> None:
+    """A hidden cell's state holds, for each head, the components of the shown cells that the head looks at."""
+    se2, mean, covariance = shown_se2()
+    rng = np.random.default_rng(0)
+    sub = next(iterate(rng.uniform(0, 12, (120, 2)), np.zeros((0, 2)), [np.arange(120)], SubSliceConfig()))
+    features = torch.nn.functional.normalize(torch.randn(121, 16) + 0.5, dim=1)
+    features[0] = 0  # the graph token
+    hidden = torch.zeros(121, dtype=torch.bool)
+    hidden[1:60] = True
+    x = features.masked_fill(hidden[:, None], 0.0)
+    types = torch.from_numpy(sub.token_types)
+    with torch.no_grad():
+        out = se2(x, types, [pair_tensors(sub, torch.device("cpu"))]).hidden
+    values, vectors = torch.linalg.eigh(covariance.double())
+    top = (vectors.flip(1)[:, :4] / (values.flip(0)[:4] * values[-1]).pow(0.25)).T.float()
+    place = torch.from_numpy(sub.positions.astype(np.float32))
+    expected = []
+    for radius in (0.7, 2.0, 6.0):
+        weight = torch.exp(-torch.cdist(place, place) / radius) * (~hidden)[None] * (types == 0)[None]
+        expected.append(weight / weight.sum(1, keepdim=True) @ (features - mean) @ top.T)
+    target = torch.cat(expected, dim=1)[hidden]
+    for column in range(target.shape[1]):  # LayerNorm scales each row, so that directions are compared
+        found = np.corrcoef(out[hidden][:, column], target[:, column])[0, 1]
+        assert found > 0.6, column
+
+
+def test_all_other_branches_start_at_zero() -> None:
+    se2, _, _ = shown_se2()
+    for number, layer in enumerate(se2.blocks()):
+        assert not layer.fc2.weight.any()
+        assert layer.out.weight.any() == (number == 0)
+
+
+@pytest.mark.parametrize(("init", "held", "changed"), [
+    ("informed", "untrained", True), ("informed", "trained", False), ("random", "untrained", False),
+])  # fmt: skip
+def test_only_an_untrained_transformer_is_changed(
+    recipe: Any, corpus: Corpus, init: str, held: str, changed: bool
+) -> None:
+    config = recipe("pretrain")
+    config = replace(config, model=replace(config.model, init=init))
+    model = data.initial_model(config, corpus)
+    model.provenance["se2"] = held
+    data.prepare(config, corpus, model)
+    objective = MultiScale(model, config)
+    before = {k: v.clone() for k, v in model.module.se2.state_dict().items()}
+    objective.start(data.references(config, corpus, model))
+    same = all(torch.equal(v, before[k]) for k, v in model.module.se2.state_dict().items())
+    assert same is not changed
+
+
+def test_whose_transformer_is_trained_is_remembered(recipe: Any, corpus: Corpus, tmp_path: Path) -> None:
+    model = data.initial_model(recipe("pretrain"), corpus)
+    assert model.provenance["se2"] == "untrained"
+    foreign = SToFM(model.config, model.vocabulary, provenance={"weights": "converted"})
+    config = recipe("pretrain")
+    source = replace(config.model, checkpoint=str(foreign.save_pretrained(tmp_path / "foreign")))
+    assert data.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"

@@ -94,14 +94,16 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     if not source.checkpoint:
         vocabulary = corpus.vocabulary()
         settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
-        model = SToFM(settings, vocabulary, seed=config.seed)
+        origin = {"weights": "random", "seed": config.seed, "se2": "untrained"}
+        model = SToFM(settings, vocabulary, seed=config.seed, provenance=origin)
         if source.init == "informed":
             inform(model, corpus, Members(corpus, "train", config.data.share).ids, config.seed)
         return model
     held = load(source.checkpoint)
     if isinstance(held, SToFM):
         settings = replace(held.config, subslices=source.subslices, output=output)
-        model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
+        origin = {"se2": "trained", **held.provenance}  # of weights from elsewhere nothing is thrown away
+        model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=origin)
         model.module.load_state_dict(held.module.state_dict())
         return model
     if not isinstance(held, CellModel):
@@ -109,7 +111,8 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     se2 = preset(source.preset).se2
     encoder = replace(held.config.cell_encoder, pooling="cls", output_dim=se2.input_dim)
     settings = SToFMConfig(encoder, se2, source.subslices, output)
-    model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=held.provenance)
+    origin = {**held.provenance, "se2": "untrained"}
+    model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=origin)
     model.module.cell_encoder.bert.load_state_dict(held.module.bert.state_dict())  # Geneformer has no projection
     return model
 

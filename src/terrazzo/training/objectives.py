@@ -17,6 +17,7 @@ from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
 from terrazzo.training.config import OptimConfig, PretrainConfig
 from terrazzo.training.heads import MLP, MaskedGeneHead, answer_with, contrastive_loss, frequency_loss, residual_loss
 from terrazzo.training.references import References, with_constant
+from terrazzo.training.warm_start import show_neighbours
 
 
 class Objective(LightningModule):
@@ -194,8 +195,11 @@ class MultiScale(Objective):
     def start(self, references: References) -> None:
         """Let the heads start from constant answers, and keep the regression; called once, before the first step.
 
-        From random heads a short run spends its steps on finding the mean.
+        From random heads a short run spends its steps on finding the mean. An informed start also lets an untrained
+        SE(2) Transformer begin with means over neighbours.
         """
+        if self.config.model.init == "informed" and self.model.provenance.get("se2") == "untrained":
+            show_neighbours(self.se2, references.mean, references.covariance)
         self.ridge.copy_(references.ridge)
         answer_with(self.cell_head, references.mean_cell)
         if self.distance_head is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from terrazzo.nn.se2 import CELL
 from terrazzo.training.batches import ScenePack
 
 RIDGE = 1e-3  # of the mean variance of the rings
@@ -27,18 +28,24 @@ class References:
         ``(d,)``: mean vector of hidden cells.
     mean_distance
         Mean of the distances to be recovered; 0 where none are.
+    mean, covariance
+        Of the vectors of all cells, ``(d,)`` and ``(d, d)``.
     """
 
     ridge: Tensor
     mean_cell: Tensor
     mean_distance: float
+    mean: Tensor
+    covariance: Tensor
 
 
 def references(packs: Iterable[ScenePack]) -> References:
     """Collect the answers on one pass over training sub-slices, as they are masked in training."""
     gram: Tensor | None = None
-    n, total, pairs = 0, 0.0, 0
+    n, total, pairs, moments = 0, 0.0, 0, torch.zeros(0)
     for pack in packs:
+        cells = with_constant(pack.features[pack.types == CELL]).double()
+        moments = cells.T @ cells if not len(moments) else moments + cells.T @ cells
         x = with_constant(pack.rings).double()
         y = pack.features[pack.predicted].double()
         parts = torch.cat([x.T @ x, x.T @ y], dim=1)
@@ -53,7 +60,11 @@ def references(packs: Iterable[ScenePack]) -> References:
     size = len(gram)
     left = gram[:, :size] + RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
     weights = torch.linalg.solve(left, gram[:, size:]).float()
-    return References(weights, (gram[-1, size:] / max(n, 1)).float(), total / max(pairs, 1))
+    moments = moments / moments[-1, -1]
+    mean = moments[-1, :-1]
+    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
+    mean_cell = (gram[-1, size:] / max(n, 1)).float()
+    return References(weights, mean_cell, total / max(pairs, 1), mean.float(), covariance.float())
 
 
 def with_constant(rings: Tensor) -> Tensor:

@@ -285,6 +285,7 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
         "weights": "trained",
         "stage": config.stage,
         "objective": config.pretrain.objective if config.stage == "pretrain" else "domain adaptation",
+        "se2": "trained" if config.stage == "pretrain" else model.provenance.get("se2", "trained"),
         "started from": config.model.checkpoint or f"random weights, preset {config.model.preset}, seed {config.seed}",
         "corpus": Path(config.corpus).resolve().name,
         "corpus_sha256": corpus.content_hash(),

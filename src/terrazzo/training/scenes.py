@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from terrazzo.models.stofm import SToFM, canonical_order, slice_length_unit, sub
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.training.batches import pad
-from terrazzo.units.macro import virtual_cells
 from terrazzo.units.spots import Tokens
 from terrazzo.units.subslices import SubSlice, iterate, macro_scale, model_positions, split_cells
 
@@ -29,24 +28,23 @@ class Scene:
     ----------
     name
         Of the slice.
-    tokens, positions, clusters, subslices
-        As ``embed`` makes them; the clusters stay what they were before tuning.
-    features, virtual
-        Stored vectors of cells and virtual cells; :func:`refresh` renews them.
+    tokens, positions
+        As ``embed`` makes them.
     codes, train, validation
         Class of each cell (-1: none); which cells are learnt from; which stop the training.
+    features, virtual, subslices
+        Stored vectors of cells and virtual cells, and the sub-slices around them; :func:`refresh` makes them anew.
     """
 
     name: str
     tokens: Tokens
     positions: NDArray[np.float64]
-    clusters: NDArray[np.int64]
-    subslices: list[SubSlice]
-    features: NDArray[np.float32]
-    virtual: NDArray[np.float32]
     codes: NDArray[np.int64]
     train: NDArray[np.bool_]
     validation: NDArray[np.bool_]
+    features: NDArray[np.float32] = field(init=False)
+    virtual: NDArray[np.float32] = field(init=False)
+    subslices: list[SubSlice] = field(init=False)
 
 
 def prepare(
@@ -74,23 +72,23 @@ def prepare(
     config, tissue = model.config.subslices, Slice.from_anndata(adata)
     tokens = tokenise(tissue, model.vocabulary.match(tissue, orthologs=orthologs), model.config.cell_encoder.max_length)
     order = canonical_order(tokens, tissue)
-    tokens = tokens.take(order)
-    features, _ = encode_cells(model.module.cell_encoder, tokens, model.cls_token, "float32", Progress(False))
     positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
-    macro = macro_scale(features, positions, config)
-    subslices = list(iterate(positions, macro.positions, split_cells(positions, config), config))
-    return Scene(
-        tissue.name, tokens, positions, macro.labels, subslices, features, macro.features, codes[order], train[order],
-        validation[order],
-    )  # fmt: skip
+    scene = Scene(tissue.name, tokens.take(order), positions, codes[order], train[order], validation[order])
+    refresh(model, scene)
+    return scene
 
 
 def refresh(model: SToFM, scene: Scene) -> None:
-    """Encode all cells again with the weights of this moment."""
+    """Encode all cells with the weights of this moment, and make virtual cells of them, as ``embed`` would now.
+
+    Which cells a sub-slice holds does not change: that depends on positions alone.
+    """
+    config, positions = model.config.subslices, scene.positions
     encoder = model.module.cell_encoder
     scene.features, _ = encode_cells(encoder, scene.tokens, model.cls_token, "float32", Progress(False))
-    made = virtual_cells(scene.features, scene.positions, scene.clusters)
-    scene.virtual = made.features[: len(scene.virtual)]
+    macro = macro_scale(scene.features, positions, config)
+    scene.virtual = macro.features
+    scene.subslices = list(iterate(positions, macro.positions, split_cells(positions, config), config))
 
 
 def subslice_vectors(model: SToFM, scene: Scene, sub: SubSlice, again: NDArray[np.int64]) -> Tensor:

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
-from torch import nn
+from torch import Tensor, nn
 
 from terrazzo.corpus.reading import Match
 from terrazzo.corpus.store import Corpus
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import GaussianBias
+from terrazzo.nn.se2 import SE2Transformer
 from terrazzo.units.spots import Tokens, rank_tokens
 from terrazzo.units.subslices import SubSliceConfig, length_unit
 
@@ -33,6 +34,8 @@ LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
 NEAREST, FARTHEST, GRID = 0.05, 100.0, 400  # distances at which the heads' bias is fitted
 LEAST_BIAS = 10.0  # far cells keep a little weight
 RIDGE = 1e-4  # of that fit: errors of at most .3, without weights that the first steps would upset
+HIDDEN_LOGIT = 4.0  # by which a hidden cell's weight is less than a shown one's
+LEAST_TYPE = 0.02  # token types start small beside vectors of unit length
 NORM = 2.0  # of the new gene embeddings, in norms of the position embeddings beside them
 
 
@@ -142,6 +145,52 @@ def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
         first.bias.zero_()
         last.weight.copy_(solved[:-1].T)
         last.bias.copy_(solved[-1])
+
+
+def show_neighbours(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> None:
+    """Let an SE(2) Transformer start as what a regression on neighbours would be given, and as nothing else.
+
+    Each head of the first layer hands on the leading components of the cells it looks at, hidden cells left out; with
+    the heads' ranges of :func:`look_near` a token's first state holds means over wider and wider surroundings, side by
+    side. All other branches start at zero. From random weights a short run ends behind the mean of six neighbours.
+
+    Parameters
+    ----------
+    se2
+        Changed in place.
+    mean, covariance
+        Of the cells' vectors, ``(input_dim,)`` and ``(input_dim, input_dim)``.
+    """
+    config, first = se2.config, se2.blocks()[0]
+    width, wide = se2.head_dim, covariance.double()
+    values, vectors = torch.linalg.eigh(wide)
+    kept = min(width, len(values))
+    values, vectors = values.flip(0)[:kept].clamp_min(1e-12), vectors.flip(1)[:, :kept]
+    # between whitening and leaving as they are: noise must not lead, and the first component not drown the others
+    components = (vectors / (values * values[0]).pow(0.25)).T
+    # the direction in which all cells are alike, and a hidden cell (a vector of zeros) is not
+    floor = 1e-2 * wide.diagonal().mean() * torch.eye(len(wide), dtype=torch.float64)
+    alike = torch.linalg.solve(wide + floor, mean.double())
+    alike = alike / (alike @ mean.double()).clamp_min(1e-6)
+    with torch.no_grad():
+        se2.token_types.weight.mul_(LEAST_TYPE)
+        se2.embedding.weight.copy_(torch.eye(*se2.embedding.weight.shape))
+        se2.embedding.bias.zero_()
+        for layer in se2.blocks():
+            for linear in (layer.out, layer.fc2):
+                linear.weight.zero_()
+                linear.bias.zero_()
+        first.out.weight.copy_(torch.eye(config.hidden_size))
+        for linear in (first.query, first.key, first.value):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        strength = math.sqrt(HIDDEN_LOGIT * math.sqrt(width))
+        for head in range(config.num_heads):
+            place, size = head * width, len(mean)
+            first.value.weight[place : place + kept, :size] = components.float()
+            first.value.bias[place : place + kept] = -(components @ mean.double()).float()
+            first.query.bias[place] = strength
+            first.key.weight[place, :size] = (alike * strength).float()
 
 
 def head_radii(corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int) -> NDArray[np.float64]:
