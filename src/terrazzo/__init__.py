@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Coverage, Vocabulary
     from terrazzo.images import TissueImage
-    from terrazzo.models.baselines import Baseline, PCANeighbours, fit_baselines
+    from terrazzo.models.baselines import Baseline, fit_baselines
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
     from terrazzo.models.files import embed_files
@@ -34,7 +34,6 @@ _WHERE = {
     "Corpus": "corpus.store",
     "Coverage": "genes",
     "FineTuneConfig": "training.finetune",
-    "PCANeighbours": "models.baselines",
     "SToFM": "models.stofm",
     "SToFMConfig": "models.stofm_config",
     "Slice": "slices",
@@ -61,7 +60,6 @@ __all__ = [
     "Corpus",
     "Coverage",
     "FineTuneConfig",
-    "PCANeighbours",
     "SToFM",
     "SToFMConfig",
     "Slice",
