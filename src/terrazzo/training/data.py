@@ -33,7 +33,8 @@ from terrazzo.training.warm_start import (
     gene_loadings,
     head_radii,
     look_near,
-    set_gene_embedding,
+    sample_tokens,
+    show_components,
 )
 from terrazzo.units.spots import rank_tokens
 from terrazzo.units.subslices import length_unit, macro_scale, model_positions, split_cells
@@ -122,7 +123,8 @@ def inform(model: SToFM, corpus: Corpus, ids: list[str], seed: int) -> None:
     sizes, se2 = model.config.cell_encoder, model.module.se2
     match, components = member_match(corpus, model.vocabulary), min(COMPONENTS, sizes.hidden_size)
     loadings = gene_loadings(corpus, ids, match, sizes.vocab_size, sizes.max_length, components, seed)
-    set_gene_embedding(model.module.cell_encoder, loadings, seed)
+    sample = sample_tokens(corpus, ids, match, sizes.max_length)
+    show_components(model.module.cell_encoder, loadings, sample, model.cls_token, seed)
     look_near(se2.gaussian, head_radii(corpus, ids, model.config.subslices, model.config.se2.num_heads))
 
 

@@ -36,7 +36,9 @@ LEAST_BIAS = 10.0  # far cells keep a little weight
 RIDGE = 1e-4  # of that fit: errors of at most .3, without weights that the first steps would upset
 HIDDEN_LOGIT = 4.0  # by which a hidden cell's weight is less than a shown one's
 LEAST_TYPE = 0.02  # token types start small beside vectors of unit length
-NORM = 2.0  # of the new gene embeddings, in norms of the position embeddings beside them
+STATE, RANKED = 1.025, 0.5  # length of a token's embedding (loadings at most 1), and that of the last rank
+CONSTANT = 0.5  # last number of a cell's vector, in typical lengths of the others
+HANDED_ON = 3.0  # by which the mean over genes stands above <cls>'s own state
 
 
 def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int) -> NDArray[np.float32]:
@@ -97,30 +99,105 @@ def gene_loadings(
     return out
 
 
-def set_gene_embedding(encoder: CellEncoder, loadings: NDArray[np.float32], seed: int) -> None:
-    """Write loadings into the word embedding, and let the first layer pass them on to every token's state.
+def show_components(
+    encoder: CellEncoder, loadings: NDArray[np.float32], sample: Tokens, cls_token: int, seed: int
+) -> None:
+    """Let a cell encoder start as the SVD of ranked genes: its vector is a cell's component scores, of unit length.
+
+    ``<cls>`` attends to all genes of the first layer with weights ``1 / sqrt(rank)``, which the position embeddings
+    carry, and hands on their loadings; every other branch starts at zero. All token states have one length, of which
+    the loadings are a part, so that LayerNorm does not blow up genes that say little.
 
     Parameters
     ----------
     encoder
-        Changed in place: word embeddings of the tokens with loadings; value and output maps of the first layer.
+        Changed in place.
     loadings
-        ``(vocab_size, components)``; at most ``hidden_size`` of them are used.
+        ``(vocab_size, components)``, from :func:`gene_loadings`; at most ``hidden_size - 3`` of them are used.
+    sample
+        Cells whose mean vector is taken off.
+    cls_token
+        Token in front of every cell.
     seed
-        Of the random rotation that spreads the components over the heads.
+        Of the rotation that spreads the components over the state.
     """
-    words, places = encoder.bert.embeddings.word_embeddings.weight, encoder.bert.embeddings.position_embeddings.weight
-    width = words.shape[1]
-    known = np.flatnonzero(np.abs(loadings).sum(axis=1))
-    whole = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, width)))[0]
-    rotation = whole[: loadings.shape[1]].round(DIGITS)
-    vectors = torch.from_numpy((loadings[known][:, :width] @ rotation).astype(np.float32))
-    goal = NORM * float(places.detach().norm(dim=1).mean())
+    embedded, width = encoder.bert.embeddings, encoder.config.hidden_size
+    kept = min(loadings.shape[1], width - 3)
+    # directions without a mean, which LayerNorm would take off: components, filling, rank
+    drawn = np.random.default_rng(seed).normal(size=(width, width - 1))
+    basis = np.linalg.qr(np.concatenate([np.ones((width, 1)), drawn], axis=1))[0].round(DIGITS)
+    components, filling, rank = basis[:, 1 : 1 + kept], basis[:, 1 + kept], basis[:, 2 + kept]
+    length = np.linalg.norm(loadings[:, :kept], axis=1)
+    most = np.quantile(length[length > 0], 0.99) if length.any() else 1.0
+    shrunk = loadings[:, :kept] / np.maximum(length, most)[:, None]
+    rest = np.sqrt(np.maximum(STATE**2 - (shrunk**2).sum(axis=1), 0))
+    places = embedded.position_embeddings.weight
+    falls = -0.5 * np.log(np.maximum(np.arange(len(places)), 1))  # <cls> stands at 0, the first gene at 1
+    reach = max(-float(falls.min()), 1e-6)
     with torch.no_grad():
-        words[torch.from_numpy(known)] = vectors * (goal / vectors.norm(dim=1).mean().clamp_min(1e-12))
-        first: Any = encoder.bert.encoder.layer[0].attention
-        for linear in (first.self.value, first.output.dense):
-            linear.weight.copy_(torch.eye(width))
+        embedded.word_embeddings.weight.copy_(_float(shrunk @ components.T + rest[:, None] * filling))
+        places.copy_(_float(RANKED * falls[:, None] / reach * rank))
+        embedded.token_type_embeddings.weight.zero_()
+        layers: list[Any] = list(encoder.bert.encoder.layer)
+        for layer in layers:
+            for linear in (layer.attention.output.dense, layer.output.dense):
+                linear.weight.zero_()
+                linear.bias.zero_()
+        first, heads = layers[0].attention, encoder.config.num_heads
+        first.output.dense.weight.copy_(torch.eye(width) * HANDED_ON)
+        first.self.value.weight.copy_(torch.eye(width))
+        for linear in (first.self.query, first.self.key):
+            linear.weight.zero_()
+        for linear in (first.self.query, first.self.key, first.self.value):
+            linear.bias.zero_()
+        for place in range(0, width, width // heads):
+            first.self.query.bias[place] = math.sqrt(width / heads)
+            first.self.key.weight[place] = _float(rank * reach * STATE / (RANKED * math.sqrt(width)))
+        _project(encoder, _float(components.T), sample, cls_token)
+
+
+def _project(encoder: CellEncoder, rows: Tensor, sample: Tokens, cls_token: int) -> None:
+    """Read the components out, less their mean over the sample, and a constant.
+
+    By the constant a cell differs from a hidden one, a vector of zeros, wherever its components lie.
+    """
+    if encoder.proj is None:
+        return
+    encoder.proj.weight.zero_()
+    encoder.proj.bias.zero_()
+    count = min(len(rows), len(encoder.proj.weight))
+    encoder.proj.weight[:count] = rows[:count]
+    seen: list[Tensor] = []
+    hook = encoder.proj.register_forward_hook(lambda module, given, out: seen.append(out.float().cpu()))
+    try:
+        encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
+    finally:
+        hook.remove()
+    if not seen:
+        return
+    scores = torch.cat(seen).double().numpy()
+    centre = scores.mean(axis=0)
+    encoder.proj.bias.copy_(-_float(centre.round(DIGITS)))
+    if count < len(encoder.proj.bias):
+        spread = np.sqrt(((scores - centre) ** 2).sum(axis=1).mean())
+        encoder.proj.bias[-1] = round(CONSTANT * float(spread), DIGITS)
+
+
+def sample_tokens(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int = 1000) -> Tokens:
+    """Return the ranked genes of some cells of some slices, spread evenly."""
+    sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
+    flat, lengths = [], []
+    for name, size in zip(ids, sizes, strict=True):
+        rows = np.concatenate(_pieces(int(size), max(20, int(cells * size / sizes.sum()))))
+        found = rank_tokens(corpus.take(name, rows), *match(name), max_length)
+        flat.append(found.flat)
+        lengths.append(found.lengths)
+    ends = np.cumsum(np.concatenate(lengths)).astype(np.int64)
+    return Tokens(np.concatenate(flat), np.concatenate([np.zeros(1, np.int64), ends]))
+
+
+def _float(values: NDArray[np.float64]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
 def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
@@ -171,7 +248,9 @@ def show_neighbours(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> No
     # the direction in which all cells are alike, and a hidden cell (a vector of zeros) is not
     floor = 1e-2 * wide.diagonal().mean() * torch.eye(len(wide), dtype=torch.float64)
     alike = torch.linalg.solve(wide + floor, mean.double())
-    alike = alike / (alike @ mean.double()).clamp_min(1e-6)
+    contrast = float(alike @ mean.double())  # squared; in standard deviations of the cells along that direction
+    alike = alike / max(contrast, 1e-6)
+    logit = min(HIDDEN_LOGIT, math.sqrt(contrast))  # so that cells differ by about one among themselves
     with torch.no_grad():
         se2.token_types.weight.mul_(LEAST_TYPE)
         se2.embedding.weight.copy_(torch.eye(*se2.embedding.weight.shape))
@@ -184,7 +263,7 @@ def show_neighbours(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> No
         for linear in (first.query, first.key, first.value):
             linear.weight.zero_()
             linear.bias.zero_()
-        strength = math.sqrt(HIDDEN_LOGIT * math.sqrt(width))
+        strength = math.sqrt(logit * math.sqrt(width))
         for head in range(config.num_heads):
             place, size = head * width, len(mean)
             first.value.weight[place : place + kept, :size] = components.float()
