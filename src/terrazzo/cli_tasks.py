@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from terrazzo.tasks import Probe, TaskResult
+    from terrazzo.tasks import TaskResult
 
 SCORES = Group("How it is scored")
 
@@ -52,20 +51,16 @@ def domains(
     """
     import terrazzo as tz
 
-    for path in slices:
+    for path, target in zip(slices, _targets(slices, out), strict=True):
         adata, column = _read(path), tz.keys.domain_key(use_rep.replace(":", "_"))
-        tz.tasks.domains(
-            adata, use_rep=use_rep, n_domains=n_domains, method=method, refine=refine, n_seeds=n_seeds, seed=seed,
-            key_added=column,
-        )  # fmt: skip
-        _write(adata, out / f"{path.stem}.h5ad")
+        chosen: dict[str, Any] = {"use_rep": use_rep, "n_domains": n_domains, "method": method, "refine": refine}
+        tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
+        result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
+        _write(adata, target)
         figure: Any = tz.plot.spatial(adata, color=column).figure
-        tz.plot.save(figure, out / f"{path.stem}.png")
-        _say(f"{path.name}: {n_domains} domains in obs[{column!r}], {out / path.stem}.h5ad and .png")
-        if label is not None:
-            result = tz.tasks.evaluate_domains(
-                adata, use_rep=use_rep, label=label, n_domains=n_domains, method=method, refine=refine
-            )
+        tz.plot.save(figure, target.with_suffix(".png"))
+        _say(f"{path.name}: {n_domains} domains in obs[{column!r}], {target} and .png")
+        if result is not None:
             _report(result, out / f"{path.stem}-scores")
 
 
@@ -90,11 +85,7 @@ def probe(
     import terrazzo as tz
 
     given: dict[str, Any] = {"use_rep": use_rep, "label": label, "values": values, "head": head, "seed": seed}
-    loaded = [_read(p) for p in slices]
-    result = _scored(tz.tasks.probe, loaded, test, given | {"runs": runs})
-    _report(result, out / "scores")
-    fitted = tz.tasks.fit_probe(loaded, **given)
-    _annotate(fitted, out, predict)
+    _learn(tz.tasks.probe, slices, given, runs, test, predict or [], out)
 
 
 def deconvolve(
@@ -117,10 +108,7 @@ def deconvolve(
     import terrazzo as tz
 
     given: dict[str, Any] = {"use_rep": use_rep, "proportions": proportions, "head": head, "seed": seed}
-    loaded = [_read(p) for p in slices]
-    result = _scored(tz.tasks.deconvolve, loaded, test, given | {"runs": runs})
-    _report(result, out / "scores")
-    _annotate(tz.tasks.fit_probe(loaded, **given), out, predict)
+    _learn(tz.tasks.deconvolve, slices, given, runs, test, predict or [], out)
 
 
 def impute(
@@ -142,15 +130,14 @@ def impute(
     """
     import terrazzo as tz
 
+    if test is None:
+        _only(slices)
     loaded = [_read(p) for p in [*slices, *([test] if test is not None else [])]]
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
     learnt = hidden[:-1] if test is not None else hidden
-    visible = [h.visible for h in learnt]
+    embedder: Any = tz.load(model) if Path(model).is_dir() else tz.Baseline(model).fit([h.visible for h in learnt])
     for one in hidden:
-        if Path(model).is_dir():
-            _checkpoint(model).embed(one.visible, key_added="X_visible")
-        else:
-            tz.Baseline(model).fit(visible).embed(one.visible, key_added="X_visible")
+        embedder.embed(one.visible, key_added="X_visible")
     given: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
     if test is not None:
         result = tz.tasks.impute(learnt, test=hidden[-1], **given)
@@ -168,7 +155,7 @@ def finetune(
     out: Out,
     test: Test = None,
     predict: Predict = None,
-    epochs: Annotated[int, Parameter(help="Passes at most; it stops early.")] = 30,
+    epochs: Annotated[int, Parameter(help="Passes at most; it stops early.")] = 12,
     score: Annotated[
         bool, Parameter(group=SCORES, help="Score it, too; without --test by splits of one slice.")
     ] = True,
@@ -180,25 +167,27 @@ def finetune(
     Example: terrazzo finetune a.h5ad b.h5ad --model checkpoint --label region --test c.h5ad --out tuned
     """
     import terrazzo as tz
+    from terrazzo.training.finetune import free_folder
 
-    config = tz.FineTuneConfig(max_epochs=epochs)
-    loaded, held = [_read(p) for p in slices], _checkpoint(model)
+    config, targets = tz.FineTuneConfig(max_epochs=epochs), _targets(predict or [], out)
+    free_folder(out / "tuned")
+    if score and test is None:
+        _only(slices)
+    loaded, held = [_read(p) for p in slices], tz.load(model)
     if not isinstance(held, tz.SToFM):
         raise tz.errors.ConfigError(f"{model} holds a {held.title}; only SToFM can be fine-tuned.")
     if score:
         given: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
-        data = loaded if test is not None else _only(loaded)
-        result = tz.evaluate_finetuning(held, data, test=_read(test) if test is not None else None, **given)
-        _report(result, out / "scores")
+        data, scored = (_only(loaded), None) if test is None else (loaded, _read(test))
+        _report(tz.evaluate_finetuning(held, data, test=scored, **given), out / "scores")
     tuned = tz.finetune(held, loaded, label=label, config=config, seed=seed)
-    folder = tuned.save(out / "tuned")
-    _say(f"Tuned model and head: {folder}")
-    for path in predict or []:
+    _say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
+    for path, target in zip(predict or [], targets, strict=True):
         adata = _read(path)
         tuned.predict(adata)
         tuned.probe.annotate(adata, use_rep="X_stofm:all")
-        _write(adata, out / f"{path.stem}.h5ad")
-        _say(f"{path.name}: annotated, {out / path.stem}.h5ad")
+        _write(adata, target)
+        _say(f"{path.name}: annotated, {target}")
 
 
 def bench(
@@ -222,15 +211,20 @@ def bench(
     """
     from terrazzo.bench import protocols, render
     from terrazzo.bench.run import run
+    from terrazzo.models.files import check_writable
 
     if table is None:
         for name in protocols.names():
             _say(f"{name:<24}{protocols.load(name).title}")
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
+    check_writable(out)
     found = run(protocol, data=data, models=models or (), work=work, say=_progress)
-    command = "terrazzo " + shlex.join(w for w in sys.argv[1:] if w != "--debug")
-    target = render.write(found, out, command=command)
+    options: list[tuple[str, list[Any]]] = [
+        ("--data", [data]), ("--models", models or [None]), ("--seeds", [seeds]), ("--out", [out]), ("--work", [work])
+    ]  # fmt: skip
+    words = [str(w) for name, values in options for w in (name, *values) if None not in values]
+    target = render.write(found, out, command=shlex.join(["terrazzo", "bench", table, *words]))
     _say(target.read_text(encoding="utf-8"))
     _say(f"Table: {target}, .html, .json, .png")
 
@@ -257,12 +251,6 @@ def _write(adata: AnnData, target: Path) -> None:
     write_atomically(adata, target)
 
 
-def _checkpoint(source: str) -> Any:
-    import terrazzo as tz
-
-    return tz.load(source)
-
-
 def _only(slices: list[Any]) -> Any:
     from terrazzo.errors import ConfigError
 
@@ -271,10 +259,32 @@ def _only(slices: list[Any]) -> Any:
     return slices[0]
 
 
-def _scored(task: Any, loaded: list[AnnData], test: Path | None, given: dict[str, Any]) -> TaskResult:
-    if test is not None:
-        return task(loaded, test=_read(test), **given)
-    return task(_only(loaded), **given)
+def _targets(sources: list[Path], out: Path) -> list[Path]:
+    """Return where each slice goes, before any work is done; none goes onto its own input."""
+    from terrazzo.models.files import plan_targets
+
+    return [target for _, target in plan_targets(sources, out)]
+
+
+def _learn(
+    task: Any, slices: list[Path], given: dict[str, Any], runs: int, test: Path | None, predict: list[Path], out: Path
+) -> None:
+    """Score what can be learnt from some slices, then learn it from all of their cells, and annotate others."""
+    import terrazzo as tz
+
+    targets = _targets(predict, out)
+    if test is None:
+        _only(slices)
+    loaded, more = [_read(p) for p in slices], given | {"runs": runs}
+    result = task(loaded, test=_read(test), **more) if test is not None else task(_only(loaded), **more)
+    fitted = tz.tasks.fit_probe(loaded, **given)
+    _report(result, out / "scores")
+    _say(f"Probe: {fitted.save(out / 'probe', overwrite=True)}")
+    for path, target in zip(predict, targets, strict=True):
+        adata = _read(path)
+        fitted.annotate(adata)
+        _write(adata, target)
+        _say(f"{path.name}: annotated, {target}")
 
 
 def _report(result: TaskResult, folder: Path) -> None:
@@ -285,12 +295,3 @@ def _report(result: TaskResult, folder: Path) -> None:
     for note in result.notes:
         _say(f"  note: {note}")
     _say(f"Scores and predictions: {target}")
-
-
-def _annotate(fitted: Probe, out: Path, predict: list[Path] | None) -> None:
-    _say(f"Probe: {fitted.save(out / 'probe', overwrite=True)}")
-    for path in predict or []:
-        adata = _read(path)
-        fitted.annotate(adata)
-        _write(adata, out / f"{path.stem}.h5ad")
-        _say(f"{path.name}: annotated, {out / path.stem}.h5ad")

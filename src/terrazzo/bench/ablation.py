@@ -15,15 +15,17 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.bench.protocols import Protocol, Training, Variant
+from terrazzo.bench.samples import without_labels
 from terrazzo.bench.systems import System, trained
 from terrazzo.config import from_dict
 from terrazzo.corpus.build import build
 from terrazzo.corpus.store import Corpus
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, TerrazzoError
 from terrazzo.models.convert import load
 from terrazzo.models.stofm import SToFM
 from terrazzo.training.config import PretrainConfig
 from terrazzo.training.data import initial_model
+from terrazzo.training.resuming import RECORD
 from terrazzo.training.run import pretrain
 
 STAGES = ("adapt", "pretrain")
@@ -42,7 +44,7 @@ def train(
     slices
         To train on; labels are taken off before anything is built.
     work
-        Folder for corpus and runs, kept; None: a temporary one.
+        Folder for corpus and runs, kept, so that a run that was stopped continues; None: a temporary one.
     say
         Called with a line for every variant.
 
@@ -62,7 +64,11 @@ def train(
         adapted: dict[str, str] = {}
         for number, variant in enumerate(protocol.variants):
             start = time.perf_counter()
-            model = _train_one(variant, recipes[variant.name], folder, number, adapted)
+            try:
+                model = _train_one(variant, recipes[variant.name], folder, number, adapted)
+            except TerrazzoError as error:  # its row says so; the others go on
+                systems.append(System(variant.name, missing=str(error)))
+                continue
             say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
             systems.append(trained(variant.name, model.cell_model() if variant.vector == "cell_encoder" else model))
         yield systems
@@ -98,7 +104,7 @@ def _train_one(
         same = repr(first)
         if same not in adapted:
             run = dataclasses.replace(first, out=str(folder / f"adapt-{number}"))
-            adapted[same] = str(pretrain(run, progress=False))
+            adapted[same] = str(_pretrained(run))
         checkpoint = adapted[same]
         if variant.vector == "cell_encoder":
             return _stofm(checkpoint)
@@ -107,10 +113,15 @@ def _train_one(
     run = dataclasses.replace(
         second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source
     )
-    return _stofm(str(pretrain(run, progress=False)))
+    return _stofm(_pretrained(run))
 
 
-def _stofm(checkpoint: str) -> SToFM:
+def _pretrained(config: PretrainConfig) -> Path:
+    """Train, or take over what an earlier call left in the folder; another recipe's run there is refused."""
+    return pretrain(config, resume=(Path(config.out) / RECORD).is_file(), progress=False)
+
+
+def _stofm(checkpoint: str | Path) -> SToFM:
     model: Any = load(checkpoint)
     return model
 
@@ -118,10 +129,8 @@ def _stofm(checkpoint: str) -> SToFM:
 def _corpus(slices: Sequence[AnnData], folder: Path) -> None:
     rows = []
     for number, adata in enumerate(slices):
-        bare = adata.copy()
-        bare.obs = bare.obs[[c for c in (keys.ARRAY_ROW, keys.ARRAY_COL) if c in bare.obs]]  # no label gets near
-        bare.obsm = {keys.SPATIAL: bare.obsm[keys.SPATIAL]}
-        bare.uns = {k: v for k, v in bare.uns.items() if k in (keys.TECHNOLOGY, keys.ORGANISM)}
+        bare = without_labels(adata, list(adata.obsm.keys() - {keys.SPATIAL}))
+        bare.uns = {k: v for k, v in bare.uns.items() if k in (keys.TECHNOLOGY, keys.ORGANISM, keys.SPATIAL)}
         path = folder / f"slice_{number}.h5ad"
         bare.write_h5ad(path)
         rows.append({"path": path.name, "split": "train"})

@@ -6,16 +6,26 @@ import difflib
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError
+from terrazzo.tasks.domains import Method
+from terrazzo.tasks.experiments import KINDS as SPLITS
+from terrazzo.tasks.readouts import HEADS
 
 Task = Literal["probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"]
 TASKS_BUILT = ("probe", "domains", "deconvolution", "imputation", "finetune")
 KEYS_OF_ROW = ("model", "part", "note")
+_OF_CLASSES = ("accuracy", "macro_f1", "ari", "nmi")
+_OF_VALUES = ("pearson", "pearson_overall", "rmse", "mae", "mse", "rmse_mean", "mae_mean")
+METRICS = {
+    "probe": _OF_CLASSES, "finetune": _OF_CLASSES, "domains": ("ari", "nmi", "chaos", "pas"),
+    "deconvolution": _OF_VALUES, "imputation": _OF_VALUES,
+}  # fmt: skip
+LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves ARI by up to .17
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Protocol:
     metrics
         What is printed, in this order.
     heads
-        Read-outs of :mod:`terrazzo.tasks.heads`, or clustering methods of :mod:`terrazzo.tasks.domains`.
+        Read-outs of :mod:`terrazzo.tasks.readouts`, or clustering methods of :mod:`terrazzo.tasks.domains`.
     splits
         Splits of the within setting; ``blocked`` is added where ``random`` or ``few-shot`` stand alone.
     runs
@@ -142,14 +152,36 @@ class Protocol:
     note: str = ""
 
     def __post_init__(self) -> None:
+        """Refuse what would only show as an empty table, or as numbers of two things under one name."""
+        if self.runs < 1:
+            raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
+        if self.task in TASKS_BUILT:
+            self._check_words()
+            if not self.parts or (not self.label and self.task != "imputation"):
+                raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
+        if self.task == "domains" and self.runs < LEAST_SEEDS:
+            raise ConfigError(f"{self.name}: zero-shot scores need at least {LEAST_SEEDS} seeds, not {self.runs}.")
+        for kind, named in (("parts", self.parts), ("variants", self.variants)):
+            once = {one.name for one in named}
+            if len(once) < len(named):
+                raise ConfigError(f"{self.name}: two {kind} have one name; their numbers would be pooled.")
+        if self.variants and self.training is None:
+            raise ConfigError(f"{self.name} has variants and does not say how they are trained (training).")
         for part in self.parts:
-            if unknown := set(part.settings) - {"within", "cross"}:
-                raise ConfigError(f"{self.name}: part {part.name} has the setting {unknown.pop()!r}; within or cross.")
-            if "cross" in part.settings and not part.train:
-                raise ConfigError(f"{self.name}: part {part.name} is cross-slice and names no training slice.")
+            _check_part(self.name, part)
         for row in self.published.rows:
-            if "model" not in row or not set(row) - set(KEYS_OF_ROW):
+            numbers = {k: v for k, v in row.items() if k not in KEYS_OF_ROW}
+            if "model" not in row or not numbers or not all(_is_number(v) for v in numbers.values()):
                 raise ConfigError(f"{self.name}: a published row needs a model and a number: {row}.")
+
+    def _check_words(self) -> None:
+        heads = get_args(Method) if self.task == "domains" else tuple(HEADS)
+        known = {"metrics": METRICS[self.task], "heads": heads, "splits": SPLITS}
+        for key, words in known.items():
+            given = getattr(self, key)
+            if not given or (unknown := [word for word in given if word not in words]):
+                wrong = f"names {unknown[0]!r}" if given else "is empty"
+                raise ConfigError(f"{self.name}: {key} {wrong}; known for {self.task}: {', '.join(words)}.")
 
     @property
     def all_splits(self) -> tuple[str, ...]:
@@ -175,12 +207,15 @@ def load(name: str | Path) -> Protocol:
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{path} does not exist.")
-        text, where = path.read_text(encoding="utf-8"), str(path)
+        try:
+            text, where = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}).") from error
     else:
         if str(name) not in names():
             near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.4)
-            hint = f"Did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"there is no table {str(name)!r}. {hint} Tables: {', '.join(names())}.")
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"there is no table {str(name)!r}.{hint} Tables: {', '.join(names())}.")
         text, where = (_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"tables/{name}.yaml"
     try:
         data = yaml.safe_load(text)
@@ -192,6 +227,20 @@ def load(name: str | Path) -> Protocol:
 def changed(protocol: Protocol, **values: Any) -> Protocol:
     """Return the protocol with other values; those that are None stay."""
     return replace(protocol, **{k: v for k, v in values.items() if v is not None})
+
+
+def _check_part(table: str, part: Part) -> None:
+    if not part.settings or (unknown := set(part.settings) - {"within", "cross"}):
+        wrong = f"the setting {unknown.pop()!r}" if part.settings else "no setting"
+        raise ConfigError(f"{table}: part {part.name} has {wrong}; within, cross, or both.")
+    if "cross" in part.settings and not part.train:
+        raise ConfigError(f"{table}: part {part.name} is cross-slice and names no training slice.")
+    if part.test in part.train:
+        raise ConfigError(f"{table}: part {part.name} learns from the slice that it scores, {part.test}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _folder() -> Any:

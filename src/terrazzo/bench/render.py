@@ -35,7 +35,7 @@ STYLE = (
     "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}th,td{padding:.3rem .6rem;text-align:left;"
     "border-bottom:1px solid #ddd}th{border-bottom:2px solid #888}td+td{font-variant-numeric:tabular-nums}"
-    ".best{font-weight:700}.published{background:#f5f1e8}img{max-width:100%}"
+    ".published{background:#f5f1e8}img{max-width:100%}"
 )
 
 
@@ -63,7 +63,7 @@ def write(table: Table, out: str | Path, *, command: str) -> Path:
     folder, name = Path(out), table.protocol.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not table.scores.empty:
+        if _drawn(table):
             plot.save(figure(table), folder / f"{name}.png")
         record = to_record(table, command)
         (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -86,7 +86,7 @@ def machine() -> str:
 
 
 def ours(table: Table, head: str, part: str) -> pd.DataFrame:
-    """Return the printed table of one head and part: a row a system, a column a split and metric, best first marked."""
+    """Return the printed table of one head and part: a row a system, a column a split and metric."""
     scores = table.summary()
     here = scores[(scores["head"].isin([head, "fine-tuning"])) & (scores["part"] == part)]
     columns = [
@@ -102,8 +102,9 @@ def ours(table: Table, head: str, part: str) -> pd.DataFrame:
             cell = here[(here["system"] == system) & (here["split"] == split) & (here["metric"] == metric)]
             row[f"{SPLITS[split]}: {TITLES.get(metric, metric)}"] = _number(cell)
         rows.append(row)
-    for _, gone in table.absent[table.absent["part"].isin(["", part])].iterrows():
-        rows.append({"system": gone["system"]} | {f"{SPLITS[s]}: {TITLES.get(m, m)}": ABSENT for s, m in columns})
+    gone = table.absent[table.absent["part"].isin(["", part])]["system"]
+    for system in dict.fromkeys(gone):
+        rows.append({"system": system} | {f"{SPLITS[s]}: {TITLES.get(m, m)}": ABSENT for s, m in columns})
     return pd.DataFrame(rows)
 
 
@@ -149,7 +150,7 @@ def to_html(table: Table, command: str) -> str:
     protocol = table.protocol
     facts = "".join(f"<li>{html.escape(line)}</li>" for line in _facts(table, command))
     body = [f"<h1>{html.escape(protocol.title)}</h1><ul>{facts}</ul><p>{html.escape(protocol.note)}</p>"]
-    if not table.scores.empty:
+    if _drawn(table):
         body.append(f'<img src="{html.escape(protocol.name)}.png" alt="{html.escape(protocol.title)}">')
     body += [f"<h2>{html.escape(heading)}</h2>{_grid(frame)}" for heading, frame in _sections(table)]
     published = theirs(table)
@@ -180,8 +181,7 @@ def figure(table: Table) -> Figure:
     """Draw the first metric: a panel a part, a row a system, a mark a split, bars for the spread; published apart."""
     import matplotlib.pyplot as plt
 
-    metric, scores = table.protocol.metrics[0], table.summary()
-    shown = scores[(scores["metric"] == metric) & (scores["head"].isin([table.protocol.heads[0], "fine-tuning"]))]
+    metric, shown = table.protocol.metrics[0], _shown(table)
     parts, published = list(dict.fromkeys(shown["part"])), _published(table, metric)
     systems = list(dict.fromkeys(shown["system"]))
     panels = len(parts) + bool(published)
@@ -206,6 +206,16 @@ def figure(table: Table) -> Figure:
         direction = "lower" if metric in LOWER_IS_BETTER else "higher"
         ax.set_xlabel(f"{TITLES.get(metric, metric)} ({direction} is better)")
     return drawn
+
+
+def _shown(table: Table) -> pd.DataFrame:
+    """Return what the figure is about: the first metric, read by the first head."""
+    scores, heads = table.summary(), [table.protocol.heads[0], "fine-tuning"]
+    return scores[(scores["metric"] == table.protocol.metrics[0]) & scores["head"].isin(heads)]
+
+
+def _drawn(table: Table) -> bool:
+    return not table.scores.empty and not _shown(table).empty
 
 
 def _published(table: Table, metric: str) -> dict[str, float]:

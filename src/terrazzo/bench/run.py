@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
-from terrazzo import keys, tasks
+from terrazzo import tasks
 from terrazzo._version import __version__
-from terrazzo.bench.protocols import TASKS_BUILT, Part, Protocol
-from terrazzo.bench.systems import KEY, Fitted, System, representations, resolve
-from terrazzo.datasets import DataMissing, load
-from terrazzo.errors import InputError, TerrazzoError, TerrazzoWarning
+from terrazzo.bench.protocols import TASKS_BUILT, Protocol
+from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
+from terrazzo.bench.systems import Fitted, System, representations, resolve
+from terrazzo.errors import DataMissing, InputError, TerrazzoError, TerrazzoWarning
+from terrazzo.models.stofm import SToFM
 from terrazzo.tasks.results import TaskResult
 
 COLUMNS = ["system", "part", "split", "head", "metric", "seed", "number", "value"]
@@ -63,30 +63,6 @@ class Table:
         return grouped.agg(mean="mean", sd=lambda v: v.std(ddof=0), n="size").reset_index()
 
 
-@dataclass
-class Scene:
-    """One part with its slices in memory."""
-
-    part: Part
-    test: AnnData
-    train: list[AnnData]
-
-    @property
-    def unlabelled(self) -> list[AnnData]:
-        """Return the slices that a system may be fitted on, without labels."""
-        return self.train or [self.test]
-
-    @property
-    def cross(self) -> bool:
-        """Whether heads also learn from the training slices' labels."""
-        return "cross" in self.part.settings
-
-    @property
-    def within(self) -> bool:
-        """Whether the scored slice is split."""
-        return "within" in self.part.settings
-
-
 def run(
     protocol: Protocol,
     *,
@@ -113,13 +89,13 @@ def run(
     Raises
     ------
     InputError
-        None of the table's slices is there.
+        None of the table's slices is there, or no system could be run on them.
     ConfigError, CheckpointError
         A model that does not exist or cannot be read.
     """
+    systems = resolve(protocol.models, models) if protocol.task in TASKS_BUILT else []
     scenes, absent = _scenes(protocol, data)
     with contextlib.ExitStack() as stack:
-        systems = resolve(protocol.models, models) if protocol.task in TASKS_BUILT else []
         if protocol.variants and scenes:
             from terrazzo.bench.ablation import train
 
@@ -131,11 +107,14 @@ def run(
                 runner.one(scene, system)
     if protocol.task not in TASKS_BUILT:
         absent.append(("all systems", "", f"the task {protocol.task!r} comes with the system that it is for"))
+    gone = runner.gone()
+    if scenes and not runner.rows:
+        raise InputError(f"{protocol.name}: no system could be run. {next(why for _, part, why in gone if part)}")
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     return Table(
         protocol,
         pd.DataFrame(runner.rows, columns=COLUMNS),
-        pd.DataFrame([*absent, *runner.absent], columns=["system", "part", "reason"]),
+        pd.DataFrame([*absent, *gone], columns=["system", "part", "reason"]),
         runner.seconds,
         tuple(dict.fromkeys(runner.notes)),
         date,
@@ -143,14 +122,15 @@ def run(
 
 
 def _scenes(protocol: Protocol, data: str | Path | None) -> tuple[list[Scene], list[tuple[str, str, str]]]:
-    scenes, absent, loaded = [], [], {}
+    scenes, absent = [], []
+    loaded: dict[tuple[str, str], Sample] = {}
     if protocol.task not in TASKS_BUILT:
         return [], []
     for part in protocol.parts:
         try:
             for name in (part.test, *part.train):
                 if (part.dataset, name) not in loaded:
-                    loaded[part.dataset, name] = load(part.dataset, name, data)
+                    loaded[part.dataset, name] = Sample.read(part.dataset, name, protocol.label, data)
         except DataMissing as error:
             absent.append(("all systems", part.name, str(error)))
             continue
@@ -167,25 +147,24 @@ class Runner:
     def __init__(self, protocol: Protocol, say: Say) -> None:
         self.protocol, self.say = protocol, say
         self.rows: list[dict[str, Any]] = []
-        self.absent: list[tuple[str, str, str]] = []
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
-        self._kept: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._kept: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
         self._seed: dict[tuple[str, str], int] = {}
+        self._failed: list[tuple[str, str, str]] = []
 
     def one(self, scene: Scene, system: System) -> None:
         """Run one system on one part; an error of ours becomes a row that says why."""
         start = time.perf_counter()
         if system.fit is None:
-            if (system.title, "", system.missing) not in self.absent:
-                self.absent.append((system.title, "", system.missing))
+            self._failed.append((system.title, "", system.missing))
             return
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", TerrazzoWarning)  # what matters of them is in the tasks' notes
                 found = self._score(scene, system)
         except TerrazzoError as error:
-            self.absent.append((system.title, scene.part.name, str(error)))
+            self._failed.append((system.title, scene.part.name, str(error)))
             self.say(f"{scene.part.name}: {system.title}: not available ({error})")
             return
         seed = self._seed.get((scene.part.name, system.title), 0)
@@ -195,6 +174,13 @@ class Runner:
         spent = time.perf_counter() - start
         self.seconds[system.title] = self.seconds.get(system.title, 0.0) + spent
         self.say(f"{scene.part.name}: {system.title}: {_headline(found, self.protocol)} ({spent:.0f} s)")
+
+    def gone(self) -> list[tuple[str, str, str]]:
+        """Return system, part and reason of what could not be run; of what ran with another seed, a note is made."""
+        ran = {(title, part) for part, title in self._seed}
+        some = [row for row in self._failed if row[:2] in ran]
+        self.notes += [f"{part}: one seed of {title} is not available ({reason})" for title, part, reason in some]
+        return [row for row in dict.fromkeys(self._failed) if row[:2] not in ran]
 
     def _add(self, part: str, title: str, head: str, result: TaskResult, seed: int) -> None:
         scores = result.metrics
@@ -213,60 +199,60 @@ class Runner:
         if system.fit is None:
             return []
         write = system.fit(scene.unlabelled)
-        for adata in [scene.test, *(scene.train if scene.cross else [])]:
-            self._embed(system, write, adata)
+        for sample in [scene.test, *(scene.train if scene.cross else [])]:
+            self._embed(system, write, sample)
         out = []
-        for suffix, use_rep in representations(scene.test).items():
+        for suffix, use_rep in representations(scene.test.labelled).items():
             for head in self.protocol.heads:
                 out += [(suffix, head, result) for result in _SCORERS[task](self.protocol, scene, use_rep, head)]
         if task == "finetune" and system.model is not None:
-            out.append((", all parameters tuned", "fine-tuning", _finetune(self.protocol, scene, system)))
+            found = _finetune(self.protocol, scene, system.model)
+            out += [(", all parameters tuned", "fine-tuning", result) for result in found]
         return out
 
-    def _embed(self, system: System, write: Fitted, adata: AnnData) -> None:
-        """Write ``obsm[KEY]``; vectors that depend on nothing but the slice are kept."""
-        known = (id(system), id(adata))
-        if known in self._kept:
-            adata.obsm[KEY], record = self._kept[known]
-            adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), KEY: record}
-            return
-        dict(adata.uns.get(keys.UNS, {})).pop(KEY, None)
-        write(adata)
-        if system.fixed:
-            self._kept[known] = (np.array(adata.obsm[KEY]), dict(adata.uns.get(keys.UNS, {})).get(KEY, {}))
+    def _embed(self, system: System, write: Fitted, sample: Sample) -> None:
+        """Write ``obsm[KEY]``, from a slice without labels; vectors that depend on nothing but the slice are kept."""
+        found = self._kept.get((id(system), id(sample)))
+        if found is None:
+            set_record(sample.bare, {})
+            write(sample.bare)
+            found = (np.array(sample.bare.obsm[KEY]), record_of(sample.bare))
+            if system.fixed:
+                self._kept[id(system), id(sample)] = found
+        sample.take(*found)
 
 
 def _probe(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
-    given: dict[str, Any] = {"use_rep": use_rep, "label": protocol.label, "head": head, "runs": protocol.runs}
+    yield from _heads(tasks.probe, protocol, scene, use_rep=use_rep, label=protocol.label, head=head)
+
+
+def _deconvolution(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
+    yield from _heads(tasks.deconvolve, protocol, scene, use_rep=use_rep, proportions=protocol.label, head=head)
+
+
+def _heads(task: Callable[..., TaskResult], protocol: Protocol, scene: Scene, **given: Any) -> Iterator[TaskResult]:
     if scene.within:
-        yield tasks.probe(scene.test, splits=protocol.all_splits, **given)
+        yield task(scene.test.labelled, splits=protocol.all_splits, runs=protocol.runs, **given)
     if scene.cross:
-        yield tasks.probe(scene.train, test=scene.test, **given)
+        yield task([s.labelled for s in scene.train], test=scene.test.labelled, runs=protocol.runs, **given)
 
 
 def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: Any) -> Iterator[TaskResult]:
     yield tasks.evaluate_domains(
-        scene.test, use_rep=use_rep, label=protocol.label, method=head, seeds=protocol.runs, refine=protocol.refine
-    )
-
-
-def _deconvolution(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
-    given: dict[str, Any] = {"use_rep": use_rep, "proportions": protocol.label, "head": head, "runs": protocol.runs}
-    if scene.within:
-        yield tasks.deconvolve(scene.test, splits=protocol.all_splits, **given)
-    if scene.cross:
-        yield tasks.deconvolve(scene.train, test=scene.test, **given)
+        scene.test.labelled, use_rep=use_rep, label=protocol.label, method=head, seeds=protocol.runs,
+        refine=protocol.refine,
+    )  # fmt: skip
 
 
 def _imputation(protocol: Protocol, scene: Scene, system: System) -> Iterator[tuple[str, str, TaskResult]]:
     """Hide genes before anything is fitted, tokenised or normalised; then embed what is left."""
+    if system.stored:
+        raise InputError("its vectors were made before genes were hidden, and have seen them")
     if system.fit is None:
         return
-    slices = [scene.test, *scene.train]
-    hidden = tasks.hide_genes(slices, protocol.genes, seed=0)
-    test, train = hidden[0], hidden[1:]
-    write = system.fit([h.visible for h in (train or [test])])
-    for one in hidden if scene.cross else [test]:
+    test, *train = scene.hidden(protocol.genes)
+    write = system.fit(scene.unlabelled)
+    for one in [test, *(train if scene.cross else [])]:
         write(one.visible)
     for suffix, use_rep in representations(test.visible).items():
         for head in protocol.heads:
@@ -277,12 +263,15 @@ def _imputation(protocol: Protocol, scene: Scene, system: System) -> Iterator[tu
                 yield suffix, head, tasks.impute(train, test=test, **given)
 
 
-def _finetune(protocol: Protocol, scene: Scene, system: System) -> TaskResult:
-    from terrazzo.training.finetune_scores import evaluate_finetuning
+def _finetune(protocol: Protocol, scene: Scene, model: SToFM) -> Iterator[TaskResult]:
+    from terrazzo.training.finetune_scores import KINDS, evaluate_finetuning
 
-    if system.model is None:
-        raise InputError(f"{system.title} has no weights that could be tuned.")
-    return evaluate_finetuning(system.model, scene.test, label=protocol.label, runs=protocol.runs)
+    given: dict[str, Any] = {"label": protocol.label, "runs": protocol.runs}
+    if scene.within:
+        kinds = [kind for kind in protocol.all_splits if kind in KINDS]
+        yield evaluate_finetuning(model, scene.test.labelled, kinds=kinds, **given)
+    if scene.cross:
+        yield evaluate_finetuning(model, [s.labelled for s in scene.train], test=scene.test.labelled, **given)
 
 
 _SCORERS: dict[str, Callable[[Protocol, Scene, str, str], Iterator[TaskResult]]] = {

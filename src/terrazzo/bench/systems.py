@@ -9,7 +9,8 @@ from typing import Any
 
 from anndata import AnnData
 
-from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.bench.samples import KEY, record_of, set_record
+from terrazzo.errors import CheckpointError, ConfigError, TerrazzoError
 from terrazzo.models.baselines import KINDS, fit_baselines
 from terrazzo.models.cells import CellModel
 from terrazzo.models.convert import load
@@ -26,8 +27,6 @@ NOT_BUILT = {
     "stimage": "ST as images", "stalign": "ST-Align", "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
     "ctranspath": "CTransPath", "gigapath": "Prov-GigaPath", "hibou": "Hibou",
 }  # fmt: skip
-KEY = "X_bench"  # obsm key that a table works with
-
 Fitted = Callable[[AnnData], None]  # writes obsm[KEY]
 
 
@@ -47,6 +46,8 @@ class System:
         SToFM with weights, which can also be fine-tuned.
     fixed
         Its vectors of a slice do not depend on ``fit``.
+    stored
+        Its vectors were made elsewhere, of all genes.
     """
 
     title: str
@@ -54,6 +55,7 @@ class System:
     missing: str = ""
     model: SToFM | None = None
     fixed: bool = False
+    stored: bool = False
 
 
 def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
@@ -74,12 +76,12 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
     CheckpointError
         A folder that is not a checkpoint.
     """
-    asked = [*dict.fromkeys([*(n for n in names if n in KINDS), *ALWAYS, *(g for g in given if g in KINDS)])]
+    asked = {*ALWAYS, *names, *given}
     out = _baselines([n for n in KINDS if n in asked])
     supplied: dict[str, list[str]] = {}
     for word in given:
         label, sign, source = word.partition("=")
-        if sign and source:
+        if label and sign and source:
             supplied.setdefault(label, []).append(source)
         elif word not in KINDS:
             raise ConfigError(
@@ -87,8 +89,19 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
                 "e.g. stofm=run/model."
             )
     for label, sources in supplied.items():
-        out += [_supplied(label, source) for source in sources]
-    out += [_missing(name) for name in names if name not in KINDS and name not in supplied]
+        out += _seeds(label, sources)
+    out += [_missing(name) for name in dict.fromkeys(names) if name not in KINDS and name not in supplied]
+    return out
+
+
+def _seeds(label: str, sources: list[str]) -> list[System]:
+    """Return one system a source; rows of one title are pooled, so that it must be these and no other."""
+    if label in KINDS or label in {kind.title for kind in KINDS.values()}:
+        raise ConfigError(f"--models {label}=...: {label} is the name of a baseline; choose another.")
+    out = [_supplied(label, source) for source in sources]
+    made = [system.model.fingerprint() if system.model else source for system, source in zip(out, sources, strict=True)]
+    if len(set(made)) < len(made):
+        raise ConfigError(f"--models {label}=... was given twice with the same weights; two seeds are two checkpoints.")
     return out
 
 
@@ -98,8 +111,8 @@ def _baselines(names: list[str]) -> list[System]:
     def fit_one(name: str) -> Callable[[Sequence[AnnData]], Fitted]:
         def fit(slices: Sequence[AnnData]) -> Fitted:
             if last["slices"] is not slices:
-                last.update(slices=slices, fitted=fit_baselines(names, slices))
-            baseline = last["fitted"][name]
+                last.update(slices=slices, fitted=_fit_all(names, slices))
+            baseline = last["fitted"].get(name) or fit_baselines([name], slices)[name]
 
             def write(adata: AnnData) -> None:
                 baseline.embed(adata, key_added=KEY)
@@ -111,6 +124,13 @@ def _baselines(names: list[str]) -> list[System]:
     return [System(KINDS[name].title, fit_one(name)) for name in names]
 
 
+def _fit_all(names: list[str], slices: Sequence[AnnData]) -> dict[str, Any]:
+    try:
+        return fit_baselines(names, slices)
+    except TerrazzoError:  # one of them cannot be fitted: each for itself, so that the others can
+        return {}
+
+
 def _supplied(label: str, source: str) -> System:
     title = {**WEIGHTS, **FOREIGN, **NOT_BUILT}.get(label, label)
     if source.startswith("obsm:"):
@@ -118,8 +138,9 @@ def _supplied(label: str, source: str) -> System:
 
         def copied(adata: AnnData) -> None:
             adata.obsm[KEY] = vectors(adata, key)
+            set_record(adata, record_of(adata, key))  # with the names of its blocks
 
-        return System(title, lambda slices: copied, fixed=True)
+        return System(title, lambda slices: copied, fixed=True, stored=True)
     if not Path(source).is_dir():
         raise CheckpointError(f"{label}={source}: there is no such folder.")
     model: Any = load(source)

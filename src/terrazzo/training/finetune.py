@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,25 @@ from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LambdaLR
 
 from terrazzo import keys
-from terrazzo.errors import InputError, OutputError, TrainingError
+from terrazzo.errors import ConfigError, InputError, OutputError, TrainingError
 from terrazzo.models.stofm import SToFM
 from terrazzo.nn.heads import LabelHead
 from terrazzo.progress import Progress
 from terrazzo.tasks import targets
 from terrazzo.tasks.probes import Probe
-from terrazzo.tasks.readouts import MLPConfig, head_record, make
+from terrazzo.tasks.readouts import head_config, head_record, make
 from terrazzo.tasks.splits import Split, all_rows
-from terrazzo.training.scenes import Scene, prepare, refresh, subslice_vectors
+from terrazzo.training.config import OptimConfig
+from terrazzo.training.objectives import rate
+from terrazzo.training.resuming import seed_everything
+from terrazzo.training.run import own_streams, quiet
+from terrazzo.training.scenes import Scene, prepare, refresh, scene_vectors, subslice_vectors
+from terrazzo.units.subslices import SubSlice
 
-logger = logging.getLogger(__name__)
+HEAD = "mlp3"  # of the probes: full fine-tuning differs from head tuning in the weights below it alone
 
 
 @dataclass(frozen=True)
@@ -39,23 +44,39 @@ class FineTuneConfig:
     Attributes
     ----------
     encoder_lr, se2_lr, head_lr
-        Peak learning rates: the lower a layer, the more carefully it is changed.
+        Peak learning rates: the lower a layer, the more carefully it is changed. They rise from zero over the first
+        tenth of the steps and fall to zero over the others: the head reads small differences between vectors, and a
+        first step at full rate would drown them.
     weight_decay
         Of AdamW.
     max_epochs, patience
-        Passes over the sub-slices; training stops after so many without a better loss on the validation cells.
-    gradient_cells
-        Cells of a sub-slice that are encoded again with gradient in a step; the others take part with stored vectors,
-        renewed after every pass (as in pretraining's second phase, SToFM 3.3).
+        Passes over the training cells; training stops after so many without a better loss on the validation cells.
+    batch_cells
+        Training cells of a sub-slice that are scored in a step, and encoded again with gradient; the others take part
+        with stored vectors, renewed after every pass (as in pretraining's second phase, SToFM 3.3).
+
+    Raises
+    ------
+    ConfigError
+        An impossible value.
     """
 
     encoder_lr: float = 1e-4
     se2_lr: float = 3e-4
     head_lr: float = 1e-3
     weight_decay: float = 0.01
-    max_epochs: int = 30
+    max_epochs: int = 12
     patience: int = 6
-    gradient_cells: int = 256
+    batch_cells: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("max_epochs", "patience", "batch_cells"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} of fine-tuning is {getattr(self, name)}; it must be at least 1.")
+        for name in ("encoder_lr", "se2_lr", "head_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} of fine-tuning is {getattr(self, name)}; it must be a number from 0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +110,17 @@ class FineTuned:
         OutputError
             The folder exists already, or cannot be written.
         """
-        target = Path(folder)
-        if target.exists() and any(target.iterdir()):
-            raise OutputError(f"{target} holds something already; pass another folder.")
-        target.mkdir(parents=True, exist_ok=True)
-        self.model.save_pretrained(target / "model")
-        self.probe.save(target / "probe")
+        target = free_folder(folder)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as draft:
+                self.model.save_pretrained(Path(draft) / "both" / "model")
+                self.probe.save(Path(draft) / "both" / "probe")
+                (Path(draft) / "both").replace(target)
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{target} cannot be written ({error.strerror or error}).") from error
         return target
 
     @classmethod
@@ -106,7 +132,22 @@ class FineTuned:
         CheckpointError
             Not such a folder, or a damaged one.
         """
-        return cls(SToFM.from_pretrained(Path(folder) / "model"), Probe.load(Path(folder) / "probe"))
+        source = Path(folder).resolve()  # a relative path that is not there could be a name on the hub
+        return cls(SToFM.from_pretrained(source / "model"), Probe.load(source / "probe"))
+
+
+def free_folder(folder: str | Path) -> Path:
+    """Return a folder that is not there yet, or empty.
+
+    Raises
+    ------
+    OutputError
+        It holds something, or is a file.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{target} holds something already; pass another folder.")
+    return target
 
 
 def finetune(
@@ -155,25 +196,53 @@ def finetune(
     target = targets.read_classes(slices, label)
     rows = split or all_rows(target.known, seed=seed)
     tuned = SToFM(model.config, model.vocabulary, provenance=_provenance(model, label, chosen, slices))
-    tuned.module.load_state_dict(copy.deepcopy(model.module.state_dict()))
+    tuned.module.load_state_dict(model.module.state_dict())
     tuned.to(model.device)
     scenes = _scenes(tuned, slices, target.values, rows, orthologs)
     readout = _frozen_head(tuned, scenes, len(target.names), seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with contextlib.ExitStack() as around:
+        around.enter_context(own_streams())
+        around.enter_context(quiet())
+        seed_everything(seed)
         run = FineTuning(tuned, readout, scenes, chosen, seed)
+        bar = Progress(progress).stage("fine-tune", len(run.steps) * chosen.max_epochs, "steps")
+        run.advance = around.enter_context(bar)
         trainer = Trainer(
             max_epochs=chosen.max_epochs, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=Progress(progress).enabled, enable_model_summary=False, gradient_clip_val=1.0,
-            num_sanity_val_steps=0,
+            enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
         )  # fmt: skip
-        trainer.fit(run, run.loader())
-    tuned.module.eval()
+        trainer.fit(run, run.steps)
+    tuned.to(model.device).module.eval()
     probe = Probe(
         run.readout(), target.names, keys.X_STOFM, label, (),
-        {"head": head_record("mlp3"), "seed": seed, "fine_tuned": asdict(chosen), "notes": list(target.notes)},
+        {"head": head_record(HEAD), "seed": seed, "fine_tuned": asdict(chosen), "notes": list(target.notes)},
     )  # fmt: skip
     return FineTuned(tuned, probe, tuple(run.log_of_losses))
+
+
+class Steps:
+    """What a pass goes through: each training cell once, in groups of one sub-slice, drawn anew for every pass."""
+
+    def __init__(self, scenes: Sequence[Scene], size: int, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.groups: list[tuple[int, int, NDArray[np.int64], int]] = []
+        for i, scene in enumerate(scenes):
+            for j, sub in enumerate(scene.subslices):
+                learnt = np.flatnonzero(scene.train[sub.cells[: sub.n_core]])
+                if len(learnt):
+                    self.groups.append((i, j, learnt, -(-len(learnt) // size)))
+
+    def __len__(self) -> int:
+        return sum(parts for _, _, _, parts in self.groups)
+
+    def __iter__(self) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        """Yield scene, sub-slice, and cells by their place in it."""
+        drawn = [
+            (i, j, np.sort(part))
+            for i, j, learnt, parts in self.groups
+            for part in np.array_split(self.rng.permutation(learnt), parts)
+        ]
+        return iter([drawn[k] for k in self.rng.permutation(len(drawn))])
 
 
 class FineTuning(LightningModule):
@@ -181,53 +250,37 @@ class FineTuning(LightningModule):
 
     shift: Tensor
     scale: Tensor
+    advance: Callable[[int], None]
 
     def __init__(self, model: SToFM, readout: Any, scenes: list[Scene], config: FineTuneConfig, seed: int) -> None:
         super().__init__()
         self.model, self.scenes, self.config, self.start = model, scenes, config, readout
         self.trained = model.module
+        self.head = LabelHead(readout.input_dim, readout.n_outputs, *_head_shape()).to(model.device)
         state = readout.state()
-        self.head = LabelHead(readout.input_dim, readout.n_outputs, *_head_shape())
         weights = {k.removeprefix("module."): torch.tensor(v) for k, v in state.items() if k.startswith("module.")}
         self.head.load_state_dict(weights)
-        self.register_buffer("shift", torch.tensor(state["shift"], dtype=torch.float32))
-        self.register_buffer("scale", torch.tensor(state["scale"], dtype=torch.float32))
-        self.rng = np.random.default_rng([seed, 7])
+        self.register_buffer("shift", torch.tensor(state["shift"], dtype=torch.float32, device=model.device))
+        self.register_buffer("scale", torch.tensor(state["scale"], dtype=torch.float32, device=model.device))
+        self.steps = Steps(scenes, config.batch_cells, np.random.default_rng([seed, 7]))
         self.log_of_losses: list[float] = []
         self._best: dict[str, Tensor] = {}
         self._waited = 0
 
-    def loader(self) -> DataLoader:
-        """Return the sub-slices with a training cell, as (scene, sub-slice), in random order."""
-        items = [
-            (i, j)
-            for i, scene in enumerate(self.scenes)
-            for j, sub in enumerate(scene.subslices)
-            if scene.train[sub.cells[: sub.n_core]].any()
-        ]
-        order = torch.Generator().manual_seed(int(self.rng.integers(2**31)))
-        return DataLoader(items, batch_size=None, shuffle=True, generator=order, collate_fn=None)  # type: ignore[arg-type]
+    def scores(self, scene: Scene, sub: SubSlice, cells: NDArray[np.int64], again: bool) -> Tensor:
+        """Return the class scores of some cells of a sub-slice, by their place in it; encoded again, with gradient."""
+        vectors = subslice_vectors(self.model, scene, sub, cells if again else cells[:0])
+        return self.head((vectors[torch.from_numpy(cells).to(vectors.device)] - self.shift) / self.scale)
 
-    def scores(self, scene: Scene, number: int, gradient: bool) -> tuple[Tensor, NDArray[np.int64]]:
-        """Return the class scores of a sub-slice's cells, and which cells they are."""
-        sub = scene.subslices[number]
-        cells = sub.cells[: sub.n_core]
-        again = np.empty(0, dtype=np.int64)
-        if gradient:
-            learnt = np.flatnonzero(scene.train[cells])
-            again = np.sort(self.rng.permutation(learnt)[: self.config.gradient_cells])
-        vectors = subslice_vectors(self.model, scene, sub, again)
-        return self.head((vectors - self.shift) / self.scale), cells
-
-    def training_step(self, batch: tuple[int, int], batch_index: int) -> Tensor:
-        """One sub-slice."""
-        scene = self.scenes[batch[0]]
-        scores, cells = self.scores(scene, batch[1], gradient=True)
-        learnt = torch.from_numpy(scene.train[cells]).to(scores.device)
-        codes = torch.from_numpy(scene.codes[cells]).to(scores.device)
-        loss = F.cross_entropy(scores[learnt], codes[learnt])
+    def training_step(self, batch: tuple[int, int, NDArray[np.int64]], batch_index: int) -> Tensor:
+        """Score a group of training cells."""
+        scene, cells = self.scenes[batch[0]], batch[2]
+        sub = scene.subslices[batch[1]]
+        scores = self.scores(scene, sub, cells, again=True)
+        loss = F.cross_entropy(scores, torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device))
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is not a number, in {scene.name}; lower the learning rates.")
+        self.advance(1)
         return loss
 
     @torch.no_grad()
@@ -237,17 +290,17 @@ class FineTuning(LightningModule):
         total, count = 0.0, 0
         for scene in self.scenes:
             refresh(self.model, scene)
-            for number in range(len(scene.subslices)):
-                scores, cells = self.scores(scene, number, gradient=False)
-                here = scene.validation[cells]
-                if here.any():
-                    codes = torch.from_numpy(scene.codes[cells][here]).to(scores.device)
-                    total += float(F.cross_entropy(scores[torch.from_numpy(here)], codes, reduction="sum"))
-                    count += int(here.sum())
+            for sub in scene.subslices:
+                cells = np.flatnonzero(scene.validation[sub.cells[: sub.n_core]])
+                if len(cells):
+                    scores = self.scores(scene, sub, cells, again=False)
+                    codes = torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device)
+                    total += float(F.cross_entropy(scores, codes, reduction="sum"))
+                    count += len(cells)
         self.train()
-        return total / max(count, 1)
+        return total / count
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Take the start as the first candidate."""
         self._judge()
 
@@ -256,11 +309,9 @@ class FineTuning(LightningModule):
         self._judge()
         self.trainer.should_stop = self._waited >= self.config.patience
 
-    def on_fit_end(self) -> None:
+    def on_train_end(self) -> None:
         """Go back to the best state."""
         self.load_state_dict(self._best)
-        for scene in self.scenes:
-            refresh(self.model, scene)
 
     def _judge(self) -> None:
         loss = self.held_out_loss()
@@ -270,36 +321,36 @@ class FineTuning(LightningModule):
         if better:
             self._best = {k: v.detach().clone() for k, v in self.state_dict().items()}
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, each part with its own learning rate."""
+    def configure_optimizers(self) -> Any:
+        """AdamW, each part with its own learning rate, which rises and falls as in pretraining."""
         config, parts = self.config, self.model.module
         groups: list[tuple[nn.Module, float]] = [
             (parts.cell_encoder, config.encoder_lr), (parts.se2, config.se2_lr), (self.head, config.head_lr)
         ]  # fmt: skip
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [{"params": list(part.parameters()), "lr": lr} for part, lr in groups], weight_decay=config.weight_decay
         )
+        total = len(self.steps) * config.max_epochs
+        shape = OptimConfig(warmup_steps=total)  # the longest there is: a tenth
+        schedule = LambdaLR(optimizer, lambda step: rate(step, shape, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def readout(self) -> Any:
         """Return the head as a read-out of :mod:`terrazzo.tasks`."""
         weights = {f"module.{k}": v.detach().cpu().numpy() for k, v in self.head.state_dict().items()}
-        return make("mlp3", "classes", self.start.n_outputs).load_state({**self.start.state(), **weights})
+        return make(HEAD, "classes", self.start.n_outputs).load_state({**self.start.state(), **weights})
 
 
 def _head_shape() -> tuple[tuple[int, ...], str, float]:
-    config: Any = head_config()
+    config: Any = head_config(HEAD)
     return tuple(config.hidden), config.activation, config.dropout
-
-
-def head_config() -> MLPConfig:
-    """Return the settings of the head, those of the probe ``"mlp3"``."""
-    found: Any = make("mlp3", "classes", 2).config
-    return found
 
 
 def _scenes(
     model: SToFM, slices: Sequence[AnnData], codes: NDArray[np.int64], rows: Split, orthologs: Any
 ) -> list[Scene]:
+    if min(codes[rows.train].min(initial=0), codes[rows.validation].min(initial=0)) < 0:
+        raise InputError("the split names cells without a label that is learnt.")
     train, validation = np.zeros(len(codes), dtype=bool), np.zeros(len(codes), dtype=bool)
     train[rows.train], validation[rows.validation] = True, True
     out, start = [], 0
@@ -307,8 +358,8 @@ def _scenes(
         here = slice(start, start + adata.n_obs)
         out.append(prepare(model, adata, codes[here], train[here], validation[here], orthologs=orthologs))
         start += adata.n_obs
-    if not any(scene.train.any() for scene in out):
-        raise InputError("no cell with a label is left to learn from.")
+    if not len(rows.train) or not len(rows.validation):
+        raise InputError("fine-tuning needs labelled cells to learn from, and others to stop by.")
     return out
 
 
@@ -316,20 +367,13 @@ def _frozen_head(model: SToFM, scenes: list[Scene], n_classes: int, seed: int) -
     """Fit the head to the vectors as they are."""
     x, y, train, validation = [], [], [], []
     for scene in scenes:
-        vectors = np.zeros((len(scene.codes), 0), dtype=np.float32)
-        for sub in scene.subslices:
-            with torch.no_grad():
-                found = subslice_vectors(model, scene, sub, np.empty(0, dtype=np.int64)).cpu().numpy()
-            if not vectors.shape[1]:
-                vectors = np.zeros((len(scene.codes), found.shape[1]), dtype=np.float32)
-            vectors[sub.cells[: sub.n_core]] = found
-        x.append(vectors)
+        x.append(scene_vectors(model, scene))
         y.append(scene.codes)
         train.append(scene.train)
         validation.append(scene.validation)
     rows, stop = np.concatenate(train), np.concatenate(validation)
     stacked, codes = np.concatenate(x), np.concatenate(y)
-    readout = make("mlp3", "classes", n_classes)
+    readout = make(HEAD, "classes", n_classes)
     return readout.fit(stacked[rows], codes[rows], stacked[stop], codes[stop], seed)
 
 

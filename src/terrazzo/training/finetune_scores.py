@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 
 from terrazzo import keys
-from terrazzo.errors import InputError
+from terrazzo.errors import ConfigError
 from terrazzo.models.stofm import SToFM
+from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import metrics, targets
+from terrazzo.tasks.labels import Labels, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
 from terrazzo.training.finetune import FineTuneConfig, finetune
+
+KINDS = ("random", "blocked")
 
 
 def evaluate_finetuning(
@@ -25,7 +30,7 @@ def evaluate_finetuning(
     *,
     label: str,
     test: AnnData | None = None,
-    kinds: Sequence[str] = ("random", "blocked"),
+    kinds: Sequence[str] = KINDS,
     runs: int = 3,
     seed: int = 0,
     config: FineTuneConfig | None = None,
@@ -40,7 +45,7 @@ def evaluate_finetuning(
     data
         One slice; with ``test``, one or several that are learnt from.
     test
-        Another slice, which is scored.
+        Another slice, which is scored; over the classes that both sides have, as in :func:`terrazzo.tasks.probe`.
     kinds
         ``"random"`` (8:2, ``runs`` draws) and ``"blocked"`` (four folds scored together, ``runs`` passes).
     runs, seed
@@ -48,61 +53,89 @@ def evaluate_finetuning(
 
     Returns
     -------
-    Scores ``accuracy``, ``macro_f1``, ``ari``, ``nmi``; predictions of the last run of each kind.
+    Scores ``accuracy``, ``macro_f1``, ``ari``, ``nmi``; predictions of the last run of each kind. The slices are not
+    changed.
+
+    Raises
+    ------
+    InputError
+        The slices or their labels cannot be used.
+    ConfigError
+        Unknown kinds; no run; several slices without ``test``.
     """
+    if runs < 1 or not kinds or set(kinds) - set(KINDS):
+        raise ConfigError(f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run.")
     slices = targets.as_list(data)
-    whole = [s.copy() for s in ([*slices, test] if test is not None else slices)]
-    target = targets.read_classes(whole, label)
-    rows, frame = [], pd.DataFrame({"true": np.array([*target.names, None], dtype=object)[target.values]})
-    frame.index = np.concatenate([np.asarray(s.obs_names) for s in whole])
-    for kind, number, splits in _experiments(slices, whole, target, test, kinds, runs, seed):
-        predicted = np.full(len(target.values), None, dtype=object)
-        for split in splits:
-            tuned = finetune(
-                model, whole, label=label, config=config, split=split, seed=seed + number, progress=False,
-                orthologs=orthologs,
-            )  # fmt: skip
-            start = 0
-            for adata in whole:
-                here = split.test[(split.test >= start) & (split.test < start + adata.n_obs)]
-                if len(here):
-                    predicted[here] = tuned.predict(adata, orthologs=orthologs)[here - start]
-                start += adata.n_obs
-        scored = np.concatenate([s.test for s in splits])
-        true = frame["true"].to_numpy()[scored]
-        rows += tidy({**metrics.classification(true, predicted[scored]),
-                      **metrics.clustering(true, predicted[scored])}, kind, number)  # fmt: skip
-        frame[kind] = predicted
+    if test is None and len(slices) != 1:
+        raise ConfigError(f"there are {len(slices)} slices; say with test= which other slice is to be scored.")
+    job = _Job(model, slices, label, config or FineTuneConfig(), orthologs)
+    outcomes = _across(job, test, runs, seed) if test is not None else _within(job, kinds, runs, seed)
+    rows, scored = [], test if test is not None else slices[0]
+    frame, notes = pd.DataFrame(index=scored.obs_names), []
+    for kind, number, true, predicted, here, said in outcomes:
+        given = true[here], predicted[here]
+        rows += tidy({**metrics.classification(*given), **metrics.clustering(*given)}, kind, number)
+        frame["true"], frame[kind], notes = true, predicted, said
     settings = {
         "label": label, "runs": runs, "seed": seed, "kinds": list(kinds), "model": model.fingerprint(),
-        "fine_tuning": asdict(config or FineTuneConfig()),
+        "n_training_slices": len(slices), "fine_tuning": asdict(job.config),
     }  # fmt: skip
-    return TaskResult("finetune", pd.DataFrame(rows), frame, settings, target.notes)
+    return TaskResult("finetune", pd.DataFrame(rows), frame, settings, tuple(notes))
 
 
-def _experiments(
-    slices: list[AnnData],
-    whole: list[AnnData],
-    target: Any,
-    test: AnnData | None,
-    kinds: Sequence[str],
-    runs: int,
-    seed: int,
-) -> list[tuple[str, int, list[Split]]]:
-    """Return (kind, number, splits scored together)."""
-    if test is not None:
-        n_train = sum(len(s) for s in slices)
-        return [
-            ("cross", n, [cross_split(n_train, target.known[:n_train], target.known[n_train:], seed=seed + n)])
-            for n in range(runs)
-        ]
-    if len(whole) != 1:
-        raise InputError(f"{len(whole)} slices were given and none to score on; pass test=, or one slice.")
-    coords = np.asarray(whole[0].obsm[keys.SPATIAL])[:, :2]
-    out: list[tuple[str, int, list[Split]]] = []
-    if "random" in kinds:
-        drawn = random_splits(target.known, runs, seed=seed)
-        out += [("random", n, [split]) for n, split in enumerate(drawn)]
-    if "blocked" in kinds:
-        out += [("blocked", n, blocked_splits(coords, target.known, seed=seed + n)) for n in range(runs)]
-    return out
+Words = NDArray[np.object_]
+Outcome = tuple[str, int, Words, Words, NDArray[np.bool_], list[str]]  # kind, number, true, predicted, scored, notes
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all fits have in common."""
+
+    model: SToFM
+    slices: list[AnnData]
+    label: str
+    config: FineTuneConfig
+    orthologs: Any
+
+    def predict(self, scored: AnnData, split: Split, seed: int) -> Words:
+        """Tune by a split, and answer for every cell of a slice."""
+        given: dict[str, Any] = {"label": self.label, "config": self.config, "orthologs": self.orthologs}
+        tuned = finetune(self.model, self.slices, split=split, seed=seed, progress=False, **given)
+        return tuned.predict(scored.copy(), orthologs=self.orthologs)
+
+
+def _within(job: _Job, kinds: Sequence[str], runs: int, seed: int) -> Iterator[Outcome]:
+    target = targets.read_classes(job.slices, job.label)
+    true = np.array([*target.names, None], dtype=object)[target.values]
+    for kind, number, folds in _folds(job.slices[0], target.known, kinds, runs, seed):
+        predicted, scored = np.full(len(true), None, dtype=object), np.zeros(len(true), dtype=bool)
+        for split in folds:
+            found = job.predict(job.slices[0], split, seed + number)
+            rows = np.concatenate([split.test, np.flatnonzero(~target.known)])  # those without a label, too
+            predicted[rows], scored[split.test] = found[rows], True
+        yield kind, number, true, predicted, scored, list(target.notes)
+
+
+def _folds(
+    adata: AnnData, known: NDArray[np.bool_], kinds: Sequence[str], runs: int, seed: int
+) -> Iterator[tuple[str, int, list[Split]]]:
+    """Yield kind, number, and the splits that are scored together."""
+    for kind in kinds:
+        if kind == "random":
+            yield from (("random", split.number, [split]) for split in random_splits(known, runs, seed=seed))
+        else:
+            coords = read_coords(adata, keys.SPATIAL)
+            yield from (("blocked", n, blocked_splits(coords, known, seed=seed + n)) for n in range(runs))
+
+
+def _across(job: _Job, test: AnnData, runs: int, seed: int) -> Iterator[Outcome]:
+    """Learn from some slices' labels alone; those of the scored slice only score."""
+    target, truth = targets.read_classes(job.slices, job.label), targets.read_classes(test, job.label)
+    sides = [Labels(one.values, one.names) for one in (target, truth)]
+    shared, difference = shared_classes(sides[:1], sides[1])
+    true, scored = sides[1].names, sides[1].recoded(shared) >= 0
+    notes = [*(f"training: {note}" for note in target.notes), *(f"test: {note}" for note in truth.notes)]
+    notes += [f"not scored: {difference}"] if difference else []
+    for number in range(runs):
+        split = cross_split(len(target.values), target.known, scored, seed=seed + number)
+        yield "cross", number, true, job.predict(test, split, seed + number), scored, notes

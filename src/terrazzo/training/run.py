@@ -107,7 +107,7 @@ def pretrain(
         The folder holds a run already, or the disk is full; the last good checkpoint stays loadable.
     """
     corpus, out = Corpus.open(config.corpus), Path(config.out)
-    with _own_streams(), _quiet():
+    with own_streams(), quiet():
         model = data.initial_model(config, corpus)
         initial = model.fingerprint() if config.model.checkpoint else ""
         record = describe(config, corpus.content_hash(), initial)
@@ -322,7 +322,7 @@ def git_revision() -> str:
 
 
 @contextmanager
-def _own_streams() -> Iterator[None]:
+def own_streams() -> Iterator[None]:
     """Leave the caller's random streams as they were."""
     before = random_state()
     try:
@@ -332,7 +332,7 @@ def _own_streams() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence Lightning's chatter, and its advice that does not apply; its errors and other warnings pass."""
     levels = {name: logging.getLogger(name).level for name in QUIET}
     with warnings.catch_warnings():

@@ -114,3 +114,13 @@ def subslice_vectors(model: SToFM, scene: Scene, sub: SubSlice, again: NDArray[n
     if model.config.output != "own+niche":
         return hidden
     return torch.cat([x[first : first + sub.n_core], hidden / float(model.module.se2.typical_norm())], dim=1)
+
+
+@torch.no_grad()
+def scene_vectors(model: SToFM, scene: Scene) -> NDArray[np.float32]:
+    """Return the vectors that ``embed`` would write for all cells, ``(n, d)``, rows in canonical order."""
+    none, parts = np.empty(0, dtype=np.int64), scene.subslices
+    found = np.concatenate([subslice_vectors(model, scene, sub, none).cpu().numpy() for sub in parts])
+    out = np.empty_like(found)
+    out[np.concatenate([sub.cells[: sub.n_core] for sub in parts])] = found
+    return out

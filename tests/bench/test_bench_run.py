@@ -1,0 +1,291 @@
+"""Running a table on simulated slices: who gets a row, what reaches whom, and that the numbers mean something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+
+from terrazzo.bench import run as room
+from terrazzo.bench.run import run
+from terrazzo.bench.samples import KEY
+from terrazzo.bench.systems import ALWAYS, System, resolve
+from terrazzo.errors import ConfigError, InputError, TrainingError
+from terrazzo.models.baselines import KINDS
+
+PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
+GONE = {"name": "two", "dataset": "made", "test": "s9", "settings": ["within"]}
+BASELINES = {KINDS[name].title for name in ALWAYS}
+OF_VALUES = {"metrics": ["pearson", "rmse"], "heads": ["linear"]}
+
+
+@pytest.fixture
+def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
+    return tiny_model().save_pretrained(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let these systems take part, and few baselines: what is tested does not depend on all of them."""
+
+    def choose(*systems: System, keep: tuple[str, ...] = ("PCA",)) -> None:
+        def resolved(*given: Any) -> list[System]:
+            return [*(s for s in resolve(*given) if s.title in keep or s.missing), *systems]
+
+        monkeypatch.setattr(room, "resolve", resolved)
+
+    return choose
+
+
+def random_vectors(adata: Any) -> None:
+    adata.obsm[KEY] = np.random.default_rng(0).normal(size=(adata.n_obs, 4))
+
+
+def mean(found: Any, system: str, split: str, metric: str = "accuracy") -> float:
+    table = found.summary()
+    here = table[(table["system"] == system) & (table["split"] == split) & (table["metric"] == metric)]
+    assert len(here) == 1
+    return float(here["mean"].iloc[0])
+
+
+def test_probes_within_and_across(table: Any, data_folder: Path) -> None:
+    parts = [{**PART, "settings": ["within", "cross"]}]
+    found = run(table(parts=parts, models=["stofm", "expression"]), data=data_folder)
+    scores = found.scores
+    assert set(scores["system"]) == BASELINES | {KINDS["expression"].title}
+    assert set(scores["split"]) == {"random", "blocked", "cross"}
+    assert set(scores["metric"]) == {"accuracy", "macro_f1"}
+    counted = found.summary()
+    assert (counted["n"] == 2).all()  # runs
+    assert len(counted) == 8 * 3 * 2
+    assert found.absent.to_numpy().tolist() == [["SToFM", "", "no weights were given (--models stofm=FOLDER)"]]
+    assert set(found.seconds) == set(scores["system"])
+    for split, least in (("random", 0.8), ("blocked", 0.7), ("cross", 0.6)):  # three bands, about a third each
+        assert mean(found, KINDS["t1"].title, split) > least
+        assert mean(found, KINDS["t3"].title, split) > least
+    assert mean(found, KINDS["t1"].title, "blocked") > mean(found, KINDS["z50"].title, "blocked")
+
+
+def test_shuffled_labels_give_chance(table: Any, data_folder: Path) -> None:
+    found = run(table(label="noise"), data=data_folder)
+    adata = anndata.read_h5ad(data_folder / "made" / "s0.h5ad")
+    commonest = adata.obs["region"].value_counts(normalize=True).max()
+    assert mean(found, KINDS["t1"].title, "blocked") < commonest + 0.08
+    assert mean(found, KINDS["t3"].title, "blocked") < commonest + 0.08
+
+
+def test_domains_over_five_seeds(table: Any, data_folder: Path) -> None:
+    keys = {"task": "domains", "metrics": ["ari", "chaos"], "heads": ["kmeans"], "runs": 5, "refine": 6}
+    found = run(table(**keys), data=data_folder)
+    assert set(found.scores["split"]) == {"whole", "refined"}
+    assert (found.summary()["n"] == 5).all()
+    assert set(found.scores["system"]) == BASELINES
+    assert mean(found, KINDS["t1"].title, "whole", "ari") > 0.4
+
+
+def test_deconvolution(table: Any, data_folder: Path) -> None:
+    parts = [{**PART, "settings": ["within", "cross"]}]
+    found = run(table(task="deconvolution", label="proportions", parts=parts, **OF_VALUES), data=data_folder)
+    assert set(found.scores["split"]) == {"random", "blocked", "cross"}
+    assert mean(found, KINDS["t1"].title, "cross", "pearson") > 0.5
+
+
+def test_imputation_hides_before_anything_sees_the_slices(table: Any, data_folder: Path, only: Any) -> None:
+    seen: list[Any] = []
+
+    def fit(slices: Any) -> Any:
+        seen.extend(slices)
+        return lambda adata: (seen.append(adata), random_vectors(adata))[1]
+
+    only(System("Spy", fit))
+    parts = [{**PART, "settings": ["within", "cross"]}]
+    protocol = table(task="imputation", label="", genes=7, parts=parts, **OF_VALUES)
+    found = run(protocol, data=data_folder, models=["given=obsm:X_given"])
+    assert {a.n_vars for a in seen} == {53}
+    assert len(seen) == 3  # fitted on the training slice, embedded both
+    assert seen[0] is seen[2]
+    assert seen[0] is not seen[1]
+    assert set(found.scores["system"]) == {"PCA", "Spy"}
+    assert set(found.scores["split"]) == {"random", "blocked", "cross"}
+    only(keep=("PCA", "given"))
+    found = run(protocol, data=data_folder, models=["given=obsm:X_given"])
+    assert found.absent["system"].tolist() == ["given"]
+    assert "before genes were hidden" in found.absent["reason"][0]
+
+
+def test_labels_reach_no_system(table: Any, data_folder: Path, only: Any) -> None:
+    seen: list[Any] = []
+
+    def look(adata: Any) -> None:
+        seen.append(adata)
+        assert not set(adata.obs) - {"terrazzo_empty"}
+        assert set(adata.obsm) <= {"spatial", "X_given", "proportions", KEY}  # of obs nothing, of obsm not the label
+        random_vectors(adata)
+
+    def fit(slices: Any) -> Any:
+        seen.extend(slices)
+        for one in slices:
+            look(one)
+        return look
+
+    only(System("Spy", fit))
+    parts = [{**PART, "settings": ["within", "cross"]}]
+    found = run(table(parts=parts), data=data_folder)
+    assert set(found.scores["system"]) == {"PCA", "Spy"}
+    run(table(parts=parts, task="deconvolution", label="proportions", **OF_VALUES), data=data_folder)
+    assert [a for a in seen[-3:] if "proportions" in a.obsm or "proportions_names" in a.uns] == []
+    assert len(seen) == 8
+
+
+def test_baselines_are_fitted_on_training_slices_where_there_are_any(table: Any, data_folder: Path, only: Any) -> None:
+    fitted: list[Any] = []
+
+    def fit(slices: Any) -> Any:
+        fitted.append([a.X.sum() for a in slices])
+        return random_vectors
+
+    only(System("Spy", fit))
+    parts = [PART, {"name": "alone", "dataset": "made", "test": "s0"}]
+    run(table(parts=parts), data=data_folder)
+    total = [anndata.read_h5ad(data_folder / "made" / f"{s}.h5ad").X.sum() for s in ("s1", "s0")]
+    assert fitted == [[total[0]], [total[1]]]
+
+
+def test_an_error_of_ours_stops_one_system_and_a_bug_stops_all(table: Any, data_folder: Path, only: Any) -> None:
+    def refuse(slices: Any) -> Any:
+        raise InputError("its genes are not ours")
+
+    def broken(slices: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    told: list[str] = []
+    only(System("Refuses", refuse), System("After", lambda slices: random_vectors))
+    found = run(table(), data=data_folder, say=told.append)
+    assert set(found.scores["system"]) == {"PCA", "After"}
+    assert found.absent.to_numpy().tolist() == [["Refuses", "one", "its genes are not ours"]]
+    assert len(told) == 3
+    assert "not available (its genes are not ours)" in told[1]
+    only(System("Broken", broken))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(table(), data=data_folder)
+
+
+def test_two_seeds_are_one_row_and_one_that_fails_is_a_note(table: Any, data_folder: Path, only: Any) -> None:
+    def refuse(slices: Any) -> Any:
+        raise InputError("weights that are not numbers")
+
+    def fit(slices: Any) -> Any:
+        return random_vectors
+
+    only(System("Twice", fit), System("Twice", fit), System("Half", fit), System("Half", refuse))
+    found = run(table(), data=data_folder)
+    table_ = found.summary()
+    assert (table_[table_["system"] == "Twice"]["n"] == 4).all()
+    assert set(found.scores[found.scores["system"] == "Twice"]["seed"]) == {0, 1}
+    assert (table_[table_["system"] == "Half"]["n"] == 2).all()
+    assert found.absent.empty
+    assert "one: one seed of Half is not available (weights that are not numbers)" in found.notes
+
+
+def test_missing_data_are_a_row_and_no_data_an_error(table: Any, data_folder: Path, only: Any) -> None:
+    only()
+    found = run(table(parts=[PART, GONE]), data=data_folder)
+    assert set(found.scores["part"]) == {"one"}
+    assert found.absent["system"].tolist() == ["all systems"]
+    assert found.absent["part"].tolist() == ["two"]
+    assert "s9" in found.absent["reason"][0]
+    with pytest.raises(InputError, match="none of its slices is here"):
+        run(table(parts=[GONE]), data=data_folder)
+
+
+def test_what_no_system_can_do_is_one_error(table: Any, data_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no system could be run\. obs has no column 'reigon'"):
+        run(table(label="reigon"), data=data_folder)
+
+
+def test_a_task_that_is_not_built_is_a_row(table: Any) -> None:
+    found = run(table(task="image_to_gene", metrics=["mse"], label="", parts=[]))
+    assert found.scores.empty
+    assert found.absent["system"].tolist() == ["all systems"]
+
+
+def test_what_is_stored_takes_part_and_nothing_is_pooled_with_it(table: Any, data_folder: Path) -> None:
+    found = run(table(), data=data_folder, models=["mine=obsm:X_given"])
+    assert mean(found, "mine", "blocked") < 0.6
+    assert len(set(found.scores["system"])) == len(ALWAYS) + 1
+
+
+@pytest.mark.slow
+def test_fine_tuning_beside_head_tuning(table: Any, data_folder: Path, checkpoint: Path, only: Any, brief: Any) -> None:
+    only(keep=("PCA", "SToFM (untrained)"))
+    parts = [{**PART, "settings": ["within", "cross"]}]
+    found = run(table(task="finetune", runs=1, parts=parts), data=data_folder, models=[f"stofm={checkpoint}"])
+    tuned = "SToFM (untrained), all parameters tuned"
+    assert set(found.scores["system"]) == {"PCA", "SToFM (untrained)", tuned}
+    for split in ("random", "blocked", "cross"):
+        assert np.isfinite(mean(found, tuned, split))
+    assert set(found.scores[found.scores["system"] == tuned]["head"]) == {"fine-tuning"}
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let fine-tuning take one pass."""
+    from terrazzo.training import finetune_scores
+
+    short = finetune_scores.FineTuneConfig(max_epochs=1)
+    monkeypatch.setattr(finetune_scores, "FineTuneConfig", lambda: short)
+
+
+RECIPE = {
+    "recipe": {
+        "model": {"preset": "tiny"}, "data": {"batch_cells": 64, "batch_subslices": 2},
+        "run": {"accelerator": "cpu"}, "optim": {"lr": 1e-3, "max_steps": 1},
+    },
+    "adapt": {"adapt": {"own_weight": 1.0, "masked_weight": 0.0, "contrastive_weight": 0.0, "view": "thinned"}},
+}  # fmt: skip
+VARIANTS = [
+    {"name": "encoder", "skip_adapt": True, "vector": "cell_encoder"},
+    {"name": "adapted encoder", "vector": "cell_encoder"},
+    {"name": "whole"},
+    {"name": "diverges", "recipe": {"optim": {"lr": 0.5}}},
+]
+
+
+@pytest.mark.slow
+def test_an_ablation_trains_every_variant_and_can_go_on(
+    table: Any, data_folder: Path, tmp_path: Path, only: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from terrazzo.bench import ablation
+
+    runs: list[str] = []
+    train = ablation.pretrain
+
+    def counted(config: Any, **options: Any) -> Path:
+        runs.append(Path(config.out).name)
+        if config.optim.lr == 0.5:
+            raise TrainingError("the loss is nan at step 1")
+        return train(config, **options)
+
+    monkeypatch.setattr(ablation, "pretrain", counted)
+    only()
+    protocol = table(variants=VARIANTS, training=RECIPE, runs=1)
+    first = run(protocol, data=data_folder, work=tmp_path / "work")
+    blocks = {"whole [own ; niche]", "whole, own block", "whole, niche block"}
+    assert set(first.scores["system"]) == {"PCA", "encoder", "adapted encoder", *blocks}
+    assert first.absent.to_numpy().tolist() == [["diverges", "", "the loss is nan at step 1"]]
+    assert runs == ["adapt-1", "pretrain-2", "adapt-3"]  # the adapted encoder is taken over
+    held = anndata.read_h5ad(tmp_path / "work" / "slice_0.h5ad")
+    assert (list(held.obs), list(held.obsm)) == ([], ["spatial"])
+    assert len(list((tmp_path / "work").glob("slice_*.h5ad"))) == 1  # the scored slice is not learnt from
+    again = run(protocol, data=data_folder, work=tmp_path / "work")
+    columns = ["system", "split", "metric", "value"]
+    assert again.scores[columns].equals(first.scores[columns])
+
+
+def test_an_ablation_whose_recipe_is_wrong(table: Any, data_folder: Path) -> None:
+    protocol = table(variants=[{"name": "a", "recipe": {"modle": {}}}], training={})
+    with pytest.raises(ConfigError, match="variant 'a', adapt has an unknown key 'modle'"):
+        run(protocol, data=data_folder)

@@ -1,0 +1,175 @@
+"""Who takes part: baselines always, weights that were given, and why the others do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from terrazzo.bench.samples import KEY, without_labels
+from terrazzo.bench.systems import ALWAYS, NOT_BUILT, System, representations, resolve
+from terrazzo.errors import CheckpointError, ConfigError, InputError
+from terrazzo.models.baselines import KINDS
+
+
+@pytest.fixture
+def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
+    return tiny_model().save_pretrained(tmp_path / "checkpoint")
+
+
+def called(systems: list[System], title: str) -> list[System]:
+    return [s for s in systems if s.title == title]
+
+
+def test_baselines_are_always_there_and_once() -> None:
+    systems = resolve(["t1", "expression"], ["t1"])
+    titles = [s.title for s in systems]
+    assert titles == [KINDS[n].title for n in KINDS if n in {*ALWAYS, "expression"}]
+    assert all(s.fit is not None and not s.missing for s in systems)
+    assert {"pca", "pca-nb1", "pca-nb3", "t1", "t2", "t3", "z50"} == set(ALWAYS)
+
+
+def test_baselines_share_one_fit_and_each_has_vectors_of_its_own(
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from terrazzo.bench import systems as room
+    from terrazzo.models.baselines import Baseline, fit_baselines
+
+    fits = []
+    monkeypatch.setattr(room, "fit_baselines", lambda names, slices: fits.append(names) or fit_baselines(names, slices))
+    slices, adata = [simulated(150, 60)], simulated(150, 60)
+    for system in resolve([]):
+        system.fit(slices)(adata)
+        alone = next(name for name in KINDS if KINDS[name].title == system.title)
+        expected = Baseline(alone).fit(slices).embed(simulated(150, 60), key_added="X").obsm["X"]
+        np.testing.assert_allclose(adata.obsm[KEY], expected, rtol=1e-4, atol=1e-5)
+    assert len(fits) == 1
+    resolve([])[0].fit([simulated(150, 60)])
+    assert len(fits) == 2
+
+
+def test_one_baseline_that_fails_does_not_take_the_others_with_it(
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from terrazzo.bench import systems as room
+    from terrazzo.models.baselines import fit_baselines
+
+    def fail(names: list[str], slices: list[AnnData]) -> Any:
+        if "pearson" in names:
+            raise InputError("no residuals")
+        return fit_baselines(names, slices)
+
+    monkeypatch.setattr(room, "fit_baselines", fail)
+    slices, failed = [simulated(150, 60)], []
+    for system in resolve(["pearson"]):
+        try:
+            system.fit(slices)
+        except InputError:
+            failed.append(system.title)
+    assert failed == [KINDS["pearson"].title]
+
+
+def test_a_checkpoint_and_its_cell_encoder(checkpoint: Path, simulated: Any, tiny_model: Any) -> None:
+    systems = resolve(["stofm", "cell-encoder"], [f"stofm={checkpoint}", f"cell-encoder={checkpoint}"])
+    (whole,), (alone,) = called(systems, "SToFM (untrained)"), called(systems, "Cell encoder alone (untrained)")
+    assert whole.model is not None
+    assert alone.model is None
+    adata = simulated(80, 60)
+    whole.fit([])(adata)
+    np.testing.assert_array_equal(
+        adata.obsm[KEY], tiny_model().embed(simulated(80, 60), progress=False).obsm["X_stofm"]
+    )
+    alone.fit([])(adata)
+    assert adata.obsm[KEY].shape == (80, 16)
+    assert not [s for s in systems if s.missing]
+
+
+def test_an_embedding_that_is_there_already(simulated: Any, tiny_model: Any) -> None:
+    adata = tiny_model().embed(simulated(80, 60), progress=False)
+    (given,) = called(resolve(["scgpt"], ["scgpt=obsm:X_stofm"]), "scGPT")
+    given.fit([])(adata)
+    np.testing.assert_array_equal(adata.obsm[KEY], adata.obsm["X_stofm"])
+    assert given.stored
+    assert representations(adata) == {"": KEY}
+    with pytest.raises(InputError, match="obsm has no 'X_gone'"):
+        resolve([], ["mine=obsm:X_gone"])[-1].fit([])(adata)
+
+
+def test_named_blocks_are_scored_too_and_an_older_record_is_forgotten(simulated: Any) -> None:
+    import json
+
+    adata = simulated(50, 60)
+    adata.obsm["X_two"] = np.random.default_rng(0).normal(size=(50, 6))
+    adata.obsm["X_one"] = adata.obsm["X_two"][:, :4]
+    details = json.dumps({"blocks": {"own": [0, 2], "niche": [2, 6]}})
+    adata.uns["terrazzo"] = {"X_two": {"model": "theirs", "details": details}}
+    two, one = resolve([], ["a=obsm:X_two", "b=obsm:X_one"])[-2:]
+    two.fit([])(adata)
+    assert representations(adata) == {
+        " [own ; niche]": f"{KEY}:all", ", own block": f"{KEY}:own", ", niche block": f"{KEY}:niche"
+    }  # fmt: skip
+    one.fit([])(adata)
+    assert representations(adata) == {"": KEY}
+
+
+def test_who_is_missing_says_why() -> None:
+    systems = resolve(["stofm", "stalign", "novae", "stofm"])
+    reasons = {s.title: s.missing for s in systems if s.missing}
+    assert reasons == {
+        "SToFM": "no weights were given (--models stofm=FOLDER)",
+        "ST-Align": "not built here yet",
+        "novae": "not part of terrazzo (--models novae=obsm:KEY takes its vectors)",
+    }
+    assert len(systems) == len(ALWAYS) + 3
+    assert set(NOT_BUILT) >= {"stimage", "stalign"}
+
+
+def test_one_name_twice_is_two_seeds(tiny_model: Any, small_config: Any, tmp_path: Path) -> None:
+    import terrazzo as tz
+
+    first = tiny_model()
+    second = tz.SToFM(first.config, first.vocabulary, seed=3)
+    folders = [m.save_pretrained(tmp_path / f"m{i}") for i, m in enumerate((first, second))]
+    given = [f"stofm={folder}" for folder in folders]
+    assert len(called(resolve(["stofm"], given), "SToFM (untrained)")) == 2
+    with pytest.raises(ConfigError, match="given twice with the same weights"):
+        resolve(["stofm"], [given[0], given[0]])
+    with pytest.raises(ConfigError, match="given twice with the same weights"):
+        resolve([], ["mine=obsm:X_a", "mine=obsm:X_a"])
+
+
+@pytest.mark.parametrize("word", ["nonsense", "=x", "stofm=", "t4", ""])
+def test_nonsense_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="--models"):
+        resolve([], [word])
+
+
+@pytest.mark.parametrize("label", ["pca", "PCA", "T3 (Z20, rings)"])
+def test_nobody_takes_a_baselines_name(label: str) -> None:
+    with pytest.raises(ConfigError, match="name of a baseline"):
+        resolve([], [f"{label}=obsm:X_a"])
+
+
+def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        resolve([], [f"stofm={tmp_path / 'gone'}"])
+    with pytest.raises(CheckpointError):
+        resolve([], [f"stofm={tmp_path}"])
+    with pytest.raises(ConfigError, match="'magic', which is not known"):
+        resolve(["magic"])
+
+
+def test_what_a_system_sees_holds_no_label(simulated: Any) -> None:
+    adata = simulated(60, 60)
+    adata.obsm["proportions"], adata.obsm["X_a"] = np.ones((60, 1)), np.ones((60, 2))
+    adata.uns["proportions_names"] = np.array(["all"], dtype=object)
+    adata.obs["array_row"] = 1
+    bare = without_labels(adata, {"proportions"})
+    assert list(bare.obs) == ["array_row"]
+    assert set(bare.obsm) == {"spatial", "X_a"}
+    assert "proportions_names" not in bare.uns
+    assert {"region", "cell_type"} <= set(adata.obs)
+    assert "proportions" in adata.obsm

@@ -1,0 +1,338 @@
+"""The verbs for tasks and tables: from files to files, and one clear line where something cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import terrazzo as tz
+from terrazzo.cli import main
+from terrazzo.tasks import Probe, TaskResult
+from terrazzo.training.finetune import FineTuned
+
+pytestmark = pytest.mark.usefixtures("quiet_figures")
+KEY = "X_t2"
+VERBS = ["domains", "probe", "deconvolve", "impute", "finetune", "bench"]
+
+
+@pytest.fixture(scope="session")
+def made() -> list[Any]:
+    """Two slices of one atlas with regions, types, proportions and the vectors of a baseline."""
+    slices = tz.simulate.corpus(2, 200, n_genes=60, n_regions=3, n_types=4, seed=5)
+    baseline = tz.Baseline("t2").fit(slices)
+    for adata in slices:
+        baseline.embed(adata)
+        types = pd.get_dummies(adata.obs["cell_type"].astype(str), dtype=float)
+        adata.obsm["proportions"] = types.groupby(adata.obs["region"].to_numpy()).transform("mean").to_numpy()
+        adata.uns["proportions_names"] = types.columns.to_numpy(dtype=object)
+    return slices
+
+
+@pytest.fixture
+def files(made: list[Any], tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"s{i}.h5ad" for i in range(2)]
+    for adata, path in zip(made, paths, strict=True):
+        adata.write_h5ad(path)
+    return paths
+
+
+@pytest.fixture
+def spoilt(made: list[Any], tmp_path: Path) -> Callable[..., Path]:
+    """Write the first slice, changed."""
+
+    def write(change: Callable[[Any], Any]) -> Path:
+        adata = made[0].copy()
+        change(adata)
+        adata.write_h5ad(tmp_path / "spoilt.h5ad")
+        return tmp_path / "spoilt.h5ad"
+
+    return write
+
+
+@pytest.fixture
+def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
+    return tiny_model().save_pretrained(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command; return exit code, standard output and standard error."""
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        code = main([str(w) for w in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(call: Any, tmp_path: Path) -> Any:
+    """Run a command that must end with exit code 2, one line, and nothing written."""
+
+    def run(*words: Any) -> str:
+        out = tmp_path / "refused"
+        code, told, err = call(*words, "--out", out)
+        assert (code, told) == (2, "")
+        assert err.startswith("error: ")
+        lines = [line for line in err.strip().splitlines() if not line.startswith("warning: ")]
+        assert len(lines) == 1
+        assert not out.exists() or list(out.rglob("*")) == []
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(call: Any, verb: str) -> None:
+    code, out, err = call(verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: terrazzo {verb}" in " ".join(out.split())
+
+
+def test_domains(call: Any, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, told, err = call("domains", *files, "--use-rep", KEY, "-k", 3, "--out", out, "--label", "region")
+    assert (code, err) == (0, "")
+    assert sorted(p.name for p in out.iterdir()) == [
+        "s0-scores", "s0.h5ad", "s0.png", "s1-scores", "s1.h5ad", "s1.png"
+    ]  # fmt: skip
+    found = anndata.read_h5ad(out / "s0.h5ad")
+    expected = tz.tasks.domains(anndata.read_h5ad(files[0]), use_rep=KEY, n_domains=3)
+    assert (found.obs["X_t2_domain"].astype(str) == expected.obs["X_t2_domain"].astype(str)).all()
+    result = TaskResult.load(out / "s0-scores")
+    assert f"{result.score('ari'):.4f} ±" in told
+    assert (result.summary()["n"] == 5).all()
+    assert not [p for p in out.rglob("*") if "part" in p.name]
+
+
+def test_probe_within_a_slice(call: Any, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--use-rep", KEY, "--label", "region", "--head", "linear", "--runs", 2, "--out", out)
+    code, told, err = call("probe", files[0], *words, "--predict", files[1])
+    assert (code, err) == (0, "")
+    result = TaskResult.load(out / "scores")
+    assert set(result.metrics["split"]) == {"random", "blocked"}
+    assert result.score("accuracy", "random") > 0.8
+    assert "accuracy" in told
+    annotated = anndata.read_h5ad(out / "s1.h5ad")
+    fitted = Probe.load(out / "probe")
+    assert (annotated.obs["region_predicted"].astype(str) == fitted.predict(anndata.read_h5ad(files[1]))).all()
+    assert call("probe", files[0], *words)[0] == 0  # again, over its own results
+
+
+def test_probe_across_slices(call: Any, files: list[Path], tmp_path: Path) -> None:
+    words = ("--use-rep", KEY, "--label", "region", "--head", "knn", "--out", tmp_path / "out")
+    code, _, err = call("probe", files[0], *words, "--test", files[1], "--runs", 1)
+    assert (code, err) == (0, "")
+    result = TaskResult.load(tmp_path / "out" / "scores")
+    assert set(result.metrics["split"]) == {"cross"}
+    assert result.score("accuracy") > 0.6
+
+
+def test_probe_of_values(call: Any, files: list[Path], tmp_path: Path) -> None:
+    words = ("--use-rep", KEY, "--values", "spatial", "--head", "linear", "--out", tmp_path / "out", "--runs", 1)
+    assert call("probe", files[0], *words)[0] == 0
+    assert "pearson" in set(TaskResult.load(tmp_path / "out" / "scores").metrics["metric"])
+
+
+def test_deconvolve(call: Any, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--use-rep", KEY, "--head", "linear", "--runs", 1, "--out", out, "--predict", files[1])
+    code, _, err = call("deconvolve", files[0], *words, "--test", files[1])
+    assert (code, err) == (0, "")
+    assert TaskResult.load(out / "scores").score("pearson") > 0.4
+    shares = anndata.read_h5ad(out / "s1.h5ad").obsm["proportions_predicted"]
+    np.testing.assert_allclose(np.asarray(shares).sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_impute_with_a_baseline(call: Any, files: list[Path], tmp_path: Path, within: bool) -> None:
+    words = ("--model", "pca-nb1", "--n-genes", 6, "--head", "linear", "--runs", 1, "--out", tmp_path / "out")
+    code, told, err = call("impute", files[0], *words, *([] if within else ["--test", files[1]]))
+    assert (code, err) == (0, "")
+    result = TaskResult.load(tmp_path / "out" / "scores")
+    assert set(result.metrics["split"]) == ({"random", "blocked"} if within else {"cross"})
+    assert len(set(result.metrics["part"])) == 7
+    assert "pearson" in told
+
+
+def test_impute_with_a_checkpoint_and_named_genes(
+    call: Any, files: list[Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    genes = list(anndata.read_h5ad(files[0]).var_names[:2])
+    named = [w for gene in genes for w in ("--gene", gene)]
+    words = ("--model", checkpoint, *named, "--head", "linear", "--runs", 1, "--out", tmp_path / "out")
+    code, _, err = call("impute", files[0], *words)
+    assert (code, err) == (0, "")
+    assert set(TaskResult.load(tmp_path / "out" / "scores").metrics["part"]) == {"", *genes}
+
+
+def test_finetune(call: Any, files: list[Path], checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("finetune", files[0], "--model", checkpoint, "--label", "region", "--epochs", 1, "--out", out)
+    code, told, err = call(*words, "--test", files[1], "--predict", files[1])
+    assert (code, err) == (0, "")
+    assert set(TaskResult.load(out / "scores").metrics["split"]) == {"cross"}
+    assert "accuracy" in told
+    found, tuned = anndata.read_h5ad(out / "s1.h5ad"), FineTuned.load(out / "tuned")
+    assert (found.obs["region_predicted"].astype(str) == tuned.predict(anndata.read_h5ad(files[1]))).all()
+    before = (out / "tuned" / "model" / "model.safetensors").stat().st_mtime_ns
+    code, _, err = call(*words, "--no-score")
+    assert code == 2
+    assert "holds something already" in err
+    assert (out / "tuned" / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "data" / "made").mkdir(parents=True)
+    for path in files:
+        (tmp_path / "data" / "made" / path.name).write_bytes(path.read_bytes())
+    plain = {
+        "name": "small", "title": "A small table", "source": "data at hand", "task": "probe", "label": "region",
+        "metrics": ["accuracy"], "heads": ["linear"], "models": ["stofm"],
+        "parts": [{"name": "one", "dataset": "made", "test": "s0", "train": ["s1"]}],
+    }  # fmt: skip
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(plain))
+    words = ("bench", tmp_path / "small.yaml", "--data", tmp_path / "data", "--seeds", 1, "--out", tmp_path / "out")
+    code, told, err = call(*words, "--models", f"mine=obsm:{KEY}", "pearson")
+    assert code == 0
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".html", ".json", ".md", ".png"]
+    text = (tmp_path / "out" / "small.md").read_text()
+    assert text in told
+    assert "| mine |" in text
+    assert "| SToFM | not available | not available |" in text
+    assert (
+        f"terrazzo bench {tmp_path / 'small.yaml'} --data {tmp_path / 'data'} --models mine=obsm:{KEY} pearson" in text
+    )
+    assert "one: PCA: accuracy random" in err  # progress
+    code, _, err = call("bench", tmp_path / "small.yaml", "--data", tmp_path / "gone", "--out", tmp_path / "out2")
+    assert code == 2
+    assert "none of its slices is here" in err
+
+
+def test_bench_lists_its_tables(call: Any) -> None:
+    code, out, err = call("bench")
+    assert (code, err) == (0, "")
+    assert "stofm-1-dlpfc" in out
+    assert "celltype-merfish" in out
+
+
+# Bad input: one line, exit code 2, nothing written.
+
+
+def nan(adata: Any) -> None:
+    adata.obsm[KEY][3, 1] = np.nan
+
+
+def one_class(adata: Any) -> None:
+    adata.obs["region"] = "a"
+
+
+def alone(adata: Any) -> None:
+    adata.obs["region"] = ["b", *["a"] * (adata.n_obs - 1)]
+
+
+def unnormalised(adata: Any) -> None:
+    adata.obsm["proportions"][7] *= 1.5
+
+
+PROBE = ("--use-rep", KEY, "--label", "region")
+
+
+@pytest.mark.parametrize(
+    ("change", "verb", "words", "said"),
+    [
+        (nan, "probe", PROBE, "not finite, in 1 of 200 cells"),
+        (nan, "domains", ("--use-rep", KEY, "-k", 3), "not finite, in 1 of 200 cells"),
+        (one_class, "probe", PROBE, "one class, 'a'"),
+        (one_class, "domains", ("--use-rep", KEY, "-k", 3, "--label", "region"), "one class, 'a'"),
+        (alone, "probe", PROBE, "too rare to be scored: b"),
+        (unnormalised, "deconvolve", ("--use-rep", KEY), "sum to one within 0.001; 1 of 200 rows do not"),
+    ],
+)
+def test_slices_that_cannot_be_used(
+    refused: Any, spoilt: Any, change: Any, verb: str, words: tuple[str, ...], said: str
+) -> None:
+    assert said in refused(verb, spoilt(change), *words)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "said"),
+    [
+        ("probe", ("--use-rep", KEY, "--label", "reigon"), "Did you mean 'region'?"),
+        ("probe", ("--use-rep", KEY), "one of label="),
+        ("probe", ("--use-rep", "X_t3", "--label", "region"), "obsm has no 'X_t3'"),
+        ("probe", ("--use-rep", f"{KEY}:own", "--label", "region"), "it is one block"),
+        ("domains", ("--use-rep", KEY, "-k", 201), "the number of cells, 200"),
+        ("domains", ("--use-rep", KEY, "-k", 3, "--label", "reigon"), "obs has no column 'reigon'"),
+        ("deconvolve", ("--use-rep", KEY, "--proportions", "shares"), "obsm has no 'shares'"),
+        ("impute", ("--model", "pca", "--gene", "GENE_X"), "GENE_X"),
+        ("impute", ("--model", "pca", "--n-genes", 60), "60"),
+        ("impute", ("--model", "nonsense"), "there is no baseline 'nonsense'"),
+        ("finetune", ("--model", "gone", "--label", "region"), "not a checkpoint folder"),
+    ],
+)
+def test_wishes_that_cannot_be_met(
+    refused: Any, files: list[Path], verb: str, words: tuple[Any, ...], said: str
+) -> None:
+    assert said in refused(verb, files[0], *words)
+
+
+def test_bad_labels_stop_fine_tuning_before_it_begins(refused: Any, files: list[Path], checkpoint: Path) -> None:
+    given = ("finetune", files[0], "--model", checkpoint)
+    assert "obs has no column 'reigon'" in refused(*given, "--label", "reigon")
+    assert "must be at least 1" in refused(*given, "--label", "region", "--epochs", 0)
+    both = ("finetune", *files, "--model", checkpoint)
+    assert "pass --test, or one slice" in refused(*both, "--label", "region")
+
+
+def test_only_stofm_is_fine_tuned(refused: Any, files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+    alone = tiny_model().cell_model().save_pretrained(tmp_path / "cells")
+    assert "only SToFM can be fine-tuned" in refused("finetune", files[0], "--model", alone, "--label", "region")
+
+
+def test_an_unknown_table_and_unknown_models(refused: Any) -> None:
+    assert "Did you mean 'celltype-merfish'?" in refused("bench", "celltype-merfsh")
+    assert "--models magic" in refused("bench", "celltype-merfish", "--models", "magic", "--data", "/")
+
+
+@pytest.mark.parametrize("verb", ["probe", "deconvolve", "impute"])
+def test_several_slices_need_one_to_be_scored_on(refused: Any, files: list[Path], verb: str) -> None:
+    more = ("--model", "pca") if verb == "impute" else ("--use-rep", KEY)
+    said = refused(verb, *files, *more, *(("--label", "region") if verb == "probe" else ()))
+    assert "2 slices were given; pass --test, or one slice" in said
+
+
+def test_an_input_is_never_overwritten(call: Any, files: list[Path]) -> None:
+    before = files[0].read_bytes()
+    folder = files[0].parent
+    code, _, err = call("domains", files[0], "--use-rep", KEY, "-k", 3, "--out", folder)
+    assert code == 2
+    assert "would overwrite its own input" in err
+    code, _, err = call("probe", files[1], *PROBE, "--head", "linear", "--out", folder, "--predict", files[0])
+    assert code == 2
+    assert "would overwrite its own input" in err
+    assert files[0].read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == ["s0.h5ad", "s1.h5ad"]
+
+
+def test_a_slice_to_annotate_that_is_not_there(refused: Any, files: list[Path]) -> None:
+    assert "gone.h5ad does not exist" in refused("probe", files[0], *PROBE, "--predict", "gone.h5ad")
+
+
+def test_an_out_folder_that_cannot_be_written(call: Any, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for words in (("domains", files[0], "--use-rep", KEY, "-k", 3), ("probe", files[0], *PROBE, "--head", "linear"),
+                  ("bench", "celltype-merfish")):  # fmt: skip
+        code, _, err = call(*words, "--out", tmp_path / "file")
+        assert code == 2
+        assert "file" in err
+        assert "Traceback" not in err
