@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from terrazzo.errors import InputError, TerrazzoWarning
 
-UNSCORED = frozenset({"", "nan", "none", "na", "n/a", "<na>", "other", "unknown", "ambiguous", "unassigned"})
+UNSCORED = frozenset(
+    {"", "nan", "none", "na", "n/a", "<na>", "other", "unknown", "ambiguous", "unassigned", "undetermined"}
+)
 LEAST_SHARE = 0.01  # classes rarer than this are left out of scoring (SToFM, C.2)
 
 
