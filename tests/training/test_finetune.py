@@ -100,7 +100,7 @@ def test_all_parameters_are_tuned_and_the_best_state_is_kept(tiny_model: Any, ad
     assert start.log[0] == tuned.log[0]
     heads = [t.probe.readout.state() for t in (start, tuned)]
     assert not np.array_equal(heads[0]["module.layers.0.weight"], heads[1]["module.layers.0.weight"])
-    assert np.array_equal(heads[0]["scale"], heads[1]["scale"])
+    assert not np.array_equal(heads[0]["scale"], heads[1]["scale"])  # those of the tuned vectors
 
 
 def test_the_loss_that_was_kept_is_that_of_the_model_that_is_returned(tiny_model: Any, adata: Any) -> None:
@@ -121,6 +121,16 @@ def test_where_nothing_is_better_the_frozen_start_is_kept(tiny_model: Any, adata
     assert min(tuned.log) == tuned.log[0]
     assert len(tuned.log) == 2  # stopped
     assert all(torch.equal(v, tuned.model.module.state_dict()[k]) for k, v in model.module.state_dict().items())
+
+
+def test_a_model_whose_cells_are_almost_alike_learns(tiny_model: Any, adata: Any) -> None:
+    base = tiny_model()
+    model = tz.SToFM(base.config, base.vocabulary, seed=1)  # untrained: cells differ by a thousandth of their length
+    x = model.embed(adata, progress=False).obsm["X_stofm"]
+    assert np.median(x.std(axis=0)) < 0.02 * np.sqrt((x**2).mean())
+    tuned = finetune(model, adata, label="cell_type", config=replace(SHORT, max_epochs=4))
+    assert max(tuned.log) < 2 * tuned.log[0]  # it was a hundred times as large
+    assert min(tuned.log) < tuned.log[0]
 
 
 def test_test_labels_change_nothing(tiny_model: Any, adata: Any) -> None:
@@ -235,6 +245,7 @@ def test_every_training_cell_is_learnt_from_once_in_a_pass(tiny_model: Any, adat
     assert any(not np.array_equal(a[2], b[2]) for a, b in zip(*passes, strict=True))
 
 
+@pytest.mark.slow
 def test_scored_within_a_slice(tiny_model: Any, adata: Any) -> None:
     before = adata.copy()
     adata.obs["region"] = adata.obs["region"].astype(object)
@@ -281,3 +292,15 @@ def test_what_cannot_be_scored(tiny_model: Any, adata: Any) -> None:
     for wrong in ({"kinds": ["few-shot"]}, {"kinds": []}, {"runs": 0}):
         with pytest.raises(ConfigError, match="at least one run"):
             evaluate_finetuning(model, adata, label="region", **wrong)
+
+
+def test_dropout_is_for_weights_that_were_trained(tiny_model: Any, adata: Any) -> None:
+    config = replace(SHORT, max_epochs=1)
+    base = model_of(tiny_model)
+    trained = tz.SToFM(base.config, base.vocabulary, provenance={"weights": "trained"})
+    trained.module.load_state_dict(base.module.state_dict())
+    found = [finetune(model, adata, label="region", config=config) for model in (base, trained)]
+    assert [one.probe.info["fine_tuned"]["dropout"] for one in found] == [False, True]
+    assert found[0].log[0] == found[1].log[0]
+    assert found[0].log[1] != found[1].log[1]
+    assert not found[1].model.module.training

@@ -178,11 +178,9 @@ class Readout(ABC):
         if not self.needs_validation:
             x, y = np.concatenate([x, x_val]), np.concatenate([y, y_val])
             x_val, y_val = x[:0], y[:0]
-        wide = x.astype(np.float64)
         self.shift, self.scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
         if self.config.standardise:
-            self.shift, sd = wide.mean(axis=0), wide.std(axis=0)
-            self.scale = np.where(sd > CONSTANT * np.abs(self.shift) + 1e-30, sd, 1.0)
+            self.shift, self.scale = statistics(x)
         self._fit(self._ready(x), y, self._ready(x_val), y_val, seed)
         return self
 
@@ -333,6 +331,13 @@ class LinearReadout(Readout):
         self._weight, self._bias = state["weight"], state["bias"]
         if self._weight.shape != (self.input_dim, self.n_outputs) or self._bias.shape != (self.n_outputs,):
             raise ValueError(f"weight {self._weight.shape} and bias {self._bias.shape} do not belong together")
+
+
+def statistics(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and sd of each column, float64 ``(d,)``; 1 for the sd of a column that is constant."""
+    wide = x.astype(np.float64)
+    shift, sd = wide.mean(axis=0), wide.std(axis=0)
+    return shift, np.where(sd > CONSTANT * np.abs(shift) + 1e-30, sd, 1.0)
 
 
 def nearest_proportions(values: NDArray[Any]) -> NDArray[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,17 @@ from terrazzo.nn.heads import LabelHead
 from terrazzo.progress import Progress
 from terrazzo.tasks import targets
 from terrazzo.tasks.probes import Probe
-from terrazzo.tasks.readouts import head_config, head_record, make
+from terrazzo.tasks.readouts import head_config, head_record, make, statistics
 from terrazzo.tasks.splits import Split, all_rows
 from terrazzo.training.config import OptimConfig
 from terrazzo.training.objectives import rate
 from terrazzo.training.resuming import seed_everything
 from terrazzo.training.run import own_streams, quiet
 from terrazzo.training.scenes import Scene, prepare, refresh, scene_vectors, subslice_vectors
-from terrazzo.units.subslices import SubSlice
 
 HEAD = "mlp3"  # of the probes: full fine-tuning differs from head tuning in the weights below it alone
+LEAST = 16  # cells of a group that have a mean and sd of their own
+FLOOR = 0.02  # of an sd, in that of all training cells
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class FineTuneConfig:
     batch_cells
         Training cells of a sub-slice that are scored in a step, and encoded again with gradient; the others take part
         with stored vectors, renewed after every pass (as in pretraining's second phase, SToFM 3.3).
+    dropout
+        Dropout of the model's own layers; None: where its weights were trained. Cells of a random model differ by less
+        than the noise of dropout.
 
     Raises
     ------
@@ -68,6 +72,7 @@ class FineTuneConfig:
     max_epochs: int = 12
     patience: int = 6
     batch_cells: int = 64
+    dropout: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -179,7 +184,7 @@ def finetune(
     split
         Rows (of the slices stacked) to learn from and to stop by; None: all labelled ones, 10 % of them to stop by.
     seed
-        Of the order, the cells encoded again, dropout and the head's start.
+        Of the order, the groups of cells, and the head's start.
     progress
         Show a bar.
     orthologs
@@ -195,6 +200,8 @@ def finetune(
     chosen, slices = config or FineTuneConfig(), targets.as_list(data)
     target = targets.read_classes(slices, label)
     rows = split or all_rows(target.known, seed=seed)
+    if chosen.dropout is None:
+        chosen = replace(chosen, dropout=model.trained)
     tuned = SToFM(model.config, model.vocabulary, provenance=_provenance(model, label, chosen, slices))
     tuned.module.load_state_dict(model.module.state_dict())
     tuned.to(model.device)
@@ -246,7 +253,12 @@ class Steps:
 
 
 class FineTuning(LightningModule):
-    """Cross-entropy of the training cells of a sub-slice; keeps the best state by the validation cells."""
+    """Cross-entropy of the training cells of a sub-slice; keeps the best state by the validation cells.
+
+    The head reads standardised vectors. Cells of a poorly trained model differ by a thousandth of their vectors'
+    length, and a small change that is common to all cells would be many sd: so a step takes mean and sd of its own
+    cells, and after a pass those of all training cells are taken anew.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -267,16 +279,16 @@ class FineTuning(LightningModule):
         self._best: dict[str, Tensor] = {}
         self._waited = 0
 
-    def scores(self, scene: Scene, sub: SubSlice, cells: NDArray[np.int64], again: bool) -> Tensor:
-        """Return the class scores of some cells of a sub-slice, by their place in it; encoded again, with gradient."""
-        vectors = subslice_vectors(self.model, scene, sub, cells if again else cells[:0])
-        return self.head((vectors[torch.from_numpy(cells).to(vectors.device)] - self.shift) / self.scale)
-
     def training_step(self, batch: tuple[int, int, NDArray[np.int64]], batch_index: int) -> Tensor:
-        """Score a group of training cells."""
+        """Score a group of training cells, encoded again with gradient."""
         scene, cells = self.scenes[batch[0]], batch[2]
         sub = scene.subslices[batch[1]]
-        scores = self.scores(scene, sub, cells, again=True)
+        vectors = subslice_vectors(self.model, scene, sub, cells)
+        vectors = vectors[torch.from_numpy(cells).to(vectors.device)]
+        shift, scale = self.shift, self.scale
+        if len(cells) >= LEAST:
+            shift, scale = vectors.mean(0), torch.maximum(vectors.std(0, unbiased=False), FLOOR * self.scale)
+        scores = self.head((vectors - shift) / scale)
         loss = F.cross_entropy(scores, torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device))
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss is not a number, in {scene.name}; lower the learning rates.")
@@ -285,20 +297,21 @@ class FineTuning(LightningModule):
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
-        """Return the mean loss of the validation cells, with vectors renewed."""
+        """Return the mean loss of the validation cells, with vectors and the training cells' statistics renewed."""
         self.eval()
-        total, count = 0.0, 0
+        learnt, watched, codes = [], [], []
         for scene in self.scenes:
             refresh(self.model, scene)
-            for sub in scene.subslices:
-                cells = np.flatnonzero(scene.validation[sub.cells[: sub.n_core]])
-                if len(cells):
-                    scores = self.scores(scene, sub, cells, again=False)
-                    codes = torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device)
-                    total += float(F.cross_entropy(scores, codes, reduction="sum"))
-                    count += len(cells)
-        self.train()
-        return total / count
+            vectors = scene_vectors(self.model, scene)
+            learnt.append(vectors[scene.train])
+            watched.append(vectors[scene.validation])
+            codes.append(scene.codes[scene.validation])
+        for buffer, values in zip((self.shift, self.scale), statistics(np.concatenate(learnt)), strict=True):
+            buffer.copy_(torch.from_numpy(values))
+        x, y = torch.from_numpy(np.concatenate(watched)), torch.from_numpy(np.concatenate(codes))
+        scores = self.head((x.to(self.shift.device) - self.shift) / self.scale)
+        self.train(bool(self.config.dropout))
+        return float(F.cross_entropy(scores, y.to(scores.device)))
 
     def on_train_start(self) -> None:
         """Take the start as the first candidate."""
@@ -338,7 +351,8 @@ class FineTuning(LightningModule):
     def readout(self) -> Any:
         """Return the head as a read-out of :mod:`terrazzo.tasks`."""
         weights = {f"module.{k}": v.detach().cpu().numpy() for k, v in self.head.state_dict().items()}
-        return make(HEAD, "classes", self.start.n_outputs).load_state({**self.start.state(), **weights})
+        moved = {name: getattr(self, name).double().cpu().numpy() for name in ("shift", "scale")}
+        return make(HEAD, "classes", self.start.n_outputs).load_state({**self.start.state(), **moved, **weights})
 
 
 def _head_shape() -> tuple[tuple[int, ...], str, float]:
