@@ -8,6 +8,7 @@ spends them on finding that neighbours matter. Nothing but training slices is re
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -76,12 +77,7 @@ def gene_loadings(
     ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens not seen. The sum of
     a cell's rows, weighted the same way, is its vector of component scores up to a constant.
     """
-    sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
-    blocks = []
-    for name, size in zip(ids, sizes, strict=True):
-        wanted = max(50, int(SAMPLE * size / sizes.sum()))
-        rows = np.concatenate(_pieces(int(size), wanted))
-        blocks.append(_bag(rank_tokens(corpus.take(name, rows), *match(name), max_length), n_tokens))
+    blocks = [_bag(found, n_tokens) for found in _sampled(corpus, ids, match, max_length, SAMPLE, 50)]
     bag = sparse.vstack(blocks, format="csr")
     mean = np.stack([np.asarray(b.mean(axis=0)).ravel() for b in blocks])
     of_slice = np.repeat(np.arange(len(blocks)), [b.shape[0] for b in blocks])
@@ -185,15 +181,17 @@ def _project(encoder: CellEncoder, rows: Tensor, sample: Tokens, cls_token: int)
 
 def sample_tokens(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int = 1000) -> Tokens:
     """Return the ranked genes of some cells of some slices, spread evenly."""
+    found = list(_sampled(corpus, ids, match, max_length, cells, 20))
+    ends = np.cumsum(np.concatenate([tokens.lengths for tokens in found])).astype(np.int64)
+    return Tokens(np.concatenate([tokens.flat for tokens in found]), np.concatenate([np.zeros(1, np.int64), ends]))
+
+
+def _sampled(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int, least: int) -> Iterator[Tokens]:
+    """Yield the ranked genes of each slice's share of some cells, of at least so many."""
     sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
-    flat, lengths = [], []
     for name, size in zip(ids, sizes, strict=True):
-        rows = np.concatenate(_pieces(int(size), max(20, int(cells * size / sizes.sum()))))
-        found = rank_tokens(corpus.take(name, rows), *match(name), max_length)
-        flat.append(found.flat)
-        lengths.append(found.lengths)
-    ends = np.cumsum(np.concatenate(lengths)).astype(np.int64)
-    return Tokens(np.concatenate(flat), np.concatenate([np.zeros(1, np.int64), ends]))
+        rows = np.concatenate(_pieces(int(size), max(least, int(cells * size / sizes.sum()))))
+        yield rank_tokens(corpus.take(name, rows), *match(name), max_length)
 
 
 def _float(values: NDArray[np.float64]) -> Tensor:
