@@ -127,7 +127,7 @@ def across(
     x = targets.stack([*learnt, test], use_rep)
     n = sum(one.n_obs for one in learnt)
     shared, difference = _shared(target, truth)
-    scored = truth.known if truth.kind != "classes" else truth.known & np.isin(_words(truth), shared)
+    scored = truth.known if truth.kind != "classes" else truth.known & np.isin(truth.words, shared)
     notes = [*(f"training: {note}" for note in target.notes), *(f"test: {note}" for note in truth.notes)]
     notes += [f"not scored: {difference}"] if difference else []
     more = {"n_features": x.shape[1], "n_training_slices": len(learnt), "n_training_cells": int(target.known.sum())}
@@ -202,14 +202,10 @@ def _shared(target: Target, truth: Target) -> tuple[tuple[str, ...], str]:
     return common, "; ".join(f"{', '.join(names)} only in the {side} slices" for side, names in only if names)
 
 
-def _words(target: Target) -> NDArray[np.object_]:
-    return np.array([*target.names, None], dtype=object)[target.values]
-
-
 def _scores(outcome: Outcome, target: Target, truth: Target, shared: Sequence[str]) -> list[dict[str, Any]]:
     rows, place = outcome.scored, (outcome.split, outcome.number)
     if truth.kind == "classes":
-        true = _words(truth)[rows]
+        true = truth.words[rows]
         found = np.array(target.names, dtype=object)[outcome.outputs[rows].argmax(axis=1)]
         return tidy({**metrics.classification(true, found), **metrics.clustering(true, found)}, *place)
     ours, theirs = ([one.names.index(name) for name in shared] for one in (target, truth))
@@ -228,7 +224,7 @@ def _predictions(
     last: Mapping[str, Answers], target: Target, truth: Target, shared: Sequence[str], index: pd.Index
 ) -> pd.DataFrame:
     if truth.kind == "classes":
-        columns: dict[str, Any] = {"true": _words(truth)}
+        columns: dict[str, Any] = {"true": truth.words}
         for kind, answers in last.items():
             codes = np.where(np.isnan(answers[:, 0]), -1, answers.argmax(axis=1))
             columns[kind] = np.array([*target.names, None], dtype=object)[codes]

@@ -52,6 +52,11 @@ class Target:
         """Which cells are learnt from and scored, bool ``(n,)``."""
         return self.values >= 0 if self.kind == "classes" else np.isfinite(self.values).all(axis=1)
 
+    @property
+    def words(self) -> NDArray[np.object_]:
+        """The class of every cell, None where it is not known; of classes alone."""
+        return np.array([*self.names, None], dtype=object)[self.values]
+
 
 def as_list(data: Data) -> list[AnnData]:
     """Return one slice or several as a list.

@@ -106,7 +106,7 @@ class _Job:
 
 def _within(job: _Job, kinds: Sequence[str], runs: int, seed: int) -> Iterator[Outcome]:
     target = targets.read_classes(job.slices, job.label)
-    true = np.array([*target.names, None], dtype=object)[target.values]
+    true = target.words
     for kind, number, folds in _folds(job.slices[0], target.known, kinds, runs, seed):
         predicted, scored = np.full(len(true), None, dtype=object), np.zeros(len(true), dtype=bool)
         for split in folds:
