@@ -18,17 +18,10 @@ from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.nn.se2 import SE2Config, SE2Transformer
 from terrazzo.training import data, warm_start
+from terrazzo.training.corpus_statistics import composition, gene_loadings, head_radii, sample_tokens
 from terrazzo.training.objectives import MultiScale
 from terrazzo.training.references import references, with_constant
-from terrazzo.training.warm_start import (
-    composition,
-    gene_loadings,
-    head_radii,
-    look_near,
-    sample_tokens,
-    show_components,
-    show_neighbours,
-)
+from terrazzo.training.warm_start import centre, look_near, show_components, show_neighbours
 from terrazzo.units.spots import rank_tokens
 from terrazzo.units.subslices import SubSliceConfig, iterate
 
@@ -150,6 +143,31 @@ def vectors(n: int) -> torch.Tensor:
     found = torch.randn(n, 16) * torch.linspace(1, 0.1, 16)
     found[:, -1] = 2.0
     return torch.nn.functional.normalize(found, dim=1)
+
+
+def test_centre_takes_the_common_part_off_and_leaves_differences_alone(recipe: Any, corpus: Corpus) -> None:
+    model = data.initial_model(recipe(model={"init": "informed"}), corpus)
+    encoder, match = model.module.cell_encoder, member_match(corpus, model.vocabulary)
+    sample = sample_tokens(corpus, corpus.ids("train"), match, encoder.config.max_length, cells=60)
+
+    def embedded() -> torch.Tensor:
+        seen: list[torch.Tensor] = []  # before they are brought to unit length
+        hook = encoder.proj.register_forward_hook(lambda module, given, out: seen.append(out))
+        encoder.encode(sample.flat, sample.offsets, cls_token=model.cls_token)
+        hook.remove()
+        return torch.cat(seen)
+
+    with torch.no_grad():
+        encoder.proj.bias += 3.0
+    before = embedded()
+    centre(encoder, sample, model.cls_token)
+    after = embedded()
+    assert before.mean(0).norm() > 5 * (before - before.mean(0)).norm(dim=1).mean()
+    torch.testing.assert_close(after - after[0], before - before[0], atol=1e-5, rtol=1e-4)
+    mean = after.mean(0)
+    torch.testing.assert_close(mean[:-1], torch.zeros_like(mean[:-1]), atol=1e-4, rtol=0)
+    spread = (after - mean).square().sum(1).mean().sqrt()
+    assert mean[-1] == pytest.approx(0.5 * float(spread), rel=0.02)  # by which a cell is not a hidden one
 
 
 def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor]:

@@ -25,17 +25,10 @@ from terrazzo.models.stofm_config import SToFMConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.batches import CellView, SceneView
 from terrazzo.training.config import PretrainConfig
+from terrazzo.training.corpus_statistics import COMPONENTS, composition, gene_loadings, head_radii, sample_tokens
 from terrazzo.training.references import References
 from terrazzo.training.references import references as collect
-from terrazzo.training.warm_start import (
-    COMPONENTS,
-    composition,
-    gene_loadings,
-    head_radii,
-    look_near,
-    sample_tokens,
-    show_components,
-)
+from terrazzo.training.warm_start import centre, look_near, show_components
 from terrazzo.units.spots import rank_tokens
 from terrazzo.units.subslices import length_unit, macro_scale, model_positions, split_cells
 
@@ -126,6 +119,18 @@ def inform(model: SToFM, corpus: Corpus, ids: list[str], seed: int) -> None:
     sample = sample_tokens(corpus, ids, match, sizes.max_length)
     show_components(model.module.cell_encoder, loadings, sample, model.cls_token, seed)
     look_near(se2.gaussian, head_radii(corpus, ids, model.config.subslices, model.config.se2.num_heads))
+
+
+def centred(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
+    """Take off what training added to all cells' vectors alike (stage ``"adapt"`` of an informed start).
+
+    Not below an SE(2) Transformer that was trained on the vectors as they were.
+    """
+    if config.stage != "adapt" or config.model.init != "informed" or model.provenance.get("se2") != "untrained":
+        return
+    ids, match = Members(corpus, "train", config.data.share).ids, member_match(corpus, model.vocabulary)
+    sample = sample_tokens(corpus, ids, match, model.config.cell_encoder.max_length)
+    centre(model.module.cell_encoder, sample, model.cls_token)
 
 
 def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:

@@ -273,8 +273,9 @@ def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trai
     held = read_checkpoint(out / LAST)  # whole on every strategy, unlike the module in memory
     state = {k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)}
     origin = provenance(config, corpus, model, trainer)
-    trained: FoundationModel = type(model)(model.config, model.vocabulary, provenance=origin)
+    trained: Any = type(model)(model.config, model.vocabulary, provenance=origin)
     trained.module.load_state_dict(state)
+    data.centred(config, corpus, trained)
     return trained.save_pretrained(out / MODEL, overwrite=True)
 
 

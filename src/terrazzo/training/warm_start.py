@@ -1,37 +1,26 @@
-"""Starting weights and reference answers from the corpus: genes by SVD, heads that look near, a slice's composition.
+"""Weights that training slices suggest: genes by SVD, vectors without their common part, heads that look near.
 
 A BERT with random gene embeddings spends its first thousands of steps on finding that genes go together, which a
 truncated SVD of a few thousand training cells says at once; an SE(2) Transformer whose heads all look everywhere
-spends them on finding that neighbours matter. Nothing but training slices is read, and no label.
+spends them on finding that neighbours matter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 
-from terrazzo.corpus.reading import Match
-from terrazzo.corpus.store import Corpus
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.nn.se2 import SE2Transformer
-from terrazzo.units.spots import Tokens, rank_tokens
-from terrazzo.units.subslices import SubSliceConfig, length_unit
+from terrazzo.training.corpus_statistics import DIGITS
+from terrazzo.units.spots import Tokens
 
-SAMPLE = 20_000  # cells that the SVD is made of
-PIECES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
-COMPONENTS = 50
-LEAST_VALUE = 1e-4  # of the largest singular value: directions of nothing
-DIGITS = 6  # the last bits differ from call to call, by where arrays lie in memory; stored vectors go by every bit
-LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
 NEAREST, FARTHEST, GRID = 0.05, 100.0, 400  # distances at which the heads' bias is fitted
 LEAST_BIAS = 10.0  # far cells keep a little weight
 RIDGE = 1e-4  # of that fit: errors of at most .3, without weights that the first steps would upset
@@ -40,59 +29,6 @@ LEAST_TYPE = 0.02  # token types start small beside vectors of unit length
 STATE, RANKED = 1.025, 0.5  # length of a token's embedding (loadings at most 1), and that of the last rank
 CONSTANT = 0.5  # last number of a cell's vector, in typical lengths of the others
 HANDED_ON = 3.0  # by which the mean over genes stands above <cls>'s own state
-
-
-def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int) -> NDArray[np.float32]:
-    """Return the log mean composition of a slice, ``(n_tokens,)``; minus infinity where it measured no gene.
-
-    Parameters
-    ----------
-    corpus, id
-        A slice; of a large one, a sample is read.
-    token
-        Token of each of its genes, -1 for none.
-    n_tokens
-        Size of the vocabulary.
-    """
-    known = token >= 0
-    total = np.zeros(n_tokens)
-    for rows in _pieces(int(corpus.row(id)["n_cells"]), SAMPLE):
-        np.add.at(total, token[known], np.asarray(corpus.take(id, rows).sum(axis=0)).ravel()[known])
-    measured = np.zeros(n_tokens, dtype=bool)
-    measured[token[known]] = True
-    share = (total + 0.5) / (total.sum() + 0.5 * measured.sum())
-    return np.where(measured, np.log(share), -np.inf).astype(np.float32)
-
-
-def gene_loadings(
-    corpus: Corpus, ids: list[str], match: Match, n_tokens: int, max_length: int, components: int, seed: int
-) -> NDArray[np.float32]:
-    """Return right singular vectors of ranked-token bags of a sample of these slices' cells.
-
-    Each cell is the row of its tokens with weights ``1 / sqrt(rank)``, standardised within its slice, so that what
-    differs between slices does not lead.
-
-    Returns
-    -------
-    ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens not seen. The sum of
-    a cell's rows, weighted the same way, is its vector of component scores up to a constant.
-    """
-    blocks = [_bag(found, n_tokens) for found in _sampled(corpus, ids, match, max_length, SAMPLE, 50)]
-    bag = sparse.vstack(blocks, format="csr")
-    mean = np.stack([np.asarray(b.mean(axis=0)).ravel() for b in blocks])
-    of_slice = np.repeat(np.arange(len(blocks)), [b.shape[0] for b in blocks])
-    square = np.asarray(bag.multiply(bag).mean(axis=0)).ravel()
-    weight = np.bincount(of_slice) / len(of_slice)
-    sd = np.sqrt(np.maximum(square - weight @ mean**2, 0))
-    scale = np.where(sd > 0, 1 / np.maximum(sd, LEAST_SD), 0.0)
-    operator = _Centred(bag, mean * scale, scale, of_slice)
-    k = min(components, min(bag.shape) - 1)
-    _, values, right = svds(operator, k=k, random_state=np.random.default_rng(seed), solver="arpack")
-    right *= np.sign((right**3).sum(axis=1, keepdims=True))  # the solver's sign is chance
-    right[values < LEAST_VALUE * values.max()] = 0
-    out = np.zeros((n_tokens, components), dtype=np.float32)
-    out[:, :k] = (right[::-1].round(DIGITS) * scale).T
-    return out
 
 
 def show_components(
@@ -153,45 +89,48 @@ def show_components(
 
 
 def _project(encoder: CellEncoder, rows: Tensor, sample: Tokens, cls_token: int) -> None:
-    """Read the components out, less their mean over the sample, and a constant.
-
-    By the constant a cell differs from a hidden one, a vector of zeros, wherever its components lie.
-    """
+    """Read the components out, less their mean over the sample, and a constant."""
     if encoder.proj is None:
         return
     encoder.proj.weight.zero_()
     encoder.proj.bias.zero_()
     count = min(len(rows), len(encoder.proj.weight))
     encoder.proj.weight[:count] = rows[:count]
+    centre(encoder, sample, cls_token, free=count)
+
+
+def centre(encoder: CellEncoder, sample: Tokens, cls_token: int, free: int | None = None) -> None:
+    """Take the mean of a sample's vectors off the projection, and add a constant in the last place.
+
+    Training moves all cells' vectors alike, which no linear read-out minds and every cosine does. By the constant a
+    cell differs from a hidden one, a vector of zeros, wherever its components lie.
+
+    Parameters
+    ----------
+    encoder
+        Changed in place; one without a projection is left as it is.
+    sample
+        Cells whose mean vector is taken off.
+    cls_token
+        Token in front of every cell.
+    free
+        Numbers of the vector that are in use; where it is all of them no constant is added. None: the last is free.
+    """
+    if encoder.proj is None or not len(sample):
+        return
     seen: list[Tensor] = []
     hook = encoder.proj.register_forward_hook(lambda module, given, out: seen.append(out.float().cpu()))
     try:
         encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
     finally:
         hook.remove()
-    if not seen:
-        return
     scores = torch.cat(seen).double().numpy()
-    centre = scores.mean(axis=0)
-    encoder.proj.bias.copy_(-_float(centre.round(DIGITS)))
-    if count < len(encoder.proj.bias):
-        spread = np.sqrt(((scores - centre) ** 2).sum(axis=1).mean())
-        encoder.proj.bias[-1] = round(CONSTANT * float(spread), DIGITS)
-
-
-def sample_tokens(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int = 1000) -> Tokens:
-    """Return the ranked genes of some cells of some slices, spread evenly."""
-    found = list(_sampled(corpus, ids, match, max_length, cells, 20))
-    ends = np.cumsum(np.concatenate([tokens.lengths for tokens in found])).astype(np.int64)
-    return Tokens(np.concatenate([tokens.flat for tokens in found]), np.concatenate([np.zeros(1, np.int64), ends]))
-
-
-def _sampled(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int, least: int) -> Iterator[Tokens]:
-    """Yield the ranked genes of each slice's share of some cells, of at least so many."""
-    sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
-    for name, size in zip(ids, sizes, strict=True):
-        rows = np.concatenate(_pieces(int(size), max(least, int(cells * size / sizes.sum()))))
-        yield rank_tokens(corpus.take(name, rows), *match(name), max_length)
+    mean = scores.mean(axis=0)
+    with torch.no_grad():
+        encoder.proj.bias.sub_(_float(mean.round(DIGITS)))
+        if free is None or free < len(mean):
+            spread = np.sqrt(((scores - mean) ** 2).sum(axis=1).mean())
+            encoder.proj.bias[-1] += round(CONSTANT * float(spread), DIGITS)
 
 
 def _float(values: NDArray[np.float64]) -> Tensor:
@@ -268,45 +207,3 @@ def show_neighbours(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> No
             first.value.bias[place : place + kept] = -(components @ mean.double()).float()
             first.query.bias[place] = strength
             first.key.weight[place, :size] = (alike * strength).float()
-
-
-def head_radii(corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int) -> NDArray[np.float64]:
-    """Return radii for all heads but one: from below the spacing of the densest slice to 6 spacings of the sparsest."""
-    table = corpus.manifest.set_index("id").loc[ids]
-    spacing = [
-        float(s) / length_unit(str(u), float(s), config) for u, s in zip(table["unit"], table["spacing"], strict=True)
-    ]
-    return np.geomspace(0.7 * min(spacing), 6 * max(spacing), heads - 1)
-
-
-class _Centred(LinearOperator):
-    """``(bag - mean of its slice) / sd`` without making it dense."""
-
-    def __init__(
-        self, bag: sparse.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float64], of_slice: NDArray[np.int64]
-    ) -> None:
-        super().__init__(np.float64, bag.shape)
-        self._bag, self._mean, self._scale, self._of = bag, mean, scale, of_slice
-
-    def _matvec(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        x = x.ravel()
-        return self._bag @ (self._scale * x) - (self._mean @ x)[self._of]
-
-    def _rmatvec(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        y = y.ravel()
-        sums = np.bincount(self._of, weights=y, minlength=len(self._mean))
-        return self._scale * (self._bag.T @ y) - self._mean.T @ sums
-
-
-def _bag(tokens: Tokens, n_tokens: int) -> sparse.csr_matrix:
-    rank = np.arange(len(tokens.flat)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
-    return sparse.csr_matrix((1 / np.sqrt(1.0 + rank), tokens.flat, tokens.offsets), shape=(len(tokens), n_tokens))
-
-
-def _pieces(n: int, wanted: int) -> list[NDArray[np.int64]]:
-    """Return stretches of rows, spread evenly, that hold about ``wanted`` of ``n`` rows."""
-    if wanted >= n:
-        return [np.arange(n)]
-    length = -(-wanted // PIECES)
-    starts = np.linspace(0, n - length, PIECES).astype(np.int64)
-    return [np.arange(a, a + length) for a in starts[np.append(True, np.diff(starts) >= length)]]
