@@ -1,0 +1,230 @@
+"""A slice as an image: each cell's site on a dense grid of rows and columns (ST as images, section 3.2, step 1).
+
+Sites without a cell stay empty: they are never imputed. A cell knows its site, and a site its cells.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Layout = Literal["auto", "hex", "square", "rank", "bin"]
+
+MOST_SITES = 2**28  # a lookup table of 2 GB; a slice of a million cells in bins of its spacing has some 2**21
+HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pitches
+ORDERLY, SPREAD = 0.8, 0.3  # share of neighbours at the lattice's distance, and what counts as that distance
+FITS = 0.25  # largest typical distance, in pitches, of a cell from its lattice point
+FIT_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the cells of a slice lie on a dense grid.
+
+    Attributes
+    ----------
+    shape
+        Rows and columns.
+    site
+        int64 ``(n_cells,)``: ``row * columns + column`` of each cell.
+    layout
+        ``"hex"``, ``"square"``, ``"rank"`` or ``"bin"``.
+    """
+
+    shape: tuple[int, int]
+    site: Ints
+    layout: str
+
+    @cached_property
+    def layer(self) -> Ints:
+        """Number of each cell among those of its site, from 0: (site, layer) is one cell and no other."""
+        order = np.argsort(self.site, kind="stable")
+        starts = np.flatnonzero(np.append(True, np.diff(self.site[order]) > 0))
+        out = np.empty_like(self.site)
+        out[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+        return out
+
+    @cached_property
+    def occupied(self) -> Ints:
+        """Sites with a cell, ascending."""
+        return np.unique(self.site)
+
+    @cached_property
+    def _by_site(self) -> tuple[Ints, Ints]:
+        """Cells in the order of their sites, and where each occupied site's begin."""
+        order = np.argsort(self.site, kind="stable").astype(np.int64)
+        return order, np.append(np.searchsorted(self.site[order], self.occupied), len(order)).astype(np.int64)
+
+    def cells(self, sites: Ints) -> tuple[Ints, Ints]:
+        """Return the cells of some sites and, for each, which of ``sites`` it lies on; -1 is a site beyond the edge."""
+        order, starts = self._by_site
+        at = np.minimum(np.searchsorted(self.occupied, sites), len(self.occupied) - 1)
+        here = np.flatnonzero(self.occupied[at] == sites)
+        first, counts = starts[at[here]], np.diff(starts)[at[here]]
+        ends = np.cumsum(counts)
+        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+        return order[np.repeat(first, counts) + within], np.repeat(here, counts).astype(np.int64)
+
+    def places(self, sites: Ints) -> Floats:
+        """Return where sites lie, ``(n, 2)`` x and y in pitches; on a hexagonal grid every other row is shifted."""
+        row, column = np.divmod(sites, self.shape[1])
+        if self.layout != "hex":
+            return np.stack([column, row], axis=1).astype(np.float64)
+        return np.stack([column + 0.5 * (row % 2), row * HEX_ROW], axis=1)
+
+
+def lay_out(
+    coords: Floats,
+    *,
+    lattice: Ints | None = None,
+    lattice_kind: str | None = None,
+    layout: Layout = "auto",
+    bin_size: float = 0.0,
+    name: str = "the slice",
+) -> Grid:
+    """Lay a slice's cells out on a grid.
+
+    Parameters
+    ----------
+    coords
+        ``(n_cells, 2)`` x and y.
+    lattice, lattice_kind
+        (row, column) on the array and its kind (``"visium"``, ``"st"``, None), where the platform has them.
+    layout
+        ``"hex"``: Visium's staggered array, columns halved, so that the grid is dense. ``"square"``: arrays whose rows
+        and columns are the grid's. ``"rank"``: rank of each distinct x and y (eq 5), which closes gaps. ``"bin"``:
+        squares of side ``bin_size``. ``"auto"``: the array's kind; bins where ``bin_size`` is given; else the lattice
+        that the coordinates lie on, turned by whatever angle.
+    bin_size
+        In the unit of ``coords``.
+    name
+        Of the slice, for messages.
+
+    Raises
+    ------
+    InputError
+        No lattice is there and no bin size is given; the grid would be too large.
+    ConfigError
+        Settings that contradict each other.
+    """
+    if layout == "bin" and not bin_size > 0:
+        raise ConfigError("layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20).")
+    if layout == "bin" or (layout == "auto" and bin_size > 0):
+        columns, rows = np.floor((coords - coords.min(axis=0)) / bin_size).T
+        kind = "bin"
+    elif layout == "rank":
+        x, y = (coords if lattice is None else lattice[:, ::-1]).T
+        rows, columns, kind = np.unique(y, return_inverse=True)[1], np.unique(x, return_inverse=True)[1], "rank"
+    else:
+        rows, columns, kind = _on_lattice(coords, lattice, lattice_kind, layout, name)
+    return _grid(np.asarray(rows, np.int64), np.asarray(columns, np.int64), kind, name)
+
+
+def _on_lattice(
+    coords: Floats, lattice: Ints | None, lattice_kind: str | None, layout: Layout, name: str
+) -> tuple[Ints, Ints, str]:
+    """Return row, column and kind from the array's own numbers, or from the lattice that the coordinates lie on."""
+    if lattice is not None:
+        staggered = len(np.unique(lattice.sum(axis=1) % 2)) == 1 and len(lattice) > 1
+        kind = layout if layout != "auto" else ("hex" if staggered and lattice_kind != "st" else "square")
+        rows, columns = lattice.T
+        if kind != "hex":  # every second site of a dense ST array is left out: a square lattice that stands on its tip
+            return (
+                (*((rows + columns) // 2, (columns - rows) // 2), "square") if staggered else (rows, columns, "square")
+            )
+        first = rows.min()
+        first -= first % 2 != columns[rows == first].min() % 2  # even rows are the ones that are not shifted
+        return rows - first, columns // 2, "hex"
+    found = _recovered(coords, ("hex", "square") if layout == "auto" else (layout,))
+    if found is None:
+        asked = "a lattice" if layout == "auto" else f"a {layout} lattice"
+        raise InputError(
+            f"{name}: the coordinates do not lie on {asked}, and obs has no array_row and array_col. For single-cell "
+            "platforms give the side of a bin in micrometres, bin_um=20 (--bin-um 20); about the distance between "
+            "neighbouring cells puts one or two into a bin."
+        )
+    return found
+
+
+def _grid(rows: Ints, columns: Ints, kind: str, name: str) -> Grid:
+    low = rows.min()
+    low -= low % 2 if kind == "hex" else 0  # whether a row is shifted must stay as it is
+    rows, columns = rows - low, columns - columns.min()
+    shape = int(rows.max()) + 1, int(columns.max()) + 1
+    if shape[0] * shape[1] > MOST_SITES:
+        raise InputError(
+            f"{name}: a grid of {shape[0]:,} x {shape[1]:,} sites for {len(rows):,} cells is too large; take larger "
+            "bins (bin_um, --bin-um), or check the coordinates for outliers."
+        )
+    grid = Grid(shape, rows * shape[1] + columns, kind)
+    if kind != "bin" and len(grid.occupied) < len(rows):
+        warnings.warn(
+            f"{name}: {len(rows) - len(grid.occupied):,} cells share their lattice position with another; their counts "
+            "are summed there, and they get the same vector.",
+            TerrazzoWarning,
+            stacklevel=4,
+        )
+    return grid
+
+
+def _recovered(coords: Floats, kinds: tuple[str, ...]) -> tuple[Ints, Ints, str] | None:
+    """Recover row and column of cells that lie on a lattice turned by any angle; None where they lie on none."""
+    places, back = np.unique(coords, axis=0, return_inverse=True)
+    if len(places) < 4:
+        return None
+    tree = cKDTree(places)
+    for kind in kinds:
+        neighbours = 6 if kind == "hex" else 4
+        distance, index = tree.query(places, k=min(neighbours + 1, len(places)))
+        pitch = float(np.median(distance[:, 1]))
+        near = np.abs(distance[:, 1:] - pitch) < SPREAD * pitch
+        step = (places[index[:, 1:]] - places[:, None])[near]
+        angle = np.arctan2(step[:, 1], step[:, 0])
+        order = np.exp(1j * neighbours * angle).mean() if len(angle) else 0.0
+        if near[:, 0].mean() < ORDERLY or abs(order) < ORDERLY:
+            continue
+        turn = float(np.angle(order)) / neighbours  # of the direction that lies nearest to x
+        basis = _basis(kind, turn, pitch)
+        found = _fitted(places, basis)
+        if found is not None:
+            rows, columns = found[:, 1], found[:, 0]
+            if kind == "hex":
+                columns = columns + (rows - rows % 2) // 2  # from slanted axes to staggered rows
+            return rows[back], columns[back], kind
+    return None
+
+
+def _basis(kind: str, turn: float, pitch: float) -> Floats:
+    """Return the steps to the next column and to the next row, ``(2, 2)``; of a hexagonal lattice 60 degrees apart."""
+    second = turn + (np.pi / 3 if kind == "hex" else np.pi / 2)
+    return pitch * np.array([[np.cos(turn), np.sin(turn)], [np.cos(second), np.sin(second)]])
+
+
+def _fitted(places: Floats, basis: Floats) -> Ints | None:
+    """Return whole-number coordinates in a basis, which is fitted from the middle of the slice outwards."""
+    centre = places[np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))]
+    offset = places - centre
+    radius = np.linalg.norm(offset, axis=1)
+    reach = np.geomspace(4 * np.linalg.norm(basis[0]), max(radius.max(), 8 * np.linalg.norm(basis[0])), FIT_ROUNDS)
+    start = np.zeros(2)
+    for most in reach:  # an error of the pitch adds up with distance: it is taken out before it reaches half a step
+        inside = radius <= most
+        whole = np.rint((offset[inside] - start) @ np.linalg.inv(basis))
+        design = np.hstack([whole, np.ones((len(whole), 1))])
+        if np.linalg.matrix_rank(design) < 3:
+            continue
+        solved = np.linalg.lstsq(design, offset[inside], rcond=None)[0]
+        basis, start = solved[:2], solved[2]
+    exact = (offset - start) @ np.linalg.inv(basis)
+    whole = np.rint(exact)
+    return whole.astype(np.int64) if np.median(np.abs(exact - whole).max(axis=1)) < FITS else None

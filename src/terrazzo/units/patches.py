@@ -1,0 +1,131 @@
+"""Croppable multi-channel images: windows of a slice's grid, and the genes that are their channels.
+
+ST as images, section 3.2, steps 2 and 3 (eqs 6 and 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terrazzo.errors import ConfigError
+from terrazzo.units.grids import Grid, Ints, Layout
+
+Channels = Literal["weighted", "spatial", "hvg", "random", "all"]
+EPSILON = 1e-6  # of eq 7: a gene that does not vary can be drawn, too
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """How a slice becomes windows and channels.
+
+    Attributes
+    ----------
+    layout, bin_um
+        See :func:`terrazzo.units.grids.lay_out`.
+    window
+        Sites on a side (paper 16).
+    occupancy
+        Least share of a window's sites that hold a cell; where no window has so many, the fullest ones are drawn.
+    channels
+        Genes of a window (paper 512).
+    choose
+        ``"weighted"``: drawn without replacement, by variance in the window (eq 7); ``"hvg"``: those of largest
+        variance in the window; ``"random"``; ``"spatial"``: those of largest spatial autocorrelation in the training
+        slices, always the same; ``"all"`` the genes that the model knows.
+    """
+
+    layout: Layout = "auto"
+    bin_um: float = 0.0
+    window: int = 16
+    occupancy: float = 0.25
+    channels: int = 512
+    choose: Channels = "weighted"
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.channels < 1:
+            raise ValueError("window and channels must be at least 1.")
+        if not 0 < self.occupancy <= 1:
+            raise ValueError(f"occupancy is {self.occupancy}; it must be above 0 and at most 1.")
+        if self.bin_um < 0:
+            raise ValueError(f"bin_um is {self.bin_um}; it must be at least 0 (0: no bins).")
+
+
+def observed(grid: Grid, window: int) -> Ints:
+    """Return how many occupied sites every window holds, by its top-left corner, ``(rows - h + 1, columns - w + 1)``.
+
+    A grid smaller than a window has one corner in that direction: the window is padded with empty sites.
+    """
+    held = np.zeros(grid.shape, dtype=np.int64)
+    held.flat[grid.occupied] = 1
+    total = np.pad(held.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    h, w = min(window, grid.shape[0]), min(window, grid.shape[1])
+    return total[h:, w:] - total[:-h, w:] - total[h:, :-w] + total[:-h, :-w]
+
+
+def corners(grid: Grid, config: PatchConfig) -> Ints:
+    """Return the corners (row, column) that eq 6 draws from: windows that are full enough, ``(n, 2)``."""
+    counts = observed(grid, config.window)
+    floor = min(config.occupancy * config.window**2, counts.max())
+    return np.argwhere(counts >= max(floor, 1)).astype(np.int64)
+
+
+def draw_corners(allowed: Ints, n: int, rng: np.random.Generator) -> Ints:
+    """Draw ``n`` corners uniformly (eq 6), with replacement."""
+    return allowed[rng.integers(len(allowed), size=n)]
+
+
+def tile_corners(grid: Grid, window: int, stride: int) -> Ints:
+    """Return corners of overlapping windows that hold every occupied site; those without one are left out."""
+    counts = observed(grid, window)
+    if stride < 1:
+        raise ConfigError(f"stride is {stride}; it must be at least 1.")
+    steps = [np.unique(np.append(np.arange(0, n, stride), n - 1)) for n in counts.shape]
+    rows, columns = (a.ravel() for a in np.meshgrid(*steps, indexing="ij"))
+    kept = counts[rows, columns] > 0
+    return np.stack([rows[kept], columns[kept]], axis=1).astype(np.int64)
+
+
+def window_sites(grid: Grid, corner: Ints, window: int) -> Ints:
+    """Return the sites of a window, row by row, ``(window**2,)``; -1 beyond the edge of the grid."""
+    rows, columns = (corner[i] + np.arange(window) for i in (0, 1))
+    inside = (rows < grid.shape[0])[:, None] & (columns < grid.shape[1])[None]
+    return np.where(inside, rows[:, None] * grid.shape[1] + columns[None], -1).ravel()
+
+
+def choose_channels(
+    weight: NDArray[np.float64], m: int, how: Channels, rng: np.random.Generator, *, epsilon: float = EPSILON
+) -> Ints:
+    """Choose the genes of a window, ascending; all of them where there are no more than ``m``.
+
+    Parameters
+    ----------
+    weight
+        ``(genes,)``, at least 0: variance in the window (eq 7), or autocorrelation (``"spatial"``).
+    m
+        How many.
+    how
+        See :class:`PatchConfig`. ``"weighted"`` draws without replacement with probability proportional to
+        ``weight + epsilon``, one after the other: the ``m`` largest of log-weights with Gumbel noise.
+    rng
+        Source of chance.
+    epsilon
+        Added to every weight.
+    """
+    n = len(weight)
+    if how == "all" or n <= m:
+        return np.arange(n, dtype=np.int64)
+    if how == "random":
+        return np.sort(rng.permutation(n)[:m]).astype(np.int64)
+    score = weight if how in ("hvg", "spatial") else np.log(weight + epsilon) + rng.gumbel(size=n)
+    return np.sort(np.argsort(-score, kind="stable")[:m]).astype(np.int64)
+
+
+def window_batches(tiles: Ints, size: int) -> Iterator[Ints]:
+    """Yield corners in batches of at most ``size``."""
+    for start in range(0, len(tiles), size):
+        yield tiles[start : start + size]
