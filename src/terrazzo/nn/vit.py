@@ -125,13 +125,15 @@ class MaskedViT(nn.Module):
         self.readout = nn.Linear(config.width, config.width)
         self.fusion = nn.Linear(2 * config.width, config.width) if config.fuse else None
 
-    def tokens(self, values: Tensor, genes: Tensor) -> Tensor:
+    def tokens(self, values: Tensor, genes: Tensor, shown: Tensor | None = None) -> Tensor:
         """Return ``(B, S, width)`` from values ``(B, S, m)`` and their genes ``(B, m)``, -1 for no gene.
 
         The sum over channels is divided by the mean square of their embeddings, so that it is the same estimate of a
-        site's state from few genes and from many.
+        site's state from few genes and from many. Values of sites that are not ``shown`` ``(B, S)``, and of no gene,
+        are not read: whatever they are, NaN too, they reach neither outputs nor gradients.
         """
-        table = self.gene_table(genes)
+        used = (genes >= 0)[:, None] if shown is None else (genes >= 0)[:, None] & shown[..., None]
+        values, table = torch.where(used, values, 0.0), self.gene_table(genes)
         return torch.einsum("bsm,bmw->bsw", values, table) * self.share(table.square().sum(dim=(1, 2)))[:, None, None]
 
     def gene_table(self, genes: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class MaskedViT(nn.Module):
         most = max(int(shown.sum(dim=1).max()), 1)
         order = torch.argsort(~shown, dim=1, stable=True)[:, :most]
         kept, index = shown.gather(1, order), order[..., None]
-        x = tokens.gather(1, index.expand(-1, -1, tokens.shape[2]))
+        x = torch.where(kept[..., None], tokens.gather(1, index.expand(-1, -1, tokens.shape[2])), 0.0)
         there = places.gather(1, index.expand(-1, -1, 2))
         if self.config.positions == "sincos":
             x = x + self.positions(there, places)
@@ -193,10 +195,23 @@ class MaskedViT(nn.Module):
         angle = (places - start)[..., None] * rate
         return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(2)
 
+    def flops(self, sites: int, channels: int) -> float:
+        """Return the operations of one window of so many sites and channels, forward."""
+        size = self.config
+        rest = 2 * sites * channels * size.width
+
+        def layer(ffn: int) -> float:
+            return 2 * sites * size.width * (4 * size.width + 2 * ffn + 2 * sites)
+
+        return rest + size.num_layers * layer(size.ffn_size) + size.decoder_layers * layer(size.decoder_ffn_size)
+
     def _seen(self, shown: Tensor) -> Tensor:
         if self.config.context:
             return shown[:, None, :]
         return torch.eye(shown.shape[1], dtype=torch.bool, device=shown.device).expand(len(shown), -1, -1)
 
     def _distance(self, there: Tensor, source: Tensor) -> Tensor | None:
-        return torch.cdist(there, source) if self.config.positions == "distance" and self.config.context else None
+        if self.config.positions != "distance" or not self.config.context:
+            return None
+        # by matrix products, as cdist likes it, a site far from the origin would lie 0.01 away from itself
+        return torch.cdist(there, source, compute_mode="donot_use_mm_for_euclid_dist")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.slices import Slice
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -23,7 +24,7 @@ Layout = Literal["auto", "hex", "square", "rank", "bin"]
 MOST_SITES = 2**28  # a lookup table of 2 GB; a slice of a million cells in bins of its spacing has some 2**21
 HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pitches
 ORDERLY, SPREAD = 0.8, 0.3  # share of neighbours at the lattice's distance, and what counts as that distance
-FITS = 0.25  # largest typical distance, in pitches, of a cell from its lattice point
+FITS, MOST = 0.25, 0.9  # distance from their lattice points, in pitches, within which this share of places must lie
 FIT_ROUNDS = 12
 
 
@@ -83,6 +84,38 @@ class Grid:
         return np.stack([column + 0.5 * (row % 2), row * HEX_ROW], axis=1)
 
 
+def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> Grid:
+    """Lay a slice out; where micrometres are unknown, a bin's side is in the unit of the coordinates, with a warning.
+
+    Parameters
+    ----------
+    tissue
+        The slice.
+    layout, bin_um
+        See :func:`lay_out`; 0: no bins.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`lay_out`.
+    """
+    if bin_um > 0 and layout in ("auto", "bin") and tissue.unit != "um":
+        warnings.warn(
+            f"{tissue.name}: micrometres are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
+            "pass technology= (--technology) or microns_per_unit= (--microns-per-unit) if you know one.",
+            TerrazzoWarning,
+            stacklevel=3,
+        )
+    return lay_out(
+        tissue.coords,
+        lattice=tissue.lattice,
+        lattice_kind=tissue.lattice_kind,
+        layout=layout,
+        bin_size=bin_um,
+        name=tissue.name,
+    )
+
+
 def lay_out(
     coords: Floats,
     *,
@@ -120,7 +153,7 @@ def lay_out(
     if layout == "bin" and not bin_size > 0:
         raise ConfigError("layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20).")
     if layout == "bin" or (layout == "auto" and bin_size > 0):
-        columns, rows = np.floor((coords - coords.min(axis=0)) / bin_size).T
+        columns, rows = np.floor(np.minimum((coords - coords.min(axis=0)) / bin_size, MOST_SITES)).T
         kind = "bin"
     elif layout == "rank":
         x, y = (coords if lattice is None else lattice[:, ::-1]).T
@@ -142,8 +175,13 @@ def _on_lattice(
             return (
                 (*((rows + columns) // 2, (columns - rows) // 2), "square") if staggered else (rows, columns, "square")
             )
+        if not staggered and len(lattice) > 1:
+            raise InputError(
+                f"{name}: layout 'hex' is for staggered arrays, where every second position is left out (Visium); here "
+                "array_row + array_col is even on some spots and odd on others. Take layout 'square' or 'auto'."
+            )
         first = rows.min()
-        first -= first % 2 != columns[rows == first].min() % 2  # even rows are the ones that are not shifted
+        first -= columns[rows == first].min() % 2  # even rows are the ones that are not shifted
         return rows - first, columns // 2, "hex"
     found = _recovered(coords, ("hex", "square") if layout == "auto" else (layout,))
     if found is None:
@@ -162,9 +200,10 @@ def _grid(rows: Ints, columns: Ints, kind: str, name: str) -> Grid:
     rows, columns = rows - low, columns - columns.min()
     shape = int(rows.max()) + 1, int(columns.max()) + 1
     if shape[0] * shape[1] > MOST_SITES:
+        mend = "take layout 'bin' with a size" if kind == "rank" else "take larger bins"
         raise InputError(
-            f"{name}: a grid of {shape[0]:,} x {shape[1]:,} sites for {len(rows):,} cells is too large; take larger "
-            "bins (bin_um, --bin-um), or check the coordinates for outliers."
+            f"{name}: a grid of {shape[0]:,} x {shape[1]:,} sites for {len(rows):,} cells is too large; {mend} "
+            "(bin_um, --bin-um), or check the coordinates for outliers."
         )
     grid = Grid(shape, rows * shape[1] + columns, kind)
     if kind != "bin" and len(grid.occupied) < len(rows):
@@ -227,4 +266,4 @@ def _fitted(places: Floats, basis: Floats) -> Ints | None:
         basis, start = solved[:2], solved[2]
     exact = (offset - start) @ np.linalg.inv(basis)
     whole = np.rint(exact)
-    return whole.astype(np.int64) if np.median(np.abs(exact - whole).max(axis=1)) < FITS else None
+    return whole.astype(np.int64) if np.quantile(np.abs(exact - whole).max(axis=1), MOST) < FITS else None

@@ -82,8 +82,8 @@ def draw_corners(allowed: Ints, n: int, rng: np.random.Generator) -> Ints:
 def tile_corners(grid: Grid, window: int, stride: int) -> Ints:
     """Return corners of overlapping windows that hold every occupied site; those without one are left out."""
     counts = observed(grid, window)
-    if stride < 1:
-        raise ConfigError(f"stride is {stride}; it must be at least 1.")
+    if not 1 <= stride <= window:
+        raise ConfigError(f"stride is {stride}; it must be at least 1, and at most the window's {window} sites.")
     steps = [np.unique(np.append(np.arange(0, n, stride), n - 1)) for n in counts.shape]
     rows, columns = (a.ravel() for a in np.meshgrid(*steps, indexing="ij"))
     kept = counts[rows, columns] > 0

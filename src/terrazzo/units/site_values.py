@@ -62,7 +62,7 @@ class SliceScale:
         return cls(total, mean, np.where(sd > FLAT + 1e-5 * mean, sd, 0.0))
 
     def standardise(self, values: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
-        """Return dense values ``(sites, m)`` of genes with mean 0 and sd 1 over the slice; 0 where one does not vary."""
+        """Return dense values ``(sites, m)`` of genes with mean 0 and sd 1 over the slice; 0 where they do not vary."""
         sd = self.sd[genes]
         factor = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
         return ((values - self.mean[genes]) * factor).astype(np.float32)

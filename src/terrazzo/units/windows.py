@@ -1,4 +1,4 @@
-"""The training unit of ST as images: a window with its counts, and the values of the channels that are chosen for it."""
+"""The training unit of ST as images: a window with its counts, and the values of the channels chosen for it."""
 
 from __future__ import annotations
 
