@@ -4,6 +4,7 @@ from terrazzo.tasks.deconvolution import deconvolve
 from terrazzo.tasks.domains import domains
 from terrazzo.tasks.imputation import Hidden, hide_genes, impute
 from terrazzo.tasks.probes import Probe, fit_probe, probe
+from terrazzo.tasks.reconstruction import reconstruct
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.zero_shot import evaluate_domains
 
@@ -18,4 +19,5 @@ __all__ = [
     "hide_genes",
     "impute",
     "probe",
+    "reconstruct",
 ]

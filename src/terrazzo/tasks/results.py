@@ -31,7 +31,8 @@ class TaskResult:
         Its name, e.g. ``"probe"``.
     metrics
         Tidy: a row a score, columns ``split`` (``"random"``, ``"blocked"``, ``"few-shot"``, ``"cross"``, ``"whole"``),
-        ``number`` (fold, draw or seed), ``metric``, ``value``, and ``part`` (a gene, a cell type, or "" for all).
+        ``number`` (fold, draw or seed), ``metric``, ``value``, and ``part`` (a gene, a cell type, or "" for all);
+        ``system`` where a task compares several.
     predictions
         One row a cell (index: its name); columns depend on the task.
     config
@@ -51,13 +52,14 @@ class TaskResult:
     date: str = field(default_factory=_now)
 
     def summary(self) -> pd.DataFrame:
-        """Return mean, sd and number of every score over all cells, a row for each split and metric."""
+        """Return mean, sd and number of every score over all cells, a row for each split and metric (and system)."""
         whole = self.metrics[self.metrics["part"] == ""]
-        grouped = whole.groupby(["split", "metric"], sort=False, observed=True)["value"]
+        by = [column for column in ("system", "split", "metric") if column in whole]
+        grouped = whole.groupby(by, sort=False, observed=True)["value"]
         return grouped.agg(mean="mean", sd=lambda v: v.std(ddof=0), n="size").reset_index()
 
-    def score(self, metric: str, split: str | None = None) -> float:
-        """Return the mean of one score; ``split`` may be left out where there is one.
+    def score(self, metric: str, split: str | None = None, system: str | None = None) -> float:
+        """Return the mean of one score; ``split`` and ``system`` may be left out where there is one.
 
         Raises
         ------
@@ -66,10 +68,14 @@ class TaskResult:
         """
         table = self.summary()
         found = table[(table["metric"] == metric) & ((table["split"] == split) | (split is None))]
+        if system is not None:
+            found = found[found["system"] == system] if "system" in found else found[:0]
         if len(found) != 1:
-            have = ", ".join(f"{m} ({s})" for s, m in zip(table["split"], table["metric"], strict=True))
+            known = table[[column for column in ("system", "split", "metric") if column in table]]
+            have = ", ".join(f"{row[-1]} ({', '.join(row[-2::-1])})" for row in known.itertuples(index=False))
+            wanted = ", ".join(repr(word) for word in (split, system) if word)
             raise InputError(
-                f"there is no single score {metric!r}{f' of {split!r}' if split else ''}; there are: {have}."
+                f"there is no single score {metric!r}{f' of {wanted}' if wanted else ''}; there are: {have}."
             )
         return float(found["mean"].iloc[0])
 
