@@ -19,7 +19,7 @@ from terrazzo.training.finetune import FineTuned
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 KEY = "X_t2"
-VERBS = ["domains", "probe", "deconvolve", "impute", "finetune", "bench"]
+VERBS = ["domains", "probe", "deconvolve", "impute", "reconstruct", "finetune", "bench"]
 
 
 @pytest.fixture(scope="session")
@@ -173,6 +173,51 @@ def test_impute_with_a_checkpoint_and_named_genes(
     code, _, err = call("impute", files[0], *words)
     assert (code, err) == (0, "")
     assert set(TaskResult.load(tmp_path / "out" / "scores").metrics["part"]) == {"", *genes}
+
+
+class Filler:
+    """A stand-in for ST as images: the mean of what is shown, and a note of how it was asked."""
+
+    title, trained = "Filler", False
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def reconstruct(self, adata: Any, hidden: Any, genes: list[str], **options: Any) -> Any:
+        self.asked.append({"n": adata[hidden].X.nnz, "size": int(hidden.sum()), "genes": len(genes), **options})
+        counts = adata[~hidden, genes].X.toarray() + 0.0
+        total = np.asarray(adata[~hidden].X.sum(axis=1))
+        return np.tile(np.log1p(counts / np.maximum(total, 1) * 1e4).mean(axis=0), (hidden.sum(), 1))
+
+
+def test_reconstruct(call: Any, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filler, out = Filler(), tmp_path / "out"
+    monkeypatch.setattr(tz, "load", lambda source: filler)
+    words = ("--model", "any", "--size", 2, 3, "--bin-um", 40, "--n-genes", 20, "--repeats", 4, "--out", out)
+    code, told, err = call("reconstruct", files[0], *words)
+    assert (code, err) == (0, "")
+    assert sorted(p.name for p in out.iterdir()) == ["hidden.png", "scores"]
+    result = TaskResult.load(out / "scores")
+    assert (result.config["sizes"], result.config["bin_um"], result.config["layout"]) == ([2, 3], 40, "bin")
+    assert (result.summary()["n"] == 4).all()
+    assert "Filler (untrained)" in told
+    assert "mean of 16 nearest" in told
+    assert result.score("mse", "2 x 2", "Filler (untrained)") > 0
+    assert [(one["n"], one["genes"], one["bin_um"]) for one in filler.asked] == [(0, 20, 40.0)] * 8
+    assert "layout" not in filler.asked[0]  # what is not said is as the model was trained
+
+
+def test_a_model_that_cannot_reconstruct(refused: Any, files: list[Path], checkpoint: Path) -> None:
+    said = refused("reconstruct", files[0], "--model", checkpoint)
+    assert "holds a SToFM, which cannot fill in hidden tissue" in said
+
+
+def test_what_cannot_be_reconstructed(refused: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tz, "load", lambda source: Filler())
+    words = ("reconstruct", files[0], "--model", "any", "--repeats", 1)
+    assert "bin_um=20 (--bin-um 20)" in refused(*words)
+    assert "does not fit into the slice" in refused(*words, "--bin-um", 40, "--size", 400)
+    assert "size is [0]" in refused(*words, "--bin-um", 40, "--size", 0)
 
 
 def test_finetune(call: Any, files: list[Path], checkpoint: Path, tmp_path: Path) -> None:
@@ -331,7 +376,7 @@ def test_a_slice_to_annotate_that_is_not_there(refused: Any, files: list[Path]) 
 def test_an_out_folder_that_cannot_be_written(call: Any, files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for words in (("domains", files[0], "--use-rep", KEY, "-k", 3), ("probe", files[0], *PROBE, "--head", "linear"),
-                  ("bench", "celltype-merfish")):  # fmt: skip
+                  ("reconstruct", files[0], "--model", "gone"), ("bench", "celltype-merfish")):  # fmt: skip
         code, _, err = call(*words, "--out", tmp_path / "file")
         assert code == 2
         assert "file" in err

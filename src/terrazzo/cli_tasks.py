@@ -1,4 +1,4 @@
-"""The command line's verbs for tasks and tables: domains, probe, impute, deconvolve, finetune, bench."""
+"""The command line's verbs for tasks and tables: domains, probe, impute, reconstruct, deconvolve, finetune, bench."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Seed = Annotated[int, Parameter(help="Seed.")]
 
 def register(app: App) -> None:
     """Add the verbs to the command line."""
-    for verb in (domains, probe, deconvolve, impute, finetune, bench):
+    for verb in (domains, probe, deconvolve, impute, reconstruct, finetune, bench):
         app.command(verb)
 
 
@@ -144,6 +144,48 @@ def impute(
     else:
         result = tz.tasks.impute(_only(learnt), **given)
     _report(result, out / "scores")
+
+
+def reconstruct(
+    path: Annotated[Path, Parameter(name="slice", help="Slice with raw counts.")],
+    /,
+    *,
+    model: Annotated[str, Parameter(help="Checkpoint folder of ST as images, or organisation/name on the hub.")],
+    out: Out,
+    size: Annotated[
+        list[int] | None, Parameter(help="Sides of the hidden square, in sites; default 8.", consume_multiple=True)
+    ] = None,
+    n_genes: Annotated[int, Parameter(help="Genes predicted: the most variable of the visible tissue.")] = 512,
+    repeats: Annotated[int, Parameter(group=SCORES, help="Squares of each size.")] = 20,
+    layout: Annotated[Literal["auto", "hex", "square", "rank", "bin"], Parameter(help="Grid of the slice.")] = "auto",
+    bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
+    seed: Seed = 0,
+) -> None:
+    """Hide squares of a slice and predict them, beside the mean of the nearest cells and linear interpolation.
+
+    Example: terrazzo reconstruct a.h5ad --model checkpoint --size 4 8 16 --out reconstructed
+    """
+    import terrazzo as tz
+    from terrazzo.models.files import check_writable
+
+    check_writable(out)
+    held, adata = tz.load(model), _read(path)
+    if not hasattr(held, "reconstruct"):
+        raise tz.errors.ConfigError(
+            f"{model} holds a {held.title}, which cannot fill in hidden tissue; pass an STImage."
+        )
+    grid: dict[str, Any] = {"layout": layout, "bin_um": bin_um}
+    given = {key: value for key, value in grid.items() if value not in ("auto", 0.0)}  # else as the model was trained
+
+    def predict(shown: AnnData, hidden: Any, genes: list[str]) -> Any:
+        return held.reconstruct(shown, hidden, genes, **given)
+
+    title = held.title if held.trained else f"{held.title} (untrained)"
+    options: dict[str, Any] = {"n_genes": n_genes, "repeats": repeats, "seed": seed, **grid}
+    result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
+    _report(result, out / "scores")
+    tz.plot.save(tz.plot.reconstruction(result), out / "hidden.png")
+    _say(f"Figure of one square: {out / 'hidden.png'}")
 
 
 def finetune(
@@ -291,7 +333,8 @@ def _report(result: TaskResult, folder: Path) -> None:
     """Write a result and print its scores."""
     target = result.save(folder)
     for row in result.summary().itertuples():
-        _say(f"  {row.split:<10}{row.metric:<18}{row.mean:.4f} ± {row.sd:.4f} (n = {row.n})")
+        whose = f"{row.system:<24}" if "system" in result.metrics else ""
+        _say(f"  {whose}{row.split:<10}{row.metric:<18}{row.mean:.4f} ± {row.sd:.4f} (n = {row.n})")
     for note in result.notes:
         _say(f"  note: {note}")
     _say(f"Scores and predictions: {target}")

@@ -2,7 +2,10 @@
 
 from terrazzo.plot.figures import save
 from terrazzo.plot.palettes import colours
+from terrazzo.plot.regions import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
 
-__all__ = ["colours", "confusion", "predicted_against_true", "save", "spatial", "spatial_grid", "umap"]
+__all__ = [
+    "colours", "confusion", "predicted_against_true", "reconstruction", "save", "spatial", "spatial_grid", "umap"
+]  # fmt: skip

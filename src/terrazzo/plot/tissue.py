@@ -20,6 +20,7 @@ from terrazzo.slices import Slice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 Underlay = bool | Literal["auto"] | TissueImage
@@ -33,7 +34,7 @@ _RASTER = 20_000  # more cells than this are pixels in a PDF, too
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where to draw: centres (n, 2), the diameter at which they about touch, edges, the image and its edges."""
 
     coords: np.ndarray
@@ -105,9 +106,9 @@ def spatial(
     names = _legend_colours(adata, color, values, palette)
     place = _place(adata, image, slice_options)
     if ax is None:
-        width, height = _inches(place)
+        width, height = inches_of(place)
         ax = new_axes(width + (legend_width(names, height) if legend else 0.0), height + 0.3)
-    _draw(ax, place, values, names, palette, legend=legend, alpha=alpha, size=size)
+    draw(ax, place, values, names, palette, legend=legend, alpha=alpha, size=size)
     _set_title(ax, color if title is None else title)
     return ax
 
@@ -162,7 +163,7 @@ def spatial_grid(
     values = [read_values(adata, color) for color in colors]
     names = [_legend_colours(adata, c, v, palette) for c, v in zip(colors, values, strict=True)]
     place = _place(adata, image, slice_options)
-    width, height = (0.8 * side for side in _inches(place))
+    width, height = (0.8 * side for side in inches_of(place))
     across = min(n_columns, len(colors))
     down = -(-len(colors) // across)
     beside = [max(legend_width(n, height) for n in names[column::across]) for column in range(across)]
@@ -171,7 +172,7 @@ def spatial_grid(
     for ax in axes.flat[len(colors) :]:
         ax.set_axis_off()
     for ax, value, name, title in zip(axes.flat, values, names, titles, strict=False):
-        _draw(ax, place, value, name, palette, legend=legend, alpha=alpha, size=size)
+        draw(ax, place, value, name, palette, legend=legend, alpha=alpha, size=size)
         _set_title(ax, title)
     return figure
 
@@ -193,13 +194,13 @@ def _legend_colours(adata: AnnData, color: str, values: pd.Series, palette: Pale
     return {**found, MISSING: MISSING_COLOUR} if values.isna().any() else found
 
 
-def _place(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> _Place:
+def _place(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Place:
     given = image if isinstance(image, TissueImage) else None
     found = Slice.from_anndata(adata, image=given, **slice_options)
-    touching = _touching(found.coords)
+    touching = touching_distance(found.coords)
     margin = max(touching, 0.02 * float(np.ptp(found.coords, axis=0).max()))
     low, high = found.coords.min(axis=0) - margin, found.coords.max(axis=0) + margin
-    place = _Place(found.coords, touching, low, high)
+    place = Place(found.coords, touching, low, high)
     if image is False or (found.image is None and image == "auto"):
         return place
     if found.image is None:
@@ -215,10 +216,10 @@ def _place(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> _P
             "mend its scale (image_xy = native_xy * scale)"
         )
     pixels, extent = _cut(found.image, found.coord_scale, low, high)
-    return _Place(found.coords, touching, low, high, pixels, extent)
+    return Place(found.coords, touching, low, high, pixels, extent)
 
 
-def _touching(coords: np.ndarray) -> float:
+def touching_distance(coords: np.ndarray) -> float:
     """Typical distance of a cell from its nearest neighbours: the pitch of a lattice; 1.0 where all lie in one."""
     places = np.unique(coords, axis=0)
     if len(places) < 2:
@@ -248,17 +249,18 @@ def _cut(
     return np.asarray(shown), (x0 * pixel, right * pixel, bottom * pixel, y0 * pixel)
 
 
-def _inches(place: _Place) -> tuple[float, float]:
+def inches_of(place: Place) -> tuple[float, float]:
     """Width and height of the panel: the longer side is LONG_SIDE, the other no thinner than a third."""
     sides = place.high - place.low
     width, height = LONG_SIDE * np.maximum(sides / sides.max(), 1 / 3)
     return float(width), float(height)
 
 
-def _draw(
-    axes: Axes, place: _Place, values: pd.Series, names: dict[str, str], palette: Palette | None, *, legend: bool,
-    alpha: float, size: float | None,
+def draw(
+    axes: Axes, place: Place, values: pd.Series, names: dict[str, str], palette: Palette | None, *, legend: bool,
+    alpha: float = 1.0, size: float | None = None, norm: Normalize | None = None,
 ) -> None:  # fmt: skip
+    """Draw values on axes; ``norm`` in place of the numbers' own scale, where several panels share one."""
     if place.pixels is not None:
         axes.imshow(place.pixels, extent=place.extent, interpolation="antialiased", zorder=0)
     usual = 1.0 if place.pixels is None else _OVER_IMAGE
@@ -279,7 +281,7 @@ def _draw(
             add_legend(axes, names)
     elif not missing.all():
         numbers = values.to_numpy(dtype=float)[~missing]
-        shades = {"array": numbers, "cmap": colour_map(palette), "norm": scale_of(numbers)}
+        shades = {"array": numbers, "cmap": colour_map(palette), "norm": scale_of(numbers) if norm is None else norm}
         drawn = _cells(axes, place.coords[~missing], **look, **shades)
         if legend:
             add_scale(axes, drawn, numbers)

@@ -20,7 +20,7 @@ from terrazzo.genes.names import merge_plan, read_gene_names
 from terrazzo.slices import Slice
 from terrazzo.slices.counts import find_counts
 from terrazzo.slices.geometry import library_of
-from terrazzo.units.grids import Grid, Layout, lay_out
+from terrazzo.units.grids import Grid, Layout, grid_of
 from terrazzo.units.patches import observed
 from terrazzo.units.site_values import PAPER_TOTAL, log_values, variance
 
@@ -89,11 +89,9 @@ class Tissue:
 
     @classmethod
     def read(cls, data: AnnData, layer: str | None, layout: Layout, bin_um: float) -> Tissue:
-        """Read a slice; errors as :meth:`terrazzo.Slice.from_anndata` and :func:`terrazzo.units.grids.lay_out`."""
+        """Read a slice; errors as :meth:`terrazzo.Slice.from_anndata` and :func:`terrazzo.units.grids.grid_of`."""
         found = Slice.from_anndata(data, layer=layer)
-        grid = lay_out(
-            found.coords, lattice=found.lattice, lattice_kind=found.lattice_kind, layout=layout, bin_size=bin_um
-        )
+        grid = grid_of(found, layout=layout, bin_um=bin_um)
         table = find_counts(data, layer, False).var
         column, first = merge_plan(read_gene_names(table))
         texts = table.index.astype(str)
