@@ -51,12 +51,19 @@ class Region:
         bool ``(n_cells,)``: cells in it.
     genes
         int64: genes that are predicted, the most variable first.
+    values
+        Of these genes, CSR float32 ``(n_cells, genes)``, those of hidden cells among them: for scoring.
     """
 
     size: int
     corner: Ints
     hidden: Mask
     genes: Ints
+    values: sp.csr_matrix
+
+    def dense(self, cells: Ints) -> NDArray[np.float32]:
+        """Return values ``(cells, genes)``."""
+        return np.asarray(self.values[cells].toarray(), dtype=np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +137,6 @@ class Tissue:
         row, column = np.divmod(self.grid.site, self.grid.shape[1])
         return row, column
 
-    def dense(self, cells: Ints, genes: Ints) -> NDArray[np.float32]:
-        """Return values ``(cells, genes)``."""
-        return np.asarray(self.values[cells][:, genes].toarray(), dtype=np.float32)
-
     def draw(self, size: int, n: int, occupancy: float, seed: int) -> Ints:
         """Draw corners of squares that are full enough and leave something visible, ``(n, 2)``, each at most once.
 
@@ -167,7 +170,7 @@ class Tissue:
             genes = order[spread[order] > LEAST_VARIANCE].astype(np.int64)
         if not len(genes):
             raise InputError("no gene varies among the visible cells: there is nothing to predict.")
-        return Region(size, corner, hidden, genes)
+        return Region(size, corner, hidden, genes, sp.csr_matrix(self.values[:, genes]))
 
     def around(self, region: Region, margin: int) -> Mask:
         """Return the cells of a region and of so many sites around it."""
@@ -192,12 +195,12 @@ def trivial(tissue: Tissue, region: Region) -> dict[str, Floats]:
     """Return what :data:`BASELINES` say of the hidden cells, ``(hidden cells, genes)`` each."""
     visible = np.flatnonzero(~region.hidden & tissue.measured)
     targets = tissue.coords[region.hidden]
-    mean = np.asarray(tissue.values[visible][:, region.genes].astype(np.float64).mean(axis=0)).ravel()
+    mean = np.asarray(region.values[visible].astype(np.float64).mean(axis=0)).ravel()
     answers = [np.tile(mean, (len(targets), 1))]
     tree = cKDTree(tissue.coords[visible])
     near = tree.query(targets, k=np.arange(1, min(max(NEAREST), len(visible)) + 1))[1]
     used, place = np.unique(near, return_inverse=True)
-    values = tissue.dense(visible[used], region.genes).astype(np.float64)[place.reshape(near.shape)]
+    values = region.dense(visible[used]).astype(np.float64)[place.reshape(near.shape)]
     answers += [values[:, :k].mean(axis=1) for k in NEAREST]
     answers.append(_interpolated(tissue, region, targets, values[:, 0]))
     return dict(zip(BASELINES, answers, strict=True))
@@ -208,7 +211,7 @@ def _interpolated(tissue: Tissue, region: Region, targets: Floats, nearest: Floa
     close = tissue.around(region, max(region.size, LEAST_AROUND))
     visible = np.flatnonzero(close & ~region.hidden & tissue.measured)
     try:
-        plane = LinearNDInterpolator(tissue.coords[visible], tissue.dense(visible, region.genes).astype(np.float64))
+        plane = LinearNDInterpolator(tissue.coords[visible], region.dense(visible).astype(np.float64))
     except QhullError:  # fewer than three cells, or all on one line
         return nearest
     found = plane(targets)

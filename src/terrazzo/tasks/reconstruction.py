@@ -174,7 +174,7 @@ def _answer(name: str, predictor: Predictor, tissue: Tissue, region: Region) -> 
 
 def _scores(tissue: Tissue, region: Region, answers: Mapping[str, Floats], number: int) -> list[dict[str, Any]]:
     scored = tissue.measured[region.hidden]
-    true = tissue.dense(np.flatnonzero(region.hidden)[scored], region.genes)
+    true = region.dense(np.flatnonzero(region.hidden)[scored])
     out = []
     for name, answer in answers.items():
         found = regression(true, answer[scored])
@@ -191,7 +191,7 @@ def _kept(tissue: Tissue, region: Region, answers: Mapping[str, Floats]) -> pd.D
     """Return true and predicted values of a few genes, in the region and as far around it as it is wide."""
     rows, genes = np.flatnonzero(tissue.around(region, region.size)), region.genes[:SHOWN]
     names, hidden = tissue.names[genes], region.hidden[rows]
-    true = tissue.dense(rows, genes)
+    true = region.dense(rows)[:, :SHOWN]
     true[~tissue.measured[rows]] = np.nan
     columns: dict[str, Any] = {
         "size": region.size, "cell": rows, "x": tissue.coords[rows, 0], "y": tissue.coords[rows, 1], "hidden": hidden
