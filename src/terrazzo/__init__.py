@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
     from terrazzo.models.files import embed_files
+    from terrazzo.models.stimage import STImage
+    from terrazzo.models.stimage_config import STImageConfig
     from terrazzo.models.stofm import SToFM
     from terrazzo.models.stofm_config import SToFMConfig, preset
     from terrazzo.representation import block
@@ -34,6 +36,8 @@ _WHERE = {
     "Corpus": "corpus.store",
     "Coverage": "genes",
     "FineTuneConfig": "training.finetune",
+    "STImage": "models.stimage",
+    "STImageConfig": "models.stimage_config",
     "SToFM": "models.stofm",
     "SToFMConfig": "models.stofm_config",
     "Slice": "slices",
@@ -60,6 +64,8 @@ __all__ = [
     "Corpus",
     "Coverage",
     "FineTuneConfig",
+    "STImage",
+    "STImageConfig",
     "SToFM",
     "SToFMConfig",
     "Slice",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import traceback
@@ -36,7 +37,8 @@ app.command(corpus_app)
 cli_tasks.register(app)
 
 SLICE = Group("How to read the slice")
-CUT = Group("How to cut the slice")
+CUT = Group("How to cut the slice (SToFM)")
+GRID = Group("How to lay the slice out (ST as images)")
 
 Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
 SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
@@ -87,16 +89,20 @@ def embed(
     *,
     model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
-    key: Annotated[str | None, Parameter(help="obsm key; default X_stofm for SToFM.")] = None,
+    key: Annotated[str | None, Parameter(help="obsm key; default X_stofm for SToFM, X_stimage for STImage.")] = None,
     precision: Annotated[
-        Literal["float32", "bfloat16"], Parameter(help="bfloat16: faster where the CPU has it; its error is measured.")
-    ] = "float32",
+        Literal["float32", "bfloat16"] | None,
+        Parameter(help="bfloat16: faster where the CPU has it; its error is measured. Default float32."),
+    ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    seed: Annotated[int, Parameter(help="Seed of the clustering.")] = 0,
+    seed: Annotated[int | None, Parameter(help="Seed of the clustering, or of drawn channels; default 0.")] = None,
     clusters: Annotated[str | None, Parameter(group=CUT, help="obs column to make virtual cells from.")] = None,
     split: Annotated[Literal["balanced", "grid"] | None, Parameter(group=CUT)] = None,
     split_size: Annotated[int | None, Parameter(group=CUT, help="Cells a sub-slice.")] = None,
     halo: Annotated[float | None, Parameter(group=CUT, help="Context around it, in spacings.")] = None,
+    layout: Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)] = None,
+    bin_um: Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")] = None,
+    window: Annotated[int | None, Parameter(group=GRID, help="Sites on a side of a window.")] = None,
     orthologs: Annotated[
         Path | None, Parameter(group=SLICE, help="Two-column table from the slice's genes to the model's.")
     ] = None,
@@ -117,14 +123,15 @@ def embed(
     console = out_console()
     loaded = tz.load(model, device=device)
     options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= {"precision": precision, "orthologs": str(orthologs) if orthologs else None}
+    options |= {"orthologs": str(orthologs) if orthologs else None}
     if not loaded.trained:
         console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
-    cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "seed": seed}
-    if isinstance(loaded, tz.SToFM):
-        options |= {k: v for k, v in cut.items() if v is not None}
-    elif given := [k for k, v in cut.items() if v is not None and k != "seed"]:
-        raise tz.errors.ConfigError(f"{', '.join(given)} mean nothing to a {loaded.title.lower()}: it sees no tissue.")
+    cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "precision": precision}
+    grid = {"layout": layout, "bin_um": bin_um, "window": window, "seed": seed}
+    given = {k: v for k, v in {**cut, **grid}.items() if v is not None}
+    if foreign := [k for k in given if k not in inspect.signature(loaded.embed).parameters]:
+        raise tz.errors.ConfigError(f"{', '.join(foreign)} mean nothing to this model ({loaded.title}).")
+    options |= given
     how: dict[str, Any] = {"key_added": key, "overwrite": overwrite, "dry_run": dry_run, "keep_going": len(slices) > 1}
     failed = []
 

@@ -1,0 +1,193 @@
+"""A slice as ST as images reads it: on its grid, in a model's vocabulary, window by window, never dense as a whole.
+
+Cells that share a bin are shown one at a time: layer 0 of the slice holds the first cell of every bin, layer 1 the
+second where there is one, and so on; every cell gets a vector of its own. Cells of one lattice position are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from terrazzo.corpus.reading import columns_by_token
+from terrazzo.genes import GeneMatch
+from terrazzo.models.stimage_config import STImageConfig
+from terrazzo.slices import Slice
+from terrazzo.units.grids import Floats, Grid, Ints, grid_of
+from terrazzo.units.patches import window_sites
+from terrazzo.units.site_values import SliceScale, sum_by_site
+from terrazzo.units.windows import Window
+
+BLOCK = 4096  # sites whose counts are looked at together
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows as tensors.
+
+    Attributes
+    ----------
+    values
+        float32 ``(B, S, m)``; 0 where there is no cell.
+    genes
+        int64 ``(B, m)``: tokens, -1 for none.
+    places
+        float32 ``(B, S, 2)``, pitches.
+    present
+        bool ``(B, S)``.
+    sites
+        int64 ``(B, S)`` array: sites of the grid, -1 beyond its edge.
+    """
+
+    values: Tensor
+    genes: Tensor
+    places: Tensor
+    present: Tensor
+    sites: Ints
+
+
+@dataclass(frozen=True)
+class GriddedSlice:
+    """A slice on its grid.
+
+    Attributes
+    ----------
+    tissue
+        Counts, genes and positions.
+    grid
+        Its sites.
+    token
+        int32 ``(n_genes,)``: token of each gene, -1 for none.
+    n_tokens
+        Of the vocabulary.
+    visible
+        bool ``(n_cells,)``: cells whose counts may be read.
+    scale
+        Of the values, from visible cells.
+    """
+
+    tissue: Slice
+    grid: Grid
+    token: NDArray[np.int32]
+    n_tokens: int
+    visible: NDArray[np.bool_]
+    scale: SliceScale
+
+    @classmethod
+    def make(
+        cls,
+        tissue: Slice,
+        match: GeneMatch,
+        config: STImageConfig,
+        n_tokens: int,
+        hidden: NDArray[np.bool_] | None = None,
+    ) -> GriddedSlice:
+        """Lay a slice out and measure its scale; of hidden cells nothing but the position is read."""
+        grid = grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
+        visible = np.ones(tissue.n_cells, dtype=bool) if hidden is None else ~hidden
+        bare = cls(tissue, grid, match.column_token, n_tokens, visible, SliceScale(1.0, np.zeros(0), np.zeros(0)))
+        shown = bare.shown_sites
+        totals = _sums(np.searchsorted(shown, grid.site[visible]), tissue.total_counts[visible], len(shown))
+        blocks = (bare.counts(shown[at : at + BLOCK]) for at in range(0, len(shown), BLOCK))
+        scale = SliceScale.fit(blocks, totals, config.normalise)
+        return cls(tissue, grid, match.column_token, n_tokens, visible, scale)
+
+    @property
+    def shown_sites(self) -> Ints:
+        """Sites with a visible cell, ascending."""
+        return np.unique(self.grid.site[self.visible])
+
+    @property
+    def measured(self) -> Ints:
+        """Tokens of the slice's genes, ascending."""
+        return np.unique(self.token[self.token >= 0]).astype(np.int64)
+
+    @cached_property
+    def layer(self) -> Ints:
+        """Layer of each cell, int64 ``(n_cells,)``, by place and counts, not by row; all 0 where cells are summed."""
+        out = np.zeros(len(self.grid.site), dtype=np.int64)
+        if self.grid.layout == "bin":
+            x, y = self.tissue.coords.T
+            order = np.lexsort((self.tissue.total_counts, y, x, self.grid.site))
+            starts = np.flatnonzero(np.append(True, np.diff(self.grid.site[order]) > 0))
+            out[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+        return out
+
+    def counts(self, sites: Ints, layer: int | None = None) -> sparse.csr_matrix:
+        """Return counts by token of some sites, visible cells summed, CSR ``(len(sites), n_tokens)``."""
+        cells, where = self._cells(sites, layer)
+        rows = columns_by_token(self.tissue.counts[cells], self.token, self.n_tokens)
+        return sum_by_site(rows, where, len(sites))
+
+    def window(self, sites: Ints, layer: int | None = None) -> Window:
+        """Return some sites, -1 for none, as a window; of one layer, or with all cells of a site summed."""
+        cells, where = self._cells(sites, layer)
+        totals = _sums(where, self.tissue.total_counts[cells], len(sites))
+        places = np.where(sites[:, None] >= 0, self.grid.places(sites), 0).astype(np.float32)
+        held = np.zeros(len(sites), dtype=bool)
+        held[where] = True
+        return Window(self.counts(sites, layer), totals, held, places)
+
+    def _cells(self, sites: Ints, layer: int | None) -> tuple[Ints, Ints]:
+        """Return visible cells and where they are; of a layer, a site without it shows its last cell."""
+        cells, where = self.grid.cells(sites)
+        kept = self.visible[cells]
+        cells, where = cells[kept], where[kept]
+        if layer is None or self.grid.layout != "bin":
+            return cells, where
+        order = np.lexsort((self.layer[cells], where))
+        cells, where = cells[order], where[order]
+        fits = self.layer[cells] <= layer
+        cells, where = cells[fits], where[fits]
+        last = np.append(np.diff(where) > 0, True)[: len(where)]
+        return cells[last], where[last]
+
+    def batches(
+        self,
+        corners: Ints,
+        config: STImageConfig,
+        autocorrelation: Floats,
+        seed: int,
+        size: int,
+        layer: int | None = None,
+    ) -> Iterator[WindowBatch]:
+        """Yield windows by their corners; channels that are drawn depend on the seed and on where the window is."""
+        for at in range(0, len(corners), size):
+            found = [window_sites(self.grid, c, config.patches.window) for c in corners[at : at + size]]
+            seeds = [[seed, *c] for c in corners[at : at + size].tolist()]
+            yield self.batch(found, config, autocorrelation, seeds, layer)
+
+    def batch(
+        self,
+        sites: list[Ints],
+        config: STImageConfig,
+        autocorrelation: Floats,
+        seeds: list[list[int]],
+        layer: int | None = None,
+    ) -> WindowBatch:
+        """Return some sets of sites, equally many each, as tensors."""
+        windows, measured = [self.window(s, layer) for s in sites], self.measured
+        genes = [
+            w.channels(config.patches, measured, autocorrelation, self.scale, np.random.default_rng(seed))
+            for w, seed in zip(windows, seeds, strict=True)
+        ]
+        values = [w.values(g, self.scale, config.standardise) for w, g in zip(windows, genes, strict=True)]
+        width = max(len(g) for g in genes)
+        return WindowBatch(
+            torch.from_numpy(np.stack([np.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in values])),
+            torch.from_numpy(np.stack([np.pad(g, (0, width - len(g)), constant_values=-1) for g in genes])),
+            torch.from_numpy(np.stack([w.places for w in windows])),
+            torch.from_numpy(np.stack([w.present for w in windows])),
+            np.stack(sites),
+        )
+
+
+def _sums(where: Ints, values: Floats, n: int) -> Floats:
+    return np.bincount(where, values, minlength=n).astype(np.float64)

@@ -1,0 +1,103 @@
+"""Hidden cells of a slice, predicted by ST as images from the windows around them (section 4.2, table 7)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+
+from terrazzo.errors import InputError
+from terrazzo.models.gridded import GriddedSlice
+from terrazzo.models.stimage_config import STImageConfig
+from terrazzo.slices import Slice
+from terrazzo.units.grids import Ints
+from terrazzo.units.patches import tile_corners, window_sites
+from terrazzo.units.site_values import PAPER_TOTAL, log_values
+
+if TYPE_CHECKING:
+    from terrazzo.models.stimage import STImage
+
+WINDOWS = 8  # worked on together
+
+
+def reconstruct(
+    model: STImage,
+    tissue: Slice,
+    adata: AnnData,
+    hidden: NDArray[np.bool_],
+    genes: list[str],
+    config: STImageConfig,
+    seed: int,
+) -> NDArray[np.float32]:
+    """See :meth:`terrazzo.STImage.reconstruct`."""
+    hidden = np.asarray(hidden, dtype=bool)
+    if hidden.shape != (tissue.n_cells,):
+        raise InputError(f"hidden has the shape {hidden.shape}; it must say of each of {tissue.n_cells} cells.")
+    if hidden.all():
+        raise InputError(f"{tissue.name}: all cells are hidden; there is nothing to predict them from.")
+    held = GriddedSlice.make(tissue, model.vocabulary.match(tissue), config, config.vit.n_genes, hidden)
+    columns = _columns(adata, tissue, genes)
+    tokens = held.token[columns].astype(np.int64)
+    known = tokens >= 0
+    at = held.grid.site[hidden]
+    out = np.tile(_mean(tissue, ~hidden, columns), (len(at), 1))
+    if known.any():
+        sites, back = np.unique(at, return_inverse=True)
+        out[:, known] = _in_paper_units(_predict(model, held, sites, tokens[known], config, seed), held)[back]
+    return out
+
+
+def _columns(adata: AnnData, tissue: Slice, genes: list[str]) -> Ints:
+    """Return the slice's column of each gene; duplicates of a name were summed there."""
+    symbol = {str(s): i for i, s in reversed(list(enumerate(tissue.gene_symbols))) if s}
+    ensembl = {str(g): i for i, g in reversed(list(enumerate(tissue.gene_ids))) if g}
+    direct = list(map(str, adata.var_names)) if adata.n_vars == tissue.n_genes else []  # nothing was summed
+    order = {name: i for i, name in reversed(list(enumerate(direct)))}
+    found = [order.get(g, symbol.get(g, ensembl.get(g, -1))) for g in genes]
+    if -1 in found:
+        lacking = [g for g, i in zip(genes, found, strict=True) if i < 0]
+        raise InputError(f"{tissue.name} has no gene {lacking[0]!r} ({len(lacking)} of {len(genes)} are not there).")
+    return np.array(found, dtype=np.int64)
+
+
+def _mean(tissue: Slice, visible: NDArray[np.bool_], columns: Ints) -> NDArray[np.float32]:
+    shown = np.flatnonzero(visible)
+    values = log_values(tissue.counts[shown], PAPER_TOTAL, tissue.total_counts[shown])
+    return np.asarray(values.mean(axis=0), dtype=np.float32).ravel()[columns]
+
+
+@torch.inference_mode()
+def _predict(
+    model: STImage, held: GriddedSlice, sites: Ints, tokens: Ints, config: STImageConfig, seed: int
+) -> NDArray[np.float32]:
+    """Return the model's own values of hidden sites, ``(len(sites), len(tokens))``: the mean over windows."""
+    side, module = config.patches.window, model.module
+    tiles = tile_corners(held.grid, side, max(side // 4, 1))
+    holds = np.array([np.isin(window_sites(held.grid, c, side), sites).any() for c in tiles])
+    total = np.zeros((len(sites), config.vit.width))
+    weight = np.zeros(len(sites))
+    for batch in held.batches(tiles[holds], config, model.autocorrelation, seed, WINDOWS):
+        present, places = batch.present.to(model.device), batch.places.to(model.device)
+        wanted = np.isin(batch.sites, sites)
+        shown = present & ~torch.from_numpy(wanted).to(model.device)
+        encoded = module.encode(
+            module.tokens(batch.values.to(model.device), batch.genes.to(model.device)), places, shown
+        )
+        states = module.decode(encoded, places, shown).cpu().numpy()
+        # a window in which a site has many others around it knows more of it
+        seen = shown.sum(dim=1).cpu().numpy()[:, None].repeat(wanted.shape[1], 1)[wanted]
+        at = np.searchsorted(sites, batch.sites[wanted])
+        np.add.at(total, at, states[wanted] * seen[:, None])
+        np.add.at(weight, at, seen)
+    mean = torch.from_numpy((total / np.maximum(weight, 1)[:, None]).astype(np.float32)).to(model.device)
+    genes = torch.from_numpy(tokens).to(model.device)[None]
+    predicted = module.predict(mean[None], genes)[0].cpu().numpy()
+    return held.scale.restore(predicted, tokens) if config.standardise else predicted
+
+
+def _in_paper_units(values: NDArray[np.float32], held: GriddedSlice) -> NDArray[np.float32]:
+    """Return log1p of counts scaled to 10,000 from log1p of counts scaled to the slice's total."""
+    return np.log1p(np.maximum(np.expm1(values), 0) * (PAPER_TOTAL / held.scale.total)).astype(np.float32)

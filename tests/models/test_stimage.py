@@ -1,0 +1,259 @@
+"""ST as images: every cell a vector, of any grid; hidden cells predicted without being read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from anndata import AnnData
+
+import terrazzo as tz
+from terrazzo import keys
+from terrazzo.errors import ConfigError, GeneError, InputError, TerrazzoWarning
+from terrazzo.models.stimage_config import STImageConfig, preset
+from terrazzo.units.patches import PatchConfig
+
+
+def visium(n: int = 300, seed: int = 0, **options: Any) -> AnnData:
+    return tz.simulate.tissue(n, layout="visium", n_genes=60, seed=seed, **options)
+
+
+def model_of(adata: AnnData, loud: Any = None, **changes: Any) -> tz.STImage:
+    """Return a tiny model; ``loud`` weights so that an error in any part of it moves the output."""
+    vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
+    config = preset("tiny", vocabulary.n_tokens, patches=PatchConfig(window=6, channels=40, choose="spatial"))
+    model = tz.STImage(replace(config, **changes), vocabulary, seed=1)
+    rng = np.random.default_rng(0)
+    model.module.autocorrelation.copy_(torch.from_numpy(rng.random(vocabulary.n_tokens)))
+    if loud is not None:
+        loud(model.module)
+    return model
+
+
+def embedded(model: tz.STImage, adata: AnnData, **options: Any) -> np.ndarray:
+    return model.embed(adata.copy(), progress=False, **options).obsm["X_stimage"]
+
+
+@pytest.mark.parametrize("output", ["encoder", "decoder", "own+niche"])
+def test_every_spot_gets_a_vector(output: Any, loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata, loud, output=output)
+    out = model.embed(adata.copy(), progress=False)
+    vectors = out.obsm["X_stimage"]
+    assert vectors.shape == (300, 128 if output == "own+niche" else 64)
+    assert vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+    assert (vectors.std(axis=0) > 0).all()
+    assert not out.obs[keys.EMPTY].any()
+    story = out.uns[keys.UNS]["X_stimage"]
+    assert story["model_type"] == "stimage"
+    assert json.loads(story["details"])["grid"] == "hex"
+
+
+def test_blocks_are_named_and_of_one_norm(loud: Any) -> None:
+    adata = visium()
+    model_of(adata, loud).embed(adata, progress=False)
+    own, niche = tz.block(adata, "X_stimage", "own"), tz.block(adata, "X_stimage", "niche")
+    assert own.shape == niche.shape == (300, 64)
+    assert np.linalg.norm(own, axis=1).mean() == pytest.approx(1, rel=1e-5)
+    assert np.linalg.norm(niche, axis=1).mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_niche_block_reads_nothing_of_the_spot_itself(loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata, loud, normalise="paper", standardise=False)  # so that no statistic of the slice moves
+    spot, other = 150, adata.copy()
+    counts = other.X.tolil()
+    counts[spot] = counts[spot][:, ::-1]  # the same total, other genes
+    other.X = counts.tocsr()
+    config = model.config
+    first, second = (states_of(model, a, config) for a in (adata, other))
+    moved = np.abs(first["niche"] - second["niche"]).max(axis=1)
+    assert moved[spot] < 1e-6 < np.delete(moved, spot).max()
+    assert np.abs(first["own"] - second["own"])[spot].max() > 1e-3
+
+
+def states_of(model: tz.STImage, adata: AnnData, config: STImageConfig) -> dict[str, np.ndarray]:
+    from terrazzo.models.gridded import GriddedSlice
+    from terrazzo.progress import Progress
+
+    tissue = tz.Slice.from_anndata(adata)
+    held = GriddedSlice.make(tissue, model.vocabulary.match(tissue), config, config.vit.n_genes)
+    return model._vectors(held, config, 0, Progress(False))
+
+
+def test_the_order_of_rows_does_not_matter(loud: Any) -> None:
+    adata = visium()
+    model, order = model_of(adata, loud), np.random.default_rng(0).permutation(300)
+    np.testing.assert_allclose(embedded(model, adata)[order], embedded(model, adata[order]), atol=1e-5)
+
+
+def test_a_turned_slice_without_array_positions_has_the_same_vectors(loud: Any) -> None:
+    adata = visium()
+    model, bare = model_of(adata, loud), adata.copy()
+    bare.obs = bare.obs.drop(columns=[keys.ARRAY_ROW, keys.ARRAY_COL])
+    angle = np.deg2rad(4)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    bare.obsm["spatial"] = bare.obsm["spatial"] @ turn
+    bare.uns["technology"] = "visium"
+    whole = {"window": 24}  # one window: otherwise it matters a little where windows begin
+    first, second = embedded(model, adata, **whole), embedded(model, bare, **whole)
+    own = slice(0, 64)
+    np.testing.assert_allclose(first[:, own], second[:, own], atol=2e-4)
+
+
+def test_cells_of_a_bin_are_told_apart_and_none_is_lost(loud: Any) -> None:
+    adata = tz.simulate.tissue(400, n_genes=60, seed=0)
+    model = model_of(adata, loud)
+    with pytest.raises(InputError, match=r"bin_um"):
+        embedded(model, adata)
+    vectors = embedded(model, adata, bin_um=25.0)
+    assert vectors.shape[0] == 400
+    assert np.isfinite(vectors).all()
+    bins = np.floor((adata.obsm["spatial"] - adata.obsm["spatial"].min(axis=0)) / 25.0)
+    assert len(np.unique(bins, axis=0)) < 350  # many cells share theirs
+    assert len(np.unique(vectors[:, :64].round(4), axis=0)) == 400
+    order = np.random.default_rng(0).permutation(400)
+    np.testing.assert_allclose(vectors[order], embedded(model, adata[order], bin_um=25.0), atol=1e-5)
+
+
+def test_spots_of_one_array_position_share_a_vector(loud: Any) -> None:
+    adata = visium()
+    adata.obs.iloc[7, adata.obs.columns.get_indexer([keys.ARRAY_ROW, keys.ARRAY_COL])] = adata.obs.iloc[
+        6, adata.obs.columns.get_indexer([keys.ARRAY_ROW, keys.ARRAY_COL])
+    ]
+    with pytest.warns(TerrazzoWarning, match="share their lattice position"):
+        vectors = embedded(model_of(adata, loud), adata)
+    np.testing.assert_array_equal(vectors[6], vectors[7])
+
+
+def test_drawn_channels_depend_on_the_seed_alone(loud: Any) -> None:
+    adata = visium()
+    config = preset("tiny", 1, recipe="paper").patches
+    model = model_of(adata, loud, patches=replace(config, window=6, channels=20), output="decoder")
+    first = embedded(model, adata, seed=3)
+    np.testing.assert_array_equal(first, embedded(model, adata, seed=3))
+    assert np.abs(first - embedded(model, adata, seed=4)).max() > 1e-4
+
+
+@pytest.mark.parametrize("kept", [1, 2, 7])
+def test_slices_smaller_than_a_window(kept: int, loud: Any) -> None:
+    adata = visium()
+    vectors = embedded(model_of(adata, loud), adata[:kept].copy())
+    assert vectors.shape[0] == kept
+    assert np.isfinite(vectors).all()
+
+
+def test_spots_without_counts_keep_their_place_and_are_flagged(loud: Any, caplog: Any) -> None:
+    adata = visium()
+    counts = adata.X.tolil()
+    counts[[3, 9]] = 0
+    adata.X = counts.tocsr()
+    out = model_of(adata, loud).embed(adata, progress=False)
+    assert "2 cells have no counts" in caplog.text
+    assert out.obs[keys.EMPTY].to_numpy().nonzero()[0].tolist() == [3, 9]
+    assert np.isfinite(out.obsm["X_stimage"]).all()
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata, loud)
+    again = tz.load(model.save_pretrained(tmp_path / "model"))
+    assert isinstance(again, tz.STImage)
+    assert again.config == model.config
+    assert again.fingerprint() == model.fingerprint()
+    np.testing.assert_array_equal(embedded(model, adata), embedded(again, adata))
+
+
+def test_files_to_files(tmp_path: Path, loud: Any) -> None:
+    adata = visium()
+    adata.write_h5ad(tmp_path / "slice.h5ad")
+    model = model_of(adata, loud)
+    [done] = tz.embed_files(model, [tmp_path / "slice.h5ad"], tmp_path / "out")
+    written = anndata.read_h5ad(done.target)
+    np.testing.assert_array_equal(written.obsm["X_stimage"], embedded(model, adata))
+
+
+def test_the_plan_counts_cells_and_takes_the_same_options() -> None:
+    adata = tz.simulate.tissue(400, n_genes=60, seed=0)
+    plan = model_of(adata).plan(adata, bin_um=25.0)
+    assert plan.cells == 400
+    assert plan.seconds > 0
+    assert "400 cells" in str(plan)
+
+
+def test_foreign_genes_and_impossible_settings_are_refused(loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata, loud)
+    other = visium(seed=1, organism="mouse")
+    other.var_names = [f"Other{i}" for i in range(60)]
+    other.var = other.var[[]]
+    with pytest.raises(GeneError, match="does not meet"), pytest.warns(TerrazzoWarning):
+        embedded(model, other)
+    with pytest.raises(ConfigError, match="window"):
+        embedded(model, adata, window=0)
+    with pytest.raises(ConfigError, match="tiny, small, paper"):
+        tz.STImage("huge", model.vocabulary)
+    with pytest.raises(ConfigError, match="n_genes"):
+        tz.STImage(preset("tiny", 3), model.vocabulary)
+
+
+@pytest.mark.parametrize("recipe", ["terrazzo", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "small", "paper"])
+def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
+    config = preset(name, 100, recipe=recipe)
+    if name == "paper":
+        sizes = config.vit
+        assert (sizes.num_layers, sizes.width, sizes.num_heads, sizes.ffn_size, sizes.decoder_layers) == (
+            6, 256, 8, 1024, 2,
+        )  # fmt: skip
+    if recipe == "paper":
+        assert (config.patches.window, config.patches.channels, config.patches.choose) == (16, 512, "weighted")
+        assert (config.normalise, config.standardise, config.output) == ("paper", False, "encoder")
+
+
+# hidden cells
+
+
+def test_reconstruction_reads_nothing_of_hidden_cells(loud: Any) -> None:
+    adata = visium()
+    model, genes = model_of(adata, loud), list(map(str, adata.var_names[:10]))
+    hidden = np.zeros(300, dtype=bool)
+    hidden[100:140] = True
+    first = model.reconstruct(adata, hidden, genes)
+    poisoned = adata.copy()
+    counts = poisoned.X.tolil()
+    counts[100:140] = 77
+    poisoned.X = counts.tocsr()
+    np.testing.assert_array_equal(first, model.reconstruct(poisoned, hidden, genes))
+    assert first.shape == (40, 10)
+    assert np.isfinite(first).all()
+    assert first.std(axis=0).max() > 0
+
+
+def test_genes_that_the_model_does_not_know_are_answered_with_their_mean(loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata[:, :50].copy(), loud)
+    hidden = np.arange(300) < 20
+    found = model.reconstruct(adata, hidden, [str(adata.var_names[55]), str(adata.var_names[2])])
+    shown = adata.X[20:].toarray()
+    mean = np.log1p(shown / shown.sum(axis=1, keepdims=True) * 1e4).mean(axis=0)
+    np.testing.assert_allclose(found[:, 0], mean[55], rtol=1e-4)
+    assert found[:, 1].std() > 0
+
+
+def test_reconstruction_says_what_is_wrong(loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata, loud)
+    with pytest.raises(InputError, match="all cells are hidden"):
+        model.reconstruct(adata, np.ones(300, dtype=bool), [str(adata.var_names[0])])
+    with pytest.raises(InputError, match="no gene 'nothing'"):
+        model.reconstruct(adata, np.arange(300) < 5, ["nothing"])
+    with pytest.raises(InputError, match="shape"):
+        model.reconstruct(adata, np.zeros(3, dtype=bool), [str(adata.var_names[0])])
