@@ -257,3 +257,35 @@ def test_reconstruction_says_what_is_wrong(loud: Any) -> None:
         model.reconstruct(adata, np.arange(300) < 5, ["nothing"])
     with pytest.raises(InputError, match="shape"):
         model.reconstruct(adata, np.zeros(3, dtype=bool), [str(adata.var_names[0])])
+
+
+# what a training sample is
+
+
+@pytest.mark.parametrize("scheme", ["spot", "multi-spot", "slice"])
+def test_other_schemes_give_every_spot_a_vector_too(scheme: Any, loud: Any, tmp_path: Path) -> None:
+    adata = visium()
+    base = model_of(adata, loud)
+    config = preset("tiny", base.vocabulary.n_tokens, scheme=scheme, patches=base.config.patches)
+    model = tz.STImage(config, base.vocabulary)
+    model.module.autocorrelation.copy_(base.module.autocorrelation)
+    loud(model.module)
+    vectors = embedded(model, adata)
+    assert vectors.shape == (300, 64)
+    assert np.isfinite(vectors).all()
+    np.testing.assert_array_equal(vectors, embedded(tz.load(model.save_pretrained(tmp_path / "m")), adata))
+    moved = adata.copy()
+    counts = moved.X.tolil()
+    counts[150] = counts[150][:, ::-1]
+    moved.X = counts.tocsr()
+    model.config = replace(model.config, normalise="paper", standardise=False)
+    change = np.abs(embedded(model, moved) - embedded(model, adata)).max(axis=1) > 1e-5
+    assert change[150]
+    assert (change.sum() > 1) == (scheme != "spot")  # whether others take notice
+
+
+def test_a_scheme_and_its_settings_must_fit() -> None:
+    with pytest.raises(ValueError, match="output must be 'decoder'"):
+        replace(preset("tiny", 9, scheme="spot"), output="encoder")
+    with pytest.raises(ValueError, match=r"vit\.context"):
+        replace(preset("tiny", 9), scheme="spot")

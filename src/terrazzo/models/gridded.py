@@ -6,9 +6,10 @@ second where there is one, and so on; every cell gets a vector of its own. Cells
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from terrazzo.genes import GeneMatch
 from terrazzo.models.stimage_config import STImageConfig
 from terrazzo.slices import Slice
 from terrazzo.units.grids import Floats, Grid, Ints, grid_of
-from terrazzo.units.patches import window_sites
 from terrazzo.units.site_values import SliceScale, sum_by_site
 from terrazzo.units.windows import Window
 
@@ -151,22 +151,21 @@ class GriddedSlice:
 
     def batches(
         self,
-        corners: Ints,
+        sets: Iterable[Ints],
         config: STImageConfig,
         autocorrelation: Floats,
         seed: int,
         size: int,
         layer: int | None = None,
     ) -> Iterator[WindowBatch]:
-        """Yield windows by their corners; channels that are drawn depend on the seed and on where the window is."""
-        for at in range(0, len(corners), size):
-            found = [window_sites(self.grid, c, config.patches.window) for c in corners[at : at + size]]
-            seeds = [[seed, *c] for c in corners[at : at + size].tolist()]
-            yield self.batch(found, config, autocorrelation, seeds, layer)
+        """Yield sets of sites (windows), ``size`` at a time; drawn channels depend on the seed and on the sites."""
+        found = iter(sets)
+        while some := list(islice(found, size)):
+            yield self.batch(some, config, autocorrelation, [[seed, int(sites.max())] for sites in some], layer)
 
     def batch(
         self,
-        sites: list[Ints],
+        sites: Sequence[Ints],
         config: STImageConfig,
         autocorrelation: Floats,
         seeds: list[list[int]],

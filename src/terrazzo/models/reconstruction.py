@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from terrazzo.errors import InputError
 from terrazzo.models.gridded import GriddedSlice
 from terrazzo.models.stimage_config import STImageConfig
+from terrazzo.nn.schemes import scheme_states
 from terrazzo.slices import Slice
 from terrazzo.units.grids import Ints
 from terrazzo.units.patches import tile_corners, window_sites
@@ -75,26 +76,25 @@ def _predict(
 ) -> NDArray[np.float32]:
     """Return the model's own values of hidden sites, ``(len(sites), len(tokens))``: the mean over windows."""
     side, module = config.patches.window, model.module
-    tiles = tile_corners(held.grid, side, max(side // 4, 1))
-    holds = np.array([np.isin(window_sites(held.grid, c, side), sites).any() for c in tiles])
+    windows = (window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 4, 1)))
+    holding = (window for window in windows if np.isin(window, sites).any())
     total = np.zeros((len(sites), config.vit.width))
     weight = np.zeros(len(sites))
-    for batch in held.batches(tiles[holds], config, model.autocorrelation, seed, WINDOWS):
+    for batch in held.batches(holding, config, model.autocorrelation, seed, WINDOWS):
         present, places = batch.present.to(model.device), batch.places.to(model.device)
         wanted = np.isin(batch.sites, sites)
         shown = present & ~torch.from_numpy(wanted).to(model.device)
-        encoded = module.encode(
-            module.tokens(batch.values.to(model.device), batch.genes.to(model.device)), places, shown
-        )
-        states = module.decode(encoded, places, shown).cpu().numpy()
+        near = config.neighbors if config.scheme == "multi-spot" else 0
+        values, genes = batch.values.to(model.device), batch.genes.to(model.device)
+        states = scheme_states(module, values, genes, places, shown, neighbors=near).cpu().numpy()
         # a window in which a site has many others around it knows more of it
         seen = shown.sum(dim=1).cpu().numpy()[:, None].repeat(wanted.shape[1], 1)[wanted]
         at = np.searchsorted(sites, batch.sites[wanted])
         np.add.at(total, at, states[wanted] * seen[:, None])
         np.add.at(weight, at, seen)
     mean = torch.from_numpy((total / np.maximum(weight, 1)[:, None]).astype(np.float32)).to(model.device)
-    genes = torch.from_numpy(tokens).to(model.device)[None]
-    predicted = module.predict(mean[None], genes)[0].cpu().numpy()
+    wished = torch.from_numpy(tokens).to(model.device)[None]
+    predicted = module.predict(mean[None], wished)[0].cpu().numpy()
     return held.scale.restore(predicted, tokens) if config.standardise else predicted
 
 

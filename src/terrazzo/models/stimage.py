@@ -20,10 +20,12 @@ from terrazzo.models.base import Embedding, FoundationModel, Plan
 from terrazzo.models.cells import advice, matmul_rate
 from terrazzo.models.gridded import GriddedSlice, WindowBatch
 from terrazzo.models.stimage_config import STImageConfig, preset
+from terrazzo.nn.schemes import scheme_states
 from terrazzo.nn.vit import MaskedViT
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.units.grids import Floats, Ints, grid_of
+from terrazzo.units.macro_domains import macro_domains
 from terrazzo.units.patches import PatchConfig, tile_corners, window_sites
 
 BATCH_SITES = {"cpu": 4096, "cuda": 65536}  # sites that are worked on together
@@ -175,11 +177,11 @@ class STImage(FoundationModel):
     ) -> dict[str, NDArray[np.float32]]:
         """Return the blocks of all cells' vectors, each the mean over windows."""
         out: dict[str, NDArray[np.float32]] = {}
-        tiles = tile_corners(held.grid, config.patches.window, max(config.patches.window // 2, 1))
+        units = _units(held, config, seed)
         for layer in range(int(held.layer.max()) + 1):
             cells = np.flatnonzero(held.layer == layer)
             sites, back = np.unique(held.grid.site[cells], return_inverse=True)
-            for name, vectors in self._site_vectors(held, config, seed, bars, tiles, sites, layer).items():
+            for name, vectors in self._site_vectors(held, config, seed, bars, units, sites, layer).items():
                 if name not in out:
                     out[name] = np.zeros((len(held.layer), vectors.shape[1]), dtype=np.float32)
                 out[name][cells] = vectors[back]
@@ -191,7 +193,7 @@ class STImage(FoundationModel):
         config: STImageConfig,
         seed: int,
         bars: Progress,
-        tiles: Ints,
+        units: list[Ints],
         sites: Ints,
         layer: int,
     ) -> dict[str, NDArray[np.float32]]:
@@ -199,10 +201,9 @@ class STImage(FoundationModel):
         total: dict[str, NDArray[np.float32]] = {}
         count: NDArray[np.float32] = np.zeros(len(sites), dtype=np.float32)
         if layer:  # few sites have a second cell
-            side = config.patches.window
-            tiles = tiles[[bool(np.isin(window_sites(held.grid, c, side), sites).any()) for c in tiles]]
-        with bars.stage("windows", len(tiles)) as advance:
-            for batch, blocks in self._windows(held, config, tiles, seed, layer):
+            units = [unit for unit in units if np.isin(unit, sites).any()]
+        with bars.stage("windows", len(units)) as advance:
+            for batch, blocks in self._windows(held, config, units, seed, layer):
                 kept = np.isin(batch.sites, sites)
                 at = np.searchsorted(sites, batch.sites[kept])
                 np.add.at(count, at, 1)
@@ -216,16 +217,22 @@ class STImage(FoundationModel):
 
     @torch.inference_mode()
     def _windows(
-        self, held: GriddedSlice, config: STImageConfig, tiles: Ints, seed: int, layer: int
+        self, held: GriddedSlice, config: STImageConfig, units: list[Ints], seed: int, layer: int
     ) -> Iterator[tuple[WindowBatch, dict[str, NDArray[np.float32]]]]:
         size = max(1, BATCH_SITES.get(self.device.type, BATCH_SITES["cuda"]) // config.patches.window**2)
-        for batch in held.batches(tiles, config, self.autocorrelation, seed, size, layer):
-            yield batch, {k: v.cpu().numpy() for k, v in self.states(batch).items()}
+        for batch in held.batches(units, config, self.autocorrelation, seed, size, layer):
+            yield batch, {k: v.cpu().numpy() for k, v in self.states(batch, seed).items()}
 
-    def states(self, batch: WindowBatch) -> dict[str, Tensor]:
+    def states(self, batch: WindowBatch, seed: int = 0) -> dict[str, Tensor]:
         """Return what ``embed`` writes for the sites of windows, ``(B, S, d)`` each, by name of block."""
         values, genes = batch.values.to(self.device), batch.genes.to(self.device)
         places, present = batch.places.to(self.device), batch.present.to(self.device)
+        if self.config.scheme != "patch":
+            near = self.config.neighbors if self.config.scheme == "multi-spot" else 0
+            domain = (
+                _domains(batch, self.config.domains, seed).to(self.device) if self.config.scheme == "slice" else None
+            )
+            return {"": scheme_states(self.module, values, genes, places, present, neighbors=near, domain=domain)}
         tokens = self.module.tokens(values, genes, present)
         encoded = self.module.encode(tokens, places, present)
         if self.config.output == "encoder":
@@ -259,6 +266,25 @@ class STImage(FoundationModel):
         rate = matmul_rate("float32", self.device)
         seconds = tiles * passes * self.module.flops(side**2, config.patches.channels) / (rate * REACH)
         return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
+
+
+def _units(held: GriddedSlice, config: STImageConfig, seed: int) -> list[Ints]:
+    """Return the sets of sites that are looked at together: overlapping windows, or what slice-based training sees."""
+    side = config.patches.window
+    if config.scheme != "slice":
+        return [window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 2, 1))]
+    mixed = np.random.default_rng(seed).permutation(held.grid.occupied)
+    padded = np.pad(mixed, (0, -len(mixed) % side**2), constant_values=-1)
+    return list(padded.reshape(-1, side**2))
+
+
+def _domains(batch: WindowBatch, k: int, seed: int) -> Tensor:
+    """Return the macro-domain of each site, ``(B, S)``, -1 for none, as training makes them."""
+    out = np.full(batch.sites.shape, -1, dtype=np.int64)
+    for row, here in enumerate(batch.present.numpy()):
+        values, places = batch.values[row].numpy()[here], batch.places[row].numpy()[here]
+        out[row, here] = macro_domains(values, places, k, np.random.default_rng([seed, row]))
+    return torch.from_numpy(out)
 
 
 def _part(sites: Ints) -> NDArray[np.int64]:

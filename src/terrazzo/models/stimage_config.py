@@ -32,7 +32,8 @@ class STImageConfig:
         sd 1 within its slice.
     output
         What ``embed`` writes: ``"encoder"``, the encoder's state; ``"decoder"``, the decoder's; ``"own+niche"``: the
-        decoder's state of a site that is shown, and of one that is hidden, side by side, equal in norm.
+        decoder's state of a site that is shown, and of one that is hidden, side by side, equal in norm. Other schemes
+        than ``"patch"`` have ``"decoder"``: the state that they predict from.
     neighbors, domains
         Of the schemes ``"multi-spot"`` and ``"slice"``.
     """
@@ -53,8 +54,10 @@ class STImageConfig:
             raise ValueError(f"vit.fuse must be {self.scheme == 'slice'} with the scheme {self.scheme!r}.")
         if self.neighbors < 1 or self.domains < 1:
             raise ValueError("neighbors and domains must be at least 1.")
-        if self.output == "own+niche" and self.scheme != "patch":
-            raise ValueError("output 'own+niche' needs the scheme 'patch': elsewhere a hidden site sees nothing.")
+        if self.output != "decoder" and self.scheme != "patch":
+            raise ValueError(
+                f"output must be 'decoder' with the scheme {self.scheme!r}: its states are what it learns."
+            )
 
 
 SIZES = {
@@ -108,7 +111,7 @@ def preset(
         n_genes, **sizes, positions="sincos" if paper else "distance", context=patch, fuse=scheme == "slice"
     )
     if paper:
-        return STImageConfig(vit, patches or PatchConfig(), scheme, "paper", False, "encoder")
+        return STImageConfig(vit, patches or PatchConfig(), scheme, "paper", False, "encoder" if patch else "decoder")
     chosen = patches or PatchConfig(channels=1000, choose="spatial")
     return STImageConfig(vit, chosen, scheme, output="own+niche" if patch else "decoder")
 
