@@ -15,6 +15,7 @@ from terrazzo.bench.samples import KEY
 from terrazzo.bench.systems import ALWAYS, System, resolve
 from terrazzo.errors import ConfigError, InputError, TrainingError
 from terrazzo.models.baselines import KINDS
+from terrazzo.tasks import hidden_regions
 
 PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
 GONE = {"name": "two", "dataset": "made", "test": "s9", "settings": ["within"]}
@@ -114,6 +115,67 @@ def test_imputation_hides_before_anything_sees_the_slices(table: Any, data_folde
     found = run(protocol, data=data_folder, models=["given=obsm:X_given"])
     assert found.absent["system"].tolist() == ["given"]
     assert "before genes were hidden" in found.absent["reason"][0]
+
+
+SQUARES = {
+    "task": "reconstruction", "label": "", "metrics": ["mse", "mae"], "heads": ["none"], "sizes": [2, 3],
+    "bin_um": 40.0, "genes": 20, "runs": 3,
+}  # fmt: skip
+
+
+class Filler:
+    """A stand-in for ST as images: it says a constant, and remembers what it saw."""
+
+    title = "Filler"
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value, self.seen = value, []
+
+    def reconstruct(self, adata: Any, hidden: Any, genes: list[str], bin_um: float) -> Any:
+        self.seen.append((adata, hidden, bin_um))
+        return np.full((hidden.sum(), len(genes)), self.value)
+
+
+def test_hidden_squares_beside_trivial_answers(table: Any, data_folder: Path, only: Any) -> None:
+    filler, told = Filler(), []
+    only(System("Filler", lambda slices: random_vectors, model=filler), keep=tuple(BASELINES))
+    found = run(table(**SQUARES, models=["stimage", "scgpt-spatial", "pearson"]), data=data_folder, say=told.append)
+    assert list(dict.fromkeys(found.scores["system"])) == [*hidden_regions.BASELINES, "Filler"]
+    assert (found.summary()["n"] == 3).all()
+    assert set(found.scores["split"]) == {"2 x 2", "3 x 3"}
+    assert set(found.scores["part"]) == {"one"}
+    assert set(found.scores["head"]) == {"none"}
+    assert mean(found, "Filler", "2 x 2", "mse") > mean(found, "gene mean", "2 x 2", "mse")
+    reasons = dict(zip(found.absent["system"], found.absent["reason"], strict=True))
+    assert reasons["ST as images"] == "no weights were given (--models stimage=FOLDER)"
+    assert reasons["scGPT-spatial"].startswith("not part of terrazzo, and vectors of cells")
+    assert len(filler.seen) == 6
+    for adata, hidden, bin_um in filler.seen:  # no label, no square
+        assert list(adata.obs) == []
+        assert list(adata.obsm) == ["spatial"]
+        assert adata.X[hidden].nnz == 0
+        assert bin_um == 40.0
+    again = run(table(**SQUARES), data=data_folder)
+    assert mean(again, "gene mean", "3 x 3", "mse") == mean(found, "gene mean", "3 x 3", "mse")
+    assert "gene mean: mse 2 x 2" in told[0]
+
+
+def test_seeds_of_one_model_on_hidden_squares_are_one_row(table: Any, data_folder: Path, only: Any) -> None:
+    only(*(System("Filler", lambda slices: random_vectors, model=Filler(v)) for v in (0.0, 1.0)))
+    found = run(table(**SQUARES), data=data_folder)
+    here = found.scores[found.scores["system"] == "Filler"]
+    assert set(here["seed"]) == {0, 1}
+    assert len(here) == 2 * 3 * 2 * 2
+
+
+def test_who_cannot_fill_in_hidden_squares_says_so(table: Any, data_folder: Path, checkpoint: Path) -> None:
+    given = [f"stofm={checkpoint}", "mine=obsm:X_given", "pearson"]
+    found = run(table(**SQUARES), data=data_folder, models=given)
+    assert set(found.scores["system"]) == set(hidden_regions.BASELINES)
+    reasons = dict(zip(found.absent["system"], found.absent["reason"], strict=True))
+    assert set(reasons) == {"SToFM (untrained)", "mine", KINDS["pearson"].title}
+    assert reasons["SToFM (untrained)"].startswith("a SToFM cannot fill in hidden tissue")
+    assert reasons["mine"].startswith("vectors of cells that are shown say nothing")
 
 
 def test_labels_reach_no_system(table: Any, data_folder: Path, only: Any) -> None:
@@ -285,7 +347,33 @@ def test_an_ablation_trains_every_variant_and_can_go_on(
     assert again.scores[columns].equals(first.scores[columns])
 
 
+@pytest.mark.slow
+def test_an_ablation_of_st_as_images(table: Any, data_folder: Path, tmp_path: Path, only: Any) -> None:
+    recipe = {
+        "model": {"preset": "tiny", "init": "informed", "patches": {"window": 6, "bin_um": 30.0, "channels": 32}},
+        "data": {"batch_windows": 4}, "run": {"accelerator": "cpu"}, "optim": {"lr": 1e-3, "max_steps": 2},
+        "patches": {"target": "thinned"},
+    }  # fmt: skip
+    variants = [{"name": "patch"}, {"name": "spot", "patches": {"patches": {"scheme": "spot", "mask": "entry"}}}]
+    only()
+    protocol = table(variants=variants, training={"patches": recipe}, runs=1)
+    found = run(protocol, data=data_folder, work=tmp_path / "work")
+    assert found.absent.empty
+    blocks = {"patch [own ; niche]", "patch, own block", "patch, niche block"}
+    assert set(found.scores["system"]) == {"PCA", *blocks, "spot"}
+    assert {"patches-0", "patches-1"} <= {p.name for p in (tmp_path / "work").iterdir()}
+    again = run(protocol, data=data_folder, work=tmp_path / "work")  # taken over
+    columns = ["system", "split", "metric", "value"]
+    assert again.scores[columns].equals(found.scores[columns])
+    squares = table(**{**SQUARES, "runs": 1}, variants=variants[:1], training={"patches": recipe})
+    filled = run(squares, data=data_folder)
+    assert set(filled.scores["system"]) == {*hidden_regions.BASELINES, "patch"}
+
+
 def test_an_ablation_whose_recipe_is_wrong(table: Any, data_folder: Path) -> None:
     protocol = table(variants=[{"name": "a", "recipe": {"modle": {}}}], training={})
     with pytest.raises(ConfigError, match="variant 'a', adapt has an unknown key 'modle'"):
+        run(protocol, data=data_folder)
+    protocol = table(variants=[{"name": "a", "patches": {"modle": {}}}], training={})
+    with pytest.raises(ConfigError, match="variant 'a', patches has an unknown key 'modle'"):
         run(protocol, data=data_folder)

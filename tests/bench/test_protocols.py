@@ -12,6 +12,7 @@ from terrazzo.errors import ConfigError
 
 PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
 VARIANT = {"name": "plain"}
+SQUARES = {"task": "reconstruction", "label": "", "metrics": ["mse"], "heads": ["none"], "sizes": [4]}
 
 
 def test_a_table_of_ones_own(table: Any) -> None:
@@ -68,6 +69,17 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         ({"published": {"rows": [{"model": "A", "accuracy": "0.5"}]}}, "a model and a number"),
         ({"variants": [VARIANT]}, "does not say how they are trained"),
         ({"variants": [VARIANT, VARIANT], "training": {}}, "two variants have one name"),
+        (
+            {"variants": [{**VARIANT, "patches": {"seed": 1}}], "training": {"adapt": {"seed": 1}}},
+            "variant 'plain' has settings of SToFM .adapt, pretrain. and of ST as images",
+        ),
+        ({**SQUARES, "sizes": []}, "sizes are \\[\\]; name at least one"),
+        ({**SQUARES, "sizes": [4, 0]}, "each at least 1"),
+        ({**SQUARES, "heads": ["knn"]}, "heads names 'knn'; known for reconstruction: none"),
+        ({**SQUARES, "metrics": ["pearson"]}, "known for reconstruction: mse, mae"),
+        ({**SQUARES, "choose": "hvg"}, "must be one of 'variance', 'dispersion'"),
+        ({**SQUARES, "parts": []}, "needs parts"),
+        ({"heads": ["none"]}, "heads names 'none'"),
     ],
 )  # fmt: skip
 def test_what_a_table_may_not_say(table: Any, keys: dict[str, Any], words: str) -> None:
@@ -93,6 +105,16 @@ def test_fewer_seeds_than_honest_are_refused_on_the_way_too(table: Any) -> None:
 )
 def test_a_split_that_leaks_space_never_stands_alone(table: Any, given: list[str], all_of_them: tuple) -> None:
     assert table(splits=given).all_splits == all_of_them
+
+
+def test_hidden_squares_need_no_label(table: Any) -> None:
+    found = table(**SQUARES)
+    assert (found.sizes, found.choose, found.bin_um, found.task in protocols.TASKS_BUILT) == (
+        [4],
+        "variance",
+        0.0,
+        True,
+    )
 
 
 def test_tables_of_tasks_that_are_not_built_yet_may_be_written_down(table: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from terrazzo import datasets
 from terrazzo.bench import protocols
-from terrazzo.bench.ablation import STAGES, recipe
+from terrazzo.bench.ablation import STOFM, recipe, stages
 from terrazzo.bench.systems import resolve
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.readouts import HEADS
@@ -23,6 +23,7 @@ ASKED_FOR = [
     *(f"stofm-a{n}" for n in range(1, 8)),
     *("st-images-1-dlpfc", "st-images-3-dlpfc", "st-align-1-dlpfc"),
     *(f"st-images-{n}" for n in range(1, 8)),
+    "st-images-schemes",
     *(f"st-align-{n}" for n in range(1, 4)),
     *("regions-her2st", "regions-osmfish", "regions-starmap", "regions-xenium"),
     *("celltype-merfish", "celltype-seqfish", "celltype-cosmx", "celltype-starmap"),
@@ -57,7 +58,8 @@ def test_a_table_names_known_scores_heads_systems_and_datasets(name: str) -> Non
     table = TABLES[name]
     assert set(table.metrics) <= SCORES
     assert table.note
-    assert set(table.heads) <= (set(get_args(Method)) if table.task == "domains" else set(HEADS))
+    known = {"domains": set(get_args(Method)), "reconstruction": {"none"}}
+    assert set(table.heads) <= known.get(table.task, set(HEADS))
     resolve(table.models)  # refuses a name that it does not know
     for part in table.parts:
         known = datasets.info(part.dataset)
@@ -77,7 +79,11 @@ def test_published_rows_hold_known_scores_only(name: str) -> None:
     assert len(set(keys)) == len(keys)
     assert not table.published.rows or table.published.data
     parts = {r["part"] for r in table.published.rows}
-    assert {p.published_name for p in table.parts if p.published_name} <= parts | {""} or table.task == "reconstruction"
+    assert {p.published_name for p in table.parts if p.published_name} <= parts | {""}
+    if table.task == "reconstruction":  # a group of columns for each of theirs
+        assert [f"{size} x {size}" for size in table.sizes] == list(
+            dict.fromkeys(r["part"] for r in table.published.rows)
+        )
 
 
 @every_table
@@ -91,12 +97,43 @@ def test_the_rules_of_honesty(name: str) -> None:
 def test_every_variant_is_a_recipe(name: str) -> None:
     table = TABLES[name]
     assert table.training is not None
-    recipes = [recipe(table.training, v, stage) for v in table.variants for stage in STAGES]
+    recipes = [recipe(table.training, v, stage) for v in table.variants for stage in stages(table.training, v)]
     assert all(r.model.preset == "tiny" for r in recipes)
     trained = [r for r in recipes if r.stage == "adapt"]
     assert all(r == trained[0] for r in trained)  # so that the cell encoder is adapted once for all of them
-    published = {r["model"] for r in table.published.rows}
-    assert {v.name for v in table.variants} == published  # a row of ours for each of theirs
+    published, ours = {r["model"] for r in table.published.rows}, {v.name for v in table.variants}
+    if name == "st-images-4":  # seven sizes of theirs, three of ours
+        assert ours < published
+    else:  # a row of ours for each of theirs
+        assert ours == published or not published
+
+
+@pytest.mark.parametrize("name", [n for n, t in TABLES.items() if t.training is not None and t.training.patches])
+def test_variants_of_st_as_images_have_one_stage_and_one_budget(name: str) -> None:
+    table = TABLES[name]
+    found = {v.name: recipe(table.training, v, "patches") for v in table.variants}
+    assert all(stages(table.training, v) == ("patches",) for v in table.variants)
+    assert len({(r.optim, r.run, r.seed, r.data.windows_per_slice) for r in found.values()}) == 1
+    sites = [r.data.batch_windows * r.model.patches.window**2 for r in found.values()]
+    assert max(sites) < 1.2 * min(sites)
+
+
+def test_variants_of_st_as_images_change_what_their_name_says() -> None:
+    def of(table: str) -> dict:
+        return {v.name: recipe(TABLES[table].training, v, "patches") for v in TABLES[table].variants}
+
+    for window in (8, 16, 24):
+        assert of("st-images-4")[f"ST as images, windows of {window}"].model.patches.window == window
+    for channels in (128, 256, 512):
+        assert of("st-images-5")[f"ST as images, {channels} channels"].model.patches.channels == channels
+    for name, choose in (("Weighted", "weighted"), ("HVGs", "hvg"), ("Random", "random")):
+        assert of("st-images-6")[f"ST as images, channels {name}"].model.patches.choose == choose
+    schemes = of("st-images-schemes")
+    assert len(schemes) == 8
+    for name, found in schemes.items():
+        scheme, _, own = name.partition(", recipe ")
+        assert (found.patches.scheme, found.patches.recipe) == (scheme, own)
+        assert found.model.init == {"terrazzo": "informed", "paper": "random"}[own]
 
 
 def test_variants_change_what_their_name_says() -> None:
@@ -113,6 +150,7 @@ def test_variants_change_what_their_name_says() -> None:
     assert second("stofm-a5", "SToFM, 12.5% of the data").data.share == 0.125
     assert second("stofm-a6", "SToFM, alpha 0.4").model.subslices.alpha == 0.4
     assert second("stofm-a7", "SToFM, gamma 0.8").pretrain.gamma == 0.8
+    assert STOFM == ("adapt", "pretrain")
     for table in ("stofm-a3", "stofm-a4", "stofm-a7"):
         assert all(recipe(TABLES[table].training, v, "pretrain").pretrain.objective == "paper" for v in
                    TABLES[table].variants)  # fmt: skip

@@ -193,6 +193,20 @@ def test_neighbours_know_more_than_the_mean_where_tissue_has_regions() -> None:
     assert best < found.score("mse", system="mean of 6 nearest") < found.score("mse", system="linear interpolation")
 
 
+def test_dispersion_is_scanpys(simulated: Any) -> None:
+    import scanpy as sc
+
+    adata = simulated(300, 60)
+    tissue = Tissue.read(adata, None, "bin", 20.0)
+    logged = AnnData(tissue.values.astype(np.float64), var=tissue.bare.var)
+    expected = sc.pp.highly_variable_genes(logged, flavor="seurat", n_top_genes=20, inplace=False)
+    found = hidden_regions.dispersion(tissue.values)
+    np.testing.assert_allclose(found, expected["dispersions_norm"].fillna(-np.inf), rtol=1e-4, atol=1e-5)
+    region = tissue.hide(3, np.array([2, 2]), 20, None, "dispersion")
+    shown = hidden_regions.dispersion(tissue.values[~region.hidden & tissue.measured])
+    assert set(region.genes) == set(np.argsort(-shown)[:20])
+
+
 # What reaches whom
 
 
@@ -227,15 +241,16 @@ def test_a_predictor_sees_nothing_of_the_hidden_cells() -> None:
     assert set(adata.obsm) == set(before.obsm)
 
 
-def test_what_the_hidden_cells_held_changes_no_answer() -> None:
+@pytest.mark.parametrize("how", ["variance", "dispersion"])
+def test_what_the_hidden_cells_held_changes_no_answer(how: Any) -> None:
     """Poison: other counts where it is hidden, and every answer, gene and input is the same to the bit."""
     for corner in ([4, 3], [0, 0], [9, 7]):
         tissue = tissue_of(lattice())
-        region = tissue.hide(3, np.array(corner), 5, None)
+        region = tissue.hide(3, np.array(corner), 5, None, how)
         counts = tissue.counts.toarray()
         counts[region.hidden] = np.random.default_rng(9).integers(1, 1000, (9, 8))
         poisoned = tissue_of(lattice(counts=counts))
-        same = poisoned.hide(3, np.array(corner), 5, None)
+        same = poisoned.hide(3, np.array(corner), 5, None, how)
         np.testing.assert_array_equal(same.genes, region.genes)
         for name, answer in trivial(tissue, region).items():
             np.testing.assert_array_equal(answer, trivial(poisoned, same)[name], err_msg=name)
@@ -350,6 +365,7 @@ def test_fewer_genes_than_asked_are_all_used_and_said() -> None:
         ({"occupancy": 0}, "occupancy is 0"),
         ({"occupancy": 1.5}, "occupancy is 1.5"),
         ({"bin_um": -1}, "bin_um is -1"),
+        ({"choose": "hvg"}, "choose is 'hvg'; it must be one of 'variance', 'dispersion'"),
         ({"layout": "bin"}, "bin_um=20"),
         ({"genes": ["GEN3"]}, "'GEN3' is not in the slice; the nearest name is 'GENE3'"),
         ({"genes": []}, "at least one gene"),

@@ -21,6 +21,7 @@ from terrazzo.config import from_dict
 from terrazzo.corpus.build import build
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, TerrazzoError
+from terrazzo.models.base import FoundationModel
 from terrazzo.models.convert import load
 from terrazzo.models.stofm import SToFM
 from terrazzo.training.config import PretrainConfig
@@ -28,7 +29,7 @@ from terrazzo.training.data import initial_model
 from terrazzo.training.resuming import RECORD
 from terrazzo.training.run import pretrain
 
-STAGES = ("adapt", "pretrain")
+STOFM, STIMAGE = ("adapt", "pretrain"), ("patches",)  # stages that each is trained in
 
 
 @contextlib.contextmanager
@@ -55,7 +56,8 @@ def train(
     """
     if protocol.training is None:
         raise ConfigError(f"{protocol.name} has variants and does not say how they are trained.")
-    recipes = {v.name: {s: recipe(protocol.training, v, s) for s in STAGES} for v in protocol.variants}
+    plan = protocol.training
+    recipes = {v.name: {s: recipe(plan, v, s) for s in stages(plan, v)} for v in protocol.variants}
     with contextlib.ExitStack() as stack:
         folder = Path(work) if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +72,15 @@ def train(
                 systems.append(System(variant.name, missing=str(error)))
                 continue
             say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
-            systems.append(trained(variant.name, model.cell_model() if variant.vector == "cell_encoder" else model))
+            if variant.vector == "cell_encoder" and isinstance(model, SToFM):
+                model = model.cell_model()
+            systems.append(trained(variant.name, model))
         yield systems
+
+
+def stages(training: Training, variant: Variant) -> tuple[str, ...]:
+    """Return the stages that a variant is trained in."""
+    return STIMAGE if training.patches or variant.patches else STOFM
 
 
 def recipe(training: Training, variant: Variant, stage: str) -> PretrainConfig:
@@ -94,9 +103,14 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _train_one(
     variant: Variant, recipes: dict[str, PretrainConfig], folder: Path, number: int, adapted: dict[str, str]
-) -> SToFM:
+) -> FoundationModel:
     """Train one variant; a domain adaptation that another variant has done already is taken over."""
     checkpoint = ""
+    if "patches" in recipes:
+        run = dataclasses.replace(
+            recipes["patches"], corpus=str(folder / "corpus"), out=str(folder / f"patches-{number}")
+        )
+        return load(_pretrained(run))
     if variant.skip_adapt and variant.vector == "cell_encoder":  # as it was before any training
         return initial_model(recipes["adapt"], Corpus.open(folder / "corpus"))
     if not variant.skip_adapt:
@@ -107,23 +121,18 @@ def _train_one(
             adapted[same] = str(_pretrained(run))
         checkpoint = adapted[same]
         if variant.vector == "cell_encoder":
-            return _stofm(checkpoint)
+            return load(checkpoint)
     second = recipes["pretrain"]
     source = dataclasses.replace(second.model, checkpoint=checkpoint) if checkpoint else second.model
     run = dataclasses.replace(
         second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source
     )
-    return _stofm(_pretrained(run))
+    return load(_pretrained(run))
 
 
 def _pretrained(config: PretrainConfig) -> Path:
     """Train, or take over what an earlier call left in the folder; another recipe's run there is refused."""
     return pretrain(config, resume=(Path(config.out) / RECORD).is_file(), progress=False)
-
-
-def _stofm(checkpoint: str | Path) -> SToFM:
-    model: Any = load(checkpoint)
-    return model
 
 
 def _corpus(slices: Sequence[AnnData], folder: Path) -> None:

@@ -14,17 +14,21 @@ from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
+from terrazzo.tasks.hidden_regions import Choose
 from terrazzo.tasks.readouts import HEADS
 
 Task = Literal["probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"]
-TASKS_BUILT = ("probe", "domains", "deconvolution", "imputation", "finetune")
+TASKS_BUILT = ("probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction")
+UNLABELLED = ("imputation", "reconstruction")  # tasks whose truth are counts
 KEYS_OF_ROW = ("model", "part", "note")
 _OF_CLASSES = ("accuracy", "macro_f1", "ari", "nmi")
 _OF_VALUES = ("pearson", "pearson_overall", "rmse", "mae", "mse", "rmse_mean", "mae_mean")
 METRICS = {
     "probe": _OF_CLASSES, "finetune": _OF_CLASSES, "domains": ("ari", "nmi", "chaos", "pas"),
     "deconvolution": _OF_VALUES, "imputation": _OF_VALUES,
+    "reconstruction": ("mse", "mae"),
 }  # fmt: skip
+NO_HEAD = "none"  # of tasks that read nothing out of an embedding
 LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves ARI by up to .17
 
 
@@ -64,27 +68,32 @@ class Training:
     Attributes
     ----------
     recipe
-        Settings of :class:`terrazzo.training.config.PretrainConfig` common to both stages, nested.
+        Settings of :class:`terrazzo.training.config.PretrainConfig` common to all stages, nested.
     adapt, pretrain
-        What differs between the stages, nested.
+        What differs between the two stages of SToFM, nested.
+    patches
+        What the one stage of ST as images adds, nested.
     """
 
     recipe: dict = field(default_factory=dict)
     adapt: dict = field(default_factory=dict)
     pretrain: dict = field(default_factory=dict)
+    patches: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Variant:
     """One row of an ablation: changes of the recipes, nested; ``skip_adapt`` leaves out domain adaptation.
 
-    ``vector`` says what is scored: the whole embedding, or the cell encoder alone.
+    ``vector`` says what is scored: the whole embedding, or the cell encoder alone. Where there are settings of
+    ``patches``, here or for all variants, it is ST as images that is trained, else SToFM.
     """
 
     name: str
     recipe: dict = field(default_factory=dict)
     adapt: dict = field(default_factory=dict)
     pretrain: dict = field(default_factory=dict)
+    patches: dict = field(default_factory=dict)
     skip_adapt: bool = False
     vector: Literal["whole", "cell_encoder"] = "whole"
 
@@ -114,7 +123,8 @@ class Protocol:
     metrics
         What is printed, in this order.
     heads
-        Read-outs of :mod:`terrazzo.tasks.readouts`, or clustering methods of :mod:`terrazzo.tasks.domains`.
+        Read-outs of :mod:`terrazzo.tasks.readouts`, or clustering methods of :mod:`terrazzo.tasks.domains`; ``none``
+        where expression is predicted (reconstruction).
     splits
         Splits of the within setting; ``blocked`` is added where ``random`` or ``few-shot`` stand alone.
     runs
@@ -122,7 +132,10 @@ class Protocol:
     models
         Systems compared; those that a table always carries are added.
     genes
-        Genes hidden (imputation).
+        Genes hidden (imputation) or predicted (reconstruction).
+    sizes, choose, bin_um
+        Reconstruction: sides of the hidden squares in sites; which genes (:func:`terrazzo.tasks.reconstruct`); side of
+        a site in micrometres, for slices without a lattice.
     refine
         Spatial neighbours of the refinement that is reported apart (domains).
     variants, training
@@ -145,6 +158,9 @@ class Protocol:
     runs: int = 3
     models: list[str] = field(default_factory=list)
     genes: int = 50
+    sizes: list[int] = field(default_factory=list)
+    choose: Choose = "variance"
+    bin_um: float = 0.0
     refine: int = 0
     variants: list[Variant] = field(default_factory=list)
     training: Training | None = None
@@ -157,16 +173,17 @@ class Protocol:
             raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
         if self.task in TASKS_BUILT:
             self._check_words()
-            if not self.parts or (not self.label and self.task != "imputation"):
+            if not self.parts or (not self.label and self.task not in UNLABELLED):
                 raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
+        if self.task == "reconstruction" and not (self.sizes and min(self.sizes) >= 1):
+            raise ConfigError(f"{self.name}: sizes are {self.sizes}; name at least one, each at least 1.")
         if self.task == "domains" and self.runs < LEAST_SEEDS:
             raise ConfigError(f"{self.name}: zero-shot scores need at least {LEAST_SEEDS} seeds, not {self.runs}.")
         for kind, named in (("parts", self.parts), ("variants", self.variants)):
             once = {one.name for one in named}
             if len(once) < len(named):
                 raise ConfigError(f"{self.name}: two {kind} have one name; their numbers would be pooled.")
-        if self.variants and self.training is None:
-            raise ConfigError(f"{self.name} has variants and does not say how they are trained (training).")
+        self._check_training()
         for part in self.parts:
             _check_part(self.name, part)
         for row in self.published.rows:
@@ -174,8 +191,19 @@ class Protocol:
             if "model" not in row or not numbers or not all(_is_number(v) for v in numbers.values()):
                 raise ConfigError(f"{self.name}: a published row needs a model and a number: {row}.")
 
+    def _check_training(self) -> None:
+        if self.variants and self.training is None:
+            raise ConfigError(f"{self.name} has variants and does not say how they are trained (training).")
+        for one in self.variants:
+            layers = (self.training, one)
+            if any(x.patches for x in layers if x) and any(x.adapt or x.pretrain for x in layers if x):
+                raise ConfigError(
+                    f"{self.name}: variant {one.name!r} has settings of SToFM (adapt, pretrain) and of ST as images "
+                    "(patches); it can be one of them."
+                )
+
     def _check_words(self) -> None:
-        heads = get_args(Method) if self.task == "domains" else tuple(HEADS)
+        heads = {"domains": get_args(Method), "reconstruction": (NO_HEAD,)}.get(self.task, tuple(HEADS))
         known = {"metrics": METRICS[self.task], "heads": heads, "splits": SPLITS}
         for key, words in known.items():
             given = getattr(self, key)

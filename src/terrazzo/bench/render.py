@@ -91,7 +91,7 @@ def ours(table: Table, head: str, part: str) -> pd.DataFrame:
     here = scores[(scores["head"].isin([head, "fine-tuning"])) & (scores["part"] == part)]
     columns = [
         (split, metric)
-        for split in SPLITS
+        for split in _splits(here)
         for metric in table.protocol.metrics
         if ((here["split"] == split) & (here["metric"] == metric)).any()
     ]
@@ -100,12 +100,18 @@ def ours(table: Table, head: str, part: str) -> pd.DataFrame:
         row = {"system": system}
         for split, metric in columns:
             cell = here[(here["system"] == system) & (here["split"] == split) & (here["metric"] == metric)]
-            row[f"{SPLITS[split]}: {TITLES.get(metric, metric)}"] = _number(cell)
+            row[f"{SPLITS.get(split, split)}: {TITLES.get(metric, metric)}"] = _number(cell)
         rows.append(row)
     gone = table.absent[table.absent["part"].isin(["", part])]["system"]
     for system in dict.fromkeys(gone):
-        rows.append({"system": system} | {f"{SPLITS[s]}: {TITLES.get(m, m)}": ABSENT for s, m in columns})
+        rows.append({"system": system} | {f"{SPLITS.get(s, s)}: {TITLES.get(m, m)}": ABSENT for s, m in columns})
     return pd.DataFrame(rows)
+
+
+def _splits(scores: pd.DataFrame) -> list[str]:
+    """Return the splits in the order of :data:`SPLITS`; others (sizes of hidden squares) follow as they come."""
+    found = list(dict.fromkeys(scores["split"]))
+    return [*(s for s in SPLITS if s in found), *(s for s in found if s not in SPLITS)]
 
 
 def _number(cell: pd.DataFrame) -> str:
@@ -189,10 +195,13 @@ def figure(table: Table) -> Figure:
     drawn, axes = plt.subplots(1, panels, figsize=(1.5 + 3.6 * panels, height), layout="constrained", squeeze=False)
     for place, (ax, part) in enumerate(zip(axes[0], parts, strict=False)):
         here = shown[shown["part"] == part]
-        for number, split in enumerate(s for s in SPLITS if (here["split"] == s).any()):
+        splits = _splits(here)
+        step = min(0.16, 0.7 / len(splits))
+        for number, split in enumerate(splits):
             one = here[here["split"] == split].set_index("system").reindex(systems)
-            offset = [i + 0.16 * (number - 0.5) for i in range(len(systems))]
-            ax.errorbar(one["mean"], offset, xerr=one["sd"], fmt="os^D"[number % 4], markersize=4, label=SPLITS[split])
+            offset = [i + step * (number - (len(splits) - 1) / 2) for i in range(len(systems))]
+            label = SPLITS.get(split, split)
+            ax.errorbar(one["mean"], offset, xerr=one["sd"], fmt="os^Dv*"[number % 6], markersize=4, label=label)
         ax.set(yticks=range(len(systems)), yticklabels=systems if place == 0 else [], title=f"ours: {part}")
         ax.legend(frameon=False, fontsize="x-small")
     if published:

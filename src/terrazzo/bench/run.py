@@ -16,8 +16,9 @@ import pandas as pd
 
 from terrazzo import tasks
 from terrazzo._version import __version__
-from terrazzo.bench.protocols import TASKS_BUILT, Protocol
+from terrazzo.bench.protocols import NO_HEAD, TASKS_BUILT, Protocol
 from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
+from terrazzo.bench.squares import Squares, who
 from terrazzo.bench.systems import Fitted, System, representations, resolve
 from terrazzo.errors import DataMissing, InputError, TerrazzoError, TerrazzoWarning
 from terrazzo.models.stofm import SToFM
@@ -94,6 +95,8 @@ def run(
         A model that does not exist or cannot be read.
     """
     systems = resolve(protocol.models, models) if protocol.task in TASKS_BUILT else []
+    if protocol.task == "reconstruction":
+        systems = who(systems)
     scenes, absent = _scenes(protocol, data)
     with contextlib.ExitStack() as stack:
         if protocol.variants and scenes:
@@ -145,7 +148,7 @@ class Runner:
     """Embeds and scores; remembers what a system without a fit wrote for a slice."""
 
     def __init__(self, protocol: Protocol, say: Say) -> None:
-        self.protocol, self.say = protocol, say
+        self.protocol, self.say, self._squares = protocol, say, Squares(protocol)
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
@@ -194,6 +197,8 @@ class Runner:
 
     def _score(self, scene: Scene, system: System) -> list[tuple[str, str, TaskResult]]:
         task = self.protocol.task
+        if task == "reconstruction":
+            return [("", NO_HEAD, self._squares.score(scene, system))]
         if task == "imputation":
             return list(_imputation(self.protocol, scene, system))
         if system.fit is None:
@@ -205,7 +210,7 @@ class Runner:
         for suffix, use_rep in representations(scene.test.labelled).items():
             for head in self.protocol.heads:
                 out += [(suffix, head, result) for result in _SCORERS[task](self.protocol, scene, use_rep, head)]
-        if task == "finetune" and system.model is not None:
+        if task == "finetune" and isinstance(system.model, SToFM):
             found = _finetune(self.protocol, scene, system.model)
             out += [(", all parameters tuned", "fine-tuning", result) for result in found]
         return out

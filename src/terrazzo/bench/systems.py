@@ -11,20 +11,23 @@ from anndata import AnnData
 
 from terrazzo.bench.samples import KEY, record_of, set_record
 from terrazzo.errors import CheckpointError, ConfigError, TerrazzoError
+from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, fit_baselines
-from terrazzo.models.cells import CellModel
 from terrazzo.models.convert import load
 from terrazzo.models.stofm import SToFM
 from terrazzo.representation import blocks, vectors
 
 ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
-WEIGHTS = {"stofm": "SToFM", "cell-encoder": "Cell encoder alone", "geneformer": "Geneformer", "scgpt": "scGPT"}
+WEIGHTS = {
+    "stofm": "SToFM", "cell-encoder": "Cell encoder alone", "geneformer": "Geneformer", "scgpt": "scGPT",
+    "stimage": "ST as images",
+}  # fmt: skip
 FOREIGN = {
     "nicheformer": "Nicheformer", "cellplm": "CellPLM", "scgpt-spatial": "scGPT-spatial", "novae": "novae",
     "scfoundation": "scFoundation",
 }  # fmt: skip
 NOT_BUILT = {
-    "stimage": "ST as images", "stalign": "ST-Align", "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
+    "stalign": "ST-Align", "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
     "ctranspath": "CTransPath", "gigapath": "Prov-GigaPath", "hibou": "Hibou",
 }  # fmt: skip
 Fitted = Callable[[AnnData], None]  # writes obsm[KEY]
@@ -43,7 +46,7 @@ class System:
     missing
         Why it cannot take part; empty where it can.
     model
-        SToFM with weights, which can also be fine-tuned.
+        With weights; SToFM can also be fine-tuned, ST as images can also fill in hidden tissue.
     fixed
         Its vectors of a slice do not depend on ``fit``.
     stored
@@ -53,7 +56,7 @@ class System:
     title: str
     fit: Callable[[Sequence[AnnData]], Fitted] | None = None
     missing: str = ""
-    model: SToFM | None = None
+    model: FoundationModel | None = None
     fixed: bool = False
     stored: bool = False
 
@@ -143,7 +146,7 @@ def _supplied(label: str, source: str) -> System:
         return System(title, lambda slices: copied, fixed=True, stored=True)
     if not Path(source).is_dir():
         raise CheckpointError(f"{label}={source}: there is no such folder.")
-    model: Any = load(source)
+    model = load(source)
     if label == "cell-encoder" and isinstance(model, SToFM):
         model = model.cell_model()
     if not model.trained:
@@ -151,13 +154,13 @@ def _supplied(label: str, source: str) -> System:
     return trained(title, model)
 
 
-def trained(title: str, model: SToFM | CellModel) -> System:
+def trained(title: str, model: FoundationModel) -> System:
     """Return a model with weights as a system."""
     write = embedder(model)
-    return System(title, lambda slices: write, model=model if isinstance(model, SToFM) else None, fixed=True)
+    return System(title, lambda slices: write, model=model, fixed=True)
 
 
-def embedder(model: SToFM | CellModel) -> Fitted:
+def embedder(model: FoundationModel) -> Fitted:
     """Return what writes a model's vectors under the table's key."""
 
     def write(adata: AnnData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,9 @@ LEAST_VARIANCE = 1e-8  # below it is rounding; one count in 100,000 cells gives 
 # of var only these: means or flags of variable genes were computed from all cells
 NAMES_OF_GENES = (*keys.ENSEMBL_COLUMNS, *keys.SYMBOL_COLUMNS)
 
+MEAN_BINS = 20  # Seurat's and scanpy's
+
+Choose = Literal["variance", "dispersion"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -161,13 +165,16 @@ class Tissue:
         rng = np.random.default_rng([seed, size, 107])
         return allowed[rng.choice(len(allowed), min(n, len(allowed)), replace=False)].astype(np.int64)
 
-    def hide(self, size: int, corner: Ints, n_genes: int, genes: Ints | None) -> Region:
-        """Hide a square; genes that are not given are chosen by their variance over the visible cells."""
+    def hide(self, size: int, corner: Ints, n_genes: int, genes: Ints | None, choose: Choose = "variance") -> Region:
+        """Hide a square; genes that are not given are chosen by how they vary over the visible cells."""
         hidden = self._within(corner, corner + size)
         if genes is None:
-            spread = variance(self.values[np.flatnonzero(~hidden & self.measured)])
-            order = np.argsort(-spread, kind="stable")[:n_genes]
-            genes = order[spread[order] > LEAST_VARIANCE].astype(np.int64)
+            visible = self.values[np.flatnonzero(~hidden & self.measured)]
+            spread = variance(visible)
+            score = spread if choose == "variance" else dispersion(visible)
+            score = np.where(spread > LEAST_VARIANCE, score, -np.inf)
+            order = np.argsort(-score, kind="stable")[:n_genes]
+            genes = order[np.isfinite(score[order])].astype(np.int64)
         if not len(genes):
             raise InputError("no gene varies among the visible cells: there is nothing to predict.")
         return Region(size, corner, hidden, genes, sp.csr_matrix(self.values[:, genes]))
@@ -189,6 +196,31 @@ class Tissue:
         out = self.bare.copy()
         out.X = sp.csr_matrix(parts, shape=self.counts.shape)
         return out
+
+
+def dispersion(values: sp.csr_matrix) -> Floats:
+    """Return how far each gene's log variance to mean ratio lies above that of genes of its mean (Seurat, scanpy).
+
+    Parameters
+    ----------
+    values
+        log1p of scaled counts, CSR ``(cells, genes)``; ratios are those of the counts.
+
+    Returns
+    -------
+    float64 ``(genes,)``: standard deviations above the mean of its bin; -inf for a gene that does not vary.
+    """
+    raw = sp.csr_matrix((np.expm1(values.data.astype(np.float64)), values.indices, values.indptr), shape=values.shape)
+    mean = np.asarray(raw.mean(axis=0)).ravel()
+    spread = variance(raw) * raw.shape[0] / max(raw.shape[0] - 1, 1)
+    varies = (spread > 0) & (mean > 0)
+    table = pd.DataFrame({"ratio": np.nan, "bin": pd.cut(pd.Series(np.log1p(mean)), MEAN_BINS)})
+    table.loc[varies, "ratio"] = np.log(spread[varies] / mean[varies])
+    bins = table.groupby("bin", observed=True)["ratio"]
+    average, deviation = bins.transform("mean"), bins.transform("std")
+    alone = deviation.isna() & table["ratio"].notna()  # in its bin: it counts as one above
+    out = ((table["ratio"] - average) / deviation).mask(alone, 1.0)
+    return out.fillna(-np.inf).to_numpy(dtype=np.float64)
 
 
 def trivial(tissue: Tissue, region: Region) -> dict[str, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.progress import Progress
-from terrazzo.tasks.hidden_regions import BASELINES, Floats, Region, Tissue, trivial
+from terrazzo.tasks.hidden_regions import BASELINES, Choose, Floats, Region, Tissue, trivial
 from terrazzo.tasks.metrics import regression
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.units.grids import Layout
@@ -31,6 +31,7 @@ def reconstruct(
     *,
     size: int | Sequence[int] = SIZE,
     n_genes: int = N_GENES,
+    choose: Choose = "variance",
     genes: Sequence[str] | None = None,
     repeats: int = REPEATS,
     occupancy: float = OCCUPANCY,
@@ -56,7 +57,10 @@ def reconstruct(
     size
         Side of the square in sites of the slice's grid, or several sides.
     n_genes
-        So many genes are predicted: those of largest variance over the *visible* cells (paper 512).
+        So many genes are predicted (paper 512): those that vary most over the *visible* cells.
+    choose
+        By ``"variance"`` of the values, or by ``"dispersion"`` of the counts against genes of the same mean (scanpy's
+        ``highly_variable_genes``), which takes rare genes, whose errors are smaller.
     genes
         These instead.
     repeats
@@ -91,6 +95,8 @@ def reconstruct(
     """
     asked = dict(predictors or {})
     sizes = _sizes(size)
+    if choose not in get_args(Choose):
+        raise ConfigError(f"choose is {choose!r}; it must be one of {', '.join(map(repr, get_args(Choose)))}.")
     _check(asked, n_genes, repeats, occupancy, bin_um)
     tissue = Tissue.read(data, layer, layout, bin_um)
     columns = None if genes is None else _named(tissue, genes)
@@ -101,7 +107,7 @@ def reconstruct(
     with Progress(progress).stage("reconstruction", sum(map(len, corners.values())), "regions") as advance:
         for side, drawn in corners.items():
             for number, corner in enumerate(drawn):
-                region = tissue.hide(side, corner, n_genes, columns)
+                region = tissue.hide(side, corner, n_genes, columns, choose)
                 answers = trivial(tissue, region)
                 for name, predictor in asked.items():
                     answers[name] = _answer(name, predictor, tissue, region)
@@ -111,8 +117,9 @@ def reconstruct(
                 advance(1)
     config = {
         "systems": [*BASELINES, *asked], "sizes": sizes, "n_genes": n_genes if columns is None else len(columns),
-        "genes": None if genes is None else list(genes), "repeats": repeats, "occupancy": occupancy, "seed": seed,
-        "layout": tissue.grid.layout, "bin_um": bin_um, "layer": layer, "n_cells": int(data.n_obs),
+        "choose": choose, "genes": None if genes is None else list(genes), "repeats": repeats,
+        "occupancy": occupancy, "seed": seed, "layout": tissue.grid.layout, "bin_um": bin_um, "layer": layer,
+        "n_cells": int(data.n_obs),
         "grid": list(tissue.grid.shape), "corners": {str(side): c.tolist() for side, c in corners.items()},
     }  # fmt: skip
     notes = _notes(tissue, corners, repeats, n_genes if columns is None else 0, fewest)
