@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from terrazzo.corpus.store import Corpus
-from terrazzo.training import data
+from terrazzo.training import stages
 from terrazzo.training.heads import residual_loss
 from terrazzo.training.objectives import DomainAdaptation, MultiScale, rate, vector_loss
 
@@ -22,9 +22,9 @@ def made(recipe: Any, corpus_folder: Path) -> Any:
 
     def make(stage: str = "pretrain", **sections: Any) -> Any:
         config, corpus = recipe(stage, **sections), Corpus.open(corpus_folder)
-        model = data.initial_model(config, corpus)
-        data.prepare(config, corpus, model, progress=False)
-        training, validation = data.loaders(config, corpus, model)
+        model = stages.initial_model(config, corpus)
+        stages.prepare(config, corpus, model, progress=False)
+        training, validation = stages.loaders(config, corpus, model)
         kind = DomainAdaptation if stage == "adapt" else MultiScale
         return kind(model, config), list(training), list(validation or [])
 

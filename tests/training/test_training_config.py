@@ -14,11 +14,20 @@ from terrazzo.errors import ConfigError
 from terrazzo.training.config import PretrainConfig, changed, load, save
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RECIPES = sorted(CONFIGS.glob("stofm-*.yaml"))
+RECIPES = sorted(CONFIGS.glob("st*-*.yaml"))
+SCHEMES = ("patch", "spot", "multi-spot", "slice")
+# what a system's recipes need not state: settings of the other one
+FOREIGN = {
+    "stofm": ("patches.", "model.patches", "data.batch_windows", "data.windows_per_slice"),
+    "stimage": ("adapt.", "pretrain.", "model.subslices.", "data.batch_cells", "data.batch_subslices", "data.block",
+                "data.buffer_blocks"),
+}  # fmt: skip
 
 
-def test_there_are_two_recipes_of_each_size() -> None:
+def test_there_are_recipes_of_each_size_stage_and_scheme() -> None:
     names = {f"stofm-{size}-{stage}.yaml" for size in ("tiny", "small", "paper") for stage in ("adapt", "pretrain")}
+    names |= {f"stimage-tiny-{scheme}.yaml" for scheme in SCHEMES}
+    names |= {"stimage-small-patch.yaml", "stimage-paper.yaml"}
     assert {path.name for path in RECIPES} == names
 
 
@@ -32,9 +41,14 @@ def keys(nested: dict[str, Any], prefix: str = "") -> set[str]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_recipe_states_and_comments_every_key(path: Path) -> None:
     config, text = load(path), path.read_text(encoding="utf-8")
-    assert config.stage == path.stem.split("-")[2]
-    assert config.model.preset == path.stem.split("-")[1]
-    assert keys(yaml.safe_load(text)) == keys(dataclasses.asdict(config))
+    system, size, *rest = path.stem.split("-", 2)
+    assert config.model.preset == size
+    if system == "stofm":
+        assert [config.stage] == rest
+    else:
+        assert (config.stage, [config.patches.scheme]) == ("patches", rest or ["patch"])
+    wanted = {key for key in keys(dataclasses.asdict(config)) if not key.startswith(FOREIGN[system])}
+    assert keys(yaml.safe_load(text)) == wanted
     above = ""
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#") and not line.rstrip().endswith(":"):
@@ -61,6 +75,25 @@ def test_paper_is_as_published() -> None:
     assert (se2.hidden_size, se2.num_layers, se2.num_heads, se2.dropout) == (256, 4, 8, 0.1)
 
 
+def test_paper_recipe_of_st_as_images_is_as_published() -> None:
+    config = load(CONFIGS / "stimage-paper.yaml")  # section 4.2
+    optim, goal, patches = config.optim, config.patches, config.model.patches
+    assert (optim.lr, optim.beta1, optim.beta2, optim.weight_decay) == (1e-4, 0.9, 0.999, 0.01)
+    assert (optim.schedule, optim.epochs, config.data.batch_windows) == ("cosine", 40, 32)
+    assert (goal.scheme, goal.recipe, goal.mask_share, goal.target) == ("patch", "paper", 0.3, "values")
+    assert patches is not None
+    assert (patches.window, patches.channels, patches.choose) == (16, 512, "weighted")
+
+
+def test_schemes_differ_in_the_scheme_alone() -> None:
+    def settings(scheme: str) -> dict[str, Any]:
+        whole = dataclasses.asdict(load(CONFIGS / f"stimage-tiny-{scheme}.yaml", out="out"))
+        del whole["patches"]["scheme"], whole["patches"]["mask"]  # a site that sees no other cannot be hidden
+        return whole
+
+    assert settings("patch") == settings("spot") == settings("multi-spot") == settings("slice")
+
+
 def test_round_trip(tmp_path: Path) -> None:
     config = load(RECIPES[0], corpus="here", out="there", seed=3)
     assert (config.corpus, config.out, config.seed) == ("here", "there", 3)
@@ -82,7 +115,7 @@ def test_changed_changes_what_is_given() -> None:
         ("stage: adapt\ncorpus: c\nout: o\noptim: {learning_rate: 1}", "optim has an unknown key 'learning_rate'"),
         ("stage: adapt\ncorpus: c\nout: o\noptim: {warm_up_steps: 1}", "Did you mean 'warmup_steps'"),
         ("stage: adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}", "Did you mean 'split_size'"),
-        ("stage: adopt\ncorpus: c\nout: o", "must be one of 'adapt', 'pretrain'"),
+        ("stage: adopt\ncorpus: c\nout: o", "must be one of 'adapt', 'pretrain', 'patches'"),
         ("stage: adapt\ncorpus: c\nout: o\nrun: {strategy: magic}", "must be one of 'auto', 'ddp', 'fsdp'"),
         ("stage: adapt\nout: o", "lacks corpus"),
         ("stage: adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}", "must be of type float"),  # YAML 1.1 reads a string
@@ -111,6 +144,13 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, says: str) -> None:
         ("adapt", {"thin_low": 0.9, "thin_high": 0.5}, "in order"),
         ("pretrain", {"gamma": 1.5}, "gamma is 1.5; it must be at least 0 and at most 1"),
         ("pretrain", {"mask_share": 0.9, "kept_share": 0.2}, "more than 1 together"),
+        ("data", {"windows_per_slice": -1}, "windows_per_slice is -1"),
+        ("model", {"patches": {"window": 0}}, "window and channels must be at least 1"),
+        ("optim", {"beta2": 1.0}, "beta2 is 1.0"),
+        ("patches", {"mask_share": 1.2}, "mask_share is 1.2"),
+        ("patches", {"scheme": "spot"}, "take mask 'entry'"),
+        ("patches", {"mask_share": 0}, "nothing would be learnt"),
+        ("patches", {"thin_high": 1.0}, "in order"),
         ("run", {"checkpoint_every": 0}, "checkpoint_every is 0"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 import terrazzo as tz
 from terrazzo.corpus.store import Corpus
 from terrazzo.models.cells import CellModel, CellModelConfig
-from terrazzo.training import data
+from terrazzo.training import data, stages
 from terrazzo.training.run import make_objective
 
 TRAINING, HELD_OUT, CELLS = 3, 1, 64
@@ -28,8 +28,8 @@ def opened(recipe: Any, corpus_folder: Path) -> Any:
     def make(stage: str = "pretrain", **sections: Any) -> Any:
         config = recipe(stage, **sections)
         corpus = Corpus.open(corpus_folder)
-        model = data.initial_model(config, corpus)
-        data.prepare(config, corpus, model, progress=False)
+        model = stages.initial_model(config, corpus)
+        stages.prepare(config, corpus, model, progress=False)
         return config, corpus, model
 
     return make
@@ -56,7 +56,7 @@ def watched(loader: data.Collated[Any]) -> tuple[data.Collated[Any], list[tuple[
 def test_held_out_slices_reach_no_training_batch(opened: Any, stage: str, own: bool) -> None:
     extra = {"adapt": {"own_weight": 1.0}, "pretrain": {"objective": "own+niche"}} if own else {}
     config, corpus, model = opened(stage, **extra)
-    training, validation = data.loaders(config, corpus, model)
+    training, validation = stages.loaders(config, corpus, model)
     assert validation is not None
     for loader, split, slices in ((training, "train", TRAINING), (validation, "validation", HELD_OUT)):
         loader, seen = watched(loader)
@@ -75,7 +75,7 @@ def test_held_out_slices_reach_no_training_batch(opened: Any, stage: str, own: b
 def test_a_share_of_the_slices(opened: Any, stage: str, share: float, slices: int) -> None:
     sources = {"model": {"preset": "tiny", "init": "informed", "subslices": {"split_size": 16}}, "seed": slices}
     config, corpus, model = opened(stage, data={"share": share}, **sources)
-    training, validation = data.loaders(config, corpus, model)
+    training, validation = stages.loaders(config, corpus, model)
     assert len({name for batch in training for name in batch.ids}) == slices
     assert validation is not None
     assert {name for batch in validation for name in batch.ids} == set(corpus.ids("validation"))  # never less
@@ -85,7 +85,7 @@ def test_a_share_of_the_slices(opened: Any, stage: str, share: float, slices: in
 
 
 def test_validation_is_the_same_every_time(opened: Any) -> None:
-    _, validation = data.loaders(*opened())
+    _, validation = stages.loaders(*opened())
     assert validation is not None
     passes = []
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_validation_is_the_same_every_time(opened: Any) -> None:
 
 
 def test_each_epoch_hides_other_cells(opened: Any) -> None:
-    training, _ = data.loaders(*opened())
+    training, _ = stages.loaders(*opened())
     first, second = ({tuple(b.neighbour_mean.sum(1).tolist()) for b in training} for _ in range(2))
     assert not first & second
 
@@ -106,8 +106,8 @@ def test_frozen_epochs_read_no_counts_and_draw_the_same(opened: Any, monkeypatch
     reads: list[str] = []
     take = Corpus.take
     monkeypatch.setattr(Corpus, "take", lambda self, id, rows: (reads.append(id), take(self, id, rows))[1])
-    always, _ = data.loaders(*opened(pretrain={"frozen_epochs": 0, "reencode": 4}))
-    late, _ = data.loaders(*opened(pretrain={"frozen_epochs": 1, "reencode": 4}))
+    always, _ = stages.loaders(*opened(pretrain={"frozen_epochs": 0, "reencode": 4}))
+    late, _ = stages.loaders(*opened(pretrain={"frozen_epochs": 1, "reencode": 4}))
     for epoch in range(3):
         expected = list(always)
         reads.clear()
@@ -133,15 +133,15 @@ def test_vectors_are_stored_once(opened: Any, monkeypatch: pytest.MonkeyPatch) -
         return encode(encoder, tokens, *rest)
 
     monkeypatch.setattr(data, "encode_cells", counted)
-    data.prepare(config, corpus, model, progress=False)
+    stages.prepare(config, corpus, model, progress=False)
     assert encoded == []
-    other = data.initial_model(replace(config, seed=1), corpus)  # other weights
-    data.prepare(config, corpus, other, progress=False)
+    other = stages.initial_model(replace(config, seed=1), corpus)  # other weights
+    stages.prepare(config, corpus, other, progress=False)
     assert encoded == [CELLS] * (TRAINING + HELD_OUT)
     place = data.embedding_cache(config, corpus, model).path(corpus.ids("train")[0])
     assert data.embedding_cache(config, corpus, other).path(corpus.ids("train")[0]) != place
     shutil.rmtree(place)  # one slice is lost: it alone is made again
-    data.prepare(config, corpus, model, progress=False)
+    stages.prepare(config, corpus, model, progress=False)
     assert encoded == [CELLS] * (TRAINING + HELD_OUT + 1)
 
 
@@ -149,7 +149,7 @@ def test_stored_vectors_are_the_models(opened: Any) -> None:
     config, corpus, model = opened()
     name = corpus.ids("validation")[0]
     stored = data.embedding_cache(config, corpus, model).read(name)
-    training, validation = data.loaders(config, corpus, model)
+    training, validation = stages.loaders(config, corpus, model)
     assert stored.features.shape == (CELLS, model.config.se2.input_dim)
     np.testing.assert_allclose(np.linalg.norm(stored.features, axis=1), 1, rtol=1e-5)
     assert len(training) == -(-TRAINING * CELLS // 16 // 2)  # 4 sub-slices of 16 a slice, 2 a batch
@@ -180,7 +180,7 @@ def test_both_stages_start_from_a_cell_encoder_alone(
     assert model.config.subslices == config.model.subslices
     taken = model.module.cell_encoder.bert.state_dict()
     assert all(torch.equal(tensor, taken[name]) for name, tensor in encoder.module.bert.state_dict().items())
-    batch = next(iter(data.loaders(config, corpus, model)[0]))
+    batch = next(iter(stages.loaders(config, corpus, model)[0]))
     assert torch.isfinite(make_objective(config, model).losses(batch)["loss"])
 
 
@@ -189,7 +189,7 @@ def test_stored_vectors_serve_every_recipe_with_the_same_encoder(recipe: Any, co
 
     def folder(**sections: Any) -> Path:
         config = recipe(**sections)
-        return data.embedding_cache(config, corpus, data.initial_model(config, corpus)).folder
+        return data.embedding_cache(config, corpus, stages.initial_model(config, corpus)).folder
 
     assert (
         folder()
@@ -202,4 +202,4 @@ def test_stored_vectors_serve_every_recipe_with_the_same_encoder(recipe: Any, co
 @pytest.mark.parametrize(("objective", "output"), [("paper", "niche"), ("own+niche", "own+niche")])
 def test_the_objective_decides_what_embed_writes(recipe: Any, corpus_folder: Path, objective: str, output: str) -> None:
     config = recipe(pretrain={"objective": objective})
-    assert data.initial_model(config, Corpus.open(corpus_folder)).config.output == output
+    assert stages.initial_model(config, Corpus.open(corpus_folder)).config.output == output

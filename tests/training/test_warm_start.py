@@ -17,7 +17,7 @@ from terrazzo.models.stofm_config import preset
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.nn.se2 import SE2Config, SE2Transformer
-from terrazzo.training import data, warm_start
+from terrazzo.training import data, stages, warm_start
 from terrazzo.training.corpus_statistics import composition, gene_loadings, head_radii, sample_tokens
 from terrazzo.training.objectives import MultiScale
 from terrazzo.training.references import references, with_constant
@@ -67,15 +67,15 @@ def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
 
 
 def test_an_informed_start_is_a_model_like_any_other(recipe: Any, corpus: Corpus) -> None:
-    informed = data.initial_model(recipe(model={"init": "informed"}), corpus)
-    plain = data.initial_model(recipe(), corpus)
+    informed = stages.initial_model(recipe(model={"init": "informed"}), corpus)
+    plain = stages.initial_model(recipe(), corpus)
     assert informed.config == plain.config
     assert all(torch.isfinite(p).all() for p in informed.module.parameters())
     assert informed.fingerprint() != plain.fingerprint()
     kept = []
     for size in range(1, 8):  # wherever in memory its arrays come to lie: every process must find the same vectors
         kept.append(np.ones(37 * size, np.int8))
-        assert informed.fingerprint() == data.initial_model(recipe(model={"init": "informed"}), corpus).fingerprint()
+        assert informed.fingerprint() == stages.initial_model(recipe(model={"init": "informed"}), corpus).fingerprint()
 
 
 def test_heads_look_near() -> None:
@@ -99,9 +99,9 @@ def test_radii_span_the_spacings(corpus: Corpus, recipe: Any) -> None:
 
 def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: Corpus) -> None:
     config = recipe(data={"batch_subslices": 12}, pretrain={"mask_share": 0.3})
-    model = data.initial_model(config, corpus)
-    data.prepare(config, corpus, model, progress=False)
-    batches = list(data.loaders(config, corpus, model)[0])
+    model = stages.initial_model(config, corpus)
+    stages.prepare(config, corpus, model, progress=False)
+    batches = list(stages.loaders(config, corpus, model)[0])
     found = references(batches)
     weights = found.ridge
     assert torch.equal(data.references(config, corpus, model).ridge, weights)
@@ -146,7 +146,7 @@ def vectors(n: int) -> torch.Tensor:
 
 
 def test_centre_takes_the_common_part_off_and_leaves_differences_alone(recipe: Any, corpus: Corpus) -> None:
-    model = data.initial_model(recipe(model={"init": "informed"}), corpus)
+    model = stages.initial_model(recipe(model={"init": "informed"}), corpus)
     encoder, match = model.module.cell_encoder, member_match(corpus, model.vocabulary)
     sample = sample_tokens(corpus, corpus.ids("train"), match, encoder.config.max_length, cells=60)
 
@@ -226,9 +226,9 @@ def test_only_an_untrained_transformer_is_changed(
 ) -> None:
     config = recipe("pretrain")
     config = replace(config, model=replace(config.model, init=init))
-    model = data.initial_model(config, corpus)
+    model = stages.initial_model(config, corpus)
     model.provenance["se2"] = held
-    data.prepare(config, corpus, model)
+    stages.prepare(config, corpus, model)
     objective = MultiScale(model, config)
     before = {k: v.clone() for k, v in model.module.se2.state_dict().items()}
     objective.start(data.references(config, corpus, model))
@@ -237,9 +237,9 @@ def test_only_an_untrained_transformer_is_changed(
 
 
 def test_whose_transformer_is_trained_is_remembered(recipe: Any, corpus: Corpus, tmp_path: Path) -> None:
-    model = data.initial_model(recipe("pretrain"), corpus)
+    model = stages.initial_model(recipe("pretrain"), corpus)
     assert model.provenance["se2"] == "untrained"
     foreign = SToFM(model.config, model.vocabulary, provenance={"weights": "converted"})
     config = recipe("pretrain")
     source = replace(config.model, checkpoint=str(foreign.save_pretrained(tmp_path / "foreign")))
-    assert data.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"
+    assert stages.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"

@@ -159,8 +159,10 @@ class RowReader:
         return _Matrix(data, indices, indptr, n_genes, dtype)
 
 
-def columns_by_token(counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int) -> sparse.csr_matrix:
-    """Return counts with the vocabulary's tokens as columns, CSR ``(n_cells, n_tokens)``, canonical.
+def columns_by_token(
+    counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int, *, canonical: bool = True
+) -> sparse.csr_matrix:
+    """Return counts with the vocabulary's tokens as columns, CSR ``(n_cells, n_tokens)``.
 
     Parameters
     ----------
@@ -170,10 +172,13 @@ def columns_by_token(counts: sparse.csr_matrix, token: NDArray[np.int32], n_toke
         int32 ``(n_genes,)``: token of each column. Counts without one (-1) are left out, those that share one summed.
     n_tokens
         Tokens of the vocabulary, special ones included.
+    canonical
+        Sort columns, and sum those that share a token; False, which is twice as fast, where a product sums them anyway.
     """
     known = token[counts.indices] >= 0
     pointer = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
     parts = (counts.data[known], token[counts.indices[known]], pointer)
     out = sparse.csr_matrix(parts, shape=(counts.shape[0], n_tokens))
-    out.sum_duplicates()
+    if canonical:
+        out.sum_duplicates()
     return out

@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 import zarr
+from anndata import AnnData
+from anndata.io import read_elem
 from numpy.typing import ArrayLike
 
 from terrazzo import keys
@@ -33,6 +35,7 @@ from terrazzo.corpus.reading import RowReader
 from terrazzo.errors import CheckpointError, CorpusError
 from terrazzo.genes import Vocabulary
 from terrazzo.slices import Slice, read_anndata
+from terrazzo.slices.geometry import find_geometry
 
 FORMAT_VERSION = 1
 MANIFEST, VOCABULARY, ABOUT, MEMBERS = "manifest.parquet", "vocab.parquet", "corpus.json", "members"
@@ -179,12 +182,30 @@ class Corpus:
         array = zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
         return np.asarray(array[:], dtype=np.float64) * float(array.attrs[SCALE])  # type: ignore[arg-type]
 
+    def lattice(self, id: str) -> tuple[np.ndarray | None, str | None]:
+        """Return (row, column) of a slice's cells on its array, int64 (n_cells, 2), and the array's kind.
+
+        As ``lattice`` and ``lattice_kind`` of the :meth:`slice`, without reading its counts; None where it has none.
+        """
+        root: Any = zarr.open_group(self.path(id), mode="r")
+        if keys.ARRAY_ROW not in root["obs"] or keys.ARRAY_COL not in root["obs"]:
+            return None, None
+        bare = _without_counts(root)
+        found = find_geometry(bare, np.asarray(bare.obsm[keys.SPATIAL]), **self._unit(id), technology=None)
+        return found.lattice, found.lattice_kind
+
     def slice(self, id: str) -> Slice:
         """Return a whole slice, rows in Hilbert order."""
-        path, row = self.path(id), self.row(id)
-        scale = float(zarr.open_array(path / "obsm" / keys.SPATIAL, mode="r").attrs[SCALE])  # type: ignore[arg-type]
-        known = {"microns_per_unit": scale} if row["unit"] == "um" else {"unit": str(row["unit"])}
-        return Slice.from_anndata(read_anndata(path), layer="X", name=id, **known)
+        known = {name: value for name, value in self._unit(id).items() if value is not None}
+        return Slice.from_anndata(read_anndata(self.path(id)), layer="X", name=id, **known)
+
+    def _unit(self, id: str) -> dict[str, Any]:
+        """Return what is known of a slice's native coordinates, as :meth:`Slice.from_anndata` takes it."""
+        unit = str(self.row(id)["unit"])
+        if unit != "um":
+            return {"unit": unit, "microns_per_unit": None}
+        array = zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
+        return {"unit": None, "microns_per_unit": float(array.attrs[SCALE])}  # type: ignore[arg-type]
 
     def parts(self, id: str, n_rows: int) -> Iterator[Slice]:
         """Yield a slice as consecutive parts of at most ``n_rows`` cells: counts, genes and organism; no positions."""
@@ -231,6 +252,17 @@ class Corpus:
     @cached_property
     def _number(self) -> dict[str, int]:
         return {str(name): number for number, name in enumerate(self.manifest["id"])}
+
+
+def _without_counts(root: Any) -> AnnData:
+    """Return of an open member what says where its cells lie on an array."""
+    names = (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY)
+    obs = {name: read_elem(root["obs"][name]) for name in names if name in root["obs"]}
+    cells = read_elem(root["obs"][root["obs"].attrs["_index"]])
+    libraries = dict(root["uns"][keys.SPATIAL].groups()) if keys.SPATIAL in root["uns"] else {}
+    factors = {n: {"scalefactors": read_elem(g["scalefactors"])} for n, g in libraries.items() if "scalefactors" in g}
+    uns = {keys.TECHNOLOGY: read_elem(root["uns"][keys.TECHNOLOGY]), keys.SPATIAL: factors}
+    return AnnData(obs=pd.DataFrame(obs, index=cells), obsm={keys.SPATIAL: root["obsm"][keys.SPATIAL][:]}, uns=uns)
 
 
 def _read_texts(path: Path) -> np.ndarray:

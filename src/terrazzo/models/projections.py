@@ -9,17 +9,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from terrazzo.errors import InputError
 from terrazzo.slices import Slice
+from terrazzo.units.autocorrelation import spatial_autocorrelation
 
 Vectors = NDArray[np.float32]
 Choice = Literal["variance", "autocorrelation"]
 
 GENOME_WIDE = 2000  # with more genes than this, some are chosen
 VARIABLE, AUTOCORRELATED = 2000, 1000  # how many, by either rule
-NEAREST = 6  # neighbours of a spot for autocorrelation
 THETA = 100.0  # of Pearson residuals (Lause et al. 2021)
 
 
@@ -124,7 +123,7 @@ def chosen_genes(slices: Sequence[Slice], choose: Choice) -> list[str]:
         return common
     score = np.mean(
         [
-            _autocorrelation(s, log_counts(s, common))
+            spatial_autocorrelation(log_counts(s, common), s.coords)
             if choose == "autocorrelation"
             else _variance(log_counts(s, common))
             for s in slices
@@ -172,21 +171,3 @@ def _variance(expression: sparse.csr_matrix) -> NDArray[np.float64]:
     n, genes = expression.shape
     mean = np.bincount(expression.indices, expression.data, minlength=genes) / n  # in float64
     return np.bincount(expression.indices, expression.data.astype(np.float64) ** 2, minlength=genes) / n - mean**2
-
-
-def _autocorrelation(tissue: Slice, expression: sparse.csr_matrix) -> NDArray[np.float64]:
-    """Correlation of each gene with the mean of its 6 neighbours."""
-    k = min(NEAREST + 1, tissue.n_cells)
-    _, index = cKDTree(tissue.coords).query(tissue.coords, k=[*range(1, k + 1)], workers=-1)
-    rows = np.repeat(np.arange(tissue.n_cells), k - 1)
-    weight = np.full(len(rows), 1 / max(k - 1, 1))
-    mean = sparse.csr_matrix((weight, (rows, index[:, 1:].ravel())), shape=(tissue.n_cells,) * 2)
-    out = np.zeros(expression.shape[1])
-    for start in range(0, len(out), 2000):
-        own = expression[:, start : start + 2000]
-        around = np.asarray((mean @ own).todense())
-        mine = own.toarray()
-        mine, around = mine - mine.mean(axis=0), around - around.mean(axis=0)
-        scale = np.sqrt((mine**2).sum(axis=0) * (around**2).sum(axis=0))
-        out[start : start + 2000] = (mine * around).sum(axis=0) / np.maximum(scale, 1e-12)
-    return out

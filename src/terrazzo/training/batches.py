@@ -20,6 +20,7 @@ from terrazzo.corpus.sampling import mask_cells, mask_tokens, noisy_positions, p
 from terrazzo.genes import Vocabulary
 from terrazzo.models.stofm import pair_tensors
 from terrazzo.nn.pair_bias import Pairs
+from terrazzo.nn.se2 import CELL
 from terrazzo.training.config import AdaptObjective, MultiScaleObjective
 from terrazzo.units.spots import Tokens, rank_tokens
 from terrazzo.units.subslices import SubSliceConfig, with_positions
@@ -188,6 +189,11 @@ class ScenePack(Movable):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def cells(self) -> int:
+        """Cells, halos counted."""
+        return int((self.types == CELL).sum())
 
     @property
     def neighbour_mean(self) -> Tensor:

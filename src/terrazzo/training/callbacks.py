@@ -30,8 +30,8 @@ def gathered(value: Any) -> list[Any]:
 
 
 def cells_of(batch: Any) -> int:
-    """Return the number of cells in a batch: its cell tokens (halos counted), else its length."""
-    return int((batch.types == 0).sum()) if hasattr(batch, "types") else len(batch)
+    """Return the number of cells in a batch: its own count (halos counted, sites for cells), else its length."""
+    return int(batch.cells) if hasattr(batch, "cells") else len(batch)
 
 
 class Keeper(Callback):

@@ -12,6 +12,8 @@ import yaml
 
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError
+from terrazzo.models.stimage_config import Recipe, Scheme
+from terrazzo.units.patches import PatchConfig
 from terrazzo.units.subslices import SubSliceConfig
 
 Limits = tuple[float, float]
@@ -27,6 +29,11 @@ def _within(settings: object, **limits: Limits) -> None:
             raise ValueError(f"{name} is {value}; it must be at least {low:g}{most}.")
 
 
+def _check_thinning(low: float, high: float) -> None:
+    if not 0 < low <= high < 1:
+        raise ValueError(f"thin_low is {low} and thin_high {high}; they must lie between 0 and 1, in order.")
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Where training starts: a checkpoint folder, or a preset with random weights.
@@ -36,18 +43,22 @@ class ModelSource:
     preset
         ``"tiny"``, ``"small"`` or ``"paper"``; used where there is no checkpoint.
     checkpoint
-        Folder to start from; a SToFM checkpoint, or a cell encoder (converted Geneformer) whose encoder is taken.
+        Folder to start from; a SToFM checkpoint, or a cell encoder (converted Geneformer) whose encoder is taken; for
+        stage ``"patches"`` one of ST as images.
     init
         Weights without a checkpoint: ``"random"``, or ``"informed"``: gene embeddings from an SVD of training cells,
-        and heads of the SE(2) Transformer that look near.
+        and heads of the SE(2) Transformer, or of the decoder of ST as images, that look near.
     subslices
-        How slices are cut, in place of the preset's.
+        How slices are cut (SToFM), in place of the preset's.
+    patches
+        Grid, windows and channels (ST as images); None: those of the recipe or the checkpoint.
     """
 
     preset: str = "small"
     checkpoint: str = ""
     init: Literal["random", "informed"] = "random"
     subslices: SubSliceConfig = field(default_factory=SubSliceConfig)
+    patches: PatchConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,10 @@ class DataConfig:
         Cells a step (domain adaptation).
     batch_subslices
         Sub-slices a step (multi-scale pretraining; paper 16).
+    batch_windows
+        Windows a step (ST as images; paper 32).
+    windows_per_slice
+        Windows of each slice in an epoch; 0: as many as it takes to hold its sites once.
     share
         Share of the slices used (data-volume ablation, table A.5).
     block, buffer_blocks
@@ -68,24 +83,31 @@ class DataConfig:
 
     batch_cells: int = 32
     batch_subslices: int = 16
+    batch_windows: int = 32
+    windows_per_slice: int = 0
     share: float = 1.0
     block: int = 256
     buffer_blocks: int = 32
 
     def __post_init__(self) -> None:
         _within(self, batch_cells=(1, INF), batch_subslices=(1, INF), block=(1, INF), buffer_blocks=(1, INF))
+        _within(self, batch_windows=(1, INF), windows_per_slice=(0, INF))
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share}; it must be above 0 and at most 1.")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up and linear decay (table A.8).
+    """AdamW with warm-up and decay (SToFM, table A.8; ST as images, section 4.2).
 
     Attributes
     ----------
     lr, warmup_steps, weight_decay, clip
         Peak rate 1e-4 after 500 steps as published.
+    beta1, beta2
+        Of AdamW's running means.
+    schedule
+        Decay to zero after the warm-up: ``"linear"`` (SToFM) or ``"cosine"`` (ST as images).
     accumulate
         Batches a step of the optimiser (paper 4).
     epochs, max_steps
@@ -96,13 +118,16 @@ class OptimConfig:
     warmup_steps: int = 500
     weight_decay: float = 0.01
     clip: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    schedule: Literal["linear", "cosine"] = "linear"
     accumulate: int = 1
     epochs: int = 1
     max_steps: int = -1
 
     def __post_init__(self) -> None:
         _within(self, lr=(0, 1), warmup_steps=(0, INF), weight_decay=(0, INF), clip=(0, INF))
-        _within(self, accumulate=(1, INF), epochs=(1, INF))
+        _within(self, accumulate=(1, INF), epochs=(1, INF), beta1=(0, 0.9999), beta2=(0, 0.999999))
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")
 
@@ -139,10 +164,7 @@ class AdaptObjective:
         _within(self, mask_share=(0, 1), temperature=(1e-3, INF), **dict.fromkeys(weights, (0.0, INF)))
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing would be learnt.")
-        if not 0 < self.thin_low <= self.thin_high < 1:
-            raise ValueError(
-                f"thin_low is {self.thin_low} and thin_high {self.thin_high}; they must lie between 0 and 1, in order."
-            )
+        _check_thinning(self.thin_low, self.thin_high)
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,58 @@ class MultiScaleObjective:
 
 
 @dataclass(frozen=True)
+class PatchObjective:
+    """ST as images: what a training sample is, what of it is hidden, and what is predicted.
+
+    Attributes
+    ----------
+    scheme
+        ``"patch"``: sites of a window (eq 8); ``"spot"``: sites alone (eq 2); ``"multi-spot"``: the mean over a site
+        and its neighbours (eq 3); ``"slice"``: a site joined with its domain, on sites from all over a slice (eq 4).
+    recipe
+        ``"paper"`` or ``"terrazzo"``: normalisation, channels, positions and output of the model.
+    mask
+        ``"site"``: hidden sites never enter the encoder (scheme ``"patch"`` alone); ``"entry"``: single values are
+        hidden.
+    mask_share
+        Share of them (paper 0.30).
+    target
+        Of what is shown: ``"values"``: nothing is predicted; ``"thinned"``: the counts of every site are split, one
+        part is shown and the other predicted. What is hidden is predicted whole either way.
+    thin_low, thin_high
+        Share of a site's counts that is shown, drawn between these for each site.
+    hidden_weight, visible_weight
+        Weights of the losses of what is hidden and what is shown.
+    neighbors, domains
+        Of the schemes ``"multi-spot"`` (16, as scGPT-spatial) and ``"slice"``.
+    """
+
+    scheme: Scheme = "patch"
+    recipe: Recipe = "terrazzo"
+    mask: Literal["site", "entry"] = "site"
+    mask_share: float = 0.30
+    target: Literal["values", "thinned"] = "values"
+    thin_low: float = 0.4
+    thin_high: float = 0.9
+    hidden_weight: float = 1.0
+    visible_weight: float = 1.0
+    neighbors: int = 16
+    domains: int = 8
+
+    def __post_init__(self) -> None:
+        _within(self, mask_share=(0, 1), hidden_weight=(0, INF), visible_weight=(0, INF))
+        _within(self, neighbors=(1, INF), domains=(1, INF))
+        if self.mask == "site" and self.scheme != "patch":
+            raise ValueError(
+                f"mask 'site' needs the scheme 'patch'; a hidden site of the scheme {self.scheme!r} has no "
+                "neighbours to be predicted from: take mask 'entry'."
+            )
+        if not (self.hidden_weight and self.mask_share) and not (self.visible_weight and self.target == "thinned"):
+            raise ValueError("nothing is hidden and nothing is split: nothing would be learnt.")
+        _check_thinning(self.thin_low, self.thin_high)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where and how it runs (Lightning).
 
@@ -218,12 +292,13 @@ class PretrainConfig:
     Attributes
     ----------
     stage
-        ``"adapt"``: domain adaptation of the cell encoder; ``"pretrain"``: the SE(2) Transformer on sub-slices.
+        ``"adapt"``: domain adaptation of the cell encoder; ``"pretrain"``: the SE(2) Transformer on sub-slices, both of
+        SToFM; ``"patches"``: ST as images on windows.
     corpus, out
         Corpus folder, and the folder for logs, checkpoints and the final model.
     """
 
-    stage: Literal["adapt", "pretrain"]
+    stage: Literal["adapt", "pretrain", "patches"]
     corpus: str
     out: str
     model: ModelSource = field(default_factory=ModelSource)
@@ -231,6 +306,7 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     adapt: AdaptObjective = field(default_factory=AdaptObjective)
     pretrain: MultiScaleObjective = field(default_factory=MultiScaleObjective)
+    patches: PatchObjective = field(default_factory=PatchObjective)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""What a run reads: the model it starts from, the stored cell vectors, and loaders that hand out tensors."""
+"""What SToFM's stages read: the model they start from, stored cell vectors, and loaders that hand out tensors."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def centred(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
 
     Not below an SE(2) Transformer that was trained on the vectors as they were.
     """
-    if config.stage != "adapt" or config.model.init != "informed" or model.provenance.get("se2") != "untrained":
+    if config.model.init != "informed" or model.provenance.get("se2") != "untrained":
         return
     ids, match = Members(corpus, "train", config.data.share).ids, member_match(corpus, model.vocabulary)
     sample = sample_tokens(corpus, ids, match, model.config.cell_encoder.max_length)
@@ -142,10 +142,8 @@ def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Emb
     return EmbeddingCache(Path(corpus.folder) / "cache", key)
 
 
-def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None = None) -> None:
+def encode(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None = None) -> None:
     """Encode every cell that will be read once; store vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
-    if config.stage != "pretrain":
-        return
     cache, match = embedding_cache(config, corpus, model), member_match(corpus, model.vocabulary)
     table = corpus.manifest.set_index("id")
     cut, bars = config.model.subslices, Progress(progress)
@@ -164,25 +162,13 @@ def prepare(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool
 
 def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> References:
     """Return the answers that the SE(2) Transformer must beat, from training slices (stage ``"pretrain"``)."""
-    return collect(_scene_loader(config, corpus, model, "train", 0, 1, again=False))
+    return collect(scene_loader(config, corpus, model, "train", 0, 1, again=False))
 
 
-def loaders(
-    config: PretrainConfig, corpus: Corpus, model: SToFM, *, rank: int = 0, world: int = 1
-) -> tuple[Collated[Any], Collated[Any] | None]:
-    """Return the loader of the training split, and of the validation split where there is one.
-
-    Validation draws the same masks every time, so that its losses can be compared.
-    """
-    build = _cell_loader if config.stage == "adapt" else _scene_loader
-    train = build(config, corpus, model, "train", rank, world)
-    held_out = build(config, corpus, model, "validation", rank, world) if corpus.ids("validation") else None
-    return train, held_out
-
-
-def _cell_loader(
+def cell_loader(
     config: PretrainConfig, corpus: Corpus, model: SToFM, split: str, rank: int, world: int
 ) -> Collated[Any]:
+    """Return random cells of a split (stage ``"adapt"``)."""
     data, length = config.data, model.config.cell_encoder.max_length
     view = CellView(model.vocabulary, config.adapt, length)
     train = split == "train"
@@ -214,7 +200,7 @@ def _cell_loader(
     return Collated(loader, make)
 
 
-def _scene_loader(
+def scene_loader(
     config: PretrainConfig,
     corpus: Corpus,
     model: SToFM,
@@ -224,6 +210,7 @@ def _scene_loader(
     *,
     again: bool = True,
 ) -> Collated[Any]:
+    """Return sub-slices of a split (stage ``"pretrain"``); ``again``: with tokens to encode some cells again."""
     goal, train = config.pretrain, split == "train"
     again = again and goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs
     view = SceneView(goal, config.model.subslices, model.cls_token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from terrazzo.models.base import FoundationModel
 from terrazzo.models.stofm import SToFM
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.training.batches import RINGS, AdaptBatch, ScenePack
@@ -21,9 +23,9 @@ from terrazzo.training.warm_start import show_neighbours
 
 
 class Objective(LightningModule):
-    """What both stages share: the optimiser and the names of the logged losses."""
+    """What all stages share: the optimiser and the names of the logged losses."""
 
-    def __init__(self, model: SToFM, config: PretrainConfig) -> None:
+    def __init__(self, model: FoundationModel, config: PretrainConfig) -> None:
         super().__init__()
         self.model = model
         self.trained = model.module  # registered, so that Lightning moves, saves and averages it
@@ -53,13 +55,14 @@ class Objective(LightningModule):
         return []
 
     def configure_optimizers(self) -> Any:
-        """AdamW; linear warm-up, then linear decay to zero over the planned steps (table A.8)."""
+        """AdamW; linear warm-up, then decay to zero over the planned steps."""
         optim = self.config.optim
         late = {id(p) for p in self.later()}
         groups: list[list[nn.Parameter]] = [[], []]
         for parameter in filter(lambda p: p.requires_grad, self.parameters()):
             groups[id(parameter) in late].append(parameter)
-        optimizer = AdamW([{"params": g} for g in groups if g], lr=optim.lr, weight_decay=optim.weight_decay)
+        options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+        optimizer = AdamW([{"params": g} for g in groups if g], betas=(optim.beta1, optim.beta2), **options)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -70,7 +73,8 @@ def rate(step: int, optim: OptimConfig, total: int) -> float:
     warmup = max(1, min(optim.warmup_steps, total // 10))
     if step < warmup:
         return (step + 1) / warmup
-    return max(0.0, (total - step) / max(1, total - warmup))
+    left = max(0.0, (total - step) / max(1, total - warmup))
+    return left if optim.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
 class DomainAdaptation(Objective):

@@ -27,9 +27,8 @@ from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.checkpoint import CONFIG
-from terrazzo.models.stofm import SToFM
 from terrazzo.progress import Progress
-from terrazzo.training import data, logs
+from terrazzo.training import logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
 from terrazzo.training.config import PretrainConfig
 from terrazzo.training.resuming import (
@@ -43,6 +42,7 @@ from terrazzo.training.resuming import (
     set_random_state,
     start,
 )
+from terrazzo.training.stages import STAGES, initial_model, loaders, make_objective, prepare
 from terrazzo.training.strategies import make_strategy
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def pretrain(
     """
     corpus, out = Corpus.open(config.corpus), Path(config.out)
     with own_streams(), quiet():
-        model = data.initial_model(config, corpus)
+        model = initial_model(config, corpus)
         initial = model.fingerprint() if config.model.checkpoint else ""
         record = describe(config, corpus.content_hash(), initial)
         if resume:
@@ -130,7 +130,7 @@ def pretrain(
 def _train(
     config: PretrainConfig,
     corpus: Corpus,
-    model: SToFM,
+    model: FoundationModel,
     record: dict[str, Any],
     resume: bool,
     progress: bool | None,
@@ -159,19 +159,16 @@ def first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def make_objective(config: PretrainConfig, model: SToFM) -> LightningModule:
-    """Return the LightningModule of the recipe's stage, in training mode."""
-    from terrazzo.training.objectives import DomainAdaptation, MultiScale
-
-    objective = DomainAdaptation(model, config) if config.stage == "adapt" else MultiScale(model, config)
-    return objective.train()
-
-
 class _Data(LightningDataModule):
     """The loaders, made in every process once it knows its rank; stored vectors are made by the first one alone."""
 
     def __init__(
-        self, config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None, place: dict[str, Any] | None
+        self,
+        config: PretrainConfig,
+        corpus: Corpus,
+        model: FoundationModel,
+        progress: bool | None,
+        place: dict[str, Any] | None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
@@ -181,15 +178,15 @@ class _Data(LightningDataModule):
     def prepare_data(self) -> None:
         module, trainer = self._args[2].module, cast(Trainer, self.trainer)
         module.to(trainer.strategy.root_device)  # every cell goes through the encoder: not on the CPU beside a GPU
-        data.prepare(*self._args, self._progress)
+        prepare(*self._args, self._progress)
         module.to("cpu")
 
     def setup(self, stage: str) -> None:
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
-            self._loaders = data.loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
-            if self._args[0].stage == "pretrain" and self._place is None:  # a checkpoint holds what came of it
-                trainer.lightning_module.start(data.references(*self._args))
+            self._loaders = loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
+            if self._place is None:  # a checkpoint holds what came of it
+                STAGES[self._args[0].stage].start(trainer.lightning_module, *self._args)
             if self._place is not None:
                 self._loaders[0].load_state_dict(self._place)
             run, optim = self._args[0].run, self._args[0].optim
@@ -275,7 +272,7 @@ def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trai
     origin = provenance(config, corpus, model, trainer)
     trained: Any = type(model)(model.config, model.vocabulary, provenance=origin)
     trained.module.load_state_dict(state)
-    data.centred(config, corpus, trained)
+    STAGES[config.stage].finish(config, corpus, trained)
     return trained.save_pretrained(out / MODEL, overwrite=True)
 
 
@@ -285,9 +282,9 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
     out: dict[str, Any] = {
         "weights": "trained",
         "stage": config.stage,
-        "objective": config.pretrain.objective if config.stage == "pretrain" else "domain adaptation",
-        "se2": "trained" if config.stage == "pretrain" else model.provenance.get("se2", "trained"),
-        "started from": config.model.checkpoint or f"random weights, preset {config.model.preset}, seed {config.seed}",
+        **STAGES[config.stage].story(config, model),
+        "started from": config.model.checkpoint
+        or f"{config.model.init} weights, preset {config.model.preset}, seed {config.seed}",
         "corpus": Path(config.corpus).resolve().name,
         "corpus_sha256": corpus.content_hash(),
     }

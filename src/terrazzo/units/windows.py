@@ -55,7 +55,7 @@ class Window:
         if config.choose in ("all", "random"):
             weight = np.ones(len(measured))
         elif config.choose == "spatial":
-            weight = autocorrelation[measured]
+            return fixed_channels(config, measured, autocorrelation)
         else:
             there = np.flatnonzero(self.present)
             weight = variance(log_values(self.counts[there], scale.total, self.totals[there]))[measured]
@@ -63,9 +63,35 @@ class Window:
 
     def values(self, genes: Ints, scale: SliceScale, standardise: bool) -> NDArray[np.float32]:
         """Return the channels' values, float32 ``(S, m)``; 0 on sites without a cell, or without a count."""
-        chosen = sparse.csr_matrix(self.counts[:, genes])
-        out = log_values(chosen, scale.total, self.totals).toarray()
-        if standardise:
-            out = scale.standardise(out, genes)
-        out[~self.present | (self.totals <= 0)] = 0
+        out = channel_values(sparse.csr_matrix(self.counts[:, genes]), self.totals, genes, scale, standardise)
+        out[~self.present] = 0
         return out
+
+
+def fixed_channels(config: PatchConfig, measured: Ints, autocorrelation: Floats) -> Ints:
+    """Return the channels of all windows of a slice by the rule ``"spatial"``; arguments as :meth:`Window.channels`."""
+    unused = np.random.default_rng(0)
+    return measured[choose_channels(autocorrelation[measured], config.channels, "spatial", unused)]
+
+
+def channel_values(
+    counts: sparse.csr_matrix, totals: Floats, genes: Ints, scale: SliceScale, standardise: bool
+) -> NDArray[np.float32]:
+    """Return values float32 ``(S, m)`` of the counts of some genes; 0 on sites without a count.
+
+    Parameters
+    ----------
+    counts
+        CSR ``(S, m)``.
+    totals
+        ``(S,)``: counts of a site over all genes.
+    genes
+        ``(m,)``: tokens of the columns.
+    scale, standardise
+        Of the slice, and whether genes are brought to mean 0 and sd 1 in it.
+    """
+    out = log_values(counts, scale.total, totals).toarray()
+    if standardise:
+        out = scale.standardise(out, genes)
+    out[totals <= 0] = 0
+    return out

@@ -1,0 +1,157 @@
+"""The stages that one training loop serves, as equals: what each starts from, reads, minimises and leaves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from terrazzo.corpus.store import Corpus
+from terrazzo.models.base import FoundationModel
+from terrazzo.training import data, patch_data
+from terrazzo.training.config import PretrainConfig
+from terrazzo.training.data import Collated
+from terrazzo.training.objectives import DomainAdaptation, MultiScale, Objective
+from terrazzo.training.patch_objective import MaskedPatches
+
+
+class Stage:
+    """What a run must know of a stage. Models are those of the stage's own kind."""
+
+    objective: ClassVar[type[Objective]]
+
+    def initial_model(self, config: PretrainConfig, corpus: Corpus) -> Any:
+        """Return the model that training starts from."""
+        raise NotImplementedError
+
+    def loader(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, split: str, rank: int, world: int
+    ) -> Collated[Any]:
+        """Return batches of a split as tensors, this rank's share of them."""
+        raise NotImplementedError
+
+    def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
+        """Return what the model card says of the stage."""
+        raise NotImplementedError
+
+    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+        """Store what will be read; called in the first process alone."""
+
+    def start(self, objective: Any, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
+        """Set what is trained beside the model, before the first step; a resumed run has it in its checkpoint."""
+
+    def finish(self, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
+        """Change a trained model before it is written."""
+
+
+class Adapt(Stage):
+    """Domain adaptation of SToFM's cell encoder."""
+
+    objective = DomainAdaptation
+
+    def initial_model(self, config: PretrainConfig, corpus: Corpus) -> Any:
+        """Return SToFM."""
+        return data.initial_model(config, corpus)
+
+    def loader(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, split: str, rank: int, world: int
+    ) -> Collated[Any]:
+        """Return random cells."""
+        return data.cell_loader(config, corpus, model, split, rank, world)
+
+    def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
+        """Say that the SE(2) Transformer was not touched."""
+        return {"objective": "domain adaptation", "se2": str(model.provenance.get("se2", "trained"))}
+
+    def finish(self, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
+        """Take off what training added to all cells' vectors alike."""
+        data.centred(config, corpus, model)
+
+
+class MultiScalePretraining(Stage):
+    """SToFM's SE(2) Transformer on sub-slices."""
+
+    objective = MultiScale
+
+    def initial_model(self, config: PretrainConfig, corpus: Corpus) -> Any:
+        """Return SToFM."""
+        return data.initial_model(config, corpus)
+
+    def loader(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, split: str, rank: int, world: int
+    ) -> Collated[Any]:
+        """Return whole sub-slices."""
+        return data.scene_loader(config, corpus, model, split, rank, world)
+
+    def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
+        """Say which objective it was."""
+        return {"objective": config.pretrain.objective, "se2": "trained"}
+
+    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+        """Encode every cell once."""
+        data.encode(config, corpus, model, progress)
+
+    def start(self, objective: Any, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
+        """Let the heads start from trivial answers."""
+        objective.start(data.references(config, corpus, model))
+
+
+class Patches(Stage):
+    """ST as images on windows, in any of its four schemes."""
+
+    objective = MaskedPatches
+
+    def initial_model(self, config: PretrainConfig, corpus: Corpus) -> Any:
+        """Return ST as images."""
+        return patch_data.initial_model(config, corpus)
+
+    def loader(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, split: str, rank: int, world: int
+    ) -> Collated[Any]:
+        """Return windows."""
+        return patch_data.window_loader(config, corpus, model, split, rank, world)
+
+    def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
+        """Say which scheme it was."""
+        goal = config.patches
+        return {"objective": f"{goal.scheme}, {goal.mask} masking, target {goal.target}", "scheme": goal.scheme}
+
+    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+        """Measure every slice once."""
+        patch_data.measure(config, corpus, model, progress)
+
+
+STAGES: dict[str, Stage] = {"adapt": Adapt(), "pretrain": MultiScalePretraining(), "patches": Patches()}
+
+
+def initial_model(config: PretrainConfig, corpus: Corpus) -> FoundationModel:
+    """Return the model that a recipe starts from.
+
+    Raises
+    ------
+    ConfigError
+        A checkpoint of another kind; no such preset.
+    """
+    model: FoundationModel = STAGES[config.stage].initial_model(config, corpus)
+    return model
+
+
+def prepare(config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None = None) -> None:
+    """Store what a run will read, and does not make while it reads."""
+    STAGES[config.stage].prepare(config, corpus, model, progress)
+
+
+def loaders(
+    config: PretrainConfig, corpus: Corpus, model: Any, *, rank: int = 0, world: int = 1
+) -> tuple[Collated[Any], Collated[Any] | None]:
+    """Return the loader of the training split, and of the validation split where there is one.
+
+    Validation draws the same every time, so that its losses can be compared.
+    """
+    stage = STAGES[config.stage]
+    train = stage.loader(config, corpus, model, "train", rank, world)
+    held_out = stage.loader(config, corpus, model, "validation", rank, world) if corpus.ids("validation") else None
+    return train, held_out
+
+
+def make_objective(config: PretrainConfig, model: Any) -> Objective:
+    """Return the LightningModule of a recipe's stage, in training mode."""
+    return STAGES[config.stage].objective(model, config).train()
