@@ -246,3 +246,28 @@ def test_demo(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "obsm['X_stofm']" in told
     for name in ("demo.png", "losses.png", "demo.h5ad", "model"):
         assert str(out / name) in told
+
+
+@pytest.mark.usefixtures("quiet_figures")
+def test_info_draws_a_grid(call: Any, sample: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "grid.png"
+    code, out, err = call("info", sample, "--grid", picture, "--bin-um", 25, "--window", 5)
+    assert (code, err) == (0, "")
+    (line,) = [line for line in out.splitlines() if line.startswith("  grid ")]
+    assert "bin, " in line
+    assert "of 5 x 5" in line
+    assert str(picture) in out
+    assert picture.stat().st_size > 10_000
+
+
+def test_info_says_which_option_a_grid_lacks(call: Any, sample: Path, tmp_path: Path) -> None:
+    code, _, err = call("info", sample, "--grid", tmp_path / "grid.png")
+    assert code == 2
+    assert "--bin-um" in err
+    code, _, err = call("info", sample, "--bin-um", 25)
+    assert code == 2
+    assert "add --grid" in err
+    code, _, err = call("info", sample, sample, "--grid", tmp_path / "grid.png")
+    assert code == 2
+    assert "there are 2" in err
+    assert not (tmp_path / "grid.png").exists()

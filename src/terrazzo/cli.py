@@ -45,6 +45,9 @@ SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordin
 Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")]
 Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
 Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
+GridLayout = Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)]
+BinUm = Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")]
+WindowSide = Annotated[int | None, Parameter(group=GRID, help="Sites on a side of a window.")]
 
 
 def out_console() -> Console:
@@ -58,6 +61,12 @@ def info(
     /,
     *,
     model: Annotated[Path | None, Parameter(help="Also say how the genes meet this checkpoint.")] = None,
+    grid: Annotated[
+        Path | None, Parameter(group=GRID, help="Draw to this file how one slice becomes windows, and say its grid.")
+    ] = None,
+    layout: GridLayout = None,
+    bin_um: BinUm = None,
+    window: WindowSide = None,
     layer: Layer = None,
     spatial_key: SpatialKey = "spatial",
     organism: Organism = None,
@@ -67,9 +76,17 @@ def info(
     """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
     Example: terrazzo info slice.h5ad --model checkpoint
+
+    Example: terrazzo info cells.h5ad --grid grid.png --bin-um 20
     """
     import terrazzo as tz
 
+    asked: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
+    laid = {k: v for k, v in asked.items() if v is not None}
+    if laid and grid is None:
+        raise tz.errors.ConfigError(f"{', '.join(laid)} belong to the picture of a grid: add --grid FILE.png.")
+    if grid is not None and len(slices) > 1:
+        raise tz.errors.ConfigError(f"--grid draws one slice to {grid}; there are {len(slices)}.")
     loaded = tz.load(model) if model is not None else None
     console = out_console()
     options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
@@ -80,6 +97,10 @@ def info(
             console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
         if loaded is not None:
             console.print(f"  {'coverage':<22}{loaded.vocabulary.coverage(tissue)}", markup=False)
+        if grid is not None:
+            figure = tz.plot.grid(tissue, **laid)
+            console.print(f"  {'grid':<22}{figure.get_suptitle()}", markup=False)
+            console.print(f"  {'figure':<22}{tz.plot.save(figure, grid)}", markup=False)
 
 
 @app.command
@@ -100,9 +121,9 @@ def embed(
     split: Annotated[Literal["balanced", "grid"] | None, Parameter(group=CUT)] = None,
     split_size: Annotated[int | None, Parameter(group=CUT, help="Cells a sub-slice.")] = None,
     halo: Annotated[float | None, Parameter(group=CUT, help="Context around it, in spacings.")] = None,
-    layout: Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)] = None,
-    bin_um: Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")] = None,
-    window: Annotated[int | None, Parameter(group=GRID, help="Sites on a side of a window.")] = None,
+    layout: GridLayout = None,
+    bin_um: BinUm = None,
+    window: WindowSide = None,
     orthologs: Annotated[
         Path | None, Parameter(group=SLICE, help="Two-column table from the slice's genes to the model's.")
     ] = None,

@@ -21,6 +21,7 @@ from terrazzo.units.patches import (
     PatchConfig,
     choose_channels,
     corners,
+    describe,
     draw_corners,
     observed,
     tile_corners,
@@ -169,6 +170,17 @@ def test_batches_of_tiles() -> None:
     batches = list(window_batches(tiles, 4))
     assert [len(b) for b in batches] == [4, 4, 1]
     np.testing.assert_array_equal(np.concatenate(batches), tiles)
+
+
+def test_a_line_about_a_grid() -> None:
+    grid = Grid((2, 3), np.array([0, 0, 0, 1, 3]), "bin")
+    assert describe(grid, PatchConfig(window=2)) == (
+        "bin, 2 rows x 3 columns, 3 of 6 sites occupied (50%), 1.67 cells each (most 3); 2 windows of 2 x 2"
+    )
+    assert describe(grid_from([[1]]), PatchConfig()) == (
+        "square, 1 row x 1 column, 1 of 1 site occupied (100%), 1 cell each; 1 window of 16 x 16, the fullest with "
+        "cells on 1 of 256 sites"
+    )
 
 
 # Channels (eq 7)

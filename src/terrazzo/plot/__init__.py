@@ -1,11 +1,13 @@
-"""Figures: values on the tissue, an embedding in two dimensions, and predictions against the truth."""
+"""Figures: values on the tissue, a slice as an image, embeddings in two dimensions, predictions against the truth."""
 
 from terrazzo.plot.figures import save
+from terrazzo.plot.grid import grid
 from terrazzo.plot.palettes import colours
 from terrazzo.plot.regions import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
 
 __all__ = [
-    "colours", "confusion", "predicted_against_true", "reconstruction", "save", "spatial", "spatial_grid", "umap"
+    "colours", "confusion", "grid", "predicted_against_true", "reconstruction", "save", "spatial", "spatial_grid",
+    "umap",
 ]  # fmt: skip

@@ -74,6 +74,24 @@ def corners(grid: Grid, config: PatchConfig) -> Ints:
     return np.argwhere(counts >= max(floor, 1)).astype(np.int64)
 
 
+def describe(grid: Grid, config: PatchConfig) -> str:
+    """Return a grid and its windows in one line for people."""
+    (rows, columns), cells, held, side = grid.shape, len(grid.site), len(grid.occupied), config.window
+    sites, most = rows * columns, int(grid.layer.max()) + 1
+    each = "1 cell each" if most == 1 else f"{cells / held:.3g} cells each (most {most:,})"
+    line = (
+        f"{grid.layout}, {_count(rows, 'row')} x {_count(columns, 'column')}, {held:,} of {_count(sites, 'site')} "
+        f"occupied ({held / sites:.0%}), {each}; {_count(len(corners(grid, config)), 'window')} of {side} x {side}"
+    )
+    fullest = int(observed(grid, side).max())
+    enough = fullest >= config.occupancy * side**2
+    return line if enough else f"{line}, the fullest with cells on {fullest:,} of {side**2:,} sites"
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
 def draw_corners(allowed: Ints, n: int, rng: np.random.Generator) -> Ints:
     """Draw ``n`` corners uniformly (eq 6), with replacement."""
     return allowed[rng.integers(len(allowed), size=n)]
