@@ -158,8 +158,30 @@ def test_several_heads_are_several_tables(table: Any) -> None:
     assert "Theirs" not in text
 
 
+def test_sizes_of_hidden_squares_are_columns_as_they_come(table: Any) -> None:
+    protocol = table(
+        task="reconstruction", metrics=["mse"], heads=["none"], label="", sizes=[10, 4], parts=PARTS[:1],
+        published={"data": "theirs", "rows": [{"model": "A", "part": "10 x 10", "mse": 0.25}]},
+    )  # fmt: skip
+    scores = [
+        {"system": system, "part": "one", "split": f"{size} x {size}", "head": "none", "metric": "mse", "seed": 0,
+         "number": number, "value": 0.5 + number / 10}
+        for system in ("gene mean", "mine") for size in (10, 4) for number in range(2)
+    ]  # fmt: skip
+    absent = pd.DataFrame([["scGPT-spatial", "", "gone"]], columns=["system", "part", "reason"])
+    made = Table(protocol, pd.DataFrame(scores, columns=COLUMNS), absent)
+    text = render.to_markdown(made, "c")
+    assert "| system | 10 x 10: MSE | 4 x 4: MSE |" in text
+    assert "| mine | 0.550 ± 0.050 | 0.550 ± 0.050 |" in text
+    assert "| scGPT-spatial | not available | not available |" in text
+    assert "| system | 10 x 10 MSE |" in text
+    drawn = render.figure(made)
+    assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == ["10 x 10", "4 x 4"]
+    assert "lower is better" in drawn.axes[0].get_xlabel()
+
+
 def test_a_table_without_a_number(table: Any, tmp_path: Path) -> None:
-    protocol = table(task="reconstruction", metrics=["mse"], label="", parts=[], published=PUBLISHED)
+    protocol = table(task="image_to_gene", metrics=["mse"], label="", parts=[], published=PUBLISHED)
     absent = pd.DataFrame([["all systems", "", "comes later"]], columns=["system", "part", "reason"])
     target = render.write(Table(protocol, pd.DataFrame(columns=COLUMNS), absent), tmp_path, command="c")
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".html", ".json", ".md", ".yaml"]
