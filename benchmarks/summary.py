@@ -29,8 +29,8 @@ How to read it
   cells' means and linear interpolation.
 - *trained here*: SToFM and ST as images, on the other slices of the data, without labels, for minutes on one core.
   Best of their blocks is not taken: the whole vector is shown.
-- *published*: the paper's own number for its system (the best of its windows), on its own data, genes and split, which differ; the table's file
-  says how.
+- *published*: the paper's own number for its system (the best of its windows), on its own data, genes and split, which
+  differ; the table's file says how.
 """
 
 
