@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.slices import Slice
 from terrazzo.units.grids import Grid, grid_of, lay_out
+from terrazzo.units.patches import window_sites
 
 Array = np.ndarray
 
@@ -150,6 +151,25 @@ def test_one_row_or_one_column(line: str, kind: str) -> None:
     long = 9 if line == "row" or kind == "st" else 17  # in a column every second row of Visium is shifted away
     assert sorted(grid.shape)[1] == long
     assert sorted(grid.shape)[0] <= 2
+
+
+@pytest.mark.parametrize("layout", ["hex", "square"])
+def test_places_in_a_window_count_from_its_corner(layout: str) -> None:
+    """Wherever it lies, and where a part of it stands over the edge, too."""
+    grid = Grid((40, 50), np.arange(2000), layout)
+    for row, column in [(0, 0), (4, 9), (38, 30), (39, 49)]:
+        sites = window_sites(grid, np.array([row, column]), 3)
+        found = grid.window_places(sites)
+        inside = sites >= 0
+        assert found.dtype == np.float32
+        assert found[inside].min(axis=0).tolist() == [0, 0]
+        assert not found[~inside].any()
+        np.testing.assert_allclose(
+            cdist(found[inside], found[inside]),
+            cdist(grid.places(sites[inside]), grid.places(sites[inside])),
+            atol=1e-5,
+        )
+    assert not grid.window_places(np.array([-1, -1])).any()
 
 
 # Rank

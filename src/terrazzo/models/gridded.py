@@ -130,10 +130,9 @@ class GriddedSlice:
         """Return some sites, -1 for none, as a window; of one layer, or with all cells of a site summed."""
         cells, where = self._cells(sites, layer)
         totals = _sums(where, self.tissue.total_counts[cells], len(sites))
-        places = np.where(sites[:, None] >= 0, self.grid.places(sites), 0).astype(np.float32)
         held = np.zeros(len(sites), dtype=bool)
         held[where] = True
-        return Window(self.counts(sites, layer), totals, held, places)
+        return Window(self.counts(sites, layer), totals, held, self.grid.window_places(sites))
 
     def _cells(self, sites: Ints, layer: int | None) -> tuple[Ints, Ints]:
         """Return visible cells and where they are; of a layer, a site without it shows its last cell."""

@@ -83,6 +83,13 @@ class Grid:
             return np.stack([column, row], axis=1).astype(np.float64)
         return np.stack([column + 0.5 * (row % 2), row * HEX_ROW], axis=1)
 
+    def window_places(self, sites: Ints) -> NDArray[np.float32]:
+        """Return where the sites of a window lie, ``(n, 2)``, from its own corner; 0 for -1, beyond the edge."""
+        inside, there = sites >= 0, self.places(sites)
+        if inside.any():  # sines count from the corner: a padded window must not seem to lie elsewhere
+            there = there - there[inside].min(axis=0)
+        return np.where(inside[:, None], there, 0.0).astype(np.float32)
+
 
 def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> Grid:
     """Lay a slice out; where micrometres are unknown, a bin's side is in the unit of the coordinates, with a warning.
