@@ -237,6 +237,21 @@ def test_reconstruction_reads_nothing_of_hidden_cells(loud: Any) -> None:
     assert first.std(axis=0).max() > 0
 
 
+def test_means_of_a_prediction_are_those_of_the_visible_cells(loud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from terrazzo.models import reconstruction
+
+    def says_the_mean(model: Any, held: Any, sites: Any, tokens: Any, *rest: Any) -> Any:
+        return np.tile(held.scale.mean[tokens], (len(sites), 1))
+
+    adata = visium()
+    model, hidden = model_of(adata, loud), np.arange(300) < 20
+    monkeypatch.setattr(reconstruction, "_predict", says_the_mean)
+    found = model.reconstruct(adata, hidden, list(map(str, adata.var_names)))
+    shown = adata.X[20:].toarray()
+    mean = np.log1p(shown / shown.sum(axis=1, keepdims=True) * 1e4).mean(axis=0)
+    np.testing.assert_allclose(found, np.tile(mean, (20, 1)), rtol=1e-4)
+
+
 def test_genes_that_the_model_does_not_know_are_answered_with_their_mean(loud: Any) -> None:
     adata = visium()
     model = model_of(adata[:, :50].copy(), loud)

@@ -44,10 +44,12 @@ def reconstruct(
     tokens = held.token[columns].astype(np.int64)
     known = tokens >= 0
     at = held.grid.site[hidden]
-    out = np.tile(_mean(tissue, ~hidden, columns), (len(at), 1))
+    mean = _mean(tissue, ~hidden, columns)
+    out = np.tile(mean, (len(at), 1))
     if known.any():
         sites, back = np.unique(at, return_inverse=True)
-        out[:, known] = _in_paper_units(_predict(model, held, sites, tokens[known], config, seed), held)[back]
+        found = _predict(model, held, sites, tokens[known], config, seed)
+        out[:, known] = _in_paper_units(found, mean[known], held.scale.mean[tokens[known]])[back]
     return out
 
 
@@ -98,6 +100,14 @@ def _predict(
     return held.scale.restore(predicted, tokens) if config.standardise else predicted
 
 
-def _in_paper_units(values: NDArray[np.float32], held: GriddedSlice) -> NDArray[np.float32]:
-    """Return log1p of counts scaled to 10,000 from log1p of counts scaled to the slice's total."""
-    return np.log1p(np.maximum(np.expm1(values), 0) * (PAPER_TOTAL / held.scale.total)).astype(np.float32)
+def _in_paper_units(
+    values: NDArray[np.float32], mean: NDArray[np.float32], own_mean: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Return log1p of counts scaled to 10,000 from the model's own values, by the ratio of a gene's means.
+
+    A prediction is a mean over what a cell may hold, none or many. To scale it inside the logarithm would say more than
+    the mean of the scaled values wherever a gene is absent from many cells: on DLPFC that costs most of what
+    neighbours know beyond the gene's mean. Means are of the visible cells, on either scale.
+    """
+    factor = np.divide(mean, own_mean, out=np.ones(len(mean)), where=own_mean > 0)
+    return (np.maximum(values, 0) * factor).astype(np.float32)
