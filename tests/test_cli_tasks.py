@@ -194,11 +194,12 @@ def test_reconstruct(call: Any, files: list[Path], tmp_path: Path, monkeypatch: 
     filler, out = Filler(), tmp_path / "out"
     monkeypatch.setattr(tz, "load", lambda source: filler)
     words = ("--model", "any", "--size", 2, 3, "--bin-um", 40, "--n-genes", 20, "--repeats", 4, "--out", out)
-    code, told, err = call("reconstruct", files[0], *words)
+    code, told, err = call("reconstruct", files[0], *words, "--choose", "dispersion")
     assert (code, err) == (0, "")
     assert sorted(p.name for p in out.iterdir()) == ["hidden.png", "scores"]
     result = TaskResult.load(out / "scores")
     assert (result.config["sizes"], result.config["bin_um"], result.config["layout"]) == ([2, 3], 40, "bin")
+    assert result.config["choose"] == "dispersion"
     assert (result.summary()["n"] == 4).all()
     assert "Filler (untrained)" in told
     assert "mean of 16 nearest" in told

@@ -156,6 +156,9 @@ def reconstruct(
         list[int] | None, Parameter(help="Sides of the hidden square, in sites; default 8.", consume_multiple=True)
     ] = None,
     n_genes: Annotated[int, Parameter(help="Genes predicted: the most variable of the visible tissue.")] = 512,
+    choose: Annotated[
+        Literal["variance", "dispersion"], Parameter(help="How variable: on its own, or for a gene of its mean.")
+    ] = "variance",
     repeats: Annotated[int, Parameter(group=SCORES, help="Squares of each size.")] = 20,
     layout: Annotated[Literal["auto", "hex", "square", "rank", "bin"], Parameter(help="Grid of the slice.")] = "auto",
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
@@ -181,7 +184,7 @@ def reconstruct(
         return held.reconstruct(shown, hidden, genes, **given)
 
     title = held.title if held.trained else f"{held.title} (untrained)"
-    options: dict[str, Any] = {"n_genes": n_genes, "repeats": repeats, "seed": seed, **grid}
+    options: dict[str, Any] = {"n_genes": n_genes, "choose": choose, "repeats": repeats, "seed": seed, **grid}
     result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
     _report(result, out / "scores")
     tz.plot.save(tz.plot.reconstruction(result), out / "hidden.png")
