@@ -295,7 +295,7 @@ class SiteStore:
             return self._load(id, kind, names)
 
     def _load(self, id: str, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
-        with np.load(self.path(id, kind), allow_pickle=False) as held:
+        with self.path(id, kind).open("rb") as stream, np.load(stream, allow_pickle=False) as held:
             return {name: held[name] for name in names}
 
     def _open(self, id: str) -> _Laid:
