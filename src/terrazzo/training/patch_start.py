@@ -26,6 +26,7 @@ MOST_GENES = 2000  # of the SVD where all genes are channels
 # of a prediction: a shown site's own components, and the near mean's, which a hidden site has alone (on DLPFC this
 # costs .871 hidden, .475 shown against .884, .482 with halves, and .945, .558 of the genes' means)
 OWN, AROUND = 0.25, 0.75
+ALONE = 0.5  # of a site that sees no other
 NEAR = 1.0  # radius, in pitches, of the head that hands on the near mean
 
 
@@ -121,7 +122,7 @@ def show_components(vit: MaskedViT, genes: Ints, loadings: Floats, variance: Flo
             _zero(first.query, first.key, first.value)
             _look_near(first, k)
         _zero(vit.readout)
-        own = OWN if context else 1.0
+        own = OWN if context else ALONE
         vit.readout.weight[:k, :k] = torch.eye(k) * own * k / width
         if vit.fusion is not None:
             vit.fusion.weight.copy_(torch.cat([torch.eye(width), torch.eye(width)], dim=1) / 2)
