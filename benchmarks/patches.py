@@ -1,6 +1,6 @@
 """Pretrain ST as images on real slices without labels, by every scheme and recipe, and score the held-out slice.
 
-``python benchmarks/patches.py DATA --task dlpfc|merfish|starmap|xenium|simulated [--schemes patch spot ...] [--out FILE]``
+``python benchmarks/patches.py DATA --task dlpfc|merfish|starmap|simulated [--schemes patch spot ...] [--out FILE]``
 
 What is trained, the read-outs and the baselines are those of ``pretrain.py``. All schemes have one backbone, one
 budget of steps and one number of sites a step, the same slices, genes and read-outs. The test slice is the corpus's
@@ -129,7 +129,8 @@ def run(slices: list, labels: list[str], options) -> tuple[list, list, dict]:
                 notes.append(f"{name}, seed {seed}: trained in {seconds:.0f} s, a slice embedded in {embedding:.0f} s")
                 note(vectors)
     rows = [
-        {"label": label, "embedding": name, "seeds": len(r), **pretrain.summary(r)} for (label, name), r in scores.items()
+        {"label": label, "embedding": name, "seeds": len(r), **pretrain.summary(r)}
+        for (label, name), r in scores.items()
     ]
     rows.sort(key=lambda r: labels.index(r["label"]))
     return rows, notes, losses
@@ -177,7 +178,9 @@ def main() -> None:
             ours = [r for r in rows if r["label"] == label]
             result[f"{short}_best_trivial"] = max(pretrain.number(r[kind]) for r in trivial if r["label"] == label)
             for name in options.schemes:
-                of = [r for r in ours if r["embedding"].removeprefix("ST as images: ") in (name, f"{name} [own ; niche]")]
+                of = [
+                    r for r in ours if r["embedding"].removeprefix("ST as images: ") in (name, f"{name} [own ; niche]")
+                ]
                 result[f"{short}_{name.replace(', ', '_').replace(' ', '_')}"] = pretrain.number(of[0][kind])
     notes.append(f"{ {k: getattr(options, k) for k in ('preset', 'steps', 'batch', 'window', 'bin', 'lr')} }")
     notes.append(f"losses, all seeds: {json.dumps(losses)}")

@@ -1,4 +1,4 @@
-"""The demo: a small simulated corpus, tiny SToFM training, and the domains of a slice that was not in it."""
+"""The demo: a small simulated corpus, tiny training of each system, and the domains of a slice that was not in it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from terrazzo.corpus.splits import Splits
 from terrazzo.models.baselines import Baseline
 from terrazzo.models.convert import load
 from terrazzo.models.files import check_writable, write_atomically
+from terrazzo.models.stimage import STImage
 from terrazzo.models.stofm import SToFM
 from terrazzo.representation import block
 from terrazzo.tasks import domains
 from terrazzo.training import config as recipes
 from terrazzo.training import logs
 from terrazzo.training.run import pretrain
+from terrazzo.units.patches import PatchConfig
 
 ABOUT = (
-    "SToFM, preset tiny, trained for a few minutes on simulated slices, then used on a simulated slice that it never "
-    "saw. These numbers show that the whole way works and that training helps, not how good the model is: so little "
-    "training does not beat PCA averaged over neighbours."
+    "SToFM and ST as images, preset tiny, trained for a few minutes on simulated slices, then used on a simulated "
+    "slice that they never saw. These numbers show that the whole way works and what training does, not how good a "
+    "system is: the tissue is simple, and PCA averaged over neighbours knows much of it already."
 )
 SEEDS = 5
 SLICES, VALIDATION = 5, 1  # slices to train on, and to follow the losses on; one more is embedded
-NICHE, OWN, UNTRAINED = "X_stofm_niche", "X_stofm_own", "X_stofm_untrained"
+STAGES = ("adapt", "pretrain", "patches")  # two of SToFM, one of ST as images
+BIN_UM = 12.0  # about the distance between neighbouring cells: one or two in a bin
+BLOCKS = {  # obsm key: (what is embedded, block)
+    "X_stofm_own": (keys.X_STOFM, "own"),
+    "X_stofm_niche": (keys.X_STOFM, "niche"),
+    "X_stimage_own": (keys.X_STIMAGE, "own"),
+    "X_stimage_niche": (keys.X_STIMAGE, "niche"),
+}
 
 
 def run(
@@ -39,6 +48,7 @@ def run(
     n_cells: int = 700,
     adapt_epochs: int = 4,
     pretrain_epochs: int = 30,
+    patch_epochs: int = 12,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Path:
@@ -47,12 +57,12 @@ def run(
     Parameters
     ----------
     out
-        Folder; ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs ``adapt.csv`` and
-        ``pretrain.csv`` and the trained checkpoint ``model/`` go there.
+        Folder; ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs ``adapt.csv``,
+        ``pretrain.csv`` and ``patches.csv`` and the trained checkpoints ``stofm/`` and ``stimage/`` go there.
     n_cells
         Cells of each simulated slice.
-    adapt_epochs, pretrain_epochs
-        Passes over the corpus in domain adaptation and in multi-scale pretraining.
+    adapt_epochs, pretrain_epochs, patch_epochs
+        Passes over the corpus: SToFM's domain adaptation and multi-scale pretraining; windows of ST as images.
     seed
         Seed of tissue and weights.
     progress
@@ -67,14 +77,18 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     *training, adata = simulate.corpus(SLICES + VALIDATION + 1, n_cells, seed=seed, n_donors=SLICES + VALIDATION + 1)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-        untrained = train(Path(work), training, adapt_epochs, pretrain_epochs, seed, progress)
-        for stage in ("adapt", "pretrain"):
+        epochs = (adapt_epochs, pretrain_epochs, patch_epochs)
+        untrained = train(Path(work), training, epochs, seed, progress)
+        for stage in STAGES:
             shutil.copyfile(Path(work) / stage / "logs" / logs.CSV, folder / f"{stage}.csv")
-        model: Any = load(Path(work) / "pretrain" / "model")
-        model.save_pretrained(folder / "model", overwrite=True)
-    model.embed(adata, progress=progress)
-    adata.obsm[OWN], adata.obsm[NICHE] = block(adata, keys.X_STOFM, "own"), block(adata, keys.X_STOFM, "niche")
-    untrained.embed(adata, key_added=UNTRAINED, progress=progress)
+        for name, stage in (("stofm", "pretrain"), ("stimage", "patches")):
+            model: Any = load(Path(work) / stage / "model")
+            model.save_pretrained(folder / name, overwrite=True)
+            model.embed(adata, progress=progress)
+    for key, (whole, name) in BLOCKS.items():
+        adata.obsm[key] = block(adata, whole, name)
+    for model in untrained:
+        model.embed(adata, key_added=f"{model.default_key}_untrained", progress=progress)
     for baseline in BASELINES:
         baseline.embed(adata)
     table = score(adata, METHODS)
@@ -88,15 +102,21 @@ def run(
 
 BASELINES = [Baseline("pca"), Baseline("pca-nb3", n_components=20)]
 METHODS = [
-    ("SToFM, niche block", NICHE),
-    ("SToFM, own block", OWN),
-    ("SToFM untrained", UNTRAINED),
+    ("SToFM, niche block", "X_stofm_niche"),
+    ("SToFM, own block", "X_stofm_own"),
+    ("SToFM untrained", "X_stofm_untrained"),
+    ("ST as images, niche block", "X_stimage_niche"),
+    ("ST as images, own block", "X_stimage_own"),
+    ("ST as images untrained", "X_stimage_untrained"),
     *((baseline.title, baseline.default_key) for baseline in BASELINES),
 ]
+DRAWN = ("X_stofm_niche", "X_stofm_untrained", "X_stimage_niche", "X_stimage_own", *(b.default_key for b in BASELINES))
 
 
-def train(work: Path, slices: list[AnnData], adapt: int, multi: int, seed: int, progress: bool | None) -> SToFM:
-    """Build a corpus, and run both stages into ``work/adapt`` and ``work/pretrain``; returns an untrained model."""
+def train(
+    work: Path, slices: list[AnnData], epochs: tuple[int, int, int], seed: int, progress: bool | None
+) -> list[SToFM | STImage]:
+    """Build a corpus, and run each stage into ``work/<stage>``; returns untrained models."""
     paths = []
     for number, adata in enumerate(slices):
         bare = adata.copy()
@@ -105,22 +125,26 @@ def train(work: Path, slices: list[AnnData], adapt: int, multi: int, seed: int, 
         paths.append(work / f"slice_{number + 1}.h5ad")
     splits = Splits(by="donor", validation=VALIDATION / len(slices), seed=seed)
     corpus = build(paths, work / "corpus", min_genes=1, splits=splits, scheduler="synchronous", progress=progress)
-    adapted = pretrain(recipe("adapt", work, "", adapt, seed), progress=progress)
-    pretrain(recipe("pretrain", work, str(adapted), multi, seed), progress=progress)
-    return SToFM("tiny", corpus.vocabulary(), seed=seed)
+    adapted = pretrain(recipe("adapt", work, "", epochs[0], seed), progress=progress)
+    pretrain(recipe("pretrain", work, str(adapted), epochs[1], seed), progress=progress)
+    trained: Any = load(pretrain(recipe("patches", work, "", epochs[2], seed), progress=progress))
+    vocabulary = corpus.vocabulary()
+    return [SToFM("tiny", vocabulary, seed=seed), STImage(trained.config, vocabulary, seed=seed)]
 
 
 def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> recipes.PretrainConfig:
     """Return the demo's recipe for one stage."""
+    patches = PatchConfig(bin_um=BIN_UM, channels=200, choose="spatial") if stage == "patches" else None
     return recipes.PretrainConfig(
         stage=stage,
         corpus=str(work / "corpus"),
         out=str(work / stage),
-        model=recipes.ModelSource(preset="tiny", checkpoint=checkpoint, init="informed"),
-        data=recipes.DataConfig(batch_cells=64, batch_subslices=2),
+        model=recipes.ModelSource(preset="tiny", checkpoint=checkpoint, init="informed", patches=patches),
+        data=recipes.DataConfig(batch_cells=64, batch_subslices=2, batch_windows=4),
         optim=recipes.OptimConfig(lr=1e-3, warmup_steps=20, epochs=epochs),
         adapt=recipes.AdaptObjective(own_weight=1, masked_weight=0, contrastive_weight=0, view="thinned"),
         pretrain=recipes.MultiScaleObjective(objective="own+niche", mask_share=0.5, reencode=0),
+        patches=recipes.PatchObjective(target="thinned"),
         run=recipes.RunConfig(log_every=5),
         seed=seed,
     )
@@ -160,21 +184,29 @@ def draw(adata: AnnData, table: pd.DataFrame, path: Path) -> Path:
     """Draw truth and domains side by side."""
     import matplotlib.pyplot as plt
 
-    shown = [(title, key) for title, key in METHODS if key != OWN]
-    figure, axes = plt.subplots(1, len(shown) + 1, figsize=(4 * len(shown) + 5, 4), layout="constrained")
-    plot.spatial(adata, color="region", ax=axes[0], title="true regions (simulated)")
+    shown = [(title, key) for title, key in METHODS if key in DRAWN]
+    columns = -(-(len(shown) + 1) // 2)
+    figure, grid = plt.subplots(2, columns, figsize=(4.2 * columns, 7.6), layout="constrained")
+    first, *axes = grid.ravel()
+    for ax in axes[len(shown) :]:
+        ax.remove()
+    plot.spatial(adata, color="region", ax=first, title="true regions (simulated)")
     ari = table.set_index("embedding")["ARI"]
-    for ax, (title, key) in zip(axes[1:], shown, strict=True):
+    for ax, (title, key) in zip(axes, shown, strict=False):
         plot.spatial(adata, color=keys.domain_key(key), ax=ax, title=f"{title}: ARI {ari[title]}", legend=False)
     return plot.save(figure, path)
 
 
 def draw_losses(folder: Path, path: Path) -> Path:
-    """Draw the losses of both stages, and on the slice held out for validation what trivial answers cost."""
+    """Draw the losses of all stages, and on the slice held out for validation what trivial answers cost."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    panels = (("adapt", "own", "held-out counts of a cell"), ("pretrain", "masked_cells", "vectors of hidden cells"))
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    panels = (
+        ("adapt", "own", "held-out counts of a cell"),
+        ("pretrain", "masked_cells", "vectors of hidden cells"),
+        ("patches", "masked_sites", "genes of hidden sites"),
+    )
     for ax, (stage, part, title) in zip(axes, panels, strict=True):
         table = pd.read_csv(folder / f"{stage}.csv")
         for name in (c for c in table if c == f"train/{part}" or c.startswith(f"val/{part}")):
