@@ -229,8 +229,8 @@ def encoder_only(model, adata) -> np.ndarray:
     return encode_cells(model.module.cell_encoder, tokens, model.cls_token, "float32", Progress(False))[0]
 
 
-def make_corpus(root: Path, slices: list) -> None:
-    """Build the corpus of all slices without labels, the last one held out."""
+def make_corpus(root: Path, slices: list, *, held_out: bool = True) -> None:
+    """Build the corpus of all slices without labels, the last one held out or not."""
     import pandas as pd
 
     import terrazzo as tz
@@ -240,7 +240,8 @@ def make_corpus(root: Path, slices: list) -> None:
         bare = adata.copy()
         bare.obs = bare.obs[[c for c in ("array_row", "array_col") if c in bare.obs]]
         bare.write_h5ad(root / f"slice{i}.h5ad")
-        rows.append({"path": f"slice{i}.h5ad", "split": "train" if i < len(slices) - 1 else "validation"})
+        last = held_out and i == len(slices) - 1
+        rows.append({"path": f"slice{i}.h5ad", "split": "validation" if last else "train"})
     pd.DataFrame(rows).to_csv(root / "slices.csv", index=False)
     tz.build_corpus(root / "slices.csv", root / "corpus", min_genes=1, scheduler="synchronous", progress=False)
 

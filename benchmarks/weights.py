@@ -66,7 +66,7 @@ def main() -> None:
         slices = [hidden.visible for hidden in hide_genes(slices, HIDDEN, seed=0)]
     options.keep.mkdir(parents=True, exist_ok=True)
     if not (options.keep / "corpus" / "manifest.parquet").is_file():
-        pretrain.make_corpus(options.keep, [*slices, slices[-1]] if task.seen else slices)
+        pretrain.make_corpus(options.keep, slices, held_out=not task.seen)
     options.adapt_steps, options.lr, options.pair = task.adapt_steps, 1e-3, "knn"
     budget = {"adapt_epochs": 10_000, "pretrain_epochs": task.pretrain_epochs}
     for seed in range(options.seeds):
