@@ -73,8 +73,10 @@ def test_one_baseline_that_fails_does_not_take_the_others_with_it(
     assert failed == [KINDS["pearson"].title]
 
 
-def test_a_checkpoint_and_its_cell_encoder(checkpoint: Path, simulated: Any, tiny_model: Any) -> None:
-    systems = resolve(["stofm", "cell-encoder"], [f"stofm={checkpoint}", f"cell-encoder={checkpoint}"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_checkpoint_and_its_cell_encoder(named: bool, checkpoint: Path, simulated: Any, tiny_model: Any) -> None:
+    given = [f"stofm={checkpoint}", *([f"cell-encoder={checkpoint}"] if named else [])]
+    systems = resolve(["stofm", "cell-encoder"], given)
     (whole,), (alone,) = called(systems, "SToFM (untrained)"), called(systems, "Cell encoder alone (untrained)")
     assert whole.model is not None
     assert isinstance(alone.model, CellModel)

@@ -71,6 +71,7 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
     given
         What the user passes: ``stofm=FOLDER`` (again for another seed), ``cell-encoder=FOLDER``, ``LABEL=FOLDER`` for
         any checkpoint, ``LABEL=obsm:KEY`` for an embedding that the slices hold already, or the name of a baseline.
+        Where a table asks for the cell encoder and none is passed, it is that of the SToFM checkpoints.
 
     Raises
     ------
@@ -91,6 +92,9 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
                 f"--models {word}: pass a baseline ({', '.join(KINDS)}), NAME=CHECKPOINT or NAME=obsm:KEY, "
                 "e.g. stofm=run/model."
             )
+    if "cell-encoder" in names and "cell-encoder" not in supplied:
+        inside = [s for s in supplied.get("stofm", ()) if not s.startswith("obsm:")]
+        supplied |= {"cell-encoder": inside} if inside else {}
     for label, sources in supplied.items():
         out += _seeds(label, sources)
     out += [_missing(name) for name in dict.fromkeys(names) if name not in KINDS and name not in supplied]
