@@ -16,8 +16,10 @@ from anndata import AnnData
 import terrazzo as tz
 from terrazzo import keys
 from terrazzo.errors import ConfigError, GeneError, InputError, TerrazzoWarning
+from terrazzo.models import stimage as room
 from terrazzo.models.stimage_config import STImageConfig, preset
-from terrazzo.units.patches import PatchConfig
+from terrazzo.units.grids import grid_of
+from terrazzo.units.patches import PatchConfig, tile_corners, window_sites
 
 
 def visium(n: int = 300, seed: int = 0, **options: Any) -> AnnData:
@@ -150,6 +152,59 @@ def test_slices_smaller_than_a_window(kept: int, loud: Any) -> None:
     assert np.isfinite(vectors).all()
 
 
+def part(adata: AnnData, kept: str) -> AnnData:
+    row, column = adata.obs[keys.ARRAY_ROW], adata.obs[keys.ARRAY_COL]
+    rows = {"row": row == row.mode()[0], "column": column == column.mode()[0], "gaps": row % 4 > 1}[kept]
+    return adata[rows.to_numpy()].copy()
+
+
+@pytest.mark.parametrize("kept", ["row", "column", "gaps"])
+def test_one_row_one_column_and_missing_rows(kept: str, loud: Any) -> None:
+    adata = part(visium(), kept)
+    vectors = embedded(model_of(visium(), loud), adata)
+    assert np.isfinite(vectors).all()
+    assert len(np.unique(vectors.round(5), axis=0)) == adata.n_obs > 3
+
+
+@pytest.mark.parametrize("choose", ["spatial", "weighted", "hvg", "random", "all"])
+@pytest.mark.parametrize("n", [1, 5])
+def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:
+    adata = visium()
+    most = np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())
+    adata = adata[:, most[:n]].copy()
+    vectors = embedded(model_of(visium(), loud, patches=PatchConfig(window=6, channels=40, choose=choose)), adata)
+    assert np.isfinite(vectors).all()
+    assert vectors.std(axis=0).max() > 0
+
+
+@pytest.mark.parametrize("choose", ["spatial", "weighted"])
+def test_windows_with_a_single_cell(choose: Any, loud: Any) -> None:
+    adata = tz.simulate.tissue(40, n_genes=60, seed=0)
+    adata.obsm["spatial"] = np.stack(np.divmod(np.arange(40), 8), axis=1) * 1000.0
+    model = model_of(adata, loud, patches=PatchConfig(window=6, bin_um=20.0, channels=40, choose=choose))
+    vectors = embedded(model, adata)
+    assert np.isfinite(vectors).all()
+    assert len(np.unique(vectors[:, :64].round(5), axis=0)) == 40
+
+
+def test_normalised_values_are_refused(loud: Any) -> None:
+    adata = visium()
+    model = model_of(adata, loud)
+    adata.X = np.log1p(adata.X.toarray())
+    for verb in (
+        lambda **options: embedded(model, adata, **options),
+        lambda **options: model.plan(adata, **options),
+        lambda **options: model.reconstruct(adata, np.arange(300) < 9, ["SIM1"], **options),
+    ):
+        with pytest.raises(InputError, match="does not hold counts"):
+            verb()
+        with (
+            pytest.raises(InputError, match=r"X holds normalised values.*Pass the layer that holds raw counts"),
+            pytest.warns(TerrazzoWarning, match="normalised values"),
+        ):
+            verb(allow_normalised=True)
+
+
 def test_spots_without_counts_keep_their_place_and_are_flagged(loud: Any, caplog: Any) -> None:
     adata = visium()
     counts = adata.X.tolil()
@@ -186,6 +241,28 @@ def test_the_plan_counts_cells_and_takes_the_same_options() -> None:
     assert plan.cells == 400
     assert plan.seconds > 0
     assert "400 cells" in str(plan)
+
+
+def test_windows_are_looked_at_as_often_as_their_fullest_bin_has_cells(
+    loud: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata = tz.simulate.tissue(300, n_genes=60, seed=0)
+    model = model_of(adata, loud, patches=PatchConfig(window=4, bin_um=25.0, channels=40, choose="spatial"))
+    tissue = tz.Slice.from_anndata(adata)
+    grid = grid_of(tissue, bin_um=25.0)
+    cells = np.bincount(grid.site, minlength=grid.shape[0] * grid.shape[1])
+    passes = 0
+    for corner in tile_corners(grid, 4, 2):
+        sites = window_sites(grid, corner, 4)
+        passes += cells[sites[sites >= 0]].max()
+    looked: list[int] = []
+    plain = model.states
+    monkeypatch.setattr(model, "states", lambda batch, seed: looked.append(len(batch.sites)) or plain(batch, seed))
+    embedded(model, adata)
+    assert sum(looked) == passes > len(tile_corners(grid, 4, 2))
+    monkeypatch.setattr(room, "matmul_rate", lambda *args: 1.0)
+    each = 5 * model.module.flops(16, 40) / room.REACH
+    assert model.plan(adata).seconds == pytest.approx(passes * each)
 
 
 def test_foreign_genes_and_impossible_settings_are_refused(loud: Any) -> None:
@@ -272,19 +349,32 @@ def test_reconstruction_says_what_is_wrong(loud: Any) -> None:
         model.reconstruct(adata, np.arange(300) < 5, ["nothing"])
     with pytest.raises(InputError, match="shape"):
         model.reconstruct(adata, np.zeros(3, dtype=bool), [str(adata.var_names[0])])
+    with pytest.raises(ConfigError, match="window"):
+        model.reconstruct(adata, np.arange(300) < 5, [str(adata.var_names[0])], window=0)
+
+
+def test_one_gene_may_be_named_alone(loud: Any) -> None:
+    adata = visium()
+    model, hidden, gene = model_of(adata, loud), np.arange(300) < 5, str(adata.var_names[0])
+    np.testing.assert_array_equal(model.reconstruct(adata, hidden, gene), model.reconstruct(adata, hidden, [gene]))
 
 
 # what a training sample is
 
 
+def scheme_of(base: tz.STImage, scheme: Any, loud: Any) -> tz.STImage:
+    """Return a model of another scheme with the same genes and windows."""
+    config = preset("tiny", base.vocabulary.n_tokens, scheme=scheme, patches=base.config.patches)
+    model = tz.STImage(config, base.vocabulary)
+    loud(model.module)
+    model.module.autocorrelation.copy_(base.module.autocorrelation)
+    return model
+
+
 @pytest.mark.parametrize("scheme", ["spot", "multi-spot", "slice"])
 def test_other_schemes_give_every_spot_a_vector_too(scheme: Any, loud: Any, tmp_path: Path) -> None:
     adata = visium()
-    base = model_of(adata, loud)
-    config = preset("tiny", base.vocabulary.n_tokens, scheme=scheme, patches=base.config.patches)
-    model = tz.STImage(config, base.vocabulary)
-    model.module.autocorrelation.copy_(base.module.autocorrelation)
-    loud(model.module)
+    model = scheme_of(model_of(adata, loud), scheme, loud)
     vectors = embedded(model, adata)
     assert vectors.shape == (300, 64)
     assert np.isfinite(vectors).all()
@@ -297,6 +387,27 @@ def test_other_schemes_give_every_spot_a_vector_too(scheme: Any, loud: Any, tmp_
     change = np.abs(embedded(model, moved) - embedded(model, adata)).max(axis=1) > 1e-5
     assert change[150]
     assert (change.sum() > 1) == (scheme != "spot")  # whether others take notice
+
+
+@pytest.mark.parametrize("scheme", ["patch", "multi-spot", "slice"])
+def test_vectors_do_not_depend_on_how_many_windows_are_worked_on_together(
+    scheme: Any, loud: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU works on more of them than a CPU."""
+    model = scheme_of(model_of(visium(), loud), scheme, loud)
+    together = embedded(model, visium())
+    monkeypatch.setitem(room.BATCH_SITES, "cpu", 36)
+    np.testing.assert_allclose(together, embedded(model, visium()), atol=1e-5)
+
+
+def test_slice_based_predictions_pass_the_layer_that_joins(loud: Any) -> None:
+    adata = visium()
+    model = scheme_of(model_of(adata, loud), "slice", loud)
+    hidden, genes = np.arange(300) < 20, list(map(str, adata.var_names[:5]))
+    before = model.reconstruct(adata, hidden, genes)
+    with torch.no_grad():
+        model.module.fusion.weight.mul_(2)
+    assert np.abs(model.reconstruct(adata, hidden, genes) - before).max() > 1e-3
 
 
 def test_a_scheme_and_its_settings_must_fit() -> None:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from terrazzo.errors import InputError
+from terrazzo.genes import GeneMatch
 from terrazzo.models.gridded import GriddedSlice
 from terrazzo.models.stimage_config import STImageConfig
 from terrazzo.nn.schemes import scheme_states
@@ -27,6 +28,7 @@ WINDOWS = 8  # worked on together
 def reconstruct(
     model: STImage,
     tissue: Slice,
+    match: GeneMatch,
     adata: AnnData,
     hidden: NDArray[np.bool_],
     genes: list[str],
@@ -39,7 +41,7 @@ def reconstruct(
         raise InputError(f"hidden has the shape {hidden.shape}; it must say of each of {tissue.n_cells} cells.")
     if hidden.all():
         raise InputError(f"{tissue.name}: all cells are hidden; there is nothing to predict them from.")
-    held = GriddedSlice.make(tissue, model.vocabulary.match(tissue), config, config.vit.n_genes, hidden)
+    held = GriddedSlice.make(tissue, match, config, config.vit.n_genes, hidden)
     columns = _columns(adata, tissue, genes)
     tokens = held.token[columns].astype(np.int64)
     known = tokens >= 0
@@ -88,7 +90,9 @@ def _predict(
         shown = present & ~torch.from_numpy(wanted).to(model.device)
         near = config.neighbors if config.scheme == "multi-spot" else 0
         values, genes = batch.values.to(model.device), batch.genes.to(model.device)
-        states = scheme_states(module, values, genes, places, shown, neighbors=near).cpu().numpy()
+        # a site that is not shown has no domain, as in training; still the layer that predictions come from is passed
+        none = torch.full_like(shown, -1, dtype=torch.int64) if config.scheme == "slice" else None
+        states = scheme_states(module, values, genes, places, shown, neighbors=near, domain=none).cpu().numpy()
         # a window in which a site has many others around it knows more of it
         seen = shown.sum(dim=1).cpu().numpy()[:, None].repeat(wanted.shape[1], 1)[wanted]
         at = np.searchsorted(sites, batch.sites[wanted])

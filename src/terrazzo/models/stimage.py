@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from terrazzo import keys
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes import Vocabulary
 from terrazzo.models.base import Embedding, FoundationModel, Plan
 from terrazzo.models.cells import advice, matmul_rate
@@ -24,7 +24,7 @@ from terrazzo.nn.schemes import scheme_states
 from terrazzo.nn.vit import MaskedViT
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
-from terrazzo.units.grids import Floats, Ints, grid_of
+from terrazzo.units.grids import Floats, Grid, Ints, grid_of
 from terrazzo.units.macro_domains import macro_domains
 from terrazzo.units.patches import PatchConfig, tile_corners, window_sites
 
@@ -126,10 +126,10 @@ class STImage(FoundationModel):
         config, bars = self._with({"layout": layout, "bin_um": bin_um, "window": window}), Progress(progress)
 
         def run(tissue: Slice, adata: AnnData) -> Embedding:
-            match = self.vocabulary.match(tissue, orthologs=orthologs)
+            match = self.vocabulary.match(_counted(tissue), orthologs=orthologs)
             held = GriddedSlice.make(tissue, match, config, self.config.vit.n_genes)
             blocks = self._vectors(held, config, seed, bars)
-            known = np.asarray(tissue.counts[:, match.column_token >= 0].sum(axis=1)).ravel()
+            known = tissue.counts @ (match.column_token >= 0).astype(np.float64)  # no copy of the counts
             details = {"grid": held.grid.layout, "sites": len(held.grid.occupied), "shape": held.grid.shape}
             return Embedding(*_joined(blocks, details, known == 0, match.coverage))
 
@@ -137,7 +137,17 @@ class STImage(FoundationModel):
         return self._embed_all(data, key_added or self.default_key, settings, slice_options, run)
 
     def reconstruct(
-        self, adata: AnnData, hidden: NDArray[np.bool_], genes: Sequence[str], *, seed: int = 0, **slice_options: Any
+        self,
+        adata: AnnData,
+        hidden: NDArray[np.bool_],
+        genes: str | Sequence[str],
+        *,
+        layout: str | None = None,
+        bin_um: float | None = None,
+        window: int | None = None,
+        seed: int = 0,
+        orthologs: Any = None,
+        **slice_options: Any,
     ) -> NDArray[np.float32]:
         """Predict genes of hidden cells from the cells around them.
 
@@ -149,6 +159,8 @@ class STImage(FoundationModel):
             bool ``(n_cells,)``.
         genes
             Names as in ``adata.var_names``. One that the model does not know is answered with its mean.
+        layout, bin_um, window, orthologs
+            As in :meth:`embed`.
         seed
             Of the channels, where they are drawn.
         **slice_options
@@ -161,12 +173,15 @@ class STImage(FoundationModel):
         Raises
         ------
         InputError
-            No cell is shown; a gene that the slice does not have.
+            No cell is shown; a gene that the slice does not have; as :meth:`embed`.
         """
         from terrazzo.models.reconstruction import reconstruct
 
-        config = self._with({k: slice_options.pop(k, None) for k in ("layout", "bin_um", "window")})
-        return reconstruct(self, Slice.from_anndata(adata, **slice_options), adata, hidden, list(genes), config, seed)
+        config = self._with({"layout": layout, "bin_um": bin_um, "window": window})
+        tissue = _counted(Slice.from_anndata(adata, **slice_options))
+        names = [genes] if isinstance(genes, str) else list(genes)
+        match = self.vocabulary.match(tissue, orthologs=orthologs)
+        return reconstruct(self, tissue, match, adata, hidden, names, config, seed)
 
     def _with(self, changes: dict[str, Any]) -> STImageConfig:
         chosen = {k: float(v) if k == "bin_um" else v for k, v in changes.items() if v is not None}
@@ -177,11 +192,13 @@ class STImage(FoundationModel):
     ) -> dict[str, NDArray[np.float32]]:
         """Return the blocks of all cells' vectors, each the mean over windows."""
         out: dict[str, NDArray[np.float32]] = {}
-        units = _units(held, config, seed)
+        units = _units(held.grid, config, seed)
+        depth = _depth(held.grid, units)
         for layer in range(int(held.layer.max()) + 1):
             cells = np.flatnonzero(held.layer == layer)
             sites, back = np.unique(held.grid.site[cells], return_inverse=True)
-            for name, vectors in self._site_vectors(held, config, seed, bars, units, sites, layer).items():
+            deep = [unit for unit, n in zip(units, depth.tolist(), strict=True) if n > layer]
+            for name, vectors in self._site_vectors(held, config, seed, bars, deep, sites, layer).items():
                 if name not in out:
                     out[name] = np.zeros((len(held.layer), vectors.shape[1]), dtype=np.float32)
                 out[name][cells] = vectors[back]
@@ -200,20 +217,18 @@ class STImage(FoundationModel):
         """Return the blocks of the vectors of some sites, ascending, in one layer."""
         total: dict[str, NDArray[np.float32]] = {}
         count: NDArray[np.float32] = np.zeros(len(sites), dtype=np.float32)
-        if layer:  # few sites have a second cell
-            units = [unit for unit in units if np.isin(unit, sites).any()]
         with bars.stage("windows", len(units)) as advance:
             for batch, blocks in self._windows(held, config, units, seed, layer):
-                kept = np.isin(batch.sites, sites)
-                at = np.searchsorted(sites, batch.sites[kept])
+                kept, at = _among(batch.sites, sites)
                 np.add.at(count, at, 1)
                 for name, states in blocks.items():
                     if name not in total:
                         total[name] = np.zeros((len(sites), states.shape[2]), dtype=np.float32)
                     np.add.at(total[name], at, states[kept])
                 advance(len(batch.sites))
-        weight = np.maximum(count, np.float32(1))[:, None]
-        return {name: np.asarray(sums / weight, dtype=np.float32) for name, sums in total.items()}
+        for sums in total.values():
+            sums /= np.maximum(count, np.float32(1))[:, None]
+        return total
 
     @torch.inference_mode()
     def _windows(
@@ -259,23 +274,53 @@ class STImage(FoundationModel):
         slice_options = {k: v for k, v in options.items() if k not in ("key_added", "seed", "progress")}
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
         config = self._with(changes)
-        coverage = self.vocabulary.match(tissue, orthologs=orthologs).coverage
-        side, grid = config.patches.window, grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
-        tiles = len(tile_corners(grid, side, max(side // 2, 1)))
-        passes = 1 + PARTS if config.output == "own+niche" else 1
+        coverage = self.vocabulary.match(_counted(tissue), orthologs=orthologs).coverage
+        grid = grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
+        passes = int(_depth(grid, _units(grid, config, 0)).sum()) * (1 + PARTS if config.output == "own+niche" else 1)
         rate = matmul_rate("float32", self.device)
-        seconds = tiles * passes * self.module.flops(side**2, config.patches.channels) / (rate * REACH)
+        seconds = passes * self.module.flops(config.patches.window**2, config.patches.channels) / (rate * REACH)
         return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
 
 
-def _units(held: GriddedSlice, config: STImageConfig, seed: int) -> list[Ints]:
+def _counted(tissue: Slice) -> Slice:
+    """Return a slice that holds counts.
+
+    Raises
+    ------
+    InputError
+        It holds normalised values.
+    """
+    if not tissue.is_counts:
+        raise InputError(
+            f"{tissue.name}: {tissue.source} holds normalised values; ST as images scales counts and takes their "
+            "logarithm. Pass the layer that holds raw counts (layer=, --layer)."
+        )
+    return tissue
+
+
+def _units(grid: Grid, config: STImageConfig, seed: int) -> list[Ints]:
     """Return the sets of sites that are looked at together: overlapping windows, or what slice-based training sees."""
     side = config.patches.window
     if config.scheme != "slice":
-        return [window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 2, 1))]
-    mixed = np.random.default_rng(seed).permutation(held.grid.occupied)
+        return [window_sites(grid, c, side) for c in tile_corners(grid, side, max(side // 2, 1))]
+    mixed = np.random.default_rng(seed).permutation(grid.occupied)
     padded = np.pad(mixed, (0, -len(mixed) % side**2), constant_values=-1)
     return list(padded.reshape(-1, side**2))
+
+
+def _depth(grid: Grid, units: list[Ints]) -> Ints:
+    """Return in how many layers each set is looked at: as many as its fullest bin has cells."""
+    if grid.layout != "bin":
+        return np.ones(len(units), dtype=np.int64)
+    cells = np.unique(grid.site, return_counts=True)[1]
+    return np.array([cells[_among(unit, grid.occupied)[1]].max() for unit in units], dtype=np.int64)
+
+
+def _among(sites: Ints, some: Ints) -> tuple[NDArray[np.bool_], Ints]:
+    """Say which sites are among some others, ascending, and where each of these is; in time that hardly grows."""
+    at = np.minimum(np.searchsorted(some, sites), len(some) - 1)
+    there = some[at] == sites
+    return there, at[there].astype(np.int64)
 
 
 def _domains(batch: WindowBatch, k: int, seed: int) -> Tensor:
@@ -283,7 +328,8 @@ def _domains(batch: WindowBatch, k: int, seed: int) -> Tensor:
     out = np.full(batch.sites.shape, -1, dtype=np.int64)
     for row, here in enumerate(batch.present.numpy()):
         values, places = batch.values[row].numpy()[here], batch.places[row].numpy()[here]
-        out[row, here] = macro_domains(values, places, k, np.random.default_rng([seed, row]))
+        rng = np.random.default_rng([seed, int(batch.sites[row].max())])  # whatever else is in the batch
+        out[row, here] = macro_domains(values, places, k, rng)
     return torch.from_numpy(out)
 
 
@@ -302,5 +348,8 @@ def _joined(
         return blocks[""], empty, coverage, details
     ends = np.cumsum([0] + [b.shape[1] for b in blocks.values()]).tolist()
     places = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
-    scaled = [b / max(float(np.linalg.norm(b, axis=1).mean()), 1e-12) for b in blocks.values()]
-    return np.hstack(scaled).astype(np.float32), empty, coverage, {**details, "blocks": places}
+    out = np.empty((len(empty), ends[-1]), dtype=np.float32)
+    for (start, stop), vectors in zip(places.values(), blocks.values(), strict=True):
+        norm = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).mean())  # no array as large as the vectors
+        np.divide(vectors, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
+    return out, empty, coverage, {**details, "blocks": places}
