@@ -76,6 +76,8 @@ def test_python_m_terrazzo() -> None:
         ["fly"], ["embed"], ["embed", "x.h5ad"], ["embed", "x.h5ad", "--model", "m", "--out", "o", "--colour", "red"],
         ["embed", "x.h5ad", "--model", "m", "--out", "o", "--split", "hexagons"],
         ["embed", "x.h5ad", "--model", "m", "--out", "o", "--seed", "one"], ["info"], ["convert", "stofm"],
+        ["embed", "x.h5ad", "--model", "m", "--out", "o", "--seed", "-1"],
+        ["reconstruct", "x.h5ad", "--model", "m", "--out", "o", "--seed", "-1"],
     ],
     ids=" ".join,
 )  # fmt: skip

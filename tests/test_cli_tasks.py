@@ -14,8 +14,10 @@ import yaml
 
 import terrazzo as tz
 from terrazzo.cli import main
+from terrazzo.models import stimage_config
 from terrazzo.tasks import Probe, TaskResult
 from terrazzo.training.finetune import FineTuned
+from terrazzo.units.patches import PatchConfig
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 KEY = "X_t2"
@@ -206,6 +208,27 @@ def test_reconstruct(call: Any, files: list[Path], tmp_path: Path, monkeypatch: 
     assert result.score("mse", "2 x 2", "Filler (untrained)") > 0
     assert [(one["n"], one["genes"], one["bin_um"]) for one in filler.asked] == [(0, 20, 40.0)] * 8
     assert "layout" not in filler.asked[0]  # what is not said is as the model was trained
+
+
+def test_st_as_images_from_checkpoint_to_files(call: Any, made: list[Any], files: list[Path], tmp_path: Path) -> None:
+    patches = PatchConfig(window=6, channels=40, choose="spatial")
+    vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(made[0])])
+    config = stimage_config.preset("tiny", vocabulary.n_tokens, patches=patches)
+    checkpoint = tz.STImage(config, vocabulary).save_pretrained(tmp_path / "stimage")
+    grid = ("--model", checkpoint, "--bin-um", 40)
+    code, _, err = call("embed", files[0], *grid, "--window", 4, "--out", tmp_path / "embedded")
+    assert (code, err) == (0, "")
+    record = anndata.read_h5ad(tmp_path / "embedded" / "s0.h5ad").uns["terrazzo"]["X_stimage"]
+    settings = yaml.safe_load(record["settings"])
+    assert (settings["bin_um"], settings["window"], settings["layout"]) == (40.0, 4, "auto")
+    words = ("--size", 2, "--n-genes", 10, "--repeats", 2, "--out", tmp_path / "out")
+    code, told, err = call("reconstruct", files[0], *grid, *words)
+    assert (code, err) == (0, "")
+    scores = [line.split("  ")[1:] for line in told.splitlines() if "ST as images (untrained) 2 x 2 " in line]
+    assert len(scores) == 2  # mse and mae, and a space after the longest name
+    code, _, err = call("embed", files[0], "--model", checkpoint, "--out", tmp_path / "more")
+    assert code == 2
+    assert "bin_um=20 (--bin-um 20)" in err
 
 
 def test_a_model_that_cannot_reconstruct(refused: Any, files: list[Path], checkpoint: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 
@@ -116,7 +117,9 @@ def embed(
         Parameter(help="bfloat16: faster where the CPU has it; its error is measured. Default float32."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    seed: Annotated[int | None, Parameter(help="Seed of the clustering, or of drawn channels; default 0.")] = None,
+    seed: Annotated[
+        int | None, Parameter(help="Seed of the clustering, or of drawn channels; default 0.", validator=Number(gte=0))
+    ] = None,
     clusters: Annotated[str | None, Parameter(group=CUT, help="obs column to make virtual cells from.")] = None,
     split: Annotated[Literal["balanced", "grid"] | None, Parameter(group=CUT)] = None,
     split_size: Annotated[int | None, Parameter(group=CUT, help="Cells a sub-slice.")] = None,
@@ -238,7 +241,7 @@ def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
     cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 700,
-    seed: Annotated[int, Parameter(help="Seed of tissue and weights.")] = 0,
+    seed: Annotated[int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))] = 0,
 ) -> None:
     """Simulate a small corpus, train on it, find the domains of a slice that was held out; a few minutes.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Head = Annotated[Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="The
 Runs = Annotated[int, Parameter(group=SCORES, help="Seeds or draws.")]
 Test = Annotated[Path | None, Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice).")]
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
-Seed = Annotated[int, Parameter(help="Seed.")]
+Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
 
 
 def register(app: App) -> None:
@@ -336,7 +337,7 @@ def _report(result: TaskResult, folder: Path) -> None:
     """Write a result and print its scores."""
     target = result.save(folder)
     for row in result.summary().itertuples():
-        whose = f"{row.system:<24}" if "system" in result.metrics else ""
+        whose = f"{row.system:<24} " if "system" in result.metrics else ""
         _say(f"  {whose}{row.split:<10}{row.metric:<18}{row.mean:.4f} ± {row.sd:.4f} (n = {row.n})")
     for note in result.notes:
         _say(f"  note: {note}")
