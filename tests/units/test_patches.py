@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -70,6 +71,19 @@ def test_observed_by_hand() -> None:
 @settings(max_examples=80, deadline=None)
 def test_observed_equals_brute_force(held: Array, window: int) -> None:
     np.testing.assert_array_equal(observed(grid_from(held), window), counted(held, window))
+
+
+def test_a_huge_grid_is_counted_in_little_more_than_itself() -> None:
+    """One outlier, and the grid is as large as it may be: 4 bytes a site and no array more than one besides."""
+    grid = Grid((2000, 2000), np.array([0, 1, 2000 * 2000 - 1]), "bin")
+    assert grid.occupied.tolist() == [0, 1, 3_999_999]
+    tracemalloc.start()
+    counts = observed(grid, 16)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts[[0, 0, 0, -1], [0, 1, 2, -1]].tolist() == [2, 1, 0, 1]
+    assert counts.sum() == 4
+    assert most < 12.5 * 2000 * 2000
 
 
 def test_cells_of_one_site_count_once() -> None:
@@ -309,7 +323,16 @@ def test_a_window_with_a_single_observed_site() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"window": 0}, {"channels": 0}, {"occupancy": 0.0}, {"occupancy": 1.1}, {"bin_um": -1.0}, {"layout": "round"}],
+    [
+        {"window": 0},
+        {"channels": 0},
+        {"occupancy": 0.0},
+        {"occupancy": 1.1},
+        {"layout": "round"},
+        {"bin_um": -1.0},
+        {"bin_um": float("nan")},
+        {"bin_um": float("inf")},
+    ],
 )
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Layout = Literal["auto", "hex", "square", "rank", "bin"]
 
-MOST_SITES = 2**28  # a lookup table of 2 GB; a slice of a million cells in bins of its spacing has some 2**21
+MOST_SITES = 2**28  # to count what windows hold then takes 3 GB; a million cells in bins of their spacing have 2**21
 HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pitches
 ORDERLY, SPREAD = 0.8, 0.3  # share of neighbours at the lattice's distance, and what counts as that distance
 FITS, MOST = 0.25, 0.9  # distance from their lattice points, in pitches, within which this share of places must lie
@@ -109,7 +109,8 @@ def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> G
     if bin_um > 0 and layout in ("auto", "bin") and tissue.unit != "um":
         warnings.warn(
             f"{tissue.name}: micrometres are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
-            "pass technology= (--technology) or microns_per_unit= (--microns-per-unit) if you know one.",
+            "pass technology= (--technology) or microns_per_unit= (--microns-per-unit), or write uns['technology'], if "
+            "you know one.",
             TerrazzoWarning,
             stacklevel=3,
         )
@@ -143,10 +144,10 @@ def lay_out(
     layout
         ``"hex"``: Visium's staggered array, columns halved, so that the grid is dense. ``"square"``: arrays whose rows
         and columns are the grid's. ``"rank"``: rank of each distinct x and y (eq 5), which closes gaps. ``"bin"``:
-        squares of side ``bin_size``. ``"auto"``: the array's kind; bins where ``bin_size`` is given; else the lattice
-        that the coordinates lie on, turned by whatever angle.
+        squares of side ``bin_size``. ``"auto"``: bins where ``bin_size`` is given; else the array's kind; else the
+        lattice that the coordinates lie on, turned by whatever angle.
     bin_size
-        In the unit of ``coords``.
+        In the unit of ``coords``; not looked at with ``"hex"``, ``"square"`` and ``"rank"``.
     name
         Of the slice, for messages.
 
@@ -155,7 +156,7 @@ def lay_out(
     InputError
         No lattice is there and no bin size is given; the grid would be too large.
     ConfigError
-        Settings that contradict each other.
+        Bins without a size.
     """
     if layout == "bin" and not bin_size > 0:
         raise ConfigError("layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20).")
@@ -195,8 +196,8 @@ def _on_lattice(
         asked = "a lattice" if layout == "auto" else f"a {layout} lattice"
         raise InputError(
             f"{name}: the coordinates do not lie on {asked}, and obs has no array_row and array_col. For single-cell "
-            "platforms give the side of a bin in micrometres, bin_um=20 (--bin-um 20); about the distance between "
-            "neighbouring cells puts one or two into a bin."
+            "platforms give the side of a bin in micrometres, bin_um=20 (--bin-um 20), in a recipe "
+            "model.patches.bin_um: 20; about the distance between neighbouring cells puts one or two into a bin."
         )
     return found
 

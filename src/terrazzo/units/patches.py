@@ -51,20 +51,25 @@ class PatchConfig:
             raise ValueError("window and channels must be at least 1.")
         if not 0 < self.occupancy <= 1:
             raise ValueError(f"occupancy is {self.occupancy}; it must be above 0 and at most 1.")
-        if self.bin_um < 0:
+        if not 0 <= self.bin_um < np.inf:
             raise ValueError(f"bin_um is {self.bin_um}; it must be at least 0 (0: no bins).")
 
 
-def observed(grid: Grid, window: int) -> Ints:
+def observed(grid: Grid, window: int) -> NDArray[np.int32]:
     """Return how many occupied sites every window holds, by its top-left corner, ``(rows - h + 1, columns - w + 1)``.
 
     A grid smaller than a window has one corner in that direction: the window is padded with empty sites.
     """
-    held = np.zeros(grid.shape, dtype=np.int64)
-    held.flat[grid.occupied] = 1
-    total = np.pad(held.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    total = np.zeros((grid.shape[0] + 1, grid.shape[1] + 1), dtype=np.int32)  # of a huge grid, hardly more than itself
+    rows, columns = np.divmod(grid.occupied, grid.shape[1])
+    total[rows + 1, columns + 1] = 1
+    for axis in (0, 1):
+        np.cumsum(total, axis=axis, out=total)
     h, w = min(window, grid.shape[0]), min(window, grid.shape[1])
-    return total[h:, w:] - total[:-h, w:] - total[h:, :-w] + total[:-h, :-w]
+    out = total[h:, w:] - total[:-h, w:]
+    out -= total[h:, :-w]
+    out += total[:-h, :-w]
+    return out
 
 
 def corners(grid: Grid, config: PatchConfig) -> Ints:
