@@ -260,11 +260,12 @@ def test_cells_of_no_site() -> None:
         assert (len(cells), len(which)) == (0, 0)
 
 
-def test_bins_go_before_the_array_only_when_they_are_asked_for() -> None:
+def test_an_array_goes_before_bins_unless_they_are_asked_for() -> None:  # so that a corpus may hold both platforms
     lattice = visium(6, 5)
     coords = visium_places(lattice) * 100
-    assert lay_out(coords, lattice=lattice, lattice_kind="visium", bin_size=250).layout == "bin"
-    assert lay_out(coords, lattice=lattice, lattice_kind="visium", layout="hex", bin_size=250).layout == "hex"
+    assert lay_out(coords, lattice=lattice, lattice_kind="visium", bin_size=250).layout == "hex"
+    assert lay_out(coords, lattice=lattice, lattice_kind="visium", layout="bin", bin_size=250).layout == "bin"
+    assert lay_out(coords, lattice=lattice, bin_size=250).layout == "bin"  # Visium HD: a lattice of 2 um, no spots
 
 
 # Lattices recovered from coordinates

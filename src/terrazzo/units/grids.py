@@ -71,7 +71,7 @@ class Grid:
         order, starts = self._by_site
         at = np.minimum(np.searchsorted(self.occupied, sites), len(self.occupied) - 1)
         here = np.flatnonzero(self.occupied[at] == sites)
-        first, counts = starts[at[here]], np.diff(starts)[at[here]]
+        first, counts = starts[at[here]], starts[at[here] + 1] - starts[at[here]]
         ends = np.cumsum(counts)
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
         return order[np.repeat(first, counts) + within], np.repeat(here, counts).astype(np.int64)
@@ -144,8 +144,8 @@ def lay_out(
     layout
         ``"hex"``: Visium's staggered array, columns halved, so that the grid is dense. ``"square"``: arrays whose rows
         and columns are the grid's. ``"rank"``: rank of each distinct x and y (eq 5), which closes gaps. ``"bin"``:
-        squares of side ``bin_size``. ``"auto"``: bins where ``bin_size`` is given; else the array's kind; else the
-        lattice that the coordinates lie on, turned by whatever angle.
+        squares of side ``bin_size``. ``"auto"``: a Visium or ST array's own grid; else bins where ``bin_size`` is
+        given; else the lattice that the coordinates lie on, turned by whatever angle.
     bin_size
         In the unit of ``coords``; not looked at with ``"hex"``, ``"square"`` and ``"rank"``.
     name
@@ -160,7 +160,7 @@ def lay_out(
     """
     if layout == "bin" and not bin_size > 0:
         raise ConfigError("layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20).")
-    if layout == "bin" or (layout == "auto" and bin_size > 0):
+    if layout == "bin" or (layout == "auto" and bin_size > 0 and lattice_kind is None):
         columns, rows = np.floor(np.minimum((coords - coords.min(axis=0)) / bin_size, MOST_SITES)).T
         kind = "bin"
     elif layout == "rank":
