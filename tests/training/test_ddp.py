@@ -19,7 +19,7 @@ from terrazzo.training.config import save
 pytestmark = pytest.mark.slow
 
 WATCHED = """
-import json, sys
+import hashlib, json, sys
 from pathlib import Path
 import torch
 from lightning import Callback
@@ -37,7 +37,11 @@ class Watch(Callback):
         stream = loader._stream
         def watched(epoch, first):
             for batch in stream(epoch, first):
-                if isinstance(batch, list):
+                if hasattr(batch, "hidden"):  # windows of ST as images, told apart by what is shown of them
+                    shown = zip(batch.ids, batch.values, batch.target)
+                    self.seen += [(epoch, id, hashlib.sha256(v.numpy().tobytes() + t.numpy().tobytes()).hexdigest())
+                                  for id, v, t in shown]
+                elif isinstance(batch, list):
                     self.seen += [(epoch, i.id, int(c)) for i in batch for c in i.sub.cells[:i.sub.n_core]]
                 else:
                     self.seen += [(epoch, loader.ids[m], int(r)) for m, r in zip(batch.member, batch.rows)]
@@ -89,6 +93,23 @@ def test_two_processes_equal_one_with_twice_the_batch(recipe: Any, tmp_path: Pat
 def test_random_cells_are_shared_without_overlap(recipe: Any, tmp_path: Path) -> None:
     config = recipe("adapt", optim={"epochs": 2}, run={"devices": 2})
     assert_every_cell_once(watch(config, tmp_path, "cells")["seen"], 2)
+
+
+def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(recipe: Any, tmp_path: Path) -> None:
+    # windows without an empty site: as many hidden values in each, so that the mean of two means is the mean of all
+    patches = {"window": 2, "occupancy": 1.0, "bin_um": 30.0, "channels": 16, "choose": "spatial"}
+    common: dict[str, Any] = {
+        "model": {"init": "informed", "patches": patches},
+        "optim": {"accumulate": 1, "epochs": 2},
+    }
+    one = recipe("patches", "one", data={"batch_windows": 4, "windows_per_slice": 4}, **common)
+    two = recipe("patches", "two", data={"batch_windows": 2, "windows_per_slice": 4}, run={"devices": 2}, **common)
+    alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
+    assert len(alone["losses"]) == len(both["losses"]) == 6
+    torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0)
+    seen = [sorted(map(tuple, part)) for part in both["seen"]]
+    assert [len(part) for part in seen] == [12, 12]
+    assert sorted(seen[0] + seen[1]) == sorted(map(tuple, alone["seen"][0]))
 
 
 def assert_every_cell_once(seen: list[list[list[Any]]], processes: int) -> None:
