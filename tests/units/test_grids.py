@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -462,6 +463,12 @@ def test_a_bin_in_unknown_units_is_told(simulated: Any) -> None:
     del adata.uns["technology"]
     with pytest.warns(TerrazzoWarning, match="--microns-per-unit"):
         grid_of(Slice.from_anndata(adata), bin_um=20)
+    array = dataclasses.replace(Slice.from_anndata(simulated(layout="visium")), unit="pixel")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert grid_of(array, bin_um=20).layout == "hex"  # nothing is put into bins: nothing to say of their unit
+    with pytest.warns(TerrazzoWarning, match="--microns-per-unit"):
+        assert grid_of(array, layout="bin", bin_um=20).layout == "bin"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> G
     InputError, ConfigError
         As :func:`lay_out`.
     """
-    if bin_um > 0 and layout in ("auto", "bin") and tissue.unit != "um":
+    if bin_um > 0 and tissue.unit != "um" and (layout == "bin" or (layout == "auto" and tissue.lattice_kind is None)):
         warnings.warn(
             f"{tissue.name}: micrometres are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
             "pass technology= (--technology) or microns_per_unit= (--microns-per-unit), or write uns['technology'], if "
