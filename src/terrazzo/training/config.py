@@ -310,6 +310,9 @@ class PretrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _within(self, seed=(0, INF))
+
 
 def load(path: str | Path, **overrides: object) -> PretrainConfig:
     """Read a recipe.
