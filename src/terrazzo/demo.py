@@ -129,7 +129,9 @@ def train(
     pretrain(recipe("pretrain", work, str(adapted), epochs[1], seed), progress=progress)
     trained: Any = load(pretrain(recipe("patches", work, "", epochs[2], seed), progress=progress))
     vocabulary = corpus.vocabulary()
-    return [SToFM("tiny", vocabulary, seed=seed), STImage(trained.config, vocabulary, seed=seed)]
+    untrained: Any = STImage(trained.config, vocabulary, seed=seed)
+    untrained.module.autocorrelation.copy_(trained.module.autocorrelation)  # the same channels: weights differ, no more
+    return [SToFM("tiny", vocabulary, seed=seed), untrained]
 
 
 def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> recipes.PretrainConfig:
