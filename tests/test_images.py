@@ -166,7 +166,7 @@ def test_damaged_file_never_raises_anything_else(tmp_path_factory, data, at, nam
     at = min(at, len(good))
     path.write_bytes(good[:at] + data + good[at + len(data) :])
     with contextlib.suppress(InputError):
-        TissueImage.from_file(path, max_pixels=10**6)
+        np.asarray(TissueImage.from_file(path, max_pixels=10**6).pixels)
 
 
 def test_crop_lands_on_the_point(pixels):
@@ -177,16 +177,19 @@ def test_crop_lands_on_the_point(pixels):
     assert image.crop(150.0, 70.0, size_um=0.01).shape == (1, 1, 3)
 
 
-def test_crop_is_white_beyond_the_border(pixels):
+def test_crop_beyond_the_border_is_white_or_repeats_it(pixels):
     image = TissueImage(pixels)
-    corner = image.crop(0.0, 0.0, size_px=6)
+    repeated = image.crop(0.0, 0.0, size_px=6)
+    np.testing.assert_array_equal(repeated, np.pad(pixels[:3, :3], ((3, 0), (3, 0), (0, 0)), mode="edge"))
+    assert (image.crop(-1e300, 1e300, size_px=4) == pixels[-1, 0]).all()
+    corner = image.crop(0.0, 0.0, size_px=6, padding="white")
     np.testing.assert_array_equal(corner[3:, 3:], pixels[:3, :3])
     assert (corner[:3] == 255).all()
     assert (corner[:, :3] == 255).all()
-    whole = image.crop(15.0, 10.0, size_px=50)
+    whole = image.crop(15.0, 10.0, size_px=50, padding="white")
     np.testing.assert_array_equal(whole[15:35, 10:40], pixels)
     for far in (1e3, -1e3, 1e300, -1e300):
-        assert (image.crop(far, 5.0, size_px=6) == 255).all()
+        assert (image.crop(far, 5.0, size_px=6, padding="white") == 255).all()
     corner[:] = 0
     assert image.pixels.max() > 0
 

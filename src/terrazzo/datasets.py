@@ -338,10 +338,12 @@ def _add_image(adata: AnnData, name: str, sheet: Path) -> None:
     if not _is_plain(picture) or Path(picture).suffix.lower() not in IMAGE_SUFFIXES:
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise InputError(f"{sheet}: image is {picture!r}; it must name a file of the same folder ({kinds}).")
-    image = TissueImage.from_file(sheet.with_name(picture), scale=said.get("scale", 0.0))
+    image = TissueImage.from_file(sheet.with_name(picture), scale=said.get("scale", 0.0), scale_y=said.get("scale_y"))
     entry = _library(adata, name)
     entry["images"] = {**entry["images"], "hires": image.pixels}
     entry["scalefactors"]["tissue_hires_scalef"] = image.scale
+    if image.scale_y is not None:
+        entry["scalefactors"]["tissue_hires_scalef_y"] = image.scale_y
     diameter = said.get("spot_diameter_fullres")
     if isinstance(diameter, int | float) and diameter > 0:
         entry["scalefactors"].setdefault("spot_diameter_fullres", float(diameter))

@@ -208,14 +208,15 @@ def _place(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Pl
             'image=True, but there is no image in uns["spatial"] that belongs to this slice; '
             'pass a TissueImage, or image="auto" to do without.'
         )
-    corner = np.array([found.image.width, found.image.height]) * found.coord_scale / found.image.scale
-    if not ((found.coords >= 0) & (found.coords <= corner)).all(axis=1).any():
+    first, corner = image_corners(found.image, found.coord_scale)
+    if not ((found.coords >= first) & (found.coords <= corner)).all(axis=1).any():
         raise InputError(
-            f"no cell lies on the image: it spans 0 to {corner[0]:.6g} by 0 to {corner[1]:.6g}, "
+            f"no cell lies on the image: it spans {first[0]:.6g} to {corner[0]:.6g} by {first[1]:.6g} to "
+            f"{corner[1]:.6g}, "
             f"the cells {low[0]:.6g} to {high[0]:.6g} by {low[1]:.6g} to {high[1]:.6g}; "
             "mend its scale (image_xy = native_xy * scale)"
         )
-    pixels, extent = _cut(found.image, found.coord_scale, low, high)
+    pixels, extent = cut(found.image, found.coord_scale, low, high)
     return Place(found.coords, touching, low, high, pixels, extent)
 
 
@@ -229,24 +230,28 @@ def touching_distance(coords: np.ndarray) -> float:
     return float(np.median(distance.mean(axis=1)))
 
 
-def _cut(
+def cut(
     image: TissueImage, coord_scale: float, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """Cut the image to what is shown and shrink it; returns pixels and (left, right, bottom, top) in the slice's unit.
 
     A pixel's edge lies at a whole number: pixel i spans i to i + 1 (as ``TissueImage.crop`` has it).
     """
-    from PIL import Image
+    pixel = coord_scale / image.scales  # of the slice's units
+    corner, size = image_corners(image, coord_scale)[0], np.array([image.width, image.height])
+    first = np.clip(np.floor((low - corner) / pixel), 0, size - 1).astype(int)
+    last = np.clip(np.ceil((high - corner) / pixel), first + 1, size).astype(int)
+    (x0, y0), (x1, y1) = first.tolist(), last.tolist()
+    shown = image.view(x0, y0, x1, y1, MAX_SIDE_PX)
+    (left, top), (right, bottom) = corner + first * pixel, corner + last * pixel
+    return shown, (left, right, bottom, top)
 
-    pixel = coord_scale / image.scale  # of the slice's units
-    size = np.array([image.width, image.height])
-    first = np.clip(np.floor(low / pixel), 0, size - 1).astype(int)
-    last = np.clip(np.ceil(high / pixel), first + 1, size).astype(int)
-    (x0, y0), (x1, y1) = first, last
-    shrink = int(np.ceil((last - first).max() / MAX_SIDE_PX))
-    shown = Image.fromarray(np.ascontiguousarray(image.pixels[y0:y1, x0:x1])).reduce(shrink)
-    right, bottom = x0 + shown.width * shrink, y0 + shown.height * shrink  # the last pixel may stand over the edge
-    return np.asarray(shown), (x0 * pixel, right * pixel, bottom * pixel, y0 * pixel)
+
+def image_corners(image: TissueImage, coord_scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the upper left and the lower right corner of an image in the units of its slice, (2,) each."""
+    pixel = coord_scale / image.scales
+    low = -np.array(image.offset) * pixel
+    return low, low + np.array([image.width, image.height]) * pixel
 
 
 def inches_of(place: Place) -> tuple[float, float]:

@@ -333,7 +333,8 @@ def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
         if scale is None or array is None or np.ndim(array) not in (2, 3):
             continue
         try:
-            return image_in_units(TissueImage.from_array(np.asarray(array), scale=scale), geometry)
+            scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")  # ours: where pixels are no squares
+            return image_in_units(TissueImage.from_array(np.asarray(array), scale=scale, scale_y=scale_y), geometry)
         except (InputError, TypeError, ValueError) as error:
             message = f"the {resolution} image in uns['spatial'] is not used: {error}"
             warnings.warn(message, TerrazzoWarning, stacklevel=4)
