@@ -68,7 +68,9 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
     genes = np.sort(known[np.argsort(-score[known], kind="stable")[:most]])
     loadings, variance = gene_components(store, spread(ids), genes, min(COMPONENTS, config.vit.width // 2))
     if loadings.shape[1]:  # of slices without variation there is none
-        show_components(vit, genes, loadings, variance)
+        others = np.setdiff1d(known, genes)
+        further = regressed(store, spread(ids), genes, loadings, variance, others)
+        show_components(vit, genes, loadings, variance, others, further)
 
 
 def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tuple[Floats, Floats]:
@@ -90,7 +92,27 @@ def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tu
     return vectors[:, kept].round(DIGITS), variance[kept].round(DIGITS)
 
 
-def show_components(vit: MaskedViT, genes: Ints, loadings: Floats, variance: Floats) -> None:
+def regressed(
+    store: SiteStore, ids: list[str], genes: Ints, loadings: Floats, variance: Floats, others: Ints
+) -> Floats:
+    """Return loadings of further genes on the same components, ``(len(others), k)``, by regression on the scores.
+
+    So every gene that was measured has an embedding: other rules may draw it, and it can be predicted.
+    """
+    cross, n = np.zeros((len(others), loadings.shape[1])), 0
+    for id, found in iterate_values(store, ids, SAMPLE):
+        scale = store.scale(id)
+        scores = scale.standardise(found[:, genes].toarray(), genes).astype(np.float64) @ loadings
+        for at in range(0, len(others), MOST_GENES):  # never dense for all genes at once
+            some = others[at : at + MOST_GENES]
+            cross[at : at + MOST_GENES] += scale.standardise(found[:, some].toarray(), some).T @ scores
+        n += len(scores)
+    return (cross / max(n, 1) / variance).round(DIGITS)
+
+
+def show_components(
+    vit: MaskedViT, genes: Ints, loadings: Floats, variance: Floats, others: Ints | None = None, further: Any = None
+) -> None:
     """Let a masked autoencoder start as principal components and their mean over what is near.
 
     A token's first numbers are the site's component scores, of mean square 1. The encoder hands them on. In the first
@@ -107,6 +129,8 @@ def show_components(vit: MaskedViT, genes: Ints, loadings: Floats, variance: Flo
         Tokens ``(m,)``.
     loadings, variance
         ``(m, k)``, orthonormal columns, and the variance of the scores, ``(k,)``; from :func:`gene_components`.
+    others, further
+        More tokens and their loadings, from :func:`regressed`; None for none.
     """
     width, k, context = vit.config.width, loadings.shape[1], vit.config.context
     first = cast(Block, vit.decoder[0])
@@ -115,6 +139,8 @@ def show_components(vit: MaskedViT, genes: Ints, loadings: Floats, variance: Flo
     with torch.no_grad():
         vit.genes.weight.zero_()
         vit.genes.weight[torch.from_numpy(genes), :k] = _float(factor * loadings)
+        if others is not None:
+            vit.genes.weight[torch.from_numpy(others), :k] = _float(factor * further)
         blocks: list[Any] = [*vit.encoder, *vit.decoder]
         for block in blocks:
             _zero(block.out, block.fc2)
