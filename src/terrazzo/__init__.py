@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from terrazzo.training.finetune import FineTuneConfig, finetune
     from terrazzo.training.finetune_scores import evaluate_finetuning
     from terrazzo.training.run import pretrain
+    from terrazzo.units.patches import PatchConfig
 
 _WHERE = {
     "Baseline": "models.baselines",
@@ -36,6 +37,7 @@ _WHERE = {
     "Corpus": "corpus.store",
     "Coverage": "genes",
     "FineTuneConfig": "training.finetune",
+    "PatchConfig": "units.patches",
     "STImage": "models.stimage",
     "STImageConfig": "models.stimage_config",
     "SToFM": "models.stofm",
@@ -64,6 +66,7 @@ __all__ = [
     "Corpus",
     "Coverage",
     "FineTuneConfig",
+    "PatchConfig",
     "STImage",
     "STImageConfig",
     "SToFM",

@@ -410,6 +410,14 @@ def test_slice_based_predictions_pass_the_layer_that_joins(loud: Any) -> None:
     assert np.abs(model.reconstruct(adata, hidden, genes) - before).max() > 1e-3
 
 
+def test_a_preset_takes_recipe_scheme_and_windows() -> None:
+    vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(visium())])
+    model = tz.STImage("tiny", vocabulary, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4))
+    assert model.config == preset(
+        "tiny", vocabulary.n_tokens, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
+    )
+
+
 def test_a_scheme_and_its_settings_must_fit() -> None:
     with pytest.raises(ValueError, match="output must be 'decoder'"):
         replace(preset("tiny", 9, scheme="spot"), output="encoder")

@@ -19,7 +19,7 @@ from terrazzo.genes import Vocabulary
 from terrazzo.models.base import Embedding, FoundationModel, Plan
 from terrazzo.models.cells import advice, matmul_rate
 from terrazzo.models.gridded import GriddedSlice, WindowBatch
-from terrazzo.models.stimage_config import STImageConfig, preset
+from terrazzo.models.stimage_config import Recipe, Scheme, STImageConfig, preset
 from terrazzo.nn.schemes import scheme_states
 from terrazzo.nn.vit import MaskedViT
 from terrazzo.progress import Progress
@@ -46,6 +46,9 @@ class STImage(FoundationModel):
         Seed of random initial weights.
     provenance
         Where the weights come from.
+    recipe, scheme, patches
+        Of a preset: ``"terrazzo"`` or ``"paper"``; what a training sample is; :class:`terrazzo.PatchConfig` in place of
+        the recipe's. See :func:`terrazzo.models.stimage_config.preset`.
 
     Raises
     ------
@@ -67,8 +70,15 @@ class STImage(FoundationModel):
         *,
         seed: int = 0,
         provenance: dict[str, Any] | None = None,
+        recipe: Recipe = "terrazzo",
+        scheme: Scheme = "patch",
+        patches: PatchConfig | None = None,
     ) -> None:
-        chosen = preset(config, vocabulary.n_tokens) if isinstance(config, str) else config
+        chosen = (
+            preset(config, vocabulary.n_tokens, recipe=recipe, scheme=scheme, patches=patches)
+            if isinstance(config, str)
+            else config
+        )
         if vocabulary.n_tokens > chosen.vit.n_genes:
             raise ConfigError(
                 f"The vocabulary has {vocabulary.n_tokens:,} tokens, the model only {chosen.vit.n_genes:,}: set "
