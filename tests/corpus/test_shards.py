@@ -10,7 +10,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrazzo.corpus.shards import FlatArray, gather, open_flat
+from terrazzo.corpus.shards import FlatArray, KeptChunks, gather, open_flat
 from terrazzo.errors import CorpusError
 
 
@@ -105,3 +105,56 @@ def test_a_chunk_that_was_never_written_is_damage(tmp_path: Path) -> None:
     np.testing.assert_array_equal(flat[70:], values[70:])
     with pytest.raises(CorpusError, match=r"c/1 is damaged .*a chunk is missing"):
         flat[60:62]
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 4), st.integers(0, 60),
+    st.lists(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=6), max_size=4),
+    st.sampled_from(["<f4", "<i4", "<i8"]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_kept_chunks_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    chunk: int,
+    shard: int,
+    most: int,
+    reads: list[list[tuple[int, int]]],
+    dtype: str,
+) -> None:
+    values = (np.arange(80) * np.where(np.arange(80) % 13 == 4, -70_000, 9)).astype(dtype)
+    path = tmp_path_factory.mktemp("array") / "a"
+    written(path, values, chunk, shard)
+    flat, kept = open_flat(path), KeptChunks(most)
+    for stretches in reads:  # in any order
+        starts = np.array([start for start, _ in stretches], dtype=np.int64)
+        stops = starts + np.array([length for _, length in stretches], dtype=np.int64)
+        wanted = [value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]]
+        assert gather(flat, starts, stops, np.float64, kept).tolist() == wanted
+        assert kept.bytes <= most
+
+
+def test_few_bytes_hold_small_numbers_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "a", np.arange(100, dtype=np.int32), 10, 5)
+    flat, kept = open_flat(tmp_path / "a"), KeptChunks(30)
+    assert isinstance(flat, FlatArray)
+    decoded: list[int] = []
+    unpack = flat._unpack
+    monkeypatch.setattr(flat, "_unpack", lambda content, out: decoded.append(len(content)) or unpack(content, out))
+
+    def read(*chunks: int) -> int:
+        """Read chunks; return how many of them were decoded."""
+        before = len(decoded)
+        for number in chunks:
+            got = gather(flat, np.array([10 * number]), np.array([10 * number + 10]), np.float32, kept)
+            np.testing.assert_array_equal(got, np.arange(10 * number, 10 * number + 10))
+        return len(decoded) - before
+
+    assert read(0, 1, 2) == 3
+    assert kept.bytes == 30  # one each
+    assert read(0, 2, 1, 0) == 0
+    assert read(3) == 1
+    assert kept.bytes == 30
+    assert read(0, 1) == 0
+    assert read(2) == 1  # was not asked for longest
+    gather(flat, np.array([0]), np.array([100]), np.float32)
+    assert kept.bytes == 30  # a pass without it leaves it alone

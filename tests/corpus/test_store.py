@@ -107,7 +107,8 @@ def test_any_rows_in_any_order(built: corpus.Corpus) -> None:
 def test_memory_does_not_grow_with_the_corpus(
     built: corpus.Corpus, monkeypatch: pytest.MonkeyPatch, piece: int, pieces: int, members: int
 ) -> None:
-    for name, value in (("PIECE", piece), ("KEPT_PIECES", pieces), ("KEPT_OPEN", members)):
+    kept = 9000 * members
+    for name, value in (("PIECE", piece), ("KEPT_PIECES", pieces), ("KEPT_OPEN", members), ("KEPT_BYTES", kept)):
         monkeypatch.setattr(f"terrazzo.corpus.reading.{name}", value)
     small = corpus.Corpus.open(built.folder)
     whole = {name: built.slice(name).counts for name in built.ids()}
@@ -117,6 +118,12 @@ def test_memory_does_not_grow_with_the_corpus(
         start, stop = sorted(rng.integers(0, whole[name].shape[0] + 1, 2).tolist())
         assert (small.rows(name, start, stop) != whole[name][start:stop]).nnz == 0
     reader = small._reader
+    assert reader._kept.bytes == 0  # a pass leaves nothing behind
+    for _ in range(40):
+        name = str(rng.choice(built.ids()))
+        rows = rng.permutation(whole[name].shape[0])[:9]
+        assert (small.take(name, rows) != whole[name][rows]).nnz == 0
+    assert 0 < reader._kept.bytes <= kept
     assert reader._piece.cache_info().currsize <= pieces
     assert reader._open.cache_info().currsize <= members
     assert reader._piece(name, 0).nbytes <= 8 * (piece + 1)

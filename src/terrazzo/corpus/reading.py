@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 
-from terrazzo.corpus.shards import FlatArray, gather, open_flat
+from terrazzo.corpus.shards import FlatArray, KeptChunks, gather, open_flat
 from terrazzo.genes import Vocabulary
 from terrazzo.genes.matching import GeneTable
 
@@ -28,6 +28,7 @@ Match = Callable[[str], Columns]
 SAMPLE_ROWS = 256  # rows on which the coverage of a member is measured
 PIECE = 2**14  # rows whose places are read at a time
 KEPT_PIECES = 512  # and as many stay in memory: at most 64 MB, whatever the size of the corpus
+KEPT_BYTES = 2**28  # of decoded chunks; windows of a slice overlap, and come again in every epoch
 KEPT_OPEN = 4096  # members; each with the places of its chunks, 32 bytes a chunk of 16,384 counts
 
 
@@ -114,21 +115,24 @@ class RowReader:
     """
 
     def __init__(self, place: Callable[[str], tuple[Path, int]]) -> None:
-        self._place = place
+        self._place, self._kept = place, KeptChunks(KEPT_BYTES)
         self._open = lru_cache(KEPT_OPEN)(self._open_member)  # safe to call from several threads
         self._piece = lru_cache(KEPT_PIECES)(self._read_piece)
 
-    def take(self, id: str, rows: Ints) -> sparse.csr_matrix:
-        """Return rows of a member in the order asked for; see :meth:`terrazzo.corpus.Corpus.take`."""
+    def take(self, id: str, rows: Ints, *, once: bool = False) -> sparse.csr_matrix:
+        """Return rows of a member in the order asked for; see :meth:`terrazzo.corpus.Corpus.take`.
+
+        ``once``: a pass over many rows, of which nothing is kept for the next time.
+        """
         if len(rows) and not (np.diff(rows) > 0).all():
             wanted, back = np.unique(rows, return_inverse=True)
-            return self.take(id, wanted)[back]
-        matrix = self._open(id)
+            return self.take(id, wanted, once=once)[back]
+        matrix, kept = self._open(id), None if once else self._kept
         first, last = self._bounds(id, rows)
         new = np.flatnonzero(first[1:] != last[:-1]) + 1  # rows that do not lie right behind the one before
         starts, stops = first[np.append(0, new)[: len(first)]], last[np.append(new, len(last))[: len(last)] - 1]
-        data = gather(matrix.data, starts, stops, matrix.dtype)
-        indices = gather(matrix.indices, starts, stops, np.int32)
+        data = gather(matrix.data, starts, stops, matrix.dtype, kept)
+        indices = gather(matrix.indices, starts, stops, np.int32, kept)
         pointer = np.zeros(len(rows) + 1, dtype=np.int32 if len(data) < 2**31 else np.int64)
         np.cumsum(last - first, out=pointer[1:])
         out = sparse.csr_matrix((data, indices, pointer), shape=(len(rows), matrix.n_genes), copy=False)
@@ -159,9 +163,7 @@ class RowReader:
         return _Matrix(data, indices, indptr, n_genes, dtype)
 
 
-def columns_by_token(
-    counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int, *, canonical: bool = True
-) -> sparse.csr_matrix:
+def columns_by_token(counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int) -> sparse.csr_matrix:
     """Return counts with the vocabulary's tokens as columns, CSR ``(n_cells, n_tokens)``.
 
     Parameters
@@ -172,13 +174,10 @@ def columns_by_token(
         int32 ``(n_genes,)``: token of each column. Counts without one (-1) are left out, those that share one summed.
     n_tokens
         Tokens of the vocabulary, special ones included.
-    canonical
-        Sort columns, and sum those that share a token; False, which is twice as fast, where a product sums them anyway.
     """
     known = token[counts.indices] >= 0
     pointer = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
     parts = (counts.data[known], token[counts.indices[known]], pointer)
     out = sparse.csr_matrix(parts, shape=(counts.shape[0], n_tokens))
-    if canonical:
-        out.sum_duplicates()
+    out.sum_duplicates()
     return out

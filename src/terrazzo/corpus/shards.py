@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,47 @@ def _from_blosc(content: bytes, out: NDArray[Any]) -> None:
 _UNPACK = {"": _from_bytes, "zstd": _from_zstd, "blosc": _from_blosc}
 
 
+class KeptChunks:
+    """Decoded chunks that were asked for last, in the narrowest type that holds them; several threads may share it.
+
+    Counts and columns mostly fit one and two bytes, so that a little memory holds many slices.
+
+    Parameters
+    ----------
+    most
+        Bytes that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.bytes = most, 0
+        self._held: OrderedDict[tuple[FlatArray, int], NDArray[Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, array: FlatArray, chunk: int) -> NDArray[Any] | None:
+        """Return a chunk, None where it is not held."""
+        with self._lock:
+            found = self._held.get((array, chunk))
+            if found is not None:
+                self._held.move_to_end((array, chunk))
+            return found
+
+    def put(self, array: FlatArray, chunk: int, values: NDArray[Any]) -> None:
+        """Keep a copy of a chunk, in place of those that were not asked for longest."""
+        small = values.astype(_narrowest(values))
+        with self._lock:
+            old = self._held.pop((array, chunk), None)
+            self._held[array, chunk] = small
+            self.bytes += small.nbytes - (0 if old is None else old.nbytes)
+            while self.bytes > self.most:
+                self.bytes -= self._held.popitem(last=False)[1].nbytes
+
+
+def _narrowest(values: NDArray[Any]) -> np.dtype[Any]:
+    if values.dtype.kind not in "iu" or values.min() < 0:
+        return values.dtype.newbyteorder("=")
+    return np.min_scalar_type(values.max())
+
+
 class FlatArray:
     """Stretches of a one-dimensional sharded array; made by :func:`open_flat`.
 
@@ -70,8 +113,17 @@ class FlatArray:
         start, stop, _ = where.indices(self.shape[0])
         return self.gather(np.array([start]), np.array([max(start, stop)]), self.dtype.newbyteorder("="))
 
-    def gather(self, starts: NDArray[np.int64], stops: NDArray[np.int64], dtype: Any) -> NDArray[Any]:
+    def gather(
+        self, starts: NDArray[np.int64], stops: NDArray[np.int64], dtype: Any, kept: KeptChunks | None = None
+    ) -> NDArray[Any]:
         """Return stretches ``start:stop``, one after the other; no chunk is decoded twice where they are sorted.
+
+        Parameters
+        ----------
+        starts, stops, dtype
+            Stretches, and what they are read as.
+        kept
+            Where chunks are looked for, and left; None: each is decoded, straight to its place where that can be.
 
         Raises
         ------
@@ -79,8 +131,8 @@ class FlatArray:
             A file of the array is damaged or gone.
         """
         out = np.empty(int((stops - starts).sum()), dtype=dtype)
-        scratch, direct = np.empty(self._chunk, dtype=self.dtype), out.dtype == self.dtype
-        at, held = 0, -1
+        scratch, direct = np.empty(self._chunk, dtype=self.dtype), out.dtype == self.dtype and kept is None
+        at, held, chunk = 0, -1, scratch
         with _Shards(self) as shards:
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
                 while start < stop:
@@ -92,9 +144,13 @@ class FlatArray:
                         shards.read(number, piece)
                     else:
                         if number != held:
-                            shards.read(number, scratch)
-                            held = number
-                        piece[:] = scratch[start - first : end - first]
+                            found = None if kept is None else kept.get(self, number)
+                            if found is None:
+                                shards.read(number, scratch)
+                                if kept is not None:
+                                    kept.put(self, number, scratch)
+                            held, chunk = number, scratch if found is None else found
+                        piece[:] = chunk[start - first : end - first]
                     at, start = at + end - start, end
         return out
 
@@ -147,11 +203,15 @@ class _Shards:
 
 
 def gather(
-    array: FlatArray | zarr.Array, starts: NDArray[np.int64], stops: NDArray[np.int64], dtype: Any
+    array: FlatArray | zarr.Array,
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    dtype: Any,
+    kept: KeptChunks | None = None,
 ) -> NDArray[Any]:
-    """Return stretches of an array, one after the other, as this type."""
+    """Return stretches of an array, one after the other, as this type; ``kept`` as in :meth:`FlatArray.gather`."""
     if isinstance(array, FlatArray):
-        return array.gather(starts, stops, dtype)
+        return array.gather(starts, stops, dtype, kept)
     parts = [np.asarray(array[start:stop]) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
     return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype, copy=False)
 
