@@ -29,6 +29,7 @@ from terrazzo.units.patches import (
     window_batches,
     window_sites,
 )
+from terrazzo.units.site_counts import SiteCounts
 from terrazzo.units.site_values import SliceScale
 from terrazzo.units.windows import Window
 
@@ -289,7 +290,9 @@ def test_channels_depend_on_the_seed_alone() -> None:
 
 def window_of(counts: Array, present: Array) -> Window:
     matrix = sparse.csr_matrix(counts.astype(np.float32))
-    return Window(matrix, counts.sum(axis=1).astype(float), present, np.zeros((len(counts), 2), np.float32))
+    return Window(
+        SiteCounts.of(matrix), counts.sum(axis=1).astype(float), present, np.zeros((len(counts), 2), np.float32)
+    )
 
 
 def test_variance_is_that_of_observed_sites_only() -> None:

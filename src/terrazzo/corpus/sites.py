@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from terrazzo.corpus.checksums import hash_json
-from terrazzo.corpus.reading import Match, columns_by_token, member_match
+from terrazzo.corpus.reading import Match, member_match
 from terrazzo.errors import OutputError, TerrazzoWarning
 from terrazzo.genes import Vocabulary
 from terrazzo.units.autocorrelation import spatial_autocorrelation
 from terrazzo.units.grids import Floats, Grid, Ints, lay_out
 from terrazzo.units.patches import PatchConfig, corners, observed, window_sites
+from terrazzo.units.site_counts import SiteCounts
 from terrazzo.units.site_values import Normalise, SliceScale, log_values
 from terrazzo.units.windows import Window
 
@@ -63,9 +64,9 @@ def member_grid(corpus: Corpus, id: str, config: PatchConfig) -> Grid:
     )
 
 
-def site_counts(
+def read_sites(
     corpus: Corpus, id: str, grid: Grid, sites: Ints, token: NDArray[np.int32], n_tokens: int
-) -> tuple[sparse.csr_matrix, Floats]:
+) -> tuple[SiteCounts, Floats]:
     """Read the counts of some sites, summed over each one's cells.
 
     Parameters
@@ -81,24 +82,26 @@ def site_counts(
 
     Returns
     -------
-    CSR float32 ``(len(sites), n_tokens)``, and float64 totals over all genes of the slice, those without a token too.
+    Counts of ``len(sites)`` sites, and float64 totals over all genes of the slice, those without a token too.
     """
     cells, where = grid.cells(sites)
     order = np.argsort(cells)  # neighbouring rows are read together
     cells, where = cells[order], where[order]
-    counts, totals = sparse.csr_matrix((len(sites), n_tokens), dtype=np.float32), np.zeros(len(sites))
-    for at in range(0, len(cells), BLOCK):
+    found: list[tuple[SiteCounts, Floats]] = []
+    for at in range(0, max(len(cells), 1), BLOCK):
         rows, here = corpus.take(id, cells[at : at + BLOCK]), where[at : at + BLOCK]
-        totals += np.bincount(here, np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel(), len(sites))
-        part = _held(here, len(sites)) @ columns_by_token(rows, token, n_tokens, canonical=False)
-        counts = sparse.csr_matrix(part if not at else counts + part)
-    return counts, totals
+        found.append(SiteCounts.summed(rows, np.arange(len(here)), here, len(sites), token, n_tokens))
+    if len(found) == 1:
+        return found[0]
+    return SiteCounts.of(sum(c.by_token() for c, _ in found)), np.sum([t for _, t in found], axis=0)
 
 
-def _held(where: Ints, n_sites: int) -> sparse.csr_matrix:
-    """Return 1 where a cell lies on a site, ``(n_sites, cells)``; a product with it sums cells, and equal columns."""
-    ones = np.ones(len(where), dtype=np.float32)
-    return sparse.csr_matrix((ones, (where, np.arange(len(where)))), (n_sites, len(where)))
+def site_counts(
+    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: NDArray[np.int32], n_tokens: int
+) -> tuple[sparse.csr_matrix, Floats]:
+    """Return the same with counts as CSR ``(len(sites), n_tokens)``."""
+    counts, totals = read_sites(corpus, id, grid, sites, token, n_tokens)
+    return counts.by_token(), totals
 
 
 def site_scale(
@@ -239,7 +242,7 @@ class SiteStore:
         ``token`` of each column, -1 for one that is not needed; None: of all that the vocabulary has.
         """
         grid, token = self.grid(id), self.match(id)[0] if token is None else token
-        counts, totals = site_counts(self._corpus, id, grid, sites, token, self.n_tokens)
+        counts, totals = read_sites(self._corpus, id, grid, sites, token, self.n_tokens)
         here, there = sites >= 0, grid.places(sites)
         places = np.where(here[:, None], there - there[here].min(axis=0), 0).astype(np.float32)
         at = np.minimum(np.searchsorted(grid.occupied, sites), len(grid.occupied) - 1)

@@ -14,15 +14,14 @@ from itertools import islice
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
-from terrazzo.corpus.reading import columns_by_token
 from terrazzo.genes import GeneMatch
 from terrazzo.models.stimage_config import STImageConfig
 from terrazzo.slices import Slice
 from terrazzo.units.grids import Floats, Grid, Ints, grid_of
-from terrazzo.units.site_values import SliceScale, sum_by_site
+from terrazzo.units.site_counts import SiteCounts
+from terrazzo.units.site_values import SliceScale
 from terrazzo.units.windows import Window
 
 BLOCK = 4096  # sites whose counts are looked at together
@@ -95,7 +94,7 @@ class GriddedSlice:
         bare = cls(tissue, grid, match.column_token, n_tokens, visible, SliceScale(1.0, np.zeros(0), np.zeros(0)))
         shown = bare.shown_sites
         totals = _sums(np.searchsorted(shown, grid.site[visible]), tissue.total_counts[visible], len(shown))
-        blocks = (bare.counts(shown[at : at + BLOCK]) for at in range(0, len(shown), BLOCK))
+        blocks = (bare.window(shown[at : at + BLOCK]).counts.by_token() for at in range(0, len(shown), BLOCK))
         scale = SliceScale.fit(blocks, totals, config.normalise)
         return cls(tissue, grid, match.column_token, n_tokens, visible, scale)
 
@@ -104,7 +103,7 @@ class GriddedSlice:
         """Sites with a visible cell, ascending."""
         return np.unique(self.grid.site[self.visible])
 
-    @property
+    @cached_property
     def measured(self) -> Ints:
         """Tokens of the slice's genes, ascending."""
         return np.unique(self.token[self.token >= 0]).astype(np.int64)
@@ -120,19 +119,13 @@ class GriddedSlice:
             out[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
         return out
 
-    def counts(self, sites: Ints, layer: int | None = None) -> sparse.csr_matrix:
-        """Return counts by token of some sites, visible cells summed, CSR ``(len(sites), n_tokens)``."""
-        cells, where = self._cells(sites, layer)
-        rows = columns_by_token(self.tissue.counts[cells], self.token, self.n_tokens)
-        return sum_by_site(rows, where, len(sites))
-
     def window(self, sites: Ints, layer: int | None = None) -> Window:
-        """Return some sites, -1 for none, as a window; of one layer, or with all cells of a site summed."""
+        """Return some sites, -1 for none, as a window; of one layer, or with all visible cells of a site summed."""
         cells, where = self._cells(sites, layer)
-        totals = _sums(where, self.tissue.total_counts[cells], len(sites))
+        counts, totals = SiteCounts.summed(self.tissue.counts, cells, where, len(sites), self.token, self.n_tokens)
         held = np.zeros(len(sites), dtype=bool)
         held[where] = True
-        return Window(self.counts(sites, layer), totals, held, self.grid.window_places(sites))
+        return Window(counts, totals, held, self.grid.window_places(sites))
 
     def _cells(self, sites: Ints, layer: int | None) -> tuple[Ints, Ints]:
         """Return visible cells and where they are; of a layer, a site without it shows its last cell."""

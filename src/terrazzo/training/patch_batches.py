@@ -17,10 +17,10 @@ from terrazzo.training.batches import Movable
 from terrazzo.training.config import PatchObjective
 from terrazzo.units.grids import Floats, Ints
 from terrazzo.units.macro_domains import macro_domains
+from terrazzo.units.site_counts import Bools, SiteCounts, row_sums, thinned
 from terrazzo.units.windows import Window, channel_values
 
 HIDING = 6  # what a random stream is for; 1 to 5 are the loaders'
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,6 @@ class PatchPack(Movable):
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """One window: the fields of :class:`PatchPack` for it, and its domains."""
-
-    values: NDArray[np.float32]
-    target: NDArray[np.float32]
-    genes: Ints
-    mean: NDArray[np.float32]
-    shown: Bools
-    hidden: Bools
-    visible: Bools
-    domain: Ints | None
-
-
-@dataclass(frozen=True)
 class PatchView:
     """What turns windows into :class:`PatchPack`.
 
@@ -108,85 +94,93 @@ class PatchView:
 
     def make(self, batch: list[WindowItem], epoch: int) -> PatchPack:
         """Draw what is hidden in each window, and pack them; channels are padded to the widest window's."""
-        drawn = [
-            self._draw(item, np.random.default_rng([self.seed, HIDING, epoch, item.member, item.number]))
-            for item in batch
-        ]
-        width = max(len(d.genes) for d in drawn)
-
-        def packed(parts: list[NDArray], fill: float = 0) -> Tensor:
-            """Stack, the last axis padded."""
-            room = [[(0, 0)] * (p.ndim - 1) + [(0, width - p.shape[-1])] for p in parts]
-            padded = [np.pad(p, r, constant_values=fill) for p, r in zip(parts, room, strict=True)]
-            return torch.from_numpy(np.stack(padded))
-
-        domains = [d.domain for d in drawn if d.domain is not None]
-        return PatchPack(
-            packed([d.values for d in drawn]),
-            packed([d.target for d in drawn]),
-            packed([d.genes for d in drawn], -1),
-            packed([d.mean for d in drawn]),
-            torch.from_numpy(np.stack([item.window.places for item in batch])),
-            torch.from_numpy(np.stack([d.shown for d in drawn])),
-            packed([d.hidden for d in drawn]),
-            packed([d.visible for d in drawn]),
-            torch.from_numpy(np.stack(domains)) if domains else None,
-            [item.id for item in batch],
+        rngs = [np.random.default_rng([self.seed, HIDING, epoch, item.member, item.number]) for item in batch]
+        genes = [self._genes(item, rng) for item, rng in zip(batch, rngs, strict=True)]
+        sites, shape = (len(batch), len(batch[0].sites)), (len(batch), len(batch[0].sites), max(len(g) for g in genes))
+        pack = PatchPack(
+            values=torch.zeros(shape),
+            target=torch.zeros(shape),
+            genes=torch.full((len(batch), shape[2]), -1),
+            mean=torch.zeros(len(batch), shape[2]),
+            places=torch.from_numpy(np.stack([item.window.places for item in batch])),
+            shown=torch.zeros(sites, dtype=torch.bool),
+            hidden=torch.zeros(shape, dtype=torch.bool),
+            visible=torch.zeros(shape, dtype=torch.bool),
+            domain=torch.full(sites, -1) if self.goal.scheme == "slice" else None,
+            ids=[item.id for item in batch],
         )
+        for place, item in enumerate(batch):
+            self._draw(item, genes[place], rngs[place], pack, place)
+        return pack
 
-    def _draw(self, item: WindowItem, rng: np.random.Generator) -> _Drawn:
-        window, goal, standardise = item.window, self.goal, self.config.standardise
-        scale = self.store.scale(item.id)
-        measured = self.store.measured(item.id)
-        genes = window.channels(self.config.patches, measured, self.autocorrelation, scale, rng)
-        counts, usable = sparse.csr_matrix(window.counts[:, genes]), window.present & (window.totals > 0)
-        whole = channel_values(counts, window.totals, genes, scale, standardise)
-        values, other = whole, whole
-        shown, again = usable, np.zeros_like(usable)
+    def _genes(self, item: WindowItem, rng: np.random.Generator) -> Ints:
+        scale, measured = self.store.scale(item.id), self.store.measured(item.id)
+        return item.window.channels(self.config.patches, measured, self.autocorrelation, scale, rng)
+
+    def _draw(self, item: WindowItem, genes: Ints, rng: np.random.Generator, pack: PatchPack, place: int) -> None:
+        """Fill in one window of a pack."""
+        window, goal, scale = item.window, self.goal, self.store.scale(item.id)
+        fields = pack.values, pack.target, pack.hidden, pack.visible, pack.mean, pack.genes
+        values, target, hidden, visible, mean, tokens = (f[place, ..., : len(genes)].numpy() for f in fields)
+        shown = pack.shown[place].numpy()
+        tokens[:] = genes
+        if not self.config.standardise:
+            mean[:] = scale.mean[genes]
+        usable = window.present & (window.totals > 0)
+        hidden[:] = _hidden(usable, len(genes), goal, rng)
+        shown[:] = usable & ~hidden[:, 0] if goal.mask == "site" else usable
+
+        def write(
+            out: NDArray[np.float32], counts: SiteCounts, totals: Floats, sites: Bools, where: Bools | None = None
+        ) -> None:
+            channel_values(counts, totals, sites, genes, scale, self.config.standardise, where, out)
+
         if goal.target == "thinned":
-            part, rest = split(window, counts, goal, rng)
-            values = channel_values(*part, genes, scale, standardise)
-            other = channel_values(*rest, genes, scale, standardise)
-            shown = usable & (part[1] > 0)
-            again = shown & (rest[1] > 0)
-        hidden = _hidden(usable, len(genes), goal, rng)
-        if goal.mask == "site":
-            shown = shown & ~hidden[:, 0]
-        values = np.where(shown[:, None] & ~hidden, values, 0).astype(np.float32)
-        domain = None
-        if goal.scheme == "slice":
-            domain = np.full(len(usable), -1, dtype=np.int64)
-            domain[shown] = macro_domains(values[shown], window.places[shown], goal.domains, rng)
-        mean = np.zeros(len(genes)) if standardise else scale.mean[genes]
-        target = np.where(hidden, whole, other)
-        return _Drawn(values, target, genes, mean.astype(np.float32), shown, hidden, again[:, None] & ~hidden, domain)
+            whole = window.counts.take(genes)
+            first, second = split(window, whole, goal, rng, shown)
+            whole, part, rest = (SiteCounts.of(c, genes, window.counts.n_tokens) for c in (whole, first[0], second[0]))
+            shown &= first[1] > 0
+            again = shown & (second[1] > 0)
+            visible[:] = again[:, None] & ~hidden
+            write(values, part, first[1], shown, ~hidden)
+            write(target, rest, second[1], again, ~hidden)
+            write(target, whole, window.totals, np.any(hidden, axis=1), hidden)
+        else:
+            write(target, window.counts, window.totals, usable)
+            np.multiply(target, shown[:, None] & ~hidden, out=values)
+        if pack.domain is not None:
+            found = macro_domains(values[shown], window.places[shown], goal.domains, rng)
+            pack.domain[place].numpy()[shown] = found
 
 
 def split(
-    window: Window, counts: sparse.csr_matrix, goal: PatchObjective, rng: np.random.Generator
+    window: Window,
+    counts: sparse.csr_matrix,
+    goal: PatchObjective,
+    rng: np.random.Generator,
+    sites: Bools | None = None,
 ) -> tuple[tuple[sparse.csr_matrix, Floats], tuple[sparse.csr_matrix, Floats]]:
     """Split the counts of every site by chance at a rate of its own; return (counts, totals) of both parts.
 
     ``counts`` are those of the channels. The other genes are needed for the totals alone, and so split as one: the sum
-    of binomial draws of one rate is a binomial draw.
+    of binomial draws of one rate is a binomial draw. Sites but ``sites`` (None: all) stay whole, in the first part.
     """
     rate = rng.uniform(goal.thin_low, goal.thin_high, counts.shape[0])
-    chance = np.repeat(rate, np.diff(counts.indptr))
-    part = (rng.random(len(chance)) < chance).astype(counts.dtype)  # right for a count of 1, as most are, and quick
-    more = counts.data > 1
-    part[more] = rng.binomial(counts.data[more].astype(np.int64), chance[more])
+    if sites is not None:
+        rate[~sites] = 1
+    part = thinned(counts, rate, rng)
     first = sparse.csr_matrix((part, counts.indices, counts.indptr), shape=counts.shape)
     second = sparse.csr_matrix((counts.data - part, counts.indices, counts.indptr), shape=counts.shape)
-    sums = [np.asarray(c.sum(axis=1, dtype=np.float64)).ravel() for c in (first, second)]
-    others = np.rint(np.maximum(window.totals - sums[0] - sums[1], 0)).astype(np.int64)
+    own, kept = row_sums(counts), row_sums(first)
+    others = np.rint(np.maximum(window.totals - own, 0)).astype(np.int64)
     drawn = rng.binomial(others, rate)
-    return (first, sums[0] + drawn), (second, sums[1] + others - drawn)
+    return (first, kept + drawn), (second, own - kept + others - drawn)
 
 
 def _hidden(usable: Bools, m: int, goal: PatchObjective, rng: np.random.Generator) -> Bools:
     """Choose what is hidden, bool ``(S, m)``; of sites, at least one where two are there, and never all."""
     if goal.mask == "entry":
-        return (rng.random((len(usable), m)) < goal.mask_share) & usable[:, None]
+        return (rng.random((len(usable), m), dtype=np.float32) < goal.mask_share) & usable[:, None]
     there = np.flatnonzero(usable)
     n = min(max(round(goal.mask_share * len(there)), 1), len(there) - 1) if goal.mask_share and len(there) else 0
     out = np.zeros((len(usable), m), dtype=bool)

@@ -145,7 +145,9 @@ def choose_channels(
     if how == "random":
         return np.sort(rng.permutation(n)[:m]).astype(np.int64)
     score = weight if how in ("hvg", "spatial") else np.log(weight + epsilon) + rng.gumbel(size=n)
-    return np.sort(np.argsort(-score, kind="stable")[:m]).astype(np.int64)
+    least = -np.partition(-score, m - 1)[m - 1]
+    above, equal = np.flatnonzero(score > least), np.flatnonzero(score == least)
+    return np.sort(np.append(above, equal[: m - len(above)])).astype(np.int64)  # of equal ones the first
 
 
 def window_batches(tiles: Ints, size: int) -> Iterator[Ints]:

@@ -63,9 +63,13 @@ class SliceScale:
 
     def standardise(self, values: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
         """Return dense values ``(sites, m)`` of genes with mean 0 and sd 1 over the slice; 0 where they do not vary."""
+        mean, stretch = self.standards(genes)
+        return ((values - mean) * stretch).astype(np.float32)
+
+    def standards(self, genes: Ints) -> tuple[Floats, Floats]:
+        """Return what genes' values are lessened by and then multiplied with, ``(m,)`` both."""
         sd = self.sd[genes]
-        factor = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
-        return ((values - self.mean[genes]) * factor).astype(np.float32)
+        return self.mean[genes], np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
 
     def restore(self, standardised: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
         """Undo :meth:`standardise`."""
@@ -80,11 +84,15 @@ def sum_by_site(counts: sparse.csr_matrix, where: Ints, n_sites: int) -> sparse.
     return sparse.csr_matrix(hold @ counts)
 
 
+def scaling(scale: float, totals: Floats) -> Floats:
+    """Return what brings the counts of each site from its total to ``scale``; 0 for a site without counts."""
+    return np.divide(scale, totals, out=np.zeros_like(totals), where=totals > 0)
+
+
 def log_values(counts: sparse.csr_matrix, scale: float, total: NDArray[np.float64] | None = None) -> sparse.csr_matrix:
     """Return ``log1p(counts / total * scale)``, CSR float32; ``total`` of each row, None for its sum."""
     sums = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel() if total is None else total
-    factor = np.divide(scale, sums, out=np.zeros_like(sums), where=sums > 0)
-    data = np.log1p(counts.data * np.repeat(factor, np.diff(counts.indptr))).astype(np.float32)
+    data = np.log1p(counts.data * np.repeat(scaling(scale, sums), np.diff(counts.indptr))).astype(np.float32)
     return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from terrazzo.units.grids import Floats, Ints
 from terrazzo.units.patches import PatchConfig, choose_channels
-from terrazzo.units.site_values import SliceScale, log_values, variance
+from terrazzo.units.site_counts import Bools, SiteCounts
+from terrazzo.units.site_values import SliceScale, scaling
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Window:
     Attributes
     ----------
     counts
-        CSR ``(S, n_tokens)``: counts by token of the vocabulary, summed over a site's cells.
+        Of its ``S`` sites, by token of the vocabulary.
     totals
         ``(S,)``: counts of a site over all genes of the slice, known to the vocabulary or not.
     present
@@ -29,9 +29,9 @@ class Window:
         float32 ``(S, 2)``: x and y in pitches; 0 beyond the edge of the grid.
     """
 
-    counts: sparse.csr_matrix
+    counts: SiteCounts
     totals: Floats
-    present: NDArray[np.bool_]
+    present: Bools
     places: NDArray[np.float32]
 
     def channels(
@@ -57,15 +57,12 @@ class Window:
         elif config.choose == "spatial":
             return fixed_channels(config, measured, autocorrelation)
         else:
-            there = np.flatnonzero(self.present)
-            weight = variance(log_values(self.counts[there], scale.total, self.totals[there]))[measured]
+            weight = self.counts.variance(scaling(scale.total, self.totals), self.present)[measured]
         return measured[choose_channels(weight, config.channels, config.choose, rng)]
 
     def values(self, genes: Ints, scale: SliceScale, standardise: bool) -> NDArray[np.float32]:
         """Return the channels' values, float32 ``(S, m)``; 0 on sites without a cell, or without a count."""
-        out = channel_values(sparse.csr_matrix(self.counts[:, genes]), self.totals, genes, scale, standardise)
-        out[~self.present] = 0
-        return out
+        return channel_values(self.counts, self.totals, self.present, genes, scale, standardise)
 
 
 def fixed_channels(config: PatchConfig, measured: Ints, autocorrelation: Floats) -> Ints:
@@ -75,23 +72,29 @@ def fixed_channels(config: PatchConfig, measured: Ints, autocorrelation: Floats)
 
 
 def channel_values(
-    counts: sparse.csr_matrix, totals: Floats, genes: Ints, scale: SliceScale, standardise: bool
+    counts: SiteCounts,
+    totals: Floats,
+    sites: Bools,
+    genes: Ints,
+    scale: SliceScale,
+    standardise: bool,
+    where: Bools | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Return values float32 ``(S, m)`` of the counts of some genes; 0 on sites without a count.
+    """Return values of some genes, float32 ``(S, m)``; 0 on sites without a count, and where nothing is written.
 
     Parameters
     ----------
-    counts
-        CSR ``(S, m)``.
-    totals
-        ``(S,)``: counts of a site over all genes.
+    counts, totals
+        Of ``S`` sites, and ``(S,)`` counts of each over all genes.
+    sites
+        bool ``(S,)``: sites that are written.
     genes
-        ``(m,)``: tokens of the columns.
+        ``(m,)``: tokens, each once.
     scale, standardise
         Of the slice, and whether genes are brought to mean 0 and sd 1 in it.
+    where, out
+        bool ``(S, m)``, values that are written, None: all; and what they are written into, None: zeros.
     """
-    out = log_values(counts, scale.total, totals).toarray()
-    if standardise:
-        out = scale.standardise(out, genes)
-    out[totals <= 0] = 0
-    return out
+    mean, stretch = scale.standards(genes) if standardise else (np.zeros(len(genes)), np.ones(len(genes)))
+    return counts.values(genes, scaling(scale.total, totals), sites & (totals > 0), mean, stretch, where, out)

@@ -24,6 +24,7 @@ from terrazzo.training.logs import read
 from terrazzo.training.objectives import rate
 from terrazzo.training.patch_batches import PatchPack, split
 from terrazzo.training.patch_objective import squared_error
+from terrazzo.units.site_counts import SiteCounts
 from terrazzo.units.windows import Window
 
 SPOTS, GENES = 250, 120
@@ -258,7 +259,7 @@ def test_counts_are_split_in_two() -> None:
     whole.data[::2] = 1
     chosen = sparse.csr_matrix(whole[:, :20])
     totals = np.asarray(whole.sum(axis=1)).ravel()
-    window = Window(whole, totals, totals > 0, np.zeros((400, 2), np.float32))
+    window = Window(SiteCounts.of(whole), totals, totals > 0, np.zeros((400, 2), np.float32))
     goal = PatchObjective(target="thinned", thin_low=0.3, thin_high=0.5)
     (part, part_totals), (rest, rest_totals) = split(window, chosen, goal, rng)
     np.testing.assert_array_equal((part + rest).toarray(), chosen.toarray())
@@ -272,6 +273,12 @@ def test_counts_are_split_in_two() -> None:
     singles = chosen.data == 1
     assert part.data[singles].mean() == pytest.approx(0.4, abs=0.03)
     assert part.data[~singles].sum() / chosen.data[~singles].sum() == pytest.approx(0.4, abs=0.02)
+    some = np.arange(400) % 3 > 0
+    (part, part_totals), (rest, rest_totals) = split(window, chosen, goal, rng, some)
+    np.testing.assert_array_equal(part[~some].toarray(), chosen[~some].toarray())
+    np.testing.assert_array_equal(part_totals[~some], totals[~some])
+    assert rest_totals[~some].sum() == rest[~some].sum() == 0
+    assert (part_totals / np.maximum(totals, 1))[some].mean() == pytest.approx(0.4, abs=0.01)
 
 
 def test_a_window_with_one_site_is_shown(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +390,7 @@ def test_informed_start_is_components_and_what_is_near(opened: Any) -> None:
     vit, objective = model.module, stages.make_objective(config, model).eval()
     width, size = vit.config.width, vit.config.width // vit.config.num_heads
     used = (vit.genes.weight != 0).any(dim=1)
-    assert used.sum() == 80  # as many as there are channels: the most autocorrelated
+    assert used.sum() == GENES  # those that are no channels, too
     k = int((vit.genes.weight != 0).any(dim=0).sum())
     assert k == width // 2
     costs: dict[str, list[float]] = {"start": [], "zero": [], "near": []}
@@ -414,6 +421,29 @@ def test_informed_start_of_the_other_schemes(opened: Any, scheme: str) -> None:
     parts = [objective.losses(batch) for batch in batches]
     for name in ("masked_entries", "visible"):
         assert np.mean([float(p[name]) for p in parts]) < np.mean([float(p[f"{name}_mean"]) for p in parts])
+
+
+def test_every_measured_gene_starts_with_the_components_it_follows(opened: Any) -> None:
+    from terrazzo.corpus.sites import iterate_values
+    from terrazzo.training.patch_data import site_store
+
+    patches = {"window": 6, "channels": 40, "choose": "weighted"}  # the rule may draw any of 120
+    _, corpus, model, _ = opened(model={"init": "informed", "patches": patches})
+    store, ids = site_store(corpus, model), corpus.ids("train")
+    known = np.unique(np.concatenate([store.measured(i) for i in ids]))
+    held = model.module.genes.weight.detach().double().numpy()
+    assert (np.abs(held[known]).sum(axis=1) > 0).sum() > 0.9 * len(known)  # but genes that never vary
+    order = np.argsort(-model.autocorrelation[known], kind="stable")
+    panel, others = known[order[:40]], known[order[40:]]
+    blocks = [
+        store.scale(i).standardise(v.toarray(), np.arange(v.shape[1])) for i, v in iterate_values(store, ids, 10**6)
+    ]
+    values = np.concatenate(blocks).astype(np.float64)
+    used = np.abs(held).sum(axis=0) > 0
+    scores = values[:, panel] @ held[np.ix_(panel, used)]
+    fitted = np.linalg.lstsq(scores, values[:, others], rcond=None)[0].T
+    scale = np.linalg.norm(held[panel]) ** 2 / used.sum()  # of the embeddings against loadings of unit length
+    np.testing.assert_allclose(held[np.ix_(others, used)], fitted * scale, atol=1e-3 * np.abs(fitted * scale).max())
 
 
 def test_informed_start_is_the_same_in_every_process(recipe: Any, folder: Path) -> None:
