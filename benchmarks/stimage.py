@@ -187,7 +187,9 @@ def main() -> None:
         found = common.in_fresh_process(__file__, str(cells))
         rows.append({"channels": f"{cells:,} cells in bins", **found})
         result[f"cells_{cells}_added_mb_per_stored"] = found["added_mb"] / found["stored_mb"]
-    notes = ["waits for data: share of training time in which the model has no batch; the loader reads ahead in a thread"]
+    notes = [
+        "waits for data: share of training time in which the model has no batch; the loader reads ahead in a thread"
+    ]
     common.finish(f"ST as images: speed and memory, preset {options.preset}", rows, notes, result, options.out)
 
 

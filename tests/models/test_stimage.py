@@ -216,6 +216,16 @@ def test_spots_without_counts_keep_their_place_and_are_flagged(loud: Any, caplog
     assert np.isfinite(out.obsm["X_stimage"]).all()
 
 
+def test_a_spot_without_counts_is_not_looked_at(loud: Any) -> None:
+    adata = visium()
+    counts = adata.X.tolil()
+    counts[150] = 0
+    adata.X = counts.tocsr()
+    model = model_of(adata, loud, normalise="paper", standardise=False, output="decoder")  # no statistic of the slice
+    others = np.arange(300) != 150
+    np.testing.assert_allclose(embedded(model, adata)[others], embedded(model, adata[others].copy()), atol=1e-4)
+
+
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, loud: Any) -> None:
     adata = visium()
     model = model_of(adata, loud)

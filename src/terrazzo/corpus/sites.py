@@ -37,7 +37,7 @@ from terrazzo.units.windows import Window
 if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 8192  # cells whose counts are read at a time
 SAMPLE, SIDE = (
     6000,
@@ -52,7 +52,8 @@ def member_grid(corpus: Corpus, id: str, config: PatchConfig) -> Grid:
     """Lay a slice's cells out; where micrometres are not known a bin's side is in the unit of its coordinates."""
     lattice, kind = corpus.lattice(id)
     unit = str(corpus.row(id)["unit"])
-    if config.bin_um > 0 and config.layout in ("auto", "bin") and unit != "um":
+    binned = config.layout == "bin" or (config.layout == "auto" and kind is None)
+    if config.bin_um > 0 and binned and unit != "um":
         warnings.warn(
             f"{id}: micrometres are not known, so the bin's side, {config.bin_um:g}, is in units of the coordinates; "
             "build the corpus with microns_per_unit or technology of this slice if you know them.",

@@ -40,7 +40,7 @@ class WindowBatch:
     places
         float32 ``(B, S, 2)``, pitches.
     present
-        bool ``(B, S)``.
+        bool ``(B, S)``: sites with a cell that has counts; no other is looked at.
     sites
         int64 ``(B, S)`` array: sites of the grid, -1 beyond its edge.
     """
@@ -175,7 +175,7 @@ class GriddedSlice:
             torch.from_numpy(np.stack([np.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in values])),
             torch.from_numpy(np.stack([np.pad(g, (0, width - len(g)), constant_values=-1) for g in genes])),
             torch.from_numpy(np.stack([w.places for w in windows])),
-            torch.from_numpy(np.stack([w.present for w in windows])),
+            torch.from_numpy(np.stack([w.present & (w.totals > 0) for w in windows])),
             np.stack(sites),
         )
 
