@@ -35,6 +35,15 @@ VARIANTS = {  # name: (scheme, recipe, init)
     "multi-spot, paper": ("multi-spot", "paper", "random"),
     "slice, paper": ("slice", "paper", "random"),
 }
+ABLATIONS = {  # of "patch": tables 4 to 6
+    "windows of 8": {"window": 8},
+    "windows of 24": {"window": 24},
+    "256 channels": {"channels": 256},
+    "512 channels": {"channels": 512},
+    "weighted, 512 channels": {"channels": 512, "choose": "weighted"},
+    "hvg, 512 channels": {"channels": 512, "choose": "hvg"},
+    "random, 512 channels": {"channels": 512, "choose": "random"},
+}
 STEPS = {"dlpfc": 600, "merfish": 600, "starmap": 200, "simulated": 200}
 BINS = {"merfish": 13.0, "starmap": 153.0}  # about the distance between neighbours, in the slices' own unit
 
@@ -44,21 +53,18 @@ def recipe(name: str, root: Path, out: Path, options, seed: int):
     from terrazzo.training import config as c
     from terrazzo.units.patches import PatchConfig
 
-    scheme, kind, init = VARIANTS[name]
+    scheme, kind, init = VARIANTS.get(name, VARIANTS["patch"])
     paper = kind == "paper"
-    patches = PatchConfig(
-        bin_um=options.bin,
-        window=options.window,
-        channels=512 if paper else 1000,
-        choose="weighted" if paper else "spatial",
-    )
+    settings = {"channels": 512, "choose": "weighted"} if paper else {"channels": 1000, "choose": "spatial"}
+    patches = PatchConfig(**{"bin_um": options.bin, "window": options.window, **settings, **ABLATIONS.get(name, {})})
+    batch = max(1, options.batch * options.window**2 // patches.window**2)  # as many sites a step
     alone = scheme != "patch"
     return c.PretrainConfig(
         stage="patches",
         corpus=str(root / "corpus"),
         out=str(out),
         model=c.ModelSource(preset=options.preset, init=init, patches=patches),
-        data=c.DataConfig(batch_windows=options.batch, windows_per_slice=16),
+        data=c.DataConfig(batch_windows=batch, windows_per_slice=4 * batch),
         optim=c.OptimConfig(lr=options.lr, warmup_steps=20, epochs=100_000, max_steps=options.steps, schedule="cosine"),
         patches=c.PatchObjective(
             scheme=scheme,
@@ -112,7 +118,8 @@ def run(slices: list, labels: list[str], options) -> tuple[list, list, dict]:
                 scores.setdefault((label, name), []).append(row)
                 print(label, name, row, file=sys.stderr, flush=True)
 
-    note(pretrain.baselines(tissues[:-1], tissues[-1]))
+    if not options.no_baselines:
+        note(pretrain.baselines(tissues[:-1], tissues[-1]))
     notes, losses = [], {}
     with contextlib.ExitStack() as stack:
         root = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -141,7 +148,8 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--task", choices=STEPS, default="dlpfc")
-    parser.add_argument("--schemes", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--schemes", nargs="+", choices=[*VARIANTS, *ABLATIONS], default=list(VARIANTS))
+    parser.add_argument("--no-baselines", action="store_true", help="they stand in another result of the task")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seeds", type=int, default=2, help="of the patch scheme")
     parser.add_argument("--other-seeds", type=int, default=1)
@@ -176,7 +184,8 @@ def main() -> None:
         for kind in ("blocked acc", "cross acc"):
             short = f"{label}_{kind.split()[0]}"
             ours = [r for r in rows if r["label"] == label]
-            result[f"{short}_best_trivial"] = max(pretrain.number(r[kind]) for r in trivial if r["label"] == label)
+            if trivial:
+                result[f"{short}_best_trivial"] = max(pretrain.number(r[kind]) for r in trivial if r["label"] == label)
             for name in options.schemes:
                 of = [
                     r for r in ours if r["embedding"].removeprefix("ST as images: ") in (name, f"{name} [own ; niche]")
