@@ -219,11 +219,19 @@ def test_an_mlp_starts_from_the_trivial_answer(kind: Any) -> None:
     np.testing.assert_allclose(found, np.broadcast_to(mean, found.shape), rtol=1e-4)
 
 
-def test_training_without_validation_ends_at_the_floor() -> None:
-    x, y = data("classes")
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        (({"floor": 10.0}, {"floor": 0.1}), 1),
+        # 7 steps an epoch of 200 rows: 15 steps end in the third
+        (({"max_steps": 15, "floor": 0.0}, {"max_steps": 0, "floor": 0.0}), 3),
+    ],
+)
+def test_training_without_validation_ends_at_the_floor_or_after_so_many_steps(settings: Any, first: int) -> None:
+    x, y = (values[:200] for values in data("classes"))
     counted = []
-    for floor in (10.0, 0.1):
-        read_out = make(replace(SMALL, floor=floor), "classes", 3)
+    for changes in settings:
+        read_out = make(replace(SMALL, **changes), "classes", 3)
         epochs = 0
         original = read_out._epoch  # type: ignore[attr-defined]
 
@@ -235,7 +243,7 @@ def test_training_without_validation_ends_at_the_floor() -> None:
         read_out._epoch = count  # type: ignore[attr-defined]
         read_out.fit(x, y, x[:0], y[:0])
         counted.append(epochs)
-    assert counted[0] == 1 < counted[1]
+    assert counted[0] == first < counted[1]
 
 
 def test_the_nearest_proportions() -> None:
@@ -256,6 +264,7 @@ def test_the_nearest_proportions() -> None:
         (lambda: make("mlp4", "classes", 3), "mlp3, mlp512, knn, linear"),
         (lambda: MLPConfig(learning_rate=0), "learning_rate"),
         (lambda: MLPConfig(patience=0), "patience"),
+        (lambda: MLPConfig(max_steps=-1), "max_steps"),
         (lambda: KNNConfig(neighbours=0), "neighbours"),
         (lambda: LinearConfig(C=-1), "C of a head"),
         (lambda: readouts.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),

@@ -84,7 +84,10 @@ class MLPReadout(Readout):
         watched, floor = bool(len(x_val)), config.floor * float(self._loss(trivial.expand(len(y), -1), y))
         best = counted = self._loss_of(x_val, y_val) if watched else np.inf
         kept, waited = _copy(module), 0
-        for _ in range(config.max_epochs):
+        most = (
+            -(-config.max_steps // max(-(-len(x) // config.batch_size), 1)) if config.max_steps else config.max_epochs
+        )
+        for _ in range(min(config.max_epochs, most)):
             loss = self._epoch(x, y, optimiser)
             if watched:
                 loss = self._loss_of(x_val, y_val)
