@@ -17,7 +17,7 @@ import terrazzo as tz
 from terrazzo import demo
 from terrazzo.errors import OutputError
 
-pytestmark = pytest.mark.usefixtures("quiet_figures")
+pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains both systems
 MODELS = {"stofm", "stimage"}
 FILES = {
     "demo.h5ad",
@@ -127,7 +127,6 @@ def test_the_text_says_that_it_is_simulated(done: Done) -> None:
     assert "not how good a system is" in done.text
 
 
-@pytest.mark.slow
 def test_a_second_run_replaces_the_first(done: Done, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "again"))
     before = {name: (folder / name).read_bytes() for name in FILES - MODELS}

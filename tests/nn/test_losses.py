@@ -137,6 +137,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_with_the_joined_batch(tmp_path):
     """Also where they have different numbers of rows (4 and 8)."""
     rng = np.random.default_rng(0)
