@@ -26,7 +26,6 @@ from terrazzo.units.patches import (
     draw_corners,
     observed,
     tile_corners,
-    window_batches,
     window_sites,
 )
 from terrazzo.units.site_counts import SiteCounts
@@ -178,13 +177,6 @@ def test_drawing_depends_on_the_seed_alone() -> None:
     first, again, other = (draw_corners(allowed, 50, np.random.default_rng(s)).tolist() for s in (1, 1, 2))
     assert first == again
     assert first != other
-
-
-def test_batches_of_tiles() -> None:
-    tiles = np.argwhere(np.ones((3, 3)))
-    batches = list(window_batches(tiles, 4))
-    assert [len(b) for b in batches] == [4, 4, 1]
-    np.testing.assert_array_equal(np.concatenate(batches), tiles)
 
 
 def test_a_line_about_a_grid() -> None:

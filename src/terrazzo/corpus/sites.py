@@ -244,10 +244,8 @@ class SiteStore:
         """
         grid, token = self.grid(id), self.match(id)[0] if token is None else token
         counts, totals = read_sites(self._corpus, id, grid, sites, token, self.n_tokens)
-        here, there = sites >= 0, grid.places(sites)
-        places = np.where(here[:, None], there - there[here].min(axis=0), 0).astype(np.float32)
         at = np.minimum(np.searchsorted(grid.occupied, sites), len(grid.occupied) - 1)
-        return Window(counts, totals, grid.occupied[at] == sites, places)
+        return Window(counts, totals, grid.occupied[at] == sites, grid.window_places(sites))
 
     def values(self, id: str, sites: Ints) -> sparse.csr_matrix:
         """Return normalised values of some sites, CSR float32 ``(len(sites), n_tokens)``."""

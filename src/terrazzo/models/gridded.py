@@ -111,13 +111,9 @@ class GriddedSlice:
     @cached_property
     def layer(self) -> Ints:
         """Layer of each cell, int64 ``(n_cells,)``, by place and counts, not by row; all 0 where cells are summed."""
-        out = np.zeros(len(self.grid.site), dtype=np.int64)
-        if self.grid.layout == "bin":
-            x, y = self.tissue.coords.T
-            order = np.lexsort((self.tissue.total_counts, y, x, self.grid.site))
-            starts = np.flatnonzero(np.append(True, np.diff(self.grid.site[order]) > 0))
-            out[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-        return out
+        if self.grid.layout != "bin":
+            return np.zeros(len(self.grid.site), dtype=np.int64)
+        return self.grid.ranked(*self.tissue.coords.T, self.tissue.total_counts)
 
     def window(self, sites: Ints, layer: int | None = None) -> Window:
         """Return some sites, -1 for none, as a window; of one layer, or with all visible cells of a site summed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from terrazzo.errors import ConfigError
@@ -114,8 +114,3 @@ def preset(
         return STImageConfig(vit, patches or PatchConfig(), scheme, "paper", False, "encoder" if patch else "decoder")
     chosen = patches or PatchConfig(channels=1000, choose="spatial")
     return STImageConfig(vit, chosen, scheme, output="own+niche" if patch else "decoder")
-
-
-def with_patches(config: STImageConfig, patches: PatchConfig) -> STImageConfig:
-    """Return the same model with other windows."""
-    return replace(config, patches=patches)

@@ -18,7 +18,7 @@ from terrazzo.corpus.windows import WindowLoader
 from terrazzo.errors import ConfigError
 from terrazzo.models.convert import load
 from terrazzo.models.stimage import STImage
-from terrazzo.models.stimage_config import STImageConfig, preset, with_patches
+from terrazzo.models.stimage_config import STImageConfig, preset
 from terrazzo.progress import Progress
 from terrazzo.training.config import PatchObjective, PretrainConfig
 from terrazzo.training.data import Collated
@@ -51,7 +51,7 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> STImage:
                 f"{source.checkpoint} was made for the scheme {held.config.scheme!r}, not {goal.scheme!r} "
                 "(patches.scheme)."
             )
-        settings = held.config if source.patches is None else with_patches(held.config, source.patches)
+        settings = held.config if source.patches is None else replace(held.config, patches=source.patches)
         model = STImage(_with(settings, goal), held.vocabulary, seed=config.seed, provenance=held.provenance)
         model.module.load_state_dict(held.module.state_dict())
         return model

@@ -48,8 +48,12 @@ class Grid:
 
     @cached_property
     def layer(self) -> Ints:
-        """Number of each cell among those of its site, from 0: (site, layer) is one cell and no other."""
-        order = np.argsort(self.site, kind="stable")
+        """Number of each cell among those of its site, by row, from 0: (site, layer) is one cell and no other."""
+        return self.ranked()
+
+    def ranked(self, *keys: NDArray[np.generic]) -> Ints:
+        """Return the number of each cell among those of its site, from 0, by some keys, the first first, then by row."""
+        order = np.lexsort((*reversed(keys), self.site))
         starts = np.flatnonzero(np.append(True, np.diff(self.site[order]) > 0))
         out = np.empty_like(self.site)
         out[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))

@@ -5,7 +5,6 @@ ST as images, section 3.2, steps 2 and 3 (eqs 6 and 7).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,9 +147,3 @@ def choose_channels(
     least = -np.partition(-score, m - 1)[m - 1]
     above, equal = np.flatnonzero(score > least), np.flatnonzero(score == least)
     return np.sort(np.append(above, equal[: m - len(above)])).astype(np.int64)  # of equal ones the first
-
-
-def window_batches(tiles: Ints, size: int) -> Iterator[Ints]:
-    """Yield corners in batches of at most ``size``."""
-    for start in range(0, len(tiles), size):
-        yield tiles[start : start + size]
