@@ -52,7 +52,7 @@ class Grid:
         return self.ranked()
 
     def ranked(self, *keys: NDArray[np.generic]) -> Ints:
-        """Number the cells of each site from 0, by some keys, the first of them first, then by row."""
+        """Return the number of each cell in its site, from 0, by some keys, the first of them first, then by row."""
         order = np.lexsort((*reversed(keys), self.site))
         starts = np.flatnonzero(np.append(True, np.diff(self.site[order]) > 0))
         out = np.empty_like(self.site)
