@@ -26,12 +26,13 @@ from terrazzo.corpus.sources import Source
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.slices import Slice, read_anndata
+from terrazzo.slices.facts import stated
 from terrazzo.slices.geometry import library_of
 
 CHUNK, SHARD = 2**14, 2**22  # values a compressed chunk, and at most a file
 # With counts as integers as small as zstd, 2.5 times as quick to read; the price is paid once, by the build.
 _PACKED = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")
-_DONOR, _TISSUE = ("donor", "donor_id", "patient"), ("tissue", "organ")
+_TISSUE = ("tissue", "organ")
 _LOCAL = ("tissue", "donor", "split", "origin")  # facts that are not in the member: a change needs no new one
 
 
@@ -186,13 +187,7 @@ def _take(piece: Slice, rows: np.ndarray) -> Slice:
 
 def _about(adata: AnnData) -> dict[str, str]:
     """Return donor and tissue where ``obs`` or ``uns`` tell them; several donors are joined by "|"."""
-    found = {}
-    for fact, names in (("donor", _DONOR), ("tissue", _TISSUE)):
-        columns = [adata.obs[name] for name in names if name in adata.obs.columns]
-        values = sorted({str(v).strip() for v in columns[0].dropna().unique()}) if columns else []
-        stated = [str(adata.uns[name]) for name in names if isinstance(adata.uns.get(name), str | np.str_)]
-        found[fact] = "|".join(values) or next(iter(stated), "unknown")
-    return found
+    return {fact: stated(adata, names) or "unknown" for fact, names in (("donor", keys.DONOR), ("tissue", _TISSUE))}
 
 
 def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[str, Any], organism: str) -> None:

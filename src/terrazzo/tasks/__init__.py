@@ -2,10 +2,12 @@
 
 from terrazzo.tasks.deconvolution import deconvolve
 from terrazzo.tasks.domains import domains
+from terrazzo.tasks.image_to_gene import fit_image_to_gene, image_to_gene
 from terrazzo.tasks.imputation import Hidden, hide_genes, impute
 from terrazzo.tasks.probes import Probe, fit_probe, probe
 from terrazzo.tasks.reconstruction import reconstruct
 from terrazzo.tasks.results import TaskResult
+from terrazzo.tasks.retrieval import retrieval
 from terrazzo.tasks.zero_shot import evaluate_domains
 
 __all__ = [
@@ -15,9 +17,12 @@ __all__ = [
     "deconvolve",
     "domains",
     "evaluate_domains",
+    "fit_image_to_gene",
     "fit_probe",
     "hide_genes",
+    "image_to_gene",
     "impute",
     "probe",
     "reconstruct",
+    "retrieval",
 ]

@@ -25,6 +25,7 @@ from terrazzo.tasks.targets import Data, Target
 
 KINDS = ("random", "blocked", "few-shot")
 FEW_SHARE, FEW_DRAWS = 0.2, 10  # ST as images, section 4
+ERRORS = ("rmse", "mae", "mse")  # scores that the trivial answer has, too, as "<name>_mean"
 
 Answers = NDArray[np.float32]
 
@@ -212,9 +213,9 @@ def _scores(outcome: Outcome, target: Target, truth: Target, shared: Sequence[st
     answers, true = outcome.outputs[rows][:, ours], truth.values[rows][:, theirs]
     trivial = outcome.trivial[rows][:, ours]
     mean = metrics.regression(true, trivial)
-    out = tidy({**metrics.regression(true, answers), **{f"{k}_mean": mean[k] for k in ("rmse", "mae")}}, *place)
+    out = tidy({**metrics.regression(true, answers), **{f"{k}_mean": mean[k] for k in ERRORS}}, *place)
     columns = metrics.regression_by_column(true, answers, shared)
-    plain = metrics.regression_by_column(true, trivial, shared)[["rmse", "mae"]].add_suffix("_mean")
+    plain = metrics.regression_by_column(true, trivial, shared)[list(ERRORS)].add_suffix("_mean")
     for name, row in columns.join(plain).iterrows():
         out += tidy({str(k): v for k, v in row.items()}, *place, str(name))
     return out

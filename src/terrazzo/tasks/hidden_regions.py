@@ -23,13 +23,12 @@ from terrazzo.slices.counts import find_counts
 from terrazzo.slices.geometry import library_of
 from terrazzo.units.grids import Grid, Layout, grid_of
 from terrazzo.units.patches import observed
-from terrazzo.units.site_values import PAPER_TOTAL, log_values, variance
+from terrazzo.units.site_values import LEAST_VARIANCE, PAPER_TOTAL, log_values, variance
 
 NEAREST = (16, 6)  # the paper's rule for scGPT-spatial; the neighbours of a Visium spot
 GENE_MEAN, LINEAR = "gene mean", "linear interpolation"
 BASELINES = (GENE_MEAN, *(f"mean of {k} nearest" for k in NEAREST), LINEAR)
 LEAST_AROUND = 8  # sites around a region that interpolation looks at, at least
-LEAST_VARIANCE = 1e-8  # below it is rounding; one count in 100,000 cells gives more
 # of var only these: means or flags of variable genes were computed from all cells
 NAMES_OF_GENES = (*keys.ENSEMBL_COLUMNS, *keys.SYMBOL_COLUMNS)
 

@@ -1,13 +1,17 @@
-"""Which cells are learnt from, which stop the training early, and which are scored: random, blocked in space, few."""
+"""Which cells are learnt from, which stop training early, which are scored: random, blocked, few, across patients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
+from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.slices.facts import stated
 
 BLOCKS, FOLDS = 16, 4
 VALIDATION = 0.1  # share of the training cells that stops training early (SToFM, C.2)
@@ -117,6 +121,48 @@ def cross_split(n_train: int, known_train: ArrayLike, known_test: ArrayLike, *, 
 def all_rows(known: ArrayLike, *, seed: int = 0) -> Split:
     """Return the split that scores nothing: every labelled cell trains, but for those that stop training early."""
     return _split("whole", 0, _rows(known), np.zeros(0, dtype=np.int64), np.random.default_rng([seed, 104]))
+
+
+def donor_of(adata: AnnData, key: str | None = None) -> str:
+    """Return whom a slice is of, by this key of ``obs`` or ``uns``, None: of ``keys.DONOR``; "" where nothing says."""
+    return stated(adata, keys.DONOR if key is None else (key,))
+
+
+def patients(slices: Sequence[AnnData], donors: str | Sequence[str] | None = None) -> tuple[list[str], list[int]]:
+    """Return the patient of each slice, and the number of its group; no slice joins two groups.
+
+    Parameters
+    ----------
+    slices
+        At least two, of two patients.
+    donors
+        Key of ``obs`` or ``uns``, or one name a slice; see :func:`donor_of`.
+
+    Raises
+    ------
+    InputError
+        Another number of names, a patient that is not known, or only one.
+    """
+    from terrazzo.corpus.splits import donor_groups
+
+    if donors is None or isinstance(donors, str):
+        whose = [donor_of(one, donors) for one in slices]
+    else:
+        whose = [str(name).strip() for name in donors]
+        if len(whose) != len(slices):
+            raise InputError(f"donors has {len(whose)} names for {len(slices)} slices; give one for each.")
+    if unknown := [str(i + 1) for i, name in enumerate(whose) if not name]:
+        where = f"obs or uns {donors!r}" if isinstance(donors, str) else f"obs or uns ({', '.join(keys.DONOR)})"
+        raise InputError(
+            f"the patient of slice {', '.join(unknown)} of {len(slices)} is not known: put it into {where}, or pass "
+            "donors= with one name a slice."
+        )
+    groups = donor_groups(whose, whose)
+    if len(set(groups)) < 2:
+        raise InputError(
+            f"all {len(slices)} slices are of one patient, {whose[0]!r}: none can be held out; pass test=."
+        )
+    return whose, groups
 
 
 def _rows(known: ArrayLike) -> Rows:

@@ -13,7 +13,9 @@ from scipy import sparse
 from terrazzo.units.grids import Floats, Ints
 
 Normalise = Literal["paper", "median"]
+Scale = float | Literal["median"]
 PAPER_TOTAL = 1e4
+LEAST_VARIANCE = 1e-8  # of log values; below it is rounding: one count in 100,000 cells gives more
 FLAT = 1e-6  # a gene that varies less says nothing: rounding must not be blown up to unit variance
 
 
@@ -46,8 +48,7 @@ class SliceScale:
         normalise
             ``"paper"``: 10,000; ``"median"``: the median over sites with counts.
         """
-        seen = totals[totals > 0]
-        total = PAPER_TOTAL if normalise == "paper" or not len(seen) else float(np.median(seen))
+        total = total_of(totals, PAPER_TOTAL if normalise == "paper" else "median")
         count, first, second = 0, np.zeros(0), np.zeros(0)
         for block in blocks:
             values = log_values(block, total, totals[count : count + block.shape[0]])
@@ -74,6 +75,14 @@ class SliceScale:
     def restore(self, standardised: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
         """Undo :meth:`standardise`."""
         return (standardised * self.sd[genes] + self.mean[genes]).astype(np.float32)
+
+
+def total_of(totals: Floats, scale: Scale) -> float:
+    """Return the counts that every site or cell of a slice is scaled to: a number, or the median of those with any."""
+    if scale != "median":
+        return float(scale)
+    seen = totals[totals > 0]
+    return float(np.median(seen)) if len(seen) else PAPER_TOTAL
 
 
 def sum_by_site(counts: sparse.csr_matrix, where: Ints, n_sites: int) -> sparse.csr_matrix:
