@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 
-from terrazzo import cli_tasks
+from terrazzo import cli_genes, cli_tasks
 from terrazzo._version import __version__
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
@@ -36,6 +36,7 @@ convert_app = App(name="convert", help="Published weights to a checkpoint folder
 app.command(convert_app)
 app.command(corpus_app)
 cli_tasks.register(app)
+cli_genes.register(app)
 
 SLICE = Group("How to read the slice")
 CUT = Group("How to cut the slice (SToFM)")

@@ -1,5 +1,6 @@
 """Figures: values on the tissue, a slice as an image, embeddings in two dimensions, predictions against the truth."""
 
+from terrazzo.plot.expression import predicted_genes
 from terrazzo.plot.figures import save
 from terrazzo.plot.grid import grid
 from terrazzo.plot.overlay import overlay
@@ -9,6 +10,6 @@ from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
 
 __all__ = [
-    "colours", "confusion", "grid", "overlay", "predicted_against_true", "reconstruction", "save", "spatial",
-    "spatial_grid", "umap",
+    "colours", "confusion", "grid", "overlay", "predicted_against_true", "predicted_genes", "reconstruction", "save",
+    "spatial", "spatial_grid", "umap",
 ]  # fmt: skip

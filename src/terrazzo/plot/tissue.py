@@ -104,7 +104,7 @@ def spatial(
     _check(image, alpha, size)
     values = read_values(adata, color)
     names = _legend_colours(adata, color, values, palette)
-    place = _place(adata, image, slice_options)
+    place = place_of(adata, image, slice_options)
     if ax is None:
         width, height = inches_of(place)
         ax = new_axes(width + (legend_width(names, height) if legend else 0.0), height + 0.3)
@@ -162,7 +162,7 @@ def spatial_grid(
         )
     values = [read_values(adata, color) for color in colors]
     names = [_legend_colours(adata, c, v, palette) for c, v in zip(colors, values, strict=True)]
-    place = _place(adata, image, slice_options)
+    place = place_of(adata, image, slice_options)
     width, height = (0.8 * side for side in inches_of(place))
     across = min(n_columns, len(colors))
     down = -(-len(colors) // across)
@@ -194,7 +194,8 @@ def _legend_colours(adata: AnnData, color: str, values: pd.Series, palette: Pale
     return {**found, MISSING: MISSING_COLOUR} if values.isna().any() else found
 
 
-def _place(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Place:
+def place_of(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Place:
+    """Return where the cells of a slice are drawn, and the image under them; see :func:`spatial`."""
     given = image if isinstance(image, TissueImage) else None
     found = Slice.from_anndata(adata, image=given, **slice_options)
     touching = touching_distance(found.coords)

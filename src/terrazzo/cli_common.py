@@ -1,0 +1,79 @@
+"""What the command line's verbs share: options that mean the same everywhere, files read and written, lines said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from terrazzo.tasks import TaskResult
+
+SCORES = Group("How it is scored")
+
+Embedded = Annotated[list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")]
+Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
+Out = Annotated[Path, Parameter(help="Folder for the results.")]
+Head = Annotated[Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="The read-out.")]
+Runs = Annotated[int, Parameter(group=SCORES, help="Seeds or draws.")]
+Test = Annotated[Path | None, Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice).")]
+Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
+Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    Console(soft_wrap=True, highlight=False).print(line, markup=False)
+
+
+def say_aside(line: str) -> None:
+    """Print a line to the error stream: progress."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+
+
+def read_slice(path: Path) -> AnnData:
+    """Read a slice from a file."""
+    from terrazzo.slices import read_anndata
+
+    return read_anndata(path)
+
+
+def write_slice(adata: AnnData, target: Path) -> None:
+    """Write a slice, whole or not at all."""
+    from terrazzo.models.files import check_writable, write_atomically
+
+    check_writable(target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(adata, target)
+
+
+def only_one(slices: list[Any]) -> Any:
+    """Return the one slice, or say what to do with several."""
+    from terrazzo.errors import ConfigError
+
+    if len(slices) != 1:
+        raise ConfigError(f"{len(slices)} slices were given; pass --test, or one slice, which is split.")
+    return slices[0]
+
+
+def targets_of(sources: list[Path], out: Path) -> list[Path]:
+    """Return where each slice goes, before any work is done; none goes onto its own input."""
+    from terrazzo.models.files import plan_targets
+
+    return [target for _, target in plan_targets(sources, out)]
+
+
+def report(result: TaskResult, folder: Path) -> None:
+    """Write a result and print its scores."""
+    target = result.save(folder)
+    for row in result.summary().itertuples():
+        whose = f"{row.system:<24} " if "system" in result.metrics else ""
+        say(f"  {whose}{row.split:<10}{row.metric:<18}{row.mean:.4f} ± {row.sd:.4f} (n = {row.n})")
+    for note in result.notes:
+        say(f"  note: {note}")
+    say(f"Scores and predictions: {target}")
