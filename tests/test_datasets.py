@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anndata
 import numpy as np
@@ -17,7 +20,7 @@ from PIL import Image
 
 import terrazzo as tz
 from terrazzo import datasets
-from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, TerrazzoError
+from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, OutputError, TerrazzoError
 
 CONTENT = b"counts"
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -235,66 +238,163 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
         datasets.load("mine", "a", tmp_path, image=True)
 
 
-# downloads, none of which leaves this machine
+# downloads, over HTTP from this machine
+
+
+class Files(BaseHTTPRequestHandler):
+    """Serves what it is told to: whole, cut short, or slow to refuse."""
+
+    content: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[str]] = []
+    cut: ClassVar[bool] = False
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        content = self.content.get(self.path)
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if content is not None:
+            self.wfile.write(content[: len(content) // 2] if self.cut else content)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Pooch with everything but the network: the addresses that were asked for."""
-    import pooch.core
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Files]]:
+    """A server on this machine in GitHub's place, that has one file."""
+    handler = type("Handler", (Files,), {"content": {}, "asked": [], "cut": False})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(datasets, "RAW", f"http://127.0.0.1:{server.server_address[1]}")
+    handler.content = {"/" + datasets.info("st_mob").files[0].url.split("/", 3)[3]: CONTENT}
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
 
-    urls: list[str] = []
 
-    def download(url: str, target: Any, _: Any) -> None:
-        urls.append(url)
-        Path(target).write_bytes(CONTENT)
-
-    monkeypatch.setattr(pooch.core, "choose_downloader", lambda url, progressbar=False: download)
-    return urls
+def files_of(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_file_is_downloaded_once_and_checked(asked: list[str], tmp_path: Path) -> None:
+def test_a_file_is_downloaded_once_and_checked(served: type[Files], tmp_path: Path) -> None:
     for _ in range(2):
-        path = datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM.upper())
-    assert path == tmp_path / "st_mob" / "data" / "mOB.rda"
+        path = datasets.fetch("st_mob", "data/mOB.rda", tmp_path / "d", sha256=SUM.upper())
+    assert path == tmp_path / "d" / "st_mob" / "data" / "mOB.rda"
     assert path.read_bytes() == CONTENT
-    assert asked == [datasets.info("st_mob").files[0].url]
+    assert len(served.asked) == 1
+    assert files_of(tmp_path / "d") == ["st_mob/data/mOB.rda"]
 
 
-def test_another_content_is_refused(asked: list[str], tmp_path: Path) -> None:
+def test_a_part_of_a_file_is_downloaded_anew(served: type[Files], tmp_path: Path) -> None:
+    place = tmp_path / "st_mob" / "data" / "mOB.rda"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT[:3])
+    assert datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM).read_bytes() == CONTENT
+    assert len(served.asked) == 1
+
+
+def test_the_cache_is_where_it_is_said_to_be(
+    served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TERRAZZO_CACHE", str(tmp_path / "c"))
+    assert datasets.fetch("st_mob", "data/mOB.rda", sha256=SUM) == tmp_path / "c" / "st_mob" / "data" / "mOB.rda"
+    monkeypatch.delenv("TERRAZZO_CACHE")
+    assert "terrazzo" in str(datasets.cache_folder())
+
+
+def test_another_content_is_refused_and_what_was_there_stays(served: type[Files], tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="does not have the sha256 0000"):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256="0" * 64)
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert files_of(tmp_path) == []
+    place = tmp_path / "st_mob" / "data" / "mOB.rda"
+    place.write_bytes(b"mine")
+    with pytest.raises(DownloadError):
+        datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256="0" * 64)
+    assert place.read_bytes() == b"mine"
+    assert files_of(tmp_path) == ["st_mob/data/mOB.rda"]
 
 
-def test_without_a_sum_nothing_is_downloaded(asked: list[str], tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"nobody has checked the sha256 of https://raw.*pass sha256="):
+def test_a_download_that_is_cut_short_leaves_nothing(served: type[Files], tmp_path: Path) -> None:
+    served.cut = True
+    for options in ({"sha256": SUM}, {"unchecked": True}):
+        with pytest.raises(DownloadError, match=r"could not be downloaded .*put it at") as told:
+            datasets.fetch("st_mob", "data/mOB.rda", tmp_path, **options)
+        assert "\n" not in str(told.value)
+        assert files_of(tmp_path) == []
+    served.cut = False
+    assert datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM).read_bytes() == CONTENT
+
+
+def test_an_interrupt_leaves_nothing(served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def stop(self: Any, amount: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("terrazzo.progress.Stage.__call__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM)
+    assert files_of(tmp_path) == []
+
+
+def test_no_network_says_what_to_put_where(
+    served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(datasets, "RAW", "http://127.0.0.1:9")
+    place = tmp_path / "st_mob" / "data" / "mOB.rda"
+    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/.*mOB\.rda could not be downloaded") as told:
+        datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM)
+    assert f"put it at {place}" in str(told.value)
+    place.write_bytes(CONTENT)  # as it says
+    assert datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM) == place
+
+
+def test_a_file_that_is_gone_from_its_source(served: type[Files], tmp_path: Path) -> None:
+    served.content = {}
+    with pytest.raises(DownloadError, match="404"):
+        datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM)
+
+
+def test_without_a_sum_nothing_is_downloaded(served: type[Files], tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"nobody has checked the sha256 of http.*pass sha256=.*unchecked=True"):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path)
     with pytest.raises(ConfigError, match="must be 64 hexadecimal digits"):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256="abc")
-    assert asked == []
+    assert served.asked == []
+
+
+def test_an_unchecked_file_is_held_to_its_first_sum(served: type[Files], tmp_path: Path) -> None:
+    path = datasets.fetch("st_mob", "data/mOB.rda", tmp_path, unchecked=True)
+    assert path.with_name("mOB.rda.sha256").read_text() == f"{SUM}  mOB.rda\n"
+    path.unlink()
+    assert datasets.fetch("st_mob", "data/mOB.rda", tmp_path).read_bytes() == CONTENT  # the note is enough
+    path.unlink()
+    served.content = dict.fromkeys(served.content, b"other")
+    with pytest.raises(DownloadError, match=SUM):
+        datasets.fetch("st_mob", "data/mOB.rda", tmp_path, unchecked=True)
 
 
 def test_a_known_sum_needs_no_other_and_admits_none(
-    asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     source = datasets.Source("a/b", "0" * 40, ["x.gz"], sha256={"x.gz": SUM}, size={"x.gz": 6})
     made = datasets.Dataset("t", ["s"], "ST", "mouse", "c", "l", "w", sources=[source], name="made")
     monkeypatch.setattr(datasets, "registry", lambda: {"made": made})
+    served.content = {f"/a/b/{'0' * 40}/x.gz": CONTENT}
     assert made.files[0].size == 6
     assert datasets.fetch("made", "x.gz", tmp_path).read_bytes() == CONTENT
     with pytest.raises(ConfigError, match=r"sha256 of x\.gz is"):
         datasets.fetch("made", "x.gz", tmp_path, sha256="0" * 64)
 
 
-def test_no_network_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import pooch
+def test_a_folder_that_cannot_be_written(served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: Any, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied")
 
-    def fail(*args: Any, **options: Any) -> str:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(pooch, "retrieve", fail)
-    with pytest.raises(DownloadError, match=r"could not be downloaded to .*no route"):
+    monkeypatch.setattr("pooch.retrieve", refuse)
+    with pytest.raises(OutputError, match=r"cannot be written .*TERRAZZO_CACHE"):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM)
 
 

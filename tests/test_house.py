@@ -22,8 +22,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path 
 # fmt: off
 ORDER = [
     "keys", "errors", "config", "progress", "safe_pickle", "sparse", "representation", "genes", "images", "slices",
-    "simulate", "datasets", "units", "corpus", "nn", "plot", "tasks", "models", "training", "bench", "report", "demo",
-    "cli_common", "cli_corpus", "cli_genes", "cli_tasks", "cli",
+    "simulate", "downloads", "datasets", "units", "corpus", "nn", "plot", "tasks", "models", "training", "bench",
+    "report", "demo", "cli_common", "cli_corpus", "cli_genes", "cli_tasks", "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`

@@ -23,7 +23,7 @@ def impute(
     slices: Annotated[list[Path], Parameter(help="Slices with raw counts; --test adds the one to score on.")],
     /,
     *,
-    model: Annotated[str, Parameter(help="Checkpoint folder, or a baseline (z50, t3, pca-nb1, ...).")],
+    model: Annotated[str, Parameter(help="Checkpoint folder, organisation/name on the hub, or a baseline (z50, ...).")],
     out: Out,
     n_genes: Annotated[int, Parameter(help="Genes hidden, drawn among those with counts.")] = 50,
     gene: Annotated[list[str] | None, Parameter(help="Hide this gene (repeatable), in place of a draw.")] = None,
@@ -43,7 +43,8 @@ def impute(
     loaded = [read_slice(p) for p in [*slices, *([test] if test is not None else [])]]
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
     learnt = hidden[:-1] if test is not None else hidden
-    embedder: Any = tz.load(model) if Path(model).is_dir() else tz.Baseline(model).fit([h.visible for h in learnt])
+    held = "/" in model or Path(model).is_dir()
+    embedder: Any = tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
     for one in hidden:
         embedder.embed(one.visible, key_added="X_visible")
     given: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}

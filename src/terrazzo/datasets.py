@@ -18,6 +18,7 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.config import from_dict
+from terrazzo.downloads import NOTE, cache_folder, noted, retrieve
 from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError
 from terrazzo.images import TissueImage
 from terrazzo.slices.reading import read_anndata
@@ -233,8 +234,19 @@ def load(dataset: str, slice: str, data: str | os.PathLike[str] | None = None, *
     return adata
 
 
-def fetch(dataset: str, file: str, folder: str | os.PathLike[str], *, sha256: str | None = None) -> Path:
+def fetch(
+    dataset: str,
+    file: str,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    sha256: str | None = None,
+    unchecked: bool = False,
+    progress: bool | None = None,
+) -> Path:
     """Download one of the public files behind a dataset, checked by its sha256; it is neither opened nor unpacked.
+
+    A file that is there with the right sum is kept, and nothing is asked of the network; one with another sum, such as
+    a part of one, is downloaded again. A download that is cut short or has another sum leaves what was there before.
 
     Parameters
     ----------
@@ -243,44 +255,44 @@ def fetch(dataset: str, file: str, folder: str | os.PathLike[str], *, sha256: st
     file
         Path in the repository, one of ``info(dataset).files``.
     folder
-        Where to; the file goes to ``<folder>/<dataset>/<file>``. One that is there with the right sum is kept.
+        Where to; None: :func:`terrazzo.downloads.cache_folder`. The file goes to ``<folder>/<dataset>/<file>``.
     sha256
         The sum that is expected, needed where the registry has none.
+    unchecked
+        Take a file whose sum nobody has checked. Its sum is noted beside it, ``<file>.sha256``, and holds from then on.
+    progress
+        Show a bar; None: only on a terminal.
 
     Raises
     ------
     ConfigError
         No such dataset or file; a sum that is none, or not the registry's.
     DownloadError
-        No sum is known; the download failed, or has another sum.
+        No sum is known; the download failed, which says what to put where by hand; another sum.
+    OutputError
+        The folder cannot be written.
     """
     known = {f.file: f for f in info(dataset).files}
     if file not in known:
         listed = ", ".join(list(known)[:5]) or "none: it is supplied by the user"
         raise ConfigError(f"{dataset} has no public file {file!r}.{_near(file, known)} Its files: {listed}.")
-    wanted = _expected(known[file], sha256)
-    place = PurePosixPath(dataset) / file
-    import pooch
-
-    try:
-        target = Path(folder) / place.parent
-        return Path(pooch.retrieve(known[file].url, f"sha256:{wanted}", fname=place.name, path=target))
-    except ValueError as error:  # pooch's word for a wrong sum; the file it had is left as it was
-        raise DownloadError(f"{known[file].url} does not have the sha256 {wanted}; nothing was kept.") from error
-    except OSError as error:  # requests' errors are OSErrors too
-        raise DownloadError(f"{known[file].url} could not be downloaded to {target} ({error}).") from error
+    target = (Path(folder) if folder is not None else cache_folder()) / dataset / PurePosixPath(file)
+    note = target.with_name(f"{target.name}{NOTE}")
+    wanted = _expected(known[file], sha256, note, unchecked)
+    return retrieve(known[file].url, target, wanted, note=note, size=known[file].size, progress=progress)
 
 
-def _expected(source: SourceFile, stated: str | None) -> str:
+def _expected(source: SourceFile, stated: str | None, note: Path, unchecked: bool) -> str | None:
+    """Return the sum that a file must have; None: it is to be noted."""
     said = stated.strip().lower() if stated is not None else None
     if said is not None and not _SHA256.fullmatch(said):
         raise ConfigError(f"sha256 is {stated!r}; it must be 64 hexadecimal digits.")
     if said is not None and source.sha256 is not None and said != source.sha256:
         raise ConfigError(f"sha256 of {source.file} is {source.sha256}, not {said}.")
-    if (wanted := said or source.sha256) is None:
+    if (wanted := said or source.sha256 or noted(note)) is None and not unchecked:
         raise DownloadError(
             f"nobody has checked the sha256 of {source.url}, and a file without one is not downloaded: "
-            "pass sha256= of the file that you expect."
+            "pass sha256= of the file that you expect, or unchecked=True, which notes the sum of what comes."
         )
     return wanted
 

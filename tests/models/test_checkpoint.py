@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TerrazzoError
+from terrazzo.models import card
 from terrazzo.models.cells import CellModelConfig
 
 FILES = ["config.json", "model.safetensors", "vocab.parquet"]
@@ -60,13 +61,13 @@ def test_the_fingerprint_sees_every_part(tiny_model: Any, folder: Path) -> None:
 
 
 def test_the_card_says_what_is_inside(tiny_model: Any, folder: Path) -> None:
-    card = (folder / "README.md").read_text()
-    assert "never trained" in card
-    assert "60 genes" in card
+    text = (folder / "README.md").read_text()
+    assert "never trained" in text
+    assert "60 genes" in text
     model = tiny_model()
     trained = tz.SToFM(model.config, model.vocabulary, provenance={"weights": "imported", "source": "somewhere"})
-    assert "never trained" not in trained._card()
-    assert "somewhere" in trained._card()
+    assert "never trained" not in card.card(trained)
+    assert "somewhere" in card.card(trained)
 
 
 def test_load_picks_the_class(folder: Path, cell_model: Any, tmp_path: Path) -> None:
@@ -231,30 +232,6 @@ def test_a_place_that_cannot_be_written(tiny_model: Any, tmp_path: Path) -> None
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot be written"):
         tiny_model().save_pretrained(tmp_path / "file" / "below" / "checkpoint")
-
-
-def test_a_hub_id_is_fetched(tiny_model: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-
-    def fetch(repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision, sorted(allow_patterns)))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    for found in (tz.SToFM.from_pretrained("someone/model", revision="v1"), tz.load("someone/model", revision="v1")):
-        assert found.fingerprint() == tiny_model().fingerprint()
-    assert asked == [("someone/model", "v1", sorted([*FILES, "README.md"]))] * 2
-
-
-def test_a_hub_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def fail(*args: Any, **kwargs: Any) -> str:
-        raise LocalEntryNotFoundError("offline")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(CheckpointError, match=r"someone/model.*network"):
-        tz.load("someone/model")
 
 
 def test_a_local_path_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

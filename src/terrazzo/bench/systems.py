@@ -14,6 +14,7 @@ from terrazzo.errors import CheckpointError, ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, fit_baselines
 from terrazzo.models.convert import load
+from terrazzo.models.hub import is_hub_name
 from terrazzo.models.stofm import SToFM
 from terrazzo.representation import blocks, vectors
 
@@ -148,7 +149,7 @@ def _supplied(label: str, source: str) -> System:
             set_record(adata, record_of(adata, key))  # with the names of its blocks
 
         return System(title, lambda slices: copied, fixed=True, stored=True)
-    if not Path(source).is_dir():
+    if not Path(source).is_dir() and not is_hub_name(source):
         raise CheckpointError(f"{label}={source}: there is no such folder.")
     model = load(source)
     if label == "cell-encoder" and isinstance(model, SToFM):

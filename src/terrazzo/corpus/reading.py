@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import zarr
 from numpy.typing import NDArray
 from scipy import sparse
@@ -77,21 +78,29 @@ def member_match(corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable
     found: dict[str, Columns] = {}
     shared: dict[bytes, Columns] = {}
     table = corpus.manifest.set_index("id")
-    organism = "gene_organism" if "gene_organism" in table else "organism"  # of the genes, after ortholog mapping
 
     def match(member: str) -> Columns:
         if member not in found:
-            ids, symbols = corpus.genes(member)
-            n = int(table.at[member, "n_cells"])
-            start = max(0, (n - SAMPLE_ROWS) // 2)
-            rows = corpus.rows(member, start, min(n, start + SAMPLE_ROWS))
-            piece = _Sampled(member, str(table.at[member, organism]), ids, symbols, rows)
-            got = vocabulary.match(piece, orthologs=orthologs)
+            got = vocabulary.match(_sampled(corpus, table, member), orthologs=orthologs)
             mark = hashlib.sha256(got.column_token.tobytes() + got.column_median.tobytes()).digest()
             found[member] = shared.setdefault(mark, (got.column_token, got.column_median))
         return found[member]
 
     return match
+
+
+def shares_known(corpus: Corpus, vocabulary: Vocabulary, members: Sequence[str]) -> NDArray[np.float64]:
+    """Return the share of each member's counts that lies on genes of the vocabulary, measured on a few of its rows."""
+    table = corpus.manifest.set_index("id")
+    return np.array([vocabulary.coverage(_sampled(corpus, table, name)).share_counts for name in members])
+
+
+def _sampled(corpus: Corpus, table: pd.DataFrame, member: str) -> _Sampled:
+    organism = "gene_organism" if "gene_organism" in table else "organism"  # of the genes, after ortholog mapping
+    n = int(table.at[member, "n_cells"])
+    start = max(0, (n - SAMPLE_ROWS) // 2)
+    rows = corpus.rows(member, start, min(n, start + SAMPLE_ROWS))
+    return _Sampled(member, str(table.at[member, organism]), *corpus.genes(member), rows)
 
 
 @dataclass(frozen=True)

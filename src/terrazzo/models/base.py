@@ -23,6 +23,8 @@ from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import CheckpointError, InputError
 from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
+from terrazzo.models import hub
+from terrazzo.models.card import LICENCE, card
 from terrazzo.slices import Slice, read_anndata
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ class FoundationModel(abc.ABC):
     default_key: ClassVar[str]
     config_class: ClassVar[type]
     title: ClassVar[str]
+    citation: ClassVar[str] = ""  # whom a user of the model cites; for the model card
+    limits: ClassVar[tuple[str, ...]] = ()  # a sentence each, likewise
 
     def __init__(
         self, config: Any, vocabulary: Vocabulary, *, seed: int = 0, provenance: dict[str, Any] | None = None
@@ -163,39 +167,87 @@ class FoundationModel(abc.ABC):
         OutputError
             The folder exists already, or cannot be written.
         """
-        return ckpt.write(self._checkpoint(), folder, card=self._card(), overwrite=overwrite)
+        return ckpt.write(self._checkpoint(), folder, card=card(self), overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        licence: str | None = None,
+        private: bool = True,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Put the checkpoint, with its model card, on the Hugging Face hub.
+
+        Parameters
+        ----------
+        repo_id
+            ``"organisation/name"`` or ``"user/name"``; made where it is not there.
+        licence
+            Of the weights, an identifier of the hub such as ``"cc-by-4.0"``; kept in the provenance. None: what the
+            provenance says already, else "not stated".
+        private
+            Of a repository that is made now; an existing one stays as visible as it is.
+        revision
+            Branch, made where it is not there; None: the main one.
+        message
+            Of the commit.
+        token
+            None: that of ``hf auth login``, or of ``HF_TOKEN``.
+
+        Returns
+        -------
+        ``"organisation/name@commit"``, which :func:`terrazzo.load` takes and which always means these weights.
+
+        Raises
+        ------
+        OutputError
+            No such name, no permission, no network, ``HF_HUB_OFFLINE=1``, or a licence that the hub does not know.
+        """
+        if licence is not None:
+            self.provenance = {**self.provenance, LICENCE: licence}
+        how: dict[str, Any] = {"private": private, "revision": revision, "message": message, "token": token}
+        return hub.push(self._checkpoint(), repo_id, card=card(self, repo_id), **how)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None, device: str | None = None) -> Self:
-        """Load a checkpoint folder, or ``"organisation/name"`` from the Hugging Face hub.
+        """Load a checkpoint folder, or one from the Hugging Face hub.
+
+        Parameters
+        ----------
+        source
+            A folder, or ``"organisation/name"``, or ``"organisation/name@revision"``. The commit that a name stands for
+            is kept in the provenance, and recorded with every embedding.
+        revision
+            Branch, tag or commit on the hub.
+        device
+            Where the weights go; None: the CPU.
 
         Raises
         ------
         CheckpointError
-            The folder is incomplete, damaged, or holds another kind of model.
+            The folder is incomplete, damaged, or holds another kind of model; the hub does not have it, or cannot be
+            reached and the cache does not hold it.
         """
-        folder = locate(source, revision)
-        held = ckpt.read(folder)
+        return cls.from_located(hub.locate(source, revision), source, device)
+
+    @classmethod
+    def from_located(cls, place: hub.Located, source: str | Path, device: str | None) -> Self:
+        """Load what :func:`terrazzo.models.hub.locate` found; ``source`` is what the user called it."""
+        folder, held = place.folder, ckpt.read(place.folder)
         if held.model_type != cls.model_type:
             raise CheckpointError(
                 f"{source} holds a {held.model_type!r} model, not {cls.model_type!r}; "
                 f"terrazzo.load({str(source)!r}) picks the right class."
             )
         config: Any = from_dict(cls.config_class, held.model, f"{folder / ckpt.CONFIG}: model")
-        model = cls(config, held.vocabulary, provenance=held.provenance or {"weights": "unknown"})
+        origin = {**(held.provenance or {"weights": "unknown"}), **place.origin}
+        model = cls(config, held.vocabulary, provenance=origin)
         ckpt.check_tensors(model.module.state_dict(), held.state, str(folder / ckpt.WEIGHTS))
         model.module.load_state_dict(held.state)
         return model.to(device) if device else model
-
-    def _card(self) -> str:
-        origin = "\n".join(f"- {k}: {v}" for k, v in self.provenance.items())
-        warning = "" if self.trained else "\n**These weights are random: they were never trained.**\n"
-        return (
-            f"# {self.title}\n{warning}\nA terrazzo {__version__} checkpoint (`terrazzo.load(folder)`).\n\n"
-            f"## Where the weights come from\n{origin}\n\n## Genes\n{len(self.vocabulary):,} genes "
-            f"({self.vocabulary.organism}), kept in `{ckpt.VOCABULARY}`.\n\n## Hyperparameters\n```json\n"
-            f"{json.dumps(to_dict(self.config), indent=2)}\n```\n"
-        )
 
     def _embed_all(
         self,
@@ -224,6 +276,9 @@ class FoundationModel(abc.ABC):
         self._write(adata, key, run(tissue, adata), tissue, settings)
         return adata
 
+    def _hub_record(self) -> dict[str, str]:
+        return {name: str(self.provenance[name]) for name in (hub.HUB, hub.COMMIT) if name in self.provenance}
+
     def _write(self, adata: AnnData, key: str, result: Embedding, tissue: Slice, settings: dict[str, Any]) -> None:
         adata.obsm[key] = result.vectors
         adata.obs[keys.EMPTY] = result.empty
@@ -237,6 +292,7 @@ class FoundationModel(abc.ABC):
             "model_type": self.model_type,
             "trained": self.trained,
             "checkpoint_sha256": self.fingerprint(),
+            **self._hub_record(),
             "config": json.dumps(to_dict(self.config)),
             "terrazzo_version": __version__,
             "coverage": json.dumps(result.coverage.to_dict()),
@@ -258,21 +314,3 @@ def table_of(sdata: Any) -> AnnData:
             "model.embed(sdata.tables['...'])."
         )
     return next(iter(tables.values()))
-
-
-def locate(source: str | Path, revision: str | None = None) -> Path:
-    """Return the local folder of a checkpoint, fetching it from the hub where ``source`` is ``"organisation/name"``."""
-    path = Path(source)
-    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    wanted = [ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY, ckpt.CARD]
-    try:
-        return Path(snapshot_download(str(source), revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source} is neither a folder here nor could it be fetched from the hub ({type(error).__name__}). "
-            "Check the name and the network, or download the folder and pass its path."
-        ) from error

@@ -166,6 +166,7 @@ class CellModel(FoundationModel):
     default_key: ClassVar[str] = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
     title: ClassVar[str] = "Cell encoder"
+    limits: ClassVar[tuple[str, ...]] = ("A cell is seen alone: its neighbourhood changes nothing.",)
     module: CellEncoder
 
     def _build(self) -> nn.Module:

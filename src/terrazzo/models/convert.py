@@ -16,6 +16,7 @@ from terrazzo.genes import Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.cells import CellModel, CellModelConfig
+from terrazzo.models.hub import locate
 from terrazzo.models.stimage import STImage
 from terrazzo.models.stofm import SToFM
 from terrazzo.models.stofm_config import SToFMConfig
@@ -217,23 +218,25 @@ def _rename_se2(published: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def load(source: str | Path, **options: Any) -> FoundationModel:
+def load(source: str | Path, *, revision: str | None = None, device: str | None = None) -> FoundationModel:
     """Load a checkpoint with the class that it names.
 
     Parameters
     ----------
-    source
-        Checkpoint folder, or ``"organisation/name"`` on the hub.
-    **options
+    source, revision, device
         As for :meth:`~terrazzo.models.base.FoundationModel.from_pretrained`.
-    """
-    from terrazzo.models.base import locate
 
-    folder = locate(source, options.pop("revision", None))
+    Raises
+    ------
+    CheckpointError
+        As there; or a kind of model that this version does not know.
+    """
+    place = locate(source, revision)
+    folder = place.folder
     if not all((folder / name).is_file() for name in (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)):
         ckpt.read(folder)  # says what is missing
     kind = ckpt.read_header(folder)["model_type"]
     classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in (SToFM, STImage, CellModel)}
     if kind not in classes:
         raise CheckpointError(f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}.")
-    return classes[kind].from_pretrained(folder, **options)
+    return classes[kind].from_located(place, source, device)

@@ -60,6 +60,14 @@ class STImage(FoundationModel):
     default_key: ClassVar[str] = keys.X_STIMAGE
     config_class: ClassVar[type] = STImageConfig
     title: ClassVar[str] = "ST as images"
+    citation: ClassVar[str] = (
+        "Zhu, Qi, Wang, Zheng and Huang, Spatial Transcriptomics as Images for Large-Scale Pretraining, 2026."
+    )
+    limits: ClassVar[tuple[str, ...]] = (
+        "Single cells are put into bins, whose side is stated by the user.",
+        "Vectors of platforms with another grid than the training slices' may not be comparable.",
+        "Histology is not used.",
+    )
     module: MaskedViT
     config: STImageConfig
 

@@ -87,6 +87,15 @@ class SToFM(FoundationModel):
     default_key: ClassVar[str] = keys.X_STOFM
     config_class: ClassVar[type] = SToFMConfig
     title: ClassVar[str] = "SToFM"
+    citation: ClassVar[str] = (
+        "Zhao, Luo, Yang, Zhong, Zhou and Nie, SToFM: a Multi-scale Foundation Model for Spatial Transcriptomics, "
+        "ICML 2025, arXiv:2507.11588."
+    )
+    limits: ClassVar[tuple[str, ...]] = (
+        "Cells in different sub-slices see each other through virtual cells only, unless `halo` is set.",
+        "Human and mouse only; a slice of the other species needs a table of orthologs.",
+        "Histology and the third dimension are not used.",
+    )
     module: _SToFMModule
 
     def __init__(

@@ -17,15 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
+from terrazzo.corpus.reading import shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.models.base import FoundationModel
+from terrazzo.models.card import COUNTS_KNOWN
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.training import logs
@@ -291,6 +294,8 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
     for split in ("train", "validation"):
         out[f"{split} slices"], out[f"{split} cells"] = len(corpus.ids(split)), corpus.n_cells(split)
     out |= {"share of slices": config.data.share} if config.data.share < 1 else {}
+    known = shares_known(corpus, model.vocabulary, corpus.ids("train"))
+    out[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
     for name in ("technology", "organism", "tissue"):
         out[name] = ", ".join(sorted({str(v) for v in corpus.manifest[name] if v}))
     out |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "processes": trainer.world_size}
