@@ -19,15 +19,16 @@ from anndata.io import write_elem
 from zarr.codecs import BloscCodec
 
 from terrazzo import keys
-from terrazzo.corpus.checksums import hash_files, hash_json, hash_path, read_record, write_record
+from terrazzo.corpus.checksums import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.corpus.hilbert import hilbert_order
+from terrazzo.corpus.histology import left_out, library_entry, write_image
 from terrazzo.corpus.quality import Orthologs, QualityControl, fingerprint
 from terrazzo.corpus.sources import Source
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
+from terrazzo.images import check_spots
 from terrazzo.slices import Slice, read_anndata
 from terrazzo.slices.facts import stated
-from terrazzo.slices.geometry import library_of
 
 CHUNK, SHARD = 2**14, 2**22  # values a compressed chunk, and at most a file
 # With counts as integers as small as zstd, 2.5 times as quick to read; the price is paid once, by the build.
@@ -67,7 +68,8 @@ class Job:
 
     def options_hash(self) -> str:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
-        known = {k: v for k, v in self.source.to_dict().items() if k not in ("path", *_LOCAL)}
+        known = {k: v for k, v in self.source.to_dict().items() if k not in ("path", "image", *_LOCAL)}
+        known = {k: v for k, v in known.items() if v is not None or not k.startswith("image_")}  # as before there were
         quality = [self.quality.min_genes, self.quality.min_cells]
         return hash_json([FORMAT_VERSION, known, quality, self.orthologs and self.orthologs.content_hash()])
 
@@ -86,7 +88,7 @@ def make_member(job: Job) -> dict[str, Any]:
     """
     wanted = {"id": job.source.id, "options": job.options_hash()}
     try:
-        wanted["source_sha256"] = hash_path(job.source.path)
+        wanted["source_sha256"] = _source_hash(job.source)
     except OSError as error:
         return _failed(wanted, InputError(f"cannot be read ({error.strerror or error})"))
     held = finished(job)
@@ -106,6 +108,12 @@ def make_member(job: Job) -> dict[str, Any]:
     record["notes"] = notes + record.get("notes", [])
     write_record(job.sidecar, record)
     return {**record, "made": True}
+
+
+def _source_hash(source: Source) -> str:
+    """Return the sha256 of a slice's bytes, and of those of the picture beside it."""
+    own = hash_path(source.path)
+    return own if source.image is None else hash_json([own, hash_file(source.image)])
 
 
 def _failed(wanted: Mapping[str, Any], error: InputError) -> dict[str, Any]:
@@ -134,7 +142,8 @@ def remove_member(out: Path, id: str) -> None:
 
 def _make(job: Job) -> dict[str, Any]:
     adata = read_anndata(job.source.path)
-    piece = Slice.from_anndata(adata, name=job.source.id, **job.source.slice_options())
+    picture = job.source.picture()
+    piece = Slice.from_anndata(adata, name=job.source.id, image=picture, **job.source.slice_options())
     about, n_read = _about(adata), piece.n_cells
     if job.source.organisms and piece.organism not in job.source.organisms:
         return _dropped(f"its organism is {piece.organism}; the recipe takes {', '.join(job.source.organisms)}")
@@ -146,16 +155,23 @@ def _make(job: Job) -> dict[str, Any]:
     notes = [] if len(rows) == n_read else [f"{n_read - len(rows):,} of {n_read:,} cells left out: too few genes"]
     median_genes = float(np.median(np.diff(piece.counts.indptr)[rows]))
     rows = rows[hilbert_order(piece.coords[rows])]
-    obs, library = plain_table(adata.obs.iloc[rows]), dict(adata.uns.get(keys.SPATIAL, {})) if library_of(adata) else {}
+    obs, library = plain_table(adata.obs.iloc[rows]), library_entry(adata, piece.name, piece.image)
+    notes += left_out(adata, piece.image)
     del adata
     piece = _take(piece, rows)
+    if picture is not None and piece.image is not None:
+        check_spots(piece.image, piece.native_coords, piece.name)
     if job.orthologs is not None and piece.organism != job.orthologs.organism:
         piece, note = job.orthologs.apply(piece)
         notes.append(note)
     draft = job.target.with_name(f".{job.target.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.parent.mkdir(parents=True, exist_ok=True)
-    write_member(draft, piece, obs, library, organism)
+    try:
+        write_member(draft, piece, obs, library, organism)
+    except InputError:  # a picture that turns out damaged as it is copied
+        shutil.rmtree(draft)
+        raise
     files = hash_files(draft)
     draft.replace(job.target)
     facts = {
@@ -202,7 +218,7 @@ def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[s
     obs
         Its cells' columns, in the same order.
     library
-        ``uns["spatial"]``: images and scale factors; {} for none.
+        ``uns["spatial"]`` but for the picture; {} for none.
     organism
         Of the tissue; ``piece.organism`` is that of the genes.
     """
@@ -219,6 +235,9 @@ def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[s
         empty: dict[str, Any] = {name: {} for name in ("layers", "obsp", "varm", "varp")}
         for name, value in {"obs": obs, "var": var, "uns": uns, "obsm": {}, **empty}.items():
             write_elem(root, name, value)
+    if piece.image is not None:
+        (place,) = library
+        write_image(root[f"uns/{keys.SPATIAL}/{place}/images"], piece.image)
     matrix = root.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(piece.counts.shape)})
     whole = piece.is_counts and piece.counts.dtype == np.float32  # else above 2**24: as they are

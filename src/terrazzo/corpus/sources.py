@@ -15,9 +15,11 @@ import pandas as pd
 
 from terrazzo.corpus.store import SPLITS
 from terrazzo.errors import CorpusError, InputError
+from terrazzo.images import TissueImage
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _SETTINGS = ("technology", "organism", "layer", "spatial_key", "unit", "microns_per_unit")
+_NUMBERS = ("microns_per_unit", "image_scale", "image_scale_y")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Source:
         As :meth:`terrazzo.Slice.from_anndata` takes them.
     tissue, donor
         For the manifest; several donors are joined by "|".
+    image, image_scale, image_scale_y
+        Histology beside the slice and its scale, as :meth:`terrazzo.TissueImage.from_file` takes them.
     split
         "train", "validation" or "test".
     origin
@@ -51,16 +55,32 @@ class Source:
     spatial_key: str | None = None
     unit: str | None = None
     microns_per_unit: float | None = None
+    image: Path | None = None
+    image_scale: float | None = None
+    image_scale_y: float | None = None
     origin: str | None = None
     organisms: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, JSON-able."""
-        return {**dataclasses.asdict(self), "path": str(self.path), "organisms": list(self.organisms)}
+        paths = {"path": str(self.path), "image": self.image and str(self.image)}
+        return {**dataclasses.asdict(self), **paths, "organisms": list(self.organisms)}
 
     def slice_options(self) -> dict[str, Any]:
         """Return what is stated, as arguments of ``Slice.from_anndata``."""
         return {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+
+    def picture(self) -> TissueImage | None:
+        """Open the histology beside the slice; a TIFF stays in its file. None where there is none.
+
+        Raises
+        ------
+        InputError
+            No picture, one that cannot be read, or an impossible scale.
+        """
+        if self.image is None:
+            return None
+        return TissueImage.from_file(self.image, scale=self.image_scale or 0.0, scale_y=self.image_scale_y)
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Source) if f.name not in ("origin", "organisms"))
@@ -74,7 +94,8 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     sources
         ``.h5ad`` files, AnnData ``.zarr`` folders, folders that hold such (at any depth), and tables (.csv, .tsv,
         .parquet) with a column ``path``, relative to the table, and any of ``id, technology, organism, tissue, donor,
-        split, layer, spatial_key, unit, microns_per_unit``.
+        split, layer, spatial_key, unit, microns_per_unit, image, image_scale, image_scale_y``; an image is a path
+        relative to the table too.
 
     Raises
     ------
@@ -165,16 +186,22 @@ def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             raise CorpusError(f"{where}: no path")
         if facts.get("split", "train") not in SPLITS:
             raise CorpusError(f"{where}: split {facts['split']!r} is none of {', '.join(SPLITS)}")
-        file = path.parent / facts.pop("path")
-        if not file.exists():
-            raise InputError(f"{where}: {file} does not exist")
-        rows.append((file, {**facts, **_number(facts, where)}))
+        files = {name: path.parent / facts[name] for name in ("path", "image") if name in facts}
+        for file in files.values():
+            if not file.exists():
+                raise InputError(f"{where}: {file} does not exist")
+        if ("image" in facts) != ("image_scale" in facts):
+            raise CorpusError(f"{where}: image and image_scale (image_xy = spatial * image_scale) belong together")
+        rows.append((files["path"], {**facts, **files, **_numbers(facts, where)}))
     return rows
 
 
-def _number(facts: dict[str, str], where: str) -> dict[str, float]:
-    name = "microns_per_unit"
-    try:
-        return {name: float(facts[name])} if name in facts else {}
-    except ValueError as error:
-        raise CorpusError(f"{where}: {name} {facts[name]!r} is no number") from error
+def _numbers(facts: dict[str, str], where: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in _NUMBERS:
+        try:
+            if name in facts:
+                found[name] = float(facts[name])
+        except ValueError as error:
+            raise CorpusError(f"{where}: {name} {facts[name]!r} is no number") from error
+    return found

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,11 +31,15 @@ from numpy.typing import ArrayLike
 
 from terrazzo import keys
 from terrazzo.corpus.checksums import hash_file, hash_json, read_record
+from terrazzo.corpus.histology import libraries
 from terrazzo.corpus.reading import RowReader
 from terrazzo.errors import CheckpointError, CorpusError
 from terrazzo.genes import Vocabulary
-from terrazzo.slices import Slice, read_anndata
-from terrazzo.slices.geometry import find_geometry
+from terrazzo.slices import Slice
+from terrazzo.slices.geometry import find_geometry, find_image
+
+if TYPE_CHECKING:
+    from terrazzo.images import TissueImage
 
 FORMAT_VERSION = 1
 MANIFEST, VOCABULARY, ABOUT, MEMBERS = "manifest.parquet", "vocab.parquet", "corpus.json", "members"
@@ -185,6 +189,18 @@ class Corpus:
         array = zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
         return np.asarray(array[:], dtype=np.float64) * float(array.attrs[SCALE])  # type: ignore[arg-type]
 
+    def image(self, id: str) -> TissueImage | None:
+        """Return a slice's histology, None where it has none; its tiles stay on disk until a crop covers them.
+
+        Raises
+        ------
+        CorpusError
+            A file of it is gone.
+        """
+        bare = self._bare(id)
+        native = np.asarray(bare.obsm[keys.SPATIAL])
+        return find_image(bare, find_geometry(bare, native, **self._unit(id), technology=None))
+
     def lattice(self, id: str) -> tuple[np.ndarray | None, str | None]:
         """Return (row, column) of a slice's cells on its array, int64 (n_cells, 2), and the array's kind.
 
@@ -193,14 +209,40 @@ class Corpus:
         root: Any = zarr.open_group(self.path(id), mode="r")
         if keys.ARRAY_ROW not in root["obs"] or keys.ARRAY_COL not in root["obs"]:
             return None, None
-        bare = _without_counts(root)
+        bare = self._bare(id)
         found = find_geometry(bare, np.asarray(bare.obsm[keys.SPATIAL]), **self._unit(id), technology=None)
         return found.lattice, found.lattice_kind
 
     def slice(self, id: str) -> Slice:
-        """Return a whole slice, rows in Hilbert order."""
+        """Return a whole slice, rows in Hilbert order; of its histology no pixel is read.
+
+        Raises
+        ------
+        CorpusError
+            No such slice, or a damaged one.
+        """
         known = {name: value for name, value in self._unit(id).items() if value is not None}
-        return Slice.from_anndata(read_anndata(self.path(id)), layer="X", name=id, **known)
+        return Slice.from_anndata(self._bare(id, whole=True), layer="X", name=id, **known)
+
+    def _bare(self, id: str, whole: bool = False) -> AnnData:
+        """Return a member, its pictures still on disk; unless ``whole``, only what says where its cells lie."""
+        folder = self.path(id)
+        root: Any = zarr.open_group(folder, mode="r")
+        try:
+            names = [n for n in (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY) if n in root["obs"]]
+            cells = read_elem(root["obs"][root["obs"].attrs["_index"]])
+            part = pd.DataFrame({name: read_elem(root["obs"][name]) for name in names}, index=cells)
+            more = {"X": read_elem(root["X"]), "var": read_elem(root["var"])} if whole else {}
+            where = {keys.SPATIAL: root["obsm"][keys.SPATIAL][:]}
+            facts = {n: read_elem(root["uns"][n]) for n in (keys.TECHNOLOGY, keys.ORGANISM)}
+            uns = {**facts, keys.SPATIAL: libraries(root, folder)}
+            return AnnData(obs=read_elem(root["obs"]) if whole else part, obsm=where, uns=uns, **more)
+        except CorpusError:
+            raise
+        except Exception as error:  # readers of damaged files raise almost anything
+            raise CorpusError(
+                f"{folder} cannot be read ({str(error).splitlines()[0]}): run the same `terrazzo corpus build` again."
+            ) from error
 
     def _unit(self, id: str) -> dict[str, Any]:
         """Return what is known of a slice's native coordinates, as :meth:`Slice.from_anndata` takes it."""
@@ -259,17 +301,6 @@ class Corpus:
     @cached_property
     def _number(self) -> dict[str, int]:
         return {str(name): number for number, name in enumerate(self.manifest["id"])}
-
-
-def _without_counts(root: Any) -> AnnData:
-    """Return of an open member what says where its cells lie on an array."""
-    names = (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY)
-    obs = {name: read_elem(root["obs"][name]) for name in names if name in root["obs"]}
-    cells = read_elem(root["obs"][root["obs"].attrs["_index"]])
-    libraries = dict(root["uns"][keys.SPATIAL].groups()) if keys.SPATIAL in root["uns"] else {}
-    factors = {n: {"scalefactors": read_elem(g["scalefactors"])} for n, g in libraries.items() if "scalefactors" in g}
-    uns = {keys.TECHNOLOGY: read_elem(root["uns"][keys.TECHNOLOGY]), keys.SPATIAL: factors}
-    return AnnData(obs=pd.DataFrame(obs, index=cells), obsm={keys.SPATIAL: root["obsm"][keys.SPATIAL][:]}, uns=uns)
 
 
 def _read_texts(path: Path) -> np.ndarray:

@@ -334,7 +334,8 @@ def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
             continue
         try:
             scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")  # ours: where pixels are no squares
-            return image_in_units(TissueImage.from_array(np.asarray(array), scale=scale, scale_y=scale_y), geometry)
+            read = TissueImage.from_array if isinstance(array, np.ndarray) else TissueImage.from_lazy  # zarr, dask
+            return image_in_units(read(array, scale=scale, scale_y=scale_y), geometry)
         except (InputError, TypeError, ValueError) as error:
             message = f"the {resolution} image in uns['spatial'] is not used: {error}"
             warnings.warn(message, TerrazzoWarning, stacklevel=4)

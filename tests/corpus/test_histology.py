@@ -1,0 +1,182 @@
+"""Histology in a corpus: from a table or the slice itself, by tile, lazily back; bad pictures are bad slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from PIL import Image
+
+from terrazzo import corpus
+from terrazzo.corpus import histology
+from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
+from terrazzo.images import TissueImage
+from terrazzo.images.pixels import LazyPixels
+from terrazzo.slices import Slice
+
+
+def build(sources: Any, out: Path, **options: Any) -> corpus.Corpus:
+    return corpus.build(sources, out, **{"min_genes": 0, "scheduler": "synchronous", "progress": False, **options})
+
+
+@pytest.fixture
+def spots(simulated: Callable[..., AnnData]) -> AnnData:
+    return simulated(90, 40, layout="visium", image=True, image_px=120, name="spots")
+
+
+def picture_of(adata: AnnData) -> tuple[np.ndarray, float]:
+    entry = adata.uns["spatial"]["spots"]
+    return np.asarray(entry["images"]["hires"]), float(entry["scalefactors"]["tissue_hires_scalef"])
+
+
+def listed(adata: AnnData, folder: Path, file: str = "a.png", **columns: Any) -> Path:
+    """Write a slice without its picture, the picture beside it, and the table that joins them."""
+    pixels, scale = picture_of(adata)
+    bare = adata.copy()
+    del bare.uns["spatial"]
+    bare.write_h5ad(folder / "a.h5ad")
+    Image.fromarray(pixels).save(folder / "a.png")
+    row = {"path": "a.h5ad", "image": file, "image_scale": scale, **columns}
+    pd.DataFrame([row]).to_csv(folder / "t.csv", index=False)
+    return folder / "t.csv"
+
+
+def test_a_picture_comes_back_lazily_and_whole(spots: AnnData, tmp_path: Path) -> None:
+    spots.uns["spatial"] = {"slide 1": spots.uns["spatial"]["spots"], "slide 2": {"scalefactors": {"a": 1.0}}}
+    spots.obs["library_id"] = "slide 1"
+    spots.write_h5ad(tmp_path / "spots.h5ad")
+    built, wanted = build(tmp_path / "spots.h5ad", tmp_path / "out"), Slice.from_anndata(spots).image
+    found = built.image("spots")
+    assert found is not None
+    assert wanted is not None
+    assert isinstance(found.pixels, LazyPixels)
+    assert np.array_equal(np.asarray(found.pixels), wanted.pixels)
+    assert found.scale == pytest.approx(wanted.scale)
+    assert found.microns_per_pixel == pytest.approx(wanted.microns_per_pixel)
+    assert found.content_hash == wanted.content_hash  # what was cached of one serves the other
+    here, there = built.slice("spots"), anndata.read_zarr(built.path("spots"))
+    assert isinstance(here.image.pixels, LazyPixels)
+    assert np.array_equal(Slice.from_anndata(there).image.pixels, wanted.pixels)
+    boxes = np.column_stack([there.obsm["spatial"] - 40, there.obsm["spatial"] + 40])
+    assert np.array_equal(found.box_crops(boxes, 8)[:], wanted.box_crops(boxes, 8)[:])
+
+
+def test_a_table_names_the_picture_and_its_scale(spots: AnnData, tmp_path: Path) -> None:
+    pixels, scale = picture_of(spots)
+    built = build(listed(spots, tmp_path, image_scale_y=1.01 * scale), tmp_path / "out")
+    found = built.image("a")
+    assert np.array_equal(np.asarray(found.pixels), pixels)
+    assert found.scales == pytest.approx([scale, 1.01 * scale])
+    assert found.microns_per_pixel == pytest.approx(built.slice("a").coord_scale / scale)
+    assert Slice.from_anndata(anndata.read_zarr(built.path("a"))).image.scales == pytest.approx(found.scales)
+    assert corpus.verify(built, progress=False) == []
+    kept = built.content_hash()
+    assert build(tmp_path / "t.csv", tmp_path / "out").content_hash() == kept
+    Image.fromarray(255 - pixels).save(tmp_path / "a.png")
+    again = build(tmp_path / "t.csv", tmp_path / "out")
+    assert again.content_hash() != kept
+    assert np.array_equal(np.asarray(again.image("a").pixels), 255 - pixels)
+
+
+def test_no_picture_is_none_and_one_without_scale_is_said(spots: AnnData, tmp_path: Path) -> None:
+    del spots.uns["spatial"]["spots"]["scalefactors"]["tissue_hires_scalef"]
+    spots.write_h5ad(tmp_path / "a.h5ad")
+    built = build(tmp_path / "a.h5ad", tmp_path / "out")
+    assert built.image("a") is None
+    assert built.slice("a").image is None
+    assert any("no scale" in note for note in built.about["notes"]["a"])
+    del spots.uns["spatial"]
+    spots.write_h5ad(tmp_path / "a.h5ad")
+    built = build(tmp_path / "a.h5ad", tmp_path / "out")
+    assert built.image("a") is None
+    assert built.about["notes"] == {}
+
+
+class Watched(LazyPixels):
+    """Pixels that are made where they are asked for, and remember the largest region."""
+
+    largest = 0
+
+    def _region(self, y0: int, y1: int, x0: int, x1: int) -> np.ndarray:
+        self.largest = max(self.largest, (y1 - y0) * (x1 - x0))
+        y, x = np.mgrid[y0:y1, x0:x1]
+        return np.stack([y % 251, x % 241, (x + y) % 239], axis=-1).astype(np.uint8)
+
+
+def test_a_large_picture_is_copied_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+
+    monkeypatch.setattr(histology, "TILE", 16)
+    monkeypatch.setattr(histology, "SHARD", 64)
+    pixels = Watched(300, 130)
+    group = zarr.open_group(tmp_path / "z", mode="w")
+    histology.write_image(group, TissueImage(pixels))
+    assert pixels.largest == 64 * 64
+    array = group["hires"]
+    assert np.array_equal(array[:], pixels[:, :])
+    assert array.chunks == (16, 16, 3)
+    files = [path for path in (tmp_path / "z" / "hires" / "c").rglob("*") if path.is_file()]
+    assert len(files) == 5 * 3
+
+
+def test_a_file_that_is_gone_is_no_white_tissue(spots: AnnData, tmp_path: Path) -> None:
+    spots.write_h5ad(tmp_path / "spots.h5ad")
+    built = build(tmp_path / "spots.h5ad", tmp_path / "out")
+    place = built.path("spots") / "uns" / "spatial" / "spots" / "images" / "hires" / "c" / "0" / "0" / "0"
+    place.unlink()
+    with pytest.raises(CorpusError, match="parts of this picture are missing"):
+        built.image("spots")
+    assert any("hires/c/0/0/0 is missing" in problem for problem in corpus.verify(built, progress=False))
+    build(tmp_path / "spots.h5ad", tmp_path / "out")
+    assert built.image("spots") is not None
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "tiff"])
+def test_a_damaged_picture_is_a_failed_slice(spots: AnnData, tmp_path: Path, kind: str) -> None:
+    import tifffile
+
+    table = listed(spots, tmp_path, "a.tif" if kind == "tiff" else "a.png")
+    pixels, _ = picture_of(spots)
+    if kind == "tiff":  # a tile of it: the header is sound, and damage shows as it is copied
+        tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), compression="zlib", photometric="rgb")
+        whole = bytearray((tmp_path / "a.tif").read_bytes())
+        with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+            offset, count = tiff.pages[0].dataoffsets[-1], tiff.pages[0].databytecounts[-1]
+        whole[offset : offset + count] = bytes(count)
+        (tmp_path / "a.tif").write_bytes(whole)
+    else:
+        whole = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2] if kind == "truncated" else b"not a picture")
+    with pytest.raises(CorpusError, match=r"a: .*a\.(png|tif)"):
+        build(table, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part")]
+    spots.write_h5ad(tmp_path / "b.h5ad")
+    with pytest.warns(TerrazzoWarning, match="1 slices are left out: a"):
+        assert build([table, tmp_path / "b.h5ad"], tmp_path / "out", skip_failed=True).ids() == ["b"]
+
+
+def test_a_picture_that_does_not_fit_is_a_failed_slice(spots: AnnData, tmp_path: Path) -> None:
+    _, scale = picture_of(spots)
+    table = listed(spots, tmp_path, image_scale=3 * scale)
+    with pytest.raises(CorpusError, match=r"a: .*spots lie outside the image"):
+        build(table, tmp_path / "out")
+
+
+def test_rows_that_cannot_be_meant(spots: AnnData, tmp_path: Path) -> None:
+    listed(spots, tmp_path)
+    for text, kind, said in (
+        ("path,image\na.h5ad,a.png\n", CorpusError, "image and image_scale .* belong together"),
+        ("path,image_scale\na.h5ad,1\n", CorpusError, "image and image_scale .* belong together"),
+        ("path,image,image_scale\na.h5ad,b.png,1\n", InputError, "line 2: .*b.png does not exist"),
+        ("path,image,image_scale\na.h5ad,a.png,one\n", CorpusError, "image_scale 'one' is no number"),
+        ("path,image,image_scale\na.h5ad,a.png,-1\n", CorpusError, "a: .*scale must be"),
+    ):
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(kind, match=said):
+            build(tmp_path / "bad.csv", tmp_path / "bad")
