@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
     from terrazzo.models.files import embed_files
+    from terrazzo.models.stalign import STAlign
+    from terrazzo.models.stalign_config import STAlignConfig
     from terrazzo.models.stimage import STImage
     from terrazzo.models.stimage_config import STImageConfig
     from terrazzo.models.stofm import SToFM
@@ -38,6 +40,8 @@ _WHERE = {
     "Coverage": "genes",
     "FineTuneConfig": "training.finetune",
     "PatchConfig": "units.patches",
+    "STAlign": "models.stalign",
+    "STAlignConfig": "models.stalign_config",
     "STImage": "models.stimage",
     "STImageConfig": "models.stimage_config",
     "SToFM": "models.stofm",
@@ -67,6 +71,8 @@ __all__ = [
     "Coverage",
     "FineTuneConfig",
     "PatchConfig",
+    "STAlign",
+    "STAlignConfig",
     "STImage",
     "STImageConfig",
     "SToFM",

@@ -25,7 +25,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     ----------
     cls
         A dataclass; its fields are dataclasses, numbers, strings, booleans, ``Literal``, optional ones or lists of
-        these, or plain dicts.
+        these, tuples of a fixed length, or plain dicts.
     data
         Plain nested dict, as JSON or YAML gives it.
     where
@@ -79,6 +79,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list, not {value!r}.")
         inner = get_args(kind)
         return [_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)] if inner else list(value)
+    if origin is tuple:
+        inner = get_args(kind)
+        if not isinstance(value, (list, tuple)) or len(value) != len(inner):
+            raise ConfigError(f"{where} must be a list of {len(inner)}, not {value!r}.")
+        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, not {value!r}.")

@@ -82,39 +82,10 @@ def test_what_the_genes_are_changes_what_is_read_from_the_image(loud, batch):
     torch.testing.assert_close(one(image, genes)[:, 5:], one(image, other)[:, 5:])
 
 
-@pytest.mark.parametrize("mode", ["attention", "concatenation"])
-@torch.no_grad()
-def test_a_missing_side_adds_nothing(batch, mode):
-    torch.manual_seed(0)
-    module = Fusion(FusionConfig(**SMALL, mode=mode))
-    image, genes = batch
-    for given in ((image, None), (None, genes)):
-        out = module(*given)
-        assert out.shape == (5, 10)
-        assert out.isfinite().all()
-        assert out.std(dim=0).max() > 1e-3  # it still tells places apart
-    with pytest.raises(ConfigError, match="image vector, a gene vector"):
-        module(None, None)
-
-
-@torch.no_grad()
-def test_values_of_the_side_that_is_there_are_averaged_evenly(loud, batch):
-    module = built(loud)
-    module.no_image.zero_()
-    values = module.value(module.expand_genes(batch[1]).view(5, 4, 8)).mean(dim=1)
-    torch.testing.assert_close(module(None, batch[1])[:, :5], module.out_image(values))
-    torch.testing.assert_close(module(None, batch[1])[:, 5:], module.out_genes.bias.expand(5, -1))
-
-
 @torch.no_grad()
 def test_concatenation_is_two_linear_maps(loud, batch):
     module = built(loud, mode="concatenation")
-    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {
-        "out_image",
-        "out_genes",
-        "no_image",
-        "no_genes",
-    }
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"out_image", "out_genes"}
     torch.testing.assert_close(
         module(*batch), torch.cat([module.out_image(batch[0]), module.out_genes(batch[1])], dim=1)
     )
@@ -123,7 +94,7 @@ def test_concatenation_is_two_linear_maps(loud, batch):
 def test_gradients_reach_everything(batch):
     module = Fusion(FusionConfig(**SMALL, dropout=0.1))
     module(*batch).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in module.named_parameters() if "no_" not in n)
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
 
 
 def test_the_defaults_are_the_papers():

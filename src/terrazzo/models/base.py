@@ -305,6 +305,33 @@ class FoundationModel(abc.ABC):
         adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
 
 
+def counted(tissue: Slice, why: str) -> Slice:
+    """Return a slice that holds counts.
+
+    Raises
+    ------
+    InputError
+        It holds normalised values; ``why`` says what a model does with counts.
+    """
+    if not tissue.is_counts:
+        raise InputError(
+            f"{tissue.name}: {tissue.source} holds normalised values; {why}. Pass the layer that holds raw counts "
+            "(layer=, --layer)."
+        )
+    return tissue
+
+
+def joined(blocks: dict[str, NDArray[np.float32]]) -> tuple[NDArray[np.float32], dict[str, list[int]]]:
+    """Return named blocks of vectors side by side, each of mean norm one, and the columns of each by name."""
+    ends = np.cumsum([0] + [b.shape[1] for b in blocks.values()]).tolist()
+    places = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
+    out = np.empty((len(next(iter(blocks.values()))), ends[-1]), dtype=np.float32)
+    for (start, stop), vectors in zip(places.values(), blocks.values(), strict=True):
+        norm = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).mean())  # no array as large as the vectors
+        np.divide(vectors, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
+    return out, places
+
+
 def table_of(sdata: Any) -> AnnData:
     """Return the one table of a SpatialData."""
     tables = dict(sdata.tables)

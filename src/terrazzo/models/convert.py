@@ -17,6 +17,7 @@ from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.cells import CellModel, CellModelConfig
 from terrazzo.models.hub import locate
+from terrazzo.models.stalign import STAlign
 from terrazzo.models.stimage import STImage
 from terrazzo.models.stofm import SToFM
 from terrazzo.models.stofm_config import SToFMConfig
@@ -236,7 +237,7 @@ def load(source: str | Path, *, revision: str | None = None, device: str | None 
     if not all((folder / name).is_file() for name in (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)):
         ckpt.read(folder)  # says what is missing
     kind = ckpt.read_header(folder)["model_type"]
-    classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in (SToFM, STImage, CellModel)}
+    classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in (SToFM, STImage, STAlign, CellModel)}
     if kind not in classes:
         raise CheckpointError(f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}.")
     return classes[kind].from_located(place, source, device)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from terrazzo import keys
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError
 from terrazzo.genes import Vocabulary
-from terrazzo.models.base import Embedding, FoundationModel, Plan
+from terrazzo.models.base import Embedding, FoundationModel, Plan, counted, joined
 from terrazzo.models.cells import advice, matmul_rate
 from terrazzo.models.gridded import GriddedSlice, WindowBatch
 from terrazzo.models.stimage_config import Recipe, Scheme, STImageConfig, preset
@@ -31,6 +31,7 @@ from terrazzo.units.patches import PatchConfig, tile_corners, window_sites
 BATCH_SITES = {"cpu": 4096, "cuda": 65536}  # sites that are worked on together
 PARTS = 4  # a site and its neighbours are never hidden together: rows and columns, each by two
 REACH = 0.5  # share of the matrix-product rate, for estimates
+WHY = "ST as images scales counts and takes their logarithm"
 
 
 class STImage(FoundationModel):
@@ -144,12 +145,15 @@ class STImage(FoundationModel):
         config, bars = self._with({"layout": layout, "bin_um": bin_um, "window": window}), Progress(progress)
 
         def run(tissue: Slice, adata: AnnData) -> Embedding:
-            match = self.vocabulary.match(_counted(tissue), orthologs=orthologs)
+            match = self.vocabulary.match(counted(tissue, WHY), orthologs=orthologs)
             held = GriddedSlice.make(tissue, match, config, self.config.vit.n_genes)
             blocks = self._vectors(held, config, seed, bars)
             known = tissue.counts @ (match.column_token >= 0).astype(np.float64)  # no copy of the counts
             details = {"grid": held.grid.layout, "sites": len(held.grid.occupied), "shape": held.grid.shape}
-            return Embedding(*_joined(blocks, details, known == 0, match.coverage))
+            if list(blocks) == [""]:
+                return Embedding(blocks[""], known == 0, match.coverage, details)
+            vectors, places = joined(blocks)
+            return Embedding(vectors, known == 0, match.coverage, {**details, "blocks": places})
 
         settings = {**to_dict(config.patches), "seed": seed}
         return self._embed_all(data, key_added or self.default_key, settings, slice_options, run)
@@ -196,7 +200,7 @@ class STImage(FoundationModel):
         from terrazzo.models.reconstruction import reconstruct
 
         config = self._with({"layout": layout, "bin_um": bin_um, "window": window})
-        tissue = _counted(Slice.from_anndata(adata, **slice_options))
+        tissue = counted(Slice.from_anndata(adata, **slice_options), WHY)
         names = [genes] if isinstance(genes, str) else list(genes)
         match = self.vocabulary.match(tissue, orthologs=orthologs)
         return reconstruct(self, tissue, match, adata, hidden, names, config, seed)
@@ -292,28 +296,12 @@ class STImage(FoundationModel):
         slice_options = {k: v for k, v in options.items() if k not in ("key_added", "seed", "progress")}
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
         config = self._with(changes)
-        coverage = self.vocabulary.match(_counted(tissue), orthologs=orthologs).coverage
+        coverage = self.vocabulary.match(counted(tissue, WHY), orthologs=orthologs).coverage
         grid = grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
         passes = int(_depth(grid, _units(grid, config, 0)).sum()) * (1 + PARTS if config.output == "own+niche" else 1)
         rate = matmul_rate("float32", self.device)
         seconds = passes * self.module.flops(config.patches.window**2, config.patches.channels) / (rate * REACH)
         return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
-
-
-def _counted(tissue: Slice) -> Slice:
-    """Return a slice that holds counts.
-
-    Raises
-    ------
-    InputError
-        It holds normalised values.
-    """
-    if not tissue.is_counts:
-        raise InputError(
-            f"{tissue.name}: {tissue.source} holds normalised values; ST as images scales counts and takes their "
-            "logarithm. Pass the layer that holds raw counts (layer=, --layer)."
-        )
-    return tissue
 
 
 def _units(grid: Grid, config: STImageConfig, seed: int) -> list[Ints]:
@@ -356,18 +344,3 @@ def _part(sites: Ints) -> NDArray[np.int64]:
     side = round(sites.shape[1] ** 0.5)
     row, column = np.divmod(np.arange(side * side), side)
     return np.broadcast_to((row % 2) * 2 + column % 2, sites.shape)
-
-
-def _joined(
-    blocks: dict[str, NDArray[np.float32]], details: dict[str, Any], empty: NDArray[np.bool_], coverage: Any
-) -> tuple[Any, ...]:
-    """Return vectors, empty cells, coverage and details; named blocks side by side, of one mean norm."""
-    if list(blocks) == [""]:
-        return blocks[""], empty, coverage, details
-    ends = np.cumsum([0] + [b.shape[1] for b in blocks.values()]).tolist()
-    places = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
-    out = np.empty((len(empty), ends[-1]), dtype=np.float32)
-    for (start, stop), vectors in zip(places.values(), blocks.values(), strict=True):
-        norm = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).mean())  # no array as large as the vectors
-        np.divide(vectors, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
-    return out, empty, coverage, {**details, "blocks": places}

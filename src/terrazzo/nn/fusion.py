@@ -65,11 +65,7 @@ class FusionConfig:
 
 
 class Fusion(nn.Module):
-    """Vectors of image and genes to one, ``[z_I W_I ; z_G W_G]``.
-
-    A side that is not given is stood for by tokens that are learnt, and zero at the start: then the other side's values
-    are averaged evenly, and nothing is made up about the one that is missing.
-    """
+    """Vectors of image and genes to one, ``[z_I W_I ; z_G W_G]``."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
@@ -77,8 +73,6 @@ class Fusion(nn.Module):
         half = config.output_dim // 2
         if config.mode == "concatenation":
             self.out_image, self.out_genes = nn.Linear(config.image_dim, half), nn.Linear(config.gene_dim, half)
-            self.no_image = nn.Parameter(torch.zeros(config.image_dim))
-            self.no_genes = nn.Parameter(torch.zeros(config.gene_dim))
             return
         tokens, width = config.n_tokens, config.width
         self.expand_image = nn.Linear(config.image_dim, tokens * width)
@@ -86,41 +80,25 @@ class Fusion(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         pooled = width if config.pooling == "mean" else tokens * width
         self.out_image, self.out_genes = nn.Linear(pooled, half), nn.Linear(pooled, half)
-        self.no_image = nn.Parameter(torch.zeros(tokens, width))
-        self.no_genes = nn.Parameter(torch.zeros(tokens, width))
 
-    def forward(self, image: Tensor | None, genes: Tensor | None) -> Tensor:
+    def forward(self, image: Tensor, genes: Tensor) -> Tensor:
         """Join vectors of the same places.
 
         Parameters
         ----------
         image
-            ``(n, image_dim)``, or None.
+            ``(n, image_dim)``.
         genes
-            ``(n, gene_dim)``, or None.
+            ``(n, gene_dim)``.
 
         Returns
         -------
         ``(n, output_dim)``.
-
-        Raises
-        ------
-        ConfigError
-            Neither is given.
         """
-        given = image if image is not None else genes
-        if given is None:
-            raise ConfigError("fusion needs an image vector, a gene vector, or both.")
-        n = len(given)
         if self.config.mode == "concatenation":
-            parts = (
-                self.no_image.expand(n, -1) if image is None else image,
-                self.no_genes.expand(n, -1) if genes is None else genes,
-            )
-            return torch.cat([self.out_image(parts[0]), self.out_genes(parts[1])], dim=-1)
-        shape = (n, self.config.n_tokens, self.config.width)
-        seen = self.no_image.expand(shape) if image is None else self.expand_image(image).view(shape)
-        read = self.no_genes.expand(shape) if genes is None else self.expand_genes(genes).view(shape)
+            return torch.cat([self.out_image(image), self.out_genes(genes)], dim=-1)
+        shape = (len(image), self.config.n_tokens, self.config.width)
+        seen, read = self.expand_image(image).view(shape), self.expand_genes(genes).view(shape)
         return torch.cat([self.out_image(self.attend(seen, read)), self.out_genes(self.attend(read, seen))], dim=-1)
 
     def attend(self, asking: Tensor, asked: Tensor) -> Tensor:

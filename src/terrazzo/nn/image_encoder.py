@@ -197,6 +197,41 @@ class FrozenImageEncoder(nn.Module):
             backbone = ViTModel(config, add_pooling_layer=False)
         return cls(backbone, image_size, readout="mean")
 
+    @classmethod
+    def from_description(cls, said: dict[str, Any]) -> FrozenImageEncoder:
+        """Make an encoder with random weights from what :meth:`description` said of another.
+
+        Raises
+        ------
+        ConfigError
+            It describes no vision model that is known.
+        """
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+        try:
+            config = AutoConfig.for_model(**said["model"])
+            known: Any = MODEL_MAPPING[type(config)]
+            plain = not said["pooler"] and "add_pooling_layer" in inspect.signature(known.__init__).parameters
+            model = known(config, add_pooling_layer=False) if plain else known(config)
+            backbone = getattr(model, "vision_model", model)
+            return cls(backbone, said["image_size"], said["mean"], said["std"], said["readout"])
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"this describes no frozen image encoder ({type(error).__name__}: {error}).") from error
+
+    def description(self) -> dict[str, Any]:
+        """Return all but the weights, in plain values: what :meth:`from_description` takes."""
+        return {
+            "model": json.loads(_settings(self.backbone)),
+            "pooler": any("pooler" in name for name in self.backbone.state_dict()),
+            "image_size": self.image_size,
+            "mean": self.colours.mean.flatten().tolist(),
+            "std": self.colours.std.flatten().tolist(),
+            "readout": self.readout,
+        }
+
     def train(self, mode: bool = True) -> FrozenImageEncoder:
         """Stay in evaluation mode: dropout and running means of what is frozen never move."""
         return super().train(False)

@@ -1,0 +1,336 @@
+"""ST-Align: image and genes of every spot and its niche, aligned and fused; one vector for each spot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from anndata import AnnData
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from terrazzo import keys
+from terrazzo.errors import ConfigError
+from terrazzo.genes import Coverage, GeneMatch, Vocabulary
+from terrazzo.images import TissueImage
+from terrazzo.models.aligned import AlignedSlice
+from terrazzo.models.base import Embedding, FoundationModel, Plan, counted, joined
+from terrazzo.models.cells import advice, matmul_rate
+from terrazzo.models.feature_cache import FeatureCache
+from terrazzo.models.feature_reader import FeatureReader, Identity, Scale
+from terrazzo.models.features import AlignBatch, Features, Modality, batches
+from terrazzo.models.gene_encoders import GeneEncoder, Ints
+from terrazzo.models.gene_encoders import build as build_gene_encoder
+from terrazzo.models.stalign_config import Recipe, STAlignConfig, preset
+from terrazzo.nn.align import AlignNet
+from terrazzo.nn.image_encoder import FrozenImageEncoder
+from terrazzo.progress import Progress
+from terrazzo.slices import Slice
+
+BATCH = 256  # spots that are worked on together
+TRIED = 4  # spots that an estimate of the time is measured on
+NAMES: dict[Scale, str] = {"spot": "own", "niche": "niche"}
+
+
+class AlignModule(nn.Module):
+    """All weights of ST-Align: what is trained, both frozen encoders, and which genes AE-Gene reads."""
+
+    genes: Tensor
+
+    def __init__(self, config: STAlignConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        tokens = vocabulary.token.astype(np.int64)
+        self.net = AlignNet(config.net)
+        self.image_encoder = FrozenImageEncoder.from_description(config.image_encoder)
+        self.gene_encoder = build_gene_encoder(config.gene_encoder, tokens, vocabulary.special)
+        self.register_buffer("genes", torch.from_numpy(tokens[: config.net.niche_genes.n_genes].copy()))
+
+
+class STAlign(FoundationModel):
+    """ST-Align (Lin et al. 2026).
+
+    Parameters
+    ----------
+    config
+        :class:`STAlignConfig`, or the name of a preset (``"tiny"``, ``"small"``, ``"paper"``).
+    vocabulary
+        Genes and their tokens; that of the frozen gene encoder, where one is given.
+    seed
+        Seed of random initial weights, those of frozen encoders that are not given too.
+    provenance
+        Where the weights come from.
+    image_encoder
+        Of a preset: the frozen encoder of niche crops; a folder of a transformers vision model, or a loaded one. None:
+        a small vision transformer with random weights.
+    gene_encoder
+        Of a preset: the frozen encoder of a spot's genes with its weights. None: principal components, which
+        :meth:`fit` finds.
+    recipe, adaptive, fusion
+        Of a preset; see :func:`terrazzo.models.stalign_config.preset`.
+
+    Raises
+    ------
+    ConfigError
+        No such preset; fewer genes in the vocabulary than the model reads.
+    CheckpointError
+        A folder that holds no vision model.
+    """
+
+    model_type: ClassVar[str] = "stalign"
+    default_key: ClassVar[str] = keys.X_STALIGN
+    config_class: ClassVar[type] = STAlignConfig
+    title: ClassVar[str] = "ST-Align"
+    module: AlignModule
+    config: STAlignConfig
+
+    def __init__(
+        self,
+        config: STAlignConfig | str,
+        vocabulary: Vocabulary,
+        *,
+        seed: int = 0,
+        provenance: dict[str, Any] | None = None,
+        image_encoder: FrozenImageEncoder | str | Path | None = None,
+        gene_encoder: GeneEncoder | None = None,
+        recipe: Recipe = "terrazzo",
+        adaptive: bool = True,
+        fusion: Literal["attention", "concatenation"] = "attention",
+    ) -> None:
+        if isinstance(image_encoder, str | Path):
+            image_encoder = FrozenImageEncoder.from_folder(image_encoder)
+        if isinstance(config, str):
+            genes = None if gene_encoder is None else gene_encoder.config
+            config = preset(
+                config, len(vocabulary), recipe=recipe, image_encoder=image_encoder, gene_encoder=genes,
+                adaptive=adaptive, fusion=fusion,
+            )  # fmt: skip
+        if config.net.niche_genes.n_genes > len(vocabulary):
+            raise ConfigError(
+                f"The vocabulary has {len(vocabulary):,} genes, fewer than the model reads "
+                f"({config.net.niche_genes.n_genes:,}): lower net.niche_genes.n_genes."
+            )
+        super().__init__(config, vocabulary, seed=seed, provenance=provenance)
+        if image_encoder is not None:
+            self.module.image_encoder.load_state_dict(image_encoder.state_dict())
+        if gene_encoder is not None:
+            self.module.gene_encoder.load_state_dict(gene_encoder.state_dict())
+
+    def _build(self) -> nn.Module:
+        return AlignModule(self.config, self.vocabulary)
+
+    def embed(
+        self,
+        data: Any,
+        *,
+        key_added: str | None = None,
+        scale: Literal["both", "spot", "niche"] = "both",
+        modality: Modality = "both",
+        image: TissueImage | str | Path | None = None,
+        spot_um: float | None = None,
+        cache: str | Path | None = None,
+        orthologs: Any = None,
+        progress: bool | None = None,
+        **slice_options: Any,
+    ) -> Any:
+        """Give every spot its vector, in ``obsm["X_stalign"]`` (float32, n x d), with provenance in ``uns``.
+
+        Parameters
+        ----------
+        data
+            AnnData, SpatialData, path, or a list of these. Nothing is dropped: n spots in, n rows out, same order.
+        key_added
+            Another name for the ``obsm`` key.
+        scale
+            ``"spot"`` or ``"niche"``: that vector. ``"both"``: side by side as the blocks ``own`` and ``niche``, each
+            of mean norm one.
+        modality
+            ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is looked at. ``"image"``: r
+            and e, no gene is looked at.
+        image
+            Histology; a path is read with a scale of 1. None: that of ``uns["spatial"]``.
+        spot_um
+            Diameter of a spot's crop, in place of the checkpoint's and the platform's; needed for single cells.
+        cache
+            Folder in which frozen features are kept and found again.
+        orthologs
+            Two-column table from the slice's genes to the vocabulary's, for another organism.
+        progress
+            Show progress bars; None: only on a terminal.
+        **slice_options
+            Passed to :meth:`terrazzo.Slice.from_anndata`.
+
+        Returns
+        -------
+        The AnnData (loaded, if a path was given), the SpatialData, or a list of them.
+
+        Raises
+        ------
+        InputError, GeneError, ConfigError
+            The slice, its image, its genes, or the settings cannot be used; the message says how to mend it.
+        """
+        scales = _scales(scale, modality)
+        if image is not None and isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data) > 1:
+            raise ConfigError(f"one image cannot belong to {len(data)} slices; embed them one by one.")
+        options = slice_options | ({} if image is None else {"image": _opened(image)})
+        bars, store = Progress(progress), None if cache is None else FeatureCache(cache)
+
+        def run(tissue: Slice, adata: AnnData) -> Embedding:
+            match, coverage = self._match(tissue, modality, orthologs)
+            reader = self.reader(tissue, match, modality=modality, spot_um=spot_um, cache=store, bars=bars)
+            blocks = self.vectors(reader.read(modality, scales), modality, scales, bars)
+            empty = np.zeros(tissue.n_cells, dtype=bool)
+            details: dict[str, Any] = {"modality": modality, "scale": scale, "neighbors": self.config.neighbors}
+            if match is not None:
+                empty = tissue.counts @ (match.column_token >= 0).astype(np.float64) == 0  # no copy of the counts
+            if modality != "genes":
+                details |= {"microns_per_pixel": reader.aligned.microns_per_pixel, "spot_um": reader.aligned.diameter}
+            if len(scales) == 1:
+                return Embedding(blocks[NAMES[scales[0]]], empty, coverage, details)
+            vectors, places = joined(blocks)
+            return Embedding(vectors, empty, coverage, {**details, "blocks": places})
+
+        settings = {"modality": modality, "scale": scale, "spot_um": spot_um}
+        return self._embed_all(data, key_added or self.default_key, settings, options, run)
+
+    def reader(
+        self,
+        tissue: Slice,
+        match: GeneMatch | None,
+        *,
+        modality: Modality = "both",
+        spot_um: float | None = None,
+        cache: FeatureCache | None = None,
+        bars: Progress | None = None,
+    ) -> FeatureReader:
+        """Return what reads the features of a slice in memory."""
+        identity = None if cache is None else Identity.of(tissue, match)
+        cut = AlignedSlice.make(
+            tissue, self.config, self.genes, match=match, image=modality != "genes", spot_um=spot_um
+        )
+        return self.stored_reader(lambda: cut, identity, cache, spot_um=spot_um, bars=bars)
+
+    def stored_reader(
+        self,
+        make: Callable[[], AlignedSlice],
+        identity: Identity | None,
+        cache: FeatureCache | None,
+        *,
+        spot_um: float | None = None,
+        bars: Progress | None = None,
+    ) -> FeatureReader:
+        """Return what reads the features of a slice that is cut only where something must be made."""
+        module = self.module
+        return FeatureReader(
+            self.config, self.genes, module.image_encoder, module.gene_encoder, make,
+            identity=identity, cache=cache, spot_um=spot_um, bars=bars,
+        )  # fmt: skip
+
+    @property
+    def genes(self) -> Ints:
+        """Tokens of the genes that AE-Gene reads, int64 ``(G,)``."""
+        return self.module.genes.cpu().numpy()
+
+    @torch.inference_mode()
+    def vectors(
+        self,
+        features: Features,
+        modality: Modality = "both",
+        scales: Sequence[Scale] = ("spot", "niche"),
+        bars: Progress | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the vectors of all spots of a slice by name of block, float32 ``(n, dim)``."""
+        out = {NAMES[s]: np.empty((len(features), self.config.net.dim), dtype=np.float32) for s in scales}
+        with (bars or Progress(False)).stage("vectors", len(features)) as advance:
+            for rows in batches(len(features), BATCH):
+                states = self.states(features.take(rows).to(self.device), modality, scales)
+                for scale, found in states.items():
+                    out[NAMES[scale]][rows] = found.float().cpu().numpy()
+                advance(len(rows))
+        return out
+
+    def states(
+        self, batch: AlignBatch, modality: Modality = "both", scales: Sequence[Scale] = ("spot", "niche")
+    ) -> dict[Scale, Tensor]:
+        """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient where it is asked for."""
+        net, out = self.module.net, cast(dict[Scale, Tensor], {})
+        for scale in scales:
+            parts = []
+            if modality != "genes":
+                parts.append(
+                    net.spot_image(_there(batch.spot_image), batch.colours)
+                    if scale == "spot"
+                    else net.niche_image(_there(batch.niche_image))
+                )
+            if modality != "image":
+                parts.append(
+                    net.spot_genes(_there(batch.spot_genes))
+                    if scale == "spot"
+                    else net.niche_genes(_there(batch.niche_genes), batch.known)
+                )
+            out[scale] = parts[0] if len(parts) == 1 else net.fuse(scale, *parts)
+        return out
+
+    def plan(self, data: AnnData | Slice, *, orthologs: Any = None, **options: Any) -> Plan:
+        """Say what :meth:`embed` would do and how long it would take; same options. A few spots are tried."""
+        scale, modality = options.pop("scale", "both"), options.pop("modality", "both")
+        spot_um, image = options.pop("spot_um", None), options.pop("image", None)
+        scales = _scales(scale, modality)
+        slice_options = {k: v for k, v in options.items() if k not in ("key_added", "cache", "progress")}
+        slice_options |= {} if image is None else {"image": _opened(image)}
+        tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
+        match, coverage = self._match(tissue, modality, orthologs)
+        reader = self.reader(tissue, match, modality=modality, spot_um=spot_um)
+        seconds = self._tried(reader, modality, scales)
+        rate = matmul_rate("float32", self.device)
+        return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
+
+    def _match(self, tissue: Slice, modality: Modality, orthologs: Any) -> tuple[GeneMatch | None, Coverage]:
+        if modality == "image":
+            return None, self.vocabulary.coverage(tissue, orthologs=orthologs)
+        counted(tissue, "ST-Align scales counts and takes their logarithm")
+        match = self.vocabulary.match(tissue, orthologs=orthologs)
+        return match, match.coverage
+
+    @torch.inference_mode()
+    def _tried(self, reader: FeatureReader, modality: Modality, scales: Sequence[Scale]) -> float:
+        """Return the seconds that a slice takes, from those of a few of its spots; the second time counts."""
+        cut, net, taken = reader.aligned, self.config.net, 0.0
+        rows = np.unique(np.linspace(0, len(cut) - 1, min(TRIED, len(cut))).astype(int))
+        n, g = len(rows), net.niche_genes.n_genes if net.adaptive else net.spot_gene_dim
+        for _ in range(2):
+            start, frozen, spots = time.perf_counter(), torch.zeros(n, net.niche_image_dim), None
+            if cut.spots is not None and "spot" in scales:
+                spots = torch.from_numpy(cut.spots[rows]).to(self.device)
+                spots = spots if net.adaptive else self.module.image_encoder(spots)
+            if cut.surroundings is not None and "niche" in scales:
+                frozen = self.module.image_encoder(torch.from_numpy(cut.surroundings[rows]).to(self.device))
+            if cut.match is not None and self.config.gene_encoder.kind != "pca":  # components take no time
+                self.module.gene_encoder.encode(cut.tissue.counts[rows], cut.match)
+            one, none = torch.zeros(n, net.spot_gene_dim), torch.zeros(n, dtype=torch.int64)
+            known = torch.ones(n, net.niche_genes.n_genes, dtype=torch.bool)
+            batch = AlignBatch(spots, frozen, one, torch.zeros(n, g), known, None, none, none[:, None])
+            self.states(batch.to(self.device), modality, scales)
+            taken = time.perf_counter() - start
+        return taken * len(cut) / n
+
+
+def _scales(scale: str, modality: str) -> tuple[Scale, ...]:
+    if scale not in ("both", "spot", "niche"):
+        raise ConfigError(f"scale is {scale!r}; it must be 'both', 'spot' or 'niche'.")
+    if modality not in ("both", "genes", "image"):
+        raise ConfigError(f"modality is {modality!r}; it must be 'both', 'genes' or 'image'.")
+    return ("spot", "niche") if scale == "both" else cast(tuple[Scale, ...], (scale,))
+
+
+def _opened(image: TissueImage | str | Path) -> TissueImage:
+    return image if isinstance(image, TissueImage) else TissueImage.from_file(image)
+
+
+def _there(part: Tensor | None) -> Tensor:
+    if part is None:
+        raise ConfigError("these features were read for another modality or scale.")
+    return part
