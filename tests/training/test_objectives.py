@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from terrazzo.corpus.store import Corpus
+from terrazzo.errors import ConfigError
 from terrazzo.training import stages
 from terrazzo.training.heads import residual_loss
-from terrazzo.training.objectives import DomainAdaptation, MultiScale, rate, vector_loss
+from terrazzo.training.objectives import DomainAdaptation, MultiScale, decay, rate, vector_loss
 
 
 @pytest.fixture
@@ -246,3 +247,42 @@ def test_the_rate_warms_up_and_decays(recipe: Any) -> None:
     assert curve[-1] == 0
     assert all(a >= b for a, b in pairwise(curve[4:]))
     assert rate(0, optim, 10) == 1  # a run of ten steps warms up in one
+
+
+def test_weight_decay_stays_or_goes_along_half_a_cosine(recipe: Any) -> None:
+    assert {decay(step, recipe().optim, 100) for step in range(100)} == {0.01}
+    optim = recipe(optim={"weight_decay": 0.04, "weight_decay_end": 0.4}).optim
+    curve = [decay(step, optim, 101) for step in range(101)]
+    assert curve[0] == 0.04
+    assert curve[50] == pytest.approx(0.22)
+    assert curve[-1] == pytest.approx(0.4)
+    assert curve[25] == pytest.approx(0.04 + 0.36 * (1 - 0.5**0.5) / 2)
+    assert all(a <= b for a, b in pairwise(curve))
+    assert decay(0, optim, 1) == 0.04  # a run of one step
+    for bad in (-0.1, float("nan")):
+        with pytest.raises(ConfigError, match="weight_decay_end"):
+            recipe(optim={"weight_decay_end": bad})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["adapt", "pretrain"])
+def test_a_run_follows_the_weight_decay(recipe: Any, stage: str) -> None:
+    """In multi-scale pretraining the frozen cell encoder has none until it is trained."""
+    from lightning import Callback
+
+    from terrazzo.training.run import pretrain
+
+    seen: list[list[float]] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *rest: Any) -> None:
+            seen.append([group["weight_decay"] for group in trainer.optimizers[0].param_groups])
+
+    optim = {"accumulate": 1, "epochs": 2, "weight_decay": 0.04, "weight_decay_end": 0.4}
+    config = recipe(stage, optim=optim)
+    pretrain(config, progress=False, callbacks=[Watch()])
+    wanted = [decay(step, config.optim, len(seen)) for step in range(len(seen))]
+    assert [groups[0] for groups in seen] == pytest.approx(wanted)
+    if stage == "pretrain":
+        first = len(seen) // 2
+        assert [groups[1] for groups in seen] == pytest.approx([0.0] * first + wanted[first:])

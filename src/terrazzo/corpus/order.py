@@ -21,9 +21,9 @@ K = TypeVar("K")
 
 
 class Members:
-    """The slices of one split, or a fixed share of them."""
+    """The slices of one split, or a fixed share of them; of these those that are kept (None: all)."""
 
-    def __init__(self, corpus: Corpus, split: str, share: float) -> None:
+    def __init__(self, corpus: Corpus, split: str, share: float, keep: Callable[[str], bool] | None = None) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"share is {share}; it must be above 0 and at most 1.")
         table = corpus.manifest.set_index("id")
@@ -37,7 +37,9 @@ class Members:
         # by a hash of the name: a larger share holds all slices of a smaller one, whatever the seed or the order
         ranked = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
         chosen = set(ranked[: max(1, round(share * len(ids)))])
-        self.ids = [i for i in ids if i in chosen]
+        self.ids = [i for i in ids if i in chosen and (keep is None or keep(i))]
+        if not self.ids:
+            raise CorpusError(f"of the {len(chosen)} slices of the split {split!r} none can be used; see the log.")
         self.rows = table.loc[self.ids]
         self.n_cells = self.rows["n_cells"].to_numpy(dtype=np.int64)
         content = [corpus.content_hash(), *self.ids]

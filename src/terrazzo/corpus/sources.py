@@ -192,7 +192,8 @@ def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
                 raise InputError(f"{where}: {file} does not exist")
         if ("image" in facts) != ("image_scale" in facts):
             raise CorpusError(f"{where}: image and image_scale (image_xy = spatial * image_scale) belong together")
-        rows.append((files["path"], {**facts, **files, **_numbers(facts, where)}))
+        told: dict[str, Any] = {**facts, **_numbers(facts, where)}
+        rows.append((files["path"], told | files))
     return rows
 
 

@@ -104,6 +104,9 @@ class OptimConfig:
     ----------
     lr, warmup_steps, weight_decay, clip
         Peak rate 1e-4 after 500 steps as published.
+    weight_decay_end
+        Weight decay at the last step, reached by half a cosine from ``weight_decay`` (ST-Align, section 4.1: 0.04 to
+        0.4); None: it stays as it is.
     beta1, beta2
         Of AdamW's running means.
     schedule
@@ -117,6 +120,7 @@ class OptimConfig:
     lr: float = 1e-4
     warmup_steps: int = 500
     weight_decay: float = 0.01
+    weight_decay_end: float | None = None
     clip: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -127,6 +131,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _within(self, lr=(0, 1), warmup_steps=(0, INF), weight_decay=(0, INF), clip=(0, INF))
+        if self.weight_decay_end is not None:
+            _within(self, weight_decay_end=(0, INF))
         _within(self, accumulate=(1, INF), epochs=(1, INF), beta1=(0, 0.9999), beta2=(0, 0.999999))
         if self.max_steps != -1 and self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")

@@ -30,6 +30,7 @@ class Objective(LightningModule):
         self.model = model
         self.trained = model.module  # registered, so that Lightning moves, saves and averages it
         self.config = config
+        self.total_steps = 1  # of the optimiser; known once there is one
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Return the parts of the loss by name; ``"loss"`` is what is minimised."""
@@ -54,6 +55,11 @@ class Objective(LightningModule):
         """Return the parameters that may stay frozen at first."""
         return []
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Bring the weight decay to where its schedule is at this step."""
+        for group in optimizer.param_groups:
+            group["weight_decay"] = decay(self.global_step, self.config.optim, self.total_steps)
+
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then decay to zero over the planned steps."""
         optim = self.config.optim
@@ -63,7 +69,7 @@ class Objective(LightningModule):
             groups[id(parameter) in late].append(parameter)
         options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
         optimizer = AdamW([{"params": g} for g in groups if g], betas=(optim.beta1, optim.beta2), **options)
-        total = int(self.trainer.estimated_stepping_batches)
+        self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -75,6 +81,13 @@ def rate(step: int, optim: OptimConfig, total: int) -> float:
         return (step + 1) / warmup
     left = max(0.0, (total - step) / max(1, total - warmup))
     return left if optim.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+
+
+def decay(step: int, optim: OptimConfig, total: int) -> float:
+    """Return the weight decay at a step: constant, or along half a cosine from its first value to its last."""
+    end = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
+    share = min(1.0, step / max(1, total - 1))
+    return optim.weight_decay + (end - optim.weight_decay) * (1 - math.cos(math.pi * share)) / 2
 
 
 class DomainAdaptation(Objective):
@@ -164,8 +177,9 @@ class MultiScale(Objective):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keep a frozen encoder as it is: FSDP gives it gradients of zero, by which weight decay would change it."""
-        for group in optimizer.param_groups[1:]:
-            group["weight_decay"] = self.config.optim.weight_decay if self.reencodes else 0.0
+        super().on_before_optimizer_step(optimizer)
+        for group in optimizer.param_groups[1:] if not self.reencodes else ():
+            group["weight_decay"] = 0.0
 
     def losses(self, batch: ScenePack) -> dict[str, Tensor]:
         """Compute MCM on hidden cells and PDR on moved cells; each also beside what a trivial answer would cost."""
