@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -17,13 +17,14 @@ from terrazzo import keys
 from terrazzo.errors import ConfigError
 from terrazzo.genes import Coverage, GeneMatch, Vocabulary
 from terrazzo.images import TissueImage
+from terrazzo.models.align_start import Choice, choose_genes, fit_genes, fit_values
 from terrazzo.models.aligned import AlignedSlice
 from terrazzo.models.base import Embedding, FoundationModel, Plan, counted, joined
 from terrazzo.models.cells import advice, matmul_rate
 from terrazzo.models.feature_cache import FeatureCache
 from terrazzo.models.feature_reader import FeatureReader, Identity, Scale
 from terrazzo.models.features import AlignBatch, Features, Modality, batches
-from terrazzo.models.gene_encoders import GeneEncoder, Ints
+from terrazzo.models.gene_encoders import GeneEncoder, GenePCA, Ints
 from terrazzo.models.gene_encoders import build as build_gene_encoder
 from terrazzo.models.stalign_config import Recipe, STAlignConfig, preset
 from terrazzo.nn.align import AlignNet
@@ -32,7 +33,8 @@ from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 
 BATCH = 256  # spots that are worked on together
-TRIED = 4  # spots that an estimate of the time is measured on
+TRIED, MANY, QUICK = 2, 64, 0.5  # spots that an estimate of the time is measured on; more where they take no second
+WHY = "ST-Align scales counts and takes their logarithm"
 NAMES: dict[Scale, str] = {"spot": "own", "niche": "niche"}
 
 
@@ -229,6 +231,45 @@ class STAlign(FoundationModel):
             identity=identity, cache=cache, spot_um=spot_um, bars=bars,
         )  # fmt: skip
 
+    def fit(
+        self,
+        slices: Sequence[AnnData | Slice] | Callable[[], Iterable[Slice]],
+        *,
+        choose: Choice = "autocorrelation",
+    ) -> Self:
+        """Choose the genes, and fit the components and the means of values, on slices without labels.
+
+        Images are not looked at. It is done before training; afterwards the trained weights would no longer fit.
+
+        Parameters
+        ----------
+        slices
+            Training slices; or what gives them one by one, called twice, for more than fit in memory.
+        choose
+            Genes of the highest spatial autocorrelation, or of the highest variance.
+
+        Raises
+        ------
+        InputError, GeneError
+            No slice; one that holds no counts, or whose genes the vocabulary does not know.
+        """
+        held: Callable[[], Iterable[Slice]]
+        if callable(slices):
+            held = slices
+        else:
+            given = [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
+            held = lambda: [counted(s, WHY) for s in given]  # noqa: E731
+        tokens = choose_genes(held(), self.vocabulary, self.config, choose)
+        encoder = self.module.gene_encoder
+        moments = fit_genes(
+            held(), self.vocabulary, self.config, tokens, encoder if isinstance(encoder, GenePCA) else None
+        )
+        self.module.genes.copy_(torch.from_numpy(tokens))
+        if self.config.standardise == "training":
+            fit_values(self.module.net, moments)
+        self._fingerprint = None
+        return self
+
     @property
     def genes(self) -> Ints:
         """Tokens of the genes that AE-Gene reads, int64 ``(G,)``."""
@@ -291,31 +332,34 @@ class STAlign(FoundationModel):
     def _match(self, tissue: Slice, modality: Modality, orthologs: Any) -> tuple[GeneMatch | None, Coverage]:
         if modality == "image":
             return None, self.vocabulary.coverage(tissue, orthologs=orthologs)
-        counted(tissue, "ST-Align scales counts and takes their logarithm")
+        counted(tissue, WHY)
         match = self.vocabulary.match(tissue, orthologs=orthologs)
         return match, match.coverage
 
     @torch.inference_mode()
     def _tried(self, reader: FeatureReader, modality: Modality, scales: Sequence[Scale]) -> float:
-        """Return the seconds that a slice takes, from those of a few of its spots; the second time counts."""
-        cut, net, taken = reader.aligned, self.config.net, 0.0
-        rows = np.unique(np.linspace(0, len(cut) - 1, min(TRIED, len(cut))).astype(int))
-        n, g = len(rows), net.niche_genes.n_genes if net.adaptive else net.spot_gene_dim
-        for _ in range(2):
-            start, frozen, spots = time.perf_counter(), torch.zeros(n, net.niche_image_dim), None
+        """Return the seconds that a slice takes, from those of some of its spots, gene encoders that are PCA left out."""
+        cut, net, seconds = reader.aligned, self.config.net, 0.0
+        for tried in (TRIED, TRIED, MANY):
+            if seconds > QUICK:
+                break
+            rows = np.unique(np.linspace(0, len(cut) - 1, min(tried, len(cut))).astype(int))
+            n, start = len(rows), time.perf_counter()
+            spots, frozen = None, torch.zeros(n, net.niche_image_dim)
             if cut.spots is not None and "spot" in scales:
                 spots = torch.from_numpy(cut.spots[rows]).to(self.device)
                 spots = spots if net.adaptive else self.module.image_encoder(spots)
             if cut.surroundings is not None and "niche" in scales:
                 frozen = self.module.image_encoder(torch.from_numpy(cut.surroundings[rows]).to(self.device))
-            if cut.match is not None and self.config.gene_encoder.kind != "pca":  # components take no time
+            if cut.match is not None and not isinstance(self.module.gene_encoder, GenePCA):
                 self.module.gene_encoder.encode(cut.tissue.counts[rows], cut.match)
-            one, none = torch.zeros(n, net.spot_gene_dim), torch.zeros(n, dtype=torch.int64)
-            known = torch.ones(n, net.niche_genes.n_genes, dtype=torch.bool)
-            batch = AlignBatch(spots, frozen, one, torch.zeros(n, g), known, None, none, none[:, None])
+            width = net.niche_genes.n_genes if net.adaptive else net.spot_gene_dim
+            known, number = torch.ones(n, net.niche_genes.n_genes, dtype=torch.bool), torch.arange(n)
+            genes = torch.zeros(n, net.spot_gene_dim), torch.zeros(n, width)
+            batch = AlignBatch(spots, frozen, *genes, known, None, number, number[:, None])
             self.states(batch.to(self.device), modality, scales)
-            taken = time.perf_counter() - start
-        return taken * len(cut) / n
+            seconds = time.perf_counter() - start
+        return seconds * len(cut) / n
 
 
 def _scales(scale: str, modality: str) -> tuple[Scale, ...]:

@@ -73,6 +73,11 @@ class STAlignConfig:
                 f"ST-Align: gene_encoder.output_dim ({self.gene_encoder.output_dim}) must be net.spot_gene_dim "
                 f"({self.net.spot_gene_dim})."
             )
+        if self.gene_encoder.kind == "pca" and self.gene_encoder.n_genes != self.net.niche_genes.n_genes:
+            raise ConfigError(
+                f"ST-Align: components are of the genes that AE-Gene reads: gene_encoder.n_genes "
+                f"({self.gene_encoder.n_genes}) must be net.niche_genes.n_genes ({self.net.niche_genes.n_genes})."
+            )
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -11,15 +11,14 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from terrazzo.corpus.reading import Match
 from terrazzo.corpus.store import Corpus
+from terrazzo.units.components import DIGITS, LEAST_VALUE
 from terrazzo.units.spots import Tokens, rank_tokens
 from terrazzo.units.subslices import SubSliceConfig, length_unit
 
 SAMPLE = 20_000  # cells that the SVD is made of
 PIECES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
 COMPONENTS = 50
-LEAST_VALUE = 1e-4  # of the largest singular value: directions of nothing
 LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
-DIGITS = 6  # the last bits differ from call to call, by where arrays lie in memory; stored vectors go by every bit
 
 
 def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int) -> NDArray[np.float32]:

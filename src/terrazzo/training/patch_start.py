@@ -17,7 +17,8 @@ from terrazzo.corpus.sites import SiteStore, iterate_values
 from terrazzo.errors import ConfigError
 from terrazzo.models.stimage_config import STImageConfig
 from terrazzo.nn.vit import Block, MaskedViT
-from terrazzo.training.corpus_statistics import DIGITS, LEAST_VALUE, SAMPLE
+from terrazzo.training.corpus_statistics import SAMPLE
+from terrazzo.units.components import DIGITS, principal_directions
 from terrazzo.units.grids import Floats, Ints
 
 SLICES = 64  # that are looked at, spread over the corpus
@@ -85,11 +86,7 @@ def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tu
         values = store.scale(id).standardise(found[:, genes].toarray(), genes).astype(np.float64)
         gram += values.T @ values
         n += len(values)
-    variance, vectors = np.linalg.eigh(gram / max(n, 1))
-    variance, vectors = np.maximum(variance[::-1][:k], 0), vectors[:, ::-1][:, :k]
-    vectors = vectors * np.sign((vectors**3).sum(axis=0))  # the solver's sign is chance
-    kept = variance > LEAST_VALUE**2 * variance.max(initial=0)
-    return vectors[:, kept].round(DIGITS), variance[kept].round(DIGITS)
+    return principal_directions(gram / max(n, 1), k)
 
 
 def regressed(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from terrazzo.nn.cell_encoder import CellEncoder
 from terrazzo.nn.pair_bias import GaussianBias
 from terrazzo.nn.se2 import SE2Transformer
-from terrazzo.training.corpus_statistics import DIGITS
+from terrazzo.units.components import DIGITS
 from terrazzo.units.spots import Tokens
 
 NEAREST, FARTHEST, GRID = 0.05, 100.0, 400  # distances at which the heads' bias is fitted
