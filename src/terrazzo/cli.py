@@ -41,6 +41,7 @@ cli_genes.register(app)
 SLICE = Group("How to read the slice")
 CUT = Group("How to cut the slice (SToFM)")
 GRID = Group("How to lay the slice out (ST as images)")
+PICTURE = Group("Histology (ST-Align)")
 
 Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
 SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
@@ -50,6 +51,16 @@ Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per c
 GridLayout = Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)]
 BinUm = Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")]
 WindowSide = Annotated[int | None, Parameter(group=GRID, help="Sites on a side of a window.")]
+Image = Annotated[
+    Path | None, Parameter(group=PICTURE, help="Histology of one slice (PNG, JPEG, TIFF); default: that in the slice.")
+]
+ImageScale = Annotated[
+    float | None,
+    Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
+]
+SpotUm = Annotated[
+    float | None, Parameter(group=PICTURE, help="Diameter of a spot in micrometres; default: the platform's.")
+]
 
 
 def out_console() -> Console:
@@ -69,6 +80,12 @@ def info(
     layout: GridLayout = None,
     bin_um: BinUm = None,
     window: WindowSide = None,
+    overlay: Annotated[
+        Path | None, Parameter(group=PICTURE, help="Draw to this file where one slice's spots lie on its histology.")
+    ] = None,
+    image: Image = None,
+    image_scale: ImageScale = None,
+    spot_um: SpotUm = None,
     layer: Layer = None,
     spatial_key: SpatialKey = "spatial",
     organism: Organism = None,
@@ -80,6 +97,8 @@ def info(
     Example: terrazzo info slice.h5ad --model checkpoint
 
     Example: terrazzo info cells.h5ad --grid grid.png --bin-um 20
+
+    Example: terrazzo info slice.h5ad --overlay overlay.png --image he.jpg --image-scale 0.5
     """
     import terrazzo as tz
 
@@ -87,11 +106,15 @@ def info(
     laid = {k: v for k, v in asked.items() if v is not None}
     if laid and grid is None:
         raise tz.errors.ConfigError(f"{', '.join(laid)} belong to the picture of a grid: add --grid FILE.png.")
-    if grid is not None and len(slices) > 1:
-        raise tz.errors.ConfigError(f"--grid draws one slice to {grid}; there are {len(slices)}.")
+    for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
+        if figure_file is not None and len(slices) > 1:
+            raise tz.errors.ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
+    if overlay is None and (image, image_scale, spot_um) != (None, None, None):
+        raise tz.errors.ConfigError("--image, --image-scale and --spot-um belong to a picture: add --overlay FILE.png.")
     loaded = tz.load(model) if model is not None else None
     console = out_console()
     options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
+    options |= _image_option(image, image_scale)
     for path in slices:
         tissue = tz.read(path, allow_normalised=True, **options)
         console.print(f"[bold]{escape(str(path))}[/bold]")
@@ -103,6 +126,10 @@ def info(
             figure = tz.plot.grid(tissue, **laid)
             console.print(f"  {'grid':<22}{figure.get_suptitle()}", markup=False)
             console.print(f"  {'figure':<22}{tz.plot.save(figure, grid)}", markup=False)
+        if overlay is not None:
+            figure = tz.plot.overlay(tissue, spot_um=spot_um)
+            console.print(f"  {'overlay':<22}{figure.get_suptitle()}", markup=False)
+            console.print(f"  {'figure':<22}{tz.plot.save(figure, overlay)}", markup=False)
 
 
 @app.command
@@ -112,7 +139,9 @@ def embed(
     *,
     model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
-    key: Annotated[str | None, Parameter(help="obsm key; default X_stofm for SToFM, X_stimage for STImage.")] = None,
+    key: Annotated[
+        str | None, Parameter(help="obsm key; default X_stofm for SToFM, X_stimage for STImage, X_stalign for STAlign.")
+    ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
         Parameter(help="bfloat16: faster where the CPU has it; its error is measured. Default float32."),
@@ -128,6 +157,14 @@ def embed(
     layout: GridLayout = None,
     bin_um: BinUm = None,
     window: WindowSide = None,
+    scale: Annotated[Literal["both", "spot", "niche"] | None, Parameter(group=PICTURE, help="Default both.")] = None,
+    modality: Annotated[
+        Literal["both", "genes", "image"] | None, Parameter(group=PICTURE, help="What is looked at; default both.")
+    ] = None,
+    image: Image = None,
+    image_scale: ImageScale = None,
+    spot_um: SpotUm = None,
+    cache: Annotated[Path | None, Parameter(group=PICTURE, help="Folder to keep frozen features in.")] = None,
     orthologs: Annotated[
         Path | None, Parameter(group=SLICE, help="Two-column table from the slice's genes to the model's.")
     ] = None,
@@ -153,7 +190,14 @@ def embed(
         console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
     cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "precision": precision}
     grid = {"layout": layout, "bin_um": bin_um, "window": window, "seed": seed}
-    given = {k: v for k, v in {**cut, **grid}.items() if v is not None}
+    seen = {
+        "scale": scale,
+        "modality": modality,
+        "spot_um": spot_um,
+        "cache": cache,
+        **_image_option(image, image_scale),
+    }
+    given = {k: v for k, v in {**cut, **grid, **seen}.items() if v is not None}
     if foreign := [k for k in given if k not in inspect.signature(loaded.embed).parameters]:
         raise tz.errors.ConfigError(f"{', '.join(foreign)} mean nothing to this model ({loaded.title}).")
     options |= given
@@ -263,6 +307,17 @@ def _slice_options(
 ) -> dict[str, Any]:
     given = {"layer": layer, "organism": organism, "technology": technology, "microns_per_unit": microns_per_unit}
     return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
+
+
+def _image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
+    """Return the option ``image`` where a picture is given."""
+    import terrazzo as tz
+
+    if image is None:
+        if scale is not None:
+            raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
+        return {}
+    return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:

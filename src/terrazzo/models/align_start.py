@@ -1,4 +1,4 @@
-"""What ST-Align takes from its training slices without gradient: which genes it reads, components, means and spreads."""
+"""What ST-Align takes from training slices without gradient: which genes it reads, components, means and spreads."""
 
 from __future__ import annotations
 

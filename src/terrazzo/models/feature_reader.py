@@ -53,8 +53,14 @@ class Identity:
             place = [*held.scales.tolist(), *held.offset, held.microns_per_pixel, tissue.coord_scale, tissue.unit]
             spots = [tissue.technology, tissue.lattice_kind]
             image = hash_json([held.content_hash, place, spots])
-        genes = "" if match is None else hash_json([match.column_token.tolist(), match.column_median.tolist()])
-        return cls(tissue.content_hash(), image, genes)
+        if match is None:
+            return cls(tissue.content_hash(), image)
+        return cls.of_hashes(tissue.content_hash(), image, match.column_token, match.column_median)
+
+    @classmethod
+    def of_hashes(cls, counts: str, image: str, token: NDArray[Any], median: NDArray[Any]) -> Identity:
+        """Take hashes that are known already, and hash token and median of each gene (column) of the slice."""
+        return cls(counts, image, hash_json([token.tolist(), median.tolist()]))
 
 
 class FeatureReader:
@@ -72,6 +78,8 @@ class FeatureReader:
         In place of the config's.
     bars
         Progress.
+    marks
+        Fingerprints of both encoders, where they are known: of large ones they take seconds.
     """
 
     def __init__(
@@ -86,11 +94,13 @@ class FeatureReader:
         cache: FeatureCache | None = None,
         spot_um: float | None = None,
         bars: Progress | None = None,
+        marks: tuple[str, str] | None = None,
     ) -> None:
         self.config, self.genes = config, genes
         self.image_encoder, self.gene_encoder = image_encoder, gene_encoder
         self._make, self._identity, self._cache = make, identity or Identity(""), cache
-        self._bars = bars or Progress(False)
+        self._bars, self._given_marks = bars or Progress(False), marks
+        self._marks = marks
         about = self._identity
         self._cut = [about.counts, config.neighbors]
         self._placed = [*self._cut, about.image, config.spot_um if spot_um is None else spot_um, config.square]
@@ -132,14 +142,25 @@ class FeatureReader:
         return {**frozen, "spot_image": spots, "niche_genes": self._gene_key("niche")}
 
     @cached_property
+    def _marks(self) -> tuple[str, str]:
+        """Fingerprints of the frozen encoders; without a cache nothing is found by them."""
+        if self._cache is None:
+            return "", ""
+        return self._given_marks or (self.image_encoder.fingerprint(), self.gene_encoder.fingerprint())
+
+    @cached_property
     def _value_key(self) -> list[Any]:
         return ["values", *self._read, self.config.normalise, self.genes.tolist()]
 
+    @cached_property
+    def _known_marks(self) -> tuple[str, str]:
+        return self._marks or (self.image_encoder.fingerprint(), self.gene_encoder.fingerprint())
+
     def _image_key(self, which: str, pixels: int) -> list[Any]:
-        return ["images", which, *self._placed, pixels, self.image_encoder.fingerprint()]
+        return ["images", which, *self._placed, pixels, self._known_marks[0]]
 
     def _gene_key(self, scale: Scale) -> list[Any]:
-        return ["genes", scale, *self._read, self.gene_encoder.fingerprint()]
+        return ["genes", scale, *self._read, self._known_marks[1]]
 
     def _array(self, key: Any, make: Callable[[], Made]) -> NDArray[Any]:
         if self._cache is not None:

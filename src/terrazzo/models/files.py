@@ -18,7 +18,8 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.corpus.checksums import hash_path
-from terrazzo.errors import InputError, OutputError
+from terrazzo.errors import ConfigError, InputError, OutputError
+from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
 from terrazzo.slices import read_anndata
 
@@ -107,15 +108,19 @@ def embed_files(
     ------
     InputError
         Two inputs share a name, or an input cannot be read.
+    ConfigError
+        One ``image=`` for several slices.
     OutputError
         The folder or a file cannot be written; no half-written file stays.
     """
     folder = Path(out)
+    if options.get("image") is not None and len(sources) > 1:
+        raise ConfigError(f"one image cannot belong to {len(sources)} slices; embed them one by one.")
     targets = plan_targets(sources, folder)
     if not dry_run:
         check_writable(folder)
     key = key_added or model.default_key
-    wanted_options = json.dumps(options, sort_keys=True, default=str)
+    wanted_options = json.dumps({k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told)
     for source, target in targets:
         wanted = {"checkpoint_sha256": model.fingerprint(), INPUT_HASH: hash_path(source), OPTIONS: wanted_options}
         held = _finished(target, key, overwrite)
@@ -140,6 +145,13 @@ def embed_files(
         record |= {**wanted, "n_cells": adata.n_obs}
         write_atomically(adata, target)
         yield Done(source, target, adata.n_obs, "embedded", _precision_note(record))
+
+
+def _told(value: Any) -> Any:
+    """Return what stands for an option in the record: of an image its content and place, not where its file lies."""
+    if isinstance(value, TissueImage):
+        return [value.content_hash, value.microns_per_pixel, *value.scales.tolist(), *value.offset]
+    return str(value)
 
 
 def _precision_note(record: dict[str, Any]) -> str:

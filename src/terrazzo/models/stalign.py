@@ -33,7 +33,7 @@ from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 
 BATCH = 256  # spots that are worked on together
-TRIED, MANY, QUICK = 2, 64, 0.5  # spots that an estimate of the time is measured on; more where they take no second
+TRIED, MANY, QUICK = 2, 64, 0.5  # spots that an estimate is measured on; more where they take less than so many seconds
 WHY = "ST-Align scales counts and takes their logarithm"
 NAMES: dict[Scale, str] = {"spot": "own", "niche": "niche"}
 
@@ -221,14 +221,18 @@ class STAlign(FoundationModel):
         identity: Identity | None,
         cache: FeatureCache | None,
         *,
+        marks: tuple[str, str] | None = None,
         spot_um: float | None = None,
         bars: Progress | None = None,
     ) -> FeatureReader:
-        """Return what reads the features of a slice that is cut only where something must be made."""
+        """Return what reads the features of a slice that is cut only where something must be made.
+
+        ``marks``: fingerprints of the image and the gene encoder, where they are known already.
+        """
         module = self.module
         return FeatureReader(
             self.config, self.genes, module.image_encoder, module.gene_encoder, make,
-            identity=identity, cache=cache, spot_um=spot_um, bars=bars,
+            identity=identity, cache=cache, marks=marks, spot_um=spot_um, bars=bars,
         )  # fmt: skip
 
     def fit(
@@ -338,9 +342,9 @@ class STAlign(FoundationModel):
 
     @torch.inference_mode()
     def _tried(self, reader: FeatureReader, modality: Modality, scales: Sequence[Scale]) -> float:
-        """Return the seconds that a slice takes, from those of some of its spots, gene encoders that are PCA left out."""
-        cut, net, seconds = reader.aligned, self.config.net, 0.0
-        for tried in (TRIED, TRIED, MANY):
+        """Return the seconds that a slice takes, from those of some of its spots; components of genes take none."""
+        cut, net, each, seconds = reader.aligned, self.config.net, float("inf"), 0.0
+        for tried in (TRIED, TRIED, MANY, MANY):
             if seconds > QUICK:
                 break
             rows = np.unique(np.linspace(0, len(cut) - 1, min(tried, len(cut))).astype(int))
@@ -359,7 +363,8 @@ class STAlign(FoundationModel):
             batch = AlignBatch(spots, frozen, *genes, known, None, number, number[:, None])
             self.states(batch.to(self.device), modality, scales)
             seconds = time.perf_counter() - start
-        return seconds * len(cut) / n
+            each = min(each, seconds / n)
+        return each * len(cut)
 
 
 def _scales(scale: str, modality: str) -> tuple[Scale, ...]:
