@@ -100,7 +100,6 @@ class FeatureReader:
         self.image_encoder, self.gene_encoder = image_encoder, gene_encoder
         self._make, self._identity, self._cache = make, identity or Identity(""), cache
         self._bars, self._given_marks = bars or Progress(False), marks
-        self._marks = marks
         about = self._identity
         self._cut = [about.counts, config.neighbors]
         self._placed = [*self._cut, about.image, config.spot_um if spot_um is None else spot_um, config.square]
@@ -152,15 +151,11 @@ class FeatureReader:
     def _value_key(self) -> list[Any]:
         return ["values", *self._read, self.config.normalise, self.genes.tolist()]
 
-    @cached_property
-    def _known_marks(self) -> tuple[str, str]:
-        return self._marks or (self.image_encoder.fingerprint(), self.gene_encoder.fingerprint())
-
     def _image_key(self, which: str, pixels: int) -> list[Any]:
-        return ["images", which, *self._placed, pixels, self._known_marks[0]]
+        return ["images", which, *self._placed, pixels, self._marks[0]]
 
     def _gene_key(self, scale: Scale) -> list[Any]:
-        return ["genes", scale, *self._read, self._known_marks[1]]
+        return ["genes", scale, *self._read, self._marks[1]]
 
     def _array(self, key: Any, make: Callable[[], Made]) -> NDArray[Any]:
         if self._cache is not None:
