@@ -41,6 +41,9 @@ class Watch(Callback):
                     shown = zip(batch.ids, batch.values, batch.target)
                     self.seen += [(epoch, id, hashlib.sha256(v.numpy().tobytes() + t.numpy().tobytes()).hexdigest())
                                   for id, v, t in shown]
+                elif hasattr(batch, "spots"):  # of ST-Align
+                    numbers = batch.spots.spots.tolist()
+                    self.seen += [(epoch, id, number) for id, number in zip(batch.ids, numbers)]
                 elif isinstance(batch, list):
                     self.seen += [(epoch, i.id, int(c)) for i in batch for c in i.sub.cells[:i.sub.n_core]]
                 else:
@@ -110,6 +113,27 @@ def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(
     seen = [sorted(map(tuple, part)) for part in both["seen"]]
     assert [len(part) for part in seen] == [12, 12]
     assert sorted(seen[0] + seen[1]) == sorted(map(tuple, alone["seen"][0]))
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_negatives_are_those_of_both_processes(
+    recipe: Any, tmp_path: Path, histology_folder: Path, exclude: bool
+) -> None:
+    # losses stay equal step by step, so that gradients are, too
+    common: dict[str, Any] = {
+        "corpus": str(histology_folder),
+        "optim": {"accumulate": 1, "epochs": 1, "max_steps": 6},
+        "align": {"exclude_neighbors": exclude, "learn_temperature": True},
+    }
+    one = recipe("align", "one", data={"batch_spots": 24}, **common)
+    two = recipe("align", "two", data={"batch_spots": 12}, run={"devices": 2}, **common)
+    alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
+    assert len(alone["losses"]) == len(both["losses"]) == 6
+    torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0)
+    assert alone["losses"][-1] < alone["losses"][0]
+    seen = [{tuple(spot) for spot in part} for part in both["seen"]]
+    assert not seen[0] & seen[1]
+    assert {tuple(spot) for spot in alone["seen"][0]} == seen[0] | seen[1]
 
 
 def assert_every_cell_once(seen: list[list[list[Any]]], processes: int) -> None:

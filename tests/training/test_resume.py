@@ -129,10 +129,15 @@ def test_killed_twice(recipe: Any) -> None:
         ("adapt", {"adapt": {"own_weight": 1.0, "view": "thinned"}}),
         ("pretrain", {}),  # the seventh batch is the first with cells encoded again
         ("pretrain", {"pretrain": {"objective": "own+niche", "mask_share": 0.5}}),
+        ("align", {"align": {"learn_temperature": True}, "optim": {"weight_decay_end": 0.4}}),
     ],
-    ids=["own head", "paper", "own+niche"],
+    ids=["own head", "paper", "own+niche", "align"],
 )
-def test_killed_by_the_system(recipe: Any, tmp_path: Path, stage: str, sections: dict[str, Any]) -> None:
+def test_killed_by_the_system(
+    recipe: Any, tmp_path: Path, histology_folder: Path, stage: str, sections: dict[str, Any]
+) -> None:
+    if stage == "align":
+        sections = {"corpus": str(histology_folder), **sections}
     whole, config = recipe(stage, out="whole", **sections), recipe(stage, out="killed", **sections)
     follow(whole)
     save(config, tmp_path / "recipe.yaml")

@@ -16,18 +16,21 @@ from terrazzo.training.config import PretrainConfig, changed, load, save
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("st*-*.yaml"))
 SCHEMES = ("patch", "spot", "multi-spot", "slice")
-# what a system's recipes need not state: settings of the other one
-FOREIGN = {
-    "stofm": ("patches.", "model.patches", "data.batch_windows", "data.windows_per_slice"),
-    "stimage": ("adapt.", "pretrain.", "model.subslices.", "data.batch_cells", "data.batch_subslices", "data.block",
-                "data.buffer_blocks"),
+# settings of one system alone, which the recipes of the others need not state
+OWN = {
+    "stofm": ("adapt.", "pretrain.", "model.subslices.", "data.batch_cells", "data.batch_subslices", "data.block",
+              "data.buffer_blocks"),
+    "stimage": ("patches.", "model.patches", "data.batch_windows", "data.windows_per_slice"),
+    "stalign": ("align.", "model.image_encoder", "model.gene_encoder", "data.batch_spots"),
 }  # fmt: skip
+FOREIGN = {name: tuple(key for other in OWN if other != name for key in OWN[other]) for name in OWN}
 
 
 def test_there_are_recipes_of_each_size_stage_and_scheme() -> None:
     names = {f"stofm-{size}-{stage}.yaml" for size in ("tiny", "small", "paper") for stage in ("adapt", "pretrain")}
     names |= {f"stimage-tiny-{scheme}.yaml" for scheme in SCHEMES}
     names |= {"stimage-small-patch.yaml", "stimage-paper.yaml"}
+    names |= {f"stalign-{size}.yaml" for size in ("tiny", "small", "paper")}
     assert {path.name for path in RECIPES} == names
 
 
@@ -45,6 +48,8 @@ def test_every_recipe_states_and_comments_every_key(path: Path) -> None:
     assert config.model.preset == size
     if system == "stofm":
         assert [config.stage] == rest
+    elif system == "stalign":
+        assert (config.stage, rest) == ("align", [])
     else:
         assert (config.stage, [config.patches.scheme]) == ("patches", rest or ["patch"])
     wanted = {key for key in keys(dataclasses.asdict(config)) if not key.startswith(FOREIGN[system])}
@@ -85,6 +90,16 @@ def test_paper_recipe_of_st_as_images_is_as_published() -> None:
     assert (patches.window, patches.channels, patches.choose) == (16, 512, "weighted")
 
 
+def test_paper_recipe_of_st_align_is_as_published() -> None:
+    config = load(CONFIGS / "stalign-paper.yaml")  # sections 3.1, 3.4 and 4.1
+    optim, goal = config.optim, config.align
+    assert (optim.lr, optim.schedule, optim.weight_decay, optim.weight_decay_end) == (5e-4, "cosine", 0.04, 0.4)
+    assert (goal.spot_weight, goal.niche_weight, goal.cross_weight, goal.neighbors) == (0.4, 0.3, 0.3, 3)
+    assert (goal.recipe, goal.adaptive, goal.fusion, goal.modality) == ("paper", True, "attention", "both")
+    assert not goal.symmetric  # eq 11
+    assert not goal.exclude_neighbors
+
+
 def test_schemes_differ_in_the_scheme_alone() -> None:
     def settings(scheme: str) -> dict[str, Any]:
         whole = dataclasses.asdict(load(CONFIGS / f"stimage-tiny-{scheme}.yaml", out="out"))
@@ -115,7 +130,7 @@ def test_changed_changes_what_is_given() -> None:
         ("stage: adapt\ncorpus: c\nout: o\noptim: {learning_rate: 1}", "optim has an unknown key 'learning_rate'"),
         ("stage: adapt\ncorpus: c\nout: o\noptim: {warm_up_steps: 1}", "Did you mean 'warmup_steps'"),
         ("stage: adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}", "Did you mean 'split_size'"),
-        ("stage: adopt\ncorpus: c\nout: o", "must be one of 'adapt', 'pretrain', 'patches'"),
+        ("stage: adopt\ncorpus: c\nout: o", "must be one of 'adapt', 'pretrain', 'patches', 'align'"),
         ("stage: adapt\ncorpus: c\nout: o\nrun: {strategy: magic}", "must be one of 'auto', 'ddp', 'fsdp'"),
         ("stage: adapt\nout: o", "lacks corpus"),
         ("stage: adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}", "must be of type float"),  # YAML 1.1 reads a string
@@ -152,6 +167,11 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, says: str) -> None:
         ("patches", {"scheme": "spot"}, "take mask 'entry'"),
         ("patches", {"mask_share": 0}, "nothing would be learnt"),
         ("patches", {"thin_high": 1.0}, "in order"),
+        ("align", {"temperature": 0}, "temperature is 0.0"),
+        ("align", {"neighbors": -1}, "neighbors is -1"),
+        ("align", {"spot_weight": 0, "niche_weight": 0, "cross_weight": 0}, "leave nothing to be learnt"),
+        ("align", {"modality": "image", "cross_weight": 0}, "leave nothing to be learnt"),
+        ("data", {"batch_spots": 1}, "batch_spots is 1"),
         ("run", {"checkpoint_every": 0}, "checkpoint_every is 0"),
     ],
 )

@@ -55,20 +55,27 @@ class Objective(LightningModule):
         """Return the parameters that may stay frozen at first."""
         return []
 
+    def undecayed(self) -> list[nn.Parameter]:
+        """Return the parameters that no weight decay touches."""
+        return []
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Bring the weight decay to where its schedule is at this step."""
+        bare = {id(p) for p in self.undecayed()}
         for group in optimizer.param_groups:
+            if id(group["params"][0]) in bare:
+                continue
             group["weight_decay"] = decay(self.global_step, self.config.optim, self.total_steps)
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then decay to zero over the planned steps."""
         optim = self.config.optim
-        late = {id(p) for p in self.later()}
-        groups: list[list[nn.Parameter]] = [[], []]
+        place = {id(p): 1 for p in self.later()} | {id(p): 2 for p in self.undecayed()}
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": []}, {"params": [], "weight_decay": 0.0}]
         for parameter in filter(lambda p: p.requires_grad, self.parameters()):
-            groups[id(parameter) in late].append(parameter)
+            groups[place.get(id(parameter), 0)]["params"].append(parameter)
         options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
-        optimizer = AdamW([{"params": g} for g in groups if g], betas=(optim.beta1, optim.beta2), **options)
+        optimizer = AdamW([g for g in groups if g["params"]], betas=(optim.beta1, optim.beta2), **options)
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -24,7 +24,15 @@ from terrazzo.training.config import PretrainConfig
 
 RECORD, RECIPE, KEY = "run.json", "recipe.yaml", "terrazzo"
 # what may differ on resuming: where things are (corpus and weights go by content), and how often to look at them
-FREE = {"corpus", "out", "model.checkpoint", "run.log_every", "run.checkpoint_every"}
+FREE = {
+    "corpus",
+    "out",
+    "model.checkpoint",
+    "model.image_encoder",
+    "model.gene_encoder",
+    "run.log_every",
+    "run.checkpoint_every",
+}
 UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 

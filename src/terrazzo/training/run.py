@@ -112,7 +112,9 @@ def pretrain(
     corpus, out = Corpus.open(config.corpus), Path(config.out)
     with own_streams(), quiet():
         model = initial_model(config, corpus)
-        initial = model.fingerprint() if config.model.checkpoint else ""
+        source = config.model
+        given = source.checkpoint or source.image_encoder or source.gene_encoder
+        initial = model.fingerprint() if given else ""
         record = describe(config, corpus.content_hash(), initial)
         if resume:
             check(out, record)  # in every process: one that passed would wait for those that did not
@@ -291,8 +293,10 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
         "corpus": Path(config.corpus).resolve().name,
         "corpus_sha256": corpus.content_hash(),
     }
+    sizes = corpus.manifest.set_index("id")["n_cells"]
     for split in ("train", "validation"):
-        out[f"{split} slices"], out[f"{split} cells"] = len(corpus.ids(split)), corpus.n_cells(split)
+        ids = STAGES[config.stage].members(config, corpus, split) if corpus.ids(split) else []
+        out[f"{split} slices"], out[f"{split} cells"] = len(ids), int(sizes[ids].sum())
     out |= {"share of slices": config.data.share} if config.data.share < 1 else {}
     known = shares_known(corpus, model.vocabulary, corpus.ids("train"))
     out[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+from terrazzo.corpus.order import Members
 from terrazzo.corpus.store import Corpus
 from terrazzo.models.base import FoundationModel
-from terrazzo.training import data, patch_data
+from terrazzo.training import align_data, data, patch_data
+from terrazzo.training.align_objective import SpotNiche
 from terrazzo.training.config import PretrainConfig
 from terrazzo.training.data import Collated
 from terrazzo.training.objectives import DomainAdaptation, MultiScale, Objective
@@ -40,6 +43,10 @@ class Stage:
 
     def finish(self, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
         """Change a trained model before it is written."""
+
+    def members(self, config: PretrainConfig, corpus: Corpus, split: str) -> list[str]:
+        """Return the slices of a split that are read."""
+        return Members(corpus, split, config.data.share if split == "train" else 1.0).ids
 
 
 class Adapt(Stage):
@@ -119,7 +126,47 @@ class Patches(Stage):
         patch_data.measure(config, corpus, model, progress)
 
 
-STAGES: dict[str, Stage] = {"adapt": Adapt(), "pretrain": MultiScalePretraining(), "patches": Patches()}
+class Align(Stage):
+    """ST-Align on spots and their histology."""
+
+    objective = SpotNiche
+
+    def initial_model(self, config: PretrainConfig, corpus: Corpus) -> Any:
+        """Return ST-Align."""
+        return align_data.initial_model(config, corpus)
+
+    def loader(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, split: str, rank: int, world: int
+    ) -> Collated[Any]:
+        """Return random spots."""
+        return align_data.spot_loader(config, corpus, model, split, rank, world)
+
+    def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
+        """Say what was contrasted, and what the frozen encoders were."""
+        goal, source, before = config.align, config.model, model.provenance
+        weights = f"{goal.spot_weight:g} spot, {goal.niche_weight:g} niche, {goal.cross_weight:g} spot-niche"
+        return {
+            "objective": f"contrast, {weights}, modality {goal.modality}",
+            "image encoder": Path(source.image_encoder).name or before.get("image encoder", "small, random weights"),
+            "gene encoder": Path(source.gene_encoder).name or before.get("gene encoder", "principal components"),
+        }
+
+    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+        """Read crops and features of every slice once."""
+        align_data.prepare(config, corpus, model, progress)
+
+    def start(self, objective: Any, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
+        """Take means and deviations of features from the training slices."""
+        align_data.standardise(config, corpus, model)
+
+    def members(self, config: PretrainConfig, corpus: Corpus, split: str) -> list[str]:
+        """Return those with histology."""
+        return align_data.members(config, corpus, split)
+
+
+STAGES: dict[str, Stage] = {
+    "adapt": Adapt(), "pretrain": MultiScalePretraining(), "patches": Patches(), "align": Align(),
+}  # fmt: skip
 
 
 def initial_model(config: PretrainConfig, corpus: Corpus) -> FoundationModel:
