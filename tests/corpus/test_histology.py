@@ -125,6 +125,25 @@ def test_a_large_picture_is_copied_by_part(tmp_path: Path, monkeypatch: pytest.M
     assert len(files) == 5 * 3
 
 
+def test_a_tile_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    array, reads = zarr.create_array({}, data=pixels, chunks=(16, 16, 3)), []
+    whole = zarr.Array.__getitem__
+    monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, at: (reads.append(at), whole(self, at))[1])
+    tiles = histology.CachedTiles(array)
+    image = TissueImage.from_lazy(tiles)
+    for box in ((0, 16, 0, 16), (3, 40, 10, 70), (49, 50, 69, 70), (15, 17, 31, 33), (0, 50, 0, 70)):
+        y0, y1, x0, x1 = box
+        assert np.array_equal(image.pixels[y0:y1, x0:x1], pixels[y0:y1, x0:x1]), box
+    assert len(reads) == 4 * 5
+    monkeypatch.setattr(histology, "KEPT_BYTES", 3 * 16 * 16 * 3)
+    for _ in range(2):
+        assert np.array_equal(image.pixels[:, :], pixels)
+    assert sum(tile.nbytes for tile in tiles._kept.values()) <= 3 * 16 * 16 * 3
+
+
 def test_a_file_that_is_gone_is_no_white_tissue(spots: AnnData, tmp_path: Path) -> None:
     spots.write_h5ad(tmp_path / "spots.h5ad")
     built = build(tmp_path / "spots.h5ad", tmp_path / "out")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from terrazzo.images import TissueImage
 from terrazzo.slices.geometry import library_of
 
 TILE, SHARD = 512, 4096  # pixels on a side of what is read at once, and of a file; a file's tiles are written together
+KEPT_BYTES = 2**26  # of decoded tiles of a picture
 _PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle")
 _SCALES = ("tissue_hires_scalef", "tissue_hires_scalef_y")  # where Space Ranger, and we, have them
 
@@ -83,6 +86,46 @@ def write_image(group: Any, image: TissueImage) -> None:
             array[part] = np.asarray(image.pixels[part])
 
 
+class CachedTiles:
+    """A stored picture of which the tiles read last stay decoded: crops of neighbouring spots share them.
+
+    Parameters
+    ----------
+    array
+        zarr array (H, W) or (H, W, C).
+    """
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+        self._array, self._lock, self._kept = array, threading.Lock(), OrderedDict[tuple[int, int], np.ndarray]()
+        self._bytes = 0
+
+    def __getitem__(self, region: tuple[slice, slice]) -> np.ndarray:
+        """Return a region of whole pixels within the picture."""
+        (y0, y1, _), (x0, x1, _) = (part.indices(side) for part, side in zip(region, self.shape, strict=False))
+        out = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), *self.shape[2:]), dtype=self.dtype)
+        rows, columns = self._array.chunks[:2]
+        for i in range(y0 // rows, -(-y1 // rows)):
+            for j in range(x0 // columns, -(-x1 // columns)):
+                top, left = i * rows, j * columns
+                tile = self._tile(i, j)[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
+                y, x = max(top - y0, 0), max(left - x0, 0)
+                out[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+        return out
+
+    def _tile(self, i: int, j: int) -> np.ndarray:
+        with self._lock:
+            if (i, j) not in self._kept:
+                rows, columns = self._array.chunks[:2]
+                read: Any = self._array[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
+                self._kept[i, j] = np.asarray(read)
+                self._bytes += read.nbytes
+            self._kept.move_to_end((i, j))
+            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            return self._kept[i, j]
+
+
 def libraries(root: Any, folder: Path) -> dict[str, Any]:
     """Return ``uns["spatial"]`` of an open member: scale factors, and pictures that stay on disk.
 
@@ -100,9 +143,10 @@ def libraries(root: Any, folder: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, group in root["uns"][keys.SPATIAL].groups() if keys.SPATIAL in root["uns"] else ():
-        entry: dict[str, Any] = {"images": dict(group["images"].arrays())} if "images" in group else {}
-        for picture in entry.get("images", {}).values():
+        pictures = dict(group["images"].arrays()) if "images" in group else {}
+        for picture in pictures.values():
             _check_whole(picture, folder)
+        entry: dict[str, Any] = {"images": {key: CachedTiles(picture) for key, picture in pictures.items()}}
         found[name] = entry | ({"scalefactors": read_elem(group["scalefactors"])} if "scalefactors" in group else {})
     return found
 
