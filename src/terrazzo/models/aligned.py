@@ -94,7 +94,12 @@ class AlignedSlice:
         niches = find_niches(tissue.coords, config.neighbors)
         if not image:
             return cls(tissue, match, config, genes, niches)
-        picture = needed(tissue.image, tissue.name)
+        try:
+            picture = needed(tissue.image, tissue.name)
+        except InputError as error:
+            if match is None:
+                raise
+            raise InputError(f"{error} For its genes alone pass modality='genes' (--modality genes).") from None
         per_native = microns_per_unit(tissue, picture)
         native, wanted = tissue.native_coords, config.spot_um if spot_um is None else spot_um
         check_spots(picture, native, tissue.name)

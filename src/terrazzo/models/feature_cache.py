@@ -6,6 +6,7 @@ killed writer leaves nothing that reads as finished, and two writers of one arra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import uuid
@@ -106,11 +107,10 @@ class FeatureCache:
                 stream.write(_TRAILER.pack(_MARK, _crc(draft, size), size))
             draft.replace(path)
         except OSError as error:
-            raise OutputError(
-                f"features cannot be written to {path} ({error}); choose another cache folder."
-            ) from error
+            raise OutputError(f"features cannot be written to {path} ({error}); choose another folder.") from error
         finally:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is there only where something went wrong
+                draft.unlink()
 
     def _open(self, path: Path) -> NDArray[Any]:
         with path.open("rb") as stream:

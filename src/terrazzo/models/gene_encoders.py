@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from terrazzo.config import to_dict
 from terrazzo.errors import ConfigError
-from terrazzo.genes import GeneMatch
+from terrazzo.genes import GeneMatch, Vocabulary
+from terrazzo.models.base import FoundationModel
 from terrazzo.nn.cell_encoder import CellEncoder, CellEncoderConfig
 from terrazzo.units.site_values import Normalise, SliceScale, log_values
 from terrazzo.units.spots import rank_tokens
@@ -67,7 +69,17 @@ class GeneEncoderConfig:
 
 
 class GeneEncoder(nn.Module):
-    """What ST-Align asks of a gene encoder: no gradient, always in evaluation mode."""
+    """What ST-Align asks of a gene encoder: no gradient, always in evaluation mode.
+
+    Attributes
+    ----------
+    config
+        All but the weights.
+    origin
+        Where the weights come from, in words.
+    """
+
+    origin: str = "random weights"
 
     def __init__(self, config: GeneEncoderConfig) -> None:
         super().__init__()
@@ -116,6 +128,7 @@ class GenePCA(GeneEncoder):
     Genes that a slice lacks count as average. Until :meth:`fit` the components are random directions.
     """
 
+    origin = "principal components of the training slices"
     genes: Tensor
     loadings: Tensor
     mean: Tensor
@@ -168,6 +181,34 @@ class FrozenCells(GeneEncoder):
         length = self.encoder.config.max_length
         tokens = rank_tokens(counts, match.column_token, match.column_median, length)
         return self.encoder.encode(tokens.flat, tokens.offsets, cls_token=self.cls_token, advance=advance)
+
+
+def frozen_genes(source: str | Path | FoundationModel) -> tuple[GeneEncoder, Vocabulary]:
+    """Return the gene encoder of a model, frozen, and the vocabulary that it reads.
+
+    Parameters
+    ----------
+    source
+        SToFM or a cell encoder (Geneformer); a checkpoint folder, or loaded.
+
+    Raises
+    ------
+    ConfigError
+        A model that encodes no single cell.
+    CheckpointError
+        A folder that is no checkpoint.
+    """
+    from terrazzo.models.convert import load  # it knows all models, this one too
+
+    held: Any = source if isinstance(source, FoundationModel) else load(source)
+    cells = {"stofm": lambda: held.module.cell_encoder, "cell_encoder": lambda: held.module}.get(held.model_type)
+    if cells is None:
+        raise ConfigError(f"{held.title} encodes no single cell; a gene encoder is that of SToFM or a cell encoder.")
+    sizes = held.config.cell_encoder
+    made = FrozenCells(GeneEncoderConfig("cell-encoder", sizes.output_dim, cell_encoder=sizes), held.vocabulary.special)
+    made.encoder.load_state_dict(cells().state_dict())
+    made.origin = f"{held.title}, {held.provenance.get('source', held.provenance.get('weights', 'unknown'))}"
+    return made.freeze(), held.vocabulary
 
 
 def build(config: GeneEncoderConfig, tokens: Ints, special: Mapping[str, int]) -> GeneEncoder:

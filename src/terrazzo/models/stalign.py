@@ -24,7 +24,7 @@ from terrazzo.models.cells import advice, matmul_rate
 from terrazzo.models.feature_cache import FeatureCache
 from terrazzo.models.feature_reader import FeatureReader, Identity, Scale
 from terrazzo.models.features import AlignBatch, Features, Modality, batches
-from terrazzo.models.gene_encoders import GeneEncoder, GenePCA, Ints
+from terrazzo.models.gene_encoders import GeneEncoder, GenePCA, Ints, frozen_genes
 from terrazzo.models.gene_encoders import build as build_gene_encoder
 from terrazzo.models.stalign_config import Recipe, STAlignConfig, preset
 from terrazzo.nn.align import AlignNet
@@ -33,7 +33,7 @@ from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 
 BATCH = 256  # spots that are worked on together
-TRIED, MANY, QUICK = 2, 64, 0.5  # spots that an estimate is measured on; more where they take less than so many seconds
+TRIED, REACH = 16, 0.3  # crops that are read for an estimate of the time; share of the matrix-product rate
 WHY = "ST-Align scales counts and takes their logarithm"
 NAMES: dict[Scale, str] = {"spot": "own", "niche": "niche"}
 
@@ -60,7 +60,7 @@ class STAlign(FoundationModel):
     config
         :class:`STAlignConfig`, or the name of a preset (``"tiny"``, ``"small"``, ``"paper"``).
     vocabulary
-        Genes and their tokens; that of the frozen gene encoder, where one is given.
+        Genes and their tokens. None: those of ``gene_encoder``.
     seed
         Seed of random initial weights, those of frozen encoders that are not given too.
     provenance
@@ -69,15 +69,16 @@ class STAlign(FoundationModel):
         Of a preset: the frozen encoder of niche crops; a folder of a transformers vision model, or a loaded one. None:
         a small vision transformer with random weights.
     gene_encoder
-        Of a preset: the frozen encoder of a spot's genes with its weights. None: principal components, which
-        :meth:`fit` finds.
+        Of a preset: the frozen encoder of a spot's genes: SToFM's or a cell encoder's, as a checkpoint folder, a model,
+        or out of :func:`terrazzo.models.gene_encoders.frozen_genes`. None: principal components, which :meth:`fit`
+        finds.
     recipe, adaptive, fusion
         Of a preset; see :func:`terrazzo.models.stalign_config.preset`.
 
     Raises
     ------
     ConfigError
-        No such preset; fewer genes in the vocabulary than the model reads.
+        No such preset; no vocabulary; fewer genes in it than the model reads.
     CheckpointError
         A folder that holds no vision model.
     """
@@ -92,23 +93,29 @@ class STAlign(FoundationModel):
     def __init__(
         self,
         config: STAlignConfig | str,
-        vocabulary: Vocabulary,
+        vocabulary: Vocabulary | None = None,
         *,
         seed: int = 0,
         provenance: dict[str, Any] | None = None,
         image_encoder: FrozenImageEncoder | str | Path | None = None,
-        gene_encoder: GeneEncoder | None = None,
+        gene_encoder: GeneEncoder | FoundationModel | str | Path | None = None,
         recipe: Recipe = "terrazzo",
         adaptive: bool = True,
         fusion: Literal["attention", "concatenation"] = "attention",
     ) -> None:
         if isinstance(image_encoder, str | Path):
             image_encoder = FrozenImageEncoder.from_folder(image_encoder)
+        if gene_encoder is not None and not isinstance(gene_encoder, GeneEncoder):
+            gene_encoder, theirs = frozen_genes(gene_encoder)
+            if vocabulary is not None and vocabulary.content_hash() != theirs.content_hash():
+                raise ConfigError("the gene encoder reads another vocabulary than this; leave vocabulary out.")
+            vocabulary = theirs
+        if vocabulary is None:
+            raise ConfigError("ST-Align needs a vocabulary, or a gene encoder that brings one.")
         if isinstance(config, str):
-            genes = None if gene_encoder is None else gene_encoder.config
             config = preset(
-                config, len(vocabulary), recipe=recipe, image_encoder=image_encoder, gene_encoder=genes,
-                adaptive=adaptive, fusion=fusion,
+                config, len(vocabulary), recipe=recipe, image_encoder=image_encoder,
+                gene_encoder=None if gene_encoder is None else gene_encoder.config, adaptive=adaptive, fusion=fusion,
             )  # fmt: skip
         if config.net.niche_genes.n_genes > len(vocabulary):
             raise ConfigError(
@@ -116,10 +123,10 @@ class STAlign(FoundationModel):
                 f"({config.net.niche_genes.n_genes:,}): lower net.niche_genes.n_genes."
             )
         super().__init__(config, vocabulary, seed=seed, provenance=provenance)
-        if image_encoder is not None:
-            self.module.image_encoder.load_state_dict(image_encoder.state_dict())
-        if gene_encoder is not None:
-            self.module.gene_encoder.load_state_dict(gene_encoder.state_dict())
+        for name, given in (("image_encoder", image_encoder), ("gene_encoder", gene_encoder)):
+            if given is not None:
+                getattr(self.module, name).load_state_dict(given.state_dict())
+                self.provenance = {**self.provenance, name: given.origin}
 
     def _build(self) -> nn.Module:
         return AlignModule(self.config, self.vocabulary)
@@ -320,7 +327,7 @@ class STAlign(FoundationModel):
         return out
 
     def plan(self, data: AnnData | Slice, *, orthologs: Any = None, **options: Any) -> Plan:
-        """Say what :meth:`embed` would do and how long it would take; same options. A few spots are tried."""
+        """Say what :meth:`embed` would do and how long it would take; same options."""
         scale, modality = options.pop("scale", "both"), options.pop("modality", "both")
         spot_um, image = options.pop("spot_um", None), options.pop("image", None)
         scales = _scales(scale, modality)
@@ -329,8 +336,8 @@ class STAlign(FoundationModel):
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
         match, coverage = self._match(tissue, modality, orthologs)
         reader = self.reader(tissue, match, modality=modality, spot_um=spot_um)
-        seconds = self._tried(reader, modality, scales)
         rate = matmul_rate("float32", self.device)
+        seconds = self._seconds(reader.aligned, modality, scales, rate)
         return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
 
     def _match(self, tissue: Slice, modality: Modality, orthologs: Any) -> tuple[GeneMatch | None, Coverage]:
@@ -340,31 +347,30 @@ class STAlign(FoundationModel):
         match = self.vocabulary.match(tissue, orthologs=orthologs)
         return match, match.coverage
 
-    @torch.inference_mode()
-    def _tried(self, reader: FeatureReader, modality: Modality, scales: Sequence[Scale]) -> float:
-        """Return the seconds that a slice takes, from those of some of its spots; components of genes take none."""
-        cut, net, each, seconds = reader.aligned, self.config.net, float("inf"), 0.0
-        for tried in (TRIED, TRIED, MANY, MANY):
-            if seconds > QUICK:
-                break
-            rows = np.unique(np.linspace(0, len(cut) - 1, min(tried, len(cut))).astype(int))
-            n, start = len(rows), time.perf_counter()
-            spots, frozen = None, torch.zeros(n, net.niche_image_dim)
-            if cut.spots is not None and "spot" in scales:
-                spots = torch.from_numpy(cut.spots[rows]).to(self.device)
-                spots = spots if net.adaptive else self.module.image_encoder(spots)
-            if cut.surroundings is not None and "niche" in scales:
-                frozen = self.module.image_encoder(torch.from_numpy(cut.surroundings[rows]).to(self.device))
+    def _seconds(self, cut: AlignedSlice, modality: Modality, scales: Sequence[Scale], rate: float) -> float:
+        """Estimate the time of a slice, from the operations that one spot costs and the reading of some crops."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        net, start, frozen, spots = self.config.net, time.perf_counter(), None, None
+        rows = np.unique(np.linspace(0, len(cut) - 1, min(TRIED, len(cut))).astype(int))
+        if cut.spots is not None and "spot" in scales:
+            spots = torch.from_numpy(cut.spots[rows])[:1].to(self.device)
+        if cut.surroundings is not None and "niche" in scales:
+            frozen = torch.from_numpy(cut.surroundings[rows])[:1].to(self.device)
+        reading = (time.perf_counter() - start) / len(rows)
+        with FlopCounterMode(display=False) as counter:
+            if frozen is not None:
+                frozen = self.module.image_encoder(frozen)
+            if spots is not None and not net.adaptive:
+                spots = self.module.image_encoder(spots)
             if cut.match is not None and not isinstance(self.module.gene_encoder, GenePCA):
-                self.module.gene_encoder.encode(cut.tissue.counts[rows], cut.match)
-            width = net.niche_genes.n_genes if net.adaptive else net.spot_gene_dim
-            known, number = torch.ones(n, net.niche_genes.n_genes, dtype=torch.bool), torch.arange(n)
-            genes = torch.zeros(n, net.spot_gene_dim), torch.zeros(n, width)
-            batch = AlignBatch(spots, frozen, *genes, known, None, number, number[:, None])
+                self.module.gene_encoder.encode(cut.tissue.counts[rows[:1]], cut.match)
+            genes = net.niche_genes.n_genes
+            zeros = torch.zeros(1, net.spot_gene_dim), torch.zeros(1, genes if net.adaptive else net.spot_gene_dim)
+            known, number = torch.ones(1, genes, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+            batch = AlignBatch(spots, frozen, *zeros, known, None, number, number[:, None])
             self.states(batch.to(self.device), modality, scales)
-            seconds = time.perf_counter() - start
-            each = min(each, seconds / n)
-        return each * len(cut)
+        return len(cut) * (reading + counter.get_total_flops() / (rate * REACH))
 
 
 def _scales(scale: str, modality: str) -> tuple[Scale, ...]:

@@ -121,11 +121,18 @@ class FrozenImageEncoder(nn.Module):
         ``"pooler"``: its own summary; ``"cls"``: the state of the first token; ``"mean"``: the mean over tokens or
         places. ``"auto"``: the summary if there is one, else the first token, or of a convolutional network the mean.
 
+    Attributes
+    ----------
+    origin
+        Where the weights come from, in words.
+
     Raises
     ------
     ConfigError
         An unknown readout.
     """
+
+    origin: str = "random weights"
 
     def __init__(
         self,
@@ -171,7 +178,9 @@ class FrozenImageEncoder(nn.Module):
             said = json.loads(sheet.read_text(encoding="utf-8")) if sheet.is_file() else {}
             size = _side(said) or _side({"size": getattr(vision, "image_size", None)}) or 224
             colours = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
-            return cls(backbone, size, *colours, readout=readout)
+            made = cls(backbone, size, *colours, readout=readout)
+            made.origin = folder.resolve().name
+            return made
         except ConfigError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
