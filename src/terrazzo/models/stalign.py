@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -264,12 +264,11 @@ class STAlign(FoundationModel):
         InputError, GeneError
             No slice; one that holds no counts, or whose genes the vocabulary does not know.
         """
-        held: Callable[[], Iterable[Slice]]
-        if callable(slices):
-            held = slices
-        else:
-            given = [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
-            held = lambda: [counted(s, WHY) for s in given]  # noqa: E731
+        given = slices if callable(slices) else [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
+
+        def held() -> Iterator[Slice]:
+            yield from (counted(one, WHY) for one in (given() if callable(given) else given))
+
         tokens = choose_genes(held(), self.vocabulary, self.config, choose)
         encoder = self.module.gene_encoder
         moments = fit_genes(
