@@ -31,10 +31,11 @@ class Outer:
     maybe: int | None = None
     inner: Inner = field(default_factory=Inner)
     extra: dict = field(default_factory=dict)
+    pair: tuple[int, float] = (1, 2.0)
 
 
 def test_round_trip_through_json() -> None:
-    config = Outer("x", "b", True, 4, Inner(7, 0.25), {"k": 1})
+    config = Outer("x", "b", True, 4, Inner(7, 0.25), {"k": 1}, (3, 0.5))
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
     for name in ("tiny", "small", "paper"):
         preset = tz.preset(name)
@@ -66,6 +67,8 @@ def test_defaults_and_conversions() -> None:
         ({"name": "x", "inner": 3}, r"config\.inner must be a mapping"),
         ({"name": "x", "extra": [1]}, r"config\.extra must be a mapping"),
         ({"name": "x", "inner": {"size": 0}}, "at least 1"),
+        ({"name": "x", "pair": [1]}, r"config\.pair must be a list of 2"),
+        ({"name": "x", "pair": [1, "a"]}, r"config\.pair\[1\] is 'a'"),
         ([1, 2], "must be a mapping of settings, not list"),
         (None, "not NoneType"),
     ],

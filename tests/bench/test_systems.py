@@ -131,17 +131,17 @@ def test_named_blocks_are_scored_too_and_an_older_record_is_forgotten(simulated:
 
 
 def test_who_is_missing_says_why() -> None:
-    systems = resolve(["stofm", "stimage", "stalign", "novae", "stofm"])
+    systems = resolve(["stofm", "stimage", "stalign", "clip", "novae", "stofm"])
     reasons = {s.title: s.missing for s in systems if s.missing}
     assert reasons == {
         "SToFM": "no weights were given (--models stofm=FOLDER)",
         "ST as images": "no weights were given (--models stimage=FOLDER)",
-        "ST-Align": "not built here yet",
+        "ST-Align": "no weights were given (--models stalign=FOLDER)",
+        "CLIP": "not built here yet",
         "novae": "not part of terrazzo (--models novae=obsm:KEY takes its vectors)",
     }
-    assert len(systems) == len(ALWAYS) + 4
-    assert "stalign" in NOT_BUILT
-    assert "stimage" not in NOT_BUILT
+    assert len(systems) == len(ALWAYS) + 5
+    assert not {"stimage", "stalign"} & set(NOT_BUILT)
 
 
 def test_one_name_twice_is_two_seeds(tiny_model: Any, small_config: Any, tmp_path: Path) -> None:

@@ -86,6 +86,45 @@ def test_a_fingerprint_changes_with_all_that_vectors_depend_on(small):
     assert len({first, *(one.fingerprint() for one in [*others, changed])}) == 6
 
 
+def vision_models():
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        Dinov2Config,
+        Dinov2Model,
+        ResNetConfig,
+        ResNetModel,
+        ViTConfig,
+        ViTModel,
+    )
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    yield "vit", ViTModel(ViTConfig(**sizes, intermediate_size=16)), "auto"
+    yield "vit without summary", ViTModel(ViTConfig(**sizes, intermediate_size=16), add_pooling_layer=False), "cls"
+    yield "dinov2", Dinov2Model(Dinov2Config(**sizes)), "auto"
+    clip = CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=16))
+    yield "clip", getattr(clip, "vision_model", clip), "auto"
+    yield "resnet", ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])), "mean"
+
+
+def test_an_encoder_is_made_again_from_its_description(crops):
+    for name, backbone, readout in vision_models():
+        first = FrozenImageEncoder(backbone, 32, mean=(0.5, 0.4, 0.3), readout=readout)
+        said = json.loads(json.dumps(first.description()))
+        assert said == first.description(), name
+        again = FrozenImageEncoder.from_description(said)
+        assert (again.output_dim, again.readout) == (first.output_dim, first.readout), name
+        again.load_state_dict(first.state_dict())
+        assert again.fingerprint() == first.fingerprint(), name
+        torch.testing.assert_close(again(crops), first(crops))
+
+
+@pytest.mark.parametrize("change", [{"model": {"model_type": "bert"}}, {"model": {}}, {"image_size": None}])
+def test_what_describes_no_encoder_is_refused(small, change):
+    with pytest.raises(ConfigError, match="describes no frozen image encoder"):
+        FrozenImageEncoder.from_description({**small.description(), **change})
+
+
 def write(folder, model, **sheet):
     model.save_pretrained(folder)
     if sheet:

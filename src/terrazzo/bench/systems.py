@@ -21,14 +21,14 @@ from terrazzo.representation import blocks, vectors
 ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
 WEIGHTS = {
     "stofm": "SToFM", "cell-encoder": "Cell encoder alone", "geneformer": "Geneformer", "scgpt": "scGPT",
-    "stimage": "ST as images",
+    "stimage": "ST as images", "stalign": "ST-Align",
 }  # fmt: skip
 FOREIGN = {
     "nicheformer": "Nicheformer", "cellplm": "CellPLM", "scgpt-spatial": "scGPT-spatial", "novae": "novae",
     "scfoundation": "scFoundation",
 }  # fmt: skip
 NOT_BUILT = {
-    "stalign": "ST-Align", "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
+    "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
     "ctranspath": "CTransPath", "gigapath": "Prov-GigaPath", "hibou": "Hibou",
 }  # fmt: skip
 Fitted = Callable[[AnnData], None]  # writes obsm[KEY]
