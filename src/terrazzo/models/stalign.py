@@ -87,6 +87,15 @@ class STAlign(FoundationModel):
     default_key: ClassVar[str] = keys.X_STALIGN
     config_class: ClassVar[type] = STAlignConfig
     title: ClassVar[str] = "ST-Align"
+    citation: ClassVar[str] = (
+        "Lin, Luo, Chen, Zhang, Wang and Yu, ST-Align: Multi-Scale Image-Gene Foundation Modeling for Spatial "
+        "Transcriptomics via Spot-Niche Alignment, 2026."
+    )
+    limits: ClassVar[tuple[str, ...]] = (
+        "Histology must lie on the slice by a scale and an offset, with known micrometres per pixel.",
+        "Single cells have no spot: the side of their crops is stated by the user.",
+        "The frozen encoders inside keep their own licences.",
+    )
     module: AlignModule
     config: STAlignConfig
 
