@@ -223,7 +223,7 @@ def test_frozen_encoders_get_no_gradient(model: Any, adata: AnnData) -> None:
     features = model.reader(tissue, model.vocabulary.match(tissue)).read()
     module = model.module.train()
     try:
-        states = model.states(features.take(np.arange(16)))
+        states = module.states(features.take(np.arange(16)))
         sum(s.square().sum() for s in states.values()).backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in module.net.named_parameters())
         frozen = [*module.image_encoder.parameters(), *module.gene_encoder.parameters()]

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from anndata import AnnData
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from terrazzo import keys
 from terrazzo.errors import ConfigError
 from terrazzo.genes import Coverage, GeneMatch, Vocabulary
 from terrazzo.images import TissueImage
+from terrazzo.models.align_module import AlignModule
 from terrazzo.models.align_start import Choice, choose_genes, fit_genes, fit_values
 from terrazzo.models.aligned import AlignedSlice
 from terrazzo.models.base import Embedding, FoundationModel, Plan, counted, joined
@@ -25,9 +26,7 @@ from terrazzo.models.feature_cache import FeatureCache
 from terrazzo.models.feature_reader import FeatureReader, Identity, Scale
 from terrazzo.models.features import AlignBatch, Features, Modality, batches
 from terrazzo.models.gene_encoders import GeneEncoder, GenePCA, Ints, frozen_genes
-from terrazzo.models.gene_encoders import build as build_gene_encoder
 from terrazzo.models.stalign_config import Recipe, STAlignConfig, preset
-from terrazzo.nn.align import AlignNet
 from terrazzo.nn.image_encoder import FrozenImageEncoder
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
@@ -36,20 +35,6 @@ BATCH = 256  # spots that are worked on together
 TRIED, REACH = 16, 0.3  # crops that are read for an estimate of the time; share of the matrix-product rate
 WHY = "ST-Align scales counts and takes their logarithm"
 NAMES: dict[Scale, str] = {"spot": "own", "niche": "niche"}
-
-
-class AlignModule(nn.Module):
-    """All weights of ST-Align: what is trained, both frozen encoders, and which genes AE-Gene reads."""
-
-    genes: Tensor
-
-    def __init__(self, config: STAlignConfig, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        tokens = vocabulary.token.astype(np.int64)
-        self.net = AlignNet(config.net)
-        self.image_encoder = FrozenImageEncoder.from_description(config.image_encoder)
-        self.gene_encoder = build_gene_encoder(config.gene_encoder, tokens, vocabulary.special)
-        self.register_buffer("genes", torch.from_numpy(tokens[: config.net.niche_genes.n_genes].copy()))
 
 
 class STAlign(FoundationModel):
@@ -306,32 +291,10 @@ class STAlign(FoundationModel):
         out = {NAMES[s]: np.empty((len(features), self.config.net.dim), dtype=np.float32) for s in scales}
         with (bars or Progress(False)).stage("vectors", len(features)) as advance:
             for rows in batches(len(features), BATCH):
-                states = self.states(features.take(rows).to(self.device), modality, scales)
+                states = self.module.states(features.take(rows).to(self.device), modality, scales)
                 for scale, found in states.items():
                     out[NAMES[scale]][rows] = found.float().cpu().numpy()
                 advance(len(rows))
-        return out
-
-    def states(
-        self, batch: AlignBatch, modality: Modality = "both", scales: Sequence[Scale] = ("spot", "niche")
-    ) -> dict[Scale, Tensor]:
-        """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient where it is asked for."""
-        net, out = self.module.net, cast(dict[Scale, Tensor], {})
-        for scale in scales:
-            parts = []
-            if modality != "genes":
-                parts.append(
-                    net.spot_image(_there(batch.spot_image), batch.colours)
-                    if scale == "spot"
-                    else net.niche_image(_there(batch.niche_image))
-                )
-            if modality != "image":
-                parts.append(
-                    net.spot_genes(_there(batch.spot_genes))
-                    if scale == "spot"
-                    else net.niche_genes(_there(batch.niche_genes), batch.known)
-                )
-            out[scale] = parts[0] if len(parts) == 1 else net.fuse(scale, *parts)
         return out
 
     def plan(self, data: AnnData | Slice, *, orthologs: Any = None, **options: Any) -> Plan:
@@ -377,7 +340,7 @@ class STAlign(FoundationModel):
             zeros = torch.zeros(1, net.spot_gene_dim), torch.zeros(1, genes if net.adaptive else net.spot_gene_dim)
             known, number = torch.ones(1, genes, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
             batch = AlignBatch(spots, frozen, *zeros, known, None, number, number[:, None])
-            self.states(batch.to(self.device), modality, scales)
+            self.module.states(batch.to(self.device), modality, scales)
         return len(cut) * (reading + counter.get_total_flops() / (rate * REACH))
 
 
@@ -391,9 +354,3 @@ def _scales(scale: str, modality: str) -> tuple[Scale, ...]:
 
 def _opened(image: TissueImage | str | Path) -> TissueImage:
     return image if isinstance(image, TissueImage) else TissueImage.from_file(image)
-
-
-def _there(part: Tensor | None) -> Tensor:
-    if part is None:
-        raise ConfigError("these features were read for another modality or scale.")
-    return part
