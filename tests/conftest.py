@@ -177,3 +177,34 @@ def vectors() -> Callable[..., np.ndarray]:
         return np.asarray(model.embed(adata, progress=False, **options).obsm["X_stofm"])
 
     return run
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run a command; return exit code, standard output and standard error."""
+
+    from terrazzo.cli import main
+
+    def run(*words: Any) -> tuple[int, str, str]:
+        code = main([str(w) for w in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(call: Any, tmp_path: Path) -> Any:
+    """Run a command that must end with exit code 2, one line, and nothing written."""
+
+    def run(*words: Any) -> str:
+        out = tmp_path / "refused"
+        code, told, err = call(*words, "--out", out)
+        assert (code, told) == (2, "")
+        assert err.startswith("error: ")
+        lines = [line for line in err.strip().splitlines() if not line.startswith("warning: ")]
+        assert len(lines) == 1
+        assert not out.exists() or list(out.rglob("*")) == []
+        return lines[0]
+
+    return run

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 import terrazzo as tz
-from terrazzo.cli import main
 from terrazzo.models import stimage_config
 from terrazzo.tasks import Probe, TaskResult
 from terrazzo.training.finetune import FineTuned
@@ -21,7 +20,7 @@ from terrazzo.units.patches import PatchConfig
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 KEY = "X_t2"
-VERBS = ["domains", "probe", "deconvolve", "impute", "reconstruct", "finetune", "bench"]
+VERBS = ["domains", "probe", "deconvolve", "impute", "reconstruct", "predict-genes", "finetune", "bench"]
 
 
 @pytest.fixture(scope="session")
@@ -61,35 +60,6 @@ def spoilt(made: list[Any], tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
     return tiny_model().save_pretrained(tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command; return exit code, standard output and standard error."""
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        code = main([str(w) for w in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
-def refused(call: Any, tmp_path: Path) -> Any:
-    """Run a command that must end with exit code 2, one line, and nothing written."""
-
-    def run(*words: Any) -> str:
-        out = tmp_path / "refused"
-        code, told, err = call(*words, "--out", out)
-        assert (code, told) == (2, "")
-        assert err.startswith("error: ")
-        lines = [line for line in err.strip().splitlines() if not line.startswith("warning: ")]
-        assert len(lines) == 1
-        assert not out.exists() or list(out.rglob("*")) == []
-        return lines[0]
-
-    return run
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
     from terrazzo.models.files import embed_files
+    from terrazzo.models.image_baselines import ImageBaseline
     from terrazzo.models.stalign import STAlign
     from terrazzo.models.stalign_config import STAlignConfig
     from terrazzo.models.stimage import STImage
@@ -40,6 +41,7 @@ _WHERE = {
     "Coverage": "genes",
     "FineTuneConfig": "training.finetune",
     "PatchConfig": "units.patches",
+    "ImageBaseline": "models.image_baselines",
     "STAlign": "models.stalign",
     "STAlignConfig": "models.stalign_config",
     "STImage": "models.stimage",
@@ -70,6 +72,7 @@ __all__ = [
     "Corpus",
     "Coverage",
     "FineTuneConfig",
+    "ImageBaseline",
     "PatchConfig",
     "STAlign",
     "STAlignConfig",

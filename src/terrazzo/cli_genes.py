@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli_common import SCORES, Head, Out, Runs, Seed, Test, only_one, read_slice, report, say
+from terrazzo.cli_common import (
+    SCORES,
+    Head,
+    Out,
+    Runs,
+    Seed,
+    Test,
+    only_one,
+    read_slice,
+    report,
+    say,
+    targets_of,
+    write_slice,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -15,7 +28,7 @@ if TYPE_CHECKING:
 
 def register(app: App) -> None:
     """Add the verbs to the command line."""
-    for verb in (impute, reconstruct):
+    for verb in (impute, reconstruct, predict_genes):
         app.command(verb)
 
 
@@ -98,3 +111,60 @@ def reconstruct(
     report(result, out / "scores")
     tz.plot.save(tz.plot.reconstruction(result), out / "hidden.png")
     say(f"Figure of one square: {out / 'hidden.png'}")
+
+
+def predict_genes(
+    slices: Annotated[list[Path], Parameter(help="Slices with counts and histology, to learn from.")],
+    /,
+    *,
+    predict: Annotated[
+        list[Path], Parameter(help="Slices with histology; scored where they have the genes.", consume_multiple=True)
+    ],
+    model: Annotated[str, Parameter(help="Checkpoint of ST-Align, folder of a transformers vision model, or colours.")],
+    out: Out,
+    genes: Annotated[Path | None, Parameter(help="Genes to predict, a file with one a line.")] = None,
+    gene: Annotated[list[str] | None, Parameter(help="A gene to predict (repeatable).")] = None,
+    n_genes: Annotated[int, Parameter(help="Where none is named: so many, the most variable of SLICES.")] = 50,
+    scale: Annotated[
+        Literal["10000", "median"], Parameter(help="Counts are scaled to 10,000, or to each slice's median total.")
+    ] = "10000",
+    head: Head = "linear",
+    cache: Annotated[Path | None, Parameter(help="Keep what frozen encoders say of a slice in this folder.")] = None,
+    device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    runs: Runs = 3,
+    seed: Seed = 0,
+) -> None:
+    """Predict expression from histology; write slices with obsm["expression_predicted"], a figure of each, scores.
+
+    A picture lies in a slice's uns["spatial"], or beside its file: NAME.json with image and scale.
+
+    Example: terrazzo predict-genes a.h5ad b.h5ad --model stalign --genes genes.txt --predict c.h5ad --out predicted
+    """
+    import terrazzo as tz
+    from terrazzo.models.files import check_writable
+    from terrazzo.models.image_baselines import image_model
+
+    places = targets_of(predict, out)
+    named = [*(tz.tasks.read_gene_list(genes) if genes is not None else []), *(gene or [])]
+    check_writable(out)
+    reader = image_model(model, device=device, cache=cache)
+    learnt = [reader.read(path)[0] for path in slices]
+    chosen: dict[str, Any] = {"use_rep": reader.key, "genes": named or n_genes, "head": head, "seed": seed}
+    chosen["scale"] = scale if scale == "median" else float(scale)
+    probe = tz.tasks.fit_image_to_gene(learnt, **chosen)
+    say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
+    for note in probe.info["notes"]:
+        say(f"  note: {note}")
+    known: dict[str, AnnData] = {}
+    for path, place in zip(predict, places, strict=True):
+        adata, picture = reader.read(path)
+        write_slice(probe.annotate(adata), place)
+        tz.plot.save(tz.plot.predicted_genes(adata, image=picture or "auto"), place.with_suffix(".png"))
+        there = tz.tasks.measured(adata, probe.names)
+        say(
+            f"{path.name}: {len(probe.names)} genes, {place} and .png{'' if there else '; none was measured: no score'}"
+        )
+        known |= {path.stem: adata} if there else {}
+    if known:
+        found = tz.tasks.image_to_gene(learnt, test=list(known.values()), names=list(known), runs=runs, **chosen)
+        report(found, out / "scores")

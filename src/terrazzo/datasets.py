@@ -340,17 +340,44 @@ def _library(adata: AnnData, name: str) -> dict[str, Any]:
     return entry
 
 
-def _add_image(adata: AnnData, name: str, sheet: Path) -> None:
+def picture(path: str | os.PathLike[str]) -> TissueImage | None:
+    """Return the picture that lies beside the file of a slice, None where there is none.
+
+    Parameters
+    ----------
+    path
+        Of the slice, ``<name>.h5ad`` or ``.zarr``. ``<name>.json`` beside it names the picture, a file of the same
+        folder, and holds ``scale`` and, where pixels are no squares, ``scale_y``: ``image_xy = obsm["spatial"] *
+        scale``.
+
+    Raises
+    ------
+    InputError
+        A sheet or a picture that cannot be read; a picture that is too large.
+    """
+    sheet = Path(path).with_suffix(".json")
+    return _pictured(sheet, _said(sheet)) if sheet.is_file() else None
+
+
+def _said(sheet: Path) -> dict[str, Any]:
     try:
         said = json.loads(sheet.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{sheet} is not readable JSON ({error}); it describes the image beside the slice.") from error
-    said = said if isinstance(said, dict) else {}
-    picture = said.get("image", "")
-    if not _is_plain(picture) or Path(picture).suffix.lower() not in IMAGE_SUFFIXES:
+    return said if isinstance(said, dict) else {}
+
+
+def _pictured(sheet: Path, said: Mapping[str, Any]) -> TissueImage:
+    name = said.get("image", "")
+    if not _is_plain(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
         kinds = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{sheet}: image is {picture!r}; it must name a file of the same folder ({kinds}).")
-    image = TissueImage.from_file(sheet.with_name(picture), scale=said.get("scale", 0.0), scale_y=said.get("scale_y"))
+        raise InputError(f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds}).")
+    return TissueImage.from_file(sheet.with_name(name), scale=said.get("scale", 0.0), scale_y=said.get("scale_y"))
+
+
+def _add_image(adata: AnnData, name: str, sheet: Path) -> None:
+    said = _said(sheet)
+    image = _pictured(sheet, said)
     entry = _library(adata, name)
     entry["images"] = {**entry["images"], "hires": image.pixels}
     entry["scalefactors"]["tissue_hires_scalef"] = image.scale

@@ -2,7 +2,7 @@
 
 from terrazzo.tasks.deconvolution import deconvolve
 from terrazzo.tasks.domains import domains
-from terrazzo.tasks.image_to_gene import fit_image_to_gene, image_to_gene
+from terrazzo.tasks.image_to_gene import fit_image_to_gene, image_to_gene, measured, read_gene_list
 from terrazzo.tasks.imputation import Hidden, hide_genes, impute
 from terrazzo.tasks.probes import Probe, fit_probe, probe
 from terrazzo.tasks.reconstruction import reconstruct
@@ -22,7 +22,9 @@ __all__ = [
     "hide_genes",
     "image_to_gene",
     "impute",
+    "measured",
     "probe",
+    "read_gene_list",
     "reconstruct",
     "retrieval",
 ]

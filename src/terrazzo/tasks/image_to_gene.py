@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,6 +164,34 @@ def fit_image_to_gene(
     probe = fit_probe(seen, use_rep=rep, values=tables, head=head, seed=seed)
     info = {**probe.info, "task": "image_to_gene", "scale": scale, "notes": [*notes, *probe.info["notes"]]}
     return replace(probe, target=TARGET, use_rep=None if rep == _GIVEN else rep, info=info)
+
+
+def read_gene_list(path: str | Path) -> list[str]:
+    """Return the genes of a text file: one a line, the first word of it; what follows a ``#`` is a remark.
+
+    Words end at white space, a comma or a semicolon, so that a table whose first column names genes will do, without
+    its head.
+
+    Raises
+    ------
+    InputError
+        No such file, no text, or no gene in it.
+    """
+    source = Path(path)
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} cannot be read as a list of genes ({error}).") from error
+    words = [re.split(r"[\s,;]", line.partition("#")[0].strip().strip('"'))[0].strip('"') for line in lines]
+    if not (found := list(dict.fromkeys(word for word in words if word))):
+        raise InputError(f"{source} names no gene; write one a line.")
+    return found
+
+
+def measured(adata: AnnData, genes: Sequence[str], layer: str | None = None) -> list[str]:
+    """Return those of some genes that a slice has; none where all its counts are zero."""
+    panel = Panel.read(adata, layer)
+    return [gene for gene in genes if gene in panel.place] if panel.totals.any() else []
 
 
 def read_panels(slices: Sequence[AnnData], layer: str | None = None) -> list[Panel]:
