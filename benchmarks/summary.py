@@ -12,8 +12,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, TARGET = ROOT / "benchmarks" / "results" / "tables", ROOT / "docs" / "benchmarks.md"
 LOWER = {"rmse", "mae", "mse"}
 # trained systems; the rest is trivial
-OURS = ("SToFM", "ST as images", "Cell encoder", "w/o", "Encoder", "patch,", "spot,", "multi-spot,", "slice,")
-SHOWN = ("SToFM", "ST as images")
+OURS = (
+    "SToFM", "ST as images", "ST-Align", "Cell encoder", "w/o", "Encoder", "patch,", "spot,", "multi-spot,", "slice,",
+    "AE + ", "ABFN + ", "image only,", "genes only,",
+)  # fmt: skip
+SHOWN = ("SToFM", "ST as images", "ST-Align")
 HEAD = """# Benchmarks
 
 Every table is one command, `terrazzo bench NAME --data DATA --models stofm=CHECKPOINT --out TABLES`; `terrazzo bench`
@@ -26,8 +29,11 @@ How to read it
   learn from other slices. *whole*: clusters without labels, the true number of them.
 - *best trivial*: the best of PCA, PCA + neighbour means, Z50, T1, T2, T3, Pearson-residual PCA and expression, **chosen
   by this very score**, which favours it; nothing of it was tuned. Of hidden squares: the best of the mean, the nearest
-  cells' means and linear interpolation.
-- *trained here*: SToFM and ST as images, on the other slices of the data, without labels, for minutes on one core.
+  cells' means and linear interpolation. Of expression from histology (*named genes*, *50 variable genes*: learnt from
+  other patients): the best of the gene mean, colour statistics, and what a frozen encoder says before anything is
+  trained; *before training* is ST-Align with the same frozen parts and random weights elsewhere.
+- *trained here*: SToFM, ST as images and ST-Align, on the other slices of the data, without labels, for minutes on one
+  core; where patients are held out, never on a slice of the patient that is scored.
   Best of their blocks is not taken: the whole vector is shown.
 - *published*: the paper's own number for its system (the best of its windows), on its own data, genes and split, which
   differ; the table's file says how.

@@ -165,7 +165,8 @@ def bench(
     models: Annotated[
         list[str] | None,
         Parameter(
-            help="NAME=CHECKPOINT, NAME=obsm:KEY, or a baseline; one NAME twice: two seeds.", consume_multiple=True
+            help="NAME=FOLDER, NAME=obsm:KEY, or a baseline; NAME twice: two seeds; NAME@PART=...: for one part.",
+            consume_multiple=True,
         ),
     ] = None,
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,

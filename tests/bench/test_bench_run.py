@@ -268,12 +268,6 @@ def test_what_no_system_can_do_is_one_error(table: Any, data_folder: Path) -> No
         run(table(label="reigon"), data=data_folder)
 
 
-def test_a_task_that_is_not_built_is_a_row(table: Any) -> None:
-    found = run(table(task="image_to_gene", metrics=["mse"], label="", parts=[]))
-    assert found.scores.empty
-    assert found.absent["system"].tolist() == ["all systems"]
-
-
 def test_what_is_stored_takes_part_and_nothing_is_pooled_with_it(table: Any, data_folder: Path) -> None:
     found = run(table(), data=data_folder, models=["mine=obsm:X_given"])
     assert mean(found, "mine", "blocked") < 0.6

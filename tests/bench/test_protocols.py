@@ -12,6 +12,10 @@ from terrazzo.errors import ConfigError
 
 PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
 VARIANT = {"name": "plain"}
+GENES = {
+    "task": "image_to_gene", "label": "", "metrics": ["mse"], "gene_names": ["A"],
+    "parts": [{**PART, "settings": ["cross"], "patient": "p"}],
+}  # fmt: skip
 SQUARES = {"task": "reconstruction", "label": "", "metrics": ["mse"], "heads": ["none"], "sizes": [4]}
 
 
@@ -73,6 +77,10 @@ def test_what_is_no_table(tmp_path: Path) -> None:
             {"variants": [{**VARIANT, "patches": {"seed": 1}}], "training": {"adapt": {"seed": 1}}},
             "variant 'plain' has settings of SToFM .adapt, pretrain. and of ST as images",
         ),
+        (
+            {"variants": [{**VARIANT, "patches": {"seed": 1}}], "training": {"align": {"seed": 1}}},
+            "of ST as images .patches. and of ST-Align .align.; it can be one",
+        ),
         ({**SQUARES, "sizes": []}, "sizes are \\[\\]; name at least one"),
         ({**SQUARES, "sizes": [4, 0]}, "each at least 1"),
         ({**SQUARES, "heads": ["knn"]}, "heads names 'knn'; known for reconstruction: none"),
@@ -109,14 +117,37 @@ def test_a_split_that_leaks_space_never_stands_alone(table: Any, given: list[str
 
 def test_hidden_squares_need_no_label(table: Any) -> None:
     found = table(**SQUARES)
-    assert (found.sizes, found.choose, found.bin_um, found.task in protocols.TASKS_BUILT) == (
-        [4],
-        "variance",
-        0.0,
-        True,
-    )
+    assert (found.sizes, found.choose, found.bin_um) == ([4], "variance", 0.0)
 
 
-def test_tables_of_tasks_that_are_not_built_yet_may_be_written_down(table: Any) -> None:
-    found = table(task="image_to_gene", metrics=["mse"], label="", parts=[])
-    assert found.task not in protocols.TASKS_BUILT
+def test_expression_from_histology_needs_no_label_but_genes_and_other_slices(table: Any) -> None:
+    found = table(**GENES)
+    assert (found.gene_names, found.genes, found.parts[0].patient) == (["A"], 50, "p")
+    assert table(**{**GENES, "gene_names": []}).genes == 50
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"parts": [PART]}, r"parts with settings: \[cross\]"),
+        ({"genes": 0, "gene_names": []}, "has genes or gene_names"),
+        ({"metrics": ["accuracy"]}, "known for image_to_gene: mse"),
+        (
+            {"parts": [{**GENES["parts"][0]}, {**GENES["parts"][0], "name": "two", "test": "s1", "train": ["s2"]}]},
+            "part one learns from s1, of the patient that it scores",
+        ),
+        (
+            {
+                "parts": [
+                    GENES["parts"][0],
+                    {**GENES["parts"][0], "name": "two", "test": "s1", "train": ["s2"], "patient": "q"},
+                ],
+                "variants": [VARIANT], "training": {"align": {"seed": 1}},
+            },
+            "trained on all training slices together, and s1 is scored",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_table_of_pictures_may_not_say(table: Any, keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        table(**(GENES | keys))

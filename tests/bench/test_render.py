@@ -181,7 +181,7 @@ def test_sizes_of_hidden_squares_are_columns_as_they_come(table: Any) -> None:
 
 
 def test_a_table_without_a_number(table: Any, tmp_path: Path) -> None:
-    protocol = table(task="image_to_gene", metrics=["mse"], label="", parts=[], published=PUBLISHED)
+    protocol = table(published=PUBLISHED)
     absent = pd.DataFrame([["all systems", "", "comes later"]], columns=["system", "part", "reason"])
     target = render.write(Table(protocol, pd.DataFrame(columns=COLUMNS), absent), tmp_path, command="c")
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".html", ".json", ".md", ".yaml"]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from terrazzo.bench.samples import KEY, without_labels
-from terrazzo.bench.systems import ALWAYS, NOT_BUILT, System, representations, resolve
+from terrazzo.bench.protocols import Part
+from terrazzo.bench.samples import KEY, Sample, without_labels
+from terrazzo.bench.systems import ALWAYS, EYES, System, representations, resolve
 from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.models.baselines import KINDS
 from terrazzo.models.cells import CellModel
@@ -137,11 +138,46 @@ def test_who_is_missing_says_why() -> None:
         "SToFM": "no weights were given (--models stofm=FOLDER)",
         "ST as images": "no weights were given (--models stimage=FOLDER)",
         "ST-Align": "no weights were given (--models stalign=FOLDER)",
-        "CLIP": "not built here yet",
+        "CLIP": "no weights were given (--models clip=FOLDER of a transformers model)",
         "novae": "not part of terrazzo (--models novae=obsm:KEY takes its vectors)",
     }
     assert len(systems) == len(ALWAYS) + 5
-    assert not {"stimage", "stalign"} & set(NOT_BUILT)
+    assert {"clip", "uni"} <= set(EYES)
+
+
+def test_st_align_is_three_systems_and_a_vision_model_is_a_frozen_encoder(
+    histology: Any, align_model: Any, tmp_path: Path
+) -> None:
+    model = align_model()
+    folder, eye = model.save_pretrained(tmp_path / "align"), tmp_path / "eye"
+    model.module.image_encoder.backbone.save_pretrained(eye)
+    found = resolve(["stalign", "uni"], [f"stalign={folder}", f"uni={eye}"])
+    both, image, genes = (
+        called(found, f"ST-Align (untrained){more}")[0] for more in ("", ", image only", ", genes only")
+    )
+    (uni,) = called(found, "UNI")
+    assert [s.reads for s in (both, image, genes, uni)] == ["both", "image", "genes", "image"]
+    adata = histology().copy()
+    for system, modality in ((both, "both"), (image, "image"), (genes, "genes")):
+        system.fit([])(adata)
+        expected = model.embed(histology().copy(), modality=modality, progress=False).obsm["X_stalign"]
+        np.testing.assert_allclose(adata.obsm[KEY], expected, rtol=1e-5, atol=1e-6)
+        assert len(representations(adata)) == 3
+    uni.fit([])(adata)
+    assert adata.obsm[KEY].shape == (90, 64)
+    assert len(representations(adata)) == 1
+
+
+def test_weights_for_a_part_alone(tiny_model: Any, tmp_path: Path) -> None:
+    folder = tiny_model().save_pretrained(tmp_path / "m")
+    found = called(resolve(["stofm"], [f"stofm@A={folder}", f"stofm@B={folder}"]), "SToFM (untrained)")
+    assert [s.part for s in found] == ["A", "B"]
+    parts = [Part("A", "d", "t"), Part("b", "d", "t", patient="B"), Part("C", "d", "t", patient="c")]
+    assert [[s.serves(p) for p in parts] for s in found] == [[True, False, False], [False, True, False]]
+    assert not [s for s in resolve(["stofm"], [f"stofm@A={folder}"]) if s.missing]
+    for word in ("stofm@=x", "@A=x"):
+        with pytest.raises(ConfigError, match="NAME@PART"):
+            resolve([], [word])
 
 
 def test_one_name_twice_is_two_seeds(tiny_model: Any, small_config: Any, tmp_path: Path) -> None:
@@ -190,3 +226,15 @@ def test_what_a_system_sees_holds_no_label(simulated: Any) -> None:
     assert "proportions_names" not in bare.uns
     assert {"region", "cell_type"} <= set(adata.obs)
     assert "proportions" in adata.obsm
+
+
+def test_a_picture_is_shared_and_never_copied(histology: Any) -> None:
+    adata = histology().copy()
+    bare = without_labels(adata, {"proportions"})
+    assert bare.uns["spatial"] is adata.uns["spatial"]
+    assert "proportions" in adata.obsm
+    blind = Sample(adata, bare).blind
+    assert blind.X.nnz == 0
+    assert blind.uns["spatial"] is adata.uns["spatial"]
+    assert list(blind.var_names) == list(adata.var_names)
+    assert adata.X.nnz > 0

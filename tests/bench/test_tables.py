@@ -25,6 +25,7 @@ ASKED_FOR = [
     *(f"st-images-{n}" for n in range(1, 8)),
     "st-images-schemes",
     *(f"st-align-{n}" for n in range(1, 4)),
+    "st-align-3-genes",
     *("regions-her2st", "regions-osmfish", "regions-starmap", "regions-xenium"),
     *("celltype-merfish", "celltype-seqfish", "celltype-cosmx", "celltype-starmap"),
     *("deconvolution-liver", "deconvolution-her2st", "imputation-xenium", "imputation-cosmx"),
@@ -104,6 +105,9 @@ def test_every_variant_is_a_recipe(name: str) -> None:
     published, ours = {r["model"] for r in table.published.rows}, {v.name for v in table.variants}
     if name == "st-images-4":  # seven sizes of theirs, three of ours
         assert ours < published
+    elif name.startswith("st-align-3"):  # their single encoders are UNI and scGPT as published
+        assert len(ours & published) == 3
+        assert len(ours) == 6
     else:  # a row of ours for each of theirs
         assert ours == published or not published
 
@@ -116,6 +120,27 @@ def test_variants_of_st_as_images_have_one_stage_and_one_budget(name: str) -> No
     assert len({(r.optim, r.run, r.seed, r.data.windows_per_slice) for r in found.values()}) == 1
     sites = [r.data.batch_windows * r.model.patches.window**2 for r in found.values()]
     assert max(sites) < 1.2 * min(sites)
+
+
+def test_variants_of_st_align_have_one_budget_and_change_what_their_name_says() -> None:
+    for table in ("st-align-3", "st-align-3-genes"):
+        found = {v.name: recipe(TABLES[table].training, v, "align") for v in TABLES[table].variants}
+        assert all(stages(TABLES[table].training, v) == ("align",) for v in TABLES[table].variants)
+        assert len({(r.optim, r.run, r.seed, r.data) for r in found.values()}) == 1
+        goals = {name: r.align for name, r in found.items()}
+        assert goals["AE + ABFN (w/o L_NS)"].cross_weight == 0
+        assert goals["ABFN + L_NS (w/o AEs)"].adaptive is False
+        assert goals["AE + L_NS (concatenation)"].fusion == "concatenation"
+        assert [goals[f"{m} only, L_NS alone"].modality for m in ("image", "genes")] == ["image", "genes"]
+        assert sorted(map(repr, goals.values())) == sorted(set(map(repr, goals.values())))
+
+
+def test_nobody_learns_from_the_patient_that_is_scored() -> None:
+    patient = {"A1": "A", "B4": "B", "C2": "C", "C3": "C", "C4": "C"}
+    for table in ("st-align-2", "st-align-3-genes"):
+        for part in TABLES[table].parts:
+            assert part.patient == patient[part.test]
+            assert part.patient not in {patient[name] for name in part.train}  # nor A2, whose picture is misplaced
 
 
 def test_variants_of_st_as_images_change_what_their_name_says() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from terrazzo.training.data import initial_model
 from terrazzo.training.resuming import RECORD
 from terrazzo.training.run import pretrain
 
-STOFM, STIMAGE = ("adapt", "pretrain"), ("patches",)  # stages that each is trained in
+STOFM, STIMAGE, STALIGN = ("adapt", "pretrain"), ("patches",), ("align",)  # stages that each is trained in
 
 
 @contextlib.contextmanager
@@ -72,14 +72,26 @@ def train(
                 systems.append(System(variant.name, missing=str(error)))
                 continue
             say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
-            if variant.vector == "cell_encoder" and isinstance(model, SToFM):
-                model = model.cell_model()
-            systems.append(trained(variant.name, model))
+            systems.append(_scored(protocol, variant, recipes[variant.name], model))
         yield systems
+
+
+def _scored(protocol: Protocol, variant: Variant, recipes: dict[str, PretrainConfig], model: FoundationModel) -> System:
+    """Return a trained variant as a system; one of ST-Align reads what it was trained on, or histology alone."""
+    if variant.vector == "cell_encoder" and isinstance(model, SToFM):
+        model = model.cell_model()
+    reads = recipes["align"].align.modality if "align" in recipes else "genes"
+    if protocol.task == "image_to_gene":
+        if reads == "genes":
+            return System(variant.name, missing="it sees no image")
+        reads = "image"
+    return replace(trained(variant.name, model, [reads])[0], title=variant.name)
 
 
 def stages(training: Training, variant: Variant) -> tuple[str, ...]:
     """Return the stages that a variant is trained in."""
+    if training.align or variant.align:
+        return STALIGN
     return STIMAGE if training.patches or variant.patches else STOFM
 
 
@@ -106,27 +118,24 @@ def _train_one(
 ) -> FoundationModel:
     """Train one variant; a domain adaptation that another variant has done already is taken over."""
     checkpoint = ""
-    if "patches" in recipes:
-        run = dataclasses.replace(
-            recipes["patches"], corpus=str(folder / "corpus"), out=str(folder / f"patches-{number}")
-        )
+    if len(recipes) == 1:
+        ((stage, only),) = recipes.items()
+        run = replace(only, corpus=str(folder / "corpus"), out=str(folder / f"{stage}-{number}"))
         return load(_pretrained(run))
     if variant.skip_adapt and variant.vector == "cell_encoder":  # as it was before any training
         return initial_model(recipes["adapt"], Corpus.open(folder / "corpus"))
     if not variant.skip_adapt:
-        first = dataclasses.replace(recipes["adapt"], corpus=str(folder / "corpus"))
+        first = replace(recipes["adapt"], corpus=str(folder / "corpus"))
         same = repr(first)
         if same not in adapted:
-            run = dataclasses.replace(first, out=str(folder / f"adapt-{number}"))
+            run = replace(first, out=str(folder / f"adapt-{number}"))
             adapted[same] = str(_pretrained(run))
         checkpoint = adapted[same]
         if variant.vector == "cell_encoder":
             return load(checkpoint)
     second = recipes["pretrain"]
-    source = dataclasses.replace(second.model, checkpoint=checkpoint) if checkpoint else second.model
-    run = dataclasses.replace(
-        second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source
-    )
+    source = replace(second.model, checkpoint=checkpoint) if checkpoint else second.model
+    run = replace(second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source)
     return load(_pretrained(run))
 
 

@@ -18,16 +18,16 @@ from terrazzo.tasks.hidden_regions import Choose
 from terrazzo.tasks.readouts import HEADS
 
 Task = Literal["probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"]
-TASKS_BUILT = ("probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction")
-UNLABELLED = ("imputation", "reconstruction")  # tasks whose truth are counts
+UNLABELLED = ("imputation", "reconstruction", "image_to_gene")  # tasks whose truth are counts
 KEYS_OF_ROW = ("model", "part", "note")
 _OF_CLASSES = ("accuracy", "macro_f1", "ari", "nmi")
-_OF_VALUES = ("pearson", "pearson_overall", "rmse", "mae", "mse", "rmse_mean", "mae_mean")
+_OF_VALUES = ("pearson", "pearson_overall", "rmse", "mae", "mse", "rmse_mean", "mae_mean", "mse_mean")
 METRICS = {
     "probe": _OF_CLASSES, "finetune": _OF_CLASSES, "domains": ("ari", "nmi", "chaos", "pas"),
     "deconvolution": _OF_VALUES, "imputation": _OF_VALUES,
-    "reconstruction": ("mse", "mae"),
+    "reconstruction": ("mse", "mae"), "image_to_gene": ("mse", "pearson", "pearson_overall", "rmse", "mae"),
 }  # fmt: skip
+STOFM, STIMAGE, STALIGN = "SToFM (adapt, pretrain)", "ST as images (patches)", "ST-Align (align)"  # by their settings
 NO_HEAD = "none"  # of tasks that read nothing out of an embedding
 LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves ARI by up to .17
 
@@ -51,6 +51,9 @@ class Part:
         ``within`` (splits of the scored slice) and ``cross`` (training slices to scored slice).
     published_name
         The part's name in the published rows, where it differs.
+    patient
+        Whom the scored slice is of. Weights may be given for all parts of a patient, ``NAME@PATIENT=FOLDER``, and no
+        part learns from a slice that another one scores for the same patient.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Part:
     train: list[str] = field(default_factory=list)
     settings: list[str] = field(default_factory=lambda: ["within"])
     published_name: str = ""
+    patient: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,15 @@ class Training:
         Settings of :class:`terrazzo.training.config.PretrainConfig` common to all stages, nested.
     adapt, pretrain
         What differs between the two stages of SToFM, nested.
-    patches
-        What the one stage of ST as images adds, nested.
+    patches, align
+        What the one stage of ST as images, or of ST-Align, adds, nested.
     """
 
     recipe: dict = field(default_factory=dict)
     adapt: dict = field(default_factory=dict)
     pretrain: dict = field(default_factory=dict)
     patches: dict = field(default_factory=dict)
+    align: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Variant:
     """One row of an ablation: changes of the recipes, nested; ``skip_adapt`` leaves out domain adaptation.
 
     ``vector`` says what is scored: the whole embedding, or the cell encoder alone. Where there are settings of
-    ``patches``, here or for all variants, it is ST as images that is trained, else SToFM.
+    ``patches`` or of ``align``, here or for all variants, it is ST as images or ST-Align that is trained, else SToFM.
     """
 
     name: str
@@ -94,6 +99,7 @@ class Variant:
     adapt: dict = field(default_factory=dict)
     pretrain: dict = field(default_factory=dict)
     patches: dict = field(default_factory=dict)
+    align: dict = field(default_factory=dict)
     skip_adapt: bool = False
     vector: Literal["whole", "cell_encoder"] = "whole"
 
@@ -132,7 +138,10 @@ class Protocol:
     models
         Systems compared; those that a table always carries are added.
     genes
-        Genes hidden (imputation) or predicted (reconstruction).
+        Genes hidden (imputation) or predicted (reconstruction; image to gene: the most variable of the training
+        slices, in columns of their own; 0: none).
+    gene_names
+        Image to gene: genes predicted by name, scored together and one by one.
     sizes, choose, bin_um
         Reconstruction: sides of the hidden squares in sites; which genes (:func:`terrazzo.tasks.reconstruct`); side of
         a site in micrometres, for slices without a lattice.
@@ -158,6 +167,7 @@ class Protocol:
     runs: int = 3
     models: list[str] = field(default_factory=list)
     genes: int = 50
+    gene_names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     choose: Choose = "variance"
     bin_um: float = 0.0
@@ -171,10 +181,9 @@ class Protocol:
         """Refuse what would only show as an empty table, or as numbers of two things under one name."""
         if self.runs < 1:
             raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
-        if self.task in TASKS_BUILT:
-            self._check_words()
-            if not self.parts or (not self.label and self.task not in UNLABELLED):
-                raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
+        self._check_words()
+        if not self.parts or (not self.label and self.task not in UNLABELLED):
+            raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
         if self.task == "reconstruction" and not (self.sizes and min(self.sizes) >= 1):
             raise ConfigError(f"{self.name}: sizes are {self.sizes}; name at least one, each at least 1.")
         if self.task == "domains" and self.runs < LEAST_SEEDS:
@@ -184,6 +193,7 @@ class Protocol:
             if len(once) < len(named):
                 raise ConfigError(f"{self.name}: two {kind} have one name; their numbers would be pooled.")
         self._check_training()
+        self._check_patients()
         for part in self.parts:
             _check_part(self.name, part)
         for row in self.published.rows:
@@ -195,12 +205,25 @@ class Protocol:
         if self.variants and self.training is None:
             raise ConfigError(f"{self.name} has variants and does not say how they are trained (training).")
         for one in self.variants:
-            layers = (self.training, one)
-            if any(x.patches for x in layers if x) and any(x.adapt or x.pretrain for x in layers if x):
-                raise ConfigError(
-                    f"{self.name}: variant {one.name!r} has settings of SToFM (adapt, pretrain) and of ST as images "
-                    "(patches); it can be one of them."
-                )
+            if len(found := systems_of(self.training, one)) > 1:
+                both = " and of ".join(found)
+                raise ConfigError(f"{self.name}: variant {one.name!r} has settings of {both}; it can be one of them.")
+
+    def _check_patients(self) -> None:
+        for part in self.parts:
+            theirs = {other.test for other in self.parts if part.patient and other.patient == part.patient}
+            if both := theirs & set(part.train):
+                named = ", ".join(sorted(both))
+                raise ConfigError(f"{self.name}: part {part.name} learns from {named}, of the patient that it scores.")
+        if self.task != "image_to_gene":
+            return
+        if any(part.settings != ["cross"] for part in self.parts) or self.genes + len(self.gene_names) < 1:
+            raise ConfigError(f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross].")
+        if self.variants and (both := {p.test for p in self.parts} & {s for p in self.parts for s in p.train}):
+            raise ConfigError(
+                f"{self.name}: variants are trained on all training slices together, and {', '.join(sorted(both))} is "
+                "scored: give each patient a table."
+            )
 
     def _check_words(self) -> None:
         heads = {"domains": get_args(Method), "reconstruction": (NO_HEAD,)}.get(self.task, tuple(HEADS))
@@ -216,6 +239,13 @@ class Protocol:
         """Return the splits of the within setting: a split that leaks space never stands without a blocked one."""
         given = tuple(self.splits)
         return given if "blocked" in given else (*given, "blocked")
+
+
+def systems_of(training: Training | None, variant: Variant) -> list[str]:
+    """Return whose settings a variant has; SToFM's only where it says so."""
+    sections = {STOFM: ("adapt", "pretrain"), STIMAGE: ("patches",), STALIGN: ("align",)}
+    layers = [layer for layer in (training, variant) if layer is not None]
+    return [name for name, keys in sections.items() if any(getattr(x, key) for x in layers for key in keys)]
 
 
 def names() -> list[str]:

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from terrazzo import plot
@@ -24,7 +25,7 @@ LOWER_IS_BETTER = frozenset({"rmse", "mae", "mse", "chaos", "pas"})
 TITLES = {
     "accuracy": "accuracy", "macro_f1": "macro F1", "ari": "ARI", "nmi": "NMI", "pearson": "Pearson",
     "pearson_overall": "Pearson, overall", "rmse": "RMSE", "mae": "MAE", "mse": "MSE", "chaos": "CHAOS", "pas": "PAS",
-    "rmse_mean": "RMSE of the mean", "mae_mean": "MAE of the mean",
+    "rmse_mean": "RMSE of the mean", "mae_mean": "MAE of the mean", "mse_mean": "MSE of the mean",
 }  # fmt: skip
 SPLITS = {
     "random": "within, random (leaks space)", "blocked": "within, blocked", "few-shot": "few-shot (leaks space)",
@@ -108,6 +109,16 @@ def ours(table: Table, head: str, part: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def by_gene(table: Table, head: str, part: str, metric: str) -> pd.DataFrame:
+    """Return the printed table of the named genes: a row a system, a column a gene."""
+    held = table.by_gene
+    here = held[(held["head"] == head) & (held["part"] == part) & (held["metric"] == metric)]
+    mean = here.groupby(["system", "gene"], sort=False)["value"].mean()
+    genes, systems = (list(dict.fromkeys(here[column])) for column in ("gene", "system"))
+    cells = {gene: [f"{mean.get((one, gene), np.nan):.3f}" for one in systems] for gene in genes}
+    return pd.DataFrame({"system": systems, **{k: [v.replace("nan", "") for v in c] for k, c in cells.items()}})
+
+
 def _splits(scores: pd.DataFrame) -> list[str]:
     """Return the splits in the order of :data:`SPLITS`; others (sizes of hidden squares) follow as they come."""
     found = list(dict.fromkeys(scores["split"]))
@@ -178,6 +189,7 @@ def to_record(table: Table, command: str) -> dict[str, Any]:
         "terrazzo_version": table.version, "protocol": to_dict(table.protocol),
         "summary": json.loads(table.summary().round(5).to_json(orient="records")) if len(table.scores) else [],
         "scores": json.loads(table.scores.round(5).to_json(orient="records")),
+        "by_gene": json.loads(table.by_gene.round(5).to_json(orient="records")),
         "not_available": table.absent.to_dict(orient="records"),
         "seconds": {k: round(v, 1) for k, v in table.seconds.items()}, "notes": list(table.notes),
     }  # fmt: skip
@@ -248,7 +260,14 @@ def _sections(table: Table) -> list[tuple[str, pd.DataFrame]]:
     heads = [h for h in table.protocol.heads if (table.scores["head"] == h).any()]
     parts = list(dict.fromkeys(table.scores["part"]))
     many = len(heads) > 1
-    return [(f"Ours: {p}{f', {h}' if many else ''}", ours(table, h, p)) for p in parts for h in heads]
+    out = [(f"Ours: {p}{f', {h}' if many else ''}", ours(table, h, p)) for p in parts for h in heads]
+    for part in parts if len(table.by_gene) else []:
+        out += [
+            (f"Ours, gene by gene: {part}{f', {h}' if many else ''}, {TITLES[m]}", by_gene(table, h, part, m))
+            for h in heads
+            for m in table.protocol.metrics[:2]
+        ]
+    return out
 
 
 def _remarks(table: Table) -> list[str]:

@@ -16,11 +16,11 @@ import pandas as pd
 
 from terrazzo import tasks
 from terrazzo._version import __version__
-from terrazzo.bench.protocols import NO_HEAD, TASKS_BUILT, Protocol
+from terrazzo.bench import pictures, squares
+from terrazzo.bench.protocols import NO_HEAD, STALIGN, Protocol, systems_of
 from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
-from terrazzo.bench.squares import Squares, who
 from terrazzo.bench.systems import Fitted, System, representations, resolve
-from terrazzo.errors import DataMissing, InputError, TerrazzoError, TerrazzoWarning
+from terrazzo.errors import ConfigError, DataMissing, InputError, TerrazzoError, TerrazzoWarning
 from terrazzo.models.stofm import SToFM
 from terrazzo.tasks.results import TaskResult
 
@@ -47,6 +47,8 @@ class Table:
         What the tasks said: classes left out, cells without a label.
     date, version
         UTC; of the library.
+    by_gene
+        Image to gene: scores of each named gene, as ``scores`` with a column ``gene``.
     """
 
     protocol: Protocol
@@ -56,6 +58,7 @@ class Table:
     notes: tuple[str, ...] = ()
     date: str = ""
     version: str = __version__
+    by_gene: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*COLUMNS, "gene"]))
 
     def summary(self) -> pd.DataFrame:
         """Return mean, sd and number of draws of each score."""
@@ -94,10 +97,13 @@ def run(
     ConfigError, CheckpointError
         A model that does not exist or cannot be read.
     """
-    systems = resolve(protocol.models, models) if protocol.task in TASKS_BUILT else []
-    if protocol.task == "reconstruction":
-        systems = who(systems)
-    scenes, absent = _scenes(protocol, data)
+    systems = resolve(protocol.models, models)
+    if protocol.task in _WHO:
+        systems = _WHO[protocol.task](systems)
+    absent = uncovered(protocol, systems)
+    trains = any(STALIGN in systems_of(protocol.training, variant) for variant in protocol.variants)
+    scenes, gone = _scenes(protocol, data, image=trains or any(system.reads != "genes" for system in systems))
+    absent += gone
     with contextlib.ExitStack() as stack:
         if protocol.variants and scenes:
             from terrazzo.bench.ablation import train
@@ -108,8 +114,6 @@ def run(
         for scene in scenes:
             for system in systems:
                 runner.one(scene, system)
-    if protocol.task not in TASKS_BUILT:
-        absent.append(("all systems", "", f"the task {protocol.task!r} comes with the system that it is for"))
     gone = runner.gone()
     if scenes and not runner.rows:
         raise InputError(f"{protocol.name}: no system could be run. {next(why for _, part, why in gone if part)}")
@@ -121,19 +125,44 @@ def run(
         runner.seconds,
         tuple(dict.fromkeys(runner.notes)),
         date,
+        by_gene=pd.DataFrame(runner.by_gene, columns=[*COLUMNS, "gene"]),
     )
 
 
-def _scenes(protocol: Protocol, data: str | Path | None) -> tuple[list[Scene], list[tuple[str, str, str]]]:
+def uncovered(protocol: Protocol, systems: Sequence[System]) -> list[tuple[str, str, str]]:
+    """Return systems that have weights for some parts alone, with each part that they have none for, and why.
+
+    Raises
+    ------
+    ConfigError
+        Weights for a part that the table does not have.
+    """
+    known = list(dict.fromkeys(word for p in protocol.parts for word in (p.name, p.patient) if word))
+    for system in systems:
+        if system.part and system.part not in known:
+            there = ", ".join(known)
+            raise ConfigError(
+                f"{protocol.name} has no part or patient {system.part!r} ({system.title}); it has: {there}."
+            )
+    reason = "no weights were given for it (--models NAME@PART=FOLDER)"
+    return [
+        (title, part.name, reason)
+        for title in dict.fromkeys(system.title for system in systems if system.part)
+        for part in protocol.parts
+        if not any(system.title == title and system.serves(part) for system in systems)
+    ]
+
+
+def _scenes(
+    protocol: Protocol, data: str | Path | None, *, image: bool
+) -> tuple[list[Scene], list[tuple[str, str, str]]]:
     scenes, absent = [], []
     loaded: dict[tuple[str, str], Sample] = {}
-    if protocol.task not in TASKS_BUILT:
-        return [], []
     for part in protocol.parts:
         try:
             for name in (part.test, *part.train):
                 if (part.dataset, name) not in loaded:
-                    loaded[part.dataset, name] = Sample.read(part.dataset, name, protocol.label, data)
+                    loaded[part.dataset, name] = Sample.read(part.dataset, name, protocol.label, data, image=image)
         except DataMissing as error:
             absent.append(("all systems", part.name, str(error)))
             continue
@@ -148,8 +177,9 @@ class Runner:
     """Embeds and scores; remembers what a system without a fit wrote for a slice."""
 
     def __init__(self, protocol: Protocol, say: Say) -> None:
-        self.protocol, self.say, self._squares = protocol, say, Squares(protocol)
+        self.protocol, self.say, self._squares = protocol, say, squares.Squares(protocol)
         self.rows: list[dict[str, Any]] = []
+        self.by_gene: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
         self._kept: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
@@ -159,6 +189,8 @@ class Runner:
     def one(self, scene: Scene, system: System) -> None:
         """Run one system on one part; an error of ours becomes a row that says why."""
         start = time.perf_counter()
+        if not system.serves(scene.part):
+            return
         if system.fit is None:
             self._failed.append((system.title, "", system.missing))
             return
@@ -186,13 +218,16 @@ class Runner:
         return [row for row in dict.fromkeys(self._failed) if row[:2] not in ran]
 
     def _add(self, part: str, title: str, head: str, result: TaskResult, seed: int) -> None:
-        scores = result.metrics
-        wanted = scores[(scores["part"] == "") & scores["metric"].isin(self.protocol.metrics)]
-        self.rows += [
-            {"system": title, "part": part, "split": r.split, "head": head, "metric": r.metric, "seed": seed,
-             "number": int(r.number), "value": float(r.value)}
-            for r in wanted.itertuples()
-        ]  # fmt: skip
+        wanted = result.metrics[result.metrics["metric"].isin(self.protocol.metrics)]
+        for r in wanted.itertuples():
+            row = {
+                "system": title, "part": part, "split": r.split, "head": head, "metric": r.metric, "seed": seed,
+                "number": int(r.number), "value": float(r.value),
+            }  # fmt: skip
+            if not r.part:
+                self.rows.append(row)
+            elif r.split == pictures.NAMED:
+                self.by_gene.append(row | {"gene": r.part})
         self.notes += [f"{part}: {note}" for note in result.notes]
 
     def _score(self, scene: Scene, system: System) -> list[tuple[str, str, TaskResult]]:
@@ -204,6 +239,8 @@ class Runner:
         if system.fit is None:
             return []
         write = system.fit(scene.unlabelled)
+        if task == "image_to_gene":
+            return list(pictures.score(self.protocol, scene, system, lambda one: self._embed(system, write, one)))
         for sample in [scene.test, *(scene.train if scene.cross else [])]:
             self._embed(system, write, sample)
         out = []
@@ -219,9 +256,10 @@ class Runner:
         """Write ``obsm[KEY]``, from a slice without labels; vectors that depend on nothing but the slice are kept."""
         found = self._kept.get((id(system), id(sample)))
         if found is None:
-            set_record(sample.bare, {})
-            write(sample.bare)
-            found = (np.array(sample.bare.obsm[KEY]), record_of(sample.bare))
+            shown = sample.blind if self.protocol.task == "image_to_gene" else sample.bare
+            set_record(shown, {})
+            write(shown)
+            found = (np.array(shown.obsm[KEY]), record_of(shown))
             if system.fixed:
                 self._kept[id(system), id(sample)] = found
         sample.take(*found)
@@ -279,6 +317,10 @@ def _finetune(protocol: Protocol, scene: Scene, model: SToFM) -> Iterator[TaskRe
         yield evaluate_finetuning(model, [s.labelled for s in scene.train], test=scene.test.labelled, **given)
 
 
+_WHO: dict[str, Callable[[Sequence[System]], list[System]]] = {
+    "reconstruction": squares.who,
+    "image_to_gene": pictures.who,
+}
 _SCORERS: dict[str, Callable[[Protocol, Scene, str, str], Iterator[TaskResult]]] = {
     "probe": _probe,
     "finetune": _probe,

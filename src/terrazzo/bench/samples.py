@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from scipy import sparse
 
 from terrazzo import keys
 from terrazzo.bench.protocols import Part
@@ -35,10 +37,18 @@ class Sample:
     bare: AnnData
 
     @classmethod
-    def read(cls, dataset: str, name: str, label: str, data: str | Path | None) -> Sample:
-        """Read a slice of a dataset; errors as :func:`terrazzo.datasets.load`."""
-        adata, known = load(dataset, name, data), registry().get(dataset)
+    def read(cls, dataset: str, name: str, label: str, data: str | Path | None, *, image: bool = False) -> Sample:
+        """Read a slice of a dataset, with its picture or without; errors as :func:`terrazzo.datasets.load`."""
+        adata, known = load(dataset, name, data, image=image), registry().get(dataset)
         return cls(adata, without_labels(adata, {label, *(known.labels if known else ())}))
+
+    @cached_property
+    def blind(self) -> AnnData:
+        """The bare slice without a single count: what expression is predicted from."""
+        out = AnnData(sparse.csr_matrix(self.bare.shape, dtype=np.float32), obs=self.bare.obs, var=self.bare.var)
+        out.obsm.update(dict(self.bare.obsm))
+        out.uns.update(dict(self.bare.uns))
+        return out
 
     def take(self, vectors: Any, record: dict[str, Any]) -> None:
         """Take over what a system wrote."""
@@ -48,7 +58,10 @@ class Sample:
 
 def without_labels(adata: AnnData, labels: Collection[str]) -> AnnData:
     """Return a copy with no column of ``obs`` that reading a slice does not need, and no ``obsm`` of these names."""
+    pictures = adata.uns.pop(keys.SPATIAL, None)
     out = adata.copy()
+    if pictures is not None:  # shared: they are large, and nobody writes into them
+        adata.uns[keys.SPATIAL] = out.uns[keys.SPATIAL] = pictures
     out.obs = out.obs[[c for c in SEEN_IN_OBS if c in out.obs]]
     for name in labels:
         out.obsm.pop(name, None)

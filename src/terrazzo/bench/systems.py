@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
 
+from terrazzo.bench.protocols import Part
 from terrazzo.bench.samples import KEY, record_of, set_record
 from terrazzo.errors import CheckpointError, ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, fit_baselines
+from terrazzo.models.checkpoint import VOCABULARY
 from terrazzo.models.convert import load
+from terrazzo.models.features import Modality
 from terrazzo.models.hub import is_hub_name
+from terrazzo.models.image_baselines import ImageBaseline
+from terrazzo.models.stalign import STAlign
 from terrazzo.models.stofm import SToFM
 from terrazzo.representation import blocks, vectors
 
@@ -27,10 +32,11 @@ FOREIGN = {
     "nicheformer": "Nicheformer", "cellplm": "CellPLM", "scgpt-spatial": "scGPT-spatial", "novae": "novae",
     "scfoundation": "scFoundation",
 }  # fmt: skip
-NOT_BUILT = {
-    "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH",
-    "ctranspath": "CTransPath", "gigapath": "Prov-GigaPath", "hibou": "Hibou",
+EYES = {  # vision models: any folder in the layout of transformers is a frozen encoder of niches
+    "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH", "ctranspath": "CTransPath",
+    "gigapath": "Prov-GigaPath", "hibou": "Hibou",
 }  # fmt: skip
+MODALITIES: dict[Modality, str] = {"both": "", "image": ", image only", "genes": ", genes only"}
 Fitted = Callable[[AnnData], None]  # writes obsm[KEY]
 
 
@@ -52,6 +58,10 @@ class System:
         Its vectors of a slice do not depend on ``fit``.
     stored
         Its vectors were made elsewhere, of all genes.
+    part
+        Part of the table, or patient, that its weights were given for; "": all.
+    reads
+        ``"image"``: its vectors come from histology alone; ``"both"``: from genes too. Without a picture it fails.
     """
 
     title: str
@@ -60,6 +70,12 @@ class System:
     model: FoundationModel | None = None
     fixed: bool = False
     stored: bool = False
+    part: str = ""
+    reads: Modality = "genes"
+
+    def serves(self, part: Part) -> bool:
+        """Say whether its weights are for this part."""
+        return self.part in ("", part.name, part.patient)
 
 
 def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
@@ -71,8 +87,10 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
         What the table asks for; the baselines of :data:`ALWAYS` are added.
     given
         What the user passes: ``stofm=FOLDER`` (again for another seed), ``cell-encoder=FOLDER``, ``LABEL=FOLDER`` for
-        any checkpoint, ``LABEL=obsm:KEY`` for an embedding that the slices hold already, or the name of a baseline.
-        Where a table asks for the cell encoder and none is passed, it is that of the SToFM checkpoints.
+        any checkpoint or the folder of a transformers vision model, ``LABEL=obsm:KEY`` for an embedding that the
+        slices hold already, or the name of a baseline. ``LABEL@PART=...``: weights for one part of the table, or for
+        all parts of one patient. Where a table asks for the cell encoder and none is passed, it is that of the SToFM
+        checkpoints.
 
     Raises
     ------
@@ -98,19 +116,24 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
         supplied |= {"cell-encoder": inside} if inside else {}
     for label, sources in supplied.items():
         out += _seeds(label, sources)
-    out += [_missing(name) for name in dict.fromkeys(names) if name not in KINDS and name not in supplied]
+    there = {label.partition("@")[0] for label in supplied}
+    out += [_missing(name) for name in dict.fromkeys(names) if name not in KINDS and name not in there]
     return out
 
 
-def _seeds(label: str, sources: list[str]) -> list[System]:
-    """Return one system a source; rows of one title are pooled, so that it must be these and no other."""
+def _seeds(given: str, sources: list[str]) -> list[System]:
+    """Return the systems of each source; rows of one title are pooled, so that it must be these and no other."""
+    label, at, part = given.partition("@")
+    if not label or (at and not part):
+        raise ConfigError(f"--models {given}=...: write NAME=..., or NAME@PART=....")
     if label in KINDS or label in {kind.title for kind in KINDS.values()}:
         raise ConfigError(f"--models {label}=...: {label} is the name of a baseline; choose another.")
-    out = [_supplied(label, source) for source in sources]
-    made = [system.model.fingerprint() if system.model else source for system, source in zip(out, sources, strict=True)]
+    found = [_supplied(label, source) for source in sources]
+    firsts = [systems[0].model for systems in found]
+    made = [model.fingerprint() if model else source for model, source in zip(firsts, sources, strict=True)]
     if len(set(made)) < len(made):
-        raise ConfigError(f"--models {label}=... was given twice with the same weights; two seeds are two checkpoints.")
-    return out
+        raise ConfigError(f"--models {given}=... was given twice with the same weights; two seeds are two checkpoints.")
+    return [replace(system, part=part) for systems in found for system in systems]
 
 
 def _baselines(names: list[str]) -> list[System]:
@@ -139,8 +162,8 @@ def _fit_all(names: list[str], slices: Sequence[AnnData]) -> dict[str, Any]:
         return {}
 
 
-def _supplied(label: str, source: str) -> System:
-    title = {**WEIGHTS, **FOREIGN, **NOT_BUILT}.get(label, label)
+def _supplied(label: str, source: str) -> list[System]:
+    title = {**WEIGHTS, **FOREIGN, **EYES}.get(label, label)
     if source.startswith("obsm:"):
         key = source.removeprefix("obsm:")
 
@@ -148,9 +171,11 @@ def _supplied(label: str, source: str) -> System:
             adata.obsm[KEY] = vectors(adata, key)
             set_record(adata, record_of(adata, key))  # with the names of its blocks
 
-        return System(title, lambda slices: copied, fixed=True, stored=True)
+        return [System(title, _without_fit(copied), fixed=True, stored=True)]
     if not Path(source).is_dir() and not is_hub_name(source):
         raise CheckpointError(f"{label}={source}: there is no such folder.")
+    if Path(source).is_dir() and label not in WEIGHTS and not (Path(source) / VOCABULARY).is_file():
+        return [of_images(title, ImageBaseline("encoder", encoder=source))]
     model = load(source)
     if label == "cell-encoder" and isinstance(model, SToFM):
         model = model.cell_model()
@@ -159,17 +184,30 @@ def _supplied(label: str, source: str) -> System:
     return trained(title, model)
 
 
-def trained(title: str, model: FoundationModel) -> System:
-    """Return a model with weights as a system."""
-    write = embedder(model)
-    return System(title, lambda slices: write, model=model, fixed=True)
+def trained(title: str, model: FoundationModel, modalities: Sequence[Modality] = tuple(MODALITIES)) -> list[System]:
+    """Return a model with weights as systems: one, or of ST-Align one for each of these modalities."""
+    if not isinstance(model, STAlign):
+        return [System(title, _without_fit(embedder(model)), model=model, fixed=True)]
+    return [
+        System(title + MODALITIES[one], _without_fit(embedder(model, modality=one)), model=model, fixed=True, reads=one)
+        for one in modalities
+    ]
 
 
-def embedder(model: FoundationModel) -> Fitted:
+def of_images(title: str, baseline: ImageBaseline) -> System:
+    """Return what reads histology without training as a system."""
+    return System(title, _without_fit(embedder(baseline)), fixed=True, reads="image")
+
+
+def _without_fit(write: Fitted) -> Callable[[Sequence[AnnData]], Fitted]:
+    return lambda slices: write
+
+
+def embedder(model: FoundationModel | ImageBaseline, **options: Any) -> Fitted:
     """Return what writes a model's vectors under the table's key."""
 
     def write(adata: AnnData) -> None:
-        model.embed(adata, key_added=KEY, progress=False)
+        model.embed(adata, key_added=KEY, progress=False, **options)
 
     return write
 
@@ -177,8 +215,8 @@ def embedder(model: FoundationModel) -> Fitted:
 def _missing(name: str) -> System:
     if name in WEIGHTS:
         return System(WEIGHTS[name], missing=f"no weights were given (--models {name}=FOLDER)")
-    if name in NOT_BUILT:
-        return System(NOT_BUILT[name], missing="not built here yet")
+    if name in EYES:
+        return System(EYES[name], missing=f"no weights were given (--models {name}=FOLDER of a transformers model)")
     if name in FOREIGN:
         return System(FOREIGN[name], missing=f"not part of terrazzo (--models {name}=obsm:KEY takes its vectors)")
     raise ConfigError(f"the table names the system {name!r}, which is not known.")

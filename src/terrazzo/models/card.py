@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,12 +13,18 @@ from terrazzo.models import checkpoint as ckpt
 
 LICENCE = "licence"  # in the provenance
 COUNTS_KNOWN = "counts known"  # in the provenance: share of a training slice's counts on genes of the vocabulary
+TRAINED_ON = "train slices, hashed"  # in the provenance: see `name_hash`; a name may be a patient's
 EVERY_MODEL = (
     "Vectors depend on the platform, the panel of genes and the tissue; check on labelled slices of your own, beside "
     "the baselines of `terrazzo.Baseline`, before you rely on them.",
     "Genes that the vocabulary does not know are not seen; `terrazzo info SLICE --model ...` says how many.",
     "For research; not a medical device.",
 )
+
+
+def name_hash(name: str) -> str:
+    """Return what is kept of the name of a training slice: enough to find out that a slice was trained on."""
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
 def card(model: Any, name: str = "FOLDER") -> str:

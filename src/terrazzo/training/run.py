@@ -28,7 +28,7 @@ from terrazzo.corpus.reading import shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.models.base import FoundationModel
-from terrazzo.models.card import COUNTS_KNOWN
+from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.training import logs
@@ -297,6 +297,7 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
     for split in ("train", "validation"):
         ids = STAGES[config.stage].members(config, corpus, split) if corpus.ids(split) else []
         out[f"{split} slices"], out[f"{split} cells"] = len(ids), int(sizes[ids].sum())
+        out |= {TRAINED_ON: " ".join(map(name_hash, ids))} if split == "train" else {}
     out |= {"share of slices": config.data.share} if config.data.share < 1 else {}
     known = shares_known(corpus, model.vocabulary, corpus.ids("train"))
     out[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
