@@ -135,9 +135,10 @@ def find_geometry(
 ) -> Geometry:
     """Decide the unit of the coordinates and convert them to micrometres where that is possible.
 
-    In this order: ``unit`` / ``microns_per_unit``; the platform named by ``technology``; the lattice in
-    ``obs["array_row"]``, ``obs["array_col"]``; Space Ranger's scale factors in ``uns["spatial"]``; the spot distance,
-    if ``technology`` is Visium or ST. Else the coordinates stay native.
+    In this order: ``unit`` / ``microns_per_unit``; the platform named by ``technology`` (where it counts in pixels,
+    ``microns_per_pixel`` in ``uns["spatial"]`` goes first); the lattice in ``obs["array_row"]``, ``obs["array_col"]``;
+    Space Ranger's scale factors in ``uns["spatial"]``; the spot distance, if ``technology`` is Visium or ST. Else the
+    coordinates stay native.
 
     Parameters
     ----------
@@ -155,8 +156,7 @@ def find_geometry(
     """
     scale_factors = library_of(adata).get("scalefactors")
     if technology is None:
-        stated = adata.uns.get(keys.TECHNOLOGY)
-        technology = str(stated) if isinstance(stated, str | np.str_) else None
+        technology = _technology(adata.uns)
     tag = re.sub(r"[^a-z0-9]", "", technology.lower()) if technology else ""
     lattice = _lattice(adata.obs)
     bin_um = _hd_bin(adata.obs_names, scale_factors) if tag in ("", "unknown") or "visium" in tag else None
@@ -173,6 +173,14 @@ def find_geometry(
         if name != "um" and bool(library_of(adata)):
             name = "pixel" if name == "unknown" else name
     return Geometry(native * scale, name, scale, lattice, kind, technology)
+
+
+def _technology(uns: Mapping[str, Any]) -> str | None:
+    """Return the platform that a slice names; Stereopy names its own by the kind of its bins."""
+    stated = uns.get(keys.TECHNOLOGY)
+    if isinstance(stated, str | np.str_):
+        return str(stated)
+    return "Stereo-seq" if str(uns.get("bin_type")) in ("bins", "cell_bins") and "resolution" in uns else None
 
 
 def _stated_unit(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:
@@ -197,8 +205,9 @@ def _derived_unit(
 ) -> tuple[str, float]:
     """Return unit and micrometres per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
     for platform, factor in _PLATFORM_UM.items():
-        if platform in tag:
-            return "um", factor
+        if platform in tag:  # pixels differ between instruments: what the slice itself says goes first
+            stated = positive_number(scale_factors, "microns_per_pixel") if factor != 1.0 else None
+            return "um", stated or factor
     if lattice is not None:
         if kind == "visium" and _is_lattice_itself(native, lattice):
             return "array", 1.0

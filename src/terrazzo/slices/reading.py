@@ -1,7 +1,8 @@
-"""Slices from files."""
+"""Slices from wherever they are: one door for files, stores and vendors' folders."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import warnings
@@ -11,72 +12,147 @@ from typing import Any, overload
 
 from anndata import AnnData
 
-from terrazzo.errors import InputError
+from terrazzo.errors import ConfigError, InputError
+from terrazzo.slices.opened import Choices, Opened
+from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
 
-_SUPPORTED = ".h5ad (AnnData) and .zarr (AnnData, or a table of a SpatialData store)"
+SUPPORTED = (
+    ".h5ad and .zarr (AnnData, or a table of a SpatialData store), and the output folders of "
+    f"{', '.join(platform.name for platform in PLATFORMS)}"
+)
+_CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
+
+
+def split_choices(options: dict[str, Any]) -> tuple[Choices, dict[str, Any]]:
+    """Part what is chosen when a slice is read from the arguments of :meth:`terrazzo.Slice.from_anndata`.
+
+    ``image`` is a choice where it is the name of a picture, an argument where it is one.
+    """
+    mine = {k: str(v) for k, v in options.items() if k in _CHOICES and v is not None and not hasattr(v, "pixels")}
+    return Choices(**mine), {k: v for k, v in options.items() if k not in _CHOICES or hasattr(v, "pixels")}
 
 
 @overload
-def read(path: str | os.PathLike[str], **kwargs: Any) -> Slice: ...
+def read(path: str | os.PathLike[str], **options: Any) -> Slice: ...
 @overload
-def read(path: Iterable[str | os.PathLike[str]], **kwargs: Any) -> list[Slice]: ...
-def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **kwargs: Any) -> Slice | list[Slice]:
+def read(path: Iterable[str | os.PathLike[str]], **options: Any) -> list[Slice]: ...
+def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Any) -> Slice | list[Slice]:
     """Read one slice, or a list of them.
 
     Parameters
     ----------
     path
-        ``.h5ad`` file, AnnData ``.zarr`` folder, or table folder of a SpatialData store (``x.zarr/tables/table``).
-    **kwargs
-        As in :meth:`Slice.from_anndata`; ``name`` is the file's name without suffix unless given.
+        ``.h5ad`` file, AnnData ``.zarr`` folder, table folder of a SpatialData store (``x.zarr/tables/table``), or
+        output of Space Ranger (Visium, Visium HD), Xenium, MERSCOPE, CosMx, Stereo-seq (also one ``.gef``), Slide-seq.
+    **options
+        Of :class:`terrazzo.slices.Choices` (``bins="16"``, ``image="morphology_focus"``), and as in
+        :meth:`Slice.from_anndata`; ``name`` is the file's or folder's unless given.
 
     Raises
     ------
     InputError
-        As :func:`read_anndata` and :meth:`Slice.from_anndata`, with the path in front.
+        As :func:`open_slice` and :meth:`Slice.from_anndata`, with the path in front.
     """
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
             raise InputError(f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata")
-        return [read(one, **kwargs) for one in path]
-    adata = read_anndata(path)
-    kwargs.setdefault("name", Path(path).stem)
+        return [read(one, **options) for one in path]
+    choices, rest = split_choices(options)
+    opened = open_slice(path, choices)
     try:
-        return Slice.from_anndata(adata, **kwargs)
+        return opened.to_slice(**rest)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def read_anndata(path: str | os.PathLike[str]) -> AnnData:
-    """Read an AnnData from ``.h5ad`` or zarr into memory.
+def read_anndata(path: str | os.PathLike[str], **choices: str | None) -> AnnData:
+    """Read a slice as an AnnData in memory.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`open_slice`.
+    """
+    return open_slice(path, Choices(**choices)).adata
+
+
+def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> Opened:
+    """Recognise what a path is, and read it into memory.
 
     Raises
     ------
     InputError
-        Missing, unreadable or truncated file; a kind of file that is not supported; a whole SpatialData store.
+        Missing, unreadable, truncated or incomplete; a kind that is not supported; a whole SpatialData store.
+    ConfigError
+        A choice that means nothing for this kind, or that the data do not have.
     """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; terrazzo reads {_SUPPORTED}")
-    is_zarr = path.is_dir() and any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs"))
-    if is_zarr:
+    path, choices = Path(path), choices or Choices()
+    platform = recognise(path)
+    _check_choices(path, platform, choices)
+    if platform is not None:
+        return platform.read(platform.locate(path, choices), name_of(path), choices)
+    if _is_zarr(path):
         _refuse_spatialdata(path)
-    elif path.is_dir() or path.suffix.lower() != ".h5ad":
-        raise InputError(f"{path} is not a kind of slice that terrazzo reads; it reads {_SUPPORTED}")
+    return Opened(_read_anndata(path), "AnnData", path.stem)
+
+
+def recognise(path: Path) -> Platform | None:
+    """Return the vendor's layout that a path is, None for an AnnData.
+
+    Raises
+    ------
+    InputError
+        It does not exist, or is nothing that terrazzo reads.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; terrazzo reads {SUPPORTED}")
+    if _is_zarr(path) or (path.is_file() and path.suffix.lower() == ".h5ad"):
+        return None
+    for platform in PLATFORMS:
+        if platform.matches(path):
+            return platform
+    raise InputError(f"{path} is not a kind of slice that terrazzo reads; it reads {SUPPORTED}")
+
+
+def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
+    """Return the files and folders that a slice's content is in: what it would be read from.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`open_slice`; nothing is read.
+    """
+    platform = recognise(path)
+    return [path] if platform is None else sorted(platform.locate(path, choices or Choices()).values())
+
+
+def _check_choices(path: Path, platform: Platform | None, choices: Choices) -> None:
+    takes = platform.takes if platform is not None else ()
+    for name in _CHOICES:
+        if getattr(choices, name) is not None and name not in takes:
+            kind = platform.name if platform is not None else "an AnnData"
+            raise ConfigError(f"{name}= means nothing for {path}, which is {kind}")
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.is_dir() and any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs"))
+
+
+def _read_anndata(path: Path) -> AnnData:
     import anndata
 
     with warnings.catch_warnings():  # what matters is checked, and said, by Slice
         warnings.simplefilter("ignore")
         try:
-            return anndata.read_zarr(path) if is_zarr else anndata.read_h5ad(path)
+            return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
         except MemoryError:
             raise
         except Exception as error:  # readers of damaged files raise almost anything
             detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"{path} cannot be read; it is damaged, truncated or not an AnnData file ({detail}). "
-                f"terrazzo reads {_SUPPORTED}"
+                f"terrazzo reads {SUPPORTED}"
             ) from error
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SUPPORTED = ".h5ad (AnnData) and .zarr (AnnData, or a table of a SpatialData store)"
 _HASH_VALUES = 2**20
 
 
