@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from terrazzo.models.baselines import Baseline, fit_baselines
     from terrazzo.models.cells import CellModel
     from terrazzo.models.convert import convert_geneformer, convert_stofm, load
+    from terrazzo.models.convert_scgpt import convert_scgpt
+    from terrazzo.models.convert_uni import convert_uni
     from terrazzo.models.files import embed_files
     from terrazzo.models.image_baselines import ImageBaseline
+    from terrazzo.models.scgpt import ScGPT, ScGPTConfig
     from terrazzo.models.stalign import STAlign
     from terrazzo.models.stalign_config import STAlignConfig
     from terrazzo.models.stimage import STImage
@@ -46,6 +49,8 @@ _WHERE = {
     "STAlignConfig": "models.stalign_config",
     "STImage": "models.stimage",
     "STImageConfig": "models.stimage_config",
+    "ScGPT": "models.scgpt",
+    "ScGPTConfig": "models.scgpt",
     "SToFM": "models.stofm",
     "SToFMConfig": "models.stofm_config",
     "Slice": "slices",
@@ -54,7 +59,9 @@ _WHERE = {
     "block": "representation",
     "build_corpus": "corpus.build:build",
     "convert_geneformer": "models.convert",
+    "convert_scgpt": "models.convert_scgpt",
     "convert_stofm": "models.convert",
+    "convert_uni": "models.convert_uni",
     "embed_files": "models.files",
     "evaluate_finetuning": "training.finetune_scores",
     "finetune": "training.finetune",
@@ -80,6 +87,8 @@ __all__ = [
     "STImageConfig",
     "SToFM",
     "SToFMConfig",
+    "ScGPT",
+    "ScGPTConfig",
     "Slice",
     "TissueImage",
     "Vocabulary",
@@ -87,7 +96,9 @@ __all__ = [
     "block",
     "build_corpus",
     "convert_geneformer",
+    "convert_scgpt",
     "convert_stofm",
+    "convert_uni",
     "datasets",
     "embed_files",
     "evaluate_finetuning",

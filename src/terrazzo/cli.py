@@ -139,16 +139,14 @@ def embed(
     *,
     model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
-    key: Annotated[
-        str | None, Parameter(help="obsm key; default X_stofm for SToFM, X_stimage for STImage, X_stalign for STAlign.")
-    ] = None,
+    key: Annotated[str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
         Parameter(help="bfloat16: faster where the CPU has it; its error is measured. Default float32."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[
-        int | None, Parameter(help="Seed of the clustering, or of drawn channels; default 0.", validator=Number(gte=0))
+        int | None, Parameter(help="Seed of clustering, drawn channels or genes; default 0.", validator=Number(gte=0))
     ] = None,
     clusters: Annotated[str | None, Parameter(group=CUT, help="obs column to make virtual cells from.")] = None,
     split: Annotated[Literal["balanced", "grid"] | None, Parameter(group=CUT)] = None,
@@ -250,6 +248,45 @@ def geneformer(
 
     target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     out_console().print(f"Checkpoint written to {target}", markup=False)
+
+
+@convert_app.command
+def scgpt(
+    published: Annotated[Path, Parameter(help="Folder with vocab.json, args.json, best_model.pt.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
+    gene_dictionaries: Annotated[
+        Path | None, Parameter(help="Folder with Geneformer's gene_name_id_dict.pkl: genes also by Ensembl id.")
+    ] = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Convert scGPT's published weights.
+
+    Example: terrazzo convert scgpt DOWNLOADED --out checkpoint
+    """
+    import terrazzo as tz
+
+    target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    out_console().print(f"Checkpoint written to {target}", markup=False)
+
+
+@convert_app.command
+def uni(
+    published: Annotated[Path, Parameter(help="Folder with pytorch_model.bin.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder to write, as transformers has them.")],
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Convert UNI's published weights to an image encoder for ST-Align.
+
+    Example: terrazzo convert uni DOWNLOADED --out uni
+    """
+    import terrazzo as tz
+
+    target = tz.convert_uni(published, out, overwrite=overwrite)
+    out_console().print(f"Image encoder written to {target}", markup=False)
 
 
 @app.command

@@ -17,6 +17,7 @@ TECHNOLOGY = "technology"  # uns: platform of the slice
 X_STOFM = "X_stofm"  # obsm: SToFM, float32 (n, d)
 X_STIMAGE = "X_stimage"  # obsm: ST as images
 X_STALIGN = "X_stalign"  # obsm: ST-Align
+X_SCGPT = "X_scgpt"  # obsm: scGPT, no tissue context
 X_CELL = "X_cell"  # obsm: a cell encoder alone, no tissue context
 X_BASELINE = "X_"  # obsm["X_<name>"]: a baseline, dashes as underscores: X_pca_nb3, X_t3
 UNS = "terrazzo"  # uns["terrazzo"][key]: provenance of obsm[key]

@@ -159,13 +159,15 @@ def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: f
         return
     theirs = ", ".join(coverage.unmatched_examples[:3]) or "none"
     ours = ", ".join(_shown(gene, symbol) for gene, symbol in _first_genes(vocabulary, 3))
+    column = 'a gene id column, e.g. adata.var["ensembl_id"]'
+    if not (vocabulary.ensembl_id != "").any():
+        column = 'a column of symbols, e.g. adata.var["gene_symbols"]: this vocabulary knows no Ensembl ids'
     raise GeneError(
         f"slice {piece.name!r} ({piece.organism}) does not meet the vocabulary ({vocabulary.organism}): "
         f"{coverage.n_matched} of {coverage.n_genes} genes matched, {coverage.share_counts:.1%} of the counts covered "
         f"(needed: {needed} genes and {floor:.0%}). Unmatched genes of the slice: {theirs}; genes of the vocabulary: "
         f"{ours}. Mend: pass the right organism= when reading; for another species pass orthologs= (slice gene -> "
-        "vocabulary gene, with the same kind of names as the slice); or add a gene id column, e.g. "
-        'adata.var["ensembl_id"].'
+        f"vocabulary gene, with the same kind of names as the slice); or add {column}."
     )
 
 

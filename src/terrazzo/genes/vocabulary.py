@@ -25,6 +25,8 @@ __all__ = ["Coverage", "GeneMatch", "GeneTable", "Vocabulary", "load_orthologs",
 
 _FORMAT_VERSION = 1
 _METADATA_KEY = b"terrazzo_vocabulary"
+_GENE_NAMES = "gene_name_id_dict.pkl"  # symbol -> Ensembl id
+_SCGPT_SPECIAL = ("<pad>", "<cls>", "<eoc>")
 _COLUMNS = {"ensembl_id": pa.string(), "symbol": pa.string(), "token": pa.int32(), "median": pa.float64()}
 
 
@@ -254,7 +256,7 @@ class Vocabulary:
         folder = Path(folder)
         tokens = _geneformer_dict(folder / "token_dictionary.pkl", int)
         medians = _geneformer_dict(folder / "gene_median_dictionary.pkl", float)
-        names = _geneformer_dict(folder / "gene_name_id_dict.pkl", str)
+        names = _geneformer_dict(folder / _GENE_NAMES, str)
         special = {name: int(token) for name, token in tokens.items() if name.startswith("<")}
         genes = [name for name in tokens if name not in special]
         missing = [name for name in genes if name not in medians]
@@ -277,6 +279,55 @@ class Vocabulary:
             )
         except (ConfigError, OverflowError) as error:
             raise CheckpointError(f"{folder}: {error}") from error
+
+    @classmethod
+    def from_scgpt(
+        cls, path: str | os.PathLike[str], gene_dictionaries: str | os.PathLike[str] | None = None
+    ) -> Vocabulary:
+        """Import scGPT's ``vocab.json``: symbol -> token. Medians, which scGPT does not use, are 1.
+
+        Parameters
+        ----------
+        path
+            The file. ``<pad>``, ``<cls>`` and ``<eoc>`` are appended where they are not in it, as scGPT does.
+        gene_dictionaries
+            Folder with Geneformer's ``gene_name_id_dict.pkl``: gives the symbols their Ensembl ids, for slices or
+            orthologs that come without symbols. None: genes are known by symbol only.
+
+        Raises
+        ------
+        CheckpointError
+            A file is missing, damaged or unsafe, or holds anything but tokens by name.
+        """
+        path = Path(path)
+        try:
+            tokens = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is not readable JSON ({error})") from error
+        if not isinstance(tokens, dict) or not all(type(token) is int for token in tokens.values()):
+            raise CheckpointError(f"{path} is not scGPT's vocabulary: it must hold one whole number a gene name")
+        for name in _SCGPT_SPECIAL:
+            tokens.setdefault(name, len(tokens))
+        special = {name: tokens.pop(name) for name in list(tokens) if name.startswith("<")}
+        id_of: dict[str, str] = {}
+        if gene_dictionaries is not None:
+            id_of = _geneformer_dict(Path(gene_dictionaries) / _GENE_NAMES, str)
+        ids, taken = [], set()
+        for name in tokens:
+            gene = ensembl_id(name) or ensembl_id(id_of.get(name, ""))
+            ids.append("" if gene in taken else gene)
+            taken.add(gene)
+        try:
+            return cls(
+                ensembl_id=np.asarray(ids, dtype=np.str_),
+                symbol=np.asarray(["" if ensembl_id(name) else name for name in tokens], dtype=np.str_),
+                token=np.asarray(list(tokens.values()), dtype=np.int32),
+                median=np.ones(len(tokens)),
+                special=special,
+                organism="human",
+            )
+        except (ConfigError, OverflowError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read_about(path: Path, table: pa.Table) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -46,18 +47,18 @@ def tokenise(tissue: Slice, match: GeneMatch, max_length: int) -> Tokens:
     return rank_tokens(tissue.counts, match.column_token, match.column_median, max_length)
 
 
-def check_vocabulary(config: CellEncoderConfig, vocabulary: Vocabulary) -> int:
+def check_vocabulary(n_embeddings: int, vocabulary: Vocabulary, setting: str = "cell_encoder.vocab_size") -> int:
     """Return the token that opens a sequence.
 
     Raises
     ------
     ConfigError
-        The encoder has fewer embeddings than the vocabulary has tokens, or there is no ``<cls>``.
+        There are fewer embeddings than the vocabulary has tokens, or there is no ``<cls>``.
     """
-    if vocabulary.n_tokens > config.vocab_size:
+    if vocabulary.n_tokens > n_embeddings:
         raise ConfigError(
-            f"The vocabulary has {vocabulary.n_tokens:,} tokens, the cell encoder only {config.vocab_size:,}: "
-            "set cell_encoder.vocab_size to the vocabulary's n_tokens."
+            f"The vocabulary has {vocabulary.n_tokens:,} tokens, the cell encoder only {n_embeddings:,}: "
+            f"set {setting} to the vocabulary's n_tokens."
         )
     if "<cls>" not in vocabulary.special:
         raise ConfigError("The vocabulary has no <cls> token; make it with Vocabulary.from_slices or from_geneformer.")
@@ -77,15 +78,36 @@ def encode_cells(
     -------
     float32 ``(n_cells, output_dim)``, and details for the provenance.
     """
+
+    def encode(rows: NDArray[np.int64] | None, **how: Any) -> NDArray[np.float32]:
+        part = tokens if rows is None else tokens.take(rows)
+        return encoder.encode(part.flat, part.offsets, cls_token=cls_token, **how)
+
+    return encode_measured(encode, len(tokens), precision, progress)
+
+
+def encode_measured(
+    encode: Callable[..., NDArray[np.float32]], n_cells: int, precision: Precision, progress: Progress
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Encode all cells; with bfloat16 also measure its error on a few of them.
+
+    Parameters
+    ----------
+    encode
+        Takes the cells (None: all of them), ``precision`` and ``advance``; returns their vectors.
+
+    Returns
+    -------
+    float32 ``(n_cells, d)``, and details for the provenance.
+    """
     if precision not in ("float32", "bfloat16"):
         raise ConfigError(f"precision is {precision!r}; it must be 'float32' or 'bfloat16'.")
     details: dict[str, Any] = {"precision": precision}
-    with progress.stage("encode cells", len(tokens)) as advance:
-        vectors = encoder.encode(tokens.flat, tokens.offsets, cls_token=cls_token, precision=precision, advance=advance)
+    with progress.stage("encode cells", n_cells) as advance:
+        vectors = encode(None, precision=precision, advance=advance)
     if precision == "bfloat16":
-        rows = np.unique(np.linspace(0, len(tokens) - 1, SAMPLE).astype(np.int64))
-        sample = tokens.take(rows)
-        exact = encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
+        rows = np.unique(np.linspace(0, n_cells - 1, SAMPLE).astype(np.int64))
+        exact = encode(rows)
         norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors[rows], axis=1)
         cosine = (exact * vectors[rows]).sum(axis=1)[norms > 0] / norms[norms > 0]  # an empty cell may have none
         details["bfloat16_min_cosine"] = float(cosine.min(initial=1.0))
@@ -121,19 +143,36 @@ def advice(seconds: float, device: torch.device, precision: Precision, rates: tu
     return tuple(out)
 
 
-def warn_if_long(encoder: CellEncoder, tokens: Tokens, precision: Precision, name: str) -> None:
-    """Log, before a long encoding begins, how long it will take and what would make it faster."""
-    flops = encoder.flops(tokens.lengths + 1)
-    if flops < LONG_FLOPS:
+class Counting(Protocol):
+    """An encoder that knows what sequences cost."""
+
+    def flops(self, lengths: NDArray[np.int64]) -> float:
+        """Return the operations that sequences of these lengths, ``<cls>`` included, take."""
+
+
+def warn_if_long(
+    encoder: Counting, lengths: NDArray[np.int64], precision: Precision, device: torch.device, name: str
+) -> None:
+    """Log, before a long encoding begins, how long it will take and what would make it faster.
+
+    ``lengths`` are those of the sequences, int64 ``(n_cells,)``, ``<cls>`` included.
+    """
+    if encoder.flops(lengths) < LONG_FLOPS:
         return
-    device = encoder.bert.embeddings.word_embeddings.weight.device
-    rates = (matmul_rate("float32", device), matmul_rate("bfloat16", device))
-    seconds = flops / (rates[precision == "bfloat16"] * ENCODER_SHARE)
+    seconds, rates = encoding_time(encoder, lengths, precision, device)
     if seconds >= SLOW_SECONDS:
         hints = "; ".join(advice(seconds, device, precision, rates))
         logger.warning(
-            "%s: %s cells will take about %s. Faster: %s.", name, f"{len(tokens):,}", duration(seconds), hints
+            "%s: %s cells will take about %s. Faster: %s.", name, f"{len(lengths):,}", duration(seconds), hints
         )
+
+
+def encoding_time(
+    encoder: Counting, lengths: NDArray[np.int64], precision: Precision, device: torch.device
+) -> tuple[float, tuple[float, float]]:
+    """Estimate the seconds that sequences take; also the rates measured (float32, bfloat16)."""
+    rates = (matmul_rate("float32", device), matmul_rate("bfloat16", device))
+    return encoder.flops(lengths) / (rates[precision == "bfloat16"] * ENCODER_SHARE), rates
 
 
 def plan_encoder(
@@ -142,9 +181,8 @@ def plan_encoder(
     """Estimate the cell encoder's seconds on a slice; also the coverage and the rates (float32, bfloat16)."""
     match = model.vocabulary.match(tissue, orthologs=orthologs)
     lengths = tokenise(tissue, match, encoder.config.max_length).lengths + 1
-    rates = (matmul_rate("float32", model.device), matmul_rate("bfloat16", model.device))
-    rate = rates[1] if precision == "bfloat16" else rates[0]
-    return encoder.flops(lengths) / (rate * ENCODER_SHARE), match.coverage, rates
+    seconds, rates = encoding_time(encoder, lengths, precision, model.device)
+    return seconds, match.coverage, rates
 
 
 class CellModel(FoundationModel):
@@ -170,7 +208,7 @@ class CellModel(FoundationModel):
     module: CellEncoder
 
     def _build(self) -> nn.Module:
-        self.cls_token = check_vocabulary(self.config.cell_encoder, self.vocabulary)
+        self.cls_token = check_vocabulary(self.config.cell_encoder.vocab_size, self.vocabulary)
         return CellEncoder(self.config.cell_encoder)
 
     def embed(
@@ -189,7 +227,7 @@ class CellModel(FoundationModel):
         def run(tissue: Slice, adata: AnnData) -> Embedding:
             match = self.vocabulary.match(tissue, orthologs=orthologs)
             tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
-            warn_if_long(self.module, tokens, precision, tissue.name)
+            warn_if_long(self.module, tokens.lengths + 1, precision, self.device, tissue.name)
             vectors, details = encode_cells(self.module, tokens, self.cls_token, precision, bars)
             return Embedding(vectors, tokens.lengths == 0, match.coverage, details)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from terrazzo.genes import Vocabulary
 
 FORMAT = 1
 CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "model.safetensors", "vocab.parquet", "README.md"
+PUBLISHED = {
+    "se2transformer.pth": " It looks like SToFM's published layout: run `terrazzo convert stofm` first.",
+    "best_model.pt": " It looks like scGPT's published layout: run `terrazzo convert scgpt` first.",
+}
 KEYS = {"format", "model_type", "library_version", "model", "provenance", "vocabulary_sha256"}
 
 
@@ -55,22 +60,9 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
     OutputError
         The folder exists (and ``overwrite`` is not given, or it is no checkpoint of terrazzo), or cannot be written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    target = Path(folder)
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        ours = is_ours(target)
-        if not overwrite or not ours:
-            other = "choose another folder (it holds other files, and no checkpoint that terrazzo wrote)"
-            mend = "pass overwrite=True (--overwrite)" if ours else other
-            raise OutputError(f"{target} exists already and is not empty: {mend}.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent} cannot be written ({error.strerror or error}).") from error
-    try:
+    with whole_folder(folder, overwrite=overwrite, ours=is_ours) as draft:
         header = {
             "format": FORMAT,
             "model_type": checkpoint.model_type,
@@ -83,6 +75,41 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
         (draft / CARD).write_text(card, encoding="utf-8")
         checkpoint.vocabulary.to_parquet(draft / VOCABULARY)
         save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}, str(draft / WEIGHTS))
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path, *, overwrite: bool, ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Give a draft folder that becomes ``folder`` when all of it is written, and vanishes otherwise.
+
+    Parameters
+    ----------
+    folder
+        Where it goes.
+    overwrite
+        Replace a folder that is there already, if ``ours`` says that terrazzo wrote it.
+
+    Raises
+    ------
+    OutputError
+        The folder is there already (or is not ours), or cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    target = Path(folder)
+    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
+        replaceable = ours(target)
+        if not overwrite or not replaceable:
+            other = "choose another folder (it holds other files, and no checkpoint that terrazzo wrote)"
+            mend = "pass overwrite=True (--overwrite)" if replaceable else other
+            raise OutputError(f"{target} exists already and is not empty: {mend}.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{target.parent} cannot be written ({error.strerror or error}).") from error
+    try:
+        yield draft
         draft.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -91,7 +118,6 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
         raise OutputError(f"The checkpoint could not be written to {target} ({error}); nothing was kept.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return target
 
 
 def is_ours(folder: Path) -> bool:
@@ -116,9 +142,7 @@ def read(folder: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a checkpoint folder ({CONFIG}, {WEIGHTS}, {VOCABULARY}).")
     absent = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
     if absent:
-        hint = ""
-        if (path / "se2transformer.pth").exists():
-            hint = " It looks like SToFM's published layout: run `terrazzo convert stofm` first."
+        hint = next((PUBLISHED[name] for name in PUBLISHED if (path / name).exists()), "")
         raise CheckpointError(f"{path} lacks {', '.join(absent)}.{hint}")
     header = read_header(path)
     vocabulary = Vocabulary.from_parquet(path / VOCABULARY)

@@ -17,6 +17,7 @@ from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.cells import CellModel, CellModelConfig
 from terrazzo.models.hub import locate
+from terrazzo.models.scgpt import ScGPT
 from terrazzo.models.stalign import STAlign
 from terrazzo.models.stimage import STImage
 from terrazzo.models.stofm import SToFM
@@ -61,7 +62,7 @@ def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM
     root = Path(published)
     config_file, se2_file = root / "config.json", root / "se2transformer.pth"
     bert_dir, proj_file = root / "cell_encoder" / "cell_bert", root / "cell_encoder" / "cell_proj.bin"
-    _need(config_file, se2_file, bert_dir / "config.json", proj_file)
+    need(config_file, se2_file, bert_dir / "config.json", proj_file)
     vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
     proj = read_pickled_tensors(proj_file)
     if set(proj) != {"weight", "bias"}:
@@ -71,8 +72,8 @@ def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM
     state = {f"cell_encoder.bert.{k}": v for k, v in bert.items()}
     state |= {f"cell_encoder.proj.{k}": v for k, v in proj.items()}
     state |= {f"se2.{k}": v for k, v in _rename_se2(read_pickled_tensors(se2_file)).items()}
-    model = SToFM(config, vocabulary, provenance=_provenance("SToFM, published weights", root))
-    return _filled(model, state, root)
+    model = SToFM(config, vocabulary, provenance=provenance("SToFM, published weights", root))
+    return filled(model, state, root)
 
 
 def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> CellModel:
@@ -89,18 +90,25 @@ def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> 
         As for :func:`convert_stofm`.
     """
     root = Path(published)
-    _need(root / "config.json")
+    need(root / "config.json")
     vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
     encoder, bert = _read_bert(root, pooling="mean", output_dim=None, vocab_size=vocabulary.n_tokens)
     words = bert["embeddings.word_embeddings.weight"]
     if len(words) < vocabulary.n_tokens:
         extra = words.mean(dim=0, keepdim=True).expand(vocabulary.n_tokens - len(words), -1)
         bert["embeddings.word_embeddings.weight"] = torch.cat([words, extra])
-    model = CellModel(CellModelConfig(encoder), vocabulary, provenance=_provenance("Geneformer", root))
-    return _filled(model, {f"bert.{k}": v for k, v in bert.items()}, root)
+    model = CellModel(CellModelConfig(encoder), vocabulary, provenance=provenance("Geneformer", root))
+    return filled(model, {f"bert.{k}": v for k, v in bert.items()}, root)
 
 
-def _filled(model: Any, state: dict[str, Tensor], root: Path) -> Any:
+def filled(model: Any, state: dict[str, Tensor], root: Path) -> Any:
+    """Put the tensors into a model, and return it; those without a place in it are left out with a warning.
+
+    Raises
+    ------
+    CheckpointError
+        A tensor is missing, or of another shape.
+    """
     wanted = model.module.state_dict()
     foreign = sorted(set(state) - set(wanted))
     if foreign:
@@ -115,11 +123,13 @@ def _filled(model: Any, state: dict[str, Tensor], root: Path) -> Any:
     return model
 
 
-def _provenance(what: str, root: Path) -> dict[str, Any]:
+def provenance(what: str, root: Path) -> dict[str, Any]:
+    """Return where converted weights come from, as a checkpoint keeps it."""
     return {"weights": "imported", "source": what, "folder": root.resolve().name}
 
 
-def _need(*files: Path) -> None:
+def need(*files: Path) -> None:
+    """Raise :class:`CheckpointError` where one of the published files is missing."""
     absent = [str(f) for f in files if not f.is_file()]
     if absent:
         raise CheckpointError(f"The published checkpoint is incomplete: {', '.join(absent)} is missing.")
@@ -237,7 +247,8 @@ def load(source: str | Path, *, revision: str | None = None, device: str | None 
     if not all((folder / name).is_file() for name in (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)):
         ckpt.read(folder)  # says what is missing
     kind = ckpt.read_header(folder)["model_type"]
-    classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in (SToFM, STImage, STAlign, CellModel)}
+    kinds = (SToFM, STImage, STAlign, CellModel, ScGPT)
+    classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in kinds}
     if kind not in classes:
         raise CheckpointError(f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}.")
     return classes[kind].from_located(place, source, device)

@@ -110,7 +110,7 @@ class SToFM(FoundationModel):
         super().__init__(chosen, vocabulary, seed=seed, provenance=provenance)
 
     def _build(self) -> nn.Module:
-        self.cls_token = check_vocabulary(self.config.cell_encoder, self.vocabulary)
+        self.cls_token = check_vocabulary(self.config.cell_encoder.vocab_size, self.vocabulary)
         return _SToFMModule(self.config)
 
     def embed(
@@ -202,10 +202,11 @@ class SToFM(FoundationModel):
         """
         config = settings.subslices
         tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
-        warn_if_long(self.module.cell_encoder, tokens, settings.precision, tissue.name)
+        encoder = self.module.cell_encoder
+        warn_if_long(encoder, tokens.lengths + 1, settings.precision, self.device, tissue.name)
         empty, order = tokens.lengths == 0, canonical_order(tokens, tissue)
         tokens = tokens.take(order)
-        features, details = encode_cells(self.module.cell_encoder, tokens, self.cls_token, settings.precision, bars)
+        features, details = encode_cells(encoder, tokens, self.cls_token, settings.precision, bars)
         del tokens  # as large as the counts, and done with
         positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
         given = None if labels is None else labels[order]

@@ -6,7 +6,7 @@ of it is used; for inference, cells are sorted by length so that almost nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -161,7 +161,7 @@ class CellEncoder(nn.Module):
         autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
         with autocast:
             for cells in length_batches(lengths, batch_tokens):
-                ids, mask = _pack(flat, offsets, cells, lead)
+                ids, mask = pack(flat, offsets, cells, lead), padding_mask(lengths[cells])
                 vectors = self(ids.to(device), None if mask is None else mask.to(device))
                 out[cells] = vectors.float().cpu().numpy()
                 if advance is not None:
@@ -196,18 +196,27 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
         start = stop
 
 
-def _pack(
-    flat: NDArray[np.int32], offsets: NDArray[np.int64], cells: NDArray[np.int64], lead: list[int]
-) -> tuple[Tensor, Tensor | None]:
-    """Make ``(batch, longest)`` ids with ``lead`` in front, and a mask where lengths differ."""
+def pack(
+    flat: NDArray[np.int32] | NDArray[np.float32],
+    offsets: NDArray[np.int64],
+    cells: NDArray[np.int64],
+    lead: Sequence[float],
+) -> Tensor:
+    """Return the sequences of some cells, ``lead`` in front and zeros behind: int64 or float32 ``(batch, longest)``."""
     lengths = offsets[cells + 1] - offsets[cells] + len(lead)
-    ids = np.zeros((len(cells), int(lengths.max())), dtype=np.int64)
-    ids[:, : len(lead)] = lead
+    dtype = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
+    out: NDArray[Any] = np.zeros((len(cells), int(lengths.max())), dtype=dtype)
+    out[:, : len(lead)] = lead
     for row, cell in enumerate(cells):
-        ids[row, len(lead) : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
+        out[row, len(lead) : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
+    return torch.from_numpy(out)
+
+
+def padding_mask(lengths: NDArray[np.int64]) -> Tensor | None:
+    """Return int64 ``(batch, longest)``, 1 on tokens and 0 on padding; None where nothing is padding."""
     if lengths.min() == lengths.max():
-        return torch.from_numpy(ids), None
-    return torch.from_numpy(ids), torch.from_numpy((np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64))
+        return None
+    return torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
 
 
 def _bert_layer(layer: Any, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:

@@ -171,6 +171,11 @@ class FrozenImageEncoder(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(f"{folder} holds no config.json; give the folder of a transformers vision model.")
+        if (folder / "pytorch_model.bin").is_file() and not any(folder.glob("*.safetensors")):
+            raise CheckpointError(
+                f"{folder} holds pytorch_model.bin and no safetensors: for UNI run `terrazzo convert uni` first; other "
+                "models must be saved as safetensors."
+            )
         backbone = _load(folder)
         vision = backbone.config
         sheet = folder / "preprocessor_config.json"

@@ -81,7 +81,7 @@ def rank_tokens(
         Longest sequence with ``<cls>`` in front, so that at most ``max_length - 1`` genes are kept.
     """
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    counts, column_token, column_median = _merge_columns(counts, column_token, column_median)
+    counts, column_token = merge_tokens(counts, column_token)
     kept = _count_kept(counts.indptr, counts.indices, counts.data, column_token, max_length - 1)
     offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
     flat = np.empty(offsets[-1], dtype=np.int32)
@@ -89,19 +89,17 @@ def rank_tokens(
     return Tokens(flat, offsets)
 
 
-def _merge_columns(
-    counts: sparse.csr_matrix, token: NDArray[np.int32], median: NDArray[np.float64]
-) -> tuple[sparse.csr_matrix, NDArray[np.int32], NDArray[np.float64]]:
-    """Sum columns that share a token into the first of them (upstream repeats the token)."""
+def merge_tokens(counts: sparse.csr_matrix, token: NDArray[np.int32]) -> tuple[sparse.csr_matrix, NDArray[np.int32]]:
+    """Sum columns that share a token into the first of them, whose alone the token then is (upstream repeats it)."""
     matched = np.flatnonzero(token >= 0)
     _, first, inverse = np.unique(token[matched], return_index=True, return_inverse=True)
     if len(first) == len(matched):
-        return counts, token, median
+        return counts, token
     target = np.arange(len(token))
     target[matched] = matched[first][inverse]
     alone = np.full_like(token, -1)
     alone[matched[first]] = token[matched[first]]
-    return merge_columns(counts, target, len(token)), alone, median
+    return merge_columns(counts, target, len(token)), alone
 
 
 @numba.njit(parallel=True, cache=True)
