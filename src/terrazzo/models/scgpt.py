@@ -78,6 +78,15 @@ class ScGPT(FoundationModel):
     default_key: ClassVar[str] = keys.X_SCGPT
     config_class: ClassVar[type] = ScGPTConfig
     title: ClassVar[str] = "scGPT"
+    citation: ClassVar[str] = (
+        "Cui, Wang, Maan, Pang, Luo, Duan and Wang, scGPT: toward building a foundation model for single-cell "
+        "multi-omics using generative AI, Nature Methods 21 (2024)."
+    )
+    limits: ClassVar[tuple[str, ...]] = (
+        "A cell is seen alone: its neighbourhood changes nothing.",
+        "Of a cell with more genes than fit into a sequence a random part is read; `seed` decides which.",
+        "Human; a slice of another species needs a table of orthologs.",
+    )
     module: ScGPTEncoder
 
     def _build(self) -> nn.Module:
