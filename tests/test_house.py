@@ -23,11 +23,12 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path 
 ORDER = [
     "keys", "errors", "config", "progress", "safe_pickle", "sparse", "representation", "genes", "images", "slices",
     "simulate", "downloads", "datasets", "units", "corpus", "nn", "plot", "tasks", "models", "training", "bench",
-    "report", "demo", "cli_common", "cli_corpus", "cli_genes", "cli_tasks", "cli",
+    "report", "demo", "cli_common", "cli_convert", "cli_corpus", "cli_genes", "cli_tasks",
+    "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`
-USES_PUBLIC = {"report", "demo", "cli_common", "cli_corpus", "cli_genes", "cli_tasks", "cli", "__main__"}
+USES_PUBLIC = {"report", "demo", "cli_common", "cli_convert", "cli_corpus", "cli_genes", "cli_tasks", "cli", "__main__"}
 HEAVY = ["torch", "transformers", "lightning", "scanpy", "matplotlib"]
 UNPICKLERS = {"_pickle", "cloudpickle", "dill", "marshal", "shelve"}
 MAX_FILE, MAX_FUNCTION = 400, 60

@@ -16,7 +16,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 
-from terrazzo import cli_genes, cli_tasks
+from terrazzo import cli_convert, cli_genes, cli_tasks
 from terrazzo._version import __version__
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
@@ -31,9 +31,7 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,  # main says what an interrupt leaves
 )
-convert_app = App(name="convert", help="Published weights to a checkpoint folder.\n\n"
-    "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint")  # fmt: skip
-app.command(convert_app)
+cli_convert.register(app)
 app.command(corpus_app)
 cli_tasks.register(app)
 cli_genes.register(app)
@@ -210,83 +208,6 @@ def embed(
         failed += [done.source] if done.status == "failed" else []
     if failed:
         raise tz.errors.InputError(f"{len(failed)} of {len(slices)} slices could not be used; the others are done.")
-
-
-@convert_app.command
-def stofm(
-    published: Annotated[Path, Parameter(help="Folder with config.json, se2transformer.pth, cell_encoder/.")],
-    /,
-    *,
-    gene_dictionaries: Annotated[Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")],
-    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert SToFM's published weights, for equal outputs.
-
-    Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
-    """
-    import terrazzo as tz
-
-    target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
-    out_console().print(f"Checkpoint written to {target}", markup=False)
-
-
-@convert_app.command
-def geneformer(
-    published: Annotated[Path, Parameter(help="Folder with config.json and the weights.")],
-    /,
-    *,
-    gene_dictionaries: Annotated[Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")],
-    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert a Geneformer V1 checkpoint to a cell encoder on its own.
-
-    Example: terrazzo convert geneformer DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
-    """
-    import terrazzo as tz
-
-    target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
-    out_console().print(f"Checkpoint written to {target}", markup=False)
-
-
-@convert_app.command
-def scgpt(
-    published: Annotated[Path, Parameter(help="Folder with vocab.json, args.json, best_model.pt.")],
-    /,
-    *,
-    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
-    gene_dictionaries: Annotated[
-        Path | None, Parameter(help="Folder with Geneformer's gene_name_id_dict.pkl: genes also by Ensembl id.")
-    ] = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert scGPT's published weights.
-
-    Example: terrazzo convert scgpt DOWNLOADED --out checkpoint
-    """
-    import terrazzo as tz
-
-    target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
-    out_console().print(f"Checkpoint written to {target}", markup=False)
-
-
-@convert_app.command
-def uni(
-    published: Annotated[Path, Parameter(help="Folder with pytorch_model.bin.")],
-    /,
-    *,
-    out: Annotated[Path, Parameter(help="Folder to write, as transformers has them.")],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert UNI's published weights to an image encoder for ST-Align.
-
-    Example: terrazzo convert uni DOWNLOADED --out uni
-    """
-    import terrazzo as tz
-
-    target = tz.convert_uni(published, out, overwrite=overwrite)
-    out_console().print(f"Image encoder written to {target}", markup=False)
 
 
 @app.command
