@@ -327,7 +327,7 @@ def test_retrieval_is_learnt(tmp_path: Path) -> None:
     from terrazzo.tasks.retrieval import recall
     from terrazzo.training import config as c
 
-    *training, held_out = tz.simulate.corpus(5, 250, layout="visium", n_genes=200, seed=0, image=True, image_px=700)
+    *training, held_out = tz.simulate.corpus(5, 250, layout="visium", n_genes=150, seed=0, image=True, image_px=900)
     for i, adata in enumerate(training):
         adata.obs = adata.obs[["array_row", "array_col"]]  # no label gets near the training
         adata.write_h5ad(tmp_path / f"{i}.h5ad")
@@ -339,8 +339,8 @@ def test_retrieval_is_learnt(tmp_path: Path) -> None:
         corpus=str(tmp_path / "corpus"),
         out=str(tmp_path / "run"),
         model=c.ModelSource(preset="tiny"),
-        data=c.DataConfig(batch_spots=128),
-        optim=c.OptimConfig(lr=1e-3, warmup_steps=10, schedule="cosine", epochs=1000, max_steps=100,
+        data=c.DataConfig(batch_spots=64),
+        optim=c.OptimConfig(lr=2e-3, warmup_steps=10, schedule="cosine", epochs=1000, max_steps=80,
                             weight_decay=0.04, weight_decay_end=0.4),
     )  # fmt: skip
     trained = tz.load(tz.pretrain(recipe, progress=False))
@@ -358,5 +358,5 @@ def test_retrieval_is_learnt(tmp_path: Path) -> None:
             found[name, scale] = recall(one, two, [10])[10]
     chance = 10 / held_out.n_obs
     for scale in ("spot", "niche"):
-        assert found["trained", scale] > 2.5 * chance, found
-        assert found["trained", scale] > 1.8 * found["untrained", scale], found
+        assert found["trained", scale] > 3 * chance, found
+        assert found["trained", scale] > 2 * found["untrained", scale], found

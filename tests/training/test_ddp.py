@@ -120,13 +120,14 @@ def test_negatives_are_those_of_both_processes(
     recipe: Any, tmp_path: Path, histology_folder: Path, exclude: bool
 ) -> None:
     # losses stay equal step by step, so that gradients are, too
+    run = {"checkpoint_every": 100}
     common: dict[str, Any] = {
         "corpus": str(histology_folder),
         "optim": {"accumulate": 1, "epochs": 1, "max_steps": 6},
         "align": {"exclude_neighbors": exclude, "learn_temperature": True},
     }
-    one = recipe("align", "one", data={"batch_spots": 24}, **common)
-    two = recipe("align", "two", data={"batch_spots": 12}, run={"devices": 2}, **common)
+    one = recipe("align", "one", data={"batch_spots": 24}, run=run, **common)
+    two = recipe("align", "two", data={"batch_spots": 12}, run={**run, "devices": 2}, **common)
     alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
     assert len(alone["losses"]) == len(both["losses"]) == 6
     torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0)

@@ -179,12 +179,16 @@ class _Data(LightningDataModule):
         self.prepare_data_per_node = False
         self._args, self._progress, self._place = (config, corpus, model), progress, place
         self._loaders: tuple[Any, Any] | None = None
+        self._prepared = False
 
     def prepare_data(self) -> None:
+        if self._prepared:  # a last validation asks again
+            return
         module, trainer = self._args[2].module, cast(Trainer, self.trainer)
         module.to(trainer.strategy.root_device)  # every cell goes through the encoder: not on the CPU beside a GPU
         prepare(*self._args, self._progress)
         module.to("cpu")
+        self._prepared = True
 
     def setup(self, stage: str) -> None:
         if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
