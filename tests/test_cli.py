@@ -246,7 +246,7 @@ def test_demo(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     told = "".join(told.split())  # whatever the width of the terminal
     assert "|PCA|0.5|" in told
     assert "obsm['X_stofm']" in told
-    for name in ("demo.png", "losses.png", "demo.h5ad", "stofm", "stimage"):
+    for name in ("demo.png", "losses.png", "demo.h5ad", "stofm", "stimage", "stalign"):
         assert str(out / name) in told
 
 

@@ -17,8 +17,8 @@ import terrazzo as tz
 from terrazzo import demo
 from terrazzo.errors import OutputError
 
-pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains both systems
-MODELS = {"stofm", "stimage"}
+pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains all systems
+MODELS = {"stofm", "stimage", "stalign"}
 FILES = {
     "demo.h5ad",
     "demo.png",
@@ -28,6 +28,7 @@ FILES = {
     "adapt.csv",
     "pretrain.csv",
     "patches.csv",
+    "align.csv",
 } | MODELS
 
 
@@ -64,7 +65,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "build", spy)
-        folder = demo.run(out, n_cells=150, adapt_epochs=1, pretrain_epochs=2, patch_epochs=2, progress=False)
+        folder = demo.run(out, n_cells=150, adapt_epochs=1, pretrain_epochs=2, patch_epochs=2, align_epochs=2,
+                          progress=False)  # fmt: skip
     assert folder == out
     return Done(folder, *made[0])
 
@@ -79,11 +81,11 @@ def test_everything_is_there_and_nothing_else(done: Done) -> None:
         assert log["val/loss"].notna().any()
 
 
-@pytest.mark.parametrize(("name", "key"), [("stofm", "X_stofm"), ("stimage", "X_stimage")])
+@pytest.mark.parametrize(("name", "key"), [("stofm", "X_stofm"), ("stimage", "X_stimage"), ("stalign", "X_stalign")])
 def test_the_models_are_trained(done: Done, name: str, key: str) -> None:
     model: Any = tz.load(done.folder / name)
     assert model.trained
-    assert model.config.output == "own+niche"
+    assert name == "stalign" or model.config.output == "own+niche"
     assert model.provenance["epochs"] == 2
     story = done.embedded.uns["terrazzo"]
     assert (story[key]["trained"], story[f"{key}_untrained"]["trained"]) == (True, False)
@@ -93,10 +95,10 @@ def test_the_models_are_trained(done: Done, name: str, key: str) -> None:
 def test_the_embedded_slice_holds_every_method(done: Done) -> None:
     adata = done.embedded
     assert adata.n_obs == 150
-    assert {"X_stofm", "X_stimage"} | {key for _, key in demo.METHODS} <= set(adata.obsm)
+    assert {"X_stofm", "X_stimage", "X_stalign"} | {key for _, key in demo.METHODS} <= set(adata.obsm)
     assert {tz.keys.domain_key(key) for _, key in demo.METHODS} <= set(adata.obs)
     assert set(demo.DRAWN) <= {key for _, key in demo.METHODS}
-    for key in ("X_stofm", "X_stimage"):
+    for key in ("X_stofm", "X_stimage", "X_stalign"):
         blocks = np.hstack([adata.obsm[f"{key}_own"], adata.obsm[f"{key}_niche"]])
         np.testing.assert_array_equal(blocks, adata.obsm[key])
 
@@ -125,12 +127,14 @@ def test_the_table(done: Done) -> None:
 def test_the_text_says_that_it_is_simulated(done: Done) -> None:
     assert "trained for a few minutes on simulated slices" in done.text
     assert "not how good a system is" in done.text
+    assert "chance is 6.7%" in done.text  # of finding the genes of one of 150 cells among 10
 
 
 def test_a_second_run_replaces_the_first(done: Done, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "again"))
     before = {name: (folder / name).read_bytes() for name in FILES - MODELS}
-    demo.run(folder, n_cells=100, adapt_epochs=1, pretrain_epochs=1, patch_epochs=1, seed=1, progress=False)
+    demo.run(folder, n_cells=100, adapt_epochs=1, pretrain_epochs=1, patch_epochs=1, align_epochs=1, seed=1,
+             progress=False)  # fmt: skip
     assert {p.name for p in folder.iterdir()} == FILES
     assert all((folder / name).read_bytes() != content for name, content in before.items())
     for name in MODELS:

@@ -256,8 +256,8 @@ def demo(
     folder = run_demo.run(out, n_cells=cells, seed=seed)
     console.print((folder / "demo.md").read_text(encoding="utf-8"), markup=False)
     console.print(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}", markup=False)
-    written = f"Slice with obsm['X_stofm'] and ['X_stimage']: {folder / 'demo.h5ad'}"
-    console.print(f"{written}; models: {folder / 'stofm'}, {folder / 'stimage'}", markup=False)
+    written = f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}"
+    console.print(f"{written}; models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}", markup=False)
 
 
 def _slice_options(

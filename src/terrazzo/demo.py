@@ -16,29 +16,36 @@ from terrazzo.corpus.splits import Splits
 from terrazzo.models.baselines import Baseline
 from terrazzo.models.convert import load
 from terrazzo.models.files import check_writable, write_atomically
+from terrazzo.models.stalign import STAlign
 from terrazzo.models.stimage import STImage
 from terrazzo.models.stofm import SToFM
 from terrazzo.representation import block
 from terrazzo.tasks import domains
+from terrazzo.tasks.retrieval import recall
 from terrazzo.training import config as recipes
 from terrazzo.training import logs
 from terrazzo.training.run import pretrain
 from terrazzo.units.patches import PatchConfig
 
 ABOUT = (
-    "SToFM and ST as images, preset tiny, trained for a few minutes on simulated slices, then used on a simulated "
-    "slice that they never saw. These numbers show that the whole way works and what training does, not how good a "
-    "system is: the tissue is simple, and PCA averaged over neighbours knows much of it already."
+    "SToFM, ST as images and ST-Align, preset tiny, trained for a few minutes on simulated slices, then used on a "
+    "simulated slice that they never saw; ST-Align also sees its histology. These numbers show that the whole way "
+    "works and what training does, not how good a system is: the tissue is simple, and PCA averaged over neighbours "
+    "knows much of it already."
 )
 SEEDS = 5
 SLICES, VALIDATION = 5, 1  # slices to train on, and to follow the losses on; one more is embedded
-STAGES = ("adapt", "pretrain", "patches")  # two of SToFM, one of ST as images
+STAGES = ("adapt", "pretrain", "patches", "align")  # two of SToFM, one of each other system
+FOUND_AMONG = 10  # spots, of which one may be the right one
+IMAGE_PX, CROP_UM = 800, 40.0  # histology: its longer side, and what is seen around a cell
 BIN_UM = 12.0  # about the distance between neighbouring cells: one or two in a bin
 BLOCKS = {  # obsm key: (what is embedded, block)
     "X_stofm_own": (keys.X_STOFM, "own"),
     "X_stofm_niche": (keys.X_STOFM, "niche"),
     "X_stimage_own": (keys.X_STIMAGE, "own"),
     "X_stimage_niche": (keys.X_STIMAGE, "niche"),
+    "X_stalign_own": (keys.X_STALIGN, "own"),
+    "X_stalign_niche": (keys.X_STALIGN, "niche"),
 }
 
 
@@ -49,6 +56,7 @@ def run(
     adapt_epochs: int = 4,
     pretrain_epochs: int = 30,
     patch_epochs: int = 12,
+    align_epochs: int = 8,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Path:
@@ -58,11 +66,13 @@ def run(
     ----------
     out
         Folder; ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs ``adapt.csv``,
-        ``pretrain.csv`` and ``patches.csv`` and the trained checkpoints ``stofm/`` and ``stimage/`` go there.
+        ``pretrain.csv``, ``patches.csv`` and ``align.csv`` and the trained checkpoints ``stofm/``, ``stimage/`` and
+        ``stalign/`` go there.
     n_cells
         Cells of each simulated slice.
-    adapt_epochs, pretrain_epochs, patch_epochs
-        Passes over the corpus: SToFM's domain adaptation and multi-scale pretraining; windows of ST as images.
+    adapt_epochs, pretrain_epochs, patch_epochs, align_epochs
+        Passes over the corpus: SToFM's domain adaptation and multi-scale pretraining; windows of ST as images; spots
+        of ST-Align.
     seed
         Seed of tissue and weights.
     progress
@@ -75,16 +85,18 @@ def run(
     folder = Path(out)
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    *training, adata = simulate.corpus(SLICES + VALIDATION + 1, n_cells, seed=seed, n_donors=SLICES + VALIDATION + 1)
+    n = SLICES + VALIDATION + 1
+    *training, adata = simulate.corpus(n, n_cells, seed=seed, n_donors=n, image=True, image_px=IMAGE_PX)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-        epochs = (adapt_epochs, pretrain_epochs, patch_epochs)
+        epochs = dict(zip(STAGES, (adapt_epochs, pretrain_epochs, patch_epochs, align_epochs), strict=True))
         untrained = train(Path(work), training, epochs, seed, progress)
         for stage in STAGES:
             shutil.copyfile(Path(work) / stage / "logs" / logs.CSV, folder / f"{stage}.csv")
-        for name, stage in (("stofm", "pretrain"), ("stimage", "patches")):
+        for name, stage in (("stofm", "pretrain"), ("stimage", "patches"), ("stalign", "align")):
             model: Any = load(Path(work) / stage / "model")
             model.save_pretrained(folder / name, overwrite=True)
             model.embed(adata, progress=progress)
+    found = {"trained": found_by_image(adata, model), "untrained": found_by_image(adata, untrained[-1])}
     for key, (whole, name) in BLOCKS.items():
         adata.obsm[key] = block(adata, whole, name)
     for model in untrained:
@@ -94,7 +106,8 @@ def run(
     table = score(adata, METHODS)
     write_atomically(adata, folder / "demo.h5ad")
     table.to_csv(folder / "demo.csv", index=False)
-    (folder / "demo.md").write_text(f"{ABOUT}\n\n{markdown(table)}\n", encoding="utf-8")
+    text = f"{ABOUT}\n\n{markdown(table)}\n\n{told(found, adata.n_obs)}\n"
+    (folder / "demo.md").write_text(text, encoding="utf-8")
     draw(adata, table, folder / "demo.png")
     draw_losses(folder, folder / "losses.png")
     return folder
@@ -108,14 +121,23 @@ METHODS = [
     ("ST as images, niche block", "X_stimage_niche"),
     ("ST as images, own block", "X_stimage_own"),
     ("ST as images untrained", "X_stimage_untrained"),
+    ("ST-Align, niche block", "X_stalign_niche"),
+    ("ST-Align, own block", "X_stalign_own"),
+    ("ST-Align untrained", "X_stalign_untrained"),
     *((baseline.title, baseline.default_key) for baseline in BASELINES),
 ]
-DRAWN = ("X_stofm_niche", "X_stofm_untrained", "X_stimage_niche", "X_stimage_own", *(b.default_key for b in BASELINES))
+DRAWN = (
+    "X_stofm_niche",
+    "X_stofm_untrained",
+    "X_stimage_niche",
+    "X_stalign_niche",
+    *(b.default_key for b in BASELINES),
+)
 
 
 def train(
-    work: Path, slices: list[AnnData], epochs: tuple[int, int, int], seed: int, progress: bool | None
-) -> list[SToFM | STImage]:
+    work: Path, slices: list[AnnData], epochs: dict[str, int], seed: int, progress: bool | None
+) -> list[SToFM | STImage | STAlign]:
     """Build a corpus, and run each stage into ``work/<stage>``; returns untrained models."""
     paths = []
     for number, adata in enumerate(slices):
@@ -125,13 +147,18 @@ def train(
         paths.append(work / f"slice_{number + 1}.h5ad")
     splits = Splits(by="donor", validation=VALIDATION / len(slices), seed=seed)
     corpus = build(paths, work / "corpus", min_genes=1, splits=splits, scheduler="synchronous", progress=progress)
-    adapted = pretrain(recipe("adapt", work, "", epochs[0], seed), progress=progress)
-    pretrain(recipe("pretrain", work, str(adapted), epochs[1], seed), progress=progress)
-    trained: Any = load(pretrain(recipe("patches", work, "", epochs[2], seed), progress=progress))
+    adapted = pretrain(recipe("adapt", work, "", epochs["adapt"], seed), progress=progress)
+    pretrain(recipe("pretrain", work, str(adapted), epochs["pretrain"], seed), progress=progress)
+    trained: Any = load(pretrain(recipe("patches", work, "", epochs["patches"], seed), progress=progress))
+    aligned: Any = load(pretrain(recipe("align", work, "", epochs["align"], seed), progress=progress))
     vocabulary = corpus.vocabulary()
     untrained: Any = STImage(trained.config, vocabulary, seed=seed)
     untrained.module.autocorrelation.copy_(trained.module.autocorrelation)  # the same channels: weights differ, no more
-    return [SToFM("tiny", vocabulary, seed=seed), untrained]
+    unaligned = STAlign(aligned.config, vocabulary, seed=seed + 1)
+    unaligned.module.genes.copy_(aligned.module.genes)  # likewise
+    for part in ("image_encoder", "gene_encoder"):
+        getattr(unaligned.module, part).load_state_dict(getattr(aligned.module, part).state_dict())
+    return [SToFM("tiny", vocabulary, seed=seed), untrained, unaligned]
 
 
 def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> recipes.PretrainConfig:
@@ -141,14 +168,34 @@ def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> r
         stage=stage,
         corpus=str(work / "corpus"),
         out=str(work / stage),
-        model=recipes.ModelSource(preset="tiny", checkpoint=checkpoint, init="informed", patches=patches),
-        data=recipes.DataConfig(batch_cells=64, batch_subslices=2, batch_windows=4),
+        model=recipes.ModelSource(
+            preset="tiny", checkpoint=checkpoint, init="random" if stage == "align" else "informed", patches=patches
+        ),
+        data=recipes.DataConfig(batch_cells=64, batch_subslices=2, batch_windows=4, batch_spots=128),
         optim=recipes.OptimConfig(lr=1e-3, warmup_steps=20, epochs=epochs),
         adapt=recipes.AdaptObjective(own_weight=1, masked_weight=0, contrastive_weight=0, view="thinned"),
         pretrain=recipes.MultiScaleObjective(objective="own+niche", mask_share=0.5, reencode=0),
         patches=recipes.PatchObjective(target="thinned"),
+        align=recipes.AlignObjective(spot_um=CROP_UM, temperature=0.2),
         run=recipes.RunConfig(log_every=5),
         seed=seed,
+    )
+
+
+def found_by_image(adata: AnnData, model: Any) -> float:
+    """Return how often the genes of a cell are among the 10 of its slice that are most like its histology."""
+    image, genes = (
+        model.embed(adata.copy(), modality=one, scale="niche", progress=False).obsm[keys.X_STALIGN]
+        for one in ("image", "genes")
+    )
+    return recall(image, genes, [FOUND_AMONG])[FOUND_AMONG]
+
+
+def told(found: dict[str, float], n: int) -> str:
+    """Say what ST-Align finds by image."""
+    return (
+        f"By the histology around a cell ST-Align has the right genes among its {FOUND_AMONG} first of {n} in "
+        f"{found['trained']:.1%} of all cells, untrained in {found['untrained']:.1%}; chance is {FOUND_AMONG / n:.1%}."
     )
 
 
@@ -203,15 +250,17 @@ def draw_losses(folder: Path, path: Path) -> Path:
     """Draw the losses of all stages, and on the slice held out for validation what trivial answers cost."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(20, 4), layout="constrained")
     panels = (
         ("adapt", "own", "held-out counts of a cell"),
         ("pretrain", "masked_cells", "vectors of hidden cells"),
         ("patches", "masked_sites", "genes of hidden sites"),
+        ("align", "niche", "image and genes of niches"),
     )
     for ax, (stage, part, title) in zip(axes, panels, strict=True):
         table = pd.read_csv(folder / f"{stage}.csv")
-        for name in (c for c in table if c == f"train/{part}" or c.startswith(f"val/{part}")):
+        names = [c for c in table if c == f"train/{part}" or c.startswith(f"val/{part}")]
+        for name in (c for c in names if "recall" not in c):
             values = table[["step", name]].dropna()
             trivial = name not in (f"train/{part}", f"val/{part}")
             last = values[name].iloc[-1]
