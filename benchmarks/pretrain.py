@@ -186,9 +186,9 @@ def train(objective: str, root: Path, options, budget: dict, seed: int):
 
 def held_out_losses(out: Path) -> dict[str, float]:
     """Return the last losses on the held-out slice."""
-    from terrazzo.training import logs
+    from terrazzo.training import log_files
 
-    final = logs.final(out / "logs" / logs.CSV)
+    final = log_files.final(out / log_files.LOGS / log_files.CSV)
     return {k.removeprefix("val/"): v for k, v in final.items() if k.startswith("val/") and k != "val/loss"}
 
 

@@ -23,7 +23,7 @@ from terrazzo.representation import block
 from terrazzo.tasks import domains
 from terrazzo.tasks.retrieval import recall
 from terrazzo.training import config as recipes
-from terrazzo.training import logs
+from terrazzo.training import log_files
 from terrazzo.training.run import pretrain
 from terrazzo.units.patches import PatchConfig
 
@@ -91,7 +91,7 @@ def run(
         epochs = dict(zip(STAGES, (adapt_epochs, pretrain_epochs, patch_epochs, align_epochs), strict=True))
         untrained = train(Path(work), training, epochs, seed, progress)
         for stage in STAGES:
-            shutil.copyfile(Path(work) / stage / "logs" / logs.CSV, folder / f"{stage}.csv")
+            shutil.copyfile(Path(work) / stage / log_files.LOGS / log_files.CSV, folder / f"{stage}.csv")
         for name, stage in (("stofm", "pretrain"), ("stimage", "patches"), ("stalign", "align")):
             model: Any = load(Path(work) / stage / "model")
             model.save_pretrained(folder / name, overwrite=True)

@@ -33,7 +33,7 @@ def quick_layout(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
         seen.append(vectors)
         return vectors[:, :2]
 
-    monkeypatch.setattr(results, "_layout", layout)
+    monkeypatch.setattr(results, "umap_layout", layout)
     return seen
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import terrazzo as tz
-from terrazzo.training.logs import read
+from terrazzo.training.log_files import read
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from terrazzo.training.config import save
-from terrazzo.training.logs import read
+from terrazzo.training.log_files import read
 
 pytestmark = pytest.mark.slow
 

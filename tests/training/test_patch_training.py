@@ -20,7 +20,7 @@ from terrazzo.errors import ConfigError
 from terrazzo.nn.schemes import nearest
 from terrazzo.training import stages
 from terrazzo.training.config import OptimConfig, PatchObjective, PretrainConfig
-from terrazzo.training.logs import read
+from terrazzo.training.log_files import read
 from terrazzo.training.objectives import rate
 from terrazzo.training.patch_batches import PatchPack, split
 from terrazzo.training.patch_objective import squared_error

@@ -14,7 +14,7 @@ from terrazzo import simulate
 from terrazzo.config import from_dict
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.training.config import PretrainConfig
-from terrazzo.training.logs import read
+from terrazzo.training.log_files import read
 
 ARRAY = ["array_row", "array_col"]
 GENES = 24

@@ -20,7 +20,8 @@ import terrazzo as tz
 from terrazzo.cli import main
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from terrazzo.training.config import save
-from terrazzo.training.logs import CsvLog, final, read
+from terrazzo.training.log_files import final, read
+from terrazzo.training.logs import CsvLog
 
 pytestmark = pytest.mark.slow
 SHORT = {"epochs": 1, "max_steps": 2}

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from terrazzo import plot
-from terrazzo.bench.protocols import KEYS_OF_ROW
-from terrazzo.bench.run import Table
-from terrazzo.config import to_dict
-from terrazzo.errors import OutputError
+from terrazzo.bench.protocols import KEYS_OF_ROW, Protocol
+from terrazzo.bench.run import COLUMNS, Table
+from terrazzo.config import from_dict, to_dict
+from terrazzo.errors import ConfigError, InputError, OutputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,14 +151,14 @@ def to_markdown(table: Table, command: str) -> str:
     lines = [f"# {protocol.title}", "", *[f"- {line}" for line in _facts(table, command)], ""]
     if protocol.note:
         lines += [protocol.note.strip(), ""]
-    for heading, frame in _sections(table):
+    for heading, frame in sections(table):
         lines += [f"## {heading}", "", *_pipes(frame), ""]
     published = theirs(table)
     if not published.empty:
         lines += ["## Theirs, published", ""]
         lines += [f"{protocol.published.data.strip()}", ""] if protocol.published.data else []
         lines += [*_pipes(published), ""]
-    lines += _remarks(table)
+    lines += remarks(table)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -169,12 +169,12 @@ def to_html(table: Table, command: str) -> str:
     body = [f"<h1>{html.escape(protocol.title)}</h1><ul>{facts}</ul><p>{html.escape(protocol.note)}</p>"]
     if _drawn(table):
         body.append(f'<img src="{html.escape(protocol.name)}.png" alt="{html.escape(protocol.title)}">')
-    body += [f"<h2>{html.escape(heading)}</h2>{_grid(frame)}" for heading, frame in _sections(table)]
+    body += [f"<h2>{html.escape(heading)}</h2>{_grid(frame)}" for heading, frame in sections(table)]
     published = theirs(table)
     if not published.empty:
         body.append(f"<h2>Theirs, published</h2><p>{html.escape(protocol.published.data)}</p>")
         body.append(f'<div class="published">{_grid(published)}</div>')
-    body += [f"<p>{html.escape(line)}</p>" for line in _remarks(table) if line]
+    body += [f"<p>{html.escape(line)}</p>" for line in remarks(table) if line]
     page = "\n".join(body)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(protocol.title)}</title>'
@@ -193,6 +193,35 @@ def to_record(table: Table, command: str) -> dict[str, Any]:
         "not_available": table.absent.to_dict(orient="records"),
         "seconds": {k: round(v, 1) for k, v in table.seconds.items()}, "notes": list(table.notes),
     }  # fmt: skip
+
+
+def from_record(record: Any, where: str) -> Table:
+    """Return the table that :func:`to_record` made a record of.
+
+    Parameters
+    ----------
+    record
+        From JSON.
+    where
+        Name of the place, for error messages.
+
+    Raises
+    ------
+    ConfigError, InputError
+        A protocol that this version does not know; no such record, or a damaged one.
+    """
+    try:
+        return Table(
+            from_dict(Protocol, record["protocol"], f"{where}: protocol"),
+            pd.DataFrame(record["scores"], columns=COLUMNS).astype({"value": float}),
+            pd.DataFrame(record["not_available"], columns=["system", "part", "reason"]),
+            {str(k): float(v) for k, v in record["seconds"].items()}, tuple(map(str, record["notes"])),
+            str(record["date"]), str(record["terrazzo_version"]),
+        )  # fmt: skip
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where} is not a table of terrazzo bench ({type(error).__name__}: {error}).") from error
 
 
 def figure(table: Table) -> Figure:
@@ -254,7 +283,8 @@ def _facts(table: Table, command: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _sections(table: Table) -> list[tuple[str, pd.DataFrame]]:
+def sections(table: Table) -> list[tuple[str, pd.DataFrame]]:
+    """Return our printed tables with their headings, one for each part and head."""
     if table.scores.empty:
         return [("Ours", table.absent.rename(columns={"reason": ABSENT}))] if len(table.absent) else []
     heads = [h for h in table.protocol.heads if (table.scores["head"] == h).any()]
@@ -270,7 +300,8 @@ def _sections(table: Table) -> list[tuple[str, pd.DataFrame]]:
     return out
 
 
-def _remarks(table: Table) -> list[str]:
+def remarks(table: Table) -> list[str]:
+    """Return what a reader must know: what the spread is, who is absent and why, notes."""
     lines = ["± is the standard deviation over draws, folds or seeds."]
     gone = [f"- {r.system}{f' ({r.part})' if r.part else ''}: {ABSENT}, {r.reason}" for r in table.absent.itertuples()]
     lines += ["", *gone] if gone else []

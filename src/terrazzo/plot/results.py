@@ -87,7 +87,7 @@ def umap(
     names = label_colours(adata, color, values, palette) if is_label else {}
     scale = None if is_label else colour_map(palette)
     order = np.random.default_rng(seed).permutation(len(vectors))[:MAX_CELLS]  # shuffled: no label hides another
-    places = _layout(vectors[np.sort(order)], seed)[np.argsort(np.argsort(order))]
+    places = umap_layout(vectors[np.sort(order)], seed)[np.argsort(np.argsort(order))]
     shown = values.iloc[order]
     missing = shown.isna().to_numpy()
     named = {**names, MISSING: MISSING_COLOUR} if is_label and missing.any() else names
@@ -112,8 +112,8 @@ def umap(
     return axes
 
 
-def _layout(vectors: representation.Vectors, seed: int) -> NDArray[np.float32]:
-    """Return UMAP coordinates ``(n, 2)``."""
+def umap_layout(vectors: representation.Vectors, seed: int) -> NDArray[np.float32]:
+    """Return UMAP coordinates ``(n, 2)``: scanpy's, 15 neighbours; same seed, same places."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its parts, about one another: nothing that a user can mend
         import scanpy as sc

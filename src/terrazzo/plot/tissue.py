@@ -103,7 +103,7 @@ def spatial(
     """
     _check(image, alpha, size)
     values = read_values(adata, color)
-    names = _legend_colours(adata, color, values, palette)
+    names = legend_colours(adata, color, values, palette)
     place = place_of(adata, image, slice_options)
     if ax is None:
         width, height = inches_of(place)
@@ -150,8 +150,6 @@ def spatial_grid(
     InputError, ConfigError
         As in :func:`spatial`; no panel, another number of titles, ``n_columns`` below 1.
     """
-    import matplotlib.pyplot as plt
-
     _check(image, alpha, size)
     colors = [colors] if isinstance(colors, str) else list(colors)
     titles = colors if titles is None else list(titles)
@@ -161,18 +159,48 @@ def spatial_grid(
             "give one color or more, one title for each, and one column or more."
         )
     values = [read_values(adata, color) for color in colors]
-    names = [_legend_colours(adata, c, v, palette) for c, v in zip(colors, values, strict=True)]
+    names = [legend_colours(adata, c, v, palette) for c, v in zip(colors, values, strict=True)]
     place = place_of(adata, image, slice_options)
+    look: dict[str, Any] = {"palette": palette, "alpha": alpha, "size": size}
+    return panels(place, values, names, titles, n_columns=n_columns, legend=legend, **look)
+
+
+def panels(
+    place: Place,
+    values: Sequence[pd.Series],
+    names: Sequence[dict[str, str]],
+    titles: Sequence[str],
+    *,
+    n_columns: int = 3,
+    legend: bool = True,
+    palette: Palette | None = None,
+    **look: Any,
+) -> Figure:
+    """Draw several values of one place side by side: what :func:`spatial_grid` does once all is read and checked.
+
+    Parameters
+    ----------
+    place
+        From :func:`place_of` or :func:`place_of_slice`.
+    values, names, titles
+        One each a panel: :func:`terrazzo.plot.palettes.read_values`, the colours of its labels ({} for numbers), title.
+    n_columns, legend, palette
+        As in :func:`spatial_grid`.
+    **look
+        Passed to :func:`draw`: ``alpha``, ``size``.
+    """
+    import matplotlib.pyplot as plt
+
     width, height = (0.8 * side for side in inches_of(place))
-    across = min(n_columns, len(colors))
-    down = -(-len(colors) // across)
+    across = min(n_columns, len(values))
+    down = -(-len(values) // across)
     beside = [max(legend_width(n, height) for n in names[column::across]) for column in range(across)]
     inches = (across * width + (sum(beside) if legend else 0.0), down * (height + 0.4))
     figure, axes = plt.subplots(down, across, squeeze=False, layout="constrained", figsize=inches)
-    for ax in axes.flat[len(colors) :]:
+    for ax in axes.flat[len(values) :]:
         ax.set_axis_off()
     for ax, value, name, title in zip(axes.flat, values, names, titles, strict=False):
-        draw(ax, place, value, name, palette, legend=legend, alpha=alpha, size=size)
+        draw(ax, place, value, name, palette, legend=legend, **look)
         _set_title(ax, title)
     return figure
 
@@ -186,7 +214,7 @@ def _check(image: Underlay, alpha: float, size: float | None) -> None:
         raise ConfigError(f"size is {size}; it must be above 0: 1 lets neighbours touch.")
 
 
-def _legend_colours(adata: AnnData, color: str, values: pd.Series, palette: Palette | None) -> dict[str, str]:
+def legend_colours(adata: AnnData, color: str, values: pd.Series, palette: Palette | None) -> dict[str, str]:
     """Colours of the labels, the missing one last; empty for numbers."""
     if not isinstance(values.dtype, pd.CategoricalDtype):
         return {}
@@ -197,7 +225,17 @@ def _legend_colours(adata: AnnData, color: str, values: pd.Series, palette: Pale
 def place_of(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Place:
     """Return where the cells of a slice are drawn, and the image under them; see :func:`spatial`."""
     given = image if isinstance(image, TissueImage) else None
-    found = Slice.from_anndata(adata, image=given, **slice_options)
+    return place_of_slice(Slice.from_anndata(adata, image=given, **slice_options), image)
+
+
+def place_of_slice(found: Slice, image: Underlay) -> Place:
+    """Say where a slice is drawn, with the part of its image that lies there.
+
+    Raises
+    ------
+    InputError
+        ``image=True`` where there is none; an image that no cell lies on.
+    """
     touching = touching_distance(found.coords)
     margin = max(touching, 0.02 * float(np.ptp(found.coords, axis=0).max()))
     low, high = found.coords.min(axis=0) - margin, found.coords.max(axis=0) + margin

@@ -10,9 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-CSV = "metrics.csv"
-FIRST = ("step", "epoch")
-TAIL = 20  # logged lines whose mean is a run's final training loss
+from terrazzo.training.log_files import CSV, FIRST, read
 
 
 class CsvLog(Logger):
@@ -69,27 +67,6 @@ class CsvLog(Logger):
             writer.writeheader()
             writer.writerows(rows)
         draft.replace(self._path)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a log, without a last one that a kill cut short; none where there is no file."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-    return [row for row in rows if None not in row.values() and row.get("step")]
-
-
-def final(path: Path) -> dict[str, float]:
-    """Return the last validation losses of a log, and the mean of the last training losses."""
-    rows, out = read(path), {}
-    for name in rows[0] if rows else ():
-        values = [float(row[name]) for row in rows if row[name]]
-        if name.startswith("train/") and values:
-            out[name] = sum(values[-TAIL:]) / len(values[-TAIL:])
-        elif name.startswith("val/") and values:
-            out[name] = values[-1]
-    return out
 
 
 def loggers(folder: Path, resumed: int) -> list[Logger]:

@@ -31,7 +31,7 @@ from terrazzo.models.base import FoundationModel
 from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
-from terrazzo.training import logs
+from terrazzo.training import log_files, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
 from terrazzo.training.config import PretrainConfig
 from terrazzo.training.resuming import (
@@ -50,7 +50,7 @@ from terrazzo.training.strategies import make_strategy
 
 logger = logging.getLogger(__name__)
 
-LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path("logs"), "model"
+LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path(log_files.LOGS), "model"
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun, Lightning tell a process which it is
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
@@ -126,7 +126,8 @@ def pretrain(
         try:
             _train(config, corpus, model, record, resume, progress, callbacks)
         except TerrazzoError:
-            if first_process() and not resume and not any((out / kept).exists() for kept in (LAST, LOGS / logs.CSV)):
+            kept = (LAST, LOGS / log_files.CSV)
+            if first_process() and not resume and not any((out / one).exists() for one in kept):
                 shutil.rmtree(out)  # made above, and nothing in it is worth keeping
             raise
     return out / MODEL
@@ -309,7 +310,7 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
         out[name] = ", ".join(sorted({str(v) for v in corpus.manifest[name] if v}))
     out |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "processes": trainer.world_size}
     seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
-    out |= {k: float(f"{v:.6g}") for k, v in (seen | logs.final(Path(config.out) / LOGS / logs.CSV)).items()}
+    out |= {k: float(f"{v:.6g}") for k, v in (seen | log_files.final(Path(config.out) / LOGS / log_files.CSV)).items()}
     out |= {
         "git_revision": git_revision(),
         "terrazzo_version": __version__,
