@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from terrazzo._version import __version__
 
 if TYPE_CHECKING:
-    from terrazzo import datasets, plot, simulate, tasks
+    from terrazzo import datasets, plot, report, simulate, tasks
     from terrazzo.corpus.build import build as build_corpus
     from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Coverage, Vocabulary
@@ -71,7 +71,7 @@ _WHERE = {
     "pretrain": "training.run",
     "read": "slices",
 }
-_ROOMS = ("datasets", "errors", "keys", "plot", "simulate", "tasks")
+_ROOMS = ("datasets", "errors", "keys", "plot", "report", "simulate", "tasks")
 
 __all__ = [
     "Baseline",
@@ -109,6 +109,7 @@ __all__ = [
     "preset",
     "pretrain",
     "read",
+    "report",
     "simulate",
     "tasks",
 ]

@@ -240,6 +240,44 @@ def pretrain(
 
 
 @app.command
+def report(
+    sources: Annotated[
+        list[Path], Parameter(help="Slices, results of tasks, tables of bench, runs, or folders that hold such.")
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The .html file.")] = Path("report.html"),
+    title: Annotated[str, Parameter(help="Its headline.")] = "terrazzo report",
+    use_rep: Annotated[
+        list[str] | None,
+        Parameter(name="--use-rep", help="Draw this embedding: obsm key, or key:block (repeatable)."),
+    ] = None,
+    gene: Annotated[list[str] | None, Parameter(help="Hold this gene, too (repeatable).")] = None,
+    n_genes: Annotated[int, Parameter(help="Genes held in the file.", validator=Number(gte=0))] = 100,
+    projection: Annotated[
+        Literal["auto", "umap", "pca"], Parameter(help="auto: UMAP up to 10,000 cells, else principal components.")
+    ] = "auto",
+    layer: Layer = None,
+    spatial_key: SpatialKey = "spatial",
+    organism: Organism = None,
+    technology: Technology = None,
+    microns_per_unit: Microns = None,
+    seed: Annotated[int, Parameter(help="Seed of UMAP.", validator=Number(gte=0))] = 0,
+) -> None:
+    """Write one HTML file that opens anywhere, offline: slices to look around in, results, losses, provenance.
+
+    Example: terrazzo report embedded/a.h5ad tables/ runs/stofm --out report.html
+    """
+    import terrazzo as tz
+
+    target = tz.report.write(
+        sources, out, title=title, embeddings=use_rep, genes=gene or (), n_genes=n_genes, projection=projection,
+        seed=seed, **_slice_options(layer, spatial_key, organism, technology, microns_per_unit),
+    )  # fmt: skip
+    out_console().print(f"Report: {target} ({target.stat().st_size / 1e6:.1f} MB)", markup=False)
+
+
+@app.command
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),

@@ -1,0 +1,131 @@
+"""The report: slices, results and losses as one HTML file that opens anywhere, offline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+
+from terrazzo.errors import ConfigError, InputError, OutputError
+from terrazzo.progress import Progress
+from terrazzo.report.layouts import METHODS, Method
+from terrazzo.report.packing import Blocks
+from terrazzo.slices import read_anndata
+
+__all__ = ["write"]
+
+
+def write(
+    sources: Sequence[Any] | Any,
+    out: str | Path,
+    *,
+    title: str = "terrazzo report",
+    about: str = "",
+    genes: Sequence[str] = (),
+    n_genes: int = 100,
+    embeddings: Sequence[str] | None = None,
+    projection: Method = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+    **slice_options: Any,
+) -> Path:
+    """Write one self-contained HTML file about slices, results and runs.
+
+    Slices are drawn to be panned, zoomed and pointed at, over their histology where there is some, coloured by any
+    label, domain, number or gene that the file holds, beside an embedding in two dimensions; what is selected on one is
+    marked on the other. Below: gene coverage, provenance, tables of results with the published numbers apart, losses.
+
+    Parameters
+    ----------
+    sources
+        One or more of: slices (``.h5ad``, ``.zarr``, AnnData), results of tasks (a folder, or a ``TaskResult``), tables
+        of ``terrazzo bench`` (``.json``), runs of ``terrazzo pretrain`` (a folder), logs and tables (``.csv``), and
+        folders that hold such.
+    out
+        The ``.html`` file. Written whole or not at all.
+    title, about
+        Headline, and a paragraph below it.
+    genes
+        Symbols or Ensembl ids whose values the file is to hold, whatever else it holds.
+    n_genes
+        Genes in the file, for each slice: the spatially most telling ones fill it up. Fewer where cells are many
+        (10 million values).
+    embeddings
+        ``obsm`` keys or ``"key:block"`` to draw; None: the first three that terrazzo wrote, or else named ``X_...``.
+    projection
+        ``"umap"``, ``"pca"`` (first two principal components), or ``"auto"``: UMAP up to 10,000 cells.
+    seed
+        Of UMAP and of samples.
+    progress
+        Show progress bars; None: only on a terminal.
+    **slice_options
+        Passed to :meth:`terrazzo.Slice.from_anndata`.
+
+    Returns
+    -------
+    The file.
+
+    Raises
+    ------
+    InputError
+        Nothing to show, or something that is neither a slice nor a result; a slice without coordinates; a gene or an
+        embedding that was asked for is not there.
+    ConfigError
+        ``out`` is no ``.html`` file, or is one of the sources; an impossible setting.
+    OutputError
+        The file cannot be written.
+    """
+    from terrazzo.report import page, slices
+    from terrazzo.report import sources as given
+
+    target, wanted = Path(out), [sources] if isinstance(sources, str | Path | AnnData) else list(sources)
+    _check(target, n_genes, projection)
+    found, blocks = given.collect(wanted), Blocks()
+    how = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, slice_options)
+    sheets = []
+    with Progress(progress).stage("report", len(found.slices) + 1, "parts") as advance:
+        for name, source in found.slices:
+            try:
+                adata = source if isinstance(source, AnnData) else read_anndata(source)
+                sheets.append(slices.sheet(adata, name, how, blocks))
+            except InputError as error:
+                where = name if isinstance(source, AnnData) else str(source)
+                raise type(error)(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+            advance(1)
+        _check_genes(genes, sheets)
+        notes = [f"not shown: {', '.join(found.skipped)}"] if found.skipped else []
+        text = page.render(sheets, found.runs, found.results, blocks, title=title, about=about, notes=notes)
+        _write(text, target)
+        advance(1)
+    return target
+
+
+def _check(target: Path, n_genes: int, projection: str) -> None:
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{target} must end in .html.")
+    if n_genes < 0:
+        raise ConfigError(f"n_genes is {n_genes}; it must be 0 or more.")
+    if projection not in METHODS:
+        raise ConfigError(f"projection is {projection!r}; it must be one of {', '.join(METHODS)}.")
+
+
+def _check_genes(genes: Sequence[str], sheets: Sequence[Any]) -> None:
+    lost = [gene for gene in genes if all(gene in sheet.missing for sheet in sheets)]
+    if lost and sheets:
+        raise InputError(f"no slice has the gene {lost[0]!r}.{sheets[0].missing[lost[0]]}")
+
+
+def _write(text: str, target: Path) -> None:
+    draft = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(target)
+    except OSError as error:
+        raise OutputError(f"{target} could not be written ({error.strerror or error}).") from error
+    finally:
+        if draft.exists():
+            os.unlink(draft)

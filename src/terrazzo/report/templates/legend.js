@@ -1,0 +1,93 @@
+// Fields: what cells can be coloured by, a label, a domain, a number or a gene; their colours, words and legends.
+class Field {
+  constructor(slice, given, kind) {
+    Object.assign(this, { slice, given, kind, name: given.name });
+    this.low = given.low;
+    this.high = given.high;
+  }
+
+  get isLabel() {
+    return Boolean(this.given.labels);
+  }
+
+  get title() {
+    if (this.kind !== "gene") return this.name;
+    return this.slice.isCounts ? `${this.name}, log1p of counts per 10,000` : this.name;
+  }
+
+  async load() {
+    this.values = await unpack(this.given);
+    if (this.kind === "gene") this.totals = await unpack(this.slice.totals);
+    return this;
+  }
+
+  // a number as it is coloured
+  value(i) {
+    if (this.kind !== "gene") return this.values[i];
+    const count = this.values[i] * this.given.unit;
+    if (!this.slice.isCounts) return count;
+    return this.totals[i] > 0 ? Math.log1p((count / this.totals[i]) * 10000) : 0;
+  }
+
+  words(i) {
+    if (this.isLabel) return this.values[i] === NO_LABEL ? held.missing : this.given.labels[this.values[i]].name;
+    if (this.kind !== "gene" || !this.slice.isCounts) return number(this.value(i));
+    return `${number(this.value(i))} (count ${number(this.values[i] * this.given.unit)})`;
+  }
+
+  colours() {
+    const n = this.values.length, out = new Int32Array(n), missing = pixelOf(held.missingColour);
+    if (this.isLabel) {
+      const table = this.given.labels.map((label) => pixelOf(label.colour));
+      for (let i = 0; i < n; i++) out[i] = this.values[i] === NO_LABEL ? missing : table[this.values[i]];
+      return out;
+    }
+    const shades = held.shades.map(pixelOf), span = this.high - this.low || 1;
+    for (let i = 0; i < n; i++) {
+      const share = (this.value(i) - this.low) / span;
+      out[i] = Number.isNaN(share) ? missing : shades[Math.min(Math.max(Math.floor(share * 256), 0), 255)];
+    }
+    return out;
+  }
+
+  // labels and how many of some cells have each, most first
+  count(cells) {
+    const counts = new Map();
+    for (const i of cells) counts.set(this.values[i], (counts.get(this.values[i]) || 0) + 1);
+    return [...counts].sort((a, b) => b[1] - a[1])
+      .map(([code, n]) => [code === NO_LABEL ? held.missing : this.given.labels[code].name, n]);
+  }
+}
+
+// The legend of a field; choose(code, add) is called when a label is pressed; chosen: codes that are pressed.
+function drawLegend(place, field, chosen, choose) {
+  const shown = [make("h3", { text: field.title })];
+  if (field.isLabel) {
+    const labels = field.given.labels.map((label, code) => [code, label.name, label.colour, label.cells]);
+    const known = labels.reduce((sum, label) => sum + label[3], 0);
+    if (known < field.values.length) {
+      labels.push([NO_LABEL, held.missing, held.missingColour, field.values.length - known]);
+    }
+    const items = labels.map(([code, name, colour, cells]) => {
+      const dot = make("span", { class: "dot", "aria-hidden": "true" });
+      dot.style.backgroundColor = colour;
+      return make("li", {}, make(
+        "button", { type: "button", "aria-pressed": String(chosen.has(code)), "data-code": code, onclick: () => choose(code) },
+        dot, make("span", { class: "name", text: name }), make("span", { class: "cells", text: number(cells) }),
+      ));
+    });
+    shown.push(make("ul", {}, ...items));
+  } else {
+    const bar = make("div", { class: "bar", role: "img", "aria-label": `colours from ${number(field.low)} to ${number(field.high)}` });
+    bar.style.backgroundImage = `linear-gradient(to right, ${held.shades.filter((_, k) => k % 15 === 0).join(", ")})`;
+    let under = false, above = false;
+    for (let i = 0; i < field.values.length; i++) {
+      const value = field.value(i);
+      under ||= value < field.low - 1e-6;
+      above ||= value > field.high + 1e-6;
+    }
+    const ends = [`${under ? "≤ " : ""}${number(field.low)}`, `${above ? "≥ " : ""}${number(field.high)}`];
+    shown.push(bar, make("div", { class: "ends" }, ...ends.map((text) => make("span", { text }))));
+  }
+  place.replaceChildren(...shown);
+}
