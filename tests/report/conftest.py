@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Page]:
-    """Write a report and return it as a page; without its still pictures, which take matplotlib a second, unless asked."""
+    """Write a report and return it as a page; without its still pictures, which take a second, unless asked."""
 
     def make(sources: Any, *, stills: bool = False, **options: Any) -> Page:
         from terrazzo import report

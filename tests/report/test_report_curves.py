@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_names_of_lines_do_not_collide(tmp_path: Path) -> None:
     )
     (panel,) = curves.read(tmp_path / "a.csv", "a").panels
     heights = sorted(one.label_at for one in panel.trivial)
-    assert all(b - a >= 12 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 12 for a, b in itertools.pairwise(heights))
 
 
 @pytest.mark.parametrize(
