@@ -75,8 +75,9 @@ class Viewer {
       "Select: mark cells on either picture; a label of the legend marks its cells. Escape: nothing marked.";
     this.snapshot = make("img", { alt: "" });
     this.caption = make("figcaption");
+    this.key = make("div", { class: "legend" });
     this.place.replaceChildren(this.controls(), stage, this.status, make("p", { class: "help", text: help }));
-    this.place.after(make("figure", { class: "view" }, this.snapshot, this.caption));
+    this.place.after(make("figure", { class: "view" }, this.snapshot, this.key, this.caption));
   }
 
   controls() {
@@ -142,14 +143,20 @@ class Viewer {
     this.field = field;
     this.base = field.colours();
     this.chosen.clear();
-    if (field.kind === "gene") this.gene = field;
-    else this.geneBox.value = "";
+    if (field.kind === "gene") {
+      this.gene = field;
+      this.picker.selectedIndex = -1;
+    } else {
+      this.column = field;
+      this.picker.value = this.columns.indexOf(field);
+      this.geneBox.value = "";
+    }
     this.repaint();
   }
 
   async askGene() {
     const name = this.geneBox.value.trim();
-    if (!name) return this.colourBy(this.columns[this.picker.value]);
+    if (!name) return this.colourBy(this.column);
     const match = [...this.genes.keys()].find((known) => known.toLowerCase() === name.toLowerCase());
     if (match) return this.colourBy(this.genes.get(match));
     const others = await unpack(this.slice.others);
@@ -275,6 +282,7 @@ class Viewer {
       }
       left += plane.middle.width;
     }
+    drawLegend(this.key, this.field, this.chosen, () => {});
     this.snapshot.src = sheet.toDataURL("image/png");
     const what = this.embedding ? "Tissue and embedding as shown when this was printed" : "Tissue as shown when this was printed";
     this.caption.textContent = `${what}. ${this.status.textContent}`;
