@@ -23,12 +23,11 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path 
 ORDER = [
     "keys", "errors", "config", "progress", "safe_pickle", "sparse", "representation", "genes", "images", "slices",
     "simulate", "downloads", "datasets", "units", "corpus", "nn", "plot", "tasks", "models", "training", "bench",
-    "report", "demo", "cli_common", "cli_convert", "cli_corpus", "cli_genes", "cli_tasks",
-    "cli",
+    "report", "demo", "cli_common", "cli_convert", "cli_corpus", "cli_genes", "cli_report", "cli_tasks", "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`
-USES_PUBLIC = {"report", "demo", "cli_common", "cli_convert", "cli_corpus", "cli_genes", "cli_tasks", "cli", "__main__"}
+USES_PUBLIC = {"report", "demo", "__main__", *(room for room in ORDER if room.startswith("cli"))}
 HEAVY = ["torch", "transformers", "lightning", "scanpy", "matplotlib"]
 UNPICKLERS = {"_pickle", "cloudpickle", "dill", "marshal", "shelve"}
 MAX_FILE, MAX_FUNCTION = 400, 60

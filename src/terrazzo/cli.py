@@ -16,8 +16,21 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 
-from terrazzo import cli_convert, cli_genes, cli_tasks
+from terrazzo import cli_convert, cli_genes, cli_report, cli_tasks
 from terrazzo._version import __version__
+from terrazzo.cli_common import (
+    PICTURE,
+    SLICE,
+    Image,
+    ImageScale,
+    Layer,
+    Microns,
+    Organism,
+    SpatialKey,
+    Technology,
+    image_option,
+    slice_options,
+)
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
@@ -35,27 +48,14 @@ cli_convert.register(app)
 app.command(corpus_app)
 cli_tasks.register(app)
 cli_genes.register(app)
+cli_report.register(app)
 
-SLICE = Group("How to read the slice")
 CUT = Group("How to cut the slice (SToFM)")
 GRID = Group("How to lay the slice out (ST as images)")
-PICTURE = Group("Histology (ST-Align)")
 
-Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
-SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
-Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")]
-Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
-Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
 GridLayout = Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)]
 BinUm = Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")]
 WindowSide = Annotated[int | None, Parameter(group=GRID, help="Sites on a side of a window.")]
-Image = Annotated[
-    Path | None, Parameter(group=PICTURE, help="Histology of one slice (PNG, JPEG, TIFF); default: that in the slice.")
-]
-ImageScale = Annotated[
-    float | None,
-    Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
-]
 SpotUm = Annotated[
     float | None, Parameter(group=PICTURE, help="Diameter of a spot in micrometres; default: the platform's.")
 ]
@@ -111,8 +111,8 @@ def info(
         raise tz.errors.ConfigError("--image, --image-scale and --spot-um belong to a picture: add --overlay FILE.png.")
     loaded = tz.load(model) if model is not None else None
     console = out_console()
-    options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= _image_option(image, image_scale)
+    options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
+    options |= image_option(image, image_scale)
     for path in slices:
         tissue = tz.read(path, allow_normalised=True, **options)
         console.print(f"[bold]{escape(str(path))}[/bold]")
@@ -180,7 +180,7 @@ def embed(
 
     console = out_console()
     loaded = tz.load(model, device=device)
-    options = _slice_options(layer, spatial_key, organism, technology, microns_per_unit)
+    options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= {"orthologs": str(orthologs) if orthologs else None}
     if not loaded.trained:
         console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
@@ -191,7 +191,7 @@ def embed(
         "modality": modality,
         "spot_um": spot_um,
         "cache": cache,
-        **_image_option(image, image_scale),
+        **image_option(image, image_scale),
     }
     given = {k: v for k, v in {**cut, **grid, **seen}.items() if v is not None}
     if foreign := [k for k in given if k not in inspect.signature(loaded.embed).parameters]:
@@ -240,44 +240,6 @@ def pretrain(
 
 
 @app.command
-def report(
-    sources: Annotated[
-        list[Path], Parameter(help="Slices, results of tasks, tables of bench, runs, or folders that hold such.")
-    ],
-    /,
-    *,
-    out: Annotated[Path, Parameter(help="The .html file.")] = Path("report.html"),
-    title: Annotated[str, Parameter(help="Its headline.")] = "terrazzo report",
-    use_rep: Annotated[
-        list[str] | None,
-        Parameter(name="--use-rep", help="Draw this embedding: obsm key, or key:block (repeatable)."),
-    ] = None,
-    gene: Annotated[list[str] | None, Parameter(help="Hold this gene, too (repeatable).")] = None,
-    n_genes: Annotated[int, Parameter(help="Genes held in the file.", validator=Number(gte=0))] = 100,
-    projection: Annotated[
-        Literal["auto", "umap", "pca"], Parameter(help="auto: UMAP up to 10,000 cells, else principal components.")
-    ] = "auto",
-    layer: Layer = None,
-    spatial_key: SpatialKey = "spatial",
-    organism: Organism = None,
-    technology: Technology = None,
-    microns_per_unit: Microns = None,
-    seed: Annotated[int, Parameter(help="Seed of UMAP.", validator=Number(gte=0))] = 0,
-) -> None:
-    """Write one HTML file that opens anywhere, offline: slices to look around in, results, losses, provenance.
-
-    Example: terrazzo report embedded/a.h5ad tables/ runs/stofm --out report.html
-    """
-    import terrazzo as tz
-
-    target = tz.report.write(
-        sources, out, title=title, embeddings=use_rep, genes=gene or (), n_genes=n_genes, projection=projection,
-        seed=seed, **_slice_options(layer, spatial_key, organism, technology, microns_per_unit),
-    )  # fmt: skip
-    out_console().print(f"Report: {target} ({target.stat().st_size / 1e6:.1f} MB)", markup=False)
-
-
-@app.command
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
@@ -296,24 +258,6 @@ def demo(
     console.print(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}", markup=False)
     written = f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}"
     console.print(f"{written}; models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}", markup=False)
-
-
-def _slice_options(
-    layer: str | None, spatial_key: str, organism: str | None, technology: str | None, microns_per_unit: float | None
-) -> dict[str, Any]:
-    given = {"layer": layer, "organism": organism, "technology": technology, "microns_per_unit": microns_per_unit}
-    return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
-
-
-def _image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
-    """Return the option ``image`` where a picture is given."""
-    import terrazzo as tz
-
-    if image is None:
-        if scale is not None:
-            raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
-        return {}
-    return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:

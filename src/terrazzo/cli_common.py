@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from terrazzo.tasks import TaskResult
 
-SCORES = Group("How it is scored")
+SCORES, SLICE = Group("How it is scored"), Group("How to read the slice")
+PICTURE = Group("Histology")  # what ST-Align looks at, and what lies under figures
 
 Embedded = Annotated[list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")]
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
@@ -23,7 +24,38 @@ Head = Annotated[Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="The
 Runs = Annotated[int, Parameter(group=SCORES, help="Seeds or draws.")]
 Test = Annotated[Path | None, Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice).")]
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
+Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
+SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
+Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")]
+Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
+Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
+Image = Annotated[
+    Path | None, Parameter(group=PICTURE, help="Histology of one slice (PNG, JPEG, TIFF); default: that in the slice.")
+]
+ImageScale = Annotated[
+    float | None,
+    Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
+]
 Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
+
+
+def slice_options(
+    layer: str | None, spatial_key: str, organism: str | None, technology: str | None, microns_per_unit: float | None
+) -> dict[str, Any]:
+    """Return what was said of how to read a slice, as keywords of :meth:`terrazzo.Slice.from_anndata`."""
+    given = {"layer": layer, "organism": organism, "technology": technology, "microns_per_unit": microns_per_unit}
+    return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
+
+
+def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
+    """Return the option ``image`` where a picture is given."""
+    import terrazzo as tz
+
+    if image is None:
+        if scale is not None:
+            raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
+        return {}
+    return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
 def say(line: str) -> None:

@@ -84,6 +84,8 @@ def write(
     target, wanted = Path(out), [sources] if isinstance(sources, str | Path | AnnData) else list(sources)
     _check(target, n_genes, projection)
     found, blocks = given.collect(wanted), Blocks()
+    if slice_options.get("image") is not None and len(found.slices) != 1:
+        raise ConfigError(f"an image belongs to one slice; there are {len(found.slices)}.")
     how = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, slice_options)
     sheets = []
     with Progress(progress).stage("report", len(found.slices) + 1, "parts") as advance:

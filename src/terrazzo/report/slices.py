@@ -16,7 +16,7 @@ from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.plot.figures import MAX_LEGEND, scale_of
 from terrazzo.plot.palettes import label_colours, read_values
-from terrazzo.plot.tissue import Place, legend_colours, place_of
+from terrazzo.plot.tissue import Place, legend_colours, place_of_slice
 from terrazzo.report import expression, layouts
 from terrazzo.report.packing import Blocks, jpeg
 from terrazzo.slices import Slice
@@ -126,10 +126,10 @@ def _some(adata: AnnData, seed: int) -> tuple[AnnData, list[str]]:
 
 def _place(tissue: Slice, notes: list[str]) -> Place:
     try:
-        return place_of(tissue, "auto")
+        return place_of_slice(tissue, "auto")
     except InputError as error:
         notes.append(f"the histology is not shown: {error}")
-        return place_of(tissue, False)
+        return place_of_slice(tissue, False)
 
 
 def _extent(place: Place) -> list[float]:
