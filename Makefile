@@ -1,7 +1,8 @@
 # terrazzo: one environment in .venv, built on demand; a stamp file records each layer of it.
-#   .venv/.stamp-run    the library      (make demo)
-#   .venv/.stamp-test   + test extras    (make test, make test-slow)
-#   .venv/.stamp-dev    + linters        (make lint, make format)
+#   .venv/.stamp-run      the library      (make demo)
+#   .venv/.stamp-test     + test extras    (make test, make test-slow)
+#   .venv/.stamp-browser  + selenium       (make test-browser)
+#   .venv/.stamp-dev      + linters        (make lint, make format)
 # Every layer is made again when pyproject.toml or constraints.txt changes.
 
 VENV := .venv
@@ -21,7 +22,7 @@ INPUTS := pyproject.toml constraints.txt src/terrazzo/_version.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow test-browser lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, one of"
@@ -46,21 +47,30 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-run
 	@$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 
+$(VENV)/.stamp-browser: $(VENV)/.stamp-test
+	@echo "installing selenium"
+	@$(PIP_INSTALL) -e '.[browser]'
+	@touch $@
+
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 	@echo "installing the linters"
 	@$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.stamp-run ## train on simulated slices -> embed a held-out one -> domains: figures and a table (CPU, a few minutes)
+demo: $(VENV)/.stamp-run ## train on simulated slices -> embed a held-out one -> domains: a report (CPU, a few minutes)
 	@$(BIN)/terrazzo demo --out $(OUT)
 	@echo "the result is in $(OUT):"
 	@ls $(OUT)
+	@echo "open it in a browser: $(OUT)/report.html"
 
 test: $(VENV)/.stamp-test ## the default tests
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.stamp-test ## the tests marked slow (having none is no failure)
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+test-browser: $(VENV)/.stamp-browser ## the report in Chromium (skipped where there is none); pictures in build/screenshots
+	$(BIN)/python -m pytest -n 0 -rs -m "slow or not slow" tests/browser
 
 lint: $(VENV)/.stamp-dev ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from terrazzo.errors import OutputError
 pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains all systems
 MODELS = {"stofm", "stimage", "stalign"}
 FILES = {
+    "report.html",
     "demo.h5ad",
     "demo.png",
     "losses.png",
@@ -79,6 +80,12 @@ def test_everything_is_there_and_nothing_else(done: Done) -> None:
         log = pd.read_csv(done.folder / f"{name}.csv")
         assert log["train/loss"].notna().any()
         assert log["val/loss"].notna().any()
+
+
+def test_the_report_shows_all_of_it(done: Done) -> None:
+    text = (done.folder / "report.html").read_text(encoding="utf-8")
+    for word in ("terrazzo demo", "what training does", "SToFM, niche block", "X_stofm_niche_domain", *demo.STAGES):
+        assert word in text
 
 
 @pytest.mark.parametrize(("name", "key"), [("stofm", "X_stofm"), ("stimage", "X_stimage"), ("stalign", "X_stalign")])

@@ -258,6 +258,7 @@ def demo(
     console.print(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}", markup=False)
     written = f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}"
     console.print(f"{written}; models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}", markup=False)
+    console.print(f"Report, open it in a browser: {folder / run_demo.REPORT}", markup=False)
 
 
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:

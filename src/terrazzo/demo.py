@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from terrazzo import keys, plot, simulate
+from terrazzo import keys, plot, report, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
 from terrazzo.models.baselines import Baseline
@@ -33,6 +33,7 @@ ABOUT = (
     "works and what training does, not how good a system is: the tissue is simple, and PCA averaged over neighbours "
     "knows much of it already."
 )
+REPORT = "report.html"
 SEEDS = 5
 SLICES, VALIDATION = 5, 1  # slices to train on, and to follow the losses on; one more is embedded
 STAGES = ("adapt", "pretrain", "patches", "align")  # two of SToFM, one of each other system
@@ -60,13 +61,13 @@ def run(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Path:
-    """Simulate slices, train on all but one, embed that one, find domains, and write it with a figure and a table.
+    """Simulate slices, train on all but one, embed that one, find domains, and write it with figures and a report.
 
     Parameters
     ----------
     out
-        Folder; ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs ``adapt.csv``,
-        ``pretrain.csv``, ``patches.csv`` and ``align.csv`` and the trained checkpoints ``stofm/``, ``stimage/`` and
+        Folder; ``report.html``, ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs
+        ``adapt.csv``, ``pretrain.csv``, ``patches.csv`` and ``align.csv`` and the trained checkpoints ``stofm/``, ``stimage/`` and
         ``stalign/`` go there.
     n_cells
         Cells of each simulated slice.
@@ -110,6 +111,8 @@ def run(
     (folder / "demo.md").write_text(text, encoding="utf-8")
     draw(adata, table, folder / "demo.png")
     draw_losses(folder, folder / "losses.png")
+    shown = [folder / "demo.h5ad", folder / "demo.csv", *(folder / f"{stage}.csv" for stage in STAGES)]
+    report.write(shown, folder / REPORT, title="terrazzo demo", about=ABOUT, embeddings=REPORTED, progress=progress)
     return folder
 
 
@@ -133,6 +136,7 @@ DRAWN = (
     "X_stalign_niche",
     *(b.default_key for b in BASELINES),
 )
+REPORTED = (keys.X_STOFM, keys.X_STIMAGE, keys.X_STALIGN, BASELINES[-1].default_key)
 
 
 def train(

@@ -39,7 +39,7 @@ LOG = "step,epoch,train/own,val/own,val/own_slice_mean\n0,0,1.0,0.9,0.8\n10,0,0.
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory, simulated: Any) -> tuple[Path, AnnData]:
+def small(browser: Any, tmp_path_factory: pytest.TempPathFactory, simulated: Any) -> tuple[Path, AnnData]:
     """Write a report of a slice with histology, two embeddings, domains, hostile names, results and losses."""
     folder = tmp_path_factory.mktemp("report")
     adata = simulated(300, 60, image=True, image_px=400)
@@ -361,7 +361,7 @@ def test_an_old_browser_gets_still_pictures(small: tuple[Path, AnnData], browser
 
 
 @pytest.fixture(scope="session")
-def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AnnData]:
+def large(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AnnData]:
     """Write a report of 100,000 cells."""
     rng, n = np.random.default_rng(0), 100_000
     coords = rng.uniform(0, 8000, (n, 2))

@@ -72,11 +72,13 @@ def _given(path: Path, found: Found, seen: set[Path]) -> None:
         return
     if not path.is_dir():
         raise InputError(f"{path} is neither a slice nor a result; a report takes {_TAKES}.")
-    before = len(found.slices) + len(found.runs) + len(found.results)
+    held = False
     for inside in _walk(path, _DEPTH):
-        if not _take(inside, found, seen, strict=False) and inside.suffix in (".json", ".csv"):
+        if _take(inside, found, seen, strict=False):
+            held = True
+        elif inside.suffix in (".json", ".csv"):
             found.skipped.append(str(inside.relative_to(path)))
-    if before == len(found.slices) + len(found.runs) + len(found.results):
+    if not held:
         raise InputError(f"{path} holds nothing that a report shows; it takes {_TAKES}.")
 
 
