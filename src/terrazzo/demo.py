@@ -67,8 +67,8 @@ def run(
     ----------
     out
         Folder; ``report.html``, ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs
-        ``adapt.csv``, ``pretrain.csv``, ``patches.csv`` and ``align.csv`` and the trained checkpoints ``stofm/``, ``stimage/`` and
-        ``stalign/`` go there.
+        ``adapt.csv``, ``pretrain.csv``, ``patches.csv`` and ``align.csv`` and the trained checkpoints ``stofm/``,
+        ``stimage/`` and ``stalign/`` go there.
     n_cells
         Cells of each simulated slice.
     adapt_epochs, pretrain_epochs, patch_epochs, align_epochs
