@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.models import align_start
 from terrazzo.models.gene_encoders import GeneEncoderConfig, frozen_genes, scaled_values
 from terrazzo.models.projections import Projection
+from terrazzo.models.scgpt import ScGPT, ScGPTConfig
+from terrazzo.nn.scgpt import ScGPTEncoderConfig
 
 Make = Callable[..., Any]
 
@@ -180,3 +183,18 @@ def test_a_cell_encoder_is_frozen_as_it_is(tissue: tz.Slice, tiny_model: Make, s
         frozen_genes(tz.STAlign("tiny", vocabulary))
     with pytest.raises(ConfigError, match="needs cell_encoder"):
         GeneEncoderConfig("cell-encoder", 16)
+
+
+def test_scgpt_is_frozen_as_it_is(tissue: tz.Slice, vocabulary: tz.Vocabulary, tmp_path: Path) -> None:
+    sizes = ScGPTEncoderConfig(vocabulary.n_tokens, hidden_size=16, num_layers=1, num_heads=2, ffn_size=16)
+    source = ScGPT(ScGPTConfig(sizes, max_length=40), vocabulary, seed=3)
+    encoder, theirs = frozen_genes(source)
+    assert theirs is vocabulary
+    wanted = source.encode(tissue, vocabulary.match(tissue))
+    np.testing.assert_allclose(vectors(encoder, tissue, vocabulary), wanted, atol=1e-6)
+    assert not any(p.requires_grad for p in encoder.parameters())
+    tz.STAlign("tiny", vocabulary, gene_encoder=source).save_pretrained(tmp_path / "held")
+    held = tz.load(tmp_path / "held")  # a checkpoint brings its encoders
+    np.testing.assert_allclose(vectors(held.module.gene_encoder, tissue, vocabulary), wanted, atol=1e-6)
+    with pytest.raises(ConfigError, match="needs scgpt"):
+        GeneEncoderConfig("scgpt", 16)

@@ -236,7 +236,7 @@ def test_impossible_starts_are_refused(opened: Any, recipe: Any, histology_folde
     for sections, says in (
         ({"model": {"init": "informed"}}, "no informed start"),
         ({"model": {"checkpoint": other}}, "starts from ST-Align"),
-        ({"model": {"gene_encoder": other}}, "has no encoder of cells"),
+        ({"model": {"gene_encoder": other}}, "encodes no single cell"),
         ({"model": {"checkpoint": held}}, "was made with neighbors 4: set the same"),
         ({"model": {"checkpoint": held, "gene_encoder": held}}, "brings its frozen encoders"),
     ):

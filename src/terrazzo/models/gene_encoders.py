@@ -19,7 +19,10 @@ from terrazzo.config import to_dict
 from terrazzo.errors import ConfigError
 from terrazzo.genes import GeneMatch, Vocabulary
 from terrazzo.models.base import FoundationModel
+from terrazzo.models.scgpt import ScGPTConfig
 from terrazzo.nn.cell_encoder import CellEncoder, CellEncoderConfig
+from terrazzo.nn.scgpt import ScGPTEncoder
+from terrazzo.units.binned import bin_cells
 from terrazzo.units.site_values import Normalise, SliceScale, log_values
 from terrazzo.units.spots import rank_tokens
 
@@ -37,27 +40,28 @@ class GeneEncoderConfig:
     ----------
     kind
         ``"pca"``: principal components of log values of the model's genes, fitted on the training slices.
-        ``"cell-encoder"``: SToFM's or Geneformer's, over ranked genes.
+        ``"cell-encoder"``: SToFM's or Geneformer's, over ranked genes. ``"scgpt"``: scGPT, over binned ones.
     output_dim
         Width of the vector.
     n_genes, normalise, standardise
         Of ``"pca"``: genes used; counts scaled to the slice's median total or to 10,000 (``"paper"``); each gene
         brought to mean 0 and sd 1 within its slice or by the training slices' mean and sd.
-    cell_encoder
-        Of ``"cell-encoder"``.
+    cell_encoder, scgpt
+        Of ``"cell-encoder"`` and of ``"scgpt"``.
 
     Raises
     ------
     ConfigError
-        Sizes below 1; a cell encoder that is not described, or of another width.
+        Sizes below 1; a cell encoder or scGPT that is not described, or of another width.
     """
 
-    kind: Literal["pca", "cell-encoder"] = "pca"
+    kind: Literal["pca", "cell-encoder", "scgpt"] = "pca"
     output_dim: int = 50
     n_genes: int = 1000
     normalise: Normalise = "median"
     standardise: Standardise = "slice"
     cell_encoder: CellEncoderConfig | None = None
+    scgpt: ScGPTConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.output_dim, self.n_genes) < 1:
@@ -66,6 +70,8 @@ class GeneEncoderConfig:
             self.cell_encoder is None or self.cell_encoder.output_dim != self.output_dim
         ):
             raise ConfigError("gene encoder: kind 'cell-encoder' needs cell_encoder, of the same output_dim.")
+        if self.kind == "scgpt" and (self.scgpt is None or self.scgpt.encoder.hidden_size != self.output_dim):
+            raise ConfigError("gene encoder: kind 'scgpt' needs scgpt, whose hidden_size is output_dim.")
 
 
 class GeneEncoder(nn.Module):
@@ -183,13 +189,31 @@ class FrozenCells(GeneEncoder):
         return self.encoder.encode(tokens.flat, tokens.offsets, cls_token=self.cls_token, advance=advance)
 
 
+class FrozenScGPT(GeneEncoder):
+    """scGPT, frozen (eq 5 of the paper); what it leaves to chance is drawn with seed 0."""
+
+    def __init__(self, config: GeneEncoderConfig, special: Mapping[str, int]) -> None:
+        super().__init__(config)
+        self.sizes = cast(ScGPTConfig, config.scgpt)
+        if "<cls>" not in special:
+            raise ConfigError("the vocabulary has no <cls> token, which scGPT needs.")
+        self.cls_token = special["<cls>"]
+        self.encoder = ScGPTEncoder(self.sizes.encoder)
+
+    def encode(self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None) -> Vectors:
+        """Return the cell vectors, float32 ``(n, output_dim)``."""
+        cells = bin_cells(counts, match.column_token, self.sizes.n_bins, self.sizes.max_length, 0)
+        tokens = cells.tokens
+        return self.encoder.encode(tokens.flat, cells.values, tokens.offsets, cls_token=self.cls_token, advance=advance)
+
+
 def frozen_genes(source: str | Path | FoundationModel) -> tuple[GeneEncoder, Vocabulary]:
     """Return the gene encoder of a model, frozen, and the vocabulary that it reads.
 
     Parameters
     ----------
     source
-        SToFM or a cell encoder (Geneformer); a checkpoint folder, or loaded.
+        SToFM, a cell encoder (Geneformer) or scGPT; a checkpoint folder, or loaded.
 
     Raises
     ------
@@ -201,20 +225,28 @@ def frozen_genes(source: str | Path | FoundationModel) -> tuple[GeneEncoder, Voc
     from terrazzo.models.convert import load  # it knows all models, this one too
 
     held: Any = source if isinstance(source, FoundationModel) else load(source)
-    cells = {"stofm": lambda: held.module.cell_encoder, "cell_encoder": lambda: held.module}.get(held.model_type)
-    if cells is None:
-        raise ConfigError(f"{held.title} encodes no single cell; a gene encoder is that of SToFM or a cell encoder.")
-    sizes = held.config.cell_encoder
-    made = FrozenCells(GeneEncoderConfig("cell-encoder", sizes.output_dim, cell_encoder=sizes), held.vocabulary.special)
-    made.encoder.load_state_dict(cells().state_dict())
+    special = held.vocabulary.special
+    made: Any
+    if held.model_type == "scgpt":
+        width = held.config.encoder.hidden_size
+        made, cells = FrozenScGPT(GeneEncoderConfig("scgpt", width, scgpt=held.config), special), held.module
+    elif held.model_type in ("stofm", "cell_encoder"):
+        sizes = held.config.cell_encoder
+        made = FrozenCells(GeneEncoderConfig("cell-encoder", sizes.output_dim, cell_encoder=sizes), special)
+        cells = held.module.cell_encoder if held.model_type == "stofm" else held.module
+    else:
+        raise ConfigError(f"{held.title} encodes no single cell; a gene encoder is SToFM's, a cell encoder or scGPT.")
+    made.encoder.load_state_dict(cells.state_dict())
     made.origin = f"{held.title}, {held.provenance.get('source', held.provenance.get('weights', 'unknown'))}"
     return made.freeze(), held.vocabulary
 
 
 def build(config: GeneEncoderConfig, tokens: Ints, special: Mapping[str, int]) -> GeneEncoder:
     """Make a gene encoder with random weights from its config, the genes' tokens and the special ones."""
-    made = GenePCA(config, tokens) if config.kind == "pca" else FrozenCells(config, special)
-    return made.freeze()
+    if config.kind == "pca":
+        return GenePCA(config, tokens).freeze()
+    kind = FrozenScGPT if config.kind == "scgpt" else FrozenCells
+    return kind(config, special).freeze()
 
 
 def scaled_values(

@@ -17,18 +17,15 @@ from terrazzo.corpus.reading import member_match
 from terrazzo.corpus.spots import SpotBatch, SpotLoader
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, CorpusError
-from terrazzo.genes import Vocabulary
 from terrazzo.models.align_start import fit_standards
 from terrazzo.models.aligned import AlignedSlice
-from terrazzo.models.cells import CellModel
 from terrazzo.models.convert import load
 from terrazzo.models.feature_cache import FeatureCache
 from terrazzo.models.feature_reader import Identity
 from terrazzo.models.features import AlignBatch, Features, Modality
-from terrazzo.models.gene_encoders import FrozenCells, GeneEncoder, GeneEncoderConfig
+from terrazzo.models.gene_encoders import frozen_genes
 from terrazzo.models.stalign import STAlign
 from terrazzo.models.stalign_config import STAlignConfig, preset
-from terrazzo.models.stofm import SToFM
 from terrazzo.nn.image_encoder import FrozenImageEncoder
 from terrazzo.progress import Progress
 from terrazzo.training.config import AlignObjective, PretrainConfig
@@ -120,25 +117,6 @@ def _continued(config: PretrainConfig) -> STAlign:
 def _with(settings: STAlignConfig, goal: AlignObjective) -> STAlignConfig:
     net = replace(settings.net, temperature=goal.temperature, learn_temperature=goal.learn_temperature)
     return replace(settings, net=net)
-
-
-def frozen_genes(folder: str) -> tuple[GeneEncoder, Vocabulary]:
-    """Return the cell encoder of a checkpoint, frozen, and the vocabulary that it reads.
-
-    Raises
-    ------
-    ConfigError
-        A checkpoint without a cell encoder.
-    """
-    held: Any = load(folder)
-    if not isinstance(held, SToFM | CellModel):
-        raise ConfigError(f"{folder} holds a {held.title}, which has no encoder of cells (model.gene_encoder).")
-    cells = held.module.cell_encoder if isinstance(held, SToFM) else held.module
-    sizes = held.config.cell_encoder
-    settings = GeneEncoderConfig("cell-encoder", sizes.output_dim, cell_encoder=sizes)
-    found = FrozenCells(settings, held.vocabulary.special)
-    found.encoder.load_state_dict(cells.state_dict())
-    return found.freeze(), held.vocabulary
 
 
 def members(config: PretrainConfig, corpus: Corpus, split: str) -> list[str]:

@@ -60,8 +60,8 @@ class ModelSource:
         Folder of a transformers vision model, which encodes niches and stays as it is (ST-Align); "": a small vision
         transformer with random weights.
     gene_encoder
-        Folder of a SToFM or cell encoder checkpoint, which encodes the genes of spots and stays as it is (ST-Align);
-        "": principal components of the training slices.
+        Folder of a SToFM, cell encoder or scGPT checkpoint, which encodes the genes of spots and stays as it is
+        (ST-Align); "": principal components of the training slices.
     """
 
     preset: str = "small"
