@@ -2,9 +2,9 @@
 
 ``python benchmarks/stalign_weights.py DATA --task her2st-A|her2st-B|her2st-C|dlpfc --keep FOLDER [--seeds 1]``
 
-``FOLDER/VARIANT-SEED/model`` is what ``terrazzo bench st-align-2 --models stalign@PART=...`` takes. The held-out patient
-(her2st-A: trained on B and C; ...) is the corpus's validation split: its losses and recall are logged, nothing is
-chosen by them. The picture of A2 lies about two spots beside its spots: it is left out.
+``FOLDER/VARIANT-SEED/model`` is what ``terrazzo bench st-align-2 --models stalign@PATIENT=...`` takes. The patient that
+is held out (her2st-A: trained on B and C; ...) is the corpus's validation split: its losses and recall are logged,
+nothing is chosen by them. The picture of A2 lies about two spots beside its spots: it is left out.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def main() -> None:
         out, start = options.keep / f"{options.variant}-{seed}", time.perf_counter()
         if not (out / "model" / "config.json").is_file():
             tz.pretrain(recipe(options.keep, out, options, seed))
-        print(options.task, options.variant, seed, f"{time.perf_counter() - start:.0f} s", pretrain.held_out_losses(out))
+        print(
+            options.task, options.variant, seed, f"{time.perf_counter() - start:.0f} s", pretrain.held_out_losses(out)
+        )
 
 
 if __name__ == "__main__":
