@@ -29,7 +29,7 @@ def ari(adata, use_rep: str) -> list[float]:
     import terrazzo as tz
 
     k = adata.obs["region"].nunique()
-    found = tz.tasks.evaluate_domains(adata, use_rep=use_rep, label="region", n_domains=k, runs=5, progress=False)
+    found = tz.tasks.evaluate_domains(adata, use_rep=use_rep, label="region", n_domains=k)
     scores = found.metrics
     return scores[(scores["metric"] == "ari") & (scores["split"] == "whole")]["value"].tolist()
 
