@@ -163,7 +163,7 @@ def test_large_context_with_gradients(model: SE2Transformer, monkeypatch: pytest
     sub = Sub(60, 7, full=full)
     ours, theirs = model(sub.x, sub.types, [sub.pairs()]).hidden, plain(model, sub)[0]
     close(ours, theirs)
-    # the scale of distances, one number, sums terms that cancel: 2.7e-5 apart on an AMD processor, below 1e-5 on an Intel
+    # the scale of distances, one number, sums terms that cancel: 2.7e-5 on an AMD processor, below 1e-5 on an Intel
     check_gradients(grad_of(model, loss_of(ours)), grad_of(model, loss_of(theirs)), 5e-5)
 
 
