@@ -10,6 +10,8 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from terrazzo import keys
+from terrazzo.slices.geometry import find_geometry
 from terrazzo.slices.slice import Slice
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ class Opened:
         int64 (n,): rows of ``home`` that the cells are; None: all.
     table
         Name of the table in a SpatialData; None elsewhere.
+    native
+        float64 (n, 2): where ``adata`` has other coordinates than the vendor's, those: what is known of a platform's
+        units is known of them.
     """
 
     adata: AnnData
@@ -72,7 +77,22 @@ class Opened:
     home: AnnData | None = None
     rows: NDArray[np.int64] | None = None
     table: str | None = None
+    native: NDArray[np.float64] | None = None
 
     def to_slice(self, **options: Any) -> Slice:
         """Check it and freeze it; ``options`` (of :meth:`terrazzo.Slice.from_anndata`) go before what is known."""
-        return Slice.from_anndata(self.adata, **{"name": self.name, "image": self.image, **self.known, **options})
+        elsewhere = options.get("spatial_key", keys.SPATIAL) != keys.SPATIAL  # what is known is not known of those
+        given = {"name": self.name, "image": self.image, **({} if elsewhere else self.known), **options}
+        unsaid = given.get("unit") is None and given.get("microns_per_unit") is None
+        if self.native is not None and unsaid and not elsewhere:
+            given["microns_per_unit"] = self._microns(self.native, given.get("technology"))
+        return Slice.from_anndata(self.adata, **given)
+
+    def _microns(self, native: NDArray[np.float64], technology: str | None) -> float | None:
+        """Micrometres in a unit of the coordinates, from what is known of the vendor's; None where that is unknown."""
+        vendor = find_geometry(self.adata, native, None, None, technology)
+        mapped = np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64)
+        spread, before = (float(np.sqrt(np.var(xy[:, :2], axis=0).sum())) for xy in (mapped, native))
+        if vendor.unit != "um":
+            return None
+        return vendor.scale * before / spread if spread > 0 and before > 0 else vendor.scale
