@@ -171,7 +171,7 @@ def test_spatialdata_that_cannot_be_used_is_refused():
         (spatialdata(array_of(pixels, a=turned), {"a": scaled(1)}), "more than a scale"),
         (spatialdata(array_of(pixels, a=scaled(1, -1)), {"a": scaled(1)}), "more than a scale"),
         (spatialdata(good, {"a": scaled(1)}, region=["spots", "cells"]), "pass region="),
-        (spatialdata(good, {"a": scaled(1)}, region="cells"), "no shapes or labels"),
+        (spatialdata(good, {"a": scaled(1)}, region="cells"), "no shapes, labels or points"),
         (spatialdata(good, {"a": "identity"}), "cannot read the transformation"),
         (spatialdata(SimpleNamespace(data=pixels, dims=("y", "x", "c"), attrs={}), {}), "axes c, y and x"),
     ]:
