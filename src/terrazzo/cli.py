@@ -21,6 +21,7 @@ from terrazzo._version import __version__
 from terrazzo.cli_common import (
     PICTURE,
     SLICE,
+    Chosen,
     Image,
     ImageScale,
     Layer,
@@ -89,6 +90,7 @@ def info(
     organism: Organism = None,
     technology: Technology = None,
     microns_per_unit: Microns = None,
+    part: Chosen | None = None,
 ) -> None:
     """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
@@ -99,6 +101,7 @@ def info(
     Example: terrazzo info slice.h5ad --overlay overlay.png --image he.jpg --image-scale 0.5
     """
     import terrazzo as tz
+    from terrazzo.slices import read_opened
 
     asked: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
     laid = {k: v for k, v in asked.items() if v is not None}
@@ -112,10 +115,11 @@ def info(
     loaded = tz.load(model) if model is not None else None
     console = out_console()
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= image_option(image, image_scale)
+    options |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     for path in slices:
-        tissue = tz.read(path, allow_normalised=True, **options)
+        tissue, opened = read_opened(path, allow_normalised=True, **options)
         console.print(f"[bold]{escape(str(path))}[/bold]")
+        console.print(f"  {'recognised as':<22}{'; '.join([opened.format, *opened.notes])}", markup=False)
         for key, value in tissue.describe().items():
             console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
         if loaded is not None:
@@ -169,6 +173,7 @@ def embed(
     organism: Organism = None,
     technology: Technology = None,
     microns_per_unit: Microns = None,
+    part: Chosen | None = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
 ) -> None:
@@ -181,7 +186,7 @@ def embed(
     console = out_console()
     loaded = tz.load(model, device=device)
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= {"orthologs": str(orthologs) if orthologs else None}
+    options |= {"orthologs": str(orthologs) if orthologs else None, **(part or Chosen()).options()}
     if not loaded.trained:
         console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
     cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "precision": precision}

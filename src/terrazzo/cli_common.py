@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -30,12 +31,33 @@ Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, he
 Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
 Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
 Image = Annotated[
-    Path | None, Parameter(group=PICTURE, help="Histology of one slice (PNG, JPEG, TIFF); default: that in the slice.")
+    Path | None,
+    Parameter(
+        group=PICTURE, help="Histology of one slice: a file, or a name in its store; default: that in the slice."
+    ),
 ]
 ImageScale = Annotated[
     float | None,
     Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
 ]
+
+
+@Parameter(name="*", group=SLICE)
+@dataclass(frozen=True)
+class Chosen:
+    """Which part of a store that holds several is the slice."""
+
+    table: Annotated[str | None, Parameter(help="Table of a SpatialData; needed where it has several.")] = None
+    region: Annotated[
+        str | None, Parameter(help="Region that the table annotates; needed where there are several.")
+    ] = None
+    coordinate_system: Annotated[str | None, Parameter(help='Of a SpatialData; default "global".')] = None
+
+    def options(self) -> dict[str, str]:
+        """Return what was chosen, as keywords."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
 Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
 
 
@@ -55,6 +77,8 @@ def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
         if scale is not None:
             raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
         return {}
+    if not image.suffix and len(image.parts) == 1 and not image.exists():  # a picture of the store or folder
+        return {"image": str(image)}
     return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
@@ -68,20 +92,20 @@ def say_aside(line: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
-def read_slice(path: Path) -> AnnData:
+def read_slice(path: Path, part: Chosen | None = None) -> AnnData:
     """Read a slice from a file."""
     from terrazzo.slices import read_anndata
 
-    return read_anndata(path)
+    return read_anndata(path, **(part or Chosen()).options())
 
 
-def write_slice(adata: AnnData, target: Path) -> None:
-    """Write a slice, whole or not at all."""
-    from terrazzo.models.files import check_writable, write_atomically
+def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None = None) -> None:
+    """Write a slice that was read from a source, whole or not at all; of a store, a copy of it."""
+    from terrazzo.models.files import check_writable, write_back
 
     check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(adata, target)
+    write_back(adata, target, source, **(part or Chosen()).options())
 
 
 def only_one(slices: list[Any]) -> Any:

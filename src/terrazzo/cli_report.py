@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from terrazzo.cli_common import (
+    Chosen,
     Image,
     ImageScale,
     Layer,
@@ -49,6 +50,7 @@ def report(
     organism: Organism = None,
     technology: Technology = None,
     microns_per_unit: Microns = None,
+    part: Chosen | None = None,
     image: Image = None,
     image_scale: ImageScale = None,
     seed: Seed = 0,
@@ -60,7 +62,7 @@ def report(
     import terrazzo as tz
 
     read = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    read |= image_option(image, image_scale)
+    read |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     target = tz.report.write(
         sources, out, title=title, embeddings=use_rep, genes=gene or (), n_genes=n_genes, projection=projection,
         seed=seed, **read,

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from terrazzo.cli_common import (
     SCORES,
+    Chosen,
     Embedded,
     Head,
     Out,
@@ -45,6 +46,7 @@ def domains(
     refine: Annotated[int, Parameter(help="Majority of so many neighbours; 0: off.")] = 0,
     n_seeds: Annotated[int, Parameter(help="Consensus of several seeds.")] = 1,
     label: Annotated[str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")] = None,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Find tissue domains in embedded slices; write the slices and a figure of each.
@@ -54,11 +56,11 @@ def domains(
     import terrazzo as tz
 
     for path, target in zip(slices, targets_of(slices, out), strict=True):
-        adata, column = read_slice(path), tz.keys.domain_key(use_rep.replace(":", "_"))
+        adata, column = read_slice(path, part), tz.keys.domain_key(use_rep.replace(":", "_"))
         chosen: dict[str, Any] = {"use_rep": use_rep, "n_domains": n_domains, "method": method, "refine": refine}
         tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
         result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
-        write_slice(adata, target)
+        write_slice(adata, target, path, part)
         figure: Any = tz.plot.spatial(adata, color=column).figure
         tz.plot.save(figure, target.with_suffix(".png"))
         say(f"{path.name}: {n_domains} domains in obs[{column!r}], {target} and .png")
@@ -153,7 +155,7 @@ def finetune(
         adata = read_slice(path)
         tuned.predict(adata)
         tuned.probe.annotate(adata, use_rep="X_stofm:all")
-        write_slice(adata, target)
+        write_slice(adata, target, path)
         say(f"{path.name}: annotated, {target}")
 
 
@@ -214,5 +216,5 @@ def _learn(
     for path, target in zip(predict, targets, strict=True):
         adata = read_slice(path)
         fitted.annotate(adata)
-        write_slice(adata, target)
+        write_slice(adata, target, path)
         say(f"{path.name}: annotated, {target}")

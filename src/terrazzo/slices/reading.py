@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.sdata import is_store, refuse_code
+from terrazzo.sdata.opening import TABLES
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
@@ -56,16 +57,28 @@ def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **opti
     InputError
         As :func:`open_slice` and :meth:`Slice.from_anndata`, with the path in front.
     """
-    choices, rest = split_choices(options)
     if hasattr(path, "tables"):  # SpatialData, without importing it
+        choices, rest = split_choices(options)
         return open_spatialdata(path, choices).to_slice(**rest)
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
             raise InputError(f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata")
         return [read(one, **options) for one in path]
+    return read_opened(path, **options)[0]
+
+
+def read_opened(path: str | os.PathLike[str], **options: Any) -> tuple[Slice, Opened]:
+    """Read one slice, as :func:`read`, and return also what it was recognised as.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`read`.
+    """
+    choices, rest = split_choices(options)
     opened = open_slice(path, choices)
     try:
-        return opened.to_slice(**rest)
+        return opened.to_slice(**rest), opened
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -99,6 +112,8 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
         return platform.read(platform.locate(path, choices), name_of(path), choices)
     if is_store(path):
         return open_spatialdata(path, choices)
+    if (store := store_of(path)) is not None:
+        return open_spatialdata(store, dataclasses.replace(choices, table=path.name))
     return Opened(_read_anndata(path), "AnnData", path.stem)
 
 
@@ -129,18 +144,33 @@ def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
         As :func:`open_slice`; nothing is read.
     """
     platform = recognise(path)
+    choices = choices or Choices()
+    if platform is None and (store := store_of(path)) is not None:
+        table = choices.table if store == path else path.name
+        return content_of(store, dataclasses.replace(choices, table=table))
     if platform is None:
-        return content_of(path, choices or Choices()) if is_store(path) else [path]
-    return sorted(platform.locate(path, choices or Choices()).values())
+        return [path]
+    return sorted(platform.locate(path, choices).values())
+
+
+def store_of(path: Path) -> Path | None:
+    """Return the SpatialData store that a path is, or is a table of; None for all else."""
+    if is_store(path):
+        return path
+    above = path.parents[1] if len(path.parents) > 1 else None
+    found = above is not None and path.parent.name in TABLES and path.is_dir() and is_store(above)
+    return above if found else None
 
 
 def _check_choices(path: Path, platform: Platform | None, choices: Choices) -> None:
-    store = platform is None and is_store(path)
+    store = store_of(path) if platform is None else None
     takes = platform.takes if platform is not None else TAKES if store else ()
     for name in _CHOICES:
         if getattr(choices, name) is not None and name not in takes:
             kind = platform.name if platform is not None else "a SpatialData" if store else "an AnnData"
             raise ConfigError(f"{name}= means nothing for {path}, which is {kind}")
+    if store not in (None, path) and choices.table not in (None, path.name):
+        raise ConfigError(f"{path} is a table already; table={choices.table!r} is another")
 
 
 def _is_zarr(path: Path) -> bool:

@@ -69,7 +69,7 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
     image, said = _picture(held, choices.image, element, system)
     return Opened(
         adata, "SpatialData", held.name, image, (*notes, *more, *said), known, home=table, rows=rows, table=table_name,
-        native=native,
+        store=held.path, native=native,
     )  # fmt: skip
 
 
@@ -133,7 +133,8 @@ def _placed(
     if found.unit.lower() in UM_WORDS or system.lower() in UM_WORDS:
         return adata, None, {"unit": "um"}, notes
     if vendor is None and element.kind == "labels" and keys.ARRAY_ROW not in adata.obs.columns:
-        return adata, None, {"unit": "pixel"}, notes  # no platform counts in pixels of its labels
+        unit = "pixel" if found.is_identity else "unknown"
+        return adata, None, {"unit": unit}, notes  # no platform's unit is the pixel of its labels
     return adata, own if vendor is None else vendor, {}, notes
 
 
