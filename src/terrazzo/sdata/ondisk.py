@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from terrazzo.errors import InputError
 from terrazzo.sdata import centres
-from terrazzo.sdata.container import Container, Element
+from terrazzo.sdata.container import ATTRS, Container, Element
 from terrazzo.sdata.opening import TABLES, refuse_code
 from terrazzo.sdata.rasters import boxes, check_chunks
 from terrazzo.sdata.transforms import System, from_records
@@ -67,6 +67,22 @@ def read_table(path: Path) -> AnnData:
 
     with _reading(f"table {path.name!r} of {path.parents[1]}"):
         return anndata.read_zarr(path)
+
+
+def read_annotation(path: Path) -> AnnData:
+    """Read of a table what it annotates and its ``obs``, without its counts.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    from anndata.io import read_elem
+
+    with _reading(f"table {path.name!r} of {path.parents[1]}"):
+        group = _group(path)
+        told = {ATTRS: read_elem(group["uns"][ATTRS])} if ATTRS in group["uns"] else {}
+        return AnnData(obs=read_elem(group["obs"]), uns=told)
 
 
 def _inside(folder: Path) -> list[str]:

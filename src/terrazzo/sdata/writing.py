@@ -15,8 +15,8 @@ from typing import Any
 from anndata import AnnData
 
 from terrazzo.errors import InputError, OutputError
-from terrazzo.sdata.ondisk import table_folder
-from terrazzo.sdata.opening import open_container, refuse_code
+from terrazzo.sdata.ondisk import read_annotation, table_folder
+from terrazzo.sdata.opening import open_container
 
 _BLOCK = 2**30  # bytes that are copied by one call
 _OWN = ("encoding-type", "encoding-version")  # attributes that writing a table sets
@@ -158,15 +158,10 @@ def _consolidate(store: Path) -> None:
 
 
 def _check_rows(folder: Path, adata: AnnData) -> None:
-    import zarr
-    from anndata.io import read_elem
-
-    refuse_code(folder)
-    obs = zarr.open_group(folder, mode="r", use_consolidated=False)["obs"]
-    index = read_elem(obs[str(obs.attrs.get("_index", "_index"))])
-    if len(index) != adata.n_obs or (index.astype(str) != adata.obs_names.astype(str)).any():
+    names = read_annotation(folder).obs_names
+    if len(names) != adata.n_obs or (names.astype(str) != adata.obs_names.astype(str)).any():
         raise InputError(
-            f"the AnnData has {adata.n_obs} rows that are not the {len(index)} of {folder}; pass the table as it was "
+            f"the AnnData has {adata.n_obs} rows that are not the {len(names)} of {folder}; pass the table as it was "
             "read from there, with the same rows in the same order"
         )
 

@@ -14,7 +14,7 @@ from terrazzo import keys
 from terrazzo.errors import InputError
 from terrazzo.sdata import Container, Element, centres_in, choose_system, open_container
 from terrazzo.sdata.container import annotated
-from terrazzo.sdata.ondisk import table_folder
+from terrazzo.sdata.ondisk import read_annotation, table_folder
 from terrazzo.slices.geometry import UM_WORDS
 from terrazzo.slices.opened import Choices, Opened
 
@@ -77,8 +77,7 @@ def content_of(path: Path, choices: Choices) -> list[Path]:
     """Return the folders of a store that a slice's content is in: its table, what that annotates, and the images."""
     held = open_container(path)
     name = held.table_name(choices.table)
-    table = held.tables[name]()
-    region = _choose_region(table, name, choices.region, held)[0]
+    region = _choose_region(read_annotation(table_folder(path) / name), name, choices.region, held)[0]
     folders = [path / kind / str(region) for kind in ("shapes", "labels", "points")]
     images = [path / "images" / one for one in held.images if choices.image in (None, one)]
     return sorted([table_folder(path) / name, *(one for one in (*folders, *images) if one.is_dir())])
