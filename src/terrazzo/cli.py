@@ -101,7 +101,6 @@ def info(
     Example: terrazzo info slice.h5ad --overlay overlay.png --image he.jpg --image-scale 0.5
     """
     import terrazzo as tz
-    from terrazzo.slices import read_opened
 
     asked: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
     laid = {k: v for k, v in asked.items() if v is not None}
@@ -117,9 +116,8 @@ def info(
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     for path in slices:
-        tissue, opened = read_opened(path, allow_normalised=True, **options)
+        tissue = tz.read(path, allow_normalised=True, **options)
         console.print(f"[bold]{escape(str(path))}[/bold]")
-        console.print(f"  {'recognised as':<22}{'; '.join([opened.format, *opened.notes])}", markup=False)
         for key, value in tissue.describe().items():
             console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
         if loaded is not None:

@@ -355,5 +355,8 @@ def _scales(scale: str, modality: str) -> tuple[Scale, ...]:
 
 def _opened(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
     """Open a picture; the name of one within what is no AnnData stays a name."""
-    named = isinstance(image, str) and not Path(image).suffix and not isinstance(data, AnnData | Slice | None)
-    return image if isinstance(image, TissueImage) or named else TissueImage.from_file(image)
+    if isinstance(image, TissueImage):
+        return image
+    if isinstance(image, str) and not Path(image).suffix and not isinstance(data, AnnData | Slice | None):
+        return image
+    return TissueImage.from_file(image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,8 @@ class Opened:
 
     def to_slice(self, **options: Any) -> Slice:
         """Check it and freeze it; ``options`` (of :meth:`terrazzo.Slice.from_anndata`) go before what is known."""
-        return Slice.from_anndata(self.adata, **self.arguments(**options))
+        tissue = Slice.from_anndata(self.adata, **self.arguments(**options))
+        return replace(tissue, origin="; ".join([self.format, *self.notes]))
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         """Return what :meth:`terrazzo.Slice.from_anndata` is to be told of ``adata``: what is known, and options."""

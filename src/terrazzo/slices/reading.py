@@ -57,28 +57,16 @@ def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **opti
     InputError
         As :func:`open_slice` and :meth:`Slice.from_anndata`, with the path in front.
     """
+    choices, rest = split_choices(options)
     if hasattr(path, "tables"):  # SpatialData, without importing it
-        choices, rest = split_choices(options)
         return open_spatialdata(path, choices).to_slice(**rest)
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
             raise InputError(f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata")
         return [read(one, **options) for one in path]
-    return read_opened(path, **options)[0]
-
-
-def read_opened(path: str | os.PathLike[str], **options: Any) -> tuple[Slice, Opened]:
-    """Read one slice, as :func:`read`, and return also what it was recognised as.
-
-    Raises
-    ------
-    InputError, ConfigError
-        As :func:`read`.
-    """
-    choices, rest = split_choices(options)
     opened = open_slice(path, choices)
     try:
-        return opened.to_slice(**rest), opened
+        return opened.to_slice(**rest)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
 

@@ -59,6 +59,8 @@ class Slice:
         False only where normalised values were explicitly allowed.
     source
         Where the values were found: "X", "raw.X" or "layers['...']".
+    origin
+        What a path or a SpatialData was recognised as, and what its reader had to say; "" for an AnnData in memory.
     """
 
     counts: sp.csr_matrix
@@ -76,6 +78,7 @@ class Slice:
     organism: str = "unknown"
     is_counts: bool = True
     source: str = "X"
+    origin: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -131,6 +134,7 @@ class Slice:
         extent = np.ptp(self.coords, axis=0)
         return {
             "name": self.name,
+            "recognised_as": self.origin or "AnnData in memory",
             "technology": self.technology,
             "organism": self.organism,
             "n_cells": self.n_cells,
