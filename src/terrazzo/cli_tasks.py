@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -171,7 +172,7 @@ def bench(
     ] = None,
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
-    work: Annotated[Path | None, Parameter(help="Keep what an ablation trains in this folder.")] = None,
+    work: Annotated[Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")] = None,
 ) -> None:
     """Make a paper's table, or one of the data at hand: ours beside what was published.
 
@@ -187,12 +188,15 @@ def bench(
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
-    found = run(protocol, data=data, models=models or (), work=work, say=say_aside)
+    rows = (work or out) / f".{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
+    found = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
     options: list[tuple[str, list[Any]]] = [
         ("--data", [data]), ("--models", models or [None]), ("--seeds", [seeds]), ("--out", [out]), ("--work", [work])
     ]  # fmt: skip
     words = [str(w) for name, values in options for w in (name, *values) if None not in values]
     target = render.write(found, out, command=shlex.join(["terrazzo", "bench", table, *words]))
+    if work is None:
+        shutil.rmtree(rows, ignore_errors=True)  # the table holds them now
     say(target.read_text(encoding="utf-8"))
     say(f"Table: {target}, .html, .json, .png")
 
