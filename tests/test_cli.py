@@ -169,16 +169,6 @@ def test_what_nobody_expected_is_exit_code_1(
     assert ("Traceback" in err) == debug
 
 
-def test_an_interrupt_is_exit_code_1(call: Any, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tz, "read", stop)
-    code, _, err = call("info", sample)
-    assert code == 1
-    assert "stopped" in err
-
-
 def test_warnings_go_to_standard_error(call: Any, simulated: Any, checkpoint: Path, tmp_path: Path) -> None:
     adata = simulated(60)
     del adata.uns["technology"]

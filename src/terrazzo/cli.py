@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb. Exit codes: 0 done; 2 wrong usage or bad input; 1 anything else."""
+"""The command line: one thin function a verb. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C; 1 else."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from terrazzo.cli_common import (
     slice_options,
 )
 from terrazzo.cli_corpus import corpus_app
+from terrazzo.cli_stop import EXIT_CODE, kept, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
 HINT = "Add --debug to any command for a full traceback."
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", TerrazzoWarning)
             app(words, exit_on_error=False, print_error=False, result_action="return_none")
@@ -295,8 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
         return 2
     except KeyboardInterrupt:
-        errors.print("stopped; what is finished is kept, nothing is half-written")
-        return 1
+        errors.print(f"stopped: {kept(words)}")
+        return EXIT_CODE
     except Exception as error:
         if debug:
             traceback.print_exc()

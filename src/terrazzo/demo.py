@@ -26,6 +26,7 @@ from terrazzo.training import config as recipes
 from terrazzo.training import log_files
 from terrazzo.training.run import pretrain
 from terrazzo.units.patches import PatchConfig
+from terrazzo.writing import write_text
 
 ABOUT = (
     "SToFM, ST as images and ST-Align, preset tiny, trained for a few minutes on simulated slices, then used on a "
@@ -106,9 +107,9 @@ def run(
         baseline.embed(adata)
     table = score(adata, METHODS)
     write_atomically(adata, folder / "demo.h5ad")
-    table.to_csv(folder / "demo.csv", index=False)
+    write_text(folder / "demo.csv", table.to_csv(index=False))
     text = f"{ABOUT}\n\n{markdown(table)}\n\n{told(found, adata.n_obs)}\n"
-    (folder / "demo.md").write_text(text, encoding="utf-8")
+    write_text(folder / "demo.md", text)
     draw(adata, table, folder / "demo.png")
     draw_losses(folder, folder / "losses.png")
     shown = [folder / "demo.h5ad", folder / "demo.csv", *(folder / f"{stage}.csv" for stage in STAGES)]

@@ -28,6 +28,7 @@ from terrazzo.tasks.probes import Probe
 from terrazzo.tasks.readouts import head_config, head_record, make, statistics
 from terrazzo.tasks.splits import Split, all_rows
 from terrazzo.training.config import OptimConfig
+from terrazzo.training.interrupts import interruptible
 from terrazzo.training.objectives import rate
 from terrazzo.training.resuming import seed_everything
 from terrazzo.training.run import own_streams, quiet
@@ -210,6 +211,7 @@ def finetune(
     with contextlib.ExitStack() as around:
         around.enter_context(own_streams())
         around.enter_context(quiet())
+        around.enter_context(interruptible())
         seed_everything(seed)
         run = FineTuning(tuned, readout, scenes, chosen, seed)
         bar = Progress(progress).stage("fine-tune", len(run.steps) * chosen.max_epochs, "steps")
