@@ -16,8 +16,6 @@ import terrazzo as tz
 from terrazzo import demo
 from terrazzo.cli import main
 
-VERBS = [["info"], ["embed"], ["convert", "stofm"], ["convert", "geneformer"], ["demo"]]
-
 
 @pytest.fixture
 def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
@@ -41,22 +39,6 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
         return code, captured.out, captured.err
 
     return run
-
-
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_shows_an_example(call: Any, verb: list[str]) -> None:
-    code, out, err = call(*verb, "--help")
-    assert code == 0
-    assert f"Example: terrazzo {' '.join(verb)}" in " ".join(out.split())
-    assert err == ""
-
-
-def test_help_names_every_verb(call: Any) -> None:
-    code, out, _ = call("--help")
-    assert code == 0
-    for word in ("info", "embed", "convert", "demo", "--debug"):
-        assert word in out
-    assert call()[0] == 0
 
 
 def test_version(call: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
@@ -19,8 +19,14 @@ from rich.markup import escape
 from terrazzo import cli_convert, cli_genes, cli_report, cli_tasks
 from terrazzo._version import __version__
 from terrazzo.cli_common import (
+    CUT,
+    FIRST,
+    GRID,
+    OPTIONS,
+    OTHERS,
     PICTURE,
     SLICE,
+    TRAINING,
     Image,
     ImageScale,
     Layer,
@@ -32,6 +38,7 @@ from terrazzo.cli_common import (
     slice_options,
 )
 from terrazzo.cli_corpus import corpus_app
+from terrazzo.cli_help import OneScreen
 from terrazzo.cli_stop import EXIT_CODE, kept, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
@@ -40,8 +47,13 @@ HINT = "Add --debug to any command for a full traceback."
 app = App(
     name="terrazzo",
     help="Foundation models for spatial transcriptomics: one good vector per cell.\n\n"
-    "Example: terrazzo embed slice.h5ad --model checkpoint --out embedded",
-    help_epilogue=HINT,
+    f"Example: terrazzo embed slice.h5ad --model checkpoint --out embedded\n\nMore: terrazzo VERB --help. {HINT}",
+    group_arguments=OPTIONS,
+    group_parameters=OPTIONS,
+    group_commands=OTHERS,
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
+    help_format="plaintext",
+    help_formatter=OneScreen(),
     version=__version__,
     suppress_keyboard_interrupt=False,  # main says what an interrupt leaves
 )
@@ -50,9 +62,6 @@ app.command(corpus_app)
 cli_tasks.register(app)
 cli_genes.register(app)
 cli_report.register(app)
-
-CUT = Group("How to cut the slice (SToFM)")
-GRID = Group("How to lay the slice out (ST as images)")
 
 GridLayout = Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)]
 BinUm = Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")]
@@ -67,7 +76,7 @@ def out_console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
-@app.command
+@app.command(group=FIRST)
 def info(
     slices: Annotated[list[Path], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
     /,
@@ -94,9 +103,7 @@ def info(
     """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
     Example: terrazzo info slice.h5ad --model checkpoint
-
     Example: terrazzo info cells.h5ad --grid grid.png --bin-um 20
-
     Example: terrazzo info slice.h5ad --overlay overlay.png --image he.jpg --image-scale 0.5
     """
     import terrazzo as tz
@@ -131,7 +138,7 @@ def info(
             console.print(f"  {'figure':<22}{tz.plot.save(figure, overlay)}", markup=False)
 
 
-@app.command
+@app.command(group=FIRST)
 def embed(
     slices: Annotated[list[str], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
     /,
@@ -141,7 +148,7 @@ def embed(
     key: Annotated[str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
-        Parameter(help="bfloat16: faster where the CPU has it; its error is measured. Default float32."),
+        Parameter(help="Default float32; bfloat16 is faster where the CPU has it."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[
@@ -173,7 +180,7 @@ def embed(
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
 ) -> None:
-    """Give every cell one vector, in obsm; finished slices are recognised and not done again.
+    """Give every cell one vector, in obsm; slices that are finished are left alone.
 
     Example: terrazzo embed a.h5ad b.h5ad --model checkpoint --out embedded
     """
@@ -211,7 +218,7 @@ def embed(
         raise tz.errors.InputError(f"{len(failed)} of {len(slices)} slices could not be used; the others are done.")
 
 
-@app.command
+@app.command(group=TRAINING)
 def pretrain(
     config: Annotated[Path, Parameter(help="Recipe (YAML), as in configs/.")],
     /,
@@ -240,14 +247,14 @@ def pretrain(
         out_console().print(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}", markup=False)
 
 
-@app.command
+@app.command(group=FIRST)
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
     cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 700,
     seed: Annotated[int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))] = 0,
 ) -> None:
-    """Simulate a small corpus, train on it, find the domains of a slice that was held out; a few minutes.
+    """Simulate a small corpus, train on it, find the domains of another slice: minutes.
 
     Example: terrazzo demo --out my-demo
     """

@@ -14,8 +14,15 @@ if TYPE_CHECKING:
 
     from terrazzo.tasks import TaskResult
 
-SCORES, SLICE = Group("How it is scored"), Group("How to read the slice")
-PICTURE = Group("Histology")  # what ST-Align looks at, and what lies under figures
+# Of verbs, in the order of `terrazzo --help`, and of options, in that of a verb's.
+FIRST, TASKS = Group.create_ordered("Start here"), Group.create_ordered("Ask a question")
+TRAINING, SHOWING = Group.create_ordered("Train your own"), Group.create_ordered("Compare and show")
+OTHERS = Group.create_ordered("More")
+OPTIONS = Group.create_ordered("Options")
+CUT = Group.create_ordered("How to cut the slice (SToFM)")
+GRID = Group.create_ordered("How to lay the slice out (ST as images)")
+PICTURE = Group.create_ordered("Histology (ST-Align, and figures)")
+SCORES, SLICE = Group.create_ordered("How it is scored"), Group.create_ordered("How to read the slice")
 
 Embedded = Annotated[list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")]
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]

@@ -7,13 +7,19 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli_common import say
+from terrazzo.cli_common import OPTIONS, TRAINING, say
 
 
 def register(app: App) -> None:
     """Add the verbs to the command line."""
-    verbs = App(name="convert", help="Published weights to a checkpoint folder.\n\n"
-        "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint")  # fmt: skip
+    verbs = App(
+        name="convert",
+        group=TRAINING,
+        group_arguments=OPTIONS,
+        group_parameters=OPTIONS,
+        help="Published weights to a checkpoint folder.\n\n"
+        "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint",
+    )
     for verb in (stofm, geneformer, scgpt, uni):
         verbs.command(verb)
     app.command(verbs)

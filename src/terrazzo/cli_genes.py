@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from terrazzo.cli_common import (
     SCORES,
+    TASKS,
     Head,
     Out,
     Runs,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def register(app: App) -> None:
     """Add the verbs to the command line."""
     for verb in (impute, reconstruct, predict_genes):
-        app.command(verb)
+        app.command(verb, group=TASKS)
 
 
 def impute(
@@ -45,7 +46,7 @@ def impute(
     runs: Runs = 3,
     seed: Seed = 0,
 ) -> None:
-    """Hide genes of a panel before anything is read, embed the rest, and predict the hidden ones.
+    """Hide genes of a panel, embed what is left, and predict the hidden ones.
 
     Example: terrazzo impute a.h5ad --test b.h5ad --model checkpoint --out imputed
     """
@@ -86,7 +87,7 @@ def reconstruct(
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Hide squares of a slice and predict them, beside the mean of the nearest cells and linear interpolation.
+    """Hide squares of a slice and predict them, beside what trivial answers say.
 
     Example: terrazzo reconstruct a.h5ad --model checkpoint --size 4 8 16 --out reconstructed
     """
@@ -134,11 +135,11 @@ def predict_genes(
     runs: Runs = 3,
     seed: Seed = 0,
 ) -> None:
-    """Predict expression from histology; write slices with obsm["expression_predicted"], a figure of each, scores.
+    """Predict expression from histology, as obsm["expression_predicted"], with scores.
 
     A picture lies in a slice's uns["spatial"], or beside its file: NAME.json with image and scale.
 
-    Example: terrazzo predict-genes a.h5ad b.h5ad --model stalign --genes genes.txt --predict c.h5ad --out predicted
+    Example: terrazzo predict-genes a.h5ad --model stalign --gene MOBP --predict b.h5ad --out predicted
     """
     import terrazzo as tz
     from terrazzo.models.files import check_writable
