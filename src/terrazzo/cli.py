@@ -36,6 +36,7 @@ from terrazzo.cli_common import (
     Technology,
     image_option,
     slice_options,
+    working,
 )
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.cli_help import OneScreen
@@ -122,7 +123,8 @@ def info(
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= image_option(image, image_scale)
     for path in slices:
-        tissue = tz.read(path, allow_normalised=True, **options)
+        with working(f"read {path.name}"):
+            tissue = tz.read(path, allow_normalised=True, **options)
         console.print(f"[bold]{escape(str(path))}[/bold]")
         for key, value in tissue.describe().items():
             console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
+
+from terrazzo.progress import Progress, Stage
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,11 +78,17 @@ def say_aside(line: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
+def working(what: str, total: int | None = None, unit: str = "slices") -> AbstractContextManager[Stage]:
+    """Show that something is under way, on a terminal."""
+    return Progress().stage(what, total, unit)
+
+
 def read_slice(path: Path) -> AnnData:
     """Read a slice from a file."""
     from terrazzo.slices import read_anndata
 
-    return read_anndata(path)
+    with working(f"read {path.name}"):
+        return read_anndata(path)
 
 
 def write_slice(adata: AnnData, target: Path) -> None:
@@ -88,7 +97,8 @@ def write_slice(adata: AnnData, target: Path) -> None:
 
     check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(adata, target)
+    with working(f"write {target.name}"):
+        write_atomically(adata, target)
 
 
 def only_one(slices: list[Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli_common import OPTIONS, TRAINING, say
+from terrazzo.cli_common import OPTIONS, TRAINING, say, working
 
 
 def register(app: App) -> None:
@@ -39,7 +39,8 @@ def stofm(
     """
     import terrazzo as tz
 
-    target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    with working("convert SToFM"):
+        target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     say(f"Checkpoint written to {target}")
 
 
@@ -57,7 +58,8 @@ def geneformer(
     """
     import terrazzo as tz
 
-    target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    with working("convert Geneformer"):
+        target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     say(f"Checkpoint written to {target}")
 
 
@@ -77,7 +79,8 @@ def scgpt(
     """
     import terrazzo as tz
 
-    target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    with working("convert scGPT"):
+        target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     say(f"Checkpoint written to {target}")
 
 
@@ -94,5 +97,6 @@ def uni(
     """
     import terrazzo as tz
 
-    target = tz.convert_uni(published, out, overwrite=overwrite)
+    with working("convert UNI"):
+        target = tz.convert_uni(published, out, overwrite=overwrite)
     say(f"Image encoder written to {target}")

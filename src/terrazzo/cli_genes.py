@@ -20,6 +20,7 @@ from terrazzo.cli_common import (
     report,
     say,
     targets_of,
+    working,
     write_slice,
 )
 
@@ -58,9 +59,12 @@ def impute(
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
     learnt = hidden[:-1] if test is not None else hidden
     held = "/" in model or Path(model).is_dir()
-    embedder: Any = tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
-    for one in hidden:
-        embedder.embed(one.visible, key_added="X_visible")
+    with working(f"load {model}" if held else f"fit {model}"):
+        embedder: Any = tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
+    with working("embed what is left", len(hidden)) as advance:
+        for one in hidden:
+            embedder.embed(one.visible, key_added="X_visible")
+            advance(1)
     given: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
     if test is not None:
         result = tz.tasks.impute(learnt, test=hidden[-1], **given)
@@ -149,7 +153,11 @@ def predict_genes(
     named = [*(tz.tasks.read_gene_list(genes) if genes is not None else []), *(gene or [])]
     check_writable(out)
     reader = image_model(model, device=device, cache=cache)
-    learnt = [reader.read(path)[0] for path in slices]
+    learnt = []
+    with working("read histology", len(slices)) as advance:
+        for path in slices:
+            learnt.append(reader.read(path)[0])
+            advance(1)
     chosen: dict[str, Any] = {"use_rep": reader.key, "genes": named or n_genes, "head": head, "seed": seed}
     chosen["scale"] = scale if scale == "median" else float(scale)
     probe = tz.tasks.fit_image_to_gene(learnt, **chosen)
