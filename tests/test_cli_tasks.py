@@ -20,7 +20,6 @@ from terrazzo.units.patches import PatchConfig
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 KEY = "X_t2"
-VERBS = ["domains", "probe", "deconvolve", "impute", "reconstruct", "predict-genes", "finetune", "bench"]
 
 
 @pytest.fixture(scope="session")
@@ -60,13 +59,6 @@ def spoilt(made: list[Any], tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
     return tiny_model().save_pretrained(tmp_path / "checkpoint")
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_shows_an_example(call: Any, verb: str) -> None:
-    code, out, err = call(verb, "--help")
-    assert (code, err) == (0, "")
-    assert f"Example: terrazzo {verb}" in " ".join(out.split())
 
 
 def test_domains(call: Any, files: list[Path], tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from cyclopts import App, Parameter
 
 from terrazzo.cli_common import (
     SCORES,
+    SHOWING,
+    TASKS,
+    TRAINING,
     Embedded,
     Head,
     Out,
@@ -31,8 +34,10 @@ from terrazzo.cli_common import (
 
 def register(app: App) -> None:
     """Add the verbs to the command line."""
-    for verb in (domains, probe, deconvolve, finetune, bench):
-        app.command(verb)
+    for verb in (domains, probe, deconvolve):
+        app.command(verb, group=TASKS)
+    app.command(finetune, group=TRAINING)
+    app.command(bench, group=SHOWING)
 
 
 def domains(
@@ -83,7 +88,7 @@ def probe(
 ) -> None:
     """Learn labels from embedded slices, score that, and annotate other slices.
 
-    Example: terrazzo probe a.h5ad b.h5ad --use-rep X_stofm --label region --test c.h5ad --predict d.h5ad --out probe
+    Example: terrazzo probe a.h5ad --use-rep X_stofm --label region --test b.h5ad --out probe
     """
     import terrazzo as tz
 
@@ -104,9 +109,9 @@ def deconvolve(
     runs: Runs = 3,
     seed: Seed = 0,
 ) -> None:
-    """Learn cell-type proportions from embedded slices, score that, and transfer them to other slices.
+    """Learn cell-type proportions from embedded slices, score that, and transfer them.
 
-    Example: terrazzo deconvolve a.h5ad --use-rep X_stofm --test b.h5ad --predict c.h5ad --out deconvolved
+    Example: terrazzo deconvolve a.h5ad --use-rep X_stofm --predict b.h5ad --out deconvolved
     """
     import terrazzo as tz
 
@@ -130,9 +135,9 @@ def finetune(
     runs: Runs = 1,
     seed: Seed = 0,
 ) -> None:
-    """Tune all parameters of SToFM on labelled slices; write model, head, scores and annotated slices.
+    """Tune all parameters of SToFM on labelled slices; annotate other slices.
 
-    Example: terrazzo finetune a.h5ad b.h5ad --model checkpoint --label region --test c.h5ad --out tuned
+    Example: terrazzo finetune a.h5ad --model checkpoint --label region --test b.h5ad --out tuned
     """
     import terrazzo as tz
     from terrazzo.training.finetune import free_folder
@@ -174,7 +179,7 @@ def bench(
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
     work: Annotated[Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")] = None,
 ) -> None:
-    """Make a paper's table, or one of the data at hand: ours beside what was published.
+    """Make a paper's table, or one of the data at hand: ours beside the published.
 
     Example: terrazzo bench stofm-1-dlpfc --data data --models stofm=run/model --out tables
     """

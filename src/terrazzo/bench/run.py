@@ -23,6 +23,7 @@ from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
 from terrazzo.bench.systems import Fitted, System, representations, resolve
 from terrazzo.errors import ConfigError, DataMissing, InputError, TerrazzoError, TerrazzoWarning
 from terrazzo.models.stofm import SToFM
+from terrazzo.progress import Progress
 from terrazzo.tasks.results import TaskResult
 
 COLUMNS = ["system", "part", "split", "head", "metric", "seed", "number", "value"]
@@ -76,6 +77,7 @@ def run(
     work: str | Path | None = None,
     kept: str | Path | None = None,
     say: Say = lambda line: None,
+    progress: bool | None = None,
 ) -> Table:
     """Run a table.
 
@@ -93,6 +95,8 @@ def run(
         Folder for finished rows, so that a run that was stopped goes on where it stopped; None: none are kept.
     say
         Called with a line whenever something is done.
+    progress
+        Show bars; None: on a terminal.
 
     Raises
     ------
@@ -106,18 +110,21 @@ def run(
         systems = _WHO[protocol.task](systems)
     absent = uncovered(protocol, systems)
     trains = any(STALIGN in systems_of(protocol.training, variant) for variant in protocol.variants)
-    scenes, gone = _scenes(protocol, data, image=trains or any(system.reads != "genes" for system in systems))
+    image, bars = trains or any(system.reads != "genes" for system in systems), Progress(progress)
+    scenes, gone = _scenes(protocol, data, bars, image=image)
     absent += gone
     with contextlib.ExitStack() as stack:
         if protocol.variants and scenes:
             from terrazzo.bench.ablation import train
 
             slices = list({id(a): a for scene in scenes for a in scene.unlabelled}.values())
-            systems += stack.enter_context(train(protocol, slices, work, say))
+            systems += stack.enter_context(train(protocol, slices, work, say, progress))
         runner = Runner(protocol, say, Kept(Path(kept), protocol) if kept is not None else None)
+        advance = stack.enter_context(bars.stage(protocol.name, len(scenes) * len(systems), "rows"))
         for scene in scenes:
             for system in systems:
                 runner.one(scene, system)
+                advance(1)
     gone = runner.gone()
     if scenes and not runner.rows:
         raise InputError(f"{protocol.name}: no system could be run. {next(why for _, part, why in gone if part)}")
@@ -158,7 +165,7 @@ def uncovered(protocol: Protocol, systems: Sequence[System]) -> list[tuple[str, 
 
 
 def _scenes(
-    protocol: Protocol, data: str | Path | None, *, image: bool
+    protocol: Protocol, data: str | Path | None, bars: Progress, *, image: bool
 ) -> tuple[list[Scene], list[tuple[str, str, str]]]:
     scenes, absent = [], []
     loaded: dict[tuple[str, str], Sample] = {}
@@ -166,7 +173,9 @@ def _scenes(
         try:
             for name in (part.test, *part.train):
                 if (part.dataset, name) not in loaded:
-                    loaded[part.dataset, name] = Sample.read(part.dataset, name, protocol.label, data, image=image)
+                    with bars.stage(f"read {name}", None):
+                        sample = Sample.read(part.dataset, name, protocol.label, data, image=image)
+                    loaded[part.dataset, name] = sample
         except DataMissing as error:
             absent.append(("all systems", part.name, str(error)))
             continue

@@ -21,6 +21,7 @@ from terrazzo.corpus.checksums import hash_path
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
+from terrazzo.progress import Progress
 from terrazzo.slices import read_anndata
 
 logger = logging.getLogger(__name__)
@@ -121,14 +122,18 @@ def embed_files(
         check_writable(folder)
     key = key_added or model.default_key
     wanted_options = json.dumps({k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told)
+    bars = Progress(options.get("progress"))
     for source, target in targets:
-        wanted = {"checkpoint_sha256": model.fingerprint(), INPUT_HASH: hash_path(source), OPTIONS: wanted_options}
+        with bars.stage(f"check {source.name}", None):
+            content = hash_path(source)
+        wanted = {"checkpoint_sha256": model.fingerprint(), INPUT_HASH: content, OPTIONS: wanted_options}
         held = _finished(target, key, overwrite)
         if held is not None and all(held.get(k) == v for k, v in wanted.items()):
             yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
             continue
         try:
-            adata = read_anndata(source)
+            with bars.stage(f"read {source.name}", None):
+                adata = read_anndata(source)
             if announce is not None:
                 announce(f"{source}: {model.plan(adata, name=source.stem, **options)}")
             if not dry_run:
@@ -143,7 +148,8 @@ def embed_files(
             continue
         record = adata.uns[keys.UNS][key]
         record |= {**wanted, "n_cells": adata.n_obs}
-        write_atomically(adata, target)
+        with bars.stage(f"write {target.name}", None):
+            write_atomically(adata, target)
         yield Done(source, target, adata.n_obs, "embedded", _precision_note(record))
 
 
