@@ -208,3 +208,71 @@ def refused(call: Any, tmp_path: Path) -> Any:
         return lines[0]
 
     return run
+
+
+@pytest.fixture
+def labelled(simulated: Any, tmp_path: Path) -> list[Path]:
+    """Write two slices with labels, proportions, and an embedding."""
+    import numpy as np
+
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for number in range(2):
+        adata = simulated(60, seed=number).copy()
+        adata.obsm["X_t"] = adata.X[:, :8].toarray()
+        adata.obsm["proportions"] = np.array([[0.25, 0.75], [0.5, 0.5]] * 30)
+        adata.write_h5ad(folder / f"s{number}.h5ad")
+    return [folder / f"s{number}.h5ad" for number in range(2)]
+
+
+@pytest.fixture
+def sentence(labelled: list[Path], tiny_model: Any, tmp_path: Path) -> Callable[[str, str], list[str]]:
+    """Make the words of a command; SLICES, FIRST, CHECKPOINT, CORPUS, RECIPE, TABLE, DATA, OUT stand for paths."""
+    from terrazzo import corpus
+
+    def make(verb: str, line: str) -> list[str]:
+        given = {
+            "SLICES": [str(path) for path in labelled],
+            "FIRST": [str(labelled[0])],
+            "DATA": [str(tmp_path / "data")],
+        }
+        if "CHECKPOINT" in line:
+            given["CHECKPOINT"] = [str(tiny_model().save_pretrained(tmp_path / "checkpoint"))]
+        if "RECIPE" in line or "CORPUS" in line:
+            built = corpus.build(labelled, tmp_path / "corpus", min_genes=0, scheduler="synchronous", progress=False)
+            given |= {"CORPUS": [str(built.folder)], "RECIPE": [str(write_recipe(built.folder, tmp_path))]}
+        if "TABLE" in line:
+            given["TABLE"] = [str(write_table(labelled, tmp_path))]
+        words = [w for word in line.split() for w in given.get(word, [word.replace("OUT", str(tmp_path / "out"))])]
+        return [*verb.split(), *words]
+
+    return make
+
+
+def write_recipe(folder: Path, place: Path) -> Path:
+    from terrazzo.config import from_dict
+    from terrazzo.training.config import PretrainConfig, save
+
+    short = {
+        "stage": "pretrain", "corpus": str(folder), "out": "nowhere",
+        "model": {"preset": "tiny", "subslices": {"split_size": 16}}, "data": {"batch_subslices": 2},
+        "optim": {"lr": 1e-3, "epochs": 2, "warmup_steps": 2}, "pretrain": {"objective": "paper"},
+        "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 1},
+    }  # fmt: skip
+    save(from_dict(PretrainConfig, short), place / "recipe.yaml")
+    return place / "recipe.yaml"
+
+
+def write_table(files: list[Path], place: Path) -> Path:
+    import yaml
+
+    (place / "data" / "made").mkdir(parents=True)
+    for path in files:
+        (place / "data" / "made" / path.name).write_bytes(path.read_bytes())
+    plain = {
+        "name": "small", "title": "A small table", "source": "data at hand", "task": "probe", "label": "region",
+        "metrics": ["accuracy"], "heads": ["linear"], "models": [],
+        "parts": [{"name": "one", "dataset": "made", "test": "s0", "train": ["s1"]}],
+    }  # fmt: skip
+    (place / "small.yaml").write_text(yaml.safe_dump(plain))
+    return place / "small.yaml"

@@ -16,8 +16,6 @@ import terrazzo as tz
 from terrazzo import demo
 from terrazzo.cli import main
 
-VERBS = [["info"], ["embed"], ["convert", "stofm"], ["convert", "geneformer"], ["demo"]]
-
 
 @pytest.fixture
 def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
@@ -41,22 +39,6 @@ def call(capsys: pytest.CaptureFixture[str]) -> Any:
         return code, captured.out, captured.err
 
     return run
-
-
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_shows_an_example(call: Any, verb: list[str]) -> None:
-    code, out, err = call(*verb, "--help")
-    assert code == 0
-    assert f"Example: terrazzo {' '.join(verb)}" in " ".join(out.split())
-    assert err == ""
-
-
-def test_help_names_every_verb(call: Any) -> None:
-    code, out, _ = call("--help")
-    assert code == 0
-    for word in ("info", "embed", "convert", "demo", "--debug"):
-        assert word in out
-    assert call()[0] == 0
 
 
 def test_version(call: Any) -> None:
@@ -167,16 +149,6 @@ def test_what_nobody_expected_is_exit_code_1(
     assert "unexpected error: RuntimeError: a [bug] in terrazzo" in err
     assert "--debug" in err
     assert ("Traceback" in err) == debug
-
-
-def test_an_interrupt_is_exit_code_1(call: Any, sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*args: Any, **kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(tz, "read", stop)
-    code, _, err = call("info", sample)
-    assert code == 1
-    assert "stopped" in err
 
 
 def test_warnings_go_to_standard_error(call: Any, simulated: Any, checkpoint: Path, tmp_path: Path) -> None:

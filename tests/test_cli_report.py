@@ -33,12 +33,6 @@ def sample(simulated: Any, tmp_path: Path) -> Path:
     return path
 
 
-def test_help_shows_an_example(call: Any) -> None:
-    code, out, err = call("--help")
-    assert (code, err) == (0, "")
-    assert "Example: terrazzo report" in " ".join(out.split())
-
-
 def test_a_slice_and_its_picture(call: Any, sample: Path, tmp_path: Path) -> None:
     picture, target = tmp_path / "he.png", tmp_path / "deep" / "report.html"
     Image.fromarray(np.full((300, 300, 3), 180, np.uint8)).save(picture)

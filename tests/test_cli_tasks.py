@@ -20,7 +20,6 @@ from terrazzo.units.patches import PatchConfig
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 KEY = "X_t2"
-VERBS = ["domains", "probe", "deconvolve", "impute", "reconstruct", "predict-genes", "finetune", "bench"]
 
 
 @pytest.fixture(scope="session")
@@ -60,13 +59,6 @@ def spoilt(made: list[Any], tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
     return tiny_model().save_pretrained(tmp_path / "checkpoint")
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_shows_an_example(call: Any, verb: str) -> None:
-    code, out, err = call(verb, "--help")
-    assert (code, err) == (0, "")
-    assert f"Example: terrazzo {verb}" in " ".join(out.split())
 
 
 def test_domains(call: Any, files: list[Path], tmp_path: Path) -> None:
@@ -243,7 +235,7 @@ def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
     words = ("bench", tmp_path / "small.yaml", "--data", tmp_path / "data", "--seeds", 1, "--out", tmp_path / "out")
     code, told, err = call(*words, "--models", f"mine=obsm:{KEY}", "pearson")
     assert code == 0
-    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".html", ".json", ".md", ".png"]
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".html", ".json", ".md", ".png"]  # no rows left
     text = (tmp_path / "out" / "small.md").read_text()
     assert text in told
     assert "| mine |" in text
@@ -252,6 +244,10 @@ def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
         f"terrazzo bench {tmp_path / 'small.yaml'} --data {tmp_path / 'data'} --models mine=obsm:{KEY} pearson" in text
     )
     assert "one: PCA: accuracy random" in err  # progress
+    call(*words, "--work", tmp_path / "work")
+    code, _, err = call(*words, "--work", tmp_path / "work")
+    assert code == 0
+    assert err.count("(kept from an earlier run)") == 7  # the baselines
     code, _, err = call("bench", tmp_path / "small.yaml", "--data", tmp_path / "gone", "--out", tmp_path / "out2")
     assert code == 2
     assert "none of its slices is here" in err

@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb. Exit codes: 0 done; 2 wrong usage or bad input; 1 anything else."""
+"""The command line: one thin function a verb. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C; 1 else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
@@ -19,8 +19,14 @@ from rich.markup import escape
 from terrazzo import cli_convert, cli_genes, cli_report, cli_tasks
 from terrazzo._version import __version__
 from terrazzo.cli_common import (
+    CUT,
+    FIRST,
+    GRID,
+    OPTIONS,
+    OTHERS,
     PICTURE,
     SLICE,
+    TRAINING,
     Chosen,
     Image,
     ImageScale,
@@ -31,8 +37,11 @@ from terrazzo.cli_common import (
     Technology,
     image_option,
     slice_options,
+    working,
 )
 from terrazzo.cli_corpus import corpus_app
+from terrazzo.cli_help import OneScreen
+from terrazzo.cli_stop import EXIT_CODE, kept, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
 HINT = "Add --debug to any command for a full traceback."
@@ -40,8 +49,13 @@ HINT = "Add --debug to any command for a full traceback."
 app = App(
     name="terrazzo",
     help="Foundation models for spatial transcriptomics: one good vector per cell.\n\n"
-    "Example: terrazzo embed slice.h5ad --model checkpoint --out embedded",
-    help_epilogue=HINT,
+    f"Example: terrazzo embed slice.h5ad --model checkpoint --out embedded\n\nMore: terrazzo VERB --help. {HINT}",
+    group_arguments=OPTIONS,
+    group_parameters=OPTIONS,
+    group_commands=OTHERS,
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
+    help_format="plaintext",
+    help_formatter=OneScreen(),
     version=__version__,
     suppress_keyboard_interrupt=False,  # main says what an interrupt leaves
 )
@@ -50,9 +64,6 @@ app.command(corpus_app)
 cli_tasks.register(app)
 cli_genes.register(app)
 cli_report.register(app)
-
-CUT = Group("How to cut the slice (SToFM)")
-GRID = Group("How to lay the slice out (ST as images)")
 
 GridLayout = Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)]
 BinUm = Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")]
@@ -67,7 +78,7 @@ def out_console() -> Console:
     return Console(soft_wrap=True, highlight=False)
 
 
-@app.command
+@app.command(group=FIRST)
 def info(
     slices: Annotated[list[Path], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
     /,
@@ -95,9 +106,7 @@ def info(
     """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
     Example: terrazzo info slice.h5ad --model checkpoint
-
     Example: terrazzo info cells.h5ad --grid grid.png --bin-um 20
-
     Example: terrazzo info slice.h5ad --overlay overlay.png --image he.jpg --image-scale 0.5
     """
     import terrazzo as tz
@@ -116,7 +125,8 @@ def info(
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     for path in slices:
-        tissue = tz.read(path, allow_normalised=True, **options)
+        with working(f"read {path.name}"):
+            tissue = tz.read(path, allow_normalised=True, **options)
         console.print(f"[bold]{escape(str(path))}[/bold]")
         for key, value in tissue.describe().items():
             console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
@@ -132,7 +142,7 @@ def info(
             console.print(f"  {'figure':<22}{tz.plot.save(figure, overlay)}", markup=False)
 
 
-@app.command
+@app.command(group=FIRST)
 def embed(
     slices: Annotated[list[str], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
     /,
@@ -142,7 +152,7 @@ def embed(
     key: Annotated[str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
-        Parameter(help="bfloat16: faster where the CPU has it; its error is measured. Default float32."),
+        Parameter(help="Default float32; bfloat16 is faster where the CPU has it."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[
@@ -175,7 +185,7 @@ def embed(
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
 ) -> None:
-    """Give every cell one vector, in obsm; finished slices are recognised and not done again.
+    """Give every cell one vector, in obsm; slices that are finished are left alone.
 
     Example: terrazzo embed a.h5ad b.h5ad --model checkpoint --out embedded
     """
@@ -213,7 +223,7 @@ def embed(
         raise tz.errors.InputError(f"{len(failed)} of {len(slices)} slices could not be used; the others are done.")
 
 
-@app.command
+@app.command(group=TRAINING)
 def pretrain(
     config: Annotated[Path, Parameter(help="Recipe (YAML), as in configs/.")],
     /,
@@ -242,14 +252,14 @@ def pretrain(
         out_console().print(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}", markup=False)
 
 
-@app.command
+@app.command(group=FIRST)
 def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
     cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 700,
     seed: Annotated[int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))] = 0,
 ) -> None:
-    """Simulate a small corpus, train on it, find the domains of a slice that was held out; a few minutes.
+    """Simulate a small corpus, train on it, find the domains of another slice: minutes.
 
     Example: terrazzo demo --out my-demo
     """
@@ -284,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        with warnings.catch_warnings():
+        with stoppable(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", TerrazzoWarning)
             app(words, exit_on_error=False, print_error=False, result_action="return_none")
@@ -298,8 +308,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
         return 2
     except KeyboardInterrupt:
-        errors.print("stopped; what is finished is kept, nothing is half-written")
-        return 1
+        errors.print(f"stopped: {kept(words)}")
+        return EXIT_CODE
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,13 +11,22 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from terrazzo.progress import Progress, Stage
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from terrazzo.tasks import TaskResult
 
-SCORES, SLICE = Group("How it is scored"), Group("How to read the slice")
-PICTURE = Group("Histology")  # what ST-Align looks at, and what lies under figures
+# Of verbs, in the order of `terrazzo --help`, and of options, in that of a verb's.
+FIRST, TASKS = Group.create_ordered("Start here"), Group.create_ordered("Ask a question")
+TRAINING, SHOWING = Group.create_ordered("Train your own"), Group.create_ordered("Compare and show")
+OTHERS = Group.create_ordered("More")
+OPTIONS = Group.create_ordered("Options")
+CUT = Group.create_ordered("How to cut the slice (SToFM)")
+GRID = Group.create_ordered("How to lay the slice out (ST as images)")
+PICTURE = Group.create_ordered("Histology (ST-Align, and figures)")
+SCORES, SLICE = Group.create_ordered("How it is scored"), Group.create_ordered("How to read the slice")
 
 Embedded = Annotated[list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")]
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
@@ -92,11 +102,17 @@ def say_aside(line: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
+def working(what: str, total: int | None = None, unit: str = "slices") -> AbstractContextManager[Stage]:
+    """Show that something is under way, on a terminal."""
+    return Progress().stage(what, total, unit)
+
+
 def read_slice(path: Path, part: Chosen | None = None) -> AnnData:
     """Read a slice from a file."""
     from terrazzo.slices import read_anndata
 
-    return read_anndata(path, **(part or Chosen()).options())
+    with working(f"read {path.name}"):
+        return read_anndata(path, **(part or Chosen()).options())
 
 
 def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None = None) -> None:
@@ -105,7 +121,8 @@ def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None 
 
     check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_back(adata, target, source, **(part or Chosen()).options())
+    with working(f"write {target.name}"):
+        write_back(adata, target, source, **(part or Chosen()).options())
 
 
 def only_one(slices: list[Any]) -> Any:

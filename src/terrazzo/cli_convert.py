@@ -7,13 +7,19 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli_common import say
+from terrazzo.cli_common import OPTIONS, TRAINING, say, working
 
 
 def register(app: App) -> None:
     """Add the verbs to the command line."""
-    verbs = App(name="convert", help="Published weights to a checkpoint folder.\n\n"
-        "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint")  # fmt: skip
+    verbs = App(
+        name="convert",
+        group=TRAINING,
+        group_arguments=OPTIONS,
+        group_parameters=OPTIONS,
+        help="Published weights to a checkpoint folder.\n\n"
+        "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint",
+    )
     for verb in (stofm, geneformer, scgpt, uni):
         verbs.command(verb)
     app.command(verbs)
@@ -33,7 +39,8 @@ def stofm(
     """
     import terrazzo as tz
 
-    target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    with working("convert SToFM"):
+        target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     say(f"Checkpoint written to {target}")
 
 
@@ -51,7 +58,8 @@ def geneformer(
     """
     import terrazzo as tz
 
-    target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    with working("convert Geneformer"):
+        target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     say(f"Checkpoint written to {target}")
 
 
@@ -71,7 +79,8 @@ def scgpt(
     """
     import terrazzo as tz
 
-    target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    with working("convert scGPT"):
+        target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
     say(f"Checkpoint written to {target}")
 
 
@@ -88,5 +97,6 @@ def uni(
     """
     import terrazzo as tz
 
-    target = tz.convert_uni(published, out, overwrite=overwrite)
+    with working("convert UNI"):
+        target = tz.convert_uni(published, out, overwrite=overwrite)
     say(f"Image encoder written to {target}")

@@ -9,15 +9,21 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from terrazzo.cli_common import OPTIONS, TRAINING
+
 if TYPE_CHECKING:
     import pandas as pd
 
-corpus_app = App(name="corpus", help="Many slices on disk, to train on.\n\n"
-    "Example: terrazzo corpus build slices/*.h5ad --out corpus")  # fmt: skip
+corpus_app = App(
+    name="corpus",
+    group=TRAINING,
+    group_arguments=OPTIONS,
+    group_parameters=OPTIONS,
+    help="Many slices on disk, to train on.\n\nExample: terrazzo corpus build slices/*.h5ad --out corpus",
+)
 
-QUALITY = Group("What is kept")
-SPLIT = Group("Who is held out")
-RUN = Group("Where it runs")
+QUALITY, SPLIT = Group.create_ordered("What is kept"), Group.create_ordered("Who is held out")
+RUN = Group.create_ordered("Where it runs")
 
 Share = Annotated[float, Parameter(group=SPLIT, help="Share of the donors or slices, from 0.")]
 
@@ -58,7 +64,7 @@ def build(
     ] = None,
     workers: Annotated[int | None, Parameter(group=RUN, help="Local processes; default: one a core.")] = None,
 ) -> None:
-    """Build a corpus, or finish one whose build was stopped; what is done is not done again.
+    """Build a corpus, or finish one whose build was stopped.
 
     Example: terrazzo corpus build slices.csv --out corpus --split-by donor --validation 0.1
     """
@@ -87,7 +93,7 @@ def build(
 
 @corpus_app.command
 def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> None:
-    """Say what is in a corpus: slices, cells and genes by technology, organism, tissue and split.
+    """Say what is in a corpus, by technology, organism, tissue and split.
 
     Example: terrazzo corpus info corpus
     """
@@ -103,7 +109,7 @@ def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> N
 
 @corpus_app.command
 def verify(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> None:
-    """Hash every file again; exit code 2 and the names of the files where one is not as it was written.
+    """Hash every file again; name those that are not as they were written (exit code 2).
 
     The same `corpus build` again makes damaged slices anew.
 
@@ -126,7 +132,7 @@ def plan(
     folders: Annotated[list[Path], Parameter(help="Folders of downloaded slices.")],
     /,
 ) -> None:
-    """Say which downloaded files a recipe takes, what is missing, and what the corpus will hold.
+    """Say which downloaded files a recipe takes, and what is missing.
 
     Example: terrazzo corpus plan configs/corpora/stocorpus-88m.yaml downloads
     """

@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from terrazzo.cli_common import (
     SCORES,
+    TASKS,
     Head,
     Out,
     Runs,
@@ -19,6 +20,7 @@ from terrazzo.cli_common import (
     report,
     say,
     targets_of,
+    working,
     write_slice,
 )
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 def register(app: App) -> None:
     """Add the verbs to the command line."""
     for verb in (impute, reconstruct, predict_genes):
-        app.command(verb)
+        app.command(verb, group=TASKS)
 
 
 def impute(
@@ -45,7 +47,7 @@ def impute(
     runs: Runs = 3,
     seed: Seed = 0,
 ) -> None:
-    """Hide genes of a panel before anything is read, embed the rest, and predict the hidden ones.
+    """Hide genes of a panel, embed what is left, and predict the hidden ones.
 
     Example: terrazzo impute a.h5ad --test b.h5ad --model checkpoint --out imputed
     """
@@ -57,9 +59,12 @@ def impute(
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
     learnt = hidden[:-1] if test is not None else hidden
     held = "/" in model or Path(model).is_dir()
-    embedder: Any = tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
-    for one in hidden:
-        embedder.embed(one.visible, key_added="X_visible")
+    with working(f"load {model}" if held else f"fit {model}"):
+        embedder: Any = tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
+    with working("embed what is left", len(hidden)) as advance:
+        for one in hidden:
+            embedder.embed(one.visible, key_added="X_visible")
+            advance(1)
     given: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
     if test is not None:
         result = tz.tasks.impute(learnt, test=hidden[-1], **given)
@@ -86,7 +91,7 @@ def reconstruct(
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
     seed: Seed = 0,
 ) -> None:
-    """Hide squares of a slice and predict them, beside the mean of the nearest cells and linear interpolation.
+    """Hide squares of a slice and predict them, beside what trivial answers say.
 
     Example: terrazzo reconstruct a.h5ad --model checkpoint --size 4 8 16 --out reconstructed
     """
@@ -134,11 +139,11 @@ def predict_genes(
     runs: Runs = 3,
     seed: Seed = 0,
 ) -> None:
-    """Predict expression from histology; write slices with obsm["expression_predicted"], a figure of each, scores.
+    """Predict expression from histology, as obsm["expression_predicted"], with scores.
 
     A picture lies in a slice's uns["spatial"], or beside its file: NAME.json with image and scale.
 
-    Example: terrazzo predict-genes a.h5ad b.h5ad --model stalign --genes genes.txt --predict c.h5ad --out predicted
+    Example: terrazzo predict-genes a.h5ad --model stalign --gene MOBP --predict b.h5ad --out predicted
     """
     import terrazzo as tz
     from terrazzo.models.files import check_writable
@@ -148,7 +153,11 @@ def predict_genes(
     named = [*(tz.tasks.read_gene_list(genes) if genes is not None else []), *(gene or [])]
     check_writable(out)
     reader = image_model(model, device=device, cache=cache)
-    learnt = [reader.read(path)[0] for path in slices]
+    learnt = []
+    with working("read histology", len(slices)) as advance:
+        for path in slices:
+            learnt.append(reader.read(path)[0])
+            advance(1)
     chosen: dict[str, Any] = {"use_rep": reader.key, "genes": named or n_genes, "head": head, "seed": seed}
     chosen["scale"] = scale if scale == "median" else float(scale)
     probe = tz.tasks.fit_image_to_gene(learnt, **chosen)

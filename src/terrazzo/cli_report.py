@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from terrazzo.cli_common import (
+    SHOWING,
     Chosen,
     Image,
     ImageScale,
@@ -26,7 +27,7 @@ from terrazzo.cli_common import (
 
 def register(app: App) -> None:
     """Add the verb to the command line."""
-    app.command(report)
+    app.command(report, group=SHOWING)
 
 
 def report(
@@ -55,7 +56,7 @@ def report(
     image_scale: ImageScale = None,
     seed: Seed = 0,
 ) -> None:
-    """Write one HTML file that opens offline: slices to look around in, results, losses, provenance.
+    """Write one HTML file that opens offline: slices to look around in, results, losses.
 
     Example: terrazzo report embedded/a.h5ad tables/ runs/stofm --out report.html
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,9 @@ from cyclopts import App, Parameter
 
 from terrazzo.cli_common import (
     SCORES,
+    SHOWING,
+    TASKS,
+    TRAINING,
     Chosen,
     Embedded,
     Head,
@@ -31,8 +35,10 @@ from terrazzo.cli_common import (
 
 def register(app: App) -> None:
     """Add the verbs to the command line."""
-    for verb in (domains, probe, deconvolve, finetune, bench):
-        app.command(verb)
+    for verb in (domains, probe, deconvolve):
+        app.command(verb, group=TASKS)
+    app.command(finetune, group=TRAINING)
+    app.command(bench, group=SHOWING)
 
 
 def domains(
@@ -84,7 +90,7 @@ def probe(
 ) -> None:
     """Learn labels from embedded slices, score that, and annotate other slices.
 
-    Example: terrazzo probe a.h5ad b.h5ad --use-rep X_stofm --label region --test c.h5ad --predict d.h5ad --out probe
+    Example: terrazzo probe a.h5ad --use-rep X_stofm --label region --test b.h5ad --out probe
     """
     import terrazzo as tz
 
@@ -105,9 +111,9 @@ def deconvolve(
     runs: Runs = 3,
     seed: Seed = 0,
 ) -> None:
-    """Learn cell-type proportions from embedded slices, score that, and transfer them to other slices.
+    """Learn cell-type proportions from embedded slices, score that, and transfer them.
 
-    Example: terrazzo deconvolve a.h5ad --use-rep X_stofm --test b.h5ad --predict c.h5ad --out deconvolved
+    Example: terrazzo deconvolve a.h5ad --use-rep X_stofm --predict b.h5ad --out deconvolved
     """
     import terrazzo as tz
 
@@ -131,9 +137,9 @@ def finetune(
     runs: Runs = 1,
     seed: Seed = 0,
 ) -> None:
-    """Tune all parameters of SToFM on labelled slices; write model, head, scores and annotated slices.
+    """Tune all parameters of SToFM on labelled slices; annotate other slices.
 
-    Example: terrazzo finetune a.h5ad b.h5ad --model checkpoint --label region --test c.h5ad --out tuned
+    Example: terrazzo finetune a.h5ad --model checkpoint --label region --test b.h5ad --out tuned
     """
     import terrazzo as tz
     from terrazzo.training.finetune import free_folder
@@ -173,9 +179,9 @@ def bench(
     ] = None,
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
-    work: Annotated[Path | None, Parameter(help="Keep what an ablation trains in this folder.")] = None,
+    work: Annotated[Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")] = None,
 ) -> None:
-    """Make a paper's table, or one of the data at hand: ours beside what was published.
+    """Make a paper's table, or one of the data at hand: ours beside the published.
 
     Example: terrazzo bench stofm-1-dlpfc --data data --models stofm=run/model --out tables
     """
@@ -189,12 +195,15 @@ def bench(
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
-    found = run(protocol, data=data, models=models or (), work=work, say=say_aside)
+    rows = (work or out) / f".{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
+    found = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
     options: list[tuple[str, list[Any]]] = [
         ("--data", [data]), ("--models", models or [None]), ("--seeds", [seeds]), ("--out", [out]), ("--work", [work])
     ]  # fmt: skip
     words = [str(w) for name, values in options for w in (name, *values) if None not in values]
     target = render.write(found, out, command=shlex.join(["terrazzo", "bench", table, *words]))
+    if work is None:
+        shutil.rmtree(rows, ignore_errors=True)  # the table holds them now
     say(target.read_text(encoding="utf-8"))
     say(f"Table: {target}, .html, .json, .png")
 

@@ -19,6 +19,7 @@ from terrazzo.models.files import check_writable, write_atomically
 from terrazzo.models.stalign import STAlign
 from terrazzo.models.stimage import STImage
 from terrazzo.models.stofm import SToFM
+from terrazzo.progress import Progress
 from terrazzo.representation import block
 from terrazzo.tasks import domains
 from terrazzo.tasks.retrieval import recall
@@ -26,6 +27,7 @@ from terrazzo.training import config as recipes
 from terrazzo.training import log_files
 from terrazzo.training.run import pretrain
 from terrazzo.units.patches import PatchConfig
+from terrazzo.writing import write_text
 
 ABOUT = (
     "SToFM, ST as images and ST-Align, preset tiny, trained for a few minutes on simulated slices, then used on a "
@@ -87,7 +89,9 @@ def run(
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     n = SLICES + VALIDATION + 1
-    *training, adata = simulate.corpus(n, n_cells, seed=seed, n_donors=n, image=True, image_px=IMAGE_PX)
+    bars = Progress(progress)
+    with bars.stage("simulate tissue", None):
+        *training, adata = simulate.corpus(n, n_cells, seed=seed, n_donors=n, image=True, image_px=IMAGE_PX)
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
         epochs = dict(zip(STAGES, (adapt_epochs, pretrain_epochs, patch_epochs, align_epochs), strict=True))
         untrained = train(Path(work), training, epochs, seed, progress)
@@ -104,11 +108,11 @@ def run(
         model.embed(adata, key_added=f"{model.default_key}_untrained", progress=progress)
     for baseline in BASELINES:
         baseline.embed(adata)
-    table = score(adata, METHODS)
+    table = score(adata, METHODS, bars)
     write_atomically(adata, folder / "demo.h5ad")
-    table.to_csv(folder / "demo.csv", index=False)
+    write_text(folder / "demo.csv", table.to_csv(index=False))
     text = f"{ABOUT}\n\n{markdown(table)}\n\n{told(found, adata.n_obs)}\n"
-    (folder / "demo.md").write_text(text, encoding="utf-8")
+    write_text(folder / "demo.md", text)
     draw(adata, table, folder / "demo.png")
     draw_losses(folder, folder / "losses.png")
     shown = [folder / "demo.h5ad", folder / "demo.csv", *(folder / f"{stage}.csv" for stage in STAGES)]
@@ -203,7 +207,7 @@ def told(found: dict[str, float], n: int) -> str:
     )
 
 
-def score(adata: AnnData, methods: list[tuple[str, str]]) -> pd.DataFrame:
+def score(adata: AnnData, methods: list[tuple[str, str]], bars: Progress) -> pd.DataFrame:
     """Find domains over several seeds and compare them with the true regions; keep the first seed's in ``obs``."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
@@ -212,10 +216,12 @@ def score(adata: AnnData, methods: list[tuple[str, str]]) -> pd.DataFrame:
     rows = []
     for title, key in methods:
         ari, nmi = [], []
-        for seed in reversed(range(SEEDS)):
-            found = domains(adata, use_rep=key, n_domains=k, seed=seed).obs[keys.domain_key(key)]
-            ari.append(adjusted_rand_score(truth, found))
-            nmi.append(normalized_mutual_info_score(truth, found))
+        with bars.stage(f"domains of {title}", SEEDS, "fits") as advance:
+            for seed in reversed(range(SEEDS)):
+                found = domains(adata, use_rep=key, n_domains=k, seed=seed, progress=False).obs[keys.domain_key(key)]
+                ari.append(adjusted_rand_score(truth, found))
+                nmi.append(normalized_mutual_info_score(truth, found))
+                advance(1)
         spread = pd.DataFrame({"ARI": ari, "NMI": nmi}).agg(["mean", "std"]).round(3)
         rows.append({
             "embedding": title,

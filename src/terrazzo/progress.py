@@ -1,14 +1,19 @@
-"""Progress of long work: a rich bar with rate and time left on a terminal, nothing elsewhere."""
+"""Progress of long work: a rich bar with rate and time left on a terminal, nothing elsewhere.
+
+Stages may lie within each other: the bar of an inner one stands below that of the outer one, while it runs.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 Advance = Callable[[int], None]
 BYTES = "B"  # the one unit whose amounts are shown in thousands and millions
+_SHOWN: ContextVar[Any] = ContextVar("shown", default=None)  # the bars on the terminal: there can be one set
 
 
 class Stage:
@@ -29,8 +34,12 @@ class Stage:
             self._bar.update(self._task, total=total)
             self._show()
 
+    def close(self) -> None:
+        """Say that it is over."""
+        self._bar = None
+
     def _show(self) -> None:
-        task = self._bar.tasks[0]
+        task = next(one for one in self._bar.tasks if one.id == self._task)
         rate = f"{_amount(task.speed, self._unit)}/s" if task.speed else ""
         whole = f" of {_amount(task.total, self._unit)}" if task.total else ""
         done = _amount(task.completed, "" if whole and self._unit != BYTES else self._unit)
@@ -59,16 +68,48 @@ class Progress:
         if not self.enabled:
             yield Stage()
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        outer = _SHOWN.get()
+        bar = outer or _make_bars()
+        task = bar.add_task(name, total=total or None, count="", rate="", counted=total is not None)
+        stage = Stage(bar, task, unit)
+        try:
+            if outer is not None:
+                yield stage
+                return
+            _SHOWN.set(bar)
+            with bar:
+                yield stage
+        finally:
+            stage.close()
+            if outer is not None:
+                bar.refresh()  # the last state of it, however short it was
+                bar.remove_task(task)
+            else:
+                _SHOWN.set(None)  # not reset: a generator may be closed in another context
 
-        time = [TimeElapsedColumn()] if total is None else [TextColumn("left"), TimeRemainingColumn()]
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[count]}")]
-        bar = Bar(*columns, TextColumn("{task.fields[rate]}"), *time, console=Console(stderr=True))
-        with bar:
-            task = bar.add_task(name, total=total or None, count="", rate="")
-            yield Stage(bar, task, unit)
+
+def _make_bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    left, elapsed = TimeRemainingColumn(), TimeElapsedColumn()
+
+    class Time(ProgressColumn):
+        """The time left, or that which went by where nothing can be counted."""
+
+        def render(self, task: Any) -> Text:
+            if not task.fields["counted"]:
+                return elapsed.render(task)
+            return Text.assemble("left ", left.render(task))
+
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[count]}")]
+    # what is printed goes above the bars, and to a file where standard output is one
+    return Bar(
+        *columns, TextColumn("{task.fields[rate]}"), Time(), console=Console(stderr=True),
+        redirect_stdout=sys.stdout.isatty(),
+    )  # fmt: skip
 
 
 def _amount(value: float, unit: str) -> str:

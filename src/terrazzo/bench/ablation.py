@@ -24,6 +24,7 @@ from terrazzo.errors import ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.convert import load
 from terrazzo.models.stofm import SToFM
+from terrazzo.progress import Progress
 from terrazzo.training.config import PretrainConfig
 from terrazzo.training.data import initial_model
 from terrazzo.training.resuming import RECORD
@@ -34,7 +35,11 @@ STOFM, STIMAGE, STALIGN = ("adapt", "pretrain"), ("patches",), ("align",)  # sta
 
 @contextlib.contextmanager
 def train(
-    protocol: Protocol, slices: Sequence[AnnData], work: str | Path | None, say: Callable[[str], None]
+    protocol: Protocol,
+    slices: Sequence[AnnData],
+    work: str | Path | None,
+    say: Callable[[str], None],
+    progress: bool | None = None,
 ) -> Iterator[list[System]]:
     """Train every variant of a table.
 
@@ -48,6 +53,8 @@ def train(
         Folder for corpus and runs, kept, so that a run that was stopped continues; None: a temporary one.
     say
         Called with a line for every variant.
+    progress
+        Show a bar; None: on a terminal.
 
     Raises
     ------
@@ -64,15 +71,16 @@ def train(
         _corpus(slices, folder)
         systems: list[System] = []
         adapted: dict[str, str] = {}
-        for number, variant in enumerate(protocol.variants):
-            start = time.perf_counter()
-            try:
-                model = _train_one(variant, recipes[variant.name], folder, number, adapted)
-            except TerrazzoError as error:  # its row says so; the others go on
-                systems.append(System(variant.name, missing=str(error)))
-                continue
-            say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
-            systems.append(_scored(protocol, variant, recipes[variant.name], model))
+        with Progress(progress).stage("train", len(protocol.variants), "variants") as advance:
+            for number, variant in enumerate(protocol.variants):
+                start = time.perf_counter()
+                try:
+                    model = _train_one(variant, recipes[variant.name], folder, number, adapted)
+                    systems.append(_scored(protocol, variant, recipes[variant.name], model))
+                    say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
+                except TerrazzoError as error:  # its row says so; the others go on
+                    systems.append(System(variant.name, missing=str(error)))
+                advance(1)
         yield systems
 
 

@@ -17,6 +17,7 @@ from terrazzo.bench.protocols import KEYS_OF_ROW, Protocol
 from terrazzo.bench.run import COLUMNS, Table
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import ConfigError, InputError, OutputError
+from terrazzo.writing import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,10 +68,10 @@ def write(table: Table, out: str | Path, *, command: str) -> Path:
         if _drawn(table):
             plot.save(figure(table), folder / f"{name}.png")
         record = to_record(table, command)
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{name}.html").write_text(to_html(table, command), encoding="utf-8")
+        write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
+        write_text(folder / f"{name}.html", to_html(table, command))
         target = folder / f"{name}.md"
-        target.write_text(to_markdown(table, command), encoding="utf-8")
+        write_text(target, to_markdown(table, command))
     except OSError as error:
         if isinstance(error, OutputError):
             raise

@@ -119,6 +119,9 @@ def build(
             rows = _manifest(jobs, records, splits or Splits())
             about = _about(plan, quality, table, splits, dropped, records)
             return _finish(folder, rows, about, vocabulary, Progress(progress))
+    except KeyboardInterrupt:
+        _sweep(folder)
+        raise
     except OSError as error:
         raise OutputError(
             f"{folder} could not be written ({error.strerror or error}). Finished slices are kept: run it again."
@@ -151,11 +154,16 @@ def _claim(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out.") from error
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what is half-written."""
+    for path in [*folder.glob(".*.part"), *(folder / MEMBERS).glob(".*.part")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _clear(folder: Path, sources: list[Source]) -> None:
     """Remove what a killed build left, and see that nothing in the folder is foreign."""
+    _sweep(folder)
     members = folder / MEMBERS
-    for path in [*folder.glob(".*.part"), *members.glob(".*.part")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
     ids = {source.id for source in sources}
     strangers = sorted(path.stem for path in members.glob("*.zarr") if path.stem not in ids)
     if strangers:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from terrazzo.errors import CorpusError
+from terrazzo.writing import whole_file
 
 _BLOCK = 2**20
 _SELF = "record_sha256"
@@ -41,12 +42,8 @@ def hash_path(path: Path) -> str:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    draft = path.with_name(f".{path.name}.part")
-    try:
+    with whole_file(path) as draft:
         draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:

@@ -169,8 +169,8 @@ def _make(job: Job) -> dict[str, Any]:
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_member(draft, piece, obs, library, organism)
-    except InputError:  # a picture that turns out damaged as it is copied
-        shutil.rmtree(draft)
+    except BaseException:  # a picture that turns out damaged as it is copied, a full disk, Ctrl-C
+        shutil.rmtree(draft, ignore_errors=True)
         raise
     files = hash_files(draft)
     draft.replace(job.target)

@@ -20,6 +20,7 @@ from terrazzo.corpus.quality import QualityControl
 from terrazzo.corpus.sources import Source, name_sources, walk
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.genes.names import parse_organism
+from terrazzo.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,20 @@ def _row(
     }
 
 
-def plan(recipe: Recipe | str | os.PathLike[str], folders: str | os.PathLike[str] | Iterable[Any]) -> Plan:
+def plan(
+    recipe: Recipe | str | os.PathLike[str],
+    folders: str | os.PathLike[str] | Iterable[Any],
+    *,
+    progress: bool | None = None,
+) -> Plan:
     """Say which files of a folder a recipe takes, from their headers; no counts are read.
+
+    Parameters
+    ----------
+    recipe, folders
+        A recipe or its file; folders of downloaded slices.
+    progress
+        Show a bar; None: on a terminal.
 
     Raises
     ------
@@ -216,11 +229,16 @@ def plan(recipe: Recipe | str | os.PathLike[str], folders: str | os.PathLike[str
         A folder that is not there.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str | os.PathLike) else recipe
-    files = []
+    found = []
     for folder in [folders] if isinstance(folders, str | os.PathLike) else list(folders):
         if not Path(folder).is_dir():
             raise CorpusError(f"{folder} is no folder; a recipe takes folders of downloaded slices")
-        files += [_judge(recipe, path, path.relative_to(folder).as_posix()) for path in walk(Path(folder))]
+        found += [(path, path.relative_to(folder).as_posix()) for path in walk(Path(folder))]
+    files = []
+    with Progress(progress).stage("headers", len(found), "files") as advance:
+        for path, name in found:
+            files.append(_judge(recipe, path, name))
+            advance(1)
     return Plan(recipe, files)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import queue
+import signal
 import socket
 import threading
 import warnings
@@ -118,11 +120,24 @@ def _acquire(path: Path) -> int | None:
     return None
 
 
-def _die_with_parent() -> None:
-    """End this worker when the build is killed: it must not write beside the next build, or wait for ever."""
+def _be_a_worker() -> None:
+    """Let Ctrl-C stop a task, not the waiting for one; and end this worker when the build is killed.
+
+    Otherwise it would print a traceback of its own, and write beside the next build, or wait for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_wait_and_die, args=(parent.sentinel,), daemon=True).start()
+
+
+def _stoppable(task: Callable[[T], Any], job: T) -> Any:
+    """Do a task of a worker; Ctrl-C, which a terminal sends to it as well, stops it here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return task(job)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _wait_and_die(sentinel: int) -> None:
@@ -138,7 +153,8 @@ def _local(task: Callable[[T], Any], jobs: Sequence[T], scheduler: str, n_worker
 
     options: dict[str, Any] = {"num_workers": n_workers, "chunksize": 1, "optimize_graph": False}
     if scheduler == "processes":
-        options["initializer"] = _die_with_parent
+        options["initializer"] = _be_a_worker
+        task = functools.partial(_stoppable, task)
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
 

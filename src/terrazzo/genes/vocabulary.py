@@ -20,6 +20,7 @@ from terrazzo.genes.matching import Coverage, GeneMatch, GeneTable, check_floor,
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
 from terrazzo.safe_pickle import safe_unpickle
+from terrazzo.writing import whole_file
 
 __all__ = ["Coverage", "GeneMatch", "GeneTable", "Vocabulary", "load_orthologs", "safe_unpickle"]
 
@@ -158,7 +159,8 @@ class Vocabulary:
         schema = pa.schema(list(_COLUMNS.items()), metadata={_METADATA_KEY: json.dumps(about).encode()})
         columns = [self.ensembl_id.tolist(), self.symbol.tolist(), self.token, self.median]
         arrays = [pa.array(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True)]
-        pq.write_table(pa.table(arrays, schema=schema), path)
+        with whole_file(path) as draft:
+            pq.write_table(pa.table(arrays, schema=schema), draft)
 
     @classmethod
     def from_parquet(cls, path: str | os.PathLike[str]) -> Vocabulary:

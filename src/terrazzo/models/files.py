@@ -21,6 +21,7 @@ from terrazzo.corpus.checksums import hash_json, hash_path
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
+from terrazzo.progress import Progress
 from terrazzo.sdata import refuse_code
 from terrazzo.sdata.ondisk import table_folder
 from terrazzo.sdata.writing import copy_with_table
@@ -124,15 +125,18 @@ def embed_files(
         check_writable(folder)
     key = key_added or model.default_key
     wanted_options = json.dumps({k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told)
+    bars = Progress(options.get("progress"))
     for source, target in targets:
         wanted = {"checkpoint_sha256": model.fingerprint(), OPTIONS: wanted_options}
         try:
             held = _finished(target, key, overwrite)
-            wanted[INPUT_HASH] = _hash_input(source, choices)
+            with bars.stage(f"check {source.name}", None):
+                wanted[INPUT_HASH] = _hash_input(source, choices)
             if held is not None and all(held.get(k) == v for k, v in wanted.items()):
                 yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
                 continue
-            opened = open_slice(source, choices)
+            with bars.stage(f"read {source.name}", None):
+                opened = open_slice(source, choices)
             told = opened.arguments(**rest)
             if announce is not None:
                 announce(f"{source}: {model.plan(opened.adata, **told)}")
@@ -149,7 +153,8 @@ def embed_files(
             continue
         record = opened.adata.uns[keys.UNS][key]
         record |= {**wanted, "n_cells": cells}
-        write_opened(opened, target)
+        with bars.stage(f"write {target.name}", None):
+            write_opened(opened, target)
         yield Done(source, target, cells, "embedded", _precision_note(record))
 
 

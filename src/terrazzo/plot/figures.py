@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terrazzo.errors import OutputError
+from terrazzo.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,12 +102,16 @@ def save(figure: Figure, path: str | Path) -> Path:
     """
     import matplotlib.pyplot as plt
 
+    target = Path(path)
     try:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
+        if not target.suffix:
+            raise ValueError("its name has no ending; take .png, .pdf or .svg")
+        with whole_file(target) as draft:
+            figure.savefig(draft, dpi=150, bbox_inches="tight", format=target.suffix[1:].lower())
     except OSError as error:
         raise OutputError(f"{path} could not be written ({error.strerror or error}).") from error
     except ValueError as error:  # matplotlib names the formats it knows
         raise OutputError(f"{path} could not be written ({error}).") from error
     finally:
         plt.close(figure)
-    return Path(path)
+    return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from terrazzo.progress import Progress
 from terrazzo.report.layouts import METHODS, Method
 from terrazzo.report.packing import Blocks
 from terrazzo.slices import Choices, Opened, open_slice, open_spatialdata, split_choices
+from terrazzo.writing import write_text
 
 __all__ = ["write"]
 
@@ -129,13 +129,8 @@ def _check_genes(genes: Sequence[str], sheets: Sequence[Any]) -> None:
 
 
 def _write(text: str, target: Path) -> None:
-    draft = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(target)
+        write_text(target, text)
     except OSError as error:
         raise OutputError(f"{target} could not be written ({error.strerror or error}).") from error
-    finally:
-        if draft.exists():
-            os.unlink(draft)

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from terrazzo import keys
 from terrazzo._version import __version__
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.progress import Progress
 from terrazzo.representation import Vectors, vectors
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import metrics
@@ -38,6 +39,7 @@ def domains(
     refine: int = 0,
     spatial_key: str = keys.SPATIAL,
     key_added: str | None = None,
+    progress: bool | None = None,
 ) -> AnnData:
     """Cluster an embedding into tissue domains and write them to ``obs["<use_rep>_domain"]``, the largest first.
 
@@ -65,6 +67,8 @@ def domains(
         ``obsm`` key of the coordinates; read only to refine.
     key_added
         Another ``obs`` column; needed where ``use_rep`` is an array.
+    progress
+        Show a bar; None: on a terminal.
 
     Raises
     ------
@@ -78,7 +82,8 @@ def domains(
     column = _column(adata, use_rep, key_added)
     check_settings(adata.n_obs, n_domains, method, n_seeds, refine)
     coords = read_coords(adata, spatial_key) if refine else None
-    runs = cluster_runs(np.asarray(values, dtype=np.float64), n_domains, method, range(seed, seed + n_seeds))
+    seeds = range(seed, seed + n_seeds)
+    runs = cluster_runs(np.asarray(values, dtype=np.float64), n_domains, method, seeds, progress)
     labels = consensus(runs)
     if (message := shortfall(labels, n_domains, values, method)) != "":
         warnings.warn(message, TerrazzoWarning, stacklevel=2)
@@ -174,16 +179,23 @@ def cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> Int
     return cluster_runs(vectors, k, method, [seed])[0]
 
 
-def cluster_runs(vectors: NDArray[np.float64], k: int, method: str, seeds: Sequence[int]) -> Ints:
+def cluster_runs(
+    vectors: NDArray[np.float64], k: int, method: str, seeds: Sequence[int], progress: bool | None = False
+) -> Ints:
     """Return the labels of :func:`cluster` for each of several seeds, int64 ``(len(seeds), n)``."""
     _check_method(method)
     if k == 1:
         return np.zeros((len(seeds), len(vectors)), dtype=np.int64)
     if method == "leiden":
-        runs = list(leiden_to_k(_live(vectors), k, seeds))
+        runs = iter(leiden_to_k(_live(vectors), k, seeds))
     else:
-        runs = [_cluster(vectors, k, method, seed) for seed in seeds]
-    return np.stack([by_size(labels) for labels in runs])
+        runs = (_cluster(vectors, k, method, seed) for seed in seeds)
+    found = []
+    with Progress(progress).stage("domains", len(seeds) if len(seeds) > 1 else None, "fits") as advance:
+        for labels in runs:
+            found.append(by_size(labels))
+            advance(1)
+    return np.stack(found)
 
 
 def by_size(labels: Ints) -> Ints:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from terrazzo import keys, representation
 from terrazzo._version import __version__
 from terrazzo.errors import InputError
+from terrazzo.progress import Progress
 from terrazzo.representation import Vectors
 from terrazzo.tasks import probe_files, splits, targets
 from terrazzo.tasks.experiments import Plan, across, fit_readout, within
@@ -185,6 +186,7 @@ def fit_probe(
     head: str | HeadConfig = "mlp3",
     seed: int = 0,
     least_share: float = LEAST_SHARE,
+    progress: bool | None = None,
 ) -> Probe:
     """Fit a read-out to the embedding of one slice or of several; every labelled cell is used.
 
@@ -208,6 +210,8 @@ def fit_probe(
         Of the validation cells, and of the head's start.
     least_share
         Classes with a smaller share of the labelled cells are not learnt.
+    progress
+        Show a bar; None: on a terminal.
 
     Raises
     ------
@@ -219,7 +223,8 @@ def fit_probe(
     target = targets.read_target(data, label, values, proportions, least_share)
     given = next(one for one in (label, values, proportions) if one is not None)
     x = targets.stack(data, use_rep)
-    readout = fit_readout(x, target, splits.all_rows(target.known, seed=seed), head, seed)
+    with Progress(progress).stage("fit probe", None):
+        readout = fit_readout(x, target, splits.all_rows(target.known, seed=seed), head, seed)
     slices = targets.as_list(data)
     rep = use_rep if isinstance(use_rep, str) else None
     info = {

@@ -12,6 +12,7 @@ import pandas as pd
 
 from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
+from terrazzo.writing import whole_file, write_text
 
 METRICS, PREDICTIONS, RECORD = "metrics.parquet", "predictions.parquet", "result.json"
 FORMAT = 1
@@ -96,11 +97,11 @@ class TaskResult:
         try:
             target.mkdir(parents=True, exist_ok=True)
             (target / RECORD).unlink(missing_ok=True)  # a folder without it is not a result
-            self.metrics.to_parquet(target / METRICS, index=False)
-            self.predictions.to_parquet(target / PREDICTIONS)
-            draft = target / f".{RECORD}.part"
-            draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            draft.replace(target / RECORD)
+            with whole_file(target / METRICS) as draft:
+                self.metrics.to_parquet(draft, index=False)
+            with whole_file(target / PREDICTIONS) as draft:
+                self.predictions.to_parquet(draft)
+            write_text(target / RECORD, json.dumps(record, indent=2) + "\n")
         except OSError as error:
             raise OutputError(f"{target} could not be written ({error.strerror or error}).") from error
         return target

@@ -28,6 +28,7 @@ def evaluate_domains(
     seeds: int = 5,
     refine: int = 0,
     spatial_key: str = keys.SPATIAL,
+    progress: bool | None = None,
 ) -> TaskResult:
     """Cluster an embedding once a seed and say how well the clusters agree with labels, and hang together in space.
 
@@ -52,6 +53,8 @@ def evaluate_domains(
         Neighbours of :func:`terrazzo.tasks.domains.refine_labels`; 0: off.
     spatial_key
         ``obsm`` key of the coordinates.
+    progress
+        Show a bar; None: on a terminal.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def evaluate_domains(
     coords = read_coords(adata, spatial_key)
     k = len(truth.classes) if n_domains is None else n_domains
     check_settings(adata.n_obs, k, method, seeds, refine)
-    runs = cluster_runs(np.asarray(values, dtype=np.float64), k, method, range(seeds))
+    runs = cluster_runs(np.asarray(values, dtype=np.float64), k, method, range(seeds), progress)
     found = {"whole": runs}
     if refine:
         found["refined"] = np.stack([refine_labels(run, coords, refine) for run in runs])

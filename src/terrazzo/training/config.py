@@ -21,6 +21,7 @@ from terrazzo.training.goals import (
 )
 from terrazzo.units.patches import PatchConfig
 from terrazzo.units.subslices import SubSliceConfig
+from terrazzo.writing import write_text
 
 __all__ = [
     "AdaptObjective",
@@ -251,4 +252,4 @@ def changed(config: PretrainConfig, **sections: dict[str, object]) -> PretrainCo
 
 def save(config: PretrainConfig, path: str | Path) -> None:
     """Write a recipe back as YAML."""
-    Path(path).write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))

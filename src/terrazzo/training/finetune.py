@@ -28,6 +28,7 @@ from terrazzo.tasks.probes import Probe
 from terrazzo.tasks.readouts import head_config, head_record, make, statistics
 from terrazzo.tasks.splits import Split, all_rows
 from terrazzo.training.config import OptimConfig
+from terrazzo.training.interrupts import interruptible
 from terrazzo.training.objectives import rate
 from terrazzo.training.resuming import seed_everything
 from terrazzo.training.run import own_streams, quiet
@@ -102,9 +103,9 @@ class FineTuned:
     probe: Probe
     log: tuple[float, ...] = field(default=())
 
-    def predict(self, adata: AnnData, *, key_added: str = keys.X_STOFM, **slice_options: Any) -> NDArray[Any]:
-        """Embed a slice with the tuned weights and return the class of every cell, object ``(n,)``."""
-        self.model.embed(adata, key_added=key_added, progress=False, **slice_options)
+    def predict(self, adata: AnnData, *, key_added: str = keys.X_STOFM, **options: Any) -> NDArray[Any]:
+        """Embed a slice (``options``: of ``embed``) and return the class of every cell, object ``(n,)``."""
+        self.model.embed(adata, key_added=key_added, **options)
         return self.probe.predict(adata, use_rep=f"{key_added}:all")
 
     def save(self, folder: str | Path) -> Path:
@@ -205,11 +206,12 @@ def finetune(
     tuned = SToFM(model.config, model.vocabulary, provenance=_provenance(model, label, chosen, slices))
     tuned.module.load_state_dict(model.module.state_dict())
     tuned.to(model.device)
-    scenes = _scenes(tuned, slices, target.values, rows, orthologs)
+    scenes = _scenes(tuned, slices, target.values, rows, orthologs=orthologs, progress=progress)
     readout = _frozen_head(tuned, scenes, len(target.names), seed)
     with contextlib.ExitStack() as around:
         around.enter_context(own_streams())
         around.enter_context(quiet())
+        around.enter_context(interruptible())
         seed_everything(seed)
         run = FineTuning(tuned, readout, scenes, chosen, seed)
         bar = Progress(progress).stage("fine-tune", len(run.steps) * chosen.max_epochs, "steps")
@@ -361,7 +363,7 @@ def _head_shape() -> tuple[tuple[int, ...], str, float]:
 
 
 def _scenes(
-    model: SToFM, slices: Sequence[AnnData], codes: NDArray[np.int64], rows: Split, orthologs: Any
+    model: SToFM, slices: Sequence[AnnData], codes: NDArray[np.int64], rows: Split, **options: Any
 ) -> list[Scene]:
     if min(codes[rows.train].min(initial=0), codes[rows.validation].min(initial=0)) < 0:
         raise InputError("the split names cells without a label that is learnt.")
@@ -370,7 +372,7 @@ def _scenes(
     out, start = [], 0
     for adata in slices:
         here = slice(start, start + adata.n_obs)
-        out.append(prepare(model, adata, codes[here], train[here], validation[here], orthologs=orthologs))
+        out.append(prepare(model, adata, codes[here], train[here], validation[here], **options))
         start += adata.n_obs
     if not len(rows.train) or not len(rows.validation):
         raise InputError("fine-tuning needs labelled cells to learn from, and others to stop by.")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from terrazzo import keys
 from terrazzo.errors import ConfigError
 from terrazzo.models.stofm import SToFM
+from terrazzo.progress import Progress
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import metrics, targets
 from terrazzo.tasks.labels import Labels, shared_classes
@@ -35,12 +36,13 @@ def evaluate_finetuning(
     seed: int = 0,
     config: FineTuneConfig | None = None,
     orthologs: Any = None,
+    progress: bool | None = None,
 ) -> TaskResult:
     """Score full fine-tuning with the probes' own splits and metrics (SToFM, table A.1).
 
     Parameters
     ----------
-    model, label, config, orthologs
+    model, label, config, orthologs, progress
         As in :func:`finetune`.
     data
         One slice; with ``test``, one or several that are learnt from.
@@ -68,7 +70,7 @@ def evaluate_finetuning(
     slices = targets.as_list(data)
     if test is None and len(slices) != 1:
         raise ConfigError(f"there are {len(slices)} slices; say with test= which other slice is to be scored.")
-    job = _Job(model, slices, label, config or FineTuneConfig(), orthologs)
+    job = _Job(model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress))
     outcomes = _across(job, test, runs, seed) if test is not None else _within(job, kinds, runs, seed)
     rows, scored = [], test if test is not None else slices[0]
     frame, notes = pd.DataFrame(index=scored.obs_names), []
@@ -96,24 +98,28 @@ class _Job:
     label: str
     config: FineTuneConfig
     orthologs: Any
+    bars: Progress
 
     def predict(self, scored: AnnData, split: Split, seed: int) -> Words:
         """Tune by a split, and answer for every cell of a slice."""
         given: dict[str, Any] = {"label": self.label, "config": self.config, "orthologs": self.orthologs}
-        tuned = finetune(self.model, self.slices, split=split, seed=seed, progress=False, **given)
-        return tuned.predict(scored.copy(), orthologs=self.orthologs)
+        tuned = finetune(self.model, self.slices, split=split, seed=seed, progress=self.bars.enabled, **given)
+        return tuned.predict(scored.copy(), orthologs=self.orthologs, progress=self.bars.enabled)
 
 
 def _within(job: _Job, kinds: Sequence[str], runs: int, seed: int) -> Iterator[Outcome]:
     target = targets.read_classes(job.slices, job.label)
     true = target.words
-    for kind, number, folds in _folds(job.slices[0], target.known, kinds, runs, seed):
-        predicted, scored = np.full(len(true), None, dtype=object), np.zeros(len(true), dtype=bool)
-        for split in folds:
-            found = job.predict(job.slices[0], split, seed + number)
-            rows = np.concatenate([split.test, np.flatnonzero(~target.known)])  # those without a label, too
-            predicted[rows], scored[split.test] = found[rows], True
-        yield kind, number, true, predicted, scored, list(target.notes)
+    jobs = list(_folds(job.slices[0], target.known, kinds, runs, seed))
+    with job.bars.stage("fine-tunings", sum(len(folds) for _, _, folds in jobs), "fits") as advance:
+        for kind, number, folds in jobs:
+            predicted, scored = np.full(len(true), None, dtype=object), np.zeros(len(true), dtype=bool)
+            for split in folds:
+                found = job.predict(job.slices[0], split, seed + number)
+                rows = np.concatenate([split.test, np.flatnonzero(~target.known)])  # those without a label, too
+                predicted[rows], scored[split.test] = found[rows], True
+                advance(1)
+            yield kind, number, true, predicted, scored, list(target.notes)
 
 
 def _folds(
@@ -136,6 +142,8 @@ def _across(job: _Job, test: AnnData, runs: int, seed: int) -> Iterator[Outcome]
     true, scored = sides[1].names, sides[1].recoded(shared) >= 0
     notes = [*(f"training: {note}" for note in target.notes), *(f"test: {note}" for note in truth.notes)]
     notes += [f"not scored: {difference}"] if difference else []
-    for number in range(runs):
-        split = cross_split(len(target.values), target.known, scored, seed=seed + number)
-        yield "cross", number, true, job.predict(test, split, seed + number), scored, notes
+    with job.bars.stage("fine-tunings", runs, "fits") as advance:
+        for number in range(runs):
+            split = cross_split(len(target.values), target.known, scored, seed=seed + number)
+            yield "cross", number, true, job.predict(test, split, seed + number), scored, notes
+            advance(1)

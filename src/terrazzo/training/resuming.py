@@ -21,6 +21,7 @@ from terrazzo.config import from_dict
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.training import config as recipes
 from terrazzo.training.config import PretrainConfig
+from terrazzo.writing import whole_file, write_text
 
 RECORD, RECIPE, KEY = "run.json", "recipe.yaml", "terrazzo"
 # what may differ on resuming: where things are (corpus and weights go by content), and how often to look at them
@@ -47,18 +48,14 @@ class AtomicCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write beside the target, then rename."""
         target = Path(path)
-        draft = target.with_name(f".{target.name}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as stream:
+            with whole_file(target) as draft, draft.open("wb") as stream:
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-            draft.replace(target)
         except (OSError, RuntimeError) as error:  # torch's zip writer has an error of its own for a full disk
             self.failure = f"{target} could not be written ({error})"
-        finally:
-            draft.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read tensors and plain containers."""
@@ -141,9 +138,7 @@ def start(out: Path, config: PretrainConfig, record: Mapping[str, Any]) -> None:
             raise OutputError(f"{out} {there} already: {mend} choose another folder (--out).")
         out.mkdir(parents=True, exist_ok=True)
         recipes.save(config, out / RECIPE)
-        draft = out / f".{RECORD}.part"
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        draft.replace(out / RECORD)
+        write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     except OutputError:
         raise
     except OSError as error:

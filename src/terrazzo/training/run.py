@@ -8,9 +8,7 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +32,7 @@ from terrazzo.progress import Progress
 from terrazzo.training import log_files, logs
 from terrazzo.training.callbacks import Guard, Keeper, Meter
 from terrazzo.training.config import PretrainConfig
+from terrazzo.training.interrupts import interruptible
 from terrazzo.training.resuming import (
     KEY,
     AtomicCheckpoints,
@@ -152,9 +151,10 @@ def _train(
     own = [Guard(config.optim.clip), Meter(Progress(progress).enabled), keeper, *callbacks]
     trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
     module = _Data(config, corpus, model, progress, place)
-    _fit(trainer, objective, module, last)
-    if held_out and keeper.validated != trainer.global_step:
-        trainer.validate(objective, datamodule=module, verbose=False)
+    with interruptible():
+        _fit(trainer, objective, module, last)
+        if held_out and keeper.validated != trainer.global_step:
+            trainer.validate(objective, datamodule=module, verbose=False)
     if trainer.is_global_zero:
         finish(config, corpus, objective, trainer)
     trainer.strategy.barrier("model")
@@ -255,12 +255,8 @@ def make_trainer(
 
 
 def _fit(trainer: Trainer, objective: LightningModule, module: LightningDataModule, last: Path | None) -> None:
-    main = threading.current_thread() is threading.main_thread()
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
         trainer.fit(objective, datamodule=module, ckpt_path=last)
-    except SystemExit as stop:  # what Lightning makes of an interrupt
-        raise KeyboardInterrupt from stop
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -268,9 +264,6 @@ def _fit(trainer: Trainer, objective: LightningModule, module: LightningDataModu
             f"{trainer.default_root_dir} cannot be written ({error}); the last checkpoint is whole. Free some space, "
             "then use --resume."
         ) from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trainer) -> Path:

@@ -55,6 +55,7 @@ def prepare(
     validation: NDArray[np.bool_],
     *,
     orthologs: Any = None,
+    progress: bool | None = False,
 ) -> Scene:
     """Cut a slice as ``embed`` would.
 
@@ -66,7 +67,7 @@ def prepare(
         Raw counts and coordinates.
     codes, train, validation
         ``(n_obs,)``, in the order of its rows.
-    orthologs
+    orthologs, progress
         As in :meth:`terrazzo.SToFM.embed`.
     """
     config, tissue = model.config.subslices, Slice.from_anndata(adata)
@@ -74,18 +75,18 @@ def prepare(
     order = canonical_order(tokens, tissue)
     positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
     scene = Scene(tissue.name, tokens.take(order), positions, codes[order], train[order], validation[order])
-    refresh(model, scene)
+    refresh(model, scene, progress)
     return scene
 
 
-def refresh(model: SToFM, scene: Scene) -> None:
+def refresh(model: SToFM, scene: Scene, progress: bool | None = False) -> None:
     """Encode all cells with the weights of this moment, and make virtual cells of them, as ``embed`` would now.
 
     Which cells a sub-slice holds does not change: that depends on positions alone.
     """
     config, positions = model.config.subslices, scene.positions
     encoder = model.module.cell_encoder
-    scene.features, _ = encode_cells(encoder, scene.tokens, model.cls_token, "float32", Progress(False))
+    scene.features, _ = encode_cells(encoder, scene.tokens, model.cls_token, "float32", Progress(progress))
     macro = macro_scale(scene.features, positions, config)
     scene.virtual = macro.features
     scene.subslices = list(iterate(positions, macro.positions, split_cells(positions, config), config))
