@@ -1,4 +1,4 @@
-"""Pages that are made from other files at build time: README and changes, every measured table, settings of a recipe.
+"""Pages made from other files at build time: README and changes, measured tables, the command line, recipes' settings.
 
 They are written to ``_generated/``, which git ignores. Pages of the repository link each other as files of the
 repository; `mended` turns such links into links between pages.
@@ -60,6 +60,18 @@ def write_pages() -> None:
     for source, page in pages().items():
         write(page, mended(source.read_text(encoding="utf-8"), source, page))
     write(OUT / "settings.md", settings())
+    write(OUT / "cli.md", command_line())
+
+
+def command_line() -> str:
+    """Return the page of every verb and option, as the program itself has them."""
+    from terrazzo.cli import app
+
+    text = app.generate_docs(output_format="markdown")
+    text = text[text.index("**Commands**") :]  # its own title and table of contents stand on every page of ours
+    text = re.sub(r" -m sphinx\b", "", text)  # how this process was started, which the usage lines take up
+    text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
+    return COMMAND_LINE + text
 
 
 # settings of a recipe
@@ -129,6 +141,12 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING
 
 
+COMMAND_LINE = """# Command line
+
+Made from the program itself, which says the same with `--help`. Exit code 0: done; 2: wrong usage or bad input, with one
+line that says how to mend it; 1: anything else. `--debug`, with any command, shows the traceback.
+
+"""
 SETTINGS = """# Settings of a recipe
 
 Every key of the YAML files in `configs/`, which `terrazzo pretrain` reads, with the default that holds where a recipe
