@@ -143,8 +143,8 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 COMMAND_LINE = """# Command line
 
-Made from the program itself, which says the same with `--help`. Exit code 0: done; 2: wrong usage or bad input, with one
-line that says how to mend it; 1: anything else. `--debug`, with any command, shows the traceback.
+Made from the program itself, which says the same with `--help`. Exit code 0: done; 2: wrong usage or bad input, with
+one line that says how to mend it; 1: anything else. `--debug`, with any command, shows the traceback.
 
 """
 SETTINGS = """# Settings of a recipe
