@@ -18,11 +18,11 @@ def write_slices(folder: Path) -> None:
     from terrazzo import simulate
 
     (folder / "slices").mkdir()
-    made = simulate.corpus(4, 90, seed=1, n_donors=4, layout="visium", n_genes=80, image=True, image_px=300)
+    made = simulate.corpus(4, 90, seed=1, n_donors=4, layout="visium", n_genes=160, image=True, image_px=300)
     for name, adata in zip("abcd", made, strict=True):
         adata.write_h5ad(folder / "slices" / f"{name}.h5ad")
-    simulate.tissue(300, n_genes=80, seed=2).write_h5ad(folder / "cells.h5ad")
-    mouse = simulate.tissue(120, layout="visium", n_genes=80, seed=3, organism="mouse")
+    simulate.tissue(300, n_genes=160, seed=2).write_h5ad(folder / "cells.h5ad")
+    mouse = simulate.tissue(120, layout="visium", n_genes=160, seed=3, organism="mouse")
     mouse.write_h5ad(folder / "mouse.h5ad")
     pairs = {"mouse": mouse.var["ensembl_id"].to_numpy(), "human": made[0].var["ensembl_id"].to_numpy()}
     pd.DataFrame(pairs).to_csv(folder / "mouse_to_human.csv", index=False)
