@@ -68,11 +68,12 @@ def test_info_says_what_was_recognised(call: Any, slices: Any) -> None:
     moved = call("info", store, "--coordinate-system", "id_downscaled_hires")[1]
     spacing = next(line.split()[-1] for line in moved.splitlines() if line.startswith("  spacing"))
     assert float(spacing) == pytest.approx(float(usual["spacing"]))  # in micrometres, whatever the system's unit
-    for given, words in (("--table", "no table 'x'"), ("--region", "no rows of the region 'x'")):
-        code, out, err = call("info", store, given, "x")
+    table = call("info", store / "tables" / "table")
+    assert table == (0, out.replace(str(store), str(store / "tables" / "table"), 1), "")
+    for wrong, words in ((store, "no rows of the region 'x'"), (plain, "region= means nothing")):
+        code, out, err = call("info", wrong, "--region", "x")
         assert (code, err.count("\n")) == (2, 1)
         assert words in err
-    assert call("info", plain, "--table", "x")[0] == 2
 
 
 def test_embed_domains_and_report(call: Any, slices: Any, align_model: Any, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def embed(
     key: Annotated[str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
-        Parameter(help="Default float32; bfloat16 is faster where the CPU has it."),
+        Parameter(help="Default float32; bfloat16 may be faster."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[

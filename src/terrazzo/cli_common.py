@@ -42,9 +42,7 @@ Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST,
 Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
 Image = Annotated[
     Path | None,
-    Parameter(
-        group=PICTURE, help="Histology of one slice: a file, or a name in its store; default: that in the slice."
-    ),
+    Parameter(group=PICTURE, help="Histology: a file, or a name in the store; default: that in the slice."),
 ]
 ImageScale = Annotated[
     float | None,
@@ -55,12 +53,9 @@ ImageScale = Annotated[
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class Chosen:
-    """Which part of a store that holds several is the slice."""
+    """Which part of a SpatialData is the slice; a table is named by its path, x.zarr/tables/NAME."""
 
-    table: Annotated[str | None, Parameter(help="Table of a SpatialData; needed where it has several.")] = None
-    region: Annotated[
-        str | None, Parameter(help="Region that the table annotates; needed where there are several.")
-    ] = None
+    region: Annotated[str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")] = None
     coordinate_system: Annotated[str | None, Parameter(help='Of a SpatialData; default "global".')] = None
 
     def options(self) -> dict[str, str]:

@@ -120,9 +120,13 @@ def test_a_table_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no table 'c'; tables: a, b"):
         read(path, table="c")
     assert read(path, table="a").content_hash() != read(path, table="b").content_hash()
-    assert open_slice(path / "tables" / "b").format == "AnnData"
-    with pytest.raises(ConfigError, match="table= means nothing"):
-        open_slice(path / "tables" / "b", Choices(table="b"))
+    found = open_slice(path / "tables" / "b")  # a table by its path: the store, with the table chosen
+    assert (found.table, found.store, found.name) == ("b", path, "x")
+    np.testing.assert_allclose(found.to_slice().coords, XY[ROWS])
+    with pytest.raises(ConfigError, match="is a table already; table='a' is another"):
+        open_slice(path / "tables" / "b", Choices(table="a"))
+    with pytest.raises(ConfigError, match=r"bins= means nothing for .* which is a SpatialData"):
+        open_slice(path, Choices(bins="8"))
 
 
 @both

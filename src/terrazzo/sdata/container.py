@@ -109,7 +109,8 @@ class Container:
     def _one(self, held: Mapping[str, Any], wanted: str | None, what: str) -> str:
         names = ", ".join(held)
         if wanted is None and len(held) > 1:
-            raise InputError(f"{self.where} has {len(held)} {what}s: pass {what}= one of {names}")
+            by_path = "" if what != "table" or self.path is None else ", or the path of one, x.zarr/tables/NAME"
+            raise InputError(f"{self.where} has {len(held)} {what}s: pass {what}= one of {names}{by_path}")
         if wanted is not None and wanted not in held:
             raise InputError(f"{self.where} has no {what} {wanted!r}; {what}s: {names}")
         return next(iter(held)) if wanted is None else wanted
