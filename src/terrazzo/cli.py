@@ -271,6 +271,34 @@ def demo(
     console.print(f"Report, open it in a browser: {folder / run_demo.REPORT}", markup=False)
 
 
+@app.command(group=OTHERS)
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")] = None,
+    /,
+    *,
+    install: Annotated[bool, Parameter(negative=(), help="Write it to where the shell looks, for good.")] = False,
+) -> None:
+    """Print the script that lets a shell complete verbs and options with the Tab key.
+
+    Example: terrazzo completion bash --install
+    """
+    from cyclopts.completion import ShellDetectionError
+
+    from terrazzo.errors import ConfigError, OutputError
+
+    try:
+        if not install:
+            sys.stdout.write(app.generate_completion(shell=shell) + "\n")
+            return
+        script = app.install_completion(shell=shell)
+    except ShellDetectionError as error:
+        raise ConfigError("which shell this is cannot be found out: name it, e.g. terrazzo completion bash.") from error
+    except OSError as error:
+        where = f"{error.filename} cannot be written ({error.strerror})"
+        raise OutputError(f"{where}: leave out --install, and put what is printed where your shell looks.") from error
+    out_console().print(f"Written to {script}; it works in the next shell that you open.", markup=False)
+
+
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     """Print our own warnings as one line; others stay out of the user's way."""
     if issubclass(category, TerrazzoWarning):
