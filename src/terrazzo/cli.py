@@ -27,6 +27,7 @@ from terrazzo.cli_common import (
     PICTURE,
     SLICE,
     TRAINING,
+    Chosen,
     Image,
     ImageScale,
     Layer,
@@ -36,10 +37,10 @@ from terrazzo.cli_common import (
     Technology,
     image_option,
     slice_options,
-    working,
 )
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.cli_help import OneScreen
+from terrazzo.cli_info import say_fact, say_slice
 from terrazzo.cli_stop import EXIT_CODE, kept, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
@@ -100,6 +101,7 @@ def info(
     organism: Organism = None,
     technology: Technology = None,
     microns_per_unit: Microns = None,
+    part: Chosen | None = None,
 ) -> None:
     """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
@@ -116,28 +118,23 @@ def info(
     for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
         if figure_file is not None and len(slices) > 1:
             raise tz.errors.ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
-    if overlay is None and (image, image_scale, spot_um) != (None, None, None):
-        raise tz.errors.ConfigError("--image, --image-scale and --spot-um belong to a picture: add --overlay FILE.png.")
     loaded = tz.load(model) if model is not None else None
-    console = out_console()
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= image_option(image, image_scale)
+    if image is not None and len(slices) > 1:
+        raise tz.errors.ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
     for path in slices:
-        with working(f"read {path.name}"):
-            tissue = tz.read(path, allow_normalised=True, **options)
-        console.print(f"[bold]{escape(str(path))}[/bold]")
-        for key, value in tissue.describe().items():
-            console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
+        tissue = say_slice(path, part or Chosen(), spot_um, options)
         if loaded is not None:
-            console.print(f"  {'coverage':<22}{loaded.vocabulary.coverage(tissue)}", markup=False)
+            say_fact("coverage", loaded.vocabulary.coverage(tissue))
         if grid is not None:
             figure = tz.plot.grid(tissue, **laid)
-            console.print(f"  {'grid':<22}{figure.get_suptitle()}", markup=False)
-            console.print(f"  {'figure':<22}{tz.plot.save(figure, grid)}", markup=False)
+            say_fact("grid", figure.get_suptitle())
+            say_fact("figure", tz.plot.save(figure, grid))
         if overlay is not None:
             figure = tz.plot.overlay(tissue, spot_um=spot_um)
-            console.print(f"  {'overlay':<22}{figure.get_suptitle()}", markup=False)
-            console.print(f"  {'figure':<22}{tz.plot.save(figure, overlay)}", markup=False)
+            say_fact("overlay", figure.get_suptitle())
+            say_fact("figure", tz.plot.save(figure, overlay))
 
 
 @app.command(group=FIRST)
@@ -179,6 +176,7 @@ def embed(
     organism: Organism = None,
     technology: Technology = None,
     microns_per_unit: Microns = None,
+    part: Chosen | None = None,
     overwrite: Annotated[bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
 ) -> None:
@@ -191,7 +189,7 @@ def embed(
     console = out_console()
     loaded = tz.load(model, device=device)
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= {"orthologs": str(orthologs) if orthologs else None}
+    options |= {"orthologs": str(orthologs) if orthologs else None, **(part or Chosen()).options()}
     if not loaded.trained:
         console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
     cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "precision": precision}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -46,6 +47,20 @@ ImageScale = Annotated[
     float | None,
     Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
 ]
+
+
+@Parameter(name="*", group=SLICE)
+@dataclass(frozen=True)
+class Chosen:
+    """Which part of what a path holds is the slice."""
+
+    bins: Annotated[str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")] = None
+
+    def options(self) -> dict[str, str]:
+        """Return what was chosen, as keywords."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
 Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
 
 
@@ -83,12 +98,15 @@ def working(what: str, total: int | None = None, unit: str = "slices") -> Abstra
     return Progress().stage(what, total, unit)
 
 
-def read_slice(path: Path) -> AnnData:
-    """Read a slice from a file."""
-    from terrazzo.slices import read_anndata
+def read_slice(path: Path, part: Chosen | None = None) -> AnnData:
+    """Read a slice from a file or a vendor's folder, and say what was left out."""
+    from terrazzo.slices import Choices, open_slice
 
     with working(f"read {path.name}"):
-        return read_anndata(path)
+        opened = open_slice(path, Choices(**(part or Chosen()).options()))
+    for note in opened.notes:
+        say_aside(f"{path}: {note}")
+    return opened.adata
 
 
 def write_slice(adata: AnnData, target: Path) -> None:

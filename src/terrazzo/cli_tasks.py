@@ -13,6 +13,7 @@ from terrazzo.cli_common import (
     SHOWING,
     TASKS,
     TRAINING,
+    Chosen,
     Embedded,
     Head,
     Out,
@@ -132,6 +133,7 @@ def finetune(
         bool, Parameter(group=SCORES, help="Score it, too; without --test by splits of one slice.")
     ] = True,
     runs: Runs = 1,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Tune all parameters of SToFM on labelled slices; annotate other slices.
@@ -145,17 +147,17 @@ def finetune(
     free_folder(out / "tuned")
     if score and test is None:
         only_one(slices)
-    loaded, held = [read_slice(p) for p in slices], tz.load(model)
+    loaded, held = [read_slice(p, part) for p in slices], tz.load(model)
     if not isinstance(held, tz.SToFM):
         raise tz.errors.ConfigError(f"{model} holds a {held.title}; only SToFM can be fine-tuned.")
     if score:
         given: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
-        data, scored = (only_one(loaded), None) if test is None else (loaded, read_slice(test))
+        data, scored = (only_one(loaded), None) if test is None else (loaded, read_slice(test, part))
         report(tz.evaluate_finetuning(held, data, test=scored, **given), out / "scores")
     tuned = tz.finetune(held, loaded, label=label, config=config, seed=seed)
     say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
     for path, target in zip(predict or [], targets, strict=True):
-        adata = read_slice(path)
+        adata = read_slice(path, part)
         tuned.predict(adata)
         tuned.probe.annotate(adata, use_rep="X_stofm:all")
         write_slice(adata, target)

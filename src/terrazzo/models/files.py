@@ -22,7 +22,8 @@ from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
 from terrazzo.progress import Progress
-from terrazzo.slices import read_anndata
+from terrazzo.slices import open_slice
+from terrazzo.slices.reading import split_choices
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def embed_files(
     folder = Path(out)
     if options.get("image") is not None and len(sources) > 1:
         raise ConfigError(f"one image cannot belong to {len(sources)} slices; embed them one by one.")
-    targets = plan_targets(sources, folder)
+    targets, (choices, rest) = plan_targets(sources, folder), split_choices(options)
     if not dry_run:
         check_writable(folder)
     key = key_added or model.default_key
@@ -133,11 +134,13 @@ def embed_files(
             continue
         try:
             with bars.stage(f"read {source.name}", None):
-                adata = read_anndata(source)
+                opened = open_slice(source, choices)
+            adata = opened.adata
             if announce is not None:
-                announce(f"{source}: {model.plan(adata, name=source.stem, **options)}")
+                for line in (*opened.notes, model.plan(adata, name=source.stem, **rest)):
+                    announce(f"{source}: {line}")
             if not dry_run:
-                model.embed(adata, key_added=key, name=source.stem, **options)
+                model.embed(adata, key_added=key, name=source.stem, **rest)
         except InputError as error:
             if not keep_going:
                 raise type(error)(f"{source}: {error}") from error
