@@ -328,7 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except CycloptsError as error:
         errors.print("[red]error:[/red]", escape(str(error)))
-        errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
+        known = app.parse_commands(words)[0]  # a misspelt verb has no help
+        errors.print(f"Try: {' '.join(['terrazzo', *known])} --help")
         return 2
     except KeyboardInterrupt:
         errors.print(f"stopped: {kept(words)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -107,6 +108,17 @@ def read_slice(path: Path, part: Chosen | None = None) -> AnnData:
     for note in opened.notes:
         say_aside(f"{path}: {note}")
     return opened.adata
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Put a file's name in front of what is wrong with its slice."""
+    from terrazzo.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}") from error
 
 
 def write_slice(adata: AnnData, target: Path) -> None:

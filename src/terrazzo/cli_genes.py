@@ -105,7 +105,7 @@ def reconstruct(
     held, adata = tz.load(model), read_slice(path, part)
     if not hasattr(held, "reconstruct"):
         raise tz.errors.ConfigError(
-            f"{model} holds a {held.title}, which cannot fill in hidden tissue; pass an STImage."
+            f"{model} holds a {held.title}, which cannot fill in hidden tissue: give one of ST as images."
         )
     grid: dict[str, Any] = {"layout": layout, "bin_um": bin_um}
     given = {key: value for key, value in grid.items() if value not in ("auto", 0.0)}  # else as the model was trained

@@ -22,6 +22,7 @@ from terrazzo.cli_common import (
     Runs,
     Seed,
     Test,
+    about,
     only_one,
     read_slice,
     report,
@@ -62,8 +63,9 @@ def domains(
     for path, target in zip(slices, targets_of(slices, out), strict=True):
         adata, column = read_slice(path), tz.keys.domain_key(use_rep.replace(":", "_"))
         chosen: dict[str, Any] = {"use_rep": use_rep, "n_domains": n_domains, "method": method, "refine": refine}
-        tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
-        result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
+        with about(path):
+            tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
+            result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
         write_slice(adata, target)
         figure: Any = tz.plot.spatial(adata, color=column).figure
         tz.plot.save(figure, target.with_suffix(".png"))

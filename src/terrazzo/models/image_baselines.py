@@ -202,7 +202,9 @@ class ImageModel:
         try:
             self.embed(adata, image=picture, name=Path(path).stem)
         except InputError as error:
-            raise type(error)(f"{path}: {error}") from error
+            beside = Path(path).with_suffix(".json").name
+            mend = "" if picture is not None else f' Or say in {beside} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            raise type(error)(f"{path}: {error}{mend}") from error
         return adata, picture
 
 
