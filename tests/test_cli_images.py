@@ -93,9 +93,9 @@ def test_options_that_do_not_go_together(
     code, _, err = call("embed", sample, sample, "--model", checkpoint, *out, "--image", image)
     assert code == 2
     assert "one image cannot belong to 2 slices" in err
-    code, _, err = call("info", sample, "--image", image)
+    code, _, err = call("info", sample, sample, "--image", image)
     assert code == 2
-    assert "add --overlay" in err
+    assert "--image is the histology of one slice; there are 2" in err
     code, _, err = call("info", sample, sample, "--overlay", tmp_path / "overlay.png")
     assert code == 2
     assert "there are 2" in err
@@ -108,6 +108,7 @@ def test_info_draws_spots_over_histology(call: Any, files: Any, tmp_path: Path) 
     code, out, err = call("info", sample, "--overlay", target, "--image", image, "--image-scale", scale)
     assert (code, err) == (0, "")
     assert "90 spots, " in out
+    assert "ST-Align              yes: spots and niches, from histology and genes" in out
     assert "on tissue" in out
     assert np.asarray(Image.open(target)).std() > 10
     code, _, err = call("info", sample, "--overlay", target)

@@ -23,8 +23,8 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path 
 ORDER = [
     "keys", "errors", "writing", "config", "progress", "safe_pickle", "sparse", "representation", "genes", "sdata",
     "images", "slices", "simulate", "downloads", "datasets", "units", "corpus", "nn", "plot", "tasks", "models",
-    "training", "bench", "report", "demo", "cli_common", "cli_help", "cli_stop", "cli_convert", "cli_corpus",
-    "cli_genes", "cli_report", "cli_tasks", "cli",
+    "training", "bench", "report", "demo", "cli_common", "cli_help", "cli_info", "cli_stop", "cli_convert",
+    "cli_corpus", "cli_genes", "cli_report", "cli_tasks", "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`

@@ -37,10 +37,10 @@ from terrazzo.cli_common import (
     Technology,
     image_option,
     slice_options,
-    working,
 )
 from terrazzo.cli_corpus import corpus_app
 from terrazzo.cli_help import OneScreen
+from terrazzo.cli_info import say_fact, say_slice
 from terrazzo.cli_stop import EXIT_CODE, kept, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
@@ -118,28 +118,23 @@ def info(
     for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
         if figure_file is not None and len(slices) > 1:
             raise tz.errors.ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
-    if overlay is None and (image, image_scale, spot_um) != (None, None, None):
-        raise tz.errors.ConfigError("--image, --image-scale and --spot-um belong to a picture: add --overlay FILE.png.")
     loaded = tz.load(model) if model is not None else None
-    console = out_console()
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= {**image_option(image, image_scale), **(part or Chosen()).options()}
+    options |= image_option(image, image_scale)
+    if image is not None and len(slices) > 1:
+        raise tz.errors.ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
     for path in slices:
-        with working(f"read {path.name}"):
-            tissue = tz.read(path, allow_normalised=True, **options)
-        console.print(f"[bold]{escape(str(path))}[/bold]")
-        for key, value in tissue.describe().items():
-            console.print(f"  {key.replace('_', ' '):<22}{value}", markup=False)
+        tissue = say_slice(path, part or Chosen(), spot_um, options)
         if loaded is not None:
-            console.print(f"  {'coverage':<22}{loaded.vocabulary.coverage(tissue)}", markup=False)
+            say_fact("coverage", loaded.vocabulary.coverage(tissue))
         if grid is not None:
             figure = tz.plot.grid(tissue, **laid)
-            console.print(f"  {'grid':<22}{figure.get_suptitle()}", markup=False)
-            console.print(f"  {'figure':<22}{tz.plot.save(figure, grid)}", markup=False)
+            say_fact("grid", figure.get_suptitle())
+            say_fact("figure", tz.plot.save(figure, grid))
         if overlay is not None:
             figure = tz.plot.overlay(tissue, spot_um=spot_um)
-            console.print(f"  {'overlay':<22}{figure.get_suptitle()}", markup=False)
-            console.print(f"  {'figure':<22}{tz.plot.save(figure, overlay)}", markup=False)
+            say_fact("overlay", figure.get_suptitle())
+            say_fact("figure", tz.plot.save(figure, overlay))
 
 
 @app.command(group=FIRST)
@@ -274,6 +269,34 @@ def demo(
     console.print(f"Report, open it in a browser: {folder / run_demo.REPORT}", markup=False)
 
 
+@app.command(group=OTHERS)
+def completion(
+    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")] = None,
+    /,
+    *,
+    install: Annotated[bool, Parameter(negative=(), help="Write it to where the shell looks, for good.")] = False,
+) -> None:
+    """Print the script that lets a shell complete verbs and options with the Tab key.
+
+    Example: terrazzo completion bash --install
+    """
+    from cyclopts.completion import ShellDetectionError
+
+    from terrazzo.errors import ConfigError, OutputError
+
+    try:
+        if not install:
+            sys.stdout.write(app.generate_completion(shell=shell) + "\n")
+            return
+        script = app.install_completion(shell=shell)
+    except ShellDetectionError as error:
+        raise ConfigError("which shell this is cannot be found out: name it, e.g. terrazzo completion bash.") from error
+    except OSError as error:
+        where = f"{error.filename} cannot be written ({error.strerror})"
+        raise OutputError(f"{where}: leave out --install, and put what is printed where your shell looks.") from error
+    out_console().print(f"Written to {script}; it works in the next shell that you open.", markup=False)
+
+
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     """Print our own warnings as one line; others stay out of the user's way."""
     if issubclass(category, TerrazzoWarning):
@@ -305,7 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except CycloptsError as error:
         errors.print("[red]error:[/red]", escape(str(error)))
-        errors.print(f"Try: terrazzo {words[0] if words and not words[0].startswith('-') else ''} --help")
+        known = app.parse_commands(words)[0]  # a misspelt verb has no help
+        errors.print(f"Try: {' '.join(['terrazzo', *known])} --help")
         return 2
     except KeyboardInterrupt:
         errors.print(f"stopped: {kept(words)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -53,8 +54,9 @@ ImageScale = Annotated[
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class Chosen:
-    """Which part of a SpatialData is the slice; a table is named by its path, x.zarr/tables/NAME."""
+    """Which part of what a path holds is the slice; a table of a SpatialData is named by its path, x.zarr/tables/x."""
 
+    bins: Annotated[str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")] = None
     region: Annotated[str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")] = None
     coordinate_system: Annotated[str | None, Parameter(help='Of a SpatialData; default "global".')] = None
 
@@ -103,11 +105,25 @@ def working(what: str, total: int | None = None, unit: str = "slices") -> Abstra
 
 
 def read_slice(path: Path, part: Chosen | None = None) -> AnnData:
-    """Read a slice from a file."""
-    from terrazzo.slices import read_anndata
+    """Read a slice from a file or a vendor's folder, and say what was left out."""
+    from terrazzo.slices import Choices, open_slice
 
     with working(f"read {path.name}"):
-        return read_anndata(path, **(part or Chosen()).options())
+        opened = open_slice(path, Choices(**(part or Chosen()).options()))
+    for note in opened.notes:
+        say_aside(f"{path}: {note}")
+    return opened.adata
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Put a file's name in front of what is wrong with its slice."""
+    from terrazzo.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}") from error
 
 
 def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None = None) -> None:

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 from terrazzo.cli_common import (
     SCORES,
     TASKS,
+    Chosen,
     Head,
     Out,
     Runs,
@@ -45,6 +46,7 @@ def impute(
     head: Head = "mlp3",
     test: Test = None,
     runs: Runs = 3,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Hide genes of a panel, embed what is left, and predict the hidden ones.
@@ -55,7 +57,7 @@ def impute(
 
     if test is None:
         only_one(slices)
-    loaded = [read_slice(p) for p in [*slices, *([test] if test is not None else [])]]
+    loaded = [read_slice(p, part) for p in [*slices, *([test] if test is not None else [])]]
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
     learnt = hidden[:-1] if test is not None else hidden
     held = "/" in model or Path(model).is_dir()
@@ -89,6 +91,7 @@ def reconstruct(
     repeats: Annotated[int, Parameter(group=SCORES, help="Squares of each size.")] = 20,
     layout: Annotated[Literal["auto", "hex", "square", "rank", "bin"], Parameter(help="Grid of the slice.")] = "auto",
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Hide squares of a slice and predict them, beside what trivial answers say.
@@ -99,10 +102,10 @@ def reconstruct(
     from terrazzo.models.files import check_writable
 
     check_writable(out)
-    held, adata = tz.load(model), read_slice(path)
+    held, adata = tz.load(model), read_slice(path, part)
     if not hasattr(held, "reconstruct"):
         raise tz.errors.ConfigError(
-            f"{model} holds a {held.title}, which cannot fill in hidden tissue; pass an STImage."
+            f"{model} holds a {held.title}, which cannot fill in hidden tissue: give one of ST as images."
         )
     grid: dict[str, Any] = {"layout": layout, "bin_um": bin_um}
     given = {key: value for key, value in grid.items() if value not in ("auto", 0.0)}  # else as the model was trained

@@ -41,6 +41,7 @@ class OneScreen:
             console.print(DefaultStyled(Text(f"Usage: {str(usage).strip()}", style="cyclopts.usage")))
 
     def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
-        """Print what the verb does and its examples."""
+        """Print what the verb does and its examples, without empty lines."""
         if description:
-            console.print(description)
+            text = str(getattr(description, "primary_renderable", description))
+            console.print("\n".join(line for line in text.splitlines() if line.strip()), markup=False, highlight=False)

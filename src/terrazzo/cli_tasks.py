@@ -23,6 +23,7 @@ from terrazzo.cli_common import (
     Runs,
     Seed,
     Test,
+    about,
     only_one,
     read_slice,
     report,
@@ -64,8 +65,9 @@ def domains(
     for path, target in zip(slices, targets_of(slices, out), strict=True):
         adata, column = read_slice(path, part), tz.keys.domain_key(use_rep.replace(":", "_"))
         chosen: dict[str, Any] = {"use_rep": use_rep, "n_domains": n_domains, "method": method, "refine": refine}
-        tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
-        result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
+        with about(path):
+            tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
+            result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
         write_slice(adata, target, path, part)
         figure: Any = tz.plot.spatial(adata, color=column).figure
         tz.plot.save(figure, target.with_suffix(".png"))
@@ -135,6 +137,7 @@ def finetune(
         bool, Parameter(group=SCORES, help="Score it, too; without --test by splits of one slice.")
     ] = True,
     runs: Runs = 1,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Tune all parameters of SToFM on labelled slices; annotate other slices.
@@ -148,20 +151,20 @@ def finetune(
     free_folder(out / "tuned")
     if score and test is None:
         only_one(slices)
-    loaded, held = [read_slice(p) for p in slices], tz.load(model)
+    loaded, held = [read_slice(p, part) for p in slices], tz.load(model)
     if not isinstance(held, tz.SToFM):
         raise tz.errors.ConfigError(f"{model} holds a {held.title}; only SToFM can be fine-tuned.")
     if score:
         given: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
-        data, scored = (only_one(loaded), None) if test is None else (loaded, read_slice(test))
+        data, scored = (only_one(loaded), None) if test is None else (loaded, read_slice(test, part))
         report(tz.evaluate_finetuning(held, data, test=scored, **given), out / "scores")
     tuned = tz.finetune(held, loaded, label=label, config=config, seed=seed)
     say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
     for path, target in zip(predict or [], targets, strict=True):
-        adata = read_slice(path)
+        adata = read_slice(path, part)
         tuned.predict(adata)
         tuned.probe.annotate(adata, use_rep="X_stofm:all")
-        write_slice(adata, target, path)
+        write_slice(adata, target, path, part)
         say(f"{path.name}: annotated, {target}")
 
 

@@ -135,7 +135,7 @@ def test_changed_changes_what_is_given() -> None:
         ("stage: adapt\nout: o", "lacks corpus"),
         ("stage: adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}", "must be of type float"),  # YAML 1.1 reads a string
         ("stage: patches\ncorpus: c\nout: o\nseed: -1", "seed is -1; it must be at least 0"),
-        ("- a", "must hold a mapping"),
+        ("- a", "must hold settings"),
         ("a: [", "not a readable YAML"),
     ],
 )

@@ -325,7 +325,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not (folder / ABOUT).is_file():
         if (folder / MEMBERS).is_dir():
             raise CorpusError(f"{folder}: the build of this corpus was not finished; run the same build again.")
-        raise CorpusError(f"{folder} is no corpus: it has no {ABOUT}. Make one with `terrazzo corpus build`.")
+        lacks = f"is no corpus: it has no {ABOUT}" if folder.exists() else "does not exist"
+        raise CorpusError(f"{folder} {lacks}. Make a corpus with `terrazzo corpus build`.")
     about = read_record(folder / ABOUT)
     if about.get("format_version") != FORMAT_VERSION:
         raise CorpusError(

@@ -166,8 +166,9 @@ def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: f
         f"slice {piece.name!r} ({piece.organism}) does not meet the vocabulary ({vocabulary.organism}): "
         f"{coverage.n_matched} of {coverage.n_genes} genes matched, {coverage.share_counts:.1%} of the counts covered "
         f"(needed: {needed} genes and {floor:.0%}). Unmatched genes of the slice: {theirs}; genes of the vocabulary: "
-        f"{ours}. Mend: pass the right organism= when reading; for another species pass orthologs= (slice gene -> "
-        f"vocabulary gene, with the same kind of names as the slice); or add {column}."
+        f"{ours}. Mend: pass the right organism= (--organism) when reading; for another species pass orthologs= "
+        "(--orthologs: slice gene -> vocabulary gene, with the same kind of names as the slice); or add "
+        f"{column}."
     )
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from terrazzo import keys
 from terrazzo._version import __version__
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import CheckpointError, InputError
+from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import hub
@@ -145,8 +145,19 @@ class FoundationModel(abc.ABC):
         return next(self.module.parameters()).device
 
     def to(self, device: str | torch.device) -> Self:
-        """Move the weights to a device."""
-        self.module.to(device)
+        """Move the weights to a device.
+
+        Raises
+        ------
+        ConfigError
+            There is no such device here.
+        """
+        try:
+            self.module.to(device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+            here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+            told = str(error).splitlines()[0].split(" device type at start")[0][:200]
+            raise ConfigError(f"device {str(device)!r} cannot be used; here there is: {here}. ({told})") from error
         return self
 
     def fingerprint(self) -> str:

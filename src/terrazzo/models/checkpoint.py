@@ -24,6 +24,10 @@ PUBLISHED = {
     "se2transformer.pth": " It looks like SToFM's published layout: run `terrazzo convert stofm` first.",
     "best_model.pt": " It looks like scGPT's published layout: run `terrazzo convert scgpt` first.",
 }
+_IT_IS = (
+    f"a folder with {CONFIG}, {WEIGHTS} and {VOCABULARY}, as `terrazzo pretrain` and `terrazzo convert` write, or "
+    "organisation/name on the hub"
+)
 KEYS = {"format", "model_type", "library_version", "model", "provenance", "vocabulary_sha256"}
 
 
@@ -139,11 +143,12 @@ def read(folder: str | Path) -> Checkpoint:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a checkpoint folder ({CONFIG}, {WEIGHTS}, {VOCABULARY}).")
+        what = "is a file" if path.is_file() else "does not exist"
+        raise CheckpointError(f"{path} {what}; it must be a checkpoint: {_IT_IS}.")
     absent = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
     if absent:
         hint = next((PUBLISHED[name] for name in PUBLISHED if (path / name).exists()), "")
-        raise CheckpointError(f"{path} lacks {', '.join(absent)}.{hint}")
+        raise CheckpointError(f"{path} lacks {', '.join(absent)}.{hint or f' It must be a checkpoint: {_IT_IS}.'}")
     header = read_header(path)
     vocabulary = Vocabulary.from_parquet(path / VOCABULARY)
     if header.get("vocabulary_sha256", vocabulary.content_hash()) != vocabulary.content_hash():

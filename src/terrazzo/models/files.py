@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import json
 import logging
@@ -139,7 +140,8 @@ def embed_files(
                 opened = open_slice(source, choices)
             told = opened.arguments(**rest)
             if announce is not None:
-                announce(f"{source}: {model.plan(opened.adata, **told)}")
+                for line in (*opened.notes, model.plan(opened.adata, **told)):
+                    announce(f"{source}: {line}")
             if not dry_run:
                 model.embed(opened.adata, key_added=key, **told)
         except InputError as error:
@@ -220,7 +222,8 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
     seen: dict[Path, Path] = {}
     for source in map(Path, sources):
         if not source.exists():
-            raise InputError(f"{source} does not exist.")
+            near = difflib.get_close_matches(source.name, [path.name for path in source.parent.glob("*")], n=1)
+            raise InputError(f"{source} does not exist.{f' Did you mean {source.with_name(near[0])}?' if near else ''}")
         store = store_of(source)
         target = folder / (f"{source.stem}.h5ad" if store is None else f"{store.stem}.zarr")
         if target in seen:
@@ -236,6 +239,8 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
 
 def check_writable(folder: Path) -> None:
     """Make the output folder and prove that it can be written, before any work is done."""
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file, and results need a folder: choose another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -337,7 +338,10 @@ def slice_length_unit(tissue: Slice, config: SubSliceConfig) -> float:
 def _cluster_labels(adata: AnnData, column: str) -> NDArray[np.int64]:
     """Read clusters from ``obs``, numbered from 0 without gaps."""
     if column not in adata.obs:
-        raise InputError(f"clusters={column!r} is not a column of obs; there are: {', '.join(map(str, adata.obs))}.")
+        names = [str(name) for name in adata.obs]
+        near = difflib.get_close_matches(column, names, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"clusters={column!r} is not a column of obs; there are: {', '.join(names) or 'none'}.{hint}")
     codes, _ = pd.factorize(adata.obs[column], sort=True)
     if (codes < 0).any():
         missing = int((codes < 0).sum())

@@ -152,7 +152,10 @@ def read_target(data: Data, label: Any, values: Any, proportions: Any, least_sha
         Not exactly one of them was given.
     """
     if sum(one is not None for one in (label, values, proportions)) != 1:
-        raise ConfigError("give what is to be learnt, one of label= (classes), values= (numbers) and proportions=.")
+        raise ConfigError(
+            "give what is to be learnt, and one thing only: label= (--label, classes), values= (--values, numbers) or "
+            "proportions=."
+        )
     if label is not None:
         return read_classes(data, label, least_share)
     return read_proportions(data, proportions) if values is None else read_values(data, values)

@@ -228,10 +228,16 @@ def load(path: str | Path, **overrides: object) -> PretrainConfig:
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not a readable YAML file ({str(error).splitlines()[0]}).") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); recipes to start from lie in configs/."
+        ) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{where}: not a readable YAML file ({str(error).splitlines()[0]}).") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings.")
+        raise ConfigError(f"{path} must hold settings, one `key: value` a line, as the recipes in configs/ do.")
     given = {k: v for k, v in overrides.items() if v is not None}
     return from_dict(PretrainConfig, {**data, **given}, str(path))
 
