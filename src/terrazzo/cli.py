@@ -80,7 +80,7 @@ def out_console() -> Console:
 
 @app.command(group=FIRST)
 def info(
-    slices: Annotated[list[Path], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
+    slices: Annotated[list[Path], Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors.")],
     /,
     *,
     model: Annotated[Path | None, Parameter(help="Also say how the genes meet this checkpoint.")] = None,
@@ -139,7 +139,7 @@ def info(
 
 @app.command(group=FIRST)
 def embed(
-    slices: Annotated[list[str], Parameter(help="One or more .h5ad files or AnnData .zarr folders.")],
+    slices: Annotated[list[str], Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors.")],
     /,
     *,
     model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
