@@ -2,6 +2,7 @@
 #   .venv/.stamp-run      the library      (make demo)
 #   .venv/.stamp-test     + test extras    (make test, make test-slow)
 #   .venv/.stamp-browser  + selenium       (make test-browser)
+#   .venv/.stamp-docs     + sphinx         (make docs)
 #   .venv/.stamp-dev      + linters        (make lint, make format)
 # Every layer is made again when pyproject.toml or constraints.txt changes.
 
@@ -22,7 +23,7 @@ INPUTS := pyproject.toml constraints.txt src/terrazzo/_version.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-browser lint format clean
+.PHONY: help demo test test-slow test-browser docs lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, one of"
@@ -52,6 +53,11 @@ $(VENV)/.stamp-browser: $(VENV)/.stamp-test
 	@$(PIP_INSTALL) -e '.[browser]'
 	@touch $@
 
+$(VENV)/.stamp-docs: $(VENV)/.stamp-run
+	@echo "installing sphinx"
+	@$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run
 	@echo "installing the linters"
 	@$(PIP_INSTALL) -e '.[dev]'
@@ -72,6 +78,10 @@ test-slow: $(VENV)/.stamp-test ## the tests marked slow (having none is no failu
 test-browser: $(VENV)/.stamp-browser ## the report in Chromium (skipped where there is none); pictures in build/screenshots
 	$(BIN)/python -m pytest -n 0 -rs -m "slow or not slow" tests/browser
 
+docs: $(VENV)/.stamp-docs ## the documentation, its notebooks executed, warnings as errors: docs/_build/html
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "open it in a browser: docs/_build/html/index.html"
+
 lint: $(VENV)/.stamp-dev ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -82,5 +92,5 @@ format: $(VENV)/.stamp-dev ## mend what ruff can mend, and format
 	$(BIN)/ruff format .
 
 clean: ## remove the environment, the caches and build/
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -235,7 +235,7 @@ def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
     words = ("bench", tmp_path / "small.yaml", "--data", tmp_path / "data", "--seeds", 1, "--out", tmp_path / "out")
     code, told, err = call(*words, "--models", f"mine=obsm:{KEY}", "pearson")
     assert code == 0
-    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".html", ".json", ".md", ".png"]
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".html", ".json", ".md", ".png"]  # no rows left
     text = (tmp_path / "out" / "small.md").read_text()
     assert text in told
     assert "| mine |" in text
@@ -244,6 +244,10 @@ def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
         f"terrazzo bench {tmp_path / 'small.yaml'} --data {tmp_path / 'data'} --models mine=obsm:{KEY} pearson" in text
     )
     assert "one: PCA: accuracy random" in err  # progress
+    call(*words, "--work", tmp_path / "work")
+    code, _, err = call(*words, "--work", tmp_path / "work")
+    assert code == 0
+    assert err.count("(kept from an earlier run)") == 7  # the baselines
     code, _, err = call("bench", tmp_path / "small.yaml", "--data", tmp_path / "gone", "--out", tmp_path / "out2")
     assert code == 2
     assert "none of its slices is here" in err

@@ -164,14 +164,14 @@ def test_spatialdata_gives_the_levels_of_a_pyramid():
 
 def test_spatialdata_that_cannot_be_used_is_refused():
     pixels = np.zeros((30, 40, 3), np.uint8)
-    good = array_of(pixels, a=scaled(1))
+    good, turned = array_of(pixels, a=scaled(1)), Affine([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
     for sdata, words in [
         (SimpleNamespace(images={}), "has no image"),
         (spatialdata(good, {"b": scaled(1)}), "no coordinate system in common"),
-        (spatialdata(good, {"a": Affine([[0, -1, 0], [1, 0, 0], [0, 0, 1]])}), "more than a scale"),
-        (spatialdata(good, {"a": scaled(1, -1)}), "more than a scale"),
+        (spatialdata(array_of(pixels, a=turned), {"a": scaled(1)}), "more than a scale"),
+        (spatialdata(array_of(pixels, a=scaled(1, -1)), {"a": scaled(1)}), "more than a scale"),
         (spatialdata(good, {"a": scaled(1)}, region=["spots", "cells"]), "pass region="),
-        (spatialdata(good, {"a": scaled(1)}, region="cells"), "no shapes or labels"),
+        (spatialdata(good, {"a": scaled(1)}, region="cells"), "no shapes, labels or points"),
         (spatialdata(good, {"a": "identity"}), "cannot read the transformation"),
         (spatialdata(SimpleNamespace(data=pixels, dims=("y", "x", "c"), attrs={}), {}), "axes c, y and x"),
     ]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from terrazzo.models.stofm import SToFM
     from terrazzo.models.stofm_config import SToFMConfig, preset
     from terrazzo.representation import block
+    from terrazzo.sdata.writing import write_table
     from terrazzo.slices import Slice, read
     from terrazzo.training.finetune import FineTuneConfig, finetune
     from terrazzo.training.finetune_scores import evaluate_finetuning
@@ -70,6 +71,7 @@ _WHERE = {
     "preset": "models.stofm_config",
     "pretrain": "training.run",
     "read": "slices",
+    "write_table": "sdata.writing",
 }
 _ROOMS = ("datasets", "errors", "keys", "plot", "report", "simulate", "tasks")
 
@@ -112,6 +114,7 @@ __all__ = [
     "report",
     "simulate",
     "tasks",
+    "write_table",
 ]
 
 

@@ -42,7 +42,8 @@ Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, he
 Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
 Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
 Image = Annotated[
-    Path | None, Parameter(group=PICTURE, help="Histology of one slice (PNG, JPEG, TIFF); default: that in the slice.")
+    Path | None,
+    Parameter(group=PICTURE, help="Histology: a file, or a name in the store; default: that in the slice."),
 ]
 ImageScale = Annotated[
     float | None,
@@ -53,9 +54,11 @@ ImageScale = Annotated[
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class Chosen:
-    """Which part of what a path holds is the slice."""
+    """Which part of what a path holds is the slice; a table is named by its path, x.zarr/tables/NAME."""
 
     bins: Annotated[str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")] = None
+    region: Annotated[str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")] = None
+    coordinate_system: Annotated[str | None, Parameter(help='Of a SpatialData; default "global".')] = None
 
     def options(self) -> dict[str, str]:
         """Return what was chosen, as keywords."""
@@ -81,6 +84,8 @@ def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
         if scale is not None:
             raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
         return {}
+    if not image.suffix and len(image.parts) == 1 and not image.exists():  # a picture of the store or folder
+        return {"image": str(image)}
     return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
@@ -121,14 +126,14 @@ def about(path: Path) -> Iterator[None]:
         raise error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}") from error
 
 
-def write_slice(adata: AnnData, target: Path) -> None:
-    """Write a slice, whole or not at all."""
-    from terrazzo.models.files import check_writable, write_atomically
+def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None = None) -> None:
+    """Write a slice that was read from a source, whole or not at all; of a store, a copy of it."""
+    from terrazzo.models.files import check_writable, write_back
 
     check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with working(f"write {target.name}"):
-        write_atomically(adata, target)
+        write_back(adata, target, source, **(part or Chosen()).options())
 
 
 def only_one(slices: list[Any]) -> Any:

@@ -170,7 +170,7 @@ def predict_genes(
     known: dict[str, AnnData] = {}
     for path, place in zip(predict, places, strict=True):
         adata, picture = reader.read(path)
-        write_slice(probe.annotate(adata), place)
+        write_slice(probe.annotate(adata), place, path)
         tz.plot.save(tz.plot.predicted_genes(adata, image=picture or "auto"), place.with_suffix(".png"))
         there = tz.tasks.measured(adata, probe.names)
         say(

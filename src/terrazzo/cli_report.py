@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 
 from terrazzo.cli_common import (
     SHOWING,
+    Chosen,
     Image,
     ImageScale,
     Layer,
@@ -50,6 +51,7 @@ def report(
     organism: Organism = None,
     technology: Technology = None,
     microns_per_unit: Microns = None,
+    part: Chosen | None = None,
     image: Image = None,
     image_scale: ImageScale = None,
     seed: Seed = 0,
@@ -61,7 +63,7 @@ def report(
     import terrazzo as tz
 
     read = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    read |= image_option(image, image_scale)
+    read |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     target = tz.report.write(
         sources, out, title=title, embeddings=use_rep, genes=gene or (), n_genes=n_genes, projection=projection,
         seed=seed, **read,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +53,7 @@ def domains(
     refine: Annotated[int, Parameter(help="Majority of so many neighbours; 0: off.")] = 0,
     n_seeds: Annotated[int, Parameter(help="Consensus of several seeds.")] = 1,
     label: Annotated[str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")] = None,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Find tissue domains in embedded slices; write the slices and a figure of each.
@@ -61,12 +63,12 @@ def domains(
     import terrazzo as tz
 
     for path, target in zip(slices, targets_of(slices, out), strict=True):
-        adata, column = read_slice(path), tz.keys.domain_key(use_rep.replace(":", "_"))
+        adata, column = read_slice(path, part), tz.keys.domain_key(use_rep.replace(":", "_"))
         chosen: dict[str, Any] = {"use_rep": use_rep, "n_domains": n_domains, "method": method, "refine": refine}
         with about(path):
             tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
             result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
-        write_slice(adata, target)
+        write_slice(adata, target, path, part)
         figure: Any = tz.plot.spatial(adata, color=column).figure
         tz.plot.save(figure, target.with_suffix(".png"))
         say(f"{path.name}: {n_domains} domains in obs[{column!r}], {target} and .png")
@@ -162,7 +164,7 @@ def finetune(
         adata = read_slice(path, part)
         tuned.predict(adata)
         tuned.probe.annotate(adata, use_rep="X_stofm:all")
-        write_slice(adata, target)
+        write_slice(adata, target, path)
         say(f"{path.name}: annotated, {target}")
 
 
@@ -180,7 +182,7 @@ def bench(
     ] = None,
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
-    work: Annotated[Path | None, Parameter(help="Keep what an ablation trains in this folder.")] = None,
+    work: Annotated[Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")] = None,
 ) -> None:
     """Make a paper's table, or one of the data at hand: ours beside the published.
 
@@ -196,12 +198,15 @@ def bench(
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
-    found = run(protocol, data=data, models=models or (), work=work, say=say_aside)
+    rows = (work or out) / f".{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
+    found = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
     options: list[tuple[str, list[Any]]] = [
         ("--data", [data]), ("--models", models or [None]), ("--seeds", [seeds]), ("--out", [out]), ("--work", [work])
     ]  # fmt: skip
     words = [str(w) for name, values in options for w in (name, *values) if None not in values]
     target = render.write(found, out, command=shlex.join(["terrazzo", "bench", table, *words]))
+    if work is None:
+        shutil.rmtree(rows, ignore_errors=True)  # the table holds them now
     say(target.read_text(encoding="utf-8"))
     say(f"Table: {target}, .html, .json, .png")
 
@@ -223,5 +228,5 @@ def _learn(
     for path, target in zip(predict, targets, strict=True):
         adata = read_slice(path)
         fitted.annotate(adata)
-        write_slice(adata, target)
+        write_slice(adata, target, path)
         say(f"{path.name}: annotated, {target}")

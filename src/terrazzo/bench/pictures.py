@@ -37,7 +37,7 @@ def who(found: Sequence[System]) -> list[System]:
     The baselines of every table have no row; one that is asked for beyond those has one, which says why.
     """
     always = {kind.title for name, kind in KINDS.items() if name in ALWAYS}
-    out = [System(GENE_MEAN, fit=_nothing), *(of_images(b.title, b) for b in map(ImageBaseline, NAMES))]
+    out = [System(GENE_MEAN, fit=_nothing, mark="trivial"), *(of_images(b.title, b) for b in map(ImageBaseline, NAMES))]
     aligned = [system for system in found if isinstance(system.model, STAlign)]
     for system in (one for one in found if one.title not in always):
         if system in aligned and system.reads != "image":

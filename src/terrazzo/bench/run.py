@@ -17,6 +17,7 @@ import pandas as pd
 from terrazzo import tasks
 from terrazzo._version import __version__
 from terrazzo.bench import pictures, squares
+from terrazzo.bench.kept import Kept
 from terrazzo.bench.protocols import NO_HEAD, STALIGN, Protocol, systems_of
 from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
 from terrazzo.bench.systems import Fitted, System, representations, resolve
@@ -74,6 +75,7 @@ def run(
     data: str | Path | None = None,
     models: Sequence[str] = (),
     work: str | Path | None = None,
+    kept: str | Path | None = None,
     say: Say = lambda line: None,
     progress: bool | None = None,
 ) -> Table:
@@ -89,6 +91,8 @@ def run(
         As in :func:`terrazzo.bench.systems.resolve`.
     work
         Folder for what an ablation trains; None: a temporary one.
+    kept
+        Folder for finished rows, so that a run that was stopped goes on where it stopped; None: none are kept.
     say
         Called with a line whenever something is done.
     progress
@@ -115,7 +119,7 @@ def run(
 
             slices = list({id(a): a for scene in scenes for a in scene.unlabelled}.values())
             systems += stack.enter_context(train(protocol, slices, work, say, progress))
-        runner = Runner(protocol, say)
+        runner = Runner(protocol, say, Kept(Path(kept), protocol) if kept is not None else None)
         advance = stack.enter_context(bars.stage(protocol.name, len(scenes) * len(systems), "rows"))
         for scene in scenes:
             for system in systems:
@@ -185,8 +189,9 @@ def _scenes(
 class Runner:
     """Embeds and scores; remembers what a system without a fit wrote for a slice."""
 
-    def __init__(self, protocol: Protocol, say: Say) -> None:
+    def __init__(self, protocol: Protocol, say: Say, kept: Kept | None = None) -> None:
         self.protocol, self.say, self._squares = protocol, say, squares.Squares(protocol)
+        self.kept = kept
         self.rows: list[dict[str, Any]] = []
         self.by_gene: list[dict[str, Any]] = []
         self.notes: list[str] = []
@@ -197,27 +202,39 @@ class Runner:
 
     def one(self, scene: Scene, system: System) -> None:
         """Run one system on one part; an error of ours becomes a row that says why."""
-        start = time.perf_counter()
         if not system.serves(scene.part):
             return
         if system.fit is None:
             self._failed.append((system.title, "", system.missing))
             return
+        before = self.kept.get(scene, system) if self.kept else None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", TerrazzoWarning)  # what matters of them is in the tasks' notes
-                found = self._score(scene, system)
+            row = before or self._made(scene, system)
         except TerrazzoError as error:
             self._failed.append((system.title, scene.part.name, str(error)))
             self.say(f"{scene.part.name}: {system.title}: not available ({error})")
             return
+        if self.kept and not before:
+            self.kept.put(scene, system, row)
         seed = self._seed.get((scene.part.name, system.title), 0)
         self._seed[scene.part.name, system.title] = seed + 1
+        self.rows += [one | {"seed": seed} for one in row["rows"]]
+        self.by_gene += [one | {"seed": seed} for one in row["by_gene"]]
+        self.notes += row["notes"]
+        self.seconds[system.title] = self.seconds.get(system.title, 0.0) + row["seconds"]
+        how = "kept from an earlier run" if before else f"{row['seconds']:.0f} s"
+        self.say(f"{scene.part.name}: {system.title}: {row['headline']} ({how})")
+
+    def _made(self, scene: Scene, system: System) -> dict[str, Any]:
+        """Embed and score; return the rows, JSON-able."""
+        start = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TerrazzoWarning)  # what matters of them is in the tasks' notes
+            found = self._score(scene, system)
+        made: dict[str, Any] = {"rows": [], "by_gene": [], "notes": [], "headline": _headline(found, self.protocol)}
         for suffix, head, result in found:
-            self._add(scene.part.name, system.title + suffix, head, result, seed)
-        spent = time.perf_counter() - start
-        self.seconds[system.title] = self.seconds.get(system.title, 0.0) + spent
-        self.say(f"{scene.part.name}: {system.title}: {_headline(found, self.protocol)} ({spent:.0f} s)")
+            self._add(made, scene.part.name, system.title + suffix, head, result)
+        return made | {"seconds": time.perf_counter() - start}
 
     def gone(self) -> list[tuple[str, str, str]]:
         """Return system, part and reason of what could not be run; of what ran with another seed, a note is made."""
@@ -226,18 +243,18 @@ class Runner:
         self.notes += [f"{part}: one seed of {title} is not available ({reason})" for title, part, reason in some]
         return [row for row in dict.fromkeys(self._failed) if row[:2] not in ran]
 
-    def _add(self, part: str, title: str, head: str, result: TaskResult, seed: int) -> None:
+    def _add(self, made: dict[str, Any], part: str, title: str, head: str, result: TaskResult) -> None:
         wanted = result.metrics[result.metrics["metric"].isin(self.protocol.metrics)]
         for r in wanted.itertuples():
             row = {
-                "system": title, "part": part, "split": r.split, "head": head, "metric": r.metric, "seed": seed,
+                "system": title, "part": part, "split": r.split, "head": head, "metric": r.metric,
                 "number": int(r.number), "value": float(r.value),
             }  # fmt: skip
             if not r.part:
-                self.rows.append(row)
+                made["rows"].append(row)
             elif r.split == pictures.NAMED:
-                self.by_gene.append(row | {"gene": r.part})
-        self.notes += [f"{part}: {note}" for note in result.notes]
+                made["by_gene"].append(row | {"gene": r.part})
+        made["notes"] += [f"{part}: {note}" for note in result.notes]
 
     def _score(self, scene: Scene, system: System) -> list[tuple[str, str, TaskResult]]:
         task = self.protocol.task

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from anndata import AnnData
+from dask.base import tokenize
 from scipy import sparse
 
 from terrazzo import keys
@@ -41,6 +42,15 @@ class Sample:
         """Read a slice of a dataset, with its picture or without; errors as :func:`terrazzo.datasets.load`."""
         adata, known = load(dataset, name, data, image=image), registry().get(dataset)
         return cls(adata, without_labels(adata, {label, *(known.labels if known else ())}))
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of all that was read: counts, genes, names, labels, coordinates, stored vectors, pictures."""
+        one = self.labelled
+        obsm = {name: values for name, values in one.obsm.items() if name != KEY}
+        uns = {name: value for name, value in one.uns.items() if name != keys.UNS}
+        parts = (one.X, dict(one.layers), one.obs, one.var, obsm, uns)
+        return str(tokenize(*parts, ensure_deterministic=True))
 
     @cached_property
     def blind(self) -> AnnData:

@@ -11,6 +11,8 @@ from anndata import AnnData
 
 from terrazzo.bench.protocols import Part
 from terrazzo.bench.samples import KEY, record_of, set_record
+from terrazzo.config import to_dict
+from terrazzo.corpus.checksums import hash_json
 from terrazzo.errors import CheckpointError, ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, fit_baselines
@@ -62,6 +64,9 @@ class System:
         Part of the table, or patient, that its weights were given for; "": all.
     reads
         ``"image"``: its vectors come from histology alone; ``"both"``: from genes too. Without a picture it fails.
+    mark
+        With the title, what its finished rows are recognised by: a hash of its weights, or where it came from; "":
+        they are not kept.
     """
 
     title: str
@@ -72,6 +77,7 @@ class System:
     stored: bool = False
     part: str = ""
     reads: Modality = "genes"
+    mark: str = ""
 
     def serves(self, part: Part) -> bool:
         """Say whether its weights are for this part."""
@@ -152,7 +158,7 @@ def _baselines(names: list[str]) -> list[System]:
 
         return fit
 
-    return [System(KINDS[name].title, fit_one(name)) for name in names]
+    return [System(KINDS[name].title, fit_one(name), mark="baseline") for name in names]
 
 
 def _fit_all(names: list[str], slices: Sequence[AnnData]) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def _supplied(label: str, source: str) -> list[System]:
             adata.obsm[KEY] = vectors(adata, key)
             set_record(adata, record_of(adata, key))  # with the names of its blocks
 
-        return [System(title, _without_fit(copied), fixed=True, stored=True)]
+        return [System(title, _without_fit(copied), fixed=True, stored=True, mark=source)]
     if not Path(source).is_dir() and not is_hub_name(source):
         raise CheckpointError(f"{label}={source}: there is no such folder.")
     if Path(source).is_dir() and label not in WEIGHTS and not (Path(source) / VOCABULARY).is_file():
@@ -186,17 +192,25 @@ def _supplied(label: str, source: str) -> list[System]:
 
 def trained(title: str, model: FoundationModel, modalities: Sequence[Modality] = tuple(MODALITIES)) -> list[System]:
     """Return a model with weights as systems: one, or of ST-Align one for each of these modalities."""
+    mark = model.fingerprint()
     if not isinstance(model, STAlign):
-        return [System(title, _without_fit(embedder(model)), model=model, fixed=True)]
+        return [System(title, _without_fit(embedder(model)), model=model, fixed=True, mark=mark)]
     return [
-        System(title + MODALITIES[one], _without_fit(embedder(model, modality=one)), model=model, fixed=True, reads=one)
+        System(
+            title + MODALITIES[one], _without_fit(embedder(model, modality=one)), model=model, fixed=True, reads=one,
+            mark=mark,
+        )
         for one in modalities
-    ]
+    ]  # fmt: skip
 
 
 def of_images(title: str, baseline: ImageBaseline) -> System:
     """Return what reads histology without training as a system."""
-    return System(title, _without_fit(embedder(baseline)), fixed=True, reads="image")
+    seen = baseline.encoder.fingerprint() if baseline.encoder else ""
+    config = hash_json(to_dict(baseline.config))
+    return System(
+        title, _without_fit(embedder(baseline)), fixed=True, reads="image", mark=f"{baseline.name} {seen} {config}"
+    )
 
 
 def _without_fit(write: Fitted) -> Callable[[Sequence[AnnData]], Fitted]:

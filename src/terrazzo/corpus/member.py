@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from terrazzo.corpus.sources import Source
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.images import check_spots
-from terrazzo.slices import Slice, read_anndata
+from terrazzo.slices import Slice, open_slice
 from terrazzo.slices.facts import stated
 
 CHUNK, SHARD = 2**14, 2**22  # values a compressed chunk, and at most a file
@@ -141,9 +142,9 @@ def remove_member(out: Path, id: str) -> None:
 
 
 def _make(job: Job) -> dict[str, Any]:
-    adata = read_anndata(job.source.path)
-    picture = job.source.picture()
-    piece = Slice.from_anndata(adata, name=job.source.id, image=picture, **job.source.slice_options())
+    opened, picture = open_slice(job.source.path), job.source.picture()
+    stated = {"name": job.source.id, **({} if picture is None else {"image": picture}), **job.source.slice_options()}
+    adata, piece = opened.adata, opened.to_slice(**stated)
     about, n_read = _about(adata), piece.n_cells
     if job.source.organisms and piece.organism not in job.source.organisms:
         return _dropped(f"its organism is {piece.organism}; the recipe takes {', '.join(job.source.organisms)}")
@@ -153,11 +154,14 @@ def _make(job: Job) -> dict[str, Any]:
     if reason:
         return {**_dropped(reason), "content": content}
     notes = [] if len(rows) == n_read else [f"{n_read - len(rows):,} of {n_read:,} cells left out: too few genes"]
+    if piece.image is not None and piece.image.offset != (0.0, 0.0):  # a corpus holds a scale only
+        piece = dataclasses.replace(piece, image=None)
+        notes.append("its picture is left out: it is shifted against the cells")
     median_genes = float(np.median(np.diff(piece.counts.indptr)[rows]))
     rows = rows[hilbert_order(piece.coords[rows])]
     obs, library = plain_table(adata.obs.iloc[rows]), library_entry(adata, piece.name, piece.image)
     notes += left_out(adata, piece.image)
-    del adata
+    del adata, opened
     piece = _take(piece, rows)
     if picture is not None and piece.image is not None:
         check_spots(piece.image, piece.native_coords, piece.name)

@@ -202,7 +202,7 @@ class TissueImage:
 
     @classmethod
     def from_spatialdata(cls, sdata: Any, image: str | None = None, **options: Any) -> TissueImage:
-        """Take an image of a SpatialData object, lazily; see :func:`terrazzo.images.spatialdata.read_image`."""
+        """Take an image of a SpatialData, lazily; see :func:`terrazzo.images.spatialdata.read_image`."""
         from terrazzo.images.spatialdata import read_image
 
         return read_image(sdata, image, **options)

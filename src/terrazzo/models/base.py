@@ -25,7 +25,7 @@ from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import hub
 from terrazzo.models.card import LICENCE, card
-from terrazzo.slices import Slice, read_anndata
+from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
 
 logger = logging.getLogger(__name__)
 
@@ -270,22 +270,19 @@ class FoundationModel(abc.ABC):
     ) -> Any:
         """Embed one or many, whatever form they have, and write the result where it belongs.
 
-        Returns the AnnData (loaded, if a path was given), or a list of them, or the SpatialData.
+        Returns the AnnData (loaded, if a path was given; of a store its table), or a list of them, or the SpatialData.
         """
         if isinstance(data, Sequence) and not isinstance(data, str | bytes):
             return [self._embed_all(one, key, settings, slice_options, run) for one in data]
-        if hasattr(data, "tables"):  # SpatialData, without importing it
-            self._embed_all(table_of(data), key, settings, slice_options, run)
+        if isinstance(data, AnnData):
+            tissue = Slice.from_anndata(data, **slice_options)
+            self._write(data, key, run(tissue, data), tissue, settings)
             return data
-        adata = read_anndata(data) if isinstance(data, str | Path) else data
-        if not isinstance(adata, AnnData):
-            raise InputError(
-                f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
-            )
-        named: dict[str, Any] = {"name": Path(data).stem} if isinstance(data, str | Path) else {}
-        tissue = Slice.from_anndata(adata, **(named | slice_options))
-        self._write(adata, key, run(tissue, adata), tissue, settings)
-        return adata
+        opened, rest = _open(data, slice_options)
+        tissue = opened.to_slice(**rest)
+        self._write(opened.adata, key, run(tissue, opened.adata), tissue, settings)
+        home = opened.bring_home()
+        return home if isinstance(data, str | Path) else data
 
     def _hub_record(self) -> dict[str, str]:
         return {name: str(self.provenance[name]) for name in (hub.HUB, hub.COMMIT) if name in self.provenance}
@@ -343,12 +340,11 @@ def joined(blocks: dict[str, NDArray[np.float32]]) -> tuple[NDArray[np.float32],
     return out, places
 
 
-def table_of(sdata: Any) -> AnnData:
-    """Return the one table of a SpatialData."""
-    tables = dict(sdata.tables)
-    if len(tables) != 1:
-        raise InputError(
-            f"The SpatialData holds {len(tables)} tables ({', '.join(tables)}); pass the one to embed: "
-            "model.embed(sdata.tables['...'])."
-        )
-    return next(iter(tables.values()))
+def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+    """Open what is no AnnData: a path, or a SpatialData, without importing it; and return the options that are left."""
+    choices, rest = split_choices(options)
+    if isinstance(data, str | Path):
+        return open_slice(data, choices), rest
+    if hasattr(data, "tables"):
+        return open_spatialdata(data, choices), rest
+    raise InputError(f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}.")

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,15 @@ import h5py
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.corpus.checksums import hash_path
+from terrazzo.corpus.checksums import hash_json, hash_path
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
 from terrazzo.progress import Progress
-from terrazzo.slices import open_slice
-from terrazzo.slices.reading import split_choices
+from terrazzo.sdata import refuse_code
+from terrazzo.sdata.ondisk import table_folder
+from terrazzo.sdata.writing import copy_with_table
+from terrazzo.slices import Choices, Opened, content_files, open_slice, split_choices, store_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +89,9 @@ def embed_files(
     model
         Any model with the verb ``embed``.
     sources
-        ``.h5ad`` files or AnnData ``.zarr`` folders.
+        ``.h5ad`` files, AnnData ``.zarr`` folders, vendors' folders, SpatialData stores (or a table of one).
     out
-        Folder for ``<name>.h5ad``.
+        Folder for ``<name>.h5ad``; of a SpatialData, for ``<name>.zarr``, a whole copy of it with its table changed.
     key_added
         ``obsm`` key; None: the model's own.
     overwrite
@@ -126,35 +128,72 @@ def embed_files(
     wanted_options = json.dumps({k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told)
     bars = Progress(options.get("progress"))
     for source, target in targets:
-        with bars.stage(f"check {source.name}", None):
-            content = hash_path(source)
-        wanted = {"checkpoint_sha256": model.fingerprint(), INPUT_HASH: content, OPTIONS: wanted_options}
-        held = _finished(target, key, overwrite)
-        if held is not None and all(held.get(k) == v for k, v in wanted.items()):
-            yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
-            continue
+        wanted = {"checkpoint_sha256": model.fingerprint(), OPTIONS: wanted_options}
         try:
+            held = _finished(target, key, overwrite)
+            with bars.stage(f"check {source.name}", None):
+                wanted[INPUT_HASH] = _hash_input(source, choices)
+            if held is not None and all(held.get(k) == v for k, v in wanted.items()):
+                yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
+                continue
             with bars.stage(f"read {source.name}", None):
                 opened = open_slice(source, choices)
-            adata = opened.adata
+            told = opened.arguments(**rest)
             if announce is not None:
-                for line in (*opened.notes, model.plan(adata, name=source.stem, **rest)):
+                for line in (*opened.notes, model.plan(opened.adata, **told)):
                     announce(f"{source}: {line}")
             if not dry_run:
-                model.embed(adata, key_added=key, name=source.stem, **rest)
+                model.embed(opened.adata, key_added=key, **told)
         except InputError as error:
             if not keep_going:
                 raise type(error)(f"{source}: {error}") from error
             yield Done(source, target, 0, "failed", str(error))
             continue
+        cells = opened.adata.n_obs
         if dry_run:
-            yield Done(source, target, adata.n_obs, "planned")
+            yield Done(source, target, cells, "planned")
             continue
-        record = adata.uns[keys.UNS][key]
-        record |= {**wanted, "n_cells": adata.n_obs}
+        record = opened.adata.uns[keys.UNS][key]
+        record |= {**wanted, "n_cells": cells}
         with bars.stage(f"write {target.name}", None):
-            write_atomically(adata, target)
-        yield Done(source, target, adata.n_obs, "embedded", _precision_note(record))
+            write_opened(opened, target)
+        yield Done(source, target, cells, "embedded", _precision_note(record))
+
+
+def write_opened(opened: Opened, target: Path) -> None:
+    """Write a slice with what was added to it: a SpatialData as a whole copy of its store, all else as ``.h5ad``.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written; nothing half-written stays.
+    """
+    adata = opened.bring_home()
+    if opened.store is not None and opened.table is not None:
+        copy_with_table(opened.store, target, opened.table, adata)
+    else:
+        write_atomically(adata, target)
+
+
+def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> None:
+    """Write a slice that :func:`terrazzo.slices.read_anndata` read from a source, with what was added to it since.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written; nothing half-written stays.
+    """
+    if store_of(source) is None:
+        write_atomically(adata, target)
+    else:
+        write_opened(replace(open_slice(source, Choices(**choices)), adata=adata), target)
+
+
+def _hash_input(source: Path, choices: Choices) -> str:
+    """Return the sha256 of what a slice is read from: one file or folder, or the parts of a store that belong to it."""
+    if store_of(source) is None:
+        return hash_path(source)
+    return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 
 def _told(value: Any) -> Any:
@@ -185,12 +224,13 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
         if not source.exists():
             near = difflib.get_close_matches(source.name, [path.name for path in source.parent.glob("*")], n=1)
             raise InputError(f"{source} does not exist.{f' Did you mean {source.with_name(near[0])}?' if near else ''}")
-        target = folder / f"{source.stem}.h5ad"
+        store = store_of(source)
+        target = folder / (f"{source.stem}.h5ad" if store is None else f"{store.stem}.zarr")
         if target in seen:
             raise InputError(
                 f"{seen[target]} and {source} would both be written to {target}: rename one, or use two output folders."
             )
-        if target.exists() and target.resolve() == source.resolve():
+        if target.exists() and target.resolve() == (store or source).resolve():
             raise InputError(f"{target} would overwrite its own input: choose another output folder.")
         seen[target] = source
         pairs.append((source, target))
@@ -235,7 +275,9 @@ def write_atomically(adata: AnnData, target: Path) -> None:
 
 
 def read_record(target: Path, key: str) -> dict[str, Any] | None:
-    """Read the provenance of ``obsm[key]`` from a file without loading it; None where there is none."""
+    """Read the provenance of ``obsm[key]`` from a file or store without loading it; None where there is none."""
+    if target.is_dir():
+        return _read_store(target, key)
     if not target.is_file():
         return None
     with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
@@ -243,6 +285,22 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
         if key in file["obsm"]:
             return {name: _scalar(value) for name, value in group.items() if isinstance(value, h5py.Dataset)}
     return None
+
+
+def _read_store(target: Path, key: str) -> dict[str, Any] | None:
+    """Read the newest provenance of the tables of a store."""
+    import zarr
+    from anndata.io import read_elem
+
+    found: list[dict[str, Any]] = []
+    for table in sorted(table_folder(target).glob("*")):
+        with contextlib.suppress(OSError, KeyError, ValueError, InputError):
+            folder = table / "uns" / keys.UNS / key
+            refuse_code(folder)
+            if (table / "obsm" / key).is_dir():
+                held = read_elem(zarr.open_group(folder, mode="r", use_consolidated=False))
+                found.append({name: value for name, value in held.items() if not isinstance(value, dict)})
+    return max(found, key=lambda one: str(one.get("date", "")), default=None)
 
 
 def _scalar(value: h5py.Dataset) -> Any:

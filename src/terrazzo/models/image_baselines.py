@@ -29,7 +29,7 @@ from terrazzo.models.stalign import STAlign
 from terrazzo.models.stalign_config import STAlignConfig, preset
 from terrazzo.nn.image_encoder import FrozenImageEncoder
 from terrazzo.progress import Progress
-from terrazzo.slices import Slice, read_anndata
+from terrazzo.slices import Slice, open_slice
 
 COLOURS, OWN = "colours", "-own"
 NAMES = (COLOURS, COLOURS + OWN)
@@ -198,14 +198,20 @@ class ImageModel:
         InputError
             As the model's ``embed``, with the path in front.
         """
-        adata, picture = read_anndata(path), datasets.picture(path)
+        beside = datasets.picture(path)
+        opened = open_slice(path)
+        told = opened.arguments(**({} if beside is None else {"image": beside}))
         try:
-            self.embed(adata, image=picture, name=Path(path).stem)
+            self.embed(opened.adata, **told)
         except InputError as error:
-            beside = Path(path).with_suffix(".json").name
-            mend = "" if picture is not None else f' Or say in {beside} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            sheet = Path(path).with_suffix(".json").name
+            mend = (
+                ""
+                if told.get("image") is not None
+                else f' Or say in {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            )
             raise type(error)(f"{path}: {error}{mend}") from error
-        return adata, picture
+        return opened.adata, told.get("image")
 
 
 def image_model(source: str | Path, *, device: str = "cpu", cache: str | Path | None = None) -> ImageModel:

@@ -154,7 +154,8 @@ class STAlign(FoundationModel):
             ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is looked at. ``"image"``: r
             and e, no gene is looked at.
         image
-            Histology; a path is read with a scale of 1. None: that of ``uns["spatial"]``.
+            Histology; a path is read with a scale of 1; the name of a picture in a SpatialData or a vendor's folder.
+            None: that of ``uns["spatial"]``, or the one in colours that belongs to the cells of a SpatialData.
         spot_um
             Diameter of a spot's crop, in place of the checkpoint's and the platform's; needed for single cells.
         cache
@@ -178,7 +179,7 @@ class STAlign(FoundationModel):
         scales = _scales(scale, modality)
         if image is not None and isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data) > 1:
             raise ConfigError(f"one image cannot belong to {len(data)} slices; embed them one by one.")
-        options = slice_options | ({} if image is None else {"image": _opened(image)})
+        options = slice_options | ({} if image is None else {"image": _opened(image, data)})
         bars, store = Progress(progress), None if cache is None else FeatureCache(cache)
 
         def run(tissue: Slice, adata: AnnData) -> Embedding:
@@ -352,5 +353,10 @@ def _scales(scale: str, modality: str) -> tuple[Scale, ...]:
     return ("spot", "niche") if scale == "both" else cast(tuple[Scale, ...], (scale,))
 
 
-def _opened(image: TissueImage | str | Path) -> TissueImage:
-    return image if isinstance(image, TissueImage) else TissueImage.from_file(image)
+def _opened(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
+    """Open a picture; the name of one within what is no AnnData stays a name."""
+    if isinstance(image, TissueImage):
+        return image
+    if isinstance(image, str) and not Path(image).suffix and not isinstance(data, AnnData | Slice | None):
+        return image
+    return TissueImage.from_file(image)

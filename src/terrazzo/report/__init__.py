@@ -12,7 +12,7 @@ from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.progress import Progress
 from terrazzo.report.layouts import METHODS, Method
 from terrazzo.report.packing import Blocks
-from terrazzo.slices import read_anndata
+from terrazzo.slices import Choices, Opened, open_slice, open_spatialdata, split_choices
 from terrazzo.writing import write_text
 
 __all__ = ["write"]
@@ -41,9 +41,9 @@ def write(
     Parameters
     ----------
     sources
-        One or more of: slices (``.h5ad``, ``.zarr``, AnnData), results of tasks (a folder, or a ``TaskResult``), tables
-        of ``terrazzo bench`` (``.json``), runs of ``terrazzo pretrain`` (a folder), logs and tables (``.csv``), and
-        folders that hold such.
+        One or more of: slices (``.h5ad``, ``.zarr``, AnnData, SpatialData), results of tasks (a folder, or a
+        ``TaskResult``), tables of ``terrazzo bench`` (``.json``), runs of ``terrazzo pretrain`` (a folder), logs and
+        tables (``.csv``), and folders that hold such.
     out
         The ``.html`` file. Written whole or not at all.
     title, about
@@ -62,7 +62,8 @@ def write(
     progress
         Show progress bars; None: only on a terminal.
     **slice_options
-        Passed to :meth:`terrazzo.Slice.from_anndata`.
+        Passed to :meth:`terrazzo.Slice.from_anndata`; ``table``, ``region``, ``coordinate_system`` and ``image`` by
+        name, as :class:`terrazzo.slices.Choices` has them.
 
     Returns
     -------
@@ -81,20 +82,21 @@ def write(
     from terrazzo.report import page, slices
     from terrazzo.report import sources as given
 
-    target, wanted = Path(out), [sources] if isinstance(sources, str | Path | AnnData) else list(sources)
+    alone = isinstance(sources, str | Path | AnnData) or hasattr(sources, "tables")
+    target, wanted = Path(out), [sources] if alone else list(sources)
     _check(target, n_genes, projection)
     found, blocks = given.collect(wanted), Blocks()
     if slice_options.get("image") is not None and len(found.slices) != 1:
         raise ConfigError(f"an image belongs to one slice; there are {len(found.slices)}.")
-    how = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, slice_options)
+    choices, rest = split_choices(slice_options)
+    how = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, rest)
     sheets = []
     with Progress(progress).stage("report", len(found.slices) + 1, "parts") as advance:
         for name, source in found.slices:
             try:
-                adata = source if isinstance(source, AnnData) else read_anndata(source)
-                sheets.append(slices.sheet(adata, name, how, blocks))
+                sheets.append(slices.sheet(_opened(source, name, choices), name, how, blocks))
             except InputError as error:
-                where = name if isinstance(source, AnnData) else str(source)
+                where = str(source) if isinstance(source, Path) else name
                 raise type(error)(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
             advance(1)
         _check_genes(genes, sheets)
@@ -103,6 +105,12 @@ def write(
         _write(text, target)
         advance(1)
     return target
+
+
+def _opened(source: Any, name: str, choices: Choices) -> Opened:
+    if isinstance(source, AnnData):
+        return Opened(source, "AnnData", name)
+    return open_slice(source, choices) if isinstance(source, Path) else open_spatialdata(source, choices)
 
 
 def _check(target: Path, n_genes: int, projection: str) -> None:

@@ -19,7 +19,7 @@ from terrazzo.plot.palettes import label_colours, read_values
 from terrazzo.plot.tissue import Place, legend_colours, place_of_slice
 from terrazzo.report import expression, layouts
 from terrazzo.report.packing import Blocks, jpeg
-from terrazzo.slices import Slice
+from terrazzo.slices import Opened, Slice
 
 CELLS = 300_000  # that are drawn, at most
 _LABELS, _NUMBERS = 40, 40  # columns of obs that are kept
@@ -79,7 +79,7 @@ class Sheet:
     notes: list[str]
 
 
-def sheet(adata: AnnData, name: str, settings: Settings, blocks: Blocks) -> Sheet:
+def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Sheet:
     """Check a slice and make its part of the page.
 
     Raises
@@ -87,10 +87,12 @@ def sheet(adata: AnnData, name: str, settings: Settings, blocks: Blocks) -> Shee
     InputError
         It cannot be read; an embedding that was asked for is not there.
     """
-    adata, notes = _some(adata, settings.seed)
+    told = opened.arguments(**{"name": name, **settings.options})
+    adata, notes = _some(opened.adata, settings.seed)
+    notes = [*opened.notes, *notes]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", TerrazzoWarning)
-        tissue = Slice.from_anndata(adata, name=name, allow_normalised=True, **settings.options)
+        tissue = Slice.from_anndata(adata, allow_normalised=True, **told)
     notes += [str(w.message) for w in said if issubclass(w.category, TerrazzoWarning)]
     place = _place(tissue, notes)
     columns, values, facts = _columns(adata, tissue, notes)

@@ -29,7 +29,7 @@ _CLOSED = ("manifest.parquet", "model.safetensors", "probe.json")  # a corpus, a
 class Found:
     """What there is to show, in the order given; slices by name, as a path or in memory."""
 
-    slices: list[tuple[str, AnnData | Path]] = field(default_factory=list)
+    slices: list[tuple[str, Any]] = field(default_factory=list)
     runs: list[curves.Run] = field(default_factory=list)
     results: list[results.Result] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ def collect(sources: Sequence[Any]) -> Found:
     Parameters
     ----------
     sources
-        Paths, AnnData, or results of tasks.
+        Paths, AnnData, SpatialData, or results of tasks.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def collect(sources: Sequence[Any]) -> Found:
     """
     found, seen = Found(), set[Path]()
     for number, source in enumerate(sources, 1):
-        if isinstance(source, AnnData):
+        if isinstance(source, AnnData) or hasattr(source, "tables"):  # SpatialData, without importing it
             found.slices.append((f"slice {number}", source))
         elif isinstance(source, TaskResult):
             found.results.append(results.task(source, f"result {number}"))

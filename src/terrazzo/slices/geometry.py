@@ -30,7 +30,7 @@ _ST_EXTENT = 80  # rows or columns; a larger square lattice is no ST array but a
 _HEX_RATIO = 1.17  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on the staggered ST array
 _MIN_VISIUM_SPACING = 80.0  # um; spots closer than this show that spot_diameter_fullres is no Visium value
 
-_UM_WORDS = ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre", "micrometers", "micrometres")
+UM_WORDS = ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre", "micrometers", "micrometres")
 _PLATFORM_UM = {  # micrometres per native unit
     "xenium": 1.0,
     "merfish": 1.0,
@@ -184,7 +184,7 @@ def _technology(uns: Mapping[str, Any]) -> str | None:
 
 
 def _stated_unit(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:
-    name = "um" if unit is None or unit.strip().lower() in _UM_WORDS else unit.strip().lower()
+    name = "um" if unit is None or unit.strip().lower() in UM_WORDS else unit.strip().lower()
     if name not in UNITS:
         raise ConfigError(f"unit {unit!r} is not known; use one of {', '.join(UNITS)}, or microns_per_unit=")
     if microns_per_unit is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -13,12 +12,15 @@ from typing import Any, overload
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.sdata import is_store, refuse_code
+from terrazzo.sdata.opening import TABLES
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
+from terrazzo.slices.spatialdata import TAKES, content_of, open_spatialdata
 
 SUPPORTED = (
-    ".h5ad and .zarr (AnnData, or a table of a SpatialData store), and the output folders of "
+    ".h5ad and .zarr (AnnData, SpatialData, or a table of one), and the output folders of "
     f"{', '.join(platform.name for platform in PLATFORMS)}"
 )
 _CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
@@ -43,10 +45,11 @@ def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **opti
     Parameters
     ----------
     path
-        ``.h5ad`` file, AnnData ``.zarr`` folder, table folder of a SpatialData store (``x.zarr/tables/table``), or
-        output of Space Ranger (Visium, Visium HD), Xenium, MERSCOPE, CosMx, Stereo-seq (also one ``.gef``), Slide-seq.
+        ``.h5ad`` file, AnnData ``.zarr`` folder, SpatialData ``.zarr`` store or object, folder of one table of a store
+        (``x.zarr/tables/table``), or output of Space Ranger (Visium, Visium HD), Xenium, MERSCOPE, CosMx, Stereo-seq
+        (also one ``.gef``), Slide-seq.
     **options
-        Of :class:`terrazzo.slices.Choices` (``bins="16"``, ``image="morphology_focus"``), and as in
+        Of :class:`terrazzo.slices.Choices` (``bins="16"``, ``image="morphology_focus"``, ``table="cells"``), and as in
         :meth:`Slice.from_anndata`; ``name`` is the file's or folder's unless given.
 
     Raises
@@ -54,11 +57,13 @@ def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **opti
     InputError
         As :func:`open_slice` and :meth:`Slice.from_anndata`, with the path in front.
     """
+    choices, rest = split_choices(options)
+    if hasattr(path, "tables"):  # SpatialData, without importing it
+        return open_spatialdata(path, choices).to_slice(**rest)
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
             raise InputError(f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata")
         return [read(one, **options) for one in path]
-    choices, rest = split_choices(options)
     opened = open_slice(path, choices)
     try:
         return opened.to_slice(**rest)
@@ -83,7 +88,8 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     Raises
     ------
     InputError
-        Missing, unreadable, truncated or incomplete; a kind that is not supported; a whole SpatialData store.
+        Missing, unreadable, truncated or incomplete; a kind that is not supported; several tables or regions of a
+        SpatialData and none chosen.
     ConfigError
         A choice that means nothing for this kind, or that the data do not have.
     """
@@ -92,8 +98,10 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     _check_choices(path, platform, choices)
     if platform is not None:
         return platform.read(platform.locate(path, choices), name_of(path), choices)
-    if _is_zarr(path):
-        _refuse_spatialdata(path)
+    if is_store(path):
+        return open_spatialdata(path, choices)
+    if (store := store_of(path)) is not None:
+        return open_spatialdata(store, dataclasses.replace(choices, table=path.name))
     return Opened(_read_anndata(path), "AnnData", path.stem)
 
 
@@ -124,15 +132,33 @@ def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
         As :func:`open_slice`; nothing is read.
     """
     platform = recognise(path)
-    return [path] if platform is None else sorted(platform.locate(path, choices or Choices()).values())
+    choices = choices or Choices()
+    if platform is None and (store := store_of(path)) is not None:
+        table = choices.table if store == path else path.name
+        return content_of(store, dataclasses.replace(choices, table=table))
+    if platform is None:
+        return [path]
+    return sorted(platform.locate(path, choices).values())
+
+
+def store_of(path: Path) -> Path | None:
+    """Return the SpatialData store that a path is, or is a table of; None for all else."""
+    if is_store(path):
+        return path
+    above = path.parents[1] if len(path.parents) > 1 else None
+    found = above is not None and path.parent.name in TABLES and path.is_dir() and is_store(above)
+    return above if found else None
 
 
 def _check_choices(path: Path, platform: Platform | None, choices: Choices) -> None:
-    takes = platform.takes if platform is not None else ()
+    store = store_of(path) if platform is None else None
+    takes = platform.takes if platform is not None else TAKES if store else ()
     for name in _CHOICES:
         if getattr(choices, name) is not None and name not in takes:
-            kind = platform.name if platform is not None else "an AnnData"
+            kind = platform.name if platform is not None else "a SpatialData" if store else "an AnnData"
             raise ConfigError(f"{name}= means nothing for {path}, which is {kind}")
+    if store not in (None, path) and choices.table not in (None, path.name):
+        raise ConfigError(f"{path} is a table already; table={choices.table!r} is another")
 
 
 def _is_zarr(path: Path) -> bool:
@@ -145,8 +171,11 @@ def _read_anndata(path: Path) -> AnnData:
     with warnings.catch_warnings():  # what matters is checked, and said, by Slice
         warnings.simplefilter("ignore")
         try:
-            return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-        except MemoryError:
+            if path.is_dir():
+                refuse_code(path)
+                return anndata.read_zarr(path)
+            return anndata.read_h5ad(path)
+        except (MemoryError, InputError):
             raise
         except Exception as error:  # readers of damaged files raise almost anything
             detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -154,20 +183,3 @@ def _read_anndata(path: Path) -> AnnData:
                 f"{path} cannot be read; it is damaged, truncated or not an AnnData file ({detail}). "
                 f"terrazzo reads {SUPPORTED}"
             ) from error
-
-
-def _refuse_spatialdata(path: Path) -> None:
-    for mark in ("zarr.json", ".zattrs"):
-        try:
-            content = json.loads((path / mark).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        attributes = content.get("attributes", content) if isinstance(content, dict) else {}
-        if isinstance(attributes, dict) and "spatialdata_attrs" in attributes and not (path / "obs").is_dir():
-            folder = path / "tables"
-            tables = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-            shown = " or ".join(str(folder / table) for table in tables) or f"{folder / 'table'}"
-            raise InputError(
-                f"{path} is a whole SpatialData store; pass the path of its table: {shown} "
-                "(or open it with spatialdata and use Slice.from_spatialdata)"
-            )

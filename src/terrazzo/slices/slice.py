@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -60,6 +59,8 @@ class Slice:
         False only where normalised values were explicitly allowed.
     source
         Where the values were found: "X", "raw.X" or "layers['...']".
+    origin
+        What a path or a SpatialData was recognised as, and what its reader had to say; "" for an AnnData in memory.
     """
 
     counts: sp.csr_matrix
@@ -77,6 +78,7 @@ class Slice:
     organism: str = "unknown"
     is_counts: bool = True
     source: str = "X"
+    origin: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -132,6 +134,7 @@ class Slice:
         extent = np.ptp(self.coords, axis=0)
         return {
             "name": self.name,
+            "recognised_as": self.origin or "AnnData in memory",
             "technology": self.technology,
             "organism": self.organism,
             "n_cells": self.n_cells,
@@ -212,34 +215,52 @@ class Slice:
         )
 
     @classmethod
-    def from_spatialdata(cls, sdata: Any, *, table: str | None = None, **kwargs: Any) -> Slice:
-        """Check a table of a SpatialData object and freeze it.
+    def from_spatialdata(
+        cls,
+        sdata: Any,
+        *,
+        table: str | None = None,
+        region: str | None = None,
+        coordinate_system: str | None = None,
+        image: TissueImage | str | None = None,
+        **kwargs: Any,
+    ) -> Slice:
+        """Check a table of a SpatialData, with the places of what it annotates, and freeze it.
+
+        The coordinates are the centres of the circles, polygons, labels or points that the rows annotate, mapped into
+        the coordinate system; ``obsm["spatial"]`` of the table where it annotates nothing that is there.
 
         Parameters
         ----------
         sdata
-            Anything whose ``tables`` maps names to AnnData; the spatialdata package itself is not needed.
+            A SpatialData, the path of its store, or anything that looks like one; the spatialdata package itself is not
+            needed.
         table
             Name of the table; None where there is only one.
+        region
+            Name of the shapes, labels or points; None where the table annotates only one.
+        coordinate_system
+            None: "global", else the only one, else that in which the region has its own coordinates.
+        image
+            Name of an image, or an image; None: the only one in red, green and blue that belongs to the cells.
         **kwargs
-            As in :meth:`from_anndata`.
+            As in :meth:`from_anndata`. Without them the unit is micrometres where the axes of the coordinate system, or
+            its name, say so; else what is known of the platform, of whose own coordinates those in ``obsm["spatial"]``
+            of the table are taken.
 
         Raises
         ------
         InputError
-            Not a SpatialData, no table, no such table, several tables and none named; and as :meth:`from_anndata`.
+            Not a SpatialData, no table, several tables or regions and none named, a name that is not there, rows that
+            annotate nothing that is there; and as :meth:`from_anndata`.
         """
-        tables = getattr(sdata, "tables", None)
-        if not isinstance(tables, Mapping):
-            raise InputError(f"from_spatialdata takes a SpatialData (with .tables), not {type(sdata).__name__}")
-        found = [str(key) for key in tables]
-        if not found:
-            raise InputError("the SpatialData has no table, so no counts; aggregate its points or add a table")
-        if table is None and len(found) > 1:
-            raise InputError(f"the SpatialData has {len(found)} tables: pass table= one of {', '.join(found)}")
-        if table is not None and table not in found:
-            raise InputError(f"the SpatialData has no table {table!r}; tables: {', '.join(found)}")
-        return cls.from_anndata(tables[found[0] if table is None else table], **kwargs)
+        from terrazzo.slices.opened import Choices
+        from terrazzo.slices.spatialdata import open_spatialdata
+
+        named = image if isinstance(image, str) else None
+        opened = open_spatialdata(sdata, Choices(None, named, table, region, coordinate_system))
+        given = {} if image is None or named is not None else {"image": image}
+        return opened.to_slice(**given, **kwargs)
 
 
 def _checked_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> CountsFound:
