@@ -126,7 +126,7 @@ def test_bad_input_is_one_line_on_standard_error(call: Any, checkpoint: Path, tm
     assert len(err.strip().splitlines()) == 1
     code, _, err = call("embed", tmp_path / "gone.h5ad", "--model", tmp_path / "gone", "--out", tmp_path / "out")
     assert code == 2
-    assert "not a checkpoint folder" in err
+    assert "it must be a checkpoint" in err
 
 
 def test_debug_shows_the_traceback(call: Any, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_nobody_expected_is_exit_code_1(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a [bug] in terrazzo")
 
-    monkeypatch.setattr(tz, "read", fail)
+    monkeypatch.setattr("terrazzo.slices.open_slice", fail)
     code, _, err = call("info", sample, *(["--debug"] if debug else []))
     assert code == 1
     assert "unexpected error: RuntimeError: a [bug] in terrazzo" in err

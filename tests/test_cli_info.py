@@ -61,8 +61,7 @@ def vendor(simulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def test_what_was_recognised_and_left_out(facts: Any, vendor: Path) -> None:
     found = facts(vendor, "--bins", "8")
-    assert found["recognised as"] == "Vendor, bins 8"
-    assert found["note"] == "7 controls were left out"
+    assert found["recognised as"] == "Vendor, bins 8; 7 controls were left out"
 
 
 def test_embed_says_what_was_left_out(call: Any, vendor: Path, tiny_model: Any, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def check(code: int, err: str, words: list[str], folder: Path) -> None:
 
 # Verb, where it is stopped, and the words after the slices; CHECKPOINT, RECIPE and TABLE are made by the test.
 STOPPED: list[tuple[str, str, str]] = [
-    ("info", "terrazzo:read", "FIRST"),
+    ("info", "terrazzo.slices:open_slice", "FIRST"),
     ("info", "matplotlib.figure:Figure.savefig", "FIRST --grid OUT.png --bin-um 40"),
     ("embed", WRITING, "SLICES --model CHECKPOINT --out OUT"),
     ("embed", "terrazzo.models.stofm:encode_cells", "SLICES --model CHECKPOINT --out OUT"),

@@ -24,7 +24,8 @@ ORDER = [
     "keys", "errors", "writing", "config", "progress", "safe_pickle", "sparse", "representation", "genes", "sdata",
     "images", "slices", "simulate", "downloads", "datasets", "units", "corpus", "nn", "plot", "tasks", "models",
     "training", "bench", "report", "demo", "cli_common", "cli_help", "cli_info", "cli_stop", "cli_convert",
-    "cli_corpus", "cli_genes", "cli_report", "cli_tasks", "cli",
+    "cli_corpus",
+    "cli_genes", "cli_report", "cli_tasks", "cli",
 ]
 # fmt: on
 PUBLIC = "terrazzo"  # the package itself, `import terrazzo as tz`

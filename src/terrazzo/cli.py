@@ -120,11 +120,11 @@ def info(
             raise tz.errors.ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
     loaded = tz.load(model) if model is not None else None
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    options |= image_option(image, image_scale)
+    options |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     if image is not None and len(slices) > 1:
         raise tz.errors.ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
     for path in slices:
-        tissue = say_slice(path, part or Chosen(), spot_um, options)
+        tissue = say_slice(path, spot_um, options)
         if loaded is not None:
             say_fact("coverage", loaded.vocabulary.coverage(tissue))
         if grid is not None:

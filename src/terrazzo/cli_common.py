@@ -54,7 +54,7 @@ ImageScale = Annotated[
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class Chosen:
-    """Which part of what a path holds is the slice; a table of a SpatialData is named by its path, x.zarr/tables/x."""
+    """Which part of what a path holds is the slice; a table is named by its path, x.zarr/tables/NAME."""
 
     bins: Annotated[str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")] = None
     region: Annotated[str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")] = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from terrazzo.cli_common import Chosen, say, working
+from terrazzo.cli_common import say, working
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -23,13 +23,13 @@ def say_fact(name: str, value: object) -> None:
     say(f"  {name.replace('_', ' '):<22}{value}")
 
 
-def say_slice(path: Path, part: Chosen, spot_um: float | None, options: dict[str, Any]) -> Slice:
-    """Read a slice and print all about it."""
+def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Slice:
+    """Read a slice and print all about it; ``options`` as of :func:`terrazzo.read`."""
     from terrazzo.errors import InputError
     from terrazzo.models.uses import uses
     from terrazzo.slices import open_slice, split_choices
 
-    choices, rest = split_choices({**part.options(), **options})
+    choices, rest = split_choices(options)
     with working(f"read {path.name}"):
         opened = open_slice(path, choices)
         try:
@@ -37,9 +37,6 @@ def say_slice(path: Path, part: Chosen, spot_um: float | None, options: dict[str
         except InputError as error:
             raise type(error)(f"{path}: {error}") from error
     Console(soft_wrap=True, highlight=False).print(f"[bold]{escape(str(path))}[/bold]")
-    say_fact("recognised as", opened.format)
-    for note in opened.notes:
-        say_fact("note", note)
     for name, value in tissue.describe().items():
         if name == "recognised_as":  # said above, a line a note
             continue

@@ -205,7 +205,11 @@ class ImageModel:
             self.embed(opened.adata, **told)
         except InputError as error:
             sheet = Path(path).with_suffix(".json").name
-            mend = "" if told.get("image") else f' Or say in {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            mend = (
+                ""
+                if told.get("image") is not None
+                else f' Or say in {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            )
             raise type(error)(f"{path}: {error}{mend}") from error
         return opened.adata, told.get("image")
 
