@@ -38,8 +38,6 @@ def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Sli
             raise type(error)(f"{path}: {error}") from error
     Console(soft_wrap=True, highlight=False).print(f"[bold]{escape(str(path))}[/bold]")
     for name, value in tissue.describe().items():
-        if name == "recognised_as":  # said above, a line a note
-            continue
         say_fact(name, _in_words(name, value, tissue.unit))
     for name, value in _tables(opened.adata).items():
         say_fact(name, value)
