@@ -68,7 +68,8 @@ def command_line() -> str:
     from terrazzo.cli import app
 
     text = app.generate_docs(output_format="markdown")
-    text = text[text.index("**Commands**") :]  # its own title and table of contents stand on every page of ours
+    # from its first list of commands on: title and table of contents stand on every page of ours
+    text = text[text.index("\n**", text.index("## Table of Contents")) + 1 :]
     text = re.sub(r" -m sphinx\b", "", text)  # how this process was started, which the usage lines take up
     text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
     return COMMAND_LINE + text
