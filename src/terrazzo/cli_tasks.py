@@ -88,6 +88,7 @@ def probe(
     test: Test = None,
     predict: Predict = None,
     runs: Runs = 3,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Learn labels from embedded slices, score that, and annotate other slices.
@@ -97,7 +98,7 @@ def probe(
     import terrazzo as tz
 
     given: dict[str, Any] = {"use_rep": use_rep, "label": label, "values": values, "head": head, "seed": seed}
-    _learn(tz.tasks.probe, slices, given, runs, test, predict or [], out)
+    _learn(tz.tasks.probe, slices, given, runs, test, predict or [], out, part)
 
 
 def deconvolve(
@@ -111,6 +112,7 @@ def deconvolve(
     test: Test = None,
     predict: Predict = None,
     runs: Runs = 3,
+    part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
     """Learn cell-type proportions from embedded slices, score that, and transfer them.
@@ -120,7 +122,7 @@ def deconvolve(
     import terrazzo as tz
 
     given: dict[str, Any] = {"use_rep": use_rep, "proportions": proportions, "head": head, "seed": seed}
-    _learn(tz.tasks.deconvolve, slices, given, runs, test, predict or [], out)
+    _learn(tz.tasks.deconvolve, slices, given, runs, test, predict or [], out, part)
 
 
 def finetune(
@@ -212,7 +214,14 @@ def bench(
 
 
 def _learn(
-    task: Any, slices: list[Path], given: dict[str, Any], runs: int, test: Path | None, predict: list[Path], out: Path
+    task: Any,
+    slices: list[Path],
+    given: dict[str, Any],
+    runs: int,
+    test: Path | None,
+    predict: list[Path],
+    out: Path,
+    part: Chosen | None,
 ) -> None:
     """Score what can be learnt from some slices, then learn it from all of their cells, and annotate others."""
     import terrazzo as tz
@@ -220,13 +229,13 @@ def _learn(
     targets = targets_of(predict, out)
     if test is None:
         only_one(slices)
-    loaded, more = [read_slice(p) for p in slices], given | {"runs": runs}
-    result = task(loaded, test=read_slice(test), **more) if test is not None else task(only_one(loaded), **more)
+    loaded, more = [read_slice(p, part) for p in slices], given | {"runs": runs}
+    result = task(loaded, test=read_slice(test, part), **more) if test is not None else task(only_one(loaded), **more)
     fitted = tz.tasks.fit_probe(loaded, **given)
     report(result, out / "scores")
     say(f"Probe: {fitted.save(out / 'probe', overwrite=True)}")
     for path, target in zip(predict, targets, strict=True):
-        adata = read_slice(path)
+        adata = read_slice(path, part)
         fitted.annotate(adata)
-        write_slice(adata, target, path)
+        write_slice(adata, target, path, part)
         say(f"{path.name}: annotated, {target}")
