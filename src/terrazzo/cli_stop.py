@@ -18,7 +18,7 @@ KEPT = {  # by the words of the command; all others say AGAIN
     "pretrain": "the last checkpoint is kept; the same command with --resume goes on from it.",
     "corpus build": "finished slices are kept; the same command goes on with the others.",
     "finetune": "scores that were printed are kept, nothing half-written is left; the same command starts again.",
-    "bench": "nothing half-written is left; the same command starts again (with --work, what was trained is kept).",
+    "bench": "finished rows are kept; the same command goes on with the others (with --work, what was trained, too).",
     "domains": "finished slices are kept, nothing half-written is left; the same command starts again.",
     "predict-genes": "finished slices are kept, nothing half-written is left; the same command starts again.",
 }
