@@ -303,7 +303,7 @@ def test_slices_that_cannot_be_used(
     ("verb", "words", "said"),
     [
         ("probe", ("--use-rep", KEY, "--label", "reigon"), "Did you mean 'region'?"),
-        ("probe", ("--use-rep", KEY), "one of label="),
+        ("probe", ("--use-rep", KEY), "one thing only: label="),
         ("probe", ("--use-rep", "X_t3", "--label", "region"), "obsm has no 'X_t3'"),
         ("probe", ("--use-rep", f"{KEY}:own", "--label", "region"), "it is one block"),
         ("domains", ("--use-rep", KEY, "-k", 201), "the number of cells, 200"),
@@ -312,7 +312,7 @@ def test_slices_that_cannot_be_used(
         ("impute", ("--model", "pca", "--gene", "GENE_X"), "GENE_X"),
         ("impute", ("--model", "pca", "--n-genes", 60), "60"),
         ("impute", ("--model", "nonsense"), "there is no baseline 'nonsense'"),
-        ("finetune", ("--model", "gone", "--label", "region"), "not a checkpoint folder"),
+        ("finetune", ("--model", "gone", "--label", "region"), "gone does not exist; it must be a checkpoint"),
     ],
 )
 def test_wishes_that_cannot_be_met(

@@ -104,10 +104,10 @@ def test_a_foreign_file(folder: Path, name: str, content: bytes) -> None:
 
 
 def test_no_folder_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a checkpoint folder"):
+    with pytest.raises(CheckpointError, match="does not exist; it must be a checkpoint"):
         tz.load(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="not a checkpoint folder"):
+    with pytest.raises(CheckpointError, match="is a file; it must be a checkpoint"):
         tz.load(tmp_path / "file")
 
 

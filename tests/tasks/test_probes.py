@@ -394,8 +394,8 @@ NAN = np.where(np.arange(600).reshape(120, 5) == 7, np.nan, 1.0)
     ("make", "options", "error", "message"),
     [
         (groups, {"label": "lable"}, InputError, "no column 'lable'.*Did you mean 'label'"),
-        (groups, {}, ConfigError, "one of label="),
-        (groups, {"label": "label", "values": "V"}, ConfigError, "one of label="),
+        (groups, {}, ConfigError, "one thing only: label="),
+        (groups, {"label": "label", "values": "V"}, ConfigError, "one thing only: label="),
         (lambda: spoilt(label="a"), {"label": "label"}, InputError, "one class, 'a'"),
         (lambda: spoilt(label=np.nan), {"label": "label"}, InputError, "holds no label"),
         (lambda: spoilt(X_a=NAN), {"label": "label"}, InputError, "not finite, in 1 of 120 cells"),

@@ -147,6 +147,7 @@ def test_test_labels_change_nothing(tiny_model: Any, adata: Any) -> None:
     assert not same(first, finetune(model_of(tiny_model), other, label="region", config=SHORT, split=split))
 
 
+@pytest.mark.slow
 def test_same_seed_same_result_and_the_global_streams_are_left_alone(tiny_model: Any, adata: Any) -> None:
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     level = logging.getLogger("lightning.pytorch").level
@@ -161,6 +162,7 @@ def test_same_seed_same_result_and_the_global_streams_are_left_alone(tiny_model:
     assert same(runs[0], finetune(model_of(tiny_model), adata, label="region", config=SHORT, seed=1))
 
 
+@pytest.mark.slow
 def test_several_slices_and_cells_without_a_label(tiny_model: Any, adata: Any, simulated: Any) -> None:
     second = simulated(90, 60, n_regions=3, n_types=4, seed=1)
     second.obs["region"] = second.obs["region"].astype(object)
@@ -174,6 +176,7 @@ def test_several_slices_and_cells_without_a_label(tiny_model: Any, adata: Any, s
     assert tuned.model.trained
 
 
+@pytest.mark.slow
 def test_saved_and_loaded(tiny_model: Any, adata: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = finetune(model_of(tiny_model, "own+niche"), adata, label="region", config=SHORT)
     monkeypatch.chdir(tmp_path)

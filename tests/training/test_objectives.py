@@ -215,6 +215,7 @@ def held_out_losses(objective: Any, batches: list[Any]) -> dict[str, float]:
     return {name: float(torch.stack([parts[name] for parts in all_parts]).mean()) for name in all_parts[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen_epochs", [0, 3])
 def test_multi_scale_pretraining_learns(made: Any, frozen_epochs: int) -> None:
     torch.manual_seed(0)
