@@ -20,4 +20,6 @@ def test_a_page_can_be_followed(page: Path, reader: fenced.Reader) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TerrazzoWarning)  # what is said of random or hardly trained weights
+        for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", kind)  # scanpy's, of its own calls of matplotlib and pandas
         reader.follow(page, numbers=False)
