@@ -14,7 +14,6 @@ import pytest
 
 import terrazzo as tz
 from terrazzo import demo
-from terrazzo.cli import main
 
 
 @pytest.fixture
@@ -27,18 +26,6 @@ def sample(simulated: Any, tmp_path: Path) -> Path:
     path = tmp_path / "sample.h5ad"
     simulated(60).write_h5ad(path)
     return path
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command; return exit code, standard output and standard error."""
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        code = main([str(w) for w in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_version(call: Any) -> None:

@@ -12,19 +12,6 @@ import pytest
 from PIL import Image
 
 from terrazzo import keys
-from terrazzo.cli import main
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command; return exit code, standard output and standard error."""
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        code = main([str(w) for w in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

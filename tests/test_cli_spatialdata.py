@@ -12,22 +12,9 @@ import pytest
 from anndata import AnnData
 from spatialdata_stores import IDENTITY, Writer, point
 
-from terrazzo.cli import main
 from terrazzo.corpus.checksums import hash_path
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run a command; return exit code, standard output and standard error."""
-
-    def run(*words: Any) -> tuple[int, str, str]:
-        code = main([str(w) for w in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
