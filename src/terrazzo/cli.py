@@ -36,6 +36,7 @@ from terrazzo.cli_common import (
     SpatialKey,
     Technology,
     image_option,
+    out_console,
     slice_options,
 )
 from terrazzo.cli_corpus import corpus_app
@@ -71,11 +72,6 @@ WindowSide = Annotated[int | None, Parameter(group=GRID, help="Sites on a side o
 SpotUm = Annotated[
     float | None, Parameter(group=PICTURE, help="Diameter of a spot in micrometres; default: the platform's.")
 ]
-
-
-def out_console() -> Console:
-    """Return a console on the standard output of this moment."""
-    return Console(soft_wrap=True, highlight=False)
 
 
 @app.command(group=FIRST)

@@ -89,9 +89,14 @@ def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
     return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
+def out_console() -> Console:
+    """Return a console on the standard output of this moment."""
+    return Console(soft_wrap=True, highlight=False)
+
+
 def say(line: str) -> None:
     """Print a line."""
-    Console(soft_wrap=True, highlight=False).print(line, markup=False)
+    out_console().print(line, markup=False)
 
 
 def say_aside(line: str) -> None:

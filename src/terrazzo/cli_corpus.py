@@ -9,7 +9,7 @@ from cyclopts import App, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from terrazzo.cli_common import OPTIONS, TRAINING
+from terrazzo.cli_common import OPTIONS, TRAINING, out_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +26,6 @@ QUALITY, SPLIT = Group.create_ordered("What is kept"), Group.create_ordered("Who
 RUN = Group.create_ordered("Where it runs")
 
 Share = Annotated[float, Parameter(group=SPLIT, help="Share of the donors or slices, from 0.")]
-
-
-def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
 
 
 @corpus_app.command
@@ -84,7 +80,7 @@ def build(
         scheduler=scheduler,
         workers=workers,
     )
-    console = _console()
+    console = out_console()
     _print_tables(console, corpus.info(built))
     console.print(
         f"{out}: {len(built)} slices, {built.n_cells():,} cells; {len(built.about['dropped'])} slices left out"
@@ -100,7 +96,7 @@ def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> N
     from terrazzo import corpus
 
     opened = corpus.Corpus.open(folder)
-    console = _console()
+    console = out_console()
     _print_tables(console, corpus.info(opened))
     console.print(f"{folder}: {len(opened)} slices, {opened.n_cells():,} cells; content {opened.content_hash()[:16]}")
     for row in opened.about["dropped"]:
@@ -123,7 +119,7 @@ def verify(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) ->
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:50])
         raise CorpusError(f"{folder}: {len(problems)} problems; {MEND}:{shown}")
-    _console().print(f"{folder}: every file is as it was written")
+    out_console().print(f"{folder}: every file is as it was written")
 
 
 @corpus_app.command
@@ -139,7 +135,7 @@ def plan(
     from terrazzo import corpus
 
     planned = corpus.plan(recipe, folders)
-    console = _console()
+    console = out_console()
     _print_tables(console, {planned.recipe.name: planned.table()})
     matched = planned.of("match")
     cells = sum(file.n_cells for file in matched)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 
-from terrazzo.cli_common import say, working
+from terrazzo.cli_common import out_console, say, working
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -36,7 +35,7 @@ def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Sli
             tissue = opened.to_slice(allow_normalised=True, **rest)
         except InputError as error:
             raise type(error)(f"{path}: {error}") from error
-    Console(soft_wrap=True, highlight=False).print(f"[bold]{escape(str(path))}[/bold]")
+    out_console().print(f"[bold]{escape(str(path))}[/bold]")
     for name, value in tissue.describe().items():
         say_fact(name, _in_words(name, value, tissue.unit))
     for name, value in _tables(opened.adata).items():
