@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from terrazzo.writing import whole_file, write_text
+from terrazzo.writing import whole_file, why_not, write_text
 
 
 def test_a_file_is_written(tmp_path: Path) -> None:
@@ -29,3 +29,24 @@ def test_what_stops_the_writing_leaves_the_file_as_it_was(tmp_path: Path, error:
     with pytest.raises(error):
         write()
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "before")]
+
+
+def test_drafts_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a.txt") as one, whole_file(tmp_path / "a.txt") as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "a.txt").read_text() == "one"  # the last to be finished
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (RuntimeError("h5py: No space left on device"), "the disk is full"),
+        (OSError("something else"), "something else"),
+    ],
+)
+def test_why_it_could_not_be_written(error: Exception, says: str) -> None:
+    assert why_not(error) == says

@@ -9,7 +9,6 @@ cells, so a slice of a million cells fits.
 from __future__ import annotations
 
 import threading
-import uuid
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -33,6 +32,7 @@ from terrazzo.units.patches import PatchConfig, corners, observed, window_sites
 from terrazzo.units.site_counts import SiteCounts
 from terrazzo.units.site_values import Normalise, SliceScale, log_values
 from terrazzo.units.windows import Window
+from terrazzo.writing import whole_file
 
 if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
@@ -317,16 +317,12 @@ class SiteStore:
 
 
 def _write(path: Path, arrays: dict[str, Any], id: str) -> None:
-    draft = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as stream:
+        with whole_file(path) as draft, draft.open("wb") as stream:
             np.savez(stream, **arrays)
-        draft.replace(path)
     except OSError as error:
         raise OutputError(f"what was measured of {id} cannot be written to {path} ({error}).") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def iterate_values(store: SiteStore, ids: list[str], sites: int) -> Iterator[tuple[str, sparse.csr_matrix]]:

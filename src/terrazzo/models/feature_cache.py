@@ -6,10 +6,8 @@ killed writer leaves nothing that reads as finished, and two writers of one arra
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
-import uuid
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from terrazzo.corpus.checksums import hash_json
 from terrazzo.errors import OutputError, TerrazzoWarning
+from terrazzo.writing import whole_file
 
 FORMAT = 1
 _MARK = b"terrazzo"
@@ -94,10 +93,10 @@ class FeatureCache:
 
     def _write(self, path: Path, made: Made) -> None:
         shape, kind, blocks = made
-        dtype, draft = np.dtype(kind), path.with_name(f".{uuid.uuid4().hex}.part")
+        dtype = np.dtype(kind)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with draft.open("w+b") as stream:
+            with whole_file(path) as draft, draft.open("w+b") as stream:
                 about = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
                 npy.write_array_header_1_0(stream, about)
                 for block in blocks:
@@ -105,12 +104,8 @@ class FeatureCache:
                 size = stream.tell()
                 stream.flush()
                 stream.write(_TRAILER.pack(_MARK, _crc(draft, size), size))
-            draft.replace(path)
         except OSError as error:
             raise OutputError(f"features cannot be written to {path} ({error}); choose another folder.") from error
-        finally:
-            with contextlib.suppress(OSError):  # it is there only where something went wrong
-                draft.unlink()
 
     def _open(self, path: Path) -> NDArray[Any]:
         with path.open("rb") as stream:

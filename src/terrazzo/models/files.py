@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from terrazzo.sdata import refuse_code
 from terrazzo.sdata.ondisk import table_folder
 from terrazzo.sdata.writing import copy_with_table
 from terrazzo.slices import Choices, Opened, content_files, open_slice, split_choices, store_of
+from terrazzo.writing import whole_file, why_not
 
 logger = logging.getLogger(__name__)
 
@@ -257,21 +256,13 @@ def write_atomically(adata: AnnData, target: Path) -> None:
     OutputError
         The disk is full, or the file cannot be written.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    draft = Path(name)
     try:
-        adata.write_h5ad(draft)
-        draft.chmod(0o644)
-        draft.replace(target)
+        with whole_file(target) as draft:
+            adata.write_h5ad(draft)
     except OSError as error:
-        full = error.errno == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else str(error)
         raise OutputError(
-            f"{target} could not be written: {reason}. Nothing of it was kept; finished slices are safe."
+            f"{target} could not be written: {why_not(error)}. Nothing of it was kept; finished slices are safe."
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_record(target: Path, key: str) -> dict[str, Any] | None:

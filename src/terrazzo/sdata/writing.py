@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from anndata import AnnData
 from terrazzo.errors import InputError, OutputError
 from terrazzo.sdata.ondisk import read_annotation, table_folder
 from terrazzo.sdata.opening import open_container
+from terrazzo.writing import why_not
 
 _BLOCK = 2**30  # bytes that are copied by one call
 _OWN = ("encoding-type", "encoding-version")  # attributes that writing a table sets
@@ -172,6 +172,4 @@ def _said(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, shutil.Error) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else str(error)
-        raise OutputError(f"{target} could not be written: {reason}. Nothing of it was kept.") from error
+        raise OutputError(f"{target} could not be written: {why_not(error)}. Nothing of it was kept.") from error

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from terrazzo.training.log_files import CSV, FIRST, read
+from terrazzo.writing import whole_file
 
 
 class CsvLog(Logger):
@@ -61,12 +62,10 @@ class CsvLog(Logger):
             self._columns = list(rows[0]) if rows else list(FIRST)
         self._columns += [name for name in new if name not in self._columns]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f".{self._path.name}.part")
-        with draft.open("w", newline="", encoding="utf-8") as stream:
+        with whole_file(self._path) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        draft.replace(self._path)
 
 
 def loggers(folder: Path, resumed: int) -> list[Logger]:
