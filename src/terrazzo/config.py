@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -41,9 +40,8 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(fields)}."
-            raise ConfigError(f"{where} has an unknown key {key!r}. {hint}")
+            hint = did_you_mean(key, fields, f"Valid keys: {', '.join(fields)}.", cutoff=0.5)
+            raise ConfigError(f"{where} has an unknown key {key!r}.{hint}")
     hints = get_type_hints(cls)
     required = (
         name

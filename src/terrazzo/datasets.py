@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.downloads import NOTE, cache_folder, noted, retrieve
-from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError
+from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.slices.reading import read_anndata
 
@@ -135,7 +134,7 @@ def info(dataset: str) -> Dataset:
     """
     known = registry()
     if dataset not in known:
-        raise ConfigError(f"there is no dataset {dataset!r}.{_near(dataset, known)} Known: {', '.join(known)}.")
+        raise ConfigError(f"there is no dataset {dataset!r}.{did_you_mean(dataset, known)} Known: {', '.join(known)}.")
     return known[dataset]
 
 
@@ -275,7 +274,7 @@ def fetch(
     known = {f.file: f for f in info(dataset).files}
     if file not in known:
         listed = ", ".join(list(known)[:5]) or "none: it is supplied by the user"
-        raise ConfigError(f"{dataset} has no public file {file!r}.{_near(file, known)} Its files: {listed}.")
+        raise ConfigError(f"{dataset} has no public file {file!r}.{did_you_mean(file, known)} Its files: {listed}.")
     target = (Path(folder) if folder is not None else cache_folder()) / dataset / PurePosixPath(file)
     note = target.with_name(f"{target.name}{NOTE}")
     wanted = _expected(known[file], sha256, note, unchecked)
@@ -301,11 +300,6 @@ def _is_plain(name: Any) -> bool:
     return isinstance(name, str) and bool(name.strip()) and not set(name) & set("/\\\0") and name not in (".", "..")
 
 
-def _near(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
-
-
 def _missing(dataset: str, slice: str, base: Path, place: Path) -> str:
     known = registry().get(dataset)
     other = place.with_suffix(SUFFIXES[1]).name
@@ -317,10 +311,10 @@ def _missing(dataset: str, slice: str, base: Path, place: Path) -> str:
         text = f"{text} The folder {base} does not exist."
     elif place.parent.is_dir():
         there = sorted({p.name.removesuffix(p.suffix) for p in place.parent.iterdir() if p.suffix in SUFFIXES})
-        hint = "" if known and slice in known.slices else _near(slice, there)
+        hint = "" if known and slice in known.slices else did_you_mean(slice, there)
         text = f"{text} Slices there: {', '.join(there) or 'none'}.{hint}"
     elif known is None:
-        text = text + _near(dataset, sorted({*registry(), *(p.name for p in base.iterdir() if p.is_dir())}))
+        text = text + did_you_mean(dataset, sorted({*registry(), *(p.name for p in base.iterdir() if p.is_dir())}))
     if known is None:
         return text
     labels = f", labels: {', '.join(known.labels)}" if known.labels else ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class TerrazzoError(Exception):
     """Base of every error that is the user's to mend (exit code 2 on the command line)."""
@@ -45,3 +48,20 @@ class TrainingError(TerrazzoError, ArithmeticError):
 
 class TerrazzoWarning(UserWarning):
     """Something was mended or assumed; the message says what."""
+
+
+def did_you_mean(word: object, known: Iterable[object], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """Return a sentence for the end of a message, with a blank before it: the known name nearest to a misspelt one.
+
+    Parameters
+    ----------
+    word, known
+        What was given, and what there is.
+    otherwise
+        Sentence where no name is near; "": none.
+    cutoff
+        Of :func:`difflib.get_close_matches`: how alike names must be.
+    """
+    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
+    hint = f"Did you mean {near[0]!r}?" if near else otherwise
+    return f" {hint}" if hint else ""

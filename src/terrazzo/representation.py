@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import Literal
 
@@ -11,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from terrazzo import keys
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, did_you_mean
 
 Vectors = NDArray[np.floating]
 Purpose = Literal["own", "niche", "all"]
@@ -100,9 +99,8 @@ def _named(adata: AnnData, use_rep: str, purpose: Purpose) -> Vectors:
     key, _, name = use_rep.rpartition(":")
     if key in adata.obsm:
         return _whole(adata, key) if name == "all" else block(adata, key, name)
-    near = difflib.get_close_matches(use_rep, list(adata.obsm), n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "Embed first."
-    raise InputError(f"obsm has no {use_rep!r}; there are: {', '.join(adata.obsm) or 'none'}. {hint}")
+    hint = did_you_mean(use_rep, adata.obsm, "Embed first.")
+    raise InputError(f"obsm has no {use_rep!r}; there are: {', '.join(adata.obsm) or 'none'}.{hint}")
 
 
 def _whole(adata: AnnData, key: str) -> Vectors:

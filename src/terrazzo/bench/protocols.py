@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from terrazzo.config import from_dict
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, did_you_mean
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
 from terrazzo.tasks.hidden_regions import Choose
@@ -271,8 +270,7 @@ def load(name: str | Path) -> Protocol:
             raise ConfigError(f"{path} cannot be read ({error}).") from error
     else:
         if str(name) not in names():
-            near = difflib.get_close_matches(str(name), names(), n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, names(), cutoff=0.4)
             raise ConfigError(f"there is no table {str(name)!r}.{hint} Tables: {', '.join(names())}.")
         text, where = (_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"tables/{name}.yaml"
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from terrazzo.corpus.store import SPLITS
-from terrazzo.errors import CorpusError, InputError
+from terrazzo.errors import CorpusError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 
 _TABLES = (".csv", ".tsv", ".parquet")
@@ -173,9 +172,8 @@ def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
     for name in table.columns:
         if name not in COLUMNS:
-            near = difflib.get_close_matches(str(name), COLUMNS, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Columns: {', '.join(COLUMNS)}."
-            raise CorpusError(f"{path} has an unknown column {name!r}. {hint}")
+            hint = did_you_mean(name, COLUMNS, f"Columns: {', '.join(COLUMNS)}.", cutoff=0.5)
+            raise CorpusError(f"{path} has an unknown column {name!r}.{hint}")
     if "path" not in table.columns:
         raise CorpusError(f"{path} needs a column path; others may be {', '.join(COLUMNS[1:])}")
     rows = []

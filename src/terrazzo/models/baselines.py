@@ -6,7 +6,6 @@ the project began.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from terrazzo import keys
 from terrazzo._version import __version__
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.models.projections import Projection, Vectors, chosen_genes, gene_columns, log_counts
 from terrazzo.slices import Slice
 
@@ -127,9 +126,8 @@ class Baseline:
 
     def __init__(self, name: str, *, n_components: int = 50, seed: int = 0) -> None:
         if name not in KINDS:
-            near = difflib.get_close_matches(name, KINDS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(KINDS)}."
-            raise ConfigError(f"there is no baseline {name!r}. {hint}")
+            hint = did_you_mean(name, KINDS, f"There are: {', '.join(KINDS)}.")
+            raise ConfigError(f"there is no baseline {name!r}.{hint}")
         self.name, self.title = name, KINDS[name].title
         self.n_components, self.seed = n_components, seed
         self.fitted_on: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ Also the one way to a model that reads histology alone, whatever it is (:func:`i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from terrazzo import datasets, keys
 from terrazzo._version import __version__
-from terrazzo.errors import CheckpointError, ConfigError, InputError
+from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.aligned import AlignedSlice
@@ -73,9 +72,8 @@ class ImageBaseline:
     ) -> None:
         known = (*NAMES, "encoder", "encoder" + OWN)
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(known)}."
-            raise ConfigError(f"there is no image baseline {name!r}. {hint}")
+            hint = did_you_mean(name, known, f"There are: {', '.join(known)}.")
+            raise ConfigError(f"there is no image baseline {name!r}.{hint}")
         if name.startswith("encoder") != (encoder is not None):
             raise ConfigError(f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one.")
         self.name, self.own_scale = name, name.endswith(OWN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import nn
 
 from terrazzo import keys
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.errors import InputError, TerrazzoWarning, did_you_mean
 from terrazzo.genes import GeneMatch, Vocabulary
 from terrazzo.models.base import Embedding, FoundationModel, Plan
 from terrazzo.models.cells import (
@@ -339,8 +338,7 @@ def _cluster_labels(adata: AnnData, column: str) -> NDArray[np.int64]:
     """Read clusters from ``obs``, numbered from 0 without gaps."""
     if column not in adata.obs:
         names = [str(name) for name in adata.obs]
-        near = difflib.get_close_matches(column, names, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(column, names)
         raise InputError(f"clusters={column!r} is not a column of obs; there are: {', '.join(names) or 'none'}.{hint}")
     codes, _ = pd.factorize(adata.obs[column], sort=True)
     if (codes < 0).any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from terrazzo.config import from_dict
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, did_you_mean
 from terrazzo.plot.figures import add_scale, legend_width, scale_of
 from terrazzo.plot.palettes import MISSING_COLOUR, colour_map
 from terrazzo.plot.tissue import Place, draw, touching_distance
@@ -160,8 +159,8 @@ def _gene(tissue: Slice, laid: Grid, crop: _Window, asked: str | None) -> int:
     found = np.flatnonzero((known == asked).any(axis=0))
     if len(found):
         return int(found[0])
-    close = difflib.get_close_matches(asked, [name for name in known.ravel().tolist() if name], n=1)
-    raise InputError(f"{tissue.name} has no gene {asked!r}." + (f" Did you mean {close[0]!r}?" if close else ""))
+    hint = did_you_mean(asked, [name for name in known.ravel().tolist() if name])
+    raise InputError(f"{tissue.name} has no gene {asked!r}.{hint}")
 
 
 def _shades(tissue: Slice, laid: Grid, column: int) -> _Shades:

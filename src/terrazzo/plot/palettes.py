@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError, InputError, did_you_mean
 
 Palette = Mapping[str, Any] | Sequence[Any] | str
 """Colours by name; or in the order of the categories; or a matplotlib colour map."""
@@ -191,8 +191,7 @@ def _expression(adata: AnnData, gene: str) -> np.ndarray:
                 raise InputError(f"{gene!r} is a gene, but the AnnData has no X; set adata.X to what is to be drawn.")
             block = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
             return block.sum(axis=1, dtype=float)
-    near = difflib.get_close_matches(gene, [*map(str, adata.obs), *map(str, adata.var_names)], n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(gene, [*adata.obs, *adata.var_names])
     raise InputError(f"{gene!r} is neither a column of obs ({', '.join(map(str, adata.obs))}) nor a gene.{hint}")
 
 

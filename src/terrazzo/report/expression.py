@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from terrazzo.errors import did_you_mean
 from terrazzo.plot.figures import scale_of
 from terrazzo.report.packing import FINE, Blocks, smallest
 from terrazzo.slices import Slice
@@ -52,8 +52,7 @@ def find(tissue: Slice, asked: Sequence[str]) -> tuple[list[int], list[str]]:
 
 def hint(tissue: Slice, name: str) -> str:
     """Name the gene that was likely meant."""
-    near = difflib.get_close_matches(name, names_of(tissue), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return did_you_mean(name, names_of(tissue))
 
 
 def choose(tissue: Slice, n_genes: int, asked: Sequence[int], seed: int = 0) -> Chosen:

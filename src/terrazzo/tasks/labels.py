@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.errors import InputError, TerrazzoWarning, did_you_mean
 
 UNSCORED = frozenset(
     {"", "nan", "none", "na", "n/a", "<na>", "other", "unknown", "ambiguous", "unassigned", "undetermined"}
@@ -89,8 +88,7 @@ def column(adata: AnnData, label: str | ArrayLike) -> pd.Series:
     """
     if isinstance(label, str):
         if label not in adata.obs:
-            near = difflib.get_close_matches(label, [str(c) for c in adata.obs], n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(label, adata.obs)
             raise InputError(
                 f"obs has no column {label!r}; there are: {', '.join(map(str, adata.obs)) or 'none'}.{hint}"
             )
