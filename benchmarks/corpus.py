@@ -62,7 +62,8 @@ def built(folder: Path, workers: int) -> dict[str, float]:
 def streamed(folder: Path) -> dict[str, float]:
     """Stream every cell once, tokenised."""
     from terrazzo.corpus import Corpus
-    from terrazzo.corpus.loaders import CellLoader, member_match
+    from terrazzo.corpus.genes import member_match
+    from terrazzo.systems.stofm.loaders import CellLoader
 
     corpus = Corpus.open(folder / "corpus")
     start, seen = time.perf_counter(), 0
@@ -77,7 +78,8 @@ def large(folder: Path) -> dict[str, float]:
     import pandas as pd
 
     from terrazzo.corpus import Corpus
-    from terrazzo.corpus.loaders import CellLoader, member_match
+    from terrazzo.corpus.genes import member_match
+    from terrazzo.systems.stofm.loaders import CellLoader
 
     one = Corpus.open(folder / "corpus")
     copies = [one.manifest.assign(id=one.manifest["id"] + f"-{number}") for number in range(COPIES)]
@@ -93,8 +95,8 @@ def large(folder: Path) -> dict[str, float]:
 
 def stored(corpus: Any, folder: Path) -> tuple[Any, Any]:
     """Store random vectors and clusters by position for every member."""
-    from terrazzo.corpus.cache import CacheKey, EmbeddingCache
-    from terrazzo.units import subslices
+    from terrazzo.systems.stofm import subslices
+    from terrazzo.systems.stofm.cache import CacheKey, EmbeddingCache
 
     config = subslices.SubSliceConfig()
     cache, rng = EmbeddingCache(folder / "cache", CacheKey("random vectors", config)), np.random.default_rng(0)
@@ -138,7 +140,7 @@ def rate(batches: Iterator[Any], cells: Callable[[Any], int]) -> float:
 
 def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[dict[str, Any]]:
     """Random cells: ours read, tokenised and mixed, over a whole epoch; theirs read only, over some batches."""
-    from terrazzo.corpus.loaders import CellLoader
+    from terrazzo.systems.stofm.loaders import CellLoader
 
     loader = CellLoader(corpus, match, batch_cells=BATCH_CELLS)
     same = [batch for batch, _ in zip(loader, range(20 if quick else 100), strict=False)]
@@ -155,7 +157,7 @@ def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[d
 
 def sub_slices(corpus: Any, backed: Backed, cache: Any, config: Any, quick: bool) -> list[dict[str, Any]]:
     """Sub-slices: their rows alone from both; then what training takes from the stored vectors."""
-    from terrazzo.corpus.loaders import SubSliceLoader
+    from terrazzo.systems.stofm.loaders import SubSliceLoader
 
     loader = SubSliceLoader(corpus, cache, config, batch_slices=BATCH_SLICES)
     items = [(item.id, item.sub.cells) for batch in loader for item in batch]
@@ -187,11 +189,11 @@ def consumed(corpus: Any, match: Any, cache: Any, subs: Any, quick: bool) -> dic
     """Measure what one training step of the small preset takes on this machine, forward and backward, cells/s."""
     import torch
 
-    from terrazzo.corpus.loaders import CellLoader, SubSliceLoader
-    from terrazzo.models.stofm import subslice_tensors
-    from terrazzo.models.stofm_config import preset
-    from terrazzo.nn.cell_encoder import CellEncoder
-    from terrazzo.nn.se2 import SE2Transformer
+    from terrazzo.systems.stofm.cell_encoder import CellEncoder
+    from terrazzo.systems.stofm.config import preset
+    from terrazzo.systems.stofm.loaders import CellLoader, SubSliceLoader
+    from terrazzo.systems.stofm.model import subslice_tensors
+    from terrazzo.systems.stofm.se2 import SE2Transformer
 
     vocabulary = corpus.vocabulary()
     config = preset(PRESET, vocabulary.n_tokens)
@@ -226,7 +228,7 @@ def consumed(corpus: Any, match: Any, cache: Any, subs: Any, quick: bool) -> dic
 def compare(folder: Path, quick: bool) -> dict[str, Any]:
     """Read the same rows from both, and measure a model's need."""
     from terrazzo.corpus import Corpus
-    from terrazzo.corpus.loaders import member_match
+    from terrazzo.corpus.genes import member_match
 
     corpus = Corpus.open(folder / "corpus")
     match = member_match(corpus, corpus.vocabulary())

@@ -51,7 +51,7 @@ def embeddings(cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 def published_config():
     """Return SToFM's published way of cutting a slice."""
-    from terrazzo.models.convert import PUBLISHED
+    from terrazzo.systems.stofm.convert import PUBLISHED
 
     return PUBLISHED
 
@@ -59,7 +59,7 @@ def published_config():
 # ------------------------------------------------------------------------------------------------------------- workers
 def tokenise(side: str, cells: int) -> dict:
     """Tokenise a sequencing slice."""
-    from terrazzo.units.spots import rank_tokens
+    from terrazzo.systems.stofm.tokens import rank_tokens
 
     tissue, match = slice_and_genes("seq", cells)
     few = tissue.counts[:50]
@@ -78,8 +78,8 @@ def encode(side: str, cells: int, shape: str, precision: str = "float32") -> dic
     """Encode cells with a cell encoder of the published size."""
     import torch
 
-    from terrazzo.nn.cell_encoder import CellEncoder, CellEncoderConfig
-    from terrazzo.units.spots import rank_tokens
+    from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
+    from terrazzo.systems.stofm.tokens import rank_tokens
 
     tissue, match = slice_and_genes(shape, max(cells, 200))
     tokens = rank_tokens(tissue.counts, match.column_token, match.column_median).take(np.arange(cells))
@@ -104,7 +104,7 @@ def encode(side: str, cells: int, shape: str, precision: str = "float32") -> dic
 
 def ours_graph(features: np.ndarray, xy: np.ndarray) -> tuple:
     """Cluster, make virtual cells, split, and list the pairs of every sub-slice."""
-    from terrazzo.units import subslices
+    from terrazzo.systems.stofm import subslices
 
     config = published_config()
     positions = subslices.model_positions(xy, config)
@@ -135,8 +135,8 @@ def ours_se2(model, features: np.ndarray, macro, subs: list) -> np.ndarray:
     """Stream the sub-slices through the fast SE(2) Transformer."""
     import torch
 
-    from terrazzo.models.stofm import subslice_tensors
-    from terrazzo.nn.se2 import Workspace
+    from terrazzo.systems.stofm.model import subslice_tensors
+    from terrazzo.systems.stofm.se2 import Workspace
 
     out = np.empty((len(features), WIDTH), dtype=np.float32)
     workspace = Workspace()
@@ -157,7 +157,7 @@ def se2(side: str, cells: int) -> dict:
     """SE(2) forward of the published size."""
     import torch
 
-    from terrazzo.nn.se2 import SE2Config, SE2Transformer
+    from terrazzo.systems.stofm.se2 import SE2Config, SE2Transformer
 
     features, xy = embeddings(cells)
     if side == "ours":
@@ -182,7 +182,7 @@ def after_encoder(side: str, cells: int) -> dict:
     """Everything after the cell encoder."""
     import torch
 
-    from terrazzo.nn.se2 import SE2Config, SE2Transformer
+    from terrazzo.systems.stofm.se2 import SE2Config, SE2Transformer
 
     features, xy = embeddings(cells)
     if side == "ours":
@@ -207,7 +207,7 @@ def rates(side: str, cells: int) -> dict:
     """Measure the machine: matrix products a second in both precisions, bytes copied a second."""
     import time
 
-    from terrazzo.models.cells import matmul_rate
+    from terrazzo.models.estimate import matmul_rate
 
     block = np.zeros(2**27, dtype=np.uint8)
     start = time.perf_counter()

@@ -50,8 +50,8 @@ BINS = {"merfish": 13.0, "starmap": 153.0}  # about the distance between neighbo
 
 def recipe(name: str, root: Path, out: Path, options, seed: int):
     """Return the recipe of one variant."""
-    from terrazzo.training import config as c
-    from terrazzo.units.patches import PatchConfig
+    from terrazzo.systems.stimage.windows import PatchConfig
+    from terrazzo.training import recipe as c
 
     scheme, kind, init = VARIANTS.get(name, VARIANTS["patch"])
     paper = kind == "paper"

@@ -130,8 +130,8 @@ OBJECTIVES = ("own+niche", "paper", "paper, informed start")
 
 def recipe(stage: str, objective: str, root: Path, out: Path, options, budget: dict, checkpoint: str, seed: int):
     """Return the recipe of one stage; the paper's objective starts from random weights unless it is told otherwise."""
-    from terrazzo.training import config as c
-    from terrazzo.units.subslices import SubSliceConfig
+    from terrazzo.systems.stofm.subslices import SubSliceConfig
+    from terrazzo.training import recipe as c
 
     own, informed = objective == "own+niche", objective != "paper"
     return c.PretrainConfig(
@@ -186,7 +186,7 @@ def train(objective: str, root: Path, options, budget: dict, seed: int):
 
 def held_out_losses(out: Path) -> dict[str, float]:
     """Return the last losses on the held-out slice."""
-    from terrazzo.training import log_files
+    from terrazzo.training import logs as log_files
 
     final = log_files.final(out / log_files.LOGS / log_files.CSV)
     return {k.removeprefix("val/"): v for k, v in final.items() if k.startswith("val/") and k != "val/loss"}
@@ -221,8 +221,8 @@ def blocks_of(name: str, model, slices: list, coords: list) -> dict[str, list[np
 def encoder_only(model, adata) -> np.ndarray:
     """Return the cell encoder's own vectors."""
     import terrazzo as tz
-    from terrazzo.models.cells import encode_cells, tokenise
     from terrazzo.progress import Progress
+    from terrazzo.systems.stofm.cell_model import encode_cells, tokenise
 
     tissue = tz.Slice.from_anndata(adata)
     tokens = tokenise(tissue, model.vocabulary.match(tissue), model.config.cell_encoder.max_length)

@@ -41,8 +41,8 @@ def run(cells: int, one_context: bool) -> dict:
     """Embed from cell vectors on; memory counts what is added to the stored arrays."""
     import torch
 
-    from terrazzo.nn.se2 import SE2Config, SE2Transformer
-    from terrazzo.units import subslices
+    from terrazzo.systems.stofm import subslices
+    from terrazzo.systems.stofm.se2 import SE2Config, SE2Transformer
 
     torch.manual_seed(0)
     model = SE2Transformer(SE2Config()).eval()

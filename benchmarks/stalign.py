@@ -80,7 +80,7 @@ class Counted:
 
 def fresh(store, name, model):
     """Return features of a slice of which nothing is stored but means and deviations."""
-    from terrazzo.models.features import NicheValues
+    from terrazzo.systems.stalign.features import NicheValues
 
     cut, held = store._cut(name), store.of(name)
     module = model.module
@@ -97,10 +97,11 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
     """Time steps both ways; returns a row of the table."""
     import torch
 
-    from terrazzo.models.features import AlignBatch
-    from terrazzo.training import align_data, stages
-    from terrazzo.training import config as c
-    from terrazzo.training.align_data import AlignPack
+    from terrazzo.systems import stages
+    from terrazzo.systems.stalign import stages as align_data
+    from terrazzo.systems.stalign.features import AlignBatch
+    from terrazzo.systems.stalign.stages import AlignPack
+    from terrazzo.training import recipe as c
     from terrazzo.training.resuming import seed_everything
 
     config = c.PretrainConfig(

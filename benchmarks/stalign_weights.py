@@ -54,7 +54,7 @@ def make_corpus(data: Path, task: str, root: Path) -> None:
 
 def recipe(root: Path, out: Path, options, seed: int):
     """Return the recipe of one run."""
-    from terrazzo.training import config as c
+    from terrazzo.training import recipe as c
 
     return c.PretrainConfig(
         stage="align",

@@ -40,8 +40,8 @@ def corpus_of(folder: Path, spots: int, genes: int, slices: int):
 
 def config_of(folder: Path, preset: str, choose: str, batch: int, steps: int):
     """Return a recipe: the paper's channels, or the fixed ones."""
-    from terrazzo.training import config as c
-    from terrazzo.units.patches import PatchConfig
+    from terrazzo.systems.stimage.windows import PatchConfig
+    from terrazzo.training import recipe as c
 
     paper = choose == "weighted"
     return c.PretrainConfig(
@@ -57,7 +57,7 @@ def config_of(folder: Path, preset: str, choose: str, batch: int, steps: int):
 def dense_windows(adata, n: int, m: int, seed: int = 0) -> float:
     """Return the seconds of algorithm 1 with dense arrays, per window."""
     from terrazzo.slices import Slice
-    from terrazzo.units.grids import grid_of
+    from terrazzo.slices.grids import grid_of
 
     tissue = Slice.from_anndata(adata)
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def speeds(options) -> tuple[list[dict], dict[str, float]]:
     """Time loading, training and both together, and the dense way of loading."""
     import torch
 
-    from terrazzo.training import stages
+    from terrazzo.systems import stages
     from terrazzo.training.resuming import seed_everything
 
     spots, genes, steps = (600, 1500, 6) if options.quick else (SPOTS, GENES, 30)
@@ -141,8 +141,8 @@ def memory(cells: int) -> dict[str, float]:
     import scipy.sparse as sp
 
     import terrazzo as tz
-    from terrazzo.models.stimage_config import preset
-    from terrazzo.units.patches import PatchConfig
+    from terrazzo.systems.stimage.config import preset
+    from terrazzo.systems.stimage.windows import PatchConfig
 
     rng = np.random.default_rng(0)
     side = int(np.ceil(np.sqrt(cells)))

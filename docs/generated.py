@@ -65,7 +65,7 @@ def write_pages() -> None:
 
 def command_line() -> str:
     """Return the page of every verb and option, as the program itself has them."""
-    from terrazzo.cli import app
+    from terrazzo.cli.main import app
 
     text = app.generate_docs(output_format="markdown")
     # from its first list of commands on: title and table of contents stand on every page of ours
@@ -121,7 +121,7 @@ def rows(kind: Any, told: dict[str, str], prefix: str = "") -> list[str]:
 
 def settings() -> str:
     """Return the page of every key of a recipe."""
-    from terrazzo.training.config import PretrainConfig
+    from terrazzo.training.recipe import PretrainConfig
 
     told, sections = comments(), []
     hints = get_type_hints(PretrainConfig)
@@ -152,6 +152,6 @@ SETTINGS = """# Settings of a recipe
 
 Every key of the YAML files in `configs/`, which `terrazzo pretrain` reads, with the default that holds where a recipe
 leaves it out. A key that does not exist is an error that names the nearest one. In Python they are the frozen
-dataclasses of `terrazzo.training.config`, with the same names. [Training](../training.md) says which matter when.
+dataclasses of `terrazzo.training.recipe`, with the same names. [Training](../training.md) says which matter when.
 
 """

@@ -153,7 +153,7 @@ class Reader:
             done = subprocess.run(["bash", "-ec", line], cwd=self.folder, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{where}: {line}\n{done.stderr}"
             return done.stdout
-        from terrazzo.cli import main
+        from terrazzo.cli.main import main
 
         words = [found for word in shlex.split(line)[1:] for found in self.expand(word)]
         with contextlib.redirect_stdout(out):

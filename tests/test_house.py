@@ -223,7 +223,7 @@ def test_readme_names_every_room() -> None:
         ("models/base.py", "import terrazzo as tz", True),
         ("models/base.py", "from terrazzo import genes, keys, __version__", False),
         ("cli.py", "import terrazzo as tz", False),
-        ("__main__.py", "from terrazzo.cli import main", False),
+        ("__main__.py", "from terrazzo.cli.main import main", False),
     ],
 )
 def test_import_rule(name: str, text: str, refused: bool) -> None:

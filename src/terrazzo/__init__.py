@@ -17,58 +17,59 @@ if TYPE_CHECKING:
     from terrazzo.genes import Coverage, Vocabulary
     from terrazzo.images import TissueImage
     from terrazzo.models.baselines import Baseline, fit_baselines
-    from terrazzo.models.cells import CellModel
-    from terrazzo.models.convert import convert_geneformer, convert_stofm, load
-    from terrazzo.models.convert_scgpt import convert_scgpt
-    from terrazzo.models.convert_uni import convert_uni
-    from terrazzo.models.files import embed_files
-    from terrazzo.models.image_baselines import ImageBaseline
-    from terrazzo.models.scgpt import ScGPT, ScGPTConfig
-    from terrazzo.models.stalign import STAlign
-    from terrazzo.models.stalign_config import STAlignConfig
-    from terrazzo.models.stimage import STImage
-    from terrazzo.models.stimage_config import STImageConfig
-    from terrazzo.models.stofm import SToFM
-    from terrazzo.models.stofm_config import SToFMConfig, preset
-    from terrazzo.representation import block
+    from terrazzo.models.embed_files import embed_files
+    from terrazzo.models.loading import load
+    from terrazzo.records import block
     from terrazzo.sdata.writing import write_table
     from terrazzo.slices import Slice, read
-    from terrazzo.training.finetune import FineTuneConfig, finetune
-    from terrazzo.training.finetune_scores import evaluate_finetuning
+    from terrazzo.systems.scgpt.convert import convert_scgpt
+    from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
+    from terrazzo.systems.stalign.config import STAlignConfig
+    from terrazzo.systems.stalign.convert import convert_uni
+    from terrazzo.systems.stalign.image_baselines import ImageBaseline
+    from terrazzo.systems.stalign.model import STAlign
+    from terrazzo.systems.stimage.config import STImageConfig
+    from terrazzo.systems.stimage.model import STImage
+    from terrazzo.systems.stimage.windows import PatchConfig
+    from terrazzo.systems.stofm.cell_model import CellModel
+    from terrazzo.systems.stofm.config import SToFMConfig, preset
+    from terrazzo.systems.stofm.convert import convert_geneformer, convert_stofm
+    from terrazzo.systems.stofm.finetune import FineTuneConfig, finetune
+    from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
+    from terrazzo.systems.stofm.model import SToFM
     from terrazzo.training.run import pretrain
-    from terrazzo.units.patches import PatchConfig
 
 _WHERE = {
     "Baseline": "models.baselines",
-    "CellModel": "models.cells",
+    "CellModel": "systems.stofm.cell_model",
     "Corpus": "corpus.store",
     "Coverage": "genes",
-    "FineTuneConfig": "training.finetune",
-    "PatchConfig": "units.patches",
-    "ImageBaseline": "models.image_baselines",
-    "STAlign": "models.stalign",
-    "STAlignConfig": "models.stalign_config",
-    "STImage": "models.stimage",
-    "STImageConfig": "models.stimage_config",
-    "ScGPT": "models.scgpt",
-    "ScGPTConfig": "models.scgpt",
-    "SToFM": "models.stofm",
-    "SToFMConfig": "models.stofm_config",
+    "FineTuneConfig": "systems.stofm.finetune",
+    "PatchConfig": "systems.stimage.windows",
+    "ImageBaseline": "systems.stalign.image_baselines",
+    "STAlign": "systems.stalign.model",
+    "STAlignConfig": "systems.stalign.config",
+    "STImage": "systems.stimage.model",
+    "STImageConfig": "systems.stimage.config",
+    "ScGPT": "systems.scgpt.model",
+    "ScGPTConfig": "systems.scgpt.model",
+    "SToFM": "systems.stofm.model",
+    "SToFMConfig": "systems.stofm.config",
     "Slice": "slices",
     "TissueImage": "images",
     "Vocabulary": "genes",
-    "block": "representation",
+    "block": "records",
     "build_corpus": "corpus.build:build",
-    "convert_geneformer": "models.convert",
-    "convert_scgpt": "models.convert_scgpt",
-    "convert_stofm": "models.convert",
-    "convert_uni": "models.convert_uni",
-    "embed_files": "models.files",
-    "evaluate_finetuning": "training.finetune_scores",
-    "finetune": "training.finetune",
+    "convert_geneformer": "systems.stofm.convert",
+    "convert_scgpt": "systems.scgpt.convert",
+    "convert_stofm": "systems.stofm.convert",
+    "convert_uni": "systems.stalign.convert",
+    "embed_files": "models.embed_files",
+    "evaluate_finetuning": "systems.stofm.finetune_scores",
+    "finetune": "systems.stofm.finetune",
     "fit_baselines": "models.baselines",
-    "load": "models.convert",
-    "preset": "models.stofm_config",
+    "load": "models.loading",
+    "preset": "systems.stofm.config",
     "pretrain": "training.run",
     "read": "slices",
     "write_table": "sdata.writing",

@@ -13,21 +13,21 @@ from anndata import AnnData
 from terrazzo import keys, plot, report, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
+from terrazzo.files import write_text
 from terrazzo.models.baselines import Baseline
-from terrazzo.models.convert import load
-from terrazzo.models.files import check_writable, write_atomically
-from terrazzo.models.stalign import STAlign
-from terrazzo.models.stimage import STImage
-from terrazzo.models.stofm import SToFM
+from terrazzo.models.embed_files import check_writable, write_atomically
+from terrazzo.models.loading import load
 from terrazzo.progress import Progress
-from terrazzo.representation import block
+from terrazzo.records import block
+from terrazzo.systems.stalign.model import STAlign
+from terrazzo.systems.stimage.model import STImage
+from terrazzo.systems.stimage.windows import PatchConfig
+from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import domains
 from terrazzo.tasks.retrieval import recall
-from terrazzo.training import config as recipes
-from terrazzo.training import log_files
+from terrazzo.training import logs as log_files
+from terrazzo.training import recipe as recipes
 from terrazzo.training.run import pretrain
-from terrazzo.units.patches import PatchConfig
-from terrazzo.writing import write_text
 
 ABOUT = (
     "SToFM, ST as images and ST-Align, preset tiny, trained for a few minutes on simulated slices, then used on a "

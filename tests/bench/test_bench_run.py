@@ -15,7 +15,7 @@ from terrazzo.bench.samples import KEY
 from terrazzo.bench.systems import ALWAYS, System, resolve
 from terrazzo.errors import ConfigError, InputError, TrainingError
 from terrazzo.models.baselines import KINDS
-from terrazzo.tasks import hidden_regions
+from terrazzo.tasks import reconstruction as hidden_regions
 
 PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
 GONE = {"name": "two", "dataset": "made", "test": "s9", "settings": ["within"]}
@@ -289,7 +289,7 @@ def test_fine_tuning_beside_head_tuning(table: Any, data_folder: Path, checkpoin
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let fine-tuning take one pass."""
-    from terrazzo.training import finetune_scores
+    from terrazzo.systems.stofm import finetune_scores
 
     short = finetune_scores.FineTuneConfig(max_epochs=1)
     monkeypatch.setattr(finetune_scores, "FineTuneConfig", lambda: short)

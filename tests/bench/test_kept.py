@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from terrazzo.bench import kept as room
+from terrazzo.bench import rows as room
 from terrazzo.bench import run as running
 from terrazzo.bench.run import run
 from terrazzo.bench.samples import KEY, Sample

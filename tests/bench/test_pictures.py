@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from terrazzo.bench import pictures, render
+from terrazzo.bench import histology as pictures
+from terrazzo.bench import render
 from terrazzo.bench import run as room
 from terrazzo.bench.run import run
 from terrazzo.bench.samples import KEY
 from terrazzo.bench.systems import System, resolve
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models.card import TRAINED_ON, name_hash
-from terrazzo.models.image_baselines import ImageBaseline
+from terrazzo.systems.stalign.image_baselines import ImageBaseline
 
 PARTS = [
     {"name": "one", "patient": "P", "dataset": "hist", "test": "a", "train": ["c"], "settings": ["cross"]},
@@ -85,8 +86,8 @@ def test_trivial_answers_and_who_is_missing(genes: Any, pictured: Path) -> None:
 
 def test_the_gene_mean_by_hand(genes: Any, pictured: Path) -> None:
     from terrazzo import datasets
+    from terrazzo.expression import expression
     from terrazzo.slices.panel import Panel
-    from terrazzo.units.expression import expression
 
     found = run(genes(parts=PARTS[2:]), data=pictured)
     a, b, c = (expression(Panel.read(datasets.load("hist", n, pictured)), ["SIM3", "SIM5"]).to_numpy() for n in "abc")

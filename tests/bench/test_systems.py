@@ -14,7 +14,7 @@ from terrazzo.bench.samples import KEY, Sample, without_labels
 from terrazzo.bench.systems import ALWAYS, EYES, System, representations, resolve
 from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.models.baselines import KINDS
-from terrazzo.models.cells import CellModel
+from terrazzo.systems.stofm.cell_model import CellModel
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from terrazzo import corpus, simulate
-from terrazzo.cli import main
-from terrazzo.corpus import member
+from terrazzo.cli.main import main
+from terrazzo.corpus import members as member
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.errors import ConfigError, CorpusError, InputError, OutputError, TerrazzoWarning
 
@@ -172,7 +172,9 @@ def test_killed_at_any_moment_it_continues(slices: Path, tmp_path: Path, workers
 
 
 def test_workers_end_with_a_killed_build() -> None:
-    code = "import time; from terrazzo.corpus.running import run_tasks; list(run_tasks(time.sleep, [99, 99], None, 2))"
+    code = (
+        "import time; from terrazzo.corpus.scheduler import run_tasks; list(run_tasks(time.sleep, [99, 99], None, 2))"
+    )
     with subprocess.Popen([sys.executable, "-c", code]) as running:
         process, deadline = psutil.Process(running.pid), time.monotonic() + 60
         while len(process.children(recursive=True)) < 2 and time.monotonic() < deadline:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrazzo.corpus.hilbert import hilbert_index, hilbert_order
+from terrazzo.corpus.members import hilbert_index, hilbert_order
 
 
 @pytest.mark.parametrize("bits", [1, 2, 5])

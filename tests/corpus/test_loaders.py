@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from terrazzo.corpus.cache import CacheKey, EmbeddingCache
-from terrazzo.corpus.loaders import CellLoader, SubSliceItem, SubSliceLoader, member_match
-from terrazzo.corpus.order import Shares
-from terrazzo.corpus.reading import columns_by_token
+from terrazzo.corpus.genes import columns_by_token, member_match
+from terrazzo.corpus.loader import Shares
 from terrazzo.errors import ConfigError, CorpusError, GeneError
 from terrazzo.genes import Vocabulary
-from terrazzo.units import subslices
-from terrazzo.units.spots import rank_tokens
-from terrazzo.units.subslices import SubSliceConfig
+from terrazzo.systems.stofm import subslices
+from terrazzo.systems.stofm.cache import CacheKey, EmbeddingCache
+from terrazzo.systems.stofm.loaders import CellLoader, SubSliceItem, SubSliceLoader
+from terrazzo.systems.stofm.subslices import SubSliceConfig
+from terrazzo.systems.stofm.tokens import rank_tokens
 
 N_GENES = 12
 SIZES = {"a": 70, "b": 33, "c": 5, "held": 40, "d": 51}
@@ -372,7 +372,7 @@ def test_members_are_opened_again_where_few_may_stay_open(
     cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [item.sub.positions for item in sub_slices(cache)]
-    monkeypatch.setattr("terrazzo.corpus.loaders.KEPT_CELLS", 1)
+    monkeypatch.setattr("terrazzo.systems.stofm.loaders.KEPT_CELLS", 1)
     loader = SubSliceLoader(CORPUS, cache, CONFIG)
     found = [item.sub.positions for batch in loader for item in batch]
     assert len(loader._scenes) == 1

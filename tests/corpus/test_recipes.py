@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from terrazzo import corpus, simulate
-from terrazzo.cli import main
+from terrazzo.cli.main import main
 from terrazzo.errors import ConfigError, CorpusError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "corpora"

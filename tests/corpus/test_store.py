@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 
 from terrazzo import corpus, simulate
-from terrazzo.corpus.hilbert import hilbert_order
-from terrazzo.corpus.member import plain_table
+from terrazzo.corpus.members import hilbert_order, plain_table
 from terrazzo.errors import CorpusError
 from terrazzo.slices import Slice, read
 
@@ -109,7 +108,7 @@ def test_memory_does_not_grow_with_the_corpus(
 ) -> None:
     kept = 9000 * members
     for name, value in (("PIECE", piece), ("KEPT_PIECES", pieces), ("KEPT_OPEN", members), ("KEPT_BYTES", kept)):
-        monkeypatch.setattr(f"terrazzo.corpus.reading.{name}", value)
+        monkeypatch.setattr(f"terrazzo.corpus.genes.{name}", value)
     small = corpus.Corpus.open(built.folder)
     whole = {name: built.slice(name).counts for name in built.ids()}
     rng = np.random.default_rng(0)

@@ -31,7 +31,7 @@ def write_slices(folder: Path) -> None:
 def train(folder: Path) -> None:
     """Train each system for a few steps on slices a to c into ``runs/<system>/model``."""
     import terrazzo as tz
-    from terrazzo.training import config
+    from terrazzo.training import recipe as config
 
     configs = fenced.REPOSITORY / "configs"
     paths = [folder / "slices" / f"{name}.h5ad" for name in "abc"]

@@ -12,7 +12,7 @@ import pytest
 from cyclopts import CycloptsError
 
 import terrazzo as tz
-from terrazzo.cli import app
+from terrazzo.cli.main import app
 
 PAGES = fenced.pages()
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(fenced.REPOSITORY)))

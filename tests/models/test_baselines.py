@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_rand_score
 import terrazzo as tz
 from terrazzo import Slice, simulate
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.models import projections
+from terrazzo.models import baselines as projections
 from terrazzo.models.baselines import KINDS, RINGS, WITHIN_3_HOPS, Baseline, fit_baselines, neighbour_mean, rings
 
 CELLS, GENES = 300, 70

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TerrazzoError
 from terrazzo.models import card
-from terrazzo.models.cells import CellModelConfig
+from terrazzo.systems.stofm.cell_model import CellModelConfig
 
 FILES = ["config.json", "model.safetensors", "vocab.parquet"]
 

@@ -15,9 +15,9 @@ from anndata import AnnData
 from spatialdata_stores import IDENTITY, Writer, point, records
 
 import terrazzo as tz
-from terrazzo.corpus.checksums import hash_path
 from terrazzo.errors import InputError, OutputError
-from terrazzo.models.files import embed_files, read_record
+from terrazzo.files import hash_path
+from terrazzo.models.embed_files import embed_files, read_record
 from terrazzo.slices import Choices, open_slice
 
 SCALE = {"type": "scale", "scale": [2, 2]}

@@ -12,9 +12,9 @@ import pytest
 from anndata import AnnData
 
 import terrazzo as tz
-from terrazzo.corpus.checksums import hash_path
 from terrazzo.errors import InputError, OutputError
-from terrazzo.models.files import embed_files, read_record
+from terrazzo.files import hash_path
+from terrazzo.models.embed_files import embed_files, read_record
 
 OPTIONS: dict[str, Any] = {"progress": False}
 

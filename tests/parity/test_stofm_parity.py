@@ -20,16 +20,16 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
-from terrazzo.models.cells import tokenise
-from terrazzo.models.convert import convert_stofm, read_pickled_tensors
-from terrazzo.models.stofm import subslice_tensors
-from terrazzo.nn.cell_encoder import CellEncoder, CellEncoderConfig
-from terrazzo.nn.pair_bias import SparseBias
-from terrazzo.nn.se2 import reference_forward
-from terrazzo.units.macro import _fuzzy_graph, cluster_features, leiden_labels
-from terrazzo.units.splits import split_grid
-from terrazzo.units.spots import Tokens
-from terrazzo.units.subslices import iterate, macro_scale, model_positions, split_cells
+from terrazzo.models.published import read_pickled_tensors
+from terrazzo.models.sequences import Tokens
+from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
+from terrazzo.systems.stofm.cell_model import tokenise
+from terrazzo.systems.stofm.convert import convert_stofm
+from terrazzo.systems.stofm.model import subslice_tensors
+from terrazzo.systems.stofm.pair_bias import SparseBias
+from terrazzo.systems.stofm.se2 import reference_forward
+from terrazzo.systems.stofm.subslices import iterate, macro_scale, model_positions, split_cells, split_grid
+from terrazzo.systems.stofm.virtual_cells import _fuzzy_graph, cluster_features, leiden_labels
 
 CASES = [("tiny", 100), ("tiny", 1000), ("se2pub", 1000)]
 FAR = 100.0

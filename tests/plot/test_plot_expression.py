@@ -11,9 +11,9 @@ from anndata import AnnData
 import terrazzo as tz
 from terrazzo import plot
 from terrazzo.errors import InputError
+from terrazzo.expression import expression
 from terrazzo.plot.palettes import MISSING
 from terrazzo.slices.panel import Panel
-from terrazzo.units.expression import expression
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 

@@ -15,8 +15,8 @@ from anndata import AnnData
 from spatialdata_stores import IDENTITY, Writer, point, table
 
 import terrazzo as tz
-from terrazzo.corpus.checksums import hash_files
 from terrazzo.errors import InputError, OutputError
+from terrazzo.files import hash_files
 from terrazzo.sdata import writing
 from terrazzo.sdata.opening import open_container
 

@@ -16,8 +16,7 @@ from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.tasks.communities import leiden_to_k
-from terrazzo.tasks.domains import cluster, cluster_runs, consensus, refine_labels
+from terrazzo.tasks.domains import cluster, cluster_runs, consensus, leiden_to_k, refine_labels
 
 METHODS = pytest.mark.parametrize("method", ["gmm", "kmeans", "leiden"])
 

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.expression import expression
 from terrazzo.slices.panel import Panel
 from terrazzo.tasks import Probe, TaskResult, fit_image_to_gene, image_to_gene
-from terrazzo.units.expression import expression
 
 KEY = "X_img"
 

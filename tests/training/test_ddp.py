@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from terrazzo.training.config import save
+from terrazzo.training.recipe import save
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from terrazzo.training.config import save
-from terrazzo.training.log_files import read
+from terrazzo.training.logs import read
+from terrazzo.training.recipe import save
 
 pytestmark = pytest.mark.slow
 

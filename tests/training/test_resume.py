@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from terrazzo import corpus, simulate
 from terrazzo.errors import ConfigError
-from terrazzo.training.config import save
-from terrazzo.training.log_files import read
+from terrazzo.training.logs import read
+from terrazzo.training.recipe import save
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 import terrazzo as tz
-from terrazzo.cli import main
+from terrazzo.cli.main import main
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TrainingError
-from terrazzo.training.config import save
-from terrazzo.training.log_files import final, read
-from terrazzo.training.logs import CsvLog
+from terrazzo.training.callbacks import CsvLog
+from terrazzo.training.logs import final, read
+from terrazzo.training.recipe import save
 
 pytestmark = pytest.mark.slow
 SHORT = {"epochs": 1, "max_steps": 2}

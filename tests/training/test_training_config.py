@@ -11,7 +11,7 @@ import yaml
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError
-from terrazzo.training.config import PretrainConfig, changed, load, save
+from terrazzo.training.recipe import PretrainConfig, changed, load, save
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(CONFIGS.glob("st*-*.yaml"))

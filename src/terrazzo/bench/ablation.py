@@ -22,11 +22,11 @@ from terrazzo.corpus.build import build
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, TerrazzoError
 from terrazzo.models.base import FoundationModel
-from terrazzo.models.convert import load
-from terrazzo.models.stofm import SToFM
+from terrazzo.models.loading import load
 from terrazzo.progress import Progress
-from terrazzo.training.config import PretrainConfig
-from terrazzo.training.data import initial_model
+from terrazzo.systems.stofm.model import SToFM
+from terrazzo.systems.stofm.stages import initial_model
+from terrazzo.training.recipe import PretrainConfig
 from terrazzo.training.resuming import RECORD
 from terrazzo.training.run import pretrain
 

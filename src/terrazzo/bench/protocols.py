@@ -13,8 +13,8 @@ from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, did_you_mean
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
-from terrazzo.tasks.hidden_regions import Choose
 from terrazzo.tasks.readouts import HEADS
+from terrazzo.tasks.reconstruction import Choose
 
 Task = Literal["probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"]
 UNLABELLED = ("imputation", "reconstruction", "image_to_gene")  # tasks whose truth are counts
@@ -71,7 +71,7 @@ class Training:
     Attributes
     ----------
     recipe
-        Settings of :class:`terrazzo.training.config.PretrainConfig` common to all stages, nested.
+        Settings of :class:`terrazzo.training.recipe.PretrainConfig` common to all stages, nested.
     adapt, pretrain
         What differs between the two stages of SToFM, nested.
     patches, align

@@ -17,7 +17,7 @@ from terrazzo.bench.protocols import KEYS_OF_ROW, Protocol
 from terrazzo.bench.run import COLUMNS, Table
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import ConfigError, InputError, OutputError
-from terrazzo.writing import write_text
+from terrazzo.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,14 +16,15 @@ import pandas as pd
 
 from terrazzo import tasks
 from terrazzo._version import __version__
-from terrazzo.bench import pictures, squares
-from terrazzo.bench.kept import Kept
+from terrazzo.bench import histology as pictures
+from terrazzo.bench import squares
 from terrazzo.bench.protocols import NO_HEAD, STALIGN, Protocol, systems_of
+from terrazzo.bench.rows import Kept
 from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
 from terrazzo.bench.systems import Fitted, System, representations, resolve
 from terrazzo.errors import ConfigError, DataMissing, InputError, TerrazzoError, TerrazzoWarning
-from terrazzo.models.stofm import SToFM
 from terrazzo.progress import Progress
+from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks.results import TaskResult
 
 COLUMNS = ["system", "part", "split", "head", "metric", "seed", "number", "value"]
@@ -333,7 +334,7 @@ def _imputation(protocol: Protocol, scene: Scene, system: System) -> Iterator[tu
 
 
 def _finetune(protocol: Protocol, scene: Scene, model: SToFM) -> Iterator[TaskResult]:
-    from terrazzo.training.finetune_scores import KINDS, evaluate_finetuning
+    from terrazzo.systems.stofm.finetune_scores import KINDS, evaluate_finetuning
 
     given: dict[str, Any] = {"label": protocol.label, "runs": protocol.runs}
     if scene.within:

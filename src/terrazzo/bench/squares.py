@@ -13,7 +13,7 @@ from terrazzo.bench.samples import Scene
 from terrazzo.bench.systems import ALWAYS, System
 from terrazzo.errors import InputError
 from terrazzo.models.baselines import KINDS
-from terrazzo.tasks.hidden_regions import BASELINES
+from terrazzo.tasks.reconstruction import BASELINES
 from terrazzo.tasks.results import TaskResult
 
 CANNOT = "vectors of cells that are shown say nothing of one that is hidden"

@@ -12,18 +12,18 @@ from anndata import AnnData
 from terrazzo.bench.protocols import Part
 from terrazzo.bench.samples import KEY, record_of, set_record
 from terrazzo.config import to_dict
-from terrazzo.corpus.checksums import hash_json
 from terrazzo.errors import CheckpointError, ConfigError, TerrazzoError
+from terrazzo.files import hash_json
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, fit_baselines
 from terrazzo.models.checkpoint import VOCABULARY
-from terrazzo.models.convert import load
-from terrazzo.models.features import Modality
 from terrazzo.models.hub import is_hub_name
-from terrazzo.models.image_baselines import ImageBaseline
-from terrazzo.models.stalign import STAlign
-from terrazzo.models.stofm import SToFM
-from terrazzo.representation import blocks, vectors
+from terrazzo.models.loading import load
+from terrazzo.records import blocks, vectors
+from terrazzo.systems.stalign.features import Modality
+from terrazzo.systems.stalign.image_baselines import ImageBaseline
+from terrazzo.systems.stalign.model import STAlign
+from terrazzo.systems.stofm.model import SToFM
 
 ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
 WEIGHTS = {

@@ -14,12 +14,10 @@ from typing import Any
 import pandas as pd
 
 from terrazzo._version import __version__
-from terrazzo.corpus.checksums import hash_file, hash_json, write_bytes, write_record
-from terrazzo.corpus.member import Job, make_member, remove_member
-from terrazzo.corpus.quality import Orthologs, QualityControl, fingerprint
+from terrazzo.corpus.members import Job, make_member, remove_member
 from terrazzo.corpus.recipes import Recipe, load_recipe, planned_sources
-from terrazzo.corpus.running import LOCK, alone, run_tasks
-from terrazzo.corpus.sources import Source, gather
+from terrazzo.corpus.scheduler import LOCK, alone, run_tasks
+from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint, gather
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
     ABOUT,
@@ -33,6 +31,7 @@ from terrazzo.corpus.store import (
     read_about,
 )
 from terrazzo.errors import CorpusError, OutputError, TerrazzoWarning
+from terrazzo.files import hash_file, hash_json, write_bytes, write_record
 from terrazzo.genes import Vocabulary
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice, read

@@ -30,10 +30,10 @@ from anndata.io import read_elem
 from numpy.typing import ArrayLike
 
 from terrazzo import keys
-from terrazzo.corpus.checksums import hash_file, hash_json, read_record
 from terrazzo.corpus.histology import libraries
-from terrazzo.corpus.reading import RowReader
+from terrazzo.corpus.rows import RowReader
 from terrazzo.errors import CheckpointError, CorpusError
+from terrazzo.files import hash_file, hash_json, read_record
 from terrazzo.genes import Vocabulary
 from terrazzo.slices import Slice
 from terrazzo.slices.geometry import find_geometry, find_image

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from terrazzo.errors import InputError
-from terrazzo.genes.counted import Counted
+from terrazzo.genes.matching import Counted
 from terrazzo.sparse import merge_columns
 
 EXACT_VALUES = 2**25

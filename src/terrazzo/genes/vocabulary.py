@@ -15,12 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from terrazzo.errors import CheckpointError, ConfigError
-from terrazzo.genes.counted import Counted
-from terrazzo.genes.matching import Coverage, GeneMatch, GeneTable, check_floor, load_orthologs, match_genes
+from terrazzo.files import whole_file
+from terrazzo.genes.matching import Counted, Coverage, GeneMatch, GeneTable, check_floor, load_orthologs, match_genes
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
 from terrazzo.safe_pickle import safe_unpickle
-from terrazzo.writing import whole_file
 
 __all__ = ["Coverage", "GeneMatch", "GeneTable", "Vocabulary", "load_orthologs", "safe_unpickle"]
 

@@ -1,7 +1,7 @@
 """The picture room: histology, its scale against the slice, crops of any physical size, and whether spots lie on it."""
 
 from terrazzo.images.crops import Crops
-from terrazzo.images.files import MAX_PIXELS
+from terrazzo.images.pixels import MAX_PIXELS
 from terrazzo.images.placement import Placement, check_spots, needed
 from terrazzo.images.stains import IMAGENET, ChannelStatistics
 from terrazzo.images.tissue import TissueImage

@@ -1,8 +1,4 @@
-"""The trivial baselines that every claim is measured against, by name, behind the same verb ``embed``.
-
-The strong ones, Z50 and T1 to T3, learn nothing but a PCA and beat every published number on the slices measured before
-the project began.
-"""
+"""Principal components of expression, fitted on slices without labels: what the trivial baselines are made of."""
 
 from __future__ import annotations
 
@@ -18,17 +14,133 @@ from scipy.spatial import cKDTree
 
 from terrazzo import keys
 from terrazzo._version import __version__
+from terrazzo.arrays import Floats, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
-from terrazzo.models.projections import Projection, Vectors, chosen_genes, gene_columns, log_counts
+from terrazzo.expression import Choice, chosen_genes, gene_columns, log_counts
 from terrazzo.slices import Slice
 
-Coords = NDArray[np.float64]
+THETA = 100.0  # of Pearson residuals (Lause et al. 2021)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A PCA of expression.
+
+    Attributes
+    ----------
+    genes
+        Names of the genes used, in the order of ``loadings``.
+    loadings
+        float64 ``(genes, n_components)``.
+    mean, scale
+        Of every gene over the training cells; None: each slice is standardised by its own.
+    pearson
+        Analytic Pearson residuals in place of log counts scaled to the slice's median total.
+    """
+
+    genes: tuple[str, ...]
+    loadings: NDArray[np.float64]
+    mean: Vectors | None
+    scale: Vectors | None
+    pearson: bool = False
+
+    @classmethod
+    def fit(
+        cls,
+        slices: Sequence[Slice],
+        n_components: int = 50,
+        *,
+        choose: Choice = "variance",
+        own_scale: bool = False,
+        pearson: bool = False,
+        seed: int = 0,
+    ) -> Projection:
+        """Choose genes and fit the PCA.
+
+        Parameters
+        ----------
+        slices
+            Training slices, at least one; labels are not looked at.
+        n_components
+            Components kept.
+        choose
+            Where more than 2,000 genes are common to the slices: the 2,000 of largest variance, or the 1,000 most
+            spatially autocorrelated, on average over the slices.
+        own_scale
+            Standardise each slice by its own mean and sd: takes away most of what differs between slices.
+        pearson
+            Pearson residuals in place of log counts.
+        seed
+            Seed of the solver.
+
+        Raises
+        ------
+        InputError
+            The slices have fewer than two genes in common.
+        """
+        from sklearn.decomposition import PCA
+
+        genes = chosen_genes(slices, choose)
+        tables = [_values(s, genes, pearson) for s in slices]
+        if own_scale:
+            mean = scale = None
+            stacked = np.concatenate([_standardised(t, t.mean(axis=0), t.std(axis=0)) for t in tables])
+        else:
+            joined = np.concatenate(tables)
+            mean, scale = joined.mean(axis=0), joined.std(axis=0)
+            stacked = _standardised(joined, mean, scale)
+        loadings = np.zeros((len(genes), n_components))  # of slices without variation, all zero
+        if len(stacked) > 1 and stacked.any():
+            found = PCA(min(n_components, *stacked.shape), random_state=seed).fit(stacked).components_
+            loadings[:, : len(found)] = found.T
+        return cls(tuple(genes), loadings, mean, scale, pearson)
+
+    def __call__(self, tissue: Slice) -> Vectors:
+        """Return the components of every cell, float32 ``(n_cells, n_components)``; genes that lack count as average.
+
+        Raises
+        ------
+        InputError
+            The slice has none of the genes.
+        """
+        here = gene_columns(tissue)
+        rows = [i for i, g in enumerate(self.genes) if g in here]
+        if not rows:
+            raise InputError(f"{tissue.name} has none of the {len(self.genes)} genes of the baseline.")
+        values = _values(tissue, [self.genes[i] for i in rows], self.pearson)
+        mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
+        scale = values.std(axis=0) if self.scale is None else self.scale[rows]
+        return (_standardised(values, mean, scale) @ self.loadings[rows]).astype(np.float32)
+
+
+def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
+    if not pearson:
+        return log_counts(tissue, genes).toarray()
+    columns = gene_columns(tissue)
+    counts = tissue.counts[:, [columns[g] for g in genes]].toarray().astype(np.float32)
+    total = np.asarray(tissue.total_counts, dtype=np.float32)
+    expected = total[:, None] * (counts.sum(axis=0) / max(float(total.sum()), 1.0))[None]
+    residual = (counts - expected) / np.sqrt(np.maximum(expected + expected**2 / np.float32(THETA), 1e-12))
+    limit = np.float32(np.sqrt(len(counts)))
+    return np.clip(residual, -limit, limit)
+
+
+def _standardised(values: Vectors, mean: Vectors, scale: Vectors) -> Vectors:
+    # a gene that is the same everywhere says nothing: rounding must not be blown up to unit variance
+    flat = scale <= 1e-6 + 1e-5 * np.abs(mean)
+    return np.where(flat, 0, (values - mean) / np.where(flat, 1, scale)).astype(np.float32)
+
+
 WITHIN_1_HOP, WITHIN_3_HOPS = 6, 36  # spots within so many hops on a hexagonal lattice
+
+
 RINGS = (0, 6, 18, 36, 90, 216)  # neighbours up to each ring's outer edge
+
+
 SHORT = 20  # components that are averaged over neighbours
 
 
-def neighbour_mean(values: Vectors, coords: Coords, k: int) -> Vectors:
+def neighbour_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
     """Average each row over the cell itself and its ``k`` nearest neighbours."""
     if k == 0 or len(values) == 1:
         return values
@@ -36,7 +148,7 @@ def neighbour_mean(values: Vectors, coords: Coords, k: int) -> Vectors:
     return values[index].mean(axis=1)
 
 
-def rings(values: Vectors, coords: Coords) -> list[Vectors]:
+def rings(values: Vectors, coords: Floats) -> list[Vectors]:
     """Return the mean over five rings of nearest neighbours (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
     reach = min(RINGS[-1] + 1, len(values))
     _, index = cKDTree(coords).query(coords, k=[*range(1, reach + 1)], workers=-1)
@@ -52,11 +164,11 @@ def unit(block: Vectors) -> Vectors:
     return block / max(float(np.linalg.norm(block, axis=1).mean()), 1e-12)
 
 
-def _smooth(z: Vectors, coords: Coords) -> Vectors:
+def _smooth(z: Vectors, coords: Floats) -> Vectors:
     return neighbour_mean(z[:, :SHORT], coords, WITHIN_3_HOPS)
 
 
-def _all_hops(z: Vectors, coords: Coords) -> Vectors:
+def _all_hops(z: Vectors, coords: Floats) -> Vectors:
     return np.hstack([z, *(neighbour_mean(z, coords, k) for k in (WITHIN_1_HOP, WITHIN_3_HOPS))])
 
 
@@ -65,11 +177,13 @@ class Kind:
     """What a baseline is: a projection, and what is made of it with the coordinates."""
 
     title: str
-    combine: Callable[[Vectors, Coords], Vectors]
+    combine: Callable[[Vectors, Floats], Vectors]
     projection: dict[str, Any] = field(default_factory=dict)
 
 
 _STRONG = {"choose": "autocorrelation", "own_scale": True}
+
+
 KINDS = {
     "expression": Kind("Expression of variable genes", lambda z, c: z),
     "pca": Kind("PCA", lambda z, c: z),

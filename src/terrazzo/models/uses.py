@@ -6,11 +6,11 @@ import warnings
 
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 from terrazzo.images import check_spots, needed
-from terrazzo.models.aligned import microns_per_unit
 from terrazzo.models.base import counted
 from terrazzo.slices import Slice
-from terrazzo.units.grids import grid_of
-from terrazzo.units.niches import spot_diameter
+from terrazzo.slices.grids import grid_of
+from terrazzo.slices.niches import spot_diameter
+from terrazzo.systems.stalign.aligned import microns_per_unit
 
 READY, LACKS = "yes: ", "no: "
 COUNTS = "it learns from counts"

@@ -2,14 +2,13 @@
 
 from terrazzo.plot.expression import predicted_genes
 from terrazzo.plot.figures import save
-from terrazzo.plot.grid import grid
 from terrazzo.plot.overlay import overlay
 from terrazzo.plot.palettes import colours
-from terrazzo.plot.regions import reconstruction
+from terrazzo.plot.reconstruction import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
 
 __all__ = [
-    "colours", "confusion", "grid", "overlay", "predicted_against_true", "predicted_genes", "reconstruction", "save",
+    "colours", "confusion", "overlay", "predicted_against_true", "predicted_genes", "reconstruction", "save",
     "spatial", "spatial_grid", "umap",
 ]  # fmt: skip

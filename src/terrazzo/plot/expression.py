@@ -12,11 +12,10 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.errors import InputError
+from terrazzo.expression import PAPER_TOTAL, Scale, expression
 from terrazzo.plot.figures import legend_width, scale_of
 from terrazzo.plot.tissue import Underlay, draw, inches_of, place_of
 from terrazzo.slices.panel import Panel
-from terrazzo.units.expression import expression
-from terrazzo.units.site_values import PAPER_TOTAL, Scale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

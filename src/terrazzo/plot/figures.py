@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terrazzo.errors import OutputError
-from terrazzo.writing import whole_file
+from terrazzo.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from terrazzo.images.placement import place_spots
 from terrazzo.plot.figures import size_of
 from terrazzo.plot.tissue import cut, image_corners
 from terrazzo.slices import Slice
-from terrazzo.units.niches import find_niches, spot_diameter
+from terrazzo.slices.niches import find_niches, spot_diameter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from terrazzo import representation
+from terrazzo import records as representation
 from terrazzo.errors import InputError
 from terrazzo.plot.figures import add_legend, add_scale, legend_width, new_axes, scale_of
 from terrazzo.plot.palettes import (
@@ -58,7 +58,7 @@ def umap(
     adata
         Holds the embedding. Never written to: the neighbours and the two coordinates are made elsewhere.
     use_rep
-        As in :func:`terrazzo.representation.vectors`: ``obsm`` key, ``"key:block"``, or an array ``(n, d)``.
+        As in :func:`terrazzo.records.vectors`: ``obsm`` key, ``"key:block"``, or an array ``(n, d)``.
     color, palette, legend
         As in :func:`terrazzo.plot.spatial`: a label has the same colour there.
     seed

@@ -9,11 +9,11 @@ from typing import Any
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError, OutputError
+from terrazzo.files import write_text
 from terrazzo.progress import Progress
 from terrazzo.report.layouts import METHODS, Method
 from terrazzo.report.packing import Blocks
 from terrazzo.slices import Choices, Opened, open_slice, open_spatialdata, split_choices
-from terrazzo.writing import write_text
 
 __all__ = ["write"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from terrazzo.errors import InputError
-from terrazzo.training import log_files
+from terrazzo.training import logs as log_files
 
 WIDTH, HEIGHT = 460, 260  # of a drawing
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34  # margins

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from terrazzo.errors import did_you_mean
+from terrazzo.expression import PAPER_TOTAL, log_values, spatial_autocorrelation, variance
 from terrazzo.plot.figures import scale_of
 from terrazzo.report.packing import FINE, Blocks, smallest
 from terrazzo.slices import Slice
-from terrazzo.units.autocorrelation import spatial_autocorrelation
-from terrazzo.units.site_values import PAPER_TOTAL, log_values, variance
 
 VALUES = 10_000_000  # of genes in one slice, at most
 LEAST = 10  # genes, however many cells

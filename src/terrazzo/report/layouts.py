@@ -10,7 +10,8 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from terrazzo import keys, representation
+from terrazzo import keys
+from terrazzo import records as representation
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.plot.results import LEAST_CELLS, umap_layout
 

@@ -81,7 +81,7 @@ def bench(record: dict[str, Any], where: str) -> Result:
     InputError, ConfigError
         As :func:`terrazzo.bench.render.from_record`.
     """
-    from terrazzo.bench import render  # it knows every model, and they know torch
+    from terrazzo.bench import render
 
     table = render.from_record(record, where)
     protocol, theirs = table.protocol, render.theirs(table)

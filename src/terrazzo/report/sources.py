@@ -13,7 +13,7 @@ from anndata import AnnData
 from terrazzo.errors import InputError
 from terrazzo.report import curves, results
 from terrazzo.tasks.results import RECORD, TaskResult
-from terrazzo.training import log_files
+from terrazzo.training import logs as log_files
 
 SLICES = 24  # in one page
 _DEPTH = 4  # of folders in folders

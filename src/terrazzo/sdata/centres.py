@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-XY = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from terrazzo.arrays import Floats, Ints
 
 _POINT, _POLYGON, _MULTIPOINT, _MULTIPOLYGON = 1, 3, 4, 6
+
+
 _NAMES = {2: "LineString", 5: "MultiLineString", 7: "GeometryCollection", _MULTIPOINT: "MultiPoint"}
+
+
 _BAND = 2**20  # pixels looked at together
+
+
 _FLAT = 1e-12  # area, in squares of the extent, below which a polygon has none
 
 
-def of_rings(xy: XY, ring: Ints, inner: NDArray[np.bool_], owner: Ints, n: int) -> XY:
+def of_rings(xy: Floats, ring: Ints, inner: NDArray[np.bool_], owner: Ints, n: int) -> Floats:
     """Return centroids of polygons, weighted by area, holes left out.
 
     Parameters
@@ -42,7 +47,7 @@ def of_rings(xy: XY, ring: Ints, inner: NDArray[np.bool_], owner: Ints, n: int) 
     number = np.bincount(thing, minlength=n)
     with np.errstate(invalid="ignore", divide="ignore"):
         sums = [np.bincount(thing, weights=xy[:, axis], minlength=n) for axis in (0, 1)]
-        mean: XY = np.stack(sums, axis=1) / number[:, None]
+        mean: Floats = np.stack(sums, axis=1) / number[:, None]
     from_mean = xy - mean[thing]  # small numbers: no digits are lost far from the origin
     size = np.bincount(ring, minlength=len(owner))
     ends = np.cumsum(size)
@@ -64,7 +69,7 @@ def of_rings(xy: XY, ring: Ints, inner: NDArray[np.bool_], owner: Ints, n: int) 
     return mean + shift
 
 
-def of_wkb(geometries: Sequence[bytes | None]) -> XY:
+def of_wkb(geometries: Sequence[bytes | None]) -> Floats:
     """Return centres of points, polygons and multipolygons in Well-Known Binary (ISO or PostGIS; any byte order).
 
     Raises
@@ -73,7 +78,7 @@ def of_wkb(geometries: Sequence[bytes | None]) -> XY:
         Another kind of geometry, or bytes that end too early.
     """
     out = np.full((len(geometries), 2), np.nan)
-    parts: list[XY] = []
+    parts: list[Floats] = []
     inner: list[bool] = []
     owner: list[int] = []
     for number, data in enumerate(geometries):
@@ -109,7 +114,7 @@ def _head(data: bytes, at: int) -> tuple[int, str, int, int]:
     return kind % 1000, order, dimensions, at + 5 + (4 if flags & 2 else 0)
 
 
-def _rings(data: bytes, kind: int, order: str, dimensions: int, at: int) -> Iterator[tuple[XY, bool]]:
+def _rings(data: bytes, kind: int, order: str, dimensions: int, at: int) -> Iterator[tuple[Floats, bool]]:
     try:
         parts = 1
         if kind == _MULTIPOLYGON:
@@ -131,7 +136,7 @@ def _rings(data: bytes, kind: int, order: str, dimensions: int, at: int) -> Iter
         raise ValueError("a geometry ends too early") from error
 
 
-def of_ragged(xy: XY, offsets: Sequence[Ints]) -> XY:
+def of_ragged(xy: Floats, offsets: Sequence[Ints]) -> Floats:
     """Return centres of things in ragged arrays, as shapes 0.1 and GeoArrow have them.
 
     Parameters
@@ -166,7 +171,7 @@ def of_ragged(xy: XY, offsets: Sequence[Ints]) -> XY:
     return of_rings(np.asarray(xy, dtype=np.float64), ring, ~first, owner, held)
 
 
-def of_labels(array: Any, blocks: Iterable[tuple[slice, ...]]) -> tuple[Ints, XY]:
+def of_labels(array: Any, blocks: Iterable[tuple[slice, ...]]) -> tuple[Ints, Floats]:
     """Return the labels of a picture but 0, ascending, and their centres; pixel ``i`` spans ``i`` to ``i + 1``.
 
     Parameters
@@ -176,7 +181,7 @@ def of_labels(array: Any, blocks: Iterable[tuple[slice, ...]]) -> tuple[Ints, XY
     blocks
         Boxes that cover it.
     """
-    found: list[tuple[Ints, Ints, XY]] = []
+    found: list[tuple[Ints, Ints, Floats]] = []
     for box in blocks:
         block = np.asarray(array[box])
         block = block.reshape(-1, *block.shape[-2:])
@@ -193,7 +198,7 @@ def of_labels(array: Any, blocks: Iterable[tuple[slice, ...]]) -> tuple[Ints, XY
     return labels, np.stack([np.bincount(at, weights=sums[:, axis]) / pixels for axis in (0, 1)], axis=1)
 
 
-def _in_band(band: NDArray[Any], y0: float, x0: float) -> tuple[Ints, Ints, XY]:
+def _in_band(band: NDArray[Any], y0: float, x0: float) -> tuple[Ints, Ints, Floats]:
     rows, columns = np.nonzero(band)
     values = band[rows, columns].astype(np.int64)
     if not len(values):
@@ -206,5 +211,5 @@ def _in_band(band: NDArray[Any], y0: float, x0: float) -> tuple[Ints, Ints, XY]:
     number = np.bincount(at, minlength=len(labels))
     sums = [np.bincount(at, weights=part, minlength=len(labels)) for part in (columns + x0, rows + y0)]
     kept = number > 0
-    places: XY = np.stack(sums, axis=1).astype(np.float64)
+    places: Floats = np.stack(sums, axis=1).astype(np.float64)
     return labels[kept], number[kept], places[kept]

@@ -14,9 +14,9 @@ from typing import Any
 from anndata import AnnData
 
 from terrazzo.errors import InputError, OutputError
+from terrazzo.files import why_not
 from terrazzo.sdata.ondisk import read_annotation, table_folder
 from terrazzo.sdata.opening import open_container
-from terrazzo.writing import why_not
 
 _BLOCK = 2**30  # bytes that are copied by one call
 _OWN = ("encoding-type", "encoding-version")  # attributes that writing a table sets

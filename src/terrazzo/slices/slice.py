@@ -1,4 +1,4 @@
-"""The entrance hall: every input is checked once here and becomes a frozen ``Slice``, the one thing models take."""
+"""What a slice says of itself beside counts and places: whom it is of, of which tissue."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,20 @@ from terrazzo.sparse import merge_columns
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
+
+def stated(adata: AnnData, names: Sequence[str]) -> str:
+    """Return what the first of these columns of ``obs`` holds, several values joined by "|"; else the first of ``uns``.
+
+    "" where nothing says it.
+    """
+    columns = [adata.obs[name] for name in names if name in adata.obs.columns]
+    values = sorted({str(v).strip() for v in columns[0].dropna().unique()}) if columns else []
+    texts = [str(adata.uns[name]).strip() for name in names if isinstance(adata.uns.get(name), str | np.str_)]
+    return "|".join(values) or next(iter(texts), "")
+
+
 logger = logging.getLogger(__name__)
+
 
 _HASH_VALUES = 2**20
 

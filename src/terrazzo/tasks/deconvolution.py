@@ -7,7 +7,7 @@ from typing import Any
 
 from anndata import AnnData
 
-from terrazzo.representation import Vectors
+from terrazzo.arrays import AnyFloats
 from terrazzo.tasks import targets
 from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.readouts import HeadConfig
@@ -18,7 +18,7 @@ from terrazzo.tasks.targets import Data
 def deconvolve(
     data: Data,
     *,
-    use_rep: str | Vectors,
+    use_rep: str | AnyFloats,
     proportions: Any = "proportions",
     head: str | HeadConfig = "mlp3",
     splits: Sequence[str] = ("random", "blocked"),

@@ -1,12 +1,14 @@
-"""Tissue domains from an embedding, without labels: clusters, smoothed in space or agreed over seeds where asked."""
+"""Leiden communities of an embedding's neighbour graph, the resolution searched until there are exactly K."""
 
 from __future__ import annotations
 
 import datetime
+import random
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
+import igraph
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -14,24 +16,112 @@ from numpy.typing import ArrayLike, NDArray
 
 from terrazzo import keys
 from terrazzo._version import __version__
+from terrazzo.arrays import AnyFloats, Ints
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.progress import Progress
-from terrazzo.representation import Vectors, vectors
+from terrazzo.records import vectors
 from terrazzo.slices.geometry import read_coords
+from terrazzo.systems.stofm.virtual_cells import fuzzy_graph
 from terrazzo.tasks import metrics
-from terrazzo.tasks.communities import leiden_to_k
+
+N_NEIGHBORS = 15  # itself included, as scanpy counts
+
+
+GRAPH_DIMS = 50  # principal components in which neighbours are sought, as scanpy
+
+
+MAX_TRIES = 30  # resolutions tried for one seed
+
+
+MAX_DOUBLINGS = 16  # from resolution 1 upwards
+
+
+def leiden_to_k(vectors: NDArray[np.float64], k: int, seeds: Sequence[int]) -> Ints:
+    """Return Leiden communities for each seed, as near to ``k`` of them as a resolution can be found for.
+
+    The graph (:func:`terrazzo.systems.stofm.virtual_cells.fuzzy_graph`, 15 neighbours in at most 50 principal components) is built
+    once. Equal vectors are one node: an arbitrary choice among equally near neighbours would make groups of nothing.
+    The resolution (igraph, modularity, two iterations) is doubled or halved from 1 and then bisected. The number of
+    communities is at least that of the graph's components, and may jump over ``k``: then the closest is returned.
+
+    Parameters
+    ----------
+    vectors
+        ``(n, d)``, finite.
+    k
+        Communities wanted.
+    seeds
+        One run each; the same seed gives the same run, whatever the others are.
+
+    Returns
+    -------
+    int64 ``(len(seeds), n)``: labels 0 .. found-1 of each run.
+    """
+    distinct, back = np.unique(vectors, axis=0, return_inverse=True)
+    back = back.ravel()
+    if len(distinct) <= k:
+        return np.tile(back.astype(np.int64), (len(seeds), 1))
+    graph = _graph(distinct)
+    return np.stack([_search(graph, k, seed)[back] for seed in seeds])
+
+
+def _graph(points: NDArray[np.float64]) -> igraph.Graph:
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import NearestNeighbors
+
+    if min(points.shape) > GRAPH_DIMS:
+        points = PCA(GRAPH_DIMS, random_state=0).fit_transform(points)
+    others = min(N_NEIGHBORS, len(points)) - 1
+    distance, index = NearestNeighbors(n_neighbors=others).fit(points).kneighbors()
+    return fuzzy_graph(distance, index)
+
+
+def _search(graph: igraph.Graph, k: int, seed: int) -> Ints:
+    """Bisect the resolution; stop at ``k`` communities, after so many tries, or where the interval is closed."""
+    parts = graph.connected_components()
+    if len(parts) >= k:  # what any resolution small enough gives; no resolution gives fewer
+        return np.asarray(parts.membership, dtype=np.int64)
+    low, high, resolution = 0.0, np.inf, 1.0
+    best = _communities(graph, resolution, seed)
+    found = best
+    for _ in range(MAX_TRIES - 1):
+        size = int(found.max()) + 1
+        if size == k:
+            break
+        low, high = (resolution, high) if size < k else (low, resolution)
+        if low >= 2.0**MAX_DOUBLINGS or high - low < 1e-6 * high:
+            break
+        resolution = 2 * low if high == np.inf else (low + high) / 2
+        found = _communities(graph, resolution, seed)
+        if abs(int(found.max()) + 1 - k) < abs(int(best.max()) + 1 - k):
+            best = found
+    return best
+
+
+def _communities(graph: igraph.Graph, resolution: float, seed: int) -> Ints:
+    igraph.set_random_number_generator(random.Random(seed))
+    try:
+        found = graph.community_leiden(
+            objective_function="modularity", weights="weight", resolution=resolution, n_iterations=2
+        )
+    finally:
+        igraph.set_random_number_generator(random)
+    return np.asarray(found.membership, dtype=np.int64)
+
 
 MAX_DIMS = 20  # a Gaussian mixture in more dimensions than this fits noise
+
+
 ARRAY = "array"  # how a record names an embedding that was given as an array
 
-Ints = NDArray[np.int64]
+
 Method = Literal["gmm", "kmeans", "leiden"]
 
 
 def domains(
     adata: AnnData,
     *,
-    use_rep: str | Vectors,
+    use_rep: str | AnyFloats,
     n_domains: int,
     method: Method = "gmm",
     seed: int = 0,
@@ -106,7 +196,7 @@ def domains(
     return adata
 
 
-def _column(adata: AnnData, use_rep: str | Vectors, key_added: str | None) -> str:
+def _column(adata: AnnData, use_rep: str | AnyFloats, key_added: str | None) -> str:
     if key_added is None:
         if not isinstance(use_rep, str):
             raise ConfigError("an array has no name: pass key_added=, the obs column for its domains.")
@@ -145,7 +235,7 @@ def _check_method(method: str) -> None:
         raise ConfigError(f"method is {method!r}; it must be one of {', '.join(map(repr, get_args(Method)))}.")
 
 
-def shortfall(labels: Ints, n_domains: int, values: Vectors, method: str) -> str:
+def shortfall(labels: Ints, n_domains: int, values: AnyFloats, method: str) -> str:
     """Return in words that there are not ``n_domains`` domains, and why; "" where there are."""
     found = len(np.unique(labels))
     if found == n_domains:

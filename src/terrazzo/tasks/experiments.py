@@ -12,9 +12,9 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from terrazzo import keys
+from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.progress import Progress
-from terrazzo.representation import Vectors
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import metrics, targets
 from terrazzo.tasks.labels import Labels, shared_classes
@@ -24,10 +24,12 @@ from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_spl
 from terrazzo.tasks.targets import Data, Target
 
 KINDS = ("random", "blocked", "few-shot")
-FEW_SHARE, FEW_DRAWS = 0.2, 10  # ST as images, section 4
-ERRORS = ("rmse", "mae", "mse")  # scores that the trivial answer has, too, as "<name>_mean"
 
-Answers = NDArray[np.float32]
+
+FEW_SHARE, FEW_DRAWS = 0.2, 10  # ST as images, section 4
+
+
+ERRORS = ("rmse", "mae", "mse")  # scores that the trivial answer has, too, as "<name>_mean"
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,18 @@ class Outcome:
     split: str
     number: int
     scored: NDArray[np.bool_]
-    outputs: Answers
-    trivial: Answers
+    outputs: Vectors
+    trivial: Vectors
 
 
-def fit_readout(x: Vectors, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Readout:
+def fit_readout(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Readout:
     """Fit a read-out to the training and validation rows of a split; no other row is looked at."""
     train, validation = split.train, split.validation
     readout = make(head, target.kind, len(target.names))
     return readout.fit(x[train], target.values[train], x[validation], target.values[validation], seed)
 
 
-def within(plan: Plan, data: Data, use_rep: str | Vectors, target: Target, settings: Mapping[str, Any]) -> TaskResult:
+def within(plan: Plan, data: Data, use_rep: str | AnyFloats, target: Target, settings: Mapping[str, Any]) -> TaskResult:
     """Run an experiment within one slice.
 
     Raises
@@ -107,7 +109,7 @@ def across(
     plan: Plan,
     data: Data,
     test: AnnData,
-    use_rep: str | Vectors,
+    use_rep: str | AnyFloats,
     target: Target,
     truth: Target,
     settings: Mapping[str, Any],
@@ -136,7 +138,7 @@ def across(
     return _result(plan, outcomes, target, truth, shared, test, {**settings, **more}, notes)
 
 
-def _outcomes(plan: Plan, adata: AnnData, x: Vectors, target: Target) -> Iterator[Outcome]:
+def _outcomes(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -> Iterator[Outcome]:
     """Yield what is scored within a slice; cells without label are predicted by every fit, the last one stays."""
     jobs, unknown = list(_jobs(plan, adata, target)), np.flatnonzero(~target.known)
     with Progress(plan.progress).stage(plan.task, sum(len(folds) for _, _, folds in jobs), "fits") as advance:
@@ -152,7 +154,7 @@ def _outcomes(plan: Plan, adata: AnnData, x: Vectors, target: Target) -> Iterato
 
 
 def _cross_outcomes(
-    plan: Plan, x: Vectors, n_train: int, target: Target, scored: NDArray[np.bool_]
+    plan: Plan, x: AnyFloats, n_train: int, target: Target, scored: NDArray[np.bool_]
 ) -> Iterator[Outcome]:
     with Progress(plan.progress).stage(plan.task, plan.runs, "fits") as advance:
         for run in range(plan.runs):
@@ -175,12 +177,12 @@ def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[tuple[str, int
                 yield kind, split.number, [split]
 
 
-def _blank(known: NDArray[np.bool_], k: int) -> tuple[NDArray[np.bool_], Answers, Answers]:
+def _blank(known: NDArray[np.bool_], k: int) -> tuple[NDArray[np.bool_], Vectors, Vectors]:
     empty = np.full((len(known), k), np.nan, dtype=np.float32)
     return np.zeros(len(known), dtype=bool), empty, empty.copy()
 
 
-def _trivial(target: Target, split: Split) -> Answers:
+def _trivial(target: Target, split: Split) -> Vectors:
     """Return the mean of all cells that were learnt from, ``(1, k)``: what a head must beat."""
     seen = target.values[np.concatenate([split.train, split.validation])]
     if target.kind == "classes":
@@ -222,7 +224,7 @@ def _scores(outcome: Outcome, target: Target, truth: Target, shared: Sequence[st
 
 
 def _predictions(
-    last: Mapping[str, Answers], target: Target, truth: Target, shared: Sequence[str], index: pd.Index
+    last: Mapping[str, Vectors], target: Target, truth: Target, shared: Sequence[str], index: pd.Index
 ) -> pd.DataFrame:
     if truth.kind == "classes":
         columns: dict[str, Any] = {"true": truth.words}

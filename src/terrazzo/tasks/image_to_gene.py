@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from terrazzo.arrays import AnyFloats
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.representation import Vectors
+from terrazzo.expression import PAPER_TOTAL, Scale, expression, most_variable
 from terrazzo.slices.panel import Panel
 from terrazzo.tasks import targets
 from terrazzo.tasks.experiments import KINDS, Plan, across
@@ -23,12 +24,15 @@ from terrazzo.tasks.readouts import HeadConfig
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.splits import donor_of, patients
 from terrazzo.tasks.targets import Data, Target
-from terrazzo.units.expression import expression, most_variable
-from terrazzo.units.site_values import PAPER_TOTAL, Scale
 
 N_GENES = 50
+
+
 TARGET = "expression"  # of the read-out: it annotates obsm["expression_predicted"]
+
+
 _GIVEN = "array"  # obsm key of vectors that were given as arrays
+
 
 Genes = int | str | Sequence[str]
 
@@ -36,7 +40,7 @@ Genes = int | str | Sequence[str]
 def image_to_gene(
     data: Data,
     *,
-    use_rep: str | Sequence[Vectors],
+    use_rep: str | Sequence[AnyFloats],
     genes: Genes = N_GENES,
     test: Data | None = None,
     donors: str | Sequence[str] | None = None,
@@ -133,7 +137,7 @@ def image_to_gene(
 def fit_image_to_gene(
     data: Data,
     *,
-    use_rep: str | Sequence[Vectors],
+    use_rep: str | Sequence[AnyFloats],
     genes: Genes = N_GENES,
     scale: Scale = PAPER_TOTAL,
     head: str | HeadConfig = "linear",
@@ -270,7 +274,7 @@ def _target(slices: Sequence[AnnData], panels: Sequence[Panel], genes: Sequence[
     return targets.read_values(slices, [expression(panel, genes, scale) for panel in panels], TARGET)
 
 
-def _with_vectors(slices: Sequence[AnnData], use_rep: str | Sequence[Vectors]) -> tuple[list[AnnData], str]:
+def _with_vectors(slices: Sequence[AnnData], use_rep: str | Sequence[AnyFloats]) -> tuple[list[AnnData], str]:
     """Return the slices under a key; vectors that were given as arrays get one."""
     if isinstance(use_rep, str):
         return list(slices), use_rep

@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import InputError
 
 PAS_NEIGHBOURS = 10  # of SpatialPCA's fx_PAS: more than half of them in another domain makes a cell abnormal
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def classification(true: ArrayLike, predicted: ArrayLike, classes: Sequence[Any] | None = None) -> dict[str, float]:

@@ -1,8 +1,9 @@
-"""The MLP as a read-out: trained on vectors with early stopping, its random numbers its own."""
+"""Heads: small fully connected networks that turn an embedding into scores of classes or into values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -11,10 +12,65 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from terrazzo.nn.heads import LabelHead
-from terrazzo.tasks.readouts import Floats, MLPConfig, Readout, State
+from terrazzo.arrays import AnyFloats
+from terrazzo.errors import ConfigError
+from terrazzo.tasks.readouts import MLPConfig, Readout, State
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU}
+
+
+class LabelHead(nn.Module):
+    """Fully connected layers with an activation between them, none after the last.
+
+    Two hidden sizes make the three-layer head with LeakyReLU of SToFM (C.2); ``(512, 256, 128)`` with ReLU is the MLP
+    of ST as images (section 4).
+
+    Parameters
+    ----------
+    input_dim, output_dim
+        Width of the embedding; number of classes or values.
+    hidden
+        Width of each hidden layer; none makes one linear map.
+    activation
+        ``"leaky_relu"`` or ``"relu"``.
+    dropout
+        Share of hidden units dropped in training.
+
+    Raises
+    ------
+    ConfigError
+        A size below 1, an unknown activation, or a dropout outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        hidden: Sequence[int] = (256, 256),
+        activation: str = "leaky_relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = [input_dim, *hidden, output_dim]
+        if min(sizes) < 1:
+            raise ConfigError(f"a head's sizes are {', '.join(map(str, sizes))}; each must be at least 1.")
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout is {dropout}; it must lie in [0, 1).")
+        steps: list[nn.Module] = []
+        for wide, narrow in pairwise(sizes[:-1]):
+            steps += [nn.Linear(wide, narrow), ACTIVATIONS[activation](), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*steps, nn.Linear(sizes[-2], sizes[-1]))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return scores or values, ``(n, output_dim)``, of vectors ``(n, input_dim)``."""
+        return self.layers(vectors)
+
 
 RARE = 1e-6  # least frequency of which a logarithm is taken
+
+
 BETTER = 0.99  # training goes on while the loss falls by 1 % in so many epochs as patience says
 
 
@@ -33,7 +89,7 @@ class MLPReadout(Readout):
         """Early stopping looks at them."""
         return self.config.early_stopping
 
-    def _fit(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any], seed: int) -> None:
+    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None:
         self._target_shift, self._target_scale = np.zeros(self.n_outputs), np.ones(self.n_outputs)
         if self.kind == "values":
             self._target_shift, self._target_scale = y.mean(axis=0, dtype=float), y.std(axis=0, dtype=float)
@@ -47,7 +103,7 @@ class MLPReadout(Readout):
         config = self.config
         return LabelHead(input_dim, self.n_outputs, config.hidden, config.activation, config.dropout)
 
-    def _tensors(self, x: Floats, y: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    def _tensors(self, x: AnyFloats, y: NDArray[Any]) -> tuple[Tensor, Tensor]:
         if self.kind == "values":  # a constant column has sd 0: learnt as zeros, answered with its mean
             y = (y - self._target_shift) / np.where(self._target_scale > 0, self._target_scale, 1.0)
         target = torch.from_numpy(np.asarray(y, dtype=np.int64 if self.kind == "classes" else np.float32))
@@ -117,7 +173,7 @@ class MLPReadout(Readout):
         return total / max(len(x), 1)
 
     @torch.no_grad()
-    def _outputs(self, x: Floats) -> NDArray[Any]:
+    def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         scores = self._module(torch.from_numpy(np.ascontiguousarray(x)))
         if self.kind == "values":
             return scores.numpy() * self._target_scale + self._target_shift

@@ -14,11 +14,12 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from terrazzo import keys, representation
+from terrazzo import keys
+from terrazzo import records as representation
 from terrazzo._version import __version__
+from terrazzo.arrays import AnyFloats
 from terrazzo.errors import InputError
 from terrazzo.progress import Progress
-from terrazzo.representation import Vectors
 from terrazzo.tasks import probe_files, splits, targets
 from terrazzo.tasks.experiments import Plan, across, fit_readout, within
 from terrazzo.tasks.labels import LEAST_SHARE
@@ -59,7 +60,7 @@ class Probe:
         """``"classes"``, ``"values"`` or ``"proportions"``."""
         return self.readout.kind
 
-    def predict(self, data: AnnData | Vectors, *, use_rep: str | Vectors | None = None) -> NDArray[Any]:
+    def predict(self, data: AnnData | AnyFloats, *, use_rep: str | AnyFloats | None = None) -> NDArray[Any]:
         """Return an answer for every row.
 
         Parameters
@@ -81,7 +82,9 @@ class Probe:
         found = self.readout.predict(self._vectors(data, use_rep))
         return np.array(self.names, dtype=object)[found] if self.kind == "classes" else found
 
-    def predict_proba(self, data: AnnData | Vectors, *, use_rep: str | Vectors | None = None) -> NDArray[np.float32]:
+    def predict_proba(
+        self, data: AnnData | AnyFloats, *, use_rep: str | AnyFloats | None = None
+    ) -> NDArray[np.float32]:
         """Return the probability of each class, ``(n, classes)``; arguments and errors as :meth:`predict`.
 
         Raises
@@ -92,7 +95,7 @@ class Probe:
         return self.readout.predict_proba(self._vectors(data, use_rep))
 
     def annotate(
-        self, adata: AnnData, *, key_added: str | None = None, use_rep: str | Vectors | None = None
+        self, adata: AnnData, *, key_added: str | None = None, use_rep: str | AnyFloats | None = None
     ) -> AnnData:
         """Write the answers into a slice, with their provenance in ``uns["terrazzo"]``.
 
@@ -155,7 +158,7 @@ class Probe:
             record["info"],
         )  # fmt: skip
 
-    def _vectors(self, data: AnnData | Vectors, use_rep: str | Vectors | None) -> Vectors:
+    def _vectors(self, data: AnnData | AnyFloats, use_rep: str | AnyFloats | None) -> AnyFloats:
         if isinstance(data, AnnData):
             used = use_rep if use_rep is not None else self.use_rep
             if used is None:
@@ -179,7 +182,7 @@ class Probe:
 def fit_probe(
     data: Data,
     *,
-    use_rep: str | Vectors | Sequence[Vectors],
+    use_rep: str | AnyFloats | Sequence[AnyFloats],
     label: Any = None,
     values: Any = None,
     proportions: Any = None,
@@ -238,7 +241,7 @@ def fit_probe(
 def probe(
     data: Data,
     *,
-    use_rep: str | Vectors,
+    use_rep: str | AnyFloats,
     label: Any = None,
     values: Any = None,
     head: str | HeadConfig = "mlp3",

@@ -11,15 +11,24 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from terrazzo.arrays import AnyFloats
 from terrazzo.errors import ConfigError
 
 Kind = Literal["classes", "values", "proportions"]
+
+
 State = dict[str, NDArray[Any]]
-Floats = NDArray[np.floating]
+
 
 ALPHAS = tuple(10.0**power for power in range(-1, 6))  # of the ridge; the validation rows choose
+
+
 NEVER = -1e9  # score of a class that no training row has; finite, so that a saved read-out can be checked
+
+
 CONSTANT = 1e-6  # a column whose sd is below this share of its mean is rounding noise and is not blown up
+
+
 CHUNK = 2**16  # rows predicted at a time
 
 
@@ -30,7 +39,7 @@ class MLPConfig:
     Attributes
     ----------
     hidden, activation, dropout
-        As in :class:`terrazzo.nn.heads.LabelHead`.
+        As in :class:`terrazzo.tasks.mlp.LabelHead`.
     learning_rate, weight_decay, batch_size, max_epochs
         Of the optimiser, AdamW; it is Adam where ``weight_decay`` is 0.
     max_steps
@@ -100,6 +109,8 @@ def _check_positive(config: object, *names: str) -> None:
 
 
 HeadConfig = MLPConfig | KNNConfig | LinearConfig
+
+
 HEADS: dict[str, HeadConfig] = {
     "mlp3": MLPConfig(),  # SToFM, C.2: three layers, LeakyReLU, early stopping; the rest is ours
     # ST as images, section 4. When training ends is ours, to stay affordable: on a fifth of a Visium slice the floor is
@@ -117,6 +128,8 @@ HEADS: dict[str, HeadConfig] = {
     "knn": KNNConfig(),
     "linear": LinearConfig(),
 }
+
+
 _TYPES: dict[str, type[HeadConfig]] = {"mlp": MLPConfig, "knn": KNNConfig, "linear": LinearConfig}
 
 
@@ -250,10 +263,10 @@ class Readout(ABC):
         return False
 
     @abstractmethod
-    def _fit(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any], seed: int) -> None: ...
+    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None: ...
 
     @abstractmethod
-    def _outputs(self, x: Floats) -> NDArray[Any]: ...
+    def _outputs(self, x: AnyFloats) -> NDArray[Any]: ...
 
     @abstractmethod
     def _state(self) -> State: ...
@@ -267,10 +280,10 @@ class KNNReadout(Readout):
 
     config: KNNConfig
 
-    def _fit(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any], seed: int) -> None:
+    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None:
         self._x, self._y = x, y
 
-    def _outputs(self, x: Floats) -> NDArray[Any]:
+    def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         from sklearn.neighbors import NearestNeighbors
 
         finder = NearestNeighbors(n_neighbors=min(self.config.neighbours, len(self._x))).fit(self._x)
@@ -300,11 +313,11 @@ class LinearReadout(Readout):
         """Only the penalty of the ridge is chosen."""
         return self.kind != "classes"
 
-    def _fit(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any], seed: int) -> None:
+    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None:
         fit = self._fit_classes if self.kind == "classes" else self._fit_values
         fit(x.astype(np.float64), y, x_val.astype(np.float64), y_val)
 
-    def _fit_classes(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any]) -> None:
+    def _fit_classes(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -321,7 +334,7 @@ class LinearReadout(Readout):
         rows = present[-1:] if len(present) == 2 else present  # of two classes sklearn keeps one row, for the second
         self._weight[:, rows], self._bias[rows] = model.coef_.T, model.intercept_
 
-    def _fit_values(self, x: Floats, y: NDArray[Any], x_val: Floats, y_val: NDArray[Any]) -> None:
+    def _fit_values(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]) -> None:
         from sklearn.linear_model import Ridge
 
         fits = [Ridge(alpha=alpha).fit(x, y) for alpha in (ALPHAS if len(x_val) else (1.0,))]
@@ -329,7 +342,7 @@ class LinearReadout(Readout):
         best = fits[int(np.argmin(errors))]
         self._weight, self._bias = best.coef_.reshape(self.n_outputs, -1).T, np.atleast_1d(best.intercept_)
 
-    def _outputs(self, x: Floats) -> NDArray[Any]:
+    def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         scores = x.astype(np.float64) @ self._weight + self._bias
         if self.kind == "values":
             return scores
@@ -378,6 +391,6 @@ def make(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Readout:
         return KNNReadout(config, kind, n_outputs)
     if isinstance(config, LinearConfig):
         return LinearReadout(config, kind, n_outputs)
-    from terrazzo.tasks.mlp import MLPReadout  # torch is imported where it is used
+    from terrazzo.tasks.mlp import MLPReadout
 
     return MLPReadout(config, kind, n_outputs)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
-from terrazzo.writing import whole_file, write_text
+from terrazzo.files import whole_file, write_text
 
 METRICS, PREDICTIONS, RECORD = "metrics.parquet", "predictions.parquet", "result.json"
 FORMAT = 1

@@ -10,20 +10,24 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from terrazzo import representation
+from terrazzo import records as representation
+from terrazzo.arrays import AnyFloats, Floats
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.representation import Vectors
 from terrazzo.tasks.results import TaskResult, tidy
 
 KS = (1, 5, 10, 50)
+
+
 DIRECTIONS = ("image to genes", "genes to image")
+
+
 _CHUNK = 2**24  # similarities held at once
+
+
 _DIGITS = 9  # similarities that differ by rounding alone are equal
 
-Floats = NDArray[np.float64]
 
-
-def retrieval(adata: AnnData, *, image: str | Vectors, genes: str | Vectors, ks: Sequence[int] = KS) -> TaskResult:
+def retrieval(adata: AnnData, *, image: str | AnyFloats, genes: str | AnyFloats, ks: Sequence[int] = KS) -> TaskResult:
     """Score how often the partner of a spot is among the k most similar of its slice, by cosine, in both directions.
 
     Parameters

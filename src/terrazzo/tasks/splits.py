@@ -10,13 +10,14 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from terrazzo import keys
+from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.slices.facts import stated
+from terrazzo.slices.slice import stated
 
 BLOCKS, FOLDS = 16, 4
-VALIDATION = 0.1  # share of the training cells that stops training early (SToFM, C.2)
 
-Rows = NDArray[np.int64]
+
+VALIDATION = 0.1  # share of the training cells that stops training early (SToFM, C.2)
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Split:
 
     kind: str
     number: int
-    train: Rows
-    validation: Rows
-    test: Rows
+    train: Ints
+    validation: Ints
+    test: Ints
 
 
 def random_splits(
@@ -165,14 +166,14 @@ def patients(slices: Sequence[AnnData], donors: str | Sequence[str] | None = Non
     return whose, groups
 
 
-def _rows(known: ArrayLike) -> Rows:
+def _rows(known: ArrayLike) -> Ints:
     rows = np.flatnonzero(np.asarray(known, dtype=bool)).astype(np.int64)
     if len(rows) < 5:
         raise InputError(f"only {len(rows)} cells have a label that is scored; at least 5 are needed.")
     return rows
 
 
-def _split(kind: str, number: int, train: Rows, test: Rows, rng: np.random.Generator) -> Split:
+def _split(kind: str, number: int, train: Ints, test: Ints, rng: np.random.Generator) -> Split:
     drawn = rng.permutation(train)
     cut = max(1, round(VALIDATION * len(drawn)))
     return Split(kind, number, np.sort(drawn[cut:]), np.sort(drawn[:cut]), np.sort(test))

@@ -14,14 +14,18 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from terrazzo import keys, representation
+from terrazzo import keys
+from terrazzo import records as representation
+from terrazzo.arrays import AnyFloats
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.representation import Vectors
 from terrazzo.tasks import labels
 from terrazzo.tasks.readouts import Kind
 
 SUM_TOLERANCE = 1e-3  # by how much the proportions of a cell may miss one
+
+
 _ORIGIN = ("model", "checkpoint_sha256", "fitted_on")  # of uns["terrazzo"][key]: what made an embedding
+
 
 Data: TypeAlias = AnnData | Sequence[AnnData]
 
@@ -102,13 +106,13 @@ def at(number: int, of: int) -> Iterator[None]:
         raise InputError(f"slice {number + 1} of {of}: {error}") from error
 
 
-def stack(data: Data, use_rep: str | Vectors | Sequence[Vectors]) -> Vectors:
+def stack(data: Data, use_rep: str | AnyFloats | Sequence[AnyFloats]) -> AnyFloats:
     """Return the embeddings of all slices below each other, ``(cells, d)``; warns where models differ.
 
     Raises
     ------
     InputError
-        As :func:`terrazzo.representation.vectors`; or the slices' embeddings have different widths.
+        As :func:`terrazzo.records.vectors`; or the slices' embeddings have different widths.
     """
     slices, found = as_list(data), []
     for i, (one, rep) in enumerate(zip(slices, each(use_rep, data, "use_rep"), strict=True)):

@@ -10,7 +10,8 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from terrazzo import keys
-from terrazzo.representation import Vectors, vectors
+from terrazzo.arrays import AnyFloats
+from terrazzo.records import vectors
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import labels as reading
 from terrazzo.tasks import metrics
@@ -21,7 +22,7 @@ from terrazzo.tasks.results import TaskResult, tidy
 def evaluate_domains(
     adata: AnnData,
     *,
-    use_rep: str | Vectors,
+    use_rep: str | AnyFloats,
     label: str | ArrayLike,
     n_domains: int | None = None,
     method: Method = "gmm",
@@ -102,7 +103,7 @@ def _scores(truth: reading.Labels, found: NDArray[np.int64], coords: NDArray[np.
 
 
 def _notes(
-    truth: reading.Labels, found: dict[str, NDArray[np.int64]], k: int, values: Vectors, method: str
+    truth: reading.Labels, found: dict[str, NDArray[np.int64]], k: int, values: AnyFloats, method: str
 ) -> tuple[str, ...]:
     out = []
     if truth.missing:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from terrazzo.models.stimage_config import Recipe, Scheme
+from terrazzo.systems.stimage.config import Recipe, Scheme
 
 Limits = tuple[float, float]
 INF = math.inf

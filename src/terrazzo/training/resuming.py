@@ -19,9 +19,9 @@ from lightning.pytorch.plugins import CheckpointIO
 from terrazzo._version import __version__
 from terrazzo.config import from_dict
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
-from terrazzo.training import config as recipes
-from terrazzo.training.config import PretrainConfig
-from terrazzo.writing import whole_file, write_text
+from terrazzo.files import whole_file, write_text
+from terrazzo.training import recipe as recipes
+from terrazzo.training.recipe import PretrainConfig
 
 RECORD, RECIPE, KEY = "run.json", "recipe.yaml", "terrazzo"
 # what may differ on resuming: where things are (corpus and weights go by content), and how often to look at them

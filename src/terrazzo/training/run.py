@@ -8,31 +8,38 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins import FSDPPrecision
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.fsdp import MixedPrecision
 
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
-from terrazzo.corpus.reading import shares_known
+from terrazzo.corpus.genes import shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
-from terrazzo.training import log_files, logs
+from terrazzo.systems.stages import STAGES, initial_model, loaders, make_objective, prepare
+from terrazzo.training import callbacks as logs
+from terrazzo.training import logs as log_files
 from terrazzo.training.callbacks import Guard, Keeper, Meter
-from terrazzo.training.config import PretrainConfig
-from terrazzo.training.interrupts import interruptible
+from terrazzo.training.recipe import PretrainConfig, RunConfig
 from terrazzo.training.resuming import (
     KEY,
     AtomicCheckpoints,
@@ -44,15 +51,22 @@ from terrazzo.training.resuming import (
     set_random_state,
     start,
 )
-from terrazzo.training.stages import STAGES, initial_model, loaders, make_objective, prepare
-from terrazzo.training.strategies import make_strategy
 
 logger = logging.getLogger(__name__)
 
+
 LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path(log_files.LOGS), "model"
+
+
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun, Lightning tell a process which it is
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+
+
 # Lightning's advice that does not apply here: loaders have no workers to add, models start in eval mode on purpose, ...
 ADVICE = (
     r".*does not have many workers.*",
@@ -85,7 +99,7 @@ def pretrain(
     Parameters
     ----------
     config
-        The recipe, from :func:`terrazzo.training.config.load`.
+        The recipe, from :func:`terrazzo.training.recipe.load`.
     resume
         Continue the run in ``config.out`` with the very next sample. One that is finished is not done again.
     progress
@@ -351,3 +365,48 @@ def quiet() -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+class WholeInputs(FSDPPrecision):
+    """FSDP's precision for weights and gradients, with batches left as they are.
+
+    Lightning's own refuses frozen dataclasses, and rounds batches to bfloat16: distances and counts need all digits.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the batch."""
+        return data
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision:
+        """What FSDP is told; autocast casts where it does no harm."""
+        return replace(super().mixed_precision_config, cast_root_forward_inputs=False)
+
+
+def make_strategy(run: RunConfig) -> str | Strategy:
+    """Return Lightning's strategy: one process, DDP, or FSDP."""
+    if run.strategy == "fsdp":
+        return FSDPStrategy(state_dict_type="full", precision_plugin=WholeInputs(run.precision))
+    if run.strategy == "ddp" or run.devices != 1 or run.nodes > 1:  # -1: all there are
+        return DDPStrategy(find_unused_parameters=True)  # a frozen encoder, a head whose weight is 0
+    return "auto"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let an interrupt of a Trainer out as KeyboardInterrupt, and give back the handlers that were there before.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        In place of the SystemExit that Lightning makes of it.
+    """
+    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

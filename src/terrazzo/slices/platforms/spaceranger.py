@@ -13,15 +13,7 @@ from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.images import TissueImage
 from terrazzo.slices.opened import Choices, Opened
-from terrazzo.slices.platforms.parts import (
-    Platform,
-    numbers_in,
-    one_file,
-    place,
-    read_json,
-    read_table,
-    unplaced,
-)
+from terrazzo.slices.platforms.parts import Platform, numbers_in, one_file, place, read_json, read_table, unplaced
 from terrazzo.slices.platforms.tenx import read_matrix
 
 COUNTS = "filtered_feature_bc_matrix.h5"

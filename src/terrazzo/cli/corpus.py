@@ -1,0 +1,173 @@
+"""The command line's verbs for corpora: ``terrazzo corpus build|info|verify|plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import App, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from terrazzo.cli.options import OPTIONS, TRAINING, out_console
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+corpus_app = App(
+    name="corpus",
+    group=TRAINING,
+    group_arguments=OPTIONS,
+    group_parameters=OPTIONS,
+    help="Many slices on disk, to train on.\n\nExample: terrazzo corpus build slices/*.h5ad --out corpus",
+)
+
+
+QUALITY, SPLIT = Group.create_ordered("What is kept"), Group.create_ordered("Who is held out")
+
+
+RUN = Group.create_ordered("Where it runs")
+
+
+Share = Annotated[float, Parameter(group=SPLIT, help="Share of the donors or slices, from 0.")]
+
+
+@corpus_app.command
+def build(
+    sources: Annotated[list[Path], Parameter(help="Slices (.h5ad, .zarr), folders of slices, or tables of paths.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Folder of the corpus.")],
+    recipe: Annotated[Path | None, Parameter(help="YAML of a published corpus; SOURCES are then folders.")] = None,
+    min_genes: Annotated[
+        int | None, Parameter(group=QUALITY, help="Expressed genes a cell; default: the recipe's, else 100.")
+    ] = None,
+    min_cells: Annotated[
+        int | None, Parameter(group=QUALITY, help="Cells a slice; default: the recipe's, else 1.")
+    ] = None,
+    orthologs: Annotated[
+        Path | None, Parameter(group=QUALITY, help="Two-column table to the genes of the corpus.")
+    ] = None,
+    exclude: Annotated[
+        list[Path] | None, Parameter(group=QUALITY, help="Slices whose content must not be there (repeatable).")
+    ] = None,
+    skip_failed: Annotated[
+        bool, Parameter(group=QUALITY, negative=(), help="Leave out slices that cannot be used.")
+    ] = False,
+    vocabulary: Annotated[bool, Parameter(help="Write genes and medians of the training slices.")] = True,
+    split_by: Annotated[Literal["donor", "slice"], Parameter(group=SPLIT)] = "slice",
+    validation: Share = 0.0,
+    test: Share = 0.0,
+    seed: Annotated[int, Parameter(group=SPLIT, help="Of the draw.")] = 0,
+    scheduler: Annotated[
+        str | None, Parameter(group=RUN, help="tcp://host:port of a dask.distributed scheduler; default: local.")
+    ] = None,
+    workers: Annotated[int | None, Parameter(group=RUN, help="Local processes; default: one a core.")] = None,
+) -> None:
+    """Build a corpus, or finish one whose build was stopped.
+
+    Example: terrazzo corpus build slices.csv --out corpus --split-by donor --validation 0.1
+    """
+    from terrazzo import corpus
+
+    built = corpus.build(
+        sources,
+        out,
+        recipe=recipe,
+        min_genes=min_genes,
+        min_cells=min_cells,
+        orthologs=orthologs,
+        vocabulary=vocabulary,
+        splits=corpus.Splits(split_by, validation=validation, test=test, seed=seed),
+        exclude=exclude or (),
+        skip_failed=skip_failed,
+        scheduler=scheduler,
+        workers=workers,
+    )
+    console = out_console()
+    _print_tables(console, corpus.info(built))
+    console.print(
+        f"{out}: {len(built)} slices, {built.n_cells():,} cells; {len(built.about['dropped'])} slices left out"
+    )
+
+
+@corpus_app.command
+def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> None:
+    """Say what is in a corpus, by technology, organism, tissue and split.
+
+    Example: terrazzo corpus info corpus
+    """
+    from terrazzo import corpus
+
+    opened = corpus.Corpus.open(folder)
+    console = out_console()
+    _print_tables(console, corpus.info(opened))
+    console.print(f"{folder}: {len(opened)} slices, {opened.n_cells():,} cells; content {opened.content_hash()[:16]}")
+    for row in opened.about["dropped"]:
+        console.print(f"  left out: {row['id']}: {row['reason']}", markup=False)
+
+
+@corpus_app.command
+def verify(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> None:
+    """Hash every file again; name those that are not as they were written (exit code 2).
+
+    The same `corpus build` again makes damaged slices anew.
+
+    Example: terrazzo corpus verify corpus
+    """
+    from terrazzo import corpus
+    from terrazzo.corpus.verify import MEND
+    from terrazzo.errors import CorpusError
+
+    problems = corpus.verify(folder)
+    if problems:
+        shown = "".join(f"\n  {problem}" for problem in problems[:50])
+        raise CorpusError(f"{folder}: {len(problems)} problems; {MEND}:{shown}")
+    out_console().print(f"{folder}: every file is as it was written")
+
+
+@corpus_app.command
+def plan(
+    recipe: Annotated[Path, Parameter(help="YAML of a published corpus, as in configs/corpora/.")],
+    folders: Annotated[list[Path], Parameter(help="Folders of downloaded slices.")],
+    /,
+) -> None:
+    """Say which downloaded files a recipe takes, and what is missing.
+
+    Example: terrazzo corpus plan configs/corpora/stocorpus-88m.yaml downloads
+    """
+    from terrazzo import corpus
+
+    planned = corpus.plan(recipe, folders)
+    console = out_console()
+    _print_tables(console, {planned.recipe.name: planned.table()})
+    matched = planned.of("match")
+    cells = sum(file.n_cells for file in matched)
+    console.print(f"will hold {len(matched)} slices, {cells:,} cells before quality control "
+                  f"(cells need {planned.recipe.quality.min_genes} expressed genes)")  # fmt: skip
+    for line in planned.missing():
+        console.print(f"  missing: {line}", markup=False)
+    for file in planned.files:
+        if file.verdict != "match":
+            console.print(f"  {file.verdict}: {file.path}: {file.reason}", markup=False)
+
+
+def _print_tables(console: Console, tables: dict[str, pd.DataFrame]) -> None:
+    for name, frame in tables.items():
+        table = Table(title=name, title_justify="left", title_style="bold")
+        for column in frame.columns:
+            words = frame[column].dtype.kind == "O"
+            header = str(column).replace("_", "\n", 1).replace("_", " ")
+            table.add_column(header, justify="left" if words else "right", no_wrap=True)
+        for row in frame.itertuples(index=False):
+            table.add_row(*(_shown(value) for value in row))
+        console.print(table)
+
+
+def _shown(value: object) -> str:
+    import pandas as pd
+
+    if value is None or value is pd.NA:
+        return "not stated"
+    return str(value) if isinstance(value, str) else f"{value:,.0f}"

@@ -1,0 +1,210 @@
+"""What the command line's verbs share: options that mean the same everywhere, files read and written, lines said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+from rich.console import Console
+
+from terrazzo.progress import Progress, Stage
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from terrazzo.tasks import TaskResult
+
+
+# Of verbs, in the order of `terrazzo --help`, and of options, in that of a verb's.
+FIRST, TASKS = Group.create_ordered("Start here"), Group.create_ordered("Ask a question")
+
+
+TRAINING, SHOWING = Group.create_ordered("Train your own"), Group.create_ordered("Compare and show")
+
+
+OTHERS = Group.create_ordered("More")
+
+
+OPTIONS = Group.create_ordered("Options")
+
+
+CUT = Group.create_ordered("How to cut the slice (SToFM)")
+
+
+GRID = Group.create_ordered("How to lay the slice out (ST as images)")
+
+
+PICTURE = Group.create_ordered("Histology (ST-Align, and figures)")
+
+
+SCORES, SLICE = Group.create_ordered("How it is scored"), Group.create_ordered("How to read the slice")
+
+
+Embedded = Annotated[list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")]
+
+
+Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
+
+
+Out = Annotated[Path, Parameter(help="Folder for the results.")]
+
+
+Head = Annotated[Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="The read-out.")]
+
+
+Runs = Annotated[int, Parameter(group=SCORES, help="Seeds or draws.")]
+
+
+Test = Annotated[Path | None, Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice).")]
+
+
+Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
+
+
+Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
+
+
+SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
+
+
+Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")]
+
+
+Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
+
+
+Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
+
+
+Image = Annotated[
+    Path | None,
+    Parameter(group=PICTURE, help="Histology: a file, or a name in the store; default: that in the slice."),
+]
+
+
+ImageScale = Annotated[
+    float | None,
+    Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
+]
+
+
+@Parameter(name="*", group=SLICE)
+@dataclass(frozen=True)
+class Chosen:
+    """Which part of what a path holds is the slice; a table is named by its path, x.zarr/tables/NAME."""
+
+    bins: Annotated[str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")] = None
+    region: Annotated[str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")] = None
+    coordinate_system: Annotated[str | None, Parameter(help='Of a SpatialData; default "global".')] = None
+
+    def options(self) -> dict[str, str]:
+        """Return what was chosen, as keywords."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
+
+
+def slice_options(
+    layer: str | None, spatial_key: str, organism: str | None, technology: str | None, microns_per_unit: float | None
+) -> dict[str, Any]:
+    """Return what was said of how to read a slice, as keywords of :meth:`terrazzo.Slice.from_anndata`."""
+    given = {"layer": layer, "organism": organism, "technology": technology, "microns_per_unit": microns_per_unit}
+    return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
+
+
+def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
+    """Return the option ``image`` where a picture is given."""
+    import terrazzo as tz
+
+    if image is None:
+        if scale is not None:
+            raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
+        return {}
+    if not image.suffix and len(image.parts) == 1 and not image.exists():  # a picture of the store or folder
+        return {"image": str(image)}
+    return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
+
+
+def out_console() -> Console:
+    """Return a console on the standard output of this moment."""
+    return Console(soft_wrap=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """Print a line."""
+    out_console().print(line, markup=False)
+
+
+def say_aside(line: str) -> None:
+    """Print a line to the error stream: progress."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+
+
+def working(what: str, total: int | None = None, unit: str = "slices") -> AbstractContextManager[Stage]:
+    """Show that something is under way, on a terminal."""
+    return Progress().stage(what, total, unit)
+
+
+def read_slice(path: Path, part: Chosen | None = None) -> AnnData:
+    """Read a slice from a file or a vendor's folder, and say what was left out."""
+    from terrazzo.slices import Choices, open_slice
+
+    with working(f"read {path.name}"):
+        opened = open_slice(path, Choices(**(part or Chosen()).options()))
+    for note in opened.notes:
+        say_aside(f"{path}: {note}")
+    return opened.adata
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Put a file's name in front of what is wrong with its slice."""
+    from terrazzo.errors import InputError
+
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}") from error
+
+
+def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None = None) -> None:
+    """Write a slice that was read from a source, whole or not at all; of a store, a copy of it."""
+    from terrazzo.models.embed_files import check_writable, write_back
+
+    check_writable(target.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with working(f"write {target.name}"):
+        write_back(adata, target, source, **(part or Chosen()).options())
+
+
+def only_one(slices: list[Any]) -> Any:
+    """Return the one slice, or say what to do with several."""
+    from terrazzo.errors import ConfigError
+
+    if len(slices) != 1:
+        raise ConfigError(f"{len(slices)} slices were given; pass --test, or one slice, which is split.")
+    return slices[0]
+
+
+def targets_of(sources: list[Path], out: Path) -> list[Path]:
+    """Return where each slice goes, before any work is done; none goes onto its own input."""
+    from terrazzo.models.embed_files import plan_targets
+
+    return [target for _, target in plan_targets(sources, out)]
+
+
+def report(result: TaskResult, folder: Path) -> None:
+    """Write a result and print its scores."""
+    target = result.save(folder)
+    for row in result.summary().itertuples():
+        whose = f"{row.system:<24} " if "system" in result.metrics else ""
+        say(f"  {whose}{row.split:<10}{row.metric:<18}{row.mean:.4f} ± {row.sd:.4f} (n = {row.n})")
+    for note in result.notes:
+        say(f"  note: {note}")
+    say(f"Scores and predictions: {target}")

@@ -1,0 +1,71 @@
+"""The command line's verb that shows what came out: report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from terrazzo.cli.options import (
+    SHOWING,
+    Chosen,
+    Image,
+    ImageScale,
+    Layer,
+    Microns,
+    Organism,
+    Seed,
+    SpatialKey,
+    Technology,
+    image_option,
+    say,
+    slice_options,
+)
+
+
+def register(app: App) -> None:
+    """Add the verb to the command line."""
+    app.command(report, group=SHOWING)
+
+
+def report(
+    sources: Annotated[
+        list[Path], Parameter(help="Slices, results of tasks, tables of bench, runs, or folders that hold such.")
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The .html file.")],
+    title: Annotated[str, Parameter(help="Its headline.")] = "terrazzo report",
+    use_rep: Annotated[
+        list[str] | None, Parameter(name="--use-rep", help="Draw this embedding, or key:block (repeatable).")
+    ] = None,
+    gene: Annotated[list[str] | None, Parameter(help="Hold this gene, too (repeatable).")] = None,
+    n_genes: Annotated[int, Parameter(help="Genes held in the file.", validator=Number(gte=0))] = 100,
+    projection: Annotated[
+        Literal["auto", "umap", "pca"], Parameter(help="auto: UMAP up to 10,000 cells, else principal components.")
+    ] = "auto",
+    layer: Layer = None,
+    spatial_key: SpatialKey = "spatial",
+    organism: Organism = None,
+    technology: Technology = None,
+    microns_per_unit: Microns = None,
+    part: Chosen | None = None,
+    image: Image = None,
+    image_scale: ImageScale = None,
+    seed: Seed = 0,
+) -> None:
+    """Write one HTML file that opens offline: slices to look around in, results, losses.
+
+    Example: terrazzo report embedded/a.h5ad tables/ runs/stofm --out report.html
+    """
+    import terrazzo as tz
+
+    read = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
+    read |= {**image_option(image, image_scale), **(part or Chosen()).options()}
+    target = tz.report.write(
+        sources, out, title=title, embeddings=use_rep, genes=gene or (), n_genes=n_genes, projection=projection,
+        seed=seed, **read,
+    )  # fmt: skip
+    say(f"Report: {target} ({target.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,110 @@
+"""Whole files and folders, hashes of their content, and small JSON records that carry their own hash."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from terrazzo.errors import CorpusError
+
+
+@contextmanager
+def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a name beside the target to write to; it takes the target's place at the end, or is removed.
+
+    The name ends in ``.part``: what the operating system killed in between is known by it.
+    """
+    place = Path(target)
+    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}.part")  # no other process or thread has this name
+    try:
+        yield draft
+        draft.replace(place)
+    finally:
+        with suppress(OSError):  # it is there only where something went wrong, and what did is what is to be said
+            draft.unlink()
+
+
+def write_text(target: str | os.PathLike[str], text: str) -> None:
+    """Write a text file (UTF-8), whole or not at all."""
+    with whole_file(target) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def why_not(error: Exception) -> str:
+    """Say why something could not be written; libraries tell of a full disk in words of their own."""
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    return "the disk is full" if full else str(error)
+
+
+_BLOCK = 2**20
+
+
+_SELF = "record_sha256"
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return relative name -> sha256 of every file below a folder, sorted by name."""
+    files = sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
+    return {name: hash_file(path) for name, path in files}
+
+
+def hash_json(content: Any) -> str:
+    """Return the sha256 (hex) of a JSON-able value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """Return the sha256 of a file, or of all files of a folder with their names."""
+    return hash_json(hash_files(path)) if path.is_dir() else hash_file(path)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with whole_file(path) as draft:
+        draft.write_bytes(content)
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON record with its own checksum, whole or not at all."""
+    write_bytes(path, _text(content).encode())
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_record` wrote.
+
+    Raises
+    ------
+    CorpusError
+        A missing file, or one that is not byte for byte as written.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text)
+    except FileNotFoundError as error:
+        raise CorpusError(f"{path} is missing") from error
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{path} is damaged ({type(error).__name__})") from error
+    stated = content.pop(_SELF, None) if isinstance(content, dict) else None
+    if stated is None or text != _text(content):
+        raise CorpusError(f"{path} is damaged: it is not as it was written")
+    return dict(content)
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps({**content, _SELF: hash_json(dict(content))}, indent=1, sort_keys=True) + "\n"

@@ -1,0 +1,166 @@
+"""The hyperparameters of ST-Align and its presets, all in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from terrazzo.errors import ConfigError
+from terrazzo.expression import Normalise
+from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, Standardise
+from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncoderConfig
+from terrazzo.systems.stalign.network import AlignConfig
+from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
+
+Recipe = Literal["terrazzo", "paper"]
+
+
+Colours = Literal["slice", "fixed"]
+
+
+@dataclass(frozen=True)
+class STAlignConfig:
+    """Everything that decides the output of ST-Align, apart from weights and vocabulary.
+
+    Attributes
+    ----------
+    net
+        What is trained.
+    image_encoder
+        The frozen encoder of niche crops: :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.description`.
+    gene_encoder
+        The frozen encoder of a spot's genes.
+    neighbors
+        K of a niche (eq 1).
+    spot_um
+        Side of a spot's crop in micrometres, which is also what niches are bounded by; 0: the diameter of the
+        platform's spots.
+    spot_pixels, niche_pixels
+        Sides of the crops as they are read and stored. What the encoders see may be larger.
+    square
+        Widen the shorter side of a niche's box, so that tissue keeps its proportions.
+    normalise, standardise
+        Of the values that AE-Gene reads: log1p of counts scaled to the slice's median total or to 10,000 (``"paper"``);
+        each gene brought to mean 0 and sd 1 within its slice, or by the training slices' mean and sd. ``standardise``
+        holds for frozen features, too.
+    colours
+        Spot crops are brought to mean 0 and sd 1 by the colours of their slice's spots, or by fixed ones.
+
+    Raises
+    ------
+    ConfigError
+        Impossible sizes, or parts that do not fit together.
+    """
+
+    net: AlignConfig
+    image_encoder: dict
+    gene_encoder: GeneEncoderConfig
+    neighbors: int = 3
+    spot_um: float = 0.0
+    spot_pixels: int = 28
+    niche_pixels: int = 224
+    square: bool = True
+    normalise: Normalise = "median"
+    standardise: Standardise = "slice"
+    colours: Colours = "slice"
+
+    def __post_init__(self) -> None:
+        if self.neighbors < 0 or min(self.spot_pixels, self.niche_pixels) < 8 or not self.spot_um >= 0:
+            raise ConfigError(
+                f"ST-Align: neighbors ({self.neighbors}) and spot_um ({self.spot_um}) must be at least 0, spot_pixels "
+                f"({self.spot_pixels}) and niche_pixels ({self.niche_pixels}) at least 8."
+            )
+        if self.gene_encoder.output_dim != self.net.spot_gene_dim:
+            raise ConfigError(
+                f"ST-Align: gene_encoder.output_dim ({self.gene_encoder.output_dim}) must be net.spot_gene_dim "
+                f"({self.net.spot_gene_dim})."
+            )
+        if self.gene_encoder.kind == "pca" and self.gene_encoder.n_genes != self.net.niche_genes.n_genes:
+            raise ConfigError(
+                f"ST-Align: components are of the genes that AE-Gene reads: gene_encoder.n_genes "
+                f"({self.gene_encoder.n_genes}) must be net.niche_genes.n_genes ({self.net.niche_genes.n_genes})."
+            )
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "dim": 64, "resnet": "tiny", "spot_pixels": 32, "spot_side": 0, "niche_pixels": 64, "n_genes": 500,
+        "genes": {"n_tokens": 4, "width": 64, "num_layers": 2, "num_heads": 4, "ffn_size": 128},
+        "fusion": (4, 64), "vit": {"image_size": 64, "patch_size": 16, "width": 128, "num_layers": 2},
+    },
+    "small": {
+        "dim": 128, "resnet": "small", "spot_pixels": 28, "spot_side": 56, "niche_pixels": 112, "n_genes": 1000,
+        "genes": {"n_tokens": 8, "width": 128, "num_layers": 4, "num_heads": 8, "ffn_size": 256},
+        "fusion": (8, 128), "vit": {"image_size": 112, "patch_size": 16, "width": 192, "num_layers": 4},
+    },
+    "paper": {
+        "dim": 512, "resnet": "resnet50", "spot_pixels": 28, "spot_side": 224, "niche_pixels": 224, "n_genes": 2000,
+        "genes": {"n_tokens": 8, "width": 512, "num_layers": 6, "num_heads": 8, "ffn_size": 2048},
+        "fusion": (8, 512), "vit": {"image_size": 224, "patch_size": 16, "width": 192, "num_layers": 4},
+    },
+}  # fmt: skip
+
+
+def preset(
+    name: str,
+    n_genes: int,
+    *,
+    recipe: Recipe = "terrazzo",
+    image_encoder: FrozenImageEncoder | None = None,
+    gene_encoder: GeneEncoderConfig | None = None,
+    adaptive: bool = True,
+    fusion: Literal["attention", "concatenation"] = "attention",
+) -> STAlignConfig:
+    """Return a preset.
+
+    Parameters
+    ----------
+    name
+        ``"tiny"`` (tests, demo, a laptop), ``"small"`` or ``"paper"`` (section 4.1).
+    n_genes
+        Genes of the vocabulary; of them at most 500, 1,000 or 2,000 are used.
+    recipe
+        ``"paper"``: counts scaled to 10,000, training means and deviations, niche boxes squeezed to squares, fixed
+        colours. ``"terrazzo"``: median total; values, frozen features and colours standardised within their slice.
+    image_encoder, gene_encoder
+        In place of a small vision transformer with random weights, and of principal components.
+    adaptive, fusion
+        The ablations of table 3; see :class:`terrazzo.systems.stalign.network.AlignConfig`.
+
+    Raises
+    ------
+    ConfigError
+        No such preset.
+    """
+    if name not in SIZES:
+        raise ConfigError(f"There is no preset {name!r} of ST-Align; there are {', '.join(SIZES)}.")
+    size, paper = SIZES[name], recipe == "paper"
+    frozen = FrozenImageEncoder.small(**size["vit"]) if image_encoder is None else image_encoder
+    used = max(min(n_genes, size["n_genes"]), 1)
+    normalise: Normalise = "paper" if paper else "median"
+    standardise: Standardise = "training" if paper else "slice"
+    genes = gene_encoder or GeneEncoderConfig("pca", min(50, used), used, normalise, standardise)
+    values = ValueEncoderConfig(used, **(size["genes"] | {"n_tokens": min(size["genes"]["n_tokens"], used)}))
+    net = AlignConfig(
+        size["dim"],
+        frozen.output_dim,
+        genes.output_dim,
+        replace(values, output_dim=size["dim"]),
+        SpotEncoderConfig(size["resnet"], size["dim"]),
+        size["spot_side"],
+        fusion_tokens=size["fusion"][0],
+        fusion_width=size["fusion"][1],
+        fusion_mode=fusion,
+        adaptive=adaptive,
+    )
+    return STAlignConfig(
+        net,
+        frozen.description(),
+        genes,
+        spot_pixels=size["spot_pixels" if adaptive else "niche_pixels"],
+        niche_pixels=size["niche_pixels"],
+        square=not paper,
+        normalise=normalise,
+        standardise=standardise,
+        colours="fixed" if paper else "slice",
+    )

@@ -1,0 +1,142 @@
+"""UNI's published weights (timm's layout of a ViT) to a folder that transformers, and our frozen encoder, load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from terrazzo._version import __version__
+from terrazzo.errors import CheckpointError
+from terrazzo.models import checkpoint as ckpt
+from terrazzo.models.published import need, read_pickled_tensors
+from terrazzo.systems.stalign.image_encoder import IMAGENET_MEAN, IMAGENET_STD
+
+SHEET, MARK = "preprocessor_config.json", "converted_by"
+
+
+NAMES = {  # timm -> transformers' DINOv2, a vision transformer with LayerScale
+    "norm1": "norm1", "attn.proj": "attention.output.dense", "ls1": "layer_scale1",
+    "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2", "ls2": "layer_scale2",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ViTSizes:
+    """Sizes of a vision transformer; the defaults are UNI's (ViT-L/16, 224 pixels)."""
+
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    patch: int = 16
+    side: int = 224
+    mlp_ratio: int = 4
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of timm's layout, by name."""
+        w, hidden = self.width, self.width * self.mlp_ratio
+        out: dict[str, tuple[int, ...]] = {
+            "cls_token": (1, 1, w),
+            "pos_embed": (1, (self.side // self.patch) ** 2 + 1, w),
+            "patch_embed.proj.weight": (w, 3, self.patch, self.patch),
+            "patch_embed.proj.bias": (w,),
+            "norm.weight": (w,),
+            "norm.bias": (w,),
+        }
+        linear = {"attn.qkv": (3 * w, w), "attn.proj": (w, w), "mlp.fc1": (hidden, w), "mlp.fc2": (w, hidden)}
+        for i in range(self.layers):
+            for name, (rows, columns) in linear.items():
+                out |= {f"blocks.{i}.{name}.weight": (rows, columns), f"blocks.{i}.{name}.bias": (rows,)}
+            for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+                out[f"blocks.{i}.{name}"] = (w,)
+        return out
+
+
+UNI = ViTSizes()
+
+
+def convert_uni(
+    published: str | Path, out: str | Path, *, sizes: ViTSizes | None = None, overwrite: bool = False
+) -> Path:
+    """Write UNI's published weights as a transformers folder, all of it or nothing.
+
+    The folder is that of a DINOv2 model, whose sum is the same: a pre-norm vision transformer with LayerScale. Load it
+    with :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.from_folder`; the vector is the normalised first token.
+
+    Parameters
+    ----------
+    published
+        Folder with ``pytorch_model.bin``.
+    out
+        Folder to write: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``.
+    sizes
+        None: UNI's; others for another vision transformer with LayerScale in the same layout.
+    overwrite
+        Replace a folder that this function wrote.
+
+    Raises
+    ------
+    CheckpointError
+        The file is missing, damaged, tries to run code, or holds another model (UNI2-h among them).
+    OutputError
+        The folder exists already, or cannot be written.
+    """
+    from safetensors.torch import save_file
+    from transformers import Dinov2Config
+
+    sizes = sizes or UNI
+    file = Path(published) / "pytorch_model.bin"
+    need(file)
+    state = read_pickled_tensors(file)
+    if "reg_token" in state:
+        raise CheckpointError(f"{file} has register tokens, as UNI2-h has; only UNI (ViT-L/16) can be converted.")
+    ckpt.check_tensors({k: torch.empty(v, device="meta") for k, v in sizes.shapes().items()}, state, str(file))
+    config = Dinov2Config(
+        hidden_size=sizes.width, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
+        mlp_ratio=sizes.mlp_ratio, image_size=sizes.side, patch_size=sizes.patch, hidden_act="gelu",
+        layer_norm_eps=1e-6, qkv_bias=True, layerscale_value=1e-5, architectures=["Dinov2Model"],
+    )  # fmt: skip
+    side = {"height": sizes.side, "width": sizes.side}
+    sheet = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": side, "do_normalize": True,
+        "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, MARK: f"terrazzo {__version__}, convert uni",
+    }  # fmt: skip
+    with ckpt.whole_folder(out, overwrite=overwrite, ours=_is_ours) as draft:
+        save_file(_renamed(state), str(draft / ckpt.WEIGHTS), metadata={"format": "pt"})
+        config.save_pretrained(draft)
+        (draft / SHEET).write_text(json.dumps(sheet, indent=2) + "\n", encoding="utf-8")
+    return Path(out)
+
+
+def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give timm's tensors the names of DINOv2's checkpoints; queries, keys and values are taken apart."""
+    out = {
+        "embeddings.cls_token": published["cls_token"],
+        "embeddings.mask_token": torch.zeros(1, published["cls_token"].shape[-1]),  # of its training; never read
+        "embeddings.position_embeddings": published["pos_embed"],
+    }
+    for name, tensor in published.items():
+        stem, _, kind = name.rpartition(".")
+        if stem == "patch_embed.proj":
+            out[f"embeddings.patch_embeddings.projection.{kind}"] = tensor
+        elif stem == "norm":
+            out[f"layernorm.{kind}"] = tensor
+        elif stem:
+            _, number, part = stem.split(".", 2)
+            layer = f"encoder.layer.{number}"
+            if part == "attn.qkv":
+                for one, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                    out[f"{layer}.attention.attention.{one}.{kind}"] = piece.clone()
+            else:
+                out[f"{layer}.{NAMES[part]}.{'lambda1' if kind == 'gamma' else kind}"] = tensor
+    return {name: tensor.contiguous() for name, tensor in out.items()}
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return MARK in ckpt.read_json(folder / SHEET)
+    except CheckpointError:
+        return False

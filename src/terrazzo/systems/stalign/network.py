@@ -1,0 +1,295 @@
+"""Image and genes of one place joined: symmetric cross-attention between their tokens (ST-Align, section 3.3).
+
+A softmax over one key is always 1, so that equations 7 and 8 on single vectors would be plain concatenation. Each
+vector is therefore first expanded to several tokens, each a linear map of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from terrazzo.errors import ConfigError
+from terrazzo.systems.stalign.image_encoder import SpotEncoder, SpotEncoderConfig
+from terrazzo.systems.stalign.value_encoder import ValueEncoder, ValueEncoderConfig
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """How image and genes are joined.
+
+    Attributes
+    ----------
+    image_dim, gene_dim
+        Width of the vectors that come in.
+    n_tokens, width
+        A vector becomes so many tokens of this width.
+    output_dim
+        Width of what comes out; the first half is from the image's point of view, the second from the genes'.
+    mode
+        ``"attention"``: equations 7 to 9. ``"concatenation"``: both vectors, each through a linear map (the ablation of
+        table 3); tokens and width are not used.
+    pooling
+        The attended tokens of a side are averaged (``"mean"``), or laid one after the other (``"flatten"``), before
+        ``W_I`` and ``W_G``.
+    dropout
+        Of attention weights, in training.
+
+    Raises
+    ------
+    ConfigError
+        A size below 1, an odd ``output_dim``, an unknown mode or pooling, or a dropout outside [0, 1).
+    """
+
+    image_dim: int
+    gene_dim: int
+    n_tokens: int = 8
+    width: int = 512
+    output_dim: int = 512
+    mode: Literal["attention", "concatenation"] = "attention"
+    pooling: Literal["mean", "flatten"] = "mean"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("image_dim", "gene_dim", "n_tokens", "width", "output_dim")}
+        if min(sizes.values()) < 1 or self.output_dim % 2:
+            raise ConfigError(f"fusion: sizes must be at least 1 and output_dim even, got {sizes}.")
+        if self.mode not in ("attention", "concatenation"):
+            raise ConfigError(f'fusion: mode is {self.mode!r}; it must be "attention" or "concatenation".')
+        if self.pooling not in ("mean", "flatten"):
+            raise ConfigError(f'fusion: pooling is {self.pooling!r}; it must be "mean" or "flatten".')
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"fusion: dropout is {self.dropout}; it must lie in [0, 1).")
+
+
+class Fusion(nn.Module):
+    """Vectors of image and genes to one, ``[z_I W_I ; z_G W_G]``."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        half = config.output_dim // 2
+        if config.mode == "concatenation":
+            self.out_image, self.out_genes = nn.Linear(config.image_dim, half), nn.Linear(config.gene_dim, half)
+            return
+        tokens, width = config.n_tokens, config.width
+        self.expand_image = nn.Linear(config.image_dim, tokens * width)
+        self.expand_genes = nn.Linear(config.gene_dim, tokens * width)
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        pooled = width if config.pooling == "mean" else tokens * width
+        self.out_image, self.out_genes = nn.Linear(pooled, half), nn.Linear(pooled, half)
+
+    def forward(self, image: Tensor, genes: Tensor) -> Tensor:
+        """Join vectors of the same places.
+
+        Parameters
+        ----------
+        image
+            ``(n, image_dim)``.
+        genes
+            ``(n, gene_dim)``.
+
+        Returns
+        -------
+        ``(n, output_dim)``.
+        """
+        if self.config.mode == "concatenation":
+            return torch.cat([self.out_image(image), self.out_genes(genes)], dim=-1)
+        shape = (len(image), self.config.n_tokens, self.config.width)
+        seen, read = self.expand_image(image).view(shape), self.expand_genes(genes).view(shape)
+        return torch.cat([self.out_image(self.attend(seen, read)), self.out_genes(self.attend(read, seen))], dim=-1)
+
+    def attend(self, asking: Tensor, asked: Tensor) -> Tensor:
+        """Return what one side's tokens find in the other's (eq 7, and 8 the other way round), ``(n, pooled)``."""
+        score = self.query(asking) @ self.key(asked).transpose(1, 2) / math.sqrt(self.config.width)
+        weights = nn.functional.dropout(score.softmax(dim=-1), self.config.dropout, self.training)
+        found = weights @ self.value(asked)
+        return found.mean(dim=1) if self.config.pooling == "mean" else found.flatten(1)
+
+
+_COLDEST = 0.01  # temperature that is learnt ends here, as in CLIP
+
+
+_LEAST = 1e-6  # standard deviation of a frozen feature that is used at all
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Sizes of what is trained.
+
+    Attributes
+    ----------
+    dim
+        Width of every vector (eqs 3 to 6, and 9).
+    spot_image
+        AE-Img; its ``output_dim`` is ``dim``.
+    spot_side
+        Side that spot crops are brought to before AE-Img sees them; 0: as they come.
+    niche_image_dim, spot_gene_dim
+        Width of the frozen features.
+    niche_genes
+        AE-Gene; its ``output_dim`` is ``dim``.
+    fusion_tokens, fusion_width, fusion_mode, fusion_pooling, fusion_dropout
+        As in :class:`terrazzo.systems.stalign.network.FusionConfig`.
+    adaptive
+        False: the ablation of table 3 without AE-Img and AE-Gene. Spot crops and niche genes then come as features of
+        the frozen encoders, too, each with a trained linear map only.
+    temperature, learn_temperature
+        Of the contrast, and whether it is trained.
+
+    Raises
+    ------
+    ConfigError
+        Sizes below 1 or of another ``dim``, or a temperature that is not positive.
+    """
+
+    dim: int
+    niche_image_dim: int
+    spot_gene_dim: int
+    niche_genes: ValueEncoderConfig
+    spot_image: SpotEncoderConfig = field(default_factory=SpotEncoderConfig)
+    spot_side: int = 224
+    fusion_tokens: int = 8
+    fusion_width: int = 512
+    fusion_mode: Literal["attention", "concatenation"] = "attention"
+    fusion_pooling: Literal["mean", "flatten"] = "mean"
+    fusion_dropout: float = 0.0
+    adaptive: bool = True
+    temperature: float = 0.07
+    learn_temperature: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.dim, self.niche_image_dim, self.spot_gene_dim) < 1 or self.spot_side < 0:
+            raise ConfigError(
+                f"ST-Align: dim ({self.dim}), niche_image_dim ({self.niche_image_dim}) and spot_gene_dim "
+                f"({self.spot_gene_dim}) must be at least 1, spot_side ({self.spot_side}) at least 0."
+            )
+        if self.adaptive and not self.dim == self.spot_image.output_dim == self.niche_genes.output_dim:
+            raise ConfigError(
+                f"ST-Align: spot_image.output_dim ({self.spot_image.output_dim}) and niche_genes.output_dim "
+                f"({self.niche_genes.output_dim}) must be dim ({self.dim})."
+            )
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"ST-Align: temperature is {self.temperature}; it must be a positive number.")
+        self.fusion()  # checks the rest
+
+    def fusion(self) -> FusionConfig:
+        """Return the sizes of the fusion network."""
+        return FusionConfig(
+            self.dim, self.dim, self.fusion_tokens, self.fusion_width, self.dim, self.fusion_mode,
+            self.fusion_pooling, self.fusion_dropout,
+        )  # fmt: skip
+
+
+class FrozenFeatures(nn.Module):
+    """Features of an encoder that nothing trains, through a linear map that is trained.
+
+    They are standardised first where :meth:`fit` was given their means and deviations, which are kept with the
+    weights: a part that is the same for all crops would otherwise drown the rest in every cosine.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+        self.proj = nn.Linear(width, dim)
+
+    def fit(self, mean: Tensor, deviation: Tensor) -> None:
+        """Set mean and standard deviation over the training slices, ``(width,)`` each."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > _LEAST, deviation, torch.inf))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return ``(n, dim)`` of ``(n, width)``."""
+        return self.proj((features - self.mean) / self.deviation)
+
+
+class AlignNet(nn.Module):
+    """Everything of ST-Align that is trained. Every vector is ``(n, dim)``."""
+
+    log_temperature: Tensor
+
+    def __init__(self, config: AlignConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.niche_image_map = FrozenFeatures(config.niche_image_dim, config.dim)
+        self.spot_gene_map = FrozenFeatures(config.spot_gene_dim, config.dim)
+        self.ae_image: SpotEncoder | FrozenFeatures
+        self.ae_genes: ValueEncoder | FrozenFeatures
+        if config.adaptive:
+            self.ae_image, self.ae_genes = SpotEncoder(config.spot_image), ValueEncoder(config.niche_genes)
+        else:
+            self.ae_image = FrozenFeatures(config.niche_image_dim, config.dim)
+            self.ae_genes = FrozenFeatures(config.spot_gene_dim, config.dim)
+        self.fusion = Fusion(config.fusion())
+        start = torch.tensor(math.log(config.temperature))
+        if config.learn_temperature:
+            self.log_temperature = nn.Parameter(start)
+        else:
+            self.register_buffer("log_temperature", start)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Tau of eqs 10 and 11; with gradient where it is learnt, and then never below a floor."""
+        tau = self.log_temperature.exp()
+        return tau.clamp_min(_COLDEST) if self.config.learn_temperature else tau
+
+    def spot_image(self, crops: Tensor, colours: Tensor | None = None) -> Tensor:
+        """Return ``r`` (eq 3).
+
+        Parameters
+        ----------
+        crops
+            uint8 ``(n, P, P, 3)``; without adaptive encoders float ``(n, niche_image_dim)``.
+        colours
+            ``(n, 2, 3)``: mean and standard deviation of the channels, on a scale from 0 to 1, of the slice that each
+            crop is from; None: those of the config.
+        """
+        if not isinstance(self.ae_image, SpotEncoder):
+            return self.ae_image(crops)
+        if colours is None:
+            pixels = self.ae_image.colours(crops)
+        else:
+            mean, deviation = colours.unbind(dim=1)
+            pixels = crops.permute(0, 3, 1, 2).float() / 255
+            pixels = (pixels - mean[..., None, None]) / deviation[..., None, None]
+        side = self.config.spot_side
+        if side and pixels.shape[-1] != side:
+            pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
+        return self.ae_image(pixels)
+
+    def niche_image(self, features: Tensor) -> Tensor:
+        """Return ``e`` (eq 4) of frozen features ``(n, niche_image_dim)``."""
+        return self.niche_image_map(features)
+
+    def spot_genes(self, features: Tensor) -> Tensor:
+        """Return ``u`` (eq 5) of frozen features ``(n, spot_gene_dim)``."""
+        return self.spot_gene_map(features)
+
+    def niche_genes(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+        """Return ``t`` (eq 6).
+
+        Parameters
+        ----------
+        values
+            ``(n, n_genes)``; without adaptive encoders frozen features ``(n, spot_gene_dim)``.
+        known
+            bool ``(n_genes,)`` or ``(n, n_genes)``: genes that were measured; None: all.
+        """
+        if not isinstance(self.ae_genes, ValueEncoder):
+            return self.ae_genes(values)
+        return self.ae_genes(values, known)
+
+    def fuse(self, scale: Literal["spot", "niche"], image: Tensor, genes: Tensor) -> Tensor:
+        """Return ``h`` (eq 9) of one scale; the paper has one fusion network, and so it is."""
+        if scale not in ("spot", "niche"):
+            raise ConfigError(f"fuse: scale is {scale!r}; it must be 'spot' or 'niche'.")
+        return self.fusion(image, genes)

@@ -1,0 +1,180 @@
+"""Compiled passes over the counts of a window: what training and inference do to each of thousands of windows.
+
+Every pass is plain loops without the interpreter's lock, so that a loader's thread reads ahead while the model trains.
+None is parallel: numba's threads may not be entered from two places at once everywhere. None reads a global generator:
+chance comes from a seed. :mod:`terrazzo.systems.stimage.counts` says what they are for.
+
+In all of them ``indptr``, ``indices`` and ``data`` are a CSR matrix; ``rows`` says which of its rows is each site's, -1
+for none; ``column`` where each of its columns goes, the number of places for nowhere.
+
+What looks odd is there for speed: an index without a sign needs no look whether it counts from the end, and a loop
+without a branch has none that is guessed wrong.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+KNOWN = 32  # counts below are most of them: their logarithms are taken once a site
+
+
+FEW, MANY = 8, 256  # counts up to the first are split at once; those from the second on are left to numpy
+
+
+compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+inlined = numba.njit(inline="always")
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc"})
+def totals(indptr, data, rows):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Return the sum of each row; of whole numbers, and so exact in any order."""
+    out = np.zeros(len(rows))
+    for site in range(len(rows)):
+        if rows[site] >= 0:
+            counts, total = data[indptr[rows[site]] : indptr[rows[site] + 1]], 0.0
+            for i in range(len(counts)):
+                total += np.float64(counts[i])
+            out[site] = total
+    return out
+
+
+@compiled
+def take(indptr, indices, data, rows, column, n_columns, columns, taken):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Write counts that go somewhere to ``columns`` and ``taken``, which hold all; return where each site's begin."""
+    pointer = np.zeros(len(rows) + 1, dtype=np.int64)
+    n = 0
+    for site in range(len(rows)):
+        if rows[site] >= 0:
+            low, high = indptr[rows[site]], indptr[rows[site] + 1]
+            found, counts = indices[low:high], data[low:high]
+            for i in range(len(found)):
+                place = column[np.uint32(found[i])]
+                columns[np.uint64(n)] = place
+                taken[np.uint64(n)] = counts[i]
+                n += int(place < n_columns)  # one that goes nowhere is written over
+        pointer[site + 1] = n
+    return pointer
+
+
+@compiled
+def add_up(indptr, indices, data, cells, start, column, n_columns, columns, summed):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Do the same with the sums of ``cells[start[site]:start[site + 1]]``, and of columns that go to one place."""
+    pointer = np.zeros(len(start), dtype=np.int64)
+    held = np.full(n_columns, -1, dtype=np.int64)  # where each place's sum is; one before `first` is another site's
+    n = 0
+    for site in range(len(start) - 1):
+        first = n
+        for cell in cells[start[site] : start[site + 1]]:
+            for p in range(indptr[cell], indptr[cell + 1]):
+                place = column[indices[p]]
+                if place == n_columns:
+                    continue
+                if held[place] >= first:
+                    summed[held[place]] += data[p]
+                else:
+                    held[place] = n
+                    columns[n], summed[n] = place, data[p]
+                    n += 1
+        pointer[site + 1] = n
+    return pointer
+
+
+@compiled
+def _tabulate(table, factor):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    for count in range(KNOWN):
+        table[count] = np.log1p(count * factor)
+
+
+@inlined
+def _log(table, count, factor):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    whole = np.uint32(count)
+    if whole < KNOWN and whole == count:
+        return table[whole]
+    return np.log1p(np.float64(count) * factor)
+
+
+@compiled
+def log_sums(indptr, indices, data, rows, factor, n_columns):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Return each column's sum of ``log1p(counts * factor)`` over the sites, and of its squares, ``(n_columns, 2)``."""
+    sums, table = np.zeros((n_columns, 2)), np.empty(KNOWN)
+    for site in range(len(rows)):
+        if rows[site] < 0:
+            continue
+        low, high = indptr[rows[site]], indptr[rows[site] + 1]
+        found, counts = indices[low:high], data[low:high]
+        _tabulate(table, factor[site])
+        for i in range(len(found)):
+            value, at = _log(table, counts[i], factor[site]), np.uint32(found[i])
+            sums[at, 0] += value
+            sums[at, 1] += value * value
+    return sums
+
+
+@compiled
+def spread_out(indptr, indices, data, rows, column, factor, there, less, times, where, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Write ``(log1p(counts * factor) - less) * times`` to ``out``, on sites that are there and ``where`` true."""
+    table, values = np.empty(KNOWN, dtype=np.float32), np.empty(len(less) + 1, dtype=np.float32)
+    for site in range(len(rows)):
+        if not there[site]:
+            continue
+        values[:] = 0
+        if rows[site] >= 0:
+            low, high = indptr[rows[site]], indptr[rows[site] + 1]
+            found, counts = indices[low:high], data[low:high]
+            _tabulate(table, factor[site])
+            for i in range(len(found)):  # what goes nowhere is written behind the end
+                values[np.uint32(column[np.uint32(found[i])])] = _log(table, counts[i], factor[site])
+        wanted, written = where[site], out[site]
+        for place in range(len(less)):  # a loop of its own, in float32: many at once
+            value = (values[place] - less[place]) * times[place]
+            written[place] = value if wanted[place] else written[place]
+
+
+@compiled
+def thin(indptr, data, rate, seed):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Draw how many of each count below ``MANY`` are kept, at the rate of its row: binomial.
+
+    A uniform number becomes a binomial one by the distribution; larger counts are drawn a few at a time.
+    """
+    out = np.zeros_like(data)
+    reach = np.empty((FEW + 1, FEW))
+    for row in range(len(rate)):
+        counts, kept = data[indptr[row] : indptr[row + 1]], out[indptr[row] : indptr[row + 1]]
+        if rate[row] >= 1:
+            kept[:] = counts
+            continue
+        _distribution(reach, rate[row])
+        for i in range(len(counts)):
+            left, n = int(counts[i]), 0
+            if left >= MANY:
+                continue
+            while left > 0:
+                seed += np.uint64(0x9E3779B97F4A7C15)
+                uniform, below = _uniform(seed), reach[np.uint64(min(left, FEW))]
+                for k in range(FEW):
+                    n += int(uniform >= below[k])
+                left -= FEW
+            kept[i] = n
+    return out
+
+
+@compiled
+def _distribution(reach, rate):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Write the chance that at most ``k`` of ``n`` are kept; beyond what can be, a number that no chance reaches."""
+    reach[:] = 2.0
+    reach[1, 0] = 1.0 - rate
+    for n in range(2, FEW + 1):  # one more, which is kept or not
+        reach[n, 0] = reach[n - 1, 0] * (1.0 - rate)
+        for k in range(1, n):
+            reach[n, k] = min(reach[n - 1, k], 1.0) * (1.0 - rate) + reach[n - 1, k - 1] * rate
+
+
+@inlined
+def _uniform(state):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Return a number in [0, 1) from a counter that goes up by an odd number of 64 bits (SplitMix64)."""
+    z = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.float64((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

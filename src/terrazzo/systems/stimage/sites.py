@@ -1,0 +1,342 @@
+"""The sites of a corpus's slices: their grids, counts and the scale of their values, measured once and kept.
+
+What is measured of a slice lies beside the corpus, ``<corpus>/cache/sites/<hash>.npz``: small files named after all
+that decides them, written whole or not at all; one of grid and scale, one of the autocorrelation where it was asked
+for. A run's first process measures what lacks; all others read. No step holds more counts than those of a few thousand
+cells, so a slice of a million cells fits.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from terrazzo.arrays import Floats, Ints
+from terrazzo.corpus.genes import Match, member_match
+from terrazzo.errors import OutputError, TerrazzoWarning
+from terrazzo.expression import Normalise, SliceScale, log_values, spatial_autocorrelation
+from terrazzo.files import hash_json, whole_file
+from terrazzo.genes import Vocabulary
+from terrazzo.slices.grids import Grid, lay_out, observed
+from terrazzo.systems.stimage.counts import SiteCounts
+from terrazzo.systems.stimage.windows import PatchConfig, Window, corners, window_sites
+
+if TYPE_CHECKING:
+    from terrazzo.corpus.store import Corpus
+
+
+FORMAT = 2
+
+
+BLOCK = 8192  # cells whose counts are read at a time
+
+
+SAMPLE, SIDE = (
+    6000,
+    32,
+)  # sites that autocorrelation is measured on, in squares of so many on a side where there are more
+
+
+KEPT_CELLS = 4_000_000  # cells whose grids stay in memory
+
+
+KEPT_SCALES = 128
+
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
+def member_grid(corpus: Corpus, id: str, config: PatchConfig) -> Grid:
+    """Lay a slice's cells out; where micrometres are not known a bin's side is in the unit of its coordinates."""
+    lattice, kind = corpus.lattice(id)
+    unit = str(corpus.row(id)["unit"])
+    binned = config.layout == "bin" or (config.layout == "auto" and kind is None)
+    if config.bin_um > 0 and binned and unit != "um":
+        warnings.warn(
+            f"{id}: micrometres are not known, so the bin's side, {config.bin_um:g}, is in units of the coordinates; "
+            "build the corpus with microns_per_unit or technology of this slice if you know them.",
+            TerrazzoWarning,
+            stacklevel=3,
+        )
+    return lay_out(
+        corpus.coords(id), lattice=lattice, lattice_kind=kind, layout=config.layout, bin_size=config.bin_um, name=id
+    )
+
+
+def read_sites(
+    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: NDArray[np.int32], n_tokens: int
+) -> tuple[SiteCounts, Floats]:
+    """Read the counts of some sites, summed over each one's cells.
+
+    Parameters
+    ----------
+    corpus, id, grid
+        A slice and its grid.
+    sites
+        Sites of the grid; -1 for none.
+    token
+        int32 ``(n_genes,)``: token of each of the slice's genes, -1 for none.
+    n_tokens
+        Tokens of the vocabulary.
+
+    Returns
+    -------
+    Counts of ``len(sites)`` sites, and float64 totals over all genes of the slice, those without a token too.
+    """
+    cells, where = grid.cells(sites)
+    order = np.argsort(cells)  # neighbouring rows are read together
+    cells, where = cells[order], where[order]
+    found: list[tuple[SiteCounts, Floats]] = []
+    for at in range(0, max(len(cells), 1), BLOCK):
+        rows, here = corpus.take(id, cells[at : at + BLOCK]), where[at : at + BLOCK]
+        found.append(SiteCounts.summed(rows, np.arange(len(here)), here, len(sites), token, n_tokens))
+    if len(found) == 1:
+        return found[0]
+    return SiteCounts.of(sum(c.by_token() for c, _ in found)), np.sum([t for _, t in found], axis=0)
+
+
+def site_counts(
+    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: NDArray[np.int32], n_tokens: int
+) -> tuple[sparse.csr_matrix, Floats]:
+    """Return the same with counts as CSR ``(len(sites), n_tokens)``."""
+    counts, totals = read_sites(corpus, id, grid, sites, token, n_tokens)
+    return counts.by_token(), totals
+
+
+def site_scale(
+    corpus: Corpus, id: str, grid: Grid, token: NDArray[np.int32], n_tokens: int, normalise: Normalise
+) -> SliceScale:
+    """Measure total, means and standard deviations of a slice's values over its occupied sites.
+
+    Cells of a site may lie anywhere in the slice's rows, so counts are read by sites, some rows of the grid at a time;
+    the totals, which the values are scaled by, in a pass of their own before.
+
+    Parameters
+    ----------
+    corpus, id, grid, token, n_tokens
+        As in :func:`site_counts`.
+    normalise
+        As in :meth:`terrazzo.expression.SliceScale.fit`.
+    """
+    totals = _totals(corpus, id, grid)
+    pieces = _pieces(grid)
+    blocks = (site_counts(corpus, id, grid, piece, token, n_tokens)[0] for piece in pieces)
+    return SliceScale.fit(blocks, totals, normalise)
+
+
+def _totals(corpus: Corpus, id: str, grid: Grid) -> Floats:
+    """Return the counts of every occupied site."""
+    at, out = np.searchsorted(grid.occupied, grid.site), np.zeros(len(grid.occupied))
+    for start in range(0, len(at), BLOCK):
+        rows = corpus.rows(id, start, min(start + BLOCK, len(at)))
+        np.add.at(out, at[start : start + BLOCK], np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel())
+    return out
+
+
+def _pieces(grid: Grid) -> list[Ints]:
+    """Cut the occupied sites into stretches with about as many cells as are read at a time."""
+    sites, cells = np.unique(grid.site, return_counts=True)
+    number = (np.cumsum(cells) - 1) // BLOCK
+    return np.split(sites, np.flatnonzero(np.diff(number)) + 1)
+
+
+def sample_sites(grid: Grid, most: int) -> Ints:
+    """Return at most so many occupied sites, ascending: all of them, else squares full of neighbours."""
+    if len(grid.occupied) <= most:
+        return grid.occupied
+    counts, rng = observed(grid, SIDE), np.random.default_rng(0)
+    full = np.argwhere(counts >= 0.75 * counts.max())
+    found: Ints = np.empty(0, dtype=np.int64)
+    for corner in full[rng.permutation(len(full))[: 4 * -(-most // SIDE**2)]]:
+        found = np.union1d(found, np.intersect1d(window_sites(grid, corner, SIDE), grid.occupied))
+        if len(found) >= most:
+            break
+    return found[: max(most, 1)]
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A member's grid, and where windows may begin."""
+
+    grid: Grid
+    corners: Ints
+
+
+class SiteStore:
+    """Grids, scales and autocorrelation of the slices of a corpus; see the head of this file.
+
+    Parameters
+    ----------
+    corpus, vocabulary
+        Slices, and the genes that the model knows.
+    config
+        How slices are laid out, and where windows may begin.
+    normalise
+        Of the values.
+    n_tokens
+        Columns of counts by token; None: as many as the vocabulary has.
+
+    Raises
+    ------
+    InputError, ConfigError
+        (When a slice is first asked for.) It cannot be laid out that way.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        vocabulary: Vocabulary,
+        config: PatchConfig,
+        normalise: Normalise,
+        n_tokens: int | None = None,
+    ) -> None:
+        self.config, self.normalise = config, normalise
+        self.n_tokens = vocabulary.n_tokens if n_tokens is None else n_tokens
+        self.match: Match = member_match(corpus, vocabulary)
+        self._corpus = corpus
+        self._key = [FORMAT, config.layout, config.bin_um, normalise, self.n_tokens, vocabulary.content_hash()]
+        self._laid: OrderedDict[str, _Laid] = OrderedDict()
+        self._lock = threading.Lock()  # slices are read in the loaders' threads
+        self.scale = lru_cache(KEPT_SCALES)(self._scale)
+        self.measured = lru_cache(KEPT_SCALES)(self._measured)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides windows, in plain values."""
+        return {"patches": str(asdict(self.config)), "normalise": self.normalise}
+
+    def path(self, id: str, kind: str = "scale") -> Path:
+        """Return the file of a slice."""
+        name = hash_json([*self._key, kind, id, str(self._corpus.row(id)["sha256"])])[:24]
+        return Path(self._corpus.folder) / "cache" / "sites" / f"{name}.npz"
+
+    def n_sites(self, id: str) -> int:
+        """Return how many sites of a slice hold a cell."""
+        return int(self._read(id, "scale", "n_sites")["n_sites"])
+
+    def grid(self, id: str) -> Grid:
+        """Return a slice's grid; those used last stay in memory."""
+        return self._open(id).grid
+
+    def corners(self, id: str) -> Ints:
+        """Return where a slice's windows may begin (eq 6), ``(n, 2)``."""
+        return self._open(id).corners
+
+    def _scale(self, id: str) -> SliceScale:
+        """Return the scale of a slice's values."""
+        held = self._read(id, "scale", "total", "mean", "sd")
+        return SliceScale(float(held["total"]), held["mean"], held["sd"])
+
+    def _measured(self, id: str) -> Ints:
+        """Return the tokens of a slice's genes, ascending."""
+        token = self.match(id)[0]
+        return np.unique(token[token >= 0]).astype(np.int64)
+
+    def autocorrelation(self, id: str) -> Floats:
+        """Return each token's spatial autocorrelation in a slice, ``(n_tokens,)``; 0 where it was not measured."""
+        return self._read(id, "near", "autocorrelation")["autocorrelation"]
+
+    def window(self, id: str, sites: Ints, token: NDArray[np.int32] | None = None) -> Window:
+        """Read some sites of a slice, -1 for none. Places are counted from the first of them.
+
+        ``token`` of each column, -1 for one that is not needed; None: of all that the vocabulary has.
+        """
+        grid, token = self.grid(id), self.match(id)[0] if token is None else token
+        counts, totals = read_sites(self._corpus, id, grid, sites, token, self.n_tokens)
+        at = np.minimum(np.searchsorted(grid.occupied, sites), len(grid.occupied) - 1)
+        return Window(counts, totals, grid.occupied[at] == sites, grid.window_places(sites))
+
+    def values(self, id: str, sites: Ints) -> sparse.csr_matrix:
+        """Return normalised values of some sites, CSR float32 ``(len(sites), n_tokens)``."""
+        counts, totals = site_counts(self._corpus, id, self.grid(id), sites, self.match(id)[0], self.n_tokens)
+        return log_values(counts, self.scale(id).total, totals)
+
+    def measure(self, id: str) -> None:
+        """Measure a slice's grid and scale and keep them, unless that was done before.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        self._keep(id, "scale")
+
+    def _keep(self, id: str, kind: str) -> None:
+        if not self.path(id, kind).is_file():
+            made = self._sites_and_scale(id) if kind == "scale" else self._near(id)
+            _write(self.path(id, kind), made, id)
+
+    def _sites_and_scale(self, id: str) -> dict[str, Any]:
+        grid = member_grid(self._corpus, id, self.config)
+        scale = site_scale(self._corpus, id, grid, self.match(id)[0], self.n_tokens, self.normalise)
+        small = np.uint32 if grid.shape[0] * grid.shape[1] < 2**32 else np.int64
+        return {
+            "n_sites": np.int64(len(grid.occupied)),
+            "site": grid.site.astype(small),
+            "shape": np.array(grid.shape, dtype=np.int64),
+            "layout": np.array(grid.layout),
+            "total": np.float64(scale.total),
+            "mean": scale.mean,
+            "sd": scale.sd,
+        }
+
+    def _near(self, id: str) -> dict[str, Any]:
+        grid, known, out = self.grid(id), self.measured(id), np.zeros(self.n_tokens)
+        sites = sample_sites(grid, SAMPLE)
+        out[known] = spatial_autocorrelation(self.values(id, sites)[:, known], grid.places(sites))
+        return {"autocorrelation": out}
+
+    def _read(self, id: str, kind: str, *names: str) -> dict[str, Any]:
+        self._keep(id, kind)
+        try:
+            return self._load(id, kind, names)
+        except UNREADABLE:  # cut short by a copy or a full disk: it is only a result, and can be made again
+            self.path(id, kind).unlink(missing_ok=True)
+            self._keep(id, kind)
+            return self._load(id, kind, names)
+
+    def _load(self, id: str, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+        with self.path(id, kind).open("rb") as stream, np.load(stream, allow_pickle=False) as held:
+            return {name: held[name] for name in names}
+
+    def _open(self, id: str) -> _Laid:
+        with self._lock:
+            laid = self._laid.pop(id, None) or self._lay(id)
+            self._laid[id] = laid
+            n_cells = sum(len(one.grid.site) for one in self._laid.values())
+            while len(self._laid) > 1 and n_cells > KEPT_CELLS:
+                n_cells -= len(self._laid.popitem(last=False)[1].grid.site)
+            return laid
+
+    def _lay(self, id: str) -> _Laid:
+        held = self._read(id, "scale", "site", "shape", "layout")
+        rows, columns = held["shape"].tolist()
+        grid = Grid((rows, columns), held["site"].astype(np.int64), str(held["layout"]))
+        return _Laid(grid, corners(grid, self.config))
+
+
+def _write(path: Path, arrays: dict[str, Any], id: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as draft, draft.open("wb") as stream:
+            np.savez(stream, **arrays)
+    except OSError as error:
+        raise OutputError(f"what was measured of {id} cannot be written to {path} ({error}).") from error
+
+
+def iterate_values(store: SiteStore, ids: list[str], sites: int) -> Iterator[tuple[str, sparse.csr_matrix]]:
+    """Yield values of a sample of about so many sites of all these slices together, slice by slice."""
+    sizes = np.array([store.n_sites(id) for id in ids])
+    for id, size in zip(ids, sizes.tolist(), strict=True):
+        most = max(50, int(sites * size / sizes.sum()))
+        yield id, store.values(id, sample_sites(store.grid(id), most))
