@@ -62,7 +62,10 @@ def tokenise(
     it every gene of the panel, as published.
     """
     known = np.flatnonzero(np.asarray(tokens) >= 0)
-    gene_tokens, norm = np.asarray(tokens)[known].astype(np.int64), np.asarray(medians, dtype=np.float64)[known]
+    gene_tokens, norm = (
+        np.asarray(tokens)[known].astype(np.int64),
+        np.asarray(medians, dtype=np.float64)[known],
+    )
     totals = np.asarray(counts_csr.sum(axis=1), dtype=counts_csr.dtype).reshape(-1, 1)
     out = []
     for start in range(0, counts_csr.shape[0], 512):
@@ -106,7 +109,9 @@ def encode(
     out = []
     with torch.set_grad_enabled(grad):
         for start in range(0, len(token_lists), batch_size):
-            batch = [np.r_[cls_token, ids][:longest] for ids in token_lists[start : start + batch_size]]
+            batch = [
+                np.r_[cls_token, ids][:longest] for ids in token_lists[start : start + batch_size]
+            ]
             width = max(map(len, batch))
             ids = torch.zeros(len(batch), width, dtype=torch.long)
             mask = torch.zeros(len(batch), width, dtype=torch.long)
@@ -130,7 +135,9 @@ def load_bert(folder: str | Path) -> tuple[nn.Module, nn.Linear]:
     return bert, proj.eval()
 
 
-def random_bert(seed: int = 0, out_features: int = 256, **sizes: int) -> tuple[nn.Module, nn.Linear]:
+def random_bert(
+    seed: int = 0, out_features: int = 256, **sizes: int
+) -> tuple[nn.Module, nn.Linear]:
     """Make a cell encoder of the published size with seeded random weights.
 
     Parameters
@@ -169,7 +176,9 @@ def normalise_positions(xy: np.ndarray) -> np.ndarray:
     return (xy - (low + high) / 2) / np.linalg.norm(high - low) * 100
 
 
-def cluster_features(emb: np.ndarray, pos: np.ndarray, leiden_alpha: float = 0.2, seed: int = 0) -> np.ndarray:
+def cluster_features(
+    emb: np.ndarray, pos: np.ndarray, leiden_alpha: float = 0.2, seed: int = 0
+) -> np.ndarray:
     """Mix two principal components of the cell vectors with the positions; (n, 2) float64.
 
     The sign of a component is scikit-learn's (`svd_flip` on the components). It matters, since the planes are *added*.
@@ -233,9 +242,18 @@ def _leiden(features: np.ndarray, n_neighbors: int, resolution: float, seed: int
 
     adata = anndata.AnnData(np.zeros((len(features), 1), np.float32), obsm={"plane": features})
     search = None if len(features) < 4096 else _ExactSearch(n_neighbors=n_neighbors)
-    sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="plane", random_state=seed, transformer=search)
+    sc.pp.neighbors(
+        adata, n_neighbors=n_neighbors, use_rep="plane", random_state=seed, transformer=search
+    )
     while True:
-        sc.tl.leiden(adata, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        sc.tl.leiden(
+            adata,
+            resolution=resolution,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            random_state=seed,
+        )
         labels = adata.obs["leiden"].astype(int).to_numpy()
         if labels.max() < 200:
             return labels
@@ -334,7 +352,11 @@ def _listed(places: np.ndarray, n_neighbors: int, search: str) -> sp.csr_matrix:
     if search == "sklearn":
         from sklearn.neighbors import NearestNeighbors
 
-        return NearestNeighbors(n_neighbors=n_neighbors).fit(places).kneighbors_graph(places, mode="distance")
+        return (
+            NearestNeighbors(n_neighbors=n_neighbors)
+            .fit(places)
+            .kneighbors_graph(places, mode="distance")
+        )
     import anndata
     import scanpy as sc
 
@@ -361,7 +383,9 @@ class Gaussian(nn.Module):
         """Return the bias of (..., n, n) distances as (..., n, n, heads)."""
         x = self.linear(distance.unsqueeze(-1))
         std = self.stds.weight.view(-1).abs() + 1e-5
-        x = torch.exp(-0.5 * ((x - self.means.weight.view(-1)) / std) ** 2) / (math.sqrt(2 * math.pi) * std)
+        x = torch.exp(-0.5 * ((x - self.means.weight.view(-1)) / std) ** 2) / (
+            math.sqrt(2 * math.pi) * std
+        )
         return self.proj(x) * (distance != 0).unsqueeze(-1)
 
 
@@ -385,15 +409,21 @@ class PairAttention(nn.Module):
             return projection(x).view(b, n, self.heads, head).transpose(1, 2)
 
         pair = pair + (split(self.q_proj) * head**-0.5) @ split(self.k_proj).transpose(2, 3)
-        scores = pair if padding is None else pair.masked_fill(padding[:, None, None, :], float("-inf"))
+        scores = (
+            pair if padding is None else pair.masked_fill(padding[:, None, None, :], float("-inf"))
+        )
         weights = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
-        return self.out_proj((weights @ split(self.v_proj)).transpose(1, 2).reshape(b, n, width)), pair
+        return self.out_proj(
+            (weights @ split(self.v_proj)).transpose(1, 2).reshape(b, n, width)
+        ), pair
 
 
 class Layer(nn.Module):
     """Post-LN transformer layer: `x = LN(x + attention)`, `x = LN(x + fc2(gelu(fc1(x))))`; exact GELU, eps 1e-5."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, attention_dropout: float
+    ) -> None:
         super().__init__()
         self.dropout = dropout
         self.self_attn = PairAttention(width, heads, attention_dropout)
@@ -432,8 +462,14 @@ class SE2Transformer(nn.Module):
         self.token_type_embeddings = nn.Embedding(4, width)
         self.gaussian = Gaussian(config["gaussian_hidden_dim"], heads)
         self.encoder = nn.Module()
-        rest = (config["ffn_embedding_dim"], config.get("dropout", 0.1), config.get("attention_dropout", 0.1))
-        self.encoder.layers = nn.ModuleList(Layer(width, heads, *rest) for _ in range(config["num_hidden_layers"]))
+        rest = (
+            config["ffn_embedding_dim"],
+            config.get("dropout", 0.1),
+            config.get("attention_dropout", 0.1),
+        )
+        self.encoder.layers = nn.ModuleList(
+            Layer(width, heads, *rest) for _ in range(config["num_hidden_layers"])
+        )
 
     def forward(
         self, x: torch.Tensor, token_types: torch.Tensor, distance: torch.Tensor
@@ -487,7 +523,9 @@ def random_se2(seed: int = 0, **sizes: int) -> SE2Transformer:
         return SE2Transformer({**published, **sizes}).eval()
 
 
-def collate(emb: np.ndarray, virtual: np.ndarray, batch: Sequence[dict[str, np.ndarray]]) -> tuple[torch.Tensor, ...]:
+def collate(
+    emb: np.ndarray, virtual: np.ndarray, batch: Sequence[dict[str, np.ndarray]]
+) -> tuple[torch.Tensor, ...]:
     """Pad sub-slices to the longest; returns (vectors, token types, distances) for `SE2Transformer`."""
     width = max(len(item["indices"]) for item in batch)
     x = torch.zeros(len(batch), width, emb.shape[1])
@@ -593,7 +631,9 @@ def gene_tables(reference: Path, gene_ids: Sequence[str]) -> tuple[np.ndarray, n
     )
     known = [gene in token and gene in median for gene in gene_ids]
     tokens = [int(token[gene]) if ok else -1 for gene, ok in zip(gene_ids, known, strict=True)]
-    medians = [float(median[gene]) if ok else np.nan for gene, ok in zip(gene_ids, known, strict=True)]
+    medians = [
+        float(median[gene]) if ok else np.nan for gene, ok in zip(gene_ids, known, strict=True)
+    ]
     return np.array(tokens), np.array(medians)
 
 
@@ -607,7 +647,9 @@ class _Check:
     def __init__(self) -> None:
         self.failed = 0
 
-    def __call__(self, name: str, got: np.ndarray | float, want: np.ndarray | float, tolerance: float) -> None:
+    def __call__(
+        self, name: str, got: np.ndarray | float, want: np.ndarray | float, tolerance: float
+    ) -> None:
         got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
         diff = float(np.abs(got - want).max()) if got.shape == want.shape else np.inf
         self.failed += not diff <= tolerance
@@ -631,16 +673,28 @@ def _check_slice(check: _Check, reference: Path, name: str, splits: Sequence[int
     check(f"{name}: cell embeddings", encode(bert, proj, lists), emb, 1e-5)
     se2 = load_se2(root / "ckpt")
     probe = np.load(root / "gaussian_probe.npz")
-    check(f"{name}: Gaussian bias", se2.gaussian(torch.as_tensor(probe["d"])).detach().numpy(), probe["bias"], 1e-5)
+    check(
+        f"{name}: Gaussian bias",
+        se2.gaussian(torch.as_tensor(probe["d"])).detach().numpy(),
+        probe["bias"],
+        1e-5,
+    )
     for split in splits:
         folder, xy = root / f"split{split}", adata.obsm["spatial"]
         _check_split(check, folder, xy, emb, se2, split)
         labels = np.load(folder / "multiscale.npz")["leiden"]
         whole = embed(adata.X, xy, tokens, medians, bert, proj, se2, split, labels)
-        check(f"{name}/split{split}: embed(), end to end", whole, np.load(folder / "final.npz")["final_emb"], 2e-5)
+        check(
+            f"{name}/split{split}: embed(), end to end",
+            whole,
+            np.load(folder / "final.npz")["final_emb"],
+            2e-5,
+        )
 
 
-def _check_split(check: _Check, root: Path, xy: np.ndarray, emb: np.ndarray, se2: SE2Transformer, split: int) -> None:
+def _check_split(
+    check: _Check, root: Path, xy: np.ndarray, emb: np.ndarray, se2: SE2Transformer, split: int
+) -> None:
     """Compare every stage after the cell encoder for one split size."""
     label, fixture = f"{root.parent.name}/{root.name}", dict(np.load(root / "multiscale.npz"))
     pos = normalise_positions(xy)
@@ -651,26 +705,43 @@ def _check_split(check: _Check, root: Path, xy: np.ndarray, emb: np.ndarray, se2
     check(f"{label}: virtual cell positions", virtual_pos, fixture["hyper_pos"], 1e-12)
     sets = split_grid(pos, split)
     want = _ragged(fixture, "split_flat", "split_len")
-    same = len(sets) == len(want) and all(np.array_equal(a, b) for a, b in zip(sets, want, strict=True))
+    same = len(sets) == len(want) and all(
+        np.array_equal(a, b) for a, b in zip(sets, want, strict=True)
+    )
     check(f"{label}: sub-slices differ", not same, 0, 0)
     inputs = subslice_inputs(pos, virtual_pos, sets)
     worst, other = 0.0, 0
-    for k, item in [*enumerate(inputs), *enumerate(subslice_inputs(pos, virtual_pos, sets, search="sklearn"))]:
+    for k, item in [
+        *enumerate(inputs),
+        *enumerate(subslice_inputs(pos, virtual_pos, sets, search="sklearn")),
+    ]:
         sub, got = np.load(root / f"sub{k}.npz"), item["distance"]
         dense = np.full(got.shape, FAR, np.float32)
         dense[sub["row"], sub["col"]] = sub["val"]
         dense[0] = dense[:, 0] = 0
         np.fill_diagonal(dense, 0)
-        other += int(((got == FAR) != (dense == FAR)).sum()) + int((item["indices"] != sub["indices"]).sum())
+        other += int(((got == FAR) != (dense == FAR)).sum()) + int(
+            (item["indices"] != sub["indices"]).sum()
+        )
         other += int((item["token_types"] != sub["token_types"]).sum())
         worst = max(worst, float(np.abs(got - dense).max()))
     check(f"{label}: pairs or tokens that differ", other, 0, 0)
     check(f"{label}: pair distances", worst, 0, 5e-6)
-    internal, rows = np.load(root / "sub0_internal.npz"), np.load(root / "sub0_internal.npz")["pair_rep_rows"]
+    internal, rows = (
+        np.load(root / "sub0_internal.npz"),
+        np.load(root / "sub0_internal.npz")["pair_rep_rows"],
+    )
     with torch.no_grad():
         states, pair, bias = se2(*collate(emb, virtual, inputs[:1]))
-    check(f"{label}: Gaussian bias of sub-slice 0", bias[0][:, rows], internal["gaussian_bias"], 1e-5)
-    check(f"{label}: hidden states", torch.stack([h[0][rows] for h in states]), internal["hidden_states"], 2e-5)
+    check(
+        f"{label}: Gaussian bias of sub-slice 0", bias[0][:, rows], internal["gaussian_bias"], 1e-5
+    )
+    check(
+        f"{label}: hidden states",
+        torch.stack([h[0][rows] for h in states]),
+        internal["hidden_states"],
+        2e-5,
+    )
     check(f"{label}: pair representation", pair[0][rows], internal["pair_rep"], 5e-5)
     final, graph = se2_embed(se2, emb, virtual, inputs)
     check(f"{label}: final embeddings", final, np.load(root / "final.npz")["final_emb"], 2e-5)
@@ -680,8 +751,14 @@ def _check_split(check: _Check, root: Path, xy: np.ndarray, emb: np.ndarray, se2
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare every stage with the golden fixtures; returns 1 where one is over its tolerance."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("reference", type=Path, help="folder with tiny/, se2pub/, geneformer/ and edge_lost_cells.npz")
-    parser.add_argument("--cell-encoder", type=Path, help="what ce_pub/make_weights.py wrote, to check it too")
+    parser.add_argument(
+        "reference",
+        type=Path,
+        help="folder with tiny/, se2pub/, geneformer/ and edge_lost_cells.npz",
+    )
+    parser.add_argument(
+        "--cell-encoder", type=Path, help="what ce_pub/make_weights.py wrote, to check it too"
+    )
     args = parser.parse_args(argv)
     check = _Check()
     _check_slice(check, args.reference, "tiny", (100, 1000))
@@ -695,7 +772,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         lists = _ragged(cells, "flat", "length")
         # Peaky weights, 12 layers: against float64 the stored float32 output is 6e-6 off and this one 1.0e-5 (cell 6),
         # so two float32 runs may differ by more than the 1e-5 that the small encoders meet.
-        check("ce_pub: cell embeddings", encode(*load_bert(args.cell_encoder), lists, batch_size=4), cells["emb"], 2e-5)
+        check(
+            "ce_pub: cell embeddings",
+            encode(*load_bert(args.cell_encoder), lists, batch_size=4),
+            cells["emb"],
+            2e-5,
+        )
     print("all within tolerance" if not check.failed else f"{check.failed} over tolerance")
     return int(check.failed > 0)
 

@@ -22,7 +22,9 @@ PACKAGES = ("numpy", "scipy", "torch", "transformers", "scanpy", "scikit-learn",
 def parser(description: str) -> argparse.ArgumentParser:
     """Return the options that every benchmark takes."""
     out = argparse.ArgumentParser(description=description)
-    out.add_argument("--quick", action="store_true", help="the same table on small sizes, under 50 s on 2 cores")
+    out.add_argument(
+        "--quick", action="store_true", help="the same table on small sizes, under 50 s on 2 cores"
+    )
     out.add_argument("--out", type=Path, help="write FILE.json and FILE.md")
     return out
 
@@ -39,7 +41,11 @@ def timed(run: Callable[[], Any], warm_up: Callable[[], Any] | None = None) -> d
     before = peak_mb()
     start = time.perf_counter()
     run()
-    return {"seconds": time.perf_counter() - start, "added_mb": peak_mb() - before, "peak_mb": peak_mb()}
+    return {
+        "seconds": time.perf_counter() - start,
+        "added_mb": peak_mb() - before,
+        "peak_mb": peak_mb(),
+    }
 
 
 def in_fresh_process(script: str, *arguments: str) -> dict[str, Any]:
@@ -55,8 +61,13 @@ def machine() -> dict[str, Any]:
     """Describe the machine: processor, instruction sets that matter, cores, memory, versions."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "?")
-    flags = next((line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), [])
+    name = next(
+        (line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")),
+        "?",
+    )
+    flags = next(
+        (line.split(":")[1].split() for line in text.splitlines() if line.startswith("flags")), []
+    )
     return {
         "processor": name or platform.processor(),
         "cores": os.cpu_count(),
@@ -88,7 +99,11 @@ def show(value: Any) -> str:
 
 
 def finish(
-    title: str, rows: list[dict[str, Any]], notes: list[str], result: dict[str, float], out: Path | None
+    title: str,
+    rows: list[dict[str, Any]],
+    notes: list[str],
+    result: dict[str, float],
+    out: Path | None,
 ) -> None:
     """Print the table and the result line; write both, with command, date and machine, where asked."""
     table = markdown(rows)
@@ -97,7 +112,9 @@ def finish(
     if out is None:
         return
     about = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(without_home, sys.argv[1:])]),
+        "command": " ".join(
+            ["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(without_home, sys.argv[1:])]
+        ),
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
     }

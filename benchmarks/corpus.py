@@ -67,7 +67,9 @@ def streamed(folder: Path) -> dict[str, float]:
 
     corpus = Corpus.open(folder / "corpus")
     start, seen = time.perf_counter(), 0
-    for batch in CellLoader(corpus, member_match(corpus, corpus.vocabulary()), batch_cells=BATCH_CELLS):
+    for batch in CellLoader(
+        corpus, member_match(corpus, corpus.vocabulary()), batch_cells=BATCH_CELLS
+    ):
         seen += len(batch)
     seconds = time.perf_counter() - start
     return {"cells": float(seen), "seconds": seconds, "peak_mb": common.peak_mb()}
@@ -90,7 +92,11 @@ def large(folder: Path) -> dict[str, float]:
         seen += len(batch)
         if seen >= one.n_cells():
             break
-    return {"cells": float(seen), "seconds": time.perf_counter() - start, "peak_mb": common.peak_mb()}
+    return {
+        "cells": float(seen),
+        "seconds": time.perf_counter() - start,
+        "peak_mb": common.peak_mb(),
+    }
 
 
 def stored(corpus: Any, folder: Path) -> tuple[Any, Any]:
@@ -99,13 +105,24 @@ def stored(corpus: Any, folder: Path) -> tuple[Any, Any]:
     from terrazzo.systems.stofm.cache import CacheKey, EmbeddingCache
 
     config = subslices.SubSliceConfig()
-    cache, rng = EmbeddingCache(folder / "cache", CacheKey("random vectors", config)), np.random.default_rng(0)
+    cache, rng = (
+        EmbeddingCache(folder / "cache", CacheKey("random vectors", config)),
+        np.random.default_rng(0),
+    )
     for member in corpus.ids():
         positions = subslices.model_positions(corpus.coords(member), config, config.length_scale)
         features = rng.standard_normal((len(positions), WIDTH), dtype=np.float32)
-        labels = np.arange(len(positions), dtype=np.int64) * 50 // len(positions)  # Hilbert order: 50 regions
+        labels = (
+            np.arange(len(positions), dtype=np.int64) * 50 // len(positions)
+        )  # Hilbert order: 50 regions
         macro = subslices.macro_scale(features, positions, config, labels=labels)
-        cache.write(member, features, macro, subslices.split_cells(positions, config), source=sha(corpus, member))
+        cache.write(
+            member,
+            features,
+            macro,
+            subslices.split_cells(positions, config),
+            source=sha(corpus, member),
+        )
     return cache, config
 
 
@@ -122,8 +139,12 @@ class Backed:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.files = {m: anndata.read_h5ad(folder / f"{m}.h5ad", backed="r") for m in corpus.ids()}
-        self.place = {m: f.obs_names.get_indexer(corpus.slice(m).obs_names) for m, f in self.files.items()}
+            self.files = {
+                m: anndata.read_h5ad(folder / f"{m}.h5ad", backed="r") for m in corpus.ids()
+            }
+        self.place = {
+            m: f.obs_names.get_indexer(corpus.slice(m).obs_names) for m, f in self.files.items()
+        }
         assert all((place >= 0).all() for place in self.place.values())
 
     def read(self, member: str, rows: np.ndarray) -> Any:
@@ -144,7 +165,9 @@ def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[d
 
     loader = CellLoader(corpus, match, batch_cells=BATCH_CELLS)
     same = [batch for batch, _ in zip(loader, range(20 if quick else 100), strict=False)]
-    ours = max(rate(iter(CellLoader(corpus, match, batch_cells=BATCH_CELLS, seed=s)), len) for s in (1, 2))
+    ours = max(
+        rate(iter(CellLoader(corpus, match, batch_cells=BATCH_CELLS, seed=s)), len) for s in (1, 2)
+    )
 
     def theirs() -> Iterator[int]:
         for batch in same:
@@ -155,7 +178,9 @@ def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[d
     return [row("random cells, read and tokenised", ours, rate(theirs(), int))]
 
 
-def sub_slices(corpus: Any, backed: Backed, cache: Any, config: Any, quick: bool) -> list[dict[str, Any]]:
+def sub_slices(
+    corpus: Any, backed: Backed, cache: Any, config: Any, quick: bool
+) -> list[dict[str, Any]]:
     """Sub-slices: their rows alone from both; then what training takes from the stored vectors."""
     from terrazzo.systems.stofm.loaders import SubSliceLoader
 
@@ -163,8 +188,12 @@ def sub_slices(corpus: Any, backed: Backed, cache: Any, config: Any, quick: bool
     items = [(item.id, item.sub.cells) for batch in loader for item in batch]
     some, ours, theirs = items[: 3 if quick else 10], 0.0, 0.0
     for _ in range(3):  # in turn, the best of each: other work on the machine hits both
-        ours = max(ours, rate((corpus.take(*item) for item in items), lambda counts: counts.shape[0]))
-        theirs = max(theirs, rate((backed.read(*item) for item in some), lambda counts: counts.shape[0]))
+        ours = max(
+            ours, rate((corpus.take(*item) for item in items), lambda counts: counts.shape[0])
+        )
+        theirs = max(
+            theirs, rate((backed.read(*item) for item in some), lambda counts: counts.shape[0])
+        )
     cut = rate(iter(loader), lambda batch: sum(len(item.sub.cells) for item in batch))
     both = SubSliceLoader(corpus, cache, config, batch_slices=BATCH_SLICES, with_counts=True)
     counted = rate(iter(both), lambda batch: sum(len(item.sub.cells) for item in batch))
@@ -200,7 +229,9 @@ def consumed(corpus: Any, match: Any, cache: Any, subs: Any, quick: bool) -> dic
     torch.manual_seed(0)
     encoder, se2 = CellEncoder(config.cell_encoder), SE2Transformer(config.se2)
     length = config.cell_encoder.max_length
-    batch = next(iter(CellLoader(corpus, match, batch_cells=4 if quick else BATCH_CELLS, max_length=length)))
+    batch = next(
+        iter(CellLoader(corpus, match, batch_cells=4 if quick else BATCH_CELLS, max_length=length))
+    )
     longest = int(batch.tokens.lengths.max())
     ids = torch.full((len(batch), longest + 1), vocabulary.special["<pad>"])
     for i in range(len(batch)):
@@ -208,7 +239,9 @@ def consumed(corpus: Any, match: Any, cache: Any, subs: Any, quick: bool) -> dic
     ids[:, 0] = vocabulary.special["<cls>"]
     mask = (ids != vocabulary.special["<pad>"]).long()
     item = next(iter(SubSliceLoader(corpus, cache, subs, batch_slices=1)))[0]
-    features = np.zeros((len(item.features) + int(item.sub.cells.max()) + 1, config.se2.input_dim), dtype=np.float32)
+    features = np.zeros(
+        (len(item.features) + int(item.sub.cells.max()) + 1, config.se2.input_dim), dtype=np.float32
+    )
     x, types, pairs = subslice_tensors([item.sub], features, features, torch.device("cpu"))
 
     def steps(run: Callable[[], Any], cells: int) -> float:
@@ -221,7 +254,9 @@ def consumed(corpus: Any, match: Any, cache: Any, subs: Any, quick: bool) -> dic
 
     return {
         "cells": steps(lambda: encoder(ids, mask).square().mean().backward(), len(batch)),
-        "sub-slices": steps(lambda: se2(x, types, pairs).hidden.square().mean().backward(), len(item.sub.cells)),
+        "sub-slices": steps(
+            lambda: se2(x, types, pairs).hidden.square().mean().backward(), len(item.sub.cells)
+        ),
     }
 
 
@@ -234,7 +269,9 @@ def compare(folder: Path, quick: bool) -> dict[str, Any]:
     match = member_match(corpus, corpus.vocabulary())
     backed = Backed(corpus, folder)
     cache, config = stored(corpus, folder)
-    rows = random_cells(corpus, match, backed, quick) + sub_slices(corpus, backed, cache, config, quick)
+    rows = random_cells(corpus, match, backed, quick) + sub_slices(
+        corpus, backed, cache, config, quick
+    )
     need = consumed(corpus, match, cache, config, quick)
     for one, name in zip(rows, ("cells", "", "sub-slices", "sub-slices"), strict=True):
         one[f"{PRESET} trains cells/s"] = need.get(name, "")
@@ -251,7 +288,11 @@ def work(what: str, folder: Path, arguments: list[int]) -> dict[str, Any]:
         simulate(folder, *size)
         built(folder, 1)
         return compare(folder, bool(quick))
-    return built(folder, *arguments) if what == "build" else {"stream": streamed, "large": large}[what](folder)
+    return (
+        built(folder, *arguments)
+        if what == "build"
+        else {"stream": streamed, "large": large}[what](folder)
+    )
 
 
 def fresh(what: str, folder: Path, *arguments: int) -> dict[str, Any]:
@@ -268,18 +309,29 @@ def million(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     for what, got in (
         ("build, 2 workers", fresh("build", folder, 2)),
         ("stream once, tokenised", fresh("stream", folder)),
-        (f"{COPIES} times as many slices: a million random cells, tokenised", fresh("large", folder)),
+        (
+            f"{COPIES} times as many slices: a million random cells, tokenised",
+            fresh("large", folder),
+        ),
     ):
         rate_of = got["cells"] / got["seconds"]
-        rows.append({"slices": f"{slices} x {cells:,} x {genes}", "what": what, "corpus cells/s": rate_of,
-                     "peak GB": got["peak_mb"] / 1024})  # fmt: skip
+        rows.append(
+            {
+                "slices": f"{slices} x {cells:,} x {genes}",
+                "what": what,
+                "corpus cells/s": rate_of,
+                "peak GB": got["peak_mb"] / 1024,
+            }
+        )
     return rows, {name: row["peak GB"] for name, row in zip(PEAKS, rows, strict=True)}
 
 
 def main() -> None:
     """Measure both kinds of slices, then a million cells where asked."""
     options = common.parser(__doc__ or "")
-    options.add_argument("--million", action="store_true", help="also build and stream a million cells")
+    options.add_argument(
+        "--million", action="store_true", help="also build and stream a million cells"
+    )
     chosen = options.parse_args()
     sizes = (QUICK_PANEL, QUICK_SEQUENCED) if chosen.quick else (PANEL, SEQUENCED)
     rows: list[dict[str, Any]] = []

@@ -17,13 +17,38 @@ sys.path.insert(0, str(Path(__file__).parent))
 import baseline
 import common
 
-SHAPES = {"panel": 377, "seq": 18_000}  # genes: imaging panel (~110 tokens a cell), sequencing (~740)
-FULL = {"tokenise": 10_000, "encode_panel": 256, "encode_seq": 32, "encode_bf16": 4, "graph": 10_000, "se2": 4_000,
-        "after_encoder": 10_000}  # fmt: skip
-QUICK = {"tokenise": 1_000, "encode_panel": 32, "encode_seq": 4, "encode_bf16": 1, "graph": 2_000, "se2": 700,
-         "after_encoder": 1_200}  # fmt: skip
-TARGETS = {"tokenise": 10, "encode_seq": 5, "encode_panel": 1.8, "encode_bf16": 10, "graph": 10, "se2": 20,
-           "se2_memory": 10, "after_encoder": 20}  # fmt: skip
+SHAPES = {
+    "panel": 377,
+    "seq": 18_000,
+}  # genes: imaging panel (~110 tokens a cell), sequencing (~740)
+FULL = {
+    "tokenise": 10_000,
+    "encode_panel": 256,
+    "encode_seq": 32,
+    "encode_bf16": 4,
+    "graph": 10_000,
+    "se2": 4_000,
+    "after_encoder": 10_000,
+}
+QUICK = {
+    "tokenise": 1_000,
+    "encode_panel": 32,
+    "encode_seq": 4,
+    "encode_bf16": 1,
+    "graph": 2_000,
+    "se2": 700,
+    "after_encoder": 1_200,
+}
+TARGETS = {
+    "tokenise": 10,
+    "encode_seq": 5,
+    "encode_panel": 1.8,
+    "encode_bf16": 10,
+    "graph": 10,
+    "se2": 20,
+    "se2_memory": 10,
+    "after_encoder": 20,
+}
 WIDTH = 256
 
 
@@ -65,12 +90,17 @@ def tokenise(side: str, cells: int) -> dict:
     few = tissue.counts[:50]
     if side == "ours":
         arguments = (match.column_token, match.column_median)
-        return common.timed(lambda: rank_tokens(tissue.counts, *arguments), lambda: rank_tokens(few, *arguments)) | {
-            "nbytes": tissue.counts.data.nbytes + tissue.counts.indices.nbytes + 4 * tissue.counts.nnz
+        return common.timed(
+            lambda: rank_tokens(tissue.counts, *arguments), lambda: rank_tokens(few, *arguments)
+        ) | {
+            "nbytes": tissue.counts.data.nbytes
+            + tissue.counts.indices.nbytes
+            + 4 * tissue.counts.nnz
         }
     arguments = (match.column_token, match.column_median)
     return common.timed(
-        lambda: baseline.tokenise(tissue.counts, *arguments), lambda: baseline.tokenise(few, *arguments)
+        lambda: baseline.tokenise(tissue.counts, *arguments),
+        lambda: baseline.tokenise(few, *arguments),
     )
 
 
@@ -82,7 +112,9 @@ def encode(side: str, cells: int, shape: str, precision: str = "float32") -> dic
     from terrazzo.systems.stofm.tokens import rank_tokens
 
     tissue, match = slice_and_genes(shape, max(cells, 200))
-    tokens = rank_tokens(tissue.counts, match.column_token, match.column_median).take(np.arange(cells))
+    tokens = rank_tokens(tissue.counts, match.column_token, match.column_median).take(
+        np.arange(cells)
+    )
     torch.manual_seed(0)
     encoder = CellEncoder(CellEncoderConfig()).eval()
     flops = encoder.flops(tokens.lengths + 1)
@@ -99,7 +131,9 @@ def encode(side: str, cells: int, shape: str, precision: str = "float32") -> dic
         return out | {"flops": flops}
     bert, proj = baseline.random_bert()
     lists = [tokens[i] for i in range(cells)]
-    return common.timed(lambda: baseline.encode(bert, proj, lists), lambda: baseline.encode(bert, proj, lists[:1]))
+    return common.timed(
+        lambda: baseline.encode(bert, proj, lists), lambda: baseline.encode(bert, proj, lists[:1])
+    )
 
 
 def ours_graph(features: np.ndarray, xy: np.ndarray) -> tuple:
@@ -128,7 +162,9 @@ def graph(side: str, cells: int) -> dict:
     if side == "ours":
         return common.timed(lambda: ours_graph(features, xy), lambda: ours_graph(*small))
     search = "sklearn" if side == "baseline_sklearn" else "scanpy"
-    return common.timed(lambda: baseline_graph(features, xy, search), lambda: baseline_graph(*small, search))
+    return common.timed(
+        lambda: baseline_graph(features, xy, search), lambda: baseline_graph(*small, search)
+    )
 
 
 def ours_se2(model, features: np.ndarray, macro, subs: list) -> np.ndarray:
@@ -166,7 +202,8 @@ def se2(side: str, cells: int) -> dict:
         macro, subs = ours_graph(features, xy)
         few = ours_graph(features[:100], xy[:100])
         out = common.timed(
-            lambda: ours_se2(model, features, macro, subs), lambda: ours_se2(model, features[:100], *few)
+            lambda: ours_se2(model, features, macro, subs),
+            lambda: ours_se2(model, features[:100], *few),
         )
         return out | {"flops": se2_flops(model, subs), "tokens": max(s.n_tokens for s in subs)}
     model = baseline.random_se2()
@@ -221,7 +258,9 @@ WORKERS = {
     "tokenise": tokenise,
     "encode_seq": lambda side, n: encode(side, n, "seq"),
     "encode_panel": lambda side, n: encode(side, n, "panel"),
-    "encode_bf16": lambda side, n: encode(side, n, "seq", "bfloat16" if side == "ours" else "float32"),
+    "encode_bf16": lambda side, n: encode(
+        side, n, "seq", "bfloat16" if side == "ours" else "float32"
+    ),
     "graph": graph,
     "se2": se2,
     "after_encoder": after_encoder,
@@ -243,7 +282,9 @@ def measure(stage: str, cells: int, rounds: int, speed: dict) -> dict:
         "cells": cells,
         "ours s": mine["seconds"],
         "baseline s": other["seconds"],
-        "ratio": statistics.median(b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True)),
+        "ratio": statistics.median(
+            b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True)
+        ),
         "target": TARGETS[stage],
         "ours MB": mine["added_mb"],
         "baseline MB": other["added_mb"],
@@ -265,11 +306,19 @@ def main() -> None:
     options = common.parser(__doc__ or "").parse_args()
     sizes, rounds = (QUICK, 1) if options.quick else (FULL, 2)
     speed = common.in_fresh_process(__file__, "rates", "ours", "0")
-    heavy = ("encode_seq", "encode_panel", "encode_bf16", "se2", "after_encoder")  # a minute or more a round
+    heavy = (
+        "encode_seq",
+        "encode_panel",
+        "encode_bf16",
+        "se2",
+        "after_encoder",
+    )  # a minute or more a round
     rows = [measure(s, n, 1 if s in heavy else rounds, speed) for s, n in sizes.items()]
     by_stage = {row["stage"]: row for row in rows}
     memory = by_stage["se2"]["baseline MB"] / max(by_stage["se2"]["ours MB"], 1.0)
-    alone = common.in_fresh_process(__file__, "graph", "baseline_sklearn", str(sizes["graph"]))["seconds"]
+    alone = common.in_fresh_process(__file__, "graph", "baseline_sklearn", str(sizes["graph"]))[
+        "seconds"
+    ]
     result = {
         "tokenise": by_stage["tokenise"]["ratio"],
         "encode_seq": by_stage["encode_seq"]["ratio"],
@@ -293,7 +342,9 @@ def main() -> None:
         ),
         *(["quick sizes: ratios are not those of the full run"] if options.quick else []),
     ]
-    common.finish("Embedding: ours beside the published way of working", rows, notes, result, options.out)
+    common.finish(
+        "Embedding: ours beside the published way of working", rows, notes, result, options.out
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ ABLATIONS = {  # of "patch": tables 4 to 6
     "random, 512 channels": {"channels": 512, "choose": "random"},
 }
 STEPS = {"dlpfc": 600, "merfish": 600, "starmap": 200, "simulated": 200}
-BINS = {"merfish": 13.0, "starmap": 153.0}  # about the distance between neighbours, in the slices' own unit
+BINS = {
+    "merfish": 13.0,
+    "starmap": 153.0,
+}  # about the distance between neighbours, in the slices' own unit
 
 
 def recipe(name: str, root: Path, out: Path, options, seed: int):
@@ -55,8 +58,14 @@ def recipe(name: str, root: Path, out: Path, options, seed: int):
 
     scheme, kind, init = VARIANTS.get(name, VARIANTS["patch"])
     paper = kind == "paper"
-    settings = {"channels": 512, "choose": "weighted"} if paper else {"channels": 1000, "choose": "spatial"}
-    patches = PatchConfig(**{"bin_um": options.bin, "window": options.window, **settings, **ABLATIONS.get(name, {})})
+    settings = (
+        {"channels": 512, "choose": "weighted"}
+        if paper
+        else {"channels": 1000, "choose": "spatial"}
+    )
+    patches = PatchConfig(
+        **{"bin_um": options.bin, "window": options.window, **settings, **ABLATIONS.get(name, {})}
+    )
     batch = max(1, options.batch * options.window**2 // patches.window**2)  # as many sites a step
     alone = scheme != "patch"
     return c.PretrainConfig(
@@ -65,14 +74,22 @@ def recipe(name: str, root: Path, out: Path, options, seed: int):
         out=str(out),
         model=c.ModelSource(preset=options.preset, init=init, patches=patches),
         data=c.DataConfig(batch_windows=batch, windows_per_slice=4 * batch),
-        optim=c.OptimConfig(lr=options.lr, warmup_steps=20, epochs=100_000, max_steps=options.steps, schedule="cosine"),
+        optim=c.OptimConfig(
+            lr=options.lr,
+            warmup_steps=20,
+            epochs=100_000,
+            max_steps=options.steps,
+            schedule="cosine",
+        ),
         patches=c.PatchObjective(
             scheme=scheme,
             recipe=kind,
             mask="entry" if alone or paper else "site",
             target="values" if paper else "thinned",
         ),
-        run=c.RunConfig(log_every=10, validate_every=100_000, checkpoint_every=100_000),  # validated at the end
+        run=c.RunConfig(
+            log_every=10, validate_every=100_000, checkpoint_every=100_000
+        ),  # validated at the end
         seed=seed,
     )
 
@@ -133,7 +150,9 @@ def run(slices: list, labels: list[str], options) -> tuple[list, list, dict]:
                 start = time.perf_counter()
                 vectors = blocks_of(f"ST as images: {name}", model, slices)
                 embedding = (time.perf_counter() - start) / len(slices)
-                notes.append(f"{name}, seed {seed}: trained in {seconds:.0f} s, a slice embedded in {embedding:.0f} s")
+                notes.append(
+                    f"{name}, seed {seed}: trained in {seconds:.0f} s, a slice embedded in {embedding:.0f} s"
+                )
                 note(vectors)
     rows = [
         {"label": label, "embedding": name, "seeds": len(r), **pretrain.summary(r)}
@@ -148,8 +167,12 @@ def main() -> None:
     parser = common.parser(__doc__ or "")
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--task", choices=STEPS, default="dlpfc")
-    parser.add_argument("--schemes", nargs="+", choices=[*VARIANTS, *ABLATIONS], default=list(VARIANTS))
-    parser.add_argument("--no-baselines", action="store_true", help="they stand in another result of the task")
+    parser.add_argument(
+        "--schemes", nargs="+", choices=[*VARIANTS, *ABLATIONS], default=list(VARIANTS)
+    )
+    parser.add_argument(
+        "--no-baselines", action="store_true", help="they stand in another result of the task"
+    )
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seeds", type=int, default=2, help="of the patch scheme")
     parser.add_argument("--other-seeds", type=int, default=1)
@@ -158,7 +181,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--bin", type=float)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--keep", type=Path, help="folder for corpus and runs; finished ones there are used")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for corpus and runs; finished ones there are used"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     import anndata
@@ -175,7 +200,9 @@ def main() -> None:
             options.steps, options.seeds, options.schemes = 5, 1, ["patch", "spot"]
     else:
         folder, names, held_out, labels = pretrain.TASKS[task]
-        slices = [anndata.read_h5ad(options.data / folder / f"{n}.h5ad") for n in [*names, held_out]]
+        slices = [
+            anndata.read_h5ad(options.data / folder / f"{n}.h5ad") for n in [*names, held_out]
+        ]
     rows, notes, losses = run(slices, labels, options)
     notes += pretrain.loss_notes(losses)
     trivial = [r for r in rows if not r["embedding"].startswith("ST as images")]
@@ -185,15 +212,30 @@ def main() -> None:
             short = f"{label}_{kind.split()[0]}"
             ours = [r for r in rows if r["label"] == label]
             if trivial:
-                result[f"{short}_best_trivial"] = max(pretrain.number(r[kind]) for r in trivial if r["label"] == label)
+                result[f"{short}_best_trivial"] = max(
+                    pretrain.number(r[kind]) for r in trivial if r["label"] == label
+                )
             for name in options.schemes:
                 of = [
-                    r for r in ours if r["embedding"].removeprefix("ST as images: ") in (name, f"{name} [own ; niche]")
+                    r
+                    for r in ours
+                    if r["embedding"].removeprefix("ST as images: ")
+                    in (name, f"{name} [own ; niche]")
                 ]
-                result[f"{short}_{name.replace(', ', '_').replace(' ', '_')}"] = pretrain.number(of[0][kind])
-    notes.append(f"{ {k: getattr(options, k) for k in ('preset', 'steps', 'batch', 'window', 'bin', 'lr')} }")
+                result[f"{short}_{name.replace(', ', '_').replace(' ', '_')}"] = pretrain.number(
+                    of[0][kind]
+                )
+    notes.append(
+        f"{ {k: getattr(options, k) for k in ('preset', 'steps', 'batch', 'window', 'bin', 'lr')} }"
+    )
     notes.append(f"losses, all seeds: {json.dumps(losses)}")
-    common.finish(f"ST as images on {task}, preset {options.preset}: held-out slice", rows, notes, result, options.out)
+    common.finish(
+        f"ST as images on {task}, preset {options.preset}: held-out slice",
+        rows,
+        notes,
+        result,
+        options.out,
+    )
 
 
 if __name__ == "__main__":

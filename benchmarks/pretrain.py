@@ -47,7 +47,9 @@ def spatial_blocks(coords: np.ndarray) -> np.ndarray:
     side = int(np.sqrt(BLOCKS))
     out = np.empty(len(coords), dtype=int)
     for i, strip in enumerate(np.array_split(np.argsort(coords[:, 0], kind="stable"), side)):
-        for j, part in enumerate(np.array_split(strip[np.argsort(coords[strip, 1], kind="stable")], side)):
+        for j, part in enumerate(
+            np.array_split(strip[np.argsort(coords[strip, 1], kind="stable")], side)
+        ):
             out[part] = (i + j) % FOLDS
     return out
 
@@ -62,7 +64,11 @@ def classifier():
 
 
 def score(
-    train: list[np.ndarray], train_labels: list[np.ndarray], test: np.ndarray, labels: np.ndarray, coords
+    train: list[np.ndarray],
+    train_labels: list[np.ndarray],
+    test: np.ndarray,
+    labels: np.ndarray,
+    coords,
 ) -> dict:
     """Score one embedding on one kind of label."""
     from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score
@@ -77,19 +83,35 @@ def score(
     for fold in range(FOLDS):
         here = block == fold
         predicted[here] = classifier().fit(x[~here], y[~here]).predict(x[here])
-    out["blocked acc"], out["blocked F1"] = accuracy_score(y, predicted), f1_score(y, predicted, average="macro")
+    out["blocked acc"], out["blocked F1"] = (
+        accuracy_score(y, predicted),
+        f1_score(y, predicted, average="macro"),
+    )
     if train:
         out |= cross(train, train_labels, x, y)
     few = []
     for seed in range(SEEDS):
         chosen = np.random.default_rng(seed).permutation(len(y)) < len(y) // 5
-        few.append(accuracy_score(y[~chosen], KNeighborsClassifier(10).fit(x[chosen], y[chosen]).predict(x[~chosen])))
-    ari = [adjusted_rand_score(y, cluster(x.astype(float), len(np.unique(y)), "gmm", s)) for s in range(SEEDS)]
-    out |= {"few-shot kNN acc": float(np.mean(few)), "zero-shot ARI": float(np.mean(ari)), "ARI sd": float(np.std(ari))}
+        few.append(
+            accuracy_score(
+                y[~chosen], KNeighborsClassifier(10).fit(x[chosen], y[chosen]).predict(x[~chosen])
+            )
+        )
+    ari = [
+        adjusted_rand_score(y, cluster(x.astype(float), len(np.unique(y)), "gmm", s))
+        for s in range(SEEDS)
+    ]
+    out |= {
+        "few-shot kNN acc": float(np.mean(few)),
+        "zero-shot ARI": float(np.mean(ari)),
+        "ARI sd": float(np.std(ari)),
+    }
     return {k: round(float(v), 4) for k, v in out.items()}
 
 
-def cross(train: list[np.ndarray], train_labels: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def cross(
+    train: list[np.ndarray], train_labels: list[np.ndarray], x: np.ndarray, y: np.ndarray
+) -> dict[str, float]:
     """Fit on the training slices, predict the test slice."""
     from sklearn.metrics import accuracy_score, f1_score
 
@@ -105,7 +127,13 @@ def cross(train: list[np.ndarray], train_labels: list[np.ndarray], x: np.ndarray
 def scored(labels: np.ndarray) -> np.ndarray:
     """Say which cells are scored: labelled, and of a class that is not rare."""
     names, counts = np.unique(labels, return_counts=True)
-    rare = set(names[counts < LEAST_SHARE * len(labels)]) | {"nan", "", "Other", "Unknown", "Ambiguous"}
+    rare = set(names[counts < LEAST_SHARE * len(labels)]) | {
+        "nan",
+        "",
+        "Other",
+        "Unknown",
+        "Ambiguous",
+    }
     return np.array([label not in rare for label in labels])
 
 
@@ -128,7 +156,16 @@ BUDGETS = {
 OBJECTIVES = ("own+niche", "paper", "paper, informed start")
 
 
-def recipe(stage: str, objective: str, root: Path, out: Path, options, budget: dict, checkpoint: str, seed: int):
+def recipe(
+    stage: str,
+    objective: str,
+    root: Path,
+    out: Path,
+    options,
+    budget: dict,
+    checkpoint: str,
+    seed: int,
+):
     """Return the recipe of one stage; the paper's objective starts from random weights unless it is told otherwise."""
     from terrazzo.systems.stofm.subslices import SubSliceConfig
     from terrazzo.training import recipe as c
@@ -151,7 +188,9 @@ def recipe(stage: str, objective: str, root: Path, out: Path, options, budget: d
             epochs=budget[f"{stage}_epochs"],
             max_steps=options.adapt_steps if stage == "adapt" else -1,
         ),
-        adapt=c.AdaptObjective(own_weight=1.0, masked_weight=0.0, contrastive_weight=0.0, view="thinned")
+        adapt=c.AdaptObjective(
+            own_weight=1.0, masked_weight=0.0, contrastive_weight=0.0, view="thinned"
+        )
         if own
         else c.AdaptObjective(),
         pretrain=c.MultiScaleObjective(
@@ -160,7 +199,9 @@ def recipe(stage: str, objective: str, root: Path, out: Path, options, budget: d
             frozen_epochs=10_000,
             reencode=0,
         ),
-        run=c.RunConfig(log_every=5, validate_every=10_000, checkpoint_every=10_000),  # validated at the end
+        run=c.RunConfig(
+            log_every=5, validate_every=10_000, checkpoint_every=10_000
+        ),  # validated at the end
         seed=seed,
     )
 
@@ -178,7 +219,9 @@ def train(objective: str, root: Path, options, budget: dict, seed: int):
             seconds.append(float("nan"))
             losses |= held_out_losses(out)
             continue
-        checkpoint = str(tz.pretrain(recipe(stage, objective, root, out, options, budget, checkpoint, seed)))
+        checkpoint = str(
+            tz.pretrain(recipe(stage, objective, root, out, options, budget, checkpoint, seed))
+        )
         seconds.append(time.perf_counter() - start)
         losses |= held_out_losses(out)
     return tz.load(checkpoint), seconds, losses
@@ -189,7 +232,11 @@ def held_out_losses(out: Path) -> dict[str, float]:
     from terrazzo.training import logs as log_files
 
     final = log_files.final(out / log_files.LOGS / log_files.CSV)
-    return {k.removeprefix("val/"): v for k, v in final.items() if k.startswith("val/") and k != "val/loss"}
+    return {
+        k.removeprefix("val/"): v
+        for k, v in final.items()
+        if k.startswith("val/") and k != "val/loss"
+    }
 
 
 def vectors_of(model, slices: list, key: str = "X") -> list[np.ndarray]:
@@ -226,7 +273,9 @@ def encoder_only(model, adata) -> np.ndarray:
 
     tissue = tz.Slice.from_anndata(adata)
     tokens = tokenise(tissue, model.vocabulary.match(tissue), model.config.cell_encoder.max_length)
-    return encode_cells(model.module.cell_encoder, tokens, model.cls_token, "float32", Progress(False))[0]
+    return encode_cells(
+        model.module.cell_encoder, tokens, model.cls_token, "float32", Progress(False)
+    )[0]
 
 
 def make_corpus(root: Path, slices: list, *, held_out: bool = True) -> None:
@@ -243,7 +292,9 @@ def make_corpus(root: Path, slices: list, *, held_out: bool = True) -> None:
         last = held_out and i == len(slices) - 1
         rows.append({"path": f"slice{i}.h5ad", "split": "validation" if last else "train"})
     pd.DataFrame(rows).to_csv(root / "slices.csv", index=False)
-    tz.build_corpus(root / "slices.csv", root / "corpus", min_genes=1, scheduler="synchronous", progress=False)
+    tz.build_corpus(
+        root / "slices.csv", root / "corpus", min_genes=1, scheduler="synchronous", progress=False
+    )
 
 
 def run(slices: list, labels: list[str], options, budget: dict) -> tuple[list, list, dict]:
@@ -251,7 +302,10 @@ def run(slices: list, labels: list[str], options, budget: dict) -> tuple[list, l
     import terrazzo as tz
 
     tissues = [tz.Slice.from_anndata(a) for a in slices]
-    coords, given = [t.coords for t in tissues], {x: [np.asarray(a.obs[x].astype(str)) for a in slices] for x in labels}
+    coords, given = (
+        [t.coords for t in tissues],
+        {x: [np.asarray(a.obs[x].astype(str)) for a in slices] for x in labels},
+    )
     scores: dict[tuple[str, str], list[dict]] = {}
 
     def note(found: dict[str, list[np.ndarray]]) -> None:
@@ -271,15 +325,22 @@ def run(slices: list, labels: list[str], options, budget: dict) -> tuple[list, l
         if not (root / "corpus" / "manifest.parquet").is_file():
             make_corpus(root, slices)
         if not options.no_untrained:
-            untrained = tz.SToFM(options.preset, tz.Corpus.open(root / "corpus").vocabulary(), seed=0)
+            untrained = tz.SToFM(
+                options.preset, tz.Corpus.open(root / "corpus").vocabulary(), seed=0
+            )
             note({"SToFM untrained (random weights)": vectors_of(untrained, slices)})
         for objective in options.objectives:
             for seed in range(options.seeds if objective == "own+niche" else options.paper_seeds):
                 model, seconds, found = train(objective, root, options, budget, seed)
                 losses.setdefault(objective, []).append(found)
-                notes.append(f"{objective}, seed {seed}: adaptation {seconds[0]:.0f} s, sub-slices {seconds[1]:.0f} s")
+                notes.append(
+                    f"{objective}, seed {seed}: adaptation {seconds[0]:.0f} s, sub-slices {seconds[1]:.0f} s"
+                )
                 note(blocks_of(objective, model, slices[first:], coords[first:]))
-    rows = [{"label": label, "embedding": name, "seeds": len(r), **summary(r)} for (label, name), r in scores.items()]
+    rows = [
+        {"label": label, "embedding": name, "seeds": len(r), **summary(r)}
+        for (label, name), r in scores.items()
+    ]
     rows.sort(key=lambda r: labels.index(r["label"]))
     return rows, notes, losses
 
@@ -304,9 +365,13 @@ def loss_notes(losses: dict[str, list[dict[str, float]]]) -> list[str]:
         parts = [k for k in mean if not any(k.startswith(f"{other}_") for other in mean)]
         for part in parts:
             beside = ", ".join(
-                f"{k.removeprefix(part + '_')} {v:.4g}" for k, v in mean.items() if k.startswith(f"{part}_")
+                f"{k.removeprefix(part + '_')} {v:.4g}"
+                for k, v in mean.items()
+                if k.startswith(f"{part}_")
             )
-            out.append(f"held-out loss of {objective}: {part} {mean[part]:.4g}, beside {beside or 'nothing'}")
+            out.append(
+                f"held-out loss of {objective}: {part} {mean[part]:.4g}, beside {beside or 'nothing'}"
+            )
     return out
 
 
@@ -317,14 +382,22 @@ def main() -> None:
     parser.add_argument("--task", choices=BUDGETS, default="dlpfc")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--paper-seeds", type=int, default=1, help="the paper's objective costs three times as much")
+    parser.add_argument(
+        "--paper-seeds", type=int, default=1, help="the paper's objective costs three times as much"
+    )
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
-    parser.add_argument("--within", action="store_true", help="score trained models within the test slice only")
+    parser.add_argument(
+        "--within", action="store_true", help="score trained models within the test slice only"
+    )
     parser.add_argument("--no-untrained", action="store_true", help="leave out the untrained model")
-    parser.add_argument("--pair", choices=("knn", "full"), default="knn", help="distances that the model is shown")
+    parser.add_argument(
+        "--pair", choices=("knn", "full"), default="knn", help="distances that the model is shown"
+    )
     parser.add_argument("--cells", type=int, default=800, help="of each simulated slice")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--keep", type=Path, help="folder for corpus and runs; finished ones there are used")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for corpus and runs; finished ones there are used"
+    )
     parser.add_argument("--adapt-steps", type=int, default=-1)
     parser.add_argument("--adapt-epochs", type=int)
     parser.add_argument("--pretrain-epochs", type=int)
@@ -338,15 +411,24 @@ def main() -> None:
     asked = {"adapt_epochs": options.adapt_epochs, "pretrain_epochs": options.pretrain_epochs}
     budget = BUDGETS[task] | {k: v for k, v in asked.items() if v is not None}
     if task == "simulated":
-        slices, labels = tz.simulate.corpus(5, 250 if options.quick else options.cells, seed=0), ["region", "cell_type"]
+        slices, labels = (
+            tz.simulate.corpus(5, 250 if options.quick else options.cells, seed=0),
+            ["region", "cell_type"],
+        )
         if options.quick:
             budget, options.seeds = {"adapt_epochs": 1, "pretrain_epochs": 3}, 1
     else:
         folder, names, held_out, labels = TASKS[task]
-        slices = [anndata.read_h5ad(options.data / folder / f"{n}.h5ad") for n in [*names, held_out]]
+        slices = [
+            anndata.read_h5ad(options.data / folder / f"{n}.h5ad") for n in [*names, held_out]
+        ]
     rows, notes, losses = run(slices, labels, options, budget)
     notes += loss_notes(losses)
-    trivial = [r for r in rows if "SToFM" not in r["embedding"] and not r["embedding"].startswith(tuple(OBJECTIVES))]
+    trivial = [
+        r
+        for r in rows
+        if "SToFM" not in r["embedding"] and not r["embedding"].startswith(tuple(OBJECTIVES))
+    ]
     result = {}
     for label in labels:
         for kind in ("blocked acc",) if options.within else ("blocked acc", "cross acc"):
@@ -362,7 +444,13 @@ def main() -> None:
     said = {k: getattr(options, k) for k in ("preset", "lr", "pair", "adapt_steps")}
     notes.append(f"{said | budget}")
     notes.append(f"losses, all seeds: {json.dumps(losses)}")
-    common.finish(f"Pretraining on {task}, preset {options.preset}: held-out slice", rows, notes, result, options.out)
+    common.finish(
+        f"Pretraining on {task}, preset {options.preset}: held-out slice",
+        rows,
+        notes,
+        result,
+        options.out,
+    )
 
 
 def number(text: str | float) -> float:

@@ -25,10 +25,22 @@ def embed(source: Path, model: Path, out: Path) -> dict:
     import anndata
 
     start = time.perf_counter()
-    command = [sys.executable, "-m", "terrazzo", "embed", str(source), "--model", str(model), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "terrazzo",
+        "embed",
+        str(source),
+        "--model",
+        str(model),
+        "--out",
+        str(out),
+    ]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)  # this child's own peak memory, not the largest of all
+        _, status, usage = os.wait4(
+            process.pid, 0
+        )  # this child's own peak memory, not the largest of all
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
         errors = said.read()

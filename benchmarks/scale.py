@@ -25,7 +25,9 @@ def random_slice(cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Return unit vectors of 20 noisy kinds and positions on a jittered lattice, float32 and float64."""
     rng = np.random.default_rng(0)
     side = int(np.ceil(np.sqrt(cells)))
-    place = np.stack(np.divmod(np.arange(cells), side), axis=1) * 10.0 + rng.uniform(-3, 3, (cells, 2))
+    place = np.stack(np.divmod(np.arange(cells), side), axis=1) * 10.0 + rng.uniform(
+        -3, 3, (cells, 2)
+    )
     kinds = rng.standard_normal((20, WIDTH)).astype(np.float32)
     kind = (place[:, 0] // (side * 10 / 5)).astype(int) * 4 + rng.integers(0, 4, cells)
     out = np.empty((cells, WIDTH), dtype=np.float32)
@@ -48,7 +50,9 @@ def run(cells: int, one_context: bool) -> dict:
     model = SE2Transformer(SE2Config()).eval()
     features, place = random_slice(cells)
     config = subslices.SubSliceConfig(length_scale=10.0)
-    stored = (2 * features.nbytes + 2 * place.nbytes) / 2**20  # vectors in and out, coordinates, positions
+    stored = (
+        2 * features.nbytes + 2 * place.nbytes
+    ) / 2**20  # vectors in and out, coordinates, positions
     if one_context:
         config = replace(config, split_size=cells)
     tiny = (features[:300], place[:300])
@@ -78,7 +82,9 @@ def run(cells: int, one_context: bool) -> dict:
 def main() -> None:
     """Measure contexts, then slices."""
     parser = common.parser(__doc__ or "")
-    parser.add_argument("--largest", type=int, default=max(SLICES), help="leave out slices of more cells than this")
+    parser.add_argument(
+        "--largest", type=int, default=max(SLICES), help="leave out slices of more cells than this"
+    )
     options = parser.parse_args()
     contexts, slices = (QUICK_CONTEXTS, QUICK_SLICES) if options.quick else (CONTEXTS, SLICES)
     slices = tuple(n for n in slices if n <= options.largest)
@@ -97,7 +103,9 @@ def main() -> None:
         "time_per_cell_growth 1 means linear time",
         "stored: cell vectors in, vectors out, coordinates and positions; added: what the run put on top",
     ]
-    common.finish("SToFM after the cell encoder: contexts and slices", one + many, notes, result, options.out)
+    common.finish(
+        "SToFM after the cell encoder: contexts and slices", one + many, notes, result, options.out
+    )
 
 
 if __name__ == "__main__":

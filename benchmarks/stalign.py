@@ -22,8 +22,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import common
 
 VITS = {  # of transformers; UNI is a ViT-L/16
-    "ViT-S/16": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
-    "ViT-L/16": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "ViT-S/16": {
+        "hidden_size": 384,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+    },
+    "ViT-L/16": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+    },
 }
 
 
@@ -33,11 +43,17 @@ def corpus_of(folder: Path, spots: int):
 
     import terrazzo as tz
 
-    made = tz.simulate.corpus(2, spots, layout="visium", n_genes=1000, seed=0, image=True, image_px=1500)
+    made = tz.simulate.corpus(
+        2, spots, layout="visium", n_genes=1000, seed=0, image=True, image_px=1500
+    )
     for i, adata in enumerate(made):
         adata.write_h5ad(folder / f"{i}.h5ad")
-    pd.DataFrame([{"path": f"{i}.h5ad", "split": "train"} for i in range(2)]).to_csv(folder / "s.csv", index=False)
-    corpus = tz.build_corpus(folder / "s.csv", folder / "corpus", min_genes=1, scheduler="synchronous", progress=False)
+    pd.DataFrame([{"path": f"{i}.h5ad", "split": "train"} for i in range(2)]).to_csv(
+        folder / "s.csv", index=False
+    )
+    corpus = tz.build_corpus(
+        folder / "s.csv", folder / "corpus", min_genes=1, scheduler="synchronous", progress=False
+    )
     return corpus, made
 
 
@@ -105,29 +121,40 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
     from terrazzo.training.resuming import seed_everything
 
     config = c.PretrainConfig(
-        stage="align", corpus=str(corpus.folder), out=str(folder / "run"),
+        stage="align",
+        corpus=str(corpus.folder),
+        out=str(folder / "run"),
         model=c.ModelSource(preset=preset, image_encoder=vit_folder(folder, encoder)),
         data=c.DataConfig(batch_spots=batch),
-    )  # fmt: skip
+    )
     model = stages.initial_model(config, corpus)
     start = time.perf_counter()
     stages.prepare(config, corpus, model, progress=False)
     prepared = time.perf_counter() - start
     ids = corpus.ids("train")
     store = align_data.FeatureStore(corpus, model)
-    ways = {"stored": [store.of(name) for name in ids], "at every step": [fresh(store, name, model) for name in ids]}
+    ways = {
+        "stored": [store.of(name) for name in ids],
+        "at every step": [fresh(store, name, model) for name in ids],
+    }
     rng, sizes = np.random.default_rng(0), [len(held) for held in ways["stored"]]
-    drawn = [[np.sort(rng.choice(n, batch // 2, replace=False)) for n in sizes] for _ in range(steps + 1)]
+    drawn = [
+        [np.sort(rng.choice(n, batch // 2, replace=False)) for n in sizes] for _ in range(steps + 1)
+    ]
     seconds, losses = {}, {}
     for way, features in ways.items():
         seed_everything(0)
         trained = stages.initial_model(config, corpus)
         objective = stages.make_objective(config, trained)
-        optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-4)
+        optimizer = torch.optim.AdamW(
+            [p for p in objective.parameters() if p.requires_grad], lr=1e-4
+        )
         losses[way], each = [], []
         for rows in drawn:
             start = time.perf_counter()
-            spots = AlignBatch.join([f.take(r, i * 10**6) for i, (f, r) in enumerate(zip(features, rows, strict=True))])
+            spots = AlignBatch.join(
+                [f.take(r, i * 10**6) for i, (f, r) in enumerate(zip(features, rows, strict=True))]
+            )
             optimizer.zero_grad()
             loss = objective.losses(AlignPack(spots, [""] * batch))["loss"]
             loss.backward()
@@ -138,10 +165,14 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
     if not np.allclose(losses["stored"], losses["at every step"], rtol=1e-2):
         raise SystemExit(f"both ways must have the same losses, not {losses}")
     return {
-        "preset": preset, "frozen image encoder": encoder, "spots a step": batch,
-        "stored, steps/s": 1 / seconds["stored"], "at every step, steps/s": 1 / seconds["at every step"],
-        "times": seconds["at every step"] / seconds["stored"], "features of all spots, s": prepared,
-    }  # fmt: skip
+        "preset": preset,
+        "frozen image encoder": encoder,
+        "spots a step": batch,
+        "stored, steps/s": 1 / seconds["stored"],
+        "at every step, steps/s": 1 / seconds["at every step"],
+        "times": seconds["at every step"] / seconds["stored"],
+        "features of all spots, s": prepared,
+    }
 
 
 def embedding(adata, corpus, preset: str) -> dict[str, float]:
@@ -166,14 +197,23 @@ def main() -> None:
     parser.add_argument("--spots", type=int, default=600, help="of the slice that is embedded")
     options = parser.parse_args()
     plan = [("tiny", "small, random", 64, 100), ("tiny", "ViT-S/16", 16, 20)]
-    plan += [] if options.quick else [("small", "small, random", 64, 100), ("tiny", "ViT-L/16", 8, 10),
-                                      ("paper", "ViT-L/16", 8, 10)]  # fmt: skip
+    plan += (
+        []
+        if options.quick
+        else [
+            ("small", "small, random", 64, 100),
+            ("tiny", "ViT-L/16", 8, 10),
+            ("paper", "ViT-L/16", 8, 10),
+        ]
+    )
     rows, result = [], {}
     for preset, encoder, batch, spots in plan:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             corpus, _ = corpus_of(folder, spots)
-            row = compare(corpus, folder, preset, encoder, batch, 2 if options.quick else options.steps)
+            row = compare(
+                corpus, folder, preset, encoder, batch, 2 if options.quick else options.steps
+            )
             rows.append(row)
             result[f"{preset}_{encoder.split(',')[0].replace('/', '')}_times"] = row["times"]
     with tempfile.TemporaryDirectory() as temporary:
@@ -186,7 +226,7 @@ def main() -> None:
         f"{found['again']:.2g} s with its features stored",
         "target: 10 times; what is gained is what the frozen encoders cost beside what is trained",
         "ViT-L/16 is the shape of UNI; the gene encoder is the components, which cost nothing, unlike scGPT",
-    ]  # fmt: skip
+    ]
     common.finish("ST-Align: training with stored features", rows, notes, result, options.out)
 
 

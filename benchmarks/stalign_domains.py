@@ -47,25 +47,51 @@ def score(adata, slice_name: str, models: list) -> list[dict]:
     for model in models:
         untrained = tz.STAlign(model.config, model.vocabulary, seed=0)
         untrained.module.load_state_dict(
-            {k: v for k, v in model.module.state_dict().items() if not k.startswith("net.")}, strict=False
+            {k: v for k, v in model.module.state_dict().items() if not k.startswith("net.")},
+            strict=False,
         )
         for title, one in (("ST-Align", model), ("ST-Align before training", untrained)):
             for modality in MODALITIES:
                 one.embed(adata, key_added=modality, modality=modality, progress=False)
                 found.setdefault(f"{title}, {modality}", []).extend(ari(adata, f"{modality}:niche"))
             for block in ("own", "niche"):
-                places = tz.tasks.retrieval(adata, image=f"image:{block}", genes=f"genes:{block}").metrics
-                hit = places[(places["metric"] == "recall@10") & (places["split"] == "image to genes")]
+                places = tz.tasks.retrieval(
+                    adata, image=f"image:{block}", genes=f"genes:{block}"
+                ).metrics
+                hit = places[
+                    (places["metric"] == "recall@10") & (places["split"] == "image to genes")
+                ]
                 recall.setdefault(f"{title}, {block}", []).append(float(hit["value"].iloc[0]))
     rows = [
-        {"slice": slice_name, "score": "ARI", "what": name, "mean": np.mean(v), "sd": np.std(v), "n": len(v)}
+        {
+            "slice": slice_name,
+            "score": "ARI",
+            "what": name,
+            "mean": np.mean(v),
+            "sd": np.std(v),
+            "n": len(v),
+        }
         for name, v in found.items()
     ]
     rows += [
-        {"slice": slice_name, "score": "recall@10", "what": name, "mean": np.mean(v), "sd": np.std(v), "n": len(v)}
+        {
+            "slice": slice_name,
+            "score": "recall@10",
+            "what": name,
+            "mean": np.mean(v),
+            "sd": np.std(v),
+            "n": len(v),
+        }
         for name, v in recall.items()
     ]
-    chance = {"slice": slice_name, "score": "recall@10", "what": "chance", "mean": 10 / adata.n_obs, "sd": 0, "n": 1}
+    chance = {
+        "slice": slice_name,
+        "score": "recall@10",
+        "what": "chance",
+        "mean": 10 / adata.n_obs,
+        "sd": 0,
+        "n": 1,
+    }
     return [*rows, chance]
 
 
@@ -87,13 +113,21 @@ def main() -> None:
         adata = adata[adata.obs["region"].notna()].copy()
         some = score(adata, name, [tz.load(path) for path in getattr(options, part)])
         rows += some
-        trivial = [r["mean"] for r in some if r["score"] == "ARI" and not r["what"].startswith("ST-Align")]
+        trivial = [
+            r["mean"] for r in some if r["score"] == "ARI" and not r["what"].startswith("ST-Align")
+        ]
         result[f"{name}_best_trivial"] = max(trivial)
         result |= {
-            f"{name}_{r['what'].replace(', ', '_')}": r["mean"] for r in some if r["what"].startswith("ST-Align, ")
+            f"{name}_{r['what'].replace(', ', '_')}": r["mean"]
+            for r in some
+            if r["what"].startswith("ST-Align, ")
         }
     common.finish(
-        "ST-Align: zero-shot domains and retrieval", rows, ["published, 151673: ARI .278"], result, options.out
+        "ST-Align: zero-shot domains and retrieval",
+        rows,
+        ["published, 151673: ARI .278"],
+        result,
+        options.out,
     )
 
 

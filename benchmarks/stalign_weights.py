@@ -43,13 +43,20 @@ def make_corpus(data: Path, task: str, root: Path) -> None:
             del bare.obsm[key]
         bare.write_h5ad(root / f"{name}.h5ad")
         said = json.loads((data / folder / f"{name}.json").read_text())
-        rows.append({
-            "path": f"{name}.h5ad", "split": "train" if name in train else "validation", "donor": name[0],
-            "image": str((data / folder / said["image"]).resolve()), "image_scale": said["scale"],
-            "image_scale_y": said.get("scale_y", said["scale"]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "path": f"{name}.h5ad",
+                "split": "train" if name in train else "validation",
+                "donor": name[0],
+                "image": str((data / folder / said["image"]).resolve()),
+                "image_scale": said["scale"],
+                "image_scale_y": said.get("scale_y", said["scale"]),
+            }
+        )
     pd.DataFrame(rows).to_csv(root / "slices.csv", index=False)
-    tz.build_corpus(root / "slices.csv", root / "corpus", min_genes=1, scheduler="synchronous", progress=False)
+    tz.build_corpus(
+        root / "slices.csv", root / "corpus", min_genes=1, scheduler="synchronous", progress=False
+    )
 
 
 def recipe(root: Path, out: Path, options, seed: int):
@@ -63,13 +70,17 @@ def recipe(root: Path, out: Path, options, seed: int):
         model=c.ModelSource(preset=options.preset, init="random"),
         data=c.DataConfig(batch_spots=options.batch),
         optim=c.OptimConfig(
-            lr=options.lr, warmup_steps=20, epochs=options.epochs, schedule="cosine",
-            weight_decay=0.04, weight_decay_end=0.4,
+            lr=options.lr,
+            warmup_steps=20,
+            epochs=options.epochs,
+            schedule="cosine",
+            weight_decay=0.04,
+            weight_decay_end=0.4,
         ),
         align=c.AlignObjective(**json.loads(options.align)),
         run=c.RunConfig(log_every=5, validate_every=options.every, checkpoint_every=100_000),
         seed=seed,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
@@ -98,7 +109,11 @@ def main() -> None:
         if not (out / "model" / "config.json").is_file():
             tz.pretrain(recipe(options.keep, out, options, seed))
         print(
-            options.task, options.variant, seed, f"{time.perf_counter() - start:.0f} s", pretrain.held_out_losses(out)
+            options.task,
+            options.variant,
+            seed,
+            f"{time.perf_counter() - start:.0f} s",
+            pretrain.held_out_losses(out),
         )
 
 

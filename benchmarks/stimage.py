@@ -34,7 +34,11 @@ def corpus_of(folder: Path, spots: int, genes: int, slices: int):
     rows = [{"path": f"{i}.h5ad", "split": "train"} for i in range(slices)]
     pd.DataFrame(rows).to_csv(folder / "slices.csv", index=False)
     return tz.build_corpus(
-        folder / "slices.csv", folder / "corpus", min_genes=1, scheduler="synchronous", progress=False
+        folder / "slices.csv",
+        folder / "corpus",
+        min_genes=1,
+        scheduler="synchronous",
+        progress=False,
     ), made
 
 
@@ -48,9 +52,13 @@ def config_of(folder: Path, preset: str, choose: str, batch: int, steps: int):
         stage="patches",
         corpus=str(folder / "corpus"),
         out=str(folder / "run"),
-        model=c.ModelSource(preset=preset, patches=PatchConfig(choose=choose, channels=512 if paper else 1000)),
+        model=c.ModelSource(
+            preset=preset, patches=PatchConfig(choose=choose, channels=512 if paper else 1000)
+        ),
         data=c.DataConfig(batch_windows=batch, windows_per_slice=steps * batch),
-        patches=c.PatchObjective(recipe="paper", mask="entry") if paper else c.PatchObjective(target="thinned"),
+        patches=c.PatchObjective(recipe="paper", mask="entry")
+        if paper
+        else c.PatchObjective(target="thinned"),
     )
 
 
@@ -63,7 +71,9 @@ def dense_windows(adata, n: int, m: int, seed: int = 0) -> float:
     start = time.perf_counter()
     grid, rng = grid_of(tissue), np.random.default_rng(seed)
     values = tissue.counts.toarray()
-    values = np.log1p(values / np.maximum(values.sum(axis=1, keepdims=True), 1) * 1e4).astype(np.float32)
+    values = np.log1p(values / np.maximum(values.sum(axis=1, keepdims=True), 1) * 1e4).astype(
+        np.float32
+    )
     picture = np.zeros((*grid.shape, values.shape[1]), dtype=np.float32)
     picture.reshape(-1, values.shape[1])[grid.site] = values
     for _ in range(n):
@@ -121,8 +131,14 @@ def speeds(options) -> tuple[list[dict], dict[str, float]]:
                 waiting += time.perf_counter() - before
                 step(batch)
             share = waiting / (time.perf_counter() - start)
-            row = {"channels": choose, "load, windows/s": 4 / loading, "train, windows/s": 4 / training}
-            rows.append({**row, "waits for data": f"{share:.1%}", "dense load, windows/s": 1 / dense})
+            row = {
+                "channels": choose,
+                "load, windows/s": 4 / loading,
+                "train, windows/s": 4 / training,
+            }
+            rows.append(
+                {**row, "waits for data": f"{share:.1%}", "dense load, windows/s": 1 / dense}
+            )
             result[f"{choose}_load_vs_train"] = training / loading
             result[f"{choose}_waits"] = share
             if choose == "weighted":
@@ -130,7 +146,9 @@ def speeds(options) -> tuple[list[dict], dict[str, float]]:
         model.provenance = {"weights": "trained"}
         start = time.perf_counter()
         model.embed(made[0], progress=False)
-        rows.append({"channels": f"embed {spots} spots, s", "load, windows/s": time.perf_counter() - start})
+        rows.append(
+            {"channels": f"embed {spots} spots, s", "load, windows/s": time.perf_counter() - start}
+        )
     return rows, result
 
 
@@ -149,13 +167,21 @@ def memory(cells: int) -> dict[str, float]:
     genes, each = 200, 20
     indices = rng.integers(0, genes, (cells, each)).astype(np.int32)
     counts = sp.csr_matrix(
-        (rng.poisson(1.5, indices.size).astype(np.float32) + 1, indices.ravel(), np.arange(0, indices.size + 1, each)),
+        (
+            rng.poisson(1.5, indices.size).astype(np.float32) + 1,
+            indices.ravel(),
+            np.arange(0, indices.size + 1, each),
+        ),
         shape=(cells, genes),
     )
     counts.sum_duplicates()
-    place = np.stack(np.divmod(np.arange(cells), side), axis=1) * 10.0 + rng.uniform(-4, 4, (cells, 2))
+    place = np.stack(np.divmod(np.arange(cells), side), axis=1) * 10.0 + rng.uniform(
+        -4, 4, (cells, 2)
+    )
     names = [f"ENSG{i:011d}" for i in range(genes)]
-    adata = anndata.AnnData(counts, obs=pd.DataFrame(index=[str(i) for i in range(cells)]), obsm={"spatial": place})
+    adata = anndata.AnnData(
+        counts, obs=pd.DataFrame(index=[str(i) for i in range(cells)]), obsm={"spatial": place}
+    )
     adata.var_names = names
     adata.uns["technology"] = "MERFISH"
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata[:2000].copy())])
@@ -166,7 +192,11 @@ def memory(cells: int) -> dict[str, float]:
     before, start = common.peak_mb(), time.perf_counter()
     model.embed(adata, progress=False)
     stored = (counts.data.nbytes + counts.indices.nbytes + adata.obsm["X_stimage"].nbytes) / 2**20
-    return {"seconds": time.perf_counter() - start, "added_mb": common.peak_mb() - before, "stored_mb": stored}
+    return {
+        "seconds": time.perf_counter() - start,
+        "added_mb": common.peak_mb() - before,
+        "stored_mb": stored,
+    }
 
 
 def main() -> None:
@@ -190,7 +220,9 @@ def main() -> None:
     notes = [
         "waits for data: share of training time in which the model has no batch; the loader reads ahead in a thread"
     ]
-    common.finish(f"ST as images: speed and memory, preset {options.preset}", rows, notes, result, options.out)
+    common.finish(
+        f"ST as images: speed and memory, preset {options.preset}", rows, notes, result, options.out
+    )
 
 
 if __name__ == "__main__":

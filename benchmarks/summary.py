@@ -13,9 +13,21 @@ RESULTS, TARGET = ROOT / "benchmarks" / "results" / "tables", ROOT / "docs" / "b
 LOWER = {"rmse", "mae", "mse"}
 # trained systems; the rest is trivial
 OURS = (
-    "SToFM", "ST as images", "ST-Align", "Cell encoder", "w/o", "Encoder", "patch,", "spot,", "multi-spot,", "slice,",
-    "AE + ", "ABFN + ", "image only,", "genes only,",
-)  # fmt: skip
+    "SToFM",
+    "ST as images",
+    "ST-Align",
+    "Cell encoder",
+    "w/o",
+    "Encoder",
+    "patch,",
+    "spot,",
+    "multi-spot,",
+    "slice,",
+    "AE + ",
+    "ABFN + ",
+    "image only,",
+    "genes only,",
+)
 SHOWN = ("SToFM", "ST as images", "ST-Align")
 HEAD = """# Benchmarks
 
@@ -49,7 +61,9 @@ def lines(record: dict) -> list[str]:
     """Return the lines of one table: its first head and metric, each part and split."""
     protocol = record["protocol"]
     metric, head = protocol["metrics"][0], protocol["heads"][0]
-    rows = [r for r in record["summary"] if r["metric"] == metric and r["head"] in (head, "fine-tuning")]
+    rows = [
+        r for r in record["summary"] if r["metric"] == metric and r["head"] in (head, "fine-tuning")
+    ]
     own = protocol["source"].split(" (")[0]
     better = min if metric in LOWER else max
     published: dict = {}  # by part; where the paper has several windows, the best of them
@@ -65,11 +79,15 @@ def lines(record: dict) -> list[str]:
             trivial = [r for r in here if not r["system"].startswith(OURS)]
             # without labels a task takes the niche block by itself, so it is shown too
             unwanted = "own block" if split in ("whole", "refined") else "block"
-            trained = [r for r in here if r["system"].startswith(SHOWN) and unwanted not in r["system"]]
+            trained = [
+                r for r in here if r["system"].startswith(SHOWN) and unwanted not in r["system"]
+            ]
             best = better(trivial, key=lambda r: r["mean"], default=None)
             shown = "; ".join(f"{r['system']} {number(r)}" for r in trained)
             comparable = split in ("random", "few-shot", "whole", "cross")
-            beside = published.get(names.get(part, part), "") if comparable else published.get(split, "")
+            beside = (
+                published.get(names.get(part, part), "") if comparable else published.get(split, "")
+            )
             link = f"[{record['table']}](../benchmarks/results/tables/{record['table']}.md)"
             out.append(
                 f"| {link} | {part} | {split} | {metric} | "
@@ -81,10 +99,19 @@ def lines(record: dict) -> list[str]:
 def main() -> None:
     """Collect and write."""
     records = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]
-    table = ["| table | part | split | metric | best trivial | trained here | published |", "|" + "---|" * 7]
+    table = [
+        "| table | part | split | metric | best trivial | trained here | published |",
+        "|" + "---|" * 7,
+    ]
     for record in records:
         table += lines(record)
-    gone = sorted({f"- {r['table']}: {a['system']}, {a['reason']}" for r in records for a in r["not_available"]})
+    gone = sorted(
+        {
+            f"- {r['table']}: {a['system']}, {a['reason']}"
+            for r in records
+            for a in r["not_available"]
+        }
+    )
     text = HEAD + "\n" + "\n".join(table) + "\n"
     if gone:
         text += "\n## Not available\n\n" + "\n".join(gone) + "\n"

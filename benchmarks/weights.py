@@ -39,13 +39,19 @@ class Weights:
 
 
 TASKS = {
-    "her2st": Weights("her2st", ("A1", "A2", "B1", "B4", "C2", "C3", "C4", "D1", "E1", "H1"), 250, 80, seen=False),
-    "liver": Weights("st_mouse_liver", ("CN16_D2", "CN16_E2", "CN65_D2", "CN65_D1"), 250, 120, seen=False),
+    "her2st": Weights(
+        "her2st", ("A1", "A2", "B1", "B4", "C2", "C3", "C4", "D1", "E1", "H1"), 250, 80, seen=False
+    ),
+    "liver": Weights(
+        "st_mouse_liver", ("CN16_D2", "CN16_E2", "CN65_D2", "CN65_D1"), 250, 120, seen=False
+    ),
     "xenium": Weights("xenium_breast_idc", ("IDC_subregion",), 600, 80, bin_um=8.5),
     "cosmx": Weights("cosmx_nsclc", ("CosMx_subset",), 400, 120, bin_um=50.0),
     "osmfish": Weights("osmfish_ssctx", ("SScortex",), 800, 80, bin_um=190.0),
     "seqfish": Weights("seqfish_mouse_embryo", ("embryo2",), 500, 30, bin_um=0.018),
-    "xenium-hidden": Weights("xenium_breast_idc", ("IDC_subregion",), 600, 80, bin_um=8.5, hides=True),
+    "xenium-hidden": Weights(
+        "xenium_breast_idc", ("IDC_subregion",), 600, 80, bin_um=8.5, hides=True
+    ),
     "cosmx-hidden": Weights("cosmx_nsclc", ("CosMx_subset",), 400, 120, bin_um=50.0, hides=True),
 }
 
@@ -82,7 +88,9 @@ def main() -> None:
             _, seconds, losses = pretrain.train("own+niche", options.keep, options, budget, seed)
         else:
             _, seconds, losses = patches.train("patch", options.keep, options, seed)
-        print(options.task, seed, seconds, losses, f"{time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            options.task, seed, seconds, losses, f"{time.perf_counter() - start:.0f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

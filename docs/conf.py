@@ -15,7 +15,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 # what an executed page does: no screen, one core, no progress bars, nothing of the network
-os.environ.update(MPLBACKEND="module://matplotlib_inline.backend_inline", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+os.environ.update(
+    MPLBACKEND="module://matplotlib_inline.backend_inline", OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1"
+)
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, in notebooks without widgets
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 

@@ -22,8 +22,13 @@ RECIPES = ("stofm-tiny-adapt", "stofm-tiny-pretrain", "stimage-tiny-patch", "sta
 
 def pages() -> dict[Path, Path]:
     """Return file of the repository -> page made of it."""
-    plain = {ROOT / f"{name}.md": OUT / f"{name.lower()}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")}
-    return plain | {path: OUT / "results" / path.relative_to(RESULTS) for path in sorted(RESULTS.rglob("*.md"))}
+    plain = {
+        ROOT / f"{name}.md": OUT / f"{name.lower()}.md"
+        for name in ("README", "CONTRIBUTING", "CHANGELOG")
+    }
+    return plain | {
+        path: OUT / "results" / path.relative_to(RESULTS) for path in sorted(RESULTS.rglob("*.md"))
+    }
 
 
 def mended(text: str, written: Path, page: Path) -> str:
@@ -70,7 +75,9 @@ def command_line() -> str:
     text = app.generate_docs(output_format="markdown")
     # from its first list of commands on: title and table of contents stand on every page of ours
     text = text[text.index("\n**", text.index("## Table of Contents")) + 1 :]
-    text = re.sub(r" -m sphinx\b", "", text)  # how this process was started, which the usage lines take up
+    text = re.sub(
+        r" -m sphinx\b", "", text
+    )  # how this process was started, which the usage lines take up
     text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
     return COMMAND_LINE + text
 
@@ -109,7 +116,9 @@ def rows(kind: Any, told: dict[str, str], prefix: str = "") -> list[str]:
     hints, found = get_type_hints(kind), []
     for field in dataclasses.fields(kind):
         key, hint = f"{prefix}{field.name}", hints[field.name]
-        inner = next((part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None)
+        inner = next(
+            (part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None
+        )
         if inner is not None:
             found += rows(inner, told, f"{key}.")
             continue
@@ -125,10 +134,16 @@ def settings() -> str:
 
     told, sections = comments(), []
     hints = get_type_hints(PretrainConfig)
-    top = [f for f in dataclasses.fields(PretrainConfig) if not dataclasses.is_dataclass(hints[f.name])]
+    top = [
+        f for f in dataclasses.fields(PretrainConfig) if not dataclasses.is_dataclass(hints[f.name])
+    ]
     head = "| key | values | default | meaning |\n|---|---|---|---|\n"
     first = dataclasses.make_dataclass(
-        "Top", [(f.name, hints[f.name], dataclasses.field(default=f.default)) for f in sorted(top, key=_has_default)]
+        "Top",
+        [
+            (f.name, hints[f.name], dataclasses.field(default=f.default))
+            for f in sorted(top, key=_has_default)
+        ],
     )
     sections.append(f"## Recipe\n\n{head}" + "\n".join(rows(first, told)))
     for field in dataclasses.fields(PretrainConfig):

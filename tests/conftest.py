@@ -15,7 +15,9 @@ import pytest
 from anndata import AnnData
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers of pytest-xdist share the cores
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: the workers of pytest-xdist share the cores
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +31,9 @@ def shared_dir() -> Path:
     if folder.name == "data" and not (folder / "data").is_dir():
         folder = folder.parent
     if not (folder / "data").is_dir():
-        pytest.skip("no shared data: set TERRAZZO_SHARED to the folder that holds data/ and reference/")
+        pytest.skip(
+            "no shared data: set TERRAZZO_SHARED to the folder that holds data/ and reference/"
+        )
     return folder
 
 
@@ -82,11 +86,20 @@ def small_config() -> Callable[..., Any]:
         from terrazzo.systems.stofm.subslices import SubSliceConfig
 
         encoder = CellEncoderConfig(
-            vocab_size=n_tokens, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, max_length=64,
+            vocab_size=n_tokens,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=48,
+            max_length=64,
             output_dim=16,
-        )  # fmt: skip
-        se2 = SE2Config(input_dim=16, hidden_size=32, num_layers=2, num_heads=4, ffn_size=48, num_kernels=16)
-        return SToFMConfig(encoder, se2, replace(SubSliceConfig(split_size=80, n_neighbors=20), **subslices))
+        )
+        se2 = SE2Config(
+            input_dim=16, hidden_size=32, num_layers=2, num_heads=4, ffn_size=48, num_kernels=16
+        )
+        return SToFMConfig(
+            encoder, se2, replace(SubSliceConfig(split_size=80, n_neighbors=20), **subslices)
+        )
 
     return make
 
@@ -108,7 +121,9 @@ def simulated() -> Callable[..., AnnData]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(simulated: Callable[..., AnnData], small_config: Callable[..., Any]) -> Callable[..., Any]:
+def tiny_model(
+    simulated: Callable[..., AnnData], small_config: Callable[..., Any]
+) -> Callable[..., Any]:
     """Make a very small SToFM with loud random weights; keywords change its sub-slices. Made once for each."""
     made: dict[Any, Any] = {}
 
@@ -131,7 +146,9 @@ def histology(simulated: Callable[..., AnnData]) -> Callable[..., AnnData]:
     """Make a small Visium slice with its section; equal arguments are simulated once."""
 
     def make(n: int = 90, n_genes: int = 60, **options: Any) -> AnnData:
-        return simulated(n, n_genes, **({"layout": "visium", "image": True, "image_px": 500} | options))
+        return simulated(
+            n, n_genes, **({"layout": "visium", "image": True, "image_px": 500} | options)
+        )
 
     return make
 
@@ -143,11 +160,20 @@ def align_model(histology: Callable[..., AnnData], loud: Callable[..., Any]) -> 
     from terrazzo.systems.stalign.config import preset
     from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
-    def make(recipe: Any = "terrazzo", adaptive: bool = True, fusion: Any = "attention", **changes: Any) -> Any:
+    def make(
+        recipe: Any = "terrazzo", adaptive: bool = True, fusion: Any = "attention", **changes: Any
+    ) -> Any:
         tissue = Slice.from_anndata(histology(seed=7))
         vocabulary = Vocabulary.from_slices([tissue])
         eye = FrozenImageEncoder.small(image_size=32, patch_size=16, width=64, num_layers=1)
-        config = preset("tiny", len(vocabulary), recipe=recipe, image_encoder=eye, adaptive=adaptive, fusion=fusion)
+        config = preset(
+            "tiny",
+            len(vocabulary),
+            recipe=recipe,
+            image_encoder=eye,
+            adaptive=adaptive,
+            fusion=fusion,
+        )
         config = replace(config, **({"spot_pixels": 16, "niche_pixels": 32} | changes))
         model = STAlign(config, vocabulary, seed=1, image_encoder=eye)
         loud(model.module.net)
@@ -226,7 +252,9 @@ def labelled(simulated: Any, tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def sentence(labelled: list[Path], tiny_model: Any, tmp_path: Path) -> Callable[[str, str], list[str]]:
+def sentence(
+    labelled: list[Path], tiny_model: Any, tmp_path: Path
+) -> Callable[[str, str], list[str]]:
     """Make the words of a command; SLICES, FIRST, CHECKPOINT, CORPUS, RECIPE, TABLE, DATA, OUT stand for paths."""
     from terrazzo import corpus
 
@@ -239,11 +267,20 @@ def sentence(labelled: list[Path], tiny_model: Any, tmp_path: Path) -> Callable[
         if "CHECKPOINT" in line:
             given["CHECKPOINT"] = [str(tiny_model().save_pretrained(tmp_path / "checkpoint"))]
         if "RECIPE" in line or "CORPUS" in line:
-            built = corpus.build(labelled, tmp_path / "corpus", min_genes=0, scheduler="synchronous", progress=False)
-            given |= {"CORPUS": [str(built.folder)], "RECIPE": [str(write_recipe(built.folder, tmp_path))]}
+            built = corpus.build(
+                labelled, tmp_path / "corpus", min_genes=0, scheduler="synchronous", progress=False
+            )
+            given |= {
+                "CORPUS": [str(built.folder)],
+                "RECIPE": [str(write_recipe(built.folder, tmp_path))],
+            }
         if "TABLE" in line:
             given["TABLE"] = [str(write_table(labelled, tmp_path))]
-        words = [w for word in line.split() for w in given.get(word, [word.replace("OUT", str(tmp_path / "out"))])]
+        words = [
+            w
+            for word in line.split()
+            for w in given.get(word, [word.replace("OUT", str(tmp_path / "out"))])
+        ]
         return [*verb.split(), *words]
 
     return make
@@ -254,11 +291,15 @@ def write_recipe(folder: Path, place: Path) -> Path:
     from terrazzo.training.recipe import PretrainConfig, save
 
     short = {
-        "stage": "pretrain", "corpus": str(folder), "out": "nowhere",
-        "model": {"preset": "tiny", "subslices": {"split_size": 16}}, "data": {"batch_subslices": 2},
-        "optim": {"lr": 1e-3, "epochs": 2, "warmup_steps": 2}, "pretrain": {"objective": "paper"},
+        "stage": "pretrain",
+        "corpus": str(folder),
+        "out": "nowhere",
+        "model": {"preset": "tiny", "subslices": {"split_size": 16}},
+        "data": {"batch_subslices": 2},
+        "optim": {"lr": 1e-3, "epochs": 2, "warmup_steps": 2},
+        "pretrain": {"objective": "paper"},
         "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 1},
-    }  # fmt: skip
+    }
     save(from_dict(PretrainConfig, short), place / "recipe.yaml")
     return place / "recipe.yaml"
 
@@ -270,10 +311,16 @@ def write_table(files: list[Path], place: Path) -> Path:
     for path in files:
         (place / "data" / "made" / path.name).write_bytes(path.read_bytes())
     plain = {
-        "name": "small", "title": "A small table", "source": "data at hand", "task": "probe", "label": "region",
-        "metrics": ["accuracy"], "heads": ["linear"], "models": [],
+        "name": "small",
+        "title": "A small table",
+        "source": "data at hand",
+        "task": "probe",
+        "label": "region",
+        "metrics": ["accuracy"],
+        "heads": ["linear"],
+        "models": [],
         "parts": [{"name": "one", "dataset": "made", "test": "s0", "train": ["s1"]}],
-    }  # fmt: skip
+    }
     (place / "small.yaml").write_text(yaml.safe_dump(plain))
     return place / "small.yaml"
 
@@ -300,7 +347,13 @@ def histology_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from terrazzo import corpus, simulate
 
     folder = tmp_path_factory.mktemp("histology")
-    options: dict[str, Any] = {"layout": "visium", "n_genes": 50, "seed": 3, "image": True, "image_px": 300}
+    options: dict[str, Any] = {
+        "layout": "visium",
+        "n_genes": 50,
+        "seed": 3,
+        "image": True,
+        "image_px": 300,
+    }
     for number, adata in enumerate(simulate.corpus(5, 60, n_donors=5, **options)):
         if number == 3:
             del adata.uns["spatial"]
@@ -324,7 +377,13 @@ def recipe(corpus_folder: Path, tmp_path: Path) -> Callable[..., Any]:
             "corpus": str(corpus_folder),
             "out": str(tmp_path / out),
             "model": {"preset": "tiny", "subslices": {"split_size": 16}},
-            "data": {"batch_subslices": 2, "batch_cells": 32, "batch_spots": 24, "block": 16, "buffer_blocks": 4},
+            "data": {
+                "batch_subslices": 2,
+                "batch_cells": 32,
+                "batch_spots": 24,
+                "block": 16,
+                "buffer_blocks": 4,
+            },
             "optim": {"lr": 1e-3, "epochs": 3, "warmup_steps": 2, "accumulate": 2},
             "adapt": {},
             "pretrain": {"objective": "paper", "frozen_epochs": 1},

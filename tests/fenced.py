@@ -24,7 +24,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
 MADE = ("_build", "_generated", "jupyter_execute")
 SHELLS = ("bash", "sh", "console", "")
-FENCE = re.compile(r"^ *(?P<ticks>`{3,})(?P<info>[^`\n]*)\n(?P<text>.*?)^ *(?P=ticks) *$", re.M | re.S)
+FENCE = re.compile(
+    r"^ *(?P<ticks>`{3,})(?P<info>[^`\n]*)\n(?P<text>.*?)^ *(?P=ticks) *$", re.M | re.S
+)
 FILE = re.compile(r"[\w./-]+\.(?:h5ad|png|html|json|parquet|csv|yaml|zarr)\b")
 KEY = re.compile(r"(?<=')\w+(?=')|\bX_\w+")
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w.]*\w)(?P<unit> ?(?:s|min|minutes|MB)\b)?")
@@ -53,7 +55,9 @@ class Facts:
 
 def pages() -> list[Path]:
     """Return every page that a person wrote."""
-    written = [path for path in sorted(DOCS.rglob("*.md")) if path.relative_to(DOCS).parts[0] not in MADE]
+    written = [
+        path for path in sorted(DOCS.rglob("*.md")) if path.relative_to(DOCS).parts[0] not in MADE
+    ]
     return [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *written]
 
 
@@ -63,14 +67,20 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in FENCE.finditer(text):
         language, *words = match["info"].split() or [""]
-        found.append(Block(language, tuple(words), match["text"], text.count("\n", 0, match.start()) + 1))
+        found.append(
+            Block(language, tuple(words), match["text"], text.count("\n", 0, match.start()) + 1)
+        )
     return found
 
 
 def lines(block: Block) -> Iterator[str]:
     """Yield the commands of a block: continued lines joined, comments and empty lines left out."""
     for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True, posix=False) if line.strip() and not line.startswith("#") else []
+        words = (
+            shlex.split(line, comments=True, posix=False)
+            if line.strip() and not line.startswith("#")
+            else []
+        )
         if words:
             yield " ".join(words)
 
@@ -81,8 +91,13 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
         if block.language in SHELLS:
             for line in lines(block):
                 if found := re.match(r"(?:\S+=\S+ |srun (?:-\S+ )*|\$ )?terrazzo (.*)$", line):
-                    words = shlex.split(found[1])  # $SLICE stands for a file, $again for an option or nothing
-                    yield block.line, [w.lstrip("$") for w in words if not re.fullmatch(r"\$[a-z]+", w)]
+                    words = shlex.split(
+                        found[1]
+                    )  # $SLICE stands for a file, $again for an option or nothing
+                    yield (
+                        block.line,
+                        [w.lstrip("$") for w in words if not re.fullmatch(r"\$[a-z]+", w)],
+                    )
 
 
 def facts(text: str) -> Facts:
@@ -136,7 +151,9 @@ class Reader:
             elif block.language == "python":
                 printed = self.execute(block.text, where)
             elif block.language == "text":
-                assert missing(block.text, printed, numbers=numbers) == [], f"{where}, printed was:\n{printed}"
+                assert missing(block.text, printed, numbers=numbers) == [], (
+                    f"{where}, printed was:\n{printed}"
+                )
 
     def run(self, line: str, where: str) -> str:
         """Run one command line; ``terrazzo`` in this process."""
@@ -150,7 +167,9 @@ class Reader:
         line = string.Template(line).safe_substitute(self.variables)
         out = io.StringIO()
         if not line.startswith("terrazzo "):
-            done = subprocess.run(["bash", "-ec", line], cwd=self.folder, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["bash", "-ec", line], cwd=self.folder, capture_output=True, text=True, check=False
+            )
             assert done.returncode == 0, f"{where}: {line}\n{done.stderr}"
             return done.stdout
         from terrazzo.cli.main import main

@@ -19,13 +19,18 @@ from anndata import AnnData
 from anndata.io import write_elem
 
 IDENTITY = {"type": "identity"}
-VERSIONS = {2: {"container": "0.1", "raster": "0.2", "shapes": "0.2", "points": "0.1", "tables": "0.1"},
-            3: {"container": "0.2", "raster": "0.3", "shapes": "0.3", "points": "0.2", "tables": "0.2"}}  # fmt: skip
+VERSIONS = {
+    2: {"container": "0.1", "raster": "0.2", "shapes": "0.2", "points": "0.1", "tables": "0.1"},
+    3: {"container": "0.2", "raster": "0.3", "shapes": "0.3", "points": "0.2", "tables": "0.2"},
+}
 
 
 def system(name: str, axes: str, unit: str = "unit") -> dict[str, Any]:
     """A coordinate system as it stands in a record."""
-    listed = [{"name": a, "type": "channel"} if a == "c" else {"name": a, "type": "space", "unit": unit} for a in axes]
+    listed = [
+        {"name": a, "type": "channel"} if a == "c" else {"name": a, "type": "space", "unit": unit}
+        for a in axes
+    ]
     return {"name": name, "axes": listed}
 
 
@@ -68,7 +73,12 @@ def square(x: float, y: float, half: float = 1.0) -> list[list[float]]:
 
 
 def table(
-    region: str | Sequence[str] | None, instances: Sequence[Any], *, obsm: Any = None, n_genes: int = 30, seed: int = 0
+    region: str | Sequence[str] | None,
+    instances: Sequence[Any],
+    *,
+    obsm: Any = None,
+    n_genes: int = 30,
+    seed: int = 0,
 ) -> AnnData:
     """A table of counts; ``region``: one name, or one a row."""
     rng, n = np.random.default_rng(seed), len(instances)
@@ -79,7 +89,11 @@ def table(
         named = [region] * n if isinstance(region, str) else list(region)
         adata.obs["region"], adata.obs["instance"] = pd.Categorical(named), list(instances)
         about = region if isinstance(region, str) else sorted(set(named))
-        adata.uns["spatialdata_attrs"] = {"region": about, "region_key": "region", "instance_key": "instance"}
+        adata.uns["spatialdata_attrs"] = {
+            "region": about,
+            "region_key": "region",
+            "instance_key": "instance",
+        }
     if obsm is not None:
         adata.obsm["spatial"] = np.asarray(obsm, dtype=float)
     return adata
@@ -99,30 +113,57 @@ class Writer:
         group.attrs.update(dict(attributes))
         return group
 
-    def _vector(self, kind: str, name: str, how: Mapping[str, Any], version: str, **about: Any) -> Any:
-        return self._group(kind, name, {
-            "encoding-type": f"ngff:{kind}", "axes": ["x", "y"], "coordinateTransformations": records(how, "xy"),
-            "spatialdata_attrs": {"version": version, **about},
-        })  # fmt: skip
+    def _vector(
+        self, kind: str, name: str, how: Mapping[str, Any], version: str, **about: Any
+    ) -> Any:
+        return self._group(
+            kind,
+            name,
+            {
+                "encoding-type": f"ngff:{kind}",
+                "axes": ["x", "y"],
+                "coordinateTransformations": records(how, "xy"),
+                "spatialdata_attrs": {"version": version, **about},
+            },
+        )
 
-    def shapes(self, name: str, index: Sequence[Any], geometry: Sequence[bytes], **how: Any) -> Writer:
+    def shapes(
+        self, name: str, index: Sequence[Any], geometry: Sequence[bytes], **how: Any
+    ) -> Writer:
         """GeoParquet in WKB."""
         self._vector("shapes", name, how, self.versions["shapes"])
         frame = pd.DataFrame({"geometry": list(geometry)}, index=pd.Index(index))
-        self.parquet(self.path / "shapes" / name / "shapes.parquet", pa.Table.from_pandas(frame), "WKB")
+        self.parquet(
+            self.path / "shapes" / name / "shapes.parquet", pa.Table.from_pandas(frame), "WKB"
+        )
         return self
 
     @staticmethod
     def parquet(path: Path, held: pa.Table, encoding: str) -> None:
         """Write a GeoParquet file."""
-        geo = {"primary_column": "geometry", "columns": {"geometry": {"encoding": encoding}}, "version": "1.1.0"}
-        pq.write_table(held.replace_schema_metadata({**held.schema.metadata, b"geo": json.dumps(geo).encode()}), path)
+        geo = {
+            "primary_column": "geometry",
+            "columns": {"geometry": {"encoding": encoding}},
+            "version": "1.1.0",
+        }
+        pq.write_table(
+            held.replace_schema_metadata(
+                {**held.schema.metadata, b"geo": json.dumps(geo).encode()}
+            ),
+            path,
+        )
 
-    def ragged(self, name: str, kind: str, xy: Any, offsets: Sequence[Any], index: Any, **how: Any) -> Writer:
+    def ragged(
+        self, name: str, kind: str, xy: Any, offsets: Sequence[Any], index: Any, **how: Any
+    ) -> Writer:
         """Shapes 0.1: arrays."""
         code = {"POINT": 0, "POLYGON": 3, "MULTIPOLYGON": 6}[kind]
         group = self._vector("shapes", name, how, "0.1", geos={"name": kind, "type": code})
-        for key, values in {"coords": xy, "Index": index, **{f"offset{i}": o for i, o in enumerate(offsets)}}.items():
+        for key, values in {
+            "coords": xy,
+            "Index": index,
+            **{f"offset{i}": o for i, o in enumerate(offsets)},
+        }.items():
             group.create_array(key, data=np.asarray(values))
         return self
 
@@ -134,20 +175,28 @@ class Writer:
         index = pd.Index(np.arange(len(xy)), name="__null_dask_index__")
         frame = pd.DataFrame(np.asarray(xy, dtype=float), columns=["x", "y"], index=index)
         for number, piece in enumerate(np.array_split(np.arange(len(xy)), parts)):
-            pq.write_table(pa.Table.from_pandas(frame.iloc[piece]), folder / f"part.{number}.parquet")
+            pq.write_table(
+                pa.Table.from_pandas(frame.iloc[piece]), folder / f"part.{number}.parquet"
+            )
         return self
 
-    def raster(self, kind: str, name: str, levels: Sequence[Any], axes: str, chunks: Any, **how: Any) -> Writer:
+    def raster(
+        self, kind: str, name: str, levels: Sequence[Any], axes: str, chunks: Any, **how: Any
+    ) -> Writer:
         """An image or labels, by level."""
         listed = [{"name": a, "type": "channel" if a == "c" else "space"} for a in axes]
         pyramid: dict[str, Any] = {
-            "datasets": [{"path": f"s{i}"} for i in range(len(levels))], "name": name, "axes": listed,
+            "datasets": [{"path": f"s{i}"} for i in range(len(levels))],
+            "name": name,
+            "axes": listed,
             "coordinateTransformations": records(how, axes),
-        }  # fmt: skip
+        }
         channels = [{"label": label} for label in "rgb"] if axes[0] == "c" else []
         about: dict[str, Any] = {"omero": {"channels": channels}} if channels else {}
         if self.format == 3:
-            attributes = {"ome": {**about, "version": "0.5-dev-spatialdata", "multiscales": [pyramid]}}
+            attributes = {
+                "ome": {**about, "version": "0.5-dev-spatialdata", "multiscales": [pyramid]}
+            }
         else:
             attributes = {**about, "multiscales": [{**pyramid, "version": "0.4-dev-spatialdata"}]}
         attributes["spatialdata_attrs"] = {"version": self.versions["raster"]}
@@ -172,7 +221,10 @@ class Writer:
             write_elem(tables, name, adata)
         about = dict(adata.uns.get("spatialdata_attrs", {}))
         stated = {key: about.get(key) for key in ("region", "region_key", "instance_key")}
-        stated |= {"spatialdata-encoding-type": "ngff:regions_table", "version": self.versions["tables"]}
+        stated |= {
+            "spatialdata-encoding-type": "ngff:regions_table",
+            "version": self.versions["tables"],
+        }
         tables[name].attrs.update(stated)
         return self
 

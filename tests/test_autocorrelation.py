@@ -11,7 +11,9 @@ from terrazzo.expression import spatial_autocorrelation
 
 
 @pytest.mark.parametrize("block", [2, 2000])
-def test_it_is_the_correlation_with_the_mean_of_the_nearest(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_it_is_the_correlation_with_the_mean_of_the_nearest(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     monkeypatch.setattr(autocorrelation, "GENES", block)
     rng = np.random.default_rng(0)
     coords, values = rng.uniform(0, 1, (40, 2)), rng.poisson(1.0, (40, 5)).astype(np.float32)

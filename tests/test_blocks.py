@@ -33,7 +33,11 @@ def test_own_and_niche(embedded: object) -> None:
 
 @pytest.mark.parametrize(
     ("key", "name", "says"),
-    [("both", "region", "own, niche"), ("one", "own", "one block"), ("X_foreign", "own", "not written")],
+    [
+        ("both", "region", "own, niche"),
+        ("one", "own", "one block"),
+        ("X_foreign", "own", "not written"),
+    ],
 )
 def test_what_is_not_there(embedded: object, key: str, name: str, says: str) -> None:
     with pytest.raises(InputError, match=says):

@@ -81,11 +81,18 @@ def test_what_is_wrong_is_said(data: Any, says: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"split_size": 0}, {"n_neighbors": 0}, {"cluster_neighbors": 1}, {"max_clusters": 0}, {"halo": -0.1},
-        {"length_scale": 0.0}, {"leiden_resolution": 0.0}, {"alpha": 1.5}, {"length_scale": float("nan")},
+        {"split_size": 0},
+        {"n_neighbors": 0},
+        {"cluster_neighbors": 1},
+        {"max_clusters": 0},
+        {"halo": -0.1},
+        {"length_scale": 0.0},
+        {"leiden_resolution": 0.0},
+        {"alpha": 1.5},
+        {"length_scale": float("nan")},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_impossible_sub_slices_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         from_dict(tz.SToFMConfig, {"subslices": wrong})

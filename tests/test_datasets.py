@@ -20,7 +20,14 @@ from PIL import Image
 
 import terrazzo as tz
 from terrazzo import datasets
-from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, OutputError, TerrazzoError
+from terrazzo.errors import (
+    ConfigError,
+    DataMissing,
+    DownloadError,
+    InputError,
+    OutputError,
+    TerrazzoError,
+)
 
 CONTENT = b"counts"
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -61,7 +68,9 @@ def test_every_dataset_says_what_it_is() -> None:
         for file in one.files:
             assert file.url.startswith("https://raw.githubusercontent.com/")
             assert "{" not in file.url
-            assert len(file.url.split("/")[5]) == 40  # a whole commit: what it points to never changes
+            assert (
+                len(file.url.split("/")[5]) == 40
+            )  # a whole commit: what it points to never changes
             assert file.sha256 is None
             assert file.size is None
         assert len({f.file for f in one.files}) == len(one.files)
@@ -75,7 +84,9 @@ def test_table_has_a_row_a_dataset() -> None:
 
 def test_sources_stand_for_each_slice() -> None:
     files = {f.file: f.url for f in datasets.info("her2st").files}
-    assert files["data/ST-cnts/B4.tsv.gz"].endswith("85df7411b987a7dec3feff9718b869a7a82091ec/data/ST-cnts/B4.tsv.gz")
+    assert files["data/ST-cnts/B4.tsv.gz"].endswith(
+        "85df7411b987a7dec3feff9718b869a7a82091ec/data/ST-cnts/B4.tsv.gz"
+    )
     assert "data/ST-pat/lbl/B1_labeled_coordinates.tsv" in files
     assert "data/ST-pat/lbl/B4_labeled_coordinates.tsv" not in files  # B4 was not annotated
     assert datasets.info("hesta_embryo").files == ()
@@ -99,14 +110,18 @@ def test_every_slice_at_hand_is_in_the_registry_and_is_read(shared_dir: Path) ->
         ("st_mob", "MOB", 200),
     ],
 )
-def test_slices_at_hand_are_in_micrometres(shared_dir: Path, dataset: str, name: str, scale: float) -> None:
+def test_slices_at_hand_are_in_micrometres(
+    shared_dir: Path, dataset: str, name: str, scale: float
+) -> None:
     tissue = tz.Slice.from_anndata(datasets.load(dataset, name, shared_dir / "data"))
     assert tissue.unit == "um"
     assert tissue.coord_scale == pytest.approx(scale, rel=0.01)
 
 
 def test_the_image_at_hand_is_found_by_slice(shared_dir: Path) -> None:
-    tissue = tz.Slice.from_anndata(datasets.load("dlpfc", "151673", shared_dir / "data", image=True))
+    tissue = tz.Slice.from_anndata(
+        datasets.load("dlpfc", "151673", shared_dir / "data", image=True)
+    )
     assert tissue.image is not None
     assert tissue.image.pixels.shape == (600, 600, 3)
     assert tissue.image.scale == pytest.approx(0.045004502)
@@ -118,7 +133,9 @@ def test_the_image_at_hand_is_found_by_slice(shared_dir: Path) -> None:
 # where slices are looked for
 
 
-def test_the_folder_is_looked_for_in_this_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_is_looked_for_in_this_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert datasets.folder() == Path("../shared/data")
     monkeypatch.setenv("TERRAZZO_SHARED", str(tmp_path / "s"))
     assert datasets.folder() == tmp_path / "s" / "data"
@@ -141,7 +158,10 @@ def test_a_slice_is_found_as_h5ad_or_zarr(tmp_path: Path) -> None:
 
 
 def test_a_missing_slice_says_what_to_put_where(tmp_path: Path) -> None:
-    with pytest.raises(DataMissing, match=r"at /nowhere/dlpfc/151673.h5ad \(or 151673.zarr\).*does not exist.*label"):
+    with pytest.raises(
+        DataMissing,
+        match=r"at /nowhere/dlpfc/151673.h5ad \(or 151673.zarr\).*does not exist.*label",
+    ):
         datasets.find("dlpfc", "151673", "/nowhere")
     put(tmp_path, "dlpfc", "151673")
     with pytest.raises(DataMissing, match=r"Slices there: 151673\. Did you mean '151673'"):
@@ -301,12 +321,17 @@ def test_the_cache_is_where_it_is_said_to_be(
     served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TERRAZZO_CACHE", str(tmp_path / "c"))
-    assert datasets.fetch("st_mob", "data/mOB.rda", sha256=SUM) == tmp_path / "c" / "st_mob" / "data" / "mOB.rda"
+    assert (
+        datasets.fetch("st_mob", "data/mOB.rda", sha256=SUM)
+        == tmp_path / "c" / "st_mob" / "data" / "mOB.rda"
+    )
     monkeypatch.delenv("TERRAZZO_CACHE")
     assert "terrazzo" in str(datasets.cache_folder())
 
 
-def test_another_content_is_refused_and_what_was_there_stays(served: type[Files], tmp_path: Path) -> None:
+def test_another_content_is_refused_and_what_was_there_stays(
+    served: type[Files], tmp_path: Path
+) -> None:
     with pytest.raises(DownloadError, match="does not have the sha256 0000"):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256="0" * 64)
     assert files_of(tmp_path) == []
@@ -329,7 +354,9 @@ def test_a_download_that_is_cut_short_leaves_nothing(served: type[Files], tmp_pa
     assert datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM).read_bytes() == CONTENT
 
 
-def test_an_interrupt_leaves_nothing(served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_nothing(
+    served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def stop(self: Any, amount: int) -> None:
         raise KeyboardInterrupt
 
@@ -344,7 +371,9 @@ def test_no_network_says_what_to_put_where(
 ) -> None:
     monkeypatch.setattr(datasets, "RAW", "http://127.0.0.1:9")
     place = tmp_path / "st_mob" / "data" / "mOB.rda"
-    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9/.*mOB\.rda could not be downloaded") as told:
+    with pytest.raises(
+        DownloadError, match=r"http://127\.0\.0\.1:9/.*mOB\.rda could not be downloaded"
+    ) as told:
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256=SUM)
     assert f"put it at {place}" in str(told.value)
     place.write_bytes(CONTENT)  # as it says
@@ -358,7 +387,9 @@ def test_a_file_that_is_gone_from_its_source(served: type[Files], tmp_path: Path
 
 
 def test_without_a_sum_nothing_is_downloaded(served: type[Files], tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"nobody has checked the sha256 of http.*pass sha256=.*unchecked=True"):
+    with pytest.raises(
+        DownloadError, match=r"nobody has checked the sha256 of http.*pass sha256=.*unchecked=True"
+    ):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path)
     with pytest.raises(ConfigError, match="must be 64 hexadecimal digits"):
         datasets.fetch("st_mob", "data/mOB.rda", tmp_path, sha256="abc")
@@ -369,7 +400,9 @@ def test_an_unchecked_file_is_held_to_its_first_sum(served: type[Files], tmp_pat
     path = datasets.fetch("st_mob", "data/mOB.rda", tmp_path, unchecked=True)
     assert path.with_name("mOB.rda.sha256").read_text() == f"{SUM}  mOB.rda\n"
     path.unlink()
-    assert datasets.fetch("st_mob", "data/mOB.rda", tmp_path).read_bytes() == CONTENT  # the note is enough
+    assert (
+        datasets.fetch("st_mob", "data/mOB.rda", tmp_path).read_bytes() == CONTENT
+    )  # the note is enough
     path.unlink()
     served.content = dict.fromkeys(served.content, b"other")
     with pytest.raises(DownloadError, match=SUM):
@@ -389,7 +422,9 @@ def test_a_known_sum_needs_no_other_and_admits_none(
         datasets.fetch("made", "x.gz", tmp_path, sha256="0" * 64)
 
 
-def test_a_folder_that_cannot_be_written(served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(
+    served: type[Files], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def refuse(*args: Any, **options: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
@@ -399,7 +434,9 @@ def test_a_folder_that_cannot_be_written(served: type[Files], monkeypatch: pytes
 
 
 def test_a_file_that_is_not_listed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no public file 'data/mob\.rda'\. Did you mean 'data/mOB\.rda'"):
+    with pytest.raises(
+        ConfigError, match=r"no public file 'data/mob\.rda'\. Did you mean 'data/mOB\.rda'"
+    ):
         datasets.fetch("st_mob", "data/mob.rda", tmp_path, sha256=SUM)
     with pytest.raises(ConfigError, match="supplied by the user"):
         datasets.fetch("hesta_embryo", "x", tmp_path, sha256=SUM)

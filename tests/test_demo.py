@@ -66,8 +66,15 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     out = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "build", spy)
-        folder = demo.run(out, n_cells=150, adapt_epochs=1, pretrain_epochs=2, patch_epochs=2, align_epochs=2,
-                          progress=False)  # fmt: skip
+        folder = demo.run(
+            out,
+            n_cells=150,
+            adapt_epochs=1,
+            pretrain_epochs=2,
+            patch_epochs=2,
+            align_epochs=2,
+            progress=False,
+        )
     assert folder == out
     return Done(folder, *made[0])
 
@@ -84,11 +91,19 @@ def test_everything_is_there_and_nothing_else(done: Done) -> None:
 
 def test_the_report_shows_all_of_it(done: Done) -> None:
     text = (done.folder / "report.html").read_text(encoding="utf-8")
-    for word in ("terrazzo demo", "what training does", "SToFM, niche block", "X_stofm_niche_domain", *demo.STAGES):
+    for word in (
+        "terrazzo demo",
+        "what training does",
+        "SToFM, niche block",
+        "X_stofm_niche_domain",
+        *demo.STAGES,
+    ):
         assert word in text
 
 
-@pytest.mark.parametrize(("name", "key"), [("stofm", "X_stofm"), ("stimage", "X_stimage"), ("stalign", "X_stalign")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("stofm", "X_stofm"), ("stimage", "X_stimage"), ("stalign", "X_stalign")]
+)
 def test_the_models_are_trained(done: Done, name: str, key: str) -> None:
     model: Any = tz.load(done.folder / name)
     assert model.trained
@@ -102,7 +117,9 @@ def test_the_models_are_trained(done: Done, name: str, key: str) -> None:
 def test_the_embedded_slice_holds_every_method(done: Done) -> None:
     adata = done.embedded
     assert adata.n_obs == 150
-    assert {"X_stofm", "X_stimage", "X_stalign"} | {key for _, key in demo.METHODS} <= set(adata.obsm)
+    assert {"X_stofm", "X_stimage", "X_stalign"} | {key for _, key in demo.METHODS} <= set(
+        adata.obsm
+    )
     assert {tz.keys.domain_key(key) for _, key in demo.METHODS} <= set(adata.obs)
     assert set(demo.DRAWN) <= {key for _, key in demo.METHODS}
     for key in ("X_stofm", "X_stimage", "X_stalign"):
@@ -112,13 +129,20 @@ def test_the_embedded_slice_holds_every_method(done: Done) -> None:
 
 def test_the_embedded_slice_was_never_seen(done: Done) -> None:
     adata = done.embedded
-    assert sorted(done.manifest["id"]) == [f"slice_{n + 1}" for n in range(demo.SLICES + demo.VALIDATION)]
-    assert done.manifest["split"].value_counts().to_dict() == {"train": demo.SLICES, "validation": demo.VALIDATION}
+    assert sorted(done.manifest["id"]) == [
+        f"slice_{n + 1}" for n in range(demo.SLICES + demo.VALIDATION)
+    ]
+    assert done.manifest["split"].value_counts().to_dict() == {
+        "train": demo.SLICES,
+        "validation": demo.VALIDATION,
+    }
     assert not set(adata.obs["donor"].unique()) & set(done.manifest["donor"])
     seeds = {source.uns["simulation"]["seed"] for source in done.sources}
     assert len(seeds) == len(done.manifest)
     assert adata.uns["simulation"]["seed"] not in seeds
-    assert all(list(source.obs) == ["donor"] for source in done.sources)  # no label gets near the training
+    assert all(
+        list(source.obs) == ["donor"] for source in done.sources
+    )  # no label gets near the training
 
 
 def test_the_table(done: Done) -> None:
@@ -140,8 +164,16 @@ def test_the_text_says_that_it_is_simulated(done: Done) -> None:
 def test_a_second_run_replaces_the_first(done: Done, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(done.folder, tmp_path / "again"))
     before = {name: (folder / name).read_bytes() for name in FILES - MODELS}
-    demo.run(folder, n_cells=100, adapt_epochs=1, pretrain_epochs=1, patch_epochs=1, align_epochs=1, seed=1,
-             progress=False)  # fmt: skip
+    demo.run(
+        folder,
+        n_cells=100,
+        adapt_epochs=1,
+        pretrain_epochs=1,
+        patch_epochs=1,
+        align_epochs=1,
+        seed=1,
+        progress=False,
+    )
     assert {p.name for p in folder.iterdir()} == FILES
     assert all((folder / name).read_bytes() != content for name, content in before.items())
     for name in MODELS:

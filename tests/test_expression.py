@@ -14,7 +14,9 @@ from terrazzo.slices.panel import Panel
 
 
 def panel(counts: list[list[float]], names: list[str], **columns: list[str]) -> Panel:
-    return Panel.read(AnnData(sp.csr_matrix(np.array(counts, float)), var=pd.DataFrame(columns, index=names)))
+    return Panel.read(
+        AnnData(sp.csr_matrix(np.array(counts, float)), var=pd.DataFrame(columns, index=names))
+    )
 
 
 def test_values_by_hand() -> None:
@@ -25,8 +27,12 @@ def test_values_by_hand() -> None:
     np.testing.assert_allclose(found.to_numpy(), expected, rtol=1e-6)
     assert found.to_numpy().dtype == np.float32
     by_median = expression(held, ["B"], "median")  # of totals 4 and 8, the empty cell left out
-    np.testing.assert_allclose(by_median["B"], [np.log1p(3 / 4 * 6), np.nan, np.log1p(2 / 8 * 6)], rtol=1e-6)
-    np.testing.assert_allclose(expression(held, ["B"], 8.0)["B"], [np.log1p(6), np.nan, np.log1p(2)], rtol=1e-6)
+    np.testing.assert_allclose(
+        by_median["B"], [np.log1p(3 / 4 * 6), np.nan, np.log1p(2 / 8 * 6)], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        expression(held, ["B"], 8.0)["B"], [np.log1p(6), np.nan, np.log1p(2)], rtol=1e-6
+    )
 
 
 def test_a_gene_is_found_by_any_of_its_names_and_its_columns_are_one() -> None:
@@ -55,7 +61,13 @@ def test_what_varies_most_varies_within_slices() -> None:
         within, little = rng.integers(0, 100, n), rng.integers(45, 55, n)
         between = np.full(n, level)  # differs between the slices alone
         rest = 10_000 - within - little - between - flat  # so that totals are equal
-        columns = {"within": within, "little": little, "between": between, "flat": flat, "rest": rest}
+        columns = {
+            "within": within,
+            "little": little,
+            "between": between,
+            "flat": flat,
+            "rest": rest,
+        }
         return panel(np.stack([columns[name] for name in names], axis=1).tolist(), names)
 
     names = ["flat", "between", "little", "rest", "within"]

@@ -17,7 +17,9 @@ def test_a_file_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
-def test_what_stops_the_writing_leaves_the_file_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+def test_what_stops_the_writing_leaves_the_file_as_it_was(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     write_text(tmp_path / "a.txt", "before")
 
     def write() -> None:

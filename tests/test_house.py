@@ -15,7 +15,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "src" / "terrazzo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
-TREES = {name: ast.parse(path.read_text(encoding="utf-8"), name) for name, path in zip(NAMES, FILES, strict=True)}
+TREES = {
+    name: ast.parse(path.read_text(encoding="utf-8"), name)
+    for name, path in zip(NAMES, FILES, strict=True)
+}
 
 # From the ground up: a room may import those before it, never those after it. A private file (`_counts.py`) has no
 # place of its own: what it imports counts as imported by the rooms that use it.
@@ -55,7 +58,9 @@ def imported_modules(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
-def imported_rooms(name: str, tree: ast.Module, seen: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
+def imported_rooms(
+    name: str, tree: ast.Module, seen: frozenset[str] = frozenset()
+) -> Iterator[tuple[int, str]]:
     """Yield line and room of each import from terrazzo, through private files; the package itself is PUBLIC."""
     for line, module in imported_modules(name, tree):
         root, *rest = module.split(".")
@@ -65,7 +70,10 @@ def imported_rooms(name: str, tree: ast.Module, seen: frozenset[str] = frozenset
         private = f"{first}.py"
         if first.startswith("_") and private in TREES:
             if private not in seen:
-                yield from ((line, room) for _, room in imported_rooms(private, TREES[private], seen | {private}))
+                yield from (
+                    (line, room)
+                    for _, room in imported_rooms(private, TREES[private], seen | {private})
+                )
         else:
             yield line, first if first in ORDER else PUBLIC
 
@@ -73,7 +81,10 @@ def imported_rooms(name: str, tree: ast.Module, seen: frozenset[str] = frozenset
 def refused_imports(name: str, tree: ast.Module) -> list[str]:
     """Return the imports of a file that point back."""
     here = room_of(name)
-    if here not in [*ORDER, "__main__"]:  # private, or without a place, which is another test's to say
+    if here not in [
+        *ORDER,
+        "__main__",
+    ]:  # private, or without a place, which is another test's to say
         return []
     refused = set()
     for line, target in imported_rooms(name, tree):
@@ -97,14 +108,19 @@ def dotted(node: ast.AST) -> str:
 
 def is_constant(call: ast.Call, keyword: str, value: object) -> bool:
     """Say whether a call passes this literal for a keyword."""
-    return any(k.arg == keyword and isinstance(k.value, ast.Constant) and k.value.value is value for k in call.keywords)
+    return any(
+        k.arg == keyword and isinstance(k.value, ast.Constant) and k.value.value is value
+        for k in call.keywords
+    )
 
 
 def defines_safe_unpickler(tree: ast.Module) -> bool:
     """Say whether a file subclasses Unpickler with a ``find_class`` of its own, which is where names are refused."""
     return any(
         any(dotted(base).endswith("Unpickler") for base in node.bases)
-        and any(isinstance(item, ast.FunctionDef) and item.name == "find_class" for item in node.body)
+        and any(
+            isinstance(item, ast.FunctionDef) and item.name == "find_class" for item in node.body
+        )
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
     )
@@ -128,7 +144,9 @@ def unsafe_calls(tree: ast.Module) -> Iterator[str]:
 
 def unsafe_pickle(tree: ast.Module) -> Iterator[str]:
     """Yield uses of pickle and its kin; its errors are free to all, Unpickler to the file that narrows it."""
-    refused = {"pickle.load", "pickle.loads"} | (set() if defines_safe_unpickler(tree) else {"pickle.Unpickler"})
+    refused = {"pickle.load", "pickle.loads"} | (
+        set() if defines_safe_unpickler(tree) else {"pickle.Unpickler"}
+    )
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and dotted(node) in refused:
             yield f"line {node.lineno}: {dotted(node)}"
@@ -156,7 +174,9 @@ def test_imports_flow_one_way(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if room_of(name) == "units"])
 def test_units_know_arrays_only(name: str) -> None:
-    assert [row for row in imported_modules(name, TREES[name]) if row[1].split(".")[0] == "torch"] == []
+    assert [
+        row for row in imported_modules(name, TREES[name]) if row[1].split(".")[0] == "torch"
+    ] == []
 
 
 @every_file
@@ -202,9 +222,16 @@ def test_import_terrazzo_is_light() -> None:
 
 def test_readme_names_every_room() -> None:
     blocks = "\n".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split("```")[1::2])
-    files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py", "_version.py"}
+    files = {path.name for path in PACKAGE.glob("*.py")} - {
+        "__init__.py",
+        "__main__.py",
+        "_version.py",
+    }
     rooms = files | {f"{path.parent.name}/" for path in PACKAGE.glob("*/*.py")}
-    assert sorted(room for room in rooms if not re.search(rf"(?<![\w.]){re.escape(room)}", blocks)) == []
+    assert (
+        sorted(room for room in rooms if not re.search(rf"(?<![\w.]){re.escape(room)}", blocks))
+        == []
+    )
 
 
 # The rules themselves, on files that break them.
@@ -246,8 +273,14 @@ def test_import_rule(name: str, text: str, refused: bool) -> None:
         ("import pickle\npickle.Unpickler(f).load()", True),
         ("import pickle\ntry: ...\nexcept pickle.UnpicklingError: ...", False),
         ("re.compile('a')", False),
-        ("import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, m, n): ...\nU(f).load()", False),
-        ("import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, m, n): ...\npickle.load(f)", True),
+        (
+            "import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, m, n): ...\nU(f).load()",
+            False,
+        ),
+        (
+            "import pickle\nclass U(pickle.Unpickler):\n    def find_class(self, m, n): ...\npickle.load(f)",
+            True,
+        ),
     ],
 )
 def test_pickle_rule(text: str, refused: bool) -> None:

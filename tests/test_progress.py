@@ -88,7 +88,9 @@ def test_stages_that_end_in_another_order(terminal: io.StringIO) -> None:
     assert "1 of 1 fits" in lines(terminal)[-1]
 
 
-def test_what_is_printed_meanwhile_stays_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed_meanwhile_stays_on_standard_output(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     code = "import sys; sys.stderr.isatty = lambda: True\nfrom terrazzo.progress import Progress\n"
     code += "import os; os.environ['FORCE_COLOR'] = '1'\nwith Progress().stage('work', None): print('a result')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -98,8 +100,16 @@ def test_what_is_printed_meanwhile_stays_on_standard_output(capfd: pytest.Captur
 
 VERBS = [
     ("info", "FIRST", ["read s0.h5ad"]),
-    ("embed", "SLICES --model CHECKPOINT --out OUT", ["read s0.h5ad", "encode cells", "write s1.h5ad"]),
-    ("domains", "FIRST --use-rep X_t -k 3 --n-seeds 2 --out OUT", ["read s0.h5ad", "domains", "write s0.h5ad"]),
+    (
+        "embed",
+        "SLICES --model CHECKPOINT --out OUT",
+        ["read s0.h5ad", "encode cells", "write s1.h5ad"],
+    ),
+    (
+        "domains",
+        "FIRST --use-rep X_t -k 3 --n-seeds 2 --out OUT",
+        ["read s0.h5ad", "domains", "write s0.h5ad"],
+    ),
     ("probe", "FIRST --use-rep X_t --label region --head linear --out OUT", ["probe", "fit probe"]),
     ("deconvolve", "FIRST --use-rep X_t --head linear --out OUT", ["deconvolution", "fit probe"]),
     (
@@ -112,7 +122,11 @@ VERBS = [
         "FIRST --model CHECKPOINT --label region --epochs 1 --out OUT",
         ["fine-tunings", "fine-tune", "encode"],
     ),
-    ("bench", "TABLE --data DATA --models mine=obsm:X_t --seeds 1 --out OUT", ["read s0", "small", "probe"]),
+    (
+        "bench",
+        "TABLE --data DATA --models mine=obsm:X_t --seeds 1 --out OUT",
+        ["read s0", "small", "probe"],
+    ),
     ("report", "SLICES --projection pca --out OUT.html", ["report"]),
     ("corpus build", "SLICES --out OUT --min-genes 1 --workers 1", ["slices", "vocabulary"]),
     ("corpus verify", "CORPUS", ["verify"]),
@@ -127,7 +141,13 @@ SLOW = ("finetune", "embed", "pretrain", "bench", "deconvolve", "report")
     [pytest.param(*one, id=one[0], marks=[pytest.mark.slow] * (one[0] in SLOW)) for one in VERBS],
 )
 def test_a_verb_shows_what_it_does(
-    call: Any, sentence: Any, terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch, verb: str, line: str, stages: Any
+    call: Any,
+    sentence: Any,
+    terminal: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    line: str,
+    stages: Any,
 ) -> None:
     words = sentence(verb, line)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
@@ -152,8 +172,15 @@ def test_nothing_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("value", "unit", "expected"),
-    [(3, "fits", "3 fits"), (0.25, "fits", "0.2 fits"), (12345.6, "cells", "12,346 cells"), (999, "B", "999 B"),
-     (45_300, "B", "45.3 kB"), (7_100_000_000, "B", "7.1 GB"), (5, "", "5")],
-)  # fmt: skip
+    [
+        (3, "fits", "3 fits"),
+        (0.25, "fits", "0.2 fits"),
+        (12345.6, "cells", "12,346 cells"),
+        (999, "B", "999 B"),
+        (45_300, "B", "45.3 kB"),
+        (7_100_000_000, "B", "7.1 GB"),
+        (5, "", "5"),
+    ],
+)
 def test_amounts(value: float, unit: str, expected: str) -> None:
     assert _amount(value, unit) == expected

@@ -70,7 +70,11 @@ def test_other_refusals(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     with pytest.raises(CheckpointError, match="does not exist"):
         safe_unpickle(path)
-    for value, name in ((Fraction(1, 2), "fractions.Fraction"), (np.arange(3), "_reconstruct"), (range(3), "range")):
+    for value, name in (
+        (Fraction(1, 2), "fractions.Fraction"),
+        (np.arange(3), "_reconstruct"),
+        (range(3), "range"),
+    ):
         path.write_bytes(pickle.dumps(value))
         with pytest.raises(CheckpointError, match=name):
             safe_unpickle(path)
@@ -88,17 +92,26 @@ def test_other_refusals(tmp_path: Path) -> None:
         safe_unpickle(path, max_bytes=10)
 
 
-ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+ATOMS = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+)
 PLAIN = st.recursive(
     ATOMS | st.complex_numbers(allow_nan=False),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner) | st.sets(st.integers()),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text(), inner)
+        | st.tuples(inner)
+        | st.sets(st.integers())
+    ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=40, deadline=None)
 @given(PLAIN, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_plain_content_comes_back(tmp_path_factory: pytest.TempPathFactory, content: Any, protocol: int) -> None:
+def test_plain_content_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, content: Any, protocol: int
+) -> None:
     path = tmp_path_factory.mktemp("plain") / "a.pkl"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     assert safe_unpickle(path) == content

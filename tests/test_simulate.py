@@ -35,7 +35,9 @@ def log_shares(adata):
 
 
 def types_found(train, test):
-    model = LogisticRegression(max_iter=200, tol=1e-2).fit(log_shares(train), train.obs["cell_type"])
+    model = LogisticRegression(max_iter=200, tol=1e-2).fit(
+        log_shares(train), train.obs["cell_type"]
+    )
     return model.score(log_shares(test), test.obs["cell_type"])
 
 
@@ -62,15 +64,23 @@ def test_form(slices, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_seed_same_slice(layout):
     def same(a, b):
-        return a.X.shape == b.X.shape and (a.X != b.X).nnz == 0 and (a.obsm["spatial"] == b.obsm["spatial"]).all()
+        return (
+            a.X.shape == b.X.shape
+            and (a.X != b.X).nnz == 0
+            and (a.obsm["spatial"] == b.obsm["spatial"]).all()
+        )
 
     one = tissue(150, layout=layout, seed=3)
-    again = tissue(150, layout=layout, seed=3, image=True, image_px=60)  # the drawing changes nothing else
+    again = tissue(
+        150, layout=layout, seed=3, image=True, image_px=60
+    )  # the drawing changes nothing else
     assert same(one, again)
     assert one.obs.equals(again.obs)
     assert not same(one, tissue(150, layout=layout, seed=4))
     picture = again.uns["spatial"]["tissue"]["images"]["hires"]
-    twin = tissue(150, layout=layout, seed=3, image=True, image_px=60).uns["spatial"]["tissue"]["images"]["hires"]
+    twin = tissue(150, layout=layout, seed=3, image=True, image_px=60).uns["spatial"]["tissue"][
+        "images"
+    ]["hires"]
     np.testing.assert_array_equal(picture, twin)
 
 
@@ -113,11 +123,23 @@ def test_markers_and_programmes_are_up(slices):
 @pytest.mark.parametrize(
     ("options", "total", "detected"),
     [
-        ({}, (120, 180), (55, 90)),  # Xenium breast, 380 genes: 145, 63; seqFISH, 351 genes: 209, 102
+        (
+            {},
+            (120, 180),
+            (55, 90),
+        ),  # Xenium breast, 380 genes: 145, 63; seqFISH, 351 genes: 209, 102
         ({"n_genes": 18_000}, (900, 1200), (600, 850)),
         ({"layout": "visium", "n_genes": 3000}, (4500, 5500), (800, 1500)),
-        ({"layout": "visium", "n_genes": 8513, "depth": 1449}, (1300, 1600), (700, 950)),  # DLPFC 151673: 1449, 831
-        ({"layout": "st", "n_genes": 15_045, "depth": 4291}, (3900, 4700), (1900, 2500)),  # HER2 A1: 4291, 2345
+        (
+            {"layout": "visium", "n_genes": 8513, "depth": 1449},
+            (1300, 1600),
+            (700, 950),
+        ),  # DLPFC 151673: 1449, 831
+        (
+            {"layout": "st", "n_genes": 15_045, "depth": 4291},
+            (3900, 4700),
+            (1900, 2500),
+        ),  # HER2 A1: 4291, 2345
     ],
 )
 def test_depth_looks_like_tissue(options, total, detected):
@@ -140,7 +162,9 @@ def test_counts_are_overdispersed():
     assert counts.max() > 60  # the part of the sampler for large means was reached
 
 
-@pytest.mark.parametrize(("layout", "pitch", "spot"), [("visium", 100.0, 55.0), ("st", 200.0, 100.0)])
+@pytest.mark.parametrize(
+    ("layout", "pitch", "spot"), [("visium", 100.0, 55.0), ("st", 200.0, 100.0)]
+)
 def test_lattice(slices, layout, pitch, spot):
     adata = slices[layout]
     row, col = adata.obs["array_row"].to_numpy(), adata.obs["array_col"].to_numpy()
@@ -150,7 +174,11 @@ def test_lattice(slices, layout, pitch, spot):
     assert 0.4 < microns < 0.6
     xy = adata.obsm["spatial"] * microns
     np.testing.assert_allclose(cKDTree(xy).query(xy, 2)[0][:, 1], pitch, rtol=1e-6)
-    grid = np.stack([col * 50.0, row * 50.0 * 3**0.5], 1) if layout == "visium" else np.stack([col, row], 1) * 200.0
+    grid = (
+        np.stack([col * 50.0, row * 50.0 * 3**0.5], 1)
+        if layout == "visium"
+        else np.stack([col, row], 1) * 200.0
+    )
     np.testing.assert_allclose(cKDTree(grid).query(grid, 2)[0][:, 1], pitch, rtol=1e-6)
     if layout == "visium":
         assert ((row + col) % 2 == 0).all()
@@ -179,7 +207,10 @@ def test_proportions(slices, layout):
     genes = {t: (adata.var["marker_of"] == t).to_numpy() for t in adata.uns["proportions_names"]}
     marked = [np.asarray(adata.X[:, mask].sum(1)).ravel() for mask in genes.values()]
     marked = np.stack(marked, 1) / np.asarray(adata.X.sum(1))
-    assert np.median([np.corrcoef(marked[:, i], share[:, i])[0, 1] for i in range(share.shape[1])]) > 0.6
+    assert (
+        np.median([np.corrcoef(marked[:, i], share[:, i])[0, 1] for i in range(share.shape[1])])
+        > 0.6
+    )
 
 
 def test_corpus_shares_programmes_not_geometry():
@@ -188,7 +219,10 @@ def test_corpus_shares_programmes_not_geometry():
         assert adata.var.equals(first.var)
         assert not (adata.obsm["spatial"] == first.obsm["spatial"]).all()
     assert types_found(first, second) > 0.7
-    assert [a.obs["donor"].iloc[0] for a in (first, second, third, fourth)] == ["donor_1", "donor_2"] * 2
+    assert [a.obs["donor"].iloc[0] for a in (first, second, third, fourth)] == [
+        "donor_1",
+        "donor_2",
+    ] * 2
     assert first.obs_names.intersection(second.obs_names).empty
     again = corpus(4, 500, seed=7, n_genes=200)[2]
     assert (again.X != third.X).nnz == 0
@@ -242,7 +276,9 @@ def test_mouse_and_real_genes():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", [1, 2, 7, 333])
 def test_any_size_gives_exactly_that_many_rows(layout, n):
-    adata = tissue(n, layout=layout, n_genes=3, n_regions=2, n_types=1, shape="square", image=True, image_px=40)
+    adata = tissue(
+        n, layout=layout, n_genes=3, n_regions=2, n_types=1, shape="square", image=True, image_px=40
+    )
     assert adata.shape == (n, 3)
     assert adata.uns["spatial"]["tissue"]["images"]["hires"].dtype == np.uint8
 
@@ -268,13 +304,31 @@ def test_survives_h5ad(tmp_path, slices, layout):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n_cells", 0), ("n_cells", 2.5), ("n_cells", True), ("n_genes", 0), ("n_regions", 0), ("n_types", -1),
-        ("seed", -1), ("seed", None), ("atlas_seed", 0.5), ("layout", "slide"), ("shape", "round"),
-        ("organism", "rat"), ("depth", 0), ("depth", float("nan")), ("depth", "deep"), ("batch", -0.1),
-        ("name", ""), ("name", "a/b"), ("donor", 3), ("image_px", 0), ("gene_ids", ["a", "a"]), ("gene_ids", "abc"),
+        ("n_cells", 0),
+        ("n_cells", 2.5),
+        ("n_cells", True),
+        ("n_genes", 0),
+        ("n_regions", 0),
+        ("n_types", -1),
+        ("seed", -1),
+        ("seed", None),
+        ("atlas_seed", 0.5),
+        ("layout", "slide"),
+        ("shape", "round"),
+        ("organism", "rat"),
+        ("depth", 0),
+        ("depth", float("nan")),
+        ("depth", "deep"),
+        ("batch", -0.1),
+        ("name", ""),
+        ("name", "a/b"),
+        ("donor", 3),
+        ("image_px", 0),
+        ("gene_ids", ["a", "a"]),
+        ("gene_ids", "abc"),
         ("gene_symbols", ["A"]),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_named(name, value):
     with pytest.raises(ConfigError, match=name):
         tissue(**{"n_cells": 10, name: value})

@@ -18,7 +18,9 @@ SEED = st.integers(0, 2**32 - 1)
 
 @given(st.integers(0, 300), st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0, 1), SEED)
 @settings(max_examples=100, deadline=None)
-def test_a_cell_is_in_one_set_at_most(n: int, share: float, kept_share: float, moved: float, seed: int) -> None:
+def test_a_cell_is_in_one_set_at_most(
+    n: int, share: float, kept_share: float, moved: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     excluded = np.arange(0, n, 7)
     masked, kept = sampling.mask_cells(n, share, rng, kept_share=kept_share, exclude=excluded)
@@ -81,7 +83,10 @@ def test_thinning_keeps_the_rate_of_each_cell() -> None:
     counts = sp.csr_matrix(np.full((2, 5000), 4, dtype=np.float32))
     part, _ = sampling.thin_counts(counts, np.array([0.2, 0.7]), np.random.default_rng(0))
     assert pytest.approx([0.2, 0.7], abs=0.02) == part.sum(axis=1).A1 / 20_000
-    assert [int(p.sum()) for p in sampling.thin_counts(counts, 0.0, np.random.default_rng(0))] == [0, 40_000]
+    assert [int(p.sum()) for p in sampling.thin_counts(counts, 0.0, np.random.default_rng(0))] == [
+        0,
+        40_000,
+    ]
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, np.nan, np.inf])
@@ -101,7 +106,9 @@ def test_tokens_are_masked_as_in_bert() -> None:
     genes = np.arange(3, 1003, dtype=np.int32)
     tokens = np.random.default_rng(1).choice(genes, 100_000)
     before = tokens.copy()
-    ids, labels = sampling.mask_tokens(tokens, np.random.default_rng(0), mask_token=1, gene_tokens=genes)
+    ids, labels = sampling.mask_tokens(
+        tokens, np.random.default_rng(0), mask_token=1, gene_tokens=genes
+    )
     np.testing.assert_array_equal(tokens, before)
     chosen = labels != sampling.IGNORED
     np.testing.assert_array_equal(labels[chosen], tokens[chosen])
@@ -117,10 +124,14 @@ def test_tokens_are_masked_as_in_bert() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_none_or_all_tokens(share: float) -> None:
     tokens = np.arange(3, 13, dtype=np.int32)
-    _, labels = sampling.mask_tokens(tokens, np.random.default_rng(0), mask_token=1, gene_tokens=tokens, share=share)
+    _, labels = sampling.mask_tokens(
+        tokens, np.random.default_rng(0), mask_token=1, gene_tokens=tokens, share=share
+    )
     assert (labels != sampling.IGNORED).all() == bool(share)
     with pytest.raises(ConfigError, match="between 0 and 1"):
-        sampling.mask_tokens(tokens, np.random.default_rng(0), mask_token=1, gene_tokens=tokens, share=2.0)
+        sampling.mask_tokens(
+            tokens, np.random.default_rng(0), mask_token=1, gene_tokens=tokens, share=2.0
+        )
 
 
 def test_the_same_seed_gives_the_same() -> None:

@@ -64,7 +64,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return from_dict(kind, value, where)
     if origin is Literal:
         if value not in get_args(kind):
-            raise ConfigError(f"{where} is {value!r}; it must be one of {', '.join(map(repr, get_args(kind)))}.")
+            raise ConfigError(
+                f"{where} is {value!r}; it must be one of {', '.join(map(repr, get_args(kind)))}."
+            )
         return value
     if origin in (Union, types.UnionType):
         if value is None and type(None) in get_args(kind):
@@ -76,12 +78,19 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise ConfigError(f"{where} must be a list, not {value!r}.")
         inner = get_args(kind)
-        return [_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)] if inner else list(value)
+        return (
+            [_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+            if inner
+            else list(value)
+        )
     if origin is tuple:
         inner = get_args(kind)
         if not isinstance(value, (list, tuple)) or len(value) != len(inner):
             raise ConfigError(f"{where} must be a list of {len(inner)}, not {value!r}.")
-        return tuple(_convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _convert(k, v, f"{where}[{i}]")
+            for i, (k, v) in enumerate(zip(inner, value, strict=True))
+        )
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a mapping, not {value!r}.")

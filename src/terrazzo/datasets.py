@@ -113,7 +113,9 @@ class Dataset:
                 names = (source.slices or self.slices) if "{slice}" in template else [""]
                 for path in (template.replace("{slice}", name) for name in names):
                     url = f"{RAW}/{source.repo}/{source.commit}/{path}"
-                    out.append(SourceFile(path, url, source.sha256.get(path), source.size.get(path)))
+                    out.append(
+                        SourceFile(path, url, source.sha256.get(path), source.size.get(path))
+                    )
         return tuple(out)
 
 
@@ -121,7 +123,10 @@ class Dataset:
 def registry() -> Mapping[str, Dataset]:
     """Return every dataset by name, as ``datasets.yaml`` has them."""
     text = (resources.files("terrazzo") / "datasets.yaml").read_text(encoding="utf-8")
-    return {k: from_dict(Dataset, {**v, "name": k}, f"datasets.yaml: {k}") for k, v in yaml.safe_load(text).items()}
+    return {
+        k: from_dict(Dataset, {**v, "name": k}, f"datasets.yaml: {k}")
+        for k, v in yaml.safe_load(text).items()
+    }
 
 
 def info(dataset: str) -> Dataset:
@@ -134,7 +139,9 @@ def info(dataset: str) -> Dataset:
     """
     known = registry()
     if dataset not in known:
-        raise ConfigError(f"there is no dataset {dataset!r}.{did_you_mean(dataset, known)} Known: {', '.join(known)}.")
+        raise ConfigError(
+            f"there is no dataset {dataset!r}.{did_you_mean(dataset, known)} Known: {', '.join(known)}."
+        )
     return known[dataset]
 
 
@@ -190,7 +197,9 @@ def find(dataset: str, slice: str, data: str | os.PathLike[str] | None = None) -
     """
     for what, name in (("dataset", dataset), ("slice", slice)):
         if not _is_plain(name):
-            raise ConfigError(f"{name!r} cannot be the name of a {what}: a name holds no / or \\ and is not empty.")
+            raise ConfigError(
+                f"{name!r} cannot be the name of a {what}: a name holds no / or \\ and is not empty."
+            )
     base = folder(data)
     places = [base / dataset / f"{slice}{suffix}" for suffix in SUFFIXES]
     for place in places:
@@ -199,7 +208,9 @@ def find(dataset: str, slice: str, data: str | os.PathLike[str] | None = None) -
     raise DataMissing(_missing(dataset, slice, base, places[0]))
 
 
-def load(dataset: str, slice: str, data: str | os.PathLike[str] | None = None, *, image: bool = False) -> AnnData:
+def load(
+    dataset: str, slice: str, data: str | os.PathLike[str] | None = None, *, image: bool = False
+) -> AnnData:
     """Read a slice, with what the registry knows of it.
 
     ``uns["technology"]`` is set where the file lacks it and the dataset has public sources.
@@ -274,11 +285,17 @@ def fetch(
     known = {f.file: f for f in info(dataset).files}
     if file not in known:
         listed = ", ".join(list(known)[:5]) or "none: it is supplied by the user"
-        raise ConfigError(f"{dataset} has no public file {file!r}.{did_you_mean(file, known)} Its files: {listed}.")
-    target = (Path(folder) if folder is not None else cache_folder()) / dataset / PurePosixPath(file)
+        raise ConfigError(
+            f"{dataset} has no public file {file!r}.{did_you_mean(file, known)} Its files: {listed}."
+        )
+    target = (
+        (Path(folder) if folder is not None else cache_folder()) / dataset / PurePosixPath(file)
+    )
     note = target.with_name(f"{target.name}{NOTE}")
     wanted = _expected(known[file], sha256, note, unchecked)
-    return retrieve(known[file].url, target, wanted, note=note, size=known[file].size, progress=progress)
+    return retrieve(
+        known[file].url, target, wanted, note=note, size=known[file].size, progress=progress
+    )
 
 
 def _expected(source: SourceFile, stated: str | None, note: Path, unchecked: bool) -> str | None:
@@ -297,7 +314,12 @@ def _expected(source: SourceFile, stated: str | None, note: Path, unchecked: boo
 
 
 def _is_plain(name: Any) -> bool:
-    return isinstance(name, str) and bool(name.strip()) and not set(name) & set("/\\\0") and name not in (".", "..")
+    return (
+        isinstance(name, str)
+        and bool(name.strip())
+        and not set(name) & set("/\\\0")
+        and name not in (".", "..")
+    )
 
 
 def _missing(dataset: str, slice: str, base: Path, place: Path) -> str:
@@ -310,11 +332,15 @@ def _missing(dataset: str, slice: str, base: Path, place: Path) -> str:
     if not base.is_dir():
         text = f"{text} The folder {base} does not exist."
     elif place.parent.is_dir():
-        there = sorted({p.name.removesuffix(p.suffix) for p in place.parent.iterdir() if p.suffix in SUFFIXES})
+        there = sorted(
+            {p.name.removesuffix(p.suffix) for p in place.parent.iterdir() if p.suffix in SUFFIXES}
+        )
         hint = "" if known and slice in known.slices else did_you_mean(slice, there)
         text = f"{text} Slices there: {', '.join(there) or 'none'}.{hint}"
     elif known is None:
-        text = text + did_you_mean(dataset, sorted({*registry(), *(p.name for p in base.iterdir() if p.is_dir())}))
+        text = text + did_you_mean(
+            dataset, sorted({*registry(), *(p.name for p in base.iterdir() if p.is_dir())})
+        )
     if known is None:
         return text
     labels = f", labels: {', '.join(known.labels)}" if known.labels else ""
@@ -357,7 +383,9 @@ def _said(sheet: Path) -> dict[str, Any]:
     try:
         said = json.loads(sheet.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{sheet} is not readable JSON ({error}); it describes the image beside the slice.") from error
+        raise InputError(
+            f"{sheet} is not readable JSON ({error}); it describes the image beside the slice."
+        ) from error
     return said if isinstance(said, dict) else {}
 
 
@@ -365,8 +393,12 @@ def _pictured(sheet: Path, said: Mapping[str, Any]) -> TissueImage:
     name = said.get("image", "")
     if not _is_plain(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
         kinds = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds}).")
-    return TissueImage.from_file(sheet.with_name(name), scale=said.get("scale", 0.0), scale_y=said.get("scale_y"))
+        raise InputError(
+            f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds})."
+        )
+    return TissueImage.from_file(
+        sheet.with_name(name), scale=said.get("scale", 0.0), scale_y=said.get("scale_y")
+    )
 
 
 def _add_image(adata: AnnData, name: str, sheet: Path) -> None:

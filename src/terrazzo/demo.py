@@ -91,17 +91,26 @@ def run(
     n = SLICES + VALIDATION + 1
     bars = Progress(progress)
     with bars.stage("simulate tissue", None):
-        *training, adata = simulate.corpus(n, n_cells, seed=seed, n_donors=n, image=True, image_px=IMAGE_PX)
+        *training, adata = simulate.corpus(
+            n, n_cells, seed=seed, n_donors=n, image=True, image_px=IMAGE_PX
+        )
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-        epochs = dict(zip(STAGES, (adapt_epochs, pretrain_epochs, patch_epochs, align_epochs), strict=True))
+        epochs = dict(
+            zip(STAGES, (adapt_epochs, pretrain_epochs, patch_epochs, align_epochs), strict=True)
+        )
         untrained = train(Path(work), training, epochs, seed, progress)
         for stage in STAGES:
-            shutil.copyfile(Path(work) / stage / log_files.LOGS / log_files.CSV, folder / f"{stage}.csv")
+            shutil.copyfile(
+                Path(work) / stage / log_files.LOGS / log_files.CSV, folder / f"{stage}.csv"
+            )
         for name, stage in (("stofm", "pretrain"), ("stimage", "patches"), ("stalign", "align")):
             model: Any = load(Path(work) / stage / "model")
             model.save_pretrained(folder / name, overwrite=True)
             model.embed(adata, progress=progress)
-    found = {"trained": found_by_image(adata, model), "untrained": found_by_image(adata, untrained[-1])}
+    found = {
+        "trained": found_by_image(adata, model),
+        "untrained": found_by_image(adata, untrained[-1]),
+    }
     for key, (whole, name) in BLOCKS.items():
         adata.obsm[key] = block(adata, whole, name)
     for model in untrained:
@@ -115,8 +124,19 @@ def run(
     write_text(folder / "demo.md", text)
     draw(adata, table, folder / "demo.png")
     draw_losses(folder, folder / "losses.png")
-    shown = [folder / "demo.h5ad", folder / "demo.csv", *(folder / f"{stage}.csv" for stage in STAGES)]
-    report.write(shown, folder / REPORT, title="terrazzo demo", about=ABOUT, embeddings=REPORTED, progress=progress)
+    shown = [
+        folder / "demo.h5ad",
+        folder / "demo.csv",
+        *(folder / f"{stage}.csv" for stage in STAGES),
+    ]
+    report.write(
+        shown,
+        folder / REPORT,
+        title="terrazzo demo",
+        about=ABOUT,
+        embeddings=REPORTED,
+        progress=progress,
+    )
     return folder
 
 
@@ -154,14 +174,27 @@ def train(
         bare.write_h5ad(work / f"slice_{number + 1}.h5ad")
         paths.append(work / f"slice_{number + 1}.h5ad")
     splits = Splits(by="donor", validation=VALIDATION / len(slices), seed=seed)
-    corpus = build(paths, work / "corpus", min_genes=1, splits=splits, scheduler="synchronous", progress=progress)
+    corpus = build(
+        paths,
+        work / "corpus",
+        min_genes=1,
+        splits=splits,
+        scheduler="synchronous",
+        progress=progress,
+    )
     adapted = pretrain(recipe("adapt", work, "", epochs["adapt"], seed), progress=progress)
     pretrain(recipe("pretrain", work, str(adapted), epochs["pretrain"], seed), progress=progress)
-    trained: Any = load(pretrain(recipe("patches", work, "", epochs["patches"], seed), progress=progress))
-    aligned: Any = load(pretrain(recipe("align", work, "", epochs["align"], seed), progress=progress))
+    trained: Any = load(
+        pretrain(recipe("patches", work, "", epochs["patches"], seed), progress=progress)
+    )
+    aligned: Any = load(
+        pretrain(recipe("align", work, "", epochs["align"], seed), progress=progress)
+    )
     vocabulary = corpus.vocabulary()
     untrained: Any = STImage(trained.config, vocabulary, seed=seed)
-    untrained.module.autocorrelation.copy_(trained.module.autocorrelation)  # the same channels: weights differ, no more
+    untrained.module.autocorrelation.copy_(
+        trained.module.autocorrelation
+    )  # the same channels: weights differ, no more
     unaligned = STAlign(aligned.config, vocabulary, seed=seed + 1)
     unaligned.module.genes.copy_(aligned.module.genes)  # likewise
     for part in ("image_encoder", "gene_encoder"):
@@ -169,19 +202,30 @@ def train(
     return [SToFM("tiny", vocabulary, seed=seed), untrained, unaligned]
 
 
-def recipe(stage: Any, work: Path, checkpoint: str, epochs: int, seed: int) -> recipes.PretrainConfig:
+def recipe(
+    stage: Any, work: Path, checkpoint: str, epochs: int, seed: int
+) -> recipes.PretrainConfig:
     """Return the demo's recipe for one stage."""
-    patches = PatchConfig(bin_um=BIN_UM, channels=200, choose="spatial") if stage == "patches" else None
+    patches = (
+        PatchConfig(bin_um=BIN_UM, channels=200, choose="spatial") if stage == "patches" else None
+    )
     return recipes.PretrainConfig(
         stage=stage,
         corpus=str(work / "corpus"),
         out=str(work / stage),
         model=recipes.ModelSource(
-            preset="tiny", checkpoint=checkpoint, init="random" if stage == "align" else "informed", patches=patches
+            preset="tiny",
+            checkpoint=checkpoint,
+            init="random" if stage == "align" else "informed",
+            patches=patches,
         ),
-        data=recipes.DataConfig(batch_cells=64, batch_subslices=2, batch_windows=4, batch_spots=128),
+        data=recipes.DataConfig(
+            batch_cells=64, batch_subslices=2, batch_windows=4, batch_spots=128
+        ),
         optim=recipes.OptimConfig(lr=1e-3, warmup_steps=20, epochs=epochs),
-        adapt=recipes.AdaptObjective(own_weight=1, masked_weight=0, contrastive_weight=0, view="thinned"),
+        adapt=recipes.AdaptObjective(
+            own_weight=1, masked_weight=0, contrastive_weight=0, view="thinned"
+        ),
         pretrain=recipes.MultiScaleObjective(objective="own+niche", mask_share=0.5, reencode=0),
         patches=recipes.PatchObjective(target="thinned"),
         align=recipes.AlignObjective(spot_um=CROP_UM, temperature=0.2),
@@ -218,17 +262,23 @@ def score(adata: AnnData, methods: list[tuple[str, str]], bars: Progress) -> pd.
         ari, nmi = [], []
         with bars.stage(f"domains of {title}", SEEDS, "fits") as advance:
             for seed in reversed(range(SEEDS)):
-                found = domains(adata, use_rep=key, n_domains=k, seed=seed, progress=False).obs[keys.domain_key(key)]
+                found = domains(adata, use_rep=key, n_domains=k, seed=seed, progress=False).obs[
+                    keys.domain_key(key)
+                ]
                 ari.append(adjusted_rand_score(truth, found))
                 nmi.append(normalized_mutual_info_score(truth, found))
                 advance(1)
         spread = pd.DataFrame({"ARI": ari, "NMI": nmi}).agg(["mean", "std"]).round(3)
-        rows.append({
-            "embedding": title,
-            "ARI": spread.loc["mean", "ARI"], "ARI sd": spread.loc["std", "ARI"],
-            "NMI": spread.loc["mean", "NMI"], "NMI sd": spread.loc["std", "NMI"],
-            "seeds": SEEDS,
-        })  # fmt: skip
+        rows.append(
+            {
+                "embedding": title,
+                "ARI": spread.loc["mean", "ARI"],
+                "ARI sd": spread.loc["std", "ARI"],
+                "NMI": spread.loc["mean", "NMI"],
+                "NMI sd": spread.loc["std", "NMI"],
+                "seeds": SEEDS,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -252,7 +302,13 @@ def draw(adata: AnnData, table: pd.DataFrame, path: Path) -> Path:
     plot.spatial(adata, color="region", ax=first, title="true regions (simulated)")
     ari = table.set_index("embedding")["ARI"]
     for ax, (title, key) in zip(axes, shown, strict=False):
-        plot.spatial(adata, color=keys.domain_key(key), ax=ax, title=f"{title}: ARI {ari[title]}", legend=False)
+        plot.spatial(
+            adata,
+            color=keys.domain_key(key),
+            ax=ax,
+            title=f"{title}: ARI {ari[title]}",
+            legend=False,
+        )
     return plot.save(figure, path)
 
 
@@ -278,11 +334,18 @@ def draw_losses(folder: Path, path: Path) -> Path:
                 ax.axhline(last, color="0.6", linewidth=0.8, linestyle="--")
                 words = name.removeprefix(f"val/{part}_").replace("_", " ")
                 ax.annotate(
-                    words, (values["step"].max(), last), ha="right", va="bottom", fontsize="x-small", color="0.4"
+                    words,
+                    (values["step"].max(), last),
+                    ha="right",
+                    va="bottom",
+                    fontsize="x-small",
+                    color="0.4",
                 )
             else:
                 # a colour of its own: the order of the columns differs between the logs
-                label, colour = ("training", "C0") if name.startswith("train") else ("held out", "C1")
+                label, colour = (
+                    ("training", "C0") if name.startswith("train") else ("held out", "C1")
+                )
                 ax.plot(values["step"], values[name], marker=".", label=label, color=colour)
         ax.set(title=f"{stage}: {title}", xlabel="step", ylabel="loss")
         ax.legend(frameon=False)

@@ -31,7 +31,13 @@ def noted(note: Path) -> str | None:
 
 
 def retrieve(
-    url: str, target: Path, sha256: str | None, *, note: Path, size: int | None = None, progress: bool | None = None
+    url: str,
+    target: Path,
+    sha256: str | None,
+    *,
+    note: Path,
+    size: int | None = None,
+    progress: bool | None = None,
 ) -> Path:
     """Download to another name, check, and rename; a file that is there with the right sum is kept.
 

@@ -50,7 +50,9 @@ class TerrazzoWarning(UserWarning):
     """Something was mended or assumed; the message says what."""
 
 
-def did_you_mean(word: object, known: Iterable[object], otherwise: str = "", cutoff: float = 0.6) -> str:
+def did_you_mean(
+    word: object, known: Iterable[object], otherwise: str = "", cutoff: float = 0.6
+) -> str:
     """Return a sentence for the end of a message, with a blank before it: the known name nearest to a misspelt one.
 
     Parameters

@@ -49,7 +49,9 @@ class SliceScale:
     sd: Floats
 
     @classmethod
-    def fit(cls, blocks: Iterable[sparse.csr_matrix], totals: Floats, normalise: Normalise) -> SliceScale:
+    def fit(
+        cls, blocks: Iterable[sparse.csr_matrix], totals: Floats, normalise: Normalise
+    ) -> SliceScale:
         """Measure a slice.
 
         Parameters
@@ -102,7 +104,9 @@ def sum_by_site(counts: sparse.csr_matrix, where: Ints, n_sites: int) -> sparse.
     """Sum the counts of the cells of a site, CSR ``(n_sites, n_genes)``; ``where`` is the row of each cell."""
     if len(where) == n_sites and np.array_equal(where, np.arange(n_sites)):
         return counts
-    hold = sparse.csr_matrix((np.ones(len(where), counts.dtype), (where, np.arange(len(where)))), (n_sites, len(where)))
+    hold = sparse.csr_matrix(
+        (np.ones(len(where), counts.dtype), (where, np.arange(len(where)))), (n_sites, len(where))
+    )
     return sparse.csr_matrix(hold @ counts)
 
 
@@ -111,10 +115,14 @@ def scaling(scale: float, totals: Floats) -> Floats:
     return np.divide(scale, totals, out=np.zeros_like(totals), where=totals > 0)
 
 
-def log_values(counts: sparse.csr_matrix, scale: float, total: NDArray[np.float64] | None = None) -> sparse.csr_matrix:
+def log_values(
+    counts: sparse.csr_matrix, scale: float, total: NDArray[np.float64] | None = None
+) -> sparse.csr_matrix:
     """Return ``log1p(counts / total * scale)``, CSR float32; ``total`` of each row, None for its sum."""
     sums = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel() if total is None else total
-    data = np.log1p(counts.data * np.repeat(scaling(scale, sums), np.diff(counts.indptr))).astype(np.float32)
+    data = np.log1p(counts.data * np.repeat(scaling(scale, sums), np.diff(counts.indptr))).astype(
+        np.float32
+    )
     return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 
@@ -123,7 +131,9 @@ def variance(values: sparse.csr_matrix) -> NDArray[np.float64]:
     n, genes = values.shape
     wide = values.data.astype(np.float64)
     mean = np.bincount(values.indices, wide, minlength=genes) / max(n, 1)
-    return np.maximum(np.bincount(values.indices, wide**2, minlength=genes) / max(n, 1) - mean**2, 0)
+    return np.maximum(
+        np.bincount(values.indices, wide**2, minlength=genes) / max(n, 1) - mean**2, 0
+    )
 
 
 def expression(panel: Panel, genes: Sequence[str], scale: Scale = PAPER_TOTAL) -> pd.DataFrame:
@@ -146,7 +156,9 @@ def expression(panel: Panel, genes: Sequence[str], scale: Scale = PAPER_TOTAL) -
         A gene that is not in the panel.
     """
     if gone := [gene for gene in genes if gene not in panel.place]:
-        raise InputError(f"gene {gone[0]!r} is not among the {len(panel.names)} genes of the slice.")
+        raise InputError(
+            f"gene {gone[0]!r} is not among the {len(panel.names)} genes of the slice."
+        )
     totals, columns = panel.totals, [panel.place[gene] for gene in genes]
     values = log_values(panel.counts[:, columns], total_of(totals, scale), totals).toarray()
     values[totals == 0] = np.nan
@@ -174,7 +186,9 @@ def most_variable(panels: Sequence[Panel], n: int, scale: Scale = PAPER_TOTAL) -
         No gene that all slices have varies.
     """
     first, *others = panels
-    common = [name for name in dict.fromkeys(first.names) if all(name in other.place for other in others)]
+    common = [
+        name for name in dict.fromkeys(first.names) if all(name in other.place for other in others)
+    ]
     spread = np.zeros(len(common))
     for panel in panels:
         totals = panel.totals
@@ -183,7 +197,9 @@ def most_variable(panels: Sequence[Panel], n: int, scale: Scale = PAPER_TOTAL) -
         spread += variance(values)[[panel.place[name] for name in common]] / len(panels)
     order = [i for i in np.argsort(-spread, kind="stable")[:n] if spread[i] > LEAST_VARIANCE]
     if not order:
-        raise InputError("no gene that all of these slices have varies: there is nothing to predict.")
+        raise InputError(
+            "no gene that all of these slices have varies: there is nothing to predict."
+        )
     return [common[i] for i in order]
 
 
@@ -193,7 +209,9 @@ NEAREST = 6  # neighbours of a place
 GENES = 2000  # that are made dense at a time
 
 
-def spatial_autocorrelation(values: sparse.csr_matrix, coords: NDArray[np.floating]) -> NDArray[np.float64]:
+def spatial_autocorrelation(
+    values: sparse.csr_matrix, coords: NDArray[np.floating]
+) -> NDArray[np.float64]:
     """Return the correlation of each column with the mean of its 6 nearest neighbours, ``(genes,)``.
 
     Parameters
@@ -292,6 +310,8 @@ def log_counts(tissue: Slice, genes: Sequence[str]) -> sparse.csr_matrix:
     """Return log1p of counts scaled to the slice's median total, CSR float32 ``(n_cells, genes)``."""
     columns = gene_columns(tissue)
     total = np.maximum(tissue.total_counts, 1)
-    scaled = sparse.csr_matrix(sparse.diags(np.median(total) / total) @ tissue.counts, dtype=np.float32)
+    scaled = sparse.csr_matrix(
+        sparse.diags(np.median(total) / total) @ tissue.counts, dtype=np.float32
+    )
     scaled.data = np.log1p(scaled.data)
     return scaled[:, [columns[g] for g in genes]]

@@ -22,12 +22,16 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     The name ends in ``.part``: what the operating system killed in between is known by it.
     """
     place = Path(target)
-    draft = place.with_name(f".{place.name}.{uuid.uuid4().hex}.part")  # no other process or thread has this name
+    draft = place.with_name(
+        f".{place.name}.{uuid.uuid4().hex}.part"
+    )  # no other process or thread has this name
     try:
         yield draft
         draft.replace(place)
     finally:
-        with suppress(OSError):  # it is there only where something went wrong, and what did is what is to be said
+        with suppress(
+            OSError
+        ):  # it is there only where something went wrong, and what did is what is to be said
             draft.unlink()
 
 

@@ -5,8 +5,19 @@ from __future__ import annotations
 # read
 SPATIAL = "spatial"  # obsm: coordinates, (n, 2) or more columns
 COUNTS_LAYER = "counts"  # layers: raw counts, looked for first
-ENSEMBL_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "ensembl")  # var: Ensembl ids, in this order
-SYMBOL_COLUMNS = ("gene_symbols", "gene_symbol", "gene_name", "feature_name", "symbol")  # var: symbols
+ENSEMBL_COLUMNS = (
+    "ensembl_id",
+    "gene_ids",
+    "gene_id",
+    "ensembl",
+)  # var: Ensembl ids, in this order
+SYMBOL_COLUMNS = (
+    "gene_symbols",
+    "gene_symbol",
+    "gene_name",
+    "feature_name",
+    "symbol",
+)  # var: symbols
 ARRAY_ROW, ARRAY_COL = "array_row", "array_col"  # obs: lattice position on Visium and ST
 LIBRARY = "library_id"  # obs: which of several uns["spatial"] libraries a cell belongs to
 ORGANISM = "organism"  # uns or obs: organism of the slice

@@ -13,7 +13,9 @@ from typing import Any
 
 Advance = Callable[[int], None]
 BYTES = "B"  # the one unit whose amounts are shown in thousands and millions
-_SHOWN: ContextVar[Any] = ContextVar("shown", default=None)  # the bars on the terminal: there can be one set
+_SHOWN: ContextVar[Any] = ContextVar(
+    "shown", default=None
+)  # the bars on the terminal: there can be one set
 
 
 class Stage:
@@ -90,7 +92,13 @@ class Progress:
 
 def _make_bars() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
     from rich.text import Text
 
@@ -104,17 +112,28 @@ def _make_bars() -> Any:
                 return elapsed.render(task)
             return Text.assemble("left ", left.render(task))
 
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[count]}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[count]}"),
+    ]
     # what is printed goes above the bars, and to a file where standard output is one
     return Bar(
-        *columns, TextColumn("{task.fields[rate]}"), Time(), console=Console(stderr=True),
+        *columns,
+        TextColumn("{task.fields[rate]}"),
+        Time(),
+        console=Console(stderr=True),
         redirect_stdout=sys.stdout.isatty(),
-    )  # fmt: skip
+    )
 
 
 def _amount(value: float, unit: str) -> str:
     if unit != BYTES:
-        return f"{value:,.0f} {unit}".strip() if value >= 10 or not value % 1 else f"{value:.1f} {unit}"
+        return (
+            f"{value:,.0f} {unit}".strip()
+            if value >= 10 or not value % 1
+            else f"{value:.1f} {unit}"
+        )
     for name in ("B", "kB", "MB"):
         if value < 1000:
             return f"{value:.{0 if name == 'B' else 1}f} {name}"

@@ -21,7 +21,10 @@ def blocks(adata: AnnData, key: str) -> dict[str, tuple[int, int]]:
     record = dict(adata.uns.get(keys.UNS, {})).get(key)
     if record is None or "details" not in record:
         return {}
-    return {name: (int(a), int(b)) for name, (a, b) in json.loads(str(record["details"])).get("blocks", {}).items()}
+    return {
+        name: (int(a), int(b))
+        for name, (a, b) in json.loads(str(record["details"])).get("blocks", {}).items()
+    }
 
 
 def block(adata: AnnData, key: str, name: str) -> NDArray[np.float32]:
@@ -79,7 +82,9 @@ def vectors(adata: AnnData, use_rep: str | AnyFloats, *, purpose: Purpose = "all
     else:
         found, name = np.asarray(use_rep), "the array given as use_rep"
     if found.ndim != 2 or len(found) != adata.n_obs or not found.shape[1]:
-        raise InputError(f"{name} has shape {found.shape}; it must be ({adata.n_obs}, d): one row a cell.")
+        raise InputError(
+            f"{name} has shape {found.shape}; it must be ({adata.n_obs}, d): one row a cell."
+        )
     if not np.issubdtype(found.dtype, np.number):
         raise InputError(f"{name} does not hold numbers.")
     bad = ~np.isfinite(found).all(axis=1)
@@ -100,7 +105,9 @@ def _named(adata: AnnData, use_rep: str, purpose: Purpose) -> AnyFloats:
     if key in adata.obsm:
         return _whole(adata, key) if name == "all" else block(adata, key, name)
     hint = did_you_mean(use_rep, adata.obsm, "Embed first.")
-    raise InputError(f"obsm has no {use_rep!r}; there are: {', '.join(adata.obsm) or 'none'}.{hint}")
+    raise InputError(
+        f"obsm has no {use_rep!r}; there are: {', '.join(adata.obsm) or 'none'}.{hint}"
+    )
 
 
 def _whole(adata: AnnData, key: str) -> AnyFloats:

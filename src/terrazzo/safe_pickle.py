@@ -20,9 +20,19 @@ MAX_BYTES = 512 * 2**20
 
 _NUMERIC_DTYPE = re.compile(r"[<>|=]?[biufc]\d{1,2}")
 _BROKEN = (
-    pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError,
-    OverflowError, RecursionError, MemoryError, struct.error,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    struct.error,
+)
 
 
 class _Call:
@@ -62,7 +72,11 @@ def _dtype(name: Any, *_: Any) -> _Dtype:
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
-    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
+    if (
+        not isinstance(dtype, _Dtype)
+        or not isinstance(raw, bytes)
+        or len(raw) != dtype.dtype.itemsize
+    ):
         raise pickle.UnpicklingError("malformed numpy scalar")
     return np.frombuffer(raw, dtype=dtype.dtype)[0].item()
 
@@ -92,7 +106,10 @@ _CONTAINERS: dict[tuple[str, str], Any] = {
     **{("builtins", kind.__name__): kind for kind in (dict, list, set, frozenset, tuple)},
 }
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    **{("builtins", kind.__name__): _plain(kind) for kind in (int, float, bool, complex, str, bytes)},
+    **{
+        ("builtins", kind.__name__): _plain(kind)
+        for kind in (int, float, bool, complex, str, bytes)
+    },
     ("numpy", "dtype"): _dtype,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
@@ -109,10 +126,14 @@ class _SafeUnpickler(pickle.Unpickler):
             return _CONTAINERS[key]
         if key in _FUNCTIONS:
             return _Call(_FUNCTIONS[key])
-        raise CheckpointError(f"refused global {module}.{name}: only builtin containers and numbers are read")
+        raise CheckpointError(
+            f"refused global {module}.{name}: only builtin containers and numbers are read"
+        )
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise CheckpointError("refused a persistent reference: only builtin containers and numbers are read")
+        raise CheckpointError(
+            "refused a persistent reference: only builtin containers and numbers are read"
+        )
 
 
 def safe_unpickle(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any:
@@ -136,12 +157,16 @@ def safe_unpickle(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> A
         raise CheckpointError(f"{path} does not exist or is not a file")
     size = path.stat().st_size
     if size > max_bytes:
-        raise CheckpointError(f"{path} has {size} bytes, over the limit of {max_bytes}; it is no gene dictionary")
+        raise CheckpointError(
+            f"{path} has {size} bytes, over the limit of {max_bytes}; it is no gene dictionary"
+        )
     try:
         with path.open("rb") as file:
             return _SafeUnpickler(file).load()
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}; convert it to .csv or .parquet if you trust it") from None
+        raise CheckpointError(
+            f"{path}: {error}; convert it to .csv or .parquet if you trust it"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     except _BROKEN as error:

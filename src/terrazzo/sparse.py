@@ -18,7 +18,11 @@ def canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
     largest = max(abs(float(csr.data.max())), abs(float(csr.data.min()))) if csr.nnz else 0.0
     dtype = np.float64 if FLOAT32_EXACT < largest < np.inf else np.float32
     index = np.int32 if max(csr.nnz, csr.shape[1]) < np.iinfo(np.int32).max else np.int64
-    parts = (csr.data.astype(dtype, copy=False), csr.indices.astype(index, copy=False), csr.indptr.astype(index))
+    parts = (
+        csr.data.astype(dtype, copy=False),
+        csr.indices.astype(index, copy=False),
+        csr.indptr.astype(index),
+    )
     out = sp.csr_matrix(parts, shape=csr.shape, copy=False)
     out.has_sorted_indices = True
     out.has_canonical_format = True

@@ -16,7 +16,12 @@ MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens, as in BERT; the rest stays as
 
 
 def mask_cells(
-    n: int, share: float, rng: np.random.Generator, *, kept_share: float = 0.0, exclude: Ints | None = None
+    n: int,
+    share: float,
+    rng: np.random.Generator,
+    *,
+    kept_share: float = 0.0,
+    exclude: Ints | None = None,
 ) -> tuple[Ints, Ints]:
     """Choose cells for masked cell modelling.
 
@@ -43,7 +48,9 @@ def mask_cells(
         Shares below 0, or above 1 together.
     """
     if min(share, kept_share) < 0 or share + kept_share > 1:
-        raise ConfigError(f"share {share} and kept_share {kept_share} must be at least 0, together at most 1.")
+        raise ConfigError(
+            f"share {share} and kept_share {kept_share} must be at least 0, together at most 1."
+        )
     free = _free(n, exclude)
     n_masked = _amount(share, n, len(free))
     n_kept = _amount(kept_share, n, len(free) - n_masked)
@@ -51,7 +58,9 @@ def mask_cells(
     return np.sort(chosen[:n_masked]), np.sort(chosen[n_masked:])
 
 
-def perturb_cells(n: int, share: float, rng: np.random.Generator, *, exclude: Ints | None = None) -> Ints:
+def perturb_cells(
+    n: int, share: float, rng: np.random.Generator, *, exclude: Ints | None = None
+) -> Ints:
     """Choose cells whose coordinates get noise (pairwise distance recovery); sorted, at least one where one is free.
 
     Parameters
@@ -82,7 +91,12 @@ def _amount(share: float, n: int, free: int) -> int:
 
 
 def noisy_positions(
-    positions: Floats, which: Ints, spacing: float, rng: np.random.Generator, *, sigma_spacing: float = 5.0
+    positions: Floats,
+    which: Ints,
+    spacing: float,
+    rng: np.random.Generator,
+    *,
+    sigma_spacing: float = 5.0,
 ) -> Floats:
     """Return a copy of ``positions`` with Gaussian noise on some rows.
 
@@ -134,7 +148,9 @@ def thin_counts(
         raise ConfigError(f"rate is {rate}; it must be between 0 and 1.")
     values = counts.data
     if not (np.isfinite(values) & (values >= 0) & (values == np.floor(values))).all():
-        raise InputError("only counts can be thinned: the matrix holds values that are negative or not whole numbers.")
+        raise InputError(
+            "only counts can be thinned: the matrix holds values that are negative or not whole numbers."
+        )
     whole = values.astype(np.int64)
     chance = np.repeat(rates, np.diff(counts.indptr)) if rates.ndim else rates
     part = rng.binomial(whole, chance)

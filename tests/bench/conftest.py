@@ -35,7 +35,9 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slices = simulate.corpus(len(SLICES), 240, n_genes=60, n_regions=3, n_types=4, seed=5)
     for name, adata in zip(SLICES, slices, strict=True):
         adata.obs["noise"] = np.random.default_rng(1).permutation(adata.obs["region"].astype(str))
-        adata.obsm["X_given"] = np.random.default_rng(0).normal(size=(adata.n_obs, 6)).astype(np.float32)
+        adata.obsm["X_given"] = (
+            np.random.default_rng(0).normal(size=(adata.n_obs, 6)).astype(np.float32)
+        )
         add_proportions(adata).write_h5ad(folder / "made" / f"{name}.h5ad")
     return folder
 
@@ -48,10 +50,26 @@ def table(tmp_path: Path) -> Callable[..., Any]:
         from terrazzo.bench import protocols
 
         plain = {
-            "name": "small", "title": "A small table", "source": "data at hand", "task": "probe", "label": "region",
-            "metrics": ["accuracy", "macro_f1"], "heads": ["linear"], "splits": ["random"], "runs": 2, "models": [],
-            "parts": [{"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}],
-        }  # fmt: skip
+            "name": "small",
+            "title": "A small table",
+            "source": "data at hand",
+            "task": "probe",
+            "label": "region",
+            "metrics": ["accuracy", "macro_f1"],
+            "heads": ["linear"],
+            "splits": ["random"],
+            "runs": 2,
+            "models": [],
+            "parts": [
+                {
+                    "name": "one",
+                    "dataset": "made",
+                    "test": "s0",
+                    "train": ["s1"],
+                    "settings": ["within"],
+                }
+            ],
+        }
         path = tmp_path / "small.yaml"
         path.write_text(yaml.safe_dump(plain | keys, sort_keys=False), encoding="utf-8")
         return protocols.load(path)

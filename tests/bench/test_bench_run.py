@@ -47,7 +47,9 @@ def random_vectors(adata: Any) -> None:
 
 def mean(found: Any, system: str, split: str, metric: str = "accuracy") -> float:
     table = found.summary()
-    here = table[(table["system"] == system) & (table["split"] == split) & (table["metric"] == metric)]
+    here = table[
+        (table["system"] == system) & (table["split"] == split) & (table["metric"] == metric)
+    ]
     assert len(here) == 1
     return float(here["mean"].iloc[0])
 
@@ -62,9 +64,15 @@ def test_probes_within_and_across(table: Any, data_folder: Path) -> None:
     counted = found.summary()
     assert (counted["n"] == 2).all()  # runs
     assert len(counted) == 8 * 3 * 2
-    assert found.absent.to_numpy().tolist() == [["SToFM", "", "no weights were given (--models stofm=FOLDER)"]]
+    assert found.absent.to_numpy().tolist() == [
+        ["SToFM", "", "no weights were given (--models stofm=FOLDER)"]
+    ]
     assert set(found.seconds) == set(scores["system"])
-    for split, least in (("random", 0.8), ("blocked", 0.7), ("cross", 0.6)):  # three bands, about a third each
+    for split, least in (
+        ("random", 0.8),
+        ("blocked", 0.7),
+        ("cross", 0.6),
+    ):  # three bands, about a third each
         assert mean(found, KINDS["t1"].title, split) > least
         assert mean(found, KINDS["t3"].title, split) > least
     assert mean(found, KINDS["t1"].title, "blocked") > mean(found, KINDS["z50"].title, "blocked")
@@ -79,7 +87,13 @@ def test_shuffled_labels_give_chance(table: Any, data_folder: Path) -> None:
 
 
 def test_domains_over_five_seeds(table: Any, data_folder: Path) -> None:
-    keys = {"task": "domains", "metrics": ["ari", "chaos"], "heads": ["kmeans"], "runs": 5, "refine": 6}
+    keys = {
+        "task": "domains",
+        "metrics": ["ari", "chaos"],
+        "heads": ["kmeans"],
+        "runs": 5,
+        "refine": 6,
+    }
     found = run(table(**keys), data=data_folder)
     assert set(found.scores["split"]) == {"whole", "refined"}
     assert (found.summary()["n"] == 5).all()
@@ -89,12 +103,16 @@ def test_domains_over_five_seeds(table: Any, data_folder: Path) -> None:
 
 def test_deconvolution(table: Any, data_folder: Path) -> None:
     parts = [{**PART, "settings": ["within", "cross"]}]
-    found = run(table(task="deconvolution", label="proportions", parts=parts, **OF_VALUES), data=data_folder)
+    found = run(
+        table(task="deconvolution", label="proportions", parts=parts, **OF_VALUES), data=data_folder
+    )
     assert set(found.scores["split"]) == {"random", "blocked", "cross"}
     assert mean(found, KINDS["t1"].title, "cross", "pearson") > 0.5
 
 
-def test_imputation_hides_before_anything_sees_the_slices(table: Any, data_folder: Path, only: Any) -> None:
+def test_imputation_hides_before_anything_sees_the_slices(
+    table: Any, data_folder: Path, only: Any
+) -> None:
     seen: list[Any] = []
 
     def fit(slices: Any) -> Any:
@@ -118,9 +136,15 @@ def test_imputation_hides_before_anything_sees_the_slices(table: Any, data_folde
 
 
 SQUARES = {
-    "task": "reconstruction", "label": "", "metrics": ["mse", "mae"], "heads": ["none"], "sizes": [2, 3],
-    "bin_um": 40.0, "genes": 20, "runs": 3,
-}  # fmt: skip
+    "task": "reconstruction",
+    "label": "",
+    "metrics": ["mse", "mae"],
+    "heads": ["none"],
+    "sizes": [2, 3],
+    "bin_um": 40.0,
+    "genes": 20,
+    "runs": 3,
+}
 
 
 class Filler:
@@ -139,7 +163,11 @@ class Filler:
 def test_hidden_squares_beside_trivial_answers(table: Any, data_folder: Path, only: Any) -> None:
     filler, told = Filler(), []
     only(System("Filler", lambda slices: random_vectors, model=filler), keep=tuple(BASELINES))
-    found = run(table(**SQUARES, models=["stimage", "scgpt-spatial", "pearson"]), data=data_folder, say=told.append)
+    found = run(
+        table(**SQUARES, models=["stimage", "scgpt-spatial", "pearson"]),
+        data=data_folder,
+        say=told.append,
+    )
     assert list(dict.fromkeys(found.scores["system"])) == [*hidden_regions.BASELINES, "Filler"]
     assert (found.summary()["n"] == 3).all()
     assert set(found.scores["split"]) == {"2 x 2", "3 x 3"}
@@ -160,7 +188,9 @@ def test_hidden_squares_beside_trivial_answers(table: Any, data_folder: Path, on
     assert "gene mean: mse 2 x 2" in told[0]
 
 
-def test_seeds_of_one_model_on_hidden_squares_are_one_row(table: Any, data_folder: Path, only: Any) -> None:
+def test_seeds_of_one_model_on_hidden_squares_are_one_row(
+    table: Any, data_folder: Path, only: Any
+) -> None:
     only(*(System("Filler", lambda slices: random_vectors, model=Filler(v)) for v in (0.0, 1.0)))
     found = run(table(**SQUARES), data=data_folder)
     here = found.scores[found.scores["system"] == "Filler"]
@@ -168,7 +198,9 @@ def test_seeds_of_one_model_on_hidden_squares_are_one_row(table: Any, data_folde
     assert len(here) == 2 * 3 * 2 * 2
 
 
-def test_who_cannot_fill_in_hidden_squares_says_so(table: Any, data_folder: Path, checkpoint: Path) -> None:
+def test_who_cannot_fill_in_hidden_squares_says_so(
+    table: Any, data_folder: Path, checkpoint: Path
+) -> None:
     given = [f"stofm={checkpoint}", "mine=obsm:X_given", "pearson"]
     found = run(table(**SQUARES), data=data_folder, models=given)
     assert set(found.scores["system"]) == set(hidden_regions.BASELINES)
@@ -184,7 +216,12 @@ def test_labels_reach_no_system(table: Any, data_folder: Path, only: Any) -> Non
     def look(adata: Any) -> None:
         seen.append(adata)
         assert not set(adata.obs) - {"terrazzo_empty"}
-        assert set(adata.obsm) <= {"spatial", "X_given", "proportions", KEY}  # of obs nothing, of obsm not the label
+        assert set(adata.obsm) <= {
+            "spatial",
+            "X_given",
+            "proportions",
+            KEY,
+        }  # of obs nothing, of obsm not the label
         random_vectors(adata)
 
     def fit(slices: Any) -> Any:
@@ -197,12 +234,16 @@ def test_labels_reach_no_system(table: Any, data_folder: Path, only: Any) -> Non
     parts = [{**PART, "settings": ["within", "cross"]}]
     found = run(table(parts=parts), data=data_folder)
     assert set(found.scores["system"]) == {"PCA", "Spy"}
-    run(table(parts=parts, task="deconvolution", label="proportions", **OF_VALUES), data=data_folder)
+    run(
+        table(parts=parts, task="deconvolution", label="proportions", **OF_VALUES), data=data_folder
+    )
     assert [a for a in seen[-3:] if "proportions" in a.obsm or "proportions_names" in a.uns] == []
     assert len(seen) == 8
 
 
-def test_baselines_are_fitted_on_training_slices_where_there_are_any(table: Any, data_folder: Path, only: Any) -> None:
+def test_baselines_are_fitted_on_training_slices_where_there_are_any(
+    table: Any, data_folder: Path, only: Any
+) -> None:
     fitted: list[Any] = []
 
     def fit(slices: Any) -> Any:
@@ -216,7 +257,9 @@ def test_baselines_are_fitted_on_training_slices_where_there_are_any(table: Any,
     assert fitted == [[total[0]], [total[1]]]
 
 
-def test_an_error_of_ours_stops_one_system_and_a_bug_stops_all(table: Any, data_folder: Path, only: Any) -> None:
+def test_an_error_of_ours_stops_one_system_and_a_bug_stops_all(
+    table: Any, data_folder: Path, only: Any
+) -> None:
     def refuse(slices: Any) -> Any:
         raise InputError("its genes are not ours")
 
@@ -235,7 +278,9 @@ def test_an_error_of_ours_stops_one_system_and_a_bug_stops_all(table: Any, data_
         run(table(), data=data_folder)
 
 
-def test_two_seeds_are_one_row_and_one_that_fails_is_a_note(table: Any, data_folder: Path, only: Any) -> None:
+def test_two_seeds_are_one_row_and_one_that_fails_is_a_note(
+    table: Any, data_folder: Path, only: Any
+) -> None:
     def refuse(slices: Any) -> Any:
         raise InputError("weights that are not numbers")
 
@@ -252,7 +297,9 @@ def test_two_seeds_are_one_row_and_one_that_fails_is_a_note(table: Any, data_fol
     assert "one: one seed of Half is not available (weights that are not numbers)" in found.notes
 
 
-def test_missing_data_are_a_row_and_no_data_an_error(table: Any, data_folder: Path, only: Any) -> None:
+def test_missing_data_are_a_row_and_no_data_an_error(
+    table: Any, data_folder: Path, only: Any
+) -> None:
     only()
     found = run(table(parts=[PART, GONE]), data=data_folder)
     assert set(found.scores["part"]) == {"one"}
@@ -268,17 +315,25 @@ def test_what_no_system_can_do_is_one_error(table: Any, data_folder: Path) -> No
         run(table(label="reigon"), data=data_folder)
 
 
-def test_what_is_stored_takes_part_and_nothing_is_pooled_with_it(table: Any, data_folder: Path) -> None:
+def test_what_is_stored_takes_part_and_nothing_is_pooled_with_it(
+    table: Any, data_folder: Path
+) -> None:
     found = run(table(), data=data_folder, models=["mine=obsm:X_given"])
     assert mean(found, "mine", "blocked") < 0.6
     assert len(set(found.scores["system"])) == len(ALWAYS) + 1
 
 
 @pytest.mark.slow
-def test_fine_tuning_beside_head_tuning(table: Any, data_folder: Path, checkpoint: Path, only: Any, brief: Any) -> None:
+def test_fine_tuning_beside_head_tuning(
+    table: Any, data_folder: Path, checkpoint: Path, only: Any, brief: Any
+) -> None:
     only(keep=("PCA", "SToFM (untrained)"))
     parts = [{**PART, "settings": ["within", "cross"]}]
-    found = run(table(task="finetune", runs=1, parts=parts), data=data_folder, models=[f"stofm={checkpoint}"])
+    found = run(
+        table(task="finetune", runs=1, parts=parts),
+        data=data_folder,
+        models=[f"stofm={checkpoint}"],
+    )
     tuned = "SToFM (untrained), all parameters tuned"
     assert set(found.scores["system"]) == {"PCA", "SToFM (untrained)", tuned}
     for split in ("random", "blocked", "cross"):
@@ -297,11 +352,20 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 RECIPE = {
     "recipe": {
-        "model": {"preset": "tiny"}, "data": {"batch_cells": 64, "batch_subslices": 2},
-        "run": {"accelerator": "cpu"}, "optim": {"lr": 1e-3, "max_steps": 1},
+        "model": {"preset": "tiny"},
+        "data": {"batch_cells": 64, "batch_subslices": 2},
+        "run": {"accelerator": "cpu"},
+        "optim": {"lr": 1e-3, "max_steps": 1},
     },
-    "adapt": {"adapt": {"own_weight": 1.0, "masked_weight": 0.0, "contrastive_weight": 0.0, "view": "thinned"}},
-}  # fmt: skip
+    "adapt": {
+        "adapt": {
+            "own_weight": 1.0,
+            "masked_weight": 0.0,
+            "contrastive_weight": 0.0,
+            "view": "thinned",
+        }
+    },
+}
 VARIANTS = [
     {"name": "encoder", "skip_adapt": True, "vector": "cell_encoder"},
     {"name": "adapted encoder", "vector": "cell_encoder"},
@@ -335,20 +399,33 @@ def test_an_ablation_trains_every_variant_and_can_go_on(
     assert runs == ["adapt-1", "pretrain-2", "adapt-3"]  # the adapted encoder is taken over
     held = anndata.read_h5ad(tmp_path / "work" / "slice_0.h5ad")
     assert (list(held.obs), list(held.obsm)) == ([], ["spatial"])
-    assert len(list((tmp_path / "work").glob("slice_*.h5ad"))) == 1  # the scored slice is not learnt from
+    assert (
+        len(list((tmp_path / "work").glob("slice_*.h5ad"))) == 1
+    )  # the scored slice is not learnt from
     again = run(protocol, data=data_folder, work=tmp_path / "work")
     columns = ["system", "split", "metric", "value"]
     assert again.scores[columns].equals(first.scores[columns])
 
 
 @pytest.mark.slow
-def test_an_ablation_of_st_as_images(table: Any, data_folder: Path, tmp_path: Path, only: Any) -> None:
+def test_an_ablation_of_st_as_images(
+    table: Any, data_folder: Path, tmp_path: Path, only: Any
+) -> None:
     recipe = {
-        "model": {"preset": "tiny", "init": "informed", "patches": {"window": 6, "bin_um": 30.0, "channels": 32}},
-        "data": {"batch_windows": 4}, "run": {"accelerator": "cpu"}, "optim": {"lr": 1e-3, "max_steps": 2},
+        "model": {
+            "preset": "tiny",
+            "init": "informed",
+            "patches": {"window": 6, "bin_um": 30.0, "channels": 32},
+        },
+        "data": {"batch_windows": 4},
+        "run": {"accelerator": "cpu"},
+        "optim": {"lr": 1e-3, "max_steps": 2},
         "patches": {"target": "thinned"},
-    }  # fmt: skip
-    variants = [{"name": "patch"}, {"name": "spot", "patches": {"patches": {"scheme": "spot", "mask": "entry"}}}]
+    }
+    variants = [
+        {"name": "patch"},
+        {"name": "spot", "patches": {"patches": {"scheme": "spot", "mask": "entry"}}},
+    ]
     only()
     protocol = table(variants=variants, training={"patches": recipe}, runs=1)
     found = run(protocol, data=data_folder, work=tmp_path / "work")

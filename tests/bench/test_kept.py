@@ -40,13 +40,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def resolved(*given: Any) -> list[System]:
         trivial = [s for s in resolve(*given) if s.title == "PCA"]
-        return [*trivial, System("First", first.fit, mark="a"), System("Second", second.fit, mark="b")]
+        return [
+            *trivial,
+            System("First", first.fit, mark="a"),
+            System("Second", second.fit, mark="b"),
+        ]
 
     monkeypatch.setattr(running, "resolve", resolved)
     return first, second
 
 
-def test_goes_on_where_it_stopped(table: Any, data_folder: Path, tmp_path: Path, counted: Any) -> None:
+def test_goes_on_where_it_stopped(
+    table: Any, data_folder: Path, tmp_path: Path, counted: Any
+) -> None:
     first, second = counted
     whole = run(table(), data=data_folder)
     second.stop = True
@@ -63,7 +69,9 @@ def test_goes_on_where_it_stopped(table: Any, data_folder: Path, tmp_path: Path,
     assert found.seconds.keys() == whole.seconds.keys()
 
 
-def test_seeds_of_one_title_are_told_apart(table: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_seeds_of_one_title_are_told_apart(
+    table: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     one, two = Counted(), Counted()
     systems = [System("Twice", one.fit, mark="a"), System("Twice", two.fit, mark="b")]
     monkeypatch.setattr(running, "resolve", lambda *given: systems)
@@ -124,7 +132,9 @@ def test_unmarked_and_failed_rows_are_not_kept_and_damaged_ones_are_made_again(
     assert set(found.scores["metric"]) == {"accuracy", "macro_f1"}
 
 
-def test_a_folder_that_cannot_be_written_says_so(table: Any, data_folder: Path, tmp_path: Path, counted: Any) -> None:
+def test_a_folder_that_cannot_be_written_says_so(
+    table: Any, data_folder: Path, tmp_path: Path, counted: Any
+) -> None:
     (tmp_path / "rows").write_text("a file")
     with pytest.raises(OutputError, match="could not be written"):
         run(table(), data=data_folder, kept=tmp_path / "rows")

@@ -22,9 +22,30 @@ from terrazzo.models.card import TRAINED_ON, name_hash
 from terrazzo.systems.stalign.image_baselines import ImageBaseline
 
 PARTS = [
-    {"name": "one", "patient": "P", "dataset": "hist", "test": "a", "train": ["c"], "settings": ["cross"]},
-    {"name": "two", "patient": "P", "dataset": "hist", "test": "b", "train": ["c"], "settings": ["cross"]},
-    {"name": "three", "patient": "Q", "dataset": "hist", "test": "c", "train": ["a", "b"], "settings": ["cross"]},
+    {
+        "name": "one",
+        "patient": "P",
+        "dataset": "hist",
+        "test": "a",
+        "train": ["c"],
+        "settings": ["cross"],
+    },
+    {
+        "name": "two",
+        "patient": "P",
+        "dataset": "hist",
+        "test": "b",
+        "train": ["c"],
+        "settings": ["cross"],
+    },
+    {
+        "name": "three",
+        "patient": "Q",
+        "dataset": "hist",
+        "test": "c",
+        "train": ["a", "b"],
+        "settings": ["cross"],
+    },
 ]
 TRIVIAL = [pictures.GENE_MEAN, "Colour statistics", "Colour statistics, by slice"]
 NAMED, VARIABLE = pictures.NAMED, "5 variable genes"
@@ -48,9 +69,14 @@ def genes(table: Any) -> Callable[..., Any]:
 
     def make(**keys: Any) -> Any:
         plain = {
-            "task": "image_to_gene", "label": "", "metrics": ["mse", "pearson"], "parts": PARTS, "genes": 5,
-            "gene_names": ["SIM1", "SIM3", "SIM5", "NEVER"], "heads": ["linear"],
-        }  # fmt: skip
+            "task": "image_to_gene",
+            "label": "",
+            "metrics": ["mse", "pearson"],
+            "parts": PARTS,
+            "genes": 5,
+            "gene_names": ["SIM1", "SIM3", "SIM5", "NEVER"],
+            "heads": ["linear"],
+        }
         return table(**(plain | keys))
 
     return make
@@ -58,7 +84,9 @@ def genes(table: Any) -> Callable[..., Any]:
 
 def mean(found: Any, system: str, part: str, split: str, metric: str = "mse") -> float:
     table = found.summary()
-    here = table[table[["system", "part", "split", "metric"]].eq([system, part, split, metric]).all(axis=1)]
+    here = table[
+        table[["system", "part", "split", "metric"]].eq([system, part, split, metric]).all(axis=1)
+    ]
     assert len(here) == 1
     return float(here["mean"].iloc[0])
 
@@ -90,16 +118,23 @@ def test_the_gene_mean_by_hand(genes: Any, pictured: Path) -> None:
     from terrazzo.slices.panel import Panel
 
     found = run(genes(parts=PARTS[2:]), data=pictured)
-    a, b, c = (expression(Panel.read(datasets.load("hist", n, pictured)), ["SIM3", "SIM5"]).to_numpy() for n in "abc")
+    a, b, c = (
+        expression(Panel.read(datasets.load("hist", n, pictured)), ["SIM3", "SIM5"]).to_numpy()
+        for n in "abc"
+    )
     error = (np.concatenate([a, b]).mean(0) - c) ** 2
     assert mean(found, pictures.GENE_MEAN, "three", NAMED) == pytest.approx(error.mean(), rel=1e-5)
-    one = found.by_gene[(found.by_gene["system"] == pictures.GENE_MEAN) & (found.by_gene["metric"] == "mse")]
+    one = found.by_gene[
+        (found.by_gene["system"] == pictures.GENE_MEAN) & (found.by_gene["metric"] == "mse")
+    ]
     assert one.groupby("gene")["value"].mean().to_dict() == pytest.approx(
         {"SIM3": error[:, 0].mean(), "SIM5": error[:, 1].mean()}, rel=1e-5
     )
 
 
-def test_st_align_its_twin_and_its_frozen_encoder(genes: Any, pictured: Path, align_model: Any, tmp_path: Path) -> None:
+def test_st_align_its_twin_and_its_frozen_encoder(
+    genes: Any, pictured: Path, align_model: Any, tmp_path: Path
+) -> None:
     model = align_model()
     model.provenance = {"weights": "trained"}
     folder, eye = model.save_pretrained(tmp_path / "align"), tmp_path / "eye"
@@ -108,9 +143,14 @@ def test_st_align_its_twin_and_its_frozen_encoder(genes: Any, pictured: Path, al
     found = run(genes(parts=PARTS[:1], runs=1), data=pictured, models=given)
     blocks = (" [own ; niche]", ", own block", ", niche block")
     assert set(found.scores["system"]) == {
-        *TRIVIAL, "UNI", "mine", pictures.FROZEN, f"{pictures.FROZEN}, by slice",
-        *(f"ST-Align, image only{b}" for b in blocks), *(f"{pictures.TWIN}{b}" for b in blocks),
-    }  # fmt: skip
+        *TRIVIAL,
+        "UNI",
+        "mine",
+        pictures.FROZEN,
+        f"{pictures.FROZEN}, by slice",
+        *(f"ST-Align, image only{b}" for b in blocks),
+        *(f"{pictures.TWIN}{b}" for b in blocks),
+    }
     assert not len(found.absent)
     assert mean(found, "ST-Align, image only, own block", "one", VARIABLE) != mean(
         found, f"{pictures.TWIN}, own block", "one", VARIABLE
@@ -128,11 +168,16 @@ def test_a_twin_keeps_what_was_not_trained(align_model: Any, histology: Any) -> 
     assert twin.module.image_encoder.fingerprint() == model.module.image_encoder.fingerprint()
     np.testing.assert_array_equal(twin.genes, model.genes)
     assert not np.allclose(
-        *(m.embed(histology().copy(), modality="image", progress=False).obsm["X_stalign"] for m in (model, twin))
+        *(
+            m.embed(histology().copy(), modality="image", progress=False).obsm["X_stalign"]
+            for m in (model, twin)
+        )
     )
 
 
-def test_no_count_is_seen_by_anybody(genes: Any, pictured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_count_is_seen_by_anybody(
+    genes: Any, pictured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[AnnData] = []
 
     def look(adata: AnnData) -> None:
@@ -147,10 +192,14 @@ def test_no_count_is_seen_by_anybody(genes: Any, pictured: Path, monkeypatch: py
     monkeypatch.setattr(room, "resolve", lambda *given: [*resolve(*given), spy])
     found = run(genes(parts=PARTS[:1]), data=pictured)
     assert len(seen) == 2
-    assert mean(found, "Spy", "one", VARIABLE) == pytest.approx(mean(found, TRIVIAL[1], "one", VARIABLE))
+    assert mean(found, "Spy", "one", VARIABLE) == pytest.approx(
+        mean(found, TRIVIAL[1], "one", VARIABLE)
+    )
 
 
-def test_weights_by_part_and_by_patient(genes: Any, pictured: Path, align_model: Any, tmp_path: Path) -> None:
+def test_weights_by_part_and_by_patient(
+    genes: Any, pictured: Path, align_model: Any, tmp_path: Path
+) -> None:
     models = [align_model(neighbors=k) for k in (3, 2)]
     folders = [m.save_pretrained(tmp_path / f"m{i}") for i, m in enumerate(models)]
     given = [f"stalign@P={folders[0]}"]
@@ -166,11 +215,15 @@ def test_weights_by_part_and_by_patient(genes: Any, pictured: Path, align_model:
     alone = run(genes(runs=1, parts=PARTS[2:]), data=pictured, models=[f"stalign={folders[1]}"])
     for system in (f"{title} [own ; niche]", pictures.FROZEN):
         assert mean(whole, system, "three", VARIABLE) == mean(alone, system, "three", VARIABLE)
-    with pytest.raises(ConfigError, match=r"has no part or patient 'R' .*; it has: one, P, two, three, Q"):
+    with pytest.raises(
+        ConfigError, match=r"has no part or patient 'R' .*; it has: one, P, two, three, Q"
+    ):
         run(genes(), data=pictured, models=[f"stalign@R={folders[0]}"])
 
 
-@pytest.mark.parametrize(("names", "refused"), [("b x", ["one", "two"]), ("x y", []), ("c", ["three"])])
+@pytest.mark.parametrize(
+    ("names", "refused"), [("b x", ["one", "two"]), ("x y", []), ("c", ["three"])]
+)
 def test_weights_that_have_seen_the_patient_are_refused(
     genes: Any, pictured: Path, align_model: Any, tmp_path: Path, names: str, refused: list[str]
 ) -> None:
@@ -203,20 +256,34 @@ def test_a_slice_without_a_picture(genes: Any, pictured: Path, tmp_path: Path) -
         adata.write_h5ad(tmp_path / "hist" / f"{name}.h5ad")
     found = run(genes(runs=1), data=tmp_path)
     gone = found.absent[found.absent["system"] == "Colour statistics"]
-    assert gone["part"].tolist() == ["one", "three"]  # where it is scored, and where it is learnt from
+    assert gone["part"].tolist() == [
+        "one",
+        "three",
+    ]  # where it is scored, and where it is learnt from
     assert "has no histology image" in gone["reason"].iloc[0]
     assert pictures.GENE_MEAN in set(found.scores["system"])
 
 
 @pytest.mark.slow
-def test_variants_are_trained_on_training_slices_and_read_histology_alone(genes: Any, pictured: Path) -> None:
-    goal = {"optim": {"max_steps": 3, "warmup_steps": 1}, "data": {"batch_spots": 32}, "run": {"accelerator": "cpu"}}
+def test_variants_are_trained_on_training_slices_and_read_histology_alone(
+    genes: Any, pictured: Path
+) -> None:
+    goal = {
+        "optim": {"max_steps": 3, "warmup_steps": 1},
+        "data": {"batch_spots": 32},
+        "run": {"accelerator": "cpu"},
+    }
     variants = [
-        {"name": "full"}, {"name": "image", "align": {"align": {"modality": "image"}}},
+        {"name": "full"},
+        {"name": "image", "align": {"align": {"modality": "image"}}},
         {"name": "genes", "align": {"align": {"modality": "genes"}}},
-    ]  # fmt: skip
+    ]
     protocol = genes(
-        parts=PARTS[:2], runs=1, genes=3, variants=variants, training={"align": {**goal, "model": {"preset": "tiny"}}}
+        parts=PARTS[:2],
+        runs=1,
+        genes=3,
+        variants=variants,
+        training={"align": {**goal, "model": {"preset": "tiny"}}},
     )
     found = run(protocol, data=pictured)
     assert {"full [own ; niche]", "image [own ; niche]"} <= set(found.scores["system"])
@@ -225,5 +292,7 @@ def test_variants_are_trained_on_training_slices_and_read_histology_alone(genes:
 
 
 def test_genes_that_nobody_measured(genes: Any, pictured: Path) -> None:
-    with pytest.raises(InputError, match=r"no system could be run\. none of the named genes is in every .*: NEVER"):
+    with pytest.raises(
+        InputError, match=r"no system could be run\. none of the named genes is in every .*: NEVER"
+    ):
         run(genes(parts=PARTS[:1], gene_names=["NEVER"], genes=0), data=pictured)

@@ -13,15 +13,30 @@ from terrazzo.errors import ConfigError
 PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
 VARIANT = {"name": "plain"}
 GENES = {
-    "task": "image_to_gene", "label": "", "metrics": ["mse"], "gene_names": ["A"],
+    "task": "image_to_gene",
+    "label": "",
+    "metrics": ["mse"],
+    "gene_names": ["A"],
     "parts": [{**PART, "settings": ["cross"], "patient": "p"}],
-}  # fmt: skip
-SQUARES = {"task": "reconstruction", "label": "", "metrics": ["mse"], "heads": ["none"], "sizes": [4]}
+}
+SQUARES = {
+    "task": "reconstruction",
+    "label": "",
+    "metrics": ["mse"],
+    "heads": ["none"],
+    "sizes": [4],
+}
 
 
 def test_a_table_of_ones_own(table: Any) -> None:
-    found = table(note="ours differs", published={"data": "theirs", "rows": [{"model": "A", "accuracy": 0.5}]})
-    assert (found.name, found.parts[0].train, found.published.rows[0]["accuracy"]) == ("small", ["s1"], 0.5)
+    found = table(
+        note="ours differs", published={"data": "theirs", "rows": [{"model": "A", "accuracy": 0.5}]}
+    )
+    assert (found.name, found.parts[0].train, found.published.rows[0]["accuracy"]) == (
+        "small",
+        ["s1"],
+        0.5,
+    )
     assert protocols.changed(found, runs=None).runs == 2
     assert protocols.changed(found, runs=7).runs == 7
 
@@ -38,7 +53,11 @@ def test_an_unknown_table_names_the_nearest(tmp_path: Path) -> None:
 
 def test_what_is_no_table(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
-    for text, words in (("name: [", "not YAML"), ("- 1", "must be a mapping"), ("name: x", "lacks title")):
+    for text, words in (
+        ("name: [", "not YAML"),
+        ("- 1", "must be a mapping"),
+        ("name: x", "lacks title"),
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=words):
             protocols.load(path)
@@ -57,13 +76,22 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         ({"metrics": ["rmse"]}, "metrics names 'rmse'"),
         ({"metrics": []}, "metrics is empty"),
         ({"heads": ["mlp"]}, "heads names 'mlp'"),
-        ({"task": "domains", "metrics": ["ari"], "runs": 5}, "heads names 'linear'; known for domains: gmm"),
+        (
+            {"task": "domains", "metrics": ["ari"], "runs": 5},
+            "heads names 'linear'; known for domains: gmm",
+        ),
         ({"splits": ["random", "leave-one-out"]}, "splits names 'leave-one-out'"),
         ({"runs": 0}, "runs is 0"),
-        ({"task": "domains", "metrics": ["ari"], "heads": ["gmm"], "runs": 4}, "at least 5 seeds, not 4"),
+        (
+            {"task": "domains", "metrics": ["ari"], "heads": ["gmm"], "runs": 4},
+            "at least 5 seeds, not 4",
+        ),
         ({"label": ""}, "needs parts and a label"),
         ({"parts": []}, "needs parts and a label"),
-        ({"parts": [{**PART, "settings": ["cross"], "train": []}]}, "cross-slice and names no training slice"),
+        (
+            {"parts": [{**PART, "settings": ["cross"], "train": []}]},
+            "cross-slice and names no training slice",
+        ),
         ({"parts": [{**PART, "settings": ["across"]}]}, "the setting 'across'"),
         ({"parts": [{**PART, "settings": []}]}, "no setting"),
         ({"parts": [{**PART, "train": ["s0"]}]}, "learns from the slice that it scores"),
@@ -89,7 +117,7 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         ({**SQUARES, "parts": []}, "needs parts"),
         ({"heads": ["none"]}, "heads names 'none'"),
     ],
-)  # fmt: skip
+)
 def test_what_a_table_may_not_say(table: Any, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
         table(**keys)
@@ -111,7 +139,9 @@ def test_fewer_seeds_than_honest_are_refused_on_the_way_too(table: Any) -> None:
         (["blocked", "random"], ("blocked", "random")),
     ],
 )
-def test_a_split_that_leaks_space_never_stands_alone(table: Any, given: list[str], all_of_them: tuple) -> None:
+def test_a_split_that_leaks_space_never_stands_alone(
+    table: Any, given: list[str], all_of_them: tuple
+) -> None:
     assert table(splits=given).all_splits == all_of_them
 
 
@@ -133,21 +163,33 @@ def test_expression_from_histology_needs_no_label_but_genes_and_other_slices(tab
         ({"genes": 0, "gene_names": []}, "has genes or gene_names"),
         ({"metrics": ["accuracy"]}, "known for image_to_gene: mse"),
         (
-            {"parts": [{**GENES["parts"][0]}, {**GENES["parts"][0], "name": "two", "test": "s1", "train": ["s2"]}]},
+            {
+                "parts": [
+                    {**GENES["parts"][0]},
+                    {**GENES["parts"][0], "name": "two", "test": "s1", "train": ["s2"]},
+                ]
+            },
             "part one learns from s1, of the patient that it scores",
         ),
         (
             {
                 "parts": [
                     GENES["parts"][0],
-                    {**GENES["parts"][0], "name": "two", "test": "s1", "train": ["s2"], "patient": "q"},
+                    {
+                        **GENES["parts"][0],
+                        "name": "two",
+                        "test": "s1",
+                        "train": ["s2"],
+                        "patient": "q",
+                    },
                 ],
-                "variants": [VARIANT], "training": {"align": {"seed": 1}},
+                "variants": [VARIANT],
+                "training": {"align": {"seed": 1}},
             },
             "trained on all training slices together, and s1 is scored",
         ),
     ],
-)  # fmt: skip
+)
 def test_what_a_table_of_pictures_may_not_say(table: Any, keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         table(**(GENES | keys))

@@ -20,7 +20,13 @@ COMMAND = "terrazzo bench small --models 'stofm=a & <b>'"
 PUBLISHED = {
     "data": "theirs <other> data",
     "rows": [
-        {"model": "SToFM", "part": "one", "accuracy": 0.7014, "accuracy_sd": 0.02, "note": "as printed"},
+        {
+            "model": "SToFM",
+            "part": "one",
+            "accuracy": 0.7014,
+            "accuracy_sd": 0.02,
+            "note": "as printed",
+        },
         {"model": "SToFM", "part": "two", "accuracy": 0.6},
         {"model": "A & B", "part": "one", "accuracy": 0.5},
     ],
@@ -28,28 +34,52 @@ PUBLISHED = {
 PARTS = [{"name": name, "dataset": "made", "test": "s0"} for name in ("one", "two")]
 
 
-def rows(system: str, part: str, *values: float, split: str = "random", **more: Any) -> list[dict[str, Any]]:
+def rows(
+    system: str, part: str, *values: float, split: str = "random", **more: Any
+) -> list[dict[str, Any]]:
     """Return the scores of some draws, accuracy and, a tenth lower, macro F1."""
     return [
-        {"system": system, "part": part, "split": split, "head": "linear", "metric": metric, "seed": 0,
-         "number": number, "value": value - less} | more
+        {
+            "system": system,
+            "part": part,
+            "split": split,
+            "head": "linear",
+            "metric": metric,
+            "seed": 0,
+            "number": number,
+            "value": value - less,
+        }
+        | more
         for metric, less in (("accuracy", 0.0), ("macro_f1", 0.1))
         for number, value in enumerate(values)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
 def found(table: Any) -> Table:
-    protocol = table(title="A <small> table", note="Ours differs.", parts=PARTS, published=PUBLISHED)
+    protocol = table(
+        title="A <small> table", note="Ours differs.", parts=PARTS, published=PUBLISHED
+    )
     scores = [
-        *rows("PCA", "one", 0.5, 0.7), *rows("PCA", "one", 0.4, split="blocked"), *rows("T1 <x>", "one", 0.8, 0.81234),
-        *rows("PCA", "two", 0.9), *rows("SToFM, all parameters tuned", "one", 0.95, head="fine-tuning"),
-    ]  # fmt: skip
-    absent = [["scGPT", "", "no weights | given"], ["T1 <x>", "two", "no <genes>"], ["all systems", "three", "gone"]]
+        *rows("PCA", "one", 0.5, 0.7),
+        *rows("PCA", "one", 0.4, split="blocked"),
+        *rows("T1 <x>", "one", 0.8, 0.81234),
+        *rows("PCA", "two", 0.9),
+        *rows("SToFM, all parameters tuned", "one", 0.95, head="fine-tuning"),
+    ]
+    absent = [
+        ["scGPT", "", "no weights | given"],
+        ["T1 <x>", "two", "no <genes>"],
+        ["all systems", "three", "gone"],
+    ]
     return Table(
-        protocol, pd.DataFrame(scores, columns=COLUMNS), pd.DataFrame(absent, columns=["system", "part", "reason"]),
-        {"PCA": 61.0, "T1 <x>": 2.0}, ("one: 5 cells have no label",), "2026-11-20T10:00+00:00",
-    )  # fmt: skip
+        protocol,
+        pd.DataFrame(scores, columns=COLUMNS),
+        pd.DataFrame(absent, columns=["system", "part", "reason"]),
+        {"PCA": 61.0, "T1 <x>": 2.0},
+        ("one: 5 cells have no label",),
+        "2026-11-20T10:00+00:00",
+    )
 
 
 class Text(HTMLParser):
@@ -70,14 +100,27 @@ class Text(HTMLParser):
 def test_four_files(found: Table, tmp_path: Path) -> None:
     target = render.write(found, tmp_path / "deep" / "out", command=COMMAND)
     assert target == tmp_path / "deep" / "out" / "small.md"
-    assert sorted(p.name for p in target.parent.iterdir()) == ["small.html", "small.json", "small.md", "small.png"]
+    assert sorted(p.name for p in target.parent.iterdir()) == [
+        "small.html",
+        "small.json",
+        "small.md",
+        "small.png",
+    ]
     assert (target.parent / "small.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_markdown(found: Table) -> None:
     text = render.to_markdown(found, COMMAND)
-    for fact in ("# A <small> table", "source: data at hand", f"command: `{COMMAND}`", "date: 2026-11-20T10:00+00:00",
-                 "machine: ", "1.1 minutes", "Ours differs.", "- one: 5 cells have no label"):  # fmt: skip
+    for fact in (
+        "# A <small> table",
+        "source: data at hand",
+        f"command: `{COMMAND}`",
+        "date: 2026-11-20T10:00+00:00",
+        "machine: ",
+        "1.1 minutes",
+        "Ours differs.",
+        "- one: 5 cells have no label",
+    ):
         assert fact in text
     head = "| system | within, random (leaks space): accuracy | within, random (leaks space): macro F1 |"
     assert f"{head} within, blocked: accuracy | within, blocked: macro F1 |" in text
@@ -89,7 +132,10 @@ def test_markdown(found: Table) -> None:
 def test_ours_and_theirs_stand_apart(found: Table) -> None:
     text = render.to_markdown(found, COMMAND)
     ours, theirs = text.split("## Theirs, published")
-    assert [line for line in ours.splitlines() if line.startswith("## ")] == ["## Ours: one", "## Ours: two"]
+    assert [line for line in ours.splitlines() if line.startswith("## ")] == [
+        "## Ours: one",
+        "## Ours: two",
+    ]
     assert "0.7014" not in ours
     assert "| SToFM | 0.7014 ± 0.02 | 0.6 |" in theirs
     assert "| A & B | 0.5 |  |" in theirs
@@ -131,7 +177,9 @@ def test_numbers_of_the_json_are_those_of_the_markdown(found: Table, tmp_path: P
     assert record["seconds"]["PCA"] == 61
     ours = target.read_text(encoding="utf-8").split("## Theirs")[0]
     printed = sorted(re.findall(r"\d\.\d{3}(?: ± \d\.\d{3})?(?= \|)", ours))
-    said = [f"{r['mean']:.3f}" + (f" ± {r['sd']:.3f}" if r["n"] > 1 else "") for r in record["summary"]]
+    said = [
+        f"{r['mean']:.3f}" + (f" ± {r['sd']:.3f}" if r["n"] > 1 else "") for r in record["summary"]
+    ]
     assert printed == sorted(said)
 
 
@@ -140,12 +188,17 @@ def test_the_figure_has_a_panel_a_part_and_one_for_theirs(found: Table) -> None:
     assert [ax.get_title() for ax in drawn.axes] == ["ours: one", "ours: two", "theirs, published"]
     systems = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert systems == ["PCA", "T1 <x>", "SToFM, all parameters tuned"]
-    assert [label.get_text() for label in drawn.axes[2].get_yticklabels()] == ["SToFM one", "SToFM two", "A & B one"]
+    assert [label.get_text() for label in drawn.axes[2].get_yticklabels()] == [
+        "SToFM one",
+        "SToFM two",
+        "A & B one",
+    ]
     assert drawn.axes[2].lines[0].get_xdata().tolist() == [0.7014, 0.6, 0.5]
     assert all("accuracy (higher is better)" in ax.get_xlabel() for ax in drawn.axes)
     assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == [
-        "within, random (leaks space)", "within, blocked"
-    ]  # fmt: skip
+        "within, random (leaks space)",
+        "within, blocked",
+    ]
 
 
 def test_several_heads_are_several_tables(table: Any) -> None:
@@ -160,14 +213,29 @@ def test_several_heads_are_several_tables(table: Any) -> None:
 
 def test_sizes_of_hidden_squares_are_columns_as_they_come(table: Any) -> None:
     protocol = table(
-        task="reconstruction", metrics=["mse"], heads=["none"], label="", sizes=[10, 4], parts=PARTS[:1],
+        task="reconstruction",
+        metrics=["mse"],
+        heads=["none"],
+        label="",
+        sizes=[10, 4],
+        parts=PARTS[:1],
         published={"data": "theirs", "rows": [{"model": "A", "part": "10 x 10", "mse": 0.25}]},
-    )  # fmt: skip
+    )
     scores = [
-        {"system": system, "part": "one", "split": f"{size} x {size}", "head": "none", "metric": "mse", "seed": 0,
-         "number": number, "value": 0.5 + number / 10}
-        for system in ("gene mean", "mine") for size in (10, 4) for number in range(2)
-    ]  # fmt: skip
+        {
+            "system": system,
+            "part": "one",
+            "split": f"{size} x {size}",
+            "head": "none",
+            "metric": "mse",
+            "seed": 0,
+            "number": number,
+            "value": 0.5 + number / 10,
+        }
+        for system in ("gene mean", "mine")
+        for size in (10, 4)
+        for number in range(2)
+    ]
     absent = pd.DataFrame([["scGPT-spatial", "", "gone"]], columns=["system", "part", "reason"])
     made = Table(protocol, pd.DataFrame(scores, columns=COLUMNS), absent)
     text = render.to_markdown(made, "c")
@@ -182,8 +250,12 @@ def test_sizes_of_hidden_squares_are_columns_as_they_come(table: Any) -> None:
 
 def test_a_table_without_a_number(table: Any, tmp_path: Path) -> None:
     protocol = table(published=PUBLISHED)
-    absent = pd.DataFrame([["all systems", "", "comes later"]], columns=["system", "part", "reason"])
-    target = render.write(Table(protocol, pd.DataFrame(columns=COLUMNS), absent), tmp_path, command="c")
+    absent = pd.DataFrame(
+        [["all systems", "", "comes later"]], columns=["system", "part", "reason"]
+    )
+    target = render.write(
+        Table(protocol, pd.DataFrame(columns=COLUMNS), absent), tmp_path, command="c"
+    )
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".html", ".json", ".md", ".yaml"]
     text = target.read_text(encoding="utf-8")
     assert "| all systems |  | comes later |" in text

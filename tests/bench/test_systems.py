@@ -41,7 +41,11 @@ def test_baselines_share_one_fit_and_each_has_vectors_of_its_own(
     from terrazzo.models.baselines import Baseline, fit_baselines
 
     fits = []
-    monkeypatch.setattr(room, "fit_baselines", lambda names, slices: fits.append(names) or fit_baselines(names, slices))
+    monkeypatch.setattr(
+        room,
+        "fit_baselines",
+        lambda names, slices: fits.append(names) or fit_baselines(names, slices),
+    )
     slices, adata = [simulated(150, 60)], simulated(150, 60)
     for system in resolve([]):
         system.fit(slices)(adata)
@@ -75,10 +79,15 @@ def test_one_baseline_that_fails_does_not_take_the_others_with_it(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_checkpoint_and_its_cell_encoder(named: bool, checkpoint: Path, simulated: Any, tiny_model: Any) -> None:
+def test_a_checkpoint_and_its_cell_encoder(
+    named: bool, checkpoint: Path, simulated: Any, tiny_model: Any
+) -> None:
     given = [f"stofm={checkpoint}", *([f"cell-encoder={checkpoint}"] if named else [])]
     systems = resolve(["stofm", "cell-encoder"], given)
-    (whole,), (alone,) = called(systems, "SToFM (untrained)"), called(systems, "Cell encoder alone (untrained)")
+    (whole,), (alone,) = (
+        called(systems, "SToFM (untrained)"),
+        called(systems, "Cell encoder alone (untrained)"),
+    )
     assert whole.model is not None
     assert isinstance(alone.model, CellModel)
     adata = simulated(80, 60)
@@ -125,8 +134,10 @@ def test_named_blocks_are_scored_too_and_an_older_record_is_forgotten(simulated:
     two, one = resolve([], ["a=obsm:X_two", "b=obsm:X_one"])[-2:]
     two.fit([])(adata)
     assert representations(adata) == {
-        " [own ; niche]": f"{KEY}:all", ", own block": f"{KEY}:own", ", niche block": f"{KEY}:niche"
-    }  # fmt: skip
+        " [own ; niche]": f"{KEY}:all",
+        ", own block": f"{KEY}:own",
+        ", niche block": f"{KEY}:niche",
+    }
     one.fit([])(adata)
     assert representations(adata) == {"": KEY}
 
@@ -153,14 +164,17 @@ def test_st_align_is_three_systems_and_a_vision_model_is_a_frozen_encoder(
     model.module.image_encoder.backbone.save_pretrained(eye)
     found = resolve(["stalign", "uni"], [f"stalign={folder}", f"uni={eye}"])
     both, image, genes = (
-        called(found, f"ST-Align (untrained){more}")[0] for more in ("", ", image only", ", genes only")
+        called(found, f"ST-Align (untrained){more}")[0]
+        for more in ("", ", image only", ", genes only")
     )
     (uni,) = called(found, "UNI")
     assert [s.reads for s in (both, image, genes, uni)] == ["both", "image", "genes", "image"]
     adata = histology().copy()
     for system, modality in ((both, "both"), (image, "image"), (genes, "genes")):
         system.fit([])(adata)
-        expected = model.embed(histology().copy(), modality=modality, progress=False).obsm["X_stalign"]
+        expected = model.embed(histology().copy(), modality=modality, progress=False).obsm[
+            "X_stalign"
+        ]
         np.testing.assert_allclose(adata.obsm[KEY], expected, rtol=1e-5, atol=1e-6)
         assert len(representations(adata)) == 3
     uni.fit([])(adata)
@@ -170,10 +184,19 @@ def test_st_align_is_three_systems_and_a_vision_model_is_a_frozen_encoder(
 
 def test_weights_for_a_part_alone(tiny_model: Any, tmp_path: Path) -> None:
     folder = tiny_model().save_pretrained(tmp_path / "m")
-    found = called(resolve(["stofm"], [f"stofm@A={folder}", f"stofm@B={folder}"]), "SToFM (untrained)")
+    found = called(
+        resolve(["stofm"], [f"stofm@A={folder}", f"stofm@B={folder}"]), "SToFM (untrained)"
+    )
     assert [s.part for s in found] == ["A", "B"]
-    parts = [Part("A", "d", "t"), Part("b", "d", "t", patient="B"), Part("C", "d", "t", patient="c")]
-    assert [[s.serves(p) for p in parts] for s in found] == [[True, False, False], [False, True, False]]
+    parts = [
+        Part("A", "d", "t"),
+        Part("b", "d", "t", patient="B"),
+        Part("C", "d", "t", patient="c"),
+    ]
+    assert [[s.serves(p) for p in parts] for s in found] == [
+        [True, False, False],
+        [False, True, False],
+    ]
     assert not [s for s in resolve(["stofm"], [f"stofm@A={folder}"]) if s.missing]
     for word in ("stofm@=x", "@A=x"):
         with pytest.raises(ConfigError, match="NAME@PART"):

@@ -16,8 +16,25 @@ from terrazzo.tasks.readouts import HEADS
 
 TABLES = {name: protocols.load(name) for name in protocols.names()}
 FOLDER = Path(protocols.__file__).parent / "tables"
-SCORES = {"accuracy", "macro_f1", "ari", "nmi", "chaos", "pas", "pearson", "pearson_overall", "rmse", "mae", "mse"}
-USER_SUPPLIED = {"stofm-1-embryo", "stofm-2", "stofm-3", "stofm-4"}  # none of their slices is at hand
+SCORES = {
+    "accuracy",
+    "macro_f1",
+    "ari",
+    "nmi",
+    "chaos",
+    "pas",
+    "pearson",
+    "pearson_overall",
+    "rmse",
+    "mae",
+    "mse",
+}
+USER_SUPPLIED = {
+    "stofm-1-embryo",
+    "stofm-2",
+    "stofm-3",
+    "stofm-4",
+}  # none of their slices is at hand
 ASKED_FOR = [
     *("stofm-1-dlpfc", "stofm-1-embryo", "stofm-2", "stofm-3", "stofm-4", "stofm-5", "stofm-fig3"),
     *(f"stofm-a{n}" for n in range(1, 8)),
@@ -36,7 +53,11 @@ every_table = pytest.mark.parametrize("name", TABLES)
 
 def row(table: str, model: str, part: str) -> dict:
     """Return the one published row."""
-    found = [r for r in TABLES[table].published.rows if r["model"] == model and r["part"] == part and "note" not in r]
+    found = [
+        r
+        for r in TABLES[table].published.rows
+        if r["model"] == model and r["part"] == part and "note" not in r
+    ]
     assert len(found) == 1, (table, model, part)
     return found[0]
 
@@ -98,10 +119,16 @@ def test_the_rules_of_honesty(name: str) -> None:
 def test_every_variant_is_a_recipe(name: str) -> None:
     table = TABLES[name]
     assert table.training is not None
-    recipes = [recipe(table.training, v, stage) for v in table.variants for stage in stages(table.training, v)]
+    recipes = [
+        recipe(table.training, v, stage)
+        for v in table.variants
+        for stage in stages(table.training, v)
+    ]
     assert all(r.model.preset == "tiny" for r in recipes)
     trained = [r for r in recipes if r.stage == "adapt"]
-    assert all(r == trained[0] for r in trained)  # so that the cell encoder is adapted once for all of them
+    assert all(
+        r == trained[0] for r in trained
+    )  # so that the cell encoder is adapted once for all of them
     published, ours = {r["model"] for r in table.published.rows}, {v.name for v in table.variants}
     if name == "st-images-4":  # seven sizes of theirs, three of ours
         assert ours < published
@@ -112,7 +139,9 @@ def test_every_variant_is_a_recipe(name: str) -> None:
         assert ours == published or not published
 
 
-@pytest.mark.parametrize("name", [n for n, t in TABLES.items() if t.training is not None and t.training.patches])
+@pytest.mark.parametrize(
+    "name", [n for n, t in TABLES.items() if t.training is not None and t.training.patches]
+)
 def test_variants_of_st_as_images_have_one_stage_and_one_budget(name: str) -> None:
     table = TABLES[name]
     found = {v.name: recipe(table.training, v, "patches") for v in table.variants}
@@ -131,7 +160,10 @@ def test_variants_of_st_align_have_one_budget_and_change_what_their_name_says() 
         assert goals["AE + ABFN (w/o L_NS)"].cross_weight == 0
         assert goals["ABFN + L_NS (w/o AEs)"].adaptive is False
         assert goals["AE + L_NS (concatenation)"].fusion == "concatenation"
-        assert [goals[f"{m} only, L_NS alone"].modality for m in ("image", "genes")] == ["image", "genes"]
+        assert [goals[f"{m} only, L_NS alone"].modality for m in ("image", "genes")] == [
+            "image",
+            "genes",
+        ]
         assert sorted(map(repr, goals.values())) == sorted(set(map(repr, goals.values())))
 
 
@@ -140,17 +172,26 @@ def test_nobody_learns_from_the_patient_that_is_scored() -> None:
     for table in ("st-align-2", "st-align-3-genes"):
         for part in TABLES[table].parts:
             assert part.patient == patient[part.test]
-            assert part.patient not in {patient[name] for name in part.train}  # nor A2, whose picture is misplaced
+            assert part.patient not in {
+                patient[name] for name in part.train
+            }  # nor A2, whose picture is misplaced
 
 
 def test_variants_of_st_as_images_change_what_their_name_says() -> None:
     def of(table: str) -> dict:
-        return {v.name: recipe(TABLES[table].training, v, "patches") for v in TABLES[table].variants}
+        return {
+            v.name: recipe(TABLES[table].training, v, "patches") for v in TABLES[table].variants
+        }
 
     for window in (8, 16, 24):
-        assert of("st-images-4")[f"ST as images, windows of {window}"].model.patches.window == window
+        assert (
+            of("st-images-4")[f"ST as images, windows of {window}"].model.patches.window == window
+        )
     for channels in (128, 256, 512):
-        assert of("st-images-5")[f"ST as images, {channels} channels"].model.patches.channels == channels
+        assert (
+            of("st-images-5")[f"ST as images, {channels} channels"].model.patches.channels
+            == channels
+        )
     for name, choose in (("Weighted", "weighted"), ("HVGs", "hvg"), ("Random", "random")):
         assert of("st-images-6")[f"ST as images, channels {name}"].model.patches.choose == choose
     schemes = of("st-images-schemes")
@@ -164,11 +205,20 @@ def test_variants_of_st_as_images_change_what_their_name_says() -> None:
 def test_variants_change_what_their_name_says() -> None:
     def second(table: str, name: str):
         protocol = TABLES[table]
-        return recipe(protocol.training, next(v for v in protocol.variants if v.name == name), "pretrain")
+        return recipe(
+            protocol.training, next(v for v in protocol.variants if v.name == name), "pretrain"
+        )
 
     assert second("stofm-5", "SToFM w/o VCs").model.subslices.virtual is False
-    assert second("stofm-a2", "SToFM, sub-slices of 100, Leiden 1.0").model.subslices.split_size == 100
-    assert second("stofm-a2", "SToFM, sub-slices of 1000, Leiden 0.5").model.subslices.leiden_resolution == 0.5
+    assert (
+        second("stofm-a2", "SToFM, sub-slices of 100, Leiden 1.0").model.subslices.split_size == 100
+    )
+    assert (
+        second(
+            "stofm-a2", "SToFM, sub-slices of 1000, Leiden 0.5"
+        ).model.subslices.leiden_resolution
+        == 0.5
+    )
     assert second("stofm-a3", "w/o micro").model.subslices.split_size == 1
     assert second("stofm-a3", "w/o spatial matrix").model.subslices.pair == "none"
     assert second("stofm-a4", "SToFM, 4 cells encoded again").pretrain.reencode == 4
@@ -177,8 +227,10 @@ def test_variants_change_what_their_name_says() -> None:
     assert second("stofm-a7", "SToFM, gamma 0.8").pretrain.gamma == 0.8
     assert STOFM == ("adapt", "pretrain")
     for table in ("stofm-a3", "stofm-a4", "stofm-a7"):
-        assert all(recipe(TABLES[table].training, v, "pretrain").pretrain.objective == "paper" for v in
-                   TABLES[table].variants)  # fmt: skip
+        assert all(
+            recipe(TABLES[table].training, v, "pretrain").pretrain.objective == "paper"
+            for v in TABLES[table].variants
+        )
 
 
 @pytest.mark.parametrize(
@@ -191,7 +243,12 @@ def test_variants_change_what_their_name_says() -> None:
         ("stofm-3", "SToFM", "LiverCross", {"pearson": 0.7546, "rmse": 0.0867, "mae": 0.0430}),
         ("stofm-4", "Geneformer", "SkinCross", {"pearson": 0.3610, "rmse": 0.3671, "mae": 0.1029}),
         ("stofm-5", "Cell encoder w/ DA", "EmbryoCross", {"macro_f1": 0.4155}),
-        ("stofm-a1", "SToFM full-parameter tuning", "Brain2", {"accuracy": 0.9725, "macro_f1": 0.8903}),
+        (
+            "stofm-a1",
+            "SToFM full-parameter tuning",
+            "Brain2",
+            {"accuracy": 0.9725, "macro_f1": 0.8903},
+        ),
         (
             *("stofm-a2", "SToFM, sub-slices of 500, Leiden 1.0", "EmbryoCross"),
             {"accuracy": 0.5977, "macro_f1": 0.4475},
@@ -209,7 +266,12 @@ def test_variants_change_what_their_name_says() -> None:
         ("st-images-3", "ST as images (30)", "Ton", {"accuracy": 0.704, "ari": 0.324}),
         ("st-images-4", "ST as images, windows of 14", "Col", {"accuracy": 0.422, "ari": 0.157}),
         ("st-images-5", "ST as images, 512 channels", "LNA", {"accuracy": 0.670, "ari": 0.374}),
-        ("st-images-6", "ST as images, channels Weighted", "LND", {"accuracy": 0.640, "ari": 0.381}),
+        (
+            "st-images-6",
+            "ST as images, channels Weighted",
+            "LND",
+            {"accuracy": 0.640, "ari": 0.381},
+        ),
         ("st-images-7", "ST as images (22)", "16 x 16", {"mse": 0.231, "mae": 0.186}),
         ("st-images-7", "scGPT-spatial", "18 x 18", {"mse": 0.326, "mae": 0.332}),
         ("st-align-1", "scGPT", "151669", {"ari": 0.212, "ari_sd": 0.145}),
@@ -218,7 +280,9 @@ def test_variants_change_what_their_name_says() -> None:
         ("st-align-3", "AE + ABFN (w/o L_NS)", "Mean", {"ari": 0.162}),
     ],
 )
-def test_published_numbers_typed_from_the_papers(table: str, model: str, part: str, numbers: dict) -> None:
+def test_published_numbers_typed_from_the_papers(
+    table: str, model: str, part: str, numbers: dict
+) -> None:
     given = row(table, model, part)
     assert {k: v for k, v in given.items() if k not in protocols.KEYS_OF_ROW} == numbers
 

@@ -11,9 +11,17 @@ import pytest
 
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--window-size=1500,1000", "--hide-scrollbars",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--window-size=1500,1000",
+    "--hide-scrollbars",
+)
 WAIT = 60  # seconds that anything may take on a busy machine before it counts as not happening
 
 
@@ -65,9 +73,15 @@ def show(browser: Any, until: Callable[..., Any]) -> Callable[[Path], None]:
     def open_page(path: Path) -> None:
         browser.get_log("browser")  # what an earlier page said
         browser.get(path.as_uri())
-        until(lambda: browser.execute_script("return document.querySelector('section.slice').dataset.ready === 'yes'"))
+        until(
+            lambda: browser.execute_script(
+                "return document.querySelector('section.slice').dataset.ready === 'yes'"
+            )
+        )
         # a frame was painted since
-        browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        browser.execute_async_script(
+            "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        )
 
     return open_page
 

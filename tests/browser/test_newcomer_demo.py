@@ -12,7 +12,16 @@ from typing import Any
 import fenced
 import pytest
 
-PROMISED = ("demo.h5ad", "demo.md", "demo.png", "losses.png", "report.html", "stofm", "stimage", "stalign")
+PROMISED = (
+    "demo.h5ad",
+    "demo.md",
+    "demo.png",
+    "losses.png",
+    "report.html",
+    "stofm",
+    "stimage",
+    "stalign",
+)
 
 
 @pytest.mark.slow
@@ -20,12 +29,16 @@ def test_clone_make_demo_open(tmp_path: Path, browser: Any, show: Callable[[Path
     if shutil.which("git") is None or not (fenced.REPOSITORY / ".git").exists():
         pytest.skip("no clone without git and a repository")
     clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", str(fenced.REPOSITORY), str(clone)], check=True, capture_output=True)
+    subprocess.run(
+        ["git", "clone", "-q", str(fenced.REPOSITORY), str(clone)], check=True, capture_output=True
+    )
     # the environment of this run in place of a new one, which would be installed through the network
     venv = Path(sys.prefix)
     words = ["make", "demo", f"VENV={venv}", "-o", f"{venv}/.stamp-run"]
     environment = fenced.environment() | {"PYTHONPATH": str(clone / "src")}
-    done = subprocess.run(words, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        words, cwd=clone, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "open it in a browser: build/demo/report.html" in done.stdout
     assert [name for name in PROMISED if not (clone / "build" / "demo" / name).exists()] == []

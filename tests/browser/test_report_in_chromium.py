@@ -31,15 +31,15 @@ const slider = document.querySelectorAll("input[type=range]")[arguments[0]];
 slider.value = arguments[1];
 slider.dispatchEvent(new Event("input"));
 """
-FETCHED = (
-    "return performance.getEntriesByType('resource').map((e) => e.name).filter((name) => !name.startsWith('data:'))"
-)
+FETCHED = "return performance.getEntriesByType('resource').map((e) => e.name).filter((name) => !name.startsWith('data:'))"
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 LOG = "step,epoch,train/own,val/own,val/own_slice_mean\n0,0,1.0,0.9,0.8\n10,0,0.7,0.75,0.8\n20,1,0.6,0.62,0.8\n"
 
 
 @pytest.fixture(scope="session")
-def small(browser: Any, tmp_path_factory: pytest.TempPathFactory, simulated: Any) -> tuple[Path, AnnData]:
+def small(
+    browser: Any, tmp_path_factory: pytest.TempPathFactory, simulated: Any
+) -> tuple[Path, AnnData]:
     """Write a report of a slice with histology, two embeddings, domains, hostile names, results and losses."""
     folder = tmp_path_factory.mktemp("report")
     adata = simulated(300, 60, image=True, image_px=400)
@@ -52,7 +52,9 @@ def small(browser: Any, tmp_path_factory: pytest.TempPathFactory, simulated: Any
     image[: len(image) // 2], image[len(image) // 2 :] = (255, 0, 0), (0, 0, 255)
     next(iter(adata.uns["spatial"].values()))["images"]["hires"] = image
     (folder / "own.csv").write_text(LOG)
-    pd.DataFrame({"embedding": ["PCA", HOSTILE], "ARI": [0.5, 0.25]}).to_csv(folder / "scores.csv", index=False)
+    pd.DataFrame({"embedding": ["PCA", HOSTILE], "ARI": [0.5, 0.25]}).to_csv(
+        folder / "scores.csv", index=False
+    )
     given = [adata, folder / "own.csv", folder / "scores.csv"]
     return tz.report.write(given, folder / "report.html", projection="pca", n_genes=20), adata
 
@@ -70,7 +72,9 @@ def canvases(browser: Any) -> tuple[Any, Any]:
 
 def offset(browser: Any, canvas: Any, place: list[float]) -> tuple[int, int]:
     """Return a place of a canvas as the driver wants it: from the middle of what is in sight, which must be all."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas
+    )
     size = canvas.size
     return round(place[0] - size["width"] / 2), round(place[1] - size["height"] / 2)
 
@@ -79,7 +83,9 @@ def point_at(browser: Any, canvas: Any, place: list[float]) -> None:
     """Move the pointer to a place of a canvas, in pixels from its upper left."""
     from selenium.webdriver import ActionChains
 
-    ActionChains(browser).move_to_element_with_offset(canvas, *offset(browser, canvas, place)).perform()
+    ActionChains(browser).move_to_element_with_offset(
+        canvas, *offset(browser, canvas, place)
+    ).perform()
 
 
 def drag(browser: Any, canvas: Any, path: list[list[float]], *, shift: bool = False) -> None:
@@ -98,7 +104,9 @@ def drag(browser: Any, canvas: Any, path: list[list[float]], *, shift: bool = Fa
 
 
 def tooltip(browser: Any) -> str:
-    return "".join(tip.text for tip in browser.find_elements("css selector", ".tip") if tip.is_displayed())
+    return "".join(
+        tip.text for tip in browser.find_elements("css selector", ".tip") if tip.is_displayed()
+    )
 
 
 def status(browser: Any) -> str:
@@ -107,7 +115,9 @@ def status(browser: Any) -> str:
 
 def complaints(browser: Any) -> list[str]:
     """Return what the console says; not what it says of the tests' reading of pixels."""
-    return [line["message"] for line in browser.get_log("browser") if "readback" not in line["message"]]
+    return [
+        line["message"] for line in browser.get_log("browser") if "readback" not in line["message"]
+    ]
 
 
 def painted(run: Callable[..., Any], plane: str) -> tuple[int, int]:
@@ -127,7 +137,9 @@ def test_y_grows_downwards_over_the_histology(opened: AnnData, run: Any) -> None
     tissue = tz.Slice.from_anndata(opened)
     upper, lower = int(tissue.coords[:, 1].argmin()), int(tissue.coords[:, 1].argmax())
     left, right = int(tissue.coords[:, 0].argmin()), int(tissue.coords[:, 0].argmax())
-    places = {cell: run(f"return viewer.tissue.toScreen({cell})") for cell in (upper, lower, left, right)}
+    places = {
+        cell: run(f"return viewer.tissue.toScreen({cell})") for cell in (upper, lower, left, right)
+    }
     assert places[upper][1] < places[lower][1]
     assert places[left][0] < places[right][0]
 
@@ -138,7 +150,9 @@ def test_y_grows_downwards_over_the_histology(opened: AnnData, run: Any) -> None
 
 
 @pytest.mark.parametrize("plane", [0, 1])
-def test_pointing_at_a_cell_tells_of_it(opened: AnnData, browser: Any, run: Any, until: Any, plane: int) -> None:
+def test_pointing_at_a_cell_tells_of_it(
+    opened: AnnData, browser: Any, run: Any, until: Any, plane: int
+) -> None:
     name = ("tissue", "embedding")[plane]
     cell = run(f"const p = viewer.{name}; return p.bins.nearest(p.cx, p.cy, Infinity)")
     point_at(browser, canvases(browser)[plane], run(f"return viewer.{name}.toScreen({cell})"))
@@ -147,19 +161,27 @@ def test_pointing_at_a_cell_tells_of_it(opened: AnnData, browser: Any, run: Any,
     assert f"region: {found['region']}" in said
     assert f"cell_type: {found['cell_type']}" in said
     assert f"X_t3_domain: {found['X_t3_domain']}" in said
-    assert run("return viewer.tissue.marked === viewer.embedding.marked && viewer.tissue.marked >= 0")
+    assert run(
+        "return viewer.tissue.marked === viewer.embedding.marked && viewer.tissue.marked >= 0"
+    )
     point_at(browser, canvases(browser)[plane], [2, 2])
     until(lambda: not tooltip(browser) or run(f"return viewer.{name}.radius() > 20"))
 
 
-def test_colour_by_label_number_and_gene(opened: AnnData, browser: Any, run: Any, until: Any, photograph: Any) -> None:
+def test_colour_by_label_number_and_gene(
+    opened: AnnData, browser: Any, run: Any, until: Any, photograph: Any
+) -> None:
     from selenium.webdriver import Keys
     from selenium.webdriver.support.ui import Select
 
     before = painted(run, "tissue"), painted(run, "embedding")
     picker = Select(browser.find_element("css selector", ".controls select"))
     groups = browser.find_elements("css selector", ".controls select optgroup")
-    assert [group.get_attribute("label") for group in groups[:3]] == ["Labels", "Domains", "Numbers"]
+    assert [group.get_attribute("label") for group in groups[:3]] == [
+        "Labels",
+        "Domains",
+        "Numbers",
+    ]
     for name, legend in (("score", "0.005"), ("X_t3_domain", "1"), ("hostile", HOSTILE)):
         picker.select_by_visible_text(name)
         until(lambda name=name: f"coloured by {name}." in status(browser))
@@ -179,23 +201,36 @@ def test_colour_by_label_number_and_gene(opened: AnnData, browser: Any, run: Any
     until(lambda: f"(count {int(counts[cell])})" in tooltip(browser))
     photograph("report-gene")
     other = next(gene for gene in opened.var_names if gene not in kept)
-    for text, answer in ((other, "is not in this file: write the report again with --gene"), ("nothing", "no gene")):
+    for text, answer in (
+        (other, "is not in this file: write the report again with --gene"),
+        ("nothing", "no gene"),
+    ):
         box.clear()
         box.send_keys(text, Keys.ENTER)
-        until(lambda answer=answer: answer in status(browser).replace("its values are not", "is not"))
+        until(
+            lambda answer=answer: answer in status(browser).replace("its values are not", "is not")
+        )
     assert complaints(browser) == []
 
 
-def test_brushing_links_the_two_pictures(opened: AnnData, browser: Any, run: Any, until: Any, photograph: Any) -> None:
-    places = np.array(run("return Array.from({length: viewer.n}, (_, i) => viewer.embedding.toScreen(i))"))
+def test_brushing_links_the_two_pictures(
+    opened: AnnData, browser: Any, run: Any, until: Any, photograph: Any
+) -> None:
+    places = np.array(
+        run("return Array.from({length: viewer.n}, (_, i) => viewer.embedding.toScreen(i))")
+    )
     low, middle = places.min(axis=0) - 5, np.median(places, axis=0)
     corners = [low, [middle[0], low[1]], middle, [low[0], middle[1]], low]
     wanted = set(np.flatnonzero((places < middle).all(axis=1)).tolist())
     before = painted(run, "tissue")
-    drag(browser, canvases(browser)[1], [list(map(float, corner)) for corner in corners], shift=True)
+    drag(
+        browser, canvases(browser)[1], [list(map(float, corner)) for corner in corners], shift=True
+    )
     until(lambda: "cells selected" in status(browser))
     found = set(run("return [...viewer.selected]"))
-    edge = {i for i in range(len(places)) if np.abs(places[i] - middle).min() < 1.5}  # pointers know whole pixels
+    edge = {
+        i for i in range(len(places)) if np.abs(places[i] - middle).min() < 1.5
+    }  # pointers know whole pixels
     assert found - edge == wanted - edge
     assert len(found) > 10
     assert f"{len(found)} of 300 cells selected: region_" in status(browser)
@@ -209,22 +244,34 @@ def test_brushing_links_the_two_pictures(opened: AnnData, browser: Any, run: Any
     assert set(run(alpha)) == {255}
 
 
-def test_dragging_moves_and_the_wheel_zooms(opened: AnnData, browser: Any, run: Any, until: Any) -> None:
+def test_dragging_moves_and_the_wheel_zooms(
+    opened: AnnData, browser: Any, run: Any, until: Any
+) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 
-    canvas, (cx, cy, scale) = canvases(browser)[0], run("const p = viewer.tissue; return [p.cx, p.cy, p.scale]")
+    canvas, (cx, cy, scale) = (
+        canvases(browser)[0],
+        run("const p = viewer.tissue; return [p.cx, p.cy, p.scale]"),
+    )
     drag(browser, canvas, [[200, 200], [240, 170]])
     until(lambda: run("return viewer.tissue.cx") == pytest.approx(cx - 40 / scale, rel=1e-3))
     assert run("return viewer.tissue.cy") == pytest.approx(cy + 30 / scale, rel=1e-3)
-    ActionChains(browser).scroll_from_origin(ScrollOrigin.from_element(canvas, 50, 50), 0, -100).perform()
+    ActionChains(browser).scroll_from_origin(
+        ScrollOrigin.from_element(canvas, 50, 50), 0, -100
+    ).perform()
     until(lambda: run("return viewer.tissue.scale") > scale)
-    for label, check in (("Zoom in", lambda s: s > scale), ("Show all cells", lambda s: s == pytest.approx(scale))):
+    for label, check in (
+        ("Zoom in", lambda s: s > scale),
+        ("Show all cells", lambda s: s == pytest.approx(scale)),
+    ):
         browser.find_element("css selector", f"button[aria-label='{label}']").click()
         until(lambda check=check: check(run("return viewer.tissue.scale")))
 
 
-def test_everything_is_reached_by_keyboard(opened: AnnData, browser: Any, run: Any, until: Any) -> None:
+def test_everything_is_reached_by_keyboard(
+    opened: AnnData, browser: Any, run: Any, until: Any
+) -> None:
     from selenium.webdriver import ActionChains, Keys
 
     def press(*keys: str) -> None:
@@ -238,7 +285,8 @@ def test_everything_is_reached_by_keyboard(opened: AnnData, browser: Any, run: A
         named = active.accessible_name
         assert named, active.get_attribute("outerHTML")[:120]
         width = browser.execute_script(
-            "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth", active
+            "const s = getComputedStyle(arguments[0]); return s.outlineStyle + s.outlineWidth",
+            active,
         )
         assert width == "solid3px", f"{named} shows no focus: {width}"
         seen.append(named)
@@ -281,17 +329,24 @@ def test_find_a_cell(opened: AnnData, browser: Any, run: Any, until: Any) -> Non
     browser.find_elements("css selector", "input[type=search]")[1].send_keys(name, Keys.ENTER)
     until(lambda: status(browser).startswith(f"{name}; region: {opened.obs['region'].iloc[42]}"))
     assert run("return [viewer.tissue.marked, viewer.embedding.marked]") == [42, 42]
-    assert run("return viewer.tissue.toScreen(42)")[0] == pytest.approx(run("return viewer.tissue.width / 2"), abs=1)
+    assert run("return viewer.tissue.toScreen(42)")[0] == pytest.approx(
+        run("return viewer.tissue.width / 2"), abs=1
+    )
 
 
-def test_the_other_embedding_and_the_sliders(opened: AnnData, browser: Any, run: Any, until: Any) -> None:
+def test_the_other_embedding_and_the_sliders(
+    opened: AnnData, browser: Any, run: Any, until: Any
+) -> None:
     from selenium.webdriver.support.ui import Select
 
     before = run("return Array.from(viewer.embedding.x.slice(0, 3))")
     layouts = browser.find_elements("css selector", ".controls select")[1]
     Select(layouts).select_by_visible_text("X_t3")
     until(lambda: run("return Array.from(viewer.embedding.x.slice(0, 3))") != before)
-    assert "X_t3: first two principal components" in browser.find_element("css selector", ".stage").text
+    assert (
+        "X_t3: first two principal components"
+        in browser.find_element("css selector", ".stage").text
+    )
     browser.execute_script(SLIDE, 0, 0)
     assert run("return viewer.tissue.back.style.opacity") == "0"
     radius = run("return viewer.tissue.radius()")
@@ -301,18 +356,23 @@ def test_the_other_embedding_and_the_sliders(opened: AnnData, browser: Any, run:
 
 def test_dark_and_light(opened: AnnData, browser: Any, photograph: Any) -> None:
     def luminance(colour: str) -> float:
-        parts = np.array([float(v) for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+        parts = (
+            np.array([float(v) for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+        )
         linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
     shades = {}
     for theme in ("dark", "light"):
         browser.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": theme}]},
         )
         page = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         for part in ("body", ".facts", "button", "td", ".legend .cells", "a"):
-            text = browser.execute_script("return getComputedStyle(document.querySelector(arguments[0])).color", part)
+            text = browser.execute_script(
+                "return getComputedStyle(document.querySelector(arguments[0])).color", part
+            )
             pair = sorted([luminance(page), luminance(text)])
             contrast = (pair[1] + 0.05) / (pair[0] + 0.05)
             assert contrast > 4.5, f"{part} in {theme}: {contrast:.1f}"
@@ -325,9 +385,15 @@ def test_dark_and_light(opened: AnnData, browser: Any, photograph: Any) -> None:
 def test_on_paper(opened: AnnData, browser: Any, until: Any, photograph: Any) -> None:
     shown = "return getComputedStyle(document.querySelector(arguments[0])).display"
     assert browser.execute_script(shown, ".still") == "none"
-    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    pdf = base64.b64decode(
+        browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
+    )
     assert pdf.startswith(b"%PDF")
-    until(lambda: browser.execute_script("return document.querySelector('.view img').src.startsWith('data:image/png')"))
+    until(
+        lambda: browser.execute_script(
+            "return document.querySelector('.view img').src.startsWith('data:image/png')"
+        )
+    )
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert browser.execute_script(shown, ".still") == "block"
     assert browser.execute_script(shown, ".viewer") == "none"
@@ -348,7 +414,9 @@ def test_results_and_losses_are_on_the_page(opened: AnnData, browser: Any, photo
     photograph("report-losses")
 
 
-def test_an_old_browser_gets_still_pictures(small: tuple[Path, AnnData], browser: Any, until: Any) -> None:
+def test_an_old_browser_gets_still_pictures(
+    small: tuple[Path, AnnData], browser: Any, until: Any
+) -> None:
     old = browser.execute_cdp_cmd(
         "Page.addScriptToEvaluateOnNewDocument", {"source": "delete window.DecompressionStream"}
     )
@@ -366,7 +434,9 @@ def large(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     rng, n = np.random.default_rng(0), 100_000
     coords = rng.uniform(0, 8000, (n, 2))
     counts = sparse.csr_matrix(rng.poisson(0.3, (n, 20)).astype(np.float32))
-    adata = AnnData(counts, obsm={"spatial": coords, "X_mine": rng.normal(size=(n, 8)).astype(np.float32)})
+    adata = AnnData(
+        counts, obsm={"spatial": coords, "X_mine": rng.normal(size=(n, 8)).astype(np.float32)}
+    )
     adata.var_names = [f"GENE{i}" for i in range(20)]
     adata.obs["region"] = pd.Categorical(
         np.where(coords[:, 0] < 2000, "west", np.where(coords[:, 1] < 4000, "north", "south"))
@@ -383,7 +453,10 @@ def test_a_hundred_thousand_cells(
     assert path.stat().st_size < 8e6
     show(path)
     assert run("return viewer.n") == 100_000
-    assert "UMAP of 100,000 cells would take long" in browser.find_element("css selector", ".stage").text
+    assert (
+        "UMAP of 100,000 cells would take long"
+        in browser.find_element("css selector", ".stage").text
+    )
     tissue, _ = canvases(browser)
     for _ in range(3):
         drag(browser, tissue, [[200, 200], [260, 220]])
@@ -401,7 +474,10 @@ def test_a_hundred_thousand_cells(
     until(lambda: "coloured by region" in status(browser))
     browser.find_element("css selector", ".legend button").click()
     until(
-        lambda: f"{(adata.obs['region'] == 'north').sum():,} of 100,000 cells selected: north 100 %" in status(browser)
+        lambda: (
+            f"{(adata.obs['region'] == 'north').sum():,} of 100,000 cells selected: north 100 %"
+            in status(browser)
+        )
     )
     photograph("report-100000")
     assert complaints(browser) == []

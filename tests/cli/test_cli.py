@@ -34,7 +34,11 @@ def test_version(call: Any) -> None:
 
 def test_python_m_terrazzo() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "terrazzo", "--version"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "terrazzo", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (done.returncode, done.stdout.strip()) == (0, tz.__version__)
 
@@ -42,14 +46,19 @@ def test_python_m_terrazzo() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["fly"], ["embed"], ["embed", "x.h5ad"], ["embed", "x.h5ad", "--model", "m", "--out", "o", "--colour", "red"],
+        ["fly"],
+        ["embed"],
+        ["embed", "x.h5ad"],
+        ["embed", "x.h5ad", "--model", "m", "--out", "o", "--colour", "red"],
         ["embed", "x.h5ad", "--model", "m", "--out", "o", "--split", "hexagons"],
-        ["embed", "x.h5ad", "--model", "m", "--out", "o", "--seed", "one"], ["info"], ["convert", "stofm"],
+        ["embed", "x.h5ad", "--model", "m", "--out", "o", "--seed", "one"],
+        ["info"],
+        ["convert", "stofm"],
         ["embed", "x.h5ad", "--model", "m", "--out", "o", "--seed", "-1"],
         ["reconstruct", "x.h5ad", "--model", "m", "--out", "o", "--seed", "-1"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_wrong_usage_is_exit_code_2(call: Any, words: list[str]) -> None:
     code, out, err = call(*words)
     assert code == 2
@@ -69,26 +78,34 @@ def test_info(call: Any, sample: Path, checkpoint: Path) -> None:
 
 def test_embed(call: Any, sample: Path, checkpoint: Path, tmp_path: Path, tiny_model: Any) -> None:
     out_folder = tmp_path / "out"
-    code, out, _ = call("embed", sample, "--model", checkpoint, "--out", out_folder, "--split-size", 30, "--seed", 2)
+    code, out, _ = call(
+        "embed", sample, "--model", checkpoint, "--out", out_folder, "--split-size", 30, "--seed", 2
+    )
     assert code == 0
     assert "60 cells" in out
     assert "never trained" in out
     found = anndata.read_h5ad(out_folder / "sample.h5ad")
     expected = tiny_model().embed(anndata.read_h5ad(sample), split_size=30, seed=2, progress=False)
     np.testing.assert_array_equal(found.obsm["X_stofm"], expected.obsm["X_stofm"])
-    code, out, _ = call("embed", sample, "--model", checkpoint, "--out", out_folder, "--split-size", 30, "--seed", 2)
+    code, out, _ = call(
+        "embed", sample, "--model", checkpoint, "--out", out_folder, "--split-size", 30, "--seed", 2
+    )
     assert code == 0
     assert "left alone" in out
 
 
 def test_dry_run_writes_nothing(call: Any, sample: Path, checkpoint: Path, tmp_path: Path) -> None:
-    code, out, _ = call("embed", sample, "--model", checkpoint, "--out", tmp_path / "out", "--dry-run")
+    code, out, _ = call(
+        "embed", sample, "--model", checkpoint, "--out", tmp_path / "out", "--dry-run"
+    )
     assert code == 0
     assert "not done (dry run)" in out
     assert not (tmp_path / "out").exists()
 
 
-def test_names_with_brackets_are_shown_as_they_are(call: Any, sample: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_names_with_brackets_are_shown_as_they_are(
+    call: Any, sample: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     odd = tmp_path / "a[bold]b[/red].d" / "slice[x].h5ad"
     odd.parent.mkdir(parents=True)
     odd.write_bytes(sample.read_bytes())
@@ -105,13 +122,17 @@ def test_names_with_brackets_are_shown_as_they_are(call: Any, sample: Path, chec
     assert str(odd) in err
 
 
-def test_bad_input_is_one_line_on_standard_error(call: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_on_standard_error(
+    call: Any, checkpoint: Path, tmp_path: Path
+) -> None:
     code, out, err = call("info", tmp_path / "gone.h5ad")
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert "gone.h5ad does not exist" in err
     assert len(err.strip().splitlines()) == 1
-    code, _, err = call("embed", tmp_path / "gone.h5ad", "--model", tmp_path / "gone", "--out", tmp_path / "out")
+    code, _, err = call(
+        "embed", tmp_path / "gone.h5ad", "--model", tmp_path / "gone", "--out", tmp_path / "out"
+    )
     assert code == 2
     assert "it must be a checkpoint" in err
 
@@ -138,27 +159,42 @@ def test_what_nobody_expected_is_exit_code_1(
     assert ("Traceback" in err) == debug
 
 
-def test_warnings_go_to_standard_error(call: Any, simulated: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_warnings_go_to_standard_error(
+    call: Any, simulated: Any, checkpoint: Path, tmp_path: Path
+) -> None:
     adata = simulated(60)
     del adata.uns["technology"]
     adata.write_h5ad(tmp_path / "plain.h5ad")
-    code, out, err = call("embed", tmp_path / "plain.h5ad", "--model", checkpoint, "--out", tmp_path / "out")
+    code, out, err = call(
+        "embed", tmp_path / "plain.h5ad", "--model", checkpoint, "--out", tmp_path / "out"
+    )
     assert code == 0
     assert "warning: " in err
     assert "micrometres could not be derived" in err
     assert "micrometres could not be derived" not in out
     code, _, err = call(
-        "embed", tmp_path / "plain.h5ad", "--model", checkpoint, "--out", tmp_path / "out2", "--microns-per-unit", 1
+        "embed",
+        tmp_path / "plain.h5ad",
+        "--model",
+        checkpoint,
+        "--out",
+        tmp_path / "out2",
+        "--microns-per-unit",
+        1,
     )
     assert code == 0
     assert "micrometres" not in err
 
 
-def test_options_that_mean_nothing_to_a_cell_encoder(call: Any, sample: Path, tiny_model: Any, tmp_path: Path) -> None:
+def test_options_that_mean_nothing_to_a_cell_encoder(
+    call: Any, sample: Path, tiny_model: Any, tmp_path: Path
+) -> None:
     from terrazzo.systems.stofm.cell_model import CellModelConfig
 
     base = tiny_model()
-    cells = tz.CellModel(CellModelConfig(base.config.cell_encoder), base.vocabulary).save_pretrained(tmp_path / "cells")
+    cells = tz.CellModel(
+        CellModelConfig(base.config.cell_encoder), base.vocabulary
+    ).save_pretrained(tmp_path / "cells")
     code, _, err = call("embed", sample, "--model", cells, "--out", tmp_path / "out", "--halo", 2)
     assert code == 2
     assert "halo mean nothing" in err
@@ -169,16 +205,30 @@ def test_options_that_mean_nothing_to_a_cell_encoder(call: Any, sample: Path, ti
 def test_convert_of_an_incomplete_download(call: Any, tmp_path: Path) -> None:
     for kind in ("stofm", "geneformer"):
         code, _, err = call(
-            "convert", kind, tmp_path, "--gene-dictionaries", tmp_path, "--out", tmp_path / "checkpoint"
+            "convert",
+            kind,
+            tmp_path,
+            "--gene-dictionaries",
+            tmp_path,
+            "--out",
+            tmp_path / "checkpoint",
         )
         assert code == 2
         assert "config.json" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_convert_and_embed_published_weights(call: Any, shared_dir: Path, sample: Path, tmp_path: Path) -> None:
+def test_convert_and_embed_published_weights(
+    call: Any, shared_dir: Path, sample: Path, tmp_path: Path
+) -> None:
     reference = shared_dir / "reference"
-    words = ("convert", "stofm", reference / "tiny" / "ckpt", "--gene-dictionaries", reference / "geneformer")
+    words = (
+        "convert",
+        "stofm",
+        reference / "tiny" / "ckpt",
+        "--gene-dictionaries",
+        reference / "geneformer",
+    )
     code, out, _ = call(*words, "--out", tmp_path / "converted")
     assert code == 0
     assert "Checkpoint written to" in out

@@ -54,7 +54,9 @@ def test_it_is_installed(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "embed" in script.read_text()
 
 
-def test_a_place_that_cannot_be_written(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_written(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "file"))

@@ -30,15 +30,33 @@ WRONG = [  # command, and what its line must say
     ("info s0.h5ad --modle m", ["Did you mean --model"]),
     ("info s0.h5ad --organism mous", ['Did you mean "mouse"']),
     ("info gone.h5ad", ["gone.h5ad does not exist"]),
-    ("domains s00.h5ad --use-rep X_t -k 3 --out d", ["s00.h5ad does not exist", "Did you mean s0.h5ad"]),
-    ("domains s0.h5ad --use-rep X_tt -k 3 --out d", ["s0.h5ad: obsm has no 'X_tt'", "Did you mean 'X_t'"]),
-    ("domains s0.h5ad --use-rep X_t -k 3 --label regoin --out d", ["s0.h5ad: ", "Did you mean 'region'"]),
-    ("domains s0.h5ad --use-rep X_t -k 3 --out s1.h5ad", ["s1.h5ad is a file", "choose another --out"]),
+    (
+        "domains s00.h5ad --use-rep X_t -k 3 --out d",
+        ["s00.h5ad does not exist", "Did you mean s0.h5ad"],
+    ),
+    (
+        "domains s0.h5ad --use-rep X_tt -k 3 --out d",
+        ["s0.h5ad: obsm has no 'X_tt'", "Did you mean 'X_t'"],
+    ),
+    (
+        "domains s0.h5ad --use-rep X_t -k 3 --label regoin --out d",
+        ["s0.h5ad: ", "Did you mean 'region'"],
+    ),
+    (
+        "domains s0.h5ad --use-rep X_t -k 3 --out s1.h5ad",
+        ["s1.h5ad is a file", "choose another --out"],
+    ),
     ("probe s0.h5ad --use-rep X_t --label regoin --out p", ["Did you mean 'region'"]),
     ("probe s0.h5ad --use-rep X_t --out p", ["--label", "--values"]),
     ("impute s0.h5ad --model pcaa --out i", ["Did you mean 'pca'"]),
-    ("predict-genes s0.h5ad --predict s1.h5ad --model colours --out g", ["s0.h5ad: ", "s0.json", '"scale"']),
-    ("info s0.h5ad --model gone", ["gone does not exist", "`terrazzo pretrain`", "organisation/name"]),
+    (
+        "predict-genes s0.h5ad --predict s1.h5ad --model colours --out g",
+        ["s0.h5ad: ", "s0.json", '"scale"'],
+    ),
+    (
+        "info s0.h5ad --model gone",
+        ["gone does not exist", "`terrazzo pretrain`", "organisation/name"],
+    ),
     ("info s0.h5ad --model s1.h5ad", ["s1.h5ad is a file", "must be a checkpoint"]),
     ("bench stofm-1-dlfpc", ["Did you mean 'stofm-1-dlpfc'"]),
     ("corpus info gone", ["gone does not exist", "`terrazzo corpus build`"]),
@@ -60,7 +78,10 @@ def test_a_line_says_what_where_and_how(wrong: Any, line: str, said: list[str]) 
 
 
 def test_help_is_offered_of_verbs_that_are_there(call: Any) -> None:
-    for words, offered in ((["infoo"], "terrazzo --help"), (["corpus", "buidl"], "terrazzo corpus --help")):
+    for words, offered in (
+        (["infoo"], "terrazzo --help"),
+        (["corpus", "buidl"], "terrazzo corpus --help"),
+    ):
         assert call(*words)[2].splitlines()[-1] == f"Try: {offered}"
     assert call("corpus", "build")[2].splitlines()[-1] == "Try: terrazzo corpus build --help"
 
@@ -72,7 +93,9 @@ def test_a_device_that_is_not_there(
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has one")
     model = tiny_model().save_pretrained(tmp_path / "model")
-    code, _, err = call("embed", labelled[0], "--model", model, "--device", device, "--out", tmp_path / "out")
+    code, _, err = call(
+        "embed", labelled[0], "--model", model, "--device", device, "--out", tmp_path / "out"
+    )
     assert code == 2
     assert f"device '{device}' cannot be used; here there is: cpu" in err
 

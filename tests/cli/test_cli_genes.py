@@ -26,7 +26,9 @@ def files(histology: Any, tmp_path: Path) -> list[Path]:
     folder = tmp_path / "slices"
     folder.mkdir()
     for i, name in enumerate("abc"):
-        adata = histology(n_genes=40, n_regions=3, n_types=4, seed=i, depth=4000.0, donor=f"donor_{name}").copy()
+        adata = histology(
+            n_genes=40, n_regions=3, n_types=4, seed=i, depth=4000.0, donor=f"donor_{name}"
+        ).copy()
         if name == "c":
             entry = next(iter(adata.uns.pop("spatial").values()))
             Image.fromarray(np.asarray(entry["images"]["hires"])).save(folder / "c.png")
@@ -59,10 +61,23 @@ def listed(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-def test_a_gene_list_from_slices_to_slices(call: Any, files: list[Path], listed: Any, tmp_path: Path) -> None:
+def test_a_gene_list_from_slices_to_slices(
+    call: Any, files: list[Path], listed: Any, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     genes = listed('# markers\nSIM3\nSIM5, 12.5\n\n"SIM8"\t1 # a remark\nSIM3\n')
-    words = ("--model", "colours-own", "--genes", genes, "--gene", "SIM9", "--runs", 2, "--out", out)
+    words = (
+        "--model",
+        "colours-own",
+        "--genes",
+        genes,
+        "--gene",
+        "SIM9",
+        "--runs",
+        2,
+        "--out",
+        out,
+    )
     code, told, err = call("predict-genes", *files[:2], "--predict", files[2], *words)
     assert (code, err) == (0, "")
     assert sorted(p.name for p in out.iterdir()) == ["c.h5ad", "c.png", "probe", "scores"]
@@ -77,21 +92,31 @@ def test_a_gene_list_from_slices_to_slices(call: Any, files: list[Path], listed:
     assert (result.summary()["n"] == 2).all()
     assert f"{result.score('mse'):.4f} ±" in told
     assert "mse_mean" in told
-    assert call("predict-genes", *files[:2], "--predict", files[2], *words)[0] == 0  # again, over its own results
+    assert (
+        call("predict-genes", *files[:2], "--predict", files[2], *words)[0] == 0
+    )  # again, over its own results
 
 
-def test_a_checkpoint_and_variable_genes(call: Any, files: list[Path], align_model: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_and_variable_genes(
+    call: Any, files: list[Path], align_model: Any, tmp_path: Path
+) -> None:
     folder = align_model().save_pretrained(tmp_path / "align")
     words = ("--model", folder, "--n-genes", 5, "--scale", "median", "--cache", tmp_path / "cache")
     out = tmp_path / "out"
-    code, _, err = call("predict-genes", files[0], "--predict", *files[1:], *words, "--runs", 1, "--out", out)
+    code, _, err = call(
+        "predict-genes", files[0], "--predict", *files[1:], *words, "--runs", 1, "--out", out
+    )
     assert (code, err) == (0, "")
     probe = Probe.load(out / "probe")
     assert (len(probe.names), probe.info["scale"], probe.use_rep) == (5, "median", "X_image")
-    learnt = tz.load(folder).embed(anndata.read_h5ad(files[0]), modality="image", key_added="X_image", progress=False)
+    learnt = tz.load(folder).embed(
+        anndata.read_h5ad(files[0]), modality="image", key_added="X_image", progress=False
+    )
     again = tz.tasks.fit_image_to_gene(learnt, use_rep="X_image", genes=5, scale="median")
     found = anndata.read_h5ad(out / "b.h5ad")
-    np.testing.assert_allclose(again.predict(found), found.obsm["expression_predicted"], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        again.predict(found), found.obsm["expression_predicted"], rtol=1e-3, atol=1e-3
+    )
     assert set(TaskResult.load(out / "scores").metrics["slice"]) == {"b", "c"}
     assert list((tmp_path / "cache").iterdir())
 
@@ -111,9 +136,18 @@ def test_a_slice_without_the_genes_is_predicted_and_not_scored(
     words = ("--model", "colours", "--gene", "SIM3", "--out", out)
     code, told, err = call("predict-genes", files[0], "--predict", strange, blank, *words)
     assert (code, err) == (0, "")
-    assert sorted(p.name for p in out.iterdir()) == ["blank.h5ad", "blank.png", "probe", "strange.h5ad", "strange.png"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "blank.h5ad",
+        "blank.png",
+        "probe",
+        "strange.h5ad",
+        "strange.png",
+    ]
     assert told.count("none was measured: no score") == 2
-    a, b = (anndata.read_h5ad(out / f"{name}.h5ad").obsm["expression_predicted"] for name in ("blank", "strange"))
+    a, b = (
+        anndata.read_h5ad(out / f"{name}.h5ad").obsm["expression_predicted"]
+        for name in ("blank", "strange")
+    )
     np.testing.assert_array_equal(a, b)  # the same picture
 
 
@@ -128,13 +162,21 @@ def swapped(adata: AnnData) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--gene", "SIM3", "--gene", "SIM999"), "gene 'SIM999' is in none of the 1 training slices; the nearest"),
+        (
+            ("--gene", "SIM3", "--gene", "SIM999"),
+            "gene 'SIM999' is in none of the 1 training slices; the nearest",
+        ),
         (("--n-genes", 0), "genes is 0"),
         (("--genes", "gone.txt"), "gone.txt cannot be read as a list of genes"),
-        (("--gene", "SIM3", "--model", "nowhere"), "nowhere is no folder here, and not colours or colours-own"),
+        (
+            ("--gene", "SIM3", "--model", "nowhere"),
+            "nowhere is no folder here, and not colours or colours-own",
+        ),
     ],
 )
-def test_wishes_that_cannot_be_met(refused: Any, files: list[Path], words: tuple[Any, ...], said: str) -> None:
+def test_wishes_that_cannot_be_met(
+    refused: Any, files: list[Path], words: tuple[Any, ...], said: str
+) -> None:
     model = () if "--model" in words else ("--model", "colours")
     assert said in refused("predict-genes", files[0], "--predict", files[1], *model, *words)
 
@@ -151,7 +193,9 @@ def test_pictures_that_are_not_there(refused: Any, files: list[Path], spoilt: An
     said = refused("predict-genes", bare, "--predict", files[1], *words)
     assert "spoilt.h5ad: spoilt has no histology image" in said
     off = spoilt(0, swapped)
-    assert "90 of 90 spots lie outside the image" in refused("predict-genes", off, "--predict", files[1], *words)
+    assert "90 of 90 spots lie outside the image" in refused(
+        "predict-genes", off, "--predict", files[1], *words
+    )
     files[2].with_name("c.png").unlink()
     assert "No image file" in refused("predict-genes", files[2], "--predict", files[1], *words)
 
@@ -168,7 +212,9 @@ def test_a_picture_that_is_missing_where_it_is_predicted(
 
 
 def test_nothing_to_learn_from(call: Any, files: list[Path], tmp_path: Path) -> None:
-    code, told, err = call("predict-genes", "--predict", files[1], "--model", "colours", "--out", tmp_path / "out")
+    code, told, err = call(
+        "predict-genes", "--predict", files[1], "--model", "colours", "--out", tmp_path / "out"
+    )
     assert (code, told) == (2, "")
     assert "SLICES" in err
     code, _, err = call("predict-genes", files[0], "--model", "colours", "--out", tmp_path / "out")
@@ -185,7 +231,9 @@ def test_an_input_is_never_overwritten(call: Any, files: list[Path]) -> None:
     assert files[1].read_bytes() == before
 
 
-def test_a_model_that_sees_no_image(refused: Any, files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+def test_a_model_that_sees_no_image(
+    refused: Any, files: list[Path], tiny_model: Any, tmp_path: Path
+) -> None:
     folder = tiny_model().save_pretrained(tmp_path / "stofm")
     words = ("--predict", files[1], "--gene", "SIM3", "--model", folder)
     assert "holds a SToFM, which sees no image" in refused("predict-genes", files[0], *words)

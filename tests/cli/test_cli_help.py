@@ -28,7 +28,9 @@ def commands(within: App, before: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 
 COMMANDS = list(commands(app))
-every_command = pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words) or "terrazzo")
+every_command = pytest.mark.parametrize(
+    "words", COMMANDS, ids=lambda words: " ".join(words) or "terrazzo"
+)
 
 
 def shown(words: tuple[str, ...], columns: int = COLUMNS) -> str:
@@ -72,7 +74,9 @@ def test_help_shows_examples_that_can_be_typed(words: tuple[str, ...]) -> None:
 
 @every_command
 def test_every_option_says_what_it_is(words: tuple[str, ...]) -> None:
-    options = re.findall(r"^ +\*? *(--[\w-]+)[^ ]*(?: [A-Z][A-Z.]+)?(.*)$", shown(words, 200), flags=re.M)
+    options = re.findall(
+        r"^ +\*? *(--[\w-]+)[^ ]*(?: [A-Z][A-Z.]+)?(.*)$", shown(words, 200), flags=re.M
+    )
     assert [name for name, text in options if not text.strip()] == []
 
 

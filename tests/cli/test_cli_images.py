@@ -26,13 +26,28 @@ def files(histology: Any, tmp_path: Path) -> tuple[Path, Path, float]:
     entry = next(iter(adata.uns.pop("spatial").values()))
     adata.write_h5ad(tmp_path / "slice.h5ad")
     Image.fromarray(entry["images"]["hires"]).save(tmp_path / "he.jpg", quality=95)
-    return tmp_path / "slice.h5ad", tmp_path / "he.jpg", entry["scalefactors"]["tissue_hires_scalef"]
+    return (
+        tmp_path / "slice.h5ad",
+        tmp_path / "he.jpg",
+        entry["scalefactors"]["tissue_hires_scalef"],
+    )
 
 
-def test_embed_takes_an_image_beside_the_slice(call: Any, files: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_embed_takes_an_image_beside_the_slice(
+    call: Any, files: Any, checkpoint: Path, tmp_path: Path
+) -> None:
     sample, image, scale = files
     words = ["embed", sample, "--model", checkpoint, "--out", tmp_path / "out", "--image", image]
-    words += ["--image-scale", scale, "--scale", "spot", "--modality", "image", "--cache", tmp_path / "cache"]
+    words += [
+        "--image-scale",
+        scale,
+        "--scale",
+        "spot",
+        "--modality",
+        "image",
+        "--cache",
+        tmp_path / "cache",
+    ]
     code, out, err = call(*words)
     assert (code, err) == (0, "")
     assert "90 cells embedded" in out
@@ -53,11 +68,22 @@ def test_genes_alone_need_no_image(call: Any, files: Any, checkpoint: Path, tmp_
     assert call(*words, "--modality", "genes")[0] == 0
 
 
-def test_a_truncated_image_is_one_line(call: Any, files: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_truncated_image_is_one_line(
+    call: Any, files: Any, checkpoint: Path, tmp_path: Path
+) -> None:
     sample, image, scale = files
     image.write_bytes(image.read_bytes()[:3000])
     code, _, err = call(
-        "embed", sample, "--model", checkpoint, "--out", tmp_path / "out", "--image", image, "--image-scale", scale
+        "embed",
+        sample,
+        "--model",
+        checkpoint,
+        "--out",
+        tmp_path / "out",
+        "--image",
+        image,
+        "--image-scale",
+        scale,
     )
     assert code == 2
     assert err.count("\n") == 1
@@ -74,7 +100,9 @@ def test_options_that_do_not_go_together(
     assert code == 2
     assert "--image" in err
     other = tiny_model().save_pretrained(tmp_path / "stofm")
-    code, _, err = call("embed", sample, "--model", other, *out, "--image", image, "--scale", "niche")
+    code, _, err = call(
+        "embed", sample, "--model", other, *out, "--image", image, "--scale", "niche"
+    )
     assert code == 2
     assert "scale, image mean nothing to this model (SToFM)" in err
     code, _, err = call("embed", sample, sample, "--model", checkpoint, *out, "--image", image)
@@ -92,7 +120,9 @@ def test_options_that_do_not_go_together(
 def test_info_draws_spots_over_histology(call: Any, files: Any, tmp_path: Path) -> None:
     sample, image, scale = files
     target = tmp_path / "overlay.png"
-    code, out, err = call("info", sample, "--overlay", target, "--image", image, "--image-scale", scale)
+    code, out, err = call(
+        "info", sample, "--overlay", target, "--image", image, "--image-scale", scale
+    )
     assert (code, err) == (0, "")
     assert "90 spots, " in out
     assert "ST-Align              yes: spots and niches, from histology and genes" in out

@@ -21,7 +21,11 @@ def facts(call: Any) -> Any:
     def run(*words: Any) -> dict[str, str]:
         code, out, err = call("info", *words)
         assert (code, err) == (0, "")
-        return {line[2:24].strip(): line[24:].strip() for line in out.splitlines() if line.startswith("  ")}
+        return {
+            line[2:24].strip(): line[24:].strip()
+            for line in out.splitlines()
+            if line.startswith("  ")
+        }
 
     return run
 
@@ -52,9 +56,17 @@ def vendor(simulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     def read(files: Any, name: str, choices: Any) -> Opened:
         adata: AnnData = simulated(60).copy()
         adata.uns["bins"] = choices.bins or "none"
-        return Opened(adata, f"Vendor, bins {choices.bins}", "sample", notes=("7 controls were left out",))
+        return Opened(
+            adata, f"Vendor, bins {choices.bins}", "sample", notes=("7 controls were left out",)
+        )
 
-    platform = Platform("Vendor", ("*.vendor",), lambda path, choices: {"all": path / "made.vendor"}, read, ("bins",))
+    platform = Platform(
+        "Vendor",
+        ("*.vendor",),
+        lambda path, choices: {"all": path / "made.vendor"},
+        read,
+        ("bins",),
+    )
     monkeypatch.setattr("terrazzo.slices.reading.PLATFORMS", (platform,))
     return folder
 
@@ -64,7 +76,9 @@ def test_what_was_recognised_and_left_out(facts: Any, vendor: Path) -> None:
     assert found["recognised as"] == "Vendor, bins 8; 7 controls were left out"
 
 
-def test_embed_says_what_was_left_out(call: Any, vendor: Path, tiny_model: Any, tmp_path: Path) -> None:
+def test_embed_says_what_was_left_out(
+    call: Any, vendor: Path, tiny_model: Any, tmp_path: Path
+) -> None:
     model = tiny_model().save_pretrained(tmp_path / "model")
     code, out, _ = call("embed", vendor, "--model", model, "--bins", 16, "--out", tmp_path / "out")
     assert code == 0

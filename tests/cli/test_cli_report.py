@@ -36,7 +36,18 @@ def sample(simulated: Any, tmp_path: Path) -> Path:
 def test_a_slice_and_its_picture(call: Any, sample: Path, tmp_path: Path) -> None:
     picture, target = tmp_path / "he.png", tmp_path / "deep" / "report.html"
     Image.fromarray(np.full((300, 300, 3), 180, np.uint8)).save(picture)
-    given = ("--out", target, "--title", "Mine", "--gene", "SIM7", "--n-genes", 3, "--image", picture)
+    given = (
+        "--out",
+        target,
+        "--title",
+        "Mine",
+        "--gene",
+        "SIM7",
+        "--n-genes",
+        3,
+        "--image",
+        picture,
+    )
     code, out, err = call(sample, *given)
     assert (code, err) == (0, "")
     assert out.startswith(f"Report: {target} (")

@@ -26,16 +26,33 @@ def slices(histology: Any, tmp_path: Path) -> tuple[Path, Path]:
     pixels, scale = entry["images"]["hires"], float(entry["scalefactors"]["tissue_hires_scalef"])
     pixels = pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
     table = AnnData(adata.X, obs=adata.obs[["array_row", "array_col"]].copy(), var=adata.var)
-    table.obs["region"], table.obs["spot_id"] = pd.Categorical(["id"] * adata.n_obs), np.arange(adata.n_obs)
+    table.obs["region"], table.obs["spot_id"] = (
+        pd.Categorical(["id"] * adata.n_obs),
+        np.arange(adata.n_obs),
+    )
     table.obsm["spatial"] = np.asarray(adata.obsm["spatial"], dtype=float)
-    table.uns["spatialdata_attrs"] = {"region": "id", "region_key": "region", "instance_key": "spot_id"}
+    table.uns["spatialdata_attrs"] = {
+        "region": "id",
+        "region_key": "region",
+        "instance_key": "spot_id",
+    }
     store = Writer(tmp_path / "in" / "mine.zarr")
     hires = {"type": "scale", "scale": [scale, scale]}
-    store.shapes("id", np.arange(adata.n_obs), [point(*xy) for xy in table.obsm["spatial"]],
-                 id=IDENTITY, id_downscaled_hires=hires)  # fmt: skip
+    store.shapes(
+        "id",
+        np.arange(adata.n_obs),
+        [point(*xy) for xy in table.obsm["spatial"]],
+        id=IDENTITY,
+        id_downscaled_hires=hires,
+    )
     back = {"type": "scale", "scale": [1.0, 1 / scale, 1 / scale]}
-    store.image("id_hires_image", np.moveaxis(pixels, -1, 0), chunks=(3, 100, 100), id=back,
-                id_downscaled_hires=IDENTITY)  # fmt: skip
+    store.image(
+        "id_hires_image",
+        np.moveaxis(pixels, -1, 0),
+        chunks=(3, 100, 100),
+        id=back,
+        id_downscaled_hires=IDENTITY,
+    )
     return tmp_path / "plain.h5ad", store.table("table", table).done()
 
 
@@ -72,7 +89,9 @@ def test_embed_domains_and_report(call: Any, slices: Any, align_model: Any, tmp_
     target = tmp_path / "out" / "mine.zarr"
     found = anndata.read_zarr(target / "tables" / "table")
     expected = anndata.read_h5ad(tmp_path / "out" / "plain.h5ad")
-    np.testing.assert_allclose(found.obsm["X_stalign"], expected.obsm["X_stalign"], atol=1e-4)  # by its own picture
+    np.testing.assert_allclose(
+        found.obsm["X_stalign"], expected.obsm["X_stalign"], atol=1e-4
+    )  # by its own picture
     assert "left alone" in call("embed", store, *words)[1]
     named = call("embed", store, *words, "--image", "id_hires_image")
     assert (named[0], named[2]) == (0, "")
@@ -80,7 +99,9 @@ def test_embed_domains_and_report(call: Any, slices: Any, align_model: Any, tmp_
     assert code == 2
     assert "no image 'none_such'; images: id_hires_image" in err
 
-    code, out, err = call("domains", target, "--use-rep", "X_stalign", "-k", 3, "--out", tmp_path / "domains")
+    code, out, err = call(
+        "domains", target, "--use-rep", "X_stalign", "-k", 3, "--out", tmp_path / "domains"
+    )
     assert code == 0
     assert f"{target}: table table, region id" in err
     assert f"{tmp_path / 'domains' / 'mine.zarr'} and .png" in out

@@ -51,7 +51,9 @@ def stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     """Press Ctrl-C at a place; what is left in the folder of temporary files is an error."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background ignores it
     yield lambda place: stop_at(place, os.getpid(), monkeypatch.setattr)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, before)
@@ -60,7 +62,9 @@ def stop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 def rest(folder: Path) -> list[str]:
     """Return what is half-written, or temporary."""
     names = [path.relative_to(folder) for path in folder.rglob("*")]
-    ours = [name for name in names if "torchinductor" not in str(name)]  # torch's own, made when it is imported
+    ours = [
+        name for name in names if "torchinductor" not in str(name)
+    ]  # torch's own, made when it is imported
     return [str(name) for name in ours if name.name.startswith(".") or name.suffix == ".part"] + [
         str(name) for name in ours if name.parts[0] == "temporary" and len(name.parts) > 1
     ]
@@ -82,20 +86,36 @@ STOPPED: list[tuple[str, str, str]] = [
     ("domains", WRITING, "SLICES --use-rep X_t -k 3 --out OUT"),
     ("domains", "matplotlib.figure:Figure.savefig", "SLICES --use-rep X_t -k 3 --out OUT"),
     ("probe", RESULT, "FIRST --use-rep X_t --label region --head linear --out OUT"),
-    ("probe", "safetensors.numpy:save", "FIRST --use-rep X_t --label region --head linear --out OUT"),
+    (
+        "probe",
+        "safetensors.numpy:save",
+        "FIRST --use-rep X_t --label region --head linear --out OUT",
+    ),
     ("deconvolve", RESULT, "FIRST --use-rep X_t --head linear --out OUT"),
     ("impute", RESULT, "FIRST --model pca --n-genes 4 --head linear --out OUT"),
     ("finetune", TUNING, "FIRST --model CHECKPOINT --label region --out OUT"),
-    ("finetune", "safetensors.torch:save_file", "FIRST --model CHECKPOINT --label region --no-score --out OUT"),
+    (
+        "finetune",
+        "safetensors.torch:save_file",
+        "FIRST --model CHECKPOINT --label region --no-score --out OUT",
+    ),
     ("pretrain", "terrazzo.systems.stofm.objectives:MultiScale.training_step", "RECIPE --out OUT"),
     ("pretrain", "torch:save", "RECIPE --out OUT"),
-    ("bench", "terrazzo.bench.render:to_html", "TABLE --data DATA --models mine=obsm:X_t --seeds 1 --out OUT"),
+    (
+        "bench",
+        "terrazzo.bench.render:to_html",
+        "TABLE --data DATA --models mine=obsm:X_t --seeds 1 --out OUT",
+    ),
     ("report", "pathlib:Path.write_text", "SLICES --projection pca --out OUT.html"),
-    ("corpus build", "terrazzo.corpus.members:hash_files", "SLICES --out OUT --min-genes 1 --workers 1"),
+    (
+        "corpus build",
+        "terrazzo.corpus.members:hash_files",
+        "SLICES --out OUT --min-genes 1 --workers 1",
+    ),
     ("corpus build", "pyarrow.parquet:write_table", "SLICES --out OUT --min-genes 1 --workers 1"),
     ("corpus verify", "terrazzo.corpus.verify:hash_json", "CORPUS"),
     ("demo", "terrazzo.demo:build", "--cells 60 --out OUT"),
-]  # fmt: skip
+]
 
 CHEAP = [STOPPED[i] for i in (0, 2, 5, 6, 10, 15, 16)]
 
@@ -103,7 +123,11 @@ CHEAP = [STOPPED[i] for i in (0, 2, 5, 6, 10, 15, 16)]
 @pytest.mark.parametrize(
     ("verb", "place", "line"),
     [
-        pytest.param(*one, id=f"{one[0]} at {one[1].partition(':')[2]}", marks=[pytest.mark.slow] * (one not in CHEAP))
+        pytest.param(
+            *one,
+            id=f"{one[0]} at {one[1].partition(':')[2]}",
+            marks=[pytest.mark.slow] * (one not in CHEAP),
+        )
         for one in STOPPED
     ],
 )
@@ -203,9 +227,13 @@ if __name__ == "__main__":
 """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *words],
-        capture_output=True, text=True, check=False, timeout=300, start_new_session=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     return done.returncode, done.stderr
 
 
@@ -214,15 +242,24 @@ PROCESSES = [
     ("finetune", TUNING, "FIRST --model CHECKPOINT --label region --out OUT"),
     ("embed", WRITING, "SLICES --model CHECKPOINT --out OUT"),
     ("pretrain", "terrazzo.systems.stofm.objectives:MultiScale.training_step", "RECIPE --out OUT"),
-    ("corpus build", "terrazzo.corpus.build:_check_organisms", "SLICES --out OUT --min-genes 1 --workers 2"),
-]  # fmt: skip
+    (
+        "corpus build",
+        "terrazzo.corpus.build:_check_organisms",
+        "SLICES --out OUT --min-genes 1 --workers 2",
+    ),
+]
 
 
 @pytest.mark.parametrize(
     ("verb", "place", "line"),
-    [pytest.param(*one, id=one[0], marks=[] if one[0] == "domains" else [pytest.mark.slow]) for one in PROCESSES],
+    [
+        pytest.param(*one, id=one[0], marks=[] if one[0] == "domains" else [pytest.mark.slow])
+        for one in PROCESSES
+    ],
 )
-def test_a_process_is_stopped(sentence: Any, verb: str, place: str, line: str, tmp_path: Path) -> None:
+def test_a_process_is_stopped(
+    sentence: Any, verb: str, place: str, line: str, tmp_path: Path
+) -> None:
     words = sentence(verb, line)
     code, err = run(words, place, "0")
     check(code, err, words, tmp_path)

@@ -30,7 +30,9 @@ def made() -> list[Any]:
     for adata in slices:
         baseline.embed(adata)
         types = pd.get_dummies(adata.obs["cell_type"].astype(str), dtype=float)
-        adata.obsm["proportions"] = types.groupby(adata.obs["region"].to_numpy()).transform("mean").to_numpy()
+        adata.obsm["proportions"] = (
+            types.groupby(adata.obs["region"].to_numpy()).transform("mean").to_numpy()
+        )
         adata.uns["proportions_names"] = types.columns.to_numpy(dtype=object)
     return slices
 
@@ -63,11 +65,18 @@ def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
 
 def test_domains(call: Any, files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, told, err = call("domains", *files, "--use-rep", KEY, "-k", 3, "--out", out, "--label", "region")
+    code, told, err = call(
+        "domains", *files, "--use-rep", KEY, "-k", 3, "--out", out, "--label", "region"
+    )
     assert (code, err) == (0, "")
     assert sorted(p.name for p in out.iterdir()) == [
-        "s0-scores", "s0.h5ad", "s0.png", "s1-scores", "s1.h5ad", "s1.png"
-    ]  # fmt: skip
+        "s0-scores",
+        "s0.h5ad",
+        "s0.png",
+        "s1-scores",
+        "s1.h5ad",
+        "s1.png",
+    ]
     found = anndata.read_h5ad(out / "s0.h5ad")
     expected = tz.tasks.domains(anndata.read_h5ad(files[0]), use_rep=KEY, n_domains=3)
     assert (found.obs["X_t2_domain"].astype(str) == expected.obs["X_t2_domain"].astype(str)).all()
@@ -88,7 +97,9 @@ def test_probe_within_a_slice(call: Any, files: list[Path], tmp_path: Path) -> N
     assert "accuracy" in told
     annotated = anndata.read_h5ad(out / "s1.h5ad")
     fitted = Probe.load(out / "probe")
-    assert (annotated.obs["region_predicted"].astype(str) == fitted.predict(anndata.read_h5ad(files[1]))).all()
+    assert (
+        annotated.obs["region_predicted"].astype(str) == fitted.predict(anndata.read_h5ad(files[1]))
+    ).all()
     assert call("probe", files[0], *words)[0] == 0  # again, over its own results
 
 
@@ -102,7 +113,18 @@ def test_probe_across_slices(call: Any, files: list[Path], tmp_path: Path) -> No
 
 
 def test_probe_of_values(call: Any, files: list[Path], tmp_path: Path) -> None:
-    words = ("--use-rep", KEY, "--values", "spatial", "--head", "linear", "--out", tmp_path / "out", "--runs", 1)
+    words = (
+        "--use-rep",
+        KEY,
+        "--values",
+        "spatial",
+        "--head",
+        "linear",
+        "--out",
+        tmp_path / "out",
+        "--runs",
+        1,
+    )
     assert call("probe", files[0], *words)[0] == 0
     assert "pearson" in set(TaskResult.load(tmp_path / "out" / "scores").metrics["metric"])
 
@@ -119,7 +141,18 @@ def test_deconvolve(call: Any, files: list[Path], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("within", [True, False])
 def test_impute_with_a_baseline(call: Any, files: list[Path], tmp_path: Path, within: bool) -> None:
-    words = ("--model", "pca-nb1", "--n-genes", 6, "--head", "linear", "--runs", 1, "--out", tmp_path / "out")
+    words = (
+        "--model",
+        "pca-nb1",
+        "--n-genes",
+        6,
+        "--head",
+        "linear",
+        "--runs",
+        1,
+        "--out",
+        tmp_path / "out",
+    )
     code, told, err = call("impute", files[0], *words, *([] if within else ["--test", files[1]]))
     assert (code, err) == (0, "")
     result = TaskResult.load(tmp_path / "out" / "scores")
@@ -133,7 +166,17 @@ def test_impute_with_a_checkpoint_and_named_genes(
 ) -> None:
     genes = list(anndata.read_h5ad(files[0]).var_names[:2])
     named = [w for gene in genes for w in ("--gene", gene)]
-    words = ("--model", checkpoint, *named, "--head", "linear", "--runs", 1, "--out", tmp_path / "out")
+    words = (
+        "--model",
+        checkpoint,
+        *named,
+        "--head",
+        "linear",
+        "--runs",
+        1,
+        "--out",
+        tmp_path / "out",
+    )
     code, _, err = call("impute", files[0], *words)
     assert (code, err) == (0, "")
     assert set(TaskResult.load(tmp_path / "out" / "scores").metrics["part"]) == {"", *genes}
@@ -148,21 +191,45 @@ class Filler:
         self.asked: list[dict[str, Any]] = []
 
     def reconstruct(self, adata: Any, hidden: Any, genes: list[str], **options: Any) -> Any:
-        self.asked.append({"n": adata[hidden].X.nnz, "size": int(hidden.sum()), "genes": len(genes), **options})
+        self.asked.append(
+            {"n": adata[hidden].X.nnz, "size": int(hidden.sum()), "genes": len(genes), **options}
+        )
         counts = adata[~hidden, genes].X.toarray() + 0.0
         total = np.asarray(adata[~hidden].X.sum(axis=1))
-        return np.tile(np.log1p(counts / np.maximum(total, 1) * 1e4).mean(axis=0), (hidden.sum(), 1))
+        return np.tile(
+            np.log1p(counts / np.maximum(total, 1) * 1e4).mean(axis=0), (hidden.sum(), 1)
+        )
 
 
-def test_reconstruct(call: Any, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstruct(
+    call: Any, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filler, out = Filler(), tmp_path / "out"
     monkeypatch.setattr(tz, "load", lambda source: filler)
-    words = ("--model", "any", "--size", 2, 3, "--bin-um", 40, "--n-genes", 20, "--repeats", 4, "--out", out)
+    words = (
+        "--model",
+        "any",
+        "--size",
+        2,
+        3,
+        "--bin-um",
+        40,
+        "--n-genes",
+        20,
+        "--repeats",
+        4,
+        "--out",
+        out,
+    )
     code, told, err = call("reconstruct", files[0], *words, "--choose", "dispersion")
     assert (code, err) == (0, "")
     assert sorted(p.name for p in out.iterdir()) == ["hidden.png", "scores"]
     result = TaskResult.load(out / "scores")
-    assert (result.config["sizes"], result.config["bin_um"], result.config["layout"]) == ([2, 3], 40, "bin")
+    assert (result.config["sizes"], result.config["bin_um"], result.config["layout"]) == (
+        [2, 3],
+        40,
+        "bin",
+    )
     assert result.config["choose"] == "dispersion"
     assert (result.summary()["n"] == 4).all()
     assert "Filler (untrained)" in told
@@ -172,7 +239,9 @@ def test_reconstruct(call: Any, files: list[Path], tmp_path: Path, monkeypatch: 
     assert "layout" not in filler.asked[0]  # what is not said is as the model was trained
 
 
-def test_st_as_images_from_checkpoint_to_files(call: Any, made: list[Any], files: list[Path], tmp_path: Path) -> None:
+def test_st_as_images_from_checkpoint_to_files(
+    call: Any, made: list[Any], files: list[Path], tmp_path: Path
+) -> None:
     patches = PatchConfig(window=6, channels=40, choose="spatial")
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(made[0])])
     config = stimage_config.preset("tiny", vocabulary.n_tokens, patches=patches)
@@ -186,7 +255,11 @@ def test_st_as_images_from_checkpoint_to_files(call: Any, made: list[Any], files
     words = ("--size", 2, "--n-genes", 10, "--repeats", 2, "--out", tmp_path / "out")
     code, told, err = call("reconstruct", files[0], *grid, *words)
     assert (code, err) == (0, "")
-    scores = [line.split("  ")[1:] for line in told.splitlines() if "ST as images (untrained) 2 x 2 " in line]
+    scores = [
+        line.split("  ")[1:]
+        for line in told.splitlines()
+        if "ST as images (untrained) 2 x 2 " in line
+    ]
     assert len(scores) == 2  # mse and mae, and a space after the longest name
     code, _, err = call("embed", files[0], "--model", checkpoint, "--out", tmp_path / "more")
     assert code == 2
@@ -198,7 +271,9 @@ def test_a_model_that_cannot_reconstruct(refused: Any, files: list[Path], checkp
     assert "holds a SToFM, which cannot fill in hidden tissue" in said
 
 
-def test_what_cannot_be_reconstructed(refused: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_reconstructed(
+    refused: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tz, "load", lambda source: Filler())
     words = ("reconstruct", files[0], "--model", "any", "--repeats", 1)
     assert "bin_um=20 (--bin-um 20)" in refused(*words)
@@ -208,13 +283,26 @@ def test_what_cannot_be_reconstructed(refused: Any, files: list[Path], monkeypat
 
 def test_finetune(call: Any, files: list[Path], checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("finetune", files[0], "--model", checkpoint, "--label", "region", "--epochs", 1, "--out", out)
+    words = (
+        "finetune",
+        files[0],
+        "--model",
+        checkpoint,
+        "--label",
+        "region",
+        "--epochs",
+        1,
+        "--out",
+        out,
+    )
     code, told, err = call(*words, "--test", files[1], "--predict", files[1])
     assert (code, err) == (0, "")
     assert set(TaskResult.load(out / "scores").metrics["split"]) == {"cross"}
     assert "accuracy" in told
     found, tuned = anndata.read_h5ad(out / "s1.h5ad"), FineTuned.load(out / "tuned")
-    assert (found.obs["region_predicted"].astype(str) == tuned.predict(anndata.read_h5ad(files[1]))).all()
+    assert (
+        found.obs["region_predicted"].astype(str) == tuned.predict(anndata.read_h5ad(files[1]))
+    ).all()
     before = (out / "tuned" / "model" / "model.safetensors").stat().st_mtime_ns
     code, _, err = call(*words, "--no-score")
     assert code == 2
@@ -227,28 +315,51 @@ def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
     for path in files:
         (tmp_path / "data" / "made" / path.name).write_bytes(path.read_bytes())
     plain = {
-        "name": "small", "title": "A small table", "source": "data at hand", "task": "probe", "label": "region",
-        "metrics": ["accuracy"], "heads": ["linear"], "models": ["stofm"],
+        "name": "small",
+        "title": "A small table",
+        "source": "data at hand",
+        "task": "probe",
+        "label": "region",
+        "metrics": ["accuracy"],
+        "heads": ["linear"],
+        "models": ["stofm"],
         "parts": [{"name": "one", "dataset": "made", "test": "s0", "train": ["s1"]}],
-    }  # fmt: skip
+    }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(plain))
-    words = ("bench", tmp_path / "small.yaml", "--data", tmp_path / "data", "--seeds", 1, "--out", tmp_path / "out")
+    words = (
+        "bench",
+        tmp_path / "small.yaml",
+        "--data",
+        tmp_path / "data",
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "out",
+    )
     code, told, err = call(*words, "--models", f"mine=obsm:{KEY}", "pearson")
     assert code == 0
-    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".html", ".json", ".md", ".png"]  # no rows left
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [
+        ".html",
+        ".json",
+        ".md",
+        ".png",
+    ]  # no rows left
     text = (tmp_path / "out" / "small.md").read_text()
     assert text in told
     assert "| mine |" in text
     assert "| SToFM | not available | not available |" in text
     assert (
-        f"terrazzo bench {tmp_path / 'small.yaml'} --data {tmp_path / 'data'} --models mine=obsm:{KEY} pearson" in text
+        f"terrazzo bench {tmp_path / 'small.yaml'} --data {tmp_path / 'data'} --models mine=obsm:{KEY} pearson"
+        in text
     )
     assert "one: PCA: accuracy random" in err  # progress
     call(*words, "--work", tmp_path / "work")
     code, _, err = call(*words, "--work", tmp_path / "work")
     assert code == 0
     assert err.count("(kept from an earlier run)") == 7  # the baselines
-    code, _, err = call("bench", tmp_path / "small.yaml", "--data", tmp_path / "gone", "--out", tmp_path / "out2")
+    code, _, err = call(
+        "bench", tmp_path / "small.yaml", "--data", tmp_path / "gone", "--out", tmp_path / "out2"
+    )
     assert code == 2
     assert "none of its slices is here" in err
 
@@ -290,7 +401,12 @@ PROBE = ("--use-rep", KEY, "--label", "region")
         (one_class, "probe", PROBE, "one class, 'a'"),
         (one_class, "domains", ("--use-rep", KEY, "-k", 3, "--label", "region"), "one class, 'a'"),
         (alone, "probe", PROBE, "too rare to be scored: b"),
-        (unnormalised, "deconvolve", ("--use-rep", KEY), "sum to one within 0.001; 1 of 200 rows do not"),
+        (
+            unnormalised,
+            "deconvolve",
+            ("--use-rep", KEY),
+            "sum to one within 0.001; 1 of 200 rows do not",
+        ),
     ],
 )
 def test_slices_that_cannot_be_used(
@@ -312,7 +428,11 @@ def test_slices_that_cannot_be_used(
         ("impute", ("--model", "pca", "--gene", "GENE_X"), "GENE_X"),
         ("impute", ("--model", "pca", "--n-genes", 60), "60"),
         ("impute", ("--model", "nonsense"), "there is no baseline 'nonsense'"),
-        ("finetune", ("--model", "gone", "--label", "region"), "gone does not exist; it must be a checkpoint"),
+        (
+            "finetune",
+            ("--model", "gone", "--label", "region"),
+            "gone does not exist; it must be a checkpoint",
+        ),
     ],
 )
 def test_wishes_that_cannot_be_met(
@@ -321,7 +441,9 @@ def test_wishes_that_cannot_be_met(
     assert said in refused(verb, files[0], *words)
 
 
-def test_bad_labels_stop_fine_tuning_before_it_begins(refused: Any, files: list[Path], checkpoint: Path) -> None:
+def test_bad_labels_stop_fine_tuning_before_it_begins(
+    refused: Any, files: list[Path], checkpoint: Path
+) -> None:
     given = ("finetune", files[0], "--model", checkpoint)
     assert "obs has no column 'reigon'" in refused(*given, "--label", "reigon")
     assert "must be at least 1" in refused(*given, "--label", "region", "--epochs", 0)
@@ -329,18 +451,26 @@ def test_bad_labels_stop_fine_tuning_before_it_begins(refused: Any, files: list[
     assert "pass --test, or one slice" in refused(*both, "--label", "region")
 
 
-def test_only_stofm_is_fine_tuned(refused: Any, files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+def test_only_stofm_is_fine_tuned(
+    refused: Any, files: list[Path], tiny_model: Any, tmp_path: Path
+) -> None:
     alone = tiny_model().cell_model().save_pretrained(tmp_path / "cells")
-    assert "only SToFM can be fine-tuned" in refused("finetune", files[0], "--model", alone, "--label", "region")
+    assert "only SToFM can be fine-tuned" in refused(
+        "finetune", files[0], "--model", alone, "--label", "region"
+    )
 
 
 def test_an_unknown_table_and_unknown_models(refused: Any) -> None:
     assert "Did you mean 'celltype-merfish'?" in refused("bench", "celltype-merfsh")
-    assert "--models magic" in refused("bench", "celltype-merfish", "--models", "magic", "--data", "/")
+    assert "--models magic" in refused(
+        "bench", "celltype-merfish", "--models", "magic", "--data", "/"
+    )
 
 
 @pytest.mark.parametrize("verb", ["probe", "deconvolve", "impute"])
-def test_several_slices_need_one_to_be_scored_on(refused: Any, files: list[Path], verb: str) -> None:
+def test_several_slices_need_one_to_be_scored_on(
+    refused: Any, files: list[Path], verb: str
+) -> None:
     more = ("--model", "pca") if verb == "impute" else ("--use-rep", KEY)
     said = refused(verb, *files, *more, *(("--label", "region") if verb == "probe" else ()))
     assert "2 slices were given; pass --test, or one slice" in said
@@ -352,7 +482,9 @@ def test_an_input_is_never_overwritten(call: Any, files: list[Path]) -> None:
     code, _, err = call("domains", files[0], "--use-rep", KEY, "-k", 3, "--out", folder)
     assert code == 2
     assert "would overwrite its own input" in err
-    code, _, err = call("probe", files[1], *PROBE, "--head", "linear", "--out", folder, "--predict", files[0])
+    code, _, err = call(
+        "probe", files[1], *PROBE, "--head", "linear", "--out", folder, "--predict", files[0]
+    )
     assert code == 2
     assert "would overwrite its own input" in err
     assert files[0].read_bytes() == before
@@ -360,13 +492,19 @@ def test_an_input_is_never_overwritten(call: Any, files: list[Path]) -> None:
 
 
 def test_a_slice_to_annotate_that_is_not_there(refused: Any, files: list[Path]) -> None:
-    assert "gone.h5ad does not exist" in refused("probe", files[0], *PROBE, "--predict", "gone.h5ad")
+    assert "gone.h5ad does not exist" in refused(
+        "probe", files[0], *PROBE, "--predict", "gone.h5ad"
+    )
 
 
 def test_an_out_folder_that_cannot_be_written(call: Any, files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for words in (("domains", files[0], "--use-rep", KEY, "-k", 3), ("probe", files[0], *PROBE, "--head", "linear"),
-                  ("reconstruct", files[0], "--model", "gone"), ("bench", "celltype-merfish")):  # fmt: skip
+    for words in (
+        ("domains", files[0], "--use-rep", KEY, "-k", 3),
+        ("probe", files[0], *PROBE, "--head", "linear"),
+        ("reconstruct", files[0], "--model", "gone"),
+        ("bench", "celltype-merfish"),
+    ):
         code, _, err = call(*words, "--out", tmp_path / "file")
         assert code == 2
         assert "file" in err

@@ -25,7 +25,9 @@ from terrazzo.errors import ConfigError, CorpusError, InputError, OutputError, T
 
 
 def build(sources: Any, out: Path, **options: Any) -> corpus.Corpus:
-    return corpus.build(sources, out, **{"min_genes": 0, "scheduler": "synchronous", "progress": False, **options})
+    return corpus.build(
+        sources, out, **{"min_genes": 0, "scheduler": "synchronous", "progress": False, **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,11 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_building_twice_gives_the_same_bytes(slices: Path, tmp_path: Path) -> None:
@@ -48,17 +54,24 @@ def test_building_twice_gives_the_same_bytes(slices: Path, tmp_path: Path) -> No
 def test_row_order_of_the_source_does_not_matter(slices: Path, tmp_path: Path) -> None:
     adata = anndata.read_h5ad(slices / "s0.h5ad")
     adata[np.random.default_rng(0).permutation(adata.n_obs)].copy().write_h5ad(tmp_path / "s0.h5ad")
-    one, two = build(slices / "s0.h5ad", tmp_path / "one"), build(tmp_path / "s0.h5ad", tmp_path / "two")
+    one, two = (
+        build(slices / "s0.h5ad", tmp_path / "one"),
+        build(tmp_path / "s0.h5ad", tmp_path / "two"),
+    )
     assert one.manifest["content"].tolist() == two.manifest["content"].tolist()
     assert (one.rows("s0", 0, 120) != two.rows("s0", 0, 120)).nnz == 0
 
 
-def test_finished_members_are_not_made_again(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_members_are_not_made_again(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = sorted(slices.glob("*.h5ad"))
     build(files[:2], tmp_path)
     made: list[str] = []
     whole = member.write_member
-    monkeypatch.setattr(member, "write_member", lambda path, *rest: (made.append(path.name), whole(path, *rest)))
+    monkeypatch.setattr(
+        member, "write_member", lambda path, *rest: (made.append(path.name), whole(path, *rest))
+    )
     before = contents(tmp_path)
     build(files[:2], tmp_path)
     assert made == []
@@ -103,7 +116,10 @@ def test_stopped_at_any_rename_it_continues(
         except Killed:
             monkeypatch.setattr(Path, "replace", rename)
             if old:  # what was there stays usable, or says that it is not finished
-                assert corpus.verify(out) in ([], ["slice s1: members/s1.zarr is not in the manifest"])
+                assert corpus.verify(out) in (
+                    [],
+                    ["slice s1: members/s1.zarr is not in the manifest"],
+                )
                 assert corpus.Corpus.open(out).ids()[0] == "s0"
             else:
                 with pytest.raises(CorpusError, match="not finished"):
@@ -159,8 +175,12 @@ def test_killed_at_any_moment_it_continues(slices: Path, tmp_path: Path, workers
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     wanted = contents(tmp_path / "whole")
     for share in np.sort(rng.uniform(0, 0.9, 3)):
-        with subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-            while running.poll() is None and sum(len(files) for *_, files in os.walk(out)) < share * len(wanted):
+        with subprocess.Popen(
+            [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as running:
+            while running.poll() is None and sum(
+                len(files) for *_, files in os.walk(out)
+            ) < share * len(wanted):
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.05))
             running.kill()  # this process only: its workers must not write on, beside those of the next build
@@ -172,9 +192,7 @@ def test_killed_at_any_moment_it_continues(slices: Path, tmp_path: Path, workers
 
 
 def test_workers_end_with_a_killed_build() -> None:
-    code = (
-        "import time; from terrazzo.corpus.scheduler import run_tasks; list(run_tasks(time.sleep, [99, 99], None, 2))"
-    )
+    code = "import time; from terrazzo.corpus.scheduler import run_tasks; list(run_tasks(time.sleep, [99, 99], None, 2))"
     with subprocess.Popen([sys.executable, "-c", code]) as running:
         process, deadline = psutil.Process(running.pid), time.monotonic() + 60
         while len(process.children(recursive=True)) < 2 and time.monotonic() < deadline:
@@ -199,7 +217,10 @@ with alone(pathlib.Path({str(out)!r})):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(CorpusError, match=rf"is being built by process {other.pid} on .*wait until that is done"):
+        with pytest.raises(
+            CorpusError,
+            match=rf"is being built by process {other.pid} on .*wait until that is done",
+        ):
             build([slices], out)
         assert list((out / "members").iterdir()) == []
         other.kill()
@@ -219,7 +240,9 @@ def test_where_there_are_no_locks_a_build_says_so(
         assert len(build(slices / "s0.h5ad", tmp_path / "out")) == 1
 
 
-@pytest.mark.parametrize("damage", ["flipped", "gone", "more", "record", "vocabulary", "manifest", "corpus.json"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", "gone", "more", "record", "vocabulary", "manifest", "corpus.json"]
+)
 def test_the_same_build_again_mends_what_is_damaged(
     slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -246,7 +269,9 @@ def test_the_same_build_again_mends_what_is_damaged(
     assert path.name in problems[0]
     made: list[str] = []
     whole = member.write_member
-    monkeypatch.setattr(member, "write_member", lambda path, *rest: (made.append(path.name), whole(path, *rest)))
+    monkeypatch.setattr(
+        member, "write_member", lambda path, *rest: (made.append(path.name), whole(path, *rest))
+    )
     build(files, out)
     assert contents(out) == wanted
     assert corpus.verify(out, progress=False) == []
@@ -308,12 +333,26 @@ def test_quality_control(slices: Path, tmp_path: Path) -> None:
     poor.X = poor.X.multiply(np.arange(120)[:, None] < 3).tocsr()
     poor.write_h5ad(tmp_path / "poor.h5ad")
     with pytest.warns(TerrazzoWarning, match="poor: 3 of 120 cells have at least 5"):
-        some = build([slices / "s0.h5ad", tmp_path / "poor.h5ad"], tmp_path / "some", min_genes=5, min_cells=10)
+        some = build(
+            [slices / "s0.h5ad", tmp_path / "poor.h5ad"],
+            tmp_path / "some",
+            min_genes=5,
+            min_cells=10,
+        )
     assert some.ids() == ["s0"]
-    with pytest.raises(CorpusError, match=r"no slice is left: poor: 3 of 120.*need a smaller --min-genes"):
+    with pytest.raises(
+        CorpusError, match=r"no slice is left: poor: 3 of 120.*need a smaller --min-genes"
+    ):
         build(tmp_path / "poor.h5ad", tmp_path / "none", min_genes=5, min_cells=10)
-    with pytest.warns(TerrazzoWarning, match=r"1 slices lose more than half .* poor: 3 of 120 .* --min-genes"):
-        assert build([slices / "s0.h5ad", tmp_path / "poor.h5ad"], tmp_path / "few", min_genes=5).n_cells() > 3
+    with pytest.warns(
+        TerrazzoWarning, match=r"1 slices lose more than half .* poor: 3 of 120 .* --min-genes"
+    ):
+        assert (
+            build(
+                [slices / "s0.h5ad", tmp_path / "poor.h5ad"], tmp_path / "few", min_genes=5
+            ).n_cells()
+            > 3
+        )
 
 
 @pytest.fixture
@@ -323,13 +362,21 @@ def mixed(slices: Path, tmp_path: Path) -> list[Path]:
 
 
 def test_several_organisms_need_orthologs(mixed: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"several organisms: human \(s0\), mouse \(mouse\).*--orthologs"):
+    with pytest.raises(
+        CorpusError, match=r"several organisms: human \(s0\), mouse \(mouse\).*--orthologs"
+    ):
         build(mixed, tmp_path / "out")
-    pairs = {f"ENSMUSG{99_000_000_001 + i:011d}": f"ENSG{99_000_000_001 + i:011d}" for i in range(40)}
+    pairs = {
+        f"ENSMUSG{99_000_000_001 + i:011d}": f"ENSG{99_000_000_001 + i:011d}" for i in range(40)
+    }
     pairs["ENSMUSG99000000041"] = pairs["ENSMUSG99000000040"]  # not one-to-one: both are lost
     built = build(mixed, tmp_path / "out", orthologs=pairs)
     rows = built.manifest.set_index("id")
-    assert rows.loc["mouse", ["organism", "gene_organism", "n_genes"]].tolist() == ["mouse", "human", 39]
+    assert rows.loc["mouse", ["organism", "gene_organism", "n_genes"]].tolist() == [
+        "mouse",
+        "human",
+        39,
+    ]
     assert built.slice("mouse").organism == "human"
     assert "39 of 50 mouse genes" in built.about["notes"]["mouse"][0]
     vocabulary = built.vocabulary()
@@ -358,7 +405,9 @@ def test_deals() -> None:
         dealt = assign(ids, donors, free, Splits("donor", validation=0.25, test=0.25, seed=seed))
         assert [dealt.count(s) for s in ("train", "validation", "test")] == [6, 3, 3]
         assert all(len(set(dealt[3 * i : 3 * i + 3])) == 1 for i in range(4))
-        assert dealt == assign(ids, donors, free, Splits("donor", validation=0.25, test=0.25, seed=seed))
+        assert dealt == assign(
+            ids, donors, free, Splits("donor", validation=0.25, test=0.25, seed=seed)
+        )
     joined = ["a", "a|b", "b", "c", "c", "d", "d", "d", "d", "e", "f", "g"]
     for seed in range(10):
         assert len(set(assign(ids, joined, free, Splits("donor", test=0.4, seed=seed))[:3])) == 1
@@ -378,12 +427,27 @@ def test_deals() -> None:
 
 def test_a_table_of_sources(slices: Path, tmp_path: Path) -> None:
     shutil.copy(slices / "s0.h5ad", tmp_path / "a b.h5ad")
-    rows = {"path": ["a b.h5ad", str(slices / "s2.h5ad")], "tissue": ["cortex", ""], "technology": ["Xenium", ""]}
-    pd.DataFrame({**rows, "donor": ["x", "y"], "split": ["", "test"]}).to_csv(tmp_path / "t.csv", index=False)
+    rows = {
+        "path": ["a b.h5ad", str(slices / "s2.h5ad")],
+        "tissue": ["cortex", ""],
+        "technology": ["Xenium", ""],
+    }
+    pd.DataFrame({**rows, "donor": ["x", "y"], "split": ["", "test"]}).to_csv(
+        tmp_path / "t.csv", index=False
+    )
     built = build(tmp_path / "t.csv", tmp_path / "out")
     first, second = built.manifest.to_dict("records")
-    assert (first["id"], first["tissue"], first["technology"], first["donor"]) == ("a_b", "cortex", "Xenium", "x")
-    assert (second["tissue"], second["technology"], second["split"]) == ("unknown", "MERFISH", "test")
+    assert (first["id"], first["tissue"], first["technology"], first["donor"]) == (
+        "a_b",
+        "cortex",
+        "Xenium",
+        "x",
+    )
+    assert (second["tissue"], second["technology"], second["split"]) == (
+        "unknown",
+        "MERFISH",
+        "test",
+    )
     assert built.slice("a_b").technology == "Xenium"
     for text, said in (
         ("path,tisue\nx,y\n", "unknown column 'tisue'. Did you mean 'tissue'"),
@@ -417,7 +481,9 @@ def test_slices_that_cannot_be_used(slices: Path, tmp_path: Path) -> None:
         build(files, tmp_path / "out", scheduler="dask")
 
 
-def test_a_full_disk_keeps_what_is_finished(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_what_is_finished(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, calls = member.write_member, []
 
     def full(path: Path, *rest: Any) -> None:
@@ -432,11 +498,19 @@ def test_a_full_disk_keeps_what_is_finished(slices: Path, tmp_path: Path, monkey
     with pytest.raises(CorpusError, match="was not finished"):
         corpus.Corpus.open(tmp_path)
     assert len(build([slices], tmp_path)) == 4
-    assert calls == [".s0.zarr.part", ".s1.zarr.part", ".s1.zarr.part", ".s2.zarr.part", ".s3.zarr.part"]
+    assert calls == [
+        ".s0.zarr.part",
+        ".s1.zarr.part",
+        ".s1.zarr.part",
+        ".s2.zarr.part",
+        ".s3.zarr.part",
+    ]
     assert corpus.verify(tmp_path, progress=False) == []
 
 
-def test_an_unforeseen_error_names_its_slice(slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_names_its_slice(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def odd(*_: Any) -> None:
         raise RuntimeError("odd")
 
@@ -446,7 +520,9 @@ def test_an_unforeseen_error_names_its_slice(slices: Path, tmp_path: Path, monke
     assert caught.value.__notes__ == [f"in slice s2: {slices / 's2.h5ad'}"]
 
 
-@pytest.mark.parametrize("scheduler", [pytest.param("processes", marks=pytest.mark.slow), "threads"])
+@pytest.mark.parametrize(
+    "scheduler", [pytest.param("processes", marks=pytest.mark.slow), "threads"]
+)
 def test_dask_gives_the_same(slices: Path, tmp_path: Path, scheduler: str) -> None:
     files = sorted(slices.glob("*.h5ad"))[:2]
     one = build(files, tmp_path / "one", scheduler=scheduler, workers=2)
@@ -457,7 +533,11 @@ def test_a_dask_cluster_gives_the_same(slices: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     files = sorted(slices.glob("*.h5ad"))[:2]
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp://"
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=None,
+        protocol="tcp://",
     ) as cluster:
         one = build(files, tmp_path / "one", scheduler=cluster.scheduler_address)
     assert contents(one.folder) == contents(build(files, tmp_path / "two").folder)

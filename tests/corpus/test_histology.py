@@ -22,7 +22,9 @@ from terrazzo.slices import Slice
 
 
 def build(sources: Any, out: Path, **options: Any) -> corpus.Corpus:
-    return corpus.build(sources, out, **{"min_genes": 0, "scheduler": "synchronous", "progress": False, **options})
+    return corpus.build(
+        sources, out, **{"min_genes": 0, "scheduler": "synchronous", "progress": False, **options}
+    )
 
 
 @pytest.fixture
@@ -48,10 +50,16 @@ def listed(adata: AnnData, folder: Path, file: str = "a.png", **columns: Any) ->
 
 
 def test_a_picture_comes_back_lazily_and_whole(spots: AnnData, tmp_path: Path) -> None:
-    spots.uns["spatial"] = {"slide 1": spots.uns["spatial"]["spots"], "slide 2": {"scalefactors": {"a": 1.0}}}
+    spots.uns["spatial"] = {
+        "slide 1": spots.uns["spatial"]["spots"],
+        "slide 2": {"scalefactors": {"a": 1.0}},
+    }
     spots.obs["library_id"] = "slide 1"
     spots.write_h5ad(tmp_path / "spots.h5ad")
-    built, wanted = build(tmp_path / "spots.h5ad", tmp_path / "out"), Slice.from_anndata(spots).image
+    built, wanted = (
+        build(tmp_path / "spots.h5ad", tmp_path / "out"),
+        Slice.from_anndata(spots).image,
+    )
     found = built.image("spots")
     assert found is not None
     assert wanted is not None
@@ -74,7 +82,9 @@ def test_a_table_names_the_picture_and_its_scale(spots: AnnData, tmp_path: Path)
     assert np.array_equal(np.asarray(found.pixels), pixels)
     assert found.scales == pytest.approx([scale, 1.01 * scale])
     assert found.microns_per_pixel == pytest.approx(built.slice("a").coord_scale / scale)
-    assert Slice.from_anndata(anndata.read_zarr(built.path("a"))).image.scales == pytest.approx(found.scales)
+    assert Slice.from_anndata(anndata.read_zarr(built.path("a"))).image.scales == pytest.approx(
+        found.scales
+    )
     assert corpus.verify(built, progress=False) == []
     kept = built.content_hash()
     assert build(tmp_path / "t.csv", tmp_path / "out").content_hash() == kept
@@ -131,10 +141,18 @@ def test_a_tile_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     array, reads = zarr.create_array({}, data=pixels, chunks=(16, 16, 3)), []
     whole = zarr.Array.__getitem__
-    monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, at: (reads.append(at), whole(self, at))[1])
+    monkeypatch.setattr(
+        zarr.Array, "__getitem__", lambda self, at: (reads.append(at), whole(self, at))[1]
+    )
     tiles = histology.CachedTiles(array)
     image = TissueImage.from_lazy(tiles)
-    for box in ((0, 16, 0, 16), (3, 40, 10, 70), (49, 50, 69, 70), (15, 17, 31, 33), (0, 50, 0, 70)):
+    for box in (
+        (0, 16, 0, 16),
+        (3, 40, 10, 70),
+        (49, 50, 69, 70),
+        (15, 17, 31, 33),
+        (0, 50, 0, 70),
+    ):
         y0, y1, x0, x1 = box
         assert np.array_equal(image.pixels[y0:y1, x0:x1], pixels[y0:y1, x0:x1]), box
     assert len(reads) == 4 * 5
@@ -147,11 +165,24 @@ def test_a_tile_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_is_gone_is_no_white_tissue(spots: AnnData, tmp_path: Path) -> None:
     spots.write_h5ad(tmp_path / "spots.h5ad")
     built = build(tmp_path / "spots.h5ad", tmp_path / "out")
-    place = built.path("spots") / "uns" / "spatial" / "spots" / "images" / "hires" / "c" / "0" / "0" / "0"
+    place = (
+        built.path("spots")
+        / "uns"
+        / "spatial"
+        / "spots"
+        / "images"
+        / "hires"
+        / "c"
+        / "0"
+        / "0"
+        / "0"
+    )
     place.unlink()
     with pytest.raises(CorpusError, match="parts of this picture are missing"):
         built.image("spots")
-    assert any("hires/c/0/0/0 is missing" in problem for problem in corpus.verify(built, progress=False))
+    assert any(
+        "hires/c/0/0/0 is missing" in problem for problem in corpus.verify(built, progress=False)
+    )
     build(tmp_path / "spots.h5ad", tmp_path / "out")
     assert built.image("spots") is not None
 
@@ -163,7 +194,9 @@ def test_a_damaged_picture_is_a_failed_slice(spots: AnnData, tmp_path: Path, kin
     table = listed(spots, tmp_path, "a.tif" if kind == "tiff" else "a.png")
     pixels, _ = picture_of(spots)
     if kind == "tiff":  # a tile of it: the header is sound, and damage shows as it is copied
-        tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), compression="zlib", photometric="rgb")
+        tifffile.imwrite(
+            tmp_path / "a.tif", pixels, tile=(64, 64), compression="zlib", photometric="rgb"
+        )
         whole = bytearray((tmp_path / "a.tif").read_bytes())
         with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
             offset, count = tiff.pages[0].dataoffsets[-1], tiff.pages[0].databytecounts[-1]
@@ -171,13 +204,17 @@ def test_a_damaged_picture_is_a_failed_slice(spots: AnnData, tmp_path: Path, kin
         (tmp_path / "a.tif").write_bytes(whole)
     else:
         whole = (tmp_path / "a.png").read_bytes()
-        (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2] if kind == "truncated" else b"not a picture")
+        (tmp_path / "a.png").write_bytes(
+            whole[: len(whole) // 2] if kind == "truncated" else b"not a picture"
+        )
     with pytest.raises(CorpusError, match=r"a: .*a\.(png|tif)"):
         build(table, tmp_path / "out")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".part")]
     spots.write_h5ad(tmp_path / "b.h5ad")
     with pytest.warns(TerrazzoWarning, match="1 slices are left out: a"):
-        assert build([table, tmp_path / "b.h5ad"], tmp_path / "out", skip_failed=True).ids() == ["b"]
+        assert build([table, tmp_path / "b.h5ad"], tmp_path / "out", skip_failed=True).ids() == [
+            "b"
+        ]
 
 
 def test_a_picture_that_does_not_fit_is_a_failed_slice(spots: AnnData, tmp_path: Path) -> None:
@@ -193,7 +230,11 @@ def test_rows_that_cannot_be_meant(spots: AnnData, tmp_path: Path) -> None:
         ("path,image\na.h5ad,a.png\n", CorpusError, "image and image_scale .* belong together"),
         ("path,image_scale\na.h5ad,1\n", CorpusError, "image and image_scale .* belong together"),
         ("path,image,image_scale\na.h5ad,b.png,1\n", InputError, "line 2: .*b.png does not exist"),
-        ("path,image,image_scale\na.h5ad,a.png,one\n", CorpusError, "image_scale 'one' is no number"),
+        (
+            "path,image,image_scale\na.h5ad,a.png,one\n",
+            CorpusError,
+            "image_scale 'one' is no number",
+        ),
         ("path,image,image_scale\na.h5ad,a.png,-1\n", CorpusError, "a: .*scale must be"),
     ):
         (tmp_path / "bad.csv").write_text(text)
@@ -206,19 +247,38 @@ def test_a_spatialdata_store_brings_its_own(spots: AnnData, tmp_path: Path) -> N
 
     pixels, scale = picture_of(spots)
     store = Writer(tmp_path / "mine.zarr")
-    store.shapes("cells", list(range(90)), [point(*xy) for xy in spots.obsm["spatial"]], um=(IDENTITY, "micrometer"))
+    store.shapes(
+        "cells",
+        list(range(90)),
+        [point(*xy) for xy in spots.obsm["spatial"]],
+        um=(IDENTITY, "micrometer"),
+    )
     back = {"type": "scale", "scale": [1.0, 1 / scale, 1 / scale]}
-    store.image("he", np.moveaxis(pixels, -1, 0), um=back).table("table", table("cells", list(range(90)))).done()
+    store.image("he", np.moveaxis(pixels, -1, 0), um=back).table(
+        "table", table("cells", list(range(90)))
+    ).done()
     built = build(tmp_path / "mine.zarr", tmp_path / "out")
     piece, found = built.slice("mine"), built.image("mine")
     assert piece.unit == "um"
-    assert sorted(piece.coords.tolist()) == sorted(np.asarray(spots.obsm["spatial"], dtype=float).tolist())
+    assert sorted(piece.coords.tolist()) == sorted(
+        np.asarray(spots.obsm["spatial"], dtype=float).tolist()
+    )
     assert found is not None
     assert np.array_equal(np.asarray(found.pixels), pixels)
     assert found.scale == pytest.approx(scale)
     assert found.microns_per_pixel == pytest.approx(1 / scale)
-    shifted = {"type": "sequence", "transformations": [back, {"type": "translation", "translation": [0, 5, 5]}]}
+    shifted = {
+        "type": "sequence",
+        "transformations": [back, {"type": "translation", "translation": [0, 5, 5]}],
+    }
     moved = Writer(tmp_path / "moved.zarr").image("he", np.moveaxis(pixels, -1, 0), um=shifted)
-    moved.shapes("cells", list(range(90)), [point(*xy) for xy in spots.obsm["spatial"]], um=(IDENTITY, "micrometer"))
+    moved.shapes(
+        "cells",
+        list(range(90)),
+        [point(*xy) for xy in spots.obsm["spatial"]],
+        um=(IDENTITY, "micrometer"),
+    )
     moved.table("table", table("cells", list(range(90)))).done()
-    assert build(tmp_path / "moved.zarr", tmp_path / "other").image("moved") is None  # rather than in a wrong place
+    assert (
+        build(tmp_path / "moved.zarr", tmp_path / "other").image("moved") is None
+    )  # rather than in a wrong place

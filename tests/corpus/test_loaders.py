@@ -27,7 +27,9 @@ from terrazzo.systems.stofm.tokens import rank_tokens
 N_GENES = 12
 SIZES = {"a": 70, "b": 33, "c": 5, "held": 40, "d": 51}
 IDS = np.array([f"ENSG{i:011d}" for i in range(N_GENES)])
-VOCABULARY = Vocabulary(IDS, np.array([f"G{i}" for i in range(N_GENES)]), np.arange(3, 3 + N_GENES), np.ones(N_GENES))
+VOCABULARY = Vocabulary(
+    IDS, np.array([f"G{i}" for i in range(N_GENES)]), np.arange(3, 3 + N_GENES), np.ones(N_GENES)
+)
 CONFIG = SubSliceConfig(split_size=10, n_neighbors=4, halo=1.0)
 
 
@@ -36,10 +38,17 @@ class FakeCorpus:
 
     def __init__(self, sizes: dict[str, int], unit: str = "um") -> None:
         rows = [
-            {"id": name, "n_cells": n, "split": "test" if name == "held" else "train", "organism": "human",
-             "unit": unit, "spacing": 10.0, "sha256": f"sha-{name}"}
+            {
+                "id": name,
+                "n_cells": n,
+                "split": "test" if name == "held" else "train",
+                "organism": "human",
+                "unit": unit,
+                "spacing": 10.0,
+                "sha256": f"sha-{name}",
+            }
             for name, n in sizes.items()
-        ]  # fmt: skip
+        ]
         self.manifest = pd.DataFrame(rows)
         self.counts, self.places, self.reads = {}, {}, 0
         for number, (name, n) in enumerate(sizes.items()):
@@ -99,7 +108,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingCache:
         features[:, 0] = np.arange(len(features))
         positions = subslices.model_positions(CORPUS.coords(member), CONFIG, CONFIG.length_scale)
         macro = subslices.macro_scale(features, positions, CONFIG)
-        made.write(member, features, macro, subslices.split_cells(positions, CONFIG), source=f"sha-{member}")
+        made.write(
+            member,
+            features,
+            macro,
+            subslices.split_cells(positions, CONFIG),
+            source=f"sha-{member}",
+        )
     return made
 
 
@@ -122,7 +137,9 @@ def every(make: Any, cache: EmbeddingCache) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_sample_once_an_epoch_over_all_ranks(make: Any, cache: EmbeddingCache, world: int) -> None:
+def test_every_sample_once_an_epoch_over_all_ranks(
+    make: Any, cache: EmbeddingCache, world: int
+) -> None:
     loaders = [make(rank=rank, world=world) for rank in range(world)]
     seen, lengths = [], []
     for loader in loaders:
@@ -137,7 +154,9 @@ def test_every_sample_once_an_epoch_over_all_ranks(make: Any, cache: EmbeddingCa
 
 @given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 7), st.booleans())
 @settings(max_examples=300, deadline=None)
-def test_shares_cover_all_once_in_equally_many_batches(n: int, batch: int, world: int, drop_last: bool) -> None:
+def test_shares_cover_all_once_in_equally_many_batches(
+    n: int, batch: int, world: int, drop_last: bool
+) -> None:
     try:
         shares = Shares(n, batch, world, drop_last)
     except ConfigError:
@@ -160,9 +179,13 @@ def test_shares_cover_all_once_in_equally_many_batches(n: int, batch: int, world
 
 
 @given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=4), st.integers(2, 20), st.integers(1, 30), st.integers(1, 5),
-    st.integers(1, 3), st.booleans(),
-)  # fmt: skip
+    st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    st.integers(2, 20),
+    st.integers(1, 30),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.booleans(),
+)
 @settings(max_examples=20, deadline=None)
 def test_random_cells_of_any_corpus(
     sizes: list[int], batch: int, block: int, buffer: int, world: int, drop_last: bool
@@ -171,9 +194,17 @@ def test_random_cells_of_any_corpus(
     if sum(sizes) < world * (batch if drop_last else 1):
         return
     seen = []
-    options = {"batch_cells": batch, "block": block, "buffer_blocks": buffer, "world": world, "drop_last": drop_last}
+    options = {
+        "batch_cells": batch,
+        "block": block,
+        "buffer_blocks": buffer,
+        "world": world,
+        "drop_last": drop_last,
+    }
     for rank in range(world):
-        loader = CellLoader(corpus, member_match(corpus, VOCABULARY), rank=rank, prefetch=False, **options)
+        loader = CellLoader(
+            corpus, member_match(corpus, VOCABULARY), rank=rank, prefetch=False, **options
+        )
         for data in loader:
             assert not drop_last or len(data) == batch
             assert len(data.tokens) == len(data)
@@ -195,7 +226,10 @@ def test_interrupted_anywhere_it_continues_with_the_next_sample(make: Any, prefe
     stream = [names(whole, batch) for _ in range(2) for batch in whole]
     per_epoch = len(whole)
     assert len(stream) == 2 * per_epoch
-    halves = [sorted(name for batch in half for name in batch) for half in (stream[:per_epoch], stream[per_epoch:])]
+    halves = [
+        sorted(name for batch in half for name in batch)
+        for half in (stream[:per_epoch], stream[per_epoch:])
+    ]
     assert halves[0] == halves[1]
     assert stream[:per_epoch] != stream[per_epoch:]
     for stop in range(per_epoch + 2):
@@ -210,7 +244,9 @@ def test_interrupted_anywhere_it_continues_with_the_next_sample(make: Any, prefe
         seen += [names(second, batch) for batch in second]
         second.set_epoch(1)
         rest = per_epoch * 2 - len(seen)
-        seen += [names(second, batch) for batch, _ in zip(endless(second), range(rest), strict=False)]
+        seen += [
+            names(second, batch) for batch, _ in zip(endless(second), range(rest), strict=False)
+        ]
         assert seen == stream
 
 
@@ -253,18 +289,25 @@ def test_another_split_is_never_read(make: Any) -> None:
     loader = make()
     assert "held" not in loader.ids
     assert all(member != "held" for batch in loader for member, _ in names(loader, batch))
-    with pytest.raises(CorpusError, match=r"no slice in the split 'validation'; its splits: test, train"):
+    with pytest.raises(
+        CorpusError, match=r"no slice in the split 'validation'; its splits: test, train"
+    ):
         make(split="validation")
 
 
-def test_a_corpus_that_answers_with_another_split_is_refused(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
+def test_a_corpus_that_answers_with_another_split_is_refused(
+    monkeypatch: pytest.MonkeyPatch, make: Any
+) -> None:
     monkeypatch.setattr(CORPUS, "ids", lambda split=None: list(SIZES))
     with pytest.raises(CorpusError, match="'held' is not of the split 'train'"):
         make()
 
 
 def test_a_share_is_a_fixed_nested_choice(make: Any) -> None:
-    chosen = [set(make(share=share, seed=seed).ids) for share, seed in ((0.25, 0), (0.5, 1), (0.5, 2), (1.0, 0))]
+    chosen = [
+        set(make(share=share, seed=seed).ids)
+        for share, seed in ((0.25, 0), (0.5, 1), (0.5, 2), (1.0, 0))
+    ]
     assert [len(c) for c in chosen] == [1, 2, 2, 4]
     assert chosen[0] < chosen[1] == chosen[2] < chosen[3]
     loader = make(share=0.5)
@@ -314,13 +357,19 @@ def test_a_sub_slice_is_that_of_the_whole_slice(cache: EmbeddingCache) -> None:
         stored = cache.read(member)
         positions = subslices.model_positions(CORPUS.coords(member), CONFIG, CONFIG.length_scale)
         parts = [stored.part(i) for i in range(stored.n_parts)]
-        whole = {int(s.cells[0]): s for s in subslices.iterate(positions, stored.macro.positions, parts, CONFIG)}
+        whole = {
+            int(s.cells[0]): s
+            for s in subslices.iterate(positions, stored.macro.positions, parts, CONFIG)
+        }
         found = {int(item.sub.cells[0]): item for item in sub_slices(cache) if item.id == member}
         assert set(found) == set(whole)
         for first, item in found.items():
             for name in ("cells", "positions", "row", "col", "distance"):
                 np.testing.assert_array_equal(getattr(item.sub, name), getattr(whole[first], name))
-            assert (item.sub.n_core, item.sub.n_virtual) == (whole[first].n_core, whole[first].n_virtual)
+            assert (item.sub.n_core, item.sub.n_virtual) == (
+                whole[first].n_core,
+                whole[first].n_virtual,
+            )
             np.testing.assert_array_equal(item.features, stored.features[item.sub.cells])
             np.testing.assert_array_equal(item.virtual, stored.macro.features)
             assert item.spacing == pytest.approx(10.0 / CONFIG.length_scale)
@@ -332,7 +381,9 @@ def test_counts_and_tokens_come_on_request(cache: EmbeddingCache) -> None:
         assert item.counts is not None
         assert (item.counts != expected).nnz == 0
         assert item.tokens is not None
-        np.testing.assert_array_equal(item.tokens.flat, rank_tokens(expected, *MATCH(item.id), 9).flat)
+        np.testing.assert_array_equal(
+            item.tokens.flat, rank_tokens(expected, *MATCH(item.id), 9).flat
+        )
     only = sub_slices(cache, match=MATCH)[0]
     assert only.counts is None
     assert only.tokens is not None
@@ -346,7 +397,9 @@ def test_cells_are_tokenised_from_an_epoch_on(
     reads: list[str] = []
     take = CORPUS.take
     monkeypatch.setattr(CORPUS, "take", lambda id, rows: (reads.append(id), take(id, rows))[1])
-    loader = SubSliceLoader(CORPUS, cache, CONFIG, match=MATCH, tokens_from=1, with_counts=with_counts)
+    loader = SubSliceLoader(
+        CORPUS, cache, CONFIG, match=MATCH, tokens_from=1, with_counts=with_counts
+    )
     always = SubSliceLoader(CORPUS, cache, CONFIG, match=MATCH)
     for epoch in range(3):
         reads.clear()
@@ -363,7 +416,10 @@ def test_cells_are_tokenised_from_an_epoch_on(
 
 def test_ranks_together_take_what_one_process_takes(cache: EmbeddingCache) -> None:
     one = SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=4, drop_last=True)
-    two = [SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=2, rank=r, world=2, drop_last=True) for r in range(2)]
+    two = [
+        SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=2, rank=r, world=2, drop_last=True)
+        for r in range(2)
+    ]
     for batch, left, right in zip(one, *two, strict=True):
         assert names(one, batch) == names(two[0], left) + names(two[1], right)
 
@@ -386,23 +442,34 @@ def test_without_micrometres_the_spacing_is_the_unit(tmp_path: Path) -> None:
     made = EmbeddingCache(tmp_path, CacheKey("model", config))
     positions = subslices.model_positions(corpus.coords("a"), config, 10.0)
     features = np.ones((30, 2), dtype=np.float32)
-    made.write("a", features, subslices.macro_scale(features, positions, config, labels=np.zeros(30, dtype=np.int64)),
-               subslices.split_cells(positions, config), source="sha-a")  # fmt: skip
+    made.write(
+        "a",
+        features,
+        subslices.macro_scale(features, positions, config, labels=np.zeros(30, dtype=np.int64)),
+        subslices.split_cells(positions, config),
+        source="sha-a",
+    )
     (batch,) = SubSliceLoader(corpus, made, config)
     for item in batch:
         assert item.spacing == pytest.approx(1.0)
         np.testing.assert_allclose(item.sub.positions[1:], positions[item.sub.cells])
 
 
-def test_a_cache_of_other_settings_or_content_is_refused(cache: EmbeddingCache, tmp_path: Path) -> None:
+def test_a_cache_of_other_settings_or_content_is_refused(
+    cache: EmbeddingCache, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="other sub-slice settings"):
         SubSliceLoader(CORPUS, cache, SubSliceConfig(split_size=11, n_neighbors=4, halo=1.0))
-    SubSliceLoader(CORPUS, cache, SubSliceConfig(split_size=10, n_neighbors=9))  # decided when a sub-slice is cut
+    SubSliceLoader(
+        CORPUS, cache, SubSliceConfig(split_size=10, n_neighbors=9)
+    )  # decided when a sub-slice is cut
     with pytest.raises(CorpusError, match="4 of 4 slices have no stored embeddings"):
         SubSliceLoader(CORPUS, EmbeddingCache(tmp_path, CacheKey("other", CONFIG)), CONFIG)
     changed: Any = FakeCorpus(SIZES)
     changed.manifest.loc[0, "sha256"] = "mended"
-    with pytest.raises(CorpusError, match=r"1 of 4 slices have no stored embeddings of this model, e\.g\. 'a'"):
+    with pytest.raises(
+        CorpusError, match=r"1 of 4 slices have no stored embeddings of this model, e\.g\. 'a'"
+    ):
         SubSliceLoader(changed, cache, CONFIG)
 
 
@@ -410,9 +477,13 @@ def test_a_cache_of_other_settings_or_content_is_refused(cache: EmbeddingCache, 
 
 
 def test_counts_by_token() -> None:
-    counts = sparse.csr_matrix(np.array([[1, 2, 0, 4], [0, 0, 3, 0], [5, 0, 0, 1]], dtype=np.float32))
+    counts = sparse.csr_matrix(
+        np.array([[1, 2, 0, 4], [0, 0, 3, 0], [5, 0, 0, 1]], dtype=np.float32)
+    )
     got = columns_by_token(counts, np.array([4, -1, 3, 4], dtype=np.int32), 6)
-    np.testing.assert_array_equal(got.toarray(), [[0, 0, 0, 0, 5, 0], [0, 0, 0, 3, 0, 0], [0, 0, 0, 0, 6, 0]])
+    np.testing.assert_array_equal(
+        got.toarray(), [[0, 0, 0, 0, 5, 0], [0, 0, 0, 3, 0, 0], [0, 0, 0, 0, 6, 0]]
+    )
     assert got.has_canonical_format
 
 
@@ -421,7 +492,9 @@ def test_cells_come_with_counts_by_token_on_request() -> None:
         assert batch.counts is not None
         assert batch.counts.shape == (len(batch), VOCABULARY.n_tokens)
         for i, (member, row) in enumerate(names(cells(), batch)):
-            np.testing.assert_array_equal(batch.counts[i].toarray()[0, 3:], CORPUS.counts[member][row].toarray()[0])
+            np.testing.assert_array_equal(
+                batch.counts[i].toarray()[0, 3:], CORPUS.counts[member][row].toarray()[0]
+            )
 
 
 def test_a_member_is_matched_once_and_shares_its_columns() -> None:
@@ -452,7 +525,9 @@ def test_a_corpus_on_disk(tmp_path: Path) -> None:
     paths = [tmp_path / f"s{i}.h5ad" for i in range(3)]
     for path, adata in zip(paths, simulate.corpus(3, 150, n_genes=40, n_donors=3), strict=True):
         adata.write_h5ad(path)
-    corpus = build(paths, tmp_path / "corpus", min_genes=1, scheduler="synchronous", splits=Splits(test=0.3))
+    corpus = build(
+        paths, tmp_path / "corpus", min_genes=1, scheduler="synchronous", splits=Splits(test=0.3)
+    )
     match = member_match(corpus, corpus.vocabulary())
     config = SubSliceConfig(split_size=40, n_neighbors=4)
     made = EmbeddingCache(tmp_path / "cache", CacheKey("model", config))
@@ -460,7 +535,9 @@ def test_a_corpus_on_disk(tmp_path: Path) -> None:
     for member, tissue in whole.items():
         features = np.random.default_rng(0).normal(size=(tissue.n_cells, 5)).astype(np.float32)
         positions = subslices.model_positions(tissue.coords, config, config.length_scale)
-        macro = subslices.macro_scale(features, positions, config, labels=np.zeros(tissue.n_cells, dtype=np.int64))
+        macro = subslices.macro_scale(
+            features, positions, config, labels=np.zeros(tissue.n_cells, dtype=np.int64)
+        )
         source = str(corpus.row(member)["sha256"])
         made.write(member, features, macro, subslices.split_cells(positions, config), source=source)
     loader = CellLoader(corpus, match, batch_cells=16, block=32, buffer_blocks=2)
@@ -470,7 +547,9 @@ def test_a_corpus_on_disk(tmp_path: Path) -> None:
             seen.append((member, row))
             expected = rank_tokens(whole[member].counts[row], *match(member))[0]
             np.testing.assert_array_equal(batch.tokens[i], expected)
-    assert sorted(seen) == sorted((m, row) for m, tissue in whole.items() for row in range(tissue.n_cells))
+    assert sorted(seen) == sorted(
+        (m, row) for m, tissue in whole.items() for row in range(tissue.n_cells)
+    )
     found = []
     for batch in SubSliceLoader(corpus, made, config, with_counts=True, batch_slices=3):
         for item in batch:

@@ -28,7 +28,11 @@ def test_stocorpus_is_table_a10() -> None:
     }
     assert sum(slices for slices, _ in counted.values()) == recipe.expected.slices == 1912
     assert sum(cells for _, cells in counted.values()) == recipe.expected.cells == 88_181_365
-    assert len({name for source in recipe.sources for name in source.technologies}) == recipe.expected.technologies == 6
+    assert (
+        len({name for source in recipe.sources for name in source.technologies})
+        == recipe.expected.technologies
+        == 6
+    )
     assert recipe.quality.min_genes == 100
 
 
@@ -37,7 +41,11 @@ def test_the_other_papers_numbers() -> None:
     assert [source.name for source in images.sources] == ["CELLxGENE", "GEO"]
     assert images.expected.cells == 1_089_785
     visium = corpus.load_recipe(CONFIGS / "stimage-1k4m-visium-human.yaml")
-    assert (visium.expected.slices, visium.expected.cells, visium.expected.rounded) == (573, 1_300_000, True)
+    assert (visium.expected.slices, visium.expected.cells, visium.expected.rounded) == (
+        573,
+        1_300_000,
+        True,
+    )
     assert visium.quality.min_cells == 50
     assert visium.sources[0].organisms == ["human"]
 
@@ -45,13 +53,21 @@ def test_the_other_papers_numbers() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_is_commented_once(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    keys = {line.split(":")[0].strip(" -") for line in lines if ":" in line.split("#")[0] and not line.startswith("#")}
+    keys = {
+        line.split(":")[0].strip(" -")
+        for line in lines
+        if ":" in line.split("#")[0] and not line.startswith("#")
+    }
     explained = {
         line.split(":")[0].strip(" -")
         for above, line in zip(["", *lines], lines, strict=False)
         if ":" in line.split("#")[0] and ("#" in line or above.startswith("#"))
     }
-    assert keys - explained <= {"quality", "sources", "expected"}  # the headings of what is explained below them
+    assert keys - explained <= {
+        "quality",
+        "sources",
+        "expected",
+    }  # the headings of what is explained below them
 
 
 @pytest.fixture
@@ -89,9 +105,16 @@ def test_plan_and_build_follow_a_recipe(downloads: Path, tmp_path: Path) -> None
         "Human_Breast": "unmatched",
     }
     total = plan.table().iloc[-1]
-    assert total[["slices_expected", "slices_found", "slices_missing", "cells_found"]].tolist() == [573, 2, 571, 140]
+    assert total[["slices_expected", "slices_found", "slices_missing", "cells_found"]].tolist() == [
+        573,
+        2,
+        571,
+        140,
+    ]
     assert plan.missing()[0].startswith("STimage-1K4M: 571 of 573 slices missing")
-    built = corpus.build(downloads, tmp_path / "out", recipe=recipe, scheduler="synchronous", progress=False)
+    built = corpus.build(
+        downloads, tmp_path / "out", recipe=recipe, scheduler="synchronous", progress=False
+    )
     assert built.ids() == ["Human_Brain_A", "Human_Brain_B"]
     assert built.manifest["technology"].tolist() == ["Visium", "Visium"]
     assert built.manifest["origin"].unique().tolist() == ["STimage-1K4M"]
@@ -142,7 +165,10 @@ def test_a_wrong_recipe_says_where(tmp_path: Path, change: dict[str, object], sa
 
 
 def test_command_line(downloads: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["corpus", "plan", str(CONFIGS / "stimage-1k4m-visium-human.yaml"), str(downloads)]) == 0
+    assert (
+        main(["corpus", "plan", str(CONFIGS / "stimage-1k4m-visium-human.yaml"), str(downloads)])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "will hold 2 slices, 140 cells" in said
     assert "571 of 573 slices missing" in said

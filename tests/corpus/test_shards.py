@@ -14,18 +14,27 @@ from terrazzo.corpus.shards import FlatArray, KeptChunks, gather, open_flat
 from terrazzo.errors import CorpusError
 
 
-def written(path: Path, values: np.ndarray, chunk: int, shard: int, **options: object) -> zarr.Array:
+def written(
+    path: Path, values: np.ndarray, chunk: int, shard: int, **options: object
+) -> zarr.Array:
     """Write an array as a corpus does."""
     cut = {"chunks": (chunk,), "shards": (chunk * shard,), "config": {"write_empty_chunks": True}}
-    array = zarr.create_array(path, shape=values.shape, dtype=values.dtype, fill_value=0, **{**cut, **options})
+    array = zarr.create_array(
+        path, shape=values.shape, dtype=values.dtype, fill_value=0, **{**cut, **options}
+    )
     array[:] = values
     return array
 
 
 @given(
-    st.integers(1, 200), st.integers(1, 20), st.integers(1, 5), st.integers(0, 220), st.integers(0, 220),
-    st.sampled_from(["<f4", "<f8", "<i4", "<i8", "<u2"]), st.sampled_from(["none", "zstd", "blosc"]),
-)  # fmt: skip
+    st.integers(1, 200),
+    st.integers(1, 20),
+    st.integers(1, 5),
+    st.integers(0, 220),
+    st.integers(0, 220),
+    st.sampled_from(["<f4", "<f8", "<i4", "<i8", "<u2"]),
+    st.sampled_from(["none", "zstd", "blosc"]),
+)
 @settings(max_examples=60, deadline=None)
 def test_slices_are_those_of_zarr(
     tmp_path_factory: pytest.TempPathFactory,
@@ -40,7 +49,11 @@ def test_slices_are_those_of_zarr(
     values = np.random.default_rng(n).integers(0, 3, n).astype(dtype)
     values[: n // 2] = 0
     path = tmp_path_factory.mktemp("array") / "a"
-    codec = {"none": None, "zstd": zarr.codecs.ZstdCodec(), "blosc": zarr.codecs.BloscCodec(cname="lz4")}[packed]
+    codec = {
+        "none": None,
+        "zstd": zarr.codecs.ZstdCodec(),
+        "blosc": zarr.codecs.BloscCodec(cname="lz4"),
+    }[packed]
     array = written(path, values, chunk, shard, compressors=codec)
     flat = open_flat(path)
     assert isinstance(flat, FlatArray)
@@ -51,10 +64,17 @@ def test_slices_are_those_of_zarr(
     np.testing.assert_array_equal(flat[:], values)
 
 
-@given(st.integers(1, 9), st.integers(1, 4), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=12))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=12),
+)
 @settings(max_examples=60, deadline=None)
 def test_stretches_are_gathered_as_any_type(
-    tmp_path_factory: pytest.TempPathFactory, chunk: int, shard: int, stretches: list[tuple[int, int]]
+    tmp_path_factory: pytest.TempPathFactory,
+    chunk: int,
+    shard: int,
+    stretches: list[tuple[int, int]],
 ) -> None:
     values = np.arange(80, dtype=np.int32)
     path = tmp_path_factory.mktemp("array")
@@ -62,7 +82,9 @@ def test_stretches_are_gathered_as_any_type(
     zarr.create_array(path / "zarr's", data=values, chunks=(chunk,))
     starts = np.array([start for start, _ in stretches], dtype=np.int64)
     stops = starts + np.array([length for _, length in stretches], dtype=np.int64)
-    wanted = [value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]]
+    wanted = [
+        value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]
+    ]
     for name in ("ours", "zarr's"):
         for dtype in (np.int32, np.float32):
             got = gather(open_flat(path / name), starts, stops, dtype)
@@ -91,7 +113,9 @@ def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     if damage == "gone":  # not zeros, as zarr has it
         path.unlink()
     else:
-        path.write_bytes({"cut": content[:20], "zeroed": b"\1" * len(content), "empty": b""}[damage])
+        path.write_bytes(
+            {"cut": content[:20], "zeroed": b"\1" * len(content), "empty": b""}[damage]
+        )
     flat = open_flat(tmp_path / "a")
     np.testing.assert_array_equal(flat[:50], np.arange(50.0))
     with pytest.raises(CorpusError, match=r"c/1 is damaged"):
@@ -108,10 +132,12 @@ def test_a_chunk_that_was_never_written_is_damage(tmp_path: Path) -> None:
 
 
 @given(
-    st.integers(1, 9), st.integers(1, 4), st.integers(0, 60),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.integers(0, 60),
     st.lists(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=6), max_size=4),
     st.sampled_from(["<f4", "<i4", "<i8"]),
-)  # fmt: skip
+)
 @settings(max_examples=60, deadline=None)
 def test_kept_chunks_change_nothing(
     tmp_path_factory: pytest.TempPathFactory,
@@ -128,24 +154,32 @@ def test_kept_chunks_change_nothing(
     for stretches in reads:  # in any order
         starts = np.array([start for start, _ in stretches], dtype=np.int64)
         stops = starts + np.array([length for _, length in stretches], dtype=np.int64)
-        wanted = [value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]]
+        wanted = [
+            value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]
+        ]
         assert gather(flat, starts, stops, np.float64, kept).tolist() == wanted
         assert kept.bytes <= most
 
 
-def test_few_bytes_hold_small_numbers_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_bytes_hold_small_numbers_and_the_oldest_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written(tmp_path / "a", np.arange(100, dtype=np.int32), 10, 5)
     flat, kept = open_flat(tmp_path / "a"), KeptChunks(30)
     assert isinstance(flat, FlatArray)
     decoded: list[int] = []
     unpack = flat._unpack
-    monkeypatch.setattr(flat, "_unpack", lambda content, out: decoded.append(len(content)) or unpack(content, out))
+    monkeypatch.setattr(
+        flat, "_unpack", lambda content, out: decoded.append(len(content)) or unpack(content, out)
+    )
 
     def read(*chunks: int) -> int:
         """Read chunks; return how many of them were decoded."""
         before = len(decoded)
         for number in chunks:
-            got = gather(flat, np.array([10 * number]), np.array([10 * number + 10]), np.float32, kept)
+            got = gather(
+                flat, np.array([10 * number]), np.array([10 * number + 10]), np.float32, kept
+            )
             np.testing.assert_array_equal(got, np.arange(10 * number, 10 * number + 10))
         return len(decoded) - before
 

@@ -21,11 +21,15 @@ from terrazzo.slices import Slice, read
 def built(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
     folder = tmp_path_factory.mktemp("store")
     panels = simulate.corpus(2, 150, n_genes=60, seed=1)
-    spots = simulate.tissue(90, layout="visium", n_genes=60, image=True, image_px=60, name="spots", donor="donor_2")
+    spots = simulate.tissue(
+        90, layout="visium", n_genes=60, image=True, image_px=60, name="spots", donor="donor_2"
+    )
     panels[0].obs["note"] = ["a", None, *["b"] * 148]
     for adata in [*panels, spots]:
         adata.write_h5ad(folder / f"{adata.obs_names[0].rsplit('-', 1)[0]}.h5ad")
-    return corpus.build([folder], folder / "corpus", min_genes=0, scheduler="synchronous", progress=False)
+    return corpus.build(
+        [folder], folder / "corpus", min_genes=0, scheduler="synchronous", progress=False
+    )
 
 
 @pytest.mark.parametrize("name", ["slice_1", "spots"])
@@ -42,7 +46,11 @@ def test_member_gives_the_same_slice_up_to_row_order(built: corpus.Corpus, name:
         np.testing.assert_allclose(got.coords, source.coords[rows], rtol=1e-12)
         assert got.gene_ids.tolist() == source.gene_ids.tolist()
         assert got.gene_symbols.tolist() == source.gene_symbols.tolist()
-        assert (got.unit, got.technology, got.organism) == (source.unit, source.technology, source.organism)
+        assert (got.unit, got.technology, got.organism) == (
+            source.unit,
+            source.technology,
+            source.organism,
+        )
         assert got.lattice_kind == source.lattice_kind
     assert np.array_equal(ours.coords, source.coords[rows])
     if source.image is not None:
@@ -62,13 +70,16 @@ def test_member_keeps_labels(built: corpus.Corpus) -> None:
 
 def test_any_table_becomes_plain() -> None:
     odd = pd.DataFrame(
-        {"a/b": [1, "x", None], 3: [True, False, True], "_index": pd.array([1, None, 2])}, index=[7, 8, 9]
+        {"a/b": [1, "x", None], 3: [True, False, True], "_index": pd.array([1, None, 2])},
+        index=[7, 8, 9],
     )
     plain = plain_table(odd)
     assert plain.columns.tolist() == ["a_b", "3", "_index_"]
     assert plain["a_b"].astype(object).tolist()[:2] == ["1", "x"]
     assert (
-        plain["a_b"].isna().tolist() == plain["_index_"].isna().to_numpy()[[0, 2, 1]].tolist() == [False, False, True]
+        plain["a_b"].isna().tolist()
+        == plain["_index_"].isna().to_numpy()[[0, 2, 1]].tolist()
+        == [False, False, True]
     )
     assert plain["3"].dtype == bool
     assert plain.index.tolist() == ["7", "8", "9"]
@@ -92,10 +103,20 @@ def test_rows_genes_and_coords(built: corpus.Corpus) -> None:
 def test_any_rows_in_any_order(built: corpus.Corpus) -> None:
     whole = built.slice("slice_1").counts
     rng = np.random.default_rng(0)
-    for rows in ([], [5], [0, 149], [3, 0, 1, 60, 61, 30], [7, 7, 2], rng.permutation(150), np.arange(20, 90)):
+    for rows in (
+        [],
+        [5],
+        [0, 149],
+        [3, 0, 1, 60, 61, 30],
+        [7, 7, 2],
+        rng.permutation(150),
+        np.arange(20, 90),
+    ):
         got = built.take("slice_1", rows)
         assert (got.dtype, got.shape) == (np.float32, (len(rows), 60))
-        np.testing.assert_array_equal(got.toarray(), whole.toarray()[np.array(rows, dtype=np.int64)])
+        np.testing.assert_array_equal(
+            got.toarray(), whole.toarray()[np.array(rows, dtype=np.int64)]
+        )
         assert got.has_canonical_format
     for rows in ([-1], [3, 150]):
         with pytest.raises(CorpusError, match="'slice_1' has rows 0 to 149"):
@@ -107,7 +128,12 @@ def test_memory_does_not_grow_with_the_corpus(
     built: corpus.Corpus, monkeypatch: pytest.MonkeyPatch, piece: int, pieces: int, members: int
 ) -> None:
     kept = 9000 * members
-    for name, value in (("PIECE", piece), ("KEPT_PIECES", pieces), ("KEPT_OPEN", members), ("KEPT_BYTES", kept)):
+    for name, value in (
+        ("PIECE", piece),
+        ("KEPT_PIECES", pieces),
+        ("KEPT_OPEN", members),
+        ("KEPT_BYTES", kept),
+    ):
         monkeypatch.setattr(f"terrazzo.corpus.genes.{name}", value)
     small = corpus.Corpus.open(built.folder)
     whole = {name: built.slice(name).counts for name in built.ids()}
@@ -136,7 +162,13 @@ def test_counts_are_kept_as_they_are(tmp_path: Path) -> None:
         adata = simulate.tissue(40, n_genes=20)
         adata.X = adata.X.astype(np.float64) * factor
         adata.write_h5ad(tmp_path / f"{name}.h5ad")
-        made = corpus.build(tmp_path / f"{name}.h5ad", tmp_path / name, min_genes=0, vocabulary=False, progress=False)
+        made = corpus.build(
+            tmp_path / f"{name}.h5ad",
+            tmp_path / name,
+            min_genes=0,
+            vocabulary=False,
+            progress=False,
+        )
         member = anndata.read_zarr(made.path(name))
         assert member.X.dtype == stored
         assert made.rows(name, 3, 9).dtype == read_as
@@ -178,7 +210,9 @@ def test_any_flipped_byte_is_found_and_its_file_named(built: corpus.Corpus, tmp_
     shutil.copytree(built.folder, tmp_path / "copy")
     folder = tmp_path / "copy"
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
-    chosen = [p for p in files if "members/slice_2.zarr" not in p.as_posix()]  # one panel and the spots will do
+    chosen = [
+        p for p in files if "members/slice_2.zarr" not in p.as_posix()
+    ]  # one panel and the spots will do
     for path in chosen:
         content = path.read_bytes()
         at = len(content) // 2

@@ -18,13 +18,18 @@ def write_slices(folder: Path) -> None:
     from terrazzo import simulate
 
     (folder / "slices").mkdir()
-    made = simulate.corpus(4, 90, seed=1, n_donors=4, layout="visium", n_genes=160, image=True, image_px=300)
+    made = simulate.corpus(
+        4, 90, seed=1, n_donors=4, layout="visium", n_genes=160, image=True, image_px=300
+    )
     for name, adata in zip("abcd", made, strict=True):
         adata.write_h5ad(folder / "slices" / f"{name}.h5ad")
     simulate.tissue(300, n_genes=160, seed=2).write_h5ad(folder / "cells.h5ad")
     mouse = simulate.tissue(120, layout="visium", n_genes=160, seed=3, organism="mouse")
     mouse.write_h5ad(folder / "mouse.h5ad")
-    pairs = {"mouse": mouse.var["ensembl_id"].to_numpy(), "human": made[0].var["ensembl_id"].to_numpy()}
+    pairs = {
+        "mouse": mouse.var["ensembl_id"].to_numpy(),
+        "human": made[0].var["ensembl_id"].to_numpy(),
+    }
     pd.DataFrame(pairs).to_csv(folder / "mouse_to_human.csv", index=False)
 
 
@@ -35,11 +40,19 @@ def train(folder: Path) -> None:
 
     configs = fenced.REPOSITORY / "configs"
     paths = [folder / "slices" / f"{name}.h5ad" for name in "abc"]
-    corpus = str(tz.build_corpus(paths, folder / "corpus", min_genes=1, scheduler="synchronous", progress=False).folder)
+    corpus = str(
+        tz.build_corpus(
+            paths, folder / "corpus", min_genes=1, scheduler="synchronous", progress=False
+        ).folder
+    )
 
     def run(recipe: str, name: str, **changes: Any) -> Path:
-        read = config.load(configs / f"{recipe}.yaml", corpus=corpus, out=str(folder / "runs" / name))
-        return tz.pretrain(config.changed(read, optim={"max_steps": STEPS}, **changes), progress=False)
+        read = config.load(
+            configs / f"{recipe}.yaml", corpus=corpus, out=str(folder / "runs" / name)
+        )
+        return tz.pretrain(
+            config.changed(read, optim={"max_steps": STEPS}, **changes), progress=False
+        )
 
     adapted = run("stofm-tiny-adapt", "adapt")
     run("stofm-tiny-pretrain", "stofm", model={"checkpoint": str(adapted)})
@@ -60,7 +73,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reader(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_figures: None) -> fenced.Reader:
+def reader(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_figures: None
+) -> fenced.Reader:
     """Sit down in a fresh copy of the folder."""
     folder = tmp_path / "work"
     shutil.copytree(trained, folder, symlinks=True)

@@ -15,7 +15,9 @@ import terrazzo as tz
 from terrazzo.cli.main import app
 
 PAGES = fenced.pages()
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(fenced.REPOSITORY)))
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda p: str(p.relative_to(fenced.REPOSITORY))
+)
 
 
 @every_page
@@ -23,7 +25,9 @@ def test_commands_can_be_typed(page: Path) -> None:
     refused = []
     for line, words in fenced.commands(page):
         try:
-            app.parse_args([w for w in words if w != "--debug"], exit_on_error=False, print_error=False)
+            app.parse_args(
+                [w for w in words if w != "--debug"], exit_on_error=False, print_error=False
+            )
         except CycloptsError as error:
             refused.append(f"line {line}: terrazzo {' '.join(words)}: {error}")
     assert refused == []
@@ -31,7 +35,9 @@ def test_commands_can_be_typed(page: Path) -> None:
 
 @every_page
 def test_recipes_that_commands_name_are_there(page: Path) -> None:
-    named = [word for _, words in fenced.commands(page) for word in words if word.startswith("configs/")]
+    named = [
+        word for _, words in fenced.commands(page) for word in words if word.startswith("configs/")
+    ]
     assert [word for word in named if not (fenced.REPOSITORY / word).is_file()] == []
 
 
@@ -83,7 +89,11 @@ def test_keywords_of_calls_exist(page: Path) -> None:
             if any(p.kind is p.VAR_KEYWORD for p in known.values()):
                 continue
             given = [keyword.arg for keyword in call.keywords if keyword.arg]
-            wrong += [f"line {block.line}: {'.'.join(names)}({name}=)" for name in given if name not in known]
+            wrong += [
+                f"line {block.line}: {'.'.join(names)}({name}=)"
+                for name in given
+                if name not in known
+            ]
     assert wrong == []
 
 

@@ -30,7 +30,11 @@ def keys(settings: dict, before: str = "") -> list[str]:
 
 
 def test_every_key_of_every_recipe_has_a_row_with_a_meaning(generated: ModuleType) -> None:
-    rows = {line.split("`")[1]: line for line in generated.settings().splitlines() if line.startswith("| `")}
+    rows = {
+        line.split("`")[1]: line
+        for line in generated.settings().splitlines()
+        if line.startswith("| `")
+    }
     for recipe in (fenced.REPOSITORY / "configs").glob("*.yaml"):
         named = keys(yaml.safe_load(recipe.read_text(encoding="utf-8")))
         assert [key for key in named if key not in rows] == [], recipe.name
@@ -53,4 +57,7 @@ def test_links_between_files_become_links_between_pages(generated: ModuleType) -
         "[a](../_generated/readme.md#b), [c](../_generated/results/embed.md), [d](../input.md#e), [f](https://x.org/y.md)"
     )
     readme = generated.pages()[fenced.REPOSITORY / "README.md"]
-    assert generated.mended("[a](docs/input.md)", fenced.REPOSITORY / "README.md", readme) == "[a](../input.md)"
+    assert (
+        generated.mended("[a](docs/input.md)", fenced.REPOSITORY / "README.md", readme)
+        == "[a](../input.md)"
+    )

@@ -19,7 +19,11 @@ def test_a_page_can_be_followed(page: Path, reader: fenced.Reader) -> None:
     from terrazzo.errors import TerrazzoWarning
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TerrazzoWarning)  # what is said of random or hardly trained weights
+        warnings.simplefilter(
+            "ignore", TerrazzoWarning
+        )  # what is said of random or hardly trained weights
         for kind in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", kind)  # scanpy's, of its own calls of matplotlib and pandas
+            warnings.simplefilter(
+                "ignore", kind
+            )  # scanpy's, of its own calls of matplotlib and pandas
         reader.follow(page, numbers=False)

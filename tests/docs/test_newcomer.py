@@ -10,7 +10,14 @@ import pytest
 
 PAGE = fenced.DOCS / "howto" / "own-slice.md"
 NAMED = "../shared/data/dlpfc/151673.h5ad"
-MADE = ("corpus", "stimage/model", "embedded/151673.h5ad", "domains/151673.png", "domains/151673-scores", "report.html")
+MADE = (
+    "corpus",
+    "stimage/model",
+    "embedded/151673.h5ad",
+    "domains/151673.png",
+    "domains/151673-scores",
+    "report.html",
+)
 
 
 def written(folder: Path) -> list[str]:
@@ -18,7 +25,9 @@ def written(folder: Path) -> list[str]:
     return [name for name in MADE if not (folder / "build" / "own" / name).exists()]
 
 
-def test_the_page_on_a_simulated_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_figures: None) -> None:
+def test_the_page_on_a_simulated_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_figures: None
+) -> None:
     from terrazzo import simulate
 
     adata = simulate.tissue(100, layout="visium", n_genes=160, n_regions=7, seed=4)
@@ -52,13 +61,23 @@ def test_the_page_as_it_stands(shared_dir: Path, tmp_path: Path) -> None:
     variables, printed = "", ""
     for block in fenced.blocks(PAGE):
         if block.language == "text":
-            assert fenced.missing(block.text, printed) == [], f"{PAGE.name}:{block.line}, printed was:\n{printed}"
+            assert fenced.missing(block.text, printed) == [], (
+                f"{PAGE.name}:{block.line}, printed was:\n{printed}"
+            )
             continue
-        variables += "".join(f"{line}\n" for line in fenced.lines(block) if line.startswith("SLICE="))
+        variables += "".join(
+            f"{line}\n" for line in fenced.lines(block) if line.startswith("SLICE=")
+        )
         words = ["python", "-"] if block.language == "python" else ["bash", "-e"]
         text = block.text if block.language == "python" else variables + block.text
         done = subprocess.run(
-            words, input=text, cwd=clone, env=fenced.environment(), capture_output=True, text=True, check=False
+            words,
+            input=text,
+            cwd=clone,
+            env=fenced.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{PAGE.name}:{block.line}\n{done.stderr}"
         printed = done.stdout

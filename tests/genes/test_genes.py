@@ -27,12 +27,20 @@ MOUSE_IDS = [f"ENSMUSG0000000000{i}" for i in range(6)]
 
 def vocabulary(**changes: Any) -> Vocabulary:
     """Build six human genes with tokens 2-7."""
-    columns = {"ensembl_id": IDS, "symbol": HUMAN, "token": np.arange(2, 8), "median": np.arange(1.0, 7.0)}
+    columns = {
+        "ensembl_id": IDS,
+        "symbol": HUMAN,
+        "token": np.arange(2, 8),
+        "median": np.arange(1.0, 7.0),
+    }
     return Vocabulary(**{**columns, "special": {"<pad>": 0, "<mask>": 1, "<cls>": 8}, **changes})
 
 
 def piece(
-    symbols: list[str] | None = None, ids: list[str] | None = None, x: Any = None, organism: str = "human"
+    symbols: list[str] | None = None,
+    ids: list[str] | None = None,
+    x: Any = None,
+    organism: str = "human",
 ) -> Slice:
     """Build a slice of four cells (or as many as ``x`` has)."""
     n = len(symbols or ids or [])
@@ -55,7 +63,11 @@ def test_vocabulary_basics() -> None:
     assert (len(vocab), vocab.n_tokens) == (6, 9)
     assert "6 genes" in repr(vocab)
     assert vocab.content_hash() == vocabulary().content_hash()
-    others = [vocabulary(organism="mouse"), vocabulary(special={}), vocabulary(median=np.arange(2.0, 8.0))]
+    others = [
+        vocabulary(organism="mouse"),
+        vocabulary(special={}),
+        vocabulary(median=np.arange(2.0, 8.0)),
+    ]
     assert len({v.content_hash() for v in [vocab, *others]}) == 4
 
 
@@ -80,11 +92,15 @@ def test_impossible_vocabularies(changes: dict[str, Any], message: str) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=8, unique=True), st.randoms())
-def test_parquet_round_trip(tmp_path_factory: pytest.TempPathFactory, symbols: list[str], random: Any) -> None:
+def test_parquet_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, symbols: list[str], random: Any
+) -> None:
     n = len(symbols)
     symbols = [symbol.rstrip("\0") or "x" for symbol in symbols]  # numpy strings cannot end in NUL
     token = random.sample(range(10, 100), n)
-    vocab = Vocabulary([""] * n, symbols, token, [random.uniform(0.1, 9) for _ in token], {"<pad>": 0}, "mouse")
+    vocab = Vocabulary(
+        [""] * n, symbols, token, [random.uniform(0.1, 9) for _ in token], {"<pad>": 0}, "mouse"
+    )
     path = tmp_path_factory.mktemp("vocab") / "vocab.parquet"
     vocab.to_parquet(path)
     again = Vocabulary.from_parquet(path)
@@ -113,7 +129,12 @@ def test_parquet_files_that_are_no_vocabulary(tmp_path: Path) -> None:
         ([2, 3, 4, 5, 6, 7], [-1.0] * 6, "medians"),
         ([None, 3, 4, 5, 6, 7], [1.0] * 6, "missing values"),
     ):
-        columns = [good["ensembl_id"], good["symbol"], pa.array(token, pa.int32()), pa.array(median, pa.float64())]
+        columns = [
+            good["ensembl_id"],
+            good["symbol"],
+            pa.array(token, pa.int32()),
+            pa.array(median, pa.float64()),
+        ]
         pq.write_table(pa.table(columns, schema=good.schema), path)
         with pytest.raises(CheckpointError, match=message):
             Vocabulary.from_parquet(path)
@@ -133,15 +154,26 @@ def test_parquet_files_that_are_no_vocabulary(tmp_path: Path) -> None:
 
 def test_matching_order() -> None:
     symbols = ["wrong", "egfr", "MYC", "G3PD", "C2ORF74", "ERCC-1"]
-    found = vocabulary().match(piece(symbols, [IDS[0], "", "ENSG00000099999", "", "", ""]), aliases={"G3PD": "GAPDH"})
+    found = vocabulary().match(
+        piece(symbols, [IDS[0], "", "ENSG00000099999", "", "", ""]), aliases={"G3PD": "GAPDH"}
+    )
     assert found.column_token.tolist() == [2, 3, 4, 5, 6, -1]
     assert found.column_token.dtype == np.int32
     assert found.column_median.tolist() == [1, 2, 3, 4, 5, 1]
-    assert found.coverage.by == {"ensembl": 1, "symbol": 1, "symbol_case": 2, "alias": 1, "ortholog": 0}
+    assert found.coverage.by == {
+        "ensembl": 1,
+        "symbol": 1,
+        "symbol_case": 2,
+        "alias": 1,
+        "ortholog": 0,
+    }
     by_id = vocabulary().match(piece(HUMAN), aliases=pd.DataFrame({"a": ["X"], "b": [IDS[0]]}))
     assert by_id.coverage.by["symbol"] == 6
     odd = piece(["P53", *HUMAN[1:]])
-    assert vocabulary().match(odd, aliases=pd.DataFrame({"a": ["P53"], "b": [IDS[0]]})).column_token[0] == 2
+    assert (
+        vocabulary().match(odd, aliases=pd.DataFrame({"a": ["P53"], "b": [IDS[0]]})).column_token[0]
+        == 2
+    )
     ambiguous = pd.DataFrame({"a": ["P53", "P53"], "b": ["TP53", "MYC"]})
     assert vocabulary().match(odd, aliases=ambiguous).column_token[0] == -1
 
@@ -174,7 +206,9 @@ def test_floor() -> None:
     x = np.ones((4, 7))
     x[:, 6] = 1000
     low = piece([*HUMAN, "NOISE"], x=x)
-    with pytest.raises(GeneError, match=r"6 of 7 genes matched, 0\.6% of the counts.*Unmatched.*NOISE") as caught:
+    with pytest.raises(
+        GeneError, match=r"6 of 7 genes matched, 0\.6% of the counts.*Unmatched.*NOISE"
+    ) as caught:
         vocabulary().match(low)
     for word in ("TP53 (ENSG00000000000)", "organism=", "orthologs=", "ensembl_id"):
         assert word in str(caught.value)
@@ -194,7 +228,9 @@ def test_mouse_without_orthologs_goes_by_letter_case() -> None:
     assert found.column_token.tolist() == [2, 3, 4, 5, 7]
     human = piece(HUMAN, organism="human")
     with pytest.warns(TerrazzoWarning, match="human genes are matched to the mouse"):
-        back = vocabulary(symbol=[s.capitalize() for s in HUMAN], ensembl_id=MOUSE_IDS, organism="mouse").match(human)
+        back = vocabulary(
+            symbol=[s.capitalize() for s in HUMAN], ensembl_id=MOUSE_IDS, organism="mouse"
+        ).match(human)
     assert (back.column_token >= 0).all()
     only_ids = piece(None, MOUSE_IDS, organism="mouse")
     with pytest.warns(TerrazzoWarning), pytest.raises(GeneError, match="orthologs="):
@@ -236,7 +272,9 @@ def test_mixed_slice() -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".pkl"])
 def test_load_orthologs(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"table{suffix}"
-    frame = pd.DataFrame({"mouse": [MOUSE_IDS[0] + ".1", MOUSE_IDS[1], None], "human": [IDS[0], IDS[1], IDS[2]]})
+    frame = pd.DataFrame(
+        {"mouse": [MOUSE_IDS[0] + ".1", MOUSE_IDS[1], None], "human": [IDS[0], IDS[1], IDS[2]]}
+    )
     if suffix == ".parquet":
         frame.to_parquet(path)
     elif suffix == ".pkl":
@@ -259,9 +297,12 @@ def test_ortholog_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "list.pkl").write_bytes(pickle.dumps([1]))
     (tmp_path / "x.doc").write_text("")
     for name, message in {
-        "three.csv": "two-column", "empty.csv": "cannot be read", "bad.parquet": "cannot be read",
-        "x.doc": "csv", "no.csv": "does not exist",
-    }.items():  # fmt: skip
+        "three.csv": "two-column",
+        "empty.csv": "cannot be read",
+        "bad.parquet": "cannot be read",
+        "x.doc": "csv",
+        "no.csv": "does not exist",
+    }.items():
         with pytest.raises(InputError, match=message):
             load_orthologs(tmp_path / name)
     with pytest.raises(CheckpointError, match="not a dict"):
@@ -278,13 +319,23 @@ def test_from_slices_medians_are_exact() -> None:
     one = piece(["A", "B", "C", "D"], ["ENSG00000000001", "ENSG00000000002", "", ""], x=a)
     two = piece(["B", "A", "C", "E"], ["ENSG00000000002", "", "ENSG00000000003", ""], x=b)
     vocab = Vocabulary.from_slices(iter([one, two]))
-    assert vocab.ensembl_id.tolist() == ["", "", "ENSG00000000001", "ENSG00000000002", "ENSG00000000003"]
+    assert vocab.ensembl_id.tolist() == [
+        "",
+        "",
+        "ENSG00000000001",
+        "ENSG00000000002",
+        "ENSG00000000003",
+    ]
     assert vocab.symbol.tolist() == ["D", "E", "A", "B", "C"]
     assert vocab.token.tolist() == [3, 4, 5, 6, 7]
     assert (vocab.special, vocab.organism) == ({"<pad>": 0, "<mask>": 1, "<cls>": 2}, "human")
     with np.errstate(invalid="ignore"):
         na, nb = (x / x.sum(1, keepdims=True) * 1e4 for x in (a, b))
-    for row, values in {2: (na[:, 0], nb[:, 1]), 3: (na[:, 1], nb[:, 0]), 4: (na[:, 2], nb[:, 2])}.items():
+    for row, values in {
+        2: (na[:, 0], nb[:, 1]),
+        3: (na[:, 1], nb[:, 0]),
+        4: (na[:, 2], nb[:, 2]),
+    }.items():
         every = np.concatenate(values)
         assert vocab.median[row] == pytest.approx(np.median(every[every > 0]), rel=1e-6)
     assert vocab.median[0] == pytest.approx(np.median(vocab.median[2:]))
@@ -343,7 +394,11 @@ def test_from_geneformer_faults(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"token_dictionary\.pkl does not exist"):
         Vocabulary.from_geneformer(tmp_path)
     tokens = {"<pad>": 0, **{gene: np.int16(i + 1) for i, gene in enumerate(IDS)}}
-    write(token_dictionary=tokens, gene_median_dictionary={IDS[0]: 1.0}, gene_name_id_dict={"TP53": IDS[0]})
+    write(
+        token_dictionary=tokens,
+        gene_median_dictionary={IDS[0]: 1.0},
+        gene_name_id_dict={"TP53": IDS[0]},
+    )
     with pytest.raises(CheckpointError, match="5 genes have a token but no median"):
         Vocabulary.from_geneformer(tmp_path)
     write(gene_median_dictionary=dict.fromkeys(IDS, np.float64(2.5)))

@@ -73,7 +73,14 @@ def test_from_array_converts(pixels):
 
 
 @pytest.mark.parametrize(
-    "bad", [np.full((3, 3), 2.0), np.full((3, 3), np.nan), np.zeros((3, 3), int), np.zeros((3, 3, 2)), np.zeros(3)]
+    "bad",
+    [
+        np.full((3, 3), 2.0),
+        np.full((3, 3), np.nan),
+        np.zeros((3, 3), int),
+        np.zeros((3, 3, 2)),
+        np.zeros(3),
+    ],
 )
 def test_from_array_refuses(bad):
     with pytest.raises(InputError):
@@ -97,10 +104,14 @@ def test_from_file_reads_jpeg_gray_planar_and_palette(tmp_path, pixels):
     Image.fromarray(smooth).save(tmp_path / "a.jpg")
     assert np.abs(TissueImage.from_file(tmp_path / "a.jpg").pixels.astype(int) - 120).max() <= 2
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "gray.png")
-    np.testing.assert_array_equal(TissueImage.from_file(tmp_path / "gray.png").pixels[:, :, 1], pixels[:, :, 0])
+    np.testing.assert_array_equal(
+        TissueImage.from_file(tmp_path / "gray.png").pixels[:, :, 1], pixels[:, :, 0]
+    )
     Image.fromarray(smooth).convert("P").save(tmp_path / "palette.png")
     assert TissueImage.from_file(tmp_path / "palette.png").pixels.shape == smooth.shape
-    tifffile.imwrite(tmp_path / "p.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate")
+    tifffile.imwrite(
+        tmp_path / "p.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate"
+    )
     np.testing.assert_array_equal(TissueImage.from_file(tmp_path / "p.tif").pixels, pixels)
 
 
@@ -119,7 +130,9 @@ def test_from_file_refuses_what_is_missing_foreign_or_large(tmp_path, pixels):
     for name in ("a.png", "a.tif"):
         with pytest.raises(InputError, match="over the limit"):
             TissueImage.from_file(tmp_path / name, max_pixels=599)
-    tifffile.imwrite(tmp_path / "stack.tif", np.zeros((5, 8, 8), np.uint8), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "stack.tif", np.zeros((5, 8, 8), np.uint8), photometric="minisblack"
+    )
     with pytest.raises(InputError, match="shape"):
         TissueImage.from_file(tmp_path / "stack.tif")
 
@@ -127,7 +140,9 @@ def test_from_file_refuses_what_is_missing_foreign_or_large(tmp_path, pixels):
 @pytest.mark.parametrize("side", [12_000, 60_000])
 def test_decompression_bomb_is_refused(tmp_path, side):
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     body = chunk(b"IDAT", zlib.compress(b"\0" * 100))
@@ -153,7 +168,9 @@ def test_truncated_file_is_refused(tmp_path, name, share):
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    data=st.binary(min_size=0, max_size=60), at=st.integers(0, 400), name=st.sampled_from(["f.png", "f.jpg", "f.tif"])
+    data=st.binary(min_size=0, max_size=60),
+    at=st.integers(0, 400),
+    name=st.sampled_from(["f.png", "f.jpg", "f.tif"]),
 )
 def test_damaged_file_never_raises_anything_else(tmp_path_factory, data, at, name):
     path = tmp_path_factory.mktemp("fuzz") / name
@@ -180,7 +197,9 @@ def test_crop_lands_on_the_point(pixels):
 def test_crop_beyond_the_border_is_white_or_repeats_it(pixels):
     image = TissueImage(pixels)
     repeated = image.crop(0.0, 0.0, size_px=6)
-    np.testing.assert_array_equal(repeated, np.pad(pixels[:3, :3], ((3, 0), (3, 0), (0, 0)), mode="edge"))
+    np.testing.assert_array_equal(
+        repeated, np.pad(pixels[:3, :3], ((3, 0), (3, 0), (0, 0)), mode="edge")
+    )
     assert (image.crop(-1e300, 1e300, size_px=4) == pixels[-1, 0]).all()
     corner = image.crop(0.0, 0.0, size_px=6, padding="white")
     np.testing.assert_array_equal(corner[3:, 3:], pixels[:3, :3])
@@ -196,7 +215,14 @@ def test_crop_beyond_the_border_is_white_or_repeats_it(pixels):
 
 @pytest.mark.parametrize(
     "size",
-    [{}, {"size_px": 3, "size_um": 2.0}, {"size_px": 0}, {"size_px": 2.5}, {"size_um": 3.0}, {"size_px": 10**6}],
+    [
+        {},
+        {"size_px": 3, "size_um": 2.0},
+        {"size_px": 0},
+        {"size_px": 2.5},
+        {"size_um": 3.0},
+        {"size_px": 10**6},
+    ],
 )
 def test_crop_refuses_sizes(pixels, size):
     with pytest.raises(ConfigError, match="size"):

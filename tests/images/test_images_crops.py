@@ -32,9 +32,13 @@ def weights(low, high, size, length):
 def test_a_crop_of_a_physical_size_holds_its_pixels(microns, scale):
     image = TissueImage(ramp(), microns_per_pixel=microns, scale=scale)
     column, row, side = 31, 22, 8
-    crop = image.crops([[(column + 4) / scale, (row + 4) / scale]], size_um=side * microns, pixels=side)[0]
+    crop = image.crops(
+        [[(column + 4) / scale, (row + 4) / scale]], size_um=side * microns, pixels=side
+    )[0]
     np.testing.assert_array_equal(crop, ramp()[row : row + side, column : column + side])
-    np.testing.assert_array_equal(crop, image.crop((column + 4) / scale, (row + 4) / scale, size_um=side * microns))
+    np.testing.assert_array_equal(
+        crop, image.crop((column + 4) / scale, (row + 4) / scale, size_um=side * microns)
+    )
 
 
 def test_x_is_the_column_and_y_the_row():
@@ -47,7 +51,9 @@ def test_pixels_that_are_no_squares():
     """Half as many rows as columns for the same length: a square of tissue is 8 columns and 4 rows."""
     image = TissueImage(ramp(), microns_per_pixel=2.0, scale=0.5, scale_y=0.25, offset=(3.0, -2.0))
     np.testing.assert_allclose(image.to_pixels([[60.0, 80.0]]), [[33.0, 18.0]])
-    np.testing.assert_allclose(image.crops([[60.0, 80.0]], size_um=16).boxes, [[29.0, 16.0, 37.0, 20.0]])
+    np.testing.assert_allclose(
+        image.crops([[60.0, 80.0]], size_um=16).boxes, [[29.0, 16.0, 37.0, 20.0]]
+    )
     np.testing.assert_array_equal(image.crop(60.0, 80.0, size_um=16), ramp()[16:20, 29:37])
     shown = image.crops([[60.0, 80.0]], size_um=16, pixels=8)[0]
     np.testing.assert_array_equal(shown[:, :, 0], np.tile(ramp()[16, 29:37, 0], (8, 1)))
@@ -58,13 +64,20 @@ def test_pixels_that_are_no_squares():
 def test_beyond_the_border(padding):
     image = TissueImage(ramp(), microns_per_pixel=1.0)
     wide = np.pad(
-        ramp(), ((20, 20), (20, 20), (0, 0)), **({"mode": "edge"} if padding == "edge" else {"constant_values": 255})
+        ramp(),
+        ((20, 20), (20, 20), (0, 0)),
+        **({"mode": "edge"} if padding == "edge" else {"constant_values": 255}),
     )
     for x, y in itertools.product((0.0, 3.0, 45.0, 88.0, 90.0), (0.0, 30.0, 60.0)):
         crop = image.crops([[x, y]], size_um=8, pixels=8, padding=padding)[0]
         left, top = int(x) + 16, int(y) + 16
         np.testing.assert_array_equal(crop, wide[top : top + 8, left : left + 8])
-    crops = image.crops([[0.0, 30.0], [45.0, 30.0], [1e12, -1e12], [-1e300, 5.0]], size_um=8, pixels=4, padding=padding)
+    crops = image.crops(
+        [[0.0, 30.0], [45.0, 30.0], [1e12, -1e12], [-1e300, 5.0]],
+        size_um=8,
+        pixels=4,
+        padding=padding,
+    )
     assert crops.outside().tolist() == [True, False, True, True]
     far = crops[2]
     assert (far == (ramp()[0, -1] if padding == "edge" else 255)).all()
@@ -73,17 +86,26 @@ def test_beyond_the_border(padding):
 @pytest.mark.parametrize(("side", "pixels"), [(40, 10), (33, 7), (12, 5), (13, 20), (8, 224)])
 def test_any_size_is_resized_by_linear_interpolation(side, pixels):
     noise = np.random.default_rng(0).integers(0, 255, (120, 184, 3), dtype=np.uint8)
-    crops = TissueImage(noise, microns_per_pixel=0.5).crops([[80.3, 61.9], [50.0, 47.0]], side / 2, pixels=pixels)
+    crops = TissueImage(noise, microns_per_pixel=0.5).crops(
+        [[80.3, 61.9], [50.0, 47.0]], side / 2, pixels=pixels
+    )
     for (left, top, right, bottom), crop in zip(crops.boxes, crops[:], strict=True):
         across, down = weights(left, right, pixels, 184), weights(top, bottom, pixels, 120)
-        expected = np.einsum("ya,axc->yxc", down, np.einsum("xb,abc->axc", across, noise, optimize=True), optimize=True)
+        expected = np.einsum(
+            "ya,axc->yxc",
+            down,
+            np.einsum("xb,abc->axc", across, noise, optimize=True),
+            optimize=True,
+        )
         assert np.abs(crop - expected).max() <= 1.5
 
 
 def test_growing_interpolates_between_pixels():
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[:, 2:] = 200
-    row = TissueImage(pixels, microns_per_pixel=1.0).crops([[2.0, 2.0]], size_um=2, pixels=4)[0][0, :, 0]
+    row = TissueImage(pixels, microns_per_pixel=1.0).crops([[2.0, 2.0]], size_um=2, pixels=4)[0][
+        0, :, 0
+    ]
     assert row.tolist() == [0, 50, 150, 200]
 
 
@@ -171,7 +193,11 @@ def test_what_crops_depend_on_changes_their_hashes():
     image, other = TissueImage(ramp(), 1.0), ramp()
     other[0, 0, 0] += 1
     at = np.array([[10.0, 20.0]])
-    assert image.content_hash == TissueImage(ramp(), 2.0).content_hash != TissueImage(other).content_hash
+    assert (
+        image.content_hash
+        == TissueImage(ramp(), 2.0).content_hash
+        != TissueImage(other).content_hash
+    )
     same = image.crops(at, 10).settings_hash()
     assert same == image.crops(at, 10).settings_hash()
     changed = [
@@ -221,7 +247,9 @@ def test_channels_are_standardised_by_fixed_numbers():
     np.testing.assert_allclose(values.mean(axis=(0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(values.std(axis=(0, 2, 3)), 1, atol=1e-5)
     dark = IMAGENET.apply(crops // 2)
-    assert (dark.mean(axis=(0, 2, 3)) < IMAGENET.apply(crops).mean(axis=(0, 2, 3)) - 0.5).all()  # dark stays dark
+    assert (
+        dark.mean(axis=(0, 2, 3)) < IMAGENET.apply(crops).mean(axis=(0, 2, 3)) - 0.5
+    ).all()  # dark stays dark
     for crops in ([], [np.full((2, 4, 4, 3), 9, np.uint8)]):
         with pytest.raises(InputError):
             ChannelStatistics.fit(crops)

@@ -22,10 +22,14 @@ def section(glass=235, ink=(150, 60, 140), height=400, width=400):
     pixels[on] = np.array(ink) + np.random.default_rng(1).normal(0, 12, (int(on.sum()), 3))
     x, y = np.meshgrid(np.arange(10, 400, 12.0), np.arange(10, 400, 12.0))
     inside = ((x - 180) / 150) ** 2 + ((y - 120) / 80) ** 2 < 0.95
-    return TissueImage(pixels.clip(0, 255).astype(np.uint8), 1.0), np.stack([x[inside], y[inside]], axis=1)
+    return TissueImage(pixels.clip(0, 255).astype(np.uint8), 1.0), np.stack(
+        [x[inside], y[inside]], axis=1
+    )
 
 
-@pytest.mark.parametrize(("glass", "ink"), [(235, (150, 60, 140)), (0, (150, 60, 140)), (200, (90, 90, 90))])
+@pytest.mark.parametrize(
+    ("glass", "ink"), [(235, (150, 60, 140)), (0, (150, 60, 140)), (200, (90, 90, 90))]
+)
 def test_spots_on_tissue_pass_and_swapped_ones_do_not(glass, ink):
     image, xy = section(glass, ink)
     found = check_spots(image, xy)
@@ -39,7 +43,9 @@ def test_spots_on_tissue_pass_and_swapped_ones_do_not(glass, ink):
 
 def test_the_scale_counts():
     image, xy = section()
-    wide = TissueImage(np.repeat(image.pixels, 2, axis=1), 1.0, scale=0.5, scale_y=0.25, offset=(7.0, 0.0))
+    wide = TissueImage(
+        np.repeat(image.pixels, 2, axis=1), 1.0, scale=0.5, scale_y=0.25, offset=(7.0, 0.0)
+    )
     native = (xy * [2, 1] - [7, 0]) / [0.5, 0.25]
     assert check_spots(wide, native).on_tissue > 0.97
 
@@ -83,7 +89,9 @@ def test_no_spots_are_no_trouble():
 
 @pytest.mark.parametrize("layout", ["visium", "st"])
 def test_simulated_tissue_lies_on_its_image(layout):
-    tissue = Slice.from_anndata(simulate.tissue(150, n_genes=20, layout=layout, image=True, image_px=500))
+    tissue = Slice.from_anndata(
+        simulate.tissue(150, n_genes=20, layout=layout, image=True, image_px=500)
+    )
     image = needed(tissue.image, tissue.name)
     assert check_spots(image, tissue.native_coords).on_tissue > 0.9
 
@@ -131,24 +139,39 @@ def scaled(x, y=None, shift=(0.0, 0.0)):
 
 
 def array_of(pixels, **transform):
-    return SimpleNamespace(data=np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), attrs={"transform": transform})
+    return SimpleNamespace(
+        data=np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), attrs={"transform": transform}
+    )
 
 
 def spatialdata(image, shapes, region="spots"):
     table = SimpleNamespace(uns={"spatialdata_attrs": {"region": region}})
-    return SimpleNamespace(images={"hires": image}, shapes={"spots": SimpleNamespace(attrs={"transform": shapes})},
-                           labels={}, tables={"table": table})  # fmt: skip
+    return SimpleNamespace(
+        images={"hires": image},
+        shapes={"spots": SimpleNamespace(attrs={"transform": shapes})},
+        labels={},
+        tables={"table": table},
+    )
 
 
 def test_spatialdata_gives_image_and_scale():
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
-    sdata = spatialdata(array_of(pixels, hires=scaled(1)), {"global": scaled(1), "hires": scaled(0.2, 0.25)})
+    sdata = spatialdata(
+        array_of(pixels, hires=scaled(1)), {"global": scaled(1), "hires": scaled(0.2, 0.25)}
+    )
     image = TissueImage.from_spatialdata(sdata, microns_per_pixel=2.0)
     np.testing.assert_array_equal(np.asarray(image.pixels), pixels)
-    assert (image.scale, image.scale_y, image.offset, image.microns_per_pixel) == (0.2, 0.25, (0.0, 0.0), 2.0)
+    assert (image.scale, image.scale_y, image.offset, image.microns_per_pixel) == (
+        0.2,
+        0.25,
+        (0.0, 0.0),
+        2.0,
+    )
     moved = spatialdata(array_of(pixels, um=scaled(0.5, shift=(10, 20))), {"um": scaled(1)})
     image = TissueImage.from_spatialdata(moved, "hires", region="spots", coordinate_system="um")
-    np.testing.assert_allclose(image.to_pixels([[10.0, 20.0], [11.0, 22.0]]), [[0, 0], [2, 4]], atol=1e-12)
+    np.testing.assert_allclose(
+        image.to_pixels([[10.0, 20.0], [11.0, 22.0]]), [[0, 0], [2, 4]], atol=1e-12
+    )
 
 
 def test_spatialdata_gives_the_levels_of_a_pyramid():
@@ -157,7 +180,9 @@ def test_spatialdata_gives_the_levels_of_a_pyramid():
         "scale0": {"image": array_of(pixels, global_=scaled(1))},
         "scale1": {"image": array_of(pixels[::2, ::2] + 5, global_=scaled(2))},
     }
-    image = TissueImage.from_spatialdata(spatialdata(tree, {"global_": scaled(1)}), microns_per_pixel=1.0)
+    image = TissueImage.from_spatialdata(
+        spatialdata(tree, {"global_": scaled(1)}), microns_per_pixel=1.0
+    )
     assert [level.shape for level in image.pixels.levels] == [(40, 60, 3), (20, 30, 3)]
     assert (image.crops([[20, 20]], 20, pixels=10)[0] == 5).all()
 
@@ -173,7 +198,10 @@ def test_spatialdata_that_cannot_be_used_is_refused():
         (spatialdata(good, {"a": scaled(1)}, region=["spots", "cells"]), "pass region="),
         (spatialdata(good, {"a": scaled(1)}, region="cells"), "no shapes, labels or points"),
         (spatialdata(good, {"a": "identity"}), "cannot read the transformation"),
-        (spatialdata(SimpleNamespace(data=pixels, dims=("y", "x", "c"), attrs={}), {}), "axes c, y and x"),
+        (
+            spatialdata(SimpleNamespace(data=pixels, dims=("y", "x", "c"), attrs={}), {}),
+            "axes c, y and x",
+        ),
     ]:
         with pytest.raises(InputError, match=words):
             TissueImage.from_spatialdata(sdata)

@@ -30,19 +30,36 @@ def jpeg_tiff(path, pixels, tile, colours="ycbcr"):
     parts = []
     for y, x in itertools.product(range(0, pixels.shape[0], tile), range(0, pixels.shape[1], tile)):
         part = pixels[y : y + tile, x : x + tile]
-        part = np.pad(part, ((0, tile - part.shape[0]), (0, tile - part.shape[1]), (0, 0)), mode="edge")
+        part = np.pad(
+            part, ((0, tile - part.shape[0]), (0, tile - part.shape[1]), (0, 0)), mode="edge"
+        )
         held = io.BytesIO()
-        Image.fromarray(part).save(held, "JPEG", quality=95, subsampling=0, keep_rgb=colours == "rgb")
+        Image.fromarray(part).save(
+            held, "JPEG", quality=95, subsampling=0, keep_rgb=colours == "rgb"
+        )
         parts.append(held.getvalue())
     offsets = 8 + np.cumsum([0, *map(len, parts)])
     n, end = len(parts), int(offsets[-1])
     tags = [  # tag, type (3: uint16, 4: uint32), count, value or the place of the values, which follow the tiles
-        (256, 4, 1, pixels.shape[1]), (257, 4, 1, pixels.shape[0]), (258, 3, 3, end + 8 * n), (259, 3, 1, 7),
-        (262, 3, 1, 6 if colours == "ycbcr" else 2), (277, 3, 1, 3), (284, 3, 1, 1), (322, 4, 1, tile),
-        (323, 4, 1, tile), (324, 4, n, end), (325, 4, n, end + 4 * n), (530, 3, 2, 1 + (1 << 16)),
-    ]  # fmt: skip
+        (256, 4, 1, pixels.shape[1]),
+        (257, 4, 1, pixels.shape[0]),
+        (258, 3, 3, end + 8 * n),
+        (259, 3, 1, 7),
+        (262, 3, 1, 6 if colours == "ycbcr" else 2),
+        (277, 3, 1, 3),
+        (284, 3, 1, 1),
+        (322, 4, 1, tile),
+        (323, 4, 1, tile),
+        (324, 4, n, end),
+        (325, 4, n, end + 4 * n),
+        (530, 3, 2, 1 + (1 << 16)),
+    ]
     values = struct.pack(f"<{2 * n}I3H", *offsets[:-1], *map(len, parts), 8, 8, 8)
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0" * 4
+    directory = (
+        struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        + b"\0" * 4
+    )
     head = struct.pack("<2sHI", b"II", 42, end + len(values))
     path.write_bytes(head + b"".join(parts) + values + directory)
 
@@ -68,15 +85,21 @@ def test_any_layout_is_read_by_part(tmp_path, smooth, options):
     np.testing.assert_array_equal(image.pixels[40:99, 30:131], smooth[40:99, 30:131])
     np.testing.assert_array_equal(np.asarray(image.pixels), smooth)
     at = np.array([[100.0, 70.0], [0.0, 0.0], [209.0, 149.0]])
-    np.testing.assert_array_equal(image.crops(at, 20, pixels=16)[:], TissueImage(smooth, 1.0).crops(at, 20, 16)[:])
+    np.testing.assert_array_equal(
+        image.crops(at, 20, pixels=16)[:], TissueImage(smooth, 1.0).crops(at, 20, 16)[:]
+    )
 
 
 def test_only_the_tiles_under_a_crop_are_read(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="zlib")
+    tifffile.imwrite(
+        tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="zlib"
+    )
     read = []
     plain = TiffPixels._read
-    monkeypatch.setattr(TiffPixels, "_read", lambda self, offset, n: (read.append(n), plain(self, offset, n))[1])
+    monkeypatch.setattr(
+        TiffPixels, "_read", lambda self, offset, n: (read.append(n), plain(self, offset, n))[1]
+    )
     image = TissueImage.from_file(tmp_path / "a.tif", microns_per_pixel=1.0)
     crops = image.crops([[96.0, 96.0], [100.0, 100.0]], 20, pixels=20)
     assert read == []
@@ -90,7 +113,9 @@ def test_only_the_tiles_under_a_crop_are_read(tmp_path, monkeypatch):
 def test_strips_without_compression_are_read_by_rows(tmp_path, monkeypatch, smooth):
     tifffile.imwrite(tmp_path / "a.tif", smooth, photometric="rgb", rowsperstrip=150)
     monkeypatch.setattr("terrazzo.images.files._CHUNK", 2100)
-    image = TissueImage.from_file(tmp_path / "a.tif", max_pixels=20_000)  # fewer than the 31,500 of the whole
+    image = TissueImage.from_file(
+        tmp_path / "a.tif", max_pixels=20_000
+    )  # fewer than the 31,500 of the whole
     np.testing.assert_array_equal(image.pixels[33:47, 5:9], smooth[33:47, 5:9])
     with pytest.raises(InputError, match="at once"):
         np.asarray(image.pixels)
@@ -106,10 +131,16 @@ def test_the_levels_of_a_pyramid(tmp_path, smooth, subifds):
         tiff.write(np.full((38, 53, 3), 9, np.uint8), subfiletype=1, **options)
     image = TissueImage.from_file(path, microns_per_pixel=1.0)
     if subifds:
-        assert [level.shape for level in image.pixels.levels] == [(150, 210, 3), (75, 105, 3), (38, 53, 3)]
+        assert [level.shape for level in image.pixels.levels] == [
+            (150, 210, 3),
+            (75, 105, 3),
+            (38, 53, 3),
+        ]
         assert (image.crops([[100.0, 70.0]], 60, pixels=28)[0] == 7).all()
         assert (image.view(max_side=53) == 9).all()
-    np.testing.assert_array_equal(image.crops([[100.0, 70.0]], 40, pixels=40)[0], smooth[50:90, 80:120])
+    np.testing.assert_array_equal(
+        image.crops([[100.0, 70.0]], 40, pixels=40)[0], smooth[50:90, 80:120]
+    )
 
 
 @pytest.mark.parametrize("colours", ["ycbcr", "rgb"])
@@ -128,7 +159,9 @@ def test_jpeg_strips_with_shared_tables(tmp_path, smooth):
 
 def test_lzw_is_read_whole(tmp_path, smooth):
     Image.fromarray(smooth).save(tmp_path / "a.tif", compression="tiff_lzw")
-    np.testing.assert_array_equal(np.asarray(TissueImage.from_file(tmp_path / "a.tif").pixels), smooth)
+    np.testing.assert_array_equal(
+        np.asarray(TissueImage.from_file(tmp_path / "a.tif").pixels), smooth
+    )
     with pytest.raises(InputError, match="over the limit"):
         TissueImage.from_file(tmp_path / "a.tif", max_pixels=31_499)
 
@@ -143,17 +176,23 @@ def test_gray_alpha_inks_palette_and_sixteen_bits_become_rgb(tmp_path, smooth):
     np.testing.assert_array_equal(got(gray, "minisblack"), three)
     np.testing.assert_array_equal(got(gray, "miniswhite"), 255 - three)
     np.testing.assert_array_equal(got(gray.astype(np.uint16) * 257, "minisblack"), three)
-    np.testing.assert_array_equal(got(gray.astype(np.uint16) * 257, "minisblack", byteorder=">"), three)
+    np.testing.assert_array_equal(
+        got(gray.astype(np.uint16) * 257, "minisblack", byteorder=">"), three
+    )
     np.testing.assert_array_equal(got(smooth.astype(np.uint16) * 257, "rgb"), smooth)
     np.testing.assert_array_equal(got((smooth / 255).astype(np.float32), "rgb"), smooth)
     clear = np.concatenate([smooth, np.zeros_like(smooth[:, :, :1])], axis=2)
     assert (got(clear, "rgb", extrasamples=["unassalpha"]) == 255).all()
-    inks = np.stack([255 - smooth[:, :, 0], 255 - smooth[:, :, 1], 255 - smooth[:, :, 2], 0 * gray], axis=2)
+    inks = np.stack(
+        [255 - smooth[:, :, 0], 255 - smooth[:, :, 1], 255 - smooth[:, :, 2], 0 * gray], axis=2
+    )
     np.testing.assert_array_equal(got(inks, "separated"), smooth)
     inks[:, :, 3] = 255
     assert (got(inks, "separated") == 0).all()
     colours = np.random.default_rng(0).integers(0, 65535, (3, 256), dtype=np.uint16)
-    np.testing.assert_array_equal(got(gray, "palette", colormap=colours), np.moveaxis(colours // 257, 0, -1)[gray])
+    np.testing.assert_array_equal(
+        got(gray, "palette", colormap=colours), np.moveaxis(colours // 257, 0, -1)[gray]
+    )
 
 
 def test_png_and_jpeg_of_every_kind_become_rgb(tmp_path, smooth):
@@ -165,7 +204,10 @@ def test_png_and_jpeg_of_every_kind_become_rgb(tmp_path, smooth):
     Image.fromarray(smooth).convert("CMYK").save(tmp_path / "c.jpg", quality=95)
     assert np.abs(TissueImage.from_file(tmp_path / "c.jpg").pixels.astype(int) - smooth).max() <= 12
     Image.fromarray(gray).save(tmp_path / "d.jpg", quality=95)
-    assert np.abs(TissueImage.from_file(tmp_path / "d.jpg").pixels[:, :, 1].astype(int) - gray).max() <= 6
+    assert (
+        np.abs(TissueImage.from_file(tmp_path / "d.jpg").pixels[:, :, 1].astype(int) - gray).max()
+        <= 6
+    )
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
@@ -182,7 +224,9 @@ def test_twelve_bits_in_sixteen_are_dark_and_said_to_be(tmp_path, name):
 
 
 def test_a_damaged_tile_is_named(tmp_path, smooth):
-    tifffile.imwrite(tmp_path / "a.tif", smooth, photometric="rgb", tile=(64, 64), compression="zlib")
+    tifffile.imwrite(
+        tmp_path / "a.tif", smooth, photometric="rgb", tile=(64, 64), compression="zlib"
+    )
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
         offset = tiff.pages[0].dataoffsets[1]
     data = bytearray((tmp_path / "a.tif").read_bytes())
@@ -200,7 +244,9 @@ def test_a_tile_that_claims_too_much_is_refused(tmp_path, smooth):
     frame = struct.pack(">HH", 64, 64)
     at = data.index(b"\xff\xc0")
     assert data[at + 5 : at + 9] == frame
-    (tmp_path / "a.tif").write_bytes(data[: at + 5] + struct.pack(">HH", 60_000, 60_000) + data[at + 9 :])
+    (tmp_path / "a.tif").write_bytes(
+        data[: at + 5] + struct.pack(">HH", 60_000, 60_000) + data[at + 9 :]
+    )
     image = TissueImage.from_file(tmp_path / "a.tif")
     with pytest.raises(InputError, match="announced"):
         image.pixels[:10, :10]

@@ -30,7 +30,11 @@ class Repo:
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         """Add files on top of a branch; returns the commit's hash."""
         tree = {**self.commits.get(self.refs.get(branch, ""), {}), **files}
-        parts = [branch, str(len(self.commits)), *(f"{k}:{hashlib.sha1(v).hexdigest()}" for k, v in tree.items())]
+        parts = [
+            branch,
+            str(len(self.commits)),
+            *(f"{k}:{hashlib.sha1(v).hexdigest()}" for k, v in tree.items()),
+        ]
         sha = hashlib.sha1("\n".join(parts).encode()).hexdigest()
         self.commits[sha] = tree
         self.refs[branch] = sha
@@ -116,8 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _validate(self, asked: Any) -> None:
         front = asked["content"].split("---")[1]
-        stated = [line.split(":")[1].strip().strip('"') for line in front.splitlines() if line.startswith("license:")]
-        wrong = [{"message": f'"license" must be one of {sorted(LICENCES)}'} for one in stated if one not in LICENCES]
+        stated = [
+            line.split(":")[1].strip().strip('"')
+            for line in front.splitlines()
+            if line.startswith("license:")
+        ]
+        wrong = [
+            {"message": f'"license" must be one of {sorted(LICENCES)}'}
+            for one in stated
+            if one not in LICENCES
+        ]
         self._send(400 if wrong else 200, {"errors": wrong, "warnings": []})
 
     def _create(self, asked: Any) -> None:
@@ -126,7 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.hub.repos:
-            self._send(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
+            self._send(
+                409,
+                {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"},
+            )
             return
         private = asked.get("visibility") == "private" or asked.get("private") is True
         self.hub.repos[name] = Repo(private=private)
@@ -137,7 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and not self._writer()):
             self._send(
-                404 if self._writer() else 401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+                404 if self._writer() else 401,
+                {"error": "Repository not found"},
+                {"X-Error-Code": "RepoNotFound"},
             )
             return None
         if name in self.hub.gated:
@@ -167,26 +184,44 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(403, {"error": "Forbidden: pass a token that can write"})
         elif what == "preupload":
             files = [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
             ]
             self._send(200, {"files": files})
         elif what == "commit":
             self._commit(name, revision, body)
         elif what == "tree":
-            rows = [{"type": "file", "path": k, "size": len(v), "oid": _oid(v)} for k, v in tree.items()]
+            rows = [
+                {"type": "file", "path": k, "size": len(v), "oid": _oid(v)} for k, v in tree.items()
+            ]
             self._send(200, rows)
         else:
             siblings = [{"rfilename": k} for k in tree]
             private = self.hub.repos[name].private
             self._send(
-                200, {"id": name, "modelId": name, "sha": sha, "private": private, "siblings": siblings, "tags": []}
+                200,
+                {
+                    "id": name,
+                    "modelId": name,
+                    "sha": sha,
+                    "private": private,
+                    "siblings": siblings,
+                    "tags": [],
+                },
             )
 
     def _commit(self, name: str, branch: str, body: bytes) -> None:
         lines = [json.loads(line) for line in body.splitlines() if line]
-        files = {x["value"]["path"]: base64.b64decode(x["value"]["content"]) for x in lines if x["key"] == "file"}
+        files = {
+            x["value"]["path"]: base64.b64decode(x["value"]["content"])
+            for x in lines
+            if x["key"] == "file"
+        }
         sha = self.hub.repos[name].commit(files, branch)
-        self._send(200, {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
+        self._send(
+            200,
+            {"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"},
+        )
 
     def _file(self, name: str, revision: str, path: str) -> None:
         found = self._find(name, revision)
@@ -202,7 +237,11 @@ class _Handler(BaseHTTPRequestHandler):
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
         self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(content)), **(headers or {})}.items():
+        for key, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            **(headers or {}),
+        }.items():
             self.send_header(key, value)
         if not isinstance(answer, bytes) and "error" in answer:
             self.send_header("X-Error-Message", answer["error"])

@@ -16,7 +16,15 @@ import terrazzo as tz
 from terrazzo import Slice, simulate
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models import baselines as projections
-from terrazzo.models.baselines import KINDS, RINGS, WITHIN_3_HOPS, Baseline, fit_baselines, neighbour_mean, rings
+from terrazzo.models.baselines import (
+    KINDS,
+    RINGS,
+    WITHIN_3_HOPS,
+    Baseline,
+    fit_baselines,
+    neighbour_mean,
+    rings,
+)
 
 CELLS, GENES = 300, 70
 
@@ -36,14 +44,19 @@ def fitted(slices: list[Slice]) -> dict[str, Baseline]:
 
 def fewer_genes(tissue: Slice, kept: Any) -> Slice:
     return replace(
-        tissue, counts=tissue.counts[:, kept], gene_ids=tissue.gene_ids[kept], gene_symbols=tissue.gene_symbols[kept]
+        tissue,
+        counts=tissue.counts[:, kept],
+        gene_ids=tissue.gene_ids[kept],
+        gene_symbols=tissue.gene_symbols[kept],
     )
 
 
 def test_shapes(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
     out = {name: one.transform(slices[2]) for name, one in fitted.items()}
     widths = {"expression": GENES, "pca-concat": 150, "t1": 20, "t2": 70, "t3": 20 + 5 * 20}
-    assert {name: values.shape for name, values in out.items()} == {n: (CELLS, widths.get(n, 50)) for n in KINDS}
+    assert {name: values.shape for name, values in out.items()} == {
+        n: (CELLS, widths.get(n, 50)) for n in KINDS
+    }
     assert all(values.dtype == np.float32 and np.isfinite(values).all() for values in out.values())
 
 
@@ -65,7 +78,9 @@ def test_pearson_residuals_against_scanpy(simulated: Any) -> None:
 
     adata = simulated(250)
     counted = [np.asarray(adata.X.sum(axis=axis)).ravel() > 0 for axis in (1, 0)]
-    adata = adata[counted[0], counted[1]].copy()  # theirs divides by zero where a gene or cell has none
+    adata = adata[
+        counted[0], counted[1]
+    ].copy()  # theirs divides by zero where a gene or cell has none
     theirs = sc.experimental.pp.normalize_pearson_residuals(adata, theta=100, inplace=False)["X"]
     tissue = Slice.from_anndata(adata)
     ours = projections._values(tissue, list(projections.gene_columns(tissue)), pearson=True)
@@ -76,20 +91,30 @@ def test_what_each_is_made_of(fitted: dict[str, Baseline], slices: list[Slice]) 
     tissue = slices[2]
     out = {name: one.transform(tissue) for name, one in fitted.items()}
     short = out["z50"][:, :20]
-    np.testing.assert_allclose(out["t1"], neighbour_mean(short, tissue.coords, WITHIN_3_HOPS), rtol=1e-5)
+    np.testing.assert_allclose(
+        out["t1"], neighbour_mean(short, tissue.coords, WITHIN_3_HOPS), rtol=1e-5
+    )
     for block in (out["t2"][:, :50], out["t2"][:, 50:]):  # equal in mean norm
         assert np.linalg.norm(block, axis=1).mean() == pytest.approx(1, rel=1e-5)
     np.testing.assert_array_equal(out["t3"][:, :20], short)
-    np.testing.assert_allclose(out["pca-concat"], np.hstack([out["pca"], out["pca-nb1"], out["pca-nb3"]]), rtol=1e-5)
-    np.testing.assert_allclose(out["pca-nb1"], neighbour_mean(out["pca"], tissue.coords, 6), rtol=1e-5)
+    np.testing.assert_allclose(
+        out["pca-concat"], np.hstack([out["pca"], out["pca-nb1"], out["pca-nb3"]]), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        out["pca-nb1"], neighbour_mean(out["pca"], tissue.coords, 6), rtol=1e-5
+    )
     distance = np.linalg.norm(tissue.coords[:, None] - tissue.coords[None], axis=-1)
     order = np.argsort(distance, axis=1, kind="stable")
     for number, (inner, outer) in enumerate(pairwise(RINGS)):
         mean = short[order[:, inner + 1 : outer + 1]].mean(axis=1)
-        np.testing.assert_allclose(out["t3"][:, 20 * (number + 1) : 20 * (number + 2)], mean, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            out["t3"][:, 20 * (number + 1) : 20 * (number + 2)], mean, rtol=1e-4, atol=1e-4
+        )
 
 
-def test_sharing_a_projection_changes_nothing(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+def test_sharing_a_projection_changes_nothing(
+    fitted: dict[str, Baseline], slices: list[Slice]
+) -> None:
     for name in ("t3", "pca-nb1", "pearson", "expression"):
         alone = Baseline(name).fit(slices[:2])
         np.testing.assert_array_equal(alone.transform(slices[2]), fitted[name].transform(slices[2]))
@@ -108,9 +133,13 @@ def test_neighbour_mean_against_brute_force() -> None:
     rng = np.random.default_rng(0)
     values, coords = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(50, 2))
     order = np.argsort(np.linalg.norm(coords[:, None] - coords[None], axis=-1), axis=1)
-    np.testing.assert_allclose(neighbour_mean(values, coords, 6), values[order[:, :7]].mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        neighbour_mean(values, coords, 6), values[order[:, :7]].mean(axis=1), atol=1e-6
+    )
     assert neighbour_mean(values, coords, 0) is values
-    np.testing.assert_allclose(neighbour_mean(values, coords, 500)[0], values.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(
+        neighbour_mean(values, coords, 500)[0], values.mean(axis=0), atol=1e-5
+    )
 
 
 def test_a_slice_smaller_than_its_rings() -> None:
@@ -160,12 +189,17 @@ def test_slices_without_variation(simulated: Any, value: int) -> None:
 def test_a_slice_with_missing_genes(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
     tissue, order = slices[2], np.random.default_rng(0).permutation(GENES)  # genes go by name
     for one in fitted.values():
-        whole, poor = one.transform(tissue), one.transform(fewer_genes(tissue, np.arange(0, GENES, 2)))
+        whole, poor = (
+            one.transform(tissue),
+            one.transform(fewer_genes(tissue, np.arange(0, GENES, 2))),
+        )
         assert poor.shape == whole.shape
         assert np.isfinite(poor).all()
         np.testing.assert_allclose(one.transform(fewer_genes(tissue, order)), whole, atol=1e-4)
     half = fitted["z50"].transform(fewer_genes(tissue, np.arange(0, GENES, 2)))
-    assert np.corrcoef(half[:, 0], fitted["z50"].transform(tissue)[:, 0])[0, 1] > 0.5  # less, but the same
+    assert (
+        np.corrcoef(half[:, 0], fitted["z50"].transform(tissue)[:, 0])[0, 1] > 0.5
+    )  # less, but the same
 
 
 def test_nothing_in_common_is_refused(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
@@ -179,12 +213,16 @@ def test_nothing_in_common_is_refused(fitted: dict[str, Baseline], slices: list[
         Baseline("z50").fit([])
 
 
-def test_of_many_genes_the_spatial_ones_are_taken(slices: list[Slice], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_genes_the_spatial_ones_are_taken(
+    slices: list[Slice], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(projections, "GENOME_WIDE", 40)
     monkeypatch.setattr(projections, "AUTOCORRELATED", 20)
     rng, tissue = np.random.default_rng(0), slices[0]
     left = tissue.coords[:, :1] < np.median(tissue.coords[:, 0])
-    mean = np.hstack([np.full((CELLS, 50), 5), np.repeat(np.where(left, [2, 8], [8, 2]), 10, axis=1)])
+    mean = np.hstack(
+        [np.full((CELLS, 50), 5), np.repeat(np.where(left, [2, 8], [8, 2]), 10, axis=1)]
+    )
     counts = sparse.csr_matrix(rng.poisson(mean).astype(np.float32))
     chosen = projections.chosen_genes([replace(tissue, counts=counts)], "autocorrelation")
     assert chosen == list(tissue.gene_ids[50:])

@@ -11,14 +11,36 @@ import terrazzo as tz
 from terrazzo.models.card import card, losses
 
 RUN = {
-    "weights": "trained", "stage": "pretrain", "objective": "own+niche", "started from": "informed weights",
-    "corpus": "brain", "corpus_sha256": "a" * 64, "train slices": 11, "train cells": 41000, "validation slices": 1,
-    "validation cells": 3600, "technology": "Visium", "organism": "human", "tissue": "cortex",
-    "counts known": "median 98.1%, least 91.0%", "epochs": 3, "steps": 1200, "processes": 1,
-    "train/loss": 0.2, "train/masked_cells": 0.11, "train/own": 0.05, "train/gradient_norm": 1.0,
-    "val/loss": 0.3, "val/masked_cells": 0.164, "val/masked_cells_neighbours": 0.175, "val/masked_cells_zero": 1.0,
-    "val/own": 0.06, "val/own_slice_mean": 0.08, "date": "2026-01-01", "recipe": "{}",
-}  # fmt: skip
+    "weights": "trained",
+    "stage": "pretrain",
+    "objective": "own+niche",
+    "started from": "informed weights",
+    "corpus": "brain",
+    "corpus_sha256": "a" * 64,
+    "train slices": 11,
+    "train cells": 41000,
+    "validation slices": 1,
+    "validation cells": 3600,
+    "technology": "Visium",
+    "organism": "human",
+    "tissue": "cortex",
+    "counts known": "median 98.1%, least 91.0%",
+    "epochs": 3,
+    "steps": 1200,
+    "processes": 1,
+    "train/loss": 0.2,
+    "train/masked_cells": 0.11,
+    "train/own": 0.05,
+    "train/gradient_norm": 1.0,
+    "val/loss": 0.3,
+    "val/masked_cells": 0.164,
+    "val/masked_cells_neighbours": 0.175,
+    "val/masked_cells_zero": 1.0,
+    "val/own": 0.06,
+    "val/own_slice_mean": 0.08,
+    "date": "2026-01-01",
+    "recipe": "{}",
+}
 
 
 @pytest.fixture
@@ -32,7 +54,17 @@ def section(text: str, title: str) -> str:
 
 
 def test_every_part_is_there_and_filled(filled: str) -> None:
-    order = ["How to use", "Data", "Training", "Losses", "Genes", "Licence", "Limits", "Citation", "Hyperparameters"]
+    order = [
+        "How to use",
+        "Data",
+        "Training",
+        "Losses",
+        "Genes",
+        "Licence",
+        "Limits",
+        "Citation",
+        "Hyperparameters",
+    ]
     places = [filled.index(f"\n## {title}\n") for title in [*order, "Where the weights come from"]]
     assert places == sorted(places)
     assert "never trained" not in filled
@@ -54,16 +86,27 @@ def test_losses_stand_beside_trivial_answers(filled: str) -> None:
 
 
 def test_a_part_whose_name_begins_like_another() -> None:
-    held = {"train/masked": 1.0, "val/masked": 2.0, "val/masked_mean": 3.0, "train/masked_entries": 4.0,
-            "val/masked_entries": 5.0, "val/masked_entries_mean": 6.0}  # fmt: skip
-    assert losses(held) == [("masked", 1.0, 2.0, {"mean": 3.0}), ("masked_entries", 4.0, 5.0, {"mean": 6.0})]
+    held = {
+        "train/masked": 1.0,
+        "val/masked": 2.0,
+        "val/masked_mean": 3.0,
+        "train/masked_entries": 4.0,
+        "val/masked_entries": 5.0,
+        "val/masked_entries_mean": 6.0,
+    }
+    assert losses(held) == [
+        ("masked", 1.0, 2.0, {"mean": 3.0}),
+        ("masked_entries", 4.0, 5.0, {"mean": 6.0}),
+    ]
 
 
 @pytest.mark.parametrize("licence", [None, "MIT", 'odd: "name"\n- x'])
 def test_the_head_is_yaml(tiny_model: Any, licence: str | None) -> None:
     base = tiny_model()
     origin = {**RUN, **({"licence": licence} if licence else {})}
-    front = yaml.safe_load(card(tz.SToFM(base.config, base.vocabulary, provenance=origin)).split("---")[1])
+    front = yaml.safe_load(
+        card(tz.SToFM(base.config, base.vocabulary, provenance=origin)).split("---")[1]
+    )
     assert front["tags"][-1] == "stofm"
     assert front.get("license") == (licence.lower() if licence else None)
 

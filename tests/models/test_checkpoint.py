@@ -65,7 +65,9 @@ def test_the_card_says_what_is_inside(tiny_model: Any, folder: Path) -> None:
     assert "never trained" in text
     assert "60 genes" in text
     model = tiny_model()
-    trained = tz.SToFM(model.config, model.vocabulary, provenance={"weights": "imported", "source": "somewhere"})
+    trained = tz.SToFM(
+        model.config, model.vocabulary, provenance={"weights": "imported", "source": "somewhere"}
+    )
     assert "never trained" not in card.card(trained)
     assert "somewhere" in card.card(trained)
 
@@ -112,7 +114,9 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_from_elsewhere(folder: Path, simulated: Any) -> None:
-    other = tz.Vocabulary.from_slices([tz.Slice.from_anndata(simulated(seed=3))])  # same genes, other medians
+    other = tz.Vocabulary.from_slices(
+        [tz.Slice.from_anndata(simulated(seed=3))]
+    )  # same genes, other medians
     other.to_parquet(folder / "vocab.parquet")
     with pytest.raises(CheckpointError, match=r"vocab\.parquet is not the vocabulary"):
         tz.load(folder)
@@ -130,7 +134,10 @@ def test_a_vocabulary_from_elsewhere(folder: Path, simulated: Any) -> None:
     [
         (lambda state: state.update({"se2.extra": torch.zeros(2)}), r"foreign tensors: se2\.extra"),
         (lambda state: state.pop("se2.gaussian.means"), r"lacks: se2\.gaussian\.means"),
-        (lambda state: state.update({"se2.gaussian.means": torch.zeros(3)}), r"another shape: .*\(3,\) instead of"),
+        (
+            lambda state: state.update({"se2.gaussian.means": torch.zeros(3)}),
+            r"another shape: .*\(3,\) instead of",
+        ),
     ],
     ids=["extra", "missing", "shape"],
 )
@@ -149,7 +156,11 @@ def test_tensors_of_another_model(folder: Path, change: Any, says: str) -> None:
         (lambda h: h["model"].update(subslice={}), ConfigError, "Did you mean 'subslices'"),
         (lambda h: h["model"]["se2"].update(num_heads="four"), ConfigError, "type int"),
         (lambda h: h["model"]["se2"].update(num_heads=5), ConfigError, "multiple"),
-        (lambda h: h["model"]["subslices"].update(geometry="miles"), ConfigError, "'um', 'published'"),
+        (
+            lambda h: h["model"]["subslices"].update(geometry="miles"),
+            ConfigError,
+            "'um', 'published'",
+        ),
         (lambda h: h["model"].update(se2=3), ConfigError, "mapping"),
         (lambda h: h.update(format=99), CheckpointError, "format 99"),
         (lambda h: h.pop("format"), CheckpointError, "format None"),
@@ -158,7 +169,9 @@ def test_tensors_of_another_model(folder: Path, change: Any, says: str) -> None:
         (lambda h: h.update(colour="red"), CheckpointError, "colour"),
     ],
 )
-def test_a_config_that_does_not_say_what_it_must(folder: Path, change: Any, error: Any, says: str) -> None:
+def test_a_config_that_does_not_say_what_it_must(
+    folder: Path, change: Any, error: Any, says: str
+) -> None:
     edit(folder, change)
     with pytest.raises(error, match=says):
         tz.load(folder)
@@ -197,8 +210,12 @@ def test_overwrite_rules(tiny_model: Any, folder: Path, tmp_path: Path) -> None:
     assert file.read_text() == "x"
 
 
-@pytest.mark.parametrize("config", ['{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "{", "[1]"])
-def test_another_librarys_download_is_never_replaced(tiny_model: Any, tmp_path: Path, config: str) -> None:
+@pytest.mark.parametrize(
+    "config", ['{"model_type": "bert", "architectures": ["BertForMaskedLM"]}', "{", "[1]"]
+)
+def test_another_librarys_download_is_never_replaced(
+    tiny_model: Any, tmp_path: Path, config: str
+) -> None:
     download = tmp_path / "Geneformer"
     download.mkdir()
     files = {"config.json": config, "model.safetensors": "weights", "README.md": "card"}
@@ -210,7 +227,9 @@ def test_another_librarys_download_is_never_replaced(tiny_model: Any, tmp_path: 
     assert {path.name: path.read_text() for path in download.iterdir()} == files
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")]
+)
 def test_a_failing_write_leaves_nothing_and_keeps_the_old(
     tiny_model: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -235,7 +254,9 @@ def test_a_place_that_cannot_be_written(tiny_model: Any, tmp_path: Path) -> None
 
 
 def test_a_local_path_never_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *a, **k: pytest.fail("asked the hub")
+    )
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "mine").mkdir(parents=True)
     for source in ("./models", "models/mine", "mine", str(tmp_path / "gone"), "a/b/c"):

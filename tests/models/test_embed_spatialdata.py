@@ -30,7 +30,11 @@ def stripped(adata: AnnData, regions: list[str], instances: list[int]) -> AnnDat
     bare.obs["region"], bare.obs["instance"] = pd.Categorical(regions), instances
     known = sorted(set(regions))
     about: Any = known[0] if len(known) == 1 else known
-    bare.uns["spatialdata_attrs"] = {"region": about, "region_key": "region", "instance_key": "instance"}
+    bare.uns["spatialdata_attrs"] = {
+        "region": about,
+        "region_key": "region",
+        "instance_key": "instance",
+    }
     return bare
 
 
@@ -64,7 +68,9 @@ def test_from_store_to_store(tiny_model: Any, plain: AnnData, store: Path, tmp_p
     assert hash_path(store) == before
     found = open_slice(done.target)
     np.testing.assert_allclose(found.adata.obsm["X_stofm"], embedded(model, plain), atol=1e-5)
-    assert "spatial" not in anndata.read_zarr(done.target / "tables" / "table").obsm  # the table keeps its own
+    assert (
+        "spatial" not in anndata.read_zarr(done.target / "tables" / "table").obsm
+    )  # the table keeps its own
     record = read_record(done.target, "X_stofm")
     assert record is not None
     assert record["unit"] == "um"
@@ -79,15 +85,21 @@ def test_from_store_to_store(tiny_model: Any, plain: AnnData, store: Path, tmp_p
         list(embed_files(model, [store / "tables" / "table"], store.parent, progress=False))
 
 
-def test_what_changed_in_the_store_is_done_again(tiny_model: Any, plain: AnnData, store: Path, tmp_path: Path) -> None:
+def test_what_changed_in_the_store_is_done_again(
+    tiny_model: Any, plain: AnnData, store: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     list(embed_files(tiny_model(), [store], out, progress=False))
     (store / "points").mkdir()
     (store / "points" / "more").write_text("nothing of the slice")
-    assert [d.status for d in embed_files(tiny_model(), [store], out, progress=False)] == ["unchanged"]
+    assert [d.status for d in embed_files(tiny_model(), [store], out, progress=False)] == [
+        "unchanged"
+    ]
     group = zarr.open_group(store / "shapes" / "cells", mode="r+", use_consolidated=False)
     group.attrs["coordinateTransformations"] = records({"global": (SCALE, "micrometer")}, "xy")
-    assert [d.status for d in embed_files(tiny_model(), [store], out, progress=False)] == ["embedded"]
+    assert [d.status for d in embed_files(tiny_model(), [store], out, progress=False)] == [
+        "embedded"
+    ]
 
 
 def test_a_foreign_store_is_not_replaced(tiny_model: Any, store: Path, tmp_path: Path) -> None:
@@ -100,8 +112,12 @@ def test_a_foreign_store_is_not_replaced(tiny_model: Any, store: Path, tmp_path:
     assert read_record(done.target, "X_stofm") is not None
 
 
-def test_one_table_of_a_store_by_its_folder(tiny_model: Any, plain: AnnData, store: Path, tmp_path: Path) -> None:
-    (done,) = embed_files(tiny_model(), [store / "tables" / "table"], tmp_path / "out", progress=False)
+def test_one_table_of_a_store_by_its_folder(
+    tiny_model: Any, plain: AnnData, store: Path, tmp_path: Path
+) -> None:
+    (done,) = embed_files(
+        tiny_model(), [store / "tables" / "table"], tmp_path / "out", progress=False
+    )
     assert done.target == tmp_path / "out" / "mine.zarr"
     found = tz.read(done.target / "tables" / "table")
     np.testing.assert_allclose(found.coords, plain.obsm["spatial"])
@@ -113,7 +129,10 @@ def test_one_region_after_the_other(tiny_model: Any, plain: AnnData, tmp_path: P
         writer.shapes(name, list(range(60)), [point(*xy) for xy in plain.obsm["spatial"]], **UM)
     path = writer.table("table", stripped(plain, which, list(range(60)))).done()
     model, seen = tiny_model(), []
-    for name, source, out in (("left", path, "one"), ("right", tmp_path / "one" / "in.zarr", "two")):
+    for name, source, out in (
+        ("left", path, "one"),
+        ("right", tmp_path / "one" / "in.zarr", "two"),
+    ):
         list(embed_files(model, [source], tmp_path / out, progress=False, region=name))
         table = anndata.read_zarr(tmp_path / out / "in.zarr" / "tables" / "table")
         seen.append(np.isfinite(table.obsm["X_stofm"]).all(axis=1))
@@ -137,9 +156,12 @@ def test_an_object_gets_the_result_in_its_table(tiny_model: Any, plain: AnnData)
     how = {"transform": {"microns": Matrix()}}
     cells = SimpleNamespace(index=pd.RangeIndex(60), geometry=geometry, attrs=how)
     sdata = SimpleNamespace(
-        tables={"table": stripped(plain, ["cells"] * 60, list(range(60)))}, shapes={"cells": cells}, labels={},
-        points={}, images={},
-    )  # fmt: skip
+        tables={"table": stripped(plain, ["cells"] * 60, list(range(60)))},
+        shapes={"cells": cells},
+        labels={},
+        points={},
+        images={},
+    )
     model = tiny_model()
     assert model.embed(sdata, progress=False) is sdata
     table = sdata.tables["table"]
@@ -156,4 +178,6 @@ def test_a_path_gives_its_table(tiny_model: Any, plain: AnnData, store: Path) ->
     assert list(table.obs) == ["region", "instance", "terrazzo_empty"]
     assert hash_path(store) == before
     tz.write_table(store, table)
-    np.testing.assert_allclose(open_slice(store).adata.obsm["X_stofm"], embedded(tiny_model(), plain), atol=1e-5)
+    np.testing.assert_allclose(
+        open_slice(store).adata.obsm["X_stofm"], embedded(tiny_model(), plain), atol=1e-5
+    )

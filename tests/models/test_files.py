@@ -42,7 +42,9 @@ def state(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(out.iterdir())}
 
 
-def test_each_slice_is_written_with_its_vectors(tiny_model: Any, sources: list[Path], out: Path) -> None:
+def test_each_slice_is_written_with_its_vectors(
+    tiny_model: Any, sources: list[Path], out: Path
+) -> None:
     said: list[str] = []
     before = [hash_path(p) for p in sources]
     done = list(embed_files(tiny_model(), sources, out, announce=said.append, **OPTIONS))
@@ -69,7 +71,9 @@ def test_finished_work_is_recognised(tiny_model: Any, sources: list[Path], out: 
     assert state(out) == held
 
 
-def test_what_changed_is_done_again(tiny_model: Any, simulated: Any, sources: list[Path], out: Path) -> None:
+def test_what_changed_is_done_again(
+    tiny_model: Any, simulated: Any, sources: list[Path], out: Path
+) -> None:
     run(tiny_model(), sources, out)
     simulated(45, seed=9).write_h5ad(sources[1])
     assert run(tiny_model(), sources, out) == ["unchanged", "embedded", "unchanged"]
@@ -141,17 +145,23 @@ def test_a_foreign_file_is_not_replaced_unless_asked(
 
 def test_a_dry_run_writes_nothing(tiny_model: Any, sources: list[Path], out: Path) -> None:
     said: list[str] = []
-    done = list(embed_files(tiny_model(), sources, out, dry_run=True, announce=said.append, **OPTIONS))
+    done = list(
+        embed_files(tiny_model(), sources, out, dry_run=True, announce=said.append, **OPTIONS)
+    )
     assert [d.status for d in done] == ["planned"] * 3
     assert len(said) == 3
     assert "dry run" in str(done[0])
     assert not out.exists()
 
 
-def test_a_folder_that_cannot_be_written(tiny_model: Any, sources: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(
+    tiny_model: Any, sources: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(OutputError, match=r"is a file, and results need a folder|cannot be written"):
+        with pytest.raises(
+            OutputError, match=r"is a file, and results need a folder|cannot be written"
+        ):
             run(tiny_model(), sources, folder)
 
 
@@ -159,12 +169,20 @@ def test_a_folder_that_cannot_be_written(tiny_model: Any, sources: list[Path], t
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (OSError("Can't write data (error message = 'No space left on device')"), "the disk is full"),
+        (
+            OSError("Can't write data (error message = 'No space left on device')"),
+            "the disk is full",
+        ),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
     ],
 )
 def test_a_failing_write_leaves_what_was_there(
-    tiny_model: Any, sources: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch, error: OSError, says: str
+    tiny_model: Any,
+    sources: list[Path],
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+    says: str,
 ) -> None:
     run(tiny_model(), sources[:1], out)
     held = state(out)
@@ -179,7 +197,9 @@ def test_a_failing_write_leaves_what_was_there(
     assert state(out) == held
 
 
-def test_a_bad_slice_is_named(tiny_model: Any, simulated: Any, sources: list[Path], out: Path) -> None:
+def test_a_bad_slice_is_named(
+    tiny_model: Any, simulated: Any, sources: list[Path], out: Path
+) -> None:
     adata = simulated(41, seed=1)
     del adata.obsm["spatial"]
     adata.write_h5ad(sources[1])

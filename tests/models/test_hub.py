@@ -31,7 +31,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with serve() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.url + "/{repo_id}/resolve/{revision}/{filename}"
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            running.url + "/{repo_id}/resolve/{revision}/{filename}",
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
@@ -68,7 +70,9 @@ def test_what_is_pushed_comes_back(hub: Hub, pushed: str, tiny_model: Any, simul
         assert loaded.fingerprint() == model.fingerprint()
         assert loaded.provenance == {**model.provenance, "hub": NAME, "hub_commit": sha}
     adata = tz.load(NAME).embed(simulated(), progress=False)
-    np.testing.assert_array_equal(adata.obsm["X_stofm"], model.embed(simulated(), progress=False).obsm["X_stofm"])
+    np.testing.assert_array_equal(
+        adata.obsm["X_stofm"], model.embed(simulated(), progress=False).obsm["X_stofm"]
+    )
     record = adata.uns["terrazzo"]["X_stofm"]
     assert (record["hub"], record["hub_commit"]) == (NAME, sha)
     assert "hub" not in model.embed(simulated(), progress=False).uns["terrazzo"]["X_stofm"]
@@ -100,10 +104,15 @@ def test_a_revision_is_what_it_was(hub: Hub, pushed: str, tiny_model: Any) -> No
 
 def test_a_branch_is_made(hub: Hub, pushed: str, tiny_model: Any) -> None:
     other = tiny_model(split_size=55)
-    assert other.push_to_hub(NAME, revision="try", message="another split") == f"{NAME}@{hub.repos[NAME].refs['try']}"
+    assert (
+        other.push_to_hub(NAME, revision="try", message="another split")
+        == f"{NAME}@{hub.repos[NAME].refs['try']}"
+    )
     assert tz.load(NAME).fingerprint() == tiny_model().fingerprint()
     assert tz.load(f"{NAME}@try").fingerprint() == other.fingerprint()
-    assert other.push_to_hub(NAME, revision="try").startswith(NAME)  # there already, and nothing new
+    assert other.push_to_hub(NAME, revision="try").startswith(
+        NAME
+    )  # there already, and nothing new
 
 
 def test_a_public_repository_stays_public(hub: Hub, tiny_model: Any) -> None:
@@ -124,7 +133,10 @@ def test_the_card_goes_with_it(hub: Hub, tiny_model: Any) -> None:
     assert front["license"] == "cc-by-4.0"
     assert "stofm" in front["tags"]
     assert f'tz.load("{NAME}")' in card
-    assert json.loads(hub.repos[NAME].commits[sha]["config.json"])["provenance"]["licence"] == "CC-BY-4.0"
+    assert (
+        json.loads(hub.repos[NAME].commits[sha]["config.json"])["provenance"]["licence"]
+        == "CC-BY-4.0"
+    )
 
 
 def test_only_what_is_needed_is_fetched_and_once(hub: Hub, pushed: str) -> None:
@@ -137,12 +149,20 @@ def test_only_what_is_needed_is_fetched_and_once(hub: Hub, pushed: str) -> None:
     assert not [path for method, path in hub.asked if method == "GET" and "/resolve/" in path]
 
 
-def test_the_command_line_takes_hub_names(hub: Hub, pushed: str, simulated: Any, tmp_path: Path) -> None:
+def test_the_command_line_takes_hub_names(
+    hub: Hub, pushed: str, simulated: Any, tmp_path: Path
+) -> None:
     import anndata
 
     simulated(60).write_h5ad(tmp_path / "a.h5ad")
-    assert main(["embed", str(tmp_path / "a.h5ad"), "--model", pushed, "--out", str(tmp_path / "out")]) == 0
-    assert anndata.read_h5ad(tmp_path / "out" / "a.h5ad").uns["terrazzo"]["X_stofm"]["hub_commit"] == pushed[-40:]
+    assert (
+        main(["embed", str(tmp_path / "a.h5ad"), "--model", pushed, "--out", str(tmp_path / "out")])
+        == 0
+    )
+    assert (
+        anndata.read_h5ad(tmp_path / "out" / "a.h5ad").uns["terrazzo"]["X_stofm"]["hub_commit"]
+        == pushed[-40:]
+    )
     assert main(["info", str(tmp_path / "a.h5ad"), "--model", NAME]) == 0
 
 
@@ -177,11 +197,15 @@ def test_the_cache_serves_when_the_hub_is_down(hub: Hub, pushed: str, tiny_model
     assert tz.load(NAME).fingerprint() == tiny_model().fingerprint()
 
 
-def test_nothing_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: Hub, tiny_model: Any) -> None:
+def test_nothing_listens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: Hub, tiny_model: Any
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1:9 cannot be reached.*pass their folder") as told:
+    with pytest.raises(
+        CheckpointError, match=r"http://127\.0\.0\.1:9 cannot be reached.*pass their folder"
+    ) as told:
         tz.load(NAME)
     one_line(told)
     with pytest.raises(OutputError, match="could not be written on the hub") as told:
@@ -193,7 +217,9 @@ def test_nothing_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hub: H
 
 
 def test_what_is_not_there_is_said(hub: Hub, pushed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match=r"neither a folder here nor.*someone/none is not on http") as told:
+    with pytest.raises(
+        CheckpointError, match=r"neither a folder here nor.*someone/none is not on http"
+    ) as told:
         tz.load("someone/none")
     assert "hf auth login" in one_line(told)
     with pytest.raises(CheckpointError, match="has no revision 'v9'") as told:
@@ -208,7 +234,10 @@ def test_what_is_not_there_is_said(hub: Hub, pushed: str, monkeypatch: pytest.Mo
 def test_a_repository_that_is_no_checkpoint(hub: Hub) -> None:
     hub.repos["someone/bert"] = Repo()
     hub.repos["someone/bert"].commit({"config.json": b"{}", "pytorch_model.bin": b"x"})
-    with pytest.raises(CheckpointError, match=r"no terrazzo checkpoint: it lacks model\.safetensors, vocab\.parquet"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"no terrazzo checkpoint: it lacks model\.safetensors, vocab\.parquet",
+    ):
         tz.load("someone/bert")
 
 
@@ -234,10 +263,22 @@ def test_the_hub_is_down(hub: Hub, tiny_model: Any) -> None:
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("a/b", True), ("a/b@v1", True), ("a/b@refs/pr/3", True), ("a", False), ("./b", False), ("../b", False),
-     ("/a/b", False), ("a/b/c", False), ("~/b", False), ("a/b c", False)],
-)  # fmt: skip
-def test_which_words_mean_the_hub(source: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [
+        ("a/b", True),
+        ("a/b@v1", True),
+        ("a/b@refs/pr/3", True),
+        ("a", False),
+        ("./b", False),
+        ("../b", False),
+        ("/a/b", False),
+        ("a/b/c", False),
+        ("~/b", False),
+        ("a/b c", False),
+    ],
+)
+def test_which_words_mean_the_hub(
+    source: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_hub_name(source) is expected
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -249,10 +290,20 @@ def test_which_words_mean_the_hub(source: str, expected: bool, tmp_path: Path, m
 def test_as_a_user_has_it(hub: Hub, pushed: str, tmp_path: Path) -> None:
     """The variables of the environment, in a process of its own: fetched, then offline from the cache."""
     code = f"import terrazzo as tz; print(tz.load({NAME!r}).provenance['hub_commit'])"
-    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": hub.allowed}
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": hub.allowed,
+    }
     for more in ({}, {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}):
         done = subprocess.run(
-            [sys.executable, "-c", code], env={**env, **more}, capture_output=True, text=True, check=False, timeout=300
+            [sys.executable, "-c", code],
+            env={**env, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == pushed[-40:]

@@ -28,7 +28,13 @@ from terrazzo.systems.stofm.convert import convert_stofm
 from terrazzo.systems.stofm.model import subslice_tensors
 from terrazzo.systems.stofm.pair_bias import SparseBias
 from terrazzo.systems.stofm.se2 import reference_forward
-from terrazzo.systems.stofm.subslices import iterate, macro_scale, model_positions, split_cells, split_grid
+from terrazzo.systems.stofm.subslices import (
+    iterate,
+    macro_scale,
+    model_positions,
+    split_cells,
+    split_grid,
+)
 from terrazzo.systems.stofm.virtual_cells import _fuzzy_graph, cluster_features, leiden_labels
 
 CASES = [("tiny", 100), ("tiny", 1000), ("se2pub", 1000)]
@@ -47,7 +53,9 @@ class Golden:
         self.cells = self.load("cell_emb.npz")["emb"]
         self.labels = self.scales["leiden"].astype(np.int64)
         sizes = self.scales["split_len"]
-        self.parts = [p.astype(np.int64) for p in np.split(self.scales["split_flat"], np.cumsum(sizes)[:-1])]
+        self.parts = [
+            p.astype(np.int64) for p in np.split(self.scales["split_flat"], np.cumsum(sizes)[:-1])
+        ]
 
     def load(self, path: str) -> Any:
         return np.load(self.folder / path, allow_pickle=False)
@@ -92,9 +100,13 @@ def test_tokens_are_exact(golden: Golden) -> None:
 def test_cell_embeddings(golden: Golden) -> None:
     stored = golden.load("tokens.npz")
     offsets = np.concatenate([[0], np.cumsum(stored["length"].astype(np.int64))])
-    some = np.arange(0, len(golden.cells), max(1, len(golden.cells) // 300))  # the final embeddings take all
+    some = np.arange(
+        0, len(golden.cells), max(1, len(golden.cells) // 300)
+    )  # the final embeddings take all
     tokens = Tokens(stored["flat"], offsets).take(some)
-    found = golden.model.module.cell_encoder.encode(tokens.flat, tokens.offsets, cls_token=golden.model.cls_token)
+    found = golden.model.module.cell_encoder.encode(
+        tokens.flat, tokens.offsets, cls_token=golden.model.cls_token
+    )
     np.testing.assert_allclose(found, golden.cells[some], rtol=0, atol=1e-5)
 
 
@@ -151,7 +163,9 @@ def test_inside_the_se2_transformer(golden: Golden) -> None:
     macro, subslices = golden.subslices()
     stored = golden.load(f"split{golden.split}/sub0_internal.npz")
     rows = torch.from_numpy(stored["pair_rep_rows"].astype(np.int64))
-    x, types, pairs = subslice_tensors(subslices[:1], golden.cells, macro.features, torch.device("cpu"))
+    x, types, pairs = subslice_tensors(
+        subslices[:1], golden.cells, macro.features, torch.device("cpu")
+    )
     se2 = golden.model.module.se2
     sparse = SparseBias(se2.gaussian, pairs[0], FAR)
     bias = sparse.rows(0, pairs[0].n)[:, rows] + sparse.far_bias[:, None, None]
@@ -182,15 +196,24 @@ def test_no_cell_of_the_lattice_is_lost(shared_dir: Path) -> None:
 
 
 def test_fuzzy_graph_of_the_stored_points_is_scanpys(shared_dir: Path) -> None:
-    points = np.load(shared_dir / "reference" / "tiny" / "split100" / "multiscale.npz")["cluster_features"]
+    points = np.load(shared_dir / "reference" / "tiny" / "split100" / "multiscale.npz")[
+        "cluster_features"
+    ]
     compare_with_scanpy(points)
 
 
 @pytest.fixture(scope="module")
-def published_encoder(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[CellEncoder, Any]:
+def published_encoder(
+    shared_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[CellEncoder, Any]:
     out = tmp_path_factory.mktemp("ce_pub")
     folder = shared_dir / "reference" / "ce_pub"
-    subprocess.run([sys.executable, folder / "make_weights.py", out], check=True, capture_output=True, text=True)
+    subprocess.run(
+        [sys.executable, folder / "make_weights.py", out],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     from safetensors.torch import load_file
 
     encoder = CellEncoder(CellEncoderConfig()).eval()
@@ -239,7 +262,9 @@ def compare_with_scanpy(points: np.ndarray, k: int = 10) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=ImportWarning, message="Tensorflow not installed")
+        warnings.filterwarnings(
+            "ignore", category=ImportWarning, message="Tensorflow not installed"
+        )
         import scanpy as sc
 
         adata = anndata.AnnData(np.zeros((len(points), 1), dtype=np.float32))
@@ -294,7 +319,11 @@ def test_whole_path_against_plain_code(tiny_model: Any, simulated: Any) -> None:
     limit = model.config.cell_encoder.max_length - 1
     features = []
     for row, score in zip(counts, scores, strict=True):
-        order = [g for g in np.argsort(-score, kind="stable") if row[g] > 0 and match.column_token[g] >= 0]
+        order = [
+            g
+            for g in np.argsort(-score, kind="stable")
+            if row[g] > 0 and match.column_token[g] >= 0
+        ]
         ids = torch.tensor([[model.cls_token, *match.column_token[order[:limit]].tolist()]])
         features.append(model.module.cell_encoder(ids, torch.ones_like(ids))[0].numpy())
     cells = np.stack(features)
@@ -312,14 +341,19 @@ def test_whole_path_against_plain_code(tiny_model: Any, simulated: Any) -> None:
         x = np.concatenate([np.zeros((1, cells.shape[1])), means, cells[part]]).astype(np.float32)
         types = torch.tensor([[1] + [2] * len(virtual) + [0] * len(part)])
         hidden, _, _ = reference_forward(
-            model.module.se2, torch.from_numpy(x)[None], types, torch.from_numpy(dense.astype(np.float32))[None]
+            model.module.se2,
+            torch.from_numpy(x)[None],
+            types,
+            torch.from_numpy(dense.astype(np.float32))[None],
         )
         expected[part] = hidden[0, 1 + len(virtual) :].numpy()
     assert expected.std() > 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-5)
 
 
-def test_a_saved_model_gives_the_same_through_load(tiny_model: Any, simulated: Any, tmp_path: Path) -> None:
+def test_a_saved_model_gives_the_same_through_load(
+    tiny_model: Any, simulated: Any, tmp_path: Path
+) -> None:
     model = tiny_model(geometry="published", split="grid", mix="sum")
     model.save_pretrained(tmp_path / "checkpoint")
     first = model.embed(simulated(), progress=False).obsm["X_stofm"]

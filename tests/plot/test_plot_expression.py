@@ -20,7 +20,10 @@ pytestmark = pytest.mark.usefixtures("quiet_figures")
 
 @pytest.fixture
 def made(simulated: Any) -> tuple[AnnData, list[str]]:
-    slices = [simulated(80, 30, layout="visium", n_regions=3, seed=i, image=True, image_px=200) for i in range(2)]
+    slices = [
+        simulated(80, 30, layout="visium", n_regions=3, seed=i, image=True, image_px=200)
+        for i in range(2)
+    ]
     for one in slices:
         one.obsm["X_img"] = one.obsm["proportions"]
     probe = tz.tasks.fit_image_to_gene(slices[0], use_rep="X_img", genes=6)
@@ -37,8 +40,9 @@ def panels(figure: Any) -> dict[str, dict[str, Any]]:
         out[axes.get_title()] = {
             "values": None if shown is None else np.asarray(shown.get_array()),
             "scale": None if shown is None else (shown.norm.vmin, shown.norm.vmax),
-            "blank": 0 if blank is None else len(blank.get_offsets()), "images": len(axes.images),
-        }  # fmt: skip
+            "blank": 0 if blank is None else len(blank.get_offsets()),
+            "images": len(axes.images),
+        }
     return out
 
 
@@ -49,14 +53,17 @@ def test_measured_beside_predicted_over_the_histology(made: tuple[AnnData, list[
     true = expression(Panel.read(adata), names[2:4])
     predicted = adata.obsm["expression_predicted"][:, 2:4]
     assert {title.split(" (")[0] for title in found} == {
-        "histology", *(f"{name}, {what}" for name in names[2:4] for what in ("measured", "predicted"))
-    }  # fmt: skip
+        "histology",
+        *(f"{name}, {what}" for name in names[2:4] for what in ("measured", "predicted")),
+    }
     assert all(panel["images"] == 1 for panel in found.values())
     assert found["histology"]["values"] is None
     for i, name in enumerate(names[2:4]):
         r = np.corrcoef(true[name], predicted[:, i])[0, 1]
         np.testing.assert_allclose(found[f"{name}, measured"]["values"], true[name], rtol=1e-6)
-        np.testing.assert_allclose(found[f"{name}, predicted (r = {r:.2f})"]["values"], predicted[:, i], rtol=1e-6)
+        np.testing.assert_allclose(
+            found[f"{name}, predicted (r = {r:.2f})"]["values"], predicted[:, i], rtol=1e-6
+        )
     assert list(adata.obsm) == before
 
 
@@ -68,7 +75,9 @@ def test_one_scale_for_both(made: tuple[AnnData, list[str]]) -> None:
     assert len({panel["scale"] for panel in one.values() if panel["scale"]}) == 1
 
 
-def test_what_was_not_measured_is_gray_and_four_genes_are_drawn(made: tuple[AnnData, list[str]]) -> None:
+def test_what_was_not_measured_is_gray_and_four_genes_are_drawn(
+    made: tuple[AnnData, list[str]],
+) -> None:
     adata, names = made
     fewer = adata[:, [name for name in adata.var_names if name not in names[:2]]].copy()
     del fewer.uns["spatial"]

@@ -43,7 +43,9 @@ def test_names_that_meet_move_on_and_move_no_other() -> None:
     assert len(set(together.values())) == len(names) == len(COLOURS)
     alone = {name: by_name([name], {})[name] for name in names}
     kept = [name for name in names if together[name] == alone[name]]
-    assert {alone[name] for name in kept} == set(alone.values())  # each colour stays with one that it belongs to
+    assert {alone[name] for name in kept} == set(
+        alone.values()
+    )  # each colour stays with one that it belongs to
 
 
 def test_there_is_a_colour_for_everybody() -> None:
@@ -54,7 +56,10 @@ def test_there_is_a_colour_for_everybody() -> None:
 def test_scanpys_colours_go_first_where_they_fit() -> None:
     kinds = pd.Categorical(["b", "a", "b"], categories=["b", "a", "unused"])
     chosen = np.array(["#FF0000", "#00ff00", "#0000ff"])
-    assert plot.colours(labelled(kinds, kind_colors=chosen), "kind") == {"b": "#ff0000", "a": "#00ff00"}
+    assert plot.colours(labelled(kinds, kind_colors=chosen), "kind") == {
+        "b": "#ff0000",
+        "a": "#00ff00",
+    }
     own = plot.colours(labelled(kinds), "kind")
     for stored in (chosen[:2], np.array(["red", "green", "no colour"]), "red", np.zeros((3, 3))):
         assert plot.colours(labelled(kinds, kind_colors=stored), "kind") == own
@@ -67,7 +72,11 @@ def test_scanpys_colours_survive_a_subset() -> None:
 
 def test_palettes() -> None:
     adata = labelled(pd.Categorical(["a", "b", "c"]), kind_colors=["red", "lime", "blue"])
-    assert plot.colours(adata, "kind", palette=["k", "w", "red"]) == {"a": "#000000", "b": "#ffffff", "c": "#ff0000"}
+    assert plot.colours(adata, "kind", palette=["k", "w", "red"]) == {
+        "a": "#000000",
+        "b": "#ffffff",
+        "c": "#ff0000",
+    }
     assert plot.colours(adata, "kind", palette="tab10") == dict(
         zip("abc", ["#1f77b4", "#ff7f0e", "#2ca02c"], strict=True)
     )
@@ -80,7 +89,9 @@ def test_palettes() -> None:
     assert plot.colours(bare, "kind", palette=mixed) == mixed
 
 
-@pytest.mark.parametrize("palette", [["red"], ["red", "green", "nothing"], {"a": "nothing"}, "no map"])
+@pytest.mark.parametrize(
+    "palette", [["red"], ["red", "green", "nothing"], {"a": "nothing"}, "no map"]
+)
 def test_impossible_palettes(palette: Any) -> None:
     with pytest.raises(ConfigError, match="palette"):
         plot.colours(labelled(pd.Categorical(["a", "b", "c"])), "kind", palette=palette)

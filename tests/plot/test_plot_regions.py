@@ -23,7 +23,13 @@ def table() -> pd.DataFrame:
         row, column = np.divmod(np.arange(64), 8)
         hidden = (row >= 3) & (row < 3 + size) & (column >= 3) & (column < 3 + size)
         part = pd.DataFrame(
-            {"size": size, "cell": np.arange(64), "x": column * 10.0, "y": row * 10.0, "hidden": hidden}
+            {
+                "size": size,
+                "cell": np.arange(64),
+                "x": column * 10.0,
+                "y": row * 10.0,
+                "hidden": hidden,
+            }
         )
         for number, gene in enumerate(("A:1", "B")):
             true = np.arange(64) + 100.0 * number + size
@@ -42,9 +48,10 @@ def panels(figure: Any) -> dict[str, dict[str, np.ndarray]]:
         blank = cells.pop(MISSING, None)
         (shown,) = cells.values()
         out[axes.get_title()] = {
-            "values": np.asarray(shown.get_array()), "blank": 0 if blank is None else len(blank.get_offsets()),
+            "values": np.asarray(shown.get_array()),
+            "blank": 0 if blank is None else len(blank.get_offsets()),
             "scale": (shown.norm.vmin, shown.norm.vmax),
-        }  # fmt: skip
+        }
     return out
 
 
@@ -61,7 +68,9 @@ def test_what_was_measured_shown_and_said(table: pd.DataFrame) -> None:
     assert found["shown"]["blank"] == 9
     np.testing.assert_array_equal(found["mine"]["values"], np.where(hidden, -true, true))
     np.testing.assert_array_equal(found["gene mean"]["values"][hidden], np.full(9, 5.0))
-    assert len({panel["scale"] for panel in found.values()}) == 1  # one scale: what is seen can be compared
+    assert (
+        len({panel["scale"] for panel in found.values()}) == 1
+    )  # one scale: what is seen can be compared
     assert len(figure.axes[-1].child_axes) == 1
     assert not figure.axes[0].child_axes
 
@@ -77,7 +86,9 @@ def test_a_gene_a_size_and_systems_may_be_chosen(table: pd.DataFrame) -> None:
 def test_a_result_of_the_task_draws_itself(simulated: Any) -> None:
     from terrazzo import tasks
 
-    done = tasks.reconstruct(simulated(300, 40), size=[2, 3], repeats=1, bin_um=40, occupancy=0.3, progress=False)
+    done = tasks.reconstruct(
+        simulated(300, 40), size=[2, 3], repeats=1, bin_um=40, occupancy=0.3, progress=False
+    )
     assert len(panels(plot.reconstruction(done))) == 6
 
 

@@ -42,9 +42,14 @@ def dots(axes: Any) -> dict[tuple[float, float], str]:
     found = {}
     for cells in axes.collections:
         colours = (
-            np.broadcast_to(cells.get_facecolor(), (len(cells.get_offsets()), 4)) if len(cells.get_offsets()) else ()
+            np.broadcast_to(cells.get_facecolor(), (len(cells.get_offsets()), 4))
+            if len(cells.get_offsets())
+            else ()
         )
-        found |= {tuple(map(float, xy)): as_hex(c) for xy, c in zip(cells.get_offsets(), colours, strict=True)}
+        found |= {
+            tuple(map(float, xy)): as_hex(c)
+            for xy, c in zip(cells.get_offsets(), colours, strict=True)
+        }
     return found
 
 
@@ -55,21 +60,26 @@ def test_umap_draws_every_cell_in_its_colour(embedded: Any, quick_layout: list[n
     colours = plot.colours(embedded, "region")
     expected = [MISSING_COLOUR] * 9 + [colours[r] for r in embedded.obs["region"][9:]]
     assert dots(axes) == {
-        tuple(map(float, xy)): c for xy, c in zip(embedded.obsm["X_test"][:, :2], expected, strict=True)
+        tuple(map(float, xy)): c
+        for xy, c in zip(embedded.obsm["X_test"][:, :2], expected, strict=True)
     }
     np.testing.assert_array_equal(quick_layout[0], embedded.obsm["X_test"])
     assert len(axes.get_legend().get_texts()) == 6
 
 
 def test_umap_of_numbers_and_of_an_array(embedded: Any, quick_layout: list[np.ndarray]) -> None:
-    axes = plot.umap(embedded, use_rep=embedded.obsm["X_test"][:, ::-1], color="SIM2", title="shown")
+    axes = plot.umap(
+        embedded, use_rep=embedded.obsm["X_test"][:, ::-1], color="SIM2", title="shown"
+    )
     at = {tuple(map(float, xy)): i for i, xy in enumerate(embedded.obsm["X_test"][:, :-3:-1])}
     cells = axes.collections[-1]
     order = [at[tuple(map(float, xy))] for xy in cells.get_offsets()]
     np.testing.assert_allclose(cells.get_array(), embedded[:, "SIM2"].X.toarray().ravel()[order])
     assert axes.get_title() == "shown"
     embedded.obs["nothing"] = np.nan
-    assert set(dots(plot.umap(embedded, use_rep="X_test", color="nothing")).values()) == {MISSING_COLOUR}
+    assert set(dots(plot.umap(embedded, use_rep="X_test", color="nothing")).values()) == {
+        MISSING_COLOUR
+    }
 
 
 def test_a_large_umap_is_sampled_and_says_so(
@@ -97,7 +107,9 @@ def test_umap_refuses(embedded: Any, quick_layout: list[np.ndarray]) -> None:
 def test_the_real_umap_is_quiet_repeatable_and_writes_nothing(embedded: Any, n_cells: int) -> None:
     adata = embedded[:n_cells].copy()
     before = adata.copy()
-    first, second, other = (plot.umap(adata, use_rep="X_test", color="region", seed=seed) for seed in (0, 0, 1))
+    first, second, other = (
+        plot.umap(adata, use_rep="X_test", color="region", seed=seed) for seed in (0, 0, 1)
+    )
     assert len(dots(first)) == n_cells
     assert dots(first) == dots(second) != dots(other)
     for part in ("obs", "obsm", "obsp", "uns"):
@@ -110,7 +122,9 @@ def test_confusion_is_by_true_class() -> None:
     axes = plot.confusion(true, predicted)
     expected = np.array([[1, 0, 0, 0], [1 / 3, 2 / 3, 0, 0], [0, 0, 0, 1], [np.nan] * 4])
     np.testing.assert_allclose(np.ma.filled(axes.images[0].get_array(), np.nan), expected)
-    names = [[t.get_text() for t in side] for side in (axes.get_xticklabels(), axes.get_yticklabels())]
+    names = [
+        [t.get_text() for t in side] for side in (axes.get_xticklabels(), axes.get_yticklabels())
+    ]
     assert names == [["a", "b", "c", "d"]] * 2
     assert "2 of 7 cells" in axes.get_xlabel()
     assert axes.get_ylabel() == "true"
@@ -121,7 +135,9 @@ def test_confusion_in_counts_on_given_axes() -> None:
     import matplotlib.pyplot as plt
 
     given = plt.subplots()[1]
-    axes = plot.confusion(pd.Categorical(["10", "2", "2"]), ["10", "2", "10"], normalise=False, ax=given)
+    axes = plot.confusion(
+        pd.Categorical(["10", "2", "2"]), ["10", "2", "10"], normalise=False, ax=given
+    )
     assert axes is given
     np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 1], [0, 1]])
     assert [t.get_text() for t in axes.get_yticklabels()] == ["2", "10"]
@@ -147,7 +163,9 @@ def test_predicted_against_true(n: int) -> None:
     assert axes.get_title() == f"all: Pearson {r:.3f}"
     cells = axes.collections[0]
     if n == 50:
-        np.testing.assert_allclose(cells.get_offsets(), np.column_stack([true.ravel(), predicted.ravel()]))
+        np.testing.assert_allclose(
+            cells.get_offsets(), np.column_stack([true.ravel(), predicted.ravel()])
+        )
     else:
         assert cells.get_array().sum() == 2 * n  # every pair is in one hexagon
     (line,) = axes.get_lines()

@@ -35,7 +35,9 @@ def test_categories_are_drawn_in_their_places(simulated: Any) -> None:
     low, high = axes.get_ylim()
     assert low > high  # y downwards, as on a slide
     assert axes.get_title() == "region"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(adata.obs["region"].cat.categories)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(
+        adata.obs["region"].cat.categories
+    )
 
 
 def test_drawing_twice_leaves_y_downwards(simulated: Any) -> None:
@@ -50,7 +52,11 @@ def test_numbers_and_genes_have_a_colour_bar(simulated: Any, color: str) -> None
     adata = simulated()
     adata.obs["depth"] = np.asarray(adata.X.sum(axis=1)).ravel()
     axes = plot.spatial(adata, color=color, title="shown")
-    expected = adata.obs["depth"].to_numpy(dtype=float) if color == "depth" else adata[:, "SIM3"].X.toarray().ravel()
+    expected = (
+        adata.obs["depth"].to_numpy(dtype=float)
+        if color == "depth"
+        else adata[:, "SIM3"].X.toarray().ravel()
+    )
     np.testing.assert_allclose(axes.collections[0].get_array(), expected)
     assert len(axes.child_axes) == 1
     assert not plot.spatial(adata, color=color, legend=False).child_axes
@@ -71,7 +77,9 @@ def test_repeated_genes_are_summed(simulated: Any) -> None:
     adata = simulated()
     expected = adata[:, ["SIM1", "SIM2"]].X.toarray().sum(axis=1)
     adata.var_names = ["SIM1", "SIM1", *adata.var_names[2:]]
-    np.testing.assert_allclose(plot.spatial(adata, color="SIM1").collections[0].get_array(), expected)
+    np.testing.assert_allclose(
+        plot.spatial(adata, color="SIM1").collections[0].get_array(), expected
+    )
 
 
 def test_dense_counts_strings_and_flags(simulated: Any) -> None:
@@ -176,7 +184,9 @@ def test_the_image_lies_where_the_cells_lie(simulated: Any, layout: str) -> None
 
 
 @pytest.mark.parametrize("shift", [0.0, 37.0])
-def test_a_large_image_is_shrunk_in_its_place(simulated: Any, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_shrunk_in_its_place(
+    simulated: Any, shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("terrazzo.plot.tissue.MAX_SIDE_PX", 100)
     adata = simulated()
     adata.obsm["spatial"] += shift - adata.obsm["spatial"].min(axis=0) + 30
@@ -214,7 +224,11 @@ def test_no_image(simulated: Any) -> None:
     with pytest.raises(InputError, match="there is no image"):
         plot.spatial(simulated(), color="region", image=True)
     with pytest.raises(InputError, match="no cell lies on the image"):
-        plot.spatial(simulated(), color="region", image=tz.TissueImage(np.zeros((9, 9, 3), np.uint8), scale=1e6))
+        plot.spatial(
+            simulated(),
+            color="region",
+            image=tz.TissueImage(np.zeros((9, 9, 3), np.uint8), scale=1e6),
+        )
 
 
 def test_the_anndata_is_left_alone(simulated: Any) -> None:
@@ -242,7 +256,15 @@ def test_what_cannot_be_drawn_is_said(simulated: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"alpha": 2}, {"size": 0}, {"image": "yes"}, {"palette": ["red"]}, {"palette": "jett"}, {"image": 1}]
+    "option",
+    [
+        {"alpha": 2},
+        {"size": 0},
+        {"image": "yes"},
+        {"palette": ["red"]},
+        {"palette": "jett"},
+        {"image": 1},
+    ],
 )
 def test_impossible_options(simulated: Any, option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(option))):
@@ -256,9 +278,14 @@ def test_a_grid_has_a_panel_for_each(simulated: Any) -> None:
     panels = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in panels] == ["a", "b", "c", "d"]
     assert len(figure.axes) == 6
-    assert all(sum(len(c.get_offsets()) for c in ax.collections) == adata.n_obs and ax.images for ax in panels)
+    assert all(
+        sum(len(c.get_offsets()) for c in ax.collections) == adata.n_obs and ax.images
+        for ax in panels
+    )
     single = drawn(plot.spatial(adata, color="region"))
-    assert {n: colour_of(c) for n, c in drawn(panels[0]).items()} == {n: colour_of(c) for n, c in single.items()}
+    assert {n: colour_of(c) for n, c in drawn(panels[0]).items()} == {
+        n: colour_of(c) for n, c in single.items()
+    }
     assert len(plot.spatial_grid(adata, "region").axes) == 1
 
 

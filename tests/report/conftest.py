@@ -47,11 +47,19 @@ class Page(HTMLParser):
     def unpack(self, field: dict[str, Any]) -> Any:
         """Return an array or a list of texts, as the script does."""
         content = zlib.decompress(base64.b64decode(self.scripts[field["block"]]))
-        return json.loads(content) if field["kind"] == "json" else np.frombuffer(content, f"<{field['kind']}")
+        return (
+            json.loads(content)
+            if field["kind"] == "json"
+            else np.frombuffer(content, f"<{field['kind']}")
+        )
 
     def named(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
         """Return the attributes of the tags of a name that have these values."""
-        return [a for name, a in self.tags if name == tag and all(a.get(k) == v for k, v in wanted.items())]
+        return [
+            a
+            for name, a in self.tags
+            if name == tag and all(a.get(k) == v for k, v in wanted.items())
+        ]
 
 
 @pytest.fixture
@@ -65,6 +73,10 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Page]
         if not stills:
             monkeypatch.setattr(pages, "still", lambda sheet: "data:image/png;base64,")
         options = {"projection": "pca", "progress": False, **options}
-        return Page(report.write(sources, tmp_path / "page" / "report.html", **options).read_text(encoding="utf-8"))
+        return Page(
+            report.write(sources, tmp_path / "page" / "report.html", **options).read_text(
+                encoding="utf-8"
+            )
+        )
 
     return make

@@ -10,24 +10,42 @@ import pytest
 from terrazzo.report import curves
 
 COLUMNS = [
-    "step", "epoch", "lr", "train/gradient_norm", "train/loss", "train/masked_sites", "train/masked", "val/loss",
-    "val/masked_sites", "val/masked_sites_mean", "val/masked_sites_neighbours", "val/masked", "val/masked_mean",
-]  # fmt: skip
+    "step",
+    "epoch",
+    "lr",
+    "train/gradient_norm",
+    "train/loss",
+    "train/masked_sites",
+    "train/masked",
+    "val/loss",
+    "val/masked_sites",
+    "val/masked_sites_mean",
+    "val/masked_sites_neighbours",
+    "val/masked",
+    "val/masked_mean",
+]
 
 
 def test_parts_and_what_is_trivial() -> None:
     assert curves.parts(COLUMNS) == ["masked_sites", "masked", "loss"]
     assert curves.trivial_of("masked_sites", COLUMNS) == {
-        "mean": "val/masked_sites_mean", "neighbours": "val/masked_sites_neighbours",
-    }  # fmt: skip
-    assert curves.trivial_of("masked", COLUMNS) == {"mean": "val/masked_mean"}  # not those of masked_sites
-    assert curves.parts(["step", "train/loss", "train/own"]) == ["own"]  # the sum of one part is that part
+        "mean": "val/masked_sites_mean",
+        "neighbours": "val/masked_sites_neighbours",
+    }
+    assert curves.trivial_of("masked", COLUMNS) == {
+        "mean": "val/masked_mean"
+    }  # not those of masked_sites
+    assert curves.parts(["step", "train/loss", "train/own"]) == [
+        "own"
+    ]  # the sum of one part is that part
     assert curves.parts(["step", "train/loss"]) == ["loss"]
 
 
 def test_points_lie_where_they_should(tmp_path: Path) -> None:
     log = tmp_path / "own.csv"
-    log.write_text("step,epoch,train/own,val/own,val/own_mean\n0,0,4.0,,\n50,1,,2.5,3.0\n100,1,2.0,2.0,3.0\n")
+    log.write_text(
+        "step,epoch,train/own,val/own,val/own_mean\n0,0,4.0,,\n50,1,,2.5,3.0\n100,1,2.0,2.0,3.0\n"
+    )
     run = curves.read(log, "mine")
     (panel,) = run.panels
     training, held_out = panel.lines
@@ -64,7 +82,12 @@ def test_names_of_lines_do_not_collide(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 10, [0, 2, 4, 6, 8, 10]), (0.61, 0.64, [0.61, 0.62, 0.63, 0.64]), (3, 3, [3]), (0, 600, [0, 200, 400, 600])],
+    [
+        (0, 10, [0, 2, 4, 6, 8, 10]),
+        (0.61, 0.64, [0.61, 0.62, 0.63, 0.64]),
+        (3, 3, [3]),
+        (0, 600, [0, 200, 400, 600]),
+    ],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert curves.ticks(low, high) == pytest.approx(expected)

@@ -41,11 +41,18 @@ def test_the_page_is_whole(embedded: Any, page: Any) -> None:
     made = page(embedded, title="Mine & yours", about="What it is <about>.")
     assert made.text.startswith("<!doctype html>")
     assert made.text.endswith("</html>\n")
-    for word in ("Mine & yours", "What it is <about>.", "Provenance", "This file needs no network."):
+    for word in (
+        "Mine & yours",
+        "What it is <about>.",
+        "Provenance",
+        "This file needs no network.",
+    ):
         assert word in " ".join(made.words)
     assert len(made.named("section", id="slice-0")) == 1
     assert made.named("html")[0]["lang"] == "en"
-    assert {"role", "aria-label", "aria-labelledby"} <= {name for _, attributes in made.tags for name in attributes}
+    assert {"role", "aria-label", "aria-labelledby"} <= {
+        name for _, attributes in made.tags for name in attributes
+    }
 
 
 def test_nothing_comes_from_elsewhere(embedded: Any, page: Any) -> None:
@@ -62,20 +69,28 @@ def test_nothing_comes_from_elsewhere(embedded: Any, page: Any) -> None:
 
 def test_the_policy_runs_this_script_and_no_other(embedded: Any, page: Any) -> None:
     made = page(embedded)
-    (policy,) = [a["content"] for a in made.named("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for a in made.named("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
     for kind, text in (("script", made.scripts["script"]), ("style", made.scripts["style"])):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert not any(name.startswith("on") or name == "style" for _, attributes in made.tags for name in attributes)
+    assert not any(
+        name.startswith("on") or name == "style"
+        for _, attributes in made.tags
+        for name in attributes
+    )
 
 
 def test_the_script_makes_no_html_of_data() -> None:
     for name in pages.SCRIPTS:
         text = pages._own(name)
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text)
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text
+        )
 
 
 def test_hostile_names_are_texts(simulated: Any, page: Any, tmp_path: Path) -> None:
@@ -92,14 +107,19 @@ def test_hostile_names_are_texts(simulated: Any, page: Any, tmp_path: Path) -> N
     scores = tmp_path / f"{HOSTILE.replace('/', '')}.csv"
     pd.DataFrame({HOSTILE: [HOSTILE]}).to_csv(scores, index=False)
     del adata.uns["terrazzo"][HOSTILE]["coverage"]
-    made = page([adata, scores], title=HOSTILE, about=HOSTILE, genes=[HOSTILE], embeddings=[HOSTILE])
+    made = page(
+        [adata, scores], title=HOSTILE, about=HOSTILE, genes=[HOSTILE], embeddings=[HOSTILE]
+    )
     assert not made.named("img", src="x")
     assert not any("onerror" in attributes for _, attributes in made.tags)
     assert "<img src=x" not in made.text
     assert made.text.count("<script") == made.text.count("</script>")
     assert HOSTILE in made.words
     (sheet,) = made.data["slices"]
-    kinds = {column["name"]: [label["name"] for label in column.get("labels", [])] for column in sheet["columns"]}
+    kinds = {
+        column["name"]: [label["name"] for label in column.get("labels", [])]
+        for column in sheet["columns"]
+    }
     assert HOSTILE in kinds["kind"]
     assert HOSTILE in kinds
     assert sheet["genes"][0]["name"].startswith(HOSTILE)
@@ -113,20 +133,28 @@ def test_the_data_are_those_of_the_slice(embedded: Any, page: Any) -> None:
     tissue = tz.Slice.from_anndata(embedded)
     for axis, field in enumerate((sheet["x"], sheet["y"])):
         places = field["low"] + field["step"] * made.unpack(field)
-        np.testing.assert_allclose(places, tissue.coords[:, axis], atol=field["step"])  # y as it is: it grows downwards
+        np.testing.assert_allclose(
+            places, tissue.coords[:, axis], atol=field["step"]
+        )  # y as it is: it grows downwards
     assert made.unpack(sheet["names"]) == list(embedded.obs_names)
     np.testing.assert_array_equal(made.unpack(sheet["totals"]), tissue.total_counts)
     column = next(c for c in sheet["columns"] if c["name"] == "region")
     labels = [label["name"] for label in column["labels"]]
     assert [labels[code] for code in made.unpack(column)] == embedded.obs["region"].tolist()
-    assert [label["cells"] for label in column["labels"]] == embedded.obs["region"].value_counts()[labels].tolist()
-    assert {label["name"]: label["colour"] for label in column["labels"]} == tz.plot.colours(embedded, "region")
+    assert [label["cells"] for label in column["labels"]] == embedded.obs["region"].value_counts()[
+        labels
+    ].tolist()
+    assert {label["name"]: label["colour"] for label in column["labels"]} == tz.plot.colours(
+        embedded, "region"
+    )
     assert len(sheet["genes"]) == 7
     for gene in sheet["genes"]:
         expected = embedded[:, gene["name"]].X.toarray().ravel()
         np.testing.assert_array_equal(made.unpack(gene) * gene["unit"], expected)
     others = made.unpack(sheet["others"])
-    assert sorted([*others, *(gene["name"] for gene in sheet["genes"])]) == sorted(embedded.var_names)
+    assert sorted([*others, *(gene["name"] for gene in sheet["genes"])]) == sorted(
+        embedded.var_names
+    )
 
 
 def test_groups_of_columns(embedded: Any, page: Any) -> None:
@@ -141,7 +169,11 @@ def test_groups_of_columns(embedded: Any, page: Any) -> None:
     (sheet,) = made.data["slices"]
     groups = {column["name"]: column["group"] for column in sheet["columns"]}
     assert groups["X_t3_domain"] == "Domains"
-    assert (groups["flag"], groups["share"], groups["genes detected"]) == ("Labels", "Numbers", "Numbers")
+    assert (groups["flag"], groups["share"], groups["genes detected"]) == (
+        "Labels",
+        "Numbers",
+        "Numbers",
+    )
     assert not {"one", "none"} & set(groups)
     text = " ".join(made.words)
     assert "one: the same" in text
@@ -172,14 +204,23 @@ def test_numbers_that_are_no_counts(simulated: Any, page: Any) -> None:
 
 def test_coverage_and_provenance(simulated: Any, page: Any) -> None:
     adata = simulated()
-    met = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata[:, :45])]).coverage(tz.Slice.from_anndata(adata))
+    met = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata[:, :45])]).coverage(
+        tz.Slice.from_anndata(adata)
+    )
     record = {
-        "model": "SToFM", "trained": np.bool_(True), "checkpoint_sha256": "5e2f" * 16, "date": "2026-11-28T10:00:00",
-        "coverage": json.dumps(met.to_dict()), "settings": json.dumps({"split_size": 1000}), "n_empty": np.int64(3),
-    }  # fmt: skip
+        "model": "SToFM",
+        "trained": np.bool_(True),
+        "checkpoint_sha256": "5e2f" * 16,
+        "date": "2026-11-28T10:00:00",
+        "coverage": json.dumps(met.to_dict()),
+        "settings": json.dumps({"split_size": 1000}),
+        "n_empty": np.int64(3),
+    }
     adata.uns["terrazzo"] = {"X_stofm": record}
     made = page(adata)
-    assert {"Gene coverage", "Provenance", "5e2f" * 16, "2026-11-28T10:00:00", "True"} <= set(made.words)
+    assert {"Gene coverage", "Provenance", "5e2f" * 16, "2026-11-28T10:00:00", "True"} <= set(
+        made.words
+    )
     assert f"{met.share_counts:.1%}" in made.words
     assert "45 of 60" in made.words
     assert ", ".join(met.unmatched_examples) in made.words
@@ -214,7 +255,9 @@ def test_a_still_picture_for_paper(embedded: Any, page: Any) -> None:
     assert "coloured by region, " in str(picture["alt"])
 
 
-def test_many_cells_are_sampled_and_that_is_said(simulated: Any, page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_cells_are_sampled_and_that_is_said(
+    simulated: Any, page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("terrazzo.report.slices.CELLS", 50)
     made = page(simulated(80, 40))
     assert made.data["slices"][0]["cells"] == 50

@@ -17,13 +17,17 @@ from terrazzo.report.packing import Blocks, jpeg, smallest
 
 
 def unpacked(blocks: Blocks, field: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(zlib.decompress(base64.b64decode(blocks.held[field["block"]])), f"<{field['kind']}")
+    return np.frombuffer(
+        zlib.decompress(base64.b64decode(blocks.held[field["block"]])), f"<{field['kind']}"
+    )
 
 
 def slice_of(counts: np.ndarray, names: list[str], coords: np.ndarray) -> tz.Slice:
     ids = np.array(["" for _ in names])
     cells = np.array([f"c{i}" for i in range(len(counts))])
-    return tz.Slice(sparse.csr_matrix(counts.astype(np.float32)), ids, np.array(names), coords, cells, unit="um")
+    return tz.Slice(
+        sparse.csr_matrix(counts.astype(np.float32)), ids, np.array(names), coords, cells, unit="um"
+    )
 
 
 @pytest.fixture
@@ -66,9 +70,12 @@ def test_fewer_genes_of_many_cells(striped: tz.Slice, monkeypatch: pytest.Monkey
 
 def test_a_symbol_that_repeats_is_told_apart() -> None:
     tissue = tz.Slice(
-        sparse.csr_matrix(np.eye(3, dtype=np.float32)), np.array(["ENSG1", "ENSG2", "ENSG3"]), np.array(["A", "A", ""]),
-        np.eye(3, 2), np.array(["a", "b", "c"]),
-    )  # fmt: skip
+        sparse.csr_matrix(np.eye(3, dtype=np.float32)),
+        np.array(["ENSG1", "ENSG2", "ENSG3"]),
+        np.array(["A", "A", ""]),
+        np.eye(3, 2),
+        np.array(["a", "b", "c"]),
+    )
     assert expression.names_of(tissue) == ["A (ENSG1)", "A (ENSG2)", "ENSG3"]
     assert expression.find(tissue, ["A", "ENSG2", "A (ENSG2)"]) == ([0, 1, 1], [])
 
@@ -82,17 +89,23 @@ def test_counts_are_kept_exactly_and_others_finely() -> None:
     for column, gene in enumerate(packed):
         np.testing.assert_array_equal(unpacked(blocks, gene) * gene["unit"], counts[:, column])
     total = counts.sum(axis=1)
-    assert packed[1]["high"] == pytest.approx(np.percentile(np.log1p(counts[:, 1] / total * 1e4), 99.5), rel=1e-5)
+    assert packed[1]["high"] == pytest.approx(
+        np.percentile(np.log1p(counts[:, 1] / total * 1e4), 99.5), rel=1e-5
+    )
     half = slice_of(counts / 2, ["a", "b", "c"], np.eye(3, 2))
     packed = expression.pack(half, [0], blocks)
-    np.testing.assert_allclose(unpacked(blocks, packed[0]) * packed[0]["unit"], counts[:, 0] / 2, atol=1e-4)
+    np.testing.assert_allclose(
+        unpacked(blocks, packed[0]) * packed[0]["unit"], counts[:, 0] / 2, atol=1e-4
+    )
 
 
 def test_places_in_two_bytes() -> None:
     blocks, values = Blocks(), np.array([-5.0, 0.25, 6000.0])
     field = blocks.places(values)
     assert field["kind"] == "u2"
-    np.testing.assert_allclose(field["low"] + field["step"] * unpacked(blocks, field), values, atol=0.1)
+    np.testing.assert_allclose(
+        field["low"] + field["step"] * unpacked(blocks, field), values, atol=0.1
+    )
     one = blocks.places(np.full(3, 7.0))
     np.testing.assert_array_equal(one["low"] + one["step"] * unpacked(blocks, one), [7, 7, 7])
     assert [smallest(np.array([n])) for n in (0, 255, 256, 70_000)] == ["u1", "u1", "u2", "u4"]
@@ -125,7 +138,12 @@ def test_which_embeddings_are_drawn(simulated: Any) -> None:
     for name in ("pca", "t1", "t3", "z50"):
         tz.Baseline(name, n_components=4).embed(adata)
     drawn, notes = layouts.draw(adata, None, "pca", "spatial", 0)
-    assert [one.key for one in drawn] == ["X_pca", "X_t1", "X_t3", "X_umap"]  # terrazzo's own come first
+    assert [one.key for one in drawn] == [
+        "X_pca",
+        "X_t1",
+        "X_t3",
+        "X_umap",
+    ]  # terrazzo's own come first
     assert "not drawn: X_z50" in notes[0]
     adata.obsm["X_pca"][3, 0] = np.nan
     drawn, notes = layouts.draw(adata, None, "pca", "spatial", 0)
@@ -136,7 +154,9 @@ def test_which_embeddings_are_drawn(simulated: Any) -> None:
         layouts.draw(adata, None, "x", "spatial", 0)  # type: ignore[arg-type]
 
 
-def test_umap_where_it_is_quick_and_components_where_not(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_umap_where_it_is_quick_and_components_where_not(
+    simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     adata = simulated(30, 40)
     adata.obsm["X_mine"] = np.random.default_rng(0).normal(size=(30, 4))
     monkeypatch.setattr(layouts, "umap_layout", lambda vectors, seed: vectors[:, :2] + seed)

@@ -21,9 +21,11 @@ LOG = "step,epoch,train/loss,val/loss\n0,0,2.0,\n1,0,1.0,1.5\n"
 @pytest.fixture
 def task() -> TaskResult:
     rows = [
-        *tidy({"accuracy": 0.5, "macro_f1": 0.25}, "random", 0), *tidy({"accuracy": 0.7}, "random", 1),
-        *tidy({"accuracy": 0.3}, "blocked", 0), *tidy({"pearson": 0.9}, "random", 0, "GENE1"),
-    ]  # fmt: skip
+        *tidy({"accuracy": 0.5, "macro_f1": 0.25}, "random", 0),
+        *tidy({"accuracy": 0.7}, "random", 1),
+        *tidy({"accuracy": 0.3}, "blocked", 0),
+        *tidy({"pearson": 0.9}, "random", 0, "GENE1"),
+    ]
     predictions = pd.DataFrame({"true": ["a", "b"]}, index=["c1", "c2"])
     return TaskResult("probe", pd.DataFrame(rows), predictions, {"seed": 3}, ("a note",))
 
@@ -34,15 +36,30 @@ def bench() -> dict[str, Any]:
     from terrazzo.bench import protocols, render
     from terrazzo.bench.run import COLUMNS, Table
 
-    published = {"data": "other <data>", "rows": [{"model": "Theirs", "part": "one", "accuracy": 0.7014}]}
+    published = {
+        "data": "other <data>",
+        "rows": [{"model": "Theirs", "part": "one", "accuracy": 0.7014}],
+    }
     protocol = protocols.from_dict(
         protocols.Protocol,
-        {"name": "small", "title": "Small", "source": "data at hand", "task": "probe", "metrics": ["accuracy"],
-         "label": "region", "parts": [{"name": "one", "dataset": "made", "test": "s"}], "published": published},
-    )  # fmt: skip
-    scores = pd.DataFrame([["PCA", "one", "random", "mlp3", "accuracy", 0, 0, 0.5]], columns=COLUMNS)
+        {
+            "name": "small",
+            "title": "Small",
+            "source": "data at hand",
+            "task": "probe",
+            "metrics": ["accuracy"],
+            "label": "region",
+            "parts": [{"name": "one", "dataset": "made", "test": "s"}],
+            "published": published,
+        },
+    )
+    scores = pd.DataFrame(
+        [["PCA", "one", "random", "mlp3", "accuracy", 0, 0, 0.5]], columns=COLUMNS
+    )
     absent = pd.DataFrame([["scGPT", "", "no weights"]], columns=["system", "part", "reason"])
-    return render.to_record(Table(protocol, scores, absent, {"PCA": 1.0}, ("a note",), "2026-11-28"), "terrazzo bench")
+    return render.to_record(
+        Table(protocol, scores, absent, {"PCA": 1.0}, ("a note",), "2026-11-28"), "terrazzo bench"
+    )
 
 
 def test_the_scores_of_a_task(task: TaskResult, tmp_path: Path) -> None:
@@ -59,7 +76,9 @@ def test_the_scores_of_a_task(task: TaskResult, tmp_path: Path) -> None:
     assert sources.collect([task]).results[0].grids == found.grids
 
 
-def test_a_table_of_bench_and_what_was_published_stand_apart(bench: dict[str, Any], tmp_path: Path) -> None:
+def test_a_table_of_bench_and_what_was_published_stand_apart(
+    bench: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "small.json").write_text(json.dumps(bench))
     (found,) = sources.collect([tmp_path / "small.json"]).results
     ours, theirs = found.grids
@@ -70,7 +89,9 @@ def test_a_table_of_bench_and_what_was_published_stand_apart(bench: dict[str, An
     assert any("no weights" in remark for remark in found.remarks)
 
 
-def test_published_numbers_are_set_apart_on_the_page(bench: dict[str, Any], tmp_path: Path, page: Any) -> None:
+def test_published_numbers_are_set_apart_on_the_page(
+    bench: dict[str, Any], tmp_path: Path, page: Any
+) -> None:
     (tmp_path / "small.json").write_text(json.dumps(bench))
     made = page(tmp_path / "small.json")
     text = made.text
@@ -82,19 +103,28 @@ def test_published_numbers_are_set_apart_on_the_page(bench: dict[str, Any], tmp_
 
 
 def test_what_a_benchmark_script_wrote(tmp_path: Path) -> None:
-    record = {"title": "Speed", "command": "python x.py", "date": "2026-11-28", "rows": [{"a": 1.23456, "b": None}]}
+    record = {
+        "title": "Speed",
+        "command": "python x.py",
+        "date": "2026-11-28",
+        "rows": [{"a": 1.23456, "b": None}],
+    }
     (tmp_path / "speed.json").write_text(json.dumps(record | {"notes": ["slow machine"]}))
     (found,) = sources.collect([tmp_path / "speed.json"]).results
     assert found.grids[0].rows == [["1.235", ""]]
     assert (found.title, found.remarks) == ("Speed", ["slow machine"])
 
 
-def test_a_folder_is_looked_through(simulated: Any, task: TaskResult, bench: dict[str, Any], tmp_path: Path) -> None:
+def test_a_folder_is_looked_through(
+    simulated: Any, task: TaskResult, bench: dict[str, Any], tmp_path: Path
+) -> None:
     folder = tmp_path / "all"
     (folder / "deep" / "er").mkdir(parents=True)
     simulated(30, 40).write_h5ad(folder / "deep" / "a.h5ad")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the format of zarr, which changes between versions
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # of the format of zarr, which changes between versions
         simulated(30, 40).write_zarr(folder / "b.zarr")
     task.save(folder / "scores")
     (folder / "run" / "logs").mkdir(parents=True)
@@ -134,7 +164,9 @@ def test_a_folder_is_looked_through(simulated: Any, task: TaskResult, bench: dic
         ("a.json", '{"table": 1, "protocol": {}, "scores": []}', "protocol"),
     ],
 )
-def test_bad_input_is_one_line_that_names_it(name: str, content: str, words: str, tmp_path: Path) -> None:
+def test_bad_input_is_one_line_that_names_it(
+    name: str, content: str, words: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(tz.errors.TerrazzoError) as caught:
         tz.report.write(tmp_path / name, tmp_path / "report.html")

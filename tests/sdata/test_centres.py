@@ -25,20 +25,37 @@ def by_grid(rings: list[np.ndarray], holes: list[np.ndarray]) -> np.ndarray:
     from matplotlib.path import Path
 
     low, high = np.concatenate(rings).min(axis=0), np.concatenate(rings).max(axis=0)
-    grid = np.stack(np.meshgrid(*[np.linspace(a, b, 600) for a, b in zip(low, high, strict=True)]), -1).reshape(-1, 2)
+    grid = np.stack(
+        np.meshgrid(*[np.linspace(a, b, 600) for a, b in zip(low, high, strict=True)]), -1
+    ).reshape(-1, 2)
     inside = np.any([Path(ring).contains_points(grid) for ring in rings], axis=0)
-    inside &= ~np.any([Path(ring).contains_points(grid) for ring in holes], axis=0) if holes else True
+    inside &= (
+        ~np.any([Path(ring).contains_points(grid) for ring in holes], axis=0) if holes else True
+    )
     return grid[inside].mean(axis=0)
 
 
 def test_polygons_holes_and_several_parts() -> None:
     ring, other, hole = star(100, 50, 0), star(120, 55, 1), np.array(square(100.2, 50.1, 0.5))
-    found = centres.of_wkb([
-        polygon(ring), polygon(ring[::-1]), polygon(ring, hole), polygon(ring, hole[::-1]),
-        multipolygon(polygon(ring, hole), polygon(other[::-1])), polygon(ring, order=">"), None,
-    ])  # fmt: skip
-    expected = [by_grid([ring], []), by_grid([ring], []), by_grid([ring], [hole]), by_grid([ring], [hole]),
-                by_grid([ring, other], [hole]), by_grid([ring], [])]  # fmt: skip
+    found = centres.of_wkb(
+        [
+            polygon(ring),
+            polygon(ring[::-1]),
+            polygon(ring, hole),
+            polygon(ring, hole[::-1]),
+            multipolygon(polygon(ring, hole), polygon(other[::-1])),
+            polygon(ring, order=">"),
+            None,
+        ]
+    )
+    expected = [
+        by_grid([ring], []),
+        by_grid([ring], []),
+        by_grid([ring], [hole]),
+        by_grid([ring], [hole]),
+        by_grid([ring, other], [hole]),
+        by_grid([ring], []),
+    ]
     np.testing.assert_allclose(found[:-1], expected, atol=0.02)
     np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
     np.testing.assert_allclose(found[2], found[3], rtol=1e-12)
@@ -52,7 +69,9 @@ def test_far_from_the_origin_no_digits_are_lost() -> None:
 
 def test_points_and_flat_things() -> None:
     line = [[0, 0], [4, 0], [0, 0]]
-    found = centres.of_wkb([point(1, 2), point(3, 4, ">"), polygon(line), struct.pack("<BI3d", 1, 1001, 5, 6, 7)])
+    found = centres.of_wkb(
+        [point(1, 2), point(3, 4, ">"), polygon(line), struct.pack("<BI3d", 1, 1001, 5, 6, 7)]
+    )
     np.testing.assert_allclose(found, [[1, 2], [3, 4], [4 / 3, 0], [5, 6]])
     assert np.isnan(centres.of_wkb([point(np.nan, np.nan)])).all()
 
@@ -86,7 +105,9 @@ def test_ragged_arrays_are_the_same() -> None:
     polygons = centres.of_wkb([polygon(rings[0], rings[1]), polygon(rings[2])])
     np.testing.assert_allclose(centres.of_ragged(xy, [ends, np.array([0, 2, 3])]), polygons)
     whole = centres.of_wkb([multipolygon(polygon(rings[0], rings[1]), polygon(rings[2]))])
-    np.testing.assert_allclose(centres.of_ragged(xy, [ends, np.array([0, 2, 3]), np.array([0, 2])]), whole)
+    np.testing.assert_allclose(
+        centres.of_ragged(xy, [ends, np.array([0, 2, 3]), np.array([0, 2])]), whole
+    )
     for wrong in ([ends, np.array([0, 2])], [ends + 1, np.array([0, 2, 3])], [ends]):
         with pytest.raises(ValueError, match="offsets"):
             centres.of_ragged(xy, wrong)

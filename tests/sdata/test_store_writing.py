@@ -25,9 +25,13 @@ N = 6
 
 
 def make(path: Path, zarr_format: int = 3, consolidated: bool = True) -> Path:
-    store = Writer(path, zarr_format).shapes("cells", list(range(N)), [point(i, i) for i in range(N)], world=IDENTITY)
+    store = Writer(path, zarr_format).shapes(
+        "cells", list(range(N)), [point(i, i) for i in range(N)], world=IDENTITY
+    )
     store.image("he", np.ones((3, 20, 20), np.uint8), world=IDENTITY)
-    store.table("table", table("cells", list(range(N)))).table("other", table("cells", list(range(N)), seed=1))
+    store.table("table", table("cells", list(range(N)))).table(
+        "other", table("cells", list(range(N)), seed=1)
+    )
     return store.done() if consolidated else store.path
 
 
@@ -41,8 +45,14 @@ def changed(path: Path) -> AnnData:
 
 def others(path: Path) -> dict[str, str]:
     """Checksums of all but the table and what describes the whole."""
-    kept = {name: digest for name, digest in hash_files(path).items() if not name.startswith("tables/table/")}
-    return {name: digest for name, digest in kept.items() if name not in ("zarr.json", ".zmetadata")}
+    kept = {
+        name: digest
+        for name, digest in hash_files(path).items()
+        if not name.startswith("tables/table/")
+    }
+    return {
+        name: digest for name, digest in kept.items() if name not in ("zarr.json", ".zmetadata")
+    }
 
 
 def check(path: Path, zarr_format: int, consolidated: bool = True) -> None:
@@ -57,8 +67,10 @@ def check(path: Path, zarr_format: int, consolidated: bool = True) -> None:
     assert group.metadata.zarr_format == zarr_format
     attributes = group.attrs.asdict()
     assert (attributes["region"], attributes["region_key"], attributes["instance_key"]) == (
-        "cells", "region", "instance",
-    )  # fmt: skip
+        "cells",
+        "region",
+        "instance",
+    )
     assert attributes["spatialdata-encoding-type"] == "ngff:regions_table"
     assert attributes["version"] == {2: "0.1", 3: "0.2"}[zarr_format]
     assert attributes["encoding-type"] == "anndata"
@@ -87,7 +99,9 @@ def test_in_a_copy(tmp_path: Path, zarr_format: int) -> None:
         assert others(target) == others(path)
         assert sorted(one.name for one in tmp_path.iterdir()) == ["out.zarr", "x.zarr"]
     inode = next(target.rglob("*.parquet")).stat().st_ino
-    assert inode != next(path.rglob("*.parquet")).stat().st_ino  # what happens to the copy never reaches the input
+    assert (
+        inode != next(path.rglob("*.parquet")).stat().st_ino
+    )  # what happens to the copy never reaches the input
 
 
 def test_rows_that_are_not_the_tables_are_refused(tmp_path: Path) -> None:
@@ -104,7 +118,9 @@ def test_rows_that_are_not_the_tables_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["write", "rename"])
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_full_disk_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     path, target = make(tmp_path / "x.zarr"), tmp_path / "out.zarr"
     adata = changed(path)
     shutil.copytree(path, target)
@@ -117,7 +133,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr("anndata.io.write_elem", full)
     else:
         rename = Path.rename
-        monkeypatch.setattr(Path, "rename", lambda a, b: full() if ".part" in str(a) else rename(a, b))
+        monkeypatch.setattr(
+            Path, "rename", lambda a, b: full() if ".part" in str(a) else rename(a, b)
+        )
     with pytest.raises(OutputError, match="the disk is full"):
         tz.write_table(path, adata, table="table")
     with pytest.raises(OutputError, match=r"out.zarr could not be written: the disk is full"):
@@ -126,7 +144,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out.zarr", "x.zarr"]
 
 
-def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make(tmp_path / "x.zarr")
 
     def stop(*given: Any) -> None:
@@ -138,7 +158,9 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert [one.name for one in tmp_path.iterdir()] == ["x.zarr"]
 
 
-def test_files_are_copied_without_the_kernels_help_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_copied_without_the_kernels_help_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "a"
     source.write_bytes(bytes(range(256)) * 9)
     for gone in (False, True):

@@ -29,7 +29,11 @@ def mapped(record: dict[str, Any], axes: str = "xy", after: str | None = None) -
         ({"type": "scale", "scale": [1, 3, 2]}, "cyx", XY * [2, 3]),
         ({"type": "translation", "translation": [7, -1]}, "yx", XY + np.array([-1, 7])),
         ({"type": "rotation", "rotation": [[0, -1], [1, 0]]}, "xy", XY[:, ::-1] * [-1, 1]),
-        ({"type": "affine", "affine": [[1, 2, 3], [4, 5, 6]]}, "xy", XY @ [[1, 4], [2, 5]] + [3, 6]),
+        (
+            {"type": "affine", "affine": [[1, 2, 3], [4, 5, 6]]},
+            "xy",
+            XY @ [[1, 4], [2, 5]] + [3, 6],
+        ),
         ({"type": "mapAxis", "mapAxis": {"x": "y", "y": "x"}}, "xy", XY[:, ::-1]),
     ],
 )
@@ -38,25 +42,41 @@ def test_each_kind(record: dict[str, Any], axes: str, expected: Any) -> None:
 
 
 def test_affine_of_an_image_with_other_axes_after() -> None:
-    affine = [[1, 0, 0, 0], [0, 0.1, 0.5, 3], [0, 0.5, -0.1, 7]]  # as spatialdata writes it: to c, x, y from c, y, x
+    affine = [
+        [1, 0, 0, 0],
+        [0, 0.1, 0.5, 3],
+        [0, 0.5, -0.1, 7],
+    ]  # as spatialdata writes it: to c, x, y from c, y, x
     expected = XY @ [[0.5, -0.1], [0.1, 0.5]] + [3, 7]
     np.testing.assert_allclose(mapped({"type": "affine", "affine": affine}, "cyx", "cxy"), expected)
 
 
 def test_sequences_go_from_left_to_right() -> None:
-    steps = [{"type": "scale", "scale": [2, 3]}, {"type": "translation", "translation": [1, 1]},
-             {"type": "sequence", "transformations": [{"type": "scale", "scale": [10, 10]}]}]  # fmt: skip
-    np.testing.assert_allclose(mapped({"type": "sequence", "transformations": steps}), (XY * [2, 3] + 1) * 10)
+    steps = [
+        {"type": "scale", "scale": [2, 3]},
+        {"type": "translation", "translation": [1, 1]},
+        {"type": "sequence", "transformations": [{"type": "scale", "scale": [10, 10]}]},
+    ]
+    np.testing.assert_allclose(
+        mapped({"type": "sequence", "transformations": steps}), (XY * [2, 3] + 1) * 10
+    )
 
 
 def test_by_dimension() -> None:
     x, y = ({"input": system(axis, axis), "output": system(axis, axis)} for axis in "xy")
     parts = [{"type": "scale", "scale": [2], **x}, {"type": "translation", "translation": [5], **y}]
-    np.testing.assert_allclose(mapped({"type": "byDimension", "transformations": parts}), XY * [2, 1] + [0, 5])
+    np.testing.assert_allclose(
+        mapped({"type": "byDimension", "transformations": parts}), XY * [2, 1] + [0, 5]
+    )
 
 
 def test_unit() -> None:
-    record = {"type": "scale", "scale": [2, 8], "input": system("xy", "xy"), "output": system("um", "xy", "micrometer")}
+    record = {
+        "type": "scale",
+        "scale": [2, 8],
+        "input": system("xy", "xy"),
+        "output": system("um", "xy", "micrometer"),
+    }
     found = from_records([record], "a")["um"]
     assert (found.unit, found.is_identity) == ("micrometer", False)
 

@@ -16,11 +16,15 @@ from terrazzo.slices import open_slice
 GENES = ["AATK", "ABL1", "NegPrb1", "SystemControl3", "Negative04", "ACE2"]
 
 
-def write(folder: Path, counts: np.ndarray, *, fovs: str = "mm", largest: float = 4000.0, **change: Any) -> Path:
+def write(
+    folder: Path, counts: np.ndarray, *, fovs: str = "mm", largest: float = 4000.0, **change: Any
+) -> Path:
     """Write the flat files of two fields of view with three cells each; row 0 of each counts what lies in no cell."""
     folder.mkdir(exist_ok=True)
     ids = pd.DataFrame({"fov": np.repeat([1, 2], 4), "cell_ID": np.tile([0, 1, 2, 3], 2)})
-    pd.concat([ids, pd.DataFrame(counts, columns=GENES)], axis=1).to_csv(folder / "Run_exprMat_file.csv", index=False)
+    pd.concat([ids, pd.DataFrame(counts, columns=GENES)], axis=1).to_csv(
+        folder / "Run_exprMat_file.csv", index=False
+    )
     cells = ids[ids["cell_ID"] > 0].iloc[::-1]
     local = cells["cell_ID"] * 100.0
     places = {
@@ -30,7 +34,9 @@ def write(folder: Path, counts: np.ndarray, *, fovs: str = "mm", largest: float 
         "CenterX_global_px": local + cells["fov"] * 4256,
         "CenterY_global_px": 7000.0,
     }
-    cells.assign(**places).rename(columns=change).to_csv(folder / "Run_metadata_file.csv", index=False)
+    cells.assign(**places).rename(columns=change).to_csv(
+        folder / "Run_metadata_file.csv", index=False
+    )
     table = pd.DataFrame({"FOV": [1, 2], "x_global_px": [0.0, 4256.0], "y_global_px": [0.0, 0.0]})
     if fovs == "mm":
         table = table.assign(x_global_mm=table["x_global_px"] * 0.00012, y_global_mm=0.0)
@@ -62,7 +68,9 @@ def test_cosmx(tmp_path: Path, counts: Any) -> None:
     ("fovs", "largest", "pixel"),
     [("px", 4000.0, 0.12028), ("", 4000.0, 0.12028), ("px", 5400.0, 0.18), ("mm", 5400.0, 0.12)],
 )
-def test_size_of_a_pixel(tmp_path: Path, counts: Any, fovs: str, largest: float, pixel: float) -> None:
+def test_size_of_a_pixel(
+    tmp_path: Path, counts: Any, fovs: str, largest: float, pixel: float
+) -> None:
     folder = write(tmp_path / "run", counts(8, 6), fovs=fovs, largest=largest)
     assert tz.read(folder).coord_scale == pytest.approx(pixel)
     assert tz.read(folder, microns_per_unit=0.2).coord_scale == 0.2
@@ -75,7 +83,9 @@ def test_quoted_and_decimal_ids(tmp_path: Path, counts: Any) -> None:
     folder = write(tmp_path / "run", counts(8, 6))
     expected = tz.read(folder).content_hash()
     cells = pd.read_csv(folder / "Run_metadata_file.csv")
-    cells.astype({"fov": float, "cell_ID": float}).to_csv(folder / "Run_metadata_file.csv", index=False, quoting=2)
+    cells.astype({"fov": float, "cell_ID": float}).to_csv(
+        folder / "Run_metadata_file.csv", index=False, quoting=2
+    )
     assert tz.read(folder).content_hash() == expected
 
 

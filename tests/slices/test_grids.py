@@ -49,7 +49,10 @@ def cells_of(grid: Grid) -> dict[tuple[int, int], list[int]]:
 
 def same_shape(grid: Grid, places: Array, tolerance: float = 1e-9) -> bool:
     """Say whether the grid's sites lie to each other as the true places do: turned and mirrored at most."""
-    return bool(np.abs(cdist(grid.places(grid.site), grid.places(grid.site)) - cdist(places, places)).max() < tolerance)
+    return bool(
+        np.abs(cdist(grid.places(grid.site), grid.places(grid.site)) - cdist(places, places)).max()
+        < tolerance
+    )
 
 
 # Arrays with numbers of their own
@@ -60,7 +63,8 @@ def test_hex_by_hand() -> None:
     assert (grid.shape, grid.layout) == ((3, 2), "hex")
     assert grid.site.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(
-        grid.places(np.array([0, 1, 2, 5])), [[0, 0], [1, 0], [0.5, np.sqrt(3) / 2], [1, np.sqrt(3)]]
+        grid.places(np.array([0, 1, 2, 5])),
+        [[0, 0], [1, 0], [0.5, np.sqrt(3) / 2], [1, np.sqrt(3)]],
     )
 
 
@@ -86,14 +90,18 @@ def test_hex_is_dense_and_true_neighbours_stay_neighbours(first_row: int, parity
     assert same_shape(grid, true)
     row, column = np.divmod(grid.site, grid.shape[1])
     steps = np.abs(row[:, None] - row[None]) + np.abs(column[:, None] - column[None])
-    assert steps[neighbours].max() == 2  # in the array they are next to each other, or diagonally so
+    assert (
+        steps[neighbours].max() == 2
+    )  # in the array they are next to each other, or diagonally so
     assert np.abs(row[:, None] - row[None])[neighbours].max() == 1
     assert np.abs(column[:, None] - column[None])[neighbours].max() == 1
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1), st.integers(0, 5), st.floats(0.02, 1.0))
 @settings(max_examples=60, deadline=None)
-def test_hex_with_holes_and_missing_rows(seed: int, parity: int, first_row: int, kept: float) -> None:
+def test_hex_with_holes_and_missing_rows(
+    seed: int, parity: int, first_row: int, kept: float
+) -> None:
     rng = np.random.default_rng(seed)
     lattice = visium(9, 7, first_row=first_row, parity=parity)
     lattice = lattice[np.isin(lattice[:, 0], first_row + np.flatnonzero(rng.random(9) < 0.7))]
@@ -102,7 +110,9 @@ def test_hex_with_holes_and_missing_rows(seed: int, parity: int, first_row: int,
         return
     grid = laid(lattice, lattice_kind="visium", layout="hex")
     assert len(grid.occupied) == len(lattice)
-    assert same_shape(grid, visium_places(lattice))  # rows that are missing stay missing: nothing moves together
+    assert same_shape(
+        grid, visium_places(lattice)
+    )  # rows that are missing stay missing: nothing moves together
     assert grid.shape[0] <= np.ptp(lattice[:, 0]) + 2
     assert grid.shape[1] <= np.ptp(lattice[:, 1]) // 2 + 2
 
@@ -118,12 +128,16 @@ def test_a_staggered_st_array_is_a_square_lattice_on_its_tip() -> None:
     lattice = visium(6, 5)
     grid = laid(lattice, lattice_kind="st")
     assert grid.layout == "square"
-    assert same_shape(grid, lattice / np.sqrt(2), tolerance=1e-9)  # neighbours are the diagonal ones
+    assert same_shape(
+        grid, lattice / np.sqrt(2), tolerance=1e-9
+    )  # neighbours are the diagonal ones
     assert len(grid.occupied) == len(lattice)
 
 
 def test_hex_is_refused_where_the_array_is_not_staggered() -> None:
-    with pytest.raises(InputError, match=r"brain: layout 'hex' is for staggered arrays.*Take layout 'square'"):
+    with pytest.raises(
+        InputError, match=r"brain: layout 'hex' is for staggered arrays.*Take layout 'square'"
+    ):
         laid(square(4, 4), layout="hex", name="brain")
 
 
@@ -146,10 +160,14 @@ def test_a_spot_or_two(lattice: list[list[int]], kind: str) -> None:
 def test_one_row_or_one_column(line: str, kind: str) -> None:
     step = 2 if kind == "visium" else 1
     along = np.arange(9) * step
-    lattice = np.stack([np.full(9, 3), along + 1] if line == "row" else [along, np.full(9, 4)], axis=1)
+    lattice = np.stack(
+        [np.full(9, 3), along + 1] if line == "row" else [along, np.full(9, 4)], axis=1
+    )
     grid = laid(lattice, lattice_kind=kind)
     assert len(grid.occupied) == 9
-    long = 9 if line == "row" or kind == "st" else 17  # in a column every second row of Visium is shifted away
+    long = (
+        9 if line == "row" or kind == "st" else 17
+    )  # in a column every second row of Visium is shifted away
     assert sorted(grid.shape)[1] == long
     assert sorted(grid.shape)[0] <= 2
 
@@ -202,12 +220,17 @@ def test_rank_equals_algorithm_1(seed: int, parity: int, kept: float, from_latti
     """On the paper's kind of input: a staggered array with holes, rows and columns that are missing."""
     rng = np.random.default_rng(seed)
     lattice = visium(8, 6, parity=parity)
-    lattice = lattice[np.isin(lattice[:, 1], np.flatnonzero(rng.random(13) < 0.8)) & (rng.random(len(lattice)) < kept)]
+    lattice = lattice[
+        np.isin(lattice[:, 1], np.flatnonzero(rng.random(13) < 0.8))
+        & (rng.random(len(lattice)) < kept)
+    ]
     if not len(lattice):
         return
     lattice = rng.permutation(lattice)
     xy = lattice[:, ::-1].astype(float)
-    coords = rng.normal(size=xy.shape) if from_lattice else 137.25 * xy  # with an array, coordinates are not looked at
+    coords = (
+        rng.normal(size=xy.shape) if from_lattice else 137.25 * xy
+    )  # with an array, coordinates are not looked at
     grid = lay_out(coords, lattice=lattice if from_lattice else None, layout="rank")
     expected = algorithm_1([tuple(p) for p in xy.tolist()])
     assert transposed(cells_of(grid)) == expected
@@ -242,15 +265,27 @@ def test_cells_and_sites_are_a_bijection(seed: int, n: int, size: float) -> None
     pairs = set(zip(grid.site.tolist(), grid.layer.tolist(), strict=True))
     assert len(pairs) == n  # no two cells are one (site, layer)
     by_site = cells_of(grid)
-    for place, cells in by_site.items():  # layers of a site are 0, 1, 2, ... in the order of the cells
+    for (
+        place,
+        cells,
+    ) in by_site.items():  # layers of a site are 0, 1, 2, ... in the order of the cells
         assert [grid.layer[c] for c in cells] == list(range(len(cells))), place
-    asked = rng.permutation(np.append(rng.integers(0, np.prod(grid.shape), 30), [-1, -1, *grid.occupied]))
+    asked = rng.permutation(
+        np.append(rng.integers(0, np.prod(grid.shape), 30), [-1, -1, *grid.occupied])
+    )
     cells, which = grid.cells(asked)
-    expected = [(c, i) for i, s in enumerate(asked) for c in by_site.get(divmod(s, grid.shape[1]), []) if s >= 0]
+    expected = [
+        (c, i)
+        for i, s in enumerate(asked)
+        for c in by_site.get(divmod(s, grid.shape[1]), [])
+        if s >= 0
+    ]
     assert list(zip(cells.tolist(), which.tolist(), strict=True)) == expected
     everyone, _ = grid.cells(grid.occupied)
     assert sorted(everyone.tolist()) == list(range(n))
-    np.testing.assert_array_equal(grid.site[everyone], np.repeat(grid.occupied, np.bincount(grid.site)[grid.occupied]))
+    np.testing.assert_array_equal(
+        grid.site[everyone], np.repeat(grid.occupied, np.bincount(grid.site)[grid.occupied])
+    )
 
 
 def test_cells_of_no_site() -> None:
@@ -261,12 +296,19 @@ def test_cells_of_no_site() -> None:
         assert (len(cells), len(which)) == (0, 0)
 
 
-def test_an_array_goes_before_bins_unless_they_are_asked_for() -> None:  # so that a corpus may hold both platforms
+def test_an_array_goes_before_bins_unless_they_are_asked_for() -> (
+    None
+):  # so that a corpus may hold both platforms
     lattice = visium(6, 5)
     coords = visium_places(lattice) * 100
     assert lay_out(coords, lattice=lattice, lattice_kind="visium", bin_size=250).layout == "hex"
-    assert lay_out(coords, lattice=lattice, lattice_kind="visium", layout="bin", bin_size=250).layout == "bin"
-    assert lay_out(coords, lattice=lattice, bin_size=250).layout == "bin"  # Visium HD: a lattice of 2 um, no spots
+    assert (
+        lay_out(coords, lattice=lattice, lattice_kind="visium", layout="bin", bin_size=250).layout
+        == "bin"
+    )
+    assert (
+        lay_out(coords, lattice=lattice, bin_size=250).layout == "bin"
+    )  # Visium HD: a lattice of 2 um, no spots
 
 
 # Lattices recovered from coordinates
@@ -286,7 +328,9 @@ FULL = {"hex": visium_places(visium(30, 24)), "square": square(28, 25).astype(fl
 
 
 @pytest.mark.parametrize("layout", ["hex", "square"])
-@pytest.mark.parametrize("degrees", [0, 1.5, 3, 5, 15, 29.9, 30, 31, 44.9, 45, 60, 77, 90, 131, 180, 271])
+@pytest.mark.parametrize(
+    "degrees", [0, 1.5, 3, 5, 15, 29.9, 30, 31, 44.9, 45, 60, 77, 90, 131, 180, 271]
+)
 def test_a_turned_lattice_is_recovered(layout: str, degrees: float) -> None:
     grid = lay_out(moved(FULL[layout], degrees))
     assert grid.layout == layout
@@ -308,9 +352,14 @@ def test_a_small_turn_leaves_rows_as_rows(layout: str) -> None:
 
 
 @given(
-    st.sampled_from(["hex", "square"]), st.floats(0, 360), st.floats(0.01, 1e4), st.booleans(), st.floats(0, 0.08),
-    st.floats(0.6, 1.0), st.integers(0, 2**32 - 1),
-)  # fmt: skip
+    st.sampled_from(["hex", "square"]),
+    st.floats(0, 360),
+    st.floats(0.01, 1e4),
+    st.booleans(),
+    st.floats(0, 0.08),
+    st.floats(0.6, 1.0),
+    st.integers(0, 2**32 - 1),
+)
 @settings(max_examples=60, deadline=None)
 def test_any_turn_scale_mirror_and_slight_jitter(
     layout: str, degrees: float, pitch: float, mirrored: bool, jitter: float, kept: float, seed: int
@@ -361,7 +410,9 @@ def test_a_layout_can_be_asked_for() -> None:
 # Bad input
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 20, 50, 400]))  # a handful may lie on one by chance
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 20, 50, 400])
+)  # a handful may lie on one by chance
 @settings(max_examples=40, deadline=None)
 def test_cells_without_a_lattice_need_a_bin(seed: int, n: int) -> None:
     coords = np.random.default_rng(seed).uniform(0, 30, (n, 2))
@@ -395,11 +446,15 @@ def test_bins_without_a_size() -> None:
 def test_duplicate_positions_are_told_and_nothing_is_lost(from_lattice: bool) -> None:
     lattice = np.concatenate([visium(12, 9), visium(12, 9)[[5, 5, 20]]])
     coords = visium_places(lattice) * 100
-    with pytest.warns(TerrazzoWarning, match=r"brain: 3 cells share their lattice position.*summed"):
+    with pytest.warns(
+        TerrazzoWarning, match=r"brain: 3 cells share their lattice position.*summed"
+    ):
         grid = lay_out(
-            coords, lattice=lattice if from_lattice else None, name="brain",
+            coords,
+            lattice=lattice if from_lattice else None,
+            name="brain",
             lattice_kind="visium" if from_lattice else None,
-        )  # fmt: skip
+        )
     assert grid.layout == "hex"
     assert len(grid.site) == len(lattice)
     n = len(visium(12, 9))
@@ -412,7 +467,11 @@ def test_duplicate_positions_are_told_and_nothing_is_lost(from_lattice: bool) ->
 def test_bins_share_their_site_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert lay_out(np.array([[0.0, 0], [1, 1], [50, 50]]), bin_size=10).layer.tolist() == [0, 1, 0]
+        assert lay_out(np.array([[0.0, 0], [1, 1], [50, 50]]), bin_size=10).layer.tolist() == [
+            0,
+            1,
+            0,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -451,8 +510,9 @@ def test_simulated_slices(simulated: Any, layout: str, kind: str, with_array: bo
     assert same_shape(grid, expected.places(expected.site))
     np.testing.assert_allclose(  # and as the tissue itself lies, in pitches
         cdist(grid.places(grid.site), grid.places(grid.site)),
-        cdist(tissue.coords, tissue.coords) / tissue.spacing, atol=0.2,
-    )  # fmt: skip
+        cdist(tissue.coords, tissue.coords) / tissue.spacing,
+        atol=0.2,
+    )
 
 
 def test_a_bin_in_unknown_units_is_told(simulated: Any) -> None:
@@ -466,7 +526,9 @@ def test_a_bin_in_unknown_units_is_told(simulated: Any) -> None:
     array = dataclasses.replace(Slice.from_anndata(simulated(layout="visium")), unit="pixel")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert grid_of(array, bin_um=20).layout == "hex"  # nothing is put into bins: nothing to say of their unit
+        assert (
+            grid_of(array, bin_um=20).layout == "hex"
+        )  # nothing is put into bins: nothing to say of their unit
     with pytest.warns(TerrazzoWarning, match="--microns-per-unit"):
         assert grid_of(array, layout="bin", bin_um=20).layout == "bin"
 
@@ -474,12 +536,16 @@ def test_a_bin_in_unknown_units_is_told(simulated: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "layout"),
     [
-        ("dlpfc/151673", "hex"), ("her2st/H1", "square"), ("st_mob/MOB", "square"),
+        ("dlpfc/151673", "hex"),
+        ("her2st/H1", "square"),
+        ("st_mob/MOB", "square"),
         ("st_breast_cancer_4layers/layer1", "square"),
-        ("starmap_mpfc/BZ9", None), ("osmfish_ssctx/SScortex", None), ("xenium_breast_idc/IDC_subregion", None),
+        ("starmap_mpfc/BZ9", None),
+        ("osmfish_ssctx/SScortex", None),
+        ("xenium_breast_idc/IDC_subregion", None),
         ("slideseq_cerebellum/Puck_180819_11", None),
     ],
-)  # fmt: skip
+)
 def test_real_coordinates(shared_dir: Any, file: str, layout: str | None) -> None:
     """Coordinates alone, without the array's numbers: the lattice is found, and none is seen where there is none."""
     import h5py
@@ -489,7 +555,9 @@ def test_real_coordinates(shared_dir: Any, file: str, layout: str | None) -> Non
         pytest.skip(f"no {file} in the shared data")
     with h5py.File(path) as f:
         coords = f["obsm/spatial"][:].astype(float)[:, :2]
-        columns = [f["obs"][c][:].astype(np.int64) for c in ("array_row", "array_col") if c in f["obs"]]
+        columns = [
+            f["obs"][c][:].astype(np.int64) for c in ("array_row", "array_col") if c in f["obs"]
+        ]
     if layout is None:
         with pytest.raises(InputError, match="--bin-um"):
             lay_out(coords)

@@ -26,7 +26,12 @@ def merscope(tmp_path: Path, counts: Any) -> Path:
     folder.mkdir()
     table = pd.DataFrame(counts(6, 5), index=pd.Index(IDS, name="cell"), columns=GENES)
     table.to_csv(folder / "cell_by_gene.csv")
-    places = {"fov": 0, "volume": 500.5, "center_x": np.arange(6) * 12.0 + 4000, "center_y": np.arange(6) * 5.0 - 300}
+    places = {
+        "fov": 0,
+        "volume": 500.5,
+        "center_x": np.arange(6) * 12.0 + 4000,
+        "center_y": np.arange(6) * 5.0 - 300,
+    }
     pd.DataFrame(places, index=IDS).iloc[::-1].to_csv(folder / "cell_metadata.csv")
     return folder
 
@@ -86,7 +91,9 @@ def test_a_missing_count_is_named_by_its_cell(merscope: Path) -> None:
         tz.read(merscope)
 
 
-@pytest.mark.parametrize(("name", "said"), [("cell_metadata.csv", "table of cells"), ("cell_by_gene.csv", "of counts")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("cell_metadata.csv", "table of cells"), ("cell_by_gene.csv", "of counts")]
+)
 def test_merscope_missing_file(merscope: Path, name: str, said: str) -> None:
     (merscope / name).unlink()
     with pytest.raises(InputError, match=f"{said} is missing; it should be {name}"):
@@ -106,10 +113,14 @@ def test_merscope_missing_column(merscope: Path) -> None:
 def slideseq(tmp_path: Path, counts: Any) -> Path:
     """Write the two files of a puck; genes are rows, and some beads have no counts."""
     beads = [f"AACG{i:02d}" for i in range(7)]
-    pd.DataFrame(counts(7, 4).T, index=pd.Index(["Actb", "Snap25", "Mbp", "Plp1"], name="Row"), columns=beads).to_csv(
-        tmp_path / "Puck_1.MappedDGEForR.csv"
-    )
-    places = {"barcodes": [*beads[::-1], "NONE"], "xcoord": [*np.arange(7)[::-1] * 20.0, 5], "ycoord": 100.0}
+    pd.DataFrame(
+        counts(7, 4).T, index=pd.Index(["Actb", "Snap25", "Mbp", "Plp1"], name="Row"), columns=beads
+    ).to_csv(tmp_path / "Puck_1.MappedDGEForR.csv")
+    places = {
+        "barcodes": [*beads[::-1], "NONE"],
+        "xcoord": [*np.arange(7)[::-1] * 20.0, 5],
+        "ycoord": 100.0,
+    }
     pd.DataFrame(places).to_csv(tmp_path / "Puck_1.BeadLocationsForR.csv", index=False)
     return tmp_path
 

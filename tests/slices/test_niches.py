@@ -17,7 +17,9 @@ def brute(coords, k):
         offset = coords - here
         distance = np.hypot(*offset.T)
         rest = [j for j in range(len(coords)) if j != i]
-        rest.sort(key=lambda j: (round(distance[j], 5), round(offset[j, 1], 5), round(offset[j, 0], 5), j))
+        rest.sort(
+            key=lambda j: (round(distance[j], 5), round(offset[j, 1], 5), round(offset[j, 0], 5), j)
+        )
         out[i, 0] = i
         out[i, 1 : min(k, len(rest)) + 1] = rest[:k]
     return out
@@ -52,7 +54,9 @@ def test_ties_do_not_depend_on_the_order_of_the_rows_nor_on_rounding():
 
 def test_fewer_spots_than_neighbours_and_a_reach():
     coords = np.array([[0.0, 0.0], [100.0, 0.0], [900.0, 0.0]])
-    np.testing.assert_array_equal(find_niches(coords, 3).members, [[0, 1, 2, -1], [1, 0, 2, -1], [2, 1, 0, -1]])
+    np.testing.assert_array_equal(
+        find_niches(coords, 3).members, [[0, 1, 2, -1], [1, 0, 2, -1], [2, 1, 0, -1]]
+    )
     near = find_niches(coords, 3, reach=100.0)
     np.testing.assert_array_equal(near.members, [[0, 1, -1, -1], [1, 0, -1, -1], [2, -1, -1, -1]])
     assert near.sizes.tolist() == [2, 2, 1]
@@ -67,7 +71,9 @@ def test_niche_mean_is_that_of_brute_force(kind, reach):
     coords = rng.uniform(0, 500, (80, 2))
     dense = (rng.poisson(1.0, (80, 25)) * (rng.random((80, 25)) < 0.3)).astype(np.float32)
     niches = find_niches(coords, 3, reach=reach)
-    expected = np.stack([dense[[j for j in row if j >= 0]].astype(float).mean(axis=0) for row in niches.members])
+    expected = np.stack(
+        [dense[[j for j in row if j >= 0]].astype(float).mean(axis=0) for row in niches.members]
+    )
     values = sparse.csr_matrix(dense) if kind == "csr" else dense
     got = niches.mean(values)
     assert got.dtype == np.float32

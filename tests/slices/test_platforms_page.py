@@ -26,7 +26,9 @@ def vendors(tmp_path: Path, request: pytest.FixtureRequest, counts: Any) -> Path
         shutil.copytree(request.getfixturevalue(name), place)
     for name in ("slideseq", "stereoseq"):
         (folder / name).mkdir()
-    for path in request.getfixturevalue("slideseq").glob("Puck_*"):  # it fills the test's own folder
+    for path in request.getfixturevalue("slideseq").glob(
+        "Puck_*"
+    ):  # it fills the test's own folder
         shutil.copy(path, folder / "slideseq")
     write_cosmx(folder / "cosmx", counts(8, 6))
     write_bins(folder / "stereoseq" / "sample.tissue.gef", records())

@@ -24,14 +24,18 @@ from terrazzo.slices import Slice
 GENES = ["TP53", "EGFR", "MYC", "GAPDH", "C2orf74"]
 
 
-def make(n: int = 6, genes: list[str] | None = None, x: Any = None, coords: Any = None, **parts: Any) -> AnnData:
+def make(
+    n: int = 6, genes: list[str] | None = None, x: Any = None, coords: Any = None, **parts: Any
+) -> AnnData:
     """Build a small AnnData with distinct counts."""
     genes = GENES if genes is None else genes
     if x is None:
         x = sp.csr_matrix(np.random.default_rng(0).poisson(1.0, (n, len(genes))).astype(np.float32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adata = AnnData(x, pd.DataFrame(index=[f"c{i}" for i in range(n)]), pd.DataFrame(index=genes), **parts)
+        adata = AnnData(
+            x, pd.DataFrame(index=[f"c{i}" for i in range(n)]), pd.DataFrame(index=genes), **parts
+        )
     if coords is None:
         coords = np.random.default_rng(1).uniform(0, 100, (n, 2))
     if coords is not False:
@@ -49,7 +53,9 @@ def same(a: Slice, b: Slice) -> bool:
     )
 
 
-def lattice_slice(kind: str, n_rows: int = 6, n_cols: int = 6, pixels: float = 1.37, **uns: Any) -> AnnData:
+def lattice_slice(
+    kind: str, n_rows: int = 6, n_cols: int = 6, pixels: float = 1.37, **uns: Any
+) -> AnnData:
     """Spots on an array whose pixel positions are rotated and shifted; 1 um is ``pixels`` pixels."""
     row, col = (axis.ravel() for axis in np.mgrid[:n_rows, :n_cols])
     um = np.stack([col * 200.0, row * 200.0], 1)
@@ -100,12 +106,15 @@ FORMATS: dict[str, Callable[[np.ndarray], Any]] = {
     "csr_array": sp.csr_array,
     "csc_array_int": lambda x: sp.csc_array(x.astype(np.int32)),
     "explicit_zeros": lambda x: sp.csr_matrix(
-        (x.ravel(), np.tile(np.arange(x.shape[1]), len(x)), np.arange(0, x.size + 1, x.shape[1])), shape=x.shape
+        (x.ravel(), np.tile(np.arange(x.shape[1]), len(x)), np.arange(0, x.size + 1, x.shape[1])),
+        shape=x.shape,
     ),
 }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_any_format_gives_the_same_slice(data: st.DataObject) -> None:
     n, g = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 5))
@@ -125,7 +134,12 @@ def test_formats_that_anndata_itself_refuses(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PendingDeprecationWarning)
         matrix = np.matrix(x)
-    made = {"coo": sp.coo_matrix(x), "matrix": matrix, "lazy": fake_dask(x), "bsr": sp.bsr_matrix(x)}[kind]
+    made = {
+        "coo": sp.coo_matrix(x),
+        "matrix": matrix,
+        "lazy": fake_dask(x),
+        "bsr": sp.bsr_matrix(x),
+    }[kind]
     out = to_csr(made)
     assert out.dtype == np.float32
     np.testing.assert_array_equal(out.toarray(), x)
@@ -135,7 +149,9 @@ def test_dask_array_gives_the_same_slice() -> None:
     da = pytest.importorskip("dask.array", reason="dask is not installed")
     plain = make(10)
     x = plain.X.toarray()
-    assert same(Slice.from_anndata(make(10, x=da.from_array(x, chunks=(3, 2)))), Slice.from_anndata(plain))
+    assert same(
+        Slice.from_anndata(make(10, x=da.from_array(x, chunks=(3, 2)))), Slice.from_anndata(plain)
+    )
     blocks = da.from_array(x, chunks=(3, x.shape[1])).map_blocks(sp.csr_matrix)
     assert same(Slice.from_anndata(make(10, x=blocks)), Slice.from_anndata(plain))
 
@@ -194,7 +210,10 @@ def test_of_raw_and_x_the_one_with_counts_is_taken() -> None:
 def test_values_that_are_no_counts() -> None:
     logged = make(x=np.log1p(make().X.toarray()))
     logged.layers["umi"] = make().X
-    with pytest.raises(InputError, match=r"X does not hold counts: values are not integers.*layer='umi'.*allow_norm"):
+    with pytest.raises(
+        InputError,
+        match=r"X does not hold counts: values are not integers.*layer='umi'.*allow_norm",
+    ):
         Slice.from_anndata(logged)
     assert Slice.from_anndata(logged, layer="umi").is_counts
     with pytest.warns(TerrazzoWarning, match="normalised values"):
@@ -205,7 +224,9 @@ def test_values_that_are_no_counts() -> None:
     for bad in (np.nan, np.inf):
         x = make().X.toarray()
         x[4, 2] = bad
-        with pytest.raises(InputError, match=r"X holds 1 NaN or infinite values \(first cells: c4\)"):
+        with pytest.raises(
+            InputError, match=r"X holds 1 NaN or infinite values \(first cells: c4\)"
+        ):
             Slice.from_anndata(make(x=x), allow_normalised=True)
     empty = make()
     empty.X = None
@@ -231,7 +252,9 @@ def test_missing_coordinates_say_how_to_add_them() -> None:
         Slice.from_anndata(adata)
     adata.obsm["X_umap"] = np.zeros((6, 2))
     adata.obs["x_centroid"] = adata.obs["y_centroid"] = 1.0
-    with pytest.raises(InputError, match=r"obsm has: \['X_umap'\].*spatial_key.*\[\"x_centroid\", \"y_centroid\"\]"):
+    with pytest.raises(
+        InputError, match=r"obsm has: \['X_umap'\].*spatial_key.*\[\"x_centroid\", \"y_centroid\"\]"
+    ):
         Slice.from_anndata(adata)
     assert Slice.from_anndata(adata, spatial_key="X_umap").n_cells == 6
 
@@ -241,7 +264,10 @@ def test_missing_coordinates_say_how_to_add_them() -> None:
     [
         (np.zeros((6, 1)), r"shape \(6, 1\)"),
         (np.array([["a", "b"]] * 6), "does not hold numbers"),
-        (np.array([[0.0, 1]] * 4 + [[np.nan, 1], [1, np.inf]]), r"NaN or infinite for 2 of 6 cells \(first: c4, c5\)"),
+        (
+            np.array([[0.0, 1]] * 4 + [[np.nan, 1], [1, np.inf]]),
+            r"NaN or infinite for 2 of 6 cells \(first: c4, c5\)",
+        ),
     ],
 )
 def test_unusable_coordinates(coords: np.ndarray, message: str) -> None:
@@ -252,7 +278,9 @@ def test_unusable_coordinates(coords: np.ndarray, message: str) -> None:
 def test_coordinates_with_too_few_rows() -> None:
     from terrazzo.slices.geometry import read_coords
 
-    fake = types.SimpleNamespace(obsm={"spatial": np.zeros((3, 2))}, n_obs=5, obs_names=list("abcde"))
+    fake = types.SimpleNamespace(
+        obsm={"spatial": np.zeros((3, 2))}, n_obs=5, obs_names=list("abcde")
+    )
     with pytest.raises(InputError, match=r"one row a cell \(5\)"):
         read_coords(fake, "spatial")  # type: ignore[arg-type]
 
@@ -277,7 +305,9 @@ def test_degenerate_slices_are_kept_whole() -> None:
     assert (one.n_cells, one.spacing) == (1, 1.0)
     point = Slice.from_anndata(make(coords=np.ones((6, 2))))
     assert (point.n_cells, point.spacing) == (6, 1.0)
-    pairs = Slice.from_anndata(make(coords=np.array([[0, 0], [0, 0], [3, 0], [3, 0], [6, 0], [6, 0]])))
+    pairs = Slice.from_anndata(
+        make(coords=np.array([[0, 0], [0, 0], [3, 0], [3, 0], [6, 0], [6, 0]]))
+    )
     assert pairs.spacing == 3.0
     x = make().X.toarray()
     x[[1, 4]] = 0
@@ -299,11 +329,15 @@ def test_order_is_kept_and_nothing_is_dropped(order: list[int]) -> None:
 
 
 def test_the_input_is_neither_modified_nor_shared() -> None:
-    messy = sp.csr_matrix((np.array([1, 0, 2, 3], np.float32), [3, 1, 0, 0], [0, 2, 4]), shape=(2, 5))
+    messy = sp.csr_matrix(
+        (np.array([1, 0, 2, 3], np.float32), [3, 1, 0, 0], [0, 2, 4]), shape=(2, 5)
+    )
     adata = make(2, x=messy)
     before = (adata.X.data.copy(), adata.X.indices.copy(), adata.obsm["spatial"].copy())
     piece = Slice.from_anndata(adata)
-    for was, now in zip(before, (adata.X.data, adata.X.indices, adata.obsm["spatial"]), strict=True):
+    for was, now in zip(
+        before, (adata.X.data, adata.X.indices, adata.obsm["spatial"]), strict=True
+    ):
         np.testing.assert_array_equal(was, now)
     adata.X.data[:] = 99
     adata.obsm["spatial"][:] = 99
@@ -316,9 +350,21 @@ def test_the_input_is_neither_modified_nor_shared() -> None:
 
 def test_ensembl_ids_versions_and_prefixes() -> None:
     adata = make(genes=["GRCh38_TP53", "b", "c", "d", "e"])
-    adata.var["gene_ids"] = ["GRCh38_ENSG00000141510.17", "ENSG00000146648", None, "NegControl", "ENSG00000111640.15"]
+    adata.var["gene_ids"] = [
+        "GRCh38_ENSG00000141510.17",
+        "ENSG00000146648",
+        None,
+        "NegControl",
+        "ENSG00000111640.15",
+    ]
     piece = Slice.from_anndata(adata)
-    assert piece.gene_ids.tolist() == ["ENSG00000141510", "ENSG00000146648", "", "", "ENSG00000111640"]
+    assert piece.gene_ids.tolist() == [
+        "ENSG00000141510",
+        "ENSG00000146648",
+        "",
+        "",
+        "ENSG00000111640",
+    ]
     assert piece.gene_symbols.tolist() == ["TP53", "b", "c", "d", "e"]
     assert piece.organism == "human"
     index = make(genes=["ENSMUSG00000059552.14", "mm10___ENSMUSG00000020122", "x", "y", "z"])
@@ -336,7 +382,9 @@ def test_duplicate_genes_are_summed() -> None:
     with pytest.warns(TerrazzoWarning, match="2 genes stand in more than one column.*summed: a, b"):
         piece = Slice.from_anndata(adata)
     assert piece.gene_symbols.tolist() == ["a", "b", "d"]
-    np.testing.assert_array_equal(piece.counts.toarray(), np.c_[x[:, 0] + x[:, 2], x[:, 1] + x[:, 4], x[:, 3]])
+    np.testing.assert_array_equal(
+        piece.counts.toarray(), np.c_[x[:, 0] + x[:, 2], x[:, 1] + x[:, 4], x[:, 3]]
+    )
     with pytest.warns(TerrazzoWarning, match="1 genes stand"):
         assert Slice.from_anndata(make(genes=["A1", "B1", "A1", "C1", "D1"])).n_genes == 4
     distinct = make(genes=["A1", "A1", "B1", "C1", "D1"])

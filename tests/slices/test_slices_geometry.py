@@ -25,7 +25,9 @@ from terrazzo.slices import Slice, read, read_anndata
     ("kind", "lattice_kind", "spacing", "technology"),
     [("visium", "visium", 100.0, "Visium"), ("st", "st", 200.0, "ST"), ("st2k", "st", 150.0, "ST")],
 )
-def test_lattice_gives_micrometres(kind: str, lattice_kind: str, spacing: float, technology: str) -> None:
+def test_lattice_gives_micrometres(
+    kind: str, lattice_kind: str, spacing: float, technology: str
+) -> None:
     adata = lattice_slice(kind)
     piece = Slice.from_anndata(adata)
     assert (piece.unit, piece.lattice_kind, piece.technology) == ("um", lattice_kind, technology)
@@ -45,7 +47,9 @@ def test_lattice_with_gaps_and_shuffled_uses_true_neighbours_only() -> None:
 
 def test_visium_hd_bins_are_not_taken_for_st() -> None:
     adata = lattice_slice("hd")
-    adata.obs_names = [f"s_008um_{r:05d}_{c:05d}-1" for r, c in adata.obs[["array_row", "array_col"]].to_numpy()]
+    adata.obs_names = [
+        f"s_008um_{r:05d}_{c:05d}-1" for r, c in adata.obs[["array_row", "array_col"]].to_numpy()
+    ]
     piece = Slice.from_anndata(adata)
     assert (piece.technology, piece.unit, piece.lattice_kind) == ("Visium HD", "um", None)
     assert piece.spacing == pytest.approx(8.0)
@@ -85,12 +89,16 @@ def test_platforms(technology: str, factor: float) -> None:
         assert (piece.unit, piece.coord_scale, piece.technology) == ("um", factor, technology)
 
 
-@pytest.mark.parametrize(("technology", "kind", "spacing"), [("visium", "visium", 100.0), ("ST", "st", 200.0)])
+@pytest.mark.parametrize(
+    ("technology", "kind", "spacing"), [("visium", "visium", 100.0), ("ST", "st", 200.0)]
+)
 def test_array_platform_without_lattice_columns(technology: str, kind: str, spacing: float) -> None:
     adata = lattice_slice(kind, 10, 10)
     del adata.obs["array_row"]
     assert Slice.from_anndata(adata).unit == "unknown"
-    assert Slice.from_anndata(adata, technology=technology).spacing == pytest.approx(spacing, rel=1e-6)
+    assert Slice.from_anndata(adata, technology=technology).spacing == pytest.approx(
+        spacing, rel=1e-6
+    )
     adata.obsm["spatial"] = np.random.default_rng(0).exponential(50, (100, 2)).cumsum(0) ** 2
     assert Slice.from_anndata(adata, technology=technology).unit == "unknown"
 
@@ -123,7 +131,9 @@ def test_spot_diameter_and_image() -> None:
     assert piece.image is not None
     assert (piece.image.scale, piece.image.microns_per_pixel) == (0.25, 2.0)
     assert piece.describe()["image"] == [8, 9]
-    adata.uns["spatial"]["lib"]["scalefactors"]["spot_diameter_fullres"] = 5000.0  # would put spots 1 um apart
+    adata.uns["spatial"]["lib"]["scalefactors"]["spot_diameter_fullres"] = (
+        5000.0  # would put spots 1 um apart
+    )
     assert Slice.from_anndata(adata).unit == "pixel"
     mine = TissueImage(np.zeros((4, 4, 3), np.uint8), scale=0.1)
     used = Slice.from_anndata(lattice_slice("visium", pixels=2.0), image=mine).image
@@ -134,13 +144,19 @@ def test_spot_diameter_and_image() -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        "text", [], {}, {"lib": 3}, {"lib": {}}, {"lib": {"images": None, "scalefactors": "x"}}, {"a": {}, "b": {}},
+        "text",
+        [],
+        {},
+        {"lib": 3},
+        {"lib": {}},
+        {"lib": {"images": None, "scalefactors": "x"}},
+        {"a": {}, "b": {}},
         {"lib": {"images": {"hires": "path.png"}, "scalefactors": {"tissue_hires_scalef": None}}},
         {"lib": {"images": {"hires": "path.png"}, "scalefactors": {"tissue_hires_scalef": 1.0}}},
         {"lib": {"scalefactors": {"spot_diameter_fullres": [1, 2]}}},
         {"lib": {"scalefactors": {"spot_diameter_fullres": -3}}},
     ],
-)  # fmt: skip
+)
 def test_odd_uns_is_tolerated(odd: Any) -> None:
     adata = make()
     adata.uns["spatial"] = odd

@@ -20,7 +20,14 @@ from terrazzo.slices import Choices, open_slice
 PIXELS = 2.0  # pixels of the scan a micrometre
 GENES = ["TP53", "EGFR", "MYC", "GAPDH", "CD3"]
 TYPES = ["Gene Expression"] * 4 + ["Antibody Capture"]
-COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
+COLUMNS = [
+    "barcode",
+    "in_tissue",
+    "array_row",
+    "array_col",
+    "pxl_row_in_fullres",
+    "pxl_col_in_fullres",
+]
 
 
 def visium_spots(rows: int = 4, columns: int = 5) -> pd.DataFrame:
@@ -29,21 +36,38 @@ def visium_spots(rows: int = 4, columns: int = 5) -> pd.DataFrame:
     column = 2 * column + row % 2
     x, y = column * 50.0 * PIXELS + 300, row * 50.0 * 3**0.5 * PIXELS + 700
     names = [f"{'ACGT'[r % 4]}{'ACGT'[c % 4]}{r}{c}-1" for r, c in zip(row, column, strict=True)]
-    return pd.DataFrame(dict(zip(COLUMNS, [names, 1, row, column, np.rint(y).astype(int), x.astype(int)], strict=True)))
+    return pd.DataFrame(
+        dict(
+            zip(
+                COLUMNS, [names, 1, row, column, np.rint(y).astype(int), x.astype(int)], strict=True
+            )
+        )
+    )
 
 
-def write_spatial(folder: Path, spots: pd.DataFrame, positions: str = "tissue_positions.csv", **scales: float) -> None:
+def write_spatial(
+    folder: Path, spots: pd.DataFrame, positions: str = "tissue_positions.csv", **scales: float
+) -> None:
     """Write the folder ``spatial/``."""
     (folder / "spatial").mkdir(parents=True, exist_ok=True)
     if positions.endswith(".parquet"):
         spots.to_parquet(folder / "spatial" / positions, index=False)
     else:
-        spots.to_csv(folder / "spatial" / positions, index=False, header=positions == "tissue_positions.csv")
-    factors = {"tissue_hires_scalef": 0.1, "tissue_lowres_scalef": 0.05, "spot_diameter_fullres": 130.0, **scales}
+        spots.to_csv(
+            folder / "spatial" / positions, index=False, header=positions == "tissue_positions.csv"
+        )
+    factors = {
+        "tissue_hires_scalef": 0.1,
+        "tissue_lowres_scalef": 0.05,
+        "spot_diameter_fullres": 130.0,
+        **scales,
+    }
     (folder / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
     picture = np.random.default_rng(0).integers(0, 255, (150, 120, 3), dtype=np.uint8)
     for name, side in (("hires", 1), ("lowres", 2)):
-        Image.fromarray(picture[::side, ::side]).save(folder / "spatial" / f"tissue_{name}_image.png")
+        Image.fromarray(picture[::side, ::side]).save(
+            folder / "spatial" / f"tissue_{name}_image.png"
+        )
 
 
 @pytest.fixture
@@ -52,7 +76,9 @@ def visium(tmp_path: Path, write_tenx: Any, counts: Any) -> Path:
     spots = visium_spots()
     folder = tmp_path / "sampleA" / "outs"
     held = spots["barcode"].iloc[::-1].tolist()[2:]
-    write_tenx(folder / "filtered_feature_bc_matrix.h5", counts(len(held), 5), held, GENES, types=TYPES)
+    write_tenx(
+        folder / "filtered_feature_bc_matrix.h5", counts(len(held), 5), held, GENES, types=TYPES
+    )
     write_spatial(folder, spots)
     return folder
 
@@ -63,19 +89,30 @@ def test_visium_counts_places_units_and_picture(visium: Path, counts: Any) -> No
     assert opened.notes == ("1 features that are no genes left out (1 Antibody Capture)",)
     tissue = tz.read(visium)
     assert (tissue.n_cells, tissue.n_genes) == (18, 4)
-    assert (tissue.name, tissue.technology, tissue.unit, tissue.lattice_kind) == ("sampleA", "Visium", "um", "visium")
+    assert (tissue.name, tissue.technology, tissue.unit, tissue.lattice_kind) == (
+        "sampleA",
+        "Visium",
+        "um",
+        "visium",
+    )
     np.testing.assert_array_equal(tissue.counts.toarray(), counts(18, 5)[:, :4])
     assert tissue.gene_symbols.tolist() == GENES[:4]
     assert tissue.gene_ids[1] == "ENSG00000000001"
     spots = visium_spots().set_index("barcode").loc[tissue.obs_names]
-    np.testing.assert_allclose(tissue.native_coords, spots[["pxl_col_in_fullres", "pxl_row_in_fullres"]])
+    np.testing.assert_allclose(
+        tissue.native_coords, spots[["pxl_col_in_fullres", "pxl_row_in_fullres"]]
+    )
     np.testing.assert_array_equal(tissue.lattice, spots[["array_row", "array_col"]])
     assert tissue.spacing == pytest.approx(100.0, rel=1e-3)
     assert tissue.coord_scale == pytest.approx(1 / PIXELS, rel=1e-3)
     assert tissue.image is not None
     assert tissue.image.pixels.shape == (150, 120, 3)
-    assert tissue.image.microns_per_pixel == pytest.approx(5.0, rel=1e-3)  # ten pixels of the scan, two to a um
-    np.testing.assert_allclose(tissue.image.to_pixels(tissue.native_coords[:1]), tissue.native_coords[:1] * 0.1)
+    assert tissue.image.microns_per_pixel == pytest.approx(
+        5.0, rel=1e-3
+    )  # ten pixels of the scan, two to a um
+    np.testing.assert_allclose(
+        tissue.image.to_pixels(tissue.native_coords[:1]), tissue.native_coords[:1] * 0.1
+    )
 
 
 def test_the_folder_above_and_earlier_names(visium: Path, write_tenx: Any, tmp_path: Path) -> None:
@@ -83,7 +120,9 @@ def test_the_folder_above_and_earlier_names(visium: Path, write_tenx: Any, tmp_p
     assert tz.read(visium.parent).content_hash() == expected.content_hash()
     (visium / "spatial" / "tissue_positions.csv").unlink()
     write_spatial(visium, visium_spots(), "tissue_positions_list.csv")
-    (visium / "filtered_feature_bc_matrix.h5").rename(visium / "V1_Heart_filtered_feature_bc_matrix.h5")
+    (visium / "filtered_feature_bc_matrix.h5").rename(
+        visium / "V1_Heart_filtered_feature_bc_matrix.h5"
+    )
     assert tz.read(visium).content_hash() == expected.content_hash()
 
 
@@ -116,14 +155,19 @@ def visium_hd(tmp_path: Path, write_tenx: Any, counts: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("bins", "side"), [(None, 8), ("8", 8), ("016", 16), ("square_016um", 16), ("16um", 16)])
+@pytest.mark.parametrize(
+    ("bins", "side"), [(None, 8), ("8", 8), ("016", 16), ("square_016um", 16), ("16um", 16)]
+)
 def test_visium_hd_bins(visium_hd: Path, counts: Any, bins: str | None, side: int) -> None:
     tissue = tz.read(visium_hd, bins=bins)
     assert (tissue.name, tissue.technology, tissue.unit) == ("hd", "Visium HD", "um")
     assert tissue.spacing == pytest.approx(side)
     assert tissue.coord_scale == pytest.approx(1 / PIXELS)
     np.testing.assert_array_equal(tissue.counts.toarray(), counts(30, 4, side))
-    assert open_slice(visium_hd, Choices(bins=bins)).format == f"Visium HD, {side} um bins (Space Ranger)"
+    assert (
+        open_slice(visium_hd, Choices(bins=bins)).format
+        == f"Visium HD, {side} um bins (Space Ranger)"
+    )
 
 
 def test_one_bin_of_visium_hd_as_a_folder(visium_hd: Path) -> None:
@@ -196,7 +240,11 @@ def _spoil(path: Path, name: str, value: Any) -> None:
         ("matrix/indptr", np.arange(19) * 10**6, "do not belong together"),
         ("matrix/shape", np.array([7, 18]), "shape says"),
         ("matrix/barcodes", np.array(["a", "b"], dtype="S"), "shape says"),
-        ("matrix/features/feature_type", np.array(["Other"] * 5, dtype="S"), "no feature of the type"),
+        (
+            "matrix/features/feature_type",
+            np.array(["Other"] * 5, dtype="S"),
+            "no feature of the type",
+        ),
         ("matrix", None, "group /matrix is missing"),
     ],
 )
@@ -218,12 +266,16 @@ def test_a_claimed_size_that_the_file_cannot_hold_is_refused(visium: Path) -> No
     path = visium / "filtered_feature_bc_matrix.h5"
     with h5py.File(path, "r+") as file:
         del file["matrix/data"]
-        file.create_dataset("matrix/data", shape=(2**36,), dtype=np.int32, chunks=(2**16,), compression="gzip")
+        file.create_dataset(
+            "matrix/data", shape=(2**36,), dtype=np.int32, chunks=(2**16,), compression="gzip"
+        )
     with pytest.raises(InputError, match="more than the file can hold"):
         tz.read(visium)
 
 
-@pytest.mark.parametrize("name", ["filtered_feature_bc_matrix.h5", "spatial/scalefactors_json.json"])
+@pytest.mark.parametrize(
+    "name", ["filtered_feature_bc_matrix.h5", "spatial/scalefactors_json.json"]
+)
 def test_a_damaged_file_is_named(visium: Path, name: str) -> None:
     (visium / name).write_bytes(b"\x89HDF no")
     with pytest.raises(InputError, match=f"{name.split('/')[-1]} cannot be read"):

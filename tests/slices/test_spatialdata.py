@@ -40,30 +40,44 @@ def circles() -> list[bytes]:
 
 def simple(path: Path, zarr_format: int = 3, **how: Any) -> Path:
     """One table that annotates circles."""
-    store = Writer(path, zarr_format).shapes("cells", names(), circles(), **(how or {"global": IDENTITY}))
+    store = Writer(path, zarr_format).shapes(
+        "cells", names(), circles(), **(how or {"global": IDENTITY})
+    )
     return store.table("table", table("cells", ordered(names()))).done()
 
 
 @both
 def test_circles_joined_and_mapped(tmp_path: Path, zarr_format: int) -> None:
     affine = {"type": "affine", "affine": [[0, 2, 1], [-3, 0, 500]]}
-    found = open_slice(simple(tmp_path / "mine.zarr", zarr_format, **{"global": affine, "other": SCALE}))
+    found = open_slice(
+        simple(tmp_path / "mine.zarr", zarr_format, **{"global": affine, "other": SCALE})
+    )
     assert (found.format, found.name, found.table) == ("SpatialData", "mine", "table")
     tissue = found.to_slice()
     assert tissue.obs_names.tolist() == [f"row{i}" for i in range(N)]  # rows keep their order
     np.testing.assert_allclose(tissue.coords, XY[ROWS] @ [[0, -3], [2, 0]] + [1, 500])
     assert (tissue.name, tissue.unit, tissue.n_genes) == ("mine", "unknown", 30)
     assert "centres of shapes 'cells' in 'global'" in "; ".join(found.notes)
-    np.testing.assert_allclose(read(tmp_path / "mine.zarr", coordinate_system="other").coords, XY[ROWS] * 2)
+    np.testing.assert_allclose(
+        read(tmp_path / "mine.zarr", coordinate_system="other").coords, XY[ROWS] * 2
+    )
 
 
 @both
 @pytest.mark.parametrize("kind", ["polygons", "multipolygons", "labels", "pyramid", "points"])
 def test_each_kind_of_element(tmp_path: Path, zarr_format: int, kind: str) -> None:
     index: list[Any] = names() if "polygons" in kind else list(range(N))
-    store, move = Writer(tmp_path / "x.zarr", zarr_format), {"type": "translation", "translation": [3, -4]}
+    store, move = (
+        Writer(tmp_path / "x.zarr", zarr_format),
+        {"type": "translation", "translation": [3, -4]},
+    )
     if kind == "polygons":
-        store.shapes("it", index, [polygon(square(x, y), square(x, y, 0.2)) for x, y in XY], **{"global": move})
+        store.shapes(
+            "it",
+            index,
+            [polygon(square(x, y), square(x, y, 0.2)) for x, y in XY],
+            **{"global": move},
+        )
     elif kind == "multipolygons":
         pairs = [multipolygon(polygon(square(x - 2, y)), polygon(square(x + 2, y))) for x, y in XY]
         store.shapes("it", index, pairs, **{"global": move})
@@ -75,7 +89,9 @@ def test_each_kind_of_element(tmp_path: Path, zarr_format: int, kind: str) -> No
         for value, (x, y) in zip(index, XY.astype(int), strict=True):
             pixels[y : y + 2, x : x + 2] = value  # centre at x + 1, y + 1
         levels = [pixels, pixels[::2, ::2]] if kind == "pyramid" else [pixels]
-        store.labels("it", *levels, **{"global": {"type": "translation", "translation": [-5, 2]}})  # y, x
+        store.labels(
+            "it", *levels, **{"global": {"type": "translation", "translation": [-5, 2]}}
+        )  # y, x
     store.table("table", table("it", ordered(index))).done()
     np.testing.assert_allclose(read(tmp_path / "x.zarr").coords, XY[ROWS] + [3, -4])
 
@@ -84,9 +100,18 @@ def test_each_kind_of_element(tmp_path: Path, zarr_format: int, kind: str) -> No
 def test_shapes_of_version_0_1(tmp_path: Path, kind: str) -> None:
     squares = np.concatenate([square(x, y) for x, y in XY])
     ends = np.arange(N + 1)
-    offsets = {"POINT": [], "POLYGON": [ends * 5, ends], "MULTIPOLYGON": [ends * 5, ends, ends]}[kind]
+    offsets = {"POINT": [], "POLYGON": [ends * 5, ends], "MULTIPOLYGON": [ends * 5, ends, ends]}[
+        kind
+    ]
     store = Writer(tmp_path / "x.zarr", 2)
-    store.ragged("it", kind, XY if kind == "POINT" else squares, offsets, np.arange(N), **{"global": IDENTITY})
+    store.ragged(
+        "it",
+        kind,
+        XY if kind == "POINT" else squares,
+        offsets,
+        np.arange(N),
+        **{"global": IDENTITY},
+    )
     store.table("table", table("it", ordered(range(N)))).done()
     np.testing.assert_allclose(read(tmp_path / "x.zarr").coords, XY[ROWS])
 
@@ -120,7 +145,9 @@ def test_a_table_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no table 'c'; tables: a, b"):
         read(path, table="c")
     assert read(path, table="a").content_hash() != read(path, table="b").content_hash()
-    found = open_slice(path / "tables" / "b")  # a table by its path: the store, with the table chosen
+    found = open_slice(
+        path / "tables" / "b"
+    )  # a table by its path: the store, with the table chosen
     assert (found.table, found.store, found.name) == ("b", path, "x")
     np.testing.assert_allclose(found.to_slice().coords, XY[ROWS])
     with pytest.raises(ConfigError, match="is a table already; table='a' is another"):
@@ -151,8 +178,12 @@ def test_a_region_is_chosen(tmp_path: Path, zarr_format: int) -> None:
 
 def test_a_coordinate_system_is_chosen(tmp_path: Path) -> None:
     visium = simple(tmp_path / "a.zarr", **{"id": IDENTITY, "id_downscaled_hires": SCALE})
-    np.testing.assert_allclose(read(visium).coords, XY[ROWS])  # no "global": that of the spots themselves
-    with pytest.raises(InputError, match=r"no coordinate system 'global'; there are: id, id_downscaled_hires"):
+    np.testing.assert_allclose(
+        read(visium).coords, XY[ROWS]
+    )  # no "global": that of the spots themselves
+    with pytest.raises(
+        InputError, match=r"no coordinate system 'global'; there are: id, id_downscaled_hires"
+    ):
         read(visium, coordinate_system="global")
     with pytest.raises(InputError, match=r"coordinate systems p, q: pass coordinate_system="):
         read(simple(tmp_path / "b.zarr", p=SCALE, q=SCALE))
@@ -177,11 +208,19 @@ def test_platform_units_are_those_of_the_vendors_coordinates(tmp_path: Path) -> 
     labels = np.zeros((500, 700), np.int32)
     for value, (x, y) in enumerate((XY / 0.2125).astype(int), 1):
         labels[y, x] = value
-    store = Writer(tmp_path / "y.zarr").labels("cells", labels, chunks=(200, 200), **{"global": IDENTITY})
-    store.table("table", table("cells", (ROWS + 1).tolist(), obsm=XY[ROWS])).table("bare", table("cells", ROWS + 1))
+    store = Writer(tmp_path / "y.zarr").labels(
+        "cells", labels, chunks=(200, 200), **{"global": IDENTITY}
+    )
+    store.table("table", table("cells", (ROWS + 1).tolist(), obsm=XY[ROWS])).table(
+        "bare", table("cells", ROWS + 1)
+    )
     store.done()
-    np.testing.assert_allclose(read(tmp_path / "y.zarr", table="table", technology="Xenium").coords, XY[ROWS], atol=0.3)
-    assert read(tmp_path / "y.zarr", table="bare", technology="Xenium").unit == "pixel"  # and not 1 um a pixel
+    np.testing.assert_allclose(
+        read(tmp_path / "y.zarr", table="table", technology="Xenium").coords, XY[ROWS], atol=0.3
+    )
+    assert (
+        read(tmp_path / "y.zarr", table="bare", technology="Xenium").unit == "pixel"
+    )  # and not 1 um a pixel
 
 
 def test_a_table_alone(tmp_path: Path) -> None:
@@ -190,27 +229,44 @@ def test_a_table_alone(tmp_path: Path) -> None:
     assert "annotates nothing" in "; ".join(open_slice(path).notes)
     gone = Writer(tmp_path / "b.zarr").table("table", table("gone", names(), obsm=XY)).done()
     np.testing.assert_allclose(read(gone).coords, XY)
-    for choices, words in (({"region": "q"}, "no rows of the region"), ({"coordinate_system": "global"}, "not there")):
+    for choices, words in (
+        ({"region": "q"}, "no rows of the region"),
+        ({"coordinate_system": "global"}, "not there"),
+    ):
         with pytest.raises(InputError, match=words):
             read(gone, **choices)
     nowhere = Writer(tmp_path / "c.zarr").table("table", table(None, names())).done()
     with pytest.raises(InputError, match="its cells have no place"):
         read(nowhere)
     with pytest.raises(InputError, match="has no table"):
-        read(Writer(tmp_path / "d.zarr").shapes("a", names(), circles(), **{"global": IDENTITY}).done())
+        read(
+            Writer(tmp_path / "d.zarr")
+            .shapes("a", names(), circles(), **{"global": IDENTITY})
+            .done()
+        )
 
 
 @pytest.mark.parametrize(
     ("index", "geometry", "words"),
     [
-        ([*names()[:-1], "other"], circles(), r"1 of 12 rows .* does not have \(first: 'cell_11'\)"),
+        (
+            [*names()[:-1], "other"],
+            circles(),
+            r"1 of 12 rows .* does not have \(first: 'cell_11'\)",
+        ),
         ([*names()[:-1], "cell_0"], circles(), "'cell_0' more than once"),
-        (names(), [*circles()[:-1], point(np.nan, np.nan)], r"1 of 12 annotated things have no place"),
+        (
+            names(),
+            [*circles()[:-1], point(np.nan, np.nan)],
+            r"1 of 12 annotated things have no place",
+        ),
         (names(), [*circles()[:-1], b"\x01\x02"], "damaged"),
         (list(range(N)), circles(), "does not have"),
     ],
 )
-def test_rows_without_a_place_are_never_dropped(tmp_path: Path, index: Any, geometry: Any, words: str) -> None:
+def test_rows_without_a_place_are_never_dropped(
+    tmp_path: Path, index: Any, geometry: Any, words: str
+) -> None:
     store = Writer(tmp_path / "x.zarr").shapes("cells", index, geometry, **{"global": IDENTITY})
     with pytest.raises(InputError, match=words):
         read(store.table("table", table("cells", ordered(names()))).done())
@@ -242,7 +298,9 @@ def test_an_array_that_claims_too_much_is_refused(tmp_path: Path) -> None:
 
 
 def test_labels_in_one_enormous_piece_are_refused(tmp_path: Path) -> None:
-    store = Writer(tmp_path / "x.zarr").labels("it", np.ones((4, 4), np.int32), **{"global": IDENTITY})
+    store = Writer(tmp_path / "x.zarr").labels(
+        "it", np.ones((4, 4), np.int32), **{"global": IDENTITY}
+    )
     store.table("table", table("it", [1])).done()
     about = tmp_path / "x.zarr" / "labels" / "it" / "s0" / "zarr.json"
     content = json.loads(about.read_text())
@@ -282,25 +340,40 @@ def test_the_only_image_in_colours_is_taken(tmp_path: Path, zarr_format: int) ->
     quarter = {"type": "scale", "scale": [0.25, 0.25]}
     store = Writer(tmp_path / "x.zarr", zarr_format)
     store.shapes("cells", names(), circles(), **{"global": (quarter, "micron")})
-    store.image("he", pixels, pixels[:, ::2, ::2], **{"global": {"type": "scale", "scale": [1, 0.5, 0.5]}})
-    store.raster("images", "stains", [np.zeros((4, 8, 8), np.uint16)], "cyx", (4, 8, 8), **{"global": IDENTITY})
+    store.image(
+        "he", pixels, pixels[:, ::2, ::2], **{"global": {"type": "scale", "scale": [1, 0.5, 0.5]}}
+    )
+    store.raster(
+        "images",
+        "stains",
+        [np.zeros((4, 8, 8), np.uint16)],
+        "cyx",
+        (4, 8, 8),
+        **{"global": IDENTITY},
+    )
     path = store.table("table", table("cells", ordered(names()))).done()
     tissue = read(path)
     image = tissue.image
     assert image is not None
     assert (image.scale, image.offset, image.microns_per_pixel) == (2.0, (0.0, 0.0), 0.5)
     assert [level.shape for level in image.pixels.levels] == [(96, 128, 3), (48, 64, 3)]
-    np.testing.assert_array_equal(image.pixels[10:20, 30:44], np.moveaxis(pixels[:, 10:20, 30:44], 0, -1))
+    np.testing.assert_array_equal(
+        image.pixels[10:20, 30:44], np.moveaxis(pixels[:, 10:20, 30:44], 0, -1)
+    )
     cell = np.array([64.0, 42.0]) / 2  # in micrometres; twice that in pixels
     np.testing.assert_array_equal(image.crop(*cell, size_px=4), image.pixels[40:44, 62:66])
 
 
 def test_images_are_chosen_by_name(tmp_path: Path) -> None:
-    store = Writer(tmp_path / "x.zarr").shapes("cells", names(), circles(), **{"global": IDENTITY, "small": SCALE})
+    store = Writer(tmp_path / "x.zarr").shapes(
+        "cells", names(), circles(), **{"global": IDENTITY, "small": SCALE}
+    )
     store.image("one", picture(1), **{"global": {"type": "translation", "translation": [0, -7, 3]}})
     store.image("two", picture(2), small=IDENTITY)
     store.image(
-        "turned", picture(3), **{"global": {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}}
+        "turned",
+        picture(3),
+        **{"global": {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}},
     )
     path = store.table("table", table("cells", ordered(names()))).done()
     found = open_slice(path)
@@ -342,9 +415,15 @@ def in_memory(**more: Any) -> SimpleNamespace:
 def test_an_object_is_read_like_its_store() -> None:
     sdata = in_memory()
     before = sdata.tables["table"].copy()
-    for tissue in (read(sdata), Slice.from_spatialdata(sdata), tz.read(sdata, table="table", region="cells")):
+    for tissue in (
+        read(sdata),
+        Slice.from_spatialdata(sdata),
+        tz.read(sdata, table="table", region="cells"),
+    ):
         np.testing.assert_allclose(tissue.coords, XY[ROWS] * 2)
-    np.testing.assert_allclose(Slice.from_spatialdata(sdata, coordinate_system="own").coords, XY[ROWS])
+    np.testing.assert_allclose(
+        Slice.from_spatialdata(sdata, coordinate_system="own").coords, XY[ROWS]
+    )
     assert "spatial" not in sdata.tables["table"].obsm  # nothing of it was changed
     pd.testing.assert_frame_equal(sdata.tables["table"].obs, before.obs)
 
@@ -357,7 +436,9 @@ def test_labels_points_and_images_in_memory() -> None:
     labels = SimpleNamespace(data=pixels, dims=("y", "x"), attrs=how)
     points = pd.DataFrame(XY, columns=["x", "y"])
     points.attrs = how
-    he = SimpleNamespace(data=picture(), dims=("c", "y", "x"), attrs=how, coords={"c": np.array(["r", "g", "b"])})
+    he = SimpleNamespace(
+        data=picture(), dims=("c", "y", "x"), attrs=how, coords={"c": np.array(["r", "g", "b"])}
+    )
     sdata = in_memory(labels={"masks": labels}, points={"dots": points}, images={"he": he})
     sdata.tables |= {"masks": table("masks", (ROWS + 1).tolist()), "dots": table("dots", ROWS)}
     found = read(sdata, table="masks")

@@ -16,7 +16,10 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.slices import Choices, open_slice
 from terrazzo.slices.platforms import stereoseq
 
-NAMES, IDS = ["Actb", "Gapdh", "Mbp"], ["ENSMUSG00000029580", "ENSMUSG00000057666", "ENSMUSG00000041607"]
+NAMES, IDS = (
+    ["Actb", "Gapdh", "Mbp"],
+    ["ENSMUSG00000029580", "ENSMUSG00000057666", "ENSMUSG00000041607"],
+)
 EXPRESSION = np.dtype([("x", "<i4"), ("y", "<i4"), ("count", "u1")])
 
 
@@ -26,12 +29,22 @@ def records(seed: int = 0, spots: int = 300) -> list[np.ndarray]:
     out = []
     for _ in NAMES:
         place = rng.choice(200 * 160, spots, replace=False)
-        out.append(np.array(list(zip(place % 200, place // 200, rng.integers(1, 5, spots), strict=True)), EXPRESSION))
+        out.append(
+            np.array(
+                list(zip(place % 200, place // 200, rng.integers(1, 5, spots), strict=True)),
+                EXPRESSION,
+            )
+        )
     return out
 
 
 def write_bins(
-    path: Path, by_gene: list[np.ndarray], *, size: int = 1, numbered: bool = False, old: bool = False
+    path: Path,
+    by_gene: list[np.ndarray],
+    *,
+    size: int = 1,
+    numbered: bool = False,
+    old: bool = False,
 ) -> Path:
     """Write one group of bins: ``size`` spots along a side, at their first spot or numbered."""
     parts = []
@@ -63,20 +76,32 @@ def dense(by_gene: list[np.ndarray], size: int) -> dict[str, list[int]]:
     out: dict[str, list[int]] = {}
     for gene, one in enumerate(by_gene):
         for x, y, count in one.tolist():
-            out.setdefault(f"{x // size * size}_{y // size * size}", [0] * len(by_gene))[gene] += count
+            out.setdefault(f"{x // size * size}_{y // size * size}", [0] * len(by_gene))[gene] += (
+                count
+            )
     return out
 
 
 @pytest.mark.parametrize("form", ["bin1", "first spot", "numbered", "old"])
 def test_bins(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stereoseq, "_CHUNK", 128)  # a gene's records, and a bin's, fall into several readings
+    monkeypatch.setattr(
+        stereoseq, "_CHUNK", 128
+    )  # a gene's records, and a bin's, fall into several readings
     by_gene = records()
     stored = 20 if form in ("first spot", "numbered") else 1
-    path = write_bins(tmp_path / "S1.tissue.gef", by_gene, size=stored, numbered=form == "numbered", old=form == "old")
+    path = write_bins(
+        tmp_path / "S1.tissue.gef",
+        by_gene,
+        size=stored,
+        numbered=form == "numbered",
+        old=form == "old",
+    )
     tissue = tz.read(path, bins="bin20")
     expected = dense(by_gene, 20)
     assert sorted(tissue.obs_names) == sorted(expected)
-    np.testing.assert_array_equal(tissue.counts.toarray(), [expected[name] for name in tissue.obs_names])
+    np.testing.assert_array_equal(
+        tissue.counts.toarray(), [expected[name] for name in tissue.obs_names]
+    )
     assert tissue.gene_symbols.tolist() == NAMES
     assert tissue.gene_ids.tolist() == (["", "", ""] if form == "old" else IDS)
     assert (tissue.technology, tissue.unit, tissue.coord_scale) == ("Stereo-seq", "um", 0.5)
@@ -107,13 +132,31 @@ def test_another_distance_of_spots(tmp_path: Path) -> None:
 def write_cells(path: Path, counts: np.ndarray, **change: Any) -> Path:
     """Write cells x genes as a cell bin GEF."""
     csr = sp.csr_matrix(counts)
-    fields = ["id", "x", "y", "offset", "geneCount", "expCount", "dnbCount", "area", "cellTypeID", "clusterID"]
+    fields = [
+        "id",
+        "x",
+        "y",
+        "offset",
+        "geneCount",
+        "expCount",
+        "dnbCount",
+        "area",
+        "cellTypeID",
+        "clusterID",
+    ]
     cell = np.zeros(len(counts), [(one, "<i4") for one in fields])
-    cell["id"], cell["x"], cell["y"] = np.arange(1, len(counts) + 1), np.arange(len(counts)) * 30, 40
+    cell["id"], cell["x"], cell["y"] = (
+        np.arange(1, len(counts) + 1),
+        np.arange(len(counts)) * 30,
+        40,
+    )
     cell["offset"], cell["geneCount"], cell["area"] = csr.indptr[:-1], np.diff(csr.indptr), 300
     held = np.zeros(csr.nnz, [("geneID", "<u4"), ("count", "<u2")])
     held["geneID"], held["count"] = csr.indices, csr.data
-    gene = np.zeros(len(NAMES), [("geneID", "S64"), ("geneName", "S64"), ("offset", "<u4"), ("cellCount", "<u4")])
+    gene = np.zeros(
+        len(NAMES),
+        [("geneID", "S64"), ("geneName", "S64"), ("offset", "<u4"), ("cellCount", "<u4")],
+    )
     gene["geneID"], gene["geneName"] = np.array(IDS, "S"), np.array(NAMES, "S")
     with h5py.File(path, "w") as file:
         file.attrs["resolution"] = np.array([500], np.uint32)
@@ -130,7 +173,11 @@ def test_cells(tmp_path: Path, counts: Any) -> None:
     path = write_cells(tmp_path / "S1.cellbin.gef", drawn)
     tissue = tz.read(path)
     np.testing.assert_array_equal(tissue.counts.toarray(), drawn)
-    assert (tissue.spacing, tissue.unit, tissue.technology) == (pytest.approx(15.0), "um", "Stereo-seq")
+    assert (tissue.spacing, tissue.unit, tissue.technology) == (
+        pytest.approx(15.0),
+        "um",
+        "Stereo-seq",
+    )
     assert open_slice(path).format == "Stereo-seq, cells"
     assert open_slice(path).adata.obs["area"].tolist() == [300] * 9
     assert tissue.obs_names.tolist() == [str(i) for i in range(1, 10)]
@@ -170,7 +217,10 @@ def test_bins_that_cannot_be(tmp_path: Path) -> None:
     [
         ({"cell": None}, "cellBin/cell is missing"),
         ({"cellExp": np.zeros(2, [("gene", "<u4")])}, "no field geneID, count"),
-        ({"cellExp": np.zeros(2, [("geneID", "<u4"), ("count", "<u2")])}, "do not fit the 2 records"),
+        (
+            {"cellExp": np.zeros(2, [("geneID", "<u4"), ("count", "<u2")])},
+            "do not fit the 2 records",
+        ),
         ({"gene": np.zeros(1, [("geneName", "S8")])}, "leads out of the matrix"),
         ({"gene": np.zeros(3, [("name", "S8")])}, "no field geneName"),
     ],
@@ -212,4 +262,8 @@ def test_anndata_of_stereopy(tmp_path: Path, counts: Any) -> None:
     adata.uns |= {"bin_type": "bins", "bin_size": 50, "resolution": 500}
     adata.write_h5ad(tmp_path / "a.h5ad")
     tissue = tz.read(tmp_path / "a.h5ad")
-    assert (tissue.technology, tissue.unit, tissue.spacing) == ("Stereo-seq", "um", pytest.approx(25.0))
+    assert (tissue.technology, tissue.unit, tissue.spacing) == (
+        "Stereo-seq",
+        "um",
+        pytest.approx(25.0),
+    )

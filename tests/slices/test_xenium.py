@@ -15,8 +15,19 @@ import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.slices import Choices, open_slice
 
-GENES = ["TP53", "EGFR", "MYC", "NegControlProbe_00042", "NegControlCodeword_0500", "UnassignedCodeword_0001"]
-TYPES = ["Gene Expression"] * 3 + ["Negative Control Probe", "Negative Control Codeword", "Unassigned Codeword"]
+GENES = [
+    "TP53",
+    "EGFR",
+    "MYC",
+    "NegControlProbe_00042",
+    "NegControlCodeword_0500",
+    "UnassignedCodeword_0001",
+]
+TYPES = ["Gene Expression"] * 3 + [
+    "Negative Control Probe",
+    "Negative Control Codeword",
+    "Unassigned Codeword",
+]
 PIXEL = 0.25  # um
 
 
@@ -39,16 +50,32 @@ def xenium(tmp_path: Path, write_tenx: Any, counts: Any) -> Path:
     """Write an output folder; the table's order is not that of the matrix."""
     folder = tmp_path / "output-XETG0001__0002__RegionA"
     cells = cells_of(8)
-    write_tenx(folder / "cell_feature_matrix.h5", counts(8, 6), cells["cell_id"].tolist(), GENES, types=TYPES)
+    write_tenx(
+        folder / "cell_feature_matrix.h5",
+        counts(8, 6),
+        cells["cell_id"].tolist(),
+        GENES,
+        types=TYPES,
+    )
     cells.iloc[::-1].to_parquet(folder / "cells.parquet", index=False)
-    about = {"major_version": 5, "pixel_size": PIXEL, "panel_organism": "Human", "region_name": "RegionA"}
+    about = {
+        "major_version": 5,
+        "pixel_size": PIXEL,
+        "panel_organism": "Human",
+        "region_name": "RegionA",
+    }
     (folder / "experiment.xenium").write_text(json.dumps(about))
     return folder
 
 
 def test_counts_of_genes_and_micrometres(xenium: Path, counts: Any) -> None:
     tissue = tz.read(xenium)
-    assert (tissue.n_cells, tissue.n_genes, tissue.technology, tissue.organism) == (8, 3, "Xenium", "human")
+    assert (tissue.n_cells, tissue.n_genes, tissue.technology, tissue.organism) == (
+        8,
+        3,
+        "Xenium",
+        "human",
+    )
     assert (tissue.unit, tissue.coord_scale) == ("um", 1.0)
     assert tissue.spacing == pytest.approx(10.0)
     np.testing.assert_array_equal(tissue.counts.toarray(), counts(8, 6)[:, :3])
@@ -64,7 +91,11 @@ def test_what_was_left_out_is_said(xenium: Path) -> None:
         "3 features that are no genes left out (1 Negative Control Codeword, 1 Negative Control Probe, "
         "1 Unassigned Codeword)",
     )
-    assert opened.adata.obs.columns.tolist() == ["transcript_counts", "cell_area", "segmentation_method"]
+    assert opened.adata.obs.columns.tolist() == [
+        "transcript_counts",
+        "cell_area",
+        "segmentation_method",
+    ]
     opened.adata.write_h5ad(xenium / "out.h5ad")
     assert tz.read(xenium / "out.h5ad").content_hash() == tz.read(xenium).content_hash()
 
@@ -90,13 +121,17 @@ def test_tables_of_other_versions(xenium: Path, write_tenx: Any, counts: Any, fo
 def test_the_picture_of_the_nuclei_is_taken_if_named(xenium: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 65535, (300, 200), dtype=np.uint16)
     (xenium / "morphology_focus").mkdir()
-    tifffile.imwrite(xenium / "morphology_focus" / "morphology_focus_0000.ome.tif", pixels, tile=(64, 64))
+    tifffile.imwrite(
+        xenium / "morphology_focus" / "morphology_focus_0000.ome.tif", pixels, tile=(64, 64)
+    )
     assert tz.read(xenium).image is None
     assert "morphology_focus" in open_slice(xenium).notes[-1]
     image = tz.read(xenium, image="morphology_focus").image
     assert image is not None
     assert image.microns_per_pixel == PIXEL
-    np.testing.assert_allclose(image.to_pixels([[10.0, 20.0]]), [[40.0, 80.0]])  # a quarter of a um each
+    np.testing.assert_allclose(
+        image.to_pixels([[10.0, 20.0]]), [[40.0, 80.0]]
+    )  # a quarter of a um each
     np.testing.assert_array_equal(image.pixels[80:82, 40:42, 0], pixels[80:82, 40:42] // 257)
     with pytest.raises(InputError, match="no picture 'he'; there are: morphology_focus"):
         tz.read(xenium, image="he")
@@ -123,8 +158,14 @@ def test_bins_mean_nothing_here(xenium: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("cell_feature_matrix.h5", "the matrix of counts is missing; it should be cell_feature_matrix.h5"),
-        ("cells.parquet", "the table of cells is missing; it should be cells.parquet or cells.csv.gz"),
+        (
+            "cell_feature_matrix.h5",
+            "the matrix of counts is missing; it should be cell_feature_matrix.h5",
+        ),
+        (
+            "cells.parquet",
+            "the table of cells is missing; it should be cells.parquet or cells.csv.gz",
+        ),
     ],
 )
 def test_missing_files(xenium: Path, name: str, said: str) -> None:

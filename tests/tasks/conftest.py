@@ -25,7 +25,11 @@ def put_embedding(slices: Sequence[AnnData], d: int = 16, neighbours: int = 0) -
         x = pca.transform(values)
         if neighbours:
             places = np.asarray(one.obsm["spatial"])
-            near = NearestNeighbors(n_neighbors=neighbours).fit(places).kneighbors(places, return_distance=False)
+            near = (
+                NearestNeighbors(n_neighbors=neighbours)
+                .fit(places)
+                .kneighbors(places, return_distance=False)
+            )
             x = np.hstack([x, x[near].mean(1)])
         one.obsm["X_a"] = x.astype(np.float32)
     return list(slices)
@@ -42,12 +46,16 @@ def embedded_corpus() -> Callable[..., list[AnnData]]:
     """Simulate slices of one atlas with ``obsm["X_a"]``; made once for equal arguments, copied for each call."""
     made: dict[Any, list[AnnData]] = {}
 
-    def make(n_slices: int = 2, n_cells: int = 500, neighbours: int = 12, **options: Any) -> list[AnnData]:
+    def make(
+        n_slices: int = 2, n_cells: int = 500, neighbours: int = 12, **options: Any
+    ) -> list[AnnData]:
         from terrazzo import simulate
 
         key = (n_slices, n_cells, neighbours, *sorted(options.items()))
         if key not in made:
-            slices = simulate.corpus(n_slices, n_cells, **{"n_genes": 80, "n_regions": 3, "n_types": 4, **options})
+            slices = simulate.corpus(
+                n_slices, n_cells, **{"n_genes": 80, "n_regions": 3, "n_types": 4, **options}
+            )
             made[key] = put_embedding(slices, neighbours=neighbours)
         return [one.copy() for one in made[key]]
 

@@ -23,7 +23,9 @@ def spots(embedded_corpus: Corpus) -> list[AnnData]:
 
 
 @pytest.mark.parametrize(("head", "least"), [("mlp3", 0.75), ("linear", 0.75), ("knn", 0.7)])
-def test_the_mixture_of_simulated_spots_is_recovered(head: str, least: float, spots: list[AnnData]) -> None:
+def test_the_mixture_of_simulated_spots_is_recovered(
+    head: str, least: float, spots: list[AnnData]
+) -> None:
     first, second = spots
     within = deconvolve(first, use_rep="X_a", head=head, runs=1, **NO_BAR)
     cross = deconvolve([first], test=second, use_rep="X_a", head=head, runs=1, **NO_BAR)
@@ -41,7 +43,15 @@ def test_shuffled_proportions_are_no_better_than_their_mean(spots: list[AnnData]
     first, _ = spots
     shuffled = np.random.default_rng(0).permutation(first.obsm["proportions"])
     for head in ("linear", "mlp3"):
-        done = deconvolve(first, use_rep="X_a", proportions=shuffled, head=head, runs=1, splits=["blocked"], **NO_BAR)
+        done = deconvolve(
+            first,
+            use_rep="X_a",
+            proportions=shuffled,
+            head=head,
+            runs=1,
+            splits=["blocked"],
+            **NO_BAR,
+        )
         assert abs(done.score("pearson")) < 0.15
         assert done.score("rmse_mean") * 0.97 < done.score("rmse") < done.score("rmse_mean") * 1.15
 
@@ -52,7 +62,9 @@ def test_every_type_has_its_scores(spots: list[AnnData]) -> None:
     table = parts[parts["number"] == 0].set_index(["part", "metric"])["value"].unstack()
     assert list(table.index) == [f"type_{i}" for i in range(1, 5)]
     assert {"pearson", "rmse", "mae", "rmse_mean", "mae_mean"} <= set(table)
-    whole = done.metrics[(done.metrics["part"] == "") & (done.metrics["number"] == 0)].set_index("metric")["value"]
+    whole = done.metrics[(done.metrics["part"] == "") & (done.metrics["number"] == 0)].set_index(
+        "metric"
+    )["value"]
     assert table["pearson"].mean() == pytest.approx(whole["pearson"])
     assert np.sqrt((table["rmse"] ** 2).mean()) == pytest.approx(whole["rmse"])
     assert np.sqrt((table["rmse_mean"] ** 2).mean()) == pytest.approx(whole["rmse_mean"])
@@ -71,13 +83,18 @@ def test_the_trivial_answer_is_the_training_cells_mean(spots: list[AnnData]) -> 
 def test_different_types_are_scored_on_what_both_list(spots: list[AnnData]) -> None:
     first, second = spots
     names = [f"type_{i}" for i in range(1, 5)]
-    second.obsm["proportions"] = pd.DataFrame(second.obsm["proportions"], columns=names, index=second.obs_names)
+    second.obsm["proportions"] = pd.DataFrame(
+        second.obsm["proportions"], columns=names, index=second.obs_names
+    )
     second.obsm["proportions"] = second.obsm["proportions"].rename(columns={"type_2": "new"})[
         ["new", "type_4", "type_3", "type_1"]
     ]
     done = deconvolve(first, test=second, use_rep="X_a", head="linear", runs=1, **NO_BAR)
     assert done.config["scored"] == ["type_1", "type_3", "type_4"]
-    assert any("type_2 only in the training slices; new only in the test slices" in note for note in done.notes)
+    assert any(
+        "type_2 only in the training slices; new only in the test slices" in note
+        for note in done.notes
+    )
     assert done.score("pearson") > 0.7
     true = done.predictions[["true:type_1", "true:type_4"]].to_numpy()
     np.testing.assert_allclose(true, second.obsm["proportions"][["type_1", "type_4"]], atol=1e-6)
@@ -104,7 +121,13 @@ def test_proportions_are_carried_to_a_slice_without_any(spots: list[AnnData]) ->
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
     assert np.corrcoef(found.ravel(), truth.ravel())[0, 1] > 0.7
     again = deconvolve(
-        second, use_rep="X_a", proportions="proportions_predicted", head="linear", runs=1, splits=["random"], **NO_BAR
+        second,
+        use_rep="X_a",
+        proportions="proportions_predicted",
+        head="linear",
+        runs=1,
+        splits=["random"],
+        **NO_BAR,
     )
     assert again.score("pearson") > 0.95
 
@@ -128,7 +151,10 @@ def with_rows(adata: AnnData, rows: dict[int, list[float]]) -> AnnData:
 def test_bad_proportions_are_said(spots: list[AnnData]) -> None:
     good = spots[0].obsm["proportions"].copy()
     for rows, message in (
-        ({3: [0.5, 0.2, 0.2, 0.2], 7: [0.9, 0.9, 0.0, 0.0]}, "2 of 300 rows do not .worst: row 7, sum 1.8"),
+        (
+            {3: [0.5, 0.2, 0.2, 0.2], 7: [0.9, 0.9, 0.0, 0.0]},
+            "2 of 300 rows do not .worst: row 7, sum 1.8",
+        ),
         ({5: [1.2, -0.2, 0.0, 0.0]}, "1 of 300 rows do not .worst: row 5, sum 1, least -0.2"),
         ({0: [0.0, 0.0, 0.0, 0.0]}, "worst: row 0, sum 0"),
         ({0: [np.inf, 0.0, 0.0, 0.0]}, "infinite values, in 1 cells"),
@@ -137,9 +163,18 @@ def test_bad_proportions_are_said(spots: list[AnnData]) -> None:
         with pytest.raises(InputError, match=message):
             deconvolve(with_rows(spots[0], rows), use_rep="X_a", **NO_BAR)
     spots[0].obsm["proportions"] = good * 1.0005  # within rounding
-    assert deconvolve(spots[0], use_rep="X_a", head="knn", runs=1, splits=["random"], **NO_BAR).score("rmse") < 0.3
+    assert (
+        deconvolve(spots[0], use_rep="X_a", head="knn", runs=1, splits=["random"], **NO_BAR).score(
+            "rmse"
+        )
+        < 0.3
+    )
     with pytest.raises(InputError, match="slice 2 of 2: proportions must be"):
-        fit_probe([spots[0], with_rows(spots[1], {1: [2.0, 0, 0, 0]})], use_rep="X_a", proportions="proportions")
+        fit_probe(
+            [spots[0], with_rows(spots[1], {1: [2.0, 0, 0, 0]})],
+            use_rep="X_a",
+            proportions="proportions",
+        )
     with pytest.raises(InputError, match="obsm has no 'shares'"):
         deconvolve(spots[0], use_rep="X_a", proportions="shares", **NO_BAR)
     spots[0].uns["proportions_names"] = ["a", "a", "b", "c"]

@@ -25,7 +25,9 @@ def groups(n: int = 120, d: int = 6, k: int = 4, seed: int = 0) -> tuple[AnnData
     rng = np.random.default_rng(seed)
     truth = np.repeat(np.arange(k), np.array([50, 40, 20, 10]) * n // 120)
     adata = AnnData(np.zeros((n, 1), dtype=np.float32))
-    adata.obsm["X_a"] = (rng.normal(size=(k, d))[truth] * 8 + rng.normal(size=(n, d))).astype(np.float32)
+    adata.obsm["X_a"] = (rng.normal(size=(k, d))[truth] * 8 + rng.normal(size=(n, d))).astype(
+        np.float32
+    )
     return adata, truth
 
 
@@ -48,7 +50,9 @@ def test_groups_are_found_and_named_by_size(method: Any, d: int) -> None:
 def test_same_seed_same_domains(method: Any) -> None:
     adata, _ = groups(seed=1)
     first, second = (
-        tz.tasks.domains(adata.copy(), use_rep="X_a", n_domains=6, method=method, seed=5).obs["X_a_domain"]
+        tz.tasks.domains(adata.copy(), use_rep="X_a", n_domains=6, method=method, seed=5).obs[
+            "X_a_domain"
+        ]
         for _ in range(2)
     )
     assert (first == second).all()
@@ -71,9 +75,13 @@ def test_dead_and_tiny_dimensions_do_not_matter(method: Any) -> None:
 @METHODS
 def test_one_domain_and_one_cell(method: Any) -> None:
     adata, _ = groups()
-    assert set(tz.tasks.domains(adata, use_rep="X_a", n_domains=1, method=method).obs["X_a_domain"]) == {"0"}
+    assert set(
+        tz.tasks.domains(adata, use_rep="X_a", n_domains=1, method=method).obs["X_a_domain"]
+    ) == {"0"}
     one = adata[:1].copy()
-    assert list(tz.tasks.domains(one, use_rep="X_a", n_domains=1, method=method).obs["X_a_domain"]) == ["0"]
+    assert list(
+        tz.tasks.domains(one, use_rep="X_a", n_domains=1, method=method).obs["X_a_domain"]
+    ) == ["0"]
 
 
 @METHODS
@@ -105,7 +113,9 @@ def with_blocks(adata: AnnData) -> AnnData:
     """Make ``X_a`` an embedding of two blocks: own (noise) and niche (the groups)."""
     noise = np.random.default_rng(9).normal(size=(adata.n_obs, 4))
     adata.obsm["X_a"] = np.hstack([noise, adata.obsm["X_a"]]).astype(np.float32)
-    adata.uns["terrazzo"] = {"X_a": {"details": json.dumps({"blocks": {"own": [0, 4], "niche": [4, 10]}})}}
+    adata.uns["terrazzo"] = {
+        "X_a": {"details": json.dumps({"blocks": {"own": [0, 4], "niche": [4, 10]}})}
+    }
     return adata
 
 
@@ -129,10 +139,19 @@ def test_of_two_blocks_the_niche_is_clustered_unless_another_is_named() -> None:
 def test_what_was_done_is_recorded_and_survives_a_file(tmp_path: Path) -> None:
     adata, _ = groups()
     adata.obsm["spatial"] = np.random.default_rng(0).random((120, 2))
-    tz.tasks.domains(adata, use_rep="X_a", n_domains=3, method="kmeans", seed=4, n_seeds=2, refine=5)
+    tz.tasks.domains(
+        adata, use_rep="X_a", n_domains=3, method="kmeans", seed=4, n_seeds=2, refine=5
+    )
     record = adata.uns["terrazzo"]["X_a_domain"]
     json.dumps(record)
-    said = {"use_rep": "X_a", "method": "kmeans", "n_domains": 3, "seed": 4, "n_seeds": 2, "refine": 5}
+    said = {
+        "use_rep": "X_a",
+        "method": "kmeans",
+        "n_domains": 3,
+        "seed": 4,
+        "n_seeds": 2,
+        "refine": 5,
+    }
     assert {name: record[name] for name in said} == said
     assert record["terrazzo_version"] == tz.__version__
     adata.write_h5ad(tmp_path / "a.h5ad")
@@ -151,7 +170,14 @@ def test_rows_in_rows_out_and_known_answer(simulated: Any, method: Any) -> None:
     assert adata.obs["X_pca_nb_domain"].notna().all()
     truth = adata.obs["region"].to_numpy()
     assert adjusted_rand_score(truth, adata.obs["X_pca_nb_domain"]) > 0.6
-    assert abs(adjusted_rand_score(np.random.default_rng(0).permutation(truth), adata.obs["X_pca_nb_domain"])) < 0.02
+    assert (
+        abs(
+            adjusted_rand_score(
+                np.random.default_rng(0).permutation(truth), adata.obs["X_pca_nb_domain"]
+            )
+        )
+        < 0.02
+    )
 
 
 # Leiden searched to K
@@ -186,7 +212,9 @@ def test_leiden_says_where_k_cannot_be_met() -> None:
 
 def test_leiden_takes_equal_vectors_as_one() -> None:
     rng = np.random.default_rng(0)
-    vectors = np.vstack([np.zeros((200, 3)), rng.normal(size=(100, 3)) + 20, rng.normal(size=(100, 3)) - 20])
+    vectors = np.vstack(
+        [np.zeros((200, 3)), rng.normal(size=(100, 3)) + 20, rng.normal(size=(100, 3)) - 20]
+    )
     labels = cluster(vectors, 3, "leiden", 0)
     assert len(set(labels[:200])) == 1
     assert len(set(labels)) == 3
@@ -206,8 +234,15 @@ def test_consensus_of_renamed_runs_is_the_run() -> None:
 def test_consensus_outvotes_the_errors_of_each_run() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(4, size=1000)
-    runs = [rng.permutation(4)[np.where(rng.random(1000) < 0.2, rng.integers(4, size=1000), truth)] for _ in range(7)]
-    assert adjusted_rand_score(truth, consensus(runs)) > 0.95 > max(adjusted_rand_score(truth, run) for run in runs)
+    runs = [
+        rng.permutation(4)[np.where(rng.random(1000) < 0.2, rng.integers(4, size=1000), truth)]
+        for _ in range(7)
+    ]
+    assert (
+        adjusted_rand_score(truth, consensus(runs))
+        > 0.95
+        > max(adjusted_rand_score(truth, run) for run in runs)
+    )
 
 
 def test_consensus_with_a_run_of_more_clusters() -> None:
@@ -225,7 +260,9 @@ def test_consensus_over_seeds(simulated: Any) -> None:
     assert adjusted_rand_score(expected, adata.obs["X_pca_nb_domain"]) == 1
 
 
-@pytest.mark.parametrize("runs", [[], [[]], [0, 1], [[0, 1], [0]], [[0, -1]], [[0.0, 1.0]], [["a", "b"]]])
+@pytest.mark.parametrize(
+    "runs", [[], [[]], [0, 1], [[0, 1], [0]], [[0, -1]], [[0.0, 1.0]], [["a", "b"]]]
+)
 def test_consensus_refuses(runs: Any) -> None:
     with pytest.raises(InputError, match=r"whole numbers from 0|differ in length"):
         consensus(runs)
@@ -239,7 +276,11 @@ def test_refining_takes_the_commonest_label_around() -> None:
     np.testing.assert_array_equal(refine_labels(list("aabaabbb"), line, 2), list("aaaaabbb"))
     np.testing.assert_array_equal(refine_labels([0, 1, 0, 1], line[:4], 0), [0, 1, 0, 1])
     # of equally common labels its own, else the nearest one's
-    assert refine_labels(np.array([5, 7, 9]), np.array([[0.0], [1.0], [2.1]]), 2).tolist() == [7, 5, 7]
+    assert refine_labels(np.array([5, 7, 9]), np.array([[0.0], [1.0], [2.1]]), 2).tolist() == [
+        7,
+        5,
+        7,
+    ]
     with pytest.raises(ConfigError, match="between 0 and the number of other cells, 7"):
         refine_labels([0] * 8, line, 8)
     with pytest.raises(InputError, match="8 positions and 7 labels"):
@@ -263,13 +304,18 @@ def test_refining_mends_scattered_errors(simulated: Any) -> None:
     truth = adata.obs["region"]
     tz.tasks.domains(adata, use_rep="X_pca_nb", n_domains=5, key_added="plain")
     tz.tasks.domains(adata, use_rep="X_pca_nb", n_domains=5, key_added="smooth", refine=6)
-    assert adjusted_rand_score(truth, adata.obs["smooth"]) > adjusted_rand_score(truth, adata.obs["plain"]) + 0.05
+    assert (
+        adjusted_rand_score(truth, adata.obs["smooth"])
+        > adjusted_rand_score(truth, adata.obs["plain"]) + 0.05
+    )
 
 
 def test_a_domain_that_refining_dissolves_is_said() -> None:
     adata, _ = groups(d=2)
     adata.obsm["spatial"] = np.random.default_rng(0).random((120, 2))
-    with pytest.warns(TerrazzoWarning, match=r"refining over 100 neighbours dissolved \d of 4 domains"):
+    with pytest.warns(
+        TerrazzoWarning, match=r"refining over 100 neighbours dissolved \d of 4 domains"
+    ):
         tz.tasks.domains(adata, use_rep="X_a", n_domains=4, refine=100)
     assert list(adata.obs["X_a_domain"].cat.categories) == list("0123")
 
@@ -287,7 +333,9 @@ def test_a_domain_that_refining_dissolves_is_said() -> None:
         ({"key_added": "X_a"}, ConfigError, "which is an embedding too"),
     ],
 )
-def test_settings_that_do_not_fit(options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_settings_that_do_not_fit(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     adata, _ = groups()
     with pytest.raises(error, match=message):
         tz.tasks.domains(adata, **{"use_rep": "X_a", "n_domains": 3, **options})

@@ -24,7 +24,14 @@ def slices(simulated: Any) -> list[AnnData]:
     out = []
     for i in range(4):
         adata = simulated(
-            150, 40, layout="visium", n_regions=3, n_types=4, seed=i, depth=4000.0, donor=f"donor_{i // 2}"
+            150,
+            40,
+            layout="visium",
+            n_regions=3,
+            n_types=4,
+            seed=i,
+            depth=4000.0,
+            donor=f"donor_{i // 2}",
         )
         noise = np.random.default_rng(i).normal(0, 0.05, (adata.n_obs, 6))
         noise[:, :4] += adata.obsm["proportions"]
@@ -42,12 +49,17 @@ def of(found: TaskResult, metric: str, part: str = "", **where: str) -> float:
 
 
 def test_across_patients(slices: list[AnnData]) -> None:
-    found = image_to_gene(slices, use_rep=KEY, genes=10, names=["a", "b", "c", "d"], runs=2, progress=False)
+    found = image_to_gene(
+        slices, use_rep=KEY, genes=10, names=["a", "b", "c", "d"], runs=2, progress=False
+    )
     metrics = found.metrics
     assert set(metrics["split"]) == {"patients"}
     assert dict(zip(metrics["slice"], metrics["patient"], strict=True)) == {
-        "a": "donor_0", "b": "donor_0", "c": "donor_1", "d": "donor_1"
-    }  # fmt: skip
+        "a": "donor_0",
+        "b": "donor_0",
+        "c": "donor_1",
+        "d": "donor_1",
+    }
     assert (metrics.groupby(["slice", "part", "metric"]).size() == 2).all()
     for name in "abcd":
         assert of(found, "mse", slice=name) < 0.8 * of(found, "mse_mean", slice=name)
@@ -55,12 +67,16 @@ def test_across_patients(slices: list[AnnData]) -> None:
     assert [fold["n_training_slices"] for fold in found.config["folds"]] == [2, 2, 2, 2]
     assert found.config["genes"] == 10
     assert len(found.predictions) == 600
-    assert found.score("mse") == pytest.approx(np.mean([of(found, "mse", slice=name) for name in "abcd"]))
+    assert found.score("mse") == pytest.approx(
+        np.mean([of(found, "mse", slice=name) for name in "abcd"])
+    )
 
 
 def test_scores_by_hand(slices: list[AnnData]) -> None:
     genes = list(slices[0].var_names[[3, 7]])
-    found = image_to_gene(slices[:2], test=slices[2], use_rep=KEY, genes=genes, names=["c"], runs=1, progress=False)
+    found = image_to_gene(
+        slices[:2], test=slices[2], use_rep=KEY, genes=genes, names=["c"], runs=1, progress=False
+    )
     learnt = np.concatenate([expression(Panel.read(a), genes).to_numpy() for a in slices[:2]])
     true = expression(Panel.read(slices[2]), genes).to_numpy()
     rows = found.predictions
@@ -69,8 +85,12 @@ def test_scores_by_hand(slices: list[AnnData]) -> None:
     assert of(found, "mse") == pytest.approx(((predicted - true) ** 2).mean(), rel=1e-5)
     assert of(found, "mse_mean") == pytest.approx(((learnt.mean(0) - true) ** 2).mean(), rel=1e-5)
     for i, gene in enumerate(genes):
-        assert of(found, "mse_mean", gene) == pytest.approx(((learnt[:, i].mean() - true[:, i]) ** 2).mean(), rel=1e-5)
-        assert of(found, "pearson", gene) == pytest.approx(np.corrcoef(predicted[:, i], true[:, i])[0, 1], rel=1e-5)
+        assert of(found, "mse_mean", gene) == pytest.approx(
+            ((learnt[:, i].mean() - true[:, i]) ** 2).mean(), rel=1e-5
+        )
+        assert of(found, "pearson", gene) == pytest.approx(
+            np.corrcoef(predicted[:, i], true[:, i])[0, 1], rel=1e-5
+        )
     assert set(found.metrics["split"]) == {"cross"}
 
 
@@ -83,7 +103,9 @@ def shuffled(adata: AnnData, seed: int = 9) -> AnnData:
 
 
 @pytest.mark.parametrize("genes", [8, ["SIM1", "SIM4", "SIM5"]])
-def test_no_count_of_the_scored_slice_reaches_what_is_learnt(slices: list[AnnData], genes: Any) -> None:
+def test_no_count_of_the_scored_slice_reaches_what_is_learnt(
+    slices: list[AnnData], genes: Any
+) -> None:
     def answers(third: AnnData) -> Any:
         given = {"use_rep": KEY, "genes": genes, "runs": 2, "names": ["c"], "progress": False}
         found = image_to_gene(slices[:2], test=third, **given)
@@ -97,7 +119,13 @@ def test_no_count_of_the_scored_slice_reaches_what_is_learnt(slices: list[AnnDat
 
 
 def test_a_patient_that_is_held_out_is_held_out_whole(slices: list[AnnData]) -> None:
-    given = {"use_rep": KEY, "genes": 6, "runs": 1, "names": ["a", "b", "c", "d"], "progress": False}
+    given = {
+        "use_rep": KEY,
+        "genes": 6,
+        "runs": 1,
+        "names": ["a", "b", "c", "d"],
+        "progress": False,
+    }
     before = image_to_gene(slices, **given).predictions
     after = image_to_gene([slices[0], shuffled(slices[1]), *slices[2:]], **given).predictions
     for table in (before, after):
@@ -106,15 +134,25 @@ def test_a_patient_that_is_held_out_is_held_out_whole(slices: list[AnnData]) -> 
     def row(table: Any, name: str) -> Any:
         return table[table["slice"] == name].filter(like="cross:").dropna(axis=1)
 
-    assert row(before, "a").equals(row(after, "a"))  # b is of the same patient: its counts are not learnt from
+    assert row(before, "a").equals(
+        row(after, "a")
+    )  # b is of the same patient: its counts are not learnt from
     assert not row(before, "c").equals(row(after, "c"))
 
 
 def test_vectors_of_one_spot_do_not_move_the_answer_for_another(slices: list[AnnData]) -> None:
     given = {"use_rep": KEY, "genes": 5, "runs": 1, "progress": False}
-    before = image_to_gene(slices[:2], test=slices[2], **given).predictions.filter(like="cross:").to_numpy()
+    before = (
+        image_to_gene(slices[:2], test=slices[2], **given)
+        .predictions.filter(like="cross:")
+        .to_numpy()
+    )
     slices[2].obsm[KEY][:75] += 5
-    after = image_to_gene(slices[:2], test=slices[2], **given).predictions.filter(like="cross:").to_numpy()
+    after = (
+        image_to_gene(slices[:2], test=slices[2], **given)
+        .predictions.filter(like="cross:")
+        .to_numpy()
+    )
     np.testing.assert_array_equal(before[75:], after[75:])
     assert not np.allclose(before[:75], after[:75])
 
@@ -160,28 +198,42 @@ def test_genes_that_some_slices_lack(slices: list[AnnData]) -> None:
     told = " | ".join(found.notes)
     assert f"not learnt, for not every training slice has them: {first} (in 1 of 2)" in told
     assert f"c: not scored: {second} only in the training slices" in told
-    with pytest.raises(InputError, match="no slice could be scored: c: not scored, it has none of the genes"):
+    with pytest.raises(
+        InputError, match="no slice could be scored: c: not scored, it has none of the genes"
+    ):
         image_to_gene([a, b], test=c, genes=[second, fourth], **given)
     with pytest.raises(InputError, match="no gene is in every training slice"):
         image_to_gene([a, b], test=c, genes=[first], **given)
     chosen = image_to_gene([a, b], test=c, genes=39, **given)
     assert first not in chosen.config["folds"][0]["scored"]
-    assert image_to_gene([a, b], test=c, genes=500, **given).notes[0].startswith("39 genes are predicted, not 500")
+    assert (
+        image_to_gene([a, b], test=c, genes=500, **given)
+        .notes[0]
+        .startswith("39 genes are predicted, not 500")
+    )
 
 
 def test_fit_predict_save_load(slices: list[AnnData], tmp_path: Path) -> None:
     probe = fit_image_to_gene(slices[:2], use_rep=KEY, genes=6)
-    bare = AnnData(obs=slices[2].obs[[]], obsm={KEY: slices[2].obsm[KEY]})  # a slice that nobody has sequenced
+    bare = AnnData(
+        obs=slices[2].obs[[]], obsm={KEY: slices[2].obsm[KEY]}
+    )  # a slice that nobody has sequenced
     probe.annotate(bare)
     found = bare.obsm["expression_predicted"]
     assert found.shape == (150, 6)
     assert list(bare.uns["expression_predicted_names"]) == list(probe.names)
     again = Probe.load(probe.save(tmp_path / "probe"))
     np.testing.assert_array_equal(again.predict(bare), found)
-    assert (again.info["task"], again.info["scale"], again.target) == ("image_to_gene", 1e4, "expression")
+    assert (again.info["task"], again.info["scale"], again.target) == (
+        "image_to_gene",
+        1e4,
+        "expression",
+    )
     true = expression(Panel.read(slices[2]), probe.names).to_numpy()
     assert np.mean((found - true) ** 2) < 0.9 * np.mean((true.mean(0) - true) ** 2)
-    arrays = fit_image_to_gene(slices[:2], use_rep=[a.obsm[KEY] for a in slices[:2]], genes=list(probe.names))
+    arrays = fit_image_to_gene(
+        slices[:2], use_rep=[a.obsm[KEY] for a in slices[:2]], genes=list(probe.names)
+    )
     np.testing.assert_allclose(arrays.predict(bare.obsm[KEY]), found, rtol=1e-5, atol=1e-5)
     assert arrays.use_rep is None
     mlp = fit_image_to_gene(slices[:2], use_rep=KEY, genes=4, head="knn")
@@ -202,25 +254,39 @@ def test_patients_by_key_or_by_list(slices: list[AnnData]) -> None:
         image_to_gene(slices, donors=["a", "b", "c"], **given)
     with pytest.raises(InputError, match="all 4 slices are of one patient, 'x'"):
         image_to_gene(slices, donors=["x"] * 4, **given)
-    joined = image_to_gene(slices, donors=["p|q", "q", "r", "p"], **given)  # a slice of two patients ties both
+    joined = image_to_gene(
+        slices, donors=["p|q", "q", "r", "p"], **given
+    )  # a slice of two patients ties both
     assert set(joined.metrics["patient"]) == {"p|q", "r"}
 
 
 def test_a_test_slice_of_a_training_patient_is_told(slices: list[AnnData]) -> None:
-    found = image_to_gene([slices[0], slices[2]], test=slices[1], use_rep=KEY, genes=3, runs=1, progress=False)
-    assert found.notes[0] == "'donor_0' is in training and is scored: this is no score across patients"
+    found = image_to_gene(
+        [slices[0], slices[2]], test=slices[1], use_rep=KEY, genes=3, runs=1, progress=False
+    )
+    assert (
+        found.notes[0] == "'donor_0' is in training and is scored: this is no score across patients"
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
-        ({"genes": ["SIM1", "SIM99999"]}, InputError, "'SIM99999' is in none of the 2 training slices; the nearest"),
+        (
+            {"genes": ["SIM1", "SIM99999"]},
+            InputError,
+            "'SIM99999' is in none of the 2 training slices; the nearest",
+        ),
         ({"genes": []}, ConfigError, "at least one gene"),
         ({"genes": ["SIM1", "SIM1"]}, ConfigError, "each of them once"),
         ({"genes": 0}, ConfigError, "genes is 0"),
         ({"use_rep": "X_gone"}, InputError, "obsm has no 'X_gone'"),
         ({"use_rep": [np.zeros((150, 2))]}, InputError, "1 arrays for 3 slices"),
-        ({"use_rep": [np.zeros((150, 2)), np.zeros((9, 2)), np.zeros((150, 2))]}, InputError, "slice 2 of 3: vectors"),
+        (
+            {"use_rep": [np.zeros((150, 2)), np.zeros((9, 2)), np.zeros((150, 2))]},
+            InputError,
+            "slice 2 of 3: vectors",
+        ),
         ({"head": "forest"}, ConfigError, "head is 'forest'"),
         ({"names": ["a", "b"]}, ConfigError, "1 different names"),
         ({"runs": 0}, ConfigError, "runs is 0"),

@@ -51,7 +51,9 @@ def test_hidden_genes_of_simulated_tissue_are_recovered(head: str, hidden: list[
     cross = impute([first], test=second, use_rep="X_a", head=head, runs=1, **NO_BAR)
     for done, split in ((within, "random"), (within, "blocked"), (cross, "cross")):
         obs, values = truth[split].visible.obs, truth[split].targets
-        best = values - values.groupby([obs["cell_type"], obs["region"]], observed=True).transform("mean")
+        best = values - values.groupby([obs["cell_type"], obs["region"]], observed=True).transform(
+            "mean"
+        )
         assert done.score("rmse", split) < 1.1 * np.sqrt((best**2).to_numpy().mean())
         assert done.score("rmse", split) < 0.94 * done.score("rmse_mean", split)
         assert done.score("pearson", split) > 0.35
@@ -64,8 +66,12 @@ def test_hidden_genes_of_simulated_tissue_are_recovered(head: str, hidden: list[
 def test_shuffled_targets_are_no_better_than_their_mean(hidden: list[Hidden]) -> None:
     first = hidden[0]
     order = np.random.default_rng(0).permutation(500)
-    shuffled = pd.DataFrame(first.targets.to_numpy()[order], index=first.targets.index, columns=first.targets.columns)
-    done = impute(Hidden(first.visible, shuffled), use_rep="X_a", runs=1, splits=["blocked"], **NO_BAR)
+    shuffled = pd.DataFrame(
+        first.targets.to_numpy()[order], index=first.targets.index, columns=first.targets.columns
+    )
+    done = impute(
+        Hidden(first.visible, shuffled), use_rep="X_a", runs=1, splits=["blocked"], **NO_BAR
+    )
     assert abs(done.score("pearson")) < 0.1
     assert done.score("rmse") > 0.97 * done.score("rmse_mean")
 
@@ -89,12 +95,22 @@ def test_targets_are_counts_at_the_scale_of_visible_genes() -> None:
 def everything(value: Any) -> str:
     """All text that is anywhere in a container."""
     if isinstance(value, AnnData):
-        parts: list[Any] = [value.obs, value.var, dict(value.uns), dict(value.obsm), dict(value.varm)]
+        parts: list[Any] = [
+            value.obs,
+            value.var,
+            dict(value.uns),
+            dict(value.obsm),
+            dict(value.varm),
+        ]
         return " ".join(everything(part) for part in parts)
     if isinstance(value, dict):
         return " ".join(f"{key} {everything(held)}" for key, held in value.items())
     if isinstance(value, pd.DataFrame):
-        cats = [list(value[c].cat.categories) for c in value if isinstance(value[c].dtype, pd.CategoricalDtype)]
+        cats = [
+            list(value[c].cat.categories)
+            for c in value
+            if isinstance(value[c].dtype, pd.CategoricalDtype)
+        ]
         return f"{value.to_csv()} {cats}"
     if isinstance(value, np.ndarray):
         return " ".join(map(str, value.ravel().tolist())) + str(value.dtype.names)
@@ -129,7 +145,11 @@ def test_nothing_of_a_hidden_gene_is_left() -> None:
     assert "GENE3" not in text
     assert "ENSG00000000004" not in text
     assert found.visible.raw is None
-    assert [list(found.visible.layers), list(found.visible.varm), list(found.visible.obsp)] == [[], [], []]
+    assert [list(found.visible.layers), list(found.visible.varm), list(found.visible.obsp)] == [
+        [],
+        [],
+        [],
+    ]
     assert list(found.visible.obsm) == ["spatial"]
     assert list(found.visible.obs) == ["region"]
     assert set(found.visible.uns) == {"organism", "technology", "pca", "other"}
@@ -139,13 +159,19 @@ def test_nothing_of_a_hidden_gene_is_left() -> None:
 
 def test_every_column_of_a_hidden_gene_goes() -> None:
     adata = panel()
-    adata.var["ensembl_id"] = [*adata.var["ensembl_id"][:5], "ENSG00000000001", *adata.var["ensembl_id"][6:]]
+    adata.var["ensembl_id"] = [
+        *adata.var["ensembl_id"][:5],
+        "ENSG00000000001",
+        *adata.var["ensembl_id"][6:],
+    ]
     found = hide_genes(adata, genes=["GENE0"])
     assert not {"GENE0", "GENE5"} & set(found.visible.var_names)
     counts = adata.X.toarray()
     total = np.delete(counts, [0, 5], axis=1).sum(1)
     both = counts[:, 0] + counts[:, 5]
-    np.testing.assert_allclose(found.targets["GENE0"], np.log1p(both * np.median(total) / total), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.targets["GENE0"], np.log1p(both * np.median(total) / total), rtol=1e-6
+    )
     with pytest.raises(ConfigError, match="one gene twice"):
         hide_genes(adata, genes=["GENE0", "GENE5"])
 
@@ -157,7 +183,10 @@ def test_the_embedding_cannot_know_hidden_genes() -> None:
     other.X = other.X.toarray()
     other.X[:, 4] = 50
     other.X = sp.csr_matrix(other.X)
-    first, second = hide_genes(adata, genes=["GENE4", "GENE6"]), hide_genes(other, genes=["GENE4", "GENE6"])
+    first, second = (
+        hide_genes(adata, genes=["GENE4", "GENE6"]),
+        hide_genes(other, genes=["GENE4", "GENE6"]),
+    )
     assert (first.visible.X != second.visible.X).nnz == 0
     np.testing.assert_array_equal(first.targets["GENE6"], second.targets["GENE6"])
 
@@ -177,7 +206,9 @@ def test_counts_may_be_in_raw_or_a_layer() -> None:
 
 def test_slices_hide_the_same_genes_and_only_those_with_counts() -> None:
     slices = [panel(seed=1), panel(seed=2)[:, 2:].copy()]
-    slices[1].X = slices[1].X.toarray() * (np.arange(10) != 3)  # GENE5 is never counted in the second
+    slices[1].X = slices[1].X.toarray() * (
+        np.arange(10) != 3
+    )  # GENE5 is never counted in the second
     slices[1].X = sp.csr_matrix(slices[1].X)
     able = {f"GENE{i}" for i in range(2, 12)} - {"GENE5"}
     drawn = [tuple(h.genes for h in hide_genes(slices, 4, seed=seed)) for seed in range(20)]
@@ -206,7 +237,11 @@ def test_a_cell_without_visible_counts_is_predicted_and_not_scored() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"genes": ["GENE99"]}, InputError, "gene 'GENE99' is not in the panel; the nearest name is 'GENE9'"),
+        (
+            {"genes": ["GENE99"]},
+            InputError,
+            "gene 'GENE99' is not in the panel; the nearest name is 'GENE9'",
+        ),
         ({"genes": ["gene3"]}, InputError, "not in the panel; the nearest name is 'GENE3'"),
         ({"genes": [f"GENE{i}" for i in range(12)]}, InputError, "all 12 genes"),
         ({"genes": []}, ConfigError, "at least one gene"),

@@ -26,10 +26,17 @@ def test_head_is_the_plain_sum(name, activation):
 
 def test_the_papers_heads_have_their_layers():
     def shapes(head):
-        return [tuple(step.weight.shape) for step in head.layers if isinstance(step, torch.nn.Linear)]
+        return [
+            tuple(step.weight.shape) for step in head.layers if isinstance(step, torch.nn.Linear)
+        ]
 
     assert shapes(LabelHead(192, 7)) == [(256, 192), (256, 256), (7, 256)]
-    assert shapes(LabelHead(64, 7, (512, 256, 128), "relu")) == [(512, 64), (256, 512), (128, 256), (7, 128)]
+    assert shapes(LabelHead(64, 7, (512, 256, 128), "relu")) == [
+        (512, 64),
+        (256, 512),
+        (128, 256),
+        (7, 128),
+    ]
     assert shapes(LabelHead(64, 7, ())) == [(7, 64)]
 
 

@@ -29,7 +29,21 @@ def test_classes_are_sorted_and_coded() -> None:
 
 
 @pytest.mark.parametrize(
-    "nothing", [np.nan, None, "", "  ", "Unknown", "unknown", "Other", "NA", "nan", "Ambiguous", "unassigned", pd.NA]
+    "nothing",
+    [
+        np.nan,
+        None,
+        "",
+        "  ",
+        "Unknown",
+        "unknown",
+        "Other",
+        "NA",
+        "nan",
+        "Ambiguous",
+        "unassigned",
+        pd.NA,
+    ],
 )
 @pytest.mark.parametrize("categorical", [False, True])
 def test_cells_without_label_are_not_scored(nothing: Any, categorical: bool) -> None:
@@ -72,7 +86,10 @@ def test_a_single_member_is_left_out_with_a_warning() -> None:
         ([np.nan] * 5, "holds no label"),
         (["Unknown"] * 5, "holds no label"),
         (["a"] * 4 + [None], "one class, 'a'"),
-        (["a", "b", "c", "d", "e"], "no class with enough cells; too rare to be scored: a, b, c, d, e"),
+        (
+            ["a", "b", "c", "d", "e"],
+            "no class with enough cells; too rare to be scored: a, b, c, d, e",
+        ),
     ],
 )
 def test_labels_that_cannot_be_scored(values: Any, message: str) -> None:
@@ -84,7 +101,9 @@ def test_columns_and_arrays() -> None:
     adata = slice_with(["a", "b", "a", "b"])
     given = labels.read(adata, adata.obs["region"].to_numpy())
     assert given.codes.tolist() == labels.read(adata, "region").codes.tolist()
-    with pytest.raises(InputError, match=r"no column 'regoin'; there are: region\. Did you mean 'region'"):
+    with pytest.raises(
+        InputError, match=r"no column 'regoin'; there are: region\. Did you mean 'region'"
+    ):
         labels.read(adata, "regoin")
     with pytest.raises(InputError, match="there are: none"):
         labels.column(AnnData(np.zeros((2, 1), dtype=np.float32)), "region")

@@ -10,7 +10,12 @@ import pandas as pd
 import pytest
 from scipy import sparse
 from scipy.stats import pearsonr
-from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score, normalized_mutual_info_score
+from sklearn.metrics import (
+    accuracy_score,
+    adjusted_rand_score,
+    f1_score,
+    normalized_mutual_info_score,
+)
 
 from terrazzo.errors import InputError
 from terrazzo.tasks import metrics
@@ -26,30 +31,46 @@ def drawn(n: int = 200, k: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 def test_classification_is_scikit_learns(form: Any) -> None:
     true, guess = drawn()
     names = np.array(["L1", "L2", "L3", "WM"])
-    t, p = (true, guess) if form is int else (pd.Series(names[true]).astype(form), pd.Series(names[guess]).astype(form))
+    t, p = (
+        (true, guess)
+        if form is int
+        else (pd.Series(names[true]).astype(form), pd.Series(names[guess]).astype(form))
+    )
     found = metrics.classification(t, p)
     assert found == pytest.approx(
-        {"accuracy": accuracy_score(true, guess), "macro_f1": f1_score(true, guess, average="macro")}
+        {
+            "accuracy": accuracy_score(true, guess),
+            "macro_f1": f1_score(true, guess, average="macro"),
+        }
     )
     assert all(type(value) is float for value in found.values())
 
 
 def test_macro_f1_is_over_the_classes_that_occur_in_the_truth() -> None:
     # a: precision 1, recall 1/2, F1 2/3; b: precision 1/2, recall 1, F1 2/3; c is never true
-    assert metrics.classification(list("aab"), list("abb")) == pytest.approx({"accuracy": 2 / 3, "macro_f1": 2 / 3})
+    assert metrics.classification(list("aab"), list("abb")) == pytest.approx(
+        {"accuracy": 2 / 3, "macro_f1": 2 / 3}
+    )
     # a: recall 1/2, F1 2/3; b: F1 1; c, predicted once, is no third class
     with_c = metrics.classification(list("aab"), list("acb"))
     assert with_c["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
     assert metrics.classification(list("aab"), list("acb"), classes=list("abcd")) == with_c
     # a class that is never predicted scores 0
-    assert metrics.classification(list("aab"), list("aaa"))["macro_f1"] == pytest.approx((0.8 + 0) / 2)
+    assert metrics.classification(list("aab"), list("aaa"))["macro_f1"] == pytest.approx(
+        (0.8 + 0) / 2
+    )
 
 
 def test_clustering_is_scikit_learns_and_names_do_not_matter() -> None:
     true, found = drawn(seed=1)
-    expected = {"ari": adjusted_rand_score(true, found), "nmi": normalized_mutual_info_score(true, found)}
+    expected = {
+        "ari": adjusted_rand_score(true, found),
+        "nmi": normalized_mutual_info_score(true, found),
+    }
     assert metrics.clustering(true, found) == pytest.approx(expected)
-    assert metrics.clustering(np.array(list("abcd"))[true], (found + 1) % 4) == pytest.approx(expected)
+    assert metrics.clustering(np.array(list("abcd"))[true], (found + 1) % 4) == pytest.approx(
+        expected
+    )
     assert metrics.clustering(true, true) == pytest.approx({"ari": 1, "nmi": 1})
     assert metrics.clustering(true, np.zeros(200, dtype=int)) == pytest.approx({"ari": 0, "nmi": 0})
 
@@ -63,11 +84,14 @@ def test_regression_is_scipys() -> None:
     error = guess - true
     assert found == pytest.approx(
         {
-            "pearson": np.mean(columns), "pearson_overall": pearsonr(true.ravel(), guess.ravel())[0],
-            "rmse": np.sqrt(np.mean(error**2)), "mae": np.mean(np.abs(error)), "mse": np.mean(error**2),
+            "pearson": np.mean(columns),
+            "pearson_overall": pearsonr(true.ravel(), guess.ravel())[0],
+            "rmse": np.sqrt(np.mean(error**2)),
+            "mae": np.mean(np.abs(error)),
+            "mse": np.mean(error**2),
             "constant_columns": 0,
         }
-    )  # fmt: skip
+    )
     table = metrics.regression_by_column(sparse.csr_matrix(true), guess, list("abcde"))
     assert list(table.index) == list("abcde")
     assert table.index.name == "part"
@@ -104,7 +128,9 @@ def test_chaos_by_hand() -> None:
     unit = 1 / np.sqrt(3.5)
     assert metrics.chaos(coords, list("aaabbb")) == pytest.approx(unit)
     assert metrics.chaos(coords, list("ababab")) == pytest.approx(2 * unit)
-    assert metrics.chaos(coords, list("aaaaab")) == pytest.approx(unit * 5 / 6)  # the lone b has no edge, and counts
+    assert metrics.chaos(coords, list("aaaaab")) == pytest.approx(
+        unit * 5 / 6
+    )  # the lone b has no edge, and counts
     assert metrics.chaos(coords, list("abcdef")) == 0
     assert metrics.chaos(coords * [1000, 7] + 5, list("ababab")) == pytest.approx(2 * unit)
     assert metrics.chaos(coords[:1], ["a"]) == 0
@@ -130,7 +156,9 @@ def slow_pas(coords: np.ndarray, labels: np.ndarray) -> float:
 def test_coherence_against_a_slow_sum(noise: float) -> None:
     rng = np.random.default_rng(0)
     coords = rng.random((300, 2)) * [5, 1]
-    labels = np.where(rng.random(300) < noise, rng.integers(4, size=300), (coords[:, 0] * 0.8).astype(int))
+    labels = np.where(
+        rng.random(300) < noise, rng.integers(4, size=300), (coords[:, 0] * 0.8).astype(int)
+    )
     labels[0] = 9  # a domain of one cell
     assert metrics.chaos(coords, labels) == pytest.approx(slow_chaos(coords, labels))
     assert metrics.pas(coords, labels) == pytest.approx(slow_pas(coords, labels))
@@ -139,9 +167,15 @@ def test_coherence_against_a_slow_sum(noise: float) -> None:
 def test_pas_by_hand() -> None:
     line = np.column_stack([np.arange(22.0) ** 1.001, np.zeros(22)])
     assert metrics.pas(line, ["a"] * 22) == 0
-    assert metrics.pas(line, [*"a" * 10, "b", *"a" * 11]) == pytest.approx(1 / 22)  # only the b itself
-    assert metrics.pas(line, list("a" * 11 + "b" * 11)) == 0  # at a straight border 5 of 10 differ: not 6
-    assert metrics.pas(line[:3], list("aab")) == pytest.approx(1 / 3)  # fewer than eleven cells: of all others
+    assert metrics.pas(line, [*"a" * 10, "b", *"a" * 11]) == pytest.approx(
+        1 / 22
+    )  # only the b itself
+    assert (
+        metrics.pas(line, list("a" * 11 + "b" * 11)) == 0
+    )  # at a straight border 5 of 10 differ: not 6
+    assert metrics.pas(line[:3], list("aab")) == pytest.approx(
+        1 / 3
+    )  # fewer than eleven cells: of all others
     assert metrics.pas(line[:1], ["a"]) == 0
 
 
@@ -161,23 +195,50 @@ XY = np.random.default_rng(0).random((3, 2))
     [
         (lambda: metrics.classification([0, 1], [0, 1, 1]), "true has 2 labels and predicted 3"),
         (lambda: metrics.classification([], []), "true is empty"),
-        (lambda: metrics.classification(["a", None], ["a", "b"]), "true has no label for 1 of 2 cells .first: row 1"),
+        (
+            lambda: metrics.classification(["a", None], ["a", "b"]),
+            "true has no label for 1 of 2 cells .first: row 1",
+        ),
         (lambda: metrics.classification([0, -1], [0, 1]), "true has no label for 1 of 2"),
-        (lambda: metrics.classification(["a", "b"], ["a", np.nan]), "predicted has no label for 1 of 2"),
-        (lambda: metrics.classification(["0", "1"], [0, 1]), "true holds words and predicted numbers"),
-        (lambda: metrics.classification(["a", "b"], ["a", "a"], ["a", "c"]), "true holds b, which the classes"),
+        (
+            lambda: metrics.classification(["a", "b"], ["a", np.nan]),
+            "predicted has no label for 1 of 2",
+        ),
+        (
+            lambda: metrics.classification(["0", "1"], [0, 1]),
+            "true holds words and predicted numbers",
+        ),
+        (
+            lambda: metrics.classification(["a", "b"], ["a", "a"], ["a", "c"]),
+            "true holds b, which the classes",
+        ),
         (lambda: metrics.classification([[0], [1]], [0, 1]), r"true has shape \(2, 1\)"),
         (lambda: metrics.clustering([0, 1], [0]), "true has 2 labels and found 1"),
         (lambda: metrics.clustering([0, 1], [0, np.nan]), "found has no label for 1 of 2"),
-        (lambda: metrics.regression([1, 2], [1, 2, 3]), r"true has shape \(2, 1\) and predicted \(3, 1\)"),
-        (lambda: metrics.regression(np.ones((2, 2)), np.ones(2)), r"shape \(2, 2\) and predicted \(2, 1\)"),
-        (lambda: metrics.regression([1, np.nan], [1, 2]), "true holds 1 values that are not finite .first: row 1"),
+        (
+            lambda: metrics.regression([1, 2], [1, 2, 3]),
+            r"true has shape \(2, 1\) and predicted \(3, 1\)",
+        ),
+        (
+            lambda: metrics.regression(np.ones((2, 2)), np.ones(2)),
+            r"shape \(2, 2\) and predicted \(2, 1\)",
+        ),
+        (
+            lambda: metrics.regression([1, np.nan], [1, 2]),
+            "true holds 1 values that are not finite .first: row 1",
+        ),
         (lambda: metrics.regression([1, 2], [1, np.inf]), "predicted holds 1 values"),
         (lambda: metrics.regression(["a"], ["b"]), "true does not hold numbers"),
         (lambda: metrics.regression([], []), r"true has shape \(0,\)"),
-        (lambda: metrics.regression_by_column(np.ones((2, 2)), np.ones((2, 2)), ["a"]), "1 names for 2 columns"),
+        (
+            lambda: metrics.regression_by_column(np.ones((2, 2)), np.ones((2, 2)), ["a"]),
+            "1 names for 2 columns",
+        ),
         (lambda: metrics.chaos(XY, [0, 1]), "3 positions and 2 labels"),
-        (lambda: metrics.chaos(XY * np.nan, [0, 1, 1]), "coords holds 6 values that are not finite"),
+        (
+            lambda: metrics.chaos(XY * np.nan, [0, 1, 1]),
+            "coords holds 6 values that are not finite",
+        ),
         (lambda: metrics.pas(XY, ["a", None, "b"]), "labels has no label for 1 of 3"),
     ],
 )

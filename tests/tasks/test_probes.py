@@ -43,7 +43,9 @@ def groups(n: int = 120, k: int = 3, seed: int = 0) -> AnnData:
 
 
 @pytest.mark.parametrize(("head", "least"), [("mlp3", 0.8), ("linear", 0.8), ("knn", 0.55)])
-def test_regions_of_simulated_tissue_are_recovered(head: str, least: float, embedded_corpus: Corpus) -> None:
+def test_regions_of_simulated_tissue_are_recovered(
+    head: str, least: float, embedded_corpus: Corpus
+) -> None:
     first, second = embedded_corpus()
     within = probe(first, use_rep="X_a", label="region", head=head, runs=1, **NO_BAR)
     assert within.score("accuracy", "random") > least
@@ -58,7 +60,9 @@ def test_types_of_simulated_tissue_are_recovered(embedded_corpus: Corpus) -> Non
         done = probe(first, use_rep="X_a", label="cell_type", head=head, runs=1, **NO_BAR)
         assert done.score("accuracy", "blocked") > 0.85
         assert done.score("macro_f1", "random") > 0.85
-        cross = probe(first, test=second, use_rep="X_a", label="cell_type", head=head, runs=1, **NO_BAR)
+        cross = probe(
+            first, test=second, use_rep="X_a", label="cell_type", head=head, runs=1, **NO_BAR
+        )
         assert cross.score("accuracy") > 0.8
 
 
@@ -75,7 +79,9 @@ def test_shuffled_labels_give_chance(head: str, embedded_corpus: Corpus) -> None
 def test_values_are_recovered_and_beat_their_mean(embedded_corpus: Corpus) -> None:
     first, second = embedded_corpus()
     for one in (first, second):
-        one.obsm["V"] = pd.DataFrame(one.obsm["X_a"][:, :2] * [1, 9] + 5, columns=["x", "y"], index=one.obs_names)
+        one.obsm["V"] = pd.DataFrame(
+            one.obsm["X_a"][:, :2] * [1, 9] + 5, columns=["x", "y"], index=one.obs_names
+        )
     done = probe(first, use_rep="X_a", values="V", head="linear", runs=2, **NO_BAR)
     for split in ("random", "blocked"):
         assert done.score("pearson", split) > 0.95
@@ -92,7 +98,14 @@ def test_values_are_recovered_and_beat_their_mean(embedded_corpus: Corpus) -> No
 
 def test_a_result_says_everything_and_survives_a_round_trip(tmp_path: Path) -> None:
     adata = groups()
-    done = probe(adata, use_rep="X_a", label="label", head="knn", splits=["random", "blocked", "few-shot"], **NO_BAR)
+    done = probe(
+        adata,
+        use_rep="X_a",
+        label="label",
+        head="knn",
+        splits=["random", "blocked", "few-shot"],
+        **NO_BAR,
+    )
     counts = done.metrics.groupby(["split", "metric"]).size().unstack()
     assert set(counts.columns) == {"accuracy", "macro_f1", "ari", "nmi"}
     assert counts["accuracy"].to_dict() == {"random": 3, "blocked": 3, "few-shot": 10}
@@ -118,13 +131,24 @@ def test_scores_are_those_of_the_predictions() -> None:
         done = probe(adata, use_rep=noisy, label="label", head="knn", runs=1, **options, **NO_BAR)
         column = done.predictions[options["splits"][0]]
         here = column.notna()
-        assert done.score("accuracy") == pytest.approx((column == done.predictions["true"])[here].mean())
+        assert done.score("accuracy") == pytest.approx(
+            (column == done.predictions["true"])[here].mean()
+        )
         assert 0.4 < done.score("accuracy") < 1
 
 
 def test_same_seed_same_result() -> None:
     first, second, third = (
-        probe(groups(), use_rep="X_a", label="label", head=QUICK, runs=2, seed=s, splits=["random"], **NO_BAR)
+        probe(
+            groups(),
+            use_rep="X_a",
+            label="label",
+            head=QUICK,
+            runs=2,
+            seed=s,
+            splits=["random"],
+            **NO_BAR,
+        )
         for s in (4, 4, 5)
     )
     pd.testing.assert_frame_equal(first.predictions, second.predictions)
@@ -141,12 +165,16 @@ def test_the_runs_of_two_seeds_share_nothing() -> None:
 
 
 FITTED = pytest.mark.parametrize("head", [QUICK, "knn", "linear"], ids=["mlp", "knn", "linear"])
-ANSWERS = pytest.mark.parametrize("given", [{"label": "label"}, {"values": "V"}], ids=["label", "values"])
+ANSWERS = pytest.mark.parametrize(
+    "given", [{"label": "label"}, {"values": "V"}], ids=["label", "values"]
+)
 
 
 @FITTED
 @ANSWERS
-def test_no_test_cell_changes_what_is_fitted(head: Any, given: dict[str, str], monkeypatch: Any) -> None:
+def test_no_test_cell_changes_what_is_fitted(
+    head: Any, given: dict[str, str], monkeypatch: Any
+) -> None:
     """Vectors and answers of the test cells are replaced, fold by fold; what is fitted stays, bit by bit."""
     adata, seen = groups(80), []
     original = experiments.fit_readout
@@ -156,25 +184,41 @@ def test_no_test_cell_changes_what_is_fitted(head: Any, given: dict[str, str], m
         values, vectors = target.values.copy(), x.copy()
         values[split.test] = (values[split.test] + 1) % 3 if "label" in given else -77.0
         vectors[split.test] += 1000
-        other = original(vectors, type(target)(target.kind, target.names, values), split, head, seed).state()
+        other = original(
+            vectors, type(target)(target.kind, target.names, values), split, head, seed
+        ).state()
         for name, array in readout.state().items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
         seen.append(split)
         return readout
 
     monkeypatch.setattr(experiments, "fit_readout", twice)
-    probe(adata, use_rep="X_a", head=head, runs=1, splits=("random", "blocked", "few-shot"), **given, **NO_BAR)
+    probe(
+        adata,
+        use_rep="X_a",
+        head=head,
+        runs=1,
+        splits=("random", "blocked", "few-shot"),
+        **given,
+        **NO_BAR,
+    )
     assert len(seen) == 1 + 4 + 10
 
 
 @FITTED
 @ANSWERS
-def test_no_answer_of_the_test_slice_changes_what_is_predicted(head: Any, given: dict[str, str]) -> None:
+def test_no_answer_of_the_test_slice_changes_what_is_predicted(
+    head: Any, given: dict[str, str]
+) -> None:
     first, second = groups(80), groups(60, seed=2)
-    plain = probe(first, test=second, use_rep="X_a", head=head, runs=1, **given, **NO_BAR).predictions
+    plain = probe(
+        first, test=second, use_rep="X_a", head=head, runs=1, **given, **NO_BAR
+    ).predictions
     second.obs["label"] = second.obs["label"].to_numpy()[::-1]
     second.obsm["V"] *= -3
-    other = probe(first, test=second, use_rep="X_a", head=head, runs=1, **given, **NO_BAR).predictions
+    other = probe(
+        first, test=second, use_rep="X_a", head=head, runs=1, **given, **NO_BAR
+    ).predictions
     for name in plain:
         assert plain[name].equals(other[name]) != name.startswith("true")
 
@@ -216,12 +260,19 @@ def test_different_label_sets_are_scored_on_what_they_share() -> None:
     first, second = groups(200, k=4), groups(200, k=4, seed=1)
     first.obs["label"] = first.obs["label"].astype(object).replace("d", np.nan)
     second.obs["label"] = second.obs["label"].astype(object).replace("a", np.nan)
-    done = probe([first], test=second, use_rep="X_a", label="label", head="linear", runs=1, **NO_BAR)
+    done = probe(
+        [first], test=second, use_rep="X_a", label="label", head="linear", runs=1, **NO_BAR
+    )
     assert done.config["scored"] == ["b", "c"]
-    assert any("a only in the training slices; d only in the test slices" in note for note in done.notes)
+    assert any(
+        "a only in the training slices; d only in the test slices" in note for note in done.notes
+    )
     assert done.score("accuracy") > 0.9
     assert done.predictions["cross"].notna().all()
-    assert done.predictions["true"].value_counts().to_dict() == second.obs["label"].value_counts().to_dict()
+    assert (
+        done.predictions["true"].value_counts().to_dict()
+        == second.obs["label"].value_counts().to_dict()
+    )
     first.obs["label"] = first.obs["label"].replace("b", "e")
     with pytest.raises(InputError, match="share 1 scored classes"):
         probe([first], test=second, use_rep="X_a", label="label", **NO_BAR)
@@ -240,7 +291,9 @@ def test_a_class_with_one_member_is_said_and_left_out() -> None:
 def test_rows_with_nan_values_are_predicted_and_not_scored() -> None:
     adata = groups()
     adata.obsm["V"].iloc[:7, 1] = np.nan
-    done = probe(adata, use_rep="X_a", values="V", head="linear", runs=1, splits=["random"], **NO_BAR)
+    done = probe(
+        adata, use_rep="X_a", values="V", head="linear", runs=1, splits=["random"], **NO_BAR
+    )
     assert done.config["n_labelled"] == 113
     assert done.predictions["random:one"].iloc[:7].notna().all()
     assert any("7 cells have no values" in note for note in done.notes)
@@ -250,7 +303,9 @@ def test_rows_with_nan_values_are_predicted_and_not_scored() -> None:
 
 
 def test_a_probe_annotates_other_slices(tmp_path: Path) -> None:
-    fitted = fit_probe([groups(100), groups(90, seed=1)], use_rep="X_a", label="label", head="linear")
+    fitted = fit_probe(
+        [groups(100), groups(90, seed=1)], use_rep="X_a", label="label", head="linear"
+    )
     other = groups(70, seed=2)
     truth = other.obs.pop("label")
     assert fitted.annotate(other) is other
@@ -273,18 +328,27 @@ def test_a_probe_annotates_other_slices(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["label", "values", "proportions"])
 def test_a_saved_probe_answers_alike(head: str, kind: str, tmp_path: Path) -> None:
     adata = groups(40)
-    adata.obsm["P"] = np.abs(adata.obsm["X_a"][:, :3]) / np.abs(adata.obsm["X_a"][:, :3]).sum(1, keepdims=True)
-    config: Any = MLPConfig((8, 4), "relu", max_epochs=3, early_stopping=False) if head == "mlp512" else head
+    adata.obsm["P"] = np.abs(adata.obsm["X_a"][:, :3]) / np.abs(adata.obsm["X_a"][:, :3]).sum(
+        1, keepdims=True
+    )
+    config: Any = (
+        MLPConfig((8, 4), "relu", max_epochs=3, early_stopping=False) if head == "mlp512" else head
+    )
     given = {"label": "label", "values": "V", "proportions": "P"}[kind]
     fitted = fit_probe(adata, use_rep="X_a", head=config, **{kind: given})
     folder = fitted.save(tmp_path / "probe")
     assert sorted(p.name for p in folder.iterdir()) == ["probe.json", "probe.safetensors"]
     again = Probe.load(folder)
     assert (again.names, again.use_rep, again.target, again.kind) == (
-        fitted.names, fitted.use_rep, fitted.target, fitted.kind,
-    )  # fmt: skip
+        fitted.names,
+        fitted.use_rep,
+        fitted.target,
+        fitted.kind,
+    )
     np.testing.assert_array_equal(again.predict(adata), fitted.predict(adata))
-    np.testing.assert_array_equal(again.readout.outputs(adata.obsm["X_a"]), fitted.readout.outputs(adata.obsm["X_a"]))
+    np.testing.assert_array_equal(
+        again.readout.outputs(adata.obsm["X_a"]), fitted.readout.outputs(adata.obsm["X_a"])
+    )
     if kind == "proportions":
         np.testing.assert_allclose(again.predict(adata).sum(1), 1, atol=1e-5)
 
@@ -335,7 +399,9 @@ def damage(folder: Path, how: str) -> None:
     elif how == "newer":
         record.write_text(json.dumps({**held, "format": 99}))
     elif how == "another head":
-        record.write_text(json.dumps({**held, "head": {"type": "knn", "neighbours": 3, "standardise": False}}))
+        record.write_text(
+            json.dumps({**held, "head": {"type": "knn", "neighbours": 3, "standardise": False}})
+        )
     elif how == "more classes":
         record.write_text(json.dumps({**held, "names": [*held["names"], "d"]}))
     else:
@@ -346,10 +412,18 @@ def damage(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        "no arrays", "cut", "flipped", "no json", "not an object", "of another model", "newer", "another head",
-        "more classes", "another shape",
+        "no arrays",
+        "cut",
+        "flipped",
+        "no json",
+        "not an object",
+        "of another model",
+        "newer",
+        "another head",
+        "more classes",
+        "another shape",
     ],
-)  # fmt: skip
+)
 def test_damaged_and_foreign_folders_are_refused(how: str, head: Any, tmp_path: Path) -> None:
     folder = fit_probe(groups(30), use_rep="X_a", label="label", head=head).save(tmp_path / "p")
     damage(folder, how)
@@ -403,22 +477,39 @@ NAN = np.where(np.arange(600).reshape(120, 5) == 7, np.nan, 1.0)
         (groups, {"label": "label", "use_rep": np.ones((3, 2))}, InputError, r"must be \(120, d\)"),
         (groups, {"label": ["a", "b"]}, InputError, "2 labels for 120 cells"),
         (groups, {"label": "label", "head": "mlp9"}, ConfigError, "head is 'mlp9'"),
-        (groups, {"label": "label", "splits": ["halves"]}, ConfigError, "random, blocked, few-shot"),
+        (
+            groups,
+            {"label": "label", "splits": ["halves"]},
+            ConfigError,
+            "random, blocked, few-shot",
+        ),
         (groups, {"label": "label", "runs": 0}, ConfigError, "runs is 0"),
         (lambda: [groups(), groups()], {"label": "label"}, ConfigError, "2 slices; say with test="),
         (list, {"label": "label"}, InputError, "an empty list"),
         (lambda: [3], {"label": "label"}, InputError, "not int"),
         (groups, {"values": "W"}, InputError, "obsm has no 'W'"),
         (groups, {"values": np.ones((4, 2))}, InputError, r"must be \(120, m\)"),
-        (groups, {"values": np.full((120, 2), np.inf)}, InputError, "infinite values, in 120 cells"),
+        (
+            groups,
+            {"values": np.full((120, 2), np.inf)},
+            InputError,
+            "infinite values, in 120 cells",
+        ),
         (groups, {"values": np.full((120, 2), np.nan)}, InputError, "NaN in every cell"),
         (groups, {"values": np.full((120, 2), "x")}, InputError, "does not hold numbers"),
-        (lambda: spoilt(spatial=NAN[:, :2] * np.nan), {"label": "label"}, InputError, "obsm.'spatial'. is NaN"),
+        (
+            lambda: spoilt(spatial=NAN[:, :2] * np.nan),
+            {"label": "label"},
+            InputError,
+            "obsm.'spatial'. is NaN",
+        ),
         (lambda: groups(4), {"label": "label"}, InputError, "enough cells|at least 5"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*single cell")
-def test_bad_input_is_said(make: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_said(
+    make: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         probe(make(), **{"use_rep": "X_a", "head": "knn", **NO_BAR, **options})
 
@@ -431,7 +522,9 @@ def test_bad_input_of_several_slices_says_which() -> None:
     second = spoilt(X_a=np.ones((120, 3)))
     with pytest.raises(InputError, match=r"different widths \(3, 5\)"):
         fit_probe([first, second], use_rep="X_a", label="label")
-    second = spoilt(V=pd.DataFrame({"one": np.ones(120), "three": np.ones(120)}, index=first.obs_names))
+    second = spoilt(
+        V=pd.DataFrame({"one": np.ones(120), "three": np.ones(120)}, index=first.obs_names)
+    )
     with pytest.raises(InputError, match="other columns than the first"):
         fit_probe([first, second], use_rep="X_a", values="V")
     with pytest.raises(InputError, match="one for each of the 2 slices"):
@@ -458,8 +551,10 @@ def test_a_probe_refuses_other_vectors() -> None:
 def test_arrays_for_several_slices() -> None:
     first, second = groups(), groups(seed=1)
     ours = fit_probe(
-        [first, second], use_rep=[first.obsm["X_a"], second.obsm["X_a"]],
-        label=[first.obs["label"], second.obs["label"]], head="knn",
-    )  # fmt: skip
+        [first, second],
+        use_rep=[first.obsm["X_a"], second.obsm["X_a"]],
+        label=[first.obs["label"], second.obs["label"]],
+        head="knn",
+    )
     theirs = fit_probe([first, second], use_rep="X_a", label="label", head="knn")
     np.testing.assert_array_equal(ours.predict(first, use_rep="X_a"), theirs.predict(first))

@@ -13,14 +13,25 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from terrazzo.errors import ConfigError
 from terrazzo.tasks import readouts
-from terrazzo.tasks.readouts import HEADS, KNNConfig, LinearConfig, MLPConfig, make, nearest_proportions
+from terrazzo.tasks.readouts import (
+    HEADS,
+    KNNConfig,
+    LinearConfig,
+    MLPConfig,
+    make,
+    nearest_proportions,
+)
 
 SMALL = replace(HEADS["mlp512"], hidden=(32, 16), max_epochs=25)  # of the same kind, and quick
-EVERY = pytest.mark.parametrize("head", ["mlp3", SMALL, "knn", "linear"], ids=["mlp3", "mlp512", "knn", "linear"])
+EVERY = pytest.mark.parametrize(
+    "head", ["mlp3", SMALL, "knn", "linear"], ids=["mlp3", "mlp512", "knn", "linear"]
+)
 KINDS = pytest.mark.parametrize("kind", ["classes", "values", "proportions"])
 
 
-def data(kind: str, n: int = 300, d: int = 6, k: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def data(
+    kind: str, n: int = 300, d: int = 6, k: int = 3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Vectors with a class, a linear map with noise, or a softmax behind them; far from mean 0 and sd 1."""
     rng = np.random.default_rng(seed)
     weight = np.random.default_rng(9).normal(size=(d, k))
@@ -84,7 +95,9 @@ def test_same_seed_same_answer_and_global_generators_untouched(head: Any, kind: 
 
 def test_another_seed_is_another_start() -> None:
     x, _ = data("classes", seed=1)
-    assert not np.array_equal(fitted("mlp3", "classes", 1).outputs(x), fitted("mlp3", "classes", 2).outputs(x))
+    assert not np.array_equal(
+        fitted("mlp3", "classes", 1).outputs(x), fitted("mlp3", "classes", 2).outputs(x)
+    )
 
 
 @EVERY
@@ -121,7 +134,9 @@ def test_k_nearest_is_scikit_learns() -> None:
     new, _ = data("classes", seed=1)
     theirs = KNeighborsClassifier(10).fit(x, y)
     np.testing.assert_allclose(
-        make("knn", "classes", 3).fit(x, y, x[:0], y[:0]).outputs(new), theirs.predict_proba(new), atol=1e-6
+        make("knn", "classes", 3).fit(x, y, x[:0], y[:0]).outputs(new),
+        theirs.predict_proba(new),
+        atol=1e-6,
     )
     _, values = data("values")
     ours = make("knn", "values", 3).fit(x, values, x[:0], values[:0])
@@ -183,7 +198,10 @@ def test_a_constant_column_is_answered_with_its_value() -> None:
 
 def test_early_stopping_restores_the_best_weights() -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(60, 20)).astype(np.float32), rng.integers(3, size=60)  # nothing to learn: overfits soon
+    x, y = (
+        rng.normal(size=(60, 20)).astype(np.float32),
+        rng.integers(3, size=60),
+    )  # nothing to learn: overfits soon
     losses: list[float] = []
     read_out = make(MLPConfig(learning_rate=1e-2, patience=5, max_epochs=60), "classes", 3)
     module = type(read_out)
@@ -227,7 +245,9 @@ def test_an_mlp_starts_from_the_trivial_answer(kind: Any) -> None:
         (({"max_steps": 15, "floor": 0.0}, {"max_steps": 0, "floor": 0.0}), 3),
     ],
 )
-def test_training_without_validation_ends_at_the_floor_or_after_so_many_steps(settings: Any, first: int) -> None:
+def test_training_without_validation_ends_at_the_floor_or_after_so_many_steps(
+    settings: Any, first: int
+) -> None:
     x, y = (values[:200] for values in data("classes"))
     counted = []
     for changes in settings:

@@ -20,12 +20,16 @@ from terrazzo.tasks.reconstruction import BASELINES, Tissue, trivial
 NO_BAR = {"progress": False}
 
 
-def lattice(rows: int = 12, columns: int = 10, n_genes: int = 8, seed: int = 0, counts: Any = None) -> AnnData:
+def lattice(
+    rows: int = 12, columns: int = 10, n_genes: int = 8, seed: int = 0, counts: Any = None
+) -> AnnData:
     """Make a square array with counts drawn at random, or given, ``(rows * columns, genes)``."""
     places = np.stack(np.divmod(np.arange(rows * columns), columns), axis=1)
     if counts is None:
         counts = np.random.default_rng(seed).poisson(3, (rows * columns, n_genes)) + 1
-    obs = pd.DataFrame(places, columns=["array_row", "array_col"], index=[f"c{i}" for i in range(len(places))])
+    obs = pd.DataFrame(
+        places, columns=["array_row", "array_col"], index=[f"c{i}" for i in range(len(places))]
+    )
     var = pd.DataFrame(index=[f"GENE{i}" for i in range(np.shape(counts)[1])])
     adata = AnnData(sp.csr_matrix(np.asarray(counts, dtype=np.float32)), obs=obs, var=var)
     adata.obsm["spatial"] = places[:, ::-1] * 200.0
@@ -65,7 +69,9 @@ def test_scores_are_of_the_hidden_cells_by_hand() -> None:
         spread = true[~hidden].var(ddof=0).sort_values(ascending=False, kind="stable")
         assert genes == list(spread.index[:5])
         values = true.loc[hidden, genes].to_numpy()
-        rows = found.metrics[found.metrics["number"] == number].set_index(["system", "metric"])["value"]
+        rows = found.metrics[found.metrics["number"] == number].set_index(["system", "metric"])[
+            "value"
+        ]
         assert rows["zero", "mse"] == pytest.approx((values**2).mean(), rel=1e-5)
         assert rows["zero", "mae"] == pytest.approx(np.abs(values).mean(), rel=1e-5)
         mean = true.loc[~hidden, genes].mean().to_numpy()
@@ -73,7 +79,9 @@ def test_scores_are_of_the_hidden_cells_by_hand() -> None:
     assert set(found.metrics["system"]) == {*BASELINES, "zero"}
     assert (found.summary()["n"] == 4).all()
     assert found.score("mse", system="zero") > found.score("mse", system="gene mean")
-    with pytest.raises(InputError, match=r"no single score 'mse'; there are: mse \(3 x 3, gene mean\)"):
+    with pytest.raises(
+        InputError, match=r"no single score 'mse'; there are: mse \(3 x 3, gene mean\)"
+    ):
         found.score("mse")
 
 
@@ -85,7 +93,9 @@ def test_regions_are_squares_of_the_grid_and_differ() -> None:
     assert found.metrics.groupby("split")["size"].first().to_dict() == {"1 x 1": 1, "3 x 3": 3}
     corners = found.config["corners"]
     assert len({tuple(c) for c in corners["3"]}) == 5
-    assert corners == reconstruct(adata, size=[3, 1], repeats=5, **NO_BAR).config["corners"]  # not of the other sizes
+    assert (
+        corners == reconstruct(adata, size=[3, 1], repeats=5, **NO_BAR).config["corners"]
+    )  # not of the other sizes
     assert corners != reconstruct(adata, size=[1, 3], repeats=5, seed=1, **NO_BAR).config["corners"]
     tissue = tissue_of(adata)
     region = tissue.hide(3, np.array([4, 2]), 5, None)
@@ -95,7 +105,9 @@ def test_regions_are_squares_of_the_grid_and_differ() -> None:
 
 def test_regions_are_full_enough_and_leave_something_visible() -> None:
     adata = lattice(8, 8)
-    adata = adata[(adata.obs["array_col"] < 4).to_numpy() | (adata.obs["array_row"] == 0).to_numpy()].copy()
+    adata = adata[
+        (adata.obs["array_col"] < 4).to_numpy() | (adata.obs["array_row"] == 0).to_numpy()
+    ].copy()
     found = reconstruct(adata, size=4, repeats=50, **NO_BAR)
     assert {c for _, c in found.config["corners"]["4"]} <= {0, 1, 2}
     assert any("only" in note and "not 50" in note for note in found.notes)
@@ -145,7 +157,9 @@ def test_linear_interpolation_is_exact_on_a_plane() -> None:
     np.testing.assert_allclose(answers["linear interpolation"], values[region.hidden], atol=1e-5)
     assert np.abs(answers["mean of 6 nearest"] - values[region.hidden])[:, 0].max() > 0.1
     for name in BASELINES:
-        np.testing.assert_allclose(answers[name][:, 2], 2.0, atol=1e-6)  # what is the same everywhere
+        np.testing.assert_allclose(
+            answers[name][:, 2], 2.0, atol=1e-6
+        )  # what is the same everywhere
 
 
 def test_beyond_the_hull_interpolation_is_the_nearest_cell() -> None:
@@ -171,27 +185,39 @@ def test_nearest_cells_by_hand() -> None:
             edge = np.sort(distance)[k - 1]
             inner, rim = shown[distance < edge - 1e-6], shown[np.abs(distance - edge) < 1e-6]
             low = np.r_[values[inner], np.sort(values[rim], axis=0)[: k - len(inner)]].mean(axis=0)
-            high = np.r_[values[inner], -np.sort(-values[rim], axis=0)[: k - len(inner)]].mean(axis=0)
+            high = np.r_[values[inner], -np.sort(-values[rim], axis=0)[: k - len(inner)]].mean(
+                axis=0
+            )
             found = answers[f"mean of {k} nearest"][row]
-            assert ((found > low - 1e-5) & (found < high + 1e-5)).all()  # whichever of equally near ones were taken
+            assert (
+                (found > low - 1e-5) & (found < high + 1e-5)
+            ).all()  # whichever of equally near ones were taken
 
 
 def test_fewer_cells_than_neighbours() -> None:
     tissue, values = smooth(3, 3)
     region = tissue.hide(1, np.array([1, 1]), 3, np.arange(3))
     answers = trivial(tissue, region)
-    np.testing.assert_allclose(answers["mean of 16 nearest"][0], values[~region.hidden].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        answers["mean of 16 nearest"][0], values[~region.hidden].mean(0), rtol=1e-5
+    )
     np.testing.assert_allclose(answers["mean of 16 nearest"], answers["gene mean"], rtol=1e-5)
 
 
 def test_neighbours_know_more_than_the_mean_where_tissue_has_regions() -> None:
     half = np.arange(400) % 20 < 10
-    mean = np.where(half[:, None], np.arange(1, 21), np.arange(20, 0, -1))  # two domains, gene for gene opposite
+    mean = np.where(
+        half[:, None], np.arange(1, 21), np.arange(20, 0, -1)
+    )  # two domains, gene for gene opposite
     adata = lattice(20, 20, counts=np.random.default_rng(0).poisson(mean))
     found = reconstruct(adata, size=4, repeats=8, **NO_BAR)
     best = found.score("mse", system="mean of 16 nearest")
     assert best < 0.8 * found.score("mse", system="gene mean")
-    assert best < found.score("mse", system="mean of 6 nearest") < found.score("mse", system="linear interpolation")
+    assert (
+        best
+        < found.score("mse", system="mean of 6 nearest")
+        < found.score("mse", system="linear interpolation")
+    )
 
 
 def test_dispersion_is_scanpys(simulated: Any) -> None:
@@ -202,7 +228,9 @@ def test_dispersion_is_scanpys(simulated: Any) -> None:
     logged = AnnData(tissue.values.astype(np.float64), var=tissue.bare.var)
     expected = sc.pp.highly_variable_genes(logged, flavor="seurat", n_top_genes=20, inplace=False)
     found = hidden_regions.dispersion(tissue.values)
-    np.testing.assert_allclose(found, expected["dispersions_norm"].fillna(-np.inf), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found, expected["dispersions_norm"].fillna(-np.inf), rtol=1e-4, atol=1e-5
+    )
     region = tissue.hide(3, np.array([2, 2]), 20, None, "dispersion")
     shown = hidden_regions.dispersion(tissue.values[~region.hidden & tissue.measured])
     assert set(region.genes) == set(np.argsort(-shown)[:20])
@@ -216,7 +244,10 @@ def loaded(adata: AnnData) -> AnnData:
     adata.layers["counts"] = adata.X.copy()
     adata.raw = adata.copy()
     adata.obs["total"], adata.obs["region"] = np.asarray(adata.X.sum(1)).ravel(), "a"
-    adata.var["mean"], adata.var["gene_symbol"] = np.asarray(adata.X.mean(0)).ravel(), [f"S{i}" for i in range(8)]
+    adata.var["mean"], adata.var["gene_symbol"] = (
+        np.asarray(adata.X.mean(0)).ravel(),
+        [f"S{i}" for i in range(8)],
+    )
     adata.obsm["X_pca"], adata.varm["PCs"] = adata.X.toarray(), np.ones((8, 2))
     adata.obsp["near"] = sp.eye(adata.n_obs).tocsr()
     adata.uns |= {"pca": {"variance": np.ones(3)}, "organism": "human", "counts": adata.X.toarray()}
@@ -229,11 +260,18 @@ def test_a_predictor_sees_nothing_of_the_hidden_cells() -> None:
     reconstruct(adata, {"spy": spy(seen)}, size=3, repeats=3, n_genes=5, **NO_BAR)
     for shown, hidden, genes in seen:
         assert shown.X[hidden].nnz == 0
-        np.testing.assert_array_equal(shown.X[~hidden].toarray(), before.layers["counts"][~hidden].toarray())
+        np.testing.assert_array_equal(
+            shown.X[~hidden].toarray(), before.layers["counts"][~hidden].toarray()
+        )
         assert shown.shape == before.shape
         assert list(shown.obs_names) == list(before.obs_names)
         assert (list(shown.obs), list(shown.var)) == (["array_row", "array_col"], ["gene_symbol"])
-        assert (list(shown.obsm), list(shown.varm), list(shown.obsp), list(shown.layers)) == (["spatial"], [], [], [])
+        assert (list(shown.obsm), list(shown.varm), list(shown.obsp), list(shown.layers)) == (
+            ["spatial"],
+            [],
+            [],
+            [],
+        )
         assert shown.raw is None
         assert dict(shown.uns) == {"technology": "ST", "organism": "human"}
         np.testing.assert_array_equal(shown.obsm["spatial"], before.obsm["spatial"])
@@ -290,7 +328,10 @@ def test_genes_that_stand_in_two_columns_are_one() -> None:
     counts = adata.X.toarray()
     true = np.log1p(counts[:, [0, 2]].sum(1) / counts.sum(1) * 1e4)[hidden]
     assert found.score("mse", system="spy") == pytest.approx((true**2).mean(), rel=1e-5)
-    with pytest.raises(ConfigError, match="one gene twice, under two"), pytest.warns(UserWarning, match="1 genes"):
+    with (
+        pytest.raises(ConfigError, match="one gene twice, under two"),
+        pytest.warns(UserWarning, match="1 genes"),
+    ):
         reconstruct(adata, genes=["GENE0", "GENE2"], **NO_BAR)
 
 
@@ -319,7 +360,9 @@ def test_what_is_kept_of_the_first_region_of_each_size() -> None:
     true = pd.DataFrame(logs(adata), index=adata.obs_names, columns=adata.var_names)
     here = kept[kept["size"] == 3]
     shared = [g for g in genes if here[f"true:{g}"].notna().all()]
-    np.testing.assert_allclose(here[[f"true:{g}" for g in shared]], true.loc[here.index, shared], rtol=1e-5)
+    np.testing.assert_allclose(
+        here[[f"true:{g}" for g in shared]], true.loc[here.index, shared], rtol=1e-5
+    )
     assert list(adata.obs_names[here["cell"]]) == list(here.index)
     np.testing.assert_allclose(here[["x", "y"]], adata.obsm["spatial"][here["cell"]])
     predicted = here[f"zero:{shared[0]}"]
@@ -383,16 +426,28 @@ def test_impossible_wishes(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (lambda n, g: np.zeros((n, g - 1)), r"shape \(9, 7\); it must be \(hidden cells, genes\), \(9, 8\)"),
+        (
+            lambda n, g: np.zeros((n, g - 1)),
+            r"shape \(9, 7\); it must be \(hidden cells, genes\), \(9, 8\)",
+        ),
         (lambda n, g: np.zeros((120, g)), r"shape \(120, 8\)"),
-        (lambda n, g: np.full((n, g), np.nan), "72 values that are not finite .first: hidden cell 0, gene"),
+        (
+            lambda n, g: np.full((n, g), np.nan),
+            "72 values that are not finite .first: hidden cell 0, gene",
+        ),
         (lambda n, g: "nothing", "mine returned no numbers"),
         (lambda n, g: None, "mine returned"),
     ],
 )
 def test_predictors_that_return_something_else(answer: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        reconstruct(lattice(), {"mine": lambda a, h, g: answer(h.sum(), len(g))}, size=3, repeats=1, **NO_BAR)
+        reconstruct(
+            lattice(),
+            {"mine": lambda a, h, g: answer(h.sum(), len(g))},
+            size=3,
+            repeats=1,
+            **NO_BAR,
+        )
 
 
 def test_slices_that_cannot_be_used(simulated: Any) -> None:
@@ -422,6 +477,8 @@ def test_sparse_answers_and_bins_of_cells(simulated: Any) -> None:
         return sp.csr_matrix((hidden.sum(), len(genes)))
 
     adata = simulated(400, 60)
-    found = reconstruct(adata, {"zero": predict}, size=3, repeats=3, bin_um=40, occupancy=0.4, **NO_BAR)
+    found = reconstruct(
+        adata, {"zero": predict}, size=3, repeats=3, bin_um=40, occupancy=0.4, **NO_BAR
+    )
     assert np.isfinite(found.metrics["value"]).all()
     assert max(seen) > 9  # several cells lie in a bin, and all of them are hidden

@@ -20,8 +20,12 @@ def result() -> TaskResult:
         *tidy({"accuracy": 0.3}, "blocked", 0),
         *tidy({"accuracy": 0.0, "pearson": float("nan")}, "random", 0, "GENE1"),
     ]
-    predictions = pd.DataFrame({"true": ["a", None], "random": [None, "b"]}, index=["cell-1", "cell-2"])
-    return TaskResult("probe", pd.DataFrame(rows), predictions, {"seed": 3, "head": {"hidden": [4]}}, ("a note",))
+    predictions = pd.DataFrame(
+        {"true": ["a", None], "random": [None, "b"]}, index=["cell-1", "cell-2"]
+    )
+    return TaskResult(
+        "probe", pd.DataFrame(rows), predictions, {"seed": 3, "head": {"hidden": [4]}}, ("a note",)
+    )
 
 
 def test_rows_are_tidy() -> None:
@@ -41,7 +45,9 @@ def test_a_score_is_named_without_doubt() -> None:
     done = result()
     assert done.score("accuracy", "random") == pytest.approx(0.6)
     assert done.score("macro_f1") == pytest.approx(0.5)
-    with pytest.raises(InputError, match=r"no single score 'accuracy'; there are: accuracy \(random\)"):
+    with pytest.raises(
+        InputError, match=r"no single score 'accuracy'; there are: accuracy \(random\)"
+    ):
         done.score("accuracy")
     with pytest.raises(InputError, match="no single score 'ari' of 'random'"):
         done.score("ari", "random")
@@ -50,7 +56,11 @@ def test_a_score_is_named_without_doubt() -> None:
 def test_to_a_folder_and_back(tmp_path: Path) -> None:
     first = result()
     folder = first.save(tmp_path / "deep" / "out")
-    assert sorted(p.name for p in folder.iterdir()) == ["metrics.parquet", "predictions.parquet", "result.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "metrics.parquet",
+        "predictions.parquet",
+        "result.json",
+    ]
     again = TaskResult.load(folder)
     pd.testing.assert_frame_equal(again.metrics, first.metrics)
     pd.testing.assert_frame_equal(again.predictions, first.predictions)
@@ -71,7 +81,9 @@ def test_to_a_folder_and_back(tmp_path: Path) -> None:
         ("predictions.parquet", b"PAR1", "is damaged"),
     ],
 )
-def test_damaged_folders_are_refused(file: str, how: bytes | None, message: str, tmp_path: Path) -> None:
+def test_damaged_folders_are_refused(
+    file: str, how: bytes | None, message: str, tmp_path: Path
+) -> None:
     folder = result().save(tmp_path / "out")
     (folder / file).unlink()
     if how is not None:

@@ -16,7 +16,11 @@ from terrazzo.tasks.retrieval import recall
 # q0 (0)      1       0        .71     own a0: first
 # q1 (80)    .17     .98       .82     own a1: first
 # q2 (100)  -.17     .98       .57     own a2: second
-QUERIES = np.array([[np.cos(np.deg2rad(d)), np.sin(np.deg2rad(d))] for d in (0, 80, 100)]) * [[3.0], [0.5], [7.0]]
+QUERIES = np.array([[np.cos(np.deg2rad(d)), np.sin(np.deg2rad(d))] for d in (0, 80, 100)]) * [
+    [3.0],
+    [0.5],
+    [7.0],
+]
 ANSWERS = np.array([[np.cos(np.deg2rad(d)), np.sin(np.deg2rad(d))] for d in (0, 90, 45)])
 
 
@@ -27,7 +31,11 @@ def slice_of(n: int) -> AnnData:
 def test_by_hand_in_both_directions() -> None:
     assert recall(QUERIES, ANSWERS, [1, 2, 3]) == {1: pytest.approx(2 / 3), 2: 1.0, 3: 1.0}
     # the reverse: a0 -> q0 first; a1 -> q1 and q2 are equally near: half; a2 -> 80 is nearer than 0 than 100: third
-    assert recall(ANSWERS, QUERIES, [1, 2, 3]) == {1: pytest.approx(0.5), 2: pytest.approx(2 / 3), 3: 1.0}
+    assert recall(ANSWERS, QUERIES, [1, 2, 3]) == {
+        1: pytest.approx(0.5),
+        2: pytest.approx(2 / 3),
+        3: 1.0,
+    }
     found = retrieval(slice_of(3), image=QUERIES, genes=ANSWERS, ks=[1, 2])
     assert found.score("recall@1", "image to genes") == pytest.approx(2 / 3)
     assert found.score("recall@1", "genes to image") == pytest.approx(0.5)
@@ -37,11 +45,17 @@ def test_by_hand_in_both_directions() -> None:
     assert found.score("median_rank", "genes to image") == 1.5
 
 
-def test_the_same_vectors_are_always_found_and_vectors_that_say_nothing_as_often_as_by_chance() -> None:
+def test_the_same_vectors_are_always_found_and_vectors_that_say_nothing_as_often_as_by_chance() -> (
+    None
+):
     same = np.random.default_rng(0).normal(size=(40, 5))
     assert recall(same, 2 * same, [1])[1] == 1.0
     for nothing in (np.zeros((40, 5)), np.ones((40, 5))):
-        assert recall(nothing, same, [1, 10, 60]) == {1: pytest.approx(1 / 40), 10: pytest.approx(1 / 4), 60: 1.0}
+        assert recall(nothing, same, [1, 10, 60]) == {
+            1: pytest.approx(1 / 40),
+            10: pytest.approx(1 / 4),
+            60: 1.0,
+        }
     apart = np.random.default_rng(1).normal(size=(40, 5))
     assert abs(recall(same, apart, [10])[10] - 0.25) < 0.2
 
@@ -62,7 +76,9 @@ def test_keys_and_a_saved_result(tmp_path) -> None:
     adata.obsm["X_i"], adata.obsm["X_g"] = QUERIES, ANSWERS
     found = retrieval(adata, image="X_i", genes="X_g")
     assert found.config == {"image": "X_i", "genes": "X_g", "ks": [1, 5, 10, 50], "n_cells": 3}
-    assert type(found).load(found.save(tmp_path / "r")).score("recall@1", "image to genes") == pytest.approx(2 / 3)
+    assert type(found).load(found.save(tmp_path / "r")).score(
+        "recall@1", "image to genes"
+    ) == pytest.approx(2 / 3)
 
 
 def test_what_cannot_be_compared() -> None:

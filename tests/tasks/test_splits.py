@@ -19,7 +19,9 @@ KNOWN = RNG.random(N) > 0.1
 
 MAKERS: dict[str, Callable[..., list[Split]]] = {
     "random": lambda seed=0: splits.random_splits(KNOWN, 3, seed=seed),
-    "few-shot": lambda seed=0: splits.random_splits(KNOWN, 10, train_share=0.2, seed=seed, kind="few-shot"),
+    "few-shot": lambda seed=0: splits.random_splits(
+        KNOWN, 10, train_share=0.2, seed=seed, kind="few-shot"
+    ),
     "blocked": lambda seed=0: splits.blocked_splits(PLACES, KNOWN, seed=seed),
     "cross": lambda seed=0: [splits.cross_split(300, KNOWN[:300], KNOWN[300:], seed=seed)],
     "whole": lambda seed=0: [splits.all_rows(KNOWN, seed=seed)],
@@ -67,7 +69,9 @@ def test_shares_and_draws() -> None:
 def test_every_labelled_cell_is_tested_once_over_the_blocks() -> None:
     folds = MAKERS["blocked"]()
     assert len(folds) == 4
-    np.testing.assert_array_equal(np.sort(np.concatenate([s.test for s in folds])), np.flatnonzero(KNOWN))
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([s.test for s in folds])), np.flatnonzero(KNOWN)
+    )
 
 
 def test_blocks_are_of_equal_size_and_touch_at_corners_only() -> None:

@@ -67,7 +67,9 @@ def test_cells_without_a_label_are_clustered_and_not_scored(embedded: AnnData) -
     unscored = label.isna() | (label == "tiny")
     assert (found.predictions["label"].isna() == unscored).all()
     run = cluster(embedded.obsm["X_pca_nb"].astype(np.float64), 5, "gmm", 0)
-    assert found.score("ari") == pytest.approx(metrics.clustering(label[~unscored], run[~unscored])["ari"])
+    assert found.score("ari") == pytest.approx(
+        metrics.clustering(label[~unscored], run[~unscored])["ari"]
+    )
     assert found.score("pas") == pytest.approx(metrics.pas(embedded.obsm["spatial"], run))
     assert found.notes[0].startswith("200 cells without a label")
     assert found.notes[1].endswith("tiny (4)")
@@ -75,14 +77,21 @@ def test_cells_without_a_label_are_clustered_and_not_scored(embedded: AnnData) -
 
 
 def test_same_labels_same_result_and_files(embedded: AnnData, tmp_path: Path) -> None:
-    runs = [evaluate_domains(embedded, use_rep="X_pca_nb", label="region", seeds=2, method="leiden") for _ in range(2)]
+    runs = [
+        evaluate_domains(embedded, use_rep="X_pca_nb", label="region", seeds=2, method="leiden")
+        for _ in range(2)
+    ]
     pd.testing.assert_frame_equal(runs[0].metrics, runs[1].metrics)
     back = TaskResult.load(runs[0].save(tmp_path / "result"))
     pd.testing.assert_frame_equal(back.metrics, runs[0].metrics)
     assert back.config == runs[0].config
     assert (back.predictions["domain"] == runs[0].predictions["domain"]).all()
     array = evaluate_domains(
-        embedded, use_rep=embedded.obsm["X_pca_nb"], label=embedded.obs["region"].to_numpy(), seeds=2, method="leiden"
+        embedded,
+        use_rep=embedded.obsm["X_pca_nb"],
+        label=embedded.obs["region"].to_numpy(),
+        seeds=2,
+        method="leiden",
     )
     pd.testing.assert_frame_equal(array.metrics, runs[0].metrics)
     assert (array.config["use_rep"], array.config["label"]) == ("array", "array")
@@ -90,8 +99,13 @@ def test_same_labels_same_result_and_files(embedded: AnnData, tmp_path: Path) ->
 
 def test_notes_say_where_domains_are_missing(embedded: AnnData) -> None:
     few = np.repeat(np.eye(3), [400, 300, 100], axis=0)
-    found = evaluate_domains(embedded, use_rep=few, label="region", seeds=2, method="kmeans", refine=700)
-    assert "seed 1: the embedding has too few distinct vectors for 5 domains: 3 were found." in found.notes
+    found = evaluate_domains(
+        embedded, use_rep=few, label="region", seeds=2, method="kmeans", refine=700
+    )
+    assert (
+        "seed 1: the embedding has too few distinct vectors for 5 domains: 3 were found."
+        in found.notes
+    )
     assert "seed 0: refining dissolved 2 of 3 domains" in found.notes
 
 
@@ -112,7 +126,9 @@ def test_notes_say_where_domains_are_missing(embedded: AnnData) -> None:
         ({"spatial_key": "nowhere"}, InputError, "no spatial coordinates"),
     ],
 )
-def test_bad_input(embedded: AnnData, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input(
+    embedded: AnnData, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         evaluate_domains(embedded, **{"use_rep": "X_pca_nb", "label": "region", **options})
 

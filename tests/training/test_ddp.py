@@ -73,22 +73,44 @@ def watch(config: Any, folder: Path, name: str) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words = [sys.executable, str(folder / "watch.py"), str(folder / f"{name}.yaml"), str(folder / f"{name}.json")]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    words = [
+        sys.executable,
+        str(folder / "watch.py"),
+        str(folder / f"{name}.yaml"),
+        str(folder / f"{name}.json"),
+    ]
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads((folder / f"{name}.json").read_text())
 
 
 def test_two_processes_equal_one_with_twice_the_batch(recipe: Any, tmp_path: Path) -> None:
     # masked cells only: of these every sub-slice has as many, so that the mean of two means is the mean of all
-    common: dict[str, Any] = {"pretrain": {"objective": "paper", "gamma": 1.0, "frozen_epochs": 2, "reencode": 0}}
+    common: dict[str, Any] = {
+        "pretrain": {"objective": "paper", "gamma": 1.0, "frozen_epochs": 2, "reencode": 0}
+    }
     optim = {"accumulate": 1, "epochs": 2}
     one = recipe(out="one", optim=optim, data={"batch_subslices": 4}, **common)
-    two = recipe(out="two", optim=optim, data={"batch_subslices": 2}, run={"devices": 2, "strategy": "ddp"}, **common)
+    two = recipe(
+        out="two",
+        optim=optim,
+        data={"batch_subslices": 2},
+        run={"devices": 2, "strategy": "ddp"},
+        **common,
+    )
     alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
     assert len(alone["losses"]) == len(both["losses"]) == 6
-    torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0
+    )
     assert_every_cell_once(alone["seen"], 1)
     assert_every_cell_once(both["seen"], 2)
 
@@ -98,7 +120,9 @@ def test_random_cells_are_shared_without_overlap(recipe: Any, tmp_path: Path) ->
     assert_every_cell_once(watch(config, tmp_path, "cells")["seen"], 2)
 
 
-def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(recipe: Any, tmp_path: Path) -> None:
+def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(
+    recipe: Any, tmp_path: Path
+) -> None:
     # windows without an empty site: as many hidden values in each, so that the mean of two means is the mean of all
     patches = {"window": 2, "occupancy": 1.0, "bin_um": 30.0, "channels": 16, "choose": "spatial"}
     common: dict[str, Any] = {
@@ -106,10 +130,18 @@ def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(
         "optim": {"accumulate": 1, "epochs": 2},
     }
     one = recipe("patches", "one", data={"batch_windows": 4, "windows_per_slice": 4}, **common)
-    two = recipe("patches", "two", data={"batch_windows": 2, "windows_per_slice": 4}, run={"devices": 2}, **common)
+    two = recipe(
+        "patches",
+        "two",
+        data={"batch_windows": 2, "windows_per_slice": 4},
+        run={"devices": 2},
+        **common,
+    )
     alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
     assert len(alone["losses"]) == len(both["losses"]) == 6
-    torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0
+    )
     seen = [sorted(map(tuple, part)) for part in both["seen"]]
     assert [len(part) for part in seen] == [12, 12]
     assert sorted(seen[0] + seen[1]) == sorted(map(tuple, alone["seen"][0]))
@@ -130,7 +162,9 @@ def test_negatives_are_those_of_both_processes(
     two = recipe("align", "two", data={"batch_spots": 12}, run={**run, "devices": 2}, **common)
     alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
     assert len(alone["losses"]) == len(both["losses"]) == 6
-    torch.testing.assert_close(torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0
+    )
     assert alone["losses"][-1] < alone["losses"][0]
     seen = [{tuple(spot) for spot in part} for part in both["seen"]]
     assert not seen[0] & seen[1]

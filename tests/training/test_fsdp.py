@@ -66,9 +66,28 @@ def train(config: Any, folder: Path, *words: str, kill_at: int = -1) -> dict[str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-W", "ignore", str(folder / "on_cpu.py"), str(folder / "recipe.yaml"), str(kill_at)]
-    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=110, check=False)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        str(folder / "on_cpu.py"),
+        str(folder / "recipe.yaml"),
+        str(kill_at),
+    ]
+    done = subprocess.run(
+        [*command, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
     assert (done.returncode == 0) == (kill_at < 0), done.stderr
     weights = Path(config.out) / "model" / "model.safetensors"
     return load_file(weights) if kill_at < 0 else {}
@@ -81,9 +100,16 @@ def losses(config: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", ["adapt", "pretrain"])
 def test_fsdp_equals_ddp(recipe: Any, tmp_path: Path, stage: str) -> None:
-    run, optim = {"devices": 2}, {"accumulate": 1, "epochs": 2}  # the second epoch of pretraining encodes cells again
-    sharded = recipe(stage, "sharded", optim=optim, run={**run, "strategy": "fsdp"}, adapt={"own_weight": 1.0})
-    copied = recipe(stage, "copied", optim=optim, run={**run, "strategy": "ddp"}, adapt={"own_weight": 1.0})
+    run, optim = (
+        {"devices": 2},
+        {"accumulate": 1, "epochs": 2},
+    )  # the second epoch of pretraining encodes cells again
+    sharded = recipe(
+        stage, "sharded", optim=optim, run={**run, "strategy": "fsdp"}, adapt={"own_weight": 1.0}
+    )
+    copied = recipe(
+        stage, "copied", optim=optim, run={**run, "strategy": "ddp"}, adapt={"own_weight": 1.0}
+    )
     one, two = train(sharded, tmp_path), train(copied, tmp_path)
     # Where the encoder was frozen, AdamW has counted its steps under FSDP: its first changes are larger
     both = losses(sharded), losses(copied)
@@ -95,7 +121,10 @@ def test_fsdp_equals_ddp(recipe: Any, tmp_path: Path, stage: str) -> None:
 
 def test_fsdp_resumes(recipe: Any, tmp_path: Path) -> None:
     run = {"devices": 2, "strategy": "fsdp"}
-    whole, killed = (recipe(out=name, optim={"accumulate": 1, "epochs": 2}, run=run) for name in ("whole", "killed"))
+    whole, killed = (
+        recipe(out=name, optim={"accumulate": 1, "epochs": 2}, run=run)
+        for name in ("whole", "killed")
+    )
     weights = train(whole, tmp_path)
     train(killed, tmp_path, kill_at=4)
     assert not (Path(killed.out) / "model").exists()

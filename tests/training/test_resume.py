@@ -39,7 +39,9 @@ class Killed(BaseException):
     """As sudden as it gets within a process."""
 
 
-def follow(config: Any, *, resume: bool = False, kill_after: int | None = None) -> list[tuple[int, int, list[str]]]:
+def follow(
+    config: Any, *, resume: bool = False, kill_after: int | None = None
+) -> list[tuple[int, int, list[str]]]:
     """Run; return epoch, step and slices of every batch; stop after so many batches."""
     from lightning import Callback
 
@@ -76,7 +78,11 @@ def assert_equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> 
 
 def losses(config: Any, name: str = "train/loss") -> list[tuple[str, str]]:
     """Every logged step with its loss, in the order of the file."""
-    return [(row["step"], row[name]) for row in read(Path(config.out) / "logs" / "metrics.csv") if row[name]]
+    return [
+        (row["step"], row[name])
+        for row in read(Path(config.out) / "logs" / "metrics.csv")
+        if row[name]
+    ]
 
 
 # 18 batches: 3 epochs of 6 batches, 3 steps of 2 batches each; the first epoch with a frozen encoder
@@ -143,7 +149,9 @@ def test_killed_by_the_system(
     save(config, tmp_path / "recipe.yaml")
     words = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), "7"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=110, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (Path(config.out) / "model").exists()
     follow(config, resume=True)

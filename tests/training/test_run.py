@@ -135,7 +135,9 @@ def test_a_loss_that_is_no_number_stops_the_run(
 ) -> None:
     poison(monkeypatch, 3, value)
     config = recipe(optim={"accumulate": 1})
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 4 .*slices in the batch: s\d") as caught:
+    with pytest.raises(
+        TrainingError, match=r"the loss is (nan|inf) at step 4 .*slices in the batch: s\d"
+    ) as caught:
         train(config)
     assert "(epoch 1)" in str(caught.value)
     held = torch.load(Path(config.out) / "checkpoints" / "last.ckpt", weights_only=True)
@@ -163,11 +165,16 @@ def test_a_checkpoint_outlives_an_error_before_the_first_log_line(
         ({"RANK": "0", "LOCAL_RANK": "0"}, True),  # torchrun
         ({"RANK": "4", "LOCAL_RANK": "0"}, False),
         ({"SLURM_PROCID": "3"}, False),
-        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by Lightning within an interactive SLURM job
+        (
+            {"SLURM_PROCID": "0", "LOCAL_RANK": "1"},
+            False,
+        ),  # started by Lightning within an interactive SLURM job
         ({"NODE_RANK": "1"}, False),
     ],
 )
-def test_which_process_is_the_first(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool) -> None:
+def test_which_process_is_the_first(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool
+) -> None:
     from terrazzo.training.run import RANKS, first_process
 
     for name in RANKS:
@@ -179,9 +186,15 @@ def test_which_process_is_the_first(monkeypatch: pytest.MonkeyPatch, variables: 
 
 @pytest.mark.parametrize(
     ("run", "says"),
-    [({"strategy": "fsdp"}, "GPU"), ({"accelerator": "abacus"}, "abacus"), ({"devices": 0}, "devices")],
+    [
+        ({"strategy": "fsdp"}, "GPU"),
+        ({"accelerator": "abacus"}, "abacus"),
+        ({"devices": 0}, "devices"),
+    ],
 )
-def test_impossible_machines_are_refused(train: Any, recipe: Any, run: dict[str, Any], says: str) -> None:
+def test_impossible_machines_are_refused(
+    train: Any, recipe: Any, run: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ConfigError, match=says):
         train(config := recipe(run=run))
     assert not Path(config.out).exists()
@@ -221,11 +234,16 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     with pytest.raises(OutputError, match="No space left"):
         train(config)
     monkeypatch.undo()
-    assert torch.load(Path(config.out) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert (
+        torch.load(Path(config.out) / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        == 2
+    )
     assert tz.load(train(config, resume=True)).provenance["steps"] == 9
 
 
-def test_a_full_disk_elsewhere_stops_the_run(train: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_elsewhere_stops_the_run(
+    train: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(log: Any, metrics: Any, step: int) -> None:
         if step == 4:
             raise OSError(28, "No space left on device")
@@ -238,12 +256,16 @@ def test_a_full_disk_elsewhere_stops_the_run(train: Any, recipe: Any, monkeypatc
     assert tz.load(train(config, resume=True)).provenance["steps"] == 9
 
 
-def test_a_bar_shows_speed_losses_and_time_left(recipe: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_shows_speed_losses_and_time_left(
+    recipe: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     from terrazzo.training.run import pretrain
 
     pretrain(recipe(optim=SHORT), progress=True)
     drawn = " ".join(capfd.readouterr().err.split())
-    assert re.search(r"epoch 1/1 .*2/2 [\d,]+ cells/s \S+ left loss [\d.]+", drawn), drawn  # in 80 columns
+    assert re.search(r"epoch 1/1 .*2/2 [\d,]+ cells/s \S+ left loss [\d.]+", drawn), (
+        drawn
+    )  # in 80 columns
 
 
 def test_the_log_continues_and_widens(tmp_path: Path) -> None:
@@ -257,15 +279,27 @@ def test_the_log_continues_and_widens(tmp_path: Path) -> None:
     resumed = CsvLog(path, resumed=2)
     resumed.log_metrics({"train/loss": 1.0}, step=2)
     assert [(r["step"], r["train/loss"], r["lr"], r["val/loss"]) for r in read(path)] == [
-        ("0", "3.0", "", ""), ("1", "2.0", "0.1", ""), ("1", "", "", "1.0"), ("2", "1.0", "", ""),
-    ]  # fmt: skip
+        ("0", "3.0", "", ""),
+        ("1", "2.0", "0.1", ""),
+        ("1", "", "", "1.0"),
+        ("2", "1.0", "", ""),
+    ]
     assert final(path) == {"train/loss": 2.0, "val/loss": 1.0}
     assert final(tmp_path / "none.csv") == {}
 
 
-def test_the_command(recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus_folder: Path) -> None:
+def test_the_command(
+    recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus_folder: Path
+) -> None:
     save(recipe("adapt"), tmp_path / "recipe.yaml")
-    words = ["pretrain", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "cli"), "--max-steps", "1"]
+    words = [
+        "pretrain",
+        str(tmp_path / "recipe.yaml"),
+        "--out",
+        str(tmp_path / "cli"),
+        "--max-steps",
+        "1",
+    ]
     assert main(words) == 0
     assert str(tmp_path / "cli" / "model") in capsys.readouterr().out
     assert tz.load(tmp_path / "cli" / "model").provenance["steps"] == 1
@@ -274,7 +308,9 @@ def test_the_command(recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*words[:-1], "2", "--resume"]) == 2
     assert "optim.max_steps: 1 then, 2 now" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
-    assert main([*words[:2], "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    assert (
+        main([*words[:2], "--corpus", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    )
     assert "nowhere" in capsys.readouterr().err
     assert main(["pretrain", "--help"]) == 0
     assert "Example: terrazzo pretrain" in " ".join(capsys.readouterr().out.split())

@@ -30,7 +30,11 @@ from terrazzo.training.recipe import PretrainConfig
 from terrazzo.training.resuming import RECORD
 from terrazzo.training.run import pretrain
 
-STOFM, STIMAGE, STALIGN = ("adapt", "pretrain"), ("patches",), ("align",)  # stages that each is trained in
+STOFM, STIMAGE, STALIGN = (
+    ("adapt", "pretrain"),
+    ("patches",),
+    ("align",),
+)  # stages that each is trained in
 
 
 @contextlib.contextmanager
@@ -66,7 +70,11 @@ def train(
     plan = protocol.training
     recipes = {v.name: {s: recipe(plan, v, s) for s in stages(plan, v)} for v in protocol.variants}
     with contextlib.ExitStack() as stack:
-        folder = Path(work) if work is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = (
+            Path(work)
+            if work is not None
+            else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
         folder.mkdir(parents=True, exist_ok=True)
         _corpus(slices, folder)
         systems: list[System] = []
@@ -84,7 +92,9 @@ def train(
         yield systems
 
 
-def _scored(protocol: Protocol, variant: Variant, recipes: dict[str, PretrainConfig], model: FoundationModel) -> System:
+def _scored(
+    protocol: Protocol, variant: Variant, recipes: dict[str, PretrainConfig], model: FoundationModel
+) -> System:
     """Return a trained variant as a system; one of ST-Align reads what it was trained on, or histology alone."""
     if variant.vector == "cell_encoder" and isinstance(model, SToFM):
         model = model.cell_model()
@@ -117,12 +127,20 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(below)
     for key, value in above.items():
         here = out.get(key)
-        out[key] = merge(here, value) if isinstance(value, Mapping) and isinstance(here, Mapping) else value
+        out[key] = (
+            merge(here, value)
+            if isinstance(value, Mapping) and isinstance(here, Mapping)
+            else value
+        )
     return out
 
 
 def _train_one(
-    variant: Variant, recipes: dict[str, PretrainConfig], folder: Path, number: int, adapted: dict[str, str]
+    variant: Variant,
+    recipes: dict[str, PretrainConfig],
+    folder: Path,
+    number: int,
+    adapted: dict[str, str],
 ) -> FoundationModel:
     """Train one variant; a domain adaptation that another variant has done already is taken over."""
     checkpoint = ""
@@ -143,7 +161,9 @@ def _train_one(
             return load(checkpoint)
     second = recipes["pretrain"]
     source = replace(second.model, checkpoint=checkpoint) if checkpoint else second.model
-    run = replace(second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source)
+    run = replace(
+        second, corpus=str(folder / "corpus"), out=str(folder / f"pretrain-{number}"), model=source
+    )
     return load(_pretrained(run))
 
 
@@ -156,9 +176,17 @@ def _corpus(slices: Sequence[AnnData], folder: Path) -> None:
     rows = []
     for number, adata in enumerate(slices):
         bare = without_labels(adata, list(adata.obsm.keys() - {keys.SPATIAL}))
-        bare.uns = {k: v for k, v in bare.uns.items() if k in (keys.TECHNOLOGY, keys.ORGANISM, keys.SPATIAL)}
+        bare.uns = {
+            k: v for k, v in bare.uns.items() if k in (keys.TECHNOLOGY, keys.ORGANISM, keys.SPATIAL)
+        }
         path = folder / f"slice_{number}.h5ad"
         bare.write_h5ad(path)
         rows.append({"path": path.name, "split": "train"})
     pd.DataFrame(rows).to_csv(folder / "slices.csv", index=False)
-    build(folder / "slices.csv", folder / "corpus", min_genes=1, scheduler="synchronous", progress=False)
+    build(
+        folder / "slices.csv",
+        folder / "corpus",
+        min_genes=1,
+        scheduler="synchronous",
+        progress=False,
+    )

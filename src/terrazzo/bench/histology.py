@@ -45,14 +45,19 @@ def who(found: Sequence[System]) -> list[System]:
     The baselines of every table have no row; one that is asked for beyond those has one, which says why.
     """
     always = {kind.title for name, kind in KINDS.items() if name in ALWAYS}
-    out = [System(GENE_MEAN, fit=_nothing, mark="trivial"), *(of_images(b.title, b) for b in map(ImageBaseline, NAMES))]
+    out = [
+        System(GENE_MEAN, fit=_nothing, mark="trivial"),
+        *(of_images(b.title, b) for b in map(ImageBaseline, NAMES)),
+    ]
     aligned = [system for system in found if isinstance(system.model, STAlign)]
     for system in (one for one in found if one.title not in always):
         if system in aligned and system.reads != "image":
             continue  # its row of images alone is there
         sees = system.missing or system.stored or system.reads == "image"
         out.append(
-            system if sees else replace(system, fit=None, missing=BLIND if not system.model else "sees no image")
+            system
+            if sees
+            else replace(system, fit=None, missing=BLIND if not system.model else "sees no image")
         )
     return [*out, *_frozen(aligned), *_twins(aligned)]
 
@@ -72,7 +77,11 @@ def _frozen(aligned: Sequence[System]) -> Iterator[System]:
 
 
 def _twins(aligned: Sequence[System]) -> Iterator[System]:
-    images = [system for system in aligned if system.reads == "image" and system.model and system.model.trained]
+    images = [
+        system
+        for system in aligned
+        if system.reads == "image" and system.model and system.model.trained
+    ]
     for seed, system in enumerate(images):
         model: Any = system.model
         (twin,) = trained(TWIN, untrained(model, seed), ["image"])
@@ -110,25 +119,41 @@ def score(
     InputError
         Its weights have seen the scored slice, or another one of the patient.
     """
-    if seen := sorted(name for name in _of_patient(protocol, scene) if name_hash(name) in trained_on(system)):
-        raise InputError(f"its weights were trained on {', '.join(seen)}, of the patient who is scored")
+    if seen := sorted(
+        name for name in _of_patient(protocol, scene) if name_hash(name) in trained_on(system)
+    ):
+        raise InputError(
+            f"its weights were trained on {', '.join(seen)}, of the patient who is scored"
+        )
     for sample in (scene.test, *scene.train):
         embed(sample)
     named, gone = _named(protocol, scene)
     sets: dict[str, Any] = {NAMED: named} if named else {}
     sets |= {f"{protocol.genes} variable genes": protocol.genes} if protocol.genes else {}
     if not sets:
-        raise InputError(f"none of the named genes is in every training slice: {', '.join(protocol.gene_names)}")
+        raise InputError(
+            f"none of the named genes is in every training slice: {', '.join(protocol.gene_names)}"
+        )
     for suffix, use_rep in representations(scene.test.labelled).items():
         for head in protocol.heads:
             for name, genes in sets.items():
                 found = tasks.image_to_gene(
-                    [s.labelled for s in scene.train], test=scene.test.labelled, use_rep=use_rep, genes=genes,
-                    names=[scene.part.test], runs=protocol.runs, head=head, progress=False,
-                )  # fmt: skip
+                    [s.labelled for s in scene.train],
+                    test=scene.test.labelled,
+                    use_rep=use_rep,
+                    genes=genes,
+                    names=[scene.part.test],
+                    runs=protocol.runs,
+                    head=head,
+                    progress=False,
+                )
                 found = _of_the_mean(found) if system.title == GENE_MEAN else found
                 notes = (*gone, *found.notes) if name == NAMED else found.notes
-                yield suffix, head, replace(found, metrics=found.metrics.assign(split=name), notes=notes)
+                yield (
+                    suffix,
+                    head,
+                    replace(found, metrics=found.metrics.assign(split=name), notes=notes),
+                )
 
 
 def _named(protocol: Protocol, scene: Scene) -> tuple[list[str], tuple[str, ...]]:
@@ -136,7 +161,9 @@ def _named(protocol: Protocol, scene: Scene) -> tuple[list[str], tuple[str, ...]
     held = [tasks.measured(sample.labelled, protocol.gene_names) for sample in scene.train]
     there = [gene for gene in protocol.gene_names if all(gene in one for one in held)]
     gone = [gene for gene in protocol.gene_names if gene not in there]
-    return there, (f"left out, for not every training slice lists them: {', '.join(gone)}",) if gone else ()
+    return there, (
+        f"left out, for not every training slice lists them: {', '.join(gone)}",
+    ) if gone else ()
 
 
 def trained_on(system: System) -> set[str]:
@@ -160,5 +187,7 @@ def _of_the_mean(result: TaskResult) -> TaskResult:
     table = result.metrics
     errors = table[table["metric"].isin([f"{name}_mean" for name in ERRORS])]
     errors = errors.assign(metric=errors["metric"].str.removesuffix("_mean"))
-    flat = table[(table["metric"] == "pearson") & table["value"].notna()].assign(value=0.0)  # as of any constant
+    flat = table[(table["metric"] == "pearson") & table["value"].notna()].assign(
+        value=0.0
+    )  # as of any constant
     return replace(result, metrics=pd.concat([errors, flat], ignore_index=True))

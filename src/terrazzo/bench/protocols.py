@@ -16,17 +16,36 @@ from terrazzo.tasks.experiments import KINDS as SPLITS
 from terrazzo.tasks.readouts import HEADS
 from terrazzo.tasks.reconstruction import Choose
 
-Task = Literal["probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"]
+Task = Literal[
+    "probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"
+]
 UNLABELLED = ("imputation", "reconstruction", "image_to_gene")  # tasks whose truth are counts
 KEYS_OF_ROW = ("model", "part", "note")
 _OF_CLASSES = ("accuracy", "macro_f1", "ari", "nmi")
-_OF_VALUES = ("pearson", "pearson_overall", "rmse", "mae", "mse", "rmse_mean", "mae_mean", "mse_mean")
+_OF_VALUES = (
+    "pearson",
+    "pearson_overall",
+    "rmse",
+    "mae",
+    "mse",
+    "rmse_mean",
+    "mae_mean",
+    "mse_mean",
+)
 METRICS = {
-    "probe": _OF_CLASSES, "finetune": _OF_CLASSES, "domains": ("ari", "nmi", "chaos", "pas"),
-    "deconvolution": _OF_VALUES, "imputation": _OF_VALUES,
-    "reconstruction": ("mse", "mae"), "image_to_gene": ("mse", "pearson", "pearson_overall", "rmse", "mae"),
-}  # fmt: skip
-STOFM, STIMAGE, STALIGN = "SToFM (adapt, pretrain)", "ST as images (patches)", "ST-Align (align)"  # by their settings
+    "probe": _OF_CLASSES,
+    "finetune": _OF_CLASSES,
+    "domains": ("ari", "nmi", "chaos", "pas"),
+    "deconvolution": _OF_VALUES,
+    "imputation": _OF_VALUES,
+    "reconstruction": ("mse", "mae"),
+    "image_to_gene": ("mse", "pearson", "pearson_overall", "rmse", "mae"),
+}
+STOFM, STIMAGE, STALIGN = (
+    "SToFM (adapt, pretrain)",
+    "ST as images (patches)",
+    "ST-Align (align)",
+)  # by their settings
 NO_HEAD = "none"  # of tasks that read nothing out of an embedding
 LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves ARI by up to .17
 
@@ -184,54 +203,85 @@ class Protocol:
         if not self.parts or (not self.label and self.task not in UNLABELLED):
             raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
         if self.task == "reconstruction" and not (self.sizes and min(self.sizes) >= 1):
-            raise ConfigError(f"{self.name}: sizes are {self.sizes}; name at least one, each at least 1.")
+            raise ConfigError(
+                f"{self.name}: sizes are {self.sizes}; name at least one, each at least 1."
+            )
         if self.task == "domains" and self.runs < LEAST_SEEDS:
-            raise ConfigError(f"{self.name}: zero-shot scores need at least {LEAST_SEEDS} seeds, not {self.runs}.")
+            raise ConfigError(
+                f"{self.name}: zero-shot scores need at least {LEAST_SEEDS} seeds, not {self.runs}."
+            )
         for kind, named in (("parts", self.parts), ("variants", self.variants)):
             once = {one.name for one in named}
             if len(once) < len(named):
-                raise ConfigError(f"{self.name}: two {kind} have one name; their numbers would be pooled.")
+                raise ConfigError(
+                    f"{self.name}: two {kind} have one name; their numbers would be pooled."
+                )
         self._check_training()
         self._check_patients()
         for part in self.parts:
             _check_part(self.name, part)
         for row in self.published.rows:
             numbers = {k: v for k, v in row.items() if k not in KEYS_OF_ROW}
-            if "model" not in row or not numbers or not all(_is_number(v) for v in numbers.values()):
-                raise ConfigError(f"{self.name}: a published row needs a model and a number: {row}.")
+            if (
+                "model" not in row
+                or not numbers
+                or not all(_is_number(v) for v in numbers.values())
+            ):
+                raise ConfigError(
+                    f"{self.name}: a published row needs a model and a number: {row}."
+                )
 
     def _check_training(self) -> None:
         if self.variants and self.training is None:
-            raise ConfigError(f"{self.name} has variants and does not say how they are trained (training).")
+            raise ConfigError(
+                f"{self.name} has variants and does not say how they are trained (training)."
+            )
         for one in self.variants:
             if len(found := systems_of(self.training, one)) > 1:
                 both = " and of ".join(found)
-                raise ConfigError(f"{self.name}: variant {one.name!r} has settings of {both}; it can be one of them.")
+                raise ConfigError(
+                    f"{self.name}: variant {one.name!r} has settings of {both}; it can be one of them."
+                )
 
     def _check_patients(self) -> None:
         for part in self.parts:
-            theirs = {other.test for other in self.parts if part.patient and other.patient == part.patient}
+            theirs = {
+                other.test for other in self.parts if part.patient and other.patient == part.patient
+            }
             if both := theirs & set(part.train):
                 named = ", ".join(sorted(both))
-                raise ConfigError(f"{self.name}: part {part.name} learns from {named}, of the patient that it scores.")
+                raise ConfigError(
+                    f"{self.name}: part {part.name} learns from {named}, of the patient that it scores."
+                )
         if self.task != "image_to_gene":
             return
-        if any(part.settings != ["cross"] for part in self.parts) or self.genes + len(self.gene_names) < 1:
-            raise ConfigError(f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross].")
-        if self.variants and (both := {p.test for p in self.parts} & {s for p in self.parts for s in p.train}):
+        if (
+            any(part.settings != ["cross"] for part in self.parts)
+            or self.genes + len(self.gene_names) < 1
+        ):
+            raise ConfigError(
+                f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross]."
+            )
+        if self.variants and (
+            both := {p.test for p in self.parts} & {s for p in self.parts for s in p.train}
+        ):
             raise ConfigError(
                 f"{self.name}: variants are trained on all training slices together, and {', '.join(sorted(both))} is "
                 "scored: give each patient a table."
             )
 
     def _check_words(self) -> None:
-        heads = {"domains": get_args(Method), "reconstruction": (NO_HEAD,)}.get(self.task, tuple(HEADS))
+        heads = {"domains": get_args(Method), "reconstruction": (NO_HEAD,)}.get(
+            self.task, tuple(HEADS)
+        )
         known = {"metrics": METRICS[self.task], "heads": heads, "splits": SPLITS}
         for key, words in known.items():
             given = getattr(self, key)
             if not given or (unknown := [word for word in given if word not in words]):
                 wrong = f"names {unknown[0]!r}" if given else "is empty"
-                raise ConfigError(f"{self.name}: {key} {wrong}; known for {self.task}: {', '.join(words)}.")
+                raise ConfigError(
+                    f"{self.name}: {key} {wrong}; known for {self.task}: {', '.join(words)}."
+                )
 
     @property
     def all_splits(self) -> tuple[str, ...]:
@@ -244,12 +294,18 @@ def systems_of(training: Training | None, variant: Variant) -> list[str]:
     """Return whose settings a variant has; SToFM's only where it says so."""
     sections = {STOFM: ("adapt", "pretrain"), STIMAGE: ("patches",), STALIGN: ("align",)}
     layers = [layer for layer in (training, variant) if layer is not None]
-    return [name for name, keys in sections.items() if any(getattr(x, key) for x in layers for key in keys)]
+    return [
+        name
+        for name, keys in sections.items()
+        if any(getattr(x, key) for x in layers for key in keys)
+    ]
 
 
 def names() -> list[str]:
     """Return the names of all tables, sorted."""
-    return sorted(f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load(name: str | Path) -> Protocol:
@@ -271,8 +327,13 @@ def load(name: str | Path) -> Protocol:
     else:
         if str(name) not in names():
             hint = did_you_mean(name, names(), cutoff=0.4)
-            raise ConfigError(f"there is no table {str(name)!r}.{hint} Tables: {', '.join(names())}.")
-        text, where = (_folder() / f"{name}.yaml").read_text(encoding="utf-8"), f"tables/{name}.yaml"
+            raise ConfigError(
+                f"there is no table {str(name)!r}.{hint} Tables: {', '.join(names())}."
+            )
+        text, where = (
+            (_folder() / f"{name}.yaml").read_text(encoding="utf-8"),
+            f"tables/{name}.yaml",
+        )
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -292,7 +353,9 @@ def _check_part(table: str, part: Part) -> None:
     if "cross" in part.settings and not part.train:
         raise ConfigError(f"{table}: part {part.name} is cross-slice and names no training slice.")
     if part.test in part.train:
-        raise ConfigError(f"{table}: part {part.name} learns from the slice that it scores, {part.test}.")
+        raise ConfigError(
+            f"{table}: part {part.name} learns from the slice that it scores, {part.test}."
+        )
 
 
 def _is_number(value: Any) -> bool:

@@ -24,14 +24,29 @@ if TYPE_CHECKING:
 
 LOWER_IS_BETTER = frozenset({"rmse", "mae", "mse", "chaos", "pas"})
 TITLES = {
-    "accuracy": "accuracy", "macro_f1": "macro F1", "ari": "ARI", "nmi": "NMI", "pearson": "Pearson",
-    "pearson_overall": "Pearson, overall", "rmse": "RMSE", "mae": "MAE", "mse": "MSE", "chaos": "CHAOS", "pas": "PAS",
-    "rmse_mean": "RMSE of the mean", "mae_mean": "MAE of the mean", "mse_mean": "MSE of the mean",
-}  # fmt: skip
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "ari": "ARI",
+    "nmi": "NMI",
+    "pearson": "Pearson",
+    "pearson_overall": "Pearson, overall",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "mse": "MSE",
+    "chaos": "CHAOS",
+    "pas": "PAS",
+    "rmse_mean": "RMSE of the mean",
+    "mae_mean": "MAE of the mean",
+    "mse_mean": "MSE of the mean",
+}
 SPLITS = {
-    "random": "within, random (leaks space)", "blocked": "within, blocked", "few-shot": "few-shot (leaks space)",
-    "cross": "across slices", "whole": "zero-shot", "refined": "zero-shot, refined",
-}  # fmt: skip
+    "random": "within, random (leaks space)",
+    "blocked": "within, blocked",
+    "few-shot": "few-shot (leaks space)",
+    "cross": "across slices",
+    "whole": "zero-shot",
+    "refined": "zero-shot, refined",
+}
 ABSENT = "not available"
 STYLE = (
     "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#222}"
@@ -83,7 +98,9 @@ def machine() -> str:
     """Describe the machine in a line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    processor = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+    processor = next(
+        (x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.machine()
+    )
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
@@ -101,12 +118,17 @@ def ours(table: Table, head: str, part: str) -> pd.DataFrame:
     for system in dict.fromkeys(here["system"]):
         row = {"system": system}
         for split, metric in columns:
-            cell = here[(here["system"] == system) & (here["split"] == split) & (here["metric"] == metric)]
+            cell = here[
+                (here["system"] == system) & (here["split"] == split) & (here["metric"] == metric)
+            ]
             row[f"{SPLITS.get(split, split)}: {TITLES.get(metric, metric)}"] = _number(cell)
         rows.append(row)
     gone = table.absent[table.absent["part"].isin(["", part])]["system"]
     for system in dict.fromkeys(gone):
-        rows.append({"system": system} | {f"{SPLITS.get(s, s)}: {TITLES.get(m, m)}": ABSENT for s, m in columns})
+        rows.append(
+            {"system": system}
+            | {f"{SPLITS.get(s, s)}: {TITLES.get(m, m)}": ABSENT for s, m in columns}
+        )
     return pd.DataFrame(rows)
 
 
@@ -117,7 +139,9 @@ def by_gene(table: Table, head: str, part: str, metric: str) -> pd.DataFrame:
     mean = here.groupby(["system", "gene"], sort=False)["value"].mean()
     genes, systems = (list(dict.fromkeys(here[column])) for column in ("gene", "system"))
     cells = {gene: [f"{mean.get((one, gene), np.nan):.3f}" for one in systems] for gene in genes}
-    return pd.DataFrame({"system": systems, **{k: [v.replace("nan", "") for v in c] for k, c in cells.items()}})
+    return pd.DataFrame(
+        {"system": systems, **{k: [v.replace("nan", "") for v in c] for k, c in cells.items()}}
+    )
 
 
 def _splits(scores: pd.DataFrame) -> list[str]:
@@ -142,7 +166,9 @@ def theirs(table: Table) -> pd.DataFrame:
             if metric in KEYS_OF_ROW or metric.endswith("_sd"):
                 continue
             spread = f" ± {given[f'{metric}_sd']}" if f"{metric}_sd" in given else ""
-            row[" ".join(x for x in (str(given.get("part", "")), TITLES.get(metric, metric)) if x)] = f"{value}{spread}"
+            row[
+                " ".join(x for x in (str(given.get("part", "")), TITLES.get(metric, metric)) if x)
+            ] = f"{value}{spread}"
     return pd.DataFrame(list(rows.values())).fillna("")
 
 
@@ -167,9 +193,13 @@ def to_html(table: Table, command: str) -> str:
     """Return the table as one HTML page; the figure lies beside it."""
     protocol = table.protocol
     facts = "".join(f"<li>{html.escape(line)}</li>" for line in _facts(table, command))
-    body = [f"<h1>{html.escape(protocol.title)}</h1><ul>{facts}</ul><p>{html.escape(protocol.note)}</p>"]
+    body = [
+        f"<h1>{html.escape(protocol.title)}</h1><ul>{facts}</ul><p>{html.escape(protocol.note)}</p>"
+    ]
     if _drawn(table):
-        body.append(f'<img src="{html.escape(protocol.name)}.png" alt="{html.escape(protocol.title)}">')
+        body.append(
+            f'<img src="{html.escape(protocol.name)}.png" alt="{html.escape(protocol.title)}">'
+        )
     body += [f"<h2>{html.escape(heading)}</h2>{_grid(frame)}" for heading, frame in sections(table)]
     published = theirs(table)
     if not published.empty:
@@ -186,14 +216,21 @@ def to_html(table: Table, command: str) -> str:
 def to_record(table: Table, command: str) -> dict[str, Any]:
     """Return everything, JSON-able."""
     return {
-        "table": table.protocol.name, "command": command, "date": table.date, "machine": machine(),
-        "terrazzo_version": table.version, "protocol": to_dict(table.protocol),
-        "summary": json.loads(table.summary().round(5).to_json(orient="records")) if len(table.scores) else [],
+        "table": table.protocol.name,
+        "command": command,
+        "date": table.date,
+        "machine": machine(),
+        "terrazzo_version": table.version,
+        "protocol": to_dict(table.protocol),
+        "summary": json.loads(table.summary().round(5).to_json(orient="records"))
+        if len(table.scores)
+        else [],
         "scores": json.loads(table.scores.round(5).to_json(orient="records")),
         "by_gene": json.loads(table.by_gene.round(5).to_json(orient="records")),
         "not_available": table.absent.to_dict(orient="records"),
-        "seconds": {k: round(v, 1) for k, v in table.seconds.items()}, "notes": list(table.notes),
-    }  # fmt: skip
+        "seconds": {k: round(v, 1) for k, v in table.seconds.items()},
+        "notes": list(table.notes),
+    }
 
 
 def from_record(record: Any, where: str) -> Table:
@@ -216,13 +253,17 @@ def from_record(record: Any, where: str) -> Table:
             from_dict(Protocol, record["protocol"], f"{where}: protocol"),
             pd.DataFrame(record["scores"], columns=COLUMNS).astype({"value": float}),
             pd.DataFrame(record["not_available"], columns=["system", "part", "reason"]),
-            {str(k): float(v) for k, v in record["seconds"].items()}, tuple(map(str, record["notes"])),
-            str(record["date"]), str(record["terrazzo_version"]),
-        )  # fmt: skip
+            {str(k): float(v) for k, v in record["seconds"].items()},
+            tuple(map(str, record["notes"])),
+            str(record["date"]),
+            str(record["terrazzo_version"]),
+        )
     except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where} is not a table of terrazzo bench ({type(error).__name__}: {error}).") from error
+        raise InputError(
+            f"{where} is not a table of terrazzo bench ({type(error).__name__}: {error})."
+        ) from error
 
 
 def figure(table: Table) -> Figure:
@@ -234,7 +275,9 @@ def figure(table: Table) -> Figure:
     systems = list(dict.fromkeys(shown["system"]))
     panels = len(parts) + bool(published)
     height = 1.2 + 0.3 * max(len(systems), len(published))
-    drawn, axes = plt.subplots(1, panels, figsize=(1.5 + 3.6 * panels, height), layout="constrained", squeeze=False)
+    drawn, axes = plt.subplots(
+        1, panels, figsize=(1.5 + 3.6 * panels, height), layout="constrained", squeeze=False
+    )
     for place, (ax, part) in enumerate(zip(axes[0], parts, strict=False)):
         here = shown[shown["part"] == part]
         splits = _splits(here)
@@ -243,12 +286,29 @@ def figure(table: Table) -> Figure:
             one = here[here["split"] == split].set_index("system").reindex(systems)
             offset = [i + step * (number - (len(splits) - 1) / 2) for i in range(len(systems))]
             label = SPLITS.get(split, split)
-            ax.errorbar(one["mean"], offset, xerr=one["sd"], fmt="os^Dv*"[number % 6], markersize=4, label=label)
-        ax.set(yticks=range(len(systems)), yticklabels=systems if place == 0 else [], title=f"ours: {part}")
+            ax.errorbar(
+                one["mean"],
+                offset,
+                xerr=one["sd"],
+                fmt="os^Dv*"[number % 6],
+                markersize=4,
+                label=label,
+            )
+        ax.set(
+            yticks=range(len(systems)),
+            yticklabels=systems if place == 0 else [],
+            title=f"ours: {part}",
+        )
         ax.legend(frameon=False, fontsize="x-small")
     if published:
         ax = axes[0][-1]
-        ax.plot(list(published.values()), range(len(published)), "D", color="0.45", markerfacecolor="none")
+        ax.plot(
+            list(published.values()),
+            range(len(published)),
+            "D",
+            color="0.45",
+            markerfacecolor="none",
+        )
         ax.set(yticks=range(len(published)), yticklabels=list(published), title="theirs, published")
         ax.set_facecolor("#f5f1e8")
     for ax in axes[0]:
@@ -279,22 +339,32 @@ def _published(table: Table, metric: str) -> dict[str, float]:
 def _facts(table: Table, command: str) -> list[str]:
     spent = sum(table.seconds.values())
     return [
-        f"source: {table.protocol.source}", f"command: `{command}`", f"date: {table.date}", f"machine: {machine()}",
+        f"source: {table.protocol.source}",
+        f"command: `{command}`",
+        f"date: {table.date}",
+        f"machine: {machine()}",
         f"terrazzo {table.version}; {spent / 60:.1f} minutes of embedding and heads",
-    ]  # fmt: skip
+    ]
 
 
 def sections(table: Table) -> list[tuple[str, pd.DataFrame]]:
     """Return our printed tables with their headings, one for each part and head."""
     if table.scores.empty:
-        return [("Ours", table.absent.rename(columns={"reason": ABSENT}))] if len(table.absent) else []
+        return (
+            [("Ours", table.absent.rename(columns={"reason": ABSENT}))] if len(table.absent) else []
+        )
     heads = [h for h in table.protocol.heads if (table.scores["head"] == h).any()]
     parts = list(dict.fromkeys(table.scores["part"]))
     many = len(heads) > 1
-    out = [(f"Ours: {p}{f', {h}' if many else ''}", ours(table, h, p)) for p in parts for h in heads]
+    out = [
+        (f"Ours: {p}{f', {h}' if many else ''}", ours(table, h, p)) for p in parts for h in heads
+    ]
     for part in parts if len(table.by_gene) else []:
         out += [
-            (f"Ours, gene by gene: {part}{f', {h}' if many else ''}, {TITLES[m]}", by_gene(table, h, part, m))
+            (
+                f"Ours, gene by gene: {part}{f', {h}' if many else ''}, {TITLES[m]}",
+                by_gene(table, h, part, m),
+            )
             for h in heads
             for m in table.protocol.metrics[:2]
         ]
@@ -304,7 +374,10 @@ def sections(table: Table) -> list[tuple[str, pd.DataFrame]]:
 def remarks(table: Table) -> list[str]:
     """Return what a reader must know: what the spread is, who is absent and why, notes."""
     lines = ["± is the standard deviation over draws, folds or seeds."]
-    gone = [f"- {r.system}{f' ({r.part})' if r.part else ''}: {ABSENT}, {r.reason}" for r in table.absent.itertuples()]
+    gone = [
+        f"- {r.system}{f' ({r.part})' if r.part else ''}: {ABSENT}, {r.reason}"
+        for r in table.absent.itertuples()
+    ]
     lines += ["", *gone] if gone else []
     lines += ["", *[f"- {note}" for note in table.notes]] if table.notes else []
     return lines
@@ -312,7 +385,10 @@ def remarks(table: Table) -> list[str]:
 
 def _pipes(frame: pd.DataFrame) -> list[str]:
     head = "| " + " | ".join(map(str, frame)) + " |"
-    rows = ["| " + " | ".join(str(v).replace("|", "/") for v in r) + " |" for r in frame.itertuples(index=False)]
+    rows = [
+        "| " + " | ".join(str(v).replace("|", "/") for v in r) + " |"
+        for r in frame.itertuples(index=False)
+    ]
     return [head, "|" + "---|" * frame.shape[1], *rows]
 
 

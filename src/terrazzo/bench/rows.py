@@ -60,13 +60,23 @@ class Kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_record(path, row)
         except OSError as error:
-            raise OutputError(f"{path} could not be written ({error.strerror or error}).") from error
+            raise OutputError(
+                f"{path} could not be written ({error.strerror or error})."
+            ) from error
 
     def _path(self, scene: Scene, system: System) -> Path | None:
         if not system.mark:
             return None
         slices = [sample.content for sample in (scene.test, *scene.train)]
-        key = [self._table, scene.part.name, system.title, system.part, system.reads, system.mark, slices]
+        key = [
+            self._table,
+            scene.part.name,
+            system.title,
+            system.part,
+            system.reads,
+            system.mark,
+            slices,
+        ]
         return self.folder / f"{hash_json(key)[:32]}.json"
 
 

@@ -128,7 +128,9 @@ def run(
                 advance(1)
     gone = runner.gone()
     if scenes and not runner.rows:
-        raise InputError(f"{protocol.name}: no system could be run. {next(why for _, part, why in gone if part)}")
+        raise InputError(
+            f"{protocol.name}: no system could be run. {next(why for _, part, why in gone if part)}"
+        )
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     return Table(
         protocol,
@@ -149,7 +151,9 @@ def uncovered(protocol: Protocol, systems: Sequence[System]) -> list[tuple[str, 
     ConfigError
         Weights for a part that the table does not have.
     """
-    known = list(dict.fromkeys(word for p in protocol.parts for word in (p.name, p.patient) if word))
+    known = list(
+        dict.fromkeys(word for p in protocol.parts for word in (p.name, p.patient) if word)
+    )
     for system in systems:
         if system.part and system.part not in known:
             there = ", ".join(known)
@@ -180,7 +184,10 @@ def _scenes(
         except DataMissing as error:
             absent.append(("all systems", part.name, str(error)))
             continue
-        train, test = [loaded[part.dataset, name] for name in part.train], loaded[part.dataset, part.test]
+        train, test = (
+            [loaded[part.dataset, name] for name in part.train],
+            loaded[part.dataset, part.test],
+        )
         scenes.append(Scene(part, test, train))
     if protocol.parts and not scenes:
         raise InputError(f"{protocol.name}: none of its slices is here. {absent[0][2]}")
@@ -230,9 +237,16 @@ class Runner:
         """Embed and score; return the rows, JSON-able."""
         start = time.perf_counter()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TerrazzoWarning)  # what matters of them is in the tasks' notes
+            warnings.simplefilter(
+                "ignore", TerrazzoWarning
+            )  # what matters of them is in the tasks' notes
             found = self._score(scene, system)
-        made: dict[str, Any] = {"rows": [], "by_gene": [], "notes": [], "headline": _headline(found, self.protocol)}
+        made: dict[str, Any] = {
+            "rows": [],
+            "by_gene": [],
+            "notes": [],
+            "headline": _headline(found, self.protocol),
+        }
         for suffix, head, result in found:
             self._add(made, scene.part.name, system.title + suffix, head, result)
         return made | {"seconds": time.perf_counter() - start}
@@ -241,16 +255,26 @@ class Runner:
         """Return system, part and reason of what could not be run; of what ran with another seed, a note is made."""
         ran = {(title, part) for part, title in self._seed}
         some = [row for row in self._failed if row[:2] in ran]
-        self.notes += [f"{part}: one seed of {title} is not available ({reason})" for title, part, reason in some]
+        self.notes += [
+            f"{part}: one seed of {title} is not available ({reason})"
+            for title, part, reason in some
+        ]
         return [row for row in dict.fromkeys(self._failed) if row[:2] not in ran]
 
-    def _add(self, made: dict[str, Any], part: str, title: str, head: str, result: TaskResult) -> None:
+    def _add(
+        self, made: dict[str, Any], part: str, title: str, head: str, result: TaskResult
+    ) -> None:
         wanted = result.metrics[result.metrics["metric"].isin(self.protocol.metrics)]
         for r in wanted.itertuples():
             row = {
-                "system": title, "part": part, "split": r.split, "head": head, "metric": r.metric,
-                "number": int(r.number), "value": float(r.value),
-            }  # fmt: skip
+                "system": title,
+                "part": part,
+                "split": r.split,
+                "head": head,
+                "metric": r.metric,
+                "number": int(r.number),
+                "value": float(r.value),
+            }
             if not r.part:
                 made["rows"].append(row)
             elif r.split == pictures.NAMED:
@@ -267,13 +291,20 @@ class Runner:
             return []
         write = system.fit(scene.unlabelled)
         if task == "image_to_gene":
-            return list(pictures.score(self.protocol, scene, system, lambda one: self._embed(system, write, one)))
+            return list(
+                pictures.score(
+                    self.protocol, scene, system, lambda one: self._embed(system, write, one)
+                )
+            )
         for sample in [scene.test, *(scene.train if scene.cross else [])]:
             self._embed(system, write, sample)
         out = []
         for suffix, use_rep in representations(scene.test.labelled).items():
             for head in self.protocol.heads:
-                out += [(suffix, head, result) for result in _SCORERS[task](self.protocol, scene, use_rep, head)]
+                out += [
+                    (suffix, head, result)
+                    for result in _SCORERS[task](self.protocol, scene, use_rep, head)
+                ]
         if task == "finetune" and isinstance(system.model, SToFM):
             found = _finetune(self.protocol, scene, system.model)
             out += [(", all parameters tuned", "fine-tuning", result) for result in found]
@@ -293,28 +324,44 @@ class Runner:
 
 
 def _probe(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
-    yield from _heads(tasks.probe, protocol, scene, use_rep=use_rep, label=protocol.label, head=head)
+    yield from _heads(
+        tasks.probe, protocol, scene, use_rep=use_rep, label=protocol.label, head=head
+    )
 
 
-def _deconvolution(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
-    yield from _heads(tasks.deconvolve, protocol, scene, use_rep=use_rep, proportions=protocol.label, head=head)
+def _deconvolution(
+    protocol: Protocol, scene: Scene, use_rep: str, head: str
+) -> Iterator[TaskResult]:
+    yield from _heads(
+        tasks.deconvolve, protocol, scene, use_rep=use_rep, proportions=protocol.label, head=head
+    )
 
 
-def _heads(task: Callable[..., TaskResult], protocol: Protocol, scene: Scene, **given: Any) -> Iterator[TaskResult]:
+def _heads(
+    task: Callable[..., TaskResult], protocol: Protocol, scene: Scene, **given: Any
+) -> Iterator[TaskResult]:
     if scene.within:
         yield task(scene.test.labelled, splits=protocol.all_splits, runs=protocol.runs, **given)
     if scene.cross:
-        yield task([s.labelled for s in scene.train], test=scene.test.labelled, runs=protocol.runs, **given)
+        yield task(
+            [s.labelled for s in scene.train], test=scene.test.labelled, runs=protocol.runs, **given
+        )
 
 
 def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: Any) -> Iterator[TaskResult]:
     yield tasks.evaluate_domains(
-        scene.test.labelled, use_rep=use_rep, label=protocol.label, method=head, seeds=protocol.runs,
+        scene.test.labelled,
+        use_rep=use_rep,
+        label=protocol.label,
+        method=head,
+        seeds=protocol.runs,
         refine=protocol.refine,
-    )  # fmt: skip
+    )
 
 
-def _imputation(protocol: Protocol, scene: Scene, system: System) -> Iterator[tuple[str, str, TaskResult]]:
+def _imputation(
+    protocol: Protocol, scene: Scene, system: System
+) -> Iterator[tuple[str, str, TaskResult]]:
     """Hide genes before anything is fitted, tokenised or normalised; then embed what is left."""
     if system.stored:
         raise InputError("its vectors were made before genes were hidden, and have seen them")
@@ -341,7 +388,9 @@ def _finetune(protocol: Protocol, scene: Scene, model: SToFM) -> Iterator[TaskRe
         kinds = [kind for kind in protocol.all_splits if kind in KINDS]
         yield evaluate_finetuning(model, scene.test.labelled, kinds=kinds, **given)
     if scene.cross:
-        yield evaluate_finetuning(model, [s.labelled for s in scene.train], test=scene.test.labelled, **given)
+        yield evaluate_finetuning(
+            model, [s.labelled for s in scene.train], test=scene.test.labelled, **given
+        )
 
 
 _WHO: dict[str, Callable[[Sequence[System]], list[System]]] = {

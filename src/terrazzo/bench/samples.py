@@ -19,7 +19,12 @@ from terrazzo.datasets import load, registry
 from terrazzo.tasks import Hidden, hide_genes
 
 KEY = "X_bench"  # obsm key that a table works with
-SEEN_IN_OBS = (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY, keys.ORGANISM)  # what reading a slice looks at
+SEEN_IN_OBS = (
+    keys.ARRAY_ROW,
+    keys.ARRAY_COL,
+    keys.LIBRARY,
+    keys.ORGANISM,
+)  # what reading a slice looks at
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,9 @@ class Sample:
     bare: AnnData
 
     @classmethod
-    def read(cls, dataset: str, name: str, label: str, data: str | Path | None, *, image: bool = False) -> Sample:
+    def read(
+        cls, dataset: str, name: str, label: str, data: str | Path | None, *, image: bool = False
+    ) -> Sample:
         """Read a slice of a dataset, with its picture or without; errors as :func:`terrazzo.datasets.load`."""
         adata, known = load(dataset, name, data, image=image), registry().get(dataset)
         return cls(adata, without_labels(adata, {label, *(known.labels if known else ())}))
@@ -55,7 +62,11 @@ class Sample:
     @cached_property
     def blind(self) -> AnnData:
         """The bare slice without a single count: what expression is predicted from."""
-        out = AnnData(sparse.csr_matrix(self.bare.shape, dtype=np.float32), obs=self.bare.obs, var=self.bare.var)
+        out = AnnData(
+            sparse.csr_matrix(self.bare.shape, dtype=np.float32),
+            obs=self.bare.obs,
+            var=self.bare.var,
+        )
         out.obsm.update(dict(self.bare.obsm))
         out.uns.update(dict(self.bare.uns))
         return out
@@ -117,6 +128,8 @@ class Scene:
     def hidden(self, genes: int) -> list[Hidden]:
         """Return the scored slice and the training slices without some genes, the same for every system."""
         if not self._hidden:
-            self._hidden = hide_genes([self.test.bare, *(s.bare for s in self.train)], genes, seed=0)
+            self._hidden = hide_genes(
+                [self.test.bare, *(s.bare for s in self.train)], genes, seed=0
+            )
             self.unlabelled = [h.visible for h in self._hidden[1:] or self._hidden]
         return self._hidden

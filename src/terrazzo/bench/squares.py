@@ -59,15 +59,23 @@ class Squares:
         if fill_in is None:
             kind = f"a {system.model.title} cannot fill in hidden tissue: " if system.model else ""
             raise InputError(f"{kind}{CANNOT}")
-        grid = {"bin_um": self.protocol.bin_um} if self.protocol.bin_um else {}  # else as the model was trained
+        grid = (
+            {"bin_um": self.protocol.bin_um} if self.protocol.bin_um else {}
+        )  # else as the model was trained
         return _of(self._run(scene, {system.title: partial(fill_in, **grid)}), system.title)
 
     def _run(self, scene: Scene, predictors: dict[str, Any]) -> TaskResult:
         protocol = self.protocol
         return tasks.reconstruct(
-            scene.test.bare, predictors, size=protocol.sizes, n_genes=protocol.genes, choose=protocol.choose,
-            repeats=protocol.runs, bin_um=protocol.bin_um, progress=False,
-        )  # fmt: skip
+            scene.test.bare,
+            predictors,
+            size=protocol.sizes,
+            n_genes=protocol.genes,
+            choose=protocol.choose,
+            repeats=protocol.runs,
+            bin_um=protocol.bin_um,
+            progress=False,
+        )
 
 
 def _of(result: TaskResult, system: str) -> TaskResult:

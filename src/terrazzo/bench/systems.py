@@ -27,17 +27,29 @@ from terrazzo.systems.stofm.model import SToFM
 
 ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
 WEIGHTS = {
-    "stofm": "SToFM", "cell-encoder": "Cell encoder alone", "geneformer": "Geneformer", "scgpt": "scGPT",
-    "stimage": "ST as images", "stalign": "ST-Align",
-}  # fmt: skip
+    "stofm": "SToFM",
+    "cell-encoder": "Cell encoder alone",
+    "geneformer": "Geneformer",
+    "scgpt": "scGPT",
+    "stimage": "ST as images",
+    "stalign": "ST-Align",
+}
 FOREIGN = {
-    "nicheformer": "Nicheformer", "cellplm": "CellPLM", "scgpt-spatial": "scGPT-spatial", "novae": "novae",
+    "nicheformer": "Nicheformer",
+    "cellplm": "CellPLM",
+    "scgpt-spatial": "scGPT-spatial",
+    "novae": "novae",
     "scfoundation": "scFoundation",
-}  # fmt: skip
+}
 EYES = {  # vision models: any folder in the layout of transformers is a frozen encoder of niches
-    "clip": "CLIP", "plip": "PLIP", "uni": "UNI", "conch": "CONCH", "ctranspath": "CTransPath",
-    "gigapath": "Prov-GigaPath", "hibou": "Hibou",
-}  # fmt: skip
+    "clip": "CLIP",
+    "plip": "PLIP",
+    "uni": "UNI",
+    "conch": "CONCH",
+    "ctranspath": "CTransPath",
+    "gigapath": "Prov-GigaPath",
+    "hibou": "Hibou",
+}
 MODALITIES: dict[Modality, str] = {"both": "", "image": ", image only", "genes": ", genes only"}
 Fitted = Callable[[AnnData], None]  # writes obsm[KEY]
 
@@ -123,7 +135,9 @@ def resolve(names: Sequence[str], given: Sequence[str] = ()) -> list[System]:
     for label, sources in supplied.items():
         out += _seeds(label, sources)
     there = {label.partition("@")[0] for label in supplied}
-    out += [_missing(name) for name in dict.fromkeys(names) if name not in KINDS and name not in there]
+    out += [
+        _missing(name) for name in dict.fromkeys(names) if name not in KINDS and name not in there
+    ]
     return out
 
 
@@ -133,17 +147,27 @@ def _seeds(given: str, sources: list[str]) -> list[System]:
     if not label or (at and not part):
         raise ConfigError(f"--models {given}=...: write NAME=..., or NAME@PART=....")
     if label in KINDS or label in {kind.title for kind in KINDS.values()}:
-        raise ConfigError(f"--models {label}=...: {label} is the name of a baseline; choose another.")
+        raise ConfigError(
+            f"--models {label}=...: {label} is the name of a baseline; choose another."
+        )
     found = [_supplied(label, source) for source in sources]
     firsts = [systems[0].model for systems in found]
-    made = [model.fingerprint() if model else source for model, source in zip(firsts, sources, strict=True)]
+    made = [
+        model.fingerprint() if model else source
+        for model, source in zip(firsts, sources, strict=True)
+    ]
     if len(set(made)) < len(made):
-        raise ConfigError(f"--models {given}=... was given twice with the same weights; two seeds are two checkpoints.")
+        raise ConfigError(
+            f"--models {given}=... was given twice with the same weights; two seeds are two checkpoints."
+        )
     return [replace(system, part=part) for systems in found for system in systems]
 
 
 def _baselines(names: list[str]) -> list[System]:
-    last: dict[str, Any] = {"slices": None, "fitted": {}}  # they are asked one after the other for the same slices
+    last: dict[str, Any] = {
+        "slices": None,
+        "fitted": {},
+    }  # they are asked one after the other for the same slices
 
     def fit_one(name: str) -> Callable[[Sequence[AnnData]], Fitted]:
         def fit(slices: Sequence[AnnData]) -> Fitted:
@@ -190,18 +214,24 @@ def _supplied(label: str, source: str) -> list[System]:
     return trained(title, model)
 
 
-def trained(title: str, model: FoundationModel, modalities: Sequence[Modality] = tuple(MODALITIES)) -> list[System]:
+def trained(
+    title: str, model: FoundationModel, modalities: Sequence[Modality] = tuple(MODALITIES)
+) -> list[System]:
     """Return a model with weights as systems: one, or of ST-Align one for each of these modalities."""
     mark = model.fingerprint()
     if not isinstance(model, STAlign):
         return [System(title, _without_fit(embedder(model)), model=model, fixed=True, mark=mark)]
     return [
         System(
-            title + MODALITIES[one], _without_fit(embedder(model, modality=one)), model=model, fixed=True, reads=one,
+            title + MODALITIES[one],
+            _without_fit(embedder(model, modality=one)),
+            model=model,
+            fixed=True,
+            reads=one,
             mark=mark,
         )
         for one in modalities
-    ]  # fmt: skip
+    ]
 
 
 def of_images(title: str, baseline: ImageBaseline) -> System:
@@ -209,7 +239,11 @@ def of_images(title: str, baseline: ImageBaseline) -> System:
     seen = baseline.encoder.fingerprint() if baseline.encoder else ""
     config = hash_json(to_dict(baseline.config))
     return System(
-        title, _without_fit(embedder(baseline)), fixed=True, reads="image", mark=f"{baseline.name} {seen} {config}"
+        title,
+        _without_fit(embedder(baseline)),
+        fixed=True,
+        reads="image",
+        mark=f"{baseline.name} {seen} {config}",
     )
 
 
@@ -230,9 +264,15 @@ def _missing(name: str) -> System:
     if name in WEIGHTS:
         return System(WEIGHTS[name], missing=f"no weights were given (--models {name}=FOLDER)")
     if name in EYES:
-        return System(EYES[name], missing=f"no weights were given (--models {name}=FOLDER of a transformers model)")
+        return System(
+            EYES[name],
+            missing=f"no weights were given (--models {name}=FOLDER of a transformers model)",
+        )
     if name in FOREIGN:
-        return System(FOREIGN[name], missing=f"not part of terrazzo (--models {name}=obsm:KEY takes its vectors)")
+        return System(
+            FOREIGN[name],
+            missing=f"not part of terrazzo (--models {name}=obsm:KEY takes its vectors)",
+        )
     raise ConfigError(f"the table names the system {name!r}, which is not known.")
 
 
@@ -240,4 +280,6 @@ def representations(adata: AnnData) -> dict[str, str]:
     """Return what is scored of ``obsm[KEY]``: the whole, and each named block where there are some."""
     found = blocks(adata, KEY)
     whole = f" [{' ; '.join(found)}]" if found else ""
-    return {whole: f"{KEY}:all" if found else KEY} | {f", {name} block": f"{KEY}:{name}" for name in found}
+    return {whole: f"{KEY}:all" if found else KEY} | {
+        f", {name} block": f"{KEY}:{name}" for name in found
+    }

@@ -26,10 +26,14 @@ def register(app: App) -> None:
 
 
 def stofm(
-    published: Annotated[Path, Parameter(help="Folder with config.json, se2transformer.pth, cell_encoder/.")],
+    published: Annotated[
+        Path, Parameter(help="Folder with config.json, se2transformer.pth, cell_encoder/.")
+    ],
     /,
     *,
-    gene_dictionaries: Annotated[Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")],
+    gene_dictionaries: Annotated[
+        Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")
+    ],
     out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -40,7 +44,9 @@ def stofm(
     import terrazzo as tz
 
     with working("convert SToFM"):
-        target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+        target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(
+            out, overwrite=overwrite
+        )
     say(f"Checkpoint written to {target}")
 
 
@@ -48,7 +54,9 @@ def geneformer(
     published: Annotated[Path, Parameter(help="Folder with config.json and the weights.")],
     /,
     *,
-    gene_dictionaries: Annotated[Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")],
+    gene_dictionaries: Annotated[
+        Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")
+    ],
     out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -59,7 +67,9 @@ def geneformer(
     import terrazzo as tz
 
     with working("convert Geneformer"):
-        target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+        target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(
+            out, overwrite=overwrite
+        )
     say(f"Checkpoint written to {target}")
 
 
@@ -69,7 +79,8 @@ def scgpt(
     *,
     out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
     gene_dictionaries: Annotated[
-        Path | None, Parameter(help="Folder with Geneformer's gene_name_id_dict.pkl: genes also by Ensembl id.")
+        Path | None,
+        Parameter(help="Folder with Geneformer's gene_name_id_dict.pkl: genes also by Ensembl id."),
     ] = None,
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -80,7 +91,9 @@ def scgpt(
     import terrazzo as tz
 
     with working("convert scGPT"):
-        target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+        target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(
+            out, overwrite=overwrite
+        )
     say(f"Checkpoint written to {target}")
 
 

@@ -35,13 +35,18 @@ Share = Annotated[float, Parameter(group=SPLIT, help="Share of the donors or sli
 
 @corpus_app.command
 def build(
-    sources: Annotated[list[Path], Parameter(help="Slices (.h5ad, .zarr), folders of slices, or tables of paths.")],
+    sources: Annotated[
+        list[Path], Parameter(help="Slices (.h5ad, .zarr), folders of slices, or tables of paths.")
+    ],
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the corpus.")],
-    recipe: Annotated[Path | None, Parameter(help="YAML of a published corpus; SOURCES are then folders.")] = None,
+    recipe: Annotated[
+        Path | None, Parameter(help="YAML of a published corpus; SOURCES are then folders.")
+    ] = None,
     min_genes: Annotated[
-        int | None, Parameter(group=QUALITY, help="Expressed genes a cell; default: the recipe's, else 100.")
+        int | None,
+        Parameter(group=QUALITY, help="Expressed genes a cell; default: the recipe's, else 100."),
     ] = None,
     min_cells: Annotated[
         int | None, Parameter(group=QUALITY, help="Cells a slice; default: the recipe's, else 1.")
@@ -50,20 +55,28 @@ def build(
         Path | None, Parameter(group=QUALITY, help="Two-column table to the genes of the corpus.")
     ] = None,
     exclude: Annotated[
-        list[Path] | None, Parameter(group=QUALITY, help="Slices whose content must not be there (repeatable).")
+        list[Path] | None,
+        Parameter(group=QUALITY, help="Slices whose content must not be there (repeatable)."),
     ] = None,
     skip_failed: Annotated[
         bool, Parameter(group=QUALITY, negative=(), help="Leave out slices that cannot be used.")
     ] = False,
-    vocabulary: Annotated[bool, Parameter(help="Write genes and medians of the training slices.")] = True,
+    vocabulary: Annotated[
+        bool, Parameter(help="Write genes and medians of the training slices.")
+    ] = True,
     split_by: Annotated[Literal["donor", "slice"], Parameter(group=SPLIT)] = "slice",
     validation: Share = 0.0,
     test: Share = 0.0,
     seed: Annotated[int, Parameter(group=SPLIT, help="Of the draw.")] = 0,
     scheduler: Annotated[
-        str | None, Parameter(group=RUN, help="tcp://host:port of a dask.distributed scheduler; default: local.")
+        str | None,
+        Parameter(
+            group=RUN, help="tcp://host:port of a dask.distributed scheduler; default: local."
+        ),
     ] = None,
-    workers: Annotated[int | None, Parameter(group=RUN, help="Local processes; default: one a core.")] = None,
+    workers: Annotated[
+        int | None, Parameter(group=RUN, help="Local processes; default: one a core.")
+    ] = None,
 ) -> None:
     """Build a corpus, or finish one whose build was stopped.
 
@@ -103,7 +116,9 @@ def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> N
     opened = corpus.Corpus.open(folder)
     console = out_console()
     _print_tables(console, corpus.info(opened))
-    console.print(f"{folder}: {len(opened)} slices, {opened.n_cells():,} cells; content {opened.content_hash()[:16]}")
+    console.print(
+        f"{folder}: {len(opened)} slices, {opened.n_cells():,} cells; content {opened.content_hash()[:16]}"
+    )
     for row in opened.about["dropped"]:
         console.print(f"  left out: {row['id']}: {row['reason']}", markup=False)
 
@@ -144,8 +159,10 @@ def plan(
     _print_tables(console, {planned.recipe.name: planned.table()})
     matched = planned.of("match")
     cells = sum(file.n_cells for file in matched)
-    console.print(f"will hold {len(matched)} slices, {cells:,} cells before quality control "
-                  f"(cells need {planned.recipe.quality.min_genes} expressed genes)")  # fmt: skip
+    console.print(
+        f"will hold {len(matched)} slices, {cells:,} cells before quality control "
+        f"(cells need {planned.recipe.quality.min_genes} expressed genes)"
+    )
     for line in planned.missing():
         console.print(f"  missing: {line}", markup=False)
     for file in planned.files:

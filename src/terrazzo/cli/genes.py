@@ -36,13 +36,22 @@ def register(app: App) -> None:
 
 
 def impute(
-    slices: Annotated[list[Path], Parameter(help="Slices with raw counts; --test adds the one to score on.")],
+    slices: Annotated[
+        list[Path], Parameter(help="Slices with raw counts; --test adds the one to score on.")
+    ],
     /,
     *,
-    model: Annotated[str, Parameter(help="Checkpoint folder, organisation/name on the hub, or a baseline (z50, ...).")],
+    model: Annotated[
+        str,
+        Parameter(
+            help="Checkpoint folder, organisation/name on the hub, or a baseline (z50, ...)."
+        ),
+    ],
     out: Out,
     n_genes: Annotated[int, Parameter(help="Genes hidden, drawn among those with counts.")] = 50,
-    gene: Annotated[list[str] | None, Parameter(help="Hide this gene (repeatable), in place of a draw.")] = None,
+    gene: Annotated[
+        list[str] | None, Parameter(help="Hide this gene (repeatable), in place of a draw.")
+    ] = None,
     head: Head = "mlp3",
     test: Test = None,
     runs: Runs = 3,
@@ -62,7 +71,9 @@ def impute(
     learnt = hidden[:-1] if test is not None else hidden
     held = "/" in model or Path(model).is_dir()
     with working(f"load {model}" if held else f"fit {model}"):
-        embedder: Any = tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
+        embedder: Any = (
+            tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
+        )
     with working("embed what is left", len(hidden)) as advance:
         for one in hidden:
             embedder.embed(one.visible, key_added="X_visible")
@@ -79,17 +90,25 @@ def reconstruct(
     path: Annotated[Path, Parameter(name="slice", help="Slice with raw counts.")],
     /,
     *,
-    model: Annotated[str, Parameter(help="Checkpoint folder of ST as images, or organisation/name on the hub.")],
+    model: Annotated[
+        str, Parameter(help="Checkpoint folder of ST as images, or organisation/name on the hub.")
+    ],
     out: Out,
     size: Annotated[
-        list[int] | None, Parameter(help="Sides of the hidden square, in sites; default 8.", consume_multiple=True)
+        list[int] | None,
+        Parameter(help="Sides of the hidden square, in sites; default 8.", consume_multiple=True),
     ] = None,
-    n_genes: Annotated[int, Parameter(help="Genes predicted: the most variable of the visible tissue.")] = 512,
+    n_genes: Annotated[
+        int, Parameter(help="Genes predicted: the most variable of the visible tissue.")
+    ] = 512,
     choose: Annotated[
-        Literal["variance", "dispersion"], Parameter(help="How variable: on its own, or for a gene of its mean.")
+        Literal["variance", "dispersion"],
+        Parameter(help="How variable: on its own, or for a gene of its mean."),
     ] = "variance",
     repeats: Annotated[int, Parameter(group=SCORES, help="Squares of each size.")] = 20,
-    layout: Annotated[Literal["auto", "hex", "square", "rank", "bin"], Parameter(help="Grid of the slice.")] = "auto",
+    layout: Annotated[
+        Literal["auto", "hex", "square", "rank", "bin"], Parameter(help="Grid of the slice.")
+    ] = "auto",
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
     part: Chosen | None = None,
     seed: Seed = 0,
@@ -108,13 +127,21 @@ def reconstruct(
             f"{model} holds a {held.title}, which cannot fill in hidden tissue: give one of ST as images."
         )
     grid: dict[str, Any] = {"layout": layout, "bin_um": bin_um}
-    given = {key: value for key, value in grid.items() if value not in ("auto", 0.0)}  # else as the model was trained
+    given = {
+        key: value for key, value in grid.items() if value not in ("auto", 0.0)
+    }  # else as the model was trained
 
     def predict(shown: AnnData, hidden: Any, genes: list[str]) -> Any:
         return held.reconstruct(shown, hidden, genes, **given)
 
     title = held.title if held.trained else f"{held.title} (untrained)"
-    options: dict[str, Any] = {"n_genes": n_genes, "choose": choose, "repeats": repeats, "seed": seed, **grid}
+    options: dict[str, Any] = {
+        "n_genes": n_genes,
+        "choose": choose,
+        "repeats": repeats,
+        "seed": seed,
+        **grid,
+    }
     result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
     report(result, out / "scores")
     tz.plot.save(tz.plot.reconstruction(result), out / "hidden.png")
@@ -122,22 +149,39 @@ def reconstruct(
 
 
 def predict_genes(
-    slices: Annotated[list[Path], Parameter(help="Slices with counts and histology, to learn from.")],
+    slices: Annotated[
+        list[Path], Parameter(help="Slices with counts and histology, to learn from.")
+    ],
     /,
     *,
     predict: Annotated[
-        list[Path], Parameter(help="Slices with histology; scored where they have the genes.", consume_multiple=True)
+        list[Path],
+        Parameter(
+            help="Slices with histology; scored where they have the genes.", consume_multiple=True
+        ),
     ],
-    model: Annotated[str, Parameter(help="Checkpoint of ST-Align, folder of a transformers vision model, or colours.")],
+    model: Annotated[
+        str,
+        Parameter(
+            help="Checkpoint of ST-Align, folder of a transformers vision model, or colours."
+        ),
+    ],
     out: Out,
-    genes: Annotated[Path | None, Parameter(help="Genes to predict, a file with one a line.")] = None,
+    genes: Annotated[
+        Path | None, Parameter(help="Genes to predict, a file with one a line.")
+    ] = None,
     gene: Annotated[list[str] | None, Parameter(help="A gene to predict (repeatable).")] = None,
-    n_genes: Annotated[int, Parameter(help="Where none is named: so many, the most variable of SLICES.")] = 50,
+    n_genes: Annotated[
+        int, Parameter(help="Where none is named: so many, the most variable of SLICES.")
+    ] = 50,
     scale: Annotated[
-        Literal["10000", "median"], Parameter(help="Counts are scaled to 10,000, or to each slice's median total.")
+        Literal["10000", "median"],
+        Parameter(help="Counts are scaled to 10,000, or to each slice's median total."),
     ] = "10000",
     head: Head = "linear",
-    cache: Annotated[Path | None, Parameter(help="Keep what frozen encoders say of a slice in this folder.")] = None,
+    cache: Annotated[
+        Path | None, Parameter(help="Keep what frozen encoders say of a slice in this folder.")
+    ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     runs: Runs = 3,
     seed: Seed = 0,
@@ -161,7 +205,12 @@ def predict_genes(
         for path in slices:
             learnt.append(reader.read(path)[0])
             advance(1)
-    chosen: dict[str, Any] = {"use_rep": reader.key, "genes": named or n_genes, "head": head, "seed": seed}
+    chosen: dict[str, Any] = {
+        "use_rep": reader.key,
+        "genes": named or n_genes,
+        "head": head,
+        "seed": seed,
+    }
     chosen["scale"] = scale if scale == "median" else float(scale)
     probe = tz.tasks.fit_image_to_gene(learnt, **chosen)
     say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
@@ -171,12 +220,16 @@ def predict_genes(
     for path, place in zip(predict, places, strict=True):
         adata, picture = reader.read(path)
         write_slice(probe.annotate(adata), place, path)
-        tz.plot.save(tz.plot.predicted_genes(adata, image=picture or "auto"), place.with_suffix(".png"))
+        tz.plot.save(
+            tz.plot.predicted_genes(adata, image=picture or "auto"), place.with_suffix(".png")
+        )
         there = tz.tasks.measured(adata, probe.names)
         say(
             f"{path.name}: {len(probe.names)} genes, {place} and .png{'' if there else '; none was measured: no score'}"
         )
         known |= {path.stem: adata} if there else {}
     if known:
-        found = tz.tasks.image_to_gene(learnt, test=list(known.values()), names=list(known), runs=runs, **chosen)
+        found = tz.tasks.image_to_gene(
+            learnt, test=list(known.values()), names=list(known), runs=runs, **chosen
+        )
         report(found, out / "scores")

@@ -26,7 +26,11 @@ class OneScreen:
 
         if not panel.entries:
             return
-        columns = get_default_command_columns if panel.format == "command" else get_default_parameter_columns
+        columns = (
+            get_default_command_columns
+            if panel.format == "command"
+            else get_default_parameter_columns
+        )
         table = TableSpec().build(columns(console, options, panel.entries), panel.entries)
         title = panel.title if isinstance(panel.title, Text) else Text(str(panel.title))
         title.stylize("bold")
@@ -38,10 +42,18 @@ class OneScreen:
         from rich.text import Text
 
         if usage:
-            console.print(DefaultStyled(Text(f"Usage: {str(usage).strip()}", style="cyclopts.usage")))
+            console.print(
+                DefaultStyled(Text(f"Usage: {str(usage).strip()}", style="cyclopts.usage"))
+            )
 
-    def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
+    def render_description(
+        self, console: Console, options: ConsoleOptions, description: Any
+    ) -> None:
         """Print what the verb does and its examples, without empty lines."""
         if description:
             text = str(getattr(description, "primary_renderable", description))
-            console.print("\n".join(line for line in text.splitlines() if line.strip()), markup=False, highlight=False)
+            console.print(
+                "\n".join(line for line in text.splitlines() if line.strip()),
+                markup=False,
+                highlight=False,
+            )

@@ -81,7 +81,9 @@ cli_genes.register(app)
 cli_report.register(app)
 
 
-GridLayout = Annotated[Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)]
+GridLayout = Annotated[
+    Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)
+]
 
 
 BinUm = Annotated[float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")]
@@ -91,24 +93,36 @@ WindowSide = Annotated[int | None, Parameter(group=GRID, help="Sites on a side o
 
 
 SpotUm = Annotated[
-    float | None, Parameter(group=PICTURE, help="Diameter of a spot in micrometres; default: the platform's.")
+    float | None,
+    Parameter(group=PICTURE, help="Diameter of a spot in micrometres; default: the platform's."),
 ]
 
 
 @app.command(group=FIRST)
 def info(
-    slices: Annotated[list[Path], Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors.")],
+    slices: Annotated[
+        list[Path],
+        Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors."),
+    ],
     /,
     *,
-    model: Annotated[Path | None, Parameter(help="Also say how the genes meet this checkpoint.")] = None,
+    model: Annotated[
+        Path | None, Parameter(help="Also say how the genes meet this checkpoint.")
+    ] = None,
     grid: Annotated[
-        Path | None, Parameter(group=GRID, help="Draw to this file how one slice becomes windows, and say its grid.")
+        Path | None,
+        Parameter(
+            group=GRID, help="Draw to this file how one slice becomes windows, and say its grid."
+        ),
     ] = None,
     layout: GridLayout = None,
     bin_um: BinUm = None,
     window: WindowSide = None,
     overlay: Annotated[
-        Path | None, Parameter(group=PICTURE, help="Draw to this file where one slice's spots lie on its histology.")
+        Path | None,
+        Parameter(
+            group=PICTURE, help="Draw to this file where one slice's spots lie on its histology."
+        ),
     ] = None,
     image: Image = None,
     image_scale: ImageScale = None,
@@ -131,15 +145,21 @@ def info(
     asked: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
     laid = {k: v for k, v in asked.items() if v is not None}
     if laid and grid is None:
-        raise tz.errors.ConfigError(f"{', '.join(laid)} belong to the picture of a grid: add --grid FILE.png.")
+        raise tz.errors.ConfigError(
+            f"{', '.join(laid)} belong to the picture of a grid: add --grid FILE.png."
+        )
     for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
         if figure_file is not None and len(slices) > 1:
-            raise tz.errors.ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
+            raise tz.errors.ConfigError(
+                f"{flag} draws one slice to {figure_file}; there are {len(slices)}."
+            )
     loaded = tz.load(model) if model is not None else None
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     if image is not None and len(slices) > 1:
-        raise tz.errors.ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
+        raise tz.errors.ConfigError(
+            f"--image is the histology of one slice; there are {len(slices)}."
+        )
     for path in slices:
         tissue = say_slice(path, spot_um, options)
         if loaded is not None:
@@ -156,37 +176,55 @@ def info(
 
 @app.command(group=FIRST)
 def embed(
-    slices: Annotated[list[str], Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors.")],
+    slices: Annotated[
+        list[str],
+        Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors."),
+    ],
     /,
     *,
     model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
-    key: Annotated[str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")] = None,
+    key: Annotated[
+        str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")
+    ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
         Parameter(help="Default float32; bfloat16 may be faster."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     seed: Annotated[
-        int | None, Parameter(help="Seed of clustering, drawn channels or genes; default 0.", validator=Number(gte=0))
+        int | None,
+        Parameter(
+            help="Seed of clustering, drawn channels or genes; default 0.", validator=Number(gte=0)
+        ),
     ] = None,
-    clusters: Annotated[str | None, Parameter(group=CUT, help="obs column to make virtual cells from.")] = None,
+    clusters: Annotated[
+        str | None, Parameter(group=CUT, help="obs column to make virtual cells from.")
+    ] = None,
     split: Annotated[Literal["balanced", "grid"] | None, Parameter(group=CUT)] = None,
     split_size: Annotated[int | None, Parameter(group=CUT, help="Cells a sub-slice.")] = None,
-    halo: Annotated[float | None, Parameter(group=CUT, help="Context around it, in spacings.")] = None,
+    halo: Annotated[
+        float | None, Parameter(group=CUT, help="Context around it, in spacings.")
+    ] = None,
     layout: GridLayout = None,
     bin_um: BinUm = None,
     window: WindowSide = None,
-    scale: Annotated[Literal["both", "spot", "niche"] | None, Parameter(group=PICTURE, help="Default both.")] = None,
+    scale: Annotated[
+        Literal["both", "spot", "niche"] | None, Parameter(group=PICTURE, help="Default both.")
+    ] = None,
     modality: Annotated[
-        Literal["both", "genes", "image"] | None, Parameter(group=PICTURE, help="What is looked at; default both.")
+        Literal["both", "genes", "image"] | None,
+        Parameter(group=PICTURE, help="What is looked at; default both."),
     ] = None,
     image: Image = None,
     image_scale: ImageScale = None,
     spot_um: SpotUm = None,
-    cache: Annotated[Path | None, Parameter(group=PICTURE, help="Folder to keep frozen features in.")] = None,
+    cache: Annotated[
+        Path | None, Parameter(group=PICTURE, help="Folder to keep frozen features in.")
+    ] = None,
     orthologs: Annotated[
-        Path | None, Parameter(group=SLICE, help="Two-column table from the slice's genes to the model's.")
+        Path | None,
+        Parameter(group=SLICE, help="Two-column table from the slice's genes to the model's."),
     ] = None,
     layer: Layer = None,
     spatial_key: SpatialKey = "spatial",
@@ -194,7 +232,9 @@ def embed(
     technology: Technology = None,
     microns_per_unit: Microns = None,
     part: Chosen | None = None,
-    overwrite: Annotated[bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")] = False,
+    overwrite: Annotated[
+        bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")
+    ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
 ) -> None:
     """Give every cell one vector, in obsm; slices that are finished are left alone.
@@ -208,8 +248,16 @@ def embed(
     options = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     options |= {"orthologs": str(orthologs) if orthologs else None, **(part or Chosen()).options()}
     if not loaded.trained:
-        console.print("[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]")
-    cut = {"clusters": clusters, "split": split, "split_size": split_size, "halo": halo, "precision": precision}
+        console.print(
+            "[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]"
+        )
+    cut = {
+        "clusters": clusters,
+        "split": split,
+        "split_size": split_size,
+        "halo": halo,
+        "precision": precision,
+    }
     grid = {"layout": layout, "bin_um": bin_um, "window": window, "seed": seed}
     seen = {
         "scale": scale,
@@ -220,9 +268,16 @@ def embed(
     }
     given = {k: v for k, v in {**cut, **grid, **seen}.items() if v is not None}
     if foreign := [k for k in given if k not in inspect.signature(loaded.embed).parameters]:
-        raise tz.errors.ConfigError(f"{', '.join(foreign)} mean nothing to this model ({loaded.title}).")
+        raise tz.errors.ConfigError(
+            f"{', '.join(foreign)} mean nothing to this model ({loaded.title})."
+        )
     options |= given
-    how: dict[str, Any] = {"key_added": key, "overwrite": overwrite, "dry_run": dry_run, "keep_going": len(slices) > 1}
+    how: dict[str, Any] = {
+        "key_added": key,
+        "overwrite": overwrite,
+        "dry_run": dry_run,
+        "keep_going": len(slices) > 1,
+    }
     failed = []
 
     def say(line: str) -> None:
@@ -232,7 +287,9 @@ def embed(
         say(str(done))
         failed += [done.source] if done.status == "failed" else []
     if failed:
-        raise tz.errors.InputError(f"{len(failed)} of {len(slices)} slices could not be used; the others are done.")
+        raise tz.errors.InputError(
+            f"{len(failed)} of {len(slices)} slices could not be used; the others are done."
+        )
 
 
 @app.command(group=TRAINING)
@@ -241,11 +298,17 @@ def pretrain(
     /,
     *,
     resume: Annotated[bool, Parameter(negative=(), help="Continue the run in its folder.")] = False,
-    corpus: Annotated[Path | None, Parameter(help="Corpus folder, in place of the recipe's.")] = None,
-    out: Annotated[Path | None, Parameter(help="Folder of the run, in place of the recipe's.")] = None,
+    corpus: Annotated[
+        Path | None, Parameter(help="Corpus folder, in place of the recipe's.")
+    ] = None,
+    out: Annotated[
+        Path | None, Parameter(help="Folder of the run, in place of the recipe's.")
+    ] = None,
     devices: Annotated[int | None, Parameter(help="Processes on each node, one a GPU.")] = None,
     nodes: Annotated[int | None, Parameter(help="Nodes.")] = None,
-    strategy: Annotated[Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Several processes: how.")] = None,
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Several processes: how.")
+    ] = None,
     max_steps: Annotated[int | None, Parameter(help="Steps of the optimiser at most.")] = None,
 ) -> None:
     """Train on a corpus; a run that was stopped continues with --resume.
@@ -261,7 +324,9 @@ def pretrain(
 
     folder = pretrain(recipe, resume=resume)
     if first_process():
-        out_console().print(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}", markup=False)
+        out_console().print(
+            f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}", markup=False
+        )
 
 
 @app.command(group=FIRST)
@@ -269,7 +334,9 @@ def demo(
     *,
     out: Annotated[Path, Parameter(help="Folder for the results.")] = Path("terrazzo-demo"),
     cells: Annotated[int, Parameter(help="Cells of each simulated slice.")] = 700,
-    seed: Annotated[int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))] = 0,
+    seed: Annotated[
+        int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))
+    ] = 0,
 ) -> None:
     """Simulate a small corpus, train on it, find the domains of another slice: minutes.
 
@@ -282,16 +349,23 @@ def demo(
     console.print((folder / "demo.md").read_text(encoding="utf-8"), markup=False)
     console.print(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}", markup=False)
     written = f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}"
-    console.print(f"{written}; models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}", markup=False)
+    console.print(
+        f"{written}; models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}",
+        markup=False,
+    )
     console.print(f"Report, open it in a browser: {folder / run_demo.REPORT}", markup=False)
 
 
 @app.command(group=OTHERS)
 def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")] = None,
+    shell: Annotated[
+        Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")
+    ] = None,
     /,
     *,
-    install: Annotated[bool, Parameter(negative=(), help="Write it to where the shell looks, for good.")] = False,
+    install: Annotated[
+        bool, Parameter(negative=(), help="Write it to where the shell looks, for good.")
+    ] = False,
 ) -> None:
     """Print the script that lets a shell complete verbs and options with the Tab key.
 
@@ -307,17 +381,25 @@ def completion(
             return
         script = app.install_completion(shell=shell)
     except ShellDetectionError as error:
-        raise ConfigError("which shell this is cannot be found out: name it, e.g. terrazzo completion bash.") from error
+        raise ConfigError(
+            "which shell this is cannot be found out: name it, e.g. terrazzo completion bash."
+        ) from error
     except OSError as error:
         where = f"{error.filename} cannot be written ({error.strerror})"
-        raise OutputError(f"{where}: leave out --install, and put what is printed where your shell looks.") from error
-    out_console().print(f"Written to {script}; it works in the next shell that you open.", markup=False)
+        raise OutputError(
+            f"{where}: leave out --install, and put what is printed where your shell looks."
+        ) from error
+    out_console().print(
+        f"Written to {script}; it works in the next shell that you open.", markup=False
+    )
 
 
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     """Print our own warnings as one line; others stay out of the user's way."""
     if issubclass(category, TerrazzoWarning):
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[yellow]warning:[/yellow] {escape(str(message))}")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
+            f"[yellow]warning:[/yellow] {escape(str(message))}"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -354,6 +436,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]unexpected error:[/red] {type(error).__name__}: {escape(str(error))}. {HINT}")
+        errors.print(
+            f"[red]unexpected error:[/red] {type(error).__name__}: {escape(str(error))}. {HINT}"
+        )
         return 1
     return 0

@@ -42,10 +42,15 @@ GRID = Group.create_ordered("How to lay the slice out (ST as images)")
 PICTURE = Group.create_ordered("Histology (ST-Align, and figures)")
 
 
-SCORES, SLICE = Group.create_ordered("How it is scored"), Group.create_ordered("How to read the slice")
+SCORES, SLICE = (
+    Group.create_ordered("How it is scored"),
+    Group.create_ordered("How to read the slice"),
+)
 
 
-Embedded = Annotated[list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")]
+Embedded = Annotated[
+    list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")
+]
 
 
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
@@ -60,7 +65,10 @@ Head = Annotated[Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="The
 Runs = Annotated[int, Parameter(group=SCORES, help="Seeds or draws.")]
 
 
-Test = Annotated[Path | None, Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice).")]
+Test = Annotated[
+    Path | None,
+    Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice)."),
+]
 
 
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
@@ -72,10 +80,14 @@ Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the 
 SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
 
 
-Organism = Annotated[Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")]
+Organism = Annotated[
+    Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")
+]
 
 
-Technology = Annotated[str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")]
+Technology = Annotated[
+    str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")
+]
 
 
 Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
@@ -83,13 +95,17 @@ Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per c
 
 Image = Annotated[
     Path | None,
-    Parameter(group=PICTURE, help="Histology: a file, or a name in the store; default: that in the slice."),
+    Parameter(
+        group=PICTURE, help="Histology: a file, or a name in the store; default: that in the slice."
+    ),
 ]
 
 
 ImageScale = Annotated[
     float | None,
-    Parameter(group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
+    Parameter(
+        group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."
+    ),
 ]
 
 
@@ -98,9 +114,15 @@ ImageScale = Annotated[
 class Chosen:
     """Which part of what a path holds is the slice; a table is named by its path, x.zarr/tables/NAME."""
 
-    bins: Annotated[str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")] = None
-    region: Annotated[str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")] = None
-    coordinate_system: Annotated[str | None, Parameter(help='Of a SpatialData; default "global".')] = None
+    bins: Annotated[
+        str | None, Parameter(help="Visium HD: um (8). Stereo-seq: spots a side (50), or cell.")
+    ] = None
+    region: Annotated[
+        str | None, Parameter(help="Of a SpatialData; needed where its table annotates several.")
+    ] = None
+    coordinate_system: Annotated[
+        str | None, Parameter(help='Of a SpatialData; default "global".')
+    ] = None
 
     def options(self) -> dict[str, str]:
         """Return what was chosen, as keywords."""
@@ -111,10 +133,19 @@ Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
 
 
 def slice_options(
-    layer: str | None, spatial_key: str, organism: str | None, technology: str | None, microns_per_unit: float | None
+    layer: str | None,
+    spatial_key: str,
+    organism: str | None,
+    technology: str | None,
+    microns_per_unit: float | None,
 ) -> dict[str, Any]:
     """Return what was said of how to read a slice, as keywords of :meth:`terrazzo.Slice.from_anndata`."""
-    given = {"layer": layer, "organism": organism, "technology": technology, "microns_per_unit": microns_per_unit}
+    given = {
+        "layer": layer,
+        "organism": organism,
+        "technology": technology,
+        "microns_per_unit": microns_per_unit,
+    }
     return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
 
 
@@ -124,9 +155,13 @@ def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
 
     if image is None:
         if scale is not None:
-            raise tz.errors.ConfigError("--image-scale belongs to --image FILE; the slice's own image has its scale.")
+            raise tz.errors.ConfigError(
+                "--image-scale belongs to --image FILE; the slice's own image has its scale."
+            )
         return {}
-    if not image.suffix and len(image.parts) == 1 and not image.exists():  # a picture of the store or folder
+    if (
+        not image.suffix and len(image.parts) == 1 and not image.exists()
+    ):  # a picture of the store or folder
         return {"image": str(image)}
     return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
@@ -146,7 +181,9 @@ def say_aside(line: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
 
 
-def working(what: str, total: int | None = None, unit: str = "slices") -> AbstractContextManager[Stage]:
+def working(
+    what: str, total: int | None = None, unit: str = "slices"
+) -> AbstractContextManager[Stage]:
     """Show that something is under way, on a terminal."""
     return Progress().stage(what, total, unit)
 
@@ -170,7 +207,9 @@ def about(path: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}") from error
+        raise (
+            error if str(error).startswith(str(path)) else type(error)(f"{path}: {error}")
+        ) from error
 
 
 def write_slice(adata: AnnData, target: Path, source: Path, part: Chosen | None = None) -> None:
@@ -188,7 +227,9 @@ def only_one(slices: list[Any]) -> Any:
     from terrazzo.errors import ConfigError
 
     if len(slices) != 1:
-        raise ConfigError(f"{len(slices)} slices were given; pass --test, or one slice, which is split.")
+        raise ConfigError(
+            f"{len(slices)} slices were given; pass --test, or one slice, which is split."
+        )
     return slices[0]
 
 

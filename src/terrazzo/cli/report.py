@@ -32,19 +32,26 @@ def register(app: App) -> None:
 
 def report(
     sources: Annotated[
-        list[Path], Parameter(help="Slices, results of tasks, tables of bench, runs, or folders that hold such.")
+        list[Path],
+        Parameter(
+            help="Slices, results of tasks, tables of bench, runs, or folders that hold such."
+        ),
     ],
     /,
     *,
     out: Annotated[Path, Parameter(help="The .html file.")],
     title: Annotated[str, Parameter(help="Its headline.")] = "terrazzo report",
     use_rep: Annotated[
-        list[str] | None, Parameter(name="--use-rep", help="Draw this embedding, or key:block (repeatable).")
+        list[str] | None,
+        Parameter(name="--use-rep", help="Draw this embedding, or key:block (repeatable)."),
     ] = None,
     gene: Annotated[list[str] | None, Parameter(help="Hold this gene, too (repeatable).")] = None,
-    n_genes: Annotated[int, Parameter(help="Genes held in the file.", validator=Number(gte=0))] = 100,
+    n_genes: Annotated[
+        int, Parameter(help="Genes held in the file.", validator=Number(gte=0))
+    ] = 100,
     projection: Annotated[
-        Literal["auto", "umap", "pca"], Parameter(help="auto: UMAP up to 10,000 cells, else principal components.")
+        Literal["auto", "umap", "pca"],
+        Parameter(help="auto: UMAP up to 10,000 cells, else principal components."),
     ] = "auto",
     layer: Layer = None,
     spatial_key: SpatialKey = "spatial",
@@ -65,7 +72,14 @@ def report(
     read = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
     read |= {**image_option(image, image_scale), **(part or Chosen()).options()}
     target = tz.report.write(
-        sources, out, title=title, embeddings=use_rep, genes=gene or (), n_genes=n_genes, projection=projection,
-        seed=seed, **read,
-    )  # fmt: skip
+        sources,
+        out,
+        title=title,
+        embeddings=use_rep,
+        genes=gene or (),
+        n_genes=n_genes,
+        projection=projection,
+        seed=seed,
+        **read,
+    )
     say(f"Report: {target} ({target.stat().st_size / 1e6:.1f} MB)")

@@ -12,7 +12,9 @@ from typing import Any
 EXIT_CODE = 130  # as shells have it: 128 and the number of the signal
 
 
-PATIENCE = 2.0  # seconds in which an impatient second Ctrl-C does not spoil the tidying up after the first
+PATIENCE = (
+    2.0  # seconds in which an impatient second Ctrl-C does not spoil the tidying up after the first
+)
 
 
 AGAIN = "nothing half-written is left; the same command starts again."
@@ -40,7 +42,11 @@ def stoppable() -> Iterator[None]:
 
     A process that is to ignore it (``nohup``, a job in the background of a script) goes on ignoring it.
     """
-    before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    before = (
+        signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is threading.main_thread()
+        else None
+    )
     if before in (None, signal.SIG_IGN):
         yield
         return

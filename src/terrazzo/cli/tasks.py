@@ -52,7 +52,9 @@ def domains(
     method: Literal["gmm", "kmeans", "leiden"] = "gmm",
     refine: Annotated[int, Parameter(help="Majority of so many neighbours; 0: off.")] = 0,
     n_seeds: Annotated[int, Parameter(help="Consensus of several seeds.")] = 1,
-    label: Annotated[str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")] = None,
+    label: Annotated[
+        str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")
+    ] = None,
     part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
@@ -64,10 +66,19 @@ def domains(
 
     for path, target in zip(slices, targets_of(slices, out), strict=True):
         adata, column = read_slice(path, part), tz.keys.domain_key(use_rep.replace(":", "_"))
-        chosen: dict[str, Any] = {"use_rep": use_rep, "n_domains": n_domains, "method": method, "refine": refine}
+        chosen: dict[str, Any] = {
+            "use_rep": use_rep,
+            "n_domains": n_domains,
+            "method": method,
+            "refine": refine,
+        }
         with about(path):
             tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
-            result = tz.tasks.evaluate_domains(adata, label=label, **chosen) if label is not None else None
+            result = (
+                tz.tasks.evaluate_domains(adata, label=label, **chosen)
+                if label is not None
+                else None
+            )
         write_slice(adata, target, path, part)
         figure: Any = tz.plot.spatial(adata, color=column).figure
         tz.plot.save(figure, target.with_suffix(".png"))
@@ -83,7 +94,9 @@ def probe(
     use_rep: Rep,
     out: Out,
     label: Annotated[str | None, Parameter(help="obs column to learn.")] = None,
-    values: Annotated[str | None, Parameter(help="obsm key of numbers to learn, in place of --label.")] = None,
+    values: Annotated[
+        str | None, Parameter(help="obsm key of numbers to learn, in place of --label.")
+    ] = None,
     head: Head = "mlp3",
     test: Test = None,
     predict: Predict = None,
@@ -97,7 +110,13 @@ def probe(
     """
     import terrazzo as tz
 
-    given: dict[str, Any] = {"use_rep": use_rep, "label": label, "values": values, "head": head, "seed": seed}
+    given: dict[str, Any] = {
+        "use_rep": use_rep,
+        "label": label,
+        "values": values,
+        "head": head,
+        "seed": seed,
+    }
     _learn(tz.tasks.probe, slices, given, runs, test, predict or [], out, part)
 
 
@@ -107,7 +126,9 @@ def deconvolve(
     *,
     use_rep: Rep,
     out: Out,
-    proportions: Annotated[str, Parameter(help="obsm key of the proportions; rows sum to one.")] = "proportions",
+    proportions: Annotated[
+        str, Parameter(help="obsm key of the proportions; rows sum to one.")
+    ] = "proportions",
     head: Head = "mlp3",
     test: Test = None,
     predict: Predict = None,
@@ -121,7 +142,12 @@ def deconvolve(
     """
     import terrazzo as tz
 
-    given: dict[str, Any] = {"use_rep": use_rep, "proportions": proportions, "head": head, "seed": seed}
+    given: dict[str, Any] = {
+        "use_rep": use_rep,
+        "proportions": proportions,
+        "head": head,
+        "seed": seed,
+    }
     _learn(tz.tasks.deconvolve, slices, given, runs, test, predict or [], out, part)
 
 
@@ -129,7 +155,9 @@ def finetune(
     slices: Annotated[list[Path], Parameter(help="Labelled slices with raw counts.")],
     /,
     *,
-    model: Annotated[str, Parameter(help="SToFM checkpoint folder, or organisation/name on the hub.")],
+    model: Annotated[
+        str, Parameter(help="SToFM checkpoint folder, or organisation/name on the hub.")
+    ],
     label: Annotated[str, Parameter(help="obs column to learn.")],
     out: Out,
     test: Test = None,
@@ -158,7 +186,9 @@ def finetune(
         raise tz.errors.ConfigError(f"{model} holds a {held.title}; only SToFM can be fine-tuned.")
     if score:
         given: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
-        data, scored = (only_one(loaded), None) if test is None else (loaded, read_slice(test, part))
+        data, scored = (
+            (only_one(loaded), None) if test is None else (loaded, read_slice(test, part))
+        )
         report(tz.evaluate_finetuning(held, data, test=scored, **given), out / "scores")
     tuned = tz.finetune(held, loaded, label=label, config=config, seed=seed)
     say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
@@ -171,10 +201,14 @@ def finetune(
 
 
 def bench(
-    table: Annotated[str | None, Parameter(help="Name of a table, or a YAML file; none lists them.")] = None,
+    table: Annotated[
+        str | None, Parameter(help="Name of a table, or a YAML file; none lists them.")
+    ] = None,
     /,
     *,
-    data: Annotated[Path | None, Parameter(help="Folder of the datasets; default $TERRAZZO_DATA.")] = None,
+    data: Annotated[
+        Path | None, Parameter(help="Folder of the datasets; default $TERRAZZO_DATA.")
+    ] = None,
     models: Annotated[
         list[str] | None,
         Parameter(
@@ -184,7 +218,9 @@ def bench(
     ] = None,
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
-    work: Annotated[Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")] = None,
+    work: Annotated[
+        Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")
+    ] = None,
 ) -> None:
     """Make a paper's table, or one of the data at hand: ours beside the published.
 
@@ -200,11 +236,17 @@ def bench(
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
-    rows = (work or out) / f"{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
+    rows = (
+        work or out
+    ) / f"{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
     found = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
     options: list[tuple[str, list[Any]]] = [
-        ("--data", [data]), ("--models", models or [None]), ("--seeds", [seeds]), ("--out", [out]), ("--work", [work])
-    ]  # fmt: skip
+        ("--data", [data]),
+        ("--models", models or [None]),
+        ("--seeds", [seeds]),
+        ("--out", [out]),
+        ("--work", [work]),
+    ]
     words = [str(w) for name, values in options for w in (name, *values) if None not in values]
     target = render.write(found, out, command=shlex.join(["terrazzo", "bench", table, *words]))
     if work is None:
@@ -230,7 +272,11 @@ def _learn(
     if test is None:
         only_one(slices)
     loaded, more = [read_slice(p, part) for p in slices], given | {"runs": runs}
-    result = task(loaded, test=read_slice(test, part), **more) if test is not None else task(only_one(loaded), **more)
+    result = (
+        task(loaded, test=read_slice(test, part), **more)
+        if test is not None
+        else task(only_one(loaded), **more)
+    )
     fitted = tz.tasks.fit_probe(loaded, **given)
     report(result, out / "scores")
     say(f"Probe: {fitted.save(out / 'probe', overwrite=True)}")

@@ -7,4 +7,15 @@ from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
 from terrazzo.corpus.verify import info, verify
 
-__all__ = ["Corpus", "Plan", "QualityControl", "Recipe", "Splits", "build", "info", "load_recipe", "plan", "verify"]
+__all__ = [
+    "Corpus",
+    "Plan",
+    "QualityControl",
+    "Recipe",
+    "Splits",
+    "build",
+    "info",
+    "load_recipe",
+    "plan",
+    "verify",
+]

@@ -130,27 +130,37 @@ def build(
 def _quality(plan: Recipe | None, min_genes: int | None, min_cells: int | None) -> QualityControl:
     base = QualityControl() if plan is None else plan.quality
     return QualityControl(
-        base.min_genes if min_genes is None else min_genes, base.min_cells if min_cells is None else min_cells
+        base.min_genes if min_genes is None else min_genes,
+        base.min_cells if min_cells is None else min_cells,
     )
 
 
 def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     """Return content -> name of the slices that must stay out."""
     given = list(paths)
-    return {fingerprint(read(source.path)): str(source.path) for source in (gather(given) if given else [])}
+    return {
+        fingerprint(read(source.path)): str(source.path)
+        for source in (gather(given) if given else [])
+    }
 
 
 def _claim(folder: Path) -> None:
     """Make the folder, and prove that it can be written; a foreign one stays as it is."""
     members = folder / MEMBERS
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK} and not members.is_dir():
+    if (
+        folder.is_dir()
+        and {path.name for path in folder.iterdir()} - {LOCK}
+        and not members.is_dir()
+    ):
         raise CorpusError(f"{folder} is not empty and is no corpus: choose another --out")
     try:
         members.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out.") from error
+        raise OutputError(
+            f"{folder} cannot be written ({error.strerror or error}): choose another --out."
+        ) from error
 
 
 def _sweep(folder: Path) -> None:
@@ -171,12 +181,18 @@ def _clear(folder: Path, sources: list[Source]) -> None:
             f"or choose another --out, or delete {MEMBERS}/{strangers[0]}.zarr"
         )
     for path in members.glob("*.json"):
-        if path.stem not in ids:  # the record of a slice that was left out, and is no source any more
+        if (
+            path.stem not in ids
+        ):  # the record of a slice that was left out, and is no source any more
             path.unlink()
 
 
 def _run(
-    jobs: list[Job], table: Orthologs | None, scheduler: str | None, workers: int | None, progress: Progress
+    jobs: list[Job],
+    table: Orthologs | None,
+    scheduler: str | None,
+    workers: int | None,
+    progress: Progress,
 ) -> list[Record]:
     """Do the tasks; stop as soon as organisms contradict each other."""
     records: dict[str, Record] = {}
@@ -202,7 +218,9 @@ def _check_organisms(records: list[Record]) -> None:
         )
 
 
-def _settle(jobs: list[Job], records: list[Record], unwanted: Mapping[str, str], skip_failed: bool) -> list[Record]:
+def _settle(
+    jobs: list[Job], records: list[Record], unwanted: Mapping[str, str], skip_failed: bool
+) -> list[Record]:
     """Refuse duplicates, the held-out one of them last; return what is left out, and say it."""
     failed = [record for record in records if record["status"] == "failed"]
     if failed and not skip_failed:
@@ -212,7 +230,9 @@ def _settle(jobs: list[Job], records: list[Record], unwanted: Mapping[str, str],
             f"them out (--skip-failed), and run it again:{lines}"
         )
     first: dict[str, str] = {}
-    order = sorted(range(len(jobs)), key=lambda i: _HELD_OUT_FIRST.get(jobs[i].source.split or "", 2))
+    order = sorted(
+        range(len(jobs)), key=lambda i: _HELD_OUT_FIRST.get(jobs[i].source.split or "", 2)
+    )
     for at in order:
         record, job = records[at], jobs[at]
         if record["status"] not in ("kept", "duplicate"):
@@ -235,7 +255,12 @@ def _settle(jobs: list[Job], records: list[Record], unwanted: Mapping[str, str],
         records[at] = {**kept, "status": "duplicate", "reason": reason, "made": True}
         write_record(job.sidecar, {k: v for k, v in records[at].items() if k != "made"})
     dropped = [
-        {"id": record["id"], "source": str(job.source.path), "status": record["status"], "reason": record["reason"]}
+        {
+            "id": record["id"],
+            "source": str(job.source.path),
+            "status": record["status"],
+            "reason": record["reason"],
+        }
         for record, job in zip(records, jobs, strict=True)
         if record["status"] != "kept"
     ]
@@ -246,7 +271,9 @@ def _settle(jobs: list[Job], records: list[Record], unwanted: Mapping[str, str],
         raise CorpusError(f"no slice is left: {lines}{mend}")
     if dropped:
         more = f" and {len(dropped) - 20} more (corpus.json lists all)" if len(dropped) > 20 else ""
-        warnings.warn(f"{len(dropped)} slices are left out: {lines}{more}", TerrazzoWarning, stacklevel=3)
+        warnings.warn(
+            f"{len(dropped)} slices are left out: {lines}{more}", TerrazzoWarning, stacklevel=3
+        )
     return dropped
 
 
@@ -286,7 +313,11 @@ def _about(
     dropped: list[Record],
     records: list[Record],
 ) -> Record:
-    notes = {record["id"]: record["notes"] for record in records if record["status"] == "kept" and record["notes"]}
+    notes = {
+        record["id"]: record["notes"]
+        for record in records
+        if record["status"] == "kept" and record["notes"]
+    }
     return {
         "format_version": FORMAT_VERSION,
         "terrazzo_version": __version__,
@@ -302,7 +333,9 @@ def _about(
     }
 
 
-def _finish(folder: Path, rows: list[Record], about: Record, vocabulary: bool, progress: Progress) -> Corpus:
+def _finish(
+    folder: Path, rows: list[Record], about: Record, vocabulary: bool, progress: Progress
+) -> Corpus:
     """Write vocabulary, ``corpus.json`` and, last, the manifest; until then an older manifest stays valid."""
     try:
         old = read_about(folder)
@@ -314,14 +347,26 @@ def _finish(folder: Path, rows: list[Record], about: Record, vocabulary: bool, p
     if vocabulary:
         train = [row for row in rows if row["split"] == "train"]
         about["vocabulary_of"] = hash_json([[row["id"], row["sha256"]] for row in train])
-        held, known = folder / VOCABULARY, old.get("files", {}).get(VOCABULARY, [])[:1]  # the first is that of these
-        if old.get("vocabulary_of") != about["vocabulary_of"] or not held.is_file() or hash_file(held) not in known:
+        held, known = (
+            folder / VOCABULARY,
+            old.get("files", {}).get(VOCABULARY, [])[:1],
+        )  # the first is that of these
+        if (
+            old.get("vocabulary_of") != about["vocabulary_of"]
+            or not held.is_file()
+            or hash_file(held) not in known
+        ):
             draft = folder / f".{VOCABULARY}.part"
-            Vocabulary.from_slices(_stream(Corpus(folder, pd.DataFrame(rows)), train, progress)).to_parquet(draft)
+            Vocabulary.from_slices(
+                _stream(Corpus(folder, pd.DataFrame(rows)), train, progress)
+            ).to_parquet(draft)
         files[VOCABULARY] = [hash_file(draft or held)]
     both = dict(files)
     if (folder / MANIFEST).is_file():
-        both = {name: list(dict.fromkeys([*new, *old.get("files", {}).get(name, [])])) for name, new in files.items()}
+        both = {
+            name: list(dict.fromkeys([*new, *old.get("files", {}).get(name, [])]))
+            for name, new in files.items()
+        }
     write_record(folder / ABOUT, {**about, "files": both})
     if draft is not None:
         draft.replace(folder / VOCABULARY)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
 
-Columns = tuple[NDArray[np.int32], NDArray[np.float64]]  # token and median of each column of a member
+Columns = tuple[
+    NDArray[np.int32], NDArray[np.float64]
+]  # token and median of each column of a member
 
 
 Match = Callable[[str], Columns]
@@ -53,7 +55,9 @@ class _Sampled:
         return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def member_match(corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable | None = None) -> Match:
+def member_match(
+    corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable | None = None
+) -> Match:
     """Return a function from a member's id to the token and median of each of its columns.
 
     A member is matched once, from its gene names; the coverage floor is checked on a few of its rows, never on the
@@ -85,21 +89,29 @@ def member_match(corpus: Corpus, vocabulary: Vocabulary, *, orthologs: GeneTable
     return match
 
 
-def shares_known(corpus: Corpus, vocabulary: Vocabulary, members: Sequence[str]) -> NDArray[np.float64]:
+def shares_known(
+    corpus: Corpus, vocabulary: Vocabulary, members: Sequence[str]
+) -> NDArray[np.float64]:
     """Return the share of each member's counts that lies on genes of the vocabulary, measured on a few of its rows."""
     table = corpus.manifest.set_index("id")
-    return np.array([vocabulary.coverage(_sampled(corpus, table, name)).share_counts for name in members])
+    return np.array(
+        [vocabulary.coverage(_sampled(corpus, table, name)).share_counts for name in members]
+    )
 
 
 def _sampled(corpus: Corpus, table: pd.DataFrame, member: str) -> _Sampled:
-    organism = "gene_organism" if "gene_organism" in table else "organism"  # of the genes, after ortholog mapping
+    organism = (
+        "gene_organism" if "gene_organism" in table else "organism"
+    )  # of the genes, after ortholog mapping
     n = int(table.at[member, "n_cells"])
     start = max(0, (n - SAMPLE_ROWS) // 2)
     rows = corpus.rows(member, start, min(n, start + SAMPLE_ROWS))
     return _Sampled(member, str(table.at[member, organism]), *corpus.genes(member), rows)
 
 
-def columns_by_token(counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int) -> sparse.csr_matrix:
+def columns_by_token(
+    counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int
+) -> sparse.csr_matrix:
     """Return counts with the vocabulary's tokens as columns, CSR ``(n_cells, n_tokens)``.
 
     Parameters

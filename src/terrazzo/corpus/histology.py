@@ -20,7 +20,10 @@ from terrazzo.errors import CorpusError
 from terrazzo.images import TissueImage
 from terrazzo.slices.geometry import library_of
 
-TILE, SHARD = 512, 4096  # pixels on a side of what is read at once, and of a file; a file's tiles are written together
+TILE, SHARD = (
+    512,
+    4096,
+)  # pixels on a side of what is read at once, and of a file; a file's tiles are written together
 KEPT_BYTES = 2**26  # of decoded tiles of a picture
 _PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle")
 _SCALES = ("tissue_hires_scalef", "tissue_hires_scalef_y")  # where Space Ranger, and we, have them
@@ -43,11 +46,19 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
     {} where there is neither a library nor a picture.
     """
     held = library_of(adata)
-    names = [str(key) for key, entry in adata.uns[keys.SPATIAL].items() if entry is held] if held else [name]
+    names = (
+        [str(key) for key, entry in adata.uns[keys.SPATIAL].items() if entry is held]
+        if held
+        else [name]
+    )
     entry = {key: value for key, value in held.items() if key != "images"}
     if image is not None:
         factors = entry.get("scalefactors", {})
-        kept = {k: v for k, v in factors.items() if k not in _SCALES} if isinstance(factors, Mapping) else {}
+        kept = (
+            {k: v for k, v in factors.items() if k not in _SCALES}
+            if isinstance(factors, Mapping)
+            else {}
+        )
         scales = dict(zip(_SCALES, (image.scale, image.scale_y), strict=True))
         entry["scalefactors"] = {**kept, **{k: v for k, v in scales.items() if v is not None}}
         entry["images"] = {}
@@ -57,7 +68,11 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
 def left_out(adata: AnnData, image: TissueImage | None) -> list[str]:
     """Say that a slice brings a picture that cannot be used, in a list of at most one note."""
     there = bool(library_of(adata).get("images"))
-    return ["the picture in its uns['spatial'] has no scale and is left out"] if there and image is None else []
+    return (
+        ["the picture in its uns['spatial'] has no scale and is left out"]
+        if there and image is None
+        else []
+    )
 
 
 def write_image(group: Any, image: TissueImage) -> None:
@@ -97,12 +112,18 @@ class CachedTiles:
 
     def __init__(self, array: zarr.Array) -> None:
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
-        self._array, self._lock, self._kept = array, threading.Lock(), OrderedDict[tuple[int, int], np.ndarray]()
+        self._array, self._lock, self._kept = (
+            array,
+            threading.Lock(),
+            OrderedDict[tuple[int, int], np.ndarray](),
+        )
         self._bytes = 0
 
     def __getitem__(self, region: tuple[slice, slice]) -> np.ndarray:
         """Return a region of whole pixels within the picture."""
-        (y0, y1, _), (x0, x1, _) = (part.indices(side) for part, side in zip(region, self.shape, strict=False))
+        (y0, y1, _), (x0, x1, _) = (
+            part.indices(side) for part, side in zip(region, self.shape, strict=False)
+        )
         out = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), *self.shape[2:]), dtype=self.dtype)
         rows, columns = self._array.chunks[:2]
         for i in range(y0 // rows, -(-y1 // rows)):
@@ -146,8 +167,12 @@ def libraries(root: Any, folder: Path) -> dict[str, Any]:
         pictures = dict(group["images"].arrays()) if "images" in group else {}
         for picture in pictures.values():
             _check_whole(picture, folder)
-        entry: dict[str, Any] = {"images": {key: CachedTiles(picture) for key, picture in pictures.items()}}
-        found[name] = entry | ({"scalefactors": read_elem(group["scalefactors"])} if "scalefactors" in group else {})
+        entry: dict[str, Any] = {
+            "images": {key: CachedTiles(picture) for key, picture in pictures.items()}
+        }
+        found[name] = entry | (
+            {"scalefactors": read_elem(group["scalefactors"])} if "scalefactors" in group else {}
+        )
     return found
 
 
@@ -157,4 +182,6 @@ def _check_whole(picture: zarr.Array, folder: Path) -> None:
     expected = math.prod(-(-side // SHARD) for side in picture.shape[:2])
     place = folder / picture.path
     if sum(path.is_file() for path in (place / "c").rglob("*")) < expected:
-        raise CorpusError(f"{place}: parts of this picture are missing; run the same `terrazzo corpus build` again.")
+        raise CorpusError(
+            f"{place}: parts of this picture are missing; run the same `terrazzo corpus build` again."
+        )

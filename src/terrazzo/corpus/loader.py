@@ -26,23 +26,31 @@ K = TypeVar("K")
 class Members:
     """The slices of one split, or a fixed share of them; of these those that are kept (None: all)."""
 
-    def __init__(self, corpus: Corpus, split: str, share: float, keep: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self, corpus: Corpus, split: str, share: float, keep: Callable[[str], bool] | None = None
+    ) -> None:
         if not 0 < share <= 1:
             raise ConfigError(f"share is {share}; it must be above 0 and at most 1.")
         table = corpus.manifest.set_index("id")
         ids = corpus.ids(split)
         if not ids:
             there = ", ".join(sorted({str(s) for s in table["split"]})) or "none"
-            raise CorpusError(f"the corpus has no slice in the split {split!r}; its splits: {there}.")
+            raise CorpusError(
+                f"the corpus has no slice in the split {split!r}; its splits: {there}."
+            )
         wrong = [i for i in ids if table.at[i, "split"] != split]
         if wrong:
-            raise CorpusError(f"slice {wrong[0]!r} is not of the split {split!r}: it must never be loaded with it.")
+            raise CorpusError(
+                f"slice {wrong[0]!r} is not of the split {split!r}: it must never be loaded with it."
+            )
         # by a hash of the name: a larger share holds all slices of a smaller one, whatever the seed or the order
         ranked = sorted(ids, key=lambda i: hashlib.sha256(i.encode()).digest())
         chosen = set(ranked[: max(1, round(share * len(ids)))])
         self.ids = [i for i in ids if i in chosen and (keep is None or keep(i))]
         if not self.ids:
-            raise CorpusError(f"of the {len(chosen)} slices of the split {split!r} none can be used; see the log.")
+            raise CorpusError(
+                f"of the {len(chosen)} slices of the split {split!r} none can be used; see the log."
+            )
         self.rows = table.loc[self.ids]
         self.n_cells = self.rows["n_cells"].to_numpy(dtype=np.int64)
         content = [corpus.content_hash(), *self.ids]
@@ -68,7 +76,8 @@ class Shares:
         if self.batch < 1 or self.n < least:
             raise ConfigError(
                 f"{self.n} samples cannot fill a batch of {self.batch} on each of {self.world} processes: take a "
-                "smaller batch, fewer processes" + (", or drop_last=False." if self.drop_last else ".")
+                "smaller batch, fewer processes"
+                + (", or drop_last=False." if self.drop_last else ".")
             )
         if not self.drop_last and self.batch == 1 and self.n % self.world:
             raise ConfigError(
@@ -107,13 +116,32 @@ class Loader(Generic[T]):
     """Order, state and reading ahead, the same for all loaders; iterating goes from the state to the epoch's end."""
 
     def __init__(
-        self, shares: Shares, members: Members, rank: int, seed: int, ahead: bool, settings: dict[str, Any]
+        self,
+        shares: Shares,
+        members: Members,
+        rank: int,
+        seed: int,
+        ahead: bool,
+        settings: dict[str, Any],
     ) -> None:
         if not 0 <= rank < shares.world:
-            raise ConfigError(f"rank is {rank}; it must be at least 0 and below world ({shares.world}).")
+            raise ConfigError(
+                f"rank is {rank}; it must be at least 0 and below world ({shares.world})."
+            )
         self.ids = members.ids
-        self._shares, self._members, self._rank, self._seed, self._ahead = shares, members, rank, seed, ahead
-        own = {"seed": seed, "world": shares.world, "batch": shares.batch, "drop_last": shares.drop_last}
+        self._shares, self._members, self._rank, self._seed, self._ahead = (
+            shares,
+            members,
+            rank,
+            seed,
+            ahead,
+        )
+        own = {
+            "seed": seed,
+            "world": shares.world,
+            "batch": shares.batch,
+            "drop_last": shares.drop_last,
+        }
         self._settings = {"kind": type(self).__name__, **members.settings, **own, **settings}
         self._epoch = self._step = 0
         self._reading = threading.Lock()
@@ -147,7 +175,9 @@ class Loader(Generic[T]):
         theirs = state["settings"]
         names = [n for n in {**self._settings, **theirs} if self._settings.get(n) != theirs.get(n)]
         if names:
-            shown = "; ".join(f"{n}: {theirs.get(n)!r} then, {self._settings.get(n)!r} now" for n in names)
+            shown = "; ".join(
+                f"{n}: {theirs.get(n)!r} then, {self._settings.get(n)!r} now" for n in names
+            )
             raise ConfigError(f"the data loader cannot resume, its settings differ: {shown}.")
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
@@ -189,4 +219,6 @@ SPREAD = 64  # that are looked at, spread over the corpus
 
 def spread(ids: list[str]) -> list[str]:
     """Return at most so many slices as are looked at, from all over the list."""
-    return [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(SPREAD, len(ids))).astype(int))]
+    return [
+        ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(SPREAD, len(ids))).astype(int))
+    ]

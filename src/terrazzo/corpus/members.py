@@ -39,7 +39,12 @@ _PACKED = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")
 _TISSUE = ("tissue", "organ")
 
 
-_LOCAL = ("tissue", "donor", "split", "origin")  # facts that are not in the member: a change needs no new one
+_LOCAL = (
+    "tissue",
+    "donor",
+    "split",
+    "origin",
+)  # facts that are not in the member: a change needs no new one
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,16 @@ class Job:
 
     def options_hash(self) -> str:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
-        known = {k: v for k, v in self.source.to_dict().items() if k not in ("path", "image", *_LOCAL)}
-        known = {k: v for k, v in known.items() if v is not None or not k.startswith("image_")}  # as before there were
+        known = {
+            k: v for k, v in self.source.to_dict().items() if k not in ("path", "image", *_LOCAL)
+        }
+        known = {
+            k: v for k, v in known.items() if v is not None or not k.startswith("image_")
+        }  # as before there were
         quality = [self.quality.min_genes, self.quality.min_cells]
-        return hash_json([FORMAT_VERSION, known, quality, self.orthologs and self.orthologs.content_hash()])
+        return hash_json(
+            [FORMAT_VERSION, known, quality, self.orthologs and self.orthologs.content_hash()]
+        )
 
 
 def make_member(job: Job) -> dict[str, Any]:
@@ -107,7 +118,9 @@ def make_member(job: Job) -> dict[str, Any]:
         except InputError as error:
             return _failed(wanted, error)
         except Exception as error:
-            error.add_note(f"in slice {job.source.id}: {job.source.path}")  # among thousands, the one to look at
+            error.add_note(
+                f"in slice {job.source.id}: {job.source.path}"
+            )  # among thousands, the one to look at
             raise
     notes = [str(w.message) for w in caught if issubclass(w.category, TerrazzoWarning)]
     record["notes"] = notes + record.get("notes", [])
@@ -147,17 +160,27 @@ def remove_member(out: Path, id: str) -> None:
 
 def _make(job: Job) -> dict[str, Any]:
     opened, picture = open_slice(job.source.path), job.source.picture()
-    stated = {"name": job.source.id, **({} if picture is None else {"image": picture}), **job.source.slice_options()}
+    stated = {
+        "name": job.source.id,
+        **({} if picture is None else {"image": picture}),
+        **job.source.slice_options(),
+    }
     adata, piece = opened.adata, opened.to_slice(**stated)
     about, n_read = _about(adata), piece.n_cells
     if job.source.organisms and piece.organism not in job.source.organisms:
-        return _dropped(f"its organism is {piece.organism}; the recipe takes {', '.join(job.source.organisms)}")
+        return _dropped(
+            f"its organism is {piece.organism}; the recipe takes {', '.join(job.source.organisms)}"
+        )
     content, organism = fingerprint(piece), piece.organism
     rows = np.flatnonzero(job.quality.keep(piece))
     reason = job.quality.reason(len(rows), n_read)
     if reason:
         return {**_dropped(reason), "content": content}
-    notes = [] if len(rows) == n_read else [f"{n_read - len(rows):,} of {n_read:,} cells left out: too few genes"]
+    notes = (
+        []
+        if len(rows) == n_read
+        else [f"{n_read - len(rows):,} of {n_read:,} cells left out: too few genes"]
+    )
     if piece.image is not None and piece.image.offset != (0.0, 0.0):  # a corpus holds a scale only
         piece = dataclasses.replace(piece, image=None)
         notes.append("its picture is left out: it is shifted against the cells")
@@ -206,15 +229,26 @@ def _dropped(reason: str) -> dict[str, Any]:
 def _take(piece: Slice, rows: np.ndarray) -> Slice:
     lattice = None if piece.lattice is None else piece.lattice[rows]
     counts = sp.csr_matrix(piece.counts[rows])
-    return replace(piece, counts=counts, coords=piece.coords[rows], obs_names=piece.obs_names[rows], lattice=lattice)
+    return replace(
+        piece,
+        counts=counts,
+        coords=piece.coords[rows],
+        obs_names=piece.obs_names[rows],
+        lattice=lattice,
+    )
 
 
 def _about(adata: AnnData) -> dict[str, str]:
     """Return donor and tissue where ``obs`` or ``uns`` tell them; several donors are joined by "|"."""
-    return {fact: stated(adata, names) or "unknown" for fact, names in (("donor", keys.DONOR), ("tissue", _TISSUE))}
+    return {
+        fact: stated(adata, names) or "unknown"
+        for fact, names in (("donor", keys.DONOR), ("tissue", _TISSUE))
+    }
 
 
-def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[str, Any], organism: str) -> None:
+def write_member(
+    path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[str, Any], organism: str
+) -> None:
     """Write a slice as AnnData zarr v3, its large arrays in sharded chunks; equal input gives equal bytes.
 
     Parameters
@@ -231,10 +265,17 @@ def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[s
         Of the tissue; ``piece.organism`` is that of the genes.
     """
     named = np.where(piece.gene_symbols != "", piece.gene_symbols, piece.gene_ids)
-    columns = {"ensembl_id": piece.gene_ids.astype(object), "symbol": piece.gene_symbols.astype(object)}
+    columns = {
+        "ensembl_id": piece.gene_ids.astype(object),
+        "symbol": piece.gene_symbols.astype(object),
+    }
     var = pd.DataFrame(columns, index=pd.Index(named.astype(object)))
     facts = {"unit": piece.unit, "coord_scale": piece.coord_scale, "organism": organism}
-    uns = {keys.TECHNOLOGY: piece.technology, keys.ORGANISM: piece.organism, keys.UNS: {"corpus": facts}}
+    uns = {
+        keys.TECHNOLOGY: piece.technology,
+        keys.ORGANISM: piece.organism,
+        keys.UNS: {"corpus": facts},
+    }
     if library:
         uns[keys.SPATIAL] = plain(library)
     root = zarr.open_group(path, mode="w", zarr_format=3)
@@ -247,7 +288,13 @@ def write_member(path: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[s
         (place,) = library
         write_image(root[f"uns/{keys.SPATIAL}/{place}/images"], piece.image)
     matrix = root.create_group("X")
-    matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(piece.counts.shape)})
+    matrix.attrs.update(
+        {
+            "encoding-type": "csr_matrix",
+            "encoding-version": "0.1.0",
+            "shape": list(piece.counts.shape),
+        }
+    )
     whole = piece.is_counts and piece.counts.dtype == np.float32  # else above 2**24: as they are
     _write_array(matrix, "data", piece.counts.data.astype(np.int32) if whole else piece.counts.data)
     _write_array(matrix, "indices", piece.counts.indices)
@@ -279,13 +326,20 @@ def plain_table(obs: pd.DataFrame) -> pd.DataFrame:
             columns[key] = column.to_numpy()
             continue
         if not isinstance(column.dtype, pd.CategoricalDtype):
-            texts = [None if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+            texts = [
+                None if missing else str(value)
+                for value, missing in zip(column, column.isna(), strict=True)
+            ]
             column = pd.Series(pd.Categorical(texts))
         labels = column.cat.categories
         if labels.dtype.kind not in "biuf":
             labels = pd.Index(labels.astype(str).to_numpy(dtype=object), dtype=object)
-        columns[key] = pd.Categorical.from_codes(column.cat.codes, labels, ordered=column.cat.ordered)
-    return pd.DataFrame(columns, index=pd.Index(obs.index.astype(str).to_numpy(dtype=object), dtype=object))
+        columns[key] = pd.Categorical.from_codes(
+            column.cat.codes, labels, ordered=column.cat.ordered
+        )
+    return pd.DataFrame(
+        columns, index=pd.Index(obs.index.astype(str).to_numpy(dtype=object), dtype=object)
+    )
 
 
 def plain(value: Any) -> Any:

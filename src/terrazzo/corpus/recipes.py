@@ -188,7 +188,9 @@ def load_recipe(path: str | os.PathLike[str]) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     recipe = from_dict(Recipe, content, str(path))
-    sources = [from_dict(RecipeSource, one, f"{path}.sources[{i}]") for i, one in enumerate(recipe.sources)]
+    sources = [
+        from_dict(RecipeSource, one, f"{path}.sources[{i}]") for i, one in enumerate(recipe.sources)
+    ]
     if not sources or not all(isinstance(pattern, str) for pattern in recipe.exclude):
         raise ConfigError(f"{path}: sources must not be empty, and exclude must be a list of texts")
     return dataclasses.replace(recipe, sources=sources)
@@ -241,7 +243,9 @@ class Plan:
         rows = []
         for source in self.recipe.sources:
             mine = [file for file in matched if file.source == source.name]
-            rows.append(_row(source.name, ", ".join(source.technologies), source.slices, source.cells, mine))
+            rows.append(
+                _row(source.name, ", ".join(source.technologies), source.slices, source.cells, mine)
+            )
         expected = self.recipe.expected
         told = sorted({file.technology for file in matched if file.technology})
         rows.append(_row("total", f"{len(told)} found", expected.slices, expected.cells, matched))
@@ -259,7 +263,9 @@ class Plan:
                 continue
             what = "slices" if pd.isna(lacks) else f"{lacks} of {row['slices_expected']} slices"
             where = f" from {urls[row['source']]}" if urls[row["source"]] else ""
-            lines.append(f"{row['source']}: {what} missing{where}; looked for {patterns[row['source']]}")
+            lines.append(
+                f"{row['source']}: {what} missing{where}; looked for {patterns[row['source']]}"
+            )
         return lines
 
 
@@ -314,7 +320,9 @@ def plan(
 
 
 def _judge(recipe: Recipe, path: Path, name: str) -> PlannedFile:
-    source = next((s for s in recipe.sources if any(_fits(name, pattern) for pattern in s.files)), None)
+    source = next(
+        (s for s in recipe.sources if any(_fits(name, pattern) for pattern in s.files)), None
+    )
     if source is None:
         return PlannedFile(path, "unmatched", reason="no source of the recipe has such a path")
     pattern = next((p for p in recipe.exclude if _fits(name, p)), None)
@@ -327,19 +335,31 @@ def _judge(recipe: Recipe, path: Path, name: str) -> PlannedFile:
     technology = _technology(source, header, name)
     told = (path, source.name, header.n_cells, technology)
     if technology is None and source.technologies:
-        return _planned(*told, "unclear", f"which of {', '.join(source.technologies)}? Set uns['technology']")
+        return _planned(
+            *told, "unclear", f"which of {', '.join(source.technologies)}? Set uns['technology']"
+        )
     if source.technologies and _plain(str(technology)) not in map(_plain, source.technologies):
-        return _planned(*told, "filtered", f"technology {technology} is none of {', '.join(source.technologies)}")
+        return _planned(
+            *told,
+            "filtered",
+            f"technology {technology} is none of {', '.join(source.technologies)}",
+        )
     organisms = [parse_organism(one) for one in source.organisms]
     if organisms and header.organism is not None and header.organism not in organisms:
-        return _planned(*told, "filtered", f"organism {header.organism} is none of {', '.join(organisms)}")
+        return _planned(
+            *told, "filtered", f"organism {header.organism} is none of {', '.join(organisms)}"
+        )
     least = max(source.min_cells, recipe.quality.min_cells)
     if header.n_cells < least:
-        return _planned(*told, "filtered", f"{header.n_cells} cells or spots; at least {least} are needed")
+        return _planned(
+            *told, "filtered", f"{header.n_cells} cells or spots; at least {least} are needed"
+        )
     return _planned(*told, "match", "")
 
 
-def _planned(path: Path, source: str, n_cells: int, technology: str | None, verdict: str, reason: str) -> PlannedFile:
+def _planned(
+    path: Path, source: str, n_cells: int, technology: str | None, verdict: str, reason: str
+) -> PlannedFile:
     return PlannedFile(path, verdict, source, n_cells, technology, reason)
 
 
@@ -379,11 +399,17 @@ def planned_sources(recipe: Recipe, folders: Any) -> list[Source]:
     matched = found.of("match")
     if not matched:
         raise CorpusError(
-            f"no file matches recipe {recipe.name!r}. Missing:" + "".join(f"\n  {line}" for line in found.missing())
+            f"no file matches recipe {recipe.name!r}. Missing:"
+            + "".join(f"\n  {line}" for line in found.missing())
         )
     takes: Mapping[str, list[str]] = {source.name: source.organisms for source in recipe.sources}
     rows = []
     for file in matched:
         organisms = tuple(parse_organism(one) for one in takes[file.source])
-        rows.append((file.path, {"technology": file.technology, "origin": file.source, "organisms": organisms}))
+        rows.append(
+            (
+                file.path,
+                {"technology": file.technology, "origin": file.source, "organisms": organisms},
+            )
+        )
     return name_sources(rows)

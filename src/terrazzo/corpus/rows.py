@@ -61,13 +61,20 @@ class RowReader:
             return self.take(id, wanted, once=once)[back]
         matrix, kept = self._open(id), None if once else self._kept
         first, last = self._bounds(id, rows)
-        new = np.flatnonzero(first[1:] != last[:-1]) + 1  # rows that do not lie right behind the one before
-        starts, stops = first[np.append(0, new)[: len(first)]], last[np.append(new, len(last))[: len(last)] - 1]
+        new = (
+            np.flatnonzero(first[1:] != last[:-1]) + 1
+        )  # rows that do not lie right behind the one before
+        starts, stops = (
+            first[np.append(0, new)[: len(first)]],
+            last[np.append(new, len(last))[: len(last)] - 1],
+        )
         data = gather(matrix.data, starts, stops, matrix.dtype, kept)
         indices = gather(matrix.indices, starts, stops, np.int32, kept)
         pointer = np.zeros(len(rows) + 1, dtype=np.int32 if len(data) < 2**31 else np.int64)
         np.cumsum(last - first, out=pointer[1:])
-        out = sparse.csr_matrix((data, indices, pointer), shape=(len(rows), matrix.n_genes), copy=False)
+        out = sparse.csr_matrix(
+            (data, indices, pointer), shape=(len(rows), matrix.n_genes), copy=False
+        )
         out.has_sorted_indices = True
         out.has_canonical_format = True
         return out

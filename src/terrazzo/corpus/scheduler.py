@@ -31,7 +31,10 @@ LOCK = ".lock"
 
 
 def run_tasks(
-    task: Callable[[T], Any], jobs: Sequence[T], scheduler: str | None = None, workers: int | None = None
+    task: Callable[[T], Any],
+    jobs: Sequence[T],
+    scheduler: str | None = None,
+    workers: int | None = None,
 ) -> Iterator[Any]:
     """Yield the result of ``task(job)`` for every job, in the order in which they are done.
 
@@ -84,7 +87,9 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         if held is not None:
-            path.unlink(missing_ok=True)  # before it is let go of: who takes it afterwards sees that it is gone
+            path.unlink(
+                missing_ok=True
+            )  # before it is let go of: who takes it afterwards sees that it is gone
             os.close(held)
 
 
@@ -147,7 +152,9 @@ def _wait_and_die(sentinel: int) -> None:
     os._exit(1)
 
 
-def _local(task: Callable[[T], Any], jobs: Sequence[T], scheduler: str, n_workers: int) -> Iterator[Any]:
+def _local(
+    task: Callable[[T], Any], jobs: Sequence[T], scheduler: str, n_workers: int
+) -> Iterator[Any]:
     from concurrent.futures.process import BrokenProcessPool
 
     import dask
@@ -206,7 +213,9 @@ def _distributed(task: Callable[[T], Any], jobs: Sequence[T], address: str) -> I
     try:
         client = Client(address, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
-        raise CorpusError(f"the scheduler {address} cannot be reached ({error or type(error).__name__})") from error
+        raise CorpusError(
+            f"the scheduler {address} cannot be reached ({error or type(error).__name__})"
+        ) from error
     with client:
         futures = client.map(task, jobs, pure=False)
         try:

@@ -111,10 +111,16 @@ class FlatArray:
 
     def __getitem__(self, where: slice) -> NDArray[Any]:
         start, stop, _ = where.indices(self.shape[0])
-        return self.gather(np.array([start]), np.array([max(start, stop)]), self.dtype.newbyteorder("="))
+        return self.gather(
+            np.array([start]), np.array([max(start, stop)]), self.dtype.newbyteorder("=")
+        )
 
     def gather(
-        self, starts: NDArray[np.int64], stops: NDArray[np.int64], dtype: Any, kept: KeptChunks | None = None
+        self,
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        dtype: Any,
+        kept: KeptChunks | None = None,
     ) -> NDArray[Any]:
         """Return stretches ``start:stop``, one after the other; no chunk is decoded twice where they are sorted.
 
@@ -131,7 +137,10 @@ class FlatArray:
             A file of the array is damaged or gone.
         """
         out = np.empty(int((stops - starts).sum()), dtype=dtype)
-        scratch, direct = np.empty(self._chunk, dtype=self.dtype), out.dtype == self.dtype and kept is None
+        scratch, direct = (
+            np.empty(self._chunk, dtype=self.dtype),
+            out.dtype == self.dtype and kept is None,
+        )
         at, held, chunk = 0, -1, scratch
         with _Shards(self) as shards:
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
@@ -182,7 +191,12 @@ class _Shards:
             if offset + length > self._size:  # also where the index says that there is none
                 raise ValueError("a chunk is missing, or ends behind the file's end")
             array._unpack(os.pread(self._file, length, offset), out)
-        except (OSError, RuntimeError, ValueError, IndexError) as error:  # RuntimeError: from the decompressor
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ) as error:  # RuntimeError: from the decompressor
             path = array.path / "c" / str(shard)
             raise CorpusError(
                 f"{path} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
@@ -212,7 +226,10 @@ def gather(
     """Return stretches of an array, one after the other, as this type; ``kept`` as in :meth:`FlatArray.gather`."""
     if isinstance(array, FlatArray):
         return array.gather(starts, stops, dtype, kept)
-    parts = [np.asarray(array[start:stop]) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+    parts = [
+        np.asarray(array[start:stop])
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    ]
     return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype, copy=False)
 
 
@@ -230,7 +247,11 @@ def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
         plain = _is_plain(about)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         plain = False
-    return FlatArray(path, about) if plain and hasattr(os, "pread") else zarr.open_array(path, mode="r")
+    return (
+        FlatArray(path, about)
+        if plain and hasattr(os, "pread")
+        else zarr.open_array(path, mode="r")
+    )
 
 
 def _is_plain(about: dict[str, Any]) -> bool:

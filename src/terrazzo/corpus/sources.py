@@ -91,7 +91,9 @@ class Source:
         """
         if self.image is None:
             return None
-        return TissueImage.from_file(self.image, scale=self.image_scale or 0.0, scale_y=self.image_scale_y)
+        return TissueImage.from_file(
+            self.image, scale=self.image_scale or 0.0, scale_y=self.image_scale_y
+        )
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Source) if f.name not in ("origin", "organisms"))
@@ -127,9 +129,13 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
         elif path.is_dir():
             found += [(inner, {}) for inner in walk(path)]
         else:
-            raise InputError(f"{path} is no .h5ad file, .zarr folder, folder of these, or table ({', '.join(_TABLES)})")
+            raise InputError(
+                f"{path} is no .h5ad file, .zarr folder, folder of these, or table ({', '.join(_TABLES)})"
+            )
     if not found:
-        raise CorpusError(f"no .h5ad or .zarr slices in {', '.join(map(str, given)) or 'an empty list'}")
+        raise CorpusError(
+            f"no .h5ad or .zarr slices in {', '.join(map(str, given)) or 'an empty list'}"
+        )
     return name_sources(found)
 
 
@@ -155,7 +161,9 @@ def name_sources(found: list[tuple[Path, dict[str, Any]]]) -> list[Source]:
     """Give every path an id: the one stated, its name without suffix, or folder and name where names repeat."""
     stems = [clean_id(str(facts.get("id") or path.stem)) for path, facts in found]
     lower = [stem.lower() for stem in stems]
-    repeated = {name for name in lower if lower.count(name) > 1} if len(set(lower)) < len(lower) else set()
+    repeated = (
+        {name for name in lower if lower.count(name) > 1} if len(set(lower)) < len(lower) else set()
+    )
     sources: dict[str, Source] = {}
     for (path, facts), stem in zip(found, stems, strict=True):
         longer = stem.lower() in repeated and not facts.get("id")
@@ -190,7 +198,9 @@ def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
         raise CorpusError(f"{path} needs a column path; others may be {', '.join(COLUMNS[1:])}")
     rows = []
     for line, row in enumerate(table.to_dict("records"), start=2):
-        facts = {str(k): str(v).strip() for k, v in row.items() if not pd.isna(v) and str(v).strip()}
+        facts = {
+            str(k): str(v).strip() for k, v in row.items() if not pd.isna(v) and str(v).strip()
+        }
         where = f"{path}, line {line}"
         if "path" not in facts:
             raise CorpusError(f"{where}: no path")
@@ -201,7 +211,9 @@ def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
             if not file.exists():
                 raise InputError(f"{where}: {file} does not exist")
         if ("image" in facts) != ("image_scale" in facts):
-            raise CorpusError(f"{where}: image and image_scale (image_xy = spatial * image_scale) belong together")
+            raise CorpusError(
+                f"{where}: image and image_scale (image_xy = spatial * image_scale) belong together"
+            )
         told: dict[str, Any] = {**facts, **_numbers(facts, where)}
         rows.append((files["path"], told | files))
     return rows
@@ -238,7 +250,9 @@ class QualityControl:
 
     def __post_init__(self) -> None:
         if self.min_genes < 0 or self.min_cells < 1:
-            raise ConfigError("quality control: min_genes must be at least 0, and min_cells at least 1.")
+            raise ConfigError(
+                "quality control: min_genes must be at least 0, and min_cells at least 1."
+            )
 
     def keep(self, piece: Slice) -> np.ndarray:
         """Say which cells stay, bool (n_cells,)."""
@@ -270,7 +284,9 @@ class Orthologs:
     organism: str
 
     @classmethod
-    def from_table(cls, table: Mapping[str, str] | pd.DataFrame | str | os.PathLike[str]) -> Orthologs:
+    def from_table(
+        cls, table: Mapping[str, str] | pd.DataFrame | str | os.PathLike[str]
+    ) -> Orthologs:
         """Take the one-to-one pairs of a dict, a two-column table or a file of one (see ``genes.load_orthologs``).
 
         Raises
@@ -282,8 +298,15 @@ class Orthologs:
             table = load_orthologs(table)
         frame = pd.DataFrame(list(table.items())) if isinstance(table, Mapping) else table
         if not isinstance(frame, pd.DataFrame) or frame.shape[1] != 2:
-            raise InputError("orthologs must be a dict or a two-column table (slice gene, gene of the corpus)")
-        frame = frame.set_axis(["source", "target"], axis=1).dropna().astype(str).map(lambda s: ensembl_id(s) or s)
+            raise InputError(
+                "orthologs must be a dict or a two-column table (slice gene, gene of the corpus)"
+            )
+        frame = (
+            frame.set_axis(["source", "target"], axis=1)
+            .dropna()
+            .astype(str)
+            .map(lambda s: ensembl_id(s) or s)
+        )
         frame = frame.drop_duplicates()
         once = ~frame["source"].duplicated(keep=False) & ~frame["target"].duplicated(keep=False)
         pairs = dict(zip(frame.loc[once, "source"], frame.loc[once, "target"], strict=True))
@@ -312,7 +335,9 @@ class Orthologs:
         target = [self.pairs.get(gene, "") or self.pairs.get(symbol, "") for gene, symbol in names]
         known = np.flatnonzero([name != "" for name in target])
         if not len(known):
-            raise GeneError(f"none of its {piece.n_genes} genes ({piece.organism}) is in the ortholog table")
+            raise GeneError(
+                f"none of its {piece.n_genes} genes ({piece.organism}) is in the ortholog table"
+            )
         kept = sorted({target[i] for i in known})
         place = {name: at for at, name in enumerate(kept)}
         column = np.asarray([place[target[i]] for i in known], dtype=np.int64)
@@ -324,7 +349,9 @@ class Orthologs:
             f"{len(known)} of {piece.n_genes} {piece.organism} genes have a one-to-one {self.organism} ortholog, "
             f"holding {share:.1%} of the counts; the others are left out"
         )
-        return replace(piece, counts=counts, gene_ids=ids, gene_symbols=symbols, organism=self.organism), note
+        return replace(
+            piece, counts=counts, gene_ids=ids, gene_symbols=symbols, organism=self.organism
+        ), note
 
 
 def fingerprint(piece: Slice) -> str:

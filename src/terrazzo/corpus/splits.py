@@ -37,7 +37,9 @@ class Splits:
             raise ConfigError("splits: validation and test are shares from 0, below 1 together")
 
 
-def assign(ids: Sequence[str], donors: Sequence[str], stated: Sequence[str | None], splits: Splits) -> list[str]:
+def assign(
+    ids: Sequence[str], donors: Sequence[str], stated: Sequence[str | None], splits: Splits
+) -> list[str]:
     """Return the split of every slice.
 
     Parameters
@@ -70,11 +72,15 @@ def assign(ids: Sequence[str], donors: Sequence[str], stated: Sequence[str | Non
         for name, share in (("test", splits.test), ("validation", splits.validation))
     )
     for place, group in enumerate(free):
-        fixed[group] = "test" if place < n_test else "validation" if place < n_test + n_validation else "train"
+        fixed[group] = (
+            "test" if place < n_test else "validation" if place < n_test + n_validation else "train"
+        )
     dealt = [fixed[group] for group in groups]
     if "train" not in dealt:
         what = "groups of donors" if by_donor else "slices"
-        raise CorpusError(f"no slice is left to train on: {len(names)} {what}, all held out. Hold out fewer.")
+        raise CorpusError(
+            f"no slice is left to train on: {len(names)} {what}, all held out. Hold out fewer."
+        )
     if not by_donor:
         _warn_straddling(donors, dealt)
     return dealt
@@ -113,7 +119,9 @@ def _warn_straddling(donors: Sequence[str], dealt: Sequence[str]) -> None:
     for joined, split in zip(donors, dealt, strict=True):
         for donor in joined.split("|"):
             seen.setdefault(donor, set()).add(split)
-    both = [donor for donor, found in seen.items() if len(found) > 1 and donor not in ("", "unknown")]
+    both = [
+        donor for donor, found in seen.items() if len(found) > 1 and donor not in ("", "unknown")
+    ]
     if both:
         warnings.warn(
             f"{len(both)} donors have slices in more than one split, e.g. {both[0]!r}: what is held out is a "

@@ -144,7 +144,9 @@ class Corpus:
 
     def _at(self, id: str) -> int:
         if id not in self._number:
-            raise CorpusError(f"{self.folder} holds no slice {id!r}; it has {', '.join(self.ids()[:5])}, ...")
+            raise CorpusError(
+                f"{self.folder} holds no slice {id!r}; it has {', '.join(self.ids()[:5])}, ..."
+            )
         return self._number[id]
 
     def path(self, id: str) -> Path:
@@ -179,9 +181,14 @@ class Corpus:
         CorpusError
             No such slice or row.
         """
-        wanted, n_cells = np.asarray(rows, dtype=np.int64), int(self._sizes[self._at(id)])  # a row takes 0.1 ms
+        wanted, n_cells = (
+            np.asarray(rows, dtype=np.int64),
+            int(self._sizes[self._at(id)]),
+        )  # a row takes 0.1 ms
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_cells:
-            raise CorpusError(f"slice {id!r} has rows 0 to {n_cells - 1}, not {wanted.min()} to {wanted.max()}")
+            raise CorpusError(
+                f"slice {id!r} has rows 0 to {n_cells - 1}, not {wanted.min()} to {wanted.max()}"
+            )
         return self._reader.take(id, wanted)
 
     def coords(self, id: str) -> np.ndarray:
@@ -210,7 +217,9 @@ class Corpus:
         if keys.ARRAY_ROW not in root["obs"] or keys.ARRAY_COL not in root["obs"]:
             return None, None
         bare = self._bare(id)
-        found = find_geometry(bare, np.asarray(bare.obsm[keys.SPATIAL]), **self._unit(id), technology=None)
+        found = find_geometry(
+            bare, np.asarray(bare.obsm[keys.SPATIAL]), **self._unit(id), technology=None
+        )
         return found.lattice, found.lattice_kind
 
     def slice(self, id: str) -> Slice:
@@ -236,7 +245,9 @@ class Corpus:
             where = {keys.SPATIAL: root["obsm"][keys.SPATIAL][:]}
             facts = {n: read_elem(root["uns"][n]) for n in (keys.TECHNOLOGY, keys.ORGANISM)}
             uns = {**facts, keys.SPATIAL: libraries(root, folder)}
-            return AnnData(obs=read_elem(root["obs"]) if whole else part, obsm=where, uns=uns, **more)
+            return AnnData(
+                obs=read_elem(root["obs"]) if whole else part, obsm=where, uns=uns, **more
+            )
         except CorpusError:
             raise
         except Exception as error:  # readers of damaged files raise almost anything
@@ -275,7 +286,9 @@ class Corpus:
                 f"{self.folder} has no {VOCABULARY}: build it without vocabulary=False (--no-vocabulary)."
             )
         if hash_file(path) not in self.about["files"].get(VOCABULARY, []):
-            raise CorpusError(f"{path} is damaged: run the same `terrazzo corpus build` again to mend it.")
+            raise CorpusError(
+                f"{path} is damaged: run the same `terrazzo corpus build` again to mend it."
+            )
         try:
             return Vocabulary.from_parquet(path)
         except CheckpointError as error:
@@ -324,7 +337,9 @@ def read_about(folder: Path) -> dict[str, Any]:
     """
     if not (folder / ABOUT).is_file():
         if (folder / MEMBERS).is_dir():
-            raise CorpusError(f"{folder}: the build of this corpus was not finished; run the same build again.")
+            raise CorpusError(
+                f"{folder}: the build of this corpus was not finished; run the same build again."
+            )
         lacks = f"is no corpus: it has no {ABOUT}" if folder.exists() else "does not exist"
         raise CorpusError(f"{folder} {lacks}. Make a corpus with `terrazzo corpus build`.")
     about = read_record(folder / ABOUT)
@@ -346,13 +361,19 @@ def read_manifest(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise CorpusError(f"{folder}: the build of this corpus was not finished (no {MANIFEST}); run it again.")
+        raise CorpusError(
+            f"{folder}: the build of this corpus was not finished (no {MANIFEST}); run it again."
+        )
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() not in about["files"][MANIFEST]:
-        raise CorpusError(f"{path} is damaged: it is not as it was written. Run the same build again to mend it.")
+        raise CorpusError(
+            f"{path} is damaged: it is not as it was written. Run the same build again to mend it."
+        )
     table = pq.read_table(pa.BufferReader(content))
     if dict(zip(table.column_names, table.schema.types, strict=True)) != COLUMNS:
-        raise CorpusError(f"{path} has unexpected columns {table.column_names}; a manifest has {list(COLUMNS)}")
+        raise CorpusError(
+            f"{path} has unexpected columns {table.column_names}; a manifest has {list(COLUMNS)}"
+        )
     return table.to_pandas()
 
 

@@ -13,7 +13,15 @@ from terrazzo.errors import CorpusError
 from terrazzo.files import hash_file, hash_json, read_record
 from terrazzo.progress import Progress
 
-_FROM_MANIFEST = ("id", "file", "tissue", "donor", "source", "split", "origin")  # not in the sidecar, or not only
+_FROM_MANIFEST = (
+    "id",
+    "file",
+    "tissue",
+    "donor",
+    "source",
+    "split",
+    "origin",
+)  # not in the sidecar, or not only
 
 
 MEND = (
@@ -58,11 +66,16 @@ def verify(corpus: Corpus | str | os.PathLike[str], *, progress: bool | None = N
             problems += [f"slice {row['id']}: {problem}" for problem in _verify_member(folder, row)]
             advance(1)
     present = {path.stem for path in (folder / MEMBERS).glob("*.zarr")}
-    problems += [f"slice {name}: {MEMBERS}/{name}.zarr is not in the manifest" for name in sorted(present - listed)]
+    problems += [
+        f"slice {name}: {MEMBERS}/{name}.zarr is not in the manifest"
+        for name in sorted(present - listed)
+    ]
     ours = {f"{name}{end}" for name in present | listed for end in (".zarr", ".json")}
     ours |= {f"{row['id']}.json" for row in about["dropped"]}
     strangers = sorted(
-        path.name for path in (folder / MEMBERS).iterdir() if path.name not in ours and path.name[0] != "."
+        path.name
+        for path in (folder / MEMBERS).iterdir()
+        if path.name not in ours and path.name[0] != "."
     )
     return problems + [f"{MEMBERS}/{name}: does not belong to the corpus" for name in strangers]
 
@@ -78,9 +91,13 @@ def _verify_member(folder: Path, row: dict[str, Any]) -> list[str]:
         return [f"{MEMBERS}/{sidecar.name} is missing or damaged"]
     files: dict[str, str] = record["files"]
     problems = []
-    facts = [name for name in COLUMNS if name not in _FROM_MANIFEST and record.get(name) != row[name]]
+    facts = [
+        name for name in COLUMNS if name not in _FROM_MANIFEST and record.get(name) != row[name]
+    ]
     if facts or hash_json(files) != row["sha256"]:
-        problems.append(f"{MEMBERS}/{sidecar.name} and the manifest differ in {', '.join(facts) or 'sha256'}")
+        problems.append(
+            f"{MEMBERS}/{sidecar.name} and the manifest differ in {', '.join(facts) or 'sha256'}"
+        )
     present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     for name in sorted(present | set(files)):
         if name not in present:
@@ -105,8 +122,12 @@ def info(corpus: Corpus | str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
     manifest = (corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)).manifest
     tables = {}
     for name in ("technology", "organism", "tissue", "split"):
-        rows = [{name: value, **_summary(part)} for value, part in manifest.groupby(name, sort=False)]
-        frame = pd.DataFrame(rows).sort_values(["cells", name], ascending=[False, True], ignore_index=True)
+        rows = [
+            {name: value, **_summary(part)} for value, part in manifest.groupby(name, sort=False)
+        ]
+        frame = pd.DataFrame(rows).sort_values(
+            ["cells", name], ascending=[False, True], ignore_index=True
+        )
         tables[name] = frame
     return tables
 

@@ -202,14 +202,20 @@ def match_genes(
     if foreign and orthologs is not None:
         one_to_one, lost = _one_to_one(_pairs(orthologs, "orthologs"))
         apply("ortholog", through(one_to_one))
-        n_lost = sum(row[i] < 0 and (gene in lost or symbol in lost) for i, (gene, symbol) in enumerate(names))
+        n_lost = sum(
+            row[i] < 0 and (gene in lost or symbol in lost)
+            for i, (gene, symbol) in enumerate(names)
+        )
     elif foreign:
         _warn_letter_case(*pair)
         apply("symbol_case", lambda _, symbol: by_upper.get(symbol.upper(), -1))
     elif piece.organism == "mixed" and vocabulary.organism != "mixed":
         _warn_mixed(vocabulary.organism)
         other = "ENSMUSG" if vocabulary.organism == "human" else "ENSG"
-        apply("symbol", lambda gene, symbol: -1 if gene.startswith(other) else by_symbol.get(symbol, -1))
+        apply(
+            "symbol",
+            lambda gene, symbol: -1 if gene.startswith(other) else by_symbol.get(symbol, -1),
+        )
     else:
         apply("symbol", lambda _, symbol: by_symbol.get(symbol, -1))
         apply("symbol_case", lambda _, symbol: by_upper.get(symbol.upper(), -1))
@@ -220,7 +226,9 @@ def match_genes(
     return GeneMatch(token, median, _coverage(piece, row, by, n_lost))
 
 
-def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: float, min_genes: int) -> None:
+def check_floor(
+    match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: float, min_genes: int
+) -> None:
     """Raise ``GeneError`` where too few genes or counts of the slice are known."""
     coverage = match.coverage
     needed = min(min_genes, piece.n_genes)
@@ -243,7 +251,9 @@ def check_floor(match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: f
 
 
 def _first_genes(vocabulary: GeneBook, n: int) -> list[tuple[str, str]]:
-    return list(zip(vocabulary.ensembl_id[:n].tolist(), vocabulary.symbol[:n].tolist(), strict=True))
+    return list(
+        zip(vocabulary.ensembl_id[:n].tolist(), vocabulary.symbol[:n].tolist(), strict=True)
+    )
 
 
 def _shown(gene: str, symbol: str) -> str:
@@ -327,11 +337,15 @@ def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
     path = Path(path)
     suffix = path.suffix.lower()
     if not path.is_file():
-        raise InputError(f"{path} does not exist or is not a file; pass a .csv, .tsv, .parquet or .pkl table")
+        raise InputError(
+            f"{path} does not exist or is not a file; pass a .csv, .tsv, .parquet or .pkl table"
+        )
     if suffix in (".pkl", ".pickle"):
         content = safe_unpickle(path)
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of gene -> gene")
+            raise CheckpointError(
+                f"{path} holds a {type(content).__name__}, not a dict of gene -> gene"
+            )
         return _pairs(content, str(path))
     try:
         if suffix == ".parquet":
@@ -342,7 +356,11 @@ def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
             return _pairs(lines if headless else lines.iloc[1:], str(path))
     except InputError:
         raise
-    except (OSError, ValueError, IndexError) as error:  # pandas and pyarrow errors are ValueErrors or OSErrors
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+    ) as error:  # pandas and pyarrow errors are ValueErrors or OSErrors
         raise InputError(f"{path} cannot be read as a table: {error}") from error
     raise InputError(f"{path}: a gene table is .csv, .tsv, .parquet or .pkl")
 
@@ -352,16 +370,24 @@ def _pairs(table: GeneTable, what: str) -> pd.DataFrame:
     if isinstance(table, str | os.PathLike):
         return load_orthologs(table)
     if isinstance(table, Mapping):
-        rows = [(key, one) for key, value in table.items() for one in (value if _is_many(value) else (value,))]
+        rows = [
+            (key, one)
+            for key, value in table.items()
+            for one in (value if _is_many(value) else (value,))
+        ]
         frame = pd.DataFrame(rows, columns=["source", "target"], dtype=object)
     elif isinstance(table, pd.DataFrame) and table.shape[1] == 2:
         frame = table.set_axis(["source", "target"], axis=1)
     else:
         shown = list(table.columns) if isinstance(table, pd.DataFrame) else type(table).__name__
-        raise InputError(f"{what} must be a dict or a two-column table (slice gene, vocabulary gene), not {shown}")
+        raise InputError(
+            f"{what} must be a dict or a two-column table (slice gene, vocabulary gene), not {shown}"
+        )
     frame = frame.dropna().astype(str)
     frame = frame.map(lambda name: ensembl_id(name) or name.strip())
-    return frame[(frame["source"] != "") & (frame["target"] != "")].drop_duplicates(ignore_index=True)
+    return frame[(frame["source"] != "") & (frame["target"] != "")].drop_duplicates(
+        ignore_index=True
+    )
 
 
 def _is_many(value: Any) -> bool:

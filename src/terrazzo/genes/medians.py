@@ -29,13 +29,17 @@ class NonZeroMedians:
 
     def __init__(self, exact_values: int = EXACT_VALUES) -> None:
         self._limit = exact_values
-        self._kept: list[np.ndarray] = []  # uint64: gene in the high half, bits of the float32 value in the low one
+        self._kept: list[
+            np.ndarray
+        ] = []  # uint64: gene in the high half, bits of the float32 value in the low one
         self._n_kept = 0
         self._histogram: np.ndarray | None = None
 
     def add(self, gene: np.ndarray, value: np.ndarray) -> None:
         """Add values, float in (0, 1], of genes, int, both (k,)."""
-        bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)  # positive floats sort as their bits do
+        bits = np.ascontiguousarray(value, dtype=np.float32).view(
+            np.uint32
+        )  # positive floats sort as their bits do
         self._kept.append((gene.astype(np.uint64) << np.uint64(32)) | bits)
         self._n_kept += len(gene)
         if self._n_kept > self._limit:
@@ -126,7 +130,9 @@ class GeneUnion:
         return at
 
 
-def survey(slices: Iterable[Counted], exact_values: int = EXACT_VALUES) -> tuple[GeneUnion, np.ndarray, set[str]]:
+def survey(
+    slices: Iterable[Counted], exact_values: int = EXACT_VALUES
+) -> tuple[GeneUnion, np.ndarray, set[str]]:
     """Go once through the slices: the union of their genes, their medians (share of a cell's counts), the organisms.
 
     Raises

@@ -35,7 +35,9 @@ class GeneNames:
 
     def take(self, columns: np.ndarray) -> GeneNames:
         """Return the names of some columns."""
-        return GeneNames(self.gene_ids[columns], self.gene_symbols[columns], self.column_organism[columns])
+        return GeneNames(
+            self.gene_ids[columns], self.gene_symbols[columns], self.column_organism[columns]
+        )
 
 
 def strip_genome(name: str) -> str:
@@ -69,7 +71,9 @@ def read_gene_names(var: pd.DataFrame) -> GeneNames:
         ]
     organisms = ["" for _ in index]
     for source in [*id_columns, index, *symbol_columns]:
-        organisms = [known or _name_organism(name) for known, name in zip(organisms, source, strict=True)]
+        organisms = [
+            known or _name_organism(name) for known, name in zip(organisms, source, strict=True)
+        ]
     return GeneNames(_array(ids), _array(symbols), _array(organisms))
 
 
@@ -86,7 +90,12 @@ def merge_plan(names: GeneNames) -> tuple[np.ndarray, np.ndarray]:
     seen: dict[tuple[str, str], int] = {}
     column = np.empty(len(names.gene_ids), dtype=np.int64)
     first: list[int] = []
-    rows = zip(names.gene_ids.tolist(), names.gene_symbols.tolist(), names.column_organism.tolist(), strict=True)
+    rows = zip(
+        names.gene_ids.tolist(),
+        names.gene_symbols.tolist(),
+        names.column_organism.tolist(),
+        strict=True,
+    )
     for position, (gene, symbol, organism) in enumerate(rows):
         key = ("id", gene) if gene else (f"symbol {organism}", symbol)
         if not gene and not symbol:
@@ -152,7 +161,9 @@ def find_organism(obs: pd.DataFrame, uns: Mapping[str, Any], names: GeneNames) -
 def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
     value = uns.get(keys.ORGANISM) if isinstance(uns, Mapping) else None
     if isinstance(value, str | bytes | np.str_):
-        found = _recognise(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
+        found = _recognise(
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        )
         if found is not None:
             return found
     if keys.ORGANISM in obs.columns:
@@ -190,7 +201,10 @@ def _symbol_organism(symbols: Iterable[str]) -> str:
 
 
 def _texts(values: pd.Index | pd.Series) -> list[str]:
-    return ["" if missing else str(value).strip() for value, missing in zip(values, pd.isna(values), strict=True)]
+    return [
+        "" if missing else str(value).strip()
+        for value, missing in zip(values, pd.isna(values), strict=True)
+    ]
 
 
 def _array(values: list[str]) -> np.ndarray:

@@ -16,7 +16,15 @@ import pyarrow.parquet as pq
 
 from terrazzo.errors import CheckpointError, ConfigError
 from terrazzo.files import whole_file
-from terrazzo.genes.matching import Counted, Coverage, GeneMatch, GeneTable, check_floor, load_orthologs, match_genes
+from terrazzo.genes.matching import (
+    Counted,
+    Coverage,
+    GeneMatch,
+    GeneTable,
+    check_floor,
+    load_orthologs,
+    match_genes,
+)
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
 from terrazzo.safe_pickle import safe_unpickle
@@ -27,7 +35,12 @@ _FORMAT_VERSION = 1
 _METADATA_KEY = b"terrazzo_vocabulary"
 _GENE_NAMES = "gene_name_id_dict.pkl"  # symbol -> Ensembl id
 _SCGPT_SPECIAL = ("<pad>", "<cls>", "<eoc>")
-_COLUMNS = {"ensembl_id": pa.string(), "symbol": pa.string(), "token": pa.int32(), "median": pa.float64()}
+_COLUMNS = {
+    "ensembl_id": pa.string(),
+    "symbol": pa.string(),
+    "token": pa.int32(),
+    "median": pa.float64(),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +74,12 @@ class Vocabulary:
     organism: str = "human"
 
     def __post_init__(self) -> None:
-        for name, dtype in (("ensembl_id", np.str_), ("symbol", np.str_), ("token", np.int32), ("median", np.float64)):
+        for name, dtype in (
+            ("ensembl_id", np.str_),
+            ("symbol", np.str_),
+            ("token", np.int32),
+            ("median", np.float64),
+        ):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype).reshape(-1))
         special = {str(name): int(token) for name, token in self.special.items()}
         object.__setattr__(self, "special", special)
@@ -72,7 +90,9 @@ class Vocabulary:
     def _fault(self) -> str:
         if len({len(self.ensembl_id), len(self.symbol), len(self.token), len(self.median)}) > 1:
             return "ensembl_id, symbol, token and median differ in length"
-        tokens = np.concatenate([self.token, np.asarray(list(self.special.values()), dtype=np.int64)])
+        tokens = np.concatenate(
+            [self.token, np.asarray(list(self.special.values()), dtype=np.int64)]
+        )
         values, n_of = np.unique(tokens, return_counts=True)
         if (n_of > 1).any():
             return f"token {int(values[n_of > 1][0])} is used more than once"
@@ -85,7 +105,11 @@ class Vocabulary:
             return "a gene has neither Ensembl id nor symbol"
         if not (np.isfinite(self.median) & (self.median > 0)).all():
             return "medians must be positive finite numbers"
-        return "" if self.organism in ORGANISMS else f"organism {self.organism!r} is not one of {', '.join(ORGANISMS)}"
+        return (
+            ""
+            if self.organism in ORGANISMS
+            else f"organism {self.organism!r} is not one of {', '.join(ORGANISMS)}"
+        )
 
     def __len__(self) -> int:
         """Return the number of genes (special tokens not counted)."""
@@ -102,7 +126,12 @@ class Vocabulary:
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) of all that is in the vocabulary."""
-        table = [self.ensembl_id.tolist(), self.symbol.tolist(), self.token.tolist(), self.median.tolist()]
+        table = [
+            self.ensembl_id.tolist(),
+            self.symbol.tolist(),
+            self.token.tolist(),
+            self.median.tolist(),
+        ]
         text = json.dumps([table, sorted(self.special.items()), self.organism])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -147,17 +176,29 @@ class Vocabulary:
         return found
 
     def coverage(
-        self, piece: Counted, *, orthologs: GeneTable | None = None, aliases: GeneTable | None = None
+        self,
+        piece: Counted,
+        *,
+        orthologs: GeneTable | None = None,
+        aliases: GeneTable | None = None,
     ) -> Coverage:
         """Report how much of a slice the vocabulary knows; never raises for too little."""
         return match_genes(self, piece, orthologs, aliases).coverage
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write one row a gene (``ensembl_id, symbol, token, median``); special tokens go to the schema's metadata."""
-        about = {"format_version": _FORMAT_VERSION, "organism": self.organism, "special": dict(self.special)}
-        schema = pa.schema(list(_COLUMNS.items()), metadata={_METADATA_KEY: json.dumps(about).encode()})
+        about = {
+            "format_version": _FORMAT_VERSION,
+            "organism": self.organism,
+            "special": dict(self.special),
+        }
+        schema = pa.schema(
+            list(_COLUMNS.items()), metadata={_METADATA_KEY: json.dumps(about).encode()}
+        )
         columns = [self.ensembl_id.tolist(), self.symbol.tolist(), self.token, self.median]
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True)]
+        arrays = [
+            pa.array(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True)
+        ]
         with whole_file(path) as draft:
             pq.write_table(pa.table(arrays, schema=schema), draft)
 
@@ -176,7 +217,9 @@ class Vocabulary:
         try:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
-            raise CheckpointError(f"{path} is damaged, truncated or not a parquet file ({error})") from error
+            raise CheckpointError(
+                f"{path} is damaged, truncated or not a parquet file ({error})"
+            ) from error
         about = _read_about(path, table)
         if {name: table.schema.field(name).type for name in table.column_names} != _COLUMNS or any(
             column.null_count for column in table.columns
@@ -233,11 +276,21 @@ class Vocabulary:
         median = share * target_sum
         seen = np.isfinite(median)
         median = np.where(seen, median, np.median(median[seen]) if seen.any() else 1.0)
-        ids, symbols = np.asarray(union.gene_ids, dtype=np.str_), np.asarray(union.gene_symbols, dtype=np.str_)
+        ids, symbols = (
+            np.asarray(union.gene_ids, dtype=np.str_),
+            np.asarray(union.gene_symbols, dtype=np.str_),
+        )
         order = np.lexsort((symbols, ids))
         token = np.arange(len(order), dtype=np.int32) + len(special)
         names = {name: position for position, name in enumerate(special)}
-        return cls(ids[order], symbols[order], token, median[order], names, found if stated is None else stated)
+        return cls(
+            ids[order],
+            symbols[order],
+            token,
+            median[order],
+            names,
+            found if stated is None else stated,
+        )
 
     @classmethod
     def from_geneformer(cls, folder: str | os.PathLike[str]) -> Vocabulary:
@@ -262,7 +315,9 @@ class Vocabulary:
         genes = [name for name in tokens if name not in special]
         missing = [name for name in genes if name not in medians]
         if missing:
-            raise CheckpointError(f"{folder}: {len(missing)} genes have a token but no median, e.g. {missing[0]}")
+            raise CheckpointError(
+                f"{folder}: {len(missing)} genes have a token but no median, e.g. {missing[0]}"
+            )
         symbol_of: dict[str, str] = {}
         for symbol, gene in names.items():
             symbol_of.setdefault(ensembl_id(gene) or gene, symbol)
@@ -306,7 +361,9 @@ class Vocabulary:
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is not readable JSON ({error})") from error
         if not isinstance(tokens, dict) or not all(type(token) is int for token in tokens.values()):
-            raise CheckpointError(f"{path} is not scGPT's vocabulary: it must hold one whole number a gene name")
+            raise CheckpointError(
+                f"{path} is not scGPT's vocabulary: it must hold one whole number a gene name"
+            )
         for name in _SCGPT_SPECIAL:
             tokens.setdefault(name, len(tokens))
         special = {name: tokens.pop(name) for name in list(tokens) if name.startswith("<")}
@@ -321,7 +378,9 @@ class Vocabulary:
         try:
             return cls(
                 ensembl_id=np.asarray(ids, dtype=np.str_),
-                symbol=np.asarray(["" if ensembl_id(name) else name for name in tokens], dtype=np.str_),
+                symbol=np.asarray(
+                    ["" if ensembl_id(name) else name for name in tokens], dtype=np.str_
+                ),
                 token=np.asarray(list(tokens.values()), dtype=np.int32),
                 median=np.ones(len(tokens)),
                 special=special,

@@ -6,4 +6,13 @@ from terrazzo.images.placement import Placement, check_spots, needed
 from terrazzo.images.stains import IMAGENET, ChannelStatistics
 from terrazzo.images.tissue import TissueImage
 
-__all__ = ["IMAGENET", "MAX_PIXELS", "ChannelStatistics", "Crops", "Placement", "TissueImage", "check_spots", "needed"]
+__all__ = [
+    "IMAGENET",
+    "MAX_PIXELS",
+    "ChannelStatistics",
+    "Crops",
+    "Placement",
+    "TissueImage",
+    "check_spots",
+    "needed",
+]

@@ -49,8 +49,14 @@ class Crops:
     padding: Padding = "edge"
 
     def __post_init__(self) -> None:
-        if isinstance(self.pixels, bool) or not isinstance(self.pixels, (int, np.integer)) or self.pixels < 1:
-            raise ConfigError(f"crops: pixels must be a whole number of at least 1, got {self.pixels!r}.")
+        if (
+            isinstance(self.pixels, bool)
+            or not isinstance(self.pixels, (int, np.integer))
+            or self.pixels < 1
+        ):
+            raise ConfigError(
+                f"crops: pixels must be a whole number of at least 1, got {self.pixels!r}."
+            )
         if self.padding not in ("edge", "white"):
             raise ConfigError(f'crops: padding must be "edge" or "white", got {self.padding!r}.')
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
@@ -59,7 +65,9 @@ class Crops:
             raise ConfigError(f"crops: box {bad[0]} has no inside: {self.boxes[bad[0]].tolist()}.")
         largest = float((sides + 2).prod(axis=1).max(initial=0.0))
         if max(largest, float(self.pixels) ** 2) > MAX_PIXELS:
-            raise ConfigError(f"crops: a crop of {largest:.3g} pixels of the image is over the limit of {MAX_PIXELS}.")
+            raise ConfigError(
+                f"crops: a crop of {largest:.3g} pixels of the image is over the limit of {MAX_PIXELS}."
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -84,7 +92,10 @@ class Crops:
     def outside(self) -> NDArray[np.bool_]:
         """Say of each crop whether a part of it lies beyond the border, bool (n,)."""
         height, width = self.source.shape[:2]
-        return np.any(np.concatenate([self.boxes[:, :2] < 0, self.boxes[:, 2:] > [width, height]], axis=1), axis=1)
+        return np.any(
+            np.concatenate([self.boxes[:, :2] < 0, self.boxes[:, 2:] > [width, height]], axis=1),
+            axis=1,
+        )
 
     def settings_hash(self) -> str:
         """Return the sha256 (hex) of boxes, size and padding: with the image's own hash, what the crops depend on."""
@@ -96,7 +107,9 @@ class Crops:
         from PIL import Image
 
         source, box = _level(self.source, _near(box, self.source.shape), self.pixels)
-        shrink = np.maximum((box[2:] - box[:2]) / self.pixels, 1.0)  # the filter reaches so many pixels over the box
+        shrink = np.maximum(
+            (box[2:] - box[:2]) / self.pixels, 1.0
+        )  # the filter reaches so many pixels over the box
         low, high = np.floor(box[:2] - shrink).astype(int), np.ceil(box[2:] + shrink).astype(int)
         held = read_padded(source, low[0], low[1], high[0], high[1], self.padding)
         place = (*(box[:2] - low), *(box[2:] - low))
@@ -118,7 +131,9 @@ def _near(box: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float6
 
 
 def _level(
-    source: NDArray[np.uint8] | LazyPixels, box: NDArray[np.float64], wanted: float | NDArray[np.float64]
+    source: NDArray[np.uint8] | LazyPixels,
+    box: NDArray[np.float64],
+    wanted: float | NDArray[np.float64],
 ) -> tuple[NDArray[np.uint8] | LazyPixels, NDArray[np.float64]]:
     """Return the coarsest level on which the box is still ``wanted`` pixels wide and high, and the box there."""
     if not isinstance(source, LazyPixels):
@@ -145,13 +160,19 @@ def shrunken(
 
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= source.shape[1] and 0 <= y0 < y1 <= source.shape[0]) or max_side < 1:
-        raise InputError(f"no view of {box} in an image of {source.shape[1]} x {source.shape[0]} pixels.")
+        raise InputError(
+            f"no view of {box} in an image of {source.shape[1]} x {source.shape[0]} pixels."
+        )
     factor = min(1.0, max_side / max(x1 - x0, y1 - y0))
     width, height = max(1, round((x1 - x0) * factor)), max(1, round((y1 - y0) * factor))
     source, (left, top, right, bottom) = _level(
         source, np.array(box, dtype=np.float64), 0.999 * np.array([width, height])
     )
-    if (right - left, bottom - top) == (width, height) and float(left).is_integer() and float(top).is_integer():
+    if (
+        (right - left, bottom - top) == (width, height)
+        and float(left).is_integer()
+        and float(top).is_integer()
+    ):
         return np.array(source[int(top) : int(bottom), int(left) : int(right)])
     out = np.empty((height, width, 3), dtype=np.uint8)
     row = (bottom - top) / height  # pixels of the source in a row of the view
@@ -162,6 +183,13 @@ def shrunken(
         a, b = top + start * row, top + stop * row
         upper, lower = int(np.floor(a)), min(int(np.ceil(b)), source.shape[0])
         held = Image.fromarray(np.ascontiguousarray(source[upper:lower, first:last]))
-        place = (left - first, a - upper, min(right - first, held.width), min(b - upper, held.height))
-        out[start:stop] = np.asarray(held.resize((width, stop - start), Image.Resampling.BOX, box=place))
+        place = (
+            left - first,
+            a - upper,
+            min(right - first, held.width),
+            min(b - upper, held.height),
+        )
+        out[start:stop] = np.asarray(
+            held.resize((width, stop - start), Image.Resampling.BOX, box=place)
+        )
     return out

@@ -71,7 +71,9 @@ def open_pixels(path: Path, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8] |
             warn_if_dark(pixels, str(path))
         return pixels
     known = ", ".join(PILLOW_SUFFIXES + TIFF_SUFFIXES)
-    raise InputError(f"{path}: {suffix or 'no suffix'} is not an image format read here; save as {known}.")
+    raise InputError(
+        f"{path}: {suffix or 'no suffix'} is not an image format read here; save as {known}."
+    )
 
 
 def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
@@ -94,7 +96,9 @@ def read_pillow(path: Path, max_pixels: int) -> NDArray[Any]:
             start = file.read(8)
             file.seek(0)
             if start == b"\x89PNG\r\n\x1a\n":
-                picture: Any = PngImageFile(file)  # Image.open would add a limit of its own, which cannot be raised
+                picture: Any = PngImageFile(
+                    file
+                )  # Image.open would add a limit of its own, which cannot be raised
             elif start[:2] == b"\xff\xd8":
                 picture = JpegImageFile(file)
             else:
@@ -104,7 +108,9 @@ def read_pillow(path: Path, max_pixels: int) -> NDArray[Any]:
     except InputError:
         raise
     except BROKEN as error:
-        raise InputError(f"{path}: damaged or truncated image ({error}); copy or download it again.") from error
+        raise InputError(
+            f"{path}: damaged or truncated image ({error}); copy or download it again."
+        ) from error
 
 
 def decoded(picture: Any) -> NDArray[Any]:
@@ -122,10 +128,17 @@ CACHE_BYTES = 2**26  # of decoded segments: spots that lie side by side share th
 _JPEG = 7
 
 
-_ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # says that three components are no YCbCr
+_ADOBE_RGB = (
+    b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # says that three components are no YCbCr
+)
 
 
-_COLOURS: dict[str, Colours] = {"MINISWHITE": "inverted", "MINISBLACK": "auto", "RGB": "auto", "SEPARATED": "cmyk"}
+_COLOURS: dict[str, Colours] = {
+    "MINISWHITE": "inverted",
+    "MINISBLACK": "auto",
+    "RGB": "auto",
+    "SEPARATED": "cmyk",
+}
 
 
 _CHUNK = 2**20  # bytes of a reading; pixels of a segment that we cut ourselves
@@ -197,25 +210,35 @@ def open_tiff(path: Path, max_pixels: int) -> NDArray[np.uint8] | LazyPixels:
         with tifffile.TiffFile(path) as tiff:
             sizes = _sizes(path, tiff)
             series = tiff.series[0].levels[0]
-            if any(page is None for page in series.pages):  # one page stands for all: ImageJ's stacks
+            if any(
+                page is None for page in series.pages
+            ):  # one page stands for all: ImageJ's stacks
                 check_size(path, sizes[0][1], sizes[0][0], max_pixels)
                 array = np.asarray(series.asarray())
-                return to_rgb(to_bytes(np.moveaxis(array, 0, -1) if series.axes[0] in "SC" else array))
+                return to_rgb(
+                    to_bytes(np.moveaxis(array, 0, -1) if series.axes[0] in "SC" else array)
+                )
             reason = _unreadable(series)
             if reason is not None:
                 check_size(path, sizes[0][1], sizes[0][0], max_pixels)
                 return _by_pillow(path, reason, max_pixels)
             held = zip(tiff.series[0].levels, sizes, strict=False)
-            levels = [_level(one, *size, tiff.byteorder) for one, size in held if _unreadable(one) is None]
+            levels = [
+                _level(one, *size, tiff.byteorder) for one, size in held if _unreadable(one) is None
+            ]
         found = TiffPixels(path, levels, max_pixels)
         coarsest = found.levels[-1]
-        if levels[-1].key.dtype == np.uint16 and coarsest.shape[0] * coarsest.shape[1] <= min(_LOOKED_AT, max_pixels):
+        if levels[-1].key.dtype == np.uint16 and coarsest.shape[0] * coarsest.shape[1] <= min(
+            _LOOKED_AT, max_pixels
+        ):
             warn_if_dark(np.asarray(coarsest), str(path))
         return found
     except InputError:
         raise
     except (*BROKEN, tifffile.TiffFileError) as error:
-        raise InputError(f"{path}: cannot read this TIFF ({error}); save it uncompressed, or as PNG.") from error
+        raise InputError(
+            f"{path}: cannot read this TIFF ({error}); save it uncompressed, or as PNG."
+        ) from error
 
 
 class TiffPixels(LazyPixels):
@@ -230,7 +253,10 @@ class TiffPixels(LazyPixels):
         check_size(path, level.columns, level.rows, max_pixels)
         _check_complete(path, level)
         if at == 0:
-            self.levels = (self, *(TiffPixels(path, levels, max_pixels, k) for k in range(1, len(levels))))
+            self.levels = (
+                self,
+                *(TiffPixels(path, levels, max_pixels, k) for k in range(1, len(levels))),
+            )
 
     def __reduce__(self) -> Any:
         return _reopen, (self.path, self.max_pixels, self._at)
@@ -249,7 +275,12 @@ class TiffPixels(LazyPixels):
         for row in range(y0 // rows, (y1 - 1) // rows + 1):
             for column in range(x0 // columns, (x1 - 1) // columns + 1):
                 top, left = row * rows, column * columns
-                a, b, c, d = max(y0, top), min(y1, top + rows), max(x0, left), min(x1, left + columns)
+                a, b, c, d = (
+                    max(y0, top),
+                    min(y1, top + rows),
+                    max(x0, left),
+                    min(x1, left + columns),
+                )
                 out[a - y0 : b - y0, c - x0 : d - x0] = self._segment(row, column)[
                     a - top : b - top, c - left : d - left
                 ]
@@ -287,7 +318,9 @@ class TiffPixels(LazyPixels):
         ]
         raw = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
         if raw.shape[:2] != (height, width):
-            raise InputError(f"{self.path}: a segment holds {raw.shape[:2]} pixels, its TIFF says {(height, width)}.")
+            raise InputError(
+                f"{self.path}: a segment holds {raw.shape[:2]} pixels, its TIFF says {(height, width)}."
+            )
         if level.palette is not None:
             return to_rgb(to_bytes(np.moveaxis(level.palette[:, raw[:, :, 0]], 0, -1)))
         return to_rgb(to_bytes(raw), _COLOURS.get(key.photometric.name, "auto"))
@@ -299,7 +332,9 @@ class TiffPixels(LazyPixels):
             dtype = np.dtype(key.dtype).newbyteorder(level.byteorder)
             line = level.width * level.samples * dtype.itemsize
             n = min(level.rows, level.height - row * level.rows)
-            data = self._read(page.dataoffsets[0] + (plane * level.height + row * level.rows) * line, n * line)
+            data = self._read(
+                page.dataoffsets[0] + (plane * level.height + row * level.rows) * line, n * line
+            )
             flat = np.frombuffer(data, dtype=dtype).reshape(n, level.width, level.samples)
             return flat.astype(key.dtype, copy=False)
         index = (plane * level.down + row) * level.across + column
@@ -307,7 +342,9 @@ class TiffPixels(LazyPixels):
             return np.full((level.rows, level.columns, level.samples), key.nodata, dtype=key.dtype)
         data = self._read(page.dataoffsets[index], page.databytecounts[index])
         if key.compression == _JPEG:
-            return _jpeg(data, level.tables, key.photometric.name == "RGB", (level.columns, level.rows))
+            return _jpeg(
+                data, level.tables, key.photometric.name == "RGB", (level.columns, level.rows)
+            )
         return np.asarray(key.decode(data, index)[0])[0]
 
     def _read(self, offset: int, length: int) -> bytes:
@@ -333,7 +370,9 @@ def _sizes(path: Path, tiff: Any) -> list[tuple[int, int]]:
         shape, axes = series.shape, series.axes
         channel = 0 if len(shape) == 3 and axes[0] in "SC" else -1  # planar or interleaved colour
         if len(shape) not in (2, 3) or (len(shape) == 3 and shape[channel] not in (1, 3, 4)):
-            raise InputError(f"{path}: TIFF of shape {shape} (axes {axes}); save it as one gray or RGB(A) image.")
+            raise InputError(
+                f"{path}: TIFF of shape {shape} (axes {axes}); save it as one gray or RGB(A) image."
+            )
         sizes.append(shape[:2] if channel == -1 else shape[1:])
     return sizes
 
@@ -341,13 +380,17 @@ def _sizes(path: Path, tiff: Any) -> list[tuple[int, int]]:
 def _level(series: Any, height: int, width: int, byteorder: str) -> Level:
     key = series.keyframe
     plain = not key.is_tiled and key.is_final
-    rows, columns = (key.tilelength, key.tilewidth) if key.is_tiled else (min(key.rowsperstrip, height), width)
+    rows, columns = (
+        (key.tilelength, key.tilewidth) if key.is_tiled else (min(key.rowsperstrip, height), width)
+    )
     if plain:
         rows = min(height, max(1, _CHUNK // width))
     _ = key.decode  # while the file is open
     palette = np.asarray(key.colormap) if key.photometric.name == "PALETTE" else None
     tables = key.jpegtables if key.compression == _JPEG else None
-    return Level(tuple(series.pages), height, width, rows, columns, plain, byteorder, tables, palette)
+    return Level(
+        tuple(series.pages), height, width, rows, columns, plain, byteorder, tables, palette
+    )
 
 
 def _unreadable(series: Any) -> str | None:
@@ -358,7 +401,13 @@ def _unreadable(series: Any) -> str | None:
     colours, bits = key.photometric.name, key.bitspersample
     if key.compression == _JPEG:
         return None if bits == 8 and key.planarconfig == 1 else "JPEG of another kind"
-    if colours not in (*_COLOURS, "PALETTE") or key.dtype is None or key.dtype.kind not in "uf" or bits < 8 or bits % 8:
+    if (
+        colours not in (*_COLOURS, "PALETTE")
+        or key.dtype is None
+        or key.dtype.kind not in "uf"
+        or bits < 8
+        or bits % 8
+    ):
         return f"{colours} colours of {bits} bits"
     try:
         if key.compression != 1:
@@ -378,17 +427,27 @@ def _check_complete(path: Path, level: Level) -> None:
                 1,
                 [
                     page.dataoffsets[0]
-                    + level.height * level.width * level.key.dtype.itemsize * level.key.samplesperpixel
+                    + level.height
+                    * level.width
+                    * level.key.dtype.itemsize
+                    * level.key.samplesperpixel
                 ],
             )
         else:
             wanted = level.across * level.down * level.planes
-            ends = [start + length for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)]
+            ends = [
+                start + length
+                for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)
+            ]
         if len(ends) < wanted or max(ends) > size:
-            raise InputError(f"{path}: truncated TIFF ({size} bytes on disk); copy or download it again.")
+            raise InputError(
+                f"{path}: truncated TIFF ({size} bytes on disk); copy or download it again."
+            )
 
 
-def _jpeg(data: bytes, tables: bytes | None, is_rgb: bool, limit: tuple[int, int]) -> NDArray[np.uint8]:
+def _jpeg(
+    data: bytes, tables: bytes | None, is_rgb: bool, limit: tuple[int, int]
+) -> NDArray[np.uint8]:
     """Decode one JPEG segment with Pillow, which is always there."""
     from PIL.JpegImagePlugin import JpegImageFile
 

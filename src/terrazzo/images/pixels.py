@@ -38,7 +38,9 @@ def to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype.kind != "f":
         raise InputError(f"Image of {array.dtype}: pass uint8, uint16 or float in [0, 1].")
     if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-        raise InputError("Float image has values outside [0, 1] or NaN; divide by 255 (or by its maximum) first.")
+        raise InputError(
+            "Float image has values outside [0, 1] or NaN; divide by 255 (or by its maximum) first."
+        )
     return np.asarray(np.rint(array * 255), dtype=np.uint8)
 
 
@@ -60,7 +62,9 @@ def to_rgb(array: NDArray[np.uint8], colours: Colours = "auto") -> NDArray[np.ui
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise InputError(f"Image of shape {array.shape}: pass (height, width) or (height, width, 1, 3 or 4 channels).")
+        raise InputError(
+            f"Image of shape {array.shape}: pass (height, width) or (height, width, 1, 3 or 4 channels)."
+        )
     if colours == "inverted":
         array = WHITE - array
     if colours == "cmyk" and array.shape[2] == 4:
@@ -174,7 +178,12 @@ class ArrayPixels(LazyPixels):
     """
 
     def __init__(
-        self, array: Any, *, channels_first: bool = False, coarser: Sequence[Any] = (), max_pixels: int = MAX_PIXELS
+        self,
+        array: Any,
+        *,
+        channels_first: bool = False,
+        coarser: Sequence[Any] = (),
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         shape = tuple(int(side) for side in array.shape)
         sides = shape[1:] if channels_first and len(shape) == 3 else shape[:2]
@@ -185,7 +194,10 @@ class ArrayPixels(LazyPixels):
             )
         super().__init__(sides[0], sides[1], max_pixels)
         self._array, self._first = array, channels_first and len(shape) == 3
-        rest = [ArrayPixels(one, channels_first=channels_first, max_pixels=max_pixels) for one in coarser]
+        rest = [
+            ArrayPixels(one, channels_first=channels_first, max_pixels=max_pixels)
+            for one in coarser
+        ]
         self.levels = (self, *rest)
 
     def _region(self, y0: int, y1: int, x0: int, x1: int) -> NDArray[np.uint8]:

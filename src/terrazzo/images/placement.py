@@ -95,7 +95,9 @@ def place_spots(image: TissueImage, native_xy: ArrayLike) -> Placement:
     )
 
 
-def check_spots(image: TissueImage, native_xy: ArrayLike, name: str = "slice", outside: float = 0.0) -> Placement:
+def check_spots(
+    image: TissueImage, native_xy: ArrayLike, name: str = "slice", outside: float = 0.0
+) -> Placement:
     """Check that spots lie on the image, and on its tissue.
 
     Parameters
@@ -178,7 +180,10 @@ def _otsu(values: NDArray[np.float64]) -> float | None:
     level = (edges[1:] + edges[:-1]) / 2
     below, total = np.cumsum(counts)[:-1], counts.sum()
     sums = np.cumsum(counts * level)
-    low, high = sums[:-1] / np.maximum(below, 1), (sums[-1] - sums[:-1]) / np.maximum(total - below, 1)
+    low, high = (
+        sums[:-1] / np.maximum(below, 1),
+        (sums[-1] - sums[:-1]) / np.maximum(total - below, 1),
+    )
     at = int(np.argmax(below * (total - below) * (high - low) ** 2))
     return float(level[at]) if high[at] - low[at] >= _CONTRAST else None
 

@@ -53,7 +53,9 @@ def read_image(
     held = open_container(sdata)
     picture = held.image(image)
     cells = held.region(_region(held, table) if region is None else region)
-    return placed(picture, cells, choose_system(cells, coordinate_system), microns_per_pixel, max_pixels)
+    return placed(
+        picture, cells, choose_system(cells, coordinate_system), microns_per_pixel, max_pixels
+    )
 
 
 def placed(
@@ -83,20 +85,30 @@ def placed(
     """
     matrix = _to_pixels(image, cells, system)
     scale = matrix[:2, :2]
-    if not np.allclose(scale, np.diag(np.diag(scale)), atol=1e-9 * np.abs(scale).max()) or (np.diag(scale) <= 0).any():
+    if (
+        not np.allclose(scale, np.diag(np.diag(scale)), atol=1e-9 * np.abs(scale).max())
+        or (np.diag(scale) <= 0).any()
+    ):
         raise InputError(
             f"between the coordinates in {system!r} and {image.where} lies more than a scale and a shift "
             f"({scale.round(6).tolist()}); choose another coordinate_system=, or transform the image first "
             "(spatialdata.transform)."
         )
     levels = image.levels
-    chunk = max(int(np.prod([_longest(side) for side in getattr(one, "chunks", None) or (0,)])) for one in levels)
+    chunk = max(
+        int(np.prod([_longest(side) for side in getattr(one, "chunks", None) or (0,)]))
+        for one in levels
+    )
     if chunk > 4 * max_pixels:
-        raise InputError(f"{image.where} is stored in pieces of {chunk:,} values; write it again in smaller chunks")
+        raise InputError(
+            f"{image.where} is stored in pieces of {chunk:,} values; write it again in smaller chunks"
+        )
     pixels = ArrayPixels(levels[0], channels_first=True, coarser=levels[1:], max_pixels=max_pixels)
     x, y = float(scale[0, 0]), float(scale[1, 1])
     shift = (float(matrix[0, 2]), float(matrix[1, 2]))
-    return TissueImage(pixels, microns_per_pixel, x, None if np.isclose(x, y, rtol=1e-9) else y, shift)
+    return TissueImage(
+        pixels, microns_per_pixel, x, None if np.isclose(x, y, rtol=1e-9) else y, shift
+    )
 
 
 def in_colours(image: Element) -> bool:

@@ -36,9 +36,15 @@ class ChannelStatistics:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = np.asarray(getattr(self, name), dtype=np.float64)
-            if values.shape != (3,) or not np.isfinite(values).all() or (name == "std" and (values <= 0).any()):
-                raise ConfigError(f"{name} of the channels is {getattr(self, name)!r}; it must be three numbers"
-                                  f"{' above 0' if name == 'std' else ''}, on a scale from 0 to 1.")  # fmt: skip
+            if (
+                values.shape != (3,)
+                or not np.isfinite(values).all()
+                or (name == "std" and (values <= 0).any())
+            ):
+                raise ConfigError(
+                    f"{name} of the channels is {getattr(self, name)!r}; it must be three numbers"
+                    f"{' above 0' if name == 'std' else ''}, on a scale from 0 to 1."
+                )
             object.__setattr__(self, name, tuple(values.tolist()))
 
     @classmethod
@@ -59,7 +65,9 @@ class ChannelStatistics:
                 squares[channel] += counts @ level**2
             n += batch[..., 0].size
         if n == 0:
-            raise InputError("no crop to measure the colours of; give batches of uint8 (n, height, width, 3).")
+            raise InputError(
+                "no crop to measure the colours of; give batches of uint8 (n, height, width, 3)."
+            )
         mean = total / n
         variance = squares / n - mean**2
         if (variance < 1e-9).any():

@@ -81,20 +81,28 @@ class TissueImage:
     def __post_init__(self) -> None:
         pixels = self.pixels
         lazy = isinstance(pixels, LazyPixels)
-        if not (lazy or isinstance(pixels, np.ndarray)) or pixels.dtype != np.uint8 or pixels.shape[2:] != (3,):
+        if (
+            not (lazy or isinstance(pixels, np.ndarray))
+            or pixels.dtype != np.uint8
+            or pixels.shape[2:] != (3,)
+        ):
             raise InputError(
                 f"TissueImage needs uint8 pixels of shape (height, width, 3), got {_describe(pixels)}; "
                 "build it with TissueImage.from_array, which converts float, gray and RGBA images."
             )
         if 0 in pixels.shape:
-            raise InputError(f"TissueImage has no pixels: shape {pixels.shape}; leave the image out instead.")
+            raise InputError(
+                f"TissueImage has no pixels: shape {pixels.shape}; leave the image out instead."
+            )
         for name in ("scale", "scale_y", "microns_per_pixel"):
             value = getattr(self, name)
             if value is not None or name == "scale":
                 object.__setattr__(self, name, _positive(value, name))
         offset = np.asarray(self.offset, dtype=np.float64)
         if offset.shape != (2,) or not np.isfinite(offset).all():
-            raise InputError(f"TissueImage: offset must be two finite numbers, x and y, got {self.offset!r}.")
+            raise InputError(
+                f"TissueImage: offset must be two finite numbers, x and y, got {self.offset!r}."
+            )
         object.__setattr__(self, "offset", (float(offset[0]), float(offset[1])))
         if isinstance(pixels, np.ndarray):
             view = pixels.view()
@@ -117,7 +125,9 @@ class TissueImage:
         return np.array([self.scale, self.scale if self.scale_y is None else self.scale_y])
 
     @classmethod
-    def from_array(cls, array: ArrayLike, microns_per_pixel: float | None = None, **where: Any) -> TissueImage:
+    def from_array(
+        cls, array: ArrayLike, microns_per_pixel: float | None = None, **where: Any
+    ) -> TissueImage:
         """Build from any usual array in memory.
 
         Parameters
@@ -167,7 +177,11 @@ class TissueImage:
         InputError
             Another shape.
         """
-        return cls(ArrayPixels(array, channels_first=channels_first, max_pixels=max_pixels), microns_per_pixel, **where)
+        return cls(
+            ArrayPixels(array, channels_first=channels_first, max_pixels=max_pixels),
+            microns_per_pixel,
+            **where,
+        )
 
     @classmethod
     def from_file(
@@ -220,7 +234,9 @@ class TissueImage:
             raise InputError(f"positions must be (n, 2), x and y; got shape {xy.shape}.")
         if not np.isfinite(xy).all():
             row = int(np.flatnonzero(~np.isfinite(xy).all(axis=1))[0])
-            raise InputError(f"Cannot crop at {xy[row]} (row {row}): centres must be finite; drop or mend them.")
+            raise InputError(
+                f"Cannot crop at {xy[row]} (row {row}): centres must be finite; drop or mend them."
+            )
         return xy * self.scales + self.offset
 
     def crop(
@@ -258,12 +274,18 @@ class TissueImage:
         """
         size = self._sides(size_px, size_um)
         centre = self.to_pixels([[x, y]])[0]
-        limit = size + max(self.height, self.width)  # beyond this every crop is the same: keeps the integers small
+        limit = size + max(
+            self.height, self.width
+        )  # beyond this every crop is the same: keeps the integers small
         left, top = np.clip(np.floor(centre - size / 2 + 0.5), -limit, limit).astype(int).tolist()
         return read_padded(self.pixels, left, top, left + int(size[0]), top + int(size[1]), padding)
 
     def crops(
-        self, native_xy: ArrayLike, size_um: float | ArrayLike, pixels: int = 224, padding: Padding = "edge"
+        self,
+        native_xy: ArrayLike,
+        size_um: float | ArrayLike,
+        pixels: int = 224,
+        padding: Padding = "edge",
     ) -> Crops:
         """Return squares of a physical size around positions, each resized to ``pixels``; none is read yet.
 
@@ -287,7 +309,9 @@ class TissueImage:
         """
         centres = np.clip(self.to_pixels(native_xy), -_FAR, _FAR)
         size = np.asarray(size_um, dtype=np.float64)
-        if size.shape not in ((), (len(centres),)) or not (np.isfinite(size).all() and (size > 0).all()):
+        if size.shape not in ((), (len(centres),)) or not (
+            np.isfinite(size).all() and (size > 0).all()
+        ):
             raise ConfigError(
                 f"crops: size_um must be a positive number of micrometres, or one a row; got {size_um!r}."
             )
@@ -296,7 +320,9 @@ class TissueImage:
         per_um = self.scales / (self.scale * self.microns_per_pixel)
         return Crops(self.pixels, boxes_around(centres, size[..., None] * per_um), pixels, padding)
 
-    def box_crops(self, native_boxes: ArrayLike, pixels: int = 224, padding: Padding = "edge") -> Crops:
+    def box_crops(
+        self, native_boxes: ArrayLike, pixels: int = 224, padding: Padding = "edge"
+    ) -> Crops:
         """Return boxes of the slice, each resized to a square of ``pixels``; none is read yet.
 
         Parameters
@@ -316,11 +342,20 @@ class TissueImage:
         """
         boxes = np.asarray(native_boxes, dtype=np.float64)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise InputError(f"boxes must be (n, 4): left, top, right, bottom; got shape {boxes.shape}.")
-        return Crops(self.pixels, self.to_pixels(boxes.reshape(-1, 2)).reshape(-1, 4), pixels, padding)
+            raise InputError(
+                f"boxes must be (n, 4): left, top, right, bottom; got shape {boxes.shape}."
+            )
+        return Crops(
+            self.pixels, self.to_pixels(boxes.reshape(-1, 2)).reshape(-1, 4), pixels, padding
+        )
 
     def view(
-        self, x0: int = 0, y0: int = 0, x1: int | None = None, y1: int | None = None, max_side: int = 1500
+        self,
+        x0: int = 0,
+        y0: int = 0,
+        x1: int | None = None,
+        y1: int | None = None,
+        max_side: int = 1500,
     ) -> NDArray[np.uint8]:
         """Return a box of the image (in its pixels) no longer than ``max_side`` on either side, for looking at.
 
@@ -346,14 +381,24 @@ class TissueImage:
             raise ConfigError("crop needs either size_px or size_um, one of the two.")
         if size_um is not None:
             if self.microns_per_pixel is None:
-                raise ConfigError("crop: size_um needs an image with microns_per_pixel; set it, or pass size_px.")
+                raise ConfigError(
+                    "crop: size_um needs an image with microns_per_pixel; set it, or pass size_px."
+                )
             if not (np.isfinite(size_um) and size_um > 0):
-                raise ConfigError(f"crop: size_um must be a positive number of micrometres, got {size_um}.")
+                raise ConfigError(
+                    f"crop: size_um must be a positive number of micrometres, got {size_um}."
+                )
             wanted = size_um / self.microns_per_pixel * self.scales / self.scale
             size = np.maximum(1, np.rint(np.minimum(wanted, MAX_PIXELS))).astype(np.int64)
         else:
-            if isinstance(size_px, bool) or not isinstance(size_px, (int, np.integer)) or size_px < 1:
-                raise ConfigError(f"crop: size_px must be a whole number of at least 1, got {size_px!r}.")
+            if (
+                isinstance(size_px, bool)
+                or not isinstance(size_px, (int, np.integer))
+                or size_px < 1
+            ):
+                raise ConfigError(
+                    f"crop: size_px must be a whole number of at least 1, got {size_px!r}."
+                )
             size = np.full(2, min(int(size_px), MAX_PIXELS), dtype=np.int64)
         if size.prod() > MAX_PIXELS:
             raise ConfigError(

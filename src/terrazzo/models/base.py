@@ -76,7 +76,11 @@ class Plan:
 
     def __str__(self) -> str:
         hint = f" Faster: {'; '.join(self.faster)}." if self.faster else ""
-        parts = f" in {self.subslices:,} sub-slice{'s' if self.subslices != 1 else ''}" if self.subslices else ""
+        parts = (
+            f" in {self.subslices:,} sub-slice{'s' if self.subslices != 1 else ''}"
+            if self.subslices
+            else ""
+        )
         met = self.coverage
         covered = f"{met.n_matched:,} of {met.n_genes:,} genes, {met.share_counts:.1%} of counts"
         return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
@@ -112,7 +116,12 @@ class FoundationModel(abc.ABC):
     limits: ClassVar[tuple[str, ...]] = ()  # a sentence each, likewise
 
     def __init__(
-        self, config: Any, vocabulary: Vocabulary, *, seed: int = 0, provenance: dict[str, Any] | None = None
+        self,
+        config: Any,
+        vocabulary: Vocabulary,
+        *,
+        seed: int = 0,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.config: Any = config
         self.vocabulary = vocabulary
@@ -154,10 +163,15 @@ class FoundationModel(abc.ABC):
         """
         try:
             self.module.to(device)
-        except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without CUDA
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # torch asserts where it was built without CUDA
             here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
             told = str(error).splitlines()[0].split(" device type at start")[0][:200]
-            raise ConfigError(f"device {str(device)!r} cannot be used; here there is: {here}. ({told})") from error
+            raise ConfigError(
+                f"device {str(device)!r} cannot be used; here there is: {here}. ({told})"
+            ) from error
         return self
 
     def fingerprint(self) -> str:
@@ -168,7 +182,9 @@ class FoundationModel(abc.ABC):
 
     def _checkpoint(self) -> ckpt.Checkpoint:
         state = self.module.state_dict()
-        return ckpt.Checkpoint(self.model_type, to_dict(self.config), state, self.vocabulary, self.provenance)
+        return ckpt.Checkpoint(
+            self.model_type, to_dict(self.config), state, self.vocabulary, self.provenance
+        )
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a checkpoint folder (config, safetensors, vocabulary, model card), all of it or nothing.
@@ -219,11 +235,18 @@ class FoundationModel(abc.ABC):
         """
         if licence is not None:
             self.provenance = {**self.provenance, LICENCE: licence}
-        how: dict[str, Any] = {"private": private, "revision": revision, "message": message, "token": token}
+        how: dict[str, Any] = {
+            "private": private,
+            "revision": revision,
+            "message": message,
+            "token": token,
+        }
         return hub.push(self._checkpoint(), repo_id, card=card(self, repo_id), **how)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, device: str | None = None) -> Self:
+    def from_pretrained(
+        cls, source: str | Path, *, revision: str | None = None, device: str | None = None
+    ) -> Self:
         """Load a checkpoint folder, or one from the Hugging Face hub.
 
         Parameters
@@ -285,16 +308,24 @@ class FoundationModel(abc.ABC):
         return home if isinstance(data, str | Path) else data
 
     def _hub_record(self) -> dict[str, str]:
-        return {name: str(self.provenance[name]) for name in (hub.HUB, hub.COMMIT) if name in self.provenance}
+        return {
+            name: str(self.provenance[name])
+            for name in (hub.HUB, hub.COMMIT)
+            if name in self.provenance
+        }
 
-    def _write(self, adata: AnnData, key: str, result: Embedding, tissue: Slice, settings: dict[str, Any]) -> None:
+    def _write(
+        self, adata: AnnData, key: str, result: Embedding, tissue: Slice, settings: dict[str, Any]
+    ) -> None:
         adata.obsm[key] = result.vectors
         adata.obs[keys.EMPTY] = result.empty
         if result.empty.any():
             logger.warning(
                 "%s: %d cells have no counts that the model can use; they are flagged in obs[%r].",
-                tissue.name, int(result.empty.sum()), keys.EMPTY,
-            )  # fmt: skip
+                tissue.name,
+                int(result.empty.sum()),
+                keys.EMPTY,
+            )
         record = {
             "model": self.title,
             "model_type": self.model_type,
@@ -329,13 +360,17 @@ def counted(tissue: Slice, why: str) -> Slice:
     return tissue
 
 
-def joined(blocks: dict[str, NDArray[np.float32]]) -> tuple[NDArray[np.float32], dict[str, list[int]]]:
+def joined(
+    blocks: dict[str, NDArray[np.float32]],
+) -> tuple[NDArray[np.float32], dict[str, list[int]]]:
     """Return named blocks of vectors side by side, each of mean norm one, and the columns of each by name."""
     ends = np.cumsum([0] + [b.shape[1] for b in blocks.values()]).tolist()
     places = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
     out = np.empty((len(next(iter(blocks.values()))), ends[-1]), dtype=np.float32)
     for (start, stop), vectors in zip(places.values(), blocks.values(), strict=True):
-        norm = float(np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).mean())  # no array as large as the vectors
+        norm = float(
+            np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).mean()
+        )  # no array as large as the vectors
         np.divide(vectors, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
     return out, places
 
@@ -347,4 +382,6 @@ def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
         return open_slice(data, choices), rest
     if hasattr(data, "tables"):
         return open_spatialdata(data, choices), rest
-    raise InputError(f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}.")
+    raise InputError(
+        f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
+    )

@@ -84,14 +84,18 @@ class Projection:
         tables = [_values(s, genes, pearson) for s in slices]
         if own_scale:
             mean = scale = None
-            stacked = np.concatenate([_standardised(t, t.mean(axis=0), t.std(axis=0)) for t in tables])
+            stacked = np.concatenate(
+                [_standardised(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
+            )
         else:
             joined = np.concatenate(tables)
             mean, scale = joined.mean(axis=0), joined.std(axis=0)
             stacked = _standardised(joined, mean, scale)
         loadings = np.zeros((len(genes), n_components))  # of slices without variation, all zero
         if len(stacked) > 1 and stacked.any():
-            found = PCA(min(n_components, *stacked.shape), random_state=seed).fit(stacked).components_
+            found = (
+                PCA(min(n_components, *stacked.shape), random_state=seed).fit(stacked).components_
+            )
             loadings[:, : len(found)] = found.T
         return cls(tuple(genes), loadings, mean, scale, pearson)
 
@@ -106,7 +110,9 @@ class Projection:
         here = gene_columns(tissue)
         rows = [i for i, g in enumerate(self.genes) if g in here]
         if not rows:
-            raise InputError(f"{tissue.name} has none of the {len(self.genes)} genes of the baseline.")
+            raise InputError(
+                f"{tissue.name} has none of the {len(self.genes)} genes of the baseline."
+            )
         values = _values(tissue, [self.genes[i] for i in rows], self.pearson)
         mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
         scale = values.std(axis=0) if self.scale is None else self.scale[rows]
@@ -120,7 +126,9 @@ def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
     counts = tissue.counts[:, [columns[g] for g in genes]].toarray().astype(np.float32)
     total = np.asarray(tissue.total_counts, dtype=np.float32)
     expected = total[:, None] * (counts.sum(axis=0) / max(float(total.sum()), 1.0))[None]
-    residual = (counts - expected) / np.sqrt(np.maximum(expected + expected**2 / np.float32(THETA), 1e-12))
+    residual = (counts - expected) / np.sqrt(
+        np.maximum(expected + expected**2 / np.float32(THETA), 1e-12)
+    )
     limit = np.float32(np.sqrt(len(counts)))
     return np.clip(residual, -limit, limit)
 
@@ -188,13 +196,19 @@ KINDS = {
     "expression": Kind("Expression of variable genes", lambda z, c: z),
     "pca": Kind("PCA", lambda z, c: z),
     "pca-nb1": Kind("PCA + neighbour mean, 1 hop", lambda z, c: neighbour_mean(z, c, WITHIN_1_HOP)),
-    "pca-nb3": Kind("PCA + neighbour mean, 3 hops", lambda z, c: neighbour_mean(z, c, WITHIN_3_HOPS)),
+    "pca-nb3": Kind(
+        "PCA + neighbour mean, 3 hops", lambda z, c: neighbour_mean(z, c, WITHIN_3_HOPS)
+    ),
     "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
-    "pearson": Kind("Pearson-residual PCA", lambda z, c: z, {"choose": "autocorrelation", "pearson": True}),
+    "pearson": Kind(
+        "Pearson-residual PCA", lambda z, c: z, {"choose": "autocorrelation", "pearson": True}
+    ),
     "z50": Kind("Z50 (own cell)", lambda z, c: z, _STRONG),
     "t1": Kind("T1 (Z20, 3 hops)", _smooth, _STRONG),
     "t2": Kind("T2 [Z50 ; T1]", lambda z, c: np.hstack([unit(z), unit(_smooth(z, c))]), _STRONG),
-    "t3": Kind("T3 (Z20, rings)", lambda z, c: np.hstack([z[:, :SHORT], *rings(z[:, :SHORT], c)]), _STRONG),
+    "t3": Kind(
+        "T3 (Z20, rings)", lambda z, c: np.hstack([z[:, :SHORT], *rings(z[:, :SHORT], c)]), _STRONG
+    ),
 }
 
 
@@ -209,7 +223,9 @@ class VariableGenes:
         here = gene_columns(tissue)
         kept = [i for i, g in enumerate(self.genes) if g in here]
         if not kept:
-            raise InputError(f"{tissue.name} has none of the {len(self.genes)} genes of the baseline.")
+            raise InputError(
+                f"{tissue.name} has none of the {len(self.genes)} genes of the baseline."
+            )
         out = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
         out[:, kept] = log_counts(tissue, [self.genes[i] for i in kept]).toarray()
         return out
@@ -261,15 +277,21 @@ class Baseline:
             The slices have fewer than two genes in common.
         """
         tissues = _tissues(slices)
-        self._use(_fitted(KINDS[self.name], self.name, tissues, self.n_components, self.seed), tissues)
+        self._use(
+            _fitted(KINDS[self.name], self.name, tissues, self.n_components, self.seed), tissues
+        )
         return self
 
     def transform(self, tissue: Slice) -> Vectors:
         """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
-        project = self._project or _fitted(KINDS[self.name], self.name, [tissue], self.n_components, self.seed)
+        project = self._project or _fitted(
+            KINDS[self.name], self.name, [tissue], self.n_components, self.seed
+        )
         return KINDS[self.name].combine(project(tissue), tissue.coords).astype(np.float32)
 
-    def embed(self, adata: AnnData, *, key_added: str | None = None, **slice_options: Any) -> AnnData:
+    def embed(
+        self, adata: AnnData, *, key_added: str | None = None, **slice_options: Any
+    ) -> AnnData:
         """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
 
         Parameters
@@ -300,7 +322,11 @@ class Baseline:
 
 
 def fit_baselines(
-    names: Sequence[str], slices: Sequence[AnnData | Slice], *, n_components: int = 50, seed: int = 0
+    names: Sequence[str],
+    slices: Sequence[AnnData | Slice],
+    *,
+    n_components: int = 50,
+    seed: int = 0,
 ) -> dict[str, Baseline]:
     """Fit several baselines on the same slices; those that share a projection share its fit.
 
@@ -320,7 +346,9 @@ def fit_baselines(
     return out
 
 
-def _fitted(kind: Kind, name: str, tissues: Sequence[Slice], n: int, seed: int) -> Callable[[Slice], Vectors]:
+def _fitted(
+    kind: Kind, name: str, tissues: Sequence[Slice], n: int, seed: int
+) -> Callable[[Slice], Vectors]:
     if name == "expression":
         return VariableGenes(tuple(chosen_genes(tissues, "variance")))
     return Projection.fit(tissues, n, seed=seed, **kind.projection)

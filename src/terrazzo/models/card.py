@@ -60,10 +60,15 @@ def card(model: Any, name: str = "FOLDER") -> str:
 
 def _front_matter(model: Any) -> str:
     """Return what the hub files a model by; values are quoted as JSON, which YAML reads."""
-    lines = {"library_name": "terrazzo", "tags": ["spatial-transcriptomics", "biology", "terrazzo", model.model_type]}
+    lines = {
+        "library_name": "terrazzo",
+        "tags": ["spatial-transcriptomics", "biology", "terrazzo", model.model_type],
+    }
     if stated := model.provenance.get(LICENCE):
         lines["license"] = str(stated).lower()
-    return "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---"])
+    return "\n".join(
+        ["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---"]
+    )
 
 
 def _use(model: Any, name: str) -> str:
@@ -86,20 +91,39 @@ def _data(held: Mapping[str, Any]) -> str:
     told = [f"{k}: {held[k]}" for k in ("technology", "organism", "tissue") if held.get(k)]
     known = held.get(COUNTS_KNOWN)
     told += [f"share of a training slice's counts on known genes: {known}"] if known else []
-    return _table(("split", "slices", "cells"), rows) + "\n\n" + "\n".join(f"- {line}" for line in told)
+    return (
+        _table(("split", "slices", "cells"), rows)
+        + "\n\n"
+        + "\n".join(f"- {line}" for line in told)
+    )
 
 
 def _training(held: Mapping[str, Any]) -> str:
-    named = ("stage", "objective", "started from", "epochs", "steps", "processes", "date", "git_revision")
+    named = (
+        "stage",
+        "objective",
+        "started from",
+        "epochs",
+        "steps",
+        "processes",
+        "date",
+        "git_revision",
+    )
     return "\n".join(f"- {name.replace('_', ' ')}: {held[name]}" for name in named if name in held)
 
 
-def losses(held: Mapping[str, Any]) -> list[tuple[str, float | None, float | None, dict[str, float]]]:
+def losses(
+    held: Mapping[str, Any],
+) -> list[tuple[str, float | None, float | None, dict[str, float]]]:
     """Return each part of the loss: its name, training, held out, and what trivial answers cost on the held-out slices.
 
     A trivial answer is a validation column that begins with a trained part's name: ``val/masked_cells_zero``.
     """
-    parts = [k.removeprefix("train/") for k in held if k.startswith("train/") and k != "train/gradient_norm"]
+    parts = [
+        k.removeprefix("train/")
+        for k in held
+        if k.startswith("train/") and k != "train/gradient_norm"
+    ]
     out = []
     for part in parts:
         longer = [p for p in parts if p.startswith(f"{part}_")]
@@ -122,7 +146,9 @@ def _losses(held: Mapping[str, Any]) -> str:
         )
         for part, train, val, trivial in losses(held)
     ]
-    return _table(("part", "training", "held out", "trivial answers, held out"), rows) if rows else ""
+    return (
+        _table(("part", "training", "held out", "trivial answers, held out"), rows) if rows else ""
+    )
 
 
 def _genes(model: Any) -> str:
@@ -142,4 +168,6 @@ def _number(value: Any) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [[str(v).replace("|", "\\|").replace("\n", " ") for v in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *cells])
+    return "\n".join(
+        "| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *cells]
+    )

@@ -56,7 +56,9 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: bool = False) -> Path:
+def write(
+    checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: bool = False
+) -> Path:
     """Write a checkpoint folder, all of it or nothing.
 
     Raises
@@ -78,12 +80,17 @@ def write(checkpoint: Checkpoint, folder: str | Path, *, card: str, overwrite: b
         (draft / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         (draft / CARD).write_text(card, encoding="utf-8")
         checkpoint.vocabulary.to_parquet(draft / VOCABULARY)
-        save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()}, str(draft / WEIGHTS))
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()},
+            str(draft / WEIGHTS),
+        )
     return Path(folder)
 
 
 @contextlib.contextmanager
-def whole_folder(folder: str | Path, *, overwrite: bool, ours: Callable[[Path], bool]) -> Iterator[Path]:
+def whole_folder(
+    folder: str | Path, *, overwrite: bool, ours: Callable[[Path], bool]
+) -> Iterator[Path]:
     """Give a draft folder that becomes ``folder`` when all of it is written, and vanishes otherwise.
 
     Parameters
@@ -111,15 +118,22 @@ def whole_folder(folder: str | Path, *, overwrite: bool, ours: Callable[[Path], 
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise OutputError(f"{target.parent} cannot be written ({error.strerror or error}).") from error
+        raise OutputError(
+            f"{target.parent} cannot be written ({error.strerror or error})."
+        ) from error
     try:
         yield draft
         draft.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise OutputError(f"The checkpoint could not be written to {target} ({error}); nothing was kept.") from error
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # safetensors has an error of its own for a full disk
+        raise OutputError(
+            f"The checkpoint could not be written to {target} ({error}); nothing was kept."
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -148,13 +162,19 @@ def read(folder: str | Path) -> Checkpoint:
     absent = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
     if absent:
         hint = next((PUBLISHED[name] for name in PUBLISHED if (path / name).exists()), "")
-        raise CheckpointError(f"{path} lacks {', '.join(absent)}.{hint or f' It must be a checkpoint: {_IT_IS}.'}")
+        raise CheckpointError(
+            f"{path} lacks {', '.join(absent)}.{hint or f' It must be a checkpoint: {_IT_IS}.'}"
+        )
     header = read_header(path)
     vocabulary = Vocabulary.from_parquet(path / VOCABULARY)
     if header.get("vocabulary_sha256", vocabulary.content_hash()) != vocabulary.content_hash():
-        raise CheckpointError(f"{path / VOCABULARY} is not the vocabulary that this checkpoint was saved with.")
+        raise CheckpointError(
+            f"{path / VOCABULARY} is not the vocabulary that this checkpoint was saved with."
+        )
     tensors = read_tensors(path / WEIGHTS)
-    return Checkpoint(header["model_type"], header["model"], tensors, vocabulary, header.get("provenance", {}))
+    return Checkpoint(
+        header["model_type"], header["model"], tensors, vocabulary, header.get("provenance", {})
+    )
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -162,7 +182,9 @@ def read_header(path: Path) -> dict[str, Any]:
     header = read_json(path / CONFIG)
     unknown = set(header) - KEYS
     if "model_type" not in header or "model" not in header:
-        raise CheckpointError(f"{path / CONFIG} is not a terrazzo config: it must name `model_type` and `model`.")
+        raise CheckpointError(
+            f"{path / CONFIG} is not a terrazzo config: it must name `model_type` and `model`."
+        )
     if unknown:
         raise CheckpointError(f"{path / CONFIG} has unknown keys: {', '.join(sorted(unknown))}.")
     if header.get("format") != FORMAT:
@@ -211,16 +233,24 @@ def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], whe
         for k in sorted(set(wanted) & set(found))
         if wanted[k].shape != found[k].shape
     ]
-    for label, names in (("lacks", missing), ("has foreign tensors", extra), ("has tensors of another shape", shapes)):
+    for label, names in (
+        ("lacks", missing),
+        ("has foreign tensors", extra),
+        ("has tensors of another shape", shapes),
+    ):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             shown = "; ".join(names[:3]) + more
-            raise CheckpointError(f"{where} {label}: {shown}. It belongs to another model or config.")
+            raise CheckpointError(
+                f"{where} {label}: {shown}. It belongs to another model or config."
+            )
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
     """Return a sha256 of what decides the outputs: hyperparameters, tensors and vocabulary."""
-    digest = hashlib.sha256(json.dumps([checkpoint.model_type, checkpoint.model], sort_keys=True).encode())
+    digest = hashlib.sha256(
+        json.dumps([checkpoint.model_type, checkpoint.model], sort_keys=True).encode()
+    )
     for name in sorted(checkpoint.state):
         tensor = checkpoint.state[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -29,7 +29,10 @@ from terrazzo.slices import Choices, Opened, content_files, open_slice, split_ch
 logger = logging.getLogger(__name__)
 
 
-INPUT_HASH, OPTIONS = "input_sha256", "options"  # in uns["terrazzo"][key]: what a finished file is recognised by
+INPUT_HASH, OPTIONS = (
+    "input_sha256",
+    "options",
+)  # in uns["terrazzo"][key]: what a finished file is recognised by
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Done:
         if self.status == "planned":
             return f"{self.source}: not done (dry run); would go to {self.target}"
         if self.status == "unchanged":
-            return f"{self.target}: finished before from the same input, model and options; left alone"
+            return (
+                f"{self.target}: finished before from the same input, model and options; left alone"
+            )
         if self.status == "failed":
             return f"{self.source}: failed: {self.note}"
         return f"{self.target}: {self.cells:,} cells embedded{self.note and f' ({self.note})'}"
@@ -119,12 +124,16 @@ def embed_files(
     """
     folder = Path(out)
     if options.get("image") is not None and len(sources) > 1:
-        raise ConfigError(f"one image cannot belong to {len(sources)} slices; embed them one by one.")
+        raise ConfigError(
+            f"one image cannot belong to {len(sources)} slices; embed them one by one."
+        )
     targets, (choices, rest) = plan_targets(sources, folder), split_choices(options)
     if not dry_run:
         check_writable(folder)
     key = key_added or model.default_key
-    wanted_options = json.dumps({k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told)
+    wanted_options = json.dumps(
+        {k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told
+    )
     bars = Progress(options.get("progress"))
     for source, target in targets:
         wanted = {"checkpoint_sha256": model.fingerprint(), OPTIONS: wanted_options}
@@ -204,14 +213,18 @@ def _told(value: Any) -> Any:
 
 def _precision_note(record: dict[str, Any]) -> str:
     cosine = json.loads(record["details"]).get("bfloat16_min_cosine")
-    return "" if cosine is None else f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
+    return (
+        "" if cosine is None else f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
+    )
 
 
 def _finished(target: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
     """Return what an earlier run recorded in the target; refuse to replace a file that is not ours."""
     held = read_record(target, key)
     if target.exists() and held is None and not overwrite:
-        raise OutputError(f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite.")
+        raise OutputError(
+            f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite."
+        )
     return held
 
 
@@ -221,8 +234,12 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
     seen: dict[Path, Path] = {}
     for source in map(Path, sources):
         if not source.exists():
-            near = difflib.get_close_matches(source.name, [path.name for path in source.parent.glob("*")], n=1)
-            raise InputError(f"{source} does not exist.{f' Did you mean {source.with_name(near[0])}?' if near else ''}")
+            near = difflib.get_close_matches(
+                source.name, [path.name for path in source.parent.glob("*")], n=1
+            )
+            raise InputError(
+                f"{source} does not exist.{f' Did you mean {source.with_name(near[0])}?' if near else ''}"
+            )
         store = store_of(source)
         target = folder / (f"{source.stem}.h5ad" if store is None else f"{store.stem}.zarr")
         if target in seen:
@@ -230,7 +247,9 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
                 f"{seen[target]} and {source} would both be written to {target}: rename one, or use two output folders."
             )
         if target.exists() and target.resolve() == (store or source).resolve():
-            raise InputError(f"{target} would overwrite its own input: choose another output folder.")
+            raise InputError(
+                f"{target} would overwrite its own input: choose another output folder."
+            )
         seen[target] = source
         pairs.append((source, target))
     return pairs
@@ -245,7 +264,9 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error}): choose another --out.") from error
+        raise OutputError(
+            f"{folder} cannot be written ({error.strerror or error}): choose another --out."
+        ) from error
 
 
 def write_atomically(adata: AnnData, target: Path) -> None:
@@ -274,7 +295,11 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
         group = file["uns"][keys.UNS][key]
         if key in file["obsm"]:
-            return {name: _scalar(value) for name, value in group.items() if isinstance(value, h5py.Dataset)}
+            return {
+                name: _scalar(value)
+                for name, value in group.items()
+                if isinstance(value, h5py.Dataset)
+            }
     return None
 
 
@@ -290,7 +315,9 @@ def _read_store(target: Path, key: str) -> dict[str, Any] | None:
             refuse_code(folder)
             if (table / "obsm" / key).is_dir():
                 held = read_elem(zarr.open_group(folder, mode="r", use_consolidated=False))
-                found.append({name: value for name, value in held.items() if not isinstance(value, dict)})
+                found.append(
+                    {name: value for name, value in held.items() if not isinstance(value, dict)}
+                )
     return max(found, key=lambda one: str(one.get("date", "")), default=None)
 
 

@@ -39,7 +39,9 @@ def matmul_rate(precision: Precision = "float32", device: torch.device | None = 
     return done * 2 * 1024 * 512 * 512 / (time.perf_counter() - start)
 
 
-def advice(seconds: float, device: torch.device, precision: Precision, rates: tuple[float, float]) -> tuple[str, ...]:
+def advice(
+    seconds: float, device: torch.device, precision: Precision, rates: tuple[float, float]
+) -> tuple[str, ...]:
     """Say what would make a long job shorter on this machine."""
     if seconds < SLOW_SECONDS:
         return ()
@@ -49,7 +51,9 @@ def advice(seconds: float, device: torch.device, precision: Precision, rates: tu
     elif device.type == "cpu":
         out.append("a GPU")
     if precision == "float32" and rates[1] > 1.5 * rates[0]:
-        out.append(f"precision='bfloat16' (measured here: {rates[1] / rates[0]:.1f} times the matrix-product rate)")
+        out.append(
+            f"precision='bfloat16' (measured here: {rates[1] / rates[0]:.1f} times the matrix-product rate)"
+        )
     out.append("a smaller model (the presets `small` and `tiny`)")
     return tuple(out)
 
@@ -62,7 +66,11 @@ class Counting(Protocol):
 
 
 def warn_if_long(
-    encoder: Counting, lengths: NDArray[np.int64], precision: Precision, device: torch.device, name: str
+    encoder: Counting,
+    lengths: NDArray[np.int64],
+    precision: Precision,
+    device: torch.device,
+    name: str,
 ) -> None:
     """Log, before a long encoding begins, how long it will take and what would make it faster.
 
@@ -74,7 +82,11 @@ def warn_if_long(
     if seconds >= SLOW_SECONDS:
         hints = "; ".join(advice(seconds, device, precision, rates))
         logger.warning(
-            "%s: %s cells will take about %s. Faster: %s.", name, f"{len(lengths):,}", duration(seconds), hints
+            "%s: %s cells will take about %s. Faster: %s.",
+            name,
+            f"{len(lengths):,}",
+            duration(seconds),
+            hints,
         )
 
 

@@ -38,7 +38,11 @@ class Located:
 
 def is_hub_name(source: str | Path) -> bool:
     """Say whether a source means the hub: ``organisation/name``, or with ``@revision``, and no folder of that name."""
-    return _NAME.fullmatch(str(source)) is not None and not str(source).startswith(".") and not Path(source).exists()
+    return (
+        _NAME.fullmatch(str(source)) is not None
+        and not str(source).startswith(".")
+        and not Path(source).exists()
+    )
 
 
 def locate(source: str | Path, revision: str | None = None) -> Located:
@@ -62,11 +66,15 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
         return Located(Path(source))
     name, _, stated = str(source).partition("@")
     if stated and revision and stated != revision:
-        raise CheckpointError(f"{source} names the revision {stated!r}, and revision= another one, {revision!r}.")
+        raise CheckpointError(
+            f"{source} names the revision {stated!r}, and revision= another one, {revision!r}."
+        )
     revision = stated or revision
     from huggingface_hub import snapshot_download
 
-    with _told(name, revision, f"{source} is neither a folder here nor could it be fetched from the hub"):
+    with _told(
+        name, revision, f"{source} is neither a folder here nor could it be fetched from the hub"
+    ):
         folder = Path(
             snapshot_download(
                 name,
@@ -77,8 +85,12 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
             )
         )
     if absent := [file for file in FILES[:3] if not (folder / file).is_file()]:
-        raise CheckpointError(f"{source} on the hub is no terrazzo checkpoint: it lacks {', '.join(absent)}.")
-    return Located(folder, {HUB: name, COMMIT: folder.name})  # the cache keeps each commit in a folder of its name
+        raise CheckpointError(
+            f"{source} on the hub is no terrazzo checkpoint: it lacks {', '.join(absent)}."
+        )
+    return Located(
+        folder, {HUB: name, COMMIT: folder.name}
+    )  # the cache keeps each commit in a folder of its name
 
 
 def push(
@@ -95,7 +107,9 @@ def push(
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise OutputError(f"{repo_id!r} is no name on the hub; it is organisation/name, or your user name/name.")
+        raise OutputError(
+            f"{repo_id!r} is no name on the hub; it is organisation/name, or your user name/name."
+        )
     api = HfApi(library_name="terrazzo", library_version=__version__, token=token)
     with (
         tempfile.TemporaryDirectory(prefix="terrazzo-") as work,
@@ -109,18 +123,23 @@ def push(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
-            commit_message=message or f"A {checkpoint.model_type} checkpoint of terrazzo {__version__}",
+            commit_message=message
+            or f"A {checkpoint.model_type} checkpoint of terrazzo {__version__}",
         )
     return f"{repo_id}@{done.oid}"
 
 
 @contextmanager
-def _told(name: str, revision: str | None, what: str, kind: type[TerrazzoError] = CheckpointError) -> Iterator[None]:
+def _told(
+    name: str, revision: str | None, what: str, kind: type[TerrazzoError] = CheckpointError
+) -> Iterator[None]:
     """Turn the hub's errors into one line of ours."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    transport: Any = HfHubHTTPError.__bases__[0]  # the error of whichever HTTP client the hub's library uses
+    transport: Any = HfHubHTTPError.__bases__[
+        0
+    ]  # the error of whichever HTTP client the hub's library uses
     try:
         yield
     except TerrazzoError:

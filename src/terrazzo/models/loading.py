@@ -15,7 +15,9 @@ from terrazzo.systems.stofm.cell_model import CellModel
 from terrazzo.systems.stofm.model import SToFM
 
 
-def load(source: str | Path, *, revision: str | None = None, device: str | None = None) -> FoundationModel:
+def load(
+    source: str | Path, *, revision: str | None = None, device: str | None = None
+) -> FoundationModel:
     """Load a checkpoint with the class that it names.
 
     Parameters
@@ -36,5 +38,7 @@ def load(source: str | Path, *, revision: str | None = None, device: str | None 
     kinds = (SToFM, STImage, STAlign, CellModel, ScGPT)
     classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in kinds}
     if kind not in classes:
-        raise CheckpointError(f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}.")
+        raise CheckpointError(
+            f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}."
+        )
     return classes[kind].from_located(place, source, device)

@@ -46,7 +46,9 @@ def need(*files: Path) -> None:
     """Raise :class:`CheckpointError` where one of the published files is missing."""
     absent = [str(f) for f in files if not f.is_file()]
     if absent:
-        raise CheckpointError(f"The published checkpoint is incomplete: {', '.join(absent)} is missing.")
+        raise CheckpointError(
+            f"The published checkpoint is incomplete: {', '.join(absent)} is missing."
+        )
 
 
 def read_pickled_tensors(path: Path) -> dict[str, Tensor]:

@@ -63,7 +63,9 @@ class Tokens:
         return np.array(out, dtype=np.uint64)
 
 
-def merge_tokens(counts: sparse.csr_matrix, token: NDArray[np.int32]) -> tuple[sparse.csr_matrix, NDArray[np.int32]]:
+def merge_tokens(
+    counts: sparse.csr_matrix, token: NDArray[np.int32]
+) -> tuple[sparse.csr_matrix, NDArray[np.int32]]:
     """Sum columns that share a token into the first of them, whose alone the token then is (upstream repeats it)."""
     matched = np.flatnonzero(token >= 0)
     _, first, inverse = np.unique(token[matched], return_index=True, return_inverse=True)
@@ -92,7 +94,11 @@ def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[ND
         stop = min(len(order), start + max(1, batch_tokens // longest))
         taken = lengths[order[start:stop]]
         padding = longest * np.arange(1, len(taken) + 1) - np.cumsum(taken)
-        stop = start + int(np.flatnonzero(padding <= PADDING * longest * np.arange(1, len(taken) + 1))[-1]) + 1
+        stop = (
+            start
+            + int(np.flatnonzero(padding <= PADDING * longest * np.arange(1, len(taken) + 1))[-1])
+            + 1
+        )
         yield order[start:stop]
         start = stop
 
@@ -123,7 +129,9 @@ def padding_mask(lengths: NDArray[np.int64]) -> Tensor | None:
 SAMPLE = 16  # cells on which the error of bfloat16 is measured before it is used
 
 
-def check_vocabulary(n_embeddings: int, vocabulary: Vocabulary, setting: str = "cell_encoder.vocab_size") -> int:
+def check_vocabulary(
+    n_embeddings: int, vocabulary: Vocabulary, setting: str = "cell_encoder.vocab_size"
+) -> int:
     """Return the token that opens a sequence.
 
     Raises
@@ -137,12 +145,17 @@ def check_vocabulary(n_embeddings: int, vocabulary: Vocabulary, setting: str = "
             f"set {setting} to the vocabulary's n_tokens."
         )
     if "<cls>" not in vocabulary.special:
-        raise ConfigError("The vocabulary has no <cls> token; make it with Vocabulary.from_slices or from_geneformer.")
+        raise ConfigError(
+            "The vocabulary has no <cls> token; make it with Vocabulary.from_slices or from_geneformer."
+        )
     return vocabulary.special["<cls>"]
 
 
 def encode_measured(
-    encode: Callable[..., NDArray[np.float32]], n_cells: int, precision: Precision, progress: Progress
+    encode: Callable[..., NDArray[np.float32]],
+    n_cells: int,
+    precision: Precision,
+    progress: Progress,
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Encode all cells; with bfloat16 also measure its error on a few of them.
 
@@ -164,6 +177,8 @@ def encode_measured(
         rows = np.unique(np.linspace(0, n_cells - 1, SAMPLE).astype(np.int64))
         exact = encode(rows)
         norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors[rows], axis=1)
-        cosine = (exact * vectors[rows]).sum(axis=1)[norms > 0] / norms[norms > 0]  # an empty cell may have none
+        cosine = (exact * vectors[rows]).sum(axis=1)[norms > 0] / norms[
+            norms > 0
+        ]  # an empty cell may have none
         details["bfloat16_min_cosine"] = float(cosine.min(initial=1.0))
     return vectors, details

@@ -33,7 +33,11 @@ def uses(tissue: Slice, spot_um: float | None = None) -> dict[str, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TerrazzoWarning)  # what they say is in the lines
         no_counts, no_image, grid = _no_counts(tissue), _no_image(tissue, spot_um), _grid(tissue)
-    unit = "micrometres" if tissue.unit == "um" else "spacings (its micrometres are not known: --microns-per-unit)"
+    unit = (
+        "micrometres"
+        if tissue.unit == "um"
+        else "spacings (its micrometres are not known: --microns-per-unit)"
+    )
     no = LACKS + no_counts
     ranks = f"{no} In Python, allow_normalised=True reads their ranks."
     return {
@@ -58,9 +62,15 @@ def _no_image(tissue: Slice, spot_um: float | None) -> str:
         per_native = microns_per_unit(tissue, picture)
         check_spots(picture, tissue.native_coords, tissue.name)
         if spot_um is None:
-            spot_diameter(tissue.technology, tissue.lattice_kind, tissue.spacing / tissue.coord_scale * per_native)
+            spot_diameter(
+                tissue.technology,
+                tissue.lattice_kind,
+                tissue.spacing / tissue.coord_scale * per_native,
+            )
     except TerrazzoError as error:
-        return str(error) if tissue.image is not None else "no histology (--image FILE, --image-scale)"
+        return (
+            str(error) if tissue.image is not None else "no histology (--image FILE, --image-scale)"
+        )
     return ""
 
 

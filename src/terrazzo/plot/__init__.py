@@ -9,6 +9,14 @@ from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
 
 __all__ = [
-    "colours", "confusion", "overlay", "predicted_against_true", "predicted_genes", "reconstruction", "save",
-    "spatial", "spatial_grid", "umap",
-]  # fmt: skip
+    "colours",
+    "confusion",
+    "overlay",
+    "predicted_against_true",
+    "predicted_genes",
+    "reconstruction",
+    "save",
+    "spatial",
+    "spatial_grid",
+    "umap",
+]

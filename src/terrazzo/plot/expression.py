@@ -72,17 +72,28 @@ def predicted_genes(
     predicted = _predicted(adata, key)
     held = Panel.read(adata, layer)
     there = [gene for gene in predicted if gene in held.place]
-    chosen = ([genes] if isinstance(genes, str) else list(genes or [])) or (there or list(predicted))[:MOST]
+    chosen = ([genes] if isinstance(genes, str) else list(genes or [])) or (
+        there or list(predicted)
+    )[:MOST]
     if gone := [gene for gene in chosen if gene not in predicted]:
-        raise InputError(f"obsm[{key!r}] holds no {gone[0]!r}; it holds: {', '.join(list(predicted)[:20])}.")
+        raise InputError(
+            f"obsm[{key!r}] holds no {gone[0]!r}; it holds: {', '.join(list(predicted)[:20])}."
+        )
     measured = expression(held, [gene for gene in chosen if gene in held.place], _scale(adata, key))
     place = place_of(adata, image, slice_options | {"layer": layer})
     columns = [
-        name for name in ("histology", "measured", "predicted") if name != "histology" or place.pixels is not None
+        name
+        for name in ("histology", "measured", "predicted")
+        if name != "histology" or place.pixels is not None
     ]
     width, height = (_PANEL * inch for inch in inches_of(place))
-    inches = (len(columns) * width + (len(columns) - 1) * legend_width((), height), len(chosen) * (height + 0.35))
-    figure, axes = plt.subplots(len(chosen), len(columns), squeeze=False, layout="constrained", figsize=inches)
+    inches = (
+        len(columns) * width + (len(columns) - 1) * legend_width((), height),
+        len(chosen) * (height + 0.35),
+    )
+    figure, axes = plt.subplots(
+        len(chosen), len(columns), squeeze=False, layout="constrained", figsize=inches
+    )
     nothing = pd.Series(np.full(adata.n_obs, np.nan))
     for row, gene in zip(axes, chosen, strict=True):
         true = measured[gene].reset_index(drop=True) if gene in measured else nothing
@@ -94,7 +105,9 @@ def predicted_genes(
                 ax.set_title("histology", fontsize="medium")
                 continue
             norm = scale_of(both) if shared else None
-            draw(ax, place, values[column].astype(float), {}, None, legend=True, norm=norm, size=size)
+            draw(
+                ax, place, values[column].astype(float), {}, None, legend=True, norm=norm, size=size
+            )
             ax.set_title(_title(gene, column, true, values["predicted"]), fontsize="medium")
     return figure
 
@@ -113,7 +126,9 @@ def _predicted(adata: AnnData, key: str) -> pd.DataFrame:
         raise InputError(
             f"obsm holds no {key!r} with names of genes; Probe.annotate of terrazzo.tasks.fit_image_to_gene writes it."
         )
-    return pd.DataFrame(np.asarray(adata.obsm[key]), columns=[str(name) for name in adata.uns[f"{key}_names"]])
+    return pd.DataFrame(
+        np.asarray(adata.obsm[key]), columns=[str(name) for name in adata.uns[f"{key}_names"]]
+    )
 
 
 def _scale(adata: AnnData, key: str) -> Scale:

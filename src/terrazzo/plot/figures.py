@@ -40,7 +40,9 @@ def legend_width(names: Collection[str], height: float) -> float:
         return 0.0
     lengths = [len(name) for name in names]
     rows = -(-len(lengths) // _legend_columns(len(lengths), height))
-    return sum(0.4 + _LETTER * max(lengths[start : start + rows]) for start in range(0, len(lengths), rows))
+    return sum(
+        0.4 + _LETTER * max(lengths[start : start + rows]) for start in range(0, len(lengths), rows)
+    )
 
 
 def add_legend(axes: Axes, colours: Mapping[str, str]) -> None:
@@ -50,13 +52,29 @@ def add_legend(axes: Axes, colours: Mapping[str, str]) -> None:
     if not colours or len(colours) > MAX_LEGEND:
         return
     dots = [
-        Line2D([], [], linestyle="", marker="o", markersize=_MARKER, markeredgewidth=0, color=colour, label=name)
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=_MARKER,
+            markeredgewidth=0,
+            color=colour,
+            label=name,
+        )
         for name, colour in colours.items()
     ]
     axes.legend(
-        handles=dots, ncols=_legend_columns(len(dots), size_of(axes)[1]), loc="center left", bbox_to_anchor=(1, 0.5),
-        frameon=False, fontsize="small", handletextpad=0.2, columnspacing=1.0, borderaxespad=0.3,
-    )  # fmt: skip
+        handles=dots,
+        ncols=_legend_columns(len(dots), size_of(axes)[1]),
+        loc="center left",
+        bbox_to_anchor=(1, 0.5),
+        frameon=False,
+        fontsize="small",
+        handletextpad=0.2,
+        columnspacing=1.0,
+        borderaxespad=0.3,
+    )
 
 
 def scale_of(numbers: NDArray[np.float64]) -> Normalize:
@@ -75,7 +93,12 @@ def scale_of(numbers: NDArray[np.float64]) -> Normalize:
 def add_scale(axes: Axes, drawn: Any, numbers: NDArray[np.float64]) -> None:
     """Draw the scale of colours beside the axes; an end beyond which there are numbers is an arrow."""
     below, above = numbers.min() < drawn.norm.vmin, numbers.max() > drawn.norm.vmax
-    ends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    ends = {
+        (False, False): "neither",
+        (True, False): "min",
+        (False, True): "max",
+        (True, True): "both",
+    }
     # inside the axes' own frame: it stays beside a tissue that is narrower than its panel
     beside = axes.inset_axes((1.03, 0.2, 0.035, 0.6))
     axes.figure.colorbar(drawn, cax=beside, extend=ends[bool(below), bool(above)])

@@ -67,7 +67,9 @@ def overlay(
     """
     import matplotlib.pyplot as plt
 
-    tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, image=image, **slice_options)
+    tissue = (
+        data if isinstance(data, Slice) else Slice.from_anndata(data, image=image, **slice_options)
+    )
     given = tissue.image if image is None else image
     if given is not None and given.microns_per_pixel is None and tissue.unit == "um":
         given = replace(given, microns_per_pixel=tissue.coord_scale / given.scale)
@@ -76,27 +78,49 @@ def overlay(
         raise ConfigError(
             f"{tissue.name}: coordinates are in {tissue.unit!r}; pass microns_per_unit= to draw to scale."
         )
-    diameter = spot_diameter(tissue.technology, tissue.lattice_kind, tissue.spacing) if spot_um is None else spot_um
+    diameter = (
+        spot_diameter(tissue.technology, tissue.lattice_kind, tissue.spacing)
+        if spot_um is None
+        else spot_um
+    )
     found, xy = place_spots(picture, tissue.native_coords), tissue.coords
     low, high = image_corners(picture, tissue.coord_scale)
     aspect = float(np.clip((high - low)[0] / (high - low)[1], 0.4, 2.5))
     figure, axes = plt.subplots(
-        1, 3, layout="constrained", figsize=(_HEIGHT * (aspect + 2) + 0.4, _HEIGHT + 0.8), width_ratios=[aspect, 1, 1]
+        1,
+        3,
+        layout="constrained",
+        figsize=(_HEIGHT * (aspect + 2) + 0.4, _HEIGHT + 0.8),
+        width_ratios=[aspect, 1, 1],
     )
     inside = ((xy >= low) & (xy <= high)).all(axis=1)
-    _panel(axes[0], picture, tissue.coord_scale, np.minimum(low, xy.min(axis=0)), np.maximum(high, xy.max(axis=0)))
+    _panel(
+        axes[0],
+        picture,
+        tissue.coord_scale,
+        np.minimum(low, xy.min(axis=0)),
+        np.maximum(high, xy.max(axis=0)),
+    )
     _rings(axes[0], xy[inside], diameter, _RING)
     _rings(axes[0], xy[~inside], diameter, _OFF)
     boxes = find_niches(xy, n_neighbours).boxes(xy, diameter)
     middle = np.median(xy, axis=0)
     far = np.linalg.norm(xy - middle, axis=1)
-    for ax, spot, name in zip(axes[1:], (int(far.argmin()), int(far.argmax())), ("amid", "edge"), strict=True):
+    for ax, spot, name in zip(
+        axes[1:], (int(far.argmin()), int(far.argmax())), ("amid", "edge"), strict=True
+    ):
         half = max(_ACROSS * tissue.spacing, 2 * diameter)
         _panel(ax, picture, tissue.coord_scale, xy[spot] - half, xy[spot] + half)
         near = (np.abs(xy - xy[spot]) <= half + diameter).all(axis=1)
         _rings(ax, xy[near], diameter, _RING)
         left, top, right, bottom = boxes[spot]
-        ax.plot([left, right, right, left, left], [top, top, bottom, bottom, top], "--", color=_NICHE, linewidth=1.5)
+        ax.plot(
+            [left, right, right, left, left],
+            [top, top, bottom, bottom, top],
+            "--",
+            color=_NICHE,
+            linewidth=1.5,
+        )
         ax.set_title(f"{name}: {2 * half:,.0f} um across", fontsize="medium")
     axes[0].set_title("whole image", fontsize="medium")
     sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / picture.microns_per_pixel
@@ -114,13 +138,22 @@ def _percent(share: float) -> str:
     return "?" if np.isnan(share) else f"{share:.0%}"
 
 
-def _panel(axes: Axes, image: TissueImage, coord_scale: float, low: np.ndarray, high: np.ndarray) -> None:
+def _panel(
+    axes: Axes, image: TissueImage, coord_scale: float, low: np.ndarray, high: np.ndarray
+) -> None:
     """Show a part of the image; where there is none the panel stays gray."""
     first, last = image_corners(image, coord_scale)
     if (np.maximum(low, first) < np.minimum(high, last)).all():
         pixels, extent = cut(image, coord_scale, np.maximum(low, first), np.minimum(high, last))
         axes.imshow(pixels, extent=extent, interpolation="antialiased")
-    axes.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), aspect="equal", facecolor="#bdbdbd", xticks=[], yticks=[])
+    axes.set(
+        xlim=(low[0], high[0]),
+        ylim=(high[1], low[1]),
+        aspect="equal",
+        facecolor="#bdbdbd",
+        xticks=[],
+        yticks=[],
+    )
 
 
 def _rings(axes: Axes, xy: np.ndarray, diameter: float, colour: str) -> None:
@@ -128,12 +161,21 @@ def _rings(axes: Axes, xy: np.ndarray, diameter: float, colour: str) -> None:
 
     if len(xy) == 0:
         return
-    points = 72 * size_of(axes)[0] / float(np.abs(np.diff(axes.get_xlim()))[0])  # printer's points in a micrometre
+    points = (
+        72 * size_of(axes)[0] / float(np.abs(np.diff(axes.get_xlim()))[0])
+    )  # printer's points in a micrometre
     width = float(np.clip(0.12 * diameter * points, 0.3, 1.5))
     axes.add_collection(
         EllipseCollection(
-            [diameter], [diameter], [0.0], units="xy", offsets=xy, offset_transform=axes.transData,
-            facecolors="none", edgecolors=colour, linewidths=width,
+            [diameter],
+            [diameter],
+            [0.0],
+            units="xy",
+            offsets=xy,
+            offset_transform=axes.transData,
+            facecolors="none",
+            edgecolors=colour,
+            linewidths=width,
         ),
         autolim=False,
-    )  # fmt: skip
+    )

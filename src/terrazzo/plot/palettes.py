@@ -20,18 +20,56 @@ Palette = Mapping[str, Any] | Sequence[Any] | str
 """Colours by name; or in the order of the categories; or a matplotlib colour map."""
 
 COLOURS = (
-    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#4b5a00",
-    "#e1a55a", "#87004b", "#00e1b4", "#ff8787", "#2d695a", "#960f96", "#96c378", "#f02d78", "#1e87ff", "#0f3cb4",
-    "#963c00", "#4b3c69", "#b4b4ff", "#96875a", "#c387a5", "#00692d", "#a5e15a", "#5ac3ff", "#f0b41e", "#876900",
-    "#870f1e", "#2da587", "#e1d278", "#3ce178", "#d287ff", "#5a8700", "#d22d96", "#004b69", "#ffb4a5", "#693c00",
-)  # fmt: skip
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#9467bd",
+    "#8c564b",
+    "#e377c2",
+    "#bcbd22",
+    "#17becf",
+    "#4b5a00",
+    "#e1a55a",
+    "#87004b",
+    "#00e1b4",
+    "#ff8787",
+    "#2d695a",
+    "#960f96",
+    "#96c378",
+    "#f02d78",
+    "#1e87ff",
+    "#0f3cb4",
+    "#963c00",
+    "#4b3c69",
+    "#b4b4ff",
+    "#96875a",
+    "#c387a5",
+    "#00692d",
+    "#a5e15a",
+    "#5ac3ff",
+    "#f0b41e",
+    "#876900",
+    "#870f1e",
+    "#2da587",
+    "#e1d278",
+    "#3ce178",
+    "#d287ff",
+    "#5a8700",
+    "#d22d96",
+    "#004b69",
+    "#ffb4a5",
+    "#693c00",
+)
 """Matplotlib's ten without the gray; then each about as far as can be (CIELAB) from all before it, white and gray."""
 
 MISSING_COLOUR = "#d9d9d9"
 MISSING = "no label"
 MAP = "viridis"
 _MISSING_WORDS = ("", "nan", "<na>")  # what a missing label becomes on its way through text
-_STRONG = len(COLOURS) // 2  # colours that names choose from; the later ones, less far apart, are for those that meet
+_STRONG = (
+    len(COLOURS) // 2
+)  # colours that names choose from; the later ones, less far apart, are for those that meet
 _SALT = 86558  # one at which no two region names of the slices in reach meet, and few cell types
 _GOLDEN = 0.618034
 
@@ -81,7 +119,9 @@ def read_values(adata: AnnData, color: str) -> pd.Series:
     """
     if color in adata.obs:
         column = adata.obs[color]
-        is_label = pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(column.dtype)
+        is_label = pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(
+            column.dtype
+        )
         if is_label:
             return _as_labels(column)
         numbers = column.to_numpy(dtype=float, na_value=np.nan)
@@ -90,7 +130,9 @@ def read_values(adata: AnnData, color: str) -> pd.Series:
     return pd.Series(np.where(np.isfinite(numbers), numbers, np.nan), index=adata.obs_names)
 
 
-def label_colours(adata: AnnData, color: str, values: pd.Series, palette: Palette | None) -> dict[str, str]:
+def label_colours(
+    adata: AnnData, color: str, values: pd.Series, palette: Palette | None
+) -> dict[str, str]:
     """Return the colour of each category of :func:`read_values`; see :func:`colours`."""
     names = list(values.cat.categories)
     if isinstance(palette, Mapping):
@@ -165,7 +207,9 @@ def said(values: pd.Series) -> np.ndarray:
 
 def _as_labels(column: pd.Series) -> pd.Series:
     """Text categories that occur, in the declared order, or in the natural one where none was chosen."""
-    words = [str(value) if known else None for value, known in zip(column, said(column), strict=True)]
+    words = [
+        str(value) if known else None for value, known in zip(column, said(column), strict=True)
+    ]
     present = set(words)
     names = [name for name in _declared(column) if name in present]
     if names == sorted(names):  # the order of the alphabet is nobody's choice
@@ -188,22 +232,30 @@ def _expression(adata: AnnData, gene: str) -> np.ndarray:
         if len(at):
             block = adata[:, at].X
             if block is None:
-                raise InputError(f"{gene!r} is a gene, but the AnnData has no X; set adata.X to what is to be drawn.")
+                raise InputError(
+                    f"{gene!r} is a gene, but the AnnData has no X; set adata.X to what is to be drawn."
+                )
             block = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
             return block.sum(axis=1, dtype=float)
     hint = did_you_mean(gene, [*adata.obs, *adata.var_names])
-    raise InputError(f"{gene!r} is neither a column of obs ({', '.join(map(str, adata.obs))}) nor a gene.{hint}")
+    raise InputError(
+        f"{gene!r} is neither a column of obs ({', '.join(map(str, adata.obs))}) nor a gene.{hint}"
+    )
 
 
 def _by_place(names: Sequence[str], palette: Sequence[Any] | str) -> dict[str, str]:
     if isinstance(palette, str):
         scale = colour_map(palette)
         n = len(names)
-        listed = getattr(scale, "colors", None) if scale.N <= 20 else None  # tab10 and its kin are lists of colours
+        listed = (
+            getattr(scale, "colors", None) if scale.N <= 20 else None
+        )  # tab10 and its kin are lists of colours
         places = range(n) if listed is not None and n <= scale.N else np.linspace(0, 1, n)
         return {name: as_hex(scale(place)) for name, place in zip(names, places, strict=True)}
     if len(palette) < len(names):
-        raise ConfigError(f"palette has {len(palette)} colours for {len(names)} categories; add {', '.join(names)}.")
+        raise ConfigError(
+            f"palette has {len(palette)} colours for {len(names)} categories; add {', '.join(names)}."
+        )
     return {name: as_hex(colour) for name, colour in zip(names, palette, strict=False)}
 
 
@@ -213,7 +265,12 @@ def _from_scanpy(adata: AnnData, color: str) -> dict[str, str]:
 
     stored = adata.uns.get(f"{color}_colors")
     names = _declared(adata.obs[color])
-    if stored is None or isinstance(stored, str) or np.ndim(stored) != 1 or len(stored) < len(names):
+    if (
+        stored is None
+        or isinstance(stored, str)
+        or np.ndim(stored) != 1
+        or len(stored) < len(names)
+    ):
         return {}
     found = [str(colour) for colour in stored]
     if not all(map(is_color_like, found)):
@@ -225,7 +282,9 @@ def _slot(name: str) -> int:
     """Place in the palette: hash of the name without the number at its end, plus that number."""
     stem = name.rstrip("0123456789")
     number = int(name[len(stem) :][-6:] or 0)
-    return ((zlib.crc32(f"{_SALT}{stem}".encode()) % _STRONG if stem else 0) + number) % len(COLOURS)
+    return ((zlib.crc32(f"{_SALT}{stem}".encode()) % _STRONG if stem else 0) + number) % len(
+        COLOURS
+    )
 
 
 def _beyond() -> Iterator[str]:
@@ -233,4 +292,6 @@ def _beyond() -> Iterator[str]:
     from matplotlib.colors import hsv_to_rgb, to_hex
 
     for turn in itertools.count(start=_GOLDEN, step=_GOLDEN):
-        yield to_hex(tuple(hsv_to_rgb((turn % 1, 0.45 + 0.5 * (turn * 7 % 1), 0.45 + 0.5 * (turn * 3 % 1)))))
+        yield to_hex(
+            tuple(hsv_to_rgb((turn % 1, 0.45 + 0.5 * (turn * 7 % 1), 0.45 + 0.5 * (turn * 3 % 1))))
+        )

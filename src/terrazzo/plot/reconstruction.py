@@ -22,7 +22,11 @@ _PANEL = 0.55  # of a figure with one panel
 
 
 def reconstruction(
-    result: Any, *, gene: str | None = None, size: int | None = None, systems: Sequence[str] | None = None
+    result: Any,
+    *,
+    gene: str | None = None,
+    size: int | None = None,
+    systems: Sequence[str] | None = None,
 ) -> Figure:
     """Draw one gene in and around the first hidden square of a size: measured, as it was shown, and as predicted.
 
@@ -50,13 +54,19 @@ def reconstruction(
 
     table: pd.DataFrame = getattr(result, "predictions", result)
     if not isinstance(table, pd.DataFrame) or not {"size", "x", "y", "hidden"} <= set(table):
-        raise InputError("reconstruction draws what terrazzo.tasks.reconstruct returned, or its predictions.")
+        raise InputError(
+            "reconstruction draws what terrazzo.tasks.reconstruct returned, or its predictions."
+        )
     side = _one(size, [int(one) for one in dict.fromkeys(table["size"])], "size")
     here = table[table["size"] == side].dropna(axis=1, how="all")
-    name = _one(gene, [c.removeprefix(f"{TRUE}:") for c in here if str(c).startswith(f"{TRUE}:")], "gene")
+    name = _one(
+        gene, [c.removeprefix(f"{TRUE}:") for c in here if str(c).startswith(f"{TRUE}:")], "gene"
+    )
     columns = {str(c)[: -len(name) - 1]: here[c] for c in here if str(c).endswith(f":{name}")}
     true, hidden = columns.pop(TRUE), here["hidden"].to_numpy(dtype=bool)
-    chosen = [_one(one, list(columns), "system") for one in (columns if systems is None else systems)]
+    chosen = [
+        _one(one, list(columns), "system") for one in (columns if systems is None else systems)
+    ]
     panels = {"measured": true, "shown": true.mask(hidden)}
     panels |= {one: columns[one].where(hidden, true) for one in chosen}
     coords = here[["x", "y"]].to_numpy(dtype=float)
@@ -69,7 +79,9 @@ def reconstruction(
     for ax, (title, values) in zip(axes[0], panels.items(), strict=True):
         draw(ax, place, values, {}, None, legend=title == list(panels)[-1], norm=norm)
         ax.set_title(title, fontsize="medium")
-    figure.suptitle(f"{name}, log1p of counts per 10,000; {side} x {side} sites hidden", fontsize="medium")
+    figure.suptitle(
+        f"{name}, log1p of counts per 10,000; {side} x {side} sites hidden", fontsize="medium"
+    )
     return figure
 
 
@@ -80,5 +92,7 @@ def _one(given: Any, known: Sequence[Any], what: str) -> Any:
     if given is None:
         return max(known) if what == "size" else known[0]
     if given not in known:
-        raise InputError(f"the predictions hold no {what} {given!r}; they hold: {', '.join(map(str, known))}.")
+        raise InputError(
+            f"the predictions hold no {what} {given!r}; they hold: {', '.join(map(str, known))}."
+        )
     return given

@@ -86,23 +86,37 @@ def umap(
     is_label = isinstance(values.dtype, pd.CategoricalDtype)
     names = label_colours(adata, color, values, palette) if is_label else {}
     scale = None if is_label else colour_map(palette)
-    order = np.random.default_rng(seed).permutation(len(vectors))[:MAX_CELLS]  # shuffled: no label hides another
+    order = np.random.default_rng(seed).permutation(len(vectors))[
+        :MAX_CELLS
+    ]  # shuffled: no label hides another
     places = umap_layout(vectors[np.sort(order)], seed)[np.argsort(np.argsort(order))]
     shown = values.iloc[order]
     missing = shown.isna().to_numpy()
     named = {**names, MISSING: MISSING_COLOUR} if is_label and missing.any() else names
-    axes = ax if ax is not None else new_axes(_SIDE + (legend_width(named, _SIDE) if legend else 0.0), _SIDE)
-    look: dict[str, Any] = {"s": float(np.clip(_INK / len(order), 2, 60)), "linewidths": 0, "rasterized": True}
+    axes = (
+        ax
+        if ax is not None
+        else new_axes(_SIDE + (legend_width(named, _SIDE) if legend else 0.0), _SIDE)
+    )
+    look: dict[str, Any] = {
+        "s": float(np.clip(_INK / len(order), 2, 60)),
+        "linewidths": 0,
+        "rasterized": True,
+    }
     x, y = places.T
     axes.scatter(x[missing], y[missing], color=MISSING_COLOUR, **look)
     if is_label:
-        axes.scatter(x[~missing], y[~missing], color=[names[name] for name in shown[~missing]], **look)
+        axes.scatter(
+            x[~missing], y[~missing], color=[names[name] for name in shown[~missing]], **look
+        )
         if legend:
             add_legend(axes, named)
     else:
         numbers = shown.to_numpy(dtype=float)[~missing]
         if len(numbers):
-            drawn = axes.scatter(x[~missing], y[~missing], c=numbers, cmap=scale, norm=scale_of(numbers), **look)
+            drawn = axes.scatter(
+                x[~missing], y[~missing], c=numbers, cmap=scale, norm=scale_of(numbers), **look
+            )
             if legend:
                 add_scale(axes, drawn, numbers)
     sampled = f"\n{len(order):,} of {len(vectors):,} cells" if len(order) < len(vectors) else ""
@@ -115,16 +129,22 @@ def umap(
 def umap_layout(vectors: representation.Vectors, seed: int) -> NDArray[np.float32]:
     """Return UMAP coordinates ``(n, 2)``: scanpy's, 15 neighbours; same seed, same places."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its parts, about one another: nothing that a user can mend
+        warnings.simplefilter(
+            "ignore"
+        )  # of its parts, about one another: nothing that a user can mend
         import scanpy as sc
 
         bare = AnnData(obsm={"X": np.asarray(vectors, dtype=np.float32)})
-        sc.pp.neighbors(bare, n_neighbors=min(NEIGHBOURS, bare.n_obs - 1), use_rep="X", random_state=seed)
+        sc.pp.neighbors(
+            bare, n_neighbors=min(NEIGHBOURS, bare.n_obs - 1), use_rep="X", random_state=seed
+        )
         sc.tl.umap(bare, random_state=seed)
     return np.asarray(bare.obsm["X_umap"])
 
 
-def confusion(true: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None, normalise: bool = True) -> Axes:
+def confusion(
+    true: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None, normalise: bool = True
+) -> Axes:
     """Draw a confusion matrix: a row for each true class, a column for each predicted one, in the same order.
 
     Parameters
@@ -147,13 +167,19 @@ def confusion(true: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None, 
     """
     truth, guess = _series(true, "true"), _series(predicted, "predicted")
     if len(truth) != len(guess):
-        raise InputError(f"there are {len(truth)} true labels and {len(guess)} predicted ones; give one a cell each.")
+        raise InputError(
+            f"there are {len(truth)} true labels and {len(guess)} predicted ones; give one a cell each."
+        )
     known = said(truth) & said(guess)
     if not known.any():
         raise InputError("no cell has both a true and a predicted label.")
     rows, columns = truth[known].astype(str), guess[known].astype(str)
     classes = sorted({*rows, *columns}, key=natural)
-    counts = pd.crosstab(rows, columns).reindex(index=classes, columns=classes, fill_value=0).to_numpy(dtype=float)
+    counts = (
+        pd.crosstab(rows, columns)
+        .reindex(index=classes, columns=classes, fill_value=0)
+        .to_numpy(dtype=float)
+    )
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     shown = shares if normalise else counts
@@ -162,19 +188,29 @@ def confusion(true: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None, 
     drawn = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalise else None)
     ticks = range(len(classes))
     small = "small" if len(classes) <= _WRITTEN else "x-small"
-    axes.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0, fontsize=small)
+    axes.set_xticks(
+        ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0, fontsize=small
+    )
     axes.set_yticks(ticks, classes, fontsize=small)
-    left_out = f"\n{len(known) - int(known.sum()):,} of {len(known):,} cells without a label left out"
+    left_out = (
+        f"\n{len(known) - int(known.sum()):,} of {len(known):,} cells without a label left out"
+    )
     axes.set(xlabel="predicted" + ("" if known.all() else left_out), ylabel="true")
     if len(classes) <= _WRITTEN:
         _write_fields(axes, shares, shown, normalise)
     axes.figure.colorbar(
-        drawn, ax=axes, shrink=0.6, aspect=25, label="share of the true class" if normalise else "cells"
+        drawn,
+        ax=axes,
+        shrink=0.6,
+        aspect=25,
+        label="share of the true class" if normalise else "cells",
     )
     return axes
 
 
-def _write_fields(axes: Axes, shares: NDArray[np.float64], shown: NDArray[np.float64], normalise: bool) -> None:
+def _write_fields(
+    axes: Axes, shares: NDArray[np.float64], shown: NDArray[np.float64], normalise: bool
+) -> None:
     """Write the numbers into the fields, white on dark; not what rounds to nothing."""
     top = np.nanmax(shown)
     for (row, column), value in np.ndenumerate(shown):
@@ -217,7 +253,9 @@ def predicted_against_true(
     x, y = _pairs(true, predicted, name)
     finite = np.isfinite(x) & np.isfinite(y)
     if finite.sum() < 2:
-        raise InputError(f"there are {int(finite.sum())} pairs of finite numbers; two or more are needed.")
+        raise InputError(
+            f"there are {int(finite.sum())} pairs of finite numbers; two or more are needed."
+        )
     left_out = f"\n{int((~finite).sum()):,} of {len(x):,} pairs left out: not finite"
     x, y = x[finite], y[finite]
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
@@ -225,17 +263,32 @@ def predicted_against_true(
     edges = (low - margin, high + margin)
     axes = ax if ax is not None else new_axes(_SIDE + 0.3, _SIDE)
     if len(x) <= _SCATTER:
-        axes.scatter(x, y, s=float(np.clip(8_000 / len(x), 4, 30)), alpha=0.5, linewidths=0, color="C0")
+        axes.scatter(
+            x, y, s=float(np.clip(8_000 / len(x), 4, 30)), alpha=0.5, linewidths=0, color="C0"
+        )
     else:
         drawn = axes.hexbin(
-            x, y, gridsize=50, extent=(*edges, *edges), mincnt=1, norm=LogNorm(), cmap=MAP, linewidths=0
+            x,
+            y,
+            gridsize=50,
+            extent=(*edges, *edges),
+            mincnt=1,
+            norm=LogNorm(),
+            cmap=MAP,
+            linewidths=0,
         )
         axes.figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=25, label="pairs")
     axes.plot(edges, edges, color="0.4", linewidth=1, linestyle="--")
     # exactly: the spread of equal numbers is rounding error
     varies = np.ptp(x) > 0 and np.ptp(y) > 0
-    words = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}" if varies else "Pearson undefined: one side is constant"
-    axes.set(xlim=edges, ylim=edges, aspect="equal", xlabel="true" + ("" if finite.all() else left_out))
+    words = (
+        f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}"
+        if varies
+        else "Pearson undefined: one side is constant"
+    )
+    axes.set(
+        xlim=edges, ylim=edges, aspect="equal", xlabel="true" + ("" if finite.all() else left_out)
+    )
     axes.set_ylabel("predicted")
     axes.set_title(words if name is None else f"{name}: {words}", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
@@ -244,18 +297,26 @@ def predicted_against_true(
 
 def _series(labels: ArrayLike, side: str) -> pd.Series:
     if np.ndim(labels) != 1:
-        raise InputError(f"the {side} labels have {np.ndim(labels)} dimensions; give one label a cell.")
+        raise InputError(
+            f"the {side} labels have {np.ndim(labels)} dimensions; give one label a cell."
+        )
     return pd.Series(labels).reset_index(drop=True)
 
 
-def _pairs(true: Any, predicted: Any, name: str | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _pairs(
+    true: Any, predicted: Any, name: str | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Both sides as float64 ``(m,)``, column after column."""
     if isinstance(true, pd.DataFrame) and isinstance(predicted, pd.DataFrame):
         if list(true.columns) != list(predicted.columns):
-            raise InputError("the true and the predicted table have other columns; give the same in the same order.")
+            raise InputError(
+                "the true and the predicted table have other columns; give the same in the same order."
+            )
         if name is not None:
             if name not in true.columns:
-                raise InputError(f"the tables have no column {name!r}; leave name out to draw all of them together.")
+                raise InputError(
+                    f"the tables have no column {name!r}; leave name out to draw all of them together."
+                )
             true, predicted = true[name], predicted[name]
     sides = []
     for values in (true, predicted):
@@ -265,5 +326,7 @@ def _pairs(true: Any, predicted: Any, name: str | None) -> tuple[NDArray[np.floa
         except (TypeError, ValueError) as error:
             raise InputError(f"true and predicted must be numbers ({error}).") from error
     if sides[0].shape != sides[1].shape:
-        raise InputError(f"true has shape {sides[0].shape}, predicted {sides[1].shape}; they must be the same.")
+        raise InputError(
+            f"true has shape {sides[0].shape}, predicted {sides[1].shape}; they must be the same."
+        )
     return sides[0].ravel(), sides[1].ravel()

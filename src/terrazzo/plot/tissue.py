@@ -15,7 +15,14 @@ from scipy.spatial import cKDTree
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.images import TissueImage
 from terrazzo.plot.figures import add_legend, add_scale, legend_width, new_axes, scale_of, size_of
-from terrazzo.plot.palettes import MISSING, MISSING_COLOUR, Palette, colour_map, label_colours, read_values
+from terrazzo.plot.palettes import (
+    MISSING,
+    MISSING_COLOUR,
+    Palette,
+    colour_map,
+    label_colours,
+    read_values,
+)
 from terrazzo.slices import Slice
 
 if TYPE_CHECKING:
@@ -29,7 +36,9 @@ LONG_SIDE = 5.0  # inches of the tissue's longer side, in a figure of our own
 MAX_SIDE_PX = 1500  # of an image as it is drawn
 _NEIGHBOURS = 4  # of a square lattice all at one distance, of a hexagonal one as well
 _LEAST_POINT = 1.2  # printer's points: a cell is never drawn smaller
-_OVER_IMAGE = 0.7  # diameter of a cell that has histology under it; opaque, or its colour is not the legend's
+_OVER_IMAGE = (
+    0.7  # diameter of a cell that has histology under it; opaque, or its colour is not the legend's
+)
 _RASTER = 20_000  # more cells than this are pixels in a PDF, too
 
 
@@ -194,7 +203,9 @@ def panels(
     width, height = (0.8 * side for side in inches_of(place))
     across = min(n_columns, len(values))
     down = -(-len(values) // across)
-    beside = [max(legend_width(n, height) for n in names[column::across]) for column in range(across)]
+    beside = [
+        max(legend_width(n, height) for n in names[column::across]) for column in range(across)
+    ]
     inches = (across * width + (sum(beside) if legend else 0.0), down * (height + 0.4))
     figure, axes = plt.subplots(down, across, squeeze=False, layout="constrained", figsize=inches)
     for ax in axes.flat[len(values) :]:
@@ -214,7 +225,9 @@ def _check(image: Underlay, alpha: float, size: float | None) -> None:
         raise ConfigError(f"size is {size}; it must be above 0: 1 lets neighbours touch.")
 
 
-def legend_colours(adata: AnnData, color: str, values: pd.Series, palette: Palette | None) -> dict[str, str]:
+def legend_colours(
+    adata: AnnData, color: str, values: pd.Series, palette: Palette | None
+) -> dict[str, str]:
     """Colours of the labels, the missing one last; empty for numbers."""
     if not isinstance(values.dtype, pd.CategoricalDtype):
         return {}
@@ -301,14 +314,25 @@ def inches_of(place: Place) -> tuple[float, float]:
 
 
 def draw(
-    axes: Axes, place: Place, values: pd.Series, names: dict[str, str], palette: Palette | None, *, legend: bool,
-    alpha: float = 1.0, size: float | None = None, norm: Normalize | None = None,
-) -> None:  # fmt: skip
+    axes: Axes,
+    place: Place,
+    values: pd.Series,
+    names: dict[str, str],
+    palette: Palette | None,
+    *,
+    legend: bool,
+    alpha: float = 1.0,
+    size: float | None = None,
+    norm: Normalize | None = None,
+) -> None:
     """Draw values on axes; ``norm`` in place of the numbers' own scale, where several panels share one."""
     if place.pixels is not None:
         axes.imshow(place.pixels, extent=place.extent, interpolation="antialiased", zorder=0)
     usual = 1.0 if place.pixels is None else _OVER_IMAGE
-    look: dict[str, Any] = {"alpha": alpha, "diameter": place.touching * (usual if size is None else size)}
+    look: dict[str, Any] = {
+        "alpha": alpha,
+        "diameter": place.touching * (usual if size is None else size),
+    }
     if place.pixels is not None:
         look["rim"] = "white"  # a pink cell on pink tissue
     axes.set(aspect="equal", xticks=[], yticks=[], facecolor="none")
@@ -325,24 +349,46 @@ def draw(
             add_legend(axes, names)
     elif not missing.all():
         numbers = values.to_numpy(dtype=float)[~missing]
-        shades = {"array": numbers, "cmap": colour_map(palette), "norm": scale_of(numbers) if norm is None else norm}
+        shades = {
+            "array": numbers,
+            "cmap": colour_map(palette),
+            "norm": scale_of(numbers) if norm is None else norm,
+        }
         drawn = _cells(axes, place.coords[~missing], **look, **shades)
         if legend:
             add_scale(axes, drawn, numbers)
 
 
-def _cells(axes: Axes, xy: np.ndarray, *, diameter: float, rim: str | None = None, **look: Any) -> Any:
+def _cells(
+    axes: Axes, xy: np.ndarray, *, diameter: float, rim: str | None = None, **look: Any
+) -> Any:
     """Discs with a diameter in the units of the axes: they touch at every size of the figure."""
     from matplotlib.collections import EllipseCollection
 
-    inches, spans = size_of(axes), np.abs([np.diff(axes.get_xlim()), np.diff(axes.get_ylim())]).ravel()
-    points = 72 * float(np.min(np.maximum(inches, 0.1) / spans))  # printer's points in a unit of the axes
+    inches, spans = (
+        size_of(axes),
+        np.abs([np.diff(axes.get_xlim()), np.diff(axes.get_ylim())]).ravel(),
+    )
+    points = 72 * float(
+        np.min(np.maximum(inches, 0.1) / spans)
+    )  # printer's points in a unit of the axes
     side = max(diameter, _LEAST_POINT / points)
-    edge = {"linewidths": 0} if rim is None else {"edgecolors": rim, "linewidths": min(0.4, 0.06 * side * points)}
+    edge = (
+        {"linewidths": 0}
+        if rim is None
+        else {"edgecolors": rim, "linewidths": min(0.4, 0.06 * side * points)}
+    )
     discs = EllipseCollection(
-        [side], [side], [0.0], units="xy", offsets=xy, offset_transform=axes.transData,
-        rasterized=len(xy) > _RASTER, **edge, **look,
-    )  # fmt: skip
+        [side],
+        [side],
+        [0.0],
+        units="xy",
+        offsets=xy,
+        offset_transform=axes.transData,
+        rasterized=len(xy) > _RASTER,
+        **edge,
+        **look,
+    )
     return axes.add_collection(discs, autolim=False)
 
 

@@ -97,11 +97,15 @@ def write(
                 sheets.append(slices.sheet(_opened(source, name, choices), name, how, blocks))
             except InputError as error:
                 where = str(source) if isinstance(source, Path) else name
-                raise type(error)(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+                raise type(error)(
+                    str(error) if str(error).startswith(where) else f"{where}: {error}"
+                ) from error
             advance(1)
         _check_genes(genes, sheets)
         notes = [f"not shown: {', '.join(found.skipped)}"] if found.skipped else []
-        text = page.render(sheets, found.runs, found.results, blocks, title=title, about=about, notes=notes)
+        text = page.render(
+            sheets, found.runs, found.results, blocks, title=title, about=about, notes=notes
+        )
         _write(text, target)
         advance(1)
     return target
@@ -110,7 +114,11 @@ def write(
 def _opened(source: Any, name: str, choices: Choices) -> Opened:
     if isinstance(source, AnnData):
         return Opened(source, "AnnData", name)
-    return open_slice(source, choices) if isinstance(source, Path) else open_spatialdata(source, choices)
+    return (
+        open_slice(source, choices)
+        if isinstance(source, Path)
+        else open_spatialdata(source, choices)
+    )
 
 
 def _check(target: Path, n_genes: int, projection: str) -> None:

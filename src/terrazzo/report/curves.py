@@ -69,15 +69,26 @@ def read(path: Path, name: str) -> Run:
     """
     try:
         rows = log_files.read(path)
-        table = {c: [float(row[c]) if row[c] else math.nan for row in rows] for c in (rows[0] if rows else ())}
+        table = {
+            c: [float(row[c]) if row[c] else math.nan for row in rows]
+            for c in (rows[0] if rows else ())
+        }
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not the log of a run ({error}).") from error
     if not is_log(list(table)):
-        raise InputError(f"{path} is not the log of a run: it needs columns step and train/..., and a line.")
+        raise InputError(
+            f"{path} is not the log of a run: it needs columns step and train/..., and a line."
+        )
     recipe = path.parent.parent / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if path.name == log_files.CSV and recipe.is_file() else ""
+    text = (
+        recipe.read_text(encoding="utf-8")
+        if path.name == log_files.CSV and recipe.is_file()
+        else ""
+    )
     arrays = {column: np.asarray(values) for column, values in table.items()}
-    return Run(name, [p for part in parts(list(table)) if (p := _panel(part, arrays)) is not None], text)
+    return Run(
+        name, [p for part in parts(list(table)) if (p := _panel(part, arrays)) is not None], text
+    )
 
 
 def is_log(columns: list[str]) -> bool:
@@ -101,14 +112,19 @@ def trivial_of(part: str, columns: list[str]) -> dict[str, str]:
         column.removeprefix(start).replace("_", " "): column
         for column in columns
         if column.startswith(start)
-        and not any(column == f"val/{other}" or column.startswith(f"val/{other}_") for other in longer)
+        and not any(
+            column == f"val/{other}" or column.startswith(f"val/{other}_") for other in longer
+        )
     }
 
 
 def _panel(part: str, table: dict[str, Any]) -> Panel | None:
     step = table["step"]
-    curves = {kind: table[f"{short}/{part}"] for kind, short in (("training", "train"), ("held out", "val"))
-              if f"{short}/{part}" in table and np.isfinite(table[f"{short}/{part}"]).any()}  # fmt: skip
+    curves = {
+        kind: table[f"{short}/{part}"]
+        for kind, short in (("training", "train"), ("held out", "val"))
+        if f"{short}/{part}" in table and np.isfinite(table[f"{short}/{part}"]).any()
+    }
     costs = {}
     for name, column in trivial_of(part, list(table)).items():
         known = table[column][np.isfinite(table[column])]
@@ -117,7 +133,10 @@ def _panel(part: str, table: dict[str, Any]) -> Panel | None:
     if not curves:
         return None
     # a first step or two may cost many times what all others do
-    most = [np.nanpercentile(v, 98) if kind == "training" else np.nanmax(v) for kind, v in curves.items()]
+    most = [
+        np.nanpercentile(v, 98) if kind == "training" else np.nanmax(v)
+        for kind, v in curves.items()
+    ]
     low = float(min([*(np.nanmin(v) for v in curves.values()), *costs.values()]))
     high = float(max([*most, *costs.values()]))
     margin = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
@@ -135,12 +154,16 @@ def _panel(part: str, table: dict[str, Any]) -> Panel | None:
     for kind, values in curves.items():
         known = np.isfinite(values)
         places = zip(x(step[known]), y(values[known]), strict=True)
-        lines.append(Line(kind, " ".join(f"{a:.1f},{b:.1f}" for a, b in places), float(values[known][-1])))
+        lines.append(
+            Line(kind, " ".join(f"{a:.1f},{b:.1f}" for a, b in places), float(values[known][-1]))
+        )
     return Panel(
-        part.replace("_", " "), lines, _apart([Trivial(n, c, float(y(c)), 0.0) for n, c in costs.items()]),
+        part.replace("_", " "),
+        lines,
+        _apart([Trivial(n, c, float(y(c)), 0.0) for n, c in costs.items()]),
         [(float(x(t)), f"{t:,.0f}") for t in ticks(first, last)],
         [(float(y(t)), f"{t:.4g}") for t in ticks(low, high)],
-    )  # fmt: skip
+    )
 
 
 def _apart(trivial: list[Trivial]) -> list[Trivial]:

@@ -33,12 +33,18 @@ class Chosen:
 
 def names_of(tissue: Slice) -> list[str]:
     """Return one name for each gene: its symbol, else its id; a symbol that repeats is followed by the id."""
-    plain = [symbol or id for symbol, id in zip(tissue.gene_symbols.tolist(), tissue.gene_ids.tolist(), strict=True)]
+    plain = [
+        symbol or id
+        for symbol, id in zip(tissue.gene_symbols.tolist(), tissue.gene_ids.tolist(), strict=True)
+    ]
     seen: dict[str, int] = {}
     for name in plain:
         seen[name] = seen.get(name, 0) + 1
     ids = tissue.gene_ids.tolist()
-    return [f"{name} ({id})" if seen[name] > 1 and id else name for name, id in zip(plain, ids, strict=True)]
+    return [
+        f"{name} ({id})" if seen[name] > 1 and id else name
+        for name, id in zip(plain, ids, strict=True)
+    ]
 
 
 def find(tissue: Slice, asked: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -46,7 +52,9 @@ def find(tissue: Slice, asked: Sequence[str]) -> tuple[list[int], list[str]]:
     place: dict[str, int] = {}
     for names in (tissue.gene_ids.tolist(), tissue.gene_symbols.tolist(), names_of(tissue)):
         place |= {name: column for column, name in reversed(list(enumerate(names))) if name}
-    return [place[name] for name in asked if name in place], [name for name in asked if name not in place]
+    return [place[name] for name in asked if name in place], [
+        name for name in asked if name not in place
+    ]
 
 
 def hint(tissue: Slice, name: str) -> str:
@@ -82,7 +90,11 @@ def choose(tissue: Slice, n_genes: int, asked: Sequence[int], seed: int = 0) -> 
     variable = np.sort(np.argsort(-spread, kind="stable")[:pool])
     values = _shown(tissue, sparse.csr_matrix(tissue.counts[:, variable]), slice(None))
     agreement = spatial_autocorrelation(values, tissue.coords)
-    best = [int(column) for column in variable[np.argsort(-agreement, kind="stable")] if column not in set(first)]
+    best = [
+        int(column)
+        for column in variable[np.argsort(-agreement, kind="stable")]
+        if column not in set(first)
+    ]
     best = best[: n - len(first)]
     how = f"of the {pool:,} most variable genes the {len(best):,} whose value says most about their neighbours'"
     return Chosen(first + best, f"those asked for ({len(first)}), and {how}" if first else how)
@@ -103,9 +115,16 @@ def _packed(tissue: Slice, values: NDArray[np.floating], blocks: Blocks) -> dict
     steps = np.rint(values / unit).astype(np.uint32)
     column = sparse.csr_matrix(values[:, None])
     scale = scale_of(_shown(tissue, column, slice(None)).toarray().ravel().astype(np.float64))
-    return {**blocks.numbers(steps, smallest(steps)), "unit": unit, "low": scale.vmin, "high": scale.vmax}
+    return {
+        **blocks.numbers(steps, smallest(steps)),
+        "unit": unit,
+        "low": scale.vmin,
+        "high": scale.vmax,
+    }
 
 
 def _shown(tissue: Slice, counts: sparse.csr_matrix, rows: Any) -> sparse.csr_matrix:
     """Values as they are coloured: log1p of counts per 10,000; those that are no counts as they are."""
-    return log_values(counts, PAPER_TOTAL, tissue.total_counts[rows]) if tissue.is_counts else counts
+    return (
+        log_values(counts, PAPER_TOTAL, tissue.total_counts[rows]) if tissue.is_counts else counts
+    )

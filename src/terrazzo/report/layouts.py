@@ -62,9 +62,14 @@ def draw(
     notes: list[str] = []
     if asked is None:
         found = _worth_drawing(adata, spatial_key)
-        names = [*found[:MOST], *(key for key in _READY if key in adata.obsm and key not in found[:MOST])]
+        names = [
+            *found[:MOST],
+            *(key for key in _READY if key in adata.obsm and key not in found[:MOST]),
+        ]
         if found[MOST:]:
-            notes.append(f"embeddings that are not drawn: {', '.join(found[MOST:])}; name those that you want to see")
+            notes.append(
+                f"embeddings that are not drawn: {', '.join(found[MOST:])}; name those that you want to see"
+            )
     else:
         names = list(dict.fromkeys(asked))
     drawn = []
@@ -94,9 +99,13 @@ def _one(adata: AnnData, name: str, method: Method, seed: int) -> Drawn:
         return Drawn(name, "as it is" if width == 2 else "its only dimension", both)
     if n < LEAST_CELLS or method == "pca" or (method == "auto" and n > UMAP_CELLS):
         places, shares = _components(vectors)
-        slow = f"; UMAP of {n:,} cells would take long" if method == "auto" and n > UMAP_CELLS else ""
+        slow = (
+            f"; UMAP of {n:,} cells would take long" if method == "auto" and n > UMAP_CELLS else ""
+        )
         spread = " and ".join(f"{share:.0%}" for share in shares)
-        return Drawn(name, f"first two principal components, {spread} of the variance{slow}", places)
+        return Drawn(
+            name, f"first two principal components, {spread} of the variance{slow}", places
+        )
     return Drawn(name, "UMAP, 15 neighbours", umap_layout(vectors, seed).astype(np.float64))
 
 

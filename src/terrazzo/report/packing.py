@@ -31,7 +31,10 @@ class Blocks:
         kind
             One of :data:`KINDS`.
         """
-        return {"block": self._keep(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()), "kind": kind}
+        return {
+            "block": self._keep(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()),
+            "kind": kind,
+        }
 
     def places(self, values: NDArray[np.floating]) -> dict[str, Any]:
         """Keep numbers ``(n,)`` in 65,536 even steps between the least and the greatest."""

@@ -24,7 +24,16 @@ SCRIPTS = ("data.js", "raster.js", "plane.js", "legend.js", "viewer.js", "start.
 STYLE = "report.css"
 _STILLS = 3  # pictures of a slice for paper, and where no script runs
 _SHADES = 256
-_FIRST = ("model", "task", "trained", "checkpoint_sha256", "fitted_on", "use_rep", "terrazzo_version", "date")
+_FIRST = (
+    "model",
+    "task",
+    "trained",
+    "checkpoint_sha256",
+    "fitted_on",
+    "use_rep",
+    "terrazzo_version",
+    "date",
+)
 _APART = ("key", "coverage")  # has a table of its own
 
 
@@ -63,17 +72,35 @@ def render(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     rooms = Environment(
-        loader=PackageLoader("terrazzo.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("terrazzo.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
-    script, style = '(() => {{\n"use strict";\n{}}})();\n'.format("\n".join(map(_own, SCRIPTS))), _own(STYLE)
+    )
+    script, style = (
+        '(() => {{\n"use strict";\n{}}})();\n'.format("\n".join(map(_own, SCRIPTS))),
+        _own(STYLE),
+    )
     stills = [still(one) for one in sheets]
     page = rooms.get_template("report.html").render(
-        title=title, about=about, notes=list(notes), sheets=list(zip(sheets, stills, strict=True)), runs=runs,
-        results=results, blocks=blocks.held, data=data(sheets), curves=curves, records=records, script=script,
-        style=style, script_hash=_hash(script), style_hash=_hash(style), version=__version__,
+        title=title,
+        about=about,
+        notes=list(notes),
+        sheets=list(zip(sheets, stills, strict=True)),
+        runs=runs,
+        results=results,
+        blocks=blocks.held,
+        data=data(sheets),
+        curves=curves,
+        records=records,
+        script=script,
+        style=style,
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+        version=__version__,
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )  # fmt: skip
+    )
     return f"{page.rstrip()}\n"
 
 
@@ -91,7 +118,11 @@ def records(sheet: Sheet) -> list[Record]:
     for record in sheet.records:
         facts = [(name.replace("_", " "), str(record[name])) for name in _FIRST if name in record]
         rest = {name: value for name, value in record.items() if name not in (*_FIRST, *_APART)}
-        out.append(Record(record["key"], facts, json.dumps(rest, indent=1, default=str, ensure_ascii=False)))
+        out.append(
+            Record(
+                record["key"], facts, json.dumps(rest, indent=1, default=str, ensure_ascii=False)
+            )
+        )
     return out
 
 
@@ -102,7 +133,9 @@ def still(sheet: Sheet) -> str:
     names = list(sheet.values)[:_STILLS]
     if not names:
         return ""
-    figure = panels(sheet.place, [sheet.values[n] for n in names], [sheet.colours[n] for n in names], names)
+    figure = panels(
+        sheet.place, [sheet.values[n] for n in names], [sheet.colours[n] for n in names], names
+    )
     stream = io.BytesIO()
     try:
         figure.savefig(stream, format="png", dpi=100, bbox_inches="tight")

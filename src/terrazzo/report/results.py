@@ -55,7 +55,11 @@ def _text(value: Any) -> str:
 def kind_of(record: Any) -> str:
     """Return which kind of results a JSON file holds: "bench", "rows", "task", or "" for none."""
     held = set(record) if isinstance(record, dict) else set()
-    kinds = {"bench": {"table", "protocol", "scores"}, "rows": {"title", "rows"}, "task": {"task", "summary", "format"}}
+    kinds = {
+        "bench": {"table", "protocol", "scores"},
+        "rows": {"title", "rows"},
+        "task": {"task", "summary", "format"},
+    }
     return next((kind for kind, needed in kinds.items() if needed <= held), "")
 
 
@@ -87,13 +91,23 @@ def bench(record: dict[str, Any], where: str) -> Result:
     protocol, theirs = table.protocol, render.theirs(table)
     grids = [grid(heading, frame) for heading, frame in render.sections(table)]
     if not theirs.empty:
-        grids.append(grid("Theirs, published", theirs, published=True, note=protocol.published.data.strip()))
+        grids.append(
+            grid("Theirs, published", theirs, published=True, note=protocol.published.data.strip())
+        )
     facts = [
-        f"source: {protocol.source}", f"command: {record.get('command', 'unknown')}", f"date: {table.date}",
-        f"machine: {record.get('machine', 'unknown')}", f"terrazzo {table.version}",
-    ]  # fmt: skip
+        f"source: {protocol.source}",
+        f"command: {record.get('command', 'unknown')}",
+        f"date: {table.date}",
+        f"machine: {record.get('machine', 'unknown')}",
+        f"terrazzo {table.version}",
+    ]
     remarks = [line.removeprefix("- ") for line in render.remarks(table) if line]
-    return Result(protocol.title, facts, grids, [*([protocol.note.strip()] if protocol.note else []), *remarks])
+    return Result(
+        protocol.title,
+        facts,
+        grids,
+        [*([protocol.note.strip()] if protocol.note else []), *remarks],
+    )
 
 
 def rows(record: dict[str, Any], where: str) -> Result:
@@ -122,18 +136,32 @@ def task(result: TaskResult, name: str) -> Result:
         for mean, sd, n in zip(summary["mean"], summary["sd"], summary["n"], strict=True)
     ]
     titled = [column for column in ("system", "split") if column in summary]
-    wide = summary.pivot_table(index=titled, columns="metric", values="score", aggfunc="first", sort=False)
+    wide = summary.pivot_table(
+        index=titled, columns="metric", values="score", aggfunc="first", sort=False
+    )
     grids = [grid("", wide.reset_index().fillna(""))]
     parts = result.metrics[result.metrics["part"] != ""]
     remarks = [*result.notes, "± is the standard deviation over draws, folds or seeds."]
     if len(parts):
         by = [column for column in ("system", "split", "part") if column in parts]
-        each = parts.pivot_table(index=by, columns="metric", values="value", aggfunc="mean", sort=False).reset_index()
+        each = parts.pivot_table(
+            index=by, columns="metric", values="value", aggfunc="mean", sort=False
+        ).reset_index()
         if len(each) > _PARTS:
             remarks.append(f"the first {_PARTS} of {len(each):,} genes or types are listed")
         grids.append(grid("Each gene or type, mean", each.head(_PARTS)))
-    facts = [f"date: {result.date}", f"terrazzo {result.version}", f"{len(result.predictions):,} cells predicted"]
-    return Result(f"{name}: {result.task}", facts, grids, remarks, json.dumps(result.config, indent=1, default=str))
+    facts = [
+        f"date: {result.date}",
+        f"terrazzo {result.version}",
+        f"{len(result.predictions):,} cells predicted",
+    ]
+    return Result(
+        f"{name}: {result.task}",
+        facts,
+        grids,
+        remarks,
+        json.dumps(result.config, indent=1, default=str),
+    )
 
 
 def plain(path: Path) -> Result:
@@ -147,7 +175,11 @@ def plain(path: Path) -> Result:
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=ROWS + 1)
     except (OSError, ValueError) as error:  # pandas' parsing errors are ValueErrors
-        raise InputError(f"{path} is not a readable table ({' '.join(str(error).split())}).") from error
+        raise InputError(
+            f"{path} is not a readable table ({' '.join(str(error).split())})."
+        ) from error
     if len(frame) > ROWS or frame.shape[1] > COLUMNS or frame.empty:
-        raise InputError(f"{path} is no table for a page: 1 to {ROWS} rows and at most {COLUMNS} columns are shown.")
+        raise InputError(
+            f"{path} is no table for a page: 1 to {ROWS} rows and at most {COLUMNS} columns are shown."
+        )
     return Result(path.stem, [], [grid("", frame)])

@@ -99,24 +99,43 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
     asked, lost = expression.find(tissue, settings.genes)
     chosen = expression.choose(tissue, settings.n_genes, asked, settings.seed)
     spatial_key = str(settings.options.get("spatial_key", keys.SPATIAL))
-    drawn, more = layouts.draw(adata, settings.embeddings, settings.projection, spatial_key, settings.seed)
+    drawn, more = layouts.draw(
+        adata, settings.embeddings, settings.projection, spatial_key, settings.seed
+    )
     records = _records(adata)
     data = {
-        "name": name, "cells": tissue.n_cells, "unit": _UNITS.get(tissue.unit, "units"), "isCounts": tissue.is_counts,
-        "diameter": place.touching, "low": place.low.tolist(), "high": place.high.tolist(), "extent": _extent(place),
-        "x": blocks.places(tissue.coords[:, 0]), "y": blocks.places(tissue.coords[:, 1]),
-        "names": blocks.texts(tissue.obs_names.tolist()), "totals": blocks.numbers(tissue.total_counts, "f4"),
+        "name": name,
+        "cells": tissue.n_cells,
+        "unit": _UNITS.get(tissue.unit, "units"),
+        "isCounts": tissue.is_counts,
+        "diameter": place.touching,
+        "low": place.low.tolist(),
+        "high": place.high.tolist(),
+        "extent": _extent(place),
+        "x": blocks.places(tissue.coords[:, 0]),
+        "y": blocks.places(tissue.coords[:, 1]),
+        "names": blocks.texts(tissue.obs_names.tolist()),
+        "totals": blocks.numbers(tissue.total_counts, "f4"),
         "columns": [_packed(adata, column, values[column], blocks) for column in columns],
         "genes": expression.pack(tissue, chosen.columns, blocks),
         "others": blocks.texts(_others(tissue, chosen.columns)),
         "layouts": [_layout(one, blocks) for one in drawn],
-    }  # fmt: skip
+    }
     colours = {column: legend_colours(adata, column, values[column], None) for column in columns}
     return Sheet(
-        name, [*_facts(tissue), *facts], data, None if place.pixels is None else jpeg(place.pixels), place,
-        {column: values[column] for column in columns}, colours, chosen,
-        {name: expression.hint(tissue, name) for name in lost}, _coverage(records), records, [*notes, *more],
-    )  # fmt: skip
+        name,
+        [*_facts(tissue), *facts],
+        data,
+        None if place.pixels is None else jpeg(place.pixels),
+        place,
+        {column: values[column] for column in columns},
+        colours,
+        chosen,
+        {name: expression.hint(tissue, name) for name in lost},
+        _coverage(records),
+        records,
+        [*notes, *more],
+    )
 
 
 def _some(adata: AnnData, seed: int) -> tuple[AnnData, list[str]]:
@@ -140,7 +159,9 @@ def _extent(place: Place) -> list[float]:
     return [left, top, right, bottom]
 
 
-def _columns(adata: AnnData, tissue: Slice, notes: list[str]) -> tuple[list[str], dict[str, pd.Series], list[str]]:
+def _columns(
+    adata: AnnData, tissue: Slice, notes: list[str]
+) -> tuple[list[str], dict[str, pd.Series], list[str]]:
     """Return what is drawn of ``obs``, labels first, and of the counts; its values; columns of one value as facts."""
     labels: list[str] = []
     numbers: list[str] = []
@@ -162,8 +183,13 @@ def _columns(adata: AnnData, tissue: Slice, notes: list[str]) -> tuple[list[str]
     for kept, most in ((labels, _LABELS), (numbers, _NUMBERS)):
         if kept[most:]:
             notes.append(f"columns of obs that are not shown: {', '.join(kept[most:])}")
-    measured = {"counts (all genes)": tissue.total_counts, "genes detected": np.diff(tissue.counts.indptr)}
-    values |= {name: pd.Series(v, dtype=float, index=adata.obs_names) for name, v in measured.items()}
+    measured = {
+        "counts (all genes)": tissue.total_counts,
+        "genes detected": np.diff(tissue.counts.indptr),
+    }
+    values |= {
+        name: pd.Series(v, dtype=float, index=adata.obs_names) for name, v in measured.items()
+    }
     return [*_best_first(labels, values)[:_LABELS], *numbers[:_NUMBERS], *measured], values, facts
 
 
@@ -191,7 +217,12 @@ def _packed(adata: AnnData, column: str, values: pd.Series, blocks: Blocks) -> d
 
 def _layout(one: layouts.Drawn, blocks: Blocks) -> dict[str, Any]:
     x, y = one.places.T
-    return {"key": one.key, "method": one.method, "x": blocks.places(x), "y": blocks.places(-y)}  # y upwards
+    return {
+        "key": one.key,
+        "method": one.method,
+        "x": blocks.places(x),
+        "y": blocks.places(-y),
+    }  # y upwards
 
 
 def _others(tissue: Slice, kept: Sequence[int]) -> list[str]:
@@ -217,7 +248,9 @@ def _records(adata: AnnData) -> list[dict[str, Any]]:
     out = []
     for key, record in dict(adata.uns.get(keys.UNS, {})).items():
         if isinstance(record, dict):
-            out.append({"key": str(key), **{str(name): _plain(value) for name, value in record.items()}})
+            out.append(
+                {"key": str(key), **{str(name): _plain(value) for name, value in record.items()}}
+            )
     return out
 
 
@@ -235,4 +268,6 @@ def _plain(value: Any) -> Any:
 
 def _coverage(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row a model that says how its genes met the slice."""
-    return [{"key": r["key"], **r["coverage"]} for r in records if isinstance(r.get("coverage"), dict)]
+    return [
+        {"key": r["key"], **r["coverage"]} for r in records if isinstance(r.get("coverage"), dict)
+    ]

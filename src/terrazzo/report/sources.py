@@ -22,7 +22,11 @@ _TAKES = (
     "terrazzo pretrain (a folder with logs/metrics.csv), tables (.csv), or folders that hold such"
 )
 _ZARR = ("zarr.json", ".zgroup", ".zattrs")
-_CLOSED = ("manifest.parquet", "model.safetensors", "probe.json")  # a corpus, a checkpoint, a probe: nothing to see
+_CLOSED = (
+    "manifest.parquet",
+    "model.safetensors",
+    "probe.json",
+)  # a corpus, a checkpoint, a probe: nothing to see
 
 
 @dataclass
@@ -50,18 +54,24 @@ def collect(sources: Sequence[Any]) -> Found:
     """
     found, seen = Found(), set[Path]()
     for number, source in enumerate(sources, 1):
-        if isinstance(source, AnnData) or hasattr(source, "tables"):  # SpatialData, without importing it
+        if isinstance(source, AnnData) or hasattr(
+            source, "tables"
+        ):  # SpatialData, without importing it
             found.slices.append((f"slice {number}", source))
         elif isinstance(source, TaskResult):
             found.results.append(results.task(source, f"result {number}"))
         elif isinstance(source, str | Path):
             _given(Path(source), found, seen)
         else:
-            raise InputError(f"a report takes {_TAKES}, an AnnData or a TaskResult, not {type(source).__name__}.")
+            raise InputError(
+                f"a report takes {_TAKES}, an AnnData or a TaskResult, not {type(source).__name__}."
+            )
     if not sources:
         raise InputError(f"nothing is given; a report takes {_TAKES}.")
     if len(found.slices) > SLICES:
-        raise InputError(f"there are {len(found.slices)} slices; one page shows at most {SLICES}: name fewer.")
+        raise InputError(
+            f"there are {len(found.slices)} slices; one page shows at most {SLICES}: name fewer."
+        )
     return found
 
 

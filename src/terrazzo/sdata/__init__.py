@@ -9,4 +9,13 @@ from terrazzo.sdata.container import Container, Element, centres_in, choose_syst
 from terrazzo.sdata.opening import is_store, open_container, refuse_code
 from terrazzo.sdata.transforms import System
 
-__all__ = ["Container", "Element", "System", "centres_in", "choose_system", "is_store", "open_container", "refuse_code"]
+__all__ = [
+    "Container",
+    "Element",
+    "System",
+    "centres_in",
+    "choose_system",
+    "is_store",
+    "open_container",
+    "refuse_code",
+]

@@ -60,7 +60,9 @@ def of_rings(xy: Floats, ring: Ints, inner: NDArray[np.bool_], owner: Ints, n: i
         for part in (cross, (x + x_next) * cross, (y + y_next) * cross)
     )
     sign = np.where(area < 0, -1.0, 1.0) * np.where(inner, -1.0, 1.0)
-    total, *moments = (np.bincount(owner, weights=sign * part, minlength=n) for part in (area, x_sum, y_sum))
+    total, *moments = (
+        np.bincount(owner, weights=sign * part, minlength=n) for part in (area, x_sum, y_sum)
+    )
     extent = np.bincount(thing, weights=(from_mean**2).sum(axis=1), minlength=n)
     solid = total > _FLAT * extent
     shift = np.zeros((n, 2))
@@ -93,7 +95,9 @@ def of_wkb(geometries: Sequence[bytes | None]) -> Floats:
                 inner.append(is_hole)
                 owner.append(number)
         else:
-            raise ValueError(f"a {_NAMES.get(kind, f'geometry of kind {kind}')}, which has no place of its own")
+            raise ValueError(
+                f"a {_NAMES.get(kind, f'geometry of kind {kind}')}, which has no place of its own"
+            )
     if parts:
         ring = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         found = of_rings(np.concatenate(parts), ring, np.array(inner), np.array(owner), len(out))
@@ -110,11 +114,15 @@ def _head(data: bytes, at: int) -> tuple[int, str, int, int]:
     except (IndexError, struct.error) as error:
         raise ValueError("a geometry ends too early") from error
     flags, kind = code >> 28, code & 0x0FFFFFFF
-    dimensions = 2 + (flags >> 3 & 1) + (flags >> 2 & 1) + {0: 0, 1: 1, 2: 1, 3: 2}.get(kind // 1000, 0)
+    dimensions = (
+        2 + (flags >> 3 & 1) + (flags >> 2 & 1) + {0: 0, 1: 1, 2: 1, 3: 2}.get(kind // 1000, 0)
+    )
     return kind % 1000, order, dimensions, at + 5 + (4 if flags & 2 else 0)
 
 
-def _rings(data: bytes, kind: int, order: str, dimensions: int, at: int) -> Iterator[tuple[Floats, bool]]:
+def _rings(
+    data: bytes, kind: int, order: str, dimensions: int, at: int
+) -> Iterator[tuple[Floats, bool]]:
     try:
         parts = 1
         if kind == _MULTIPOLYGON:
@@ -129,7 +137,9 @@ def _rings(data: bytes, kind: int, order: str, dimensions: int, at: int) -> Iter
             at += 4
             for number in range(rings):
                 (corners,) = struct.unpack_from(f"{order}I", data, at)
-                flat = np.frombuffer(data, f"{order}f8", corners * dimensions, at + 4)  # refuses what is not there
+                flat = np.frombuffer(
+                    data, f"{order}f8", corners * dimensions, at + 4
+                )  # refuses what is not there
                 yield flat.reshape(corners, dimensions)[:, :2].astype(np.float64), number > 0
                 at += 4 + flat.nbytes
     except struct.error as error:
@@ -195,7 +205,9 @@ def of_labels(array: Any, blocks: Iterable[tuple[slice, ...]]) -> tuple[Ints, Fl
     every, number, sums = (np.concatenate([one[part] for one in found]) for part in range(3))
     labels, at = np.unique(every, return_inverse=True)
     pixels = np.bincount(at, weights=number)
-    return labels, np.stack([np.bincount(at, weights=sums[:, axis]) / pixels for axis in (0, 1)], axis=1)
+    return labels, np.stack(
+        [np.bincount(at, weights=sums[:, axis]) / pixels for axis in (0, 1)], axis=1
+    )
 
 
 def _in_band(band: NDArray[Any], y0: float, x0: float) -> tuple[Ints, Ints, Floats]:
@@ -209,7 +221,9 @@ def _in_band(band: NDArray[Any], y0: float, x0: float) -> tuple[Ints, Ints, Floa
     else:
         labels, at = np.unique(values, return_inverse=True)
     number = np.bincount(at, minlength=len(labels))
-    sums = [np.bincount(at, weights=part, minlength=len(labels)) for part in (columns + x0, rows + y0)]
+    sums = [
+        np.bincount(at, weights=part, minlength=len(labels)) for part in (columns + x0, rows + y0)
+    ]
     kept = number > 0
     places: Floats = np.stack(sums, axis=1).astype(np.float64)
     return labels[kept], number[kept], places[kept]

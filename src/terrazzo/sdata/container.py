@@ -78,7 +78,9 @@ class Container:
             There is none; several and none named; no such table.
         """
         if not self.tables:
-            raise InputError(f"{self.where} has no table, so no counts; aggregate its points or add a table")
+            raise InputError(
+                f"{self.where} has no table, so no counts; aggregate its points or add a table"
+            )
         return self._one(self.tables, wanted, "table")
 
     def image(self, wanted: str | None) -> Element:
@@ -103,14 +105,22 @@ class Container:
         """
         if name not in self.regions:
             held = ", ".join(self.regions) or "none"
-            raise InputError(f"{self.where} has no shapes, labels or points {name!r}; there are: {held}")
+            raise InputError(
+                f"{self.where} has no shapes, labels or points {name!r}; there are: {held}"
+            )
         return self.regions[name]()
 
     def _one(self, held: Mapping[str, Any], wanted: str | None, what: str) -> str:
         names = ", ".join(held)
         if wanted is None and len(held) > 1:
-            by_path = "" if what != "table" or self.path is None else ", or the path of one, x.zarr/tables/NAME"
-            raise InputError(f"{self.where} has {len(held)} {what}s: pass {what}= one of {names}{by_path}")
+            by_path = (
+                ""
+                if what != "table" or self.path is None
+                else ", or the path of one, x.zarr/tables/NAME"
+            )
+            raise InputError(
+                f"{self.where} has {len(held)} {what}s: pass {what}= one of {names}{by_path}"
+            )
         if wanted is not None and wanted not in held:
             raise InputError(f"{self.where} has no {what} {wanted!r}; {what}s: {names}")
         return next(iter(held)) if wanted is None else wanted
@@ -131,7 +141,9 @@ def choose_system(element: Element, wanted: str | None) -> str:
     first = [name for name in (wanted, GLOBAL) if name in systems]
     found = first or (list(systems) if len(systems) == 1 else own)
     if not found:
-        raise InputError(f"{element.where} lies in the coordinate systems {names}: pass coordinate_system= one of them")
+        raise InputError(
+            f"{element.where} lies in the coordinate systems {names}: pass coordinate_system= one of them"
+        )
     return str(found[0])
 
 
@@ -141,7 +153,10 @@ def annotated(table: AnnData) -> tuple[list[str], str | None, str | None]:
     attributes = dict(attributes) if isinstance(attributes, Mapping) else {}
     region = attributes.get("region")
     names = [str(one) for one in np.ravel(region)] if region is not None else []
-    keys = [None if attributes.get(key) is None else str(attributes[key]) for key in ("region_key", "instance_key")]
+    keys = [
+        None if attributes.get(key) is None else str(attributes[key])
+        for key in ("region_key", "instance_key")
+    ]
     return names, keys[0], keys[1]
 
 
@@ -169,8 +184,14 @@ def centres_in(element: Element, instances: pd.Series) -> NDArray[np.float64]:
     twice = index[index.duplicated()]
     if len(twice) and twice.isin(wanted).any():
         again = twice[twice.isin(wanted)][0]
-        raise InputError(f"{element.where} has {again!r} more than once, so a row of the table means several of it")
-    at = index.get_indexer(wanted) if index.is_unique else index.drop_duplicates().get_indexer(wanted)
+        raise InputError(
+            f"{element.where} has {again!r} more than once, so a row of the table means several of it"
+        )
+    at = (
+        index.get_indexer(wanted)
+        if index.is_unique
+        else index.drop_duplicates().get_indexer(wanted)
+    )
     places = places if index.is_unique else places[~index.duplicated()]
     lost = at < 0
     if lost.any():

@@ -25,7 +25,10 @@ def open_object(sdata: Any) -> Container:
     for kind, opener in (("shapes", _shapes), ("labels", _labels), ("points", _points)):
         for name, element in _held(sdata, kind).items():
             regions[str(name)] = partial(opener, str(name), element)
-    images = {str(name): partial(_image, str(name), element) for name, element in _held(sdata, "images").items()}
+    images = {
+        str(name): partial(_image, str(name), element)
+        for name, element in _held(sdata, "images").items()
+    }
     tables = {str(name): partial(_itself, table) for name, table in _held(sdata, "tables").items()}
     return Container(_WHERE, "spatialdata", tables, regions, images)
 
@@ -80,7 +83,9 @@ def _labels(name: str, element: Any) -> Element:
         return pd.Index(labels), places
 
     if tuple(finest.dims) not in (("y", "x"), ("z", "y", "x")):
-        raise InputError(f"{where} has the axes {', '.join(map(str, finest.dims))}; they must be y and x")
+        raise InputError(
+            f"{where} has the axes {', '.join(map(str, finest.dims))}; they must be y and x"
+        )
     return Element("labels", name, where, _systems(finest, where), found)
 
 
@@ -90,17 +95,28 @@ def _image(name: str, element: Any) -> Element:
     if any(tuple(one.dims) != ("c", "y", "x") for one in levels):
         raise InputError(f"{where} must have the axes c, y and x; it is another kind")
     named = getattr(levels[0], "coords", None)
-    channels = tuple(map(str, np.asarray(named["c"]).tolist())) if named is not None and "c" in named else ()
+    channels = (
+        tuple(map(str, np.asarray(named["c"]).tolist()))
+        if named is not None and "c" in named
+        else ()
+    )
     systems = _systems(levels[0], where)
-    return Element("images", name, where, systems, None, tuple(one.data for one in levels), channels)
+    return Element(
+        "images", name, where, systems, None, tuple(one.data for one in levels), channels
+    )
 
 
 def _levels(element: Any, where: str) -> list[Any]:
     """Return the data arrays of one picture, finest first: one, or a tree of ``scale0``, ``scale1``, ..."""
     if hasattr(element, "dims") and hasattr(element, "data") and not hasattr(element, "children"):
         return [element]
-    parts: dict[Any, Any] = dict(getattr(element, "children", element if isinstance(element, Mapping) else {}))
-    names = sorted((n for n in parts if str(n)[:5] == "scale" and str(n)[5:].isdigit()), key=lambda n: int(str(n)[5:]))
+    parts: dict[Any, Any] = dict(
+        getattr(element, "children", element if isinstance(element, Mapping) else {})
+    )
+    names = sorted(
+        (n for n in parts if str(n)[:5] == "scale" and str(n)[5:].isdigit()),
+        key=lambda n: int(str(n)[5:]),
+    )
     levels = [next(iter(dict(getattr(parts[n], "data_vars", parts[n])).values())) for n in names]
     if not levels:
         raise InputError(f"{where} is neither a picture nor a pyramid of pictures")

@@ -43,8 +43,10 @@ def open_store(path: Path) -> Container:
     for kind, opener in (("shapes", _shapes), ("labels", _labels), ("points", _points)):
         for name in _inside(path / kind):
             regions[name] = partial(opener, path / kind / name, f"{kind} {name!r} of {path}")
-    images = {name: partial(_image, path / "images" / name, f"image {name!r} of {path}")
-              for name in _inside(path / "images")}  # fmt: skip
+    images = {
+        name: partial(_image, path / "images" / name, f"image {name!r} of {path}")
+        for name in _inside(path / "images")
+    }
     folder = table_folder(path)
     tables = {name: partial(read_table, folder / name) for name in _inside(folder)}
     return Container(str(path), path.stem, tables, regions, images, path)
@@ -88,7 +90,9 @@ def read_annotation(path: Path) -> AnnData:
 def _inside(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return sorted(
+        one.name for one in folder.iterdir() if one.is_dir() and not one.name.startswith(".")
+    )
 
 
 @contextmanager
@@ -104,7 +108,9 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except Exception as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{where} cannot be read; it is damaged or of an unknown layout ({detail})") from error
+        raise InputError(
+            f"{where} cannot be read; it is damaged or of an unknown layout ({detail})"
+        ) from error
 
 
 def _group(path: Path) -> Any:
@@ -116,11 +122,14 @@ def _group(path: Path) -> Any:
 def _whole(group: Any, name: str, path: Path, where: str) -> NDArray[Any]:
     """Read an array into memory, after its size was compared with what lies on disk."""
     array = group[name]
-    size, held = int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize, sum(
-        file.stat().st_size for file in (path / name).rglob("*") if file.is_file()
-    )  # fmt: skip
+    size, held = (
+        int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize,
+        sum(file.stat().st_size for file in (path / name).rglob("*") if file.is_file()),
+    )
     if size > _SMALL and size > _MOST_INFLATED * held:
-        raise InputError(f"{where}: {name} claims {size:,} bytes, more than its {held:,} on disk can hold")
+        raise InputError(
+            f"{where}: {name} claims {size:,} bytes, more than its {held:,} on disk can hold"
+        )
     check_chunks(array, where)
     return np.asarray(array[...])
 
@@ -130,7 +139,11 @@ def _shapes(path: Path, where: str) -> Element:
         attributes = _group(path).attrs.asdict()
         systems = from_records(attributes["coordinateTransformations"], where)
         version = str(dict(attributes.get("spatialdata_attrs") or {}).get("version", "0.1"))
-    read = partial(_ragged, path, where) if version == "0.1" else partial(_geoparquet, path / "shapes.parquet", where)
+    read = (
+        partial(_ragged, path, where)
+        if version == "0.1"
+        else partial(_geoparquet, path / "shapes.parquet", where)
+    )
     return Element("shapes", path.name, where, systems, read)
 
 
@@ -138,9 +151,14 @@ def _ragged(path: Path, where: str) -> tuple[pd.Index, NDArray[np.float64]]:
     """Shapes 0.1: ``coords``, ``Index`` and, of polygons, ``offset0``, ``offset1``, ... from the innermost."""
     with _reading(where):
         group = _group(path)
-        names = sorted((n for n in group.array_keys() if re.fullmatch(r"offset\d+", n)), key=lambda n: int(n[6:]))
+        names = sorted(
+            (n for n in group.array_keys() if re.fullmatch(r"offset\d+", n)),
+            key=lambda n: int(n[6:]),
+        )
         offsets = [_whole(group, name, path, where).ravel().astype(np.int64) for name in names]
-        places = centres.of_ragged(_whole(group, "coords", path, where)[:, :2].astype(np.float64), offsets)
+        places = centres.of_ragged(
+            _whole(group, "coords", path, where)[:, :2].astype(np.float64), offsets
+        )
         index = pd.Index(_whole(group, "Index", path, where))
     return _same(index, places, where)
 
@@ -154,14 +172,22 @@ def _geoparquet(path: Path, where: str) -> tuple[pd.Index, NDArray[np.float64]]:
         column = str(about["primary_column"])
         encoding = str(about["columns"][column]["encoding"]).lower()
         if encoding != "wkb" and encoding not in _GEOARROW:
-            raise InputError(f"{where}: geometry encoded as {encoding!r}; WKB and {', '.join(_GEOARROW)} are read")
+            raise InputError(
+                f"{where}: geometry encoded as {encoding!r}; WKB and {', '.join(_GEOARROW)} are read"
+            )
         keys, at = _index_columns(file.schema_arrow), 0
         names: list[Any] = []
         places = [np.zeros((0, 2))]
         for batch in file.iter_batches(_BATCH, columns=[column, *keys.columns]):
             geometry = batch.column(batch.schema.get_field_index(column))
-            geometry = getattr(geometry, "storage", geometry)  # where geoarrow's types are registered
-            places.append(centres.of_wkb(geometry.to_pylist()) if encoding == "wkb" else _geoarrow(geometry, encoding))
+            geometry = getattr(
+                geometry, "storage", geometry
+            )  # where geoarrow's types are registered
+            places.append(
+                centres.of_wkb(geometry.to_pylist())
+                if encoding == "wkb"
+                else _geoarrow(geometry, encoding)
+            )
             names.append(keys.of(batch, at))
             at += len(batch)
         index = pd.Index([]) if not names else names[0].append(names[1:])
@@ -179,16 +205,24 @@ def _geoarrow(geometry: Any, encoding: str) -> NDArray[np.float64]:
         offsets.insert(0, np.concatenate([[0], np.cumsum(sizes)]))
         geometry = geometry.flatten()
     if pa.types.is_struct(geometry.type):
-        xy = np.stack([geometry.field(axis).to_numpy(zero_copy_only=False) for axis in ("x", "y")], axis=1)
+        xy = np.stack(
+            [geometry.field(axis).to_numpy(zero_copy_only=False) for axis in ("x", "y")], axis=1
+        )
     else:
-        xy = geometry.flatten().to_numpy(zero_copy_only=False).reshape(-1, geometry.type.list_size)[:, :2]
+        xy = (
+            geometry.flatten()
+            .to_numpy(zero_copy_only=False)
+            .reshape(-1, geometry.type.list_size)[:, :2]
+        )
     return centres.of_ragged(xy, offsets)
 
 
 def _points(path: Path, where: str) -> Element:
     with _reading(where):
         systems = from_records(_group(path).attrs.asdict()["coordinateTransformations"], where)
-    return Element("points", path.name, where, systems, partial(_point_files, path / "points.parquet", where))
+    return Element(
+        "points", path.name, where, systems, partial(_point_files, path / "points.parquet", where)
+    )
 
 
 def _point_files(path: Path, where: str) -> tuple[pd.Index, NDArray[np.float64]]:
@@ -204,7 +238,12 @@ def _point_files(path: Path, where: str) -> tuple[pd.Index, NDArray[np.float64]]
                 keys = _index_columns(file.schema_arrow)
                 table = file.read(columns=["x", "y", *keys.columns])
             names.append(keys.of(table, 0))
-            places.append(np.stack([table.column(axis).to_numpy().astype(np.float64) for axis in ("x", "y")], axis=1))
+            places.append(
+                np.stack(
+                    [table.column(axis).to_numpy().astype(np.float64) for axis in ("x", "y")],
+                    axis=1,
+                )
+            )
         index = pd.Index([]) if not names else names[0].append(names[1:])
     return _same(index, np.concatenate(places), where)
 
@@ -220,7 +259,9 @@ class _index_columns:
         stated = json.loads((schema.metadata or {}).get(b"pandas", b"{}")).get("index_columns", [])
         self.columns = [one for one in stated if isinstance(one, str)]
         ranges = [one for one in stated if isinstance(one, dict)]
-        self.start, self.step = (int(ranges[0]["start"]), int(ranges[0]["step"])) if ranges else (0, 1)
+        self.start, self.step = (
+            (int(ranges[0]["start"]), int(ranges[0]["step"])) if ranges else (0, 1)
+        )
         if len(self.columns) > 1:
             raise ValueError("an index of several columns")
 
@@ -231,7 +272,9 @@ class _index_columns:
         return pd.Index(self.start + self.step * np.arange(at, at + batch.num_rows))
 
 
-def _same(index: pd.Index, places: NDArray[np.float64], where: str) -> tuple[pd.Index, NDArray[np.float64]]:
+def _same(
+    index: pd.Index, places: NDArray[np.float64], where: str
+) -> tuple[pd.Index, NDArray[np.float64]]:
     if len(index) != len(places):
         raise InputError(f"{where} has {len(index)} names for {len(places)} places; it is damaged")
     return index, places
@@ -247,9 +290,16 @@ def _raster(path: Path, where: str) -> tuple[list[Any], dict[str, System], tuple
     levels = [group[str(one["path"])] for one in pyramid["datasets"]]
     for level in levels:
         if not hasattr(level, "chunks") or level.ndim != len(axes):
-            raise InputError(f"{where}: a level of its pyramid is no picture with the axes {', '.join(axes)}")
+            raise InputError(
+                f"{where}: a level of its pyramid is no picture with the axes {', '.join(axes)}"
+            )
         check_chunks(level, where)
-    return levels, from_records(pyramid["coordinateTransformations"], where), axes, (about, attributes)
+    return (
+        levels,
+        from_records(pyramid["coordinateTransformations"], where),
+        axes,
+        (about, attributes),
+    )
 
 
 def _labels(path: Path, where: str) -> Element:
@@ -269,7 +319,9 @@ def _labels(path: Path, where: str) -> Element:
 def _image(path: Path, where: str) -> Element:
     with _reading(where):
         levels, systems, axes, (about, attributes) = _raster(path, where)
-        held: Sequence[Any] = dict(about.get("omero") or attributes.get("channels_metadata") or {}).get("channels", ())
+        held: Sequence[Any] = dict(
+            about.get("omero") or attributes.get("channels_metadata") or {}
+        ).get("channels", ())
         named = dict(attributes.get("spatialdata_attrs") or {}).get("channel_names")
         channels = tuple(map(str, named or [one.get("label", "") for one in held]))
     if axes != ("c", "y", "x"):

@@ -34,18 +34,26 @@ def open_container(source: Any) -> Container:
 
         return open_store(Path(source))
     if not any(isinstance(getattr(source, kind, None), Mapping) for kind in ("tables", *ELEMENTS)):
-        raise InputError(f"not a SpatialData (with .tables), nor the path of one, but {type(source).__name__}")
+        raise InputError(
+            f"not a SpatialData (with .tables), nor the path of one, but {type(source).__name__}"
+        )
     return open_object(source)
 
 
 def is_store(path: Path) -> bool:
     """Say whether a folder is a whole SpatialData store; a table of it is none, nor is an AnnData."""
-    if not path.is_dir() or not any((path / mark).is_file() for mark in MARKS) or (path / "obs").is_dir():
+    if (
+        not path.is_dir()
+        or not any((path / mark).is_file() for mark in MARKS)
+        or (path / "obs").is_dir()
+    ):
         return False
     attributes = _attributes(path)
     if str(attributes.get("encoding-type", "")) == "anndata":
         return False
-    return "spatialdata_attrs" in attributes or any((path / kind).is_dir() for kind in (*TABLES, "shapes", "labels"))
+    return "spatialdata_attrs" in attributes or any(
+        (path / kind).is_dir() for kind in (*TABLES, "shapes", "labels")
+    )
 
 
 def refuse_code(path: Path) -> None:
@@ -70,7 +78,10 @@ def _names_pickle(content: Any) -> bool:
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            if any("pickle" in str(one.get(key, "")).lower() for key in ("id", "name", "object_codec_id")):
+            if any(
+                "pickle" in str(one.get(key, "")).lower()
+                for key in ("id", "name", "object_codec_id")
+            ):
                 return True
             waiting += [held for held in one.values() if isinstance(held, dict | list)]
         elif isinstance(one, list):
@@ -85,7 +96,11 @@ def _attributes(path: Path) -> dict[str, Any]:
                 content = _read_json(path / mark)
             except InputError:
                 continue  # it is said where it is opened
-            content = content.get("attributes", {}) if mark == "zarr.json" and isinstance(content, dict) else content
+            content = (
+                content.get("attributes", {})
+                if mark == "zarr.json" and isinstance(content, dict)
+                else content
+            )
             return content if isinstance(content, dict) else {}
     return {}
 
@@ -93,7 +108,9 @@ def _attributes(path: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _MOST_JSON:
-            raise InputError(f"{path} is {path.stat().st_size:,} bytes, far more than a description needs")
+            raise InputError(
+                f"{path} is {path.stat().st_size:,} bytes, far more than a description needs"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(

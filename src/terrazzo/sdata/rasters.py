@@ -43,7 +43,8 @@ def boxes(array: Any, where: str) -> Iterator[tuple[slice, ...]]:
     steps = [range(0, side, step) for side, step in zip(array.shape, _chunks(array), strict=True)]
     for corner in product(*steps):
         yield tuple(
-            slice(at, min(at + axis.step, side)) for at, axis, side in zip(corner, steps, array.shape, strict=True)
+            slice(at, min(at + axis.step, side))
+            for at, axis, side in zip(corner, steps, array.shape, strict=True)
         )
 
 

@@ -64,9 +64,13 @@ def from_records(records: Any, where: str) -> dict[str, System]:
             matrix, axes = _matrix(record, _axes(record["input"]), 0)
             units = {str(axis.get("unit", "")) for axis in output["axes"] if axis["name"] in _XY}
             unit = units.pop() if len(units) == 1 else ""
-            systems[str(output["name"])] = System(_plane(matrix, _axes(record["input"]), axes), unit)
+            systems[str(output["name"])] = System(
+                _plane(matrix, _axes(record["input"]), axes), unit
+            )
     except _BAD as error:
-        raise InputError(f"{where}: a coordinate transformation cannot be read ({error})") from error
+        raise InputError(
+            f"{where}: a coordinate transformation cannot be read ({error})"
+        ) from error
     return systems
 
 
@@ -81,10 +85,14 @@ def from_objects(transformations: Any, where: str) -> dict[str, System]:
     systems = {}
     for name, one in dict(transformations or {}).items():
         try:
-            matrix = np.asarray(one.to_affine_matrix(input_axes=_XY, output_axes=_XY), dtype=np.float64)
+            matrix = np.asarray(
+                one.to_affine_matrix(input_axes=_XY, output_axes=_XY), dtype=np.float64
+            )
             systems[str(name)] = System(_plane(matrix, _XY, _XY))
         except _BAD as error:
-            raise InputError(f"{where}: cannot read the transformation {one!r} ({error})") from error
+            raise InputError(
+                f"{where}: cannot read the transformation {one!r} ({error})"
+            ) from error
     return systems
 
 
@@ -92,7 +100,9 @@ def _axes(system: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(axis["name"]) for axis in system["axes"])
 
 
-def _plane(matrix: NDArray[np.float64], before: Sequence[str], after: Sequence[str]) -> NDArray[np.float64]:
+def _plane(
+    matrix: NDArray[np.float64], before: Sequence[str], after: Sequence[str]
+) -> NDArray[np.float64]:
     """Keep what x and y become of x and y, 3 x 3."""
     rows = [list(after).index(axis) for axis in _XY]
     columns = [list(before).index(axis) for axis in _XY]
@@ -122,7 +132,9 @@ def _matrix(
         matrix = np.zeros((len(after) + 1, n + 1))
         matrix[:-1], matrix[-1, -1] = _numbers(record["affine"], (len(after), n + 1)), 1
     elif kind == "mapAxis":  # axis after: axis before
-        after = _axes(record["output"]) if "output" in record else tuple(map(str, record["mapAxis"]))
+        after = (
+            _axes(record["output"]) if "output" in record else tuple(map(str, record["mapAxis"]))
+        )
         matrix = np.zeros((len(after) + 1, n + 1))
         matrix[-1, -1] = 1
         for row, axis in enumerate(after):

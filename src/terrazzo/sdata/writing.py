@@ -81,9 +81,12 @@ def copy_with_table(store: Path, target: Path, name: str, adata: AnnData) -> Non
         try:
             kept = table_folder(store) / name
             shutil.copytree(
-                store, draft, dirs_exist_ok=True, copy_function=_copy,
+                store,
+                draft,
+                dirs_exist_ok=True,
+                copy_function=_copy,
                 ignore=lambda folder, names: _no_data(Path(folder), names, kept),
-            )  # fmt: skip
+            )
             _replace_table(draft, name, adata)
             _consolidate(draft)
             draft.chmod(0o755)
@@ -172,4 +175,6 @@ def _said(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, shutil.Error) as error:
-        raise OutputError(f"{target} could not be written: {why_not(error)}. Nothing of it was kept.") from error
+        raise OutputError(
+            f"{target} could not be written: {why_not(error)}. Nothing of it was kept."
+        ) from error

@@ -29,7 +29,16 @@ import scipy.sparse as sp
 
 from terrazzo import keys
 from terrazzo.errors import ConfigError
-from terrazzo.simulate.engine import _PLATFORMS, _SEQUENCED, _Atlas, _atlas, _expression, _histology, _Truth, _truth
+from terrazzo.simulate.engine import (
+    _PLATFORMS,
+    _SEQUENCED,
+    _Atlas,
+    _atlas,
+    _expression,
+    _histology,
+    _Truth,
+    _truth,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,7 +56,10 @@ _FIRST_ID = 99_000_000_001  # far above any real Ensembl number
 def _check_value(name: str, value: Any) -> None:
     fine: bool
     if name in ("name", "donor"):
-        wanted, fine = "a non-empty text without '/'", isinstance(value, str) and value != "" and "/" not in value
+        wanted, fine = (
+            "a non-empty text without '/'",
+            isinstance(value, str) and value != "" and "/" not in value,
+        )
     elif name in ("depth", "batch"):
         wanted = "a number above 0" if name == "depth" else "a number of at least 0"
         fine = isinstance(value, (int, float, np.number)) and bool(np.isfinite(value))
@@ -55,7 +67,11 @@ def _check_value(name: str, value: Any) -> None:
     else:
         lowest = 0 if name.endswith("seed") else 1
         wanted = f"a whole number of at least {lowest}"
-        fine = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= lowest)
+        fine = (
+            isinstance(value, (int, np.integer))
+            and not isinstance(value, bool)
+            and bool(value >= lowest)
+        )
     if not fine:
         raise ConfigError(f"simulate: {name} must be {wanted}, got {value!r}.")
 
@@ -76,18 +92,24 @@ def _check(
         ("organism", organism, tuple(_PREFIX)),
     ):
         if value not in known:
-            raise ConfigError(f"simulate: {name}={value!r} is not known; use one of {', '.join(known)}.")
+            raise ConfigError(
+                f"simulate: {name}={value!r} is not known; use one of {', '.join(known)}."
+            )
     if gene_ids is None and symbols is not None:
         raise ConfigError("simulate: gene_symbols needs gene_ids of the same length.")
     for name, values in (("gene_ids", gene_ids), ("gene_symbols", symbols)):
         if values is not None and (isinstance(values, str) or len(set(values)) != len(values)):
             raise ConfigError(f"simulate: {name} must be a list of names without repeats.")
         if values is not None and gene_ids is not None and len(values) != len(gene_ids):
-            raise ConfigError(f"simulate: {name} has {len(values)} names for {len(gene_ids)} gene_ids.")
+            raise ConfigError(
+                f"simulate: {name} has {len(values)} names for {len(gene_ids)} gene_ids."
+            )
     if n_genes is None:
         n_genes = 300 if gene_ids is None else len(gene_ids)
     if gene_ids is not None and n_genes != len(gene_ids):
-        raise ConfigError(f"simulate: n_genes={n_genes}, but gene_ids has {len(gene_ids)}; leave n_genes out.")
+        raise ConfigError(
+            f"simulate: n_genes={n_genes}, but gene_ids has {len(gene_ids)}; leave n_genes out."
+        )
     for name, value in {"n_genes": n_genes, **more}.items():
         _check_value(name, value)
     return int(n_genes)
@@ -168,27 +190,50 @@ def tissue(
     (200, 50)
     """
     n_genes = _check(
-        layout, shape, organism, n_genes, gene_ids, gene_symbols, n_cells=n_cells, n_regions=n_regions,
-        n_types=n_types, seed=seed, atlas_seed=atlas_seed, depth=1.0 if depth is None else depth, image_px=image_px,
-        batch=batch, donor=donor, name=name,
-    )  # fmt: skip
+        layout,
+        shape,
+        organism,
+        n_genes,
+        gene_ids,
+        gene_symbols,
+        n_cells=n_cells,
+        n_regions=n_regions,
+        n_types=n_types,
+        seed=seed,
+        atlas_seed=atlas_seed,
+        depth=1.0 if depth is None else depth,
+        image_px=image_px,
+        batch=batch,
+        donor=donor,
+        name=name,
+    )
     atlas, platform = _atlas(n_genes, n_regions, n_types, atlas_seed), _PLATFORMS[layout]
     truth = _truth(layout, n_cells, shape, atlas, seed)
     if depth is None:
         sequenced = layout == "cells" and n_genes > _SEQUENCED
         depth = 1050.0 if sequenced else platform.depth * (n_genes / platform.genes) ** 0.3
     settings = {
-        "layout": layout, "n_cells": n_cells, "n_genes": n_genes, "n_regions": n_regions, "n_types": n_types,
-        "seed": seed, "atlas_seed": atlas_seed, "depth": float(depth), "shape": shape, "batch": float(batch),
+        "layout": layout,
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "n_regions": n_regions,
+        "n_types": n_types,
+        "seed": seed,
+        "atlas_seed": atlas_seed,
+        "depth": float(depth),
+        "shape": shape,
+        "batch": float(batch),
         "microns_per_pixel": truth.microns,
-    }  # fmt: skip
+    }
     adata = _assemble(truth, atlas, _expression(truth, atlas, depth, batch, seed), name)
     ids = gene_ids or [f"{_PREFIX[organism]}{_FIRST_ID + i:011d}" for i in range(n_genes)]
     made = [f"{'SIM' if organism == 'human' else 'Sim'}{i + 1}" for i in range(n_genes)]
     adata.var_names = list(gene_symbols or gene_ids or made)
     adata.var["ensembl_id"] = list(ids)
     adata.obs["donor"] = pd.Categorical([donor] * n_cells)
-    adata.uns.update(technology=technology or platform.technology, organism=organism, simulation=settings)
+    adata.uns.update(
+        technology=technology or platform.technology, organism=organism, simulation=settings
+    )
     if image:
         picture, finest = _histology(truth, atlas, image_px, np.random.default_rng([seed, 5]))
         factors = {
@@ -262,9 +307,18 @@ def corpus(
         _check_value(label, value)
     known = set(inspect.signature(tissue).parameters) - {"donor"}
     for option in sorted(set(options) - known):
-        raise ConfigError(f"simulate: {option} is not an option of corpus; use any of {', '.join(sorted(known))}.")
+        raise ConfigError(
+            f"simulate: {option} is not an option of corpus; use any of {', '.join(sorted(known))}."
+        )
     seeds = np.random.default_rng([seed, 6]).integers(2**31, size=n_slices)
     return [
-        tissue(n_cells, seed=int(s), batch=batch, name=f"{name}_{i + 1}", donor=f"donor_{i % n_donors + 1}", **options)
+        tissue(
+            n_cells,
+            seed=int(s),
+            batch=batch,
+            name=f"{name}_{i + 1}",
+            donor=f"donor_{i % n_donors + 1}",
+            **options,
+        )
         for i, s in enumerate(seeds)
     ]

@@ -82,7 +82,12 @@ def _atlas(n_genes: int, n_regions: int, n_types: int, atlas_seed: int) -> _Atla
     n_own = n_types - n_shared
     home, region = (np.arange(n_own) + 0.5) / n_own, (np.arange(n_regions) + 0.5) / n_regions
     own = np.exp(-0.5 * ((region[:, None] - home) / (0.75 / n_regions)) ** 2) + 0.02
-    mixture = np.hstack([0.6 * own / own.sum(1, keepdims=True), np.full((n_regions, n_shared), 0.4 / max(1, n_shared))])
+    mixture = np.hstack(
+        [
+            0.6 * own / own.sum(1, keepdims=True),
+            np.full((n_regions, n_shared), 0.4 / max(1, n_shared)),
+        ]
+    )
     return _Atlas(
         base / base.sum(),
         type_fold,
@@ -120,7 +125,9 @@ class _Geometry:
         """Smooth random field, mean about 0 and standard deviation about 1."""
         total = np.zeros(xy.shape[:-1], dtype=xy.dtype)
         for (u, v), phase in zip(self.waves[which], self.phases[which], strict=True):
-            total += np.sin(xy[..., 0] * xy.dtype.type(u) + xy[..., 1] * xy.dtype.type(v) + xy.dtype.type(phase))
+            total += np.sin(
+                xy[..., 0] * xy.dtype.type(u) + xy[..., 1] * xy.dtype.type(v) + xy.dtype.type(phase)
+            )
         return total / xy.dtype.type(3**0.5)
 
     def level(self, xy: Floats) -> Floats:
@@ -139,12 +146,19 @@ class _Geometry:
 
 
 def _cell_positions(
-    n: int, radius: float, geometry: _Geometry, density: Floats, area: float, rng: np.random.Generator
+    n: int,
+    radius: float,
+    geometry: _Geometry,
+    density: Floats,
+    area: float,
+    rng: np.random.Generator,
 ) -> Floats:
     """Draw the ``n`` innermost cells, one per ``area`` um^2: a jittered hexagonal grid, thinned by region."""
     pitch = (2 / 3**0.5 * area * float(density.mean())) ** 0.5 / radius
     reach = 1.5 + 4 * pitch
-    cols, rows = np.meshgrid(np.arange(-reach, reach, pitch), np.arange(-reach, reach, pitch * 0.75**0.5))
+    cols, rows = np.meshgrid(
+        np.arange(-reach, reach, pitch), np.arange(-reach, reach, pitch * 0.75**0.5)
+    )
     cols[1::2] += pitch / 2
     xy = np.stack([cols.ravel(), rows.ravel()], axis=1)
     xy += rng.normal(0.0, 0.18 * pitch, xy.shape)
@@ -157,7 +171,10 @@ def _lattice(n: int, layout: str, radius: float, geometry: _Geometry) -> tuple[F
     """Return the ``n`` innermost spots, in unit coordinates, with array row and column (Visium: row + col even)."""
     span = int(np.ceil(2.0 * radius / 86.0)) + 4
     span += span % 2
-    row, col = (a.ravel() for a in np.meshgrid(np.arange(-span, span + 1), np.arange(-2 * span, 2 * span + 1)))
+    row, col = (
+        a.ravel()
+        for a in np.meshgrid(np.arange(-span, span + 1), np.arange(-2 * span, 2 * span + 1))
+    )
     if layout == "visium":
         even = (row + col) % 2 == 0
         row, col = row[even], col[even]
@@ -168,7 +185,10 @@ def _lattice(n: int, layout: str, radius: float, geometry: _Geometry) -> tuple[F
     inner = np.sort(np.argsort(geometry.level(xy), kind="stable")[:n])
     inner = inner[np.lexsort((col[inner], row[inner]))]
     row, col = row[inner] + span, col[inner] + 2 * span
-    margin = (int(row.min()) - 2) // 2 * 2, (int(col.min()) - 2) // 2 * 2  # even shifts keep the parity
+    margin = (
+        (int(row.min()) - 2) // 2 * 2,
+        (int(col.min()) - 2) // 2 * 2,
+    )  # even shifts keep the parity
     return xy[inner], row - margin[0], col - margin[1]
 
 
@@ -191,18 +211,33 @@ def _negative_binomial(mean: Floats, size: Floats, rng: np.random.Generator) -> 
         count += 1
         values[live] = count
         more = (u > below) & (mass > 1e-12)
-        live, u, r, step, mass, below = live[more], u[more], r[more], step[more], mass[more], below[more]
+        live, u, r, step, mass, below = (
+            live[more],
+            u[more],
+            r[more],
+            step[more],
+            mass[more],
+            below[more],
+        )
     todo = np.flatnonzero(m > 30)  # gamma-Poisson, drawn again where zero
     while todo.size:
         shape = size[cols[todo]]
         values[todo] = rng.poisson(rng.gamma(shape, m[todo] / shape))
         todo = todo[values[todo] == 0]
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(mean)))]).astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(mean)))]).astype(
+        np.int32
+    )
     return sp.csr_matrix((values, cols.astype(np.int32), indptr), shape=mean.shape)
 
 
 def _counts(
-    weights: sp.csr_matrix, state: Floats, library: Floats, atlas: _Atlas, size: Floats, batch: Floats, rng: Any
+    weights: sp.csr_matrix,
+    state: Floats,
+    library: Floats,
+    atlas: _Atlas,
+    size: Floats,
+    batch: Floats,
+    rng: Any,
 ) -> sp.csr_matrix:
     """Sample (n, G) counts; ``weights`` (n, R * T) is the share of each region and type in an observation."""
     profiles = atlas.base * batch * atlas.region_fold[:, None, :] * atlas.type_fold[None]
@@ -221,15 +256,25 @@ def _counts(
 
 
 def _composition(
-    xy: Floats, platform: _Platform, radius: float, geometry: _Geometry, atlas: _Atlas, rng: np.random.Generator
+    xy: Floats,
+    platform: _Platform,
+    radius: float,
+    geometry: _Geometry,
+    atlas: _Atlas,
+    rng: np.random.Generator,
 ) -> tuple[Ints, Floats, Ints, Ints]:
     """Draw the cells of each observation: its index, the cell's place in unit coordinates, region and type."""
     if platform.cells == 1:
         owner, places = np.arange(len(xy)), xy
     else:
         crowd = platform.cells * (atlas.density / atlas.density.mean())[geometry.region(xy)]
-        owner = np.repeat(np.arange(len(xy)), 1 + rng.poisson(crowd - 1 if crowd.min() > 1 else crowd))
-        r, turn = platform.diameter / 2 * rng.random(len(owner)) ** 0.5, rng.uniform(0, 2 * np.pi, len(owner))
+        owner = np.repeat(
+            np.arange(len(xy)), 1 + rng.poisson(crowd - 1 if crowd.min() > 1 else crowd)
+        )
+        r, turn = (
+            platform.diameter / 2 * rng.random(len(owner)) ** 0.5,
+            rng.uniform(0, 2 * np.pi, len(owner)),
+        )
         places = xy[owner] + np.stack([r * np.cos(turn), r * np.sin(turn)], axis=1) / radius
     region = geometry.region(places)
     return owner, places, region, _types(region, atlas, rng)
@@ -263,7 +308,9 @@ class _Truth:
         return xy @ self.turn * (self.radius / self.microns) + self.shift
 
     def to_unit(self, xy: Floats) -> Floats:
-        back = (self.turn.T * (self.microns / self.radius)).astype(xy.dtype)  # float32 stays float32
+        back = (self.turn.T * (self.microns / self.radius)).astype(
+            xy.dtype
+        )  # float32 stays float32
         return (xy - self.shift.astype(xy.dtype)) @ back
 
 
@@ -285,7 +332,9 @@ def _truth(layout: str, n: int, shape: str, atlas: _Atlas, seed: int) -> _Truth:
     low, high = flat.min(0) - margin, flat.max(0) + margin
     cells = _composition(xy, platform, radius, geometry, atlas, rng)
     cut = float(geometry.level(xy).max())
-    return _Truth(platform, geometry, radius, xy, lattice, *cells, microns, turn, -low, high - low, cut)
+    return _Truth(
+        platform, geometry, radius, xy, lattice, *cells, microns, turn, -low, high - low, cut
+    )
 
 
 def _stamp(canvas: Floats, xy: Floats, radius: Floats, rng: np.random.Generator) -> None:
@@ -294,13 +343,20 @@ def _stamp(canvas: Floats, xy: Floats, radius: Floats, rng: np.random.Generator)
     long, turn = rng.uniform(1.0, 1.35, len(xy)), rng.uniform(0.0, np.pi, len(xy))
     faint = rng.uniform(0.65, 0.95, len(xy)) * np.minimum(1.0, (radius / 0.7) ** 2)
     reach = int(np.ceil(1.35 * radius.max(initial=0.0) + 0.5))
-    dx, dy = (a.ravel() for a in np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1)))
+    dx, dy = (
+        a.ravel() for a in np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
+    )
     for start in range(0, len(xy), max(1, _BLOCK // dx.size)):
         part = slice(start, start + max(1, _BLOCK // dx.size))
         corner = np.floor(xy[part]).astype(int)
         x, y = corner[:, :1] + dx, corner[:, 1:] + dy
         u, v = x + 0.5 - xy[part, :1], y + 0.5 - xy[part, 1:]
-        cos, sin, r, e = np.cos(turn[part, None]), np.sin(turn[part, None]), radius[part, None], long[part, None]
+        cos, sin, r, e = (
+            np.cos(turn[part, None]),
+            np.sin(turn[part, None]),
+            radius[part, None],
+            long[part, None],
+        )
         away = np.hypot((u * cos + v * sin) / e, (v * cos - u * sin) * e)
         ink = np.clip(r - away + 0.5, 0.0, 1.0) * faint[part, None]
         drawn = (ink > 0) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
@@ -317,7 +373,9 @@ def _histology(
     finest = max(_FINEST, float(truth.extent.max()) * truth.microns / image_px)
     scale = truth.microns / finest  # image pixels per native unit
     width, height = (max(1, int(a)) for a in np.ceil(truth.extent * scale - 1e-6))
-    cols, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    cols, rows = np.meshgrid(
+        np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    )
     unit = truth.to_unit(np.stack([cols + 0.5, rows + 0.5], axis=-1) / np.float32(scale))
     inside = geometry.level(unit) <= truth.cut + 8.0 / truth.radius
     region = geometry.region(unit)
@@ -334,7 +392,10 @@ def _histology(
         more = more[geometry.level(more) <= truth.cut]
         near, _ = cKDTree(truth.xy).query(more)
         more = more[near * truth.radius > platform.diameter / 2]
-        places, types = np.concatenate([places, more]), np.append(types, _types(geometry.region(more), atlas, rng))
+        places, types = (
+            np.concatenate([places, more]),
+            np.append(types, _types(geometry.region(more), atlas, rng)),
+        )
     ink = np.zeros((height, width), dtype=np.float32)
     jitter = rng.uniform(0.85, 1.15, len(places))
     _stamp(ink, truth.to_native(places) * scale, atlas.nucleus[types] * jitter / finest, rng)
@@ -343,12 +404,16 @@ def _histology(
     return np.clip(rgb, 0, 255).astype(np.uint8), finest
 
 
-def _expression(truth: _Truth, atlas: _Atlas, depth: float, batch: float, seed: int) -> sp.csr_matrix:
+def _expression(
+    truth: _Truth, atlas: _Atlas, depth: float, batch: float, seed: int
+) -> sp.csr_matrix:
     """Turn the cells of each observation into (n, G) counts of median total ``depth``."""
     rng, n, platform = np.random.default_rng([seed, 3]), len(truth.xy), truth.platform
     n_regions, n_types = atlas.mixture.shape
     bulk = atlas.bulk[truth.types]
-    weights = sp.csr_matrix((bulk, (truth.owner, truth.regions * n_types + truth.types)), (n, n_regions * n_types))
+    weights = sp.csr_matrix(
+        (bulk, (truth.owner, truth.regions * n_types + truth.types)), (n, n_regions * n_types)
+    )
     library = np.asarray(weights.sum(1)).ravel()
     weights = sp.csr_matrix(sp.diags(1 / library) @ weights, dtype=np.float32)
     library *= np.exp(rng.normal(0.0, platform.sd, n))

@@ -56,7 +56,9 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> Co
         found.append((CountsFound(csr, var, source, fault == ""), fault))
         if not fault:
             if len(found) > 1:
-                logger.info("counts taken from %s: %s does not hold counts", source, found[0][0].source)
+                logger.info(
+                    "counts taken from %s: %s does not hold counts", source, found[0][0].source
+                )
             return found[-1][0]
     if not found:
         raise InputError(
@@ -149,7 +151,9 @@ def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
         raise InputError(f"{where} is not a two-dimensional matrix (found {type(matrix).__name__})")
     dtype = np.dtype(matrix.dtype)
     if dtype.kind not in "biuf":
-        raise InputError(f"{where} does not hold numbers (dtype {dtype}); convert it to a numeric matrix")
+        raise InputError(
+            f"{where} does not hold numbers (dtype {dtype}); convert it to a numeric matrix"
+        )
     if sp.issparse(matrix):
         return canonical(_sparse_copy(matrix))
     n_rows, n_cols = matrix.shape
@@ -169,6 +173,10 @@ def _block(matrix: Any, start: int, stop: int) -> Any:
 
 def _sparse_copy(matrix: Any) -> sp.csr_matrix:
     """Copy a sparse matrix to CSR, wide enough that summing duplicates cannot overflow or round."""
-    exact = matrix.format in ("csr", "csc") and matrix.dtype == np.float32 and matrix.has_canonical_format
+    exact = (
+        matrix.format in ("csr", "csc")
+        and matrix.dtype == np.float32
+        and matrix.has_canonical_format
+    )
     wide = matrix.astype(np.float32 if exact else np.float64, copy=True)
     return sp.csr_matrix(wide.tocsr())

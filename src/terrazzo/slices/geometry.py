@@ -24,13 +24,31 @@ if TYPE_CHECKING:
 UNITS = ("um", "pixel", "array", "unknown")
 VISIUM_PITCH = 100.0  # um, centre to centre, hexagonal
 ST_PITCH = 200.0  # um, square array of about 1,000 spots
-ST_DENSE_PITCH = 150.0  # um, between diagonal neighbours of the staggered array of about 2,000 spots
-SPOT_DIAMETER = 65.0  # um; what Space Ranger's spot_diameter_fullres spans (the printed spot is 55 um)
+ST_DENSE_PITCH = (
+    150.0  # um, between diagonal neighbours of the staggered array of about 2,000 spots
+)
+SPOT_DIAMETER = (
+    65.0  # um; what Space Ranger's spot_diameter_fullres spans (the printed spot is 55 um)
+)
 _ST_EXTENT = 80  # rows or columns; a larger square lattice is no ST array but a binned platform
-_HEX_RATIO = 1.17  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on the staggered ST array
-_MIN_VISIUM_SPACING = 80.0  # um; spots closer than this show that spot_diameter_fullres is no Visium value
+_HEX_RATIO = (
+    1.17  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on the staggered ST array
+)
+_MIN_VISIUM_SPACING = (
+    80.0  # um; spots closer than this show that spot_diameter_fullres is no Visium value
+)
 
-UM_WORDS = ("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometre", "micrometers", "micrometres")
+UM_WORDS = (
+    "um",
+    "\u00b5m",
+    "\u03bcm",
+    "micron",
+    "microns",
+    "micrometer",
+    "micrometre",
+    "micrometers",
+    "micrometres",
+)
 _PLATFORM_UM = {  # micrometres per native unit
     "xenium": 1.0,
     "merfish": 1.0,
@@ -42,8 +60,15 @@ _PLATFORM_UM = {  # micrometres per native unit
 }
 _ST_NAMES = ("st", "st1k", "st2k", "legacyst", "spatialtranscriptomics")
 _HD_NAME = re.compile(r"s_(\d{3})um_\d+_\d+")
-_PAIRS = (("x", "y"), ("X", "Y"), ("x_centroid", "y_centroid"), ("CenterX_global_px", "CenterY_global_px"),
-          ("center_x", "center_y"), ("imagecol", "imagerow"), ("pxl_col_in_fullres", "pxl_row_in_fullres"))  # fmt: skip
+_PAIRS = (
+    ("x", "y"),
+    ("X", "Y"),
+    ("x_centroid", "y_centroid"),
+    ("CenterX_global_px", "CenterY_global_px"),
+    ("center_x", "center_y"),
+    ("imagecol", "imagerow"),
+    ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+)
 _VISIUM_STEPS = ((0, 2), (1, 1), (1, -1))
 _DIAGONAL_STEPS = ((1, 1), (1, -1))
 _SQUARE_STEPS = ((0, 1), (1, 0))
@@ -78,14 +103,18 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
     try:
         coords = np.array(raw, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where} does not hold numbers ({error}); give two numeric columns, x and y") from error
+        raise InputError(
+            f"{where} does not hold numbers ({error}); give two numeric columns, x and y"
+        ) from error
     if coords.ndim != 2 or coords.shape[0] != adata.n_obs or coords.shape[1] < 2:
         raise InputError(
             f"{where} has shape {coords.shape}; it must have one row a cell ({adata.n_obs}) and two columns, x and y"
         )
     if coords.shape[1] > 2:
         warnings.warn(
-            f"{where} has {coords.shape[1]} columns; the first two are used as x and y", TerrazzoWarning, stacklevel=4
+            f"{where} has {coords.shape[1]} columns; the first two are used as x and y",
+            TerrazzoWarning,
+            stacklevel=4,
         )
     coords = np.ascontiguousarray(coords[:, :2])
     bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
@@ -100,11 +129,15 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
 
 def _no_coords_message(adata: AnnData, spatial_key: str) -> str:
     found = list(adata.obsm)
-    pair = next((p for p in _PAIRS if p[0] in adata.obs.columns and p[1] in adata.obs.columns), None)
+    pair = next(
+        (p for p in _PAIRS if p[0] in adata.obs.columns and p[1] in adata.obs.columns), None
+    )
     mend = "pass spatial_key= (one of them)" if found else "add them"
     text = f"no spatial coordinates: obsm[{spatial_key!r}] is not there (obsm has: {found or 'nothing'}); {mend}"
     if pair is not None:
-        return f'{text}, e.g. adata.obsm["spatial"] = adata.obs[["{pair[0]}", "{pair[1]}"]].to_numpy()'
+        return (
+            f'{text}, e.g. adata.obsm["spatial"] = adata.obs[["{pair[0]}", "{pair[1]}"]].to_numpy()'
+        )
     return f'{text}, e.g. adata.obsm["spatial"] = an array of shape (n_cells, 2) with x and y'
 
 
@@ -131,7 +164,11 @@ def positive_number(mapping: Any, key: str) -> float | None:
 
 
 def find_geometry(
-    adata: AnnData, native: np.ndarray, unit: str | None, microns_per_unit: float | None, technology: str | None
+    adata: AnnData,
+    native: np.ndarray,
+    unit: str | None,
+    microns_per_unit: float | None,
+    technology: str | None,
 ) -> Geometry:
     """Decide the unit of the coordinates and convert them to micrometres where that is possible.
 
@@ -159,11 +196,17 @@ def find_geometry(
         technology = _technology(adata.uns)
     tag = re.sub(r"[^a-z0-9]", "", technology.lower()) if technology else ""
     lattice = _lattice(adata.obs)
-    bin_um = _hd_bin(adata.obs_names, scale_factors) if tag in ("", "unknown") or "visium" in tag else None
+    bin_um = (
+        _hd_bin(adata.obs_names, scale_factors)
+        if tag in ("", "unknown") or "visium" in tag
+        else None
+    )
     is_hd = bin_um is not None or "visiumhd" in tag
     kind = None if lattice is None or is_hd else _lattice_kind(lattice, native, tag)
     if technology is None:
-        technology = "Visium HD" if is_hd else {"visium": "Visium", "st": "ST"}.get(kind or "", "unknown")
+        technology = (
+            "Visium HD" if is_hd else {"visium": "Visium", "st": "ST"}.get(kind or "", "unknown")
+        )
     if unit is not None or microns_per_unit is not None:
         name, scale = _stated_unit(unit, microns_per_unit)
     else:
@@ -180,13 +223,19 @@ def _technology(uns: Mapping[str, Any]) -> str | None:
     stated = uns.get(keys.TECHNOLOGY)
     if isinstance(stated, str | np.str_):
         return str(stated)
-    return "Stereo-seq" if str(uns.get("bin_type")) in ("bins", "cell_bins") and "resolution" in uns else None
+    return (
+        "Stereo-seq"
+        if str(uns.get("bin_type")) in ("bins", "cell_bins") and "resolution" in uns
+        else None
+    )
 
 
 def _stated_unit(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:
     name = "um" if unit is None or unit.strip().lower() in UM_WORDS else unit.strip().lower()
     if name not in UNITS:
-        raise ConfigError(f"unit {unit!r} is not known; use one of {', '.join(UNITS)}, or microns_per_unit=")
+        raise ConfigError(
+            f"unit {unit!r} is not known; use one of {', '.join(UNITS)}, or microns_per_unit="
+        )
     if microns_per_unit is None:
         return name, 1.0
     if not (np.isfinite(microns_per_unit) and microns_per_unit > 0):
@@ -205,7 +254,9 @@ def _derived_unit(
 ) -> tuple[str, float]:
     """Return unit and micrometres per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
     for platform, factor in _PLATFORM_UM.items():
-        if platform in tag:  # pixels differ between instruments: what the slice itself says goes first
+        if (
+            platform in tag
+        ):  # pixels differ between instruments: what the slice itself says goes first
             stated = positive_number(scale_factors, "microns_per_pixel") if factor != 1.0 else None
             return "um", stated or factor
     if lattice is not None:
@@ -235,9 +286,18 @@ def _lattice(obs: pd.DataFrame) -> np.ndarray | None:
     """Return (row, col), int64 (n, 2), None where the columns are not there or not whole numbers."""
     if keys.ARRAY_ROW not in obs.columns or keys.ARRAY_COL not in obs.columns:
         return None
-    columns = [pd.to_numeric(obs[name].astype(object), errors="coerce") for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
-    values = np.stack([column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1)
-    whole = np.isfinite(values).all() and (np.abs(values) < 2**31).all() and (values == np.rint(values)).all()
+    columns = [
+        pd.to_numeric(obs[name].astype(object), errors="coerce")
+        for name in (keys.ARRAY_ROW, keys.ARRAY_COL)
+    ]
+    values = np.stack(
+        [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1
+    )
+    whole = (
+        np.isfinite(values).all()
+        and (np.abs(values) < 2**31).all()
+        and (values == np.rint(values)).all()
+    )
     return values.astype(np.int64) if whole else None
 
 
@@ -265,7 +325,9 @@ def _lattice_kind(lattice: np.ndarray, native: np.ndarray, tag: str) -> str | No
     return "st" if len(ratios) == 2 and min(ratios) > _HEX_RATIO else "visium"
 
 
-def _lattice_step(lattice: np.ndarray, native: np.ndarray, kind: str | None, hd_bin: float | None) -> float | None:
+def _lattice_step(
+    lattice: np.ndarray, native: np.ndarray, kind: str | None, hd_bin: float | None
+) -> float | None:
     """Micrometres per native unit from the distance of spots that are lattice neighbours."""
     if hd_bin:
         distance, pitch = _step_distance(lattice, native, _SQUARE_STEPS), hd_bin
@@ -280,7 +342,9 @@ def _lattice_step(lattice: np.ndarray, native: np.ndarray, kind: str | None, hd_
     return pitch / distance if distance else None
 
 
-def _step_distance(lattice: np.ndarray, xy: np.ndarray, steps: Sequence[tuple[int, int]]) -> float | None:
+def _step_distance(
+    lattice: np.ndarray, xy: np.ndarray, steps: Sequence[tuple[int, int]]
+) -> float | None:
     """Median distance of the spots that lie one of ``steps`` (row, col) apart, None if there are none (or it is 0)."""
     rows, columns = (lattice - lattice.min(axis=0)).T
     width = int(columns.max()) + 5  # wide enough that a step never wraps into the next row
@@ -297,7 +361,9 @@ def _step_distance(lattice: np.ndarray, xy: np.ndarray, steps: Sequence[tuple[in
 
 
 def _is_lattice_itself(native: np.ndarray, lattice: np.ndarray) -> bool:
-    return any(np.array_equal(np.abs(native), np.abs(lattice[:, order])) for order in ([0, 1], [1, 0]))
+    return any(
+        np.array_equal(np.abs(native), np.abs(lattice[:, order])) for order in ([0, 1], [1, 0])
+    )
 
 
 def nearest_distance(coords: np.ndarray) -> float:
@@ -342,8 +408,12 @@ def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
         if scale is None or array is None or np.ndim(array) not in (2, 3):
             continue
         try:
-            scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")  # ours: where pixels are no squares
-            read = TissueImage.from_array if isinstance(array, np.ndarray) else TissueImage.from_lazy  # zarr, dask
+            scale_y = positive_number(
+                factors, f"tissue_{resolution}_scalef_y"
+            )  # ours: where pixels are no squares
+            read = (
+                TissueImage.from_array if isinstance(array, np.ndarray) else TissueImage.from_lazy
+            )  # zarr, dask
             return image_in_units(read(array, scale=scale, scale_y=scale_y), geometry)
         except (InputError, TypeError, ValueError) as error:
             message = f"the {resolution} image in uns['spatial'] is not used: {error}"

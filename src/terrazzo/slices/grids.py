@@ -21,16 +21,24 @@ from terrazzo.slices import Slice
 Layout = Literal["auto", "hex", "square", "rank", "bin"]
 
 
-MOST_SITES = 2**28  # to count what windows hold then takes 3 GB; a million cells in bins of their spacing have 2**21
+MOST_SITES = (
+    2**28
+)  # to count what windows hold then takes 3 GB; a million cells in bins of their spacing have 2**21
 
 
 HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pitches
 
 
-ORDERLY, SPREAD = 0.8, 0.3  # share of neighbours at the lattice's distance, and what counts as that distance
+ORDERLY, SPREAD = (
+    0.8,
+    0.3,
+)  # share of neighbours at the lattice's distance, and what counts as that distance
 
 
-FITS, MOST = 0.25, 0.9  # distance from their lattice points, in pitches, within which this share of places must lie
+FITS, MOST = (
+    0.25,
+    0.9,
+)  # distance from their lattice points, in pitches, within which this share of places must lie
 
 
 FIT_ROUNDS = 12
@@ -64,7 +72,9 @@ class Grid:
         order = np.lexsort((*reversed(keys), self.site))
         starts = np.flatnonzero(np.append(True, np.diff(self.site[order]) > 0))
         out = np.empty_like(self.site)
-        out[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+        out[order] = np.arange(len(order)) - np.repeat(
+            starts, np.diff(np.append(starts, len(order)))
+        )
         return out
 
     @cached_property
@@ -76,7 +86,9 @@ class Grid:
     def _by_site(self) -> tuple[Ints, Ints]:
         """Cells in the order of their sites, and where each occupied site's begin."""
         order = np.argsort(self.site, kind="stable").astype(np.int64)
-        return order, np.append(np.searchsorted(self.site[order], self.occupied), len(order)).astype(np.int64)
+        return order, np.append(
+            np.searchsorted(self.site[order], self.occupied), len(order)
+        ).astype(np.int64)
 
     def cells(self, sites: Ints) -> tuple[Ints, Ints]:
         """Return the cells of some sites and, for each, which of ``sites`` it lies on; -1 is a site beyond the edge."""
@@ -98,7 +110,9 @@ class Grid:
     def window_places(self, sites: Ints) -> NDArray[np.float32]:
         """Return where the sites of a window lie, ``(n, 2)``, from its own corner; 0 for -1, beyond the edge."""
         inside, there = sites >= 0, self.places(sites)
-        if inside.any():  # sines count from the corner: a padded window must not seem to lie elsewhere
+        if (
+            inside.any()
+        ):  # sines count from the corner: a padded window must not seem to lie elsewhere
             there = there - there[inside].min(axis=0)
         return np.where(inside[:, None], there, 0.0).astype(np.float32)
 
@@ -118,7 +132,11 @@ def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> G
     InputError, ConfigError
         As :func:`lay_out`.
     """
-    if bin_um > 0 and tissue.unit != "um" and (layout == "bin" or (layout == "auto" and tissue.lattice_kind is None)):
+    if (
+        bin_um > 0
+        and tissue.unit != "um"
+        and (layout == "bin" or (layout == "auto" and tissue.lattice_kind is None))
+    ):
         warnings.warn(
             f"{tissue.name}: micrometres are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
             "pass technology= (--technology) or microns_per_unit= (--microns-per-unit), or write uns['technology'], if "
@@ -171,13 +189,19 @@ def lay_out(
         Bins without a size.
     """
     if layout == "bin" and not bin_size > 0:
-        raise ConfigError("layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20).")
+        raise ConfigError(
+            "layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20)."
+        )
     if layout == "bin" or (layout == "auto" and bin_size > 0 and lattice_kind is None):
         columns, rows = np.floor(np.minimum((coords - coords.min(axis=0)) / bin_size, MOST_SITES)).T
         kind = "bin"
     elif layout == "rank":
         x, y = (coords if lattice is None else lattice[:, ::-1]).T
-        rows, columns, kind = np.unique(y, return_inverse=True)[1], np.unique(x, return_inverse=True)[1], "rank"
+        rows, columns, kind = (
+            np.unique(y, return_inverse=True)[1],
+            np.unique(x, return_inverse=True)[1],
+            "rank",
+        )
     else:
         rows, columns, kind = _on_lattice(coords, lattice, lattice_kind, layout, name)
     return _grid(np.asarray(rows, np.int64), np.asarray(columns, np.int64), kind, name)
@@ -189,11 +213,19 @@ def _on_lattice(
     """Return row, column and kind from the array's own numbers, or from the lattice that the coordinates lie on."""
     if lattice is not None:
         staggered = len(np.unique(lattice.sum(axis=1) % 2)) == 1 and len(lattice) > 1
-        kind = layout if layout != "auto" else ("hex" if staggered and lattice_kind != "st" else "square")
+        kind = (
+            layout
+            if layout != "auto"
+            else ("hex" if staggered and lattice_kind != "st" else "square")
+        )
         rows, columns = lattice.T
-        if kind != "hex":  # every second site of a dense ST array is left out: a square lattice that stands on its tip
+        if (
+            kind != "hex"
+        ):  # every second site of a dense ST array is left out: a square lattice that stands on its tip
             return (
-                (*((rows + columns) // 2, (columns - rows) // 2), "square") if staggered else (rows, columns, "square")
+                (*((rows + columns) // 2, (columns - rows) // 2), "square")
+                if staggered
+                else (rows, columns, "square")
             )
         if not staggered and len(lattice) > 1:
             raise InputError(
@@ -274,9 +306,13 @@ def _fitted(places: Floats, basis: Floats) -> Ints | None:
     centre = places[np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))]
     offset = places - centre
     radius = np.linalg.norm(offset, axis=1)
-    reach = np.geomspace(4 * np.linalg.norm(basis[0]), max(radius.max(), 8 * np.linalg.norm(basis[0])), FIT_ROUNDS)
+    reach = np.geomspace(
+        4 * np.linalg.norm(basis[0]), max(radius.max(), 8 * np.linalg.norm(basis[0])), FIT_ROUNDS
+    )
     start = np.zeros(2)
-    for most in reach:  # an error of the pitch adds up with distance: it is taken out before it reaches half a step
+    for most in (
+        reach
+    ):  # an error of the pitch adds up with distance: it is taken out before it reaches half a step
         inside = radius <= most
         whole = np.rint((offset[inside] - start) @ np.linalg.inv(basis))
         design = np.hstack([whole, np.ones((len(whole), 1))])
@@ -286,7 +322,11 @@ def _fitted(places: Floats, basis: Floats) -> Ints | None:
         basis, start = solved[:2], solved[2]
     exact = (offset - start) @ np.linalg.inv(basis)
     whole = np.rint(exact)
-    return whole.astype(np.int64) if np.quantile(np.abs(exact - whole).max(axis=1), MOST) < FITS else None
+    return (
+        whole.astype(np.int64)
+        if np.quantile(np.abs(exact - whole).max(axis=1), MOST) < FITS
+        else None
+    )
 
 
 def observed(grid: Grid, window: int) -> NDArray[np.int32]:
@@ -294,7 +334,9 @@ def observed(grid: Grid, window: int) -> NDArray[np.int32]:
 
     A grid smaller than a window has one corner in that direction: the window is padded with empty sites.
     """
-    total = np.zeros((grid.shape[0] + 1, grid.shape[1] + 1), dtype=np.int32)  # of a huge grid, hardly more than itself
+    total = np.zeros(
+        (grid.shape[0] + 1, grid.shape[1] + 1), dtype=np.int32
+    )  # of a huge grid, hardly more than itself
     rows, columns = np.divmod(grid.occupied, grid.shape[1])
     total[rows + 1, columns + 1] = 1
     for axis in (0, 1):

@@ -28,7 +28,13 @@ _CHUNK = 2**22  # candidates at once
 _SPOT_UM = {"visium": 55.0, "st": 100.0, "slideseq": 10.0}
 
 
-_NAMES = {"st1k": "st", "st2k": "st", "legacyst": "st", "spatialtranscriptomics": "st", "slideseqv2": "slideseq"}
+_NAMES = {
+    "st1k": "st",
+    "st2k": "st",
+    "legacyst": "st",
+    "spatialtranscriptomics": "st",
+    "slideseqv2": "slideseq",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +88,9 @@ class Niches:
             Values of another number of spots.
         """
         if values.shape[0] != len(self):
-            raise InputError(f"values have {values.shape[0]} rows for {len(self)} spots; give one row a spot.")
+            raise InputError(
+                f"values have {values.shape[0]} rows for {len(self)} spots; give one row a spot."
+            )
         out = self.averaging(rows) @ values
         if not sparse.issparse(out):
             return np.asarray(out, dtype=np.float32)
@@ -90,7 +98,9 @@ class Niches:
         out.sort_indices()
         return out
 
-    def boxes(self, coords: NDArray[np.float64], diameter: float, *, square: bool = False) -> NDArray[np.float64]:
+    def boxes(
+        self, coords: NDArray[np.float64], diameter: float, *, square: bool = False
+    ) -> NDArray[np.float64]:
         """Return the box that covers the discs of each niche's spots, float64 (n, 4): left, top, right, bottom.
 
         Parameters
@@ -172,7 +182,9 @@ def _nearest(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Pick the neighbours of these rows out of candidates sorted by distance; returns them and their distances."""
     apart = np.diff(distance, axis=1) > TIE * distance[:, 1:]
-    rank = np.concatenate([np.zeros((len(rows), 1), dtype=np.int64), np.cumsum(apart, axis=1)], axis=1)
+    rank = np.concatenate(
+        [np.zeros((len(rows), 1), dtype=np.int64), np.cumsum(apart, axis=1)], axis=1
+    )
     rank[index == rows[:, None]] = -1  # the spot itself comes first, whoever shares its place
     unit = np.where(distance[:, near] > 0, distance[:, near], 1.0)[:, None, None]
     place = np.rint((coords[index] - coords[rows][:, None]) / unit / TIE)
@@ -186,7 +198,9 @@ def spot_boxes(coords: NDArray[np.float64], diameter: float) -> NDArray[np.float
     return np.concatenate([coords - diameter / 2, coords + diameter / 2], axis=1)
 
 
-def spot_diameter(technology: str, lattice_kind: str | None = None, spacing: float | None = None) -> float:
+def spot_diameter(
+    technology: str, lattice_kind: str | None = None, spacing: float | None = None
+) -> float:
     """Return the diameter of a platform's spots in micrometres.
 
     Visium 55, ST 100, Slide-seq 10; Visium HD the side of its bins, which is their ``spacing``.

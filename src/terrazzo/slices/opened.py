@@ -89,8 +89,15 @@ class Opened:
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         """Return what :meth:`terrazzo.Slice.from_anndata` is to be told of ``adata``: what is known, and options."""
-        elsewhere = options.get("spatial_key", keys.SPATIAL) != keys.SPATIAL  # what is known is not known of those
-        given = {"name": self.name, "image": self.image, **({} if elsewhere else self.known), **options}
+        elsewhere = (
+            options.get("spatial_key", keys.SPATIAL) != keys.SPATIAL
+        )  # what is known is not known of those
+        given = {
+            "name": self.name,
+            "image": self.image,
+            **({} if elsewhere else self.known),
+            **options,
+        }
         unsaid = given.get("unit") is None and given.get("microns_per_unit") is None
         if self.native is not None and unsaid and not elsewhere:
             given["microns_per_unit"] = self._microns(self.native, given.get("technology"))
@@ -120,7 +127,9 @@ class Opened:
         """Micrometres in a unit of the coordinates, from what is known of the vendor's; None where that is unknown."""
         vendor = find_geometry(self.adata, native, None, None, technology)
         mapped = np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64)
-        spread, before = (float(np.sqrt(np.var(xy[:, :2], axis=0).sum())) for xy in (mapped, native))
+        spread, before = (
+            float(np.sqrt(np.var(xy[:, :2], axis=0).sum())) for xy in (mapped, native)
+        )
         if vendor.unit != "um":
             return None
         return vendor.scale * before / spread if spread > 0 and before > 0 else vendor.scale

@@ -40,11 +40,19 @@ class Panel:
         column, first = merge_plan(read)
         texts = found.var.index.astype(str)
         place: dict[str, int] = {}
-        for names in (texts, read.gene_ids, read.gene_symbols):  # an index goes before what another gene is called
+        for names in (
+            texts,
+            read.gene_ids,
+            read.gene_symbols,
+        ):  # an index goes before what another gene is called
             for name, number in zip(names, column, strict=True):
                 if name:
                     place.setdefault(str(name), int(number))
-        return cls(merge_columns(found.matrix, column, len(first)), tuple(str(texts[i]) for i in first), place)
+        return cls(
+            merge_columns(found.matrix, column, len(first)),
+            tuple(str(texts[i]) for i in first),
+            place,
+        )
 
     @property
     def totals(self) -> NDArray[np.float64]:

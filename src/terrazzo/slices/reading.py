@@ -31,15 +31,23 @@ def split_choices(options: dict[str, Any]) -> tuple[Choices, dict[str, Any]]:
 
     ``image`` is a choice where it is the name of a picture, an argument where it is one.
     """
-    mine = {k: str(v) for k, v in options.items() if k in _CHOICES and v is not None and not hasattr(v, "pixels")}
-    return Choices(**mine), {k: v for k, v in options.items() if k not in _CHOICES or hasattr(v, "pixels")}
+    mine = {
+        k: str(v)
+        for k, v in options.items()
+        if k in _CHOICES and v is not None and not hasattr(v, "pixels")
+    }
+    return Choices(**mine), {
+        k: v for k, v in options.items() if k not in _CHOICES or hasattr(v, "pixels")
+    }
 
 
 @overload
 def read(path: str | os.PathLike[str], **options: Any) -> Slice: ...
 @overload
 def read(path: Iterable[str | os.PathLike[str]], **options: Any) -> list[Slice]: ...
-def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Any) -> Slice | list[Slice]:
+def read(
+    path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Any
+) -> Slice | list[Slice]:
     """Read one slice, or a list of them.
 
     Parameters
@@ -62,7 +70,9 @@ def read(path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **opti
         return open_spatialdata(path, choices).to_slice(**rest)
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
-            raise InputError(f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata")
+            raise InputError(
+                f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata"
+            )
         return [read(one, **options) for one in path]
     opened = open_slice(path, choices)
     try:
@@ -155,14 +165,22 @@ def _check_choices(path: Path, platform: Platform | None, choices: Choices) -> N
     takes = platform.takes if platform is not None else TAKES if store else ()
     for name in _CHOICES:
         if getattr(choices, name) is not None and name not in takes:
-            kind = platform.name if platform is not None else "a SpatialData" if store else "an AnnData"
+            kind = (
+                platform.name
+                if platform is not None
+                else "a SpatialData"
+                if store
+                else "an AnnData"
+            )
             raise ConfigError(f"{name}= means nothing for {path}, which is {kind}")
     if store not in (None, path) and choices.table not in (None, path.name):
         raise ConfigError(f"{path} is a table already; table={choices.table!r} is another")
 
 
 def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and any((path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs"))
+    return path.is_dir() and any(
+        (path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs")
+    )
 
 
 def _read_anndata(path: Path) -> AnnData:

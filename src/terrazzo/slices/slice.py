@@ -17,9 +17,22 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
-from terrazzo.genes.names import GeneNames, find_organism, merge_plan, parse_organism, read_gene_names, warn_merged
+from terrazzo.genes.names import (
+    GeneNames,
+    find_organism,
+    merge_plan,
+    parse_organism,
+    read_gene_names,
+    warn_merged,
+)
 from terrazzo.slices.counts import CountsFound, find_counts
-from terrazzo.slices.geometry import find_geometry, find_image, image_in_units, nearest_distance, read_coords
+from terrazzo.slices.geometry import (
+    find_geometry,
+    find_image,
+    image_in_units,
+    nearest_distance,
+    read_coords,
+)
 from terrazzo.sparse import merge_columns
 
 if TYPE_CHECKING:
@@ -33,7 +46,11 @@ def stated(adata: AnnData, names: Sequence[str]) -> str:
     """
     columns = [adata.obs[name] for name in names if name in adata.obs.columns]
     values = sorted({str(v).strip() for v in columns[0].dropna().unique()}) if columns else []
-    texts = [str(adata.uns[name]).strip() for name in names if isinstance(adata.uns.get(name), str | np.str_)]
+    texts = [
+        str(adata.uns[name]).strip()
+        for name in names
+        if isinstance(adata.uns.get(name), str | np.str_)
+    ]
     return "|".join(values) or next(iter(texts), "")
 
 
@@ -134,7 +151,11 @@ class Slice:
     def content_hash(self) -> str:
         """Return the sha256 (hex) of counts, gene names and coordinates; independent of dtype widths and of names."""
         digest = hashlib.sha256(f"terrazzo-slice-1 {self.n_cells} {self.n_genes}".encode())
-        pairs = ((self.counts.indptr, "<i8"), (self.counts.indices, "<i8"), (self.counts.data, "<f8"))
+        pairs = (
+            (self.counts.indptr, "<i8"),
+            (self.counts.indices, "<i8"),
+            (self.counts.data, "<f8"),
+        )
         for array, dtype in (*pairs, (self.coords.ravel() + 0.0, "<f8")):
             for start in range(0, len(array), _HASH_VALUES):
                 digest.update(array[start : start + _HASH_VALUES].astype(dtype).tobytes())
@@ -165,7 +186,9 @@ class Slice:
             "extent": [float(extent[0]), float(extent[1])],
             "spacing": float(self.spacing),
             "lattice_kind": self.lattice_kind,
-            "image": None if self.image is None else [int(side) for side in self.image.pixels.shape[:2]],
+            "image": None
+            if self.image is None
+            else [int(side) for side in self.image.pixels.shape[:2]],
         }
 
     @classmethod
@@ -211,7 +234,9 @@ class Slice:
         """
         found = _checked_counts(adata, layer, allow_normalised)
         stated = None if organism is None else parse_organism(organism)
-        geometry = find_geometry(adata, read_coords(adata, spatial_key), unit, microns_per_unit, technology)
+        geometry = find_geometry(
+            adata, read_coords(adata, spatial_key), unit, microns_per_unit, technology
+        )
         counts, names = _one_column_a_gene(found)
         obs_names = np.asarray(adata.obs_names.astype(str), dtype=np.str_)
         return cls(
@@ -279,17 +304,23 @@ class Slice:
 
 def _checked_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> CountsFound:
     if not isinstance(adata, AnnData):
-        raise InputError(f"from_anndata takes an AnnData, not {type(adata).__name__}; for a file use terrazzo.read")
+        raise InputError(
+            f"from_anndata takes an AnnData, not {type(adata).__name__}; for a file use terrazzo.read"
+        )
     if adata.n_obs == 0:
         raise InputError("the AnnData has zero cells; check the filter that made it")
     if not adata.obs_names.is_unique:
         n_repeated = int(adata.obs_names.duplicated().sum())
-        _warn(f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position")
+        _warn(
+            f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position"
+        )
     found = find_counts(adata, layer, allow_normalised)
     if found.matrix.shape[1] == 0:
         raise InputError("the AnnData has zero genes; check the filter that made it")
     if not found.is_counts:
-        _warn(f"{found.source} holds normalised values, not counts; only models that use ranks may take them")
+        _warn(
+            f"{found.source} holds normalised values, not counts; only models that use ranks may take them"
+        )
     return found
 
 

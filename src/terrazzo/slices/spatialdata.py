@@ -50,7 +50,9 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
     table_name = held.table_name(choices.table)
     table = held.tables[table_name]()
     if not isinstance(table, AnnData):
-        raise InputError(f"table {table_name!r} of {held.where} is no AnnData, but {type(table).__name__}")
+        raise InputError(
+            f"table {table_name!r} of {held.where} is no AnnData, but {type(table).__name__}"
+        )
     region, rows, instance_key = _choose_region(table, table_name, choices.region, held)
     notes = [f"table {table_name}" + (f", region {region}" if region is not None else "")]
     if rows is not None:
@@ -62,25 +64,40 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
         system = "global"
     else:
         if instance_key is None or instance_key not in table.obs.columns:
-            raise InputError(f"table {table_name!r} of {held.where} has no column of instances ({instance_key!r})")
+            raise InputError(
+                f"table {table_name!r} of {held.where} has no column of instances ({instance_key!r})"
+            )
         element = held.regions[region]()
         system = choose_system(element, choices.coordinate_system)
         adata, native, known, more = _placed(table, rows, element, system, instance_key)
     image, said = _picture(held, choices.image, element, system)
     return Opened(
-        adata, "SpatialData", held.name, image, (*notes, *more, *said), known, home=table, rows=rows, table=table_name,
-        store=held.path, native=native,
-    )  # fmt: skip
+        adata,
+        "SpatialData",
+        held.name,
+        image,
+        (*notes, *more, *said),
+        known,
+        home=table,
+        rows=rows,
+        table=table_name,
+        store=held.path,
+        native=native,
+    )
 
 
 def content_of(path: Path, choices: Choices) -> list[Path]:
     """Return the folders of a store that a slice's content is in: its table, what that annotates, and the images."""
     held = open_container(path)
     name = held.table_name(choices.table)
-    region = _choose_region(read_annotation(table_folder(path) / name), name, choices.region, held)[0]
+    region = _choose_region(read_annotation(table_folder(path) / name), name, choices.region, held)[
+        0
+    ]
     folders = [path / kind / str(region) for kind in ("shapes", "labels", "points")]
     images = [path / "images" / one for one in held.images if choices.image in (None, one)]
-    return sorted([table_folder(path) / name, *(one for one in (*folders, *images) if one.is_dir())])
+    return sorted(
+        [table_folder(path) / name, *(one for one in (*folders, *images) if one.is_dir())]
+    )
 
 
 def _choose_region(
@@ -95,12 +112,18 @@ def _choose_region(
         return None, None, None
     if region_key is None or region_key not in table.obs.columns:
         raise InputError(f"{where} has no column of regions ({region_key!r})")
-    column = table.obs[region_key].astype(object).map(lambda one: None if pd.isna(one) else str(one))
+    column = (
+        table.obs[region_key].astype(object).map(lambda one: None if pd.isna(one) else str(one))
+    )
     used = [one for one in dict.fromkeys(column.tolist()) if one is not None]
     if wanted is None and len(used) > 1:
-        raise InputError(f"{where} annotates {len(used)} regions: pass region= one of {', '.join(sorted(used))}")
+        raise InputError(
+            f"{where} annotates {len(used)} regions: pass region= one of {', '.join(sorted(used))}"
+        )
     if wanted is not None and wanted not in used:
-        raise InputError(f"{where} has no rows of the region {wanted!r}; regions: {', '.join(sorted(used)) or 'none'}")
+        raise InputError(
+            f"{where} has no rows of the region {wanted!r}; regions: {', '.join(sorted(used)) or 'none'}"
+        )
     if not used:
         raise InputError(f"{where} has no row that says its region (obs[{region_key!r}])")
     region = used[0] if wanted is None else wanted
@@ -114,7 +137,9 @@ def _of(table: AnnData, rows: NDArray[np.int64] | None) -> AnnData:
 
 
 def _parts(table: AnnData) -> dict[str, Any]:
-    kept: dict[str, Any] = {name: dict(getattr(table, name)) for name in ("uns", "obsm", "varm", "layers", "obsp")}
+    kept: dict[str, Any] = {
+        name: dict(getattr(table, name)) for name in ("uns", "obsm", "varm", "layers", "obsp")
+    }
     raw = None if table.raw is None else {"X": table.raw.X, "var": table.raw.var}
     return {"X": table.X, "obs": table.obs.copy(), "var": table.var.copy(), "raw": raw, **kept}
 
@@ -149,7 +174,11 @@ def _vendor(adata: AnnData) -> NDArray[np.float64] | None:
 
 
 def _unplaced(
-    table: AnnData, rows: NDArray[np.int64] | None, region: str | None, held: Container, choices: Choices
+    table: AnnData,
+    rows: NDArray[np.int64] | None,
+    region: str | None,
+    held: Container,
+    choices: Choices,
 ) -> tuple[AnnData, list[str]]:
     """Return the slice with the coordinates of its table, where there is no element to take them from."""
     lost = "annotates nothing" if region is None else f"annotates {region!r}, which is not there"

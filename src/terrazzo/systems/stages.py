@@ -37,7 +37,9 @@ class Stage:
         """Return what the model card says of the stage."""
         raise NotImplementedError
 
-    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+    def prepare(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None
+    ) -> None:
         """Store what will be read; called in the first process alone."""
 
     def start(self, objective: Any, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
@@ -68,7 +70,10 @@ class Adapt(Stage):
 
     def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
         """Say that the SE(2) Transformer was not touched."""
-        return {"objective": "domain adaptation", "se2": str(model.provenance.get("se2", "trained"))}
+        return {
+            "objective": "domain adaptation",
+            "se2": str(model.provenance.get("se2", "trained")),
+        }
 
     def finish(self, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
         """Take off what training added to all cells' vectors alike."""
@@ -94,7 +99,9 @@ class MultiScalePretraining(Stage):
         """Say which objective it was."""
         return {"objective": config.pretrain.objective, "se2": "trained"}
 
-    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+    def prepare(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None
+    ) -> None:
         """Encode every cell once."""
         data.encode(config, corpus, model, progress)
 
@@ -121,9 +128,14 @@ class Patches(Stage):
     def story(self, config: PretrainConfig, model: Any) -> dict[str, str]:
         """Say which scheme it was."""
         goal = config.patches
-        return {"objective": f"{goal.scheme}, {goal.mask} masking, target {goal.target}", "scheme": goal.scheme}
+        return {
+            "objective": f"{goal.scheme}, {goal.mask} masking, target {goal.target}",
+            "scheme": goal.scheme,
+        }
 
-    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+    def prepare(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None
+    ) -> None:
         """Measure every slice once."""
         patch_data.measure(config, corpus, model, progress)
 
@@ -149,11 +161,15 @@ class Align(Stage):
         weights = f"{goal.spot_weight:g} spot, {goal.niche_weight:g} niche, {goal.cross_weight:g} spot-niche"
         return {
             "objective": f"contrast, {weights}, modality {goal.modality}",
-            "image encoder": Path(source.image_encoder).name or before.get("image encoder", "small, random weights"),
-            "gene encoder": Path(source.gene_encoder).name or before.get("gene encoder", "principal components"),
+            "image encoder": Path(source.image_encoder).name
+            or before.get("image encoder", "small, random weights"),
+            "gene encoder": Path(source.gene_encoder).name
+            or before.get("gene encoder", "principal components"),
         }
 
-    def prepare(self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None) -> None:
+    def prepare(
+        self, config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None
+    ) -> None:
         """Read crops and features of every slice once."""
         align_data.prepare(config, corpus, model, progress)
 
@@ -167,8 +183,11 @@ class Align(Stage):
 
 
 STAGES: dict[str, Stage] = {
-    "adapt": Adapt(), "pretrain": MultiScalePretraining(), "patches": Patches(), "align": Align(),
-}  # fmt: skip
+    "adapt": Adapt(),
+    "pretrain": MultiScalePretraining(),
+    "patches": Patches(),
+    "align": Align(),
+}
 
 
 def initial_model(config: PretrainConfig, corpus: Corpus) -> FoundationModel:
@@ -183,7 +202,9 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> FoundationModel:
     return model
 
 
-def prepare(config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None = None) -> None:
+def prepare(
+    config: PretrainConfig, corpus: Corpus, model: Any, progress: bool | None = None
+) -> None:
     """Store what a run will read, and does not make while it reads."""
     STAGES[config.stage].prepare(config, corpus, model, progress)
 
@@ -197,7 +218,11 @@ def loaders(
     """
     stage = STAGES[config.stage]
     train = stage.loader(config, corpus, model, "train", rank, world)
-    held_out = stage.loader(config, corpus, model, "validation", rank, world) if corpus.ids("validation") else None
+    held_out = (
+        stage.loader(config, corpus, model, "validation", rank, world)
+        if corpus.ids("validation")
+        else None
+    )
     return train, held_out
 
 

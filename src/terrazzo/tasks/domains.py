@@ -187,11 +187,17 @@ def domains(
     names = [str(i) for i in range(max(n_domains, int(labels.max()) + 1))]
     adata.obs[column] = pd.Categorical.from_codes(labels, categories=names)
     record = {
-        "task": "domains", "use_rep": named(use_rep), "method": method, "n_domains": int(n_domains),
-        "n_found": len(np.unique(labels)), "seed": int(seed), "n_seeds": int(n_seeds), "refine": int(refine),
+        "task": "domains",
+        "use_rep": named(use_rep),
+        "method": method,
+        "n_domains": int(n_domains),
+        "n_found": len(np.unique(labels)),
+        "seed": int(seed),
+        "n_seeds": int(n_seeds),
+        "refine": int(refine),
         "terrazzo_version": __version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    }
     adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), column: record}
     return adata
 
@@ -199,7 +205,9 @@ def domains(
 def _column(adata: AnnData, use_rep: str | AnyFloats, key_added: str | None) -> str:
     if key_added is None:
         if not isinstance(use_rep, str):
-            raise ConfigError("an array has no name: pass key_added=, the obs column for its domains.")
+            raise ConfigError(
+                "an array has no name: pass key_added=, the obs column for its domains."
+            )
         return keys.domain_key(use_rep.replace(":", "_"))
     if key_added in adata.obsm:
         raise ConfigError(
@@ -222,17 +230,23 @@ def check_settings(n: int, n_domains: int, method: str, n_seeds: int, refine: in
         Says which, and what would fit.
     """
     if not 1 <= n_domains <= n:
-        raise ConfigError(f"n_domains is {n_domains}; it must lie between 1 and the number of cells, {n}.")
+        raise ConfigError(
+            f"n_domains is {n_domains}; it must lie between 1 and the number of cells, {n}."
+        )
     _check_method(method)
     if n_seeds < 1:
         raise ConfigError(f"the number of seeds is {n_seeds}; it must be at least 1.")
     if not 0 <= refine < n:
-        raise ConfigError(f"refine is {refine}; it must lie between 0 (off) and the number of other cells, {n - 1}.")
+        raise ConfigError(
+            f"refine is {refine}; it must lie between 0 (off) and the number of other cells, {n - 1}."
+        )
 
 
 def _check_method(method: str) -> None:
     if method not in get_args(Method):
-        raise ConfigError(f"method is {method!r}; it must be one of {', '.join(map(repr, get_args(Method)))}.")
+        raise ConfigError(
+            f"method is {method!r}; it must be one of {', '.join(map(repr, get_args(Method)))}."
+        )
 
 
 def shortfall(labels: Ints, n_domains: int, values: AnyFloats, method: str) -> str:
@@ -243,7 +257,9 @@ def shortfall(labels: Ints, n_domains: int, values: AnyFloats, method: str) -> s
     if len(np.unique(values, axis=0)) < n_domains:
         return f"the embedding has too few distinct vectors for {n_domains} domains: {found} were found."
     if method == "leiden":
-        return f"Leiden has no resolution with {n_domains} domains: {found} were found, the closest."
+        return (
+            f"Leiden has no resolution with {n_domains} domains: {found} were found, the closest."
+        )
     return f"{n_domains} domains were asked for and {found} were found: seeds disagree, or some cluster stayed empty."
 
 
@@ -270,7 +286,11 @@ def cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> Int
 
 
 def cluster_runs(
-    vectors: NDArray[np.float64], k: int, method: str, seeds: Sequence[int], progress: bool | None = False
+    vectors: NDArray[np.float64],
+    k: int,
+    method: str,
+    seeds: Sequence[int],
+    progress: bool | None = False,
 ) -> Ints:
     """Return the labels of :func:`cluster` for each of several seeds, int64 ``(len(seeds), n)``."""
     _check_method(method)
@@ -281,7 +301,9 @@ def cluster_runs(
     else:
         runs = (_cluster(vectors, k, method, seed) for seed in seeds)
     found = []
-    with Progress(progress).stage("domains", len(seeds) if len(seeds) > 1 else None, "fits") as advance:
+    with Progress(progress).stage(
+        "domains", len(seeds) if len(seeds) > 1 else None, "fits"
+    ) as advance:
         for labels in runs:
             found.append(by_size(labels))
             advance(1)
@@ -297,7 +319,11 @@ def by_size(labels: Ints) -> Ints:
 def _live(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
     """Columns that vary by more than rounding."""
     spread = vectors.std(axis=0)
-    return vectors[:, spread > 1e-12 * max(spread.max(), 1e-300)] if spread.max() > 0 else vectors[:, :1]
+    return (
+        vectors[:, spread > 1e-12 * max(spread.max(), 1e-300)]
+        if spread.max() > 0
+        else vectors[:, :1]
+    )
 
 
 def _cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> Ints:
@@ -313,7 +339,9 @@ def _cluster(vectors: NDArray[np.float64], k: int, method: str, seed: int) -> In
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
         if method == "gmm":
             floor = 1e-6 * kept.var() + 1e-12
-            mixture = GaussianMixture(k, covariance_type="tied", random_state=seed, n_init=3, reg_covar=floor)
+            mixture = GaussianMixture(
+                k, covariance_type="tied", random_state=seed, n_init=3, reg_covar=floor
+            )
             return np.asarray(mixture.fit_predict(kept), dtype=np.int64)
         return np.asarray(KMeans(k, random_state=seed, n_init=10).fit_predict(kept), dtype=np.int64)
 
@@ -344,8 +372,15 @@ def consensus(runs: ArrayLike) -> Ints:
         table = np.asarray(runs)
     except ValueError as error:
         raise InputError("the runs differ in length; each must label the same cells.") from error
-    if table.ndim != 2 or not table.size or not np.issubdtype(table.dtype, np.integer) or table.min() < 0:
-        raise InputError(f"runs must be whole numbers from 0 of shape (n_runs, n), not {table.dtype} {table.shape}.")
+    if (
+        table.ndim != 2
+        or not table.size
+        or not np.issubdtype(table.dtype, np.integer)
+        or table.min() < 0
+    ):
+        raise InputError(
+            f"runs must be whole numbers from 0 of shape (n_runs, n), not {table.dtype} {table.shape}."
+        )
     table = table.astype(np.int64)
     if len(table) == 1:
         return cast(Ints, table[0])
@@ -415,6 +450,9 @@ def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbours: int) -> ND
     for column in near.T:
         votes[rows, column] += 1
     most, out = votes.max(axis=1), codes
-    for column in (*near.T[::-1], codes):  # each overrules those before it where it is as common as any
+    for column in (
+        *near.T[::-1],
+        codes,
+    ):  # each overrules those before it where it is as common as any
         out = np.where(votes[rows, column] == most, column, out)
     return np.asarray(names[out])

@@ -48,7 +48,9 @@ class Plan:
         head_config(self.head)
         unknown = [kind for kind in self.splits if kind not in KINDS]
         if unknown or not self.splits:
-            raise ConfigError(f"splits are {list(self.splits)}; name at least one of {', '.join(KINDS)}.")
+            raise ConfigError(
+                f"splits are {list(self.splits)}; name at least one of {', '.join(KINDS)}."
+            )
         if self.runs < 1:
             raise ConfigError(f"runs is {self.runs}; it must be at least 1.")
 
@@ -80,14 +82,20 @@ class Outcome:
     trivial: Vectors
 
 
-def fit_readout(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Readout:
+def fit_readout(
+    x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int
+) -> Readout:
     """Fit a read-out to the training and validation rows of a split; no other row is looked at."""
     train, validation = split.train, split.validation
     readout = make(head, target.kind, len(target.names))
-    return readout.fit(x[train], target.values[train], x[validation], target.values[validation], seed)
+    return readout.fit(
+        x[train], target.values[train], x[validation], target.values[validation], seed
+    )
 
 
-def within(plan: Plan, data: Data, use_rep: str | AnyFloats, target: Target, settings: Mapping[str, Any]) -> TaskResult:
+def within(
+    plan: Plan, data: Data, use_rep: str | AnyFloats, target: Target, settings: Mapping[str, Any]
+) -> TaskResult:
     """Run an experiment within one slice.
 
     Raises
@@ -99,10 +107,20 @@ def within(plan: Plan, data: Data, use_rep: str | AnyFloats, target: Target, set
     """
     slices = targets.as_list(data)
     if len(slices) != 1:
-        raise ConfigError(f"there are {len(slices)} slices; say with test= which other slice is to be scored.")
+        raise ConfigError(
+            f"there are {len(slices)} slices; say with test= which other slice is to be scored."
+        )
     x = targets.stack(data, use_rep)
     outcomes = _outcomes(plan, slices[0], x, target)
-    return _result(plan, outcomes, target, target, target.names, slices[0], {**settings, "n_features": x.shape[1]})
+    return _result(
+        plan,
+        outcomes,
+        target,
+        target,
+        target.names,
+        slices[0],
+        {**settings, "n_features": x.shape[1]},
+    )
 
 
 def across(
@@ -125,15 +143,24 @@ def across(
     """
     for name, value in {**settings, "use_rep": use_rep}.items():
         if isinstance(value, np.ndarray | pd.DataFrame | pd.Series | list | tuple):
-            raise ConfigError(f"with test=, {name} must be a key that all slices have, not an array.")
+            raise ConfigError(
+                f"with test=, {name} must be a key that all slices have, not an array."
+            )
     learnt = targets.as_list(data)
     x = targets.stack([*learnt, test], use_rep)
     n = sum(one.n_obs for one in learnt)
     shared, difference = _shared(target, truth)
     scored = truth.known if truth.kind != "classes" else truth.known & np.isin(truth.words, shared)
-    notes = [*(f"training: {note}" for note in target.notes), *(f"test: {note}" for note in truth.notes)]
+    notes = [
+        *(f"training: {note}" for note in target.notes),
+        *(f"test: {note}" for note in truth.notes),
+    ]
     notes += [f"not scored: {difference}"] if difference else []
-    more = {"n_features": x.shape[1], "n_training_slices": len(learnt), "n_training_cells": int(target.known.sum())}
+    more = {
+        "n_features": x.shape[1],
+        "n_training_slices": len(learnt),
+        "n_training_cells": int(target.known.sum()),
+    }
     outcomes = _cross_outcomes(plan, x, n, target, scored)
     return _result(plan, outcomes, target, truth, shared, test, {**settings, **more}, notes)
 
@@ -141,13 +168,18 @@ def across(
 def _outcomes(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -> Iterator[Outcome]:
     """Yield what is scored within a slice; cells without label are predicted by every fit, the last one stays."""
     jobs, unknown = list(_jobs(plan, adata, target)), np.flatnonzero(~target.known)
-    with Progress(plan.progress).stage(plan.task, sum(len(folds) for _, _, folds in jobs), "fits") as advance:
+    with Progress(plan.progress).stage(
+        plan.task, sum(len(folds) for _, _, folds in jobs), "fits"
+    ) as advance:
         for kind, number, folds in jobs:
             found = Outcome(kind, number, *_blank(target.known, len(target.names)))
             for fold, split in enumerate(folds):
                 rows = np.concatenate([split.test, unknown])
                 readout = fit_readout(x, target, split, plan.head, plan.seed_of(number, fold))
-                found.outputs[rows], found.trivial[rows] = readout.outputs(x[rows]), _trivial(target, split)
+                found.outputs[rows], found.trivial[rows] = (
+                    readout.outputs(x[rows]),
+                    _trivial(target, split),
+                )
                 found.scored[split.test] = True
                 advance(1)
             yield found
@@ -159,8 +191,16 @@ def _cross_outcomes(
     with Progress(plan.progress).stage(plan.task, plan.runs, "fits") as advance:
         for run in range(plan.runs):
             split = cross_split(n_train, target.known, scored, seed=plan.seed_of(run))
-            outputs = fit_readout(x, target, split, plan.head, plan.seed_of(run)).outputs(x[n_train:])
-            yield Outcome("cross", run, scored, outputs, np.repeat(_trivial(target, split), len(outputs), axis=0))
+            outputs = fit_readout(x, target, split, plan.head, plan.seed_of(run)).outputs(
+                x[n_train:]
+            )
+            yield Outcome(
+                "cross",
+                run,
+                scored,
+                outputs,
+                np.repeat(_trivial(target, split), len(outputs), axis=0),
+            )
             advance(1)
 
 
@@ -173,7 +213,9 @@ def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[tuple[str, int
                 yield kind, run, blocked_splits(coords, target.known, seed=plan.seed_of(run))
         else:
             n, share = (plan.runs, 0.8) if kind == "random" else (FEW_DRAWS, FEW_SHARE)
-            for split in random_splits(target.known, n, train_share=share, seed=plan.seed, kind=kind):
+            for split in random_splits(
+                target.known, n, train_share=share, seed=plan.seed, kind=kind
+            ):
                 yield kind, split.number, [split]
 
 
@@ -193,7 +235,9 @@ def _trivial(target: Target, split: Split) -> Vectors:
 def _shared(target: Target, truth: Target) -> tuple[tuple[str, ...], str]:
     """Return the classes or columns that both sides have, and in words what only one has."""
     if target.kind == "classes":
-        return shared_classes([Labels(target.values, target.names)], Labels(truth.values, truth.names))
+        return shared_classes(
+            [Labels(target.values, target.names)], Labels(truth.values, truth.names)
+        )
     common = tuple(name for name in target.names if name in truth.names)
     if not common:
         raise InputError(
@@ -202,20 +246,28 @@ def _shared(target: Target, truth: Target) -> tuple[tuple[str, ...], str]:
         )
     sides = (("training", target.names), ("test", truth.names))
     only = [(side, [n for n in names if n not in common]) for side, names in sides]
-    return common, "; ".join(f"{', '.join(names)} only in the {side} slices" for side, names in only if names)
+    return common, "; ".join(
+        f"{', '.join(names)} only in the {side} slices" for side, names in only if names
+    )
 
 
-def _scores(outcome: Outcome, target: Target, truth: Target, shared: Sequence[str]) -> list[dict[str, Any]]:
+def _scores(
+    outcome: Outcome, target: Target, truth: Target, shared: Sequence[str]
+) -> list[dict[str, Any]]:
     rows, place = outcome.scored, (outcome.split, outcome.number)
     if truth.kind == "classes":
         true = truth.words[rows]
         found = np.array(target.names, dtype=object)[outcome.outputs[rows].argmax(axis=1)]
-        return tidy({**metrics.classification(true, found), **metrics.clustering(true, found)}, *place)
+        return tidy(
+            {**metrics.classification(true, found), **metrics.clustering(true, found)}, *place
+        )
     ours, theirs = ([one.names.index(name) for name in shared] for one in (target, truth))
     answers, true = outcome.outputs[rows][:, ours], truth.values[rows][:, theirs]
     trivial = outcome.trivial[rows][:, ours]
     mean = metrics.regression(true, trivial)
-    out = tidy({**metrics.regression(true, answers), **{f"{k}_mean": mean[k] for k in ERRORS}}, *place)
+    out = tidy(
+        {**metrics.regression(true, answers), **{f"{k}_mean": mean[k] for k in ERRORS}}, *place
+    )
     columns = metrics.regression_by_column(true, answers, shared)
     plain = metrics.regression_by_column(true, trivial, shared)[list(ERRORS)].add_suffix("_mean")
     for name, row in columns.join(plain).iterrows():
@@ -224,7 +276,11 @@ def _scores(outcome: Outcome, target: Target, truth: Target, shared: Sequence[st
 
 
 def _predictions(
-    last: Mapping[str, Vectors], target: Target, truth: Target, shared: Sequence[str], index: pd.Index
+    last: Mapping[str, Vectors],
+    target: Target,
+    truth: Target,
+    shared: Sequence[str],
+    index: pd.Index,
 ) -> pd.DataFrame:
     if truth.kind == "classes":
         columns: dict[str, Any] = {"true": truth.words}
@@ -232,7 +288,10 @@ def _predictions(
             codes = np.where(np.isnan(answers[:, 0]), -1, answers.argmax(axis=1))
             columns[kind] = np.array([*target.names, None], dtype=object)[codes]
         return pd.DataFrame(columns, index=index)
-    tables = {"true": (truth, truth.values), **{kind: (target, answers) for kind, answers in last.items()}}
+    tables = {
+        "true": (truth, truth.values),
+        **{kind: (target, answers) for kind, answers in last.items()},
+    }
     columns = {}
     for kind, (source, values) in tables.items():
         columns |= {f"{kind}:{name}": values[:, source.names.index(name)] for name in shared}
@@ -255,14 +314,25 @@ def _result(
         last[one.split] = one.outputs
     given = {k: v if _is_plain(v) else "array" for k, v in settings.items()}
     config = {
-        **given, "embedding": targets.origin(scored, settings["use_rep"]), "kind": target.kind,
-        "head": head_record(plan.head), "head_name": plan.head if isinstance(plan.head, str) else "",
-        "splits": list(last), "runs": plan.runs, "seed": plan.seed,
-        "n_cells": scored.n_obs, "n_labelled": int(truth.known.sum()), "scored": list(shared),
-    }  # fmt: skip
+        **given,
+        "embedding": targets.origin(scored, settings["use_rep"]),
+        "kind": target.kind,
+        "head": head_record(plan.head),
+        "head_name": plan.head if isinstance(plan.head, str) else "",
+        "splits": list(last),
+        "runs": plan.runs,
+        "seed": plan.seed,
+        "n_cells": scored.n_obs,
+        "n_labelled": int(truth.known.sum()),
+        "scored": list(shared),
+    }
     predictions = _predictions(last, target, truth, shared, scored.obs_names)
     return TaskResult(
-        plan.task, pd.DataFrame(rows), predictions, config, tuple(target.notes if notes is None else notes)
+        plan.task,
+        pd.DataFrame(rows),
+        predictions,
+        config,
+        tuple(target.notes if notes is None else notes),
     )
 
 

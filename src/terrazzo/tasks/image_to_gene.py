@@ -117,16 +117,24 @@ def image_to_gene(
     notes: list[str] = []
     for turn in turns:
         chosen, left_out = choose_genes([panels[i] for i in turn.train], genes, scale)
-        target = _target([seen[i] for i in turn.train], [panels[i] for i in turn.train], chosen, scale)
-        notes += [f"{turn.patient}: {note}" if turn.patient else note for note in (*left_out, *turn.notes)]
+        target = _target(
+            [seen[i] for i in turn.train], [panels[i] for i in turn.train], chosen, scale
+        )
+        notes += [
+            f"{turn.patient}: {note}" if turn.patient else note for note in (*left_out, *turn.notes)
+        ]
         for row in turn.test:
             name = called[row - (len(learnt) if tests else 0)]
             there = [gene for gene in chosen if gene in panels[row].place]
             if not there or not panels[row].totals.any():
-                notes.append(f"{name}: not scored, {'it has no counts' if there else 'it has none of the genes'}")
+                notes.append(
+                    f"{name}: not scored, {'it has no counts' if there else 'it has none of the genes'}"
+                )
                 continue
             truth = _target([seen[row]], [panels[row]], there, scale)
-            one = across(plan, [seen[i] for i in turn.train], seen[row], rep, target, truth, settings)
+            one = across(
+                plan, [seen[i] for i in turn.train], seen[row], rep, target, truth, settings
+            )
             found.append(_named(one, name, turn.patient, "cross" if tests else "patients"))
             notes += [f"{name}: {note}" for note in one.notes]
     if not found:
@@ -166,7 +174,12 @@ def fit_image_to_gene(
     chosen, notes = choose_genes(panels, genes, scale)
     tables = [expression(panel, chosen, scale) for panel in panels]
     probe = fit_probe(seen, use_rep=rep, values=tables, head=head, seed=seed)
-    info = {**probe.info, "task": "image_to_gene", "scale": scale, "notes": [*notes, *probe.info["notes"]]}
+    info = {
+        **probe.info,
+        "task": "image_to_gene",
+        "scale": scale,
+        "notes": [*notes, *probe.info["notes"]],
+    }
     return replace(probe, target=TARGET, use_rep=None if rep == _GIVEN else rep, info=info)
 
 
@@ -186,7 +199,10 @@ def read_gene_list(path: str | Path) -> list[str]:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{source} cannot be read as a list of genes ({error}).") from error
-    words = [re.split(r"[\s,;]", line.partition("#")[0].strip().strip('"'))[0].strip('"') for line in lines]
+    words = [
+        re.split(r"[\s,;]", line.partition("#")[0].strip().strip('"'))[0].strip('"')
+        for line in lines
+    ]
     if not (found := list(dict.fromkeys(word for word in words if word))):
         raise InputError(f"{source} names no gene; write one a line.")
     return found
@@ -207,7 +223,9 @@ def read_panels(slices: Sequence[AnnData], layer: str | None = None) -> list[Pan
     return out
 
 
-def choose_genes(panels: Sequence[Panel], genes: Genes, scale: Scale) -> tuple[list[str], list[str]]:
+def choose_genes(
+    panels: Sequence[Panel], genes: Genes, scale: Scale
+) -> tuple[list[str], list[str]]:
     """Return the genes that are learnt from these training slices, and what is to be said of the others.
 
     Raises
@@ -221,7 +239,9 @@ def choose_genes(panels: Sequence[Panel], genes: Genes, scale: Scale) -> tuple[l
         if genes < 1:
             raise ConfigError(f"genes is {genes}; at least one must be predicted.")
         chosen = most_variable(panels, int(genes), scale)
-        fewer = f"{len(chosen)} genes are predicted, not {genes}: no more vary in all training slices"
+        fewer = (
+            f"{len(chosen)} genes are predicted, not {genes}: no more vary in all training slices"
+        )
         return chosen, [fewer] if len(chosen) < genes else []
     wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     if not wanted or len(set(wanted)) < len(wanted):
@@ -235,8 +255,14 @@ def choose_genes(panels: Sequence[Panel], genes: Genes, scale: Scale) -> tuple[l
             f"gene {gone[0]!r} is in none of the {len(panels)} training slices; the nearest name is {near!r}.{more}"
         )
     chosen = [gene for gene in wanted if held[gene] == len(panels)]
-    partly = [f"{gene} (in {held[gene]} of {len(panels)})" for gene in wanted if held[gene] < len(panels)]
-    notes = [f"not learnt, for not every training slice has them: {', '.join(partly)}"] if partly else []
+    partly = [
+        f"{gene} (in {held[gene]} of {len(panels)})" for gene in wanted if held[gene] < len(panels)
+    ]
+    notes = (
+        [f"not learnt, for not every training slice has them: {', '.join(partly)}"]
+        if partly
+        else []
+    )
     if not chosen:
         raise InputError(f"no gene is in every training slice: {', '.join(partly)}.")
     for panel in panels:
@@ -255,10 +281,15 @@ class _Turn:
     notes: tuple[str, ...] = ()
 
 
-def _turns(learnt: Sequence[AnnData], tests: Sequence[AnnData], donors: str | Sequence[str] | None) -> list[_Turn]:
+def _turns(
+    learnt: Sequence[AnnData], tests: Sequence[AnnData], donors: str | Sequence[str] | None
+) -> list[_Turn]:
     if tests:
         both = {donor_of(one) for one in learnt} & {donor_of(one) for one in tests} - {""}
-        notes = tuple(f"{who!r} is in training and is scored: this is no score across patients" for who in sorted(both))
+        notes = tuple(
+            f"{who!r} is in training and is scored: this is no score across patients"
+            for who in sorted(both)
+        )
         first = len(learnt)
         return [_Turn(list(range(first)), list(range(first, first + len(tests))), "", notes)]
     whose, groups = patients(learnt, donors)
@@ -266,21 +297,31 @@ def _turns(learnt: Sequence[AnnData], tests: Sequence[AnnData], donors: str | Se
     for group in dict.fromkeys(groups):
         held = [i for i, other in enumerate(groups) if other == group]
         train = [i for i, other in enumerate(groups) if other != group]
-        out.append(_Turn(train, held, "|".join(sorted({who for i in held for who in whose[i].split("|")}))))
+        out.append(
+            _Turn(train, held, "|".join(sorted({who for i in held for who in whose[i].split("|")})))
+        )
     return out
 
 
-def _target(slices: Sequence[AnnData], panels: Sequence[Panel], genes: Sequence[str], scale: Scale) -> Target:
-    return targets.read_values(slices, [expression(panel, genes, scale) for panel in panels], TARGET)
+def _target(
+    slices: Sequence[AnnData], panels: Sequence[Panel], genes: Sequence[str], scale: Scale
+) -> Target:
+    return targets.read_values(
+        slices, [expression(panel, genes, scale) for panel in panels], TARGET
+    )
 
 
-def _with_vectors(slices: Sequence[AnnData], use_rep: str | Sequence[AnyFloats]) -> tuple[list[AnnData], str]:
+def _with_vectors(
+    slices: Sequence[AnnData], use_rep: str | Sequence[AnyFloats]
+) -> tuple[list[AnnData], str]:
     """Return the slices under a key; vectors that were given as arrays get one."""
     if isinstance(use_rep, str):
         return list(slices), use_rep
     given = list(use_rep)
     if len(given) != len(slices):
-        raise InputError(f"use_rep has {len(given)} arrays for {len(slices)} slices; give one for each.")
+        raise InputError(
+            f"use_rep has {len(given)} arrays for {len(slices)} slices; give one for each."
+        )
     out = []
     for i, (one, rows) in enumerate(zip(slices, given, strict=True)):
         vectors = np.asarray(rows)
@@ -295,12 +336,20 @@ def _with_vectors(slices: Sequence[AnnData], use_rep: str | Sequence[AnyFloats])
 def _called(names: Sequence[str] | None, n: int) -> list[str]:
     out = [str(i + 1) for i in range(n)] if names is None else [str(name) for name in names]
     if len(out) != n or len(set(out)) < n:
-        raise ConfigError(f"names must be {n} different names, one for each scored slice; got {out}.")
+        raise ConfigError(
+            f"names must be {n} different names, one for each scored slice; got {out}."
+        )
     return out
 
 
 def _plain(genes: Genes) -> Any:
-    return int(genes) if isinstance(genes, int | np.integer) else [genes] if isinstance(genes, str) else list(genes)
+    return (
+        int(genes)
+        if isinstance(genes, int | np.integer)
+        else [genes]
+        if isinstance(genes, str)
+        else list(genes)
+    )
 
 
 def _named(result: TaskResult, name: str, patient: str, split: str) -> TaskResult:
@@ -313,10 +362,22 @@ def _named(result: TaskResult, name: str, patient: str, split: str) -> TaskResul
 
 def _joined(found: Sequence[TaskResult], notes: Sequence[str], genes: Genes) -> TaskResult:
     folds = [
-        {"slice": str(one.metrics["slice"].iloc[0]), "patient": str(one.metrics["patient"].iloc[0]),
-         **{k: one.config[k] for k in ("scored", "n_cells", "n_labelled", "n_training_slices", "n_training_cells")}}
+        {
+            "slice": str(one.metrics["slice"].iloc[0]),
+            "patient": str(one.metrics["patient"].iloc[0]),
+            **{
+                k: one.config[k]
+                for k in (
+                    "scored",
+                    "n_cells",
+                    "n_labelled",
+                    "n_training_slices",
+                    "n_training_cells",
+                )
+            },
+        }
         for one in found
-    ]  # fmt: skip
+    ]
     config = {k: v for k, v in found[0].config.items() if k not in folds[0]}
     return replace(
         found[0],

@@ -62,7 +62,12 @@ def hide_genes(
 ) -> list[Hidden]: ...
 @overload
 def hide_genes(
-    data: AnnData, n: int = ..., *, genes: Sequence[str] | None = ..., seed: int = ..., layer: str | None = ...
+    data: AnnData,
+    n: int = ...,
+    *,
+    genes: Sequence[str] | None = ...,
+    seed: int = ...,
+    layer: str | None = ...,
 ) -> Hidden: ...
 def hide_genes(
     data: AnnData | Sequence[AnnData],
@@ -164,7 +169,9 @@ def impute(
 
 
 def _target(hidden: Sequence[Hidden]) -> Target:
-    return targets.read_values([one.visible for one in hidden], [one.targets for one in hidden], "hidden genes")
+    return targets.read_values(
+        [one.visible for one in hidden], [one.targets for one in hidden], "hidden genes"
+    )
 
 
 class _Panel:
@@ -199,7 +206,9 @@ def _draw(panels: Sequence[_Panel], n: int, seed: int) -> list[str]:
     ]
     if len(able) <= n:
         where = "the panel has" if len(panels) == 1 else f"the {len(panels)} slices share"
-        raise InputError(f"{n} genes cannot be hidden: {where} {len(able)} genes with counts, and some must be left.")
+        raise InputError(
+            f"{n} genes cannot be hidden: {where} {len(able)} genes with counts, and some must be left."
+        )
     drawn = np.random.default_rng([seed, 106]).choice(len(able), n, replace=False)
     return [able[i] for i in np.sort(drawn)]
 
@@ -213,11 +222,15 @@ def _named(panels: Sequence[_Panel], genes: Sequence[str]) -> list[str]:
             for gene in wanted:
                 if gene not in panel.place:
                     near = difflib.get_close_matches(gene, panel.place, n=1, cutoff=0.0)
-                    raise InputError(f"gene {gene!r} is not in the panel; the nearest name is {near[0]!r}.")
+                    raise InputError(
+                        f"gene {gene!r} is not in the panel; the nearest name is {near[0]!r}."
+                    )
             if len({panel.place[gene] for gene in wanted}) < len(wanted):
                 raise ConfigError("genes names one gene twice, under two names of it.")
             if len(wanted) >= len(panel.names):
-                raise InputError(f"all {len(panel.names)} genes of the panel would be hidden; some must be left.")
+                raise InputError(
+                    f"all {len(panel.names)} genes of the panel would be hidden; some must be left."
+                )
     return wanted
 
 
@@ -243,8 +256,12 @@ def _hide(adata: AnnData, panel: _Panel, genes: Sequence[str]) -> Hidden:
         visible.obsm[keys.SPATIAL] = np.array(adata.obsm[keys.SPATIAL])
     total = np.asarray(shown.sum(axis=1, dtype=np.float64)).ravel()
     scale = np.full(len(total), np.nan)
-    scale[total > 0] = np.median(total[total > 0]) / total[total > 0] if (total > 0).any() else np.nan
-    counts = np.stack([np.asarray(matrix[:, group].sum(axis=1)).ravel() for group in columns], axis=1)
+    scale[total > 0] = (
+        np.median(total[total > 0]) / total[total > 0] if (total > 0).any() else np.nan
+    )
+    counts = np.stack(
+        [np.asarray(matrix[:, group].sum(axis=1)).ravel() for group in columns], axis=1
+    )
     values = np.log1p(counts * scale[:, None]).astype(np.float32)
     return Hidden(visible, pd.DataFrame(values, index=adata.obs_names, columns=list(genes)))
 
@@ -271,12 +288,18 @@ def _texts(value: Any) -> Iterator[str]:
             yield str(key)
             yield from _texts(held)
     elif isinstance(value, pd.DataFrame):
-        for axis in (value.index, value.columns, *(value[c] for c in value if value[c].dtype.kind not in "biufc")):
+        for axis in (
+            value.index,
+            value.columns,
+            *(value[c] for c in value if value[c].dtype.kind not in "biufc"),
+        ):
             yield from (str(one) for one in axis)
     elif isinstance(value, pd.Series | pd.Index):
         yield from (str(one) for one in value)
         yield from _texts(value.index) if isinstance(value, pd.Series) else ()
-    elif isinstance(value, np.ndarray) and value.dtype.names is not None:  # as scanpy's tables of marker genes
+    elif (
+        isinstance(value, np.ndarray) and value.dtype.names is not None
+    ):  # as scanpy's tables of marker genes
         for name in value.dtype.names:
             yield name
             yield from _texts(value[name])

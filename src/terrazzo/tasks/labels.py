@@ -14,7 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 from terrazzo.errors import InputError, TerrazzoWarning, did_you_mean
 
 UNSCORED = frozenset(
-    {"", "nan", "none", "na", "n/a", "<na>", "other", "unknown", "ambiguous", "unassigned", "undetermined"}
+    {
+        "",
+        "nan",
+        "none",
+        "na",
+        "n/a",
+        "<na>",
+        "other",
+        "unknown",
+        "ambiguous",
+        "unassigned",
+        "undetermined",
+    }
 )
 LEAST_SHARE = 0.01  # classes rarer than this are left out of scoring (SToFM, C.2)
 
@@ -99,12 +111,16 @@ def column(adata: AnnData, label: str | ArrayLike) -> pd.Series:
     return values
 
 
-def parse(values: pd.Series, *, least_share: float = LEAST_SHARE, name: str = "the labels") -> Labels:
+def parse(
+    values: pd.Series, *, least_share: float = LEAST_SHARE, name: str = "the labels"
+) -> Labels:
     """Turn a column into :class:`Labels`; see :func:`read`."""
     words = values.astype(object).map(lambda v: "" if pd.isna(v) else str(v).strip())
     said = ~words.str.lower().isin(UNSCORED).to_numpy()
     if not said.any():
-        raise InputError(f"{name} holds no label: every cell is empty, NaN, or a word like 'Unknown'.")
+        raise InputError(
+            f"{name} holds no label: every cell is empty, NaN, or a word like 'Unknown'."
+        )
     counts = words[said].value_counts()
     floor = max(2, int(np.ceil(least_share * said.sum())))
     rare = {str(k): int(v) for k, v in counts.items() if v < floor}
@@ -121,7 +137,9 @@ def parse(values: pd.Series, *, least_share: float = LEAST_SHARE, name: str = "t
             stacklevel=3,
         )
     place = {c: i for i, c in enumerate(classes)}
-    codes = np.array([place.get(w, -1) if s else -1 for w, s in zip(words, said, strict=True)], dtype=np.int64)
+    codes = np.array(
+        [place.get(w, -1) if s else -1 for w, s in zip(words, said, strict=True)], dtype=np.int64
+    )
     return Labels(codes, classes, int((~said).sum()), rare)
 
 
@@ -140,7 +158,10 @@ def shared_classes(train: Sequence[Labels], test: Labels) -> tuple[tuple[str, ..
             f"training and test slices share {len(common)} scored classes; two or more are needed. "
             f"Training: {', '.join(learnt)}. Test: {', '.join(test.classes)}."
         )
-    only_train, only_test = [c for c in learnt if c not in common], [c for c in test.classes if c not in common]
+    only_train, only_test = (
+        [c for c in learnt if c not in common],
+        [c for c in test.classes if c not in common],
+    )
     parts = [
         f"{', '.join(names)} only in the {side} slices"
         for names, side in ((only_train, "training"), (only_test, "test"))

@@ -12,10 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import InputError
 
-PAS_NEIGHBOURS = 10  # of SpatialPCA's fx_PAS: more than half of them in another domain makes a cell abnormal
+PAS_NEIGHBOURS = (
+    10  # of SpatialPCA's fx_PAS: more than half of them in another domain makes a cell abnormal
+)
 
 
-def classification(true: ArrayLike, predicted: ArrayLike, classes: Sequence[Any] | None = None) -> dict[str, float]:
+def classification(
+    true: ArrayLike, predicted: ArrayLike, classes: Sequence[Any] | None = None
+) -> dict[str, float]:
     """Return ``accuracy`` and ``macro_f1``.
 
     Parameters
@@ -38,7 +42,9 @@ def classification(true: ArrayLike, predicted: ArrayLike, classes: Sequence[Any]
     _same_length(truth, guess)
     if _is_number(truth) != _is_number(guess):
         kinds = ["numbers" if _is_number(one) else "words" for one in (truth, guess)]
-        raise InputError(f"true holds {kinds[0]} and predicted {kinds[1]}; give both as codes or both as names.")
+        raise InputError(
+            f"true holds {kinds[0]} and predicted {kinds[1]}; give both as codes or both as names."
+        )
     codes, names = pd.factorize(np.concatenate([truth, guess]))
     t, p = codes[: len(truth)], codes[len(truth) :]
     if classes is not None:
@@ -70,7 +76,10 @@ def clustering(true: ArrayLike, found: ArrayLike) -> dict[str, float]:
     truth, groups = _labels(true, "true"), _labels(found, "found")
     _same_length(truth, groups, "found")
     t, f = pd.factorize(truth)[0], pd.factorize(groups)[0]
-    return {"ari": float(adjusted_rand_score(t, f)), "nmi": float(normalized_mutual_info_score(t, f))}
+    return {
+        "ari": float(adjusted_rand_score(t, f)),
+        "nmi": float(normalized_mutual_info_score(t, f)),
+    }
 
 
 def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
@@ -114,7 +123,9 @@ def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     }
 
 
-def regression_by_column(true: ArrayLike, predicted: ArrayLike, names: Sequence[str]) -> pd.DataFrame:
+def regression_by_column(
+    true: ArrayLike, predicted: ArrayLike, names: Sequence[str]
+) -> pd.DataFrame:
     """Return ``pearson``, ``rmse``, ``mae`` and ``mse`` of every column.
 
     Parameters
@@ -138,7 +149,12 @@ def regression_by_column(true: ArrayLike, predicted: ArrayLike, names: Sequence[
         raise InputError(f"there are {len(names)} names for {t.shape[1]} columns.")
     error = p - t
     mse = np.mean(error**2, axis=0)
-    scores = {"pearson": _pearson(t, p), "rmse": np.sqrt(mse), "mae": np.mean(np.abs(error), axis=0), "mse": mse}
+    scores = {
+        "pearson": _pearson(t, p),
+        "rmse": np.sqrt(mse),
+        "mae": np.mean(np.abs(error), axis=0),
+        "mse": mse,
+    }
     return pd.DataFrame(scores, index=pd.Index([str(name) for name in names], name="part"))
 
 
@@ -210,7 +226,9 @@ def places_and_codes(coords: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints
     """
     places, groups = _matrix(coords, "coords"), _labels(labels, "labels")
     if len(places) != len(groups):
-        raise InputError(f"there are {len(places)} positions and {len(groups)} labels; there must be one a cell.")
+        raise InputError(
+            f"there are {len(places)} positions and {len(groups)} labels; there must be one a cell."
+        )
     codes, names = pd.factorize(groups)
     return places, np.asarray(codes, dtype=np.int64), np.asarray(names)
 
@@ -228,12 +246,16 @@ def nearest(coords: ArrayLike, k: int) -> Ints:
         return np.empty((n, 0), dtype=np.int64)
     _, index = cKDTree(places).query(places, k=k + 1, workers=-1)
     keep = index != np.arange(n)[:, None]
-    keep[keep.all(axis=1), -1] = False  # more than k cells lie at this place and the cell itself is not among them
+    keep[keep.all(axis=1), -1] = (
+        False  # more than k cells lie at this place and the cell itself is not among them
+    )
     return np.asarray(index[keep].reshape(n, k), dtype=np.int64)
 
 
 def _labels(values: ArrayLike, name: str) -> NDArray[Any]:
-    plain = isinstance(values, list | tuple)  # as objects: numpy would make a NaN among words the word "nan"
+    plain = isinstance(
+        values, list | tuple
+    )  # as objects: numpy would make a NaN among words the word "nan"
     out = np.asarray(values, dtype=object) if plain else np.asarray(values)
     if out.ndim != 1:
         raise InputError(f"{name} has shape {out.shape}; it must be (n,): one label a cell.")
@@ -258,13 +280,17 @@ def _is_number(values: NDArray[Any]) -> bool:
 
 def _same_length(true: NDArray[Any], other: NDArray[Any], name: str = "predicted") -> None:
     if len(true) != len(other):
-        raise InputError(f"true has {len(true)} labels and {name} {len(other)}; there must be one a cell in both.")
+        raise InputError(
+            f"true has {len(true)} labels and {name} {len(other)}; there must be one a cell in both."
+        )
 
 
 def _matrices(true: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
     t, p = _matrix(true, "true"), _matrix(predicted, "predicted")
     if t.shape != p.shape:
-        raise InputError(f"true has shape {t.shape} and predicted {p.shape}; they must be the same.")
+        raise InputError(
+            f"true has shape {t.shape} and predicted {p.shape}; they must be the same."
+        )
     return t, p
 
 
@@ -296,6 +322,8 @@ def _unit(columns: Floats) -> Floats:
     centred = columns - columns.mean(axis=0)
     centred[:, np.ptp(columns, axis=0) == 0] = 0.0
     largest = np.abs(centred).max(axis=0)
-    centred /= np.where(largest > 0, largest, 1.0)  # first, so that squares of tiny values do not vanish
+    centred /= np.where(
+        largest > 0, largest, 1.0
+    )  # first, so that squares of tiny values do not vanish
     length = np.sqrt((centred**2).sum(axis=0))
     return np.asarray(centred / np.where(length > 0, length, 1.0))

@@ -53,9 +53,13 @@ class LabelHead(nn.Module):
         super().__init__()
         sizes = [input_dim, *hidden, output_dim]
         if min(sizes) < 1:
-            raise ConfigError(f"a head's sizes are {', '.join(map(str, sizes))}; each must be at least 1.")
+            raise ConfigError(
+                f"a head's sizes are {', '.join(map(str, sizes))}; each must be at least 1."
+            )
         if activation not in ACTIVATIONS:
-            raise ConfigError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
+            raise ConfigError(
+                f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}."
+            )
         if not 0 <= dropout < 1:
             raise ConfigError(f"dropout is {dropout}; it must lie in [0, 1).")
         steps: list[nn.Module] = []
@@ -89,10 +93,15 @@ class MLPReadout(Readout):
         """Early stopping looks at them."""
         return self.config.early_stopping
 
-    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None:
+    def _fit(
+        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int
+    ) -> None:
         self._target_shift, self._target_scale = np.zeros(self.n_outputs), np.ones(self.n_outputs)
         if self.kind == "values":
-            self._target_shift, self._target_scale = y.mean(axis=0, dtype=float), y.std(axis=0, dtype=float)
+            self._target_shift, self._target_scale = (
+                y.mean(axis=0, dtype=float),
+                y.std(axis=0, dtype=float),
+            )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self._module = self._new(x.shape[1])
@@ -101,12 +110,18 @@ class MLPReadout(Readout):
 
     def _new(self, input_dim: int) -> LabelHead:
         config = self.config
-        return LabelHead(input_dim, self.n_outputs, config.hidden, config.activation, config.dropout)
+        return LabelHead(
+            input_dim, self.n_outputs, config.hidden, config.activation, config.dropout
+        )
 
     def _tensors(self, x: AnyFloats, y: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        if self.kind == "values":  # a constant column has sd 0: learnt as zeros, answered with its mean
+        if (
+            self.kind == "values"
+        ):  # a constant column has sd 0: learnt as zeros, answered with its mean
             y = (y - self._target_shift) / np.where(self._target_scale > 0, self._target_scale, 1.0)
-        target = torch.from_numpy(np.asarray(y, dtype=np.int64 if self.kind == "classes" else np.float32))
+        target = torch.from_numpy(
+            np.asarray(y, dtype=np.int64 if self.kind == "classes" else np.float32)
+        )
         return torch.from_numpy(np.ascontiguousarray(x)), target
 
     def _loss(self, scores: Tensor, target: Tensor) -> Tensor:
@@ -135,13 +150,21 @@ class MLPReadout(Readout):
         trivial = self._trivial(y)
         self._start(trivial)
         optimiser = torch.optim.AdamW(
-            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            module.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
-        watched, floor = bool(len(x_val)), config.floor * float(self._loss(trivial.expand(len(y), -1), y))
+        watched, floor = (
+            bool(len(x_val)),
+            config.floor * float(self._loss(trivial.expand(len(y), -1), y)),
+        )
         best = counted = self._loss_of(x_val, y_val) if watched else np.inf
         kept, waited = _copy(module), 0
         most = (
-            -(-config.max_steps // max(-(-len(x) // config.batch_size), 1)) if config.max_steps else config.max_epochs
+            -(-config.max_steps // max(-(-len(x) // config.batch_size), 1))
+            if config.max_steps
+            else config.max_epochs
         )
         for _ in range(min(config.max_epochs, most)):
             loss = self._epoch(x, y, optimiser)
@@ -185,11 +208,17 @@ class MLPReadout(Readout):
 
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._target_shift, self._target_scale = state["target_shift"], state["target_scale"]
-        if self._target_shift.shape != (self.n_outputs,) or self._target_scale.shape != (self.n_outputs,):
+        if self._target_shift.shape != (self.n_outputs,) or self._target_scale.shape != (
+            self.n_outputs,
+        ):
             raise ValueError("target_shift and target_scale have another number of columns")
         with torch.random.fork_rng(devices=[]):  # making a module draws its start
             self._module = self._new(self.input_dim)
-        weights = {k.removeprefix("module."): torch.tensor(v) for k, v in state.items() if k.startswith("module.")}
+        weights = {
+            k.removeprefix("module."): torch.tensor(v)
+            for k, v in state.items()
+            if k.startswith("module.")
+        }
         try:
             self._module.load_state_dict(weights)
         except RuntimeError as error:

@@ -21,12 +21,20 @@ RECORD, ARRAYS = "probe.json", "probe.safetensors"
 FORMAT = 1
 KINDS = ("classes", "values", "proportions")
 _FIELDS: dict[str, tuple[type, ...]] = {
-    "kind": (str,), "names": (list,), "use_rep": (str, type(None)), "target": (str,), "origins": (list,),
-    "head": (dict,), "info": (dict,), "arrays_sha256": (str,),
-}  # fmt: skip
+    "kind": (str,),
+    "names": (list,),
+    "use_rep": (str, type(None)),
+    "target": (str,),
+    "origins": (list,),
+    "head": (dict,),
+    "info": (dict,),
+    "arrays_sha256": (str,),
+}
 
 
-def write(folder: str | Path, record: Mapping[str, Any], state: State, *, overwrite: bool = False) -> Path:
+def write(
+    folder: str | Path, record: Mapping[str, Any], state: State, *, overwrite: bool = False
+) -> Path:
     """Write a probe's folder, all of it or nothing.
 
     Raises
@@ -41,7 +49,11 @@ def write(folder: str | Path, record: Mapping[str, Any], state: State, *, overwr
     if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
         ours = _is_ours(target)
         if not overwrite or not ours:
-            mend = "pass overwrite=True" if ours else "choose another folder (it holds other files, and no probe)"
+            mend = (
+                "pass overwrite=True"
+                if ours
+                else "choose another folder (it holds other files, and no probe)"
+            )
             raise OutputError(f"{target} exists already and is not empty: {mend}.")
     draft = None
     try:
@@ -49,10 +61,12 @@ def write(folder: str | Path, record: Mapping[str, Any], state: State, *, overwr
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         arrays = save({name: np.ascontiguousarray(value) for name, value in state.items()})
         header = {
-            "format": FORMAT, **record, "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
+            "format": FORMAT,
+            **record,
+            "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
             "terrazzo_version": __version__,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
+        }
         (draft / ARRAYS).write_bytes(arrays)
         (draft / RECORD).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         draft.chmod(0o755)
@@ -60,7 +74,9 @@ def write(folder: str | Path, record: Mapping[str, Any], state: State, *, overwr
             shutil.rmtree(target)
         draft.rename(target)
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"The probe could not be written to {target} ({error}); nothing was kept.") from error
+        raise OutputError(
+            f"The probe could not be written to {target} ({error}); nothing was kept."
+        ) from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
@@ -86,14 +102,20 @@ def read(folder: str | Path) -> tuple[dict[str, Any], Readout]:
     try:
         found = (path / ARRAYS).read_bytes()
         if hashlib.sha256(found).hexdigest() != record["arrays_sha256"]:
-            raise CheckpointError(f"{path / ARRAYS} is damaged, or does not belong to {RECORD}; save the probe again.")
+            raise CheckpointError(
+                f"{path / ARRAYS} is damaged, or does not belong to {RECORD}; save the probe again."
+            )
         state = load(found)
-        readout = make(head_from_record(record["head"]), record["kind"], len(record["names"])).load_state(state)
+        readout = make(
+            head_from_record(record["head"]), record["kind"], len(record["names"])
+        ).load_state(state)
     except (OSError, SafetensorError, ConfigError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged, or of another version ({error}).") from error
     odd = [name for name, value in state.items() if not np.isfinite(value).all()]
     if odd:
-        raise CheckpointError(f"{path / ARRAYS} holds values that are not finite: {', '.join(odd)}.")
+        raise CheckpointError(
+            f"{path / ARRAYS} holds values that are not finite: {', '.join(odd)}."
+        )
     return record, readout
 
 
@@ -105,10 +127,16 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or "format" not in record:
         raise CheckpointError(f"{path} is not the record of a probe.")
     if record["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {record['format']!r}; this version reads {FORMAT}. Upgrade terrazzo?")
-    wrong = [k for k, kinds in _FIELDS.items() if k not in record or not isinstance(record[k], kinds)]
+        raise CheckpointError(
+            f"{path} has format {record['format']!r}; this version reads {FORMAT}. Upgrade terrazzo?"
+        )
+    wrong = [
+        k for k, kinds in _FIELDS.items() if k not in record or not isinstance(record[k], kinds)
+    ]
     if wrong or record["kind"] not in KINDS or not all(isinstance(n, str) for n in record["names"]):
-        raise CheckpointError(f"{path} lacks or misstates {', '.join(wrong) or 'kind or names'}; it is damaged.")
+        raise CheckpointError(
+            f"{path} lacks or misstates {', '.join(wrong) or 'kind or names'}; it is damaged."
+        )
     return record
 
 

@@ -60,7 +60,9 @@ class Probe:
         """``"classes"``, ``"values"`` or ``"proportions"``."""
         return self.readout.kind
 
-    def predict(self, data: AnnData | AnyFloats, *, use_rep: str | AnyFloats | None = None) -> NDArray[Any]:
+    def predict(
+        self, data: AnnData | AnyFloats, *, use_rep: str | AnyFloats | None = None
+    ) -> NDArray[Any]:
         """Return an answer for every row.
 
         Parameters
@@ -95,7 +97,11 @@ class Probe:
         return self.readout.predict_proba(self._vectors(data, use_rep))
 
     def annotate(
-        self, adata: AnnData, *, key_added: str | None = None, use_rep: str | AnyFloats | None = None
+        self,
+        adata: AnnData,
+        *,
+        key_added: str | None = None,
+        use_rep: str | AnyFloats | None = None,
     ) -> AnnData:
         """Write the answers into a slice, with their provenance in ``uns["terrazzo"]``.
 
@@ -138,9 +144,14 @@ class Probe:
             written.
         """
         record = {
-            "kind": self.kind, "names": list(self.names), "use_rep": self.use_rep, "target": self.target,
-            "origins": list(self.origins), "head": head_record(self.readout.config), "info": self.info,
-        }  # fmt: skip
+            "kind": self.kind,
+            "names": list(self.names),
+            "use_rep": self.use_rep,
+            "target": self.target,
+            "origins": list(self.origins),
+            "head": head_record(self.readout.config),
+            "info": self.info,
+        }
         return probe_files.write(folder, record, self.readout.state(), overwrite=overwrite)
 
     @classmethod
@@ -154,15 +165,21 @@ class Probe:
         """
         record, readout = probe_files.read(folder)
         return cls(
-            readout, tuple(record["names"]), record["use_rep"], record["target"], tuple(record["origins"]),
+            readout,
+            tuple(record["names"]),
+            record["use_rep"],
+            record["target"],
+            tuple(record["origins"]),
             record["info"],
-        )  # fmt: skip
+        )
 
     def _vectors(self, data: AnnData | AnyFloats, use_rep: str | AnyFloats | None) -> AnyFloats:
         if isinstance(data, AnnData):
             used = use_rep if use_rep is not None else self.use_rep
             if used is None:
-                raise InputError("the probe was fitted to an array; say with use_rep= which embedding it is to read.")
+                raise InputError(
+                    "the probe was fitted to an array; say with use_rep= which embedding it is to read."
+                )
             x = representation.vectors(data, used)
             made = targets.origin(data, used)
             if made and self.origins and made not in self.origins:
@@ -231,11 +248,17 @@ def fit_probe(
     slices = targets.as_list(data)
     rep = use_rep if isinstance(use_rep, str) else None
     info = {
-        "head": head_record(head), "seed": seed, "least_share": least_share, "n_slices": len(slices),
-        "n_cells": int(target.known.sum()), "notes": list(target.notes),
-    }  # fmt: skip
+        "head": head_record(head),
+        "seed": seed,
+        "least_share": least_share,
+        "n_slices": len(slices),
+        "n_cells": int(target.known.sum()),
+        "notes": list(target.notes),
+    }
     origins = tuple(sorted({made for one in slices if (made := targets.origin(one, use_rep))}))
-    return Probe(readout, target.names, rep, given if isinstance(given, str) else target.kind, origins, info)
+    return Probe(
+        readout, target.names, rep, given if isinstance(given, str) else target.kind, origins, info
+    )
 
 
 def probe(

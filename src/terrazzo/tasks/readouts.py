@@ -23,10 +23,14 @@ State = dict[str, NDArray[Any]]
 ALPHAS = tuple(10.0**power for power in range(-1, 6))  # of the ridge; the validation rows choose
 
 
-NEVER = -1e9  # score of a class that no training row has; finite, so that a saved read-out can be checked
+NEVER = (
+    -1e9
+)  # score of a class that no training row has; finite, so that a saved read-out can be checked
 
 
-CONSTANT = 1e-6  # a column whose sd is below this share of its mean is rounding noise and is not blown up
+CONSTANT = (
+    1e-6  # a column whose sd is below this share of its mean is rounding noise and is not blown up
+)
 
 
 CHUNK = 2**16  # rows predicted at a time
@@ -71,7 +75,9 @@ class MLPConfig:
         """Check the values."""
         _check_positive(self, "learning_rate", "batch_size", "max_epochs", "patience")
         if self.max_steps < 0:
-            raise ConfigError(f"max_steps of a head is {self.max_steps!r}; it must be at least 0 (0: no limit).")
+            raise ConfigError(
+                f"max_steps of a head is {self.max_steps!r}; it must be at least 0 (0: no limit)."
+            )
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,9 @@ def head_config(head: str | HeadConfig) -> HeadConfig:
     if not isinstance(head, str):
         return head
     if head not in HEADS:
-        raise ConfigError(f"head is {head!r}; it must be one of {', '.join(HEADS)}, or settings such as MLPConfig().")
+        raise ConfigError(
+            f"head is {head!r}; it must be one of {', '.join(HEADS)}, or settings such as MLPConfig()."
+        )
     return HEADS[head]
 
 
@@ -152,7 +160,10 @@ def head_record(head: str | HeadConfig) -> dict[str, Any]:
     """Return a head's settings as JSON-able dict; :func:`head_from_record` reads it back."""
     config = head_config(head)
     kind = next(name for name, cls in _TYPES.items() if isinstance(config, cls))
-    return {"type": kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}}
+    return {
+        "type": kind,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
+    }
 
 
 def head_from_record(record: Mapping[str, Any]) -> HeadConfig:
@@ -163,11 +174,15 @@ def head_from_record(record: Mapping[str, Any]) -> HeadConfig:
     ConfigError
         Not such a record.
     """
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "type"}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "type"
+    }
     try:
         return _TYPES[record["type"]](**values)
     except (KeyError, TypeError) as error:
-        raise ConfigError(f"the settings of the head are not those of terrazzo ({error}).") from error
+        raise ConfigError(
+            f"the settings of the head are not those of terrazzo ({error})."
+        ) from error
 
 
 class Readout(ABC):
@@ -195,7 +210,9 @@ class Readout(ABC):
         """Width of the vectors that it was fitted to; 0 before."""
         return len(self.shift)
 
-    def fit(self, x: ArrayLike, y: ArrayLike, x_val: ArrayLike, y_val: ArrayLike, seed: int = 0) -> Self:
+    def fit(
+        self, x: ArrayLike, y: ArrayLike, x_val: ArrayLike, y_val: ArrayLike, seed: int = 0
+    ) -> Self:
         """Fit to training rows ``(n, d)`` and their targets; validation rows stop or choose where a head needs that.
 
         Every statistic is that of the training rows; a head without use for validation rows trains on them, too. The
@@ -214,7 +231,10 @@ class Readout(ABC):
     def outputs(self, x: ArrayLike) -> NDArray[np.float32]:
         """Return probabilities of classes, values, or proportions, ``(n, n_outputs)``."""
         vectors = np.asarray(x)
-        parts = [self._outputs(self._ready(vectors[i : i + CHUNK])) for i in range(0, len(vectors), CHUNK)]
+        parts = [
+            self._outputs(self._ready(vectors[i : i + CHUNK]))
+            for i in range(0, len(vectors), CHUNK)
+        ]
         return np.concatenate([np.zeros((0, self.n_outputs)), *parts]).astype(np.float32)
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
@@ -231,7 +251,9 @@ class Readout(ABC):
             It does not answer with classes.
         """
         if self.kind != "classes":
-            raise ConfigError(f"this read-out answers with {self.kind}, which have no probabilities; use predict.")
+            raise ConfigError(
+                f"this read-out answers with {self.kind}, which have no probabilities; use predict."
+            )
         return self.outputs(x)
 
     def state(self) -> State:
@@ -248,7 +270,9 @@ class Readout(ABC):
         """
         self.shift, self.scale = state["shift"], state["scale"]
         if self.shift.ndim != 1 or self.shift.shape != self.scale.shape:
-            raise ValueError(f"shift {self.shift.shape} and scale {self.scale.shape} do not belong together")
+            raise ValueError(
+                f"shift {self.shift.shape} and scale {self.scale.shape} do not belong together"
+            )
         self._load(state)
         return self
 
@@ -263,7 +287,9 @@ class Readout(ABC):
         return False
 
     @abstractmethod
-    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None: ...
+    def _fit(
+        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int
+    ) -> None: ...
 
     @abstractmethod
     def _outputs(self, x: AnyFloats) -> NDArray[Any]: ...
@@ -280,13 +306,17 @@ class KNNReadout(Readout):
 
     config: KNNConfig
 
-    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None:
+    def _fit(
+        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int
+    ) -> None:
         self._x, self._y = x, y
 
     def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         from sklearn.neighbors import NearestNeighbors
 
-        finder = NearestNeighbors(n_neighbors=min(self.config.neighbours, len(self._x))).fit(self._x)
+        finder = NearestNeighbors(n_neighbors=min(self.config.neighbours, len(self._x))).fit(
+            self._x
+        )
         near = finder.kneighbors(x, return_distance=False)
         answers = np.eye(self.n_outputs)[self._y] if self.kind == "classes" else self._y
         return sum(answers[column].astype(np.float64) for column in near.T) / near.shape[1]
@@ -297,7 +327,12 @@ class KNNReadout(Readout):
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._x, self._y = state["x"], state["y"]
         wanted = (len(self._x),) if self.kind == "classes" else (len(self._x), self.n_outputs)
-        if self._x.ndim != 2 or self._x.shape[1] != self.input_dim or self._y.shape != wanted or not len(self._x):
+        if (
+            self._x.ndim != 2
+            or self._x.shape[1] != self.input_dim
+            or self._y.shape != wanted
+            or not len(self._x)
+        ):
             raise ValueError(f"x {self._x.shape} and y {self._y.shape} do not belong together")
         if self.kind == "classes" and not ((self._y >= 0) & (self._y < self.n_outputs)).all():
             raise ValueError("y names classes that there are not")
@@ -313,11 +348,15 @@ class LinearReadout(Readout):
         """Only the penalty of the ridge is chosen."""
         return self.kind != "classes"
 
-    def _fit(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int) -> None:
+    def _fit(
+        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int
+    ) -> None:
         fit = self._fit_classes if self.kind == "classes" else self._fit_values
         fit(x.astype(np.float64), y, x_val.astype(np.float64), y_val)
 
-    def _fit_classes(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]) -> None:
+    def _fit_classes(
+        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]
+    ) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -328,19 +367,30 @@ class LinearReadout(Readout):
         if len(present) < 2:
             return
         model = LogisticRegression(C=self.config.C, max_iter=self.config.max_iter)
-        with warnings.catch_warnings():  # 300 steps are the protocol; the answer is used as it is then
+        with (
+            warnings.catch_warnings()
+        ):  # 300 steps are the protocol; the answer is used as it is then
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x, y)
-        rows = present[-1:] if len(present) == 2 else present  # of two classes sklearn keeps one row, for the second
+        rows = (
+            present[-1:] if len(present) == 2 else present
+        )  # of two classes sklearn keeps one row, for the second
         self._weight[:, rows], self._bias[rows] = model.coef_.T, model.intercept_
 
-    def _fit_values(self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]) -> None:
+    def _fit_values(
+        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]
+    ) -> None:
         from sklearn.linear_model import Ridge
 
         fits = [Ridge(alpha=alpha).fit(x, y) for alpha in (ALPHAS if len(x_val) else (1.0,))]
-        errors = [np.square(fit.predict(x_val) - y_val).sum() if len(x_val) else 0.0 for fit in fits]
+        errors = [
+            np.square(fit.predict(x_val) - y_val).sum() if len(x_val) else 0.0 for fit in fits
+        ]
         best = fits[int(np.argmin(errors))]
-        self._weight, self._bias = best.coef_.reshape(self.n_outputs, -1).T, np.atleast_1d(best.intercept_)
+        self._weight, self._bias = (
+            best.coef_.reshape(self.n_outputs, -1).T,
+            np.atleast_1d(best.intercept_),
+        )
 
     def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         scores = x.astype(np.float64) @ self._weight + self._bias
@@ -356,8 +406,12 @@ class LinearReadout(Readout):
 
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
         self._weight, self._bias = state["weight"], state["bias"]
-        if self._weight.shape != (self.input_dim, self.n_outputs) or self._bias.shape != (self.n_outputs,):
-            raise ValueError(f"weight {self._weight.shape} and bias {self._bias.shape} do not belong together")
+        if self._weight.shape != (self.input_dim, self.n_outputs) or self._bias.shape != (
+            self.n_outputs,
+        ):
+            raise ValueError(
+                f"weight {self._weight.shape} and bias {self._bias.shape} do not belong together"
+            )
 
 
 def statistics(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

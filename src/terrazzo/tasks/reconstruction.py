@@ -166,17 +166,25 @@ class Tissue:
                 f"a region of {size} x {size} sites does not fit into the slice, whose grid has {rows} x {columns}; "
                 "take a smaller size."
             )
-        full = observed(Grid(self.grid.shape, self.grid.site[self.measured], self.grid.layout), size)
-        allowed = np.argwhere((full >= occupancy * size**2) & (full < len(np.unique(self.grid.site[self.measured]))))
+        full = observed(
+            Grid(self.grid.shape, self.grid.site[self.measured], self.grid.layout), size
+        )
+        allowed = np.argwhere(
+            (full >= occupancy * size**2) & (full < len(np.unique(self.grid.site[self.measured])))
+        )
         if not len(allowed):
             raise InputError(
                 f"no region of {size} x {size} sites holds cells with counts in {occupancy:.0%} of its sites (at most "
                 f"{full.max() / size**2:.0%}) and leaves others visible; take a smaller size or occupancy."
             )
         rng = np.random.default_rng([seed, size, 107])
-        return allowed[rng.choice(len(allowed), min(n, len(allowed)), replace=False)].astype(np.int64)
+        return allowed[rng.choice(len(allowed), min(n, len(allowed)), replace=False)].astype(
+            np.int64
+        )
 
-    def hide(self, size: int, corner: Ints, n_genes: int, genes: Ints | None, choose: Choose = "variance") -> Region:
+    def hide(
+        self, size: int, corner: Ints, n_genes: int, genes: Ints | None, choose: Choose = "variance"
+    ) -> Region:
         """Hide a square; genes that are not given are chosen by how they vary over the visible cells."""
         hidden = self._within(corner, corner + size)
         if genes is None:
@@ -202,7 +210,9 @@ class Tissue:
         """Return what a predictor may see: a copy in which the hidden cells have no counts."""
         lengths = np.diff(self.counts.indptr)
         kept = np.repeat(~hidden, lengths)
-        starts = np.append(0, np.cumsum(np.where(hidden, 0, lengths))).astype(self.counts.indptr.dtype)
+        starts = np.append(0, np.cumsum(np.where(hidden, 0, lengths))).astype(
+            self.counts.indptr.dtype
+        )
         parts = (self.counts.data[kept], self.counts.indices[kept], starts)
         out = self.bare.copy()
         out.X = sp.csr_matrix(parts, shape=self.counts.shape)
@@ -221,7 +231,10 @@ def dispersion(values: sp.csr_matrix) -> Floats:
     -------
     float64 ``(genes,)``: standard deviations above the mean of its bin; -inf for a gene that does not vary.
     """
-    raw = sp.csr_matrix((np.expm1(values.data.astype(np.float64)), values.indices, values.indptr), shape=values.shape)
+    raw = sp.csr_matrix(
+        (np.expm1(values.data.astype(np.float64)), values.indices, values.indptr),
+        shape=values.shape,
+    )
     mean = np.asarray(raw.mean(axis=0)).ravel()
     spread = variance(raw) * raw.shape[0] / max(raw.shape[0] - 1, 1)
     varies = (spread > 0) & (mean > 0)
@@ -254,7 +267,9 @@ def _interpolated(tissue: Tissue, region: Region, targets: Floats, nearest: Floa
     close = tissue.around(region, max(region.size, LEAST_AROUND))
     visible = np.flatnonzero(close & ~region.hidden & tissue.measured)
     try:
-        plane = LinearNDInterpolator(tissue.coords[visible], region.dense(visible).astype(np.float64))
+        plane = LinearNDInterpolator(
+            tissue.coords[visible], region.dense(visible).astype(np.float64)
+        )
     except QhullError:  # fewer than three cells, or all on one line
         return nearest
     found = plane(targets)
@@ -346,7 +361,9 @@ def reconstruct(
     asked = dict(predictors or {})
     sizes = _sizes(size)
     if choose not in get_args(Choose):
-        raise ConfigError(f"choose is {choose!r}; it must be one of {', '.join(map(repr, get_args(Choose)))}.")
+        raise ConfigError(
+            f"choose is {choose!r}; it must be one of {', '.join(map(repr, get_args(Choose)))}."
+        )
     _check(asked, n_genes, repeats, occupancy, bin_um)
     tissue = Tissue.read(data, layer, layout, bin_um)
     columns = None if genes is None else _named(tissue, genes)
@@ -354,7 +371,9 @@ def reconstruct(
     rows: list[dict[str, Any]] = []
     shown: list[pd.DataFrame] = []
     fewest = n_genes
-    with Progress(progress).stage("reconstruction", sum(map(len, corners.values())), "regions") as advance:
+    with Progress(progress).stage(
+        "reconstruction", sum(map(len, corners.values())), "regions"
+    ) as advance:
         for side, drawn in corners.items():
             for number, corner in enumerate(drawn):
                 region = tissue.hide(side, corner, n_genes, columns, choose)
@@ -366,12 +385,21 @@ def reconstruct(
                 fewest = min(fewest, len(region.genes))
                 advance(1)
     config = {
-        "systems": [*BASELINES, *asked], "sizes": sizes, "n_genes": n_genes if columns is None else len(columns),
-        "choose": choose, "genes": None if genes is None else list(genes), "repeats": repeats,
-        "occupancy": occupancy, "seed": seed, "layout": tissue.grid.layout, "bin_um": bin_um, "layer": layer,
+        "systems": [*BASELINES, *asked],
+        "sizes": sizes,
+        "n_genes": n_genes if columns is None else len(columns),
+        "choose": choose,
+        "genes": None if genes is None else list(genes),
+        "repeats": repeats,
+        "occupancy": occupancy,
+        "seed": seed,
+        "layout": tissue.grid.layout,
+        "bin_um": bin_um,
+        "layer": layer,
         "n_cells": int(data.n_obs),
-        "grid": list(tissue.grid.shape), "corners": {str(side): c.tolist() for side, c in corners.items()},
-    }  # fmt: skip
+        "grid": list(tissue.grid.shape),
+        "corners": {str(side): c.tolist() for side, c in corners.items()},
+    }
     notes = _notes(tissue, corners, repeats, n_genes if columns is None else 0, fewest)
     return TaskResult("reconstruction", pd.DataFrame(rows), pd.concat(shown), config, notes)
 
@@ -379,11 +407,15 @@ def reconstruct(
 def _sizes(size: int | Sequence[int]) -> list[int]:
     given = list(size) if isinstance(size, Sequence) else [size]
     if not given or not all(isinstance(one, int | np.integer) and one >= 1 for one in given):
-        raise ConfigError(f"size is {size}; it must be a whole number of sites, at least 1, or several of them.")
+        raise ConfigError(
+            f"size is {size}; it must be a whole number of sites, at least 1, or several of them."
+        )
     return [int(one) for one in dict.fromkeys(given)]
 
 
-def _check(asked: Mapping[str, Predictor], n_genes: int, repeats: int, occupancy: float, bin_um: float) -> None:
+def _check(
+    asked: Mapping[str, Predictor], n_genes: int, repeats: int, occupancy: float, bin_um: float
+) -> None:
     if n_genes < 1 or repeats < 1:
         raise ConfigError(f"n_genes is {n_genes} and repeats {repeats}; both must be at least 1.")
     if not 0 < occupancy <= 1:
@@ -391,7 +423,9 @@ def _check(asked: Mapping[str, Predictor], n_genes: int, repeats: int, occupancy
     if not 0 <= bin_um < np.inf:
         raise ConfigError(f"bin_um is {bin_um}; it must be at least 0 (0: no bins).")
     if taken := [name for name in asked if name in BASELINES]:
-        raise ConfigError(f"a predictor is called {taken[0]!r}, which is the name of a baseline; choose another.")
+        raise ConfigError(
+            f"a predictor is called {taken[0]!r}, which is the name of a baseline; choose another."
+        )
 
 
 def _named(tissue: Tissue, genes: Sequence[str]) -> NDArray[np.int64]:
@@ -419,7 +453,9 @@ def _answer(name: str, predictor: Predictor, tissue: Tissue, region: Region) -> 
         raise InputError(f"{name} returned no numbers ({error}).") from error
     expected = (int(region.hidden.sum()), len(names))
     if out.shape != expected:
-        raise InputError(f"{name} returned shape {out.shape}; it must be (hidden cells, genes), {expected}.")
+        raise InputError(
+            f"{name} returned shape {out.shape}; it must be (hidden cells, genes), {expected}."
+        )
     if not np.isfinite(out).all():
         bad = ~np.isfinite(out)
         raise InputError(
@@ -429,14 +465,19 @@ def _answer(name: str, predictor: Predictor, tissue: Tissue, region: Region) -> 
     return out
 
 
-def _scores(tissue: Tissue, region: Region, answers: Mapping[str, Floats], number: int) -> list[dict[str, Any]]:
+def _scores(
+    tissue: Tissue, region: Region, answers: Mapping[str, Floats], number: int
+) -> list[dict[str, Any]]:
     scored = tissue.measured[region.hidden]
     true = region.dense(np.flatnonzero(region.hidden)[scored])
     out = []
     for name, answer in answers.items():
         found = regression(true, answer[scored])
         kept = {metric: found[metric] for metric in ("mse", "mae")}
-        out += [row | {"system": name, "size": region.size} for row in tidy(kept, _split(region.size), number)]
+        out += [
+            row | {"system": name, "size": region.size}
+            for row in tidy(kept, _split(region.size), number)
+        ]
     return out
 
 
@@ -451,8 +492,12 @@ def _kept(tissue: Tissue, region: Region, answers: Mapping[str, Floats]) -> pd.D
     true = region.dense(rows)[:, :SHOWN]
     true[~tissue.measured[rows]] = np.nan
     columns: dict[str, Any] = {
-        "size": region.size, "cell": rows, "x": tissue.coords[rows, 0], "y": tissue.coords[rows, 1], "hidden": hidden
-    }  # fmt: skip
+        "size": region.size,
+        "cell": rows,
+        "x": tissue.coords[rows, 0],
+        "y": tissue.coords[rows, 1],
+        "hidden": hidden,
+    }
     columns |= {f"true:{name}": true[:, i] for i, name in enumerate(names)}
     order = np.cumsum(region.hidden) - 1  # row of a hidden cell among the answers
     for system, answer in answers.items():
@@ -463,7 +508,11 @@ def _kept(tissue: Tissue, region: Region, answers: Mapping[str, Floats]) -> pd.D
 
 
 def _notes(
-    tissue: Tissue, corners: Mapping[int, NDArray[np.int64]], repeats: int, n_genes: int, fewest: int
+    tissue: Tissue,
+    corners: Mapping[int, NDArray[np.int64]],
+    repeats: int,
+    n_genes: int,
+    fewest: int,
 ) -> tuple[str, ...]:
     out = [
         f"{_split(side)}: there are only {len(drawn)} squares to draw, not {repeats}"
@@ -471,9 +520,13 @@ def _notes(
         if len(drawn) < repeats
     ]
     if fewest < n_genes:
-        out.append(f"{fewest} genes are predicted, not {n_genes}: no more vary among the visible cells")
+        out.append(
+            f"{fewest} genes are predicted, not {n_genes}: no more vary among the visible cells"
+        )
     if empty := int((~tissue.measured).sum()):
         out.append(f"{empty} cells without counts are neither scored nor learnt from")
     if tissue.unit != "um" and tissue.grid.layout == "bin":
-        out.append(f"the coordinates' unit is {tissue.unit}, not micrometres: bin_um was taken in that unit")
+        out.append(
+            f"the coordinates' unit is {tissue.unit}, not micrometres: bin_um was taken in that unit"
+        )
     return tuple(out)

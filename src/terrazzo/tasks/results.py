@@ -73,7 +73,9 @@ class TaskResult:
             found = found[found["system"] == system] if "system" in found else found[:0]
         if len(found) != 1:
             known = table[[column for column in ("system", "split", "metric") if column in table]]
-            have = ", ".join(f"{row[-1]} ({', '.join(row[-2::-1])})" for row in known.itertuples(index=False))
+            have = ", ".join(
+                f"{row[-1]} ({', '.join(row[-2::-1])})" for row in known.itertuples(index=False)
+            )
             wanted = ", ".join(repr(word) for word in (split, system) if word)
             raise InputError(
                 f"there is no single score {metric!r}{f' of {wanted}' if wanted else ''}; there are: {have}."
@@ -90,10 +92,14 @@ class TaskResult:
         """
         target = Path(folder)
         record = {
-            "format": FORMAT, "task": self.task, "config": self.config, "notes": list(self.notes),
-            "terrazzo_version": self.version, "date": self.date,
+            "format": FORMAT,
+            "task": self.task,
+            "config": self.config,
+            "notes": list(self.notes),
+            "terrazzo_version": self.version,
+            "date": self.date,
             "summary": json.loads(self.summary().to_json(orient="records")),
-        }  # fmt: skip
+        }
         try:
             target.mkdir(parents=True, exist_ok=True)
             (target / RECORD).unlink(missing_ok=True)  # a folder without it is not a result
@@ -103,7 +109,9 @@ class TaskResult:
                 self.predictions.to_parquet(draft)
             write_text(target / RECORD, json.dumps(record, indent=2) + "\n")
         except OSError as error:
-            raise OutputError(f"{target} could not be written ({error.strerror or error}).") from error
+            raise OutputError(
+                f"{target} could not be written ({error.strerror or error})."
+            ) from error
         return target
 
     @classmethod
@@ -117,14 +125,24 @@ class TaskResult:
         """
         source = Path(folder)
         if not (source / RECORD).is_file():
-            raise InputError(f"{source} holds no {RECORD}: not a result, or its writing was stopped.")
+            raise InputError(
+                f"{source} holds no {RECORD}: not a result, or its writing was stopped."
+            )
         try:
             record = json.loads((source / RECORD).read_text(encoding="utf-8"))
-            metrics, predictions = pd.read_parquet(source / METRICS), pd.read_parquet(source / PREDICTIONS)
+            metrics, predictions = (
+                pd.read_parquet(source / METRICS),
+                pd.read_parquet(source / PREDICTIONS),
+            )
             return cls(
-                record["task"], metrics, predictions, record["config"], tuple(record["notes"]),
-                record["terrazzo_version"], record["date"],
-            )  # fmt: skip
+                record["task"],
+                metrics,
+                predictions,
+                record["config"],
+                tuple(record["notes"]),
+                record["terrazzo_version"],
+                record["date"],
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{source} is damaged ({type(error).__name__}: {error}).") from error
 

@@ -27,7 +27,9 @@ _CHUNK = 2**24  # similarities held at once
 _DIGITS = 9  # similarities that differ by rounding alone are equal
 
 
-def retrieval(adata: AnnData, *, image: str | AnyFloats, genes: str | AnyFloats, ks: Sequence[int] = KS) -> TaskResult:
+def retrieval(
+    adata: AnnData, *, image: str | AnyFloats, genes: str | AnyFloats, ks: Sequence[int] = KS
+) -> TaskResult:
     """Score how often the partner of a spot is among the k most similar of its slice, by cosine, in both directions.
 
     Parameters
@@ -55,7 +57,9 @@ def retrieval(adata: AnnData, *, image: str | AnyFloats, genes: str | AnyFloats,
     pictures, expression = (representation.vectors(adata, given) for given in (image, genes))
     rows: list[dict[str, Any]] = []
     ranks: dict[str, Floats] = {}
-    for name, queries, answers in zip(DIRECTIONS, (pictures, expression), (expression, pictures), strict=True):
+    for name, queries, answers in zip(
+        DIRECTIONS, (pictures, expression), (expression, pictures), strict=True
+    ):
         better, equal = places(queries, answers)
         rank = ranks[f"rank, {name}"] = better + equal / 2 + 1
         scores = {f"recall@{k}": value for k, value in _recall(better, equal, ks).items()}
@@ -65,7 +69,10 @@ def retrieval(adata: AnnData, *, image: str | AnyFloats, genes: str | AnyFloats,
     config = {k: v if isinstance(v, str) else "array" for k, v in given.items()}
     predictions = pd.DataFrame(ranks, index=adata.obs_names)
     return TaskResult(
-        "retrieval", pd.DataFrame(rows), predictions, {**config, "ks": [int(k) for k in ks], "n_cells": adata.n_obs}
+        "retrieval",
+        pd.DataFrame(rows),
+        predictions,
+        {**config, "ks": [int(k) for k in ks], "n_cells": adata.n_obs},
     )
 
 
@@ -112,7 +119,9 @@ def places(queries: NDArray[Any], answers: NDArray[Any]) -> tuple[Floats, Floats
 
 def _recall(better: Floats, equal: Floats, ks: Sequence[int]) -> dict[int, float]:
     if not ks or min(ks) < 1:
-        raise ConfigError(f"ks are {list(ks)}; name at least one number of answers, each at least 1.")
+        raise ConfigError(
+            f"ks are {list(ks)}; name at least one number of answers, each at least 1."
+        )
     return {int(k): float(np.clip((k - better) / (equal + 1), 0.0, 1.0).mean()) for k in ks}
 
 

@@ -85,7 +85,9 @@ def blocked_splits(coords: ArrayLike, known: ArrayLike, *, seed: int = 0) -> lis
             rng = np.random.default_rng([seed, number, 102])
             out.append(_split("blocked", number, rows[~here], rows[here], rng))
     if not out:
-        raise InputError("the labelled cells lie in one spatial block; they cannot be split in space.")
+        raise InputError(
+            "the labelled cells lie in one spatial block; they cannot be split in space."
+        )
     return out
 
 
@@ -98,12 +100,16 @@ def spatial_folds(coords: ArrayLike, blocks: int = BLOCKS, folds: int = FOLDS) -
     side = int(np.sqrt(blocks))
     out = np.empty(len(places), dtype=np.int64)
     for i, strip in enumerate(np.array_split(np.argsort(places[:, 0], kind="stable"), side)):
-        for j, part in enumerate(np.array_split(strip[np.argsort(places[strip, 1], kind="stable")], side)):
+        for j, part in enumerate(
+            np.array_split(strip[np.argsort(places[strip, 1], kind="stable")], side)
+        ):
             out[part] = (i + j) % folds
     return out
 
 
-def cross_split(n_train: int, known_train: ArrayLike, known_test: ArrayLike, *, seed: int = 0) -> Split:
+def cross_split(
+    n_train: int, known_train: ArrayLike, known_test: ArrayLike, *, seed: int = 0
+) -> Split:
     """Return the split of training slices' rows, stacked, followed by the test slice's rows.
 
     Parameters
@@ -121,7 +127,9 @@ def cross_split(n_train: int, known_train: ArrayLike, known_test: ArrayLike, *, 
 
 def all_rows(known: ArrayLike, *, seed: int = 0) -> Split:
     """Return the split that scores nothing: every labelled cell trains, but for those that stop training early."""
-    return _split("whole", 0, _rows(known), np.zeros(0, dtype=np.int64), np.random.default_rng([seed, 104]))
+    return _split(
+        "whole", 0, _rows(known), np.zeros(0, dtype=np.int64), np.random.default_rng([seed, 104])
+    )
 
 
 def donor_of(adata: AnnData, key: str | None = None) -> str:
@@ -129,7 +137,9 @@ def donor_of(adata: AnnData, key: str | None = None) -> str:
     return stated(adata, keys.DONOR if key is None else (key,))
 
 
-def patients(slices: Sequence[AnnData], donors: str | Sequence[str] | None = None) -> tuple[list[str], list[int]]:
+def patients(
+    slices: Sequence[AnnData], donors: str | Sequence[str] | None = None
+) -> tuple[list[str], list[int]]:
     """Return the patient of each slice, and the number of its group; no slice joins two groups.
 
     Parameters
@@ -151,9 +161,15 @@ def patients(slices: Sequence[AnnData], donors: str | Sequence[str] | None = Non
     else:
         whose = [str(name).strip() for name in donors]
         if len(whose) != len(slices):
-            raise InputError(f"donors has {len(whose)} names for {len(slices)} slices; give one for each.")
+            raise InputError(
+                f"donors has {len(whose)} names for {len(slices)} slices; give one for each."
+            )
     if unknown := [str(i + 1) for i, name in enumerate(whose) if not name]:
-        where = f"obs or uns {donors!r}" if isinstance(donors, str) else f"obs or uns ({', '.join(keys.DONOR)})"
+        where = (
+            f"obs or uns {donors!r}"
+            if isinstance(donors, str)
+            else f"obs or uns ({', '.join(keys.DONOR)})"
+        )
         raise InputError(
             f"the patient of slice {', '.join(unknown)} of {len(slices)} is not known: put it into {where}, or pass "
             "donors= with one name a slice."
@@ -169,7 +185,9 @@ def patients(slices: Sequence[AnnData], donors: str | Sequence[str] | None = Non
 def _rows(known: ArrayLike) -> Ints:
     rows = np.flatnonzero(np.asarray(known, dtype=bool)).astype(np.int64)
     if len(rows) < 5:
-        raise InputError(f"only {len(rows)} cells have a label that is scored; at least 5 are needed.")
+        raise InputError(
+            f"only {len(rows)} cells have a label that is scored; at least 5 are needed."
+        )
     return rows
 
 

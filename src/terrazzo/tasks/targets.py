@@ -24,7 +24,11 @@ from terrazzo.tasks.readouts import Kind
 SUM_TOLERANCE = 1e-3  # by how much the proportions of a cell may miss one
 
 
-_ORIGIN = ("model", "checkpoint_sha256", "fitted_on")  # of uns["terrazzo"][key]: what made an embedding
+_ORIGIN = (
+    "model",
+    "checkpoint_sha256",
+    "fitted_on",
+)  # of uns["terrazzo"][key]: what made an embedding
 
 
 Data: TypeAlias = AnnData | Sequence[AnnData]
@@ -91,7 +95,9 @@ def each(given: Any, data: Data, name: str) -> list[Any]:
     if isinstance(data, AnnData):
         return [given]
     if not isinstance(given, list | tuple) or len(given) != len(slices):
-        raise InputError(f"{name} must be a key, or a list with one for each of the {len(slices)} slices.")
+        raise InputError(
+            f"{name} must be a key, or a list with one for each of the {len(slices)} slices."
+        )
     return list(given)
 
 
@@ -147,7 +153,9 @@ def warn_origins(found: set[str]) -> None:
         )
 
 
-def read_target(data: Data, label: Any, values: Any, proportions: Any, least_share: float) -> Target:
+def read_target(
+    data: Data, label: Any, values: Any, proportions: Any, least_share: float
+) -> Target:
     """Read classes, values or proportions, whichever was given.
 
     Raises
@@ -214,7 +222,9 @@ def read_values(data: Data, values: Any, name: str = "values") -> Target:
     for i, other in enumerate(tables):
         if set(other.columns) != set(first):
             odd = sorted(set(other.columns) ^ set(first))
-            raise InputError(f"slice {i + 1} of {len(slices)}: {name} has other columns than the first ({odd[:5]}).")
+            raise InputError(
+                f"slice {i + 1} of {len(slices)}: {name} has other columns than the first ({odd[:5]})."
+            )
     joined = np.concatenate([one[first].to_numpy(dtype=np.float32) for one in tables])
     out = Target("values", tuple(first), joined)
     if not out.known.any():
@@ -231,7 +241,9 @@ def read_proportions(data: Data, proportions: Any) -> Target:
         As :func:`read_values`, or a row is negative or does not sum to one within 0.001.
     """
     slices, tables = as_list(data), []
-    for i, (one, given) in enumerate(zip(slices, each(proportions, data, "proportions"), strict=True)):
+    for i, (one, given) in enumerate(
+        zip(slices, each(proportions, data, "proportions"), strict=True)
+    ):
         with at(i, len(slices)):
             tables.append(_checked_proportions(table(one, given, "proportions")))
     names = list(dict.fromkeys(name for one in tables for name in one.columns))
@@ -244,7 +256,9 @@ def read_proportions(data: Data, proportions: Any) -> Target:
         raise InputError("proportions are NaN in every cell.")
     notes = list(_unknown(target))
     if partial := [n for n in names if any(n not in one.columns for one in tables)]:
-        notes.append(f"not listed by every training slice, and taken as absent there: {', '.join(partial)}")
+        notes.append(
+            f"not listed by every training slice, and taken as absent there: {', '.join(partial)}"
+        )
     return Target("proportions", target.names, target.values, tuple(notes))
 
 
@@ -253,8 +267,14 @@ def table(adata: AnnData, given: Any, name: str) -> pd.DataFrame:
     where, columns = f"{name}", None
     if isinstance(given, str):
         if given not in adata.obsm:
-            raise InputError(f"obsm has no {given!r}; there are: {', '.join(adata.obsm) or 'none'}.")
-        where, columns, given = f"obsm[{given!r}]", adata.uns.get(f"{given}_names"), adata.obsm[given]
+            raise InputError(
+                f"obsm has no {given!r}; there are: {', '.join(adata.obsm) or 'none'}."
+            )
+        where, columns, given = (
+            f"obsm[{given!r}]",
+            adata.uns.get(f"{given}_names"),
+            adata.obsm[given],
+        )
     if hasattr(given, "columns"):
         columns = given.columns
     given = given.toarray() if hasattr(given, "toarray") else given
@@ -264,12 +284,18 @@ def table(adata: AnnData, given: Any, name: str) -> pd.DataFrame:
         raise InputError(f"{where} does not hold numbers ({error}).") from error
     found = found[:, None] if found.ndim == 1 else found
     if found.ndim != 2 or len(found) != adata.n_obs or not found.shape[1]:
-        raise InputError(f"{where} has shape {found.shape}; it must be ({adata.n_obs}, m): one row a cell.")
+        raise InputError(
+            f"{where} has shape {found.shape}; it must be ({adata.n_obs}, m): one row a cell."
+        )
     if np.isinf(found).any():
-        raise InputError(f"{where} holds infinite values, in {int(np.isinf(found).any(axis=1).sum())} cells.")
+        raise InputError(
+            f"{where} holds infinite values, in {int(np.isinf(found).any(axis=1).sum())} cells."
+        )
     names = [str(c) for c in (range(found.shape[1]) if columns is None else columns)]
     if len(names) != found.shape[1] or len(set(names)) != len(names):
-        raise InputError(f"{where} has {found.shape[1]} columns and {len(set(names))} different names for them.")
+        raise InputError(
+            f"{where} has {found.shape[1]} columns and {len(set(names))} different names for them."
+        )
     return pd.DataFrame(found, columns=names)
 
 
@@ -287,7 +313,9 @@ def _checked_proportions(shares: pd.DataFrame) -> pd.DataFrame:
             "Divide each row by its sum, or predict them as values= with tasks.probe."
         )
     cut = shares.clip(lower=0.0)
-    return cut.div(cut.sum(axis=1, skipna=False), axis=0)  # a row with a NaN is not known, and NaN throughout
+    return cut.div(
+        cut.sum(axis=1, skipna=False), axis=0
+    )  # a row with a NaN is not known, and NaN throughout
 
 
 def _unknown(target: Target) -> tuple[str, ...]:

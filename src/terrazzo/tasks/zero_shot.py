@@ -15,7 +15,14 @@ from terrazzo.records import vectors
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import labels as reading
 from terrazzo.tasks import metrics
-from terrazzo.tasks.domains import Method, check_settings, cluster_runs, named, refine_labels, shortfall
+from terrazzo.tasks.domains import (
+    Method,
+    check_settings,
+    cluster_runs,
+    named,
+    refine_labels,
+    shortfall,
+)
 from terrazzo.tasks.results import TaskResult, tidy
 
 
@@ -90,20 +97,35 @@ def evaluate_domains(
         first["refined"] = found["refined"][0].astype(str)
     predictions = pd.DataFrame({**first, "label": truth.names}, index=adata.obs_names.astype(str))
     config: dict[str, Any] = {
-        "use_rep": named(use_rep), "label": named(label), "n_domains": int(k), "method": method,
-        "seeds": list(range(seeds)), "refine": int(refine), "spatial_key": spatial_key,
-        "n_cells": int(adata.n_obs), "n_scored": int(truth.known.sum()), "classes": list(truth.classes),
-    }  # fmt: skip
-    return TaskResult("domains", pd.DataFrame(rows), predictions, config, _notes(truth, found, k, values, method))
+        "use_rep": named(use_rep),
+        "label": named(label),
+        "n_domains": int(k),
+        "method": method,
+        "seeds": list(range(seeds)),
+        "refine": int(refine),
+        "spatial_key": spatial_key,
+        "n_cells": int(adata.n_obs),
+        "n_scored": int(truth.known.sum()),
+        "classes": list(truth.classes),
+    }
+    return TaskResult(
+        "domains", pd.DataFrame(rows), predictions, config, _notes(truth, found, k, values, method)
+    )
 
 
-def _scores(truth: reading.Labels, found: NDArray[np.int64], coords: NDArray[np.float64]) -> dict[str, float]:
+def _scores(
+    truth: reading.Labels, found: NDArray[np.int64], coords: NDArray[np.float64]
+) -> dict[str, float]:
     agreement = metrics.clustering(truth.codes[truth.known], found[truth.known])
     return {**agreement, "chaos": metrics.chaos(coords, found), "pas": metrics.pas(coords, found)}
 
 
 def _notes(
-    truth: reading.Labels, found: dict[str, NDArray[np.int64]], k: int, values: AnyFloats, method: str
+    truth: reading.Labels,
+    found: dict[str, NDArray[np.int64]],
+    k: int,
+    values: AnyFloats,
+    method: str,
 ) -> tuple[str, ...]:
     out = []
     if truth.missing:
@@ -111,9 +133,15 @@ def _notes(
     if truth.rare:
         rare = ", ".join(f"{name} ({cells})" for name, cells in truth.rare.items())
         out.append(f"classes too rare to be scored (cells): {rare}")
-    short = {number: text for number, run in enumerate(found["whole"]) if (text := shortfall(run, k, values, method))}
+    short = {
+        number: text
+        for number, run in enumerate(found["whole"])
+        if (text := shortfall(run, k, values, method))
+    }
     out += [f"seed {number}: {text}" for number, text in short.items()]
-    for number, (run, refined) in enumerate(zip(found["whole"], found.get("refined", []), strict=False)):
+    for number, (run, refined) in enumerate(
+        zip(found["whole"], found.get("refined", []), strict=False)
+    ):
         if (lost := len(np.unique(run)) - len(np.unique(refined))) > 0:
             out.append(f"seed {number}: refining dissolved {lost} of {len(np.unique(run))} domains")
     return tuple(out)

@@ -19,7 +19,13 @@ from torch import Tensor
 from terrazzo.errors import OutputError, TrainingError
 from terrazzo.files import whole_file
 from terrazzo.training.logs import CSV, FIRST, read
-from terrazzo.training.resuming import KEY, AtomicCheckpoints, random_state, seed_everything, set_random_state
+from terrazzo.training.resuming import (
+    KEY,
+    AtomicCheckpoints,
+    random_state,
+    seed_everything,
+    set_random_state,
+)
 
 SHOWN_IDS = 20
 
@@ -63,7 +69,9 @@ class Keeper(Callback):
         Of the random streams; each process has another one.
     """
 
-    def __init__(self, path: Path, every: int, io: AtomicCheckpoints, record: dict[str, Any], seed: int) -> None:
+    def __init__(
+        self, path: Path, every: int, io: AtomicCheckpoints, record: dict[str, Any], seed: int
+    ) -> None:
         self._path, self._every, self._io, self._record, self._seed = path, every, io, record, seed
         self._resumed: list[dict[str, Any]] = []
         self._before: dict[str, Any] | None = None
@@ -91,14 +99,24 @@ class Keeper(Callback):
         self._saved = trainer.global_step
         trainer.save_checkpoint(self._path)
         if failure := trainer.strategy.broadcast(self._io.failure):
-            raise OutputError(f"{failure}; the checkpoint before it is whole. Free some space, then use --resume.")
+            raise OutputError(
+                f"{failure}; the checkpoint before it is whole. Free some space, then use --resume."
+            )
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Add what Lightning does not keep."""
         loader = cast(Any, trainer.train_dataloader).state_dict()
-        checkpoint[KEY] = {"record": self._record, "random": gathered(random_state()), "loader": loader}
+        checkpoint[KEY] = {
+            "record": self._record,
+            "random": gathered(random_state()),
+            "loader": loader,
+        }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Remember the random streams until training starts."""
         self._resumed = checkpoint[KEY]["random"]
 
@@ -131,16 +149,22 @@ class Guard(Callback):
         self._last: list[str] = []
         self._since: set[str] = set()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Remember which slices are in the batch."""
         self._last = pl_module.batch_ids(batch)
         self._since |= set(self._last)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
         """Look at the loss."""
         self._check(trainer, "the loss", loss.detach(), set(self._last))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
         """Clip, log the norm, and look at it."""
         whole: Any = trainer.strategy.model
         if hasattr(whole, "clip_grad_norm_"):  # FSDP: each process holds a part of every gradient
@@ -159,7 +183,9 @@ class Guard(Callback):
             return
         found = [(float(v), names) for v, names in gathered((float(value), sorted(ids)))]
         names = sorted({name for v, names in found if not math.isfinite(v) for name in names})
-        shown = ", ".join(names[:SHOWN_IDS]) + (f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else "")
+        shown = ", ".join(names[:SHOWN_IDS]) + (
+            f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else ""
+        )
         worst = next((v for v, _ in found if not math.isfinite(v)), math.nan)
         raise TrainingError(
             f"{what} is {worst} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}); slices in the "
@@ -189,7 +215,9 @@ class Meter(Callback):
         if self._show and trainer.is_global_zero:
             self._bar = make_bar()
             total = trainer.estimated_stepping_batches
-            self._task = self._bar.add_task("train", total=total, completed=trainer.global_step, rate="", losses="")
+            self._task = self._bar.add_task(
+                "train", total=total, completed=trainer.global_step, rate="", losses=""
+            )
             self._bar.start()
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -197,7 +225,9 @@ class Meter(Callback):
         if not self._window:
             self._window.append((time.monotonic(), 0))
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, out: Any, batch: Any, i: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, out: Any, batch: Any, i: int
+    ) -> None:
         """Count cells."""
         self._window.append((time.monotonic(), cells_of(batch) * trainer.world_size))
         seconds = self._window[-1][0] - self._window[0][0]
@@ -206,7 +236,11 @@ class Meter(Callback):
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
         if self._bar is not None and time.monotonic() - self._drawn > REFRESH:
             self._drawn = time.monotonic()
-            losses = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/loss"))}
+            losses = {
+                k: float(v)
+                for k, v in trainer.callback_metrics.items()
+                if k.startswith(("train/", "val/loss"))
+            }
             text = " ".join(f"{k.removeprefix('train/')} {v:.3g}" for k, v in losses.items())
             fields = {"rate": f"{rate:,.0f} cells/s", "losses": text}
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
@@ -222,7 +256,9 @@ class Meter(Callback):
             self._bar.update(self._task, completed=trainer.global_step)
         self._close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
         """Close the bar."""
         self._close()
 
@@ -235,7 +271,13 @@ class Meter(Callback):
 def make_bar() -> Any:
     """Return a rich bar on standard error; on a narrow terminal the losses are cut, not the time left."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.table import Column
 
     return Progress(
@@ -245,7 +287,9 @@ def make_bar() -> Any:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         TextColumn("left"),
-        TextColumn("{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn(
+            "{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         console=Console(stderr=True),
         expand=True,
     )
@@ -299,7 +343,10 @@ class CsvLog(Logger):
             self._columns = list(rows[0]) if rows else list(FIRST)
         self._columns += [name for name in new if name not in self._columns]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(self._path) as draft, draft.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            whole_file(self._path) as draft,
+            draft.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.DictWriter(stream, self._columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -307,5 +354,7 @@ class CsvLog(Logger):
 
 def loggers(folder: Path, resumed: int) -> list[Logger]:
     """Return the loggers of a run that has done ``resumed`` steps."""
-    board = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed)
+    board = TensorBoardLogger(
+        folder, name="", version="tensorboard", default_hp_metric=False, purge_step=resumed
+    )
     return [CsvLog(folder / CSV, resumed), board]

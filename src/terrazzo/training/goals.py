@@ -24,7 +24,9 @@ def within(settings: object, **limits: Limits) -> None:
 def check_thinning(low: float, high: float) -> None:
     """Check the shares between which counts are split."""
     if not 0 < low <= high < 1:
-        raise ValueError(f"thin_low is {low} and thin_high {high}; they must lie between 0 and 1, in order.")
+        raise ValueError(
+            f"thin_low is {low} and thin_high {high}; they must lie between 0 and 1, in order."
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class AdaptObjective:
 
     def __post_init__(self) -> None:
         weights = ("masked_weight", "contrastive_weight", "own_weight")
-        within(self, mask_share=(0, 1), temperature=(1e-3, INF), **dict.fromkeys(weights, (0.0, INF)))
+        within(
+            self, mask_share=(0, 1), temperature=(1e-3, INF), **dict.fromkeys(weights, (0.0, INF))
+        )
         if not any(getattr(self, name) for name in weights):
             raise ValueError(f"{', '.join(weights)} are all 0: nothing would be learnt.")
         check_thinning(self.thin_low, self.thin_high)
@@ -95,10 +99,19 @@ class MultiScaleObjective:
     reencode: int = 12
 
     def __post_init__(self) -> None:
-        within(self, gamma=(0, 1), mask_share=(0, 1), kept_share=(0, 1), perturb_share=(0, 1), sigma_spacing=(0, INF))
+        within(
+            self,
+            gamma=(0, 1),
+            mask_share=(0, 1),
+            kept_share=(0, 1),
+            perturb_share=(0, 1),
+            sigma_spacing=(0, INF),
+        )
         within(self, frozen_epochs=(0, INF), reencode=(0, INF))
         if self.mask_share + self.kept_share > 1:
-            raise ValueError(f"mask_share {self.mask_share} and kept_share {self.kept_share} are more than 1 together.")
+            raise ValueError(
+                f"mask_share {self.mask_share} and kept_share {self.kept_share} are more than 1 together."
+            )
 
 
 @dataclass(frozen=True)
@@ -148,7 +161,9 @@ class PatchObjective:
                 f"mask 'site' needs the scheme 'patch'; a hidden site of the scheme {self.scheme!r} has no "
                 "neighbours to be predicted from: take mask 'entry'."
             )
-        if not (self.hidden_weight and self.mask_share) and not (self.visible_weight and self.target == "thinned"):
+        if not (self.hidden_weight and self.mask_share) and not (
+            self.visible_weight and self.target == "thinned"
+        ):
             raise ValueError("nothing is hidden and nothing is split: nothing would be learnt.")
         check_thinning(self.thin_low, self.thin_high)
 
@@ -207,5 +222,9 @@ class AlignObjective:
     def __post_init__(self) -> None:
         within(self, neighbors=(0, INF), spot_um=(0, INF), temperature=(1e-3, INF))
         within(self, spot_weight=(0, INF), niche_weight=(0, INF), cross_weight=(0, INF))
-        if not self.cross_weight and (self.modality != "both" or not (self.spot_weight or self.niche_weight)):
-            raise ValueError("spot_weight, niche_weight and cross_weight leave nothing to be learnt.")
+        if not self.cross_weight and (
+            self.modality != "both" or not (self.spot_weight or self.niche_weight)
+        ):
+            raise ValueError(
+                "spot_weight, niche_weight and cross_weight leave nothing to be learnt."
+            )

@@ -14,7 +14,14 @@ from terrazzo.errors import ConfigError
 from terrazzo.files import write_text
 from terrazzo.systems.stimage.windows import PatchConfig
 from terrazzo.systems.stofm.subslices import SubSliceConfig
-from terrazzo.training.goals import INF, AdaptObjective, AlignObjective, MultiScaleObjective, PatchObjective, within
+from terrazzo.training.goals import (
+    INF,
+    AdaptObjective,
+    AlignObjective,
+    MultiScaleObjective,
+    PatchObjective,
+    within,
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,13 @@ class DataConfig:
     buffer_blocks: int = 32
 
     def __post_init__(self) -> None:
-        within(self, batch_cells=(1, INF), batch_subslices=(1, INF), block=(1, INF), buffer_blocks=(1, INF))
+        within(
+            self,
+            batch_cells=(1, INF),
+            batch_subslices=(1, INF),
+            block=(1, INF),
+            buffer_blocks=(1, INF),
+        )
         within(self, batch_windows=(1, INF), batch_spots=(2, INF), windows_per_slice=(0, INF))
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share}; it must be above 0 and at most 1.")
@@ -129,7 +142,9 @@ class OptimConfig:
             within(self, weight_decay_end=(0, INF))
         within(self, accumulate=(1, INF), epochs=(1, INF), beta1=(0, 0.9999), beta2=(0, 0.999999))
         if self.max_steps != -1 and self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit.")
+            raise ValueError(
+                f"max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit."
+            )
 
 
 @dataclass(frozen=True)
@@ -213,9 +228,13 @@ def load(path: str | Path, **overrides: object) -> PretrainConfig:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{where}: not a readable YAML file ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(
+            f"{path}{where}: not a readable YAML file ({str(error).splitlines()[0]})."
+        ) from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold settings, one `key: value` a line, as the recipes in configs/ do.")
+        raise ConfigError(
+            f"{path} must hold settings, one `key: value` a line, as the recipes in configs/ do."
+        )
     given = {k: v for k, v in overrides.items() if v is not None}
     return from_dict(PretrainConfig, {**data, **given}, str(path))
 

@@ -34,7 +34,15 @@ FREE = {
     "run.log_every",
     "run.checkpoint_every",
 }
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -45,7 +53,9 @@ class AtomicCheckpoints(CheckpointIO):
 
     failure: str = ""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Write beside the target, then rename."""
         target = Path(path)
         try:
@@ -54,7 +64,10 @@ class AtomicCheckpoints(CheckpointIO):
                 torch.save(checkpoint, stream)
                 stream.flush()
                 os.fsync(stream.fileno())
-        except (OSError, RuntimeError) as error:  # torch's zip writer has an error of its own for a full disk
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch's zip writer has an error of its own for a full disk
             self.failure = f"{target} could not be written ({error})"
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -80,7 +93,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError("it is no checkpoint of a run")
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read ({reason}); start again in another folder.") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({reason}); start again in another folder."
+        ) from error
     return dict(held)
 
 
@@ -89,7 +104,13 @@ def random_state() -> dict[str, Any]:
     name, key, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global stream, whoever uses it
     return {
         "python": random.getstate(),
-        "numpy": (str(name), torch.from_numpy(np.asarray(key, np.int64)), int(position), int(has_gauss), float(gauss)),
+        "numpy": (
+            str(name),
+            torch.from_numpy(np.asarray(key, np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -134,7 +155,11 @@ def start(out: Path, config: PretrainConfig, record: Mapping[str, Any]) -> None:
     try:
         if out.is_file() or (out.is_dir() and any(out.iterdir())):
             there = "holds a run" if (out / RECORD).is_file() else "is not empty"
-            mend = "continue it with --resume (resume=True), or" if (out / RECORD).is_file() else "please"
+            mend = (
+                "continue it with --resume (resume=True), or"
+                if (out / RECORD).is_file()
+                else "please"
+            )
             raise OutputError(f"{out} {there} already: {mend} choose another folder (--out).")
         out.mkdir(parents=True, exist_ok=True)
         recipes.save(config, out / RECIPE)
@@ -157,22 +182,39 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
         then = json.loads((out / RECORD).read_text(encoding="utf-8"))
         config = from_dict(PretrainConfig, then["config"], f"{out / RECORD}: config")
     except FileNotFoundError as error:
-        raise ConfigError(f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one.") from error
+        raise ConfigError(
+            f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one."
+        ) from error
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{out / RECORD} cannot be read ({error}); start again in another folder.") from error
+        raise ConfigError(
+            f"{out / RECORD} cannot be read ({error}); start again in another folder."
+        ) from error
     old, new = flat(asdict(config)), flat(now["config"])
-    lines = [f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in new if k not in FREE and old.get(k) != new.get(k)]
-    for key, name in (("corpus_sha256", "content of the corpus"), ("initial_weights", "initial weights")):
+    lines = [
+        f"{k}: {old.get(k)!r} then, {new.get(k)!r} now"
+        for k in new
+        if k not in FREE and old.get(k) != new.get(k)
+    ]
+    for key, name in (
+        ("corpus_sha256", "content of the corpus"),
+        ("initial_weights", "initial weights"),
+    ):
         if then.get(key) != now[key]:
             lines.append(f"{name}: {str(then.get(key))[:12]} then, {str(now[key])[:12]} now")
     if lines:
         shown = "".join(f"\n  {line}" for line in lines)
-        raise ConfigError(f"{out} cannot be resumed as another run:{shown}\nTake the same settings, or another --out.")
+        raise ConfigError(
+            f"{out} cannot be resumed as another run:{shown}\nTake the same settings, or another --out."
+        )
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return ``{"optim.lr": 1e-4, ...}``."""
     out: dict[str, Any] = {}
     for key, value in nested.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        out |= (
+            flat(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return out

@@ -58,7 +58,12 @@ logger = logging.getLogger(__name__)
 LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path(log_files.LOGS), "model"
 
 
-RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")  # as torchrun, srun, Lightning tell a process which it is
+RANKS = (
+    "RANK",
+    "SLURM_PROCID",
+    "NODE_RANK",
+    "LOCAL_RANK",
+)  # as torchrun, srun, Lightning tell a process which it is
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -130,7 +135,9 @@ def pretrain(
         initial = model.fingerprint() if given else ""
         record = describe(config, corpus.content_hash(), initial)
         if resume:
-            check(out, record)  # in every process: one that passed would wait for those that did not
+            check(
+                out, record
+            )  # in every process: one that passed would wait for those that did not
         elif first_process():
             start(out, config, record)
         if resume and (out / MODEL / CONFIG).is_file():
@@ -160,7 +167,11 @@ def _train(
     held = read_checkpoint(last) if last else {}
     resumed, place = int(held.get("global_step", 0)), held.get(KEY, {}).get("loader")
     seed_everything(config.seed)
-    objective, io, held_out = make_objective(config, model), AtomicCheckpoints(), bool(corpus.ids("validation"))
+    objective, io, held_out = (
+        make_objective(config, model),
+        AtomicCheckpoints(),
+        bool(corpus.ids("validation")),
+    )
     keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
     own = [Guard(config.optim.clip), Meter(Progress(progress).enabled), keeper, *callbacks]
     trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
@@ -200,13 +211,17 @@ class _Data(LightningDataModule):
         if self._prepared:  # a last validation asks again
             return
         module, trainer = self._args[2].module, cast(Trainer, self.trainer)
-        module.to(trainer.strategy.root_device)  # every cell goes through the encoder: not on the CPU beside a GPU
+        module.to(
+            trainer.strategy.root_device
+        )  # every cell goes through the encoder: not on the CPU beside a GPU
         prepare(*self._args, self._progress)
         module.to("cpu")
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        if self._loaders is None:  # before a checkpoint's weights come in: stored vectors go by the first ones
+        if (
+            self._loaders is None
+        ):  # before a checkpoint's weights come in: stored vectors go by the first ones
             trainer: Any = self.trainer
             self._loaders = loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
             if self._place is None:  # a checkpoint holds what came of it
@@ -226,7 +241,12 @@ class _Data(LightningDataModule):
 
 
 def make_trainer(
-    config: PretrainConfig, io: AtomicCheckpoints, callbacks: list[Callback], loggers: list[Any], *, validates: bool
+    config: PretrainConfig,
+    io: AtomicCheckpoints,
+    callbacks: list[Callback],
+    loggers: list[Any],
+    *,
+    validates: bool,
 ) -> Trainer:
     """Return the Trainer of a recipe.
 
@@ -240,7 +260,9 @@ def make_trainer(
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     every = run.validate_every * optim.accumulate
-    when: dict[str, Any] = {"val_check_interval": every, "check_val_every_n_epoch": None} if every else {}
+    when: dict[str, Any] = (
+        {"val_check_interval": every, "check_val_every_n_epoch": None} if every else {}
+    )
     try:
         return Trainer(
             accelerator=run.accelerator,
@@ -268,7 +290,9 @@ def make_trainer(
         raise ConfigError(f"run: {str(error).strip().splitlines()[0]}") from error
 
 
-def _fit(trainer: Trainer, objective: LightningModule, module: LightningDataModule, last: Path | None) -> None:
+def _fit(
+    trainer: Trainer, objective: LightningModule, module: LightningDataModule, last: Path | None
+) -> None:
     try:
         trainer.fit(objective, datamodule=module, ckpt_path=last)
     except OSError as error:
@@ -285,7 +309,9 @@ def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trai
     out, model = Path(config.out), objective.model
     prefix = next(name for name, part in objective.named_modules() if part is model.module) + "."
     held = read_checkpoint(out / LAST)  # whole on every strategy, unlike the module in memory
-    state = {k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)}
+    state = {
+        k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)
+    }
     origin = provenance(config, corpus, model, trainer)
     trained: Any = type(model)(model.config, model.vocabulary, provenance=origin)
     trained.module.load_state_dict(state)
@@ -293,7 +319,9 @@ def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trai
     return trained.save_pretrained(out / MODEL, overwrite=True)
 
 
-def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, trainer: Trainer) -> dict[str, Any]:
+def provenance(
+    config: PretrainConfig, corpus: Corpus, model: FoundationModel, trainer: Trainer
+) -> dict[str, Any]:
     """Return where trained weights come from, a flat dict for ``config.json`` and the model card."""
     before = model.provenance if config.model.checkpoint else {}
     out: dict[str, Any] = {
@@ -315,9 +343,18 @@ def provenance(config: PretrainConfig, corpus: Corpus, model: FoundationModel, t
     out[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
     for name in ("technology", "organism", "tissue"):
         out[name] = ", ".join(sorted({str(v) for v in corpus.manifest[name] if v}))
-    out |= {"epochs": trainer.current_epoch, "steps": trainer.global_step, "processes": trainer.world_size}
-    seen = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))}
-    out |= {k: float(f"{v:.6g}") for k, v in (seen | log_files.final(Path(config.out) / LOGS / log_files.CSV)).items()}
+    out |= {
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "processes": trainer.world_size,
+    }
+    seen = {
+        k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))
+    }
+    out |= {
+        k: float(f"{v:.6g}")
+        for k, v in (seen | log_files.final(Path(config.out) / LOGS / log_files.CSV)).items()
+    }
     out |= {
         "git_revision": git_revision(),
         "terrazzo_version": __version__,
@@ -334,9 +371,20 @@ def git_revision() -> str:
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():  # installed: a repository around it would be somebody else's
         return "unknown"
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    words = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+        return subprocess.run(
+            words, capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -388,7 +436,9 @@ def make_strategy(run: RunConfig) -> str | Strategy:
     if run.strategy == "fsdp":
         return FSDPStrategy(state_dict_type="full", precision_plugin=WholeInputs(run.precision))
     if run.strategy == "ddp" or run.devices != 1 or run.nodes > 1:  # -1: all there are
-        return DDPStrategy(find_unused_parameters=True)  # a frozen encoder, a head whose weight is 0
+        return DDPStrategy(
+            find_unused_parameters=True
+        )  # a frozen encoder, a head whose weight is 0
     return "auto"
 
 

@@ -58,7 +58,9 @@ class Objective(LightningModule):
     def validation_step(self, batch: Any, batch_index: int) -> None:
         """Log the same parts on held-out slices."""
         parts = self.losses(batch)
-        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=len(batch), sync_dist=True)
+        self.log_dict(
+            {f"val/{k}": v for k, v in parts.items()}, batch_size=len(batch), sync_dist=True
+        )
 
     def batch_ids(self, batch: Any) -> list[str]:
         """Return the slices of a batch, for messages."""
@@ -84,11 +86,17 @@ class Objective(LightningModule):
         """AdamW; linear warm-up, then decay to zero over the planned steps."""
         optim = self.config.optim
         place = {id(p): 1 for p in self.later()} | {id(p): 2 for p in self.undecayed()}
-        groups: list[dict[str, Any]] = [{"params": []}, {"params": []}, {"params": [], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": []},
+            {"params": []},
+            {"params": [], "weight_decay": 0.0},
+        ]
         for parameter in filter(lambda p: p.requires_grad, self.parameters()):
             groups[place.get(id(parameter), 0)]["params"].append(parameter)
         options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
-        optimizer = AdamW([g for g in groups if g["params"]], betas=(optim.beta1, optim.beta2), **options)
+        optimizer = AdamW(
+            [g for g in groups if g["params"]], betas=(optim.beta1, optim.beta2), **options
+        )
         self.total_steps = total = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

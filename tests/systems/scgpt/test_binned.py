@@ -80,7 +80,10 @@ def test_rows_columns_and_other_cells_change_nothing(counts):
     token = np.random.default_rng(3).permutation(200)[:80].astype(np.int32)
     token[[2, 9]] = -1
     first = bin_cells(csr(counts), token, max_length=20)
-    rows, columns = np.random.default_rng(4).permutation(30), np.random.default_rng(5).permutation(80)
+    rows, columns = (
+        np.random.default_rng(4).permutation(30),
+        np.random.default_rng(5).permutation(80),
+    )
     moved = bin_cells(csr(counts[rows][:, columns]), token[columns], max_length=20)
     for new, old in enumerate(rows):
         assert cell(moved, new) == cell(first, old)
@@ -107,7 +110,9 @@ def test_of_too_many_genes_a_random_part_is_kept(counts):
     np.testing.assert_array_equal(part.sampled, n > 10)
     assert not whole.sampled.any()
     for i in range(30):
-        assert cell(part, i).items() <= cell(whole, i).items()  # bins are of all genes, not of those kept
+        assert (
+            cell(part, i).items() <= cell(whole, i).items()
+        )  # bins are of all genes, not of those kept
     times = np.bincount(part.tokens.flat, minlength=80) / np.maximum((counts > 0).sum(axis=0), 1)
     common = (counts > 0).sum(axis=0) > 15
     assert times[common].max() < 0.9  # no gene is always kept, none never

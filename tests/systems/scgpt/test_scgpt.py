@@ -20,10 +20,23 @@ from terrazzo.systems.scgpt.convert import convert_scgpt
 
 WIDTH, HEADS, LAYERS, HIDDEN = 32, 4, 2, 40
 ARGS = {
-    "input_style": "binned", "input_emb_style": "continuous", "n_bins": 51, "max_seq_len": 1200, "pad_token": "<pad>",
-    "pad_value": -2, "mask_value": -1, "nlayers": LAYERS, "nheads": HEADS, "embsize": WIDTH, "d_hid": HIDDEN,
-    "dropout": 0.2, "n_layers_cls": 3, "fast_transformer": True, "save_dir": "somewhere", "mask_ratio": [0.25, 0.5],
-}  # fmt: skip
+    "input_style": "binned",
+    "input_emb_style": "continuous",
+    "n_bins": 51,
+    "max_seq_len": 1200,
+    "pad_token": "<pad>",
+    "pad_value": -2,
+    "mask_value": -1,
+    "nlayers": LAYERS,
+    "nheads": HEADS,
+    "embsize": WIDTH,
+    "d_hid": HIDDEN,
+    "dropout": 0.2,
+    "n_layers_cls": 3,
+    "fast_transformer": True,
+    "save_dir": "somewhere",
+    "mask_ratio": [0.25, 0.5],
+}
 
 
 class Payload:
@@ -49,14 +62,27 @@ def weights(n_tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g) / (shape[-1] ** 0.5 if len(shape) > 1 else 5)
 
-    out = {"encoder.embedding.weight": torch.randn(n_tokens, WIDTH, generator=g), "flag_encoder.weight": draw(2, WIDTH)}
-    out |= {"value_encoder.linear1.weight": draw(WIDTH, 1), "value_encoder.linear1.bias": 45 * draw(WIDTH)}
-    linear = {"value_encoder.linear2": (WIDTH, WIDTH), "decoder.fc.0": (WIDTH, WIDTH), "decoder.fc.4": (1, WIDTH)}
+    out = {
+        "encoder.embedding.weight": torch.randn(n_tokens, WIDTH, generator=g),
+        "flag_encoder.weight": draw(2, WIDTH),
+    }
+    out |= {
+        "value_encoder.linear1.weight": draw(WIDTH, 1),
+        "value_encoder.linear1.bias": 45 * draw(WIDTH),
+    }
+    linear = {
+        "value_encoder.linear2": (WIDTH, WIDTH),
+        "decoder.fc.0": (WIDTH, WIDTH),
+        "decoder.fc.4": (1, WIDTH),
+    }
     linear |= {"mvc_decoder.gene2query": (WIDTH, WIDTH), "cls_decoder.out_layer": (1, WIDTH)}
     norms = ["encoder.enc_norm", "value_encoder.norm"]
     for i in range(LAYERS):
         at = f"transformer_encoder.layers.{i}"
-        linear |= {f"{at}.self_attn.Wqkv": (3 * WIDTH, WIDTH), f"{at}.self_attn.out_proj": (WIDTH, WIDTH)}
+        linear |= {
+            f"{at}.self_attn.Wqkv": (3 * WIDTH, WIDTH),
+            f"{at}.self_attn.out_proj": (WIDTH, WIDTH),
+        }
         linear |= {f"{at}.linear1": (HIDDEN, WIDTH), f"{at}.linear2": (WIDTH, HIDDEN)}
         norms += [f"{at}.norm1", f"{at}.norm2"]
     for name, shape in linear.items():
@@ -114,7 +140,9 @@ def plainly(state: dict[str, torch.Tensor], genes: list[int], values: list[float
     encoder = torch.nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False).eval()
     encoder.load_state_dict(part("transformer_encoder."))
     with torch.no_grad():
-        out = encoder((x + norm(linear(v, "value_encoder.linear2"), "value_encoder.norm"))[None])[0, 0]
+        out = encoder((x + norm(linear(v, "value_encoder.linear2"), "value_encoder.norm"))[None])[
+            0, 0
+        ]
     return out / out.norm()
 
 
@@ -122,7 +150,11 @@ def test_the_published_forward_pass(published: Path, adata: anndata.AnnData) -> 
     model = convert_scgpt(published)
     assert model.trained
     assert (len(model.vocabulary), model.vocabulary.n_tokens, model.cls_token) == (61, 64, 62)
-    assert (model.config.n_bins, model.config.max_length, model.config.encoder.cls_value) == (51, 1200, -2.0)
+    assert (model.config.n_bins, model.config.max_length, model.config.encoder.cls_value) == (
+        51,
+        1200,
+        -2.0,
+    )
     found = model.embed(adata, progress=False).obsm["X_scgpt"]
     assert (found.shape, found.dtype) == ((200, WIDTH), np.float32)
     tissue = tz.Slice.from_anndata(adata)
@@ -131,7 +163,9 @@ def test_the_published_forward_pass(published: Path, adata: anndata.AnnData) -> 
     for cell in (0, 3, 7, 100):
         own = slice(cells.tokens.offsets[cell], cells.tokens.offsets[cell + 1])
         counts = adata.X[cell].toarray()[0]
-        np.testing.assert_array_equal(cells.tokens.flat[own], np.flatnonzero(counts))  # SIMn has token n - 1
+        np.testing.assert_array_equal(
+            cells.tokens.flat[own], np.flatnonzero(counts)
+        )  # SIMn has token n - 1
         expected = plainly(state, [62, *cells.tokens.flat[own]], [-2.0, *cells.values[own]])
         np.testing.assert_allclose(found[cell], expected.numpy(), rtol=0, atol=2e-6)
     np.testing.assert_array_equal(adata.obs["terrazzo_empty"], adata.X.sum(axis=1).A1 == 0)
@@ -139,7 +173,9 @@ def test_the_published_forward_pass(published: Path, adata: anndata.AnnData) -> 
 
 
 @pytest.mark.parametrize("layout", ["torch", "wrapped"])
-def test_every_attention_layout_gives_the_same(published: Path, tmp_path: Path, layout: str) -> None:
+def test_every_attention_layout_gives_the_same(
+    published: Path, tmp_path: Path, layout: str
+) -> None:
     state = weights(64)
     if layout == "torch":
         state = as_torch(state)
@@ -151,7 +187,9 @@ def test_every_attention_layout_gives_the_same(published: Path, tmp_path: Path, 
         assert torch.equal(tensor, second.module.state_dict()[name]), name
 
 
-def test_saved_and_loaded_it_is_the_same(published: Path, adata: anndata.AnnData, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_is_the_same(
+    published: Path, adata: anndata.AnnData, tmp_path: Path
+) -> None:
     model = convert_scgpt(published)
     loaded = tz.load(model.save_pretrained(tmp_path / "checkpoint"))
     assert isinstance(loaded, tz.ScGPT)
@@ -177,9 +215,15 @@ def test_a_seed_and_a_short_sequence(adata: anndata.AnnData, tmp_path: Path) -> 
     np.testing.assert_allclose(run(adata[rows]), first[rows], rtol=0, atol=2e-6)
     moved = model.embed(adata.copy(), progress=False)
     n = (adata.X > 0).sum(axis=1)
-    assert json.loads(moved.uns["terrazzo"]["X_scgpt"]["details"])["n_sampled"] == int((n > 11).sum()) > 0
+    assert (
+        json.loads(moved.uns["terrazzo"]["X_scgpt"]["details"])["n_sampled"]
+        == int((n > 11).sum())
+        > 0
+    )
     tissue = tz.Slice.from_anndata(adata)
-    np.testing.assert_allclose(model.encode(tissue, model.vocabulary.match(tissue)), first, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        model.encode(tissue, model.vocabulary.match(tissue)), first, rtol=0, atol=2e-6
+    )
     near = model.embed(adata.copy(), precision="bfloat16", progress=False)
     assert json.loads(near.uns["terrazzo"]["X_scgpt"]["details"])["bfloat16_min_cosine"] > 0.98
     plan = model.plan(adata)
@@ -196,11 +240,16 @@ def test_mouse_comes_through_orthologs(published: Path, adata: anndata.AnnData) 
     table = {f"Murine{i}": f"SIM{i + 1}" for i in range(60)}
     found = model.embed(mouse.copy(), orthologs=table, progress=False).obsm["X_scgpt"]
     np.testing.assert_allclose(found, human, rtol=0, atol=2e-6)
-    with pytest.warns(TerrazzoWarning, match="orthologs"), pytest.raises(GeneError, match="symbols"):
+    with (
+        pytest.warns(TerrazzoWarning, match="orthologs"),
+        pytest.raises(GeneError, match="symbols"),
+    ):
         model.embed(mouse, progress=False)
 
 
-def test_slices_with_ids_alone_need_the_dictionary(published: Path, adata: anndata.AnnData, tmp_path: Path) -> None:
+def test_slices_with_ids_alone_need_the_dictionary(
+    published: Path, adata: anndata.AnnData, tmp_path: Path
+) -> None:
     named = convert_scgpt(published)
     expected = named.embed(adata.copy(), progress=False).obsm["X_scgpt"]
     plain = adata.copy()
@@ -302,7 +351,9 @@ def test_missing_and_foreign_tensors_are_named(tmp_path: Path) -> None:
         convert_scgpt(write(tmp_path / "odd", state=odd))
 
 
-def test_on_the_command_line(published: Path, adata: anndata.AnnData, tmp_path: Path, capsys: Any) -> None:
+def test_on_the_command_line(
+    published: Path, adata: anndata.AnnData, tmp_path: Path, capsys: Any
+) -> None:
     def call(*words: Any) -> tuple[int, str]:
         code = main([str(word) for word in words])
         said = capsys.readouterr()
@@ -314,11 +365,20 @@ def test_on_the_command_line(published: Path, adata: anndata.AnnData, tmp_path: 
     )
     adata.write_h5ad(tmp_path / "slice.h5ad")
     code, _ = call(
-        "embed", tmp_path / "slice.h5ad", "--model", tmp_path / "checkpoint", "--out", tmp_path / "out", "--seed", 3
+        "embed",
+        tmp_path / "slice.h5ad",
+        "--model",
+        tmp_path / "checkpoint",
+        "--out",
+        tmp_path / "out",
+        "--seed",
+        3,
     )
     assert code == 0
     assert anndata.read_h5ad(tmp_path / "out" / "slice.h5ad").obsm["X_scgpt"].shape == (200, WIDTH)
-    code, said = call("embed", tmp_path / "slice.h5ad", "--model", published, "--out", tmp_path / "raw")
+    code, said = call(
+        "embed", tmp_path / "slice.h5ad", "--model", published, "--out", tmp_path / "raw"
+    )
     assert code == 2
     assert "terrazzo convert scgpt" in said
     (published / "args.json").unlink()

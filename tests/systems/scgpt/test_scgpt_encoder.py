@@ -27,7 +27,11 @@ def cells():
     rng = np.random.default_rng(0)
     lengths = [5, 9, 0, 9, 1, 17, 30, 12]
     flat = np.concatenate([rng.permutation(38)[:n] for n in lengths]).astype(np.int32)
-    return flat, rng.integers(1, 51, len(flat)).astype(np.float32), np.concatenate([[0], np.cumsum(lengths)])
+    return (
+        flat,
+        rng.integers(1, 51, len(flat)).astype(np.float32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
 
 
 def norm(x, layer):
@@ -38,20 +42,32 @@ def plainly(model, genes, values):
     """One cell, ``<cls>`` included, one token and one head at a time."""
     rows = []
     for gene, value in zip(genes, values, strict=True):
-        inner = torch.relu(model.values.linear1.weight[:, 0] * min(float(value), 512.0) + model.values.linear1.bias)
+        inner = torch.relu(
+            model.values.linear1.weight[:, 0] * min(float(value), 512.0) + model.values.linear1.bias
+        )
         inner = model.values.linear2.weight @ inner + model.values.linear2.bias
-        rows.append(norm(model.genes.weight[gene], model.gene_norm) + norm(inner, model.values.norm))
+        rows.append(
+            norm(model.genes.weight[gene], model.gene_norm) + norm(inner, model.values.norm)
+        )
     for layer in model.layers:
         heads, width = layer.self_attn.num_heads, len(rows[0])
         w, b = layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias
-        parts = [[w[i * width : (i + 1) * width] @ x + b[i * width : (i + 1) * width] for x in rows] for i in range(3)]
+        parts = [
+            [w[i * width : (i + 1) * width] @ x + b[i * width : (i + 1) * width] for x in rows]
+            for i in range(3)
+        ]
         done = []
         for i, x in enumerate(rows):
             mixed = []
             for head in range(heads):
                 own = slice(head * width // heads, (head + 1) * width // heads)
-                scores = torch.stack([parts[0][i][own] @ key[own] for key in parts[1]]) / (width / heads) ** 0.5
-                mixed.append(sum(p * v[own] for p, v in zip(torch.softmax(scores, 0), parts[2], strict=True)))
+                scores = (
+                    torch.stack([parts[0][i][own] @ key[own] for key in parts[1]])
+                    / (width / heads) ** 0.5
+                )
+                mixed.append(
+                    sum(p * v[own] for p, v in zip(torch.softmax(scores, 0), parts[2], strict=True))
+                )
             out = layer.self_attn.out_proj.weight @ torch.cat(mixed) + layer.self_attn.out_proj.bias
             x = norm(x + out, layer.norm1)
             inner = torch.relu(layer.linear1.weight @ x + layer.linear1.bias)
@@ -70,7 +86,9 @@ def test_the_same_as_plain_sums(encoder, cells):
             expected = plainly(encoder, [CLS, *flat[own].tolist()], [-2.0, *values[own].tolist()])
             np.testing.assert_allclose(found[cell], expected.numpy(), rtol=0, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-6)
-    assert np.abs(found[:, None] - found).max(axis=2)[~np.eye(8, dtype=bool)].min() > 0.01  # cells differ
+    assert (
+        np.abs(found[:, None] - found).max(axis=2)[~np.eye(8, dtype=bool)].min() > 0.01
+    )  # cells differ
 
 
 def test_the_same_as_torchs_own_layers(encoder):
@@ -90,7 +108,9 @@ def test_padding_and_batches_change_nothing(encoder, cells):
     flat, values, offsets = cells
     whole = encoder.encode(flat, values, offsets, cls_token=CLS)
     done = []
-    alone = encoder.encode(flat, values, offsets, cls_token=CLS, batch_tokens=1, advance=done.append)
+    alone = encoder.encode(
+        flat, values, offsets, cls_token=CLS, batch_tokens=1, advance=done.append
+    )
     np.testing.assert_allclose(whole, alone, rtol=0, atol=1e-6)
     assert sum(done) == 8
     genes, numbers = torch.full((1, 20), 7), torch.full((1, 20), 99.0)
@@ -123,7 +143,9 @@ def test_amid_training_it_encodes_without_dropout(encoder, cells):
     exact = encoder.encode(flat, values, offsets, cls_token=CLS)
     encoder.train()
     try:
-        np.testing.assert_allclose(encoder.encode(flat, values, offsets, cls_token=CLS), exact, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            encoder.encode(flat, values, offsets, cls_token=CLS), exact, rtol=0, atol=1e-6
+        )
         assert encoder.training
     finally:
         encoder.eval()
@@ -141,7 +163,11 @@ def test_operations_are_counted(encoder):
 
     genes, values = torch.zeros(2, 30, dtype=torch.int64), torch.ones(2, 30)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # of fused attention nothing would be counted
+    with (
+        counter,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # of fused attention nothing would be counted
         encoder(genes, values)
     assert encoder.flops(np.array([30, 30])) == pytest.approx(counter.get_total_flops(), rel=0.02)
 

@@ -17,7 +17,7 @@ from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
 VALUES = ValueEncoderConfig(9, 3, 8, 1, 2, 16, output_dim=10)
 CONFIG = AlignConfig(
     10, 6, 5, VALUES, SpotEncoderConfig("tiny", 10), spot_side=20, fusion_tokens=3, fusion_width=8
-)  # fmt: skip
+)
 
 
 def net(**changes: Any) -> AlignNet:
@@ -26,15 +26,22 @@ def net(**changes: Any) -> AlignNet:
 
 
 def crops(side: int = 12) -> torch.Tensor:
-    return torch.randint(0, 256, (4, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (4, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @torch.no_grad()
 def test_every_vector_has_the_same_width() -> None:
     module = net()
     r, e = module.spot_image(crops()), module.niche_image(torch.randn(4, 6))
-    u, t = module.spot_genes(torch.randn(4, 5)), module.niche_genes(torch.randn(4, 9), torch.arange(9) < 7)
-    assert {v.shape for v in (r, e, u, t, module.fuse("spot", r, u), module.fuse("niche", e, t))} == {(4, 10)}
+    u, t = (
+        module.spot_genes(torch.randn(4, 5)),
+        module.niche_genes(torch.randn(4, 9), torch.arange(9) < 7),
+    )
+    assert {
+        v.shape for v in (r, e, u, t, module.fuse("spot", r, u), module.fuse("niche", e, t))
+    } == {(4, 10)}
     with pytest.raises(ConfigError, match="scale is 'slice'"):
         module.fuse("slice", r, u)  # type: ignore[arg-type]
 
@@ -90,7 +97,9 @@ def test_the_temperature_is_learnt_where_asked_for() -> None:
     with torch.no_grad():
         learnt.log_temperature.fill_(-20.0)
         assert float(learnt.temperature) == pytest.approx(0.01)
-    assert set(dict(learnt.named_parameters())) - set(dict(fixed.named_parameters())) == {"log_temperature"}
+    assert set(dict(learnt.named_parameters())) - set(dict(fixed.named_parameters())) == {
+        "log_temperature"
+    }
     assert set(learnt.state_dict()) == set(fixed.state_dict())
 
 

@@ -30,7 +30,10 @@ def opened(recipe: Any, histology_folder: Path) -> Callable[..., Any]:
     """Return a function that makes (config, corpus, model, loaders of training and validation)."""
 
     def make(**sections: Any) -> Any:
-        config, corpus = recipe("align", corpus=str(histology_folder), **sections), Corpus.open(histology_folder)
+        config, corpus = (
+            recipe("align", corpus=str(histology_folder), **sections),
+            Corpus.open(histology_folder),
+        )
         model = stages.initial_model(config, corpus)
         stages.prepare(config, corpus, model, progress=False)
         return config, corpus, model, stages.loaders(config, corpus, model)
@@ -58,7 +61,9 @@ def by_hand(image: torch.Tensor, genes: torch.Tensor, tau: float = 0.07) -> torc
 # ---- what is read
 
 
-def test_slices_without_histology_are_left_out_and_said(opened: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_slices_without_histology_are_left_out_and_said(
+    opened: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "terrazzo"):
         _, corpus, _, (training, held_out) = opened()
     said = [record.getMessage() for record in caplog.records]
@@ -80,7 +85,9 @@ def test_genes_alone_need_no_histology(opened: Any) -> None:
 
 def test_a_corpus_without_histology_says_what_it_needs(recipe: Any, corpus_folder: Path) -> None:
     config = recipe("align")
-    with pytest.raises(CorpusError, match=r"none of the 3 slices of the split 'train' has histology: .*image_scale"):
+    with pytest.raises(
+        CorpusError, match=r"none of the 3 slices of the split 'train' has histology: .*image_scale"
+    ):
         stages.initial_model(config, Corpus.open(corpus_folder))
 
 
@@ -103,9 +110,13 @@ def test_features_are_made_once(opened: Any, monkeypatch: pytest.MonkeyPatch) ->
     config, corpus, _, _ = opened()
     files = {p.name: p.stat().st_mtime_ns for p in (corpus.folder / "cache" / "features").iterdir()}
     assert len(files) >= 4 * 6
-    monkeypatch.setattr(align_data.FeatureStore, "_cut", lambda *a: pytest.fail("a slice was cut again"))
+    monkeypatch.setattr(
+        align_data.FeatureStore, "_cut", lambda *a: pytest.fail("a slice was cut again")
+    )
     stages.prepare(config, corpus, stages.initial_model(config, corpus), progress=False)
-    assert {p.name: p.stat().st_mtime_ns for p in (corpus.folder / "cache" / "features").iterdir()} == files
+    assert {
+        p.name: p.stat().st_mtime_ns for p in (corpus.folder / "cache" / "features").iterdir()
+    } == files
 
 
 def test_stored_rows_are_open_only_while_they_are_read(tmp_path: Path) -> None:
@@ -127,11 +138,19 @@ def test_crops_are_turned_spot_by_spot(opened: Any, recipe: Any, histology_folde
     assert len({tuple(one.flatten().tolist()) for one in out}) == 8
     assert all(sorted(one.flatten().tolist()) == list(range(9)) for one in out)
     config, corpus, model, (training, _) = opened()
-    plain = list(stages.loaders(dataclasses.replace(config, align=dataclasses.replace(
-        config.align, augment=False)), corpus, model)[0])  # fmt: skip
+    plain = list(
+        stages.loaders(
+            dataclasses.replace(config, align=dataclasses.replace(config.align, augment=False)),
+            corpus,
+            model,
+        )[0]
+    )
     first = list(training)
-    same = [torch.equal(a, b) for p, q in zip(first, plain, strict=True)
-            for a, b in zip(p.spots.spot_image, q.spots.spot_image, strict=True)]  # fmt: skip
+    same = [
+        torch.equal(a, b)
+        for p, q in zip(first, plain, strict=True)
+        for a, b in zip(p.spots.spot_image, q.spots.spot_image, strict=True)
+    ]
     assert 0.05 < np.mean(same) < 0.25  # one in eight stays
     wide = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_spots=12))
     for rank in range(2):  # the same turn whoever reads it
@@ -162,7 +181,9 @@ def test_the_loss_is_that_of_the_paper(objective: Any) -> None:
 def test_both_ways_and_another_temperature(objective: Any) -> None:
     made, pack = objective(align={"symmetric": True, "temperature": 0.2})
     found = made.vectors(pack.spots)
-    own, around = (made.net.fuse(s, found[s]["image"], found[s]["genes"]) for s in ("spot", "niche"))
+    own, around = (
+        made.net.fuse(s, found[s]["image"], found[s]["genes"]) for s in ("spot", "niche")
+    )
     wanted = (by_hand(own, around, 0.2) + by_hand(around, own, 0.2)) / 2
     torch.testing.assert_close(made.losses(pack)["spot_niche"], wanted)
 
@@ -172,7 +193,8 @@ def test_neighbours_may_be_no_negatives(objective: Any) -> None:
     niches = [set(row) - {-1} for row in pack.spots.niches.tolist()]
     numbers = pack.spots.spots.tolist()
     candidates = [
-        sum(i == j or not (numbers[j] in niches[i] or numbers[i] in niches[j]) for j in range(24)) for i in range(24)
+        sum(i == j or not (numbers[j] in niches[i] or numbers[i] in niches[j]) for j in range(24))
+        for i in range(24)
     ]
     chance = float(made.losses(pack)["spot_chance"])
     assert chance == pytest.approx(np.mean(np.log(candidates)))
@@ -188,13 +210,19 @@ def test_neighbours_may_be_no_negatives(objective: Any) -> None:
         ({"modality": "genes"}, {"spot_niche"}),
     ],
 )
-def test_what_has_no_weight_is_not_computed(objective: Any, align: dict[str, Any], parts: set[str]) -> None:
+def test_what_has_no_weight_is_not_computed(
+    objective: Any, align: dict[str, Any], parts: set[str]
+) -> None:
     made, pack = objective(align=align)
     found = made.losses(pack)
     assert {name for name in found if not name.endswith("_chance")} == {"loss", *parts}
     found["loss"].backward()
     assert torch.isfinite(found["loss"])
-    grads = {n.split(".")[0] for n, p in made.net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    grads = {
+        n.split(".")[0]
+        for n, p in made.net.named_parameters()
+        if p.grad is not None and p.grad.abs().sum() > 0
+    }
     images, genes = {"ae_image", "niche_image_map"}, {"ae_genes", "spot_gene_map"}
     if align.get("modality") == "image":
         assert grads == images
@@ -212,7 +240,9 @@ def test_frozen_parts_get_no_gradient_and_the_temperature_no_decay(objective: An
     frozen = [*module.image_encoder.parameters(), *module.gene_encoder.parameters()]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
     assert made.net.log_temperature.grad is not None
-    made.__dict__["_trainer"] = type("T", (), {"estimated_stepping_batches": 10, "global_step": 9})()
+    made.__dict__["_trainer"] = type(
+        "T", (), {"estimated_stepping_batches": 10, "global_step": 9}
+    )()
     groups = made.configure_optimizers()["optimizer"].param_groups
     assert [len(g["params"]) for g in groups][-1] == 1
     assert [g["weight_decay"] for g in groups] == [0.01, 0.0]
@@ -223,13 +253,17 @@ def test_frozen_parts_get_no_gradient_and_the_temperature_no_decay(objective: An
 
 def test_genes_and_components_are_those_of_training_slices(opened: Any, recipe: Any) -> None:
     _, corpus, model, _ = opened()
-    wanted = tz.STAlign(model.config, corpus.vocabulary(), seed=0).fit([corpus.slice(f"s{i}") for i in range(3)])
+    wanted = tz.STAlign(model.config, corpus.vocabulary(), seed=0).fit(
+        [corpus.slice(f"s{i}") for i in range(3)]
+    )
     assert np.array_equal(model.genes, wanted.genes)
     assert torch.equal(model.module.gene_encoder.loadings, wanted.module.gene_encoder.loadings)
     assert float(model.module.gene_encoder.loadings.abs().sum()) > 0
 
 
-def test_impossible_starts_are_refused(opened: Any, recipe: Any, histology_folder: Path, tmp_path: Path) -> None:
+def test_impossible_starts_are_refused(
+    opened: Any, recipe: Any, histology_folder: Path, tmp_path: Path
+) -> None:
     _, corpus, model, _ = opened(align={"neighbors": 4})
     model.save_pretrained(tmp_path / "held")
     tz.STImage("tiny", corpus.vocabulary()).save_pretrained(tmp_path / "other")
@@ -244,20 +278,29 @@ def test_impossible_starts_are_refused(opened: Any, recipe: Any, histology_folde
         with pytest.raises(ConfigError, match=says):
             stages.initial_model(recipe("align", **sections), corpus)
     again = stages.initial_model(
-        recipe("align", model={"checkpoint": held}, align={"neighbors": 4, "temperature": 0.1}), corpus
+        recipe("align", model={"checkpoint": held}, align={"neighbors": 4, "temperature": 0.1}),
+        corpus,
     )
-    assert torch.equal(again.module.net.fusion.out_image.weight, model.module.net.fusion.out_image.weight)
+    assert torch.equal(
+        again.module.net.fusion.out_image.weight, model.module.net.fusion.out_image.weight
+    )
     assert float(again.module.net.temperature) == pytest.approx(0.1)
 
 
 def test_means_of_training_slices_where_the_paper_has_them(opened: Any) -> None:
     config, corpus, model, (training, _) = opened(align={"recipe": "paper"})
     align_data.standardise(config, corpus, model)
-    rows = np.concatenate([model.reader(t, model.vocabulary.match(t)).read().niche_image[:]
-                           for t in (corpus.slice(f"s{i}") for i in range(3))])  # fmt: skip
+    rows = np.concatenate(
+        [
+            model.reader(t, model.vocabulary.match(t)).read().niche_image[:]
+            for t in (corpus.slice(f"s{i}") for i in range(3))
+        ]
+    )
     net = model.module.net
     np.testing.assert_allclose(net.niche_image_map.mean, rows.mean(axis=0), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(net.niche_image_map.deviation, rows.std(axis=0), rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(
+        net.niche_image_map.deviation, rows.std(axis=0), rtol=1e-2, atol=1e-4
+    )
     assert next(iter(training)).spots.colours is None
 
 
@@ -277,7 +320,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(ABLATIONS))
-def test_every_ablation_trains_and_leaves_a_model(recipe: Any, histology_folder: Path, name: str) -> None:
+def test_every_ablation_trains_and_leaves_a_model(
+    recipe: Any, histology_folder: Path, name: str
+) -> None:
     config = recipe("align", corpus=str(histology_folder), align=ABLATIONS[name], optim=SHORT)
     model = tz.load(tz.pretrain(config, progress=False))
     assert isinstance(model, tz.STAlign)
@@ -293,16 +338,30 @@ def test_every_ablation_trains_and_leaves_a_model(recipe: Any, histology_folder:
     logged = {name for row in rows for name, value in row.items() if value}
     assert {"train/loss", "val/loss"} <= logged
     assert ("val/spot_niche" in logged) == (config.align.cross_weight > 0)
-    assert ("val/spot_recall_10" in logged) == ("val/niche_recall_10_chance" in logged) == (modality == "both")
+    assert (
+        ("val/spot_recall_10" in logged)
+        == ("val/niche_recall_10_chance" in logged)
+        == (modality == "both")
+    )
     assert np.isfinite([float(v) for row in rows for v in row.values() if v]).all()
 
 
 @pytest.mark.slow
-def test_encoders_from_folders(recipe: Any, histology_folder: Path, tmp_path: Path, tiny_model: Any) -> None:
+def test_encoders_from_folders(
+    recipe: Any, histology_folder: Path, tmp_path: Path, tiny_model: Any
+) -> None:
     from transformers import ViTConfig, ViTModel
 
-    vit = ViTModel(ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-                             image_size=32, patch_size=16))  # fmt: skip
+    vit = ViTModel(
+        ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=32,
+            patch_size=16,
+        )
+    )
     vit.save_pretrained(tmp_path / "vit")
     cells = tz.SToFM(tiny_model().config, Corpus.open(histology_folder).vocabulary(), seed=4)
     cells.save_pretrained(tmp_path / "cells")
@@ -312,7 +371,10 @@ def test_encoders_from_folders(recipe: Any, histology_folder: Path, tmp_path: Pa
     assert (model.provenance["image encoder"], model.provenance["gene encoder"]) == ("vit", "cells")
     held = model.module.image_encoder.backbone.state_dict()
     assert all(torch.equal(held[name], value) for name, value in vit.state_dict().items())
-    kept, own = model.module.gene_encoder.encoder.state_dict(), cells.module.cell_encoder.state_dict()
+    kept, own = (
+        model.module.gene_encoder.encoder.state_dict(),
+        cells.module.cell_encoder.state_dict(),
+    )
     assert all(torch.equal(kept[name], value) for name, value in own.items())
     (tmp_path / "vit").rename(tmp_path / "moved")  # a checkpoint brings its encoders
     trained = {"checkpoint": str(Path(config.out) / "model")}
@@ -328,32 +390,51 @@ def test_retrieval_is_learnt(tmp_path: Path) -> None:
     from terrazzo.tasks.retrieval import recall
     from terrazzo.training import recipe as c
 
-    *training, held_out = tz.simulate.corpus(5, 250, layout="visium", n_genes=150, seed=0, image=True, image_px=900)
+    *training, held_out = tz.simulate.corpus(
+        5, 250, layout="visium", n_genes=150, seed=0, image=True, image_px=900
+    )
     for i, adata in enumerate(training):
         adata.obs = adata.obs[["array_row", "array_col"]]  # no label gets near the training
         adata.write_h5ad(tmp_path / f"{i}.h5ad")
     rows = [{"path": f"{i}.h5ad", "split": "train"} for i in range(len(training))]
     pd.DataFrame(rows).to_csv(tmp_path / "slices.csv", index=False)
-    tz.build_corpus(tmp_path / "slices.csv", tmp_path / "corpus", min_genes=1, scheduler="synchronous", progress=False)
+    tz.build_corpus(
+        tmp_path / "slices.csv",
+        tmp_path / "corpus",
+        min_genes=1,
+        scheduler="synchronous",
+        progress=False,
+    )
     recipe = c.PretrainConfig(
         stage="align",
         corpus=str(tmp_path / "corpus"),
         out=str(tmp_path / "run"),
         model=c.ModelSource(preset="tiny"),
         data=c.DataConfig(batch_spots=64),
-        optim=c.OptimConfig(lr=2e-3, warmup_steps=10, schedule="cosine", epochs=1000, max_steps=80,
-                            weight_decay=0.04, weight_decay_end=0.4),
-    )  # fmt: skip
+        optim=c.OptimConfig(
+            lr=2e-3,
+            warmup_steps=10,
+            schedule="cosine",
+            epochs=1000,
+            max_steps=80,
+            weight_decay=0.04,
+            weight_decay_end=0.4,
+        ),
+    )
     trained = tz.load(tz.pretrain(recipe, progress=False))
     assert isinstance(trained, tz.STAlign)
     untrained = tz.STAlign(trained.config, trained.vocabulary, seed=3)
     untrained.module.genes.copy_(trained.module.genes)
-    untrained.module.gene_encoder.load_state_dict(trained.module.gene_encoder.state_dict())  # weights differ, no more
+    untrained.module.gene_encoder.load_state_dict(
+        trained.module.gene_encoder.state_dict()
+    )  # weights differ, no more
     found = {}
     for name, model in (("trained", trained), ("untrained", untrained)):
         for scale in ("spot", "niche"):
             one, two = (
-                model.embed(held_out.copy(), modality=m, scale=scale, progress=False).obsm["X_stalign"]
+                model.embed(held_out.copy(), modality=m, scale=scale, progress=False).obsm[
+                    "X_stalign"
+                ]
                 for m in ("image", "genes")
             )
             found[name, scale] = recall(one, two, [10])[10]

@@ -53,7 +53,9 @@ def published(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
     folder = tmp_path / "uni"
     folder.mkdir()
     torch.save(state, folder / "pytorch_model.bin")
-    (folder / "config.json").write_text('{"architecture": "vit_large_patch16_224"}')  # timm's, beside the weights
+    (folder / "config.json").write_text(
+        '{"architecture": "vit_large_patch16_224"}'
+    )  # timm's, beside the weights
     return folder
 
 
@@ -68,7 +70,12 @@ def plainly(state: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tenso
         return f.layer_norm(x, (s.width,), state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
 
     n, across = len(pixels), s.side // s.patch
-    pieces = pixels.view(n, 3, across, s.patch, across, s.patch).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    pieces = (
+        pixels.view(n, 3, across, s.patch, across, s.patch)
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     kernel = state["patch_embed.proj.weight"].flatten(1)
     x = pieces @ kernel.T + state["patch_embed.proj.bias"]
     x = torch.cat([state["cls_token"].expand(n, -1, -1), x], dim=1) + state["pos_embed"]
@@ -95,18 +102,30 @@ def test_the_same_as_a_plain_vision_transformer(
     torch.testing.assert_close(encoder(torch.from_numpy(crops)), expected, rtol=1e-4, atol=2e-5)
     assert (expected[0] - expected[1]).abs().max() > 0.1  # crops differ
     sheet = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-    assert (sheet["image_mean"], sheet["image_std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (sheet["image_mean"], sheet["image_std"]) == (
+        [0.485, 0.456, 0.406],
+        [0.229, 0.224, 0.225],
+    )
 
 
 def test_every_tensor_matters(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    crops = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8))
+    crops = torch.from_numpy(
+        np.random.default_rng(1).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    )
     pixels = torch.from_numpy(IMAGENET.apply(crops.numpy()))
     before = plainly(state, pixels)
-    for name in ("pos_embed", "cls_token", "blocks.2.ls2.gamma", "blocks.1.attn.qkv.bias", "norm.bias"):
+    for name in (
+        "pos_embed",
+        "cls_token",
+        "blocks.2.ls2.gamma",
+        "blocks.1.attn.qkv.bias",
+        "norm.bias",
+    ):
         folder = tmp_path / name
         folder.mkdir()
         changed = state | {
-            name: state[name] + torch.linspace(-1, 1, 48).repeat(state[name].numel() // 48).view_as(state[name])
+            name: state[name]
+            + torch.linspace(-1, 1, 48).repeat(state[name].numel() // 48).view_as(state[name])
         }
         torch.save(changed, folder / "pytorch_model.bin")
         encoder = FrozenImageEncoder.from_folder(convert_uni(folder, folder / "out", sizes=SMALL))
@@ -118,15 +137,24 @@ def test_unis_own_sizes_are_those_of_the_architecture() -> None:
     from transformers import Dinov2Config, Dinov2Model
 
     shapes = UNI.shapes()
-    assert sum(math.prod(shape) for shape in shapes.values()) == 303_350_784  # ViT-L/16 with LayerScale, no head
-    assert (shapes["pos_embed"], shapes["blocks.23.mlp.fc1.weight"]) == ((1, 197, 1024), (4096, 1024))
+    assert (
+        sum(math.prod(shape) for shape in shapes.values()) == 303_350_784
+    )  # ViT-L/16 with LayerScale, no head
+    assert (shapes["pos_embed"], shapes["blocks.23.mlp.fc1.weight"]) == (
+        (1, 197, 1024),
+        (4096, 1024),
+    )
     with torch.device("meta"):
         model = Dinov2Model(
             Dinov2Config(
-                hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, patch_size=16, image_size=224,
+                hidden_size=1024,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+                patch_size=16,
+                image_size=224,
                 use_mask_token=False,
             )
-        )  # fmt: skip
+        )
     assert sum(p.numel() for p in model.parameters()) == 303_350_784
 
 
@@ -143,14 +171,18 @@ def test_a_missing_or_truncated_file(published: Path, tmp_path: Path, share: flo
     assert not (tmp_path / "out").exists()
 
 
-def test_code_in_the_weights_is_not_run(published: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_code_in_the_weights_is_not_run(
+    published: Path, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     torch.save(state | {"extra": Payload(tmp_path / "ran")}, published / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="Nothing was run"):
         convert_uni(published, tmp_path / "out", sizes=SMALL)
     assert not (tmp_path / "ran").exists()
 
 
-def test_other_models_are_refused(published: Path, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_other_models_are_refused(
+    published: Path, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     def refused(changed: dict[str, torch.Tensor], said: str) -> None:
         torch.save(changed, published / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=said):
@@ -159,7 +191,9 @@ def test_other_models_are_refused(published: Path, state: dict[str, torch.Tensor
     refused(state | {"reg_token": torch.zeros(1, 8, 48)}, "UNI2-h")
     refused({k: v for k, v in state.items() if "ls1" not in k}, r"lacks: blocks\.0\.ls1\.gamma")
     refused(state | {"head.weight": torch.zeros(2, 48)}, "head")
-    refused(state | {"pos_embed": torch.zeros(1, 26, 48)}, r"\(1, 26, 48\) instead of \(1, 17, 48\)")
+    refused(
+        state | {"pos_embed": torch.zeros(1, 26, 48)}, r"\(1, 26, 48\) instead of \(1, 17, 48\)"
+    )
     with pytest.raises(CheckpointError, match="belongs to another model"):
         convert_uni(published, tmp_path / "out")  # not UNI's sizes
     assert not (tmp_path / "out").exists()
@@ -175,7 +209,9 @@ def test_only_its_own_folder_is_replaced(published: Path, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uni"]
 
 
-def test_on_the_command_line(published: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_command_line(
+    published: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["convert", "uni", str(published), "--out", str(tmp_path / "out")]
     assert main(words) == 2
     said = capsys.readouterr().err

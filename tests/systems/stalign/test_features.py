@@ -84,7 +84,10 @@ def test_a_damaged_file_is_noticed_and_made_again(tmp_path: Path, damage: str) -
 
 def test_fewer_rows_than_said_are_no_array(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path)
-    with pytest.warns(TerrazzoWarning, match="more or fewer bytes"), pytest.raises(OutputError, match="changed while"):
+    with (
+        pytest.warns(TerrazzoWarning, match="more or fewer bytes"),
+        pytest.raises(OutputError, match="changed while"),
+    ):
         cache.array("x", lambda: ((9, 3), np.float32, [np.zeros((2, 3))]))
 
 
@@ -135,7 +138,9 @@ def test_stored_features_give_the_same_vectors_and_are_not_made_again(
     np.testing.assert_array_equal(plain, again)
 
 
-@pytest.mark.parametrize("change", ["image", "weights", "niche pixels", "spot pixels", "spot size", "counts", "place"])
+@pytest.mark.parametrize(
+    "change", ["image", "weights", "niche pixels", "spot pixels", "spot size", "counts", "place"]
+)
 def test_what_depends_on_a_change_is_made_again(
     align_model: Make, adata: AnnData, tmp_path: Path, counting: list[int], change: str
 ) -> None:
@@ -160,7 +165,9 @@ def test_what_depends_on_a_change_is_made_again(
     else:
         other.obsm["spatial"] = other.obsm["spatial"] + 1.0
     found = model.embed(other.copy(), cache=tmp_path, progress=False, **options).obsm["X_stalign"]
-    np.testing.assert_allclose(found, model.embed(other.copy(), progress=False, **options).obsm["X_stalign"], atol=1e-6)
+    np.testing.assert_allclose(
+        found, model.embed(other.copy(), progress=False, **options).obsm["X_stalign"], atol=1e-6
+    )
     assert {p.name for p in tmp_path.iterdir()} - before
     images = sum(counting) - 90  # without those of the plain run
     assert images == (0 if change == "spot pixels" else 90)
@@ -223,7 +230,9 @@ def test_moments_and_standards() -> None:
     np.testing.assert_allclose(out[:, 0].std(), 1, rtol=1e-4)
 
 
-def test_a_model_with_other_genes_reads_other_values(align_model: Make, adata: AnnData, tmp_path: Path) -> None:
+def test_a_model_with_other_genes_reads_other_values(
+    align_model: Make, adata: AnnData, tmp_path: Path
+) -> None:
     model = align_model()
     first = model.embed(adata.copy(), cache=tmp_path, progress=False).obsm["X_stalign"]
     other = tz.STAlign(replace(model.config), model.vocabulary)
@@ -231,4 +240,6 @@ def test_a_model_with_other_genes_reads_other_values(align_model: Make, adata: A
     other.module.genes.copy_(other.module.genes.flip(0))
     found = other.embed(adata.copy(), cache=tmp_path, progress=False).obsm["X_stalign"]
     assert np.abs(first - found).max() > 1e-2
-    np.testing.assert_array_equal(found, other.embed(adata.copy(), progress=False).obsm["X_stalign"])
+    np.testing.assert_array_equal(
+        found, other.embed(adata.copy(), progress=False).obsm["X_stalign"]
+    )

@@ -21,14 +21,21 @@ def slowly(module, image, genes):
     """Equations 7 to 9 for one place at a time, with lists."""
     size, out = module.config, []
     for f, g in zip(image, genes, strict=True):
-        x = (module.expand_image.weight @ f + module.expand_image.bias).view(size.n_tokens, size.width)
-        y = (module.expand_genes.weight @ g + module.expand_genes.bias).view(size.n_tokens, size.width)
+        x = (module.expand_image.weight @ f + module.expand_image.bias).view(
+            size.n_tokens, size.width
+        )
+        y = (module.expand_genes.weight @ g + module.expand_genes.bias).view(
+            size.n_tokens, size.width
+        )
         halves = []
         for asking, asked, head in ((x, y, module.out_image), (y, x, module.out_genes)):
             found = []
             for token in asking:
                 q = module.query.weight @ token
-                scores = [float(q @ (module.key.weight @ other)) / math.sqrt(size.width) for other in asked]
+                scores = [
+                    float(q @ (module.key.weight @ other)) / math.sqrt(size.width)
+                    for other in asked
+                ]
                 weights = [math.exp(s - max(scores)) for s in scores]
                 found.append(
                     sum(
@@ -61,7 +68,12 @@ def test_it_is_the_equations(loud, batch, pooling):
 def test_the_weights_of_attention_are_shared_and_the_sides_symmetric(loud):
     module = built(loud, gene_dim=6)
     assert (
-        sum(p.numel() for n, p in module.named_parameters() if n.split(".")[0] in ("query", "key", "value")) == 3 * 64
+        sum(
+            p.numel()
+            for n, p in module.named_parameters()
+            if n.split(".")[0] in ("query", "key", "value")
+        )
+        == 3 * 64
     )
     f, g = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
     swapped = built(loud, gene_dim=6)
@@ -85,7 +97,10 @@ def test_what_the_genes_are_changes_what_is_read_from_the_image(loud, batch):
 @torch.no_grad()
 def test_concatenation_is_two_linear_maps(loud, batch):
     module = built(loud, mode="concatenation")
-    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"out_image", "out_genes"}
+    assert {name.split(".")[0] for name, _ in module.named_parameters()} == {
+        "out_image",
+        "out_genes",
+    }
     torch.testing.assert_close(
         module(*batch), torch.cat([module.out_image(batch[0]), module.out_genes(batch[1])], dim=1)
     )
@@ -103,7 +118,15 @@ def test_the_defaults_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"n_tokens": 0}, {"output_dim": 7}, {"mode": "sum"}, {"pooling": "max"}, {"dropout": 1.0}, {"image_dim": 0}]
+    "bad",
+    [
+        {"n_tokens": 0},
+        {"output_dim": 7},
+        {"mode": "sum"},
+        {"pooling": "max"},
+        {"dropout": 1.0},
+        {"image_dim": 0},
+    ],
 )
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError, match="fusion"):

@@ -41,9 +41,13 @@ def dense_logs(tissue: tz.Slice, total: float) -> np.ndarray:
     return np.log1p(counts / counts.sum(axis=1, keepdims=True) * total)
 
 
-def test_values_are_logs_of_the_genes_asked_for(tissue: tz.Slice, vocabulary: tz.Vocabulary) -> None:
+def test_values_are_logs_of_the_genes_asked_for(
+    tissue: tz.Slice, vocabulary: tz.Vocabulary
+) -> None:
     match = vocabulary.match(tissue)
-    genes = np.append(vocabulary.token[[7, 3, 40]], 10_000).astype(np.int64)  # one that the slice lacks
+    genes = np.append(vocabulary.token[[7, 3, 40]], 10_000).astype(
+        np.int64
+    )  # one that the slice lacks
     logs = dense_logs(tissue, float(np.median(tissue.total_counts)))
     at = [list(match.column_token).index(t) for t in genes[:3]]
     values, scale = scaled_values(tissue.counts, match, genes, "median")
@@ -65,7 +69,9 @@ def test_columns_of_one_token_are_summed(tissue: tz.Slice, vocabulary: tz.Vocabu
     np.testing.assert_allclose(values.toarray()[:, 0], wanted, rtol=1e-5)
 
 
-def test_components_are_those_of_the_baseline_z50(tissue: tz.Slice, vocabulary: tz.Vocabulary) -> None:
+def test_components_are_those_of_the_baseline_z50(
+    tissue: tz.Slice, vocabulary: tz.Vocabulary
+) -> None:
     model = tz.STAlign("tiny", vocabulary).fit([tissue])
     found = vectors(model.module.gene_encoder, tissue, vocabulary)
     wanted = Projection.fit([tissue], 50, choose="autocorrelation", own_scale=True)(tissue)
@@ -74,21 +80,29 @@ def test_components_are_those_of_the_baseline_z50(tissue: tz.Slice, vocabulary: 
         assert abs(np.corrcoef(found[:, i], wanted[:, i])[0, 1]) > 0.999
 
 
-def test_with_training_means_a_slice_of_its_own_level_stays_apart(tissue: tz.Slice, histology: Make) -> None:
+def test_with_training_means_a_slice_of_its_own_level_stays_apart(
+    tissue: tz.Slice, histology: Make
+) -> None:
     other = tz.Slice.from_anndata(histology(300, seed=5, batch=0.8))
     vocabulary = tz.Vocabulary.from_slices([tissue, other])
     gap = {}
     for recipe in ("terrazzo", "paper"):
-        encoder = tz.STAlign("tiny", vocabulary, recipe=recipe).fit([tissue, other]).module.gene_encoder
+        encoder = (
+            tz.STAlign("tiny", vocabulary, recipe=recipe).fit([tissue, other]).module.gene_encoder
+        )
         one, two = (vectors(encoder, s, vocabulary) for s in (tissue, other))
-        gap[recipe] = np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) / np.linalg.norm(one.std(axis=0))
+        gap[recipe] = np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) / np.linalg.norm(
+            one.std(axis=0)
+        )
         if recipe == "paper":
             both = np.concatenate([one, two])
             np.testing.assert_allclose(both.mean(axis=0), 0, atol=1e-2 * both.std())
     assert gap["terrazzo"] < 1e-3 < 0.5 < gap["paper"]
 
 
-def test_a_gene_that_lacks_counts_as_average(tissue: tz.Slice, vocabulary: tz.Vocabulary, histology: Make) -> None:
+def test_a_gene_that_lacks_counts_as_average(
+    tissue: tz.Slice, vocabulary: tz.Vocabulary, histology: Make
+) -> None:
     model = tz.STAlign("tiny", vocabulary, recipe="paper").fit([tissue])
     encoder = model.module.gene_encoder
     few = tz.Slice.from_anndata(histology(300)[:, 5:].copy())
@@ -99,26 +113,38 @@ def test_a_gene_that_lacks_counts_as_average(tissue: tz.Slice, vocabulary: tz.Vo
     np.testing.assert_allclose(found, standard @ encoder.loadings.numpy(), atol=1e-3)
 
 
-def test_genes_are_chosen_by_autocorrelation_or_variance(tissue: tz.Slice, vocabulary: tz.Vocabulary) -> None:
+def test_genes_are_chosen_by_autocorrelation_or_variance(
+    tissue: tz.Slice, vocabulary: tz.Vocabulary
+) -> None:
     config = tz.STAlign("tiny", vocabulary).config
     few = replace(config.net.niche_genes, n_genes=10)
     config = replace(
-        config, net=replace(config.net, niche_genes=few), gene_encoder=replace(config.gene_encoder, n_genes=10)
+        config,
+        net=replace(config.net, niche_genes=few),
+        gene_encoder=replace(config.gene_encoder, n_genes=10),
     )
     logs = dense_logs(tissue, float(np.median(tissue.total_counts)))
     column = vocabulary.match(tissue).column_token
     by_variance = align_start.choose_genes([tissue], vocabulary, config, "variance")
     assert set(by_variance) == set(column[np.argsort(-logs.var(axis=0))[:10]])
-    near = np.argsort(((tissue.coords[:, None] - tissue.coords[None]) ** 2).sum(axis=2), axis=1)[:, 1:7]
-    score = [np.corrcoef(logs[:, g], logs[near, g].mean(axis=1))[0, 1] for g in range(logs.shape[1])]
+    near = np.argsort(((tissue.coords[:, None] - tissue.coords[None]) ** 2).sum(axis=2), axis=1)[
+        :, 1:7
+    ]
+    score = [
+        np.corrcoef(logs[:, g], logs[near, g].mean(axis=1))[0, 1] for g in range(logs.shape[1])
+    ]
     by_place = align_start.choose_genes([tissue], vocabulary, config, "autocorrelation")
-    assert len(set(by_place) & set(column[np.argsort(-np.array(score))[:10]])) >= 9  # ties of the lattice
+    assert (
+        len(set(by_place) & set(column[np.argsort(-np.array(score))[:10]])) >= 9
+    )  # ties of the lattice
     assert (np.diff(by_place) > 0).all()
     with pytest.raises(InputError, match="at least one slice"):
         align_start.choose_genes([], vocabulary, config, "variance")
 
 
-def test_large_slices_are_looked_at_in_their_middle(tissue: tz.Slice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_slices_are_looked_at_in_their_middle(
+    tissue: tz.Slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(align_start, "SAMPLE", 50)
     rows = align_start.middle(tissue)
     assert len(rows) == 50
@@ -126,7 +152,9 @@ def test_large_slices_are_looked_at_in_their_middle(tissue: tz.Slice, monkeypatc
     assert far[rows].max() <= np.delete(far, rows).min()
 
 
-def test_fitting_takes_a_stream_and_changes_the_fingerprint(tissue: tz.Slice, vocabulary: tz.Vocabulary) -> None:
+def test_fitting_takes_a_stream_and_changes_the_fingerprint(
+    tissue: tz.Slice, vocabulary: tz.Vocabulary
+) -> None:
     model, calls = tz.STAlign("tiny", vocabulary), []
 
     def stream() -> Any:
@@ -166,7 +194,9 @@ def test_standards_of_the_paper_recipe_are_those_of_all_training_slices(histolog
     np.testing.assert_allclose(net.ae_genes.mean.numpy(), values.mean(axis=0), atol=1e-4)
 
 
-def test_a_cell_encoder_is_frozen_as_it_is(tissue: tz.Slice, tiny_model: Make, simulated: Make) -> None:
+def test_a_cell_encoder_is_frozen_as_it_is(
+    tissue: tz.Slice, tiny_model: Make, simulated: Make
+) -> None:
     source = tiny_model()
     encoder, vocabulary = frozen_genes(source)
     assert vocabulary is source.vocabulary
@@ -185,8 +215,12 @@ def test_a_cell_encoder_is_frozen_as_it_is(tissue: tz.Slice, tiny_model: Make, s
         GeneEncoderConfig("cell-encoder", 16)
 
 
-def test_scgpt_is_frozen_as_it_is(tissue: tz.Slice, vocabulary: tz.Vocabulary, tmp_path: Path) -> None:
-    sizes = ScGPTEncoderConfig(vocabulary.n_tokens, hidden_size=16, num_layers=1, num_heads=2, ffn_size=16)
+def test_scgpt_is_frozen_as_it_is(
+    tissue: tz.Slice, vocabulary: tz.Vocabulary, tmp_path: Path
+) -> None:
+    sizes = ScGPTEncoderConfig(
+        vocabulary.n_tokens, hidden_size=16, num_layers=1, num_heads=2, ffn_size=16
+    )
     source = ScGPT(ScGPTConfig(sizes, max_length=40), vocabulary, seed=3)
     encoder, theirs = frozen_genes(source)
     assert theirs is vocabulary
@@ -195,6 +229,8 @@ def test_scgpt_is_frozen_as_it_is(tissue: tz.Slice, vocabulary: tz.Vocabulary, t
     assert not any(p.requires_grad for p in encoder.parameters())
     tz.STAlign("tiny", vocabulary, gene_encoder=source).save_pretrained(tmp_path / "held")
     held = tz.load(tmp_path / "held")  # a checkpoint brings its encoders
-    np.testing.assert_allclose(vectors(held.module.gene_encoder, tissue, vocabulary), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        vectors(held.module.gene_encoder, tissue, vocabulary), wanted, atol=1e-6
+    )
     with pytest.raises(ConfigError, match="needs scgpt"):
         GeneEncoderConfig("scgpt", 16)

@@ -58,7 +58,9 @@ def test_colours_by_hand(histology: Make) -> None:
         for row in (0, 50, 89):
             pixels = crops[row].reshape(-1, 3) / 255
             np.testing.assert_allclose(found[row, first : first + 3], pixels.mean(0), rtol=1e-5)
-            np.testing.assert_allclose(found[row, first + 3 : first + 6], pixels.std(0), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(
+                found[row, first + 3 : first + 6], pixels.std(0), rtol=1e-4, atol=1e-6
+            )
     assert baseline.default_key == "X_colours"
     assert tz.ImageBaseline("colours-own").default_key == "X_colours_own"
 
@@ -73,14 +75,18 @@ def test_by_slice_takes_brightness_away(histology: Make) -> None:
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(found.std(0), 1, atol=1e-4)
     assert np.corrcoef(found.ravel(), vectors(own, darker).ravel())[0, 1] > 0.99
-    assert np.abs(vectors(tz.ImageBaseline(), darker) - vectors(tz.ImageBaseline(), adata)).max() > 0.2
+    assert (
+        np.abs(vectors(tz.ImageBaseline(), darker) - vectors(tz.ImageBaseline(), adata)).max() > 0.2
+    )
 
 
 @pytest.mark.parametrize("name", ["colours", "colours-own", "encoder"])
 def test_counts_say_nothing(histology: Make, encoder: FrozenImageEncoder, name: str) -> None:
     baseline = tz.ImageBaseline(name, encoder=encoder if name == "encoder" else None)
     adata = histology()
-    np.testing.assert_array_equal(vectors(baseline, adata), vectors(baseline, without_counts(adata)))
+    np.testing.assert_array_equal(
+        vectors(baseline, adata), vectors(baseline, without_counts(adata))
+    )
 
 
 def test_a_frozen_encoder_sees_niches_and_is_found_in_the_cache(
@@ -91,7 +97,9 @@ def test_a_frozen_encoder_sees_niches_and_is_found_in_the_cache(
     assert cut.surroundings is not None
     assert cut.surroundings.pixels == 32
     found = vectors(baseline, adata, cache=tmp_path)
-    np.testing.assert_allclose(found, encoder.features(cut.surroundings.batches(64)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found, encoder.features(cut.surroundings.batches(64)), rtol=1e-5, atol=1e-6
+    )
     files = sorted(tmp_path.iterdir())
     assert files
     np.testing.assert_array_equal(vectors(baseline, adata, cache=tmp_path), found)
@@ -101,7 +109,9 @@ def test_a_frozen_encoder_sees_niches_and_is_found_in_the_cache(
 
 
 def test_provenance(histology: Make, encoder: FrozenImageEncoder) -> None:
-    adata = tz.ImageBaseline("encoder", encoder=encoder, title="My ViT").embed(histology().copy(), progress=False)
+    adata = tz.ImageBaseline("encoder", encoder=encoder, title="My ViT").embed(
+        histology().copy(), progress=False
+    )
     record = adata.uns["terrazzo"]["X_encoder"]
     assert (record["model"], record["model_type"]) == ("My ViT", "image baseline:encoder")
     assert record["checkpoint_sha256"] == encoder.fingerprint()
@@ -130,7 +140,11 @@ def test_no_image(histology: Make) -> None:
 
 
 def test_three_ways_to_a_model_of_images(
-    histology: Make, align_model: Make, vision_folder: Path, tmp_path: Path, encoder: FrozenImageEncoder
+    histology: Make,
+    align_model: Make,
+    vision_folder: Path,
+    tmp_path: Path,
+    encoder: FrozenImageEncoder,
 ) -> None:
     adata, align = histology(), align_model()
     folder = align.save_pretrained(tmp_path / "align")
@@ -169,7 +183,9 @@ def test_a_picture_beside_its_slice(histology: Make, tmp_path: Path) -> None:
         model.read(tmp_path / "a.h5ad")
     (tmp_path / "a.json").write_text(json.dumps({"image": "a.png", "scale": scale}))
     found, picture = model.read(tmp_path / "a.h5ad")
-    np.testing.assert_allclose(found.obsm["X_image"], vectors(tz.ImageBaseline(), histology()), atol=1e-6)
+    np.testing.assert_allclose(
+        found.obsm["X_image"], vectors(tz.ImageBaseline(), histology()), atol=1e-6
+    )
     assert picture is not None
     assert "spatial" not in found.uns  # the picture stays out of what is written
     (tmp_path / "a.json").write_text(json.dumps({"image": "../a.png", "scale": scale}))

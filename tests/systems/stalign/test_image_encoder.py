@@ -11,12 +11,18 @@ import torch
 from terrazzo.errors import CheckpointError, ConfigError
 from terrazzo.images import IMAGENET
 from terrazzo.systems.stalign import image_encoder
-from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncoder, SpotEncoderConfig
+from terrazzo.systems.stalign.image_encoder import (
+    FrozenImageEncoder,
+    SpotEncoder,
+    SpotEncoderConfig,
+)
 
 
 @pytest.fixture(scope="module")
 def crops():
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 40, 40, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 255, (3, 40, 40, 3), dtype=np.uint8)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +31,18 @@ def small():
 
 
 def test_colours_are_those_of_the_images_room(crops):
-    assert (IMAGENET.mean, IMAGENET.std) == (image_encoder.IMAGENET_MEAN, image_encoder.IMAGENET_STD)
+    assert (IMAGENET.mean, IMAGENET.std) == (
+        image_encoder.IMAGENET_MEAN,
+        image_encoder.IMAGENET_STD,
+    )
     encoder = SpotEncoder(SpotEncoderConfig("tiny", 8))
     expected = IMAGENET.apply(crops.numpy())
     np.testing.assert_allclose(encoder.colours(crops).numpy(), expected, atol=1e-5)
     encoder.eval()
     with torch.no_grad():
-        torch.testing.assert_close(encoder(crops), encoder(torch.from_numpy(expected)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            encoder(crops), encoder(torch.from_numpy(expected)), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_spot_encoder_gives_a_vector_and_learns(crops):
@@ -74,7 +85,9 @@ def test_features_are_those_of_the_batches(small, crops):
 
 def test_a_fingerprint_changes_with_all_that_vectors_depend_on(small):
     def made(seed=0, **options):
-        backbone = FrozenImageEncoder.small(seed, image_size=32, patch_size=8, width=32, num_layers=2).backbone
+        backbone = FrozenImageEncoder.small(
+            seed, image_size=32, patch_size=8, width=32, num_layers=2
+        ).backbone
         return FrozenImageEncoder(backbone, **{"image_size": 32, "readout": "mean", **options})
 
     first = made().fingerprint()
@@ -98,13 +111,27 @@ def vision_models():
         ViTModel,
     )
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     yield "vit", ViTModel(ViTConfig(**sizes, intermediate_size=16)), "auto"
-    yield "vit without summary", ViTModel(ViTConfig(**sizes, intermediate_size=16), add_pooling_layer=False), "cls"
+    yield (
+        "vit without summary",
+        ViTModel(ViTConfig(**sizes, intermediate_size=16), add_pooling_layer=False),
+        "cls",
+    )
     yield "dinov2", Dinov2Model(Dinov2Config(**sizes)), "auto"
     clip = CLIPVisionModel(CLIPVisionConfig(**sizes, intermediate_size=16))
     yield "clip", getattr(clip, "vision_model", clip), "auto"
-    yield "resnet", ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])), "mean"
+    yield (
+        "resnet",
+        ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])),
+        "mean",
+    )
 
 
 def test_an_encoder_is_made_again_from_its_description(crops):
@@ -119,7 +146,9 @@ def test_an_encoder_is_made_again_from_its_description(crops):
         torch.testing.assert_close(again(crops), first(crops))
 
 
-@pytest.mark.parametrize("change", [{"model": {"model_type": "bert"}}, {"model": {}}, {"image_size": None}])
+@pytest.mark.parametrize(
+    "change", [{"model": {"model_type": "bert"}}, {"model": {}}, {"image_size": None}]
+)
 def test_what_describes_no_encoder_is_refused(small, change):
     with pytest.raises(ConfigError, match="describes no frozen image encoder"):
         FrozenImageEncoder.from_description({**small.description(), **change})
@@ -136,22 +165,34 @@ def test_a_folder_of_transformers_gives_what_the_model_gives(tmp_path, crops):
     from transformers import ResNetConfig, ResNetModel
 
     model = ResNetModel(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], layer_type="basic")
+        ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 12, 16], depths=[1, 1, 1, 1], layer_type="basic"
+        )
     ).eval()
-    sheet = {"crop_size": {"height": 48, "width": 48}, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2]}
+    sheet = {
+        "crop_size": {"height": 48, "width": 48},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.2, 0.2, 0.2],
+    }
     encoder = FrozenImageEncoder.from_folder(write(tmp_path, model, **sheet))
     assert (encoder.image_size, encoder.output_dim) == (48, 16)
     pixels = (crops.permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
     pixels = torch.nn.functional.interpolate(pixels, (48, 48), mode="bilinear", antialias=True)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(crops), model(pixels).pooler_output.flatten(1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            encoder(crops), model(pixels).pooler_output.flatten(1), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_vision_transformer_without_a_summary_is_read_at_its_first_token(tmp_path, crops, small):
     encoder = FrozenImageEncoder.from_folder(write(tmp_path, small.backbone))
     assert encoder.image_size == 32
-    assert getattr(encoder.backbone, "pooler", None) is None  # else its weights would be drawn at random
-    pixels = torch.nn.functional.interpolate(encoder.colours(crops), (32, 32), mode="bilinear", antialias=True)
+    assert (
+        getattr(encoder.backbone, "pooler", None) is None
+    )  # else its weights would be drawn at random
+    pixels = torch.nn.functional.interpolate(
+        encoder.colours(crops), (32, 32), mode="bilinear", antialias=True
+    )
     with torch.no_grad():
         states = small.backbone(pixel_values=pixels).last_hidden_state
     torch.testing.assert_close(encoder(crops), states[:, 0], rtol=1e-4, atol=1e-5)
@@ -164,10 +205,24 @@ def test_a_vision_transformer_without_a_summary_is_read_at_its_first_token(tmp_p
 def test_of_clip_the_image_part_is_taken(tmp_path, crops):
     from transformers import CLIPConfig, CLIPModel
 
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 32, "patch_size": 8}  # fmt: skip
-    text = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
-            "vocab_size": 20, "max_position_embeddings": 5, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    text = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "vocab_size": 20,
+        "max_position_embeddings": 5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     encoder = FrozenImageEncoder.from_folder(write(tmp_path, model))
     assert encoder(crops).shape == (3, 16)
@@ -197,7 +252,11 @@ def test_weights_that_are_missing_are_not_drawn(tmp_path, small):
     write(tmp_path, small.backbone)
     held = load_file(tmp_path / "model.safetensors")
     gone = next(name for name in held if "layernorm" in name.lower())
-    save_file({k: v for k, v in held.items() if k != gone}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {k: v for k, v in held.items() if k != gone},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(CheckpointError, match="missing"):
         FrozenImageEncoder.from_folder(tmp_path)
 

@@ -12,7 +12,13 @@ import pytest
 import torch
 
 from terrazzo.errors import ConfigError
-from terrazzo.systems.stalign.losses import contrast, gathered, same_niche, sizes_of_ranks, symmetric_contrast
+from terrazzo.systems.stalign.losses import (
+    contrast,
+    gathered,
+    same_niche,
+    sizes_of_ranks,
+    symmetric_contrast,
+)
 
 
 def test_a_case_computed_by_hand():
@@ -33,7 +39,10 @@ def test_a_case_computed_by_hand():
 def test_without_normalising_products_are_taken_as_they_are():
     a, b = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     rows = [(2.0, 1.2), (0.0, 2.4)]
-    expected = -(2 - math.log(sum(map(math.exp, rows[0]))) + 2.4 - math.log(sum(map(math.exp, rows[1])))) / 2
+    expected = (
+        -(2 - math.log(sum(map(math.exp, rows[0]))) + 2.4 - math.log(sum(map(math.exp, rows[1]))))
+        / 2
+    )
     assert contrast(a, b, 1.0, normalise=False).item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -51,7 +60,9 @@ def test_the_sum_is_that_of_the_equations():
     for i in range(9):
         down = sum(math.exp(float(a[i] @ b[j]) / 0.2) for j in range(9))
         up = sum(math.exp(float(b[i] @ a[j]) / 0.2) for j in range(9))
-        total += math.log(math.exp(float(a[i] @ b[i]) / 0.2) / down) + math.log(math.exp(float(b[i] @ a[i]) / 0.2) / up)
+        total += math.log(math.exp(float(a[i] @ b[i]) / 0.2) / down) + math.log(
+            math.exp(float(b[i] @ a[i]) / 0.2) / up
+        )
     assert symmetric_contrast(r, u, 0.2).item() == pytest.approx(-total / 18, rel=1e-5)
 
 
@@ -85,7 +96,9 @@ def test_it_falls_as_pairs_come_together_and_keeps_its_precision():
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert symmetric_contrast(a, b).item() == pytest.approx(symmetric_contrast(a.float(), b).item(), rel=1e-6)
+        assert symmetric_contrast(a, b).item() == pytest.approx(
+            symmetric_contrast(a.float(), b).item(), rel=1e-6
+        )
 
 
 def test_a_temperature_can_be_learnt():
@@ -141,14 +154,18 @@ dist.destroy_process_group()
 def test_two_ranks_are_one_with_the_joined_batch(tmp_path):
     """Also where they have different numbers of rows (4 and 8)."""
     rng = np.random.default_rng(0)
-    held = {"a": rng.normal(size=(12, 5)).astype(np.float32), "b": rng.normal(size=(12, 5)).astype(np.float32)}
+    held = {
+        "a": rng.normal(size=(12, 5)).astype(np.float32),
+        "b": rng.normal(size=(12, 5)).astype(np.float32),
+    }
     held |= {"spots": np.arange(12), "niches": (np.arange(12)[:, None] + np.array([0, 1, 5])) % 12}
     np.savez(tmp_path / "joined.npz", **held)
     (tmp_path / "rank.py").write_text(RANK)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, str(tmp_path / "rank.py"), str(tmp_path)]
     running = [
-        subprocess.Popen([*words, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in range(2)
+        subprocess.Popen([*words, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
     ]
     for process in running:
         _, errors = process.communicate(timeout=120)
@@ -156,11 +173,18 @@ def test_two_ranks_are_one_with_the_joined_batch(tmp_path):
     found = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
     for name in ("plain6", "plain4", "neighbours4"):
         a, b = (torch.tensor(held[k], requires_grad=True) for k in "ab")
-        extra = {k: torch.tensor(held[k]) for k in ("spots", "niches")} if name == "neighbours4" else {}
+        extra = (
+            {k: torch.tensor(held[k]) for k in ("spots", "niches")} if name == "neighbours4" else {}
+        )
         loss = 0.4 * symmetric_contrast(a, b, 0.3, **extra) + 0.6 * contrast(a, b, 0.2, **extra)
         loss.backward()
-        assert np.mean([one[f"{name}_loss"] for one in found]) == pytest.approx(loss.item(), rel=1e-5)
-        for key, tensor in (("a", a), ("b", b)):  # distributed training takes the mean of the ranks' gradients
+        assert np.mean([one[f"{name}_loss"] for one in found]) == pytest.approx(
+            loss.item(), rel=1e-5
+        )
+        for key, tensor in (
+            ("a", a),
+            ("b", b),
+        ):  # distributed training takes the mean of the ranks' gradients
             joined = np.concatenate([one[f"{name}_{key}"] for one in found]) / 2
             np.testing.assert_allclose(joined, tensor.grad.numpy(), rtol=1e-4, atol=1e-6)
     own = torch.tensor(held["a"][:4]), torch.tensor(held["b"][:4])

@@ -22,16 +22,27 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
     folder = tmp_path_factory.mktemp("spots")
     for number, adata in enumerate(simulate.corpus(4, SPOTS, n_genes=20, seed=2, n_donors=4)):
         adata[: SPOTS - number].copy().write_h5ad(folder / f"s{number}.h5ad")
-    splits: dict[str, Any] = {"splits": Splits("slice", validation=0.25), "scheduler": "synchronous"}
-    return corpus.build(sorted(folder.glob("*.h5ad")), folder / "corpus", min_genes=0, progress=False, **splits)
+    splits: dict[str, Any] = {
+        "splits": Splits("slice", validation=0.25),
+        "scheduler": "synchronous",
+    }
+    return corpus.build(
+        sorted(folder.glob("*.h5ad")), folder / "corpus", min_genes=0, progress=False, **splits
+    )
 
 
 def loader(held: corpus.Corpus, **options: Any) -> SpotLoader[Any]:
-    return SpotLoader(held, lambda batch, epoch, step: (batch, epoch, step), **{"batch_spots": 8, **options})
+    return SpotLoader(
+        held, lambda batch, epoch, step: (batch, epoch, step), **{"batch_spots": 8, **options}
+    )
 
 
 def seen(batches: Any, ids: list[str]) -> list[tuple[str, int]]:
-    return [(ids[m], int(r)) for batch, _, _ in batches for m, r in zip(batch.member, batch.rows, strict=True)]
+    return [
+        (ids[m], int(r))
+        for batch, _, _ in batches
+        for m, r in zip(batch.member, batch.rows, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -57,14 +68,18 @@ def test_batches_mix_slices_and_epochs_differ(opened: corpus.Corpus) -> None:
 
 def test_ranks_together_take_what_one_process_takes(opened: corpus.Corpus) -> None:
     alone = list(loader(opened, batch_spots=8))
-    both = zip(*(loader(opened, batch_spots=4, rank=rank, world=2) for rank in range(2)), strict=True)
+    both = zip(
+        *(loader(opened, batch_spots=4, rank=rank, world=2) for rank in range(2)), strict=True
+    )
     ids = opened.ids("train")
     for whole, parts in zip(alone, both, strict=True):
         assert sorted(seen([whole], ids)) == sorted(seen(parts, ids))
 
 
 @pytest.mark.parametrize("stop", [0, 3])
-def test_another_loader_continues_with_the_very_next_batch(opened: corpus.Corpus, stop: int) -> None:
+def test_another_loader_continues_with_the_very_next_batch(
+    opened: corpus.Corpus, stop: int
+) -> None:
     ids, wanted, one = opened.ids("train"), list(loader(opened)), loader(opened)
     stream = iter(one)
     for _ in range(stop):
@@ -83,7 +98,9 @@ def test_slices_that_are_not_kept_are_not_read(opened: corpus.Corpus) -> None:
     part = loader(opened, keep=lambda id: id != first)
     assert part.ids == rest
     assert {id for id, _ in seen(part, part.ids)} == set(rest)
-    with pytest.raises(ConfigError, match="cannot resume"):  # the same spots by number would be others
+    with pytest.raises(
+        ConfigError, match="cannot resume"
+    ):  # the same spots by number would be others
         part.load_state_dict(loader(opened).state_dict())
     with pytest.raises(CorpusError, match="none can be used"):
         loader(opened, keep=lambda id: False)

@@ -67,7 +67,9 @@ def test_every_spot_gets_two_blocks_of_one_norm(model: Any, adata: AnnData) -> N
     found = details(out)
     assert (found["modality"], found["scale"], found["spot_um"]) == ("both", "both", 55.0)
     microns = adata.uns["simulation"]["microns_per_pixel"] / scale_of(adata)
-    assert found["microns_per_pixel"] == pytest.approx(microns, rel=0.02)  # by the pitch of the array
+    assert found["microns_per_pixel"] == pytest.approx(
+        microns, rel=0.02
+    )  # by the pitch of the array
     assert not out.obs[keys.EMPTY].any()
 
 
@@ -89,7 +91,9 @@ def test_each_vector_is_made_of_what_its_modality_names(model: Any, adata: AnnDa
     image_only.X = image_only.X[:, rng.permutation(60)]
     library = next(iter(genes_only.uns["spatial"]))
     drawn = rng.integers(256, size=picture(adata).shape, dtype=np.uint8)
-    genes_only.uns["spatial"] = {library: {**genes_only.uns["spatial"][library], "images": {"hires": drawn}}}
+    genes_only.uns["spatial"] = {
+        library: {**genes_only.uns["spatial"][library], "images": {"hires": drawn}}
+    }
     for modality, changed in (("genes", genes_only), ("image", image_only)):
         np.testing.assert_array_equal(
             embedded(model, adata, modality=modality), embedded(model, changed, modality=modality)
@@ -106,28 +110,39 @@ def test_genes_need_no_image_and_the_image_no_genes(model: Any, adata: AnnData) 
     foreign = adata.copy()
     foreign.var_names = [f"Other{i}" for i in range(60)]
     foreign.var = foreign.var[[]]
-    np.testing.assert_array_equal(embedded(model, foreign, modality="image"), embedded(model, adata, modality="image"))
+    np.testing.assert_array_equal(
+        embedded(model, foreign, modality="image"), embedded(model, adata, modality="image")
+    )
     with pytest.raises(GeneError, match="does not meet"):
         embedded(model, foreign)
 
 
 def test_the_order_of_rows_does_not_matter(model: Any, adata: AnnData) -> None:
     order = np.random.default_rng(0).permutation(90)
-    np.testing.assert_allclose(embedded(model, adata)[order], embedded(model, adata[order]), atol=2e-5)
+    np.testing.assert_allclose(
+        embedded(model, adata)[order], embedded(model, adata[order]), atol=2e-5
+    )
 
 
 def test_a_niche_is_the_spot_and_its_three_nearest(model: Any, adata: AnnData) -> None:
-    config = replace(model.config, standardise="training", normalise="paper")  # no statistic of the slice moves
+    config = replace(
+        model.config, standardise="training", normalise="paper"
+    )  # no statistic of the slice moves
     plain = tz.STAlign(config, model.vocabulary)
     plain.module.load_state_dict(model.module.state_dict())
     tissue = tz.Slice.from_anndata(adata)
-    members = plain.reader(tissue, plain.vocabulary.match(tissue), modality="genes").aligned.niches.members
+    members = plain.reader(
+        tissue, plain.vocabulary.match(tissue), modality="genes"
+    ).aligned.niches.members
     spot = 40
     other = adata.copy()
     counts = other.X.tolil()
     counts[spot] = counts[spot][:, ::-1]  # the same total, other genes
     other.X = counts.tocsr()
-    pair = [plain.embed(a.copy(), scale="niche", modality="genes", progress=False) for a in (adata, other)]
+    pair = [
+        plain.embed(a.copy(), scale="niche", modality="genes", progress=False)
+        for a in (adata, other)
+    ]
     moved = np.abs(pair[0].obsm["X_stalign"] - pair[1].obsm["X_stalign"]).max(axis=1) > 1e-6
     assert set(np.flatnonzero(moved)) == {row for row in range(90) if spot in members[row]}
     assert members.shape == (90, 4)
@@ -139,15 +154,23 @@ def test_crops_follow_the_image_in_micrometres(model: Any, adata: AnnData) -> No
     cut = model.reader(tissue, match).aligned
     pixels = 55.0 / cut.microns_per_pixel
     np.testing.assert_allclose(cut.spots.boxes[:, 2:] - cut.spots.boxes[:, :2], pixels, rtol=1e-6)
-    np.testing.assert_allclose(cut.spots.boxes[:, :2] + pixels / 2, adata.obsm["spatial"] * scale_of(adata), rtol=1e-6)
+    np.testing.assert_allclose(
+        cut.spots.boxes[:, :2] + pixels / 2, adata.obsm["spatial"] * scale_of(adata), rtol=1e-6
+    )
     sides = cut.surroundings.boxes[:, 2:] - cut.surroundings.boxes[:, :2]
     np.testing.assert_allclose(sides[:, 0], sides[:, 1])  # square: tissue keeps its proportions
-    assert (sides >= (55 + 100 * 0.9) / cut.microns_per_pixel).all()  # two spots beside each other, at least
+    assert (
+        sides >= (55 + 100 * 0.9) / cut.microns_per_pixel
+    ).all()  # two spots beside each other, at least
     wide = model.reader(tissue, match, spot_um=110.0).aligned
-    np.testing.assert_allclose(wide.spots.boxes[:, 2:] - wide.spots.boxes[:, :2], 2 * pixels, rtol=1e-6)
+    np.testing.assert_allclose(
+        wide.spots.boxes[:, 2:] - wide.spots.boxes[:, :2], 2 * pixels, rtol=1e-6
+    )
 
 
-def test_twice_the_pixels_of_one_image_are_the_same_crops(align_model: Make, adata: AnnData) -> None:
+def test_twice_the_pixels_of_one_image_are_the_same_crops(
+    align_model: Make, adata: AnnData
+) -> None:
     model = align_model(spot_pixels=8, niche_pixels=8)  # so small that both are shrunken
     large = adata.copy()
     name = next(iter(large.uns["spatial"]))
@@ -156,7 +179,9 @@ def test_twice_the_pixels_of_one_image_are_the_same_crops(align_model: Make, ada
     factors = {**entry["scalefactors"], "tissue_hires_scalef": 2 * scale_of(adata)}
     large.uns["spatial"] = {name: {"images": {"hires": doubled}, "scalefactors": factors}}
     np.testing.assert_allclose(
-        embedded(model, adata, modality="image"), embedded(model, large, modality="image"), atol=0.05
+        embedded(model, adata, modality="image"),
+        embedded(model, large, modality="image"),
+        atol=0.05,
     )
 
 
@@ -225,7 +250,9 @@ def test_frozen_encoders_get_no_gradient(model: Any, adata: AnnData) -> None:
     try:
         states = module.states(features.take(np.arange(16)))
         sum(s.square().sum() for s in states.values()).backward()
-        assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in module.net.named_parameters())
+        assert all(
+            p.grad is not None and p.grad.abs().max() > 0 for n, p in module.net.named_parameters()
+        )
         frozen = [*module.image_encoder.parameters(), *module.gene_encoder.parameters()]
         assert frozen
         assert all(p.grad is None and not p.requires_grad for p in frozen)
@@ -285,13 +312,21 @@ def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
     assert config.neighbors == 3
     if name == "paper":
         genes = config.net.niche_genes
-        assert (genes.num_layers, genes.num_heads, genes.dropout, genes.n_genes) == (6, 8, 0.1, 2000)
+        assert (genes.num_layers, genes.num_heads, genes.dropout, genes.n_genes) == (
+            6,
+            8,
+            0.1,
+            2000,
+        )
         assert (config.spot_pixels, config.net.spot_side, config.niche_pixels) == (28, 224, 224)
         assert (config.net.spot_image.size, config.net.dim) == ("resnet50", 512)
     if recipe == "paper":
         assert (config.normalise, config.standardise, config.colours, config.square) == (
-            "paper", "training", "fixed", False,
-        )  # fmt: skip
+            "paper",
+            "training",
+            "fixed",
+            False,
+        )
 
 
 # images that are not as they should be
@@ -318,7 +353,9 @@ def test_an_image_without_scale_is_said(model: Any, adata: AnnData) -> None:
     microns = adata.uns["simulation"]["microns_per_pixel"] / scale_of(adata)
     known = replace(image, microns_per_pixel=microns)  # the coordinates have no unit, the image has
     found = embedded(model, bare, image=known, spot_um=55.0)
-    np.testing.assert_allclose(found, embedded(model, adata), atol=0.1)  # but for the array's own idea of its pitch
+    np.testing.assert_allclose(
+        found, embedded(model, adata), atol=0.1
+    )  # but for the array's own idea of its pitch
 
 
 def test_two_scales_that_contradict_each_other_are_said(model: Any, adata: AnnData) -> None:
@@ -336,8 +373,12 @@ def test_spots_outside_the_image_are_said(model: Any, adata: AnnData) -> None:
 
 def test_swapped_coordinates_are_said(model: Any, histology: Make) -> None:
     adata = histology(400)
-    long = adata[np.abs(adata.obsm["spatial"][:, 1] - adata.obsm["spatial"][:, 1].mean()) < 900].copy()
-    image = tz.TissueImage.from_array(picture(adata)[: picture(adata).shape[0]], scale=scale_of(adata))
+    long = adata[
+        np.abs(adata.obsm["spatial"][:, 1] - adata.obsm["spatial"][:, 1].mean()) < 900
+    ].copy()
+    image = tz.TissueImage.from_array(
+        picture(adata)[: picture(adata).shape[0]], scale=scale_of(adata)
+    )
     narrow = long.obsm["spatial"] - [0, long.obsm["spatial"][:, 1].min() - 200]
     rows = int((np.ptp(narrow[:, 1]) + 400) * scale_of(adata))
     long.obsm["spatial"] = narrow[:, ::-1].copy()
@@ -363,8 +404,12 @@ def test_pictures_of_any_kind(model: Any, adata: AnnData, tmp_path: Path, kind: 
     else:
         path = tmp_path / "he.jpg"
         Image.fromarray(plain).convert("CMYK").save(path, quality=95)
-    found = embedded(model, adata, image=tz.TissueImage.from_file(path, scale=scale_of(adata)), modality="image")
-    wanted = embedded(model, adata, image=tz.TissueImage.from_array(same, scale=scale_of(adata)), modality="image")
+    found = embedded(
+        model, adata, image=tz.TissueImage.from_file(path, scale=scale_of(adata)), modality="image"
+    )
+    wanted = embedded(
+        model, adata, image=tz.TissueImage.from_array(same, scale=scale_of(adata)), modality="image"
+    )
     np.testing.assert_allclose(found, wanted, atol=0.3 if kind == "CMYK" else 1e-5)
 
 
@@ -388,7 +433,10 @@ def test_broken_pictures_are_refused(model: Any, adata: AnnData, tmp_path: Path)
 def test_normalised_values_are_refused_where_genes_are_read(model: Any, adata: AnnData) -> None:
     logged = adata.copy()
     logged.X = np.log1p(logged.X.toarray())
-    with pytest.raises(InputError, match="ST-Align scales counts"), pytest.warns(TerrazzoWarning, match="normalised"):
+    with (
+        pytest.raises(InputError, match="ST-Align scales counts"),
+        pytest.warns(TerrazzoWarning, match="normalised"),
+    ):
         embedded(model, logged, allow_normalised=True)
     with pytest.warns(TerrazzoWarning, match="normalised"):
         found = embedded(model, logged, allow_normalised=True, modality="image")
@@ -407,18 +455,28 @@ def test_files_to_files(model: Any, adata: AnnData, tmp_path: Path) -> None:
 
     def run(scale: float) -> Any:
         image = tz.TissueImage.from_file(tmp_path / "he.png", scale=scale)
-        [done] = tz.embed_files(model, [tmp_path / "slice.h5ad"], tmp_path / "out", image=image, **options)
+        [done] = tz.embed_files(
+            model, [tmp_path / "slice.h5ad"], tmp_path / "out", image=image, **options
+        )
         return done
 
     done = run(scale_of(adata))
-    np.testing.assert_allclose(anndata.read_h5ad(done.target).obsm["X_stalign"], embedded(model, adata), atol=1e-5)
+    np.testing.assert_allclose(
+        anndata.read_h5ad(done.target).obsm["X_stalign"], embedded(model, adata), atol=1e-5
+    )
     assert run(scale_of(adata)).status == "unchanged"
     mirrored = Image.fromarray(np.ascontiguousarray(picture(adata)[:, ::-1]))
     mirrored.save(tmp_path / "he.png")  # another picture under the same name
     assert run(scale_of(adata)).status == "embedded"
     with pytest.raises(ConfigError, match="one image cannot belong to 2 slices"):
-        list(tz.embed_files(model, [tmp_path / "slice.h5ad"] * 2, tmp_path / "out", image=tz.TissueImage.from_file(
-            tmp_path / "he.png")))  # fmt: skip
+        list(
+            tz.embed_files(
+                model,
+                [tmp_path / "slice.h5ad"] * 2,
+                tmp_path / "out",
+                image=tz.TissueImage.from_file(tmp_path / "he.png"),
+            )
+        )
 
 
 def test_the_plan_takes_the_same_options(model: Any, adata: AnnData) -> None:

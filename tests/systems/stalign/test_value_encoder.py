@@ -8,7 +8,15 @@ import torch
 from terrazzo.errors import ConfigError
 from terrazzo.systems.stalign.value_encoder import ValueEncoder, ValueEncoderConfig
 
-SMALL = {"n_genes": 11, "n_tokens": 4, "width": 8, "num_layers": 2, "num_heads": 2, "ffn_size": 16, "output_dim": 6}
+SMALL = {
+    "n_genes": 11,
+    "n_tokens": 4,
+    "width": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_size": 16,
+    "output_dim": 6,
+}
 
 
 @pytest.fixture
@@ -44,7 +52,9 @@ def test_values_are_standardised_and_unknown_genes_count_as_their_mean(module, v
     known = torch.arange(11) != 6
     at_mean = values.clone()
     at_mean[:, 6] = values[:, 6].mean()
-    torch.testing.assert_close(module(torch.where(known, values, torch.nan), known), module(at_mean))
+    torch.testing.assert_close(
+        module(torch.where(known, values, torch.nan), known), module(at_mean)
+    )
     torch.testing.assert_close(module(values, known.expand(5, -1)), module(values, known))
 
 
@@ -71,10 +81,14 @@ def test_the_defaults_are_the_papers():
 
 def test_more_tokens_than_divide_the_genes():
     for n_genes in (4, 5, 7, 8):
-        assert ValueEncoder(ValueEncoderConfig(**{**SMALL, "n_genes": n_genes}))(torch.ones(2, n_genes)).shape == (2, 6)
+        assert ValueEncoder(ValueEncoderConfig(**{**SMALL, "n_genes": n_genes}))(
+            torch.ones(2, n_genes)
+        ).shape == (2, 6)
 
 
-@pytest.mark.parametrize("bad", [{"n_genes": 3}, {"num_heads": 3}, {"dropout": 1.0}, {"num_layers": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"n_genes": 3}, {"num_heads": 3}, {"dropout": 1.0}, {"num_layers": 0}]
+)
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ConfigError, match="AE-Gene"):
         ValueEncoderConfig(**{**SMALL, **bad})

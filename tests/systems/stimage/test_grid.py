@@ -26,7 +26,9 @@ def values_of(tissue: tz.Slice, gene: str, groups: np.ndarray) -> np.ndarray:
     n = groups.max() + 1
     of_gene = tissue.counts.toarray()[:, tissue.gene_symbols.tolist().index(gene)]
     total = np.bincount(groups, tissue.counts.toarray().sum(axis=1), n)
-    return np.log1p(1e4 * np.divide(np.bincount(groups, of_gene, n), total, out=np.zeros(n), where=total > 0))
+    return np.log1p(
+        1e4 * np.divide(np.bincount(groups, of_gene, n), total, out=np.zeros(n), where=total > 0)
+    )
 
 
 def frame_of(axes: Any) -> np.ndarray:
@@ -54,7 +56,9 @@ def test_the_four_stages(simulated: Any, layout: str, options: dict[str, Any]) -
     assert list(found) == ["original", "compacted", "cropped", "normalised"]
     cells = found["original"].collections[0]
     np.testing.assert_allclose(cells.get_offsets(), tissue.coords)
-    np.testing.assert_allclose(cells.get_array(), values_of(tissue, "SIM3", np.arange(300)), rtol=1e-5)
+    np.testing.assert_allclose(
+        cells.get_array(), values_of(tissue, "SIM3", np.arange(300)), rtol=1e-5
+    )
     pixels = found["compacted"].images[0].get_array()
     at = np.searchsorted(laid.occupied, laid.site)
     expected = np.full(laid.shape, np.nan)
@@ -69,7 +73,9 @@ def test_the_four_stages(simulated: Any, layout: str, options: dict[str, Any]) -
     here = (row >= top) & (row < top + 7) & (column >= left) & (column < left + 7)
     shown = found["cropped"].collections[0].get_offsets()
     np.testing.assert_allclose(shown, tissue.coords[here])
-    if layout != "visium" or options:  # of a staggered grid every other row stands out by half a site
+    if (
+        layout != "visium" or options
+    ):  # of a staggered grid every other row stands out by half a site
         assert inside(frame_of(found["original"]), tissue.coords)[here].all()
     if layout != "visium":
         np.testing.assert_array_equal(inside(frame_of(found["original"]), tissue.coords), here)
@@ -80,7 +86,9 @@ def test_the_four_stages(simulated: Any, layout: str, options: dict[str, Any]) -
     standard = np.full(laid.shape, np.nan)
     standard.flat[laid.occupied] = (values - values.mean()) / values.std()
     window = standard[corner[0] : corner[0] + 7, corner[1] : corner[1] + 7]
-    np.testing.assert_allclose(np.ma.filled(found["normalised"].images[0].get_array(), np.nan), window, atol=1e-4)
+    np.testing.assert_allclose(
+        np.ma.filled(found["normalised"].images[0].get_array(), np.nan), window, atol=1e-4
+    )
     figure.draw_without_rendering()
 
 
@@ -93,8 +101,13 @@ def test_hex_frames_hold_the_centres_of_their_spots(simulated: Any) -> None:
 
 def test_all_panels_of_a_gene_share_one_scale(simulated: Any) -> None:
     found = stages(plot.grid(simulated(layout="visium"), gene="SIM3"))
-    scales = {(a.norm.vmin, a.norm.vmax) for a in (found["original"].collections[0], found["compacted"].images[0])}
-    assert scales == {(found["cropped"].collections[0].norm.vmin, found["cropped"].collections[0].norm.vmax)}
+    scales = {
+        (a.norm.vmin, a.norm.vmax)
+        for a in (found["original"].collections[0], found["compacted"].images[0])
+    }
+    assert scales == {
+        (found["cropped"].collections[0].norm.vmin, found["cropped"].collections[0].norm.vmax)
+    }
 
 
 def test_the_gene_is_the_one_that_varies_most_in_the_window(simulated: Any) -> None:
@@ -118,14 +131,18 @@ def test_the_title_is_the_grid_in_a_line(simulated: Any) -> None:
 
 def test_same_seed_same_window(simulated: Any) -> None:
     adata = simulated(300, layout="st")
-    one, again, other = (frame_of(stages(plot.grid(adata, window=4, seed=s))["compacted"]) for s in (0, 0, 1))
+    one, again, other = (
+        frame_of(stages(plot.grid(adata, window=4, seed=s))["compacted"]) for s in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
 
 
 def test_empty_sites_are_gray_and_nothing_lies_beyond_the_edge(simulated: Any) -> None:
     adata = simulated(30, layout="st")[:-3].copy()
-    adata = adata[adata.obs["array_row"] != adata.obs["array_row"].iloc[13]].copy()  # a row that is missing
+    adata = adata[
+        adata.obs["array_row"] != adata.obs["array_row"].iloc[13]
+    ].copy()  # a row that is missing
     found = stages(plot.grid(adata, window=9))
     rows, columns = grid_of(tz.Slice.from_anndata(adata)).shape
     assert max(rows, columns) <= 9
@@ -135,7 +152,10 @@ def test_empty_sites_are_gray_and_nothing_lies_beyond_the_edge(simulated: Any) -
     expected = np.ones((9, 9), bool)
     expected[:rows, :columns] = False
     np.testing.assert_array_equal(beyond, expected)
-    assert frame_of(found["compacted"]).max(axis=0).tolist() == [columns - 0.5, rows - 0.5]  # within the picture
+    assert frame_of(found["compacted"]).max(axis=0).tolist() == [
+        columns - 0.5,
+        rows - 0.5,
+    ]  # within the picture
 
 
 @pytest.mark.parametrize("n", [1, 2])

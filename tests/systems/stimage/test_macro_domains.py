@@ -31,7 +31,9 @@ def test_order_and_scale_do_not_matter() -> None:
     values, places, _ = halves(90, 12)
     domain = macro_domains(values, places, 4, np.random.default_rng(0))
     assert np.array_equal(domain, macro_domains(values, places, 4, np.random.default_rng(0)))
-    assert np.array_equal(domain, macro_domains(values, 1000 * places + 7, 4, np.random.default_rng(0)))
+    assert np.array_equal(
+        domain, macro_domains(values, 1000 * places + 7, 4, np.random.default_rng(0))
+    )
 
 
 @pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 3), (2, 3), (5, 1)])
@@ -43,5 +45,7 @@ def test_few_sites(n: int, k: int) -> None:
 
 
 def test_sites_that_are_all_alike_are_one_domain() -> None:
-    domain = macro_domains(np.ones((6, 4), np.float32), np.zeros((6, 2)), 3, np.random.default_rng(0))
+    domain = macro_domains(
+        np.ones((6, 4), np.float32), np.zeros((6, 2)), 3, np.random.default_rng(0)
+    )
     assert domain.tolist() == [0] * 6

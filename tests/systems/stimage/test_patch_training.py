@@ -45,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         adata.write_h5ad(place / f"s{number}.h5ad")
     files, splits = sorted(place.glob("*.h5ad")), Splits("slice", validation=0.25)
     quiet: dict[str, Any] = {"scheduler": "synchronous", "progress": False}
-    return Path(tz.build_corpus(files, place / "corpus", min_genes=0, splits=splits, **quiet).folder)
+    return Path(
+        tz.build_corpus(files, place / "corpus", min_genes=0, splits=splits, **quiet).folder
+    )
 
 
 @pytest.fixture
@@ -57,10 +59,17 @@ def recipe(folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
             "stage": "patches",
             "corpus": str(folder),
             "out": str(tmp_path / out),
-            "model": {"preset": "tiny", "patches": {"window": 6, "channels": 16, "choose": "spatial"}},
+            "model": {
+                "preset": "tiny",
+                "patches": {"window": 6, "channels": 16, "choose": "spatial"},
+            },
             "data": {"batch_windows": 3, "windows_per_slice": 4},
             "optim": {"lr": 1e-3, "epochs": 2, "warmup_steps": 1, "schedule": "cosine"},
-            "patches": {"scheme": scheme, "mask": "site" if scheme == "patch" else "entry", "target": "thinned"},
+            "patches": {
+                "scheme": scheme,
+                "mask": "site" if scheme == "patch" else "entry",
+                "target": "thinned",
+            },
             "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 2},
         }
         for name, values in sections.items():
@@ -103,7 +112,12 @@ def test_every_scheme_trains_and_leaves_a_model(recipe: Any, scheme: str) -> Non
     logged = {name for row in rows for name, value in row.items() if value}
     part = "masked_sites" if scheme == "patch" else "masked_entries"
     for name in (part, "visible"):
-        assert {f"train/{name}", f"val/{name}", f"val/{name}_mean", f"val/{name}_neighbours"} <= logged
+        assert {
+            f"train/{name}",
+            f"val/{name}",
+            f"val/{name}_mean",
+            f"val/{name}_neighbours",
+        } <= logged
         assert f"train/{name}_mean" not in logged
     numbers = [float(v) for row in rows for v in row.values() if v]
     assert np.isfinite(numbers).all()
@@ -117,9 +131,15 @@ def test_every_scheme_trains_and_leaves_a_model(recipe: Any, scheme: str) -> Non
 
 def test_paper_recipe(recipe: Any) -> None:
     paper = {"recipe": "paper", "mask": "entry", "target": "values", "visible_weight": 0.0}
-    config = recipe(optim={"max_steps": 2}, patches=paper, model={"patches": {"window": 6, "channels": 16}})
+    config = recipe(
+        optim={"max_steps": 2}, patches=paper, model={"patches": {"window": 6, "channels": 16}}
+    )
     model = tz.load(tz.pretrain(config, progress=False))
-    assert (model.config.normalise, model.config.standardise, model.config.output) == ("paper", False, "encoder")
+    assert (model.config.normalise, model.config.standardise, model.config.output) == (
+        "paper",
+        False,
+        "encoder",
+    )
     assert model.config.vit.positions == "sincos"
     rows = read(Path(config.out) / "logs" / "metrics.csv")
     last = rows[-1]
@@ -140,7 +160,9 @@ def test_training_continues_with_the_very_next_batch(recipe: Any) -> None:
             self.seen: list[PatchPack] = []
             self.last = last
 
-        def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, index: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, out: Any, batch: Any, index: int
+        ) -> None:
             self.seen.append(batch)
             if len(self.seen) == self.last:
                 raise Stop
@@ -154,7 +176,9 @@ def test_training_continues_with_the_very_next_batch(recipe: Any) -> None:
     assert len(resumed.seen) in (2, 4)  # from the last checkpoint on, every second step
     after = whole.seen[-len(resumed.seen) :]
     assert all(equal(a, b) for a, b in zip(resumed.seen, after, strict=True))
-    one, other = (tz.load(p).module.state_dict() for p in (folder, folder.parents[1] / "whole" / "model"))
+    one, other = (
+        tz.load(p).module.state_dict() for p in (folder, folder.parents[1] / "whole" / "model")
+    )
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -166,7 +190,9 @@ def test_validation_sees_the_same_every_time(recipe: Any) -> None:
     assert len({tuple(v for k, v in r.items() if k.startswith("val/")) for r in rows}) == 1
 
 
-def test_a_checkpoint_is_trained_further_by_its_scheme_alone(recipe: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_trained_further_by_its_scheme_alone(
+    recipe: Any, folder: Path, tmp_path: Path
+) -> None:
     corpus = Corpus.open(folder)
     model = stages.initial_model(recipe(), corpus)
     model.module.mask_token.data.fill_(0.5)
@@ -219,11 +245,15 @@ def test_targets_are_the_values_of_the_counts(opened: Any) -> None:
 
     store = site_store(corpus, model)
     grid, scale = store.grid(name), store.scale(name)
-    whole = scale.standardise(store.values(name, grid.occupied)[:, genes.numpy()].toarray(), genes.numpy())
+    whole = scale.standardise(
+        store.values(name, grid.occupied)[:, genes.numpy()].toarray(), genes.numpy()
+    )
     known = {tuple(row) for row in whole.round(4).tolist()}
     present = batch.shown[0]
     assert {tuple(row) for row in batch.target[0][present].numpy().round(4).tolist()} <= known
-    torch.testing.assert_close(batch.values[0][present], batch.target[0][present].masked_fill(hidden[present], 0))
+    torch.testing.assert_close(
+        batch.values[0][present], batch.target[0][present].masked_fill(hidden[present], 0)
+    )
     assert (np.diff(genes.numpy()) > 0).all()
     order = np.argsort(-model.autocorrelation[store.measured(name)], kind="stable")[:16]
     assert set(genes.tolist()) == set(store.measured(name)[order].tolist())
@@ -244,7 +274,9 @@ def test_ranks_have_windows_of_their_own(recipe: Any, folder: Path) -> None:
     model = stages.initial_model(config, corpus)
 
     def seen(rank: int, world: int, size: int) -> list[bytes]:
-        sized = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_windows=size))
+        sized = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, batch_windows=size)
+        )
         train, _ = stages.loaders(sized, corpus, model, rank=rank, world=world)
         return [w.numpy().tobytes() for b in train for w in b.values]
 
@@ -299,7 +331,9 @@ def test_windows_with_fewer_genes_are_padded(opened: Any, monkeypatch: pytest.Mo
     from terrazzo.systems.stimage.sites import SiteStore
 
     plain = SiteStore._measured
-    monkeypatch.setattr(SiteStore, "_measured", lambda self, id: plain(self, id)[: 9 if id == "s0" else 120])
+    monkeypatch.setattr(
+        SiteStore, "_measured", lambda self, id: plain(self, id)[: 9 if id == "s0" else 120]
+    )
     config, _, model, batches = opened()
     objective = stages.make_objective(config, model)
     lengths = set()
@@ -335,7 +369,9 @@ def test_empty_sites_reach_no_loss(opened: Any, loud: Any, scheme: str, mode: bo
     for name, loss in dirty.items():
         torch.testing.assert_close(loss, clean[name])
     dirty["loss"].backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None)
+    assert all(
+        torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -353,19 +389,27 @@ def test_losses_are_plain_means(opened: Any, loud: Any, scheme: str) -> None:
     for b, s, m in batch.hidden.nonzero().tolist():
         target = float(batch.target[b, s, m])
         errors["mean"].append((target - float(batch.mean[b, m])) ** 2)
-        distance = (batch.places[b] - batch.places[b, s]).norm(dim=-1).masked_fill(~batch.shown[b], torch.inf)
+        distance = (
+            (batch.places[b] - batch.places[b, s])
+            .norm(dim=-1)
+            .masked_fill(~batch.shown[b], torch.inf)
+        )
         distance[s] = torch.inf
         near = [int(o) for o in distance.argsort(stable=True)[:6] if distance[o] < torch.inf]
         shown = [float(batch.values[b, o, m]) for o in near if not batch.hidden[b, o, m]]
         errors["neighbours"].append((target - (float(np.mean(shown)) if shown else 0.0)) ** 2)
     for name, squares in errors.items():
         # which of several sites at the same distance is taken is chance
-        assert float(parts[f"{part}_{name}"]) == pytest.approx(np.mean(squares), rel=1e-4 if name == "mean" else 0.08)
+        assert float(parts[f"{part}_{name}"]) == pytest.approx(
+            np.mean(squares), rel=1e-4 if name == "mean" else 0.08
+        )
 
 
 def test_squared_error_of_nothing_is_zero() -> None:
     predicted = torch.ones(2, 3, requires_grad=True)
-    loss = squared_error(predicted, torch.full((2, 3), torch.nan), torch.zeros(2, 3, dtype=torch.bool))
+    loss = squared_error(
+        predicted, torch.full((2, 3), torch.nan), torch.zeros(2, 3, dtype=torch.bool)
+    )
     loss.backward()
     assert loss == 0
     assert predicted.grad is not None
@@ -379,7 +423,9 @@ def test_cosine_decay() -> None:
     assert shares[10] == pytest.approx(1)
     assert shares[60] == pytest.approx(0.5)
     assert shares[110] == pytest.approx(0)
-    np.testing.assert_allclose(shares[10:], (1 + np.cos(np.pi * np.arange(101) / 100)) / 2, atol=1e-12)
+    np.testing.assert_allclose(
+        shares[10:], (1 + np.cos(np.pi * np.arange(101) / 100)) / 2, atol=1e-12
+    )
 
 
 # ---- informed start
@@ -421,7 +467,9 @@ def test_informed_start_of_the_other_schemes(opened: Any, scheme: str) -> None:
     objective = stages.make_objective(config, model).eval()
     parts = [objective.losses(batch) for batch in batches]
     for name in ("masked_entries", "visible"):
-        assert np.mean([float(p[name]) for p in parts]) < np.mean([float(p[f"{name}_mean"]) for p in parts])
+        assert np.mean([float(p[name]) for p in parts]) < np.mean(
+            [float(p[f"{name}_mean"]) for p in parts]
+        )
 
 
 def test_every_measured_gene_starts_with_the_components_it_follows(opened: Any) -> None:
@@ -433,18 +481,25 @@ def test_every_measured_gene_starts_with_the_components_it_follows(opened: Any) 
     store, ids = site_store(corpus, model), corpus.ids("train")
     known = np.unique(np.concatenate([store.measured(i) for i in ids]))
     held = model.module.genes.weight.detach().double().numpy()
-    assert (np.abs(held[known]).sum(axis=1) > 0).sum() > 0.9 * len(known)  # but genes that never vary
+    assert (np.abs(held[known]).sum(axis=1) > 0).sum() > 0.9 * len(
+        known
+    )  # but genes that never vary
     order = np.argsort(-model.autocorrelation[known], kind="stable")
     panel, others = known[order[:40]], known[order[40:]]
     blocks = [
-        store.scale(i).standardise(v.toarray(), np.arange(v.shape[1])) for i, v in iterate_values(store, ids, 10**6)
+        store.scale(i).standardise(v.toarray(), np.arange(v.shape[1]))
+        for i, v in iterate_values(store, ids, 10**6)
     ]
     values = np.concatenate(blocks).astype(np.float64)
     used = np.abs(held).sum(axis=0) > 0
     scores = values[:, panel] @ held[np.ix_(panel, used)]
     fitted = np.linalg.lstsq(scores, values[:, others], rcond=None)[0].T
-    scale = np.linalg.norm(held[panel]) ** 2 / used.sum()  # of the embeddings against loadings of unit length
-    np.testing.assert_allclose(held[np.ix_(others, used)], fitted * scale, atol=1e-3 * np.abs(fitted * scale).max())
+    scale = (
+        np.linalg.norm(held[panel]) ** 2 / used.sum()
+    )  # of the embeddings against loadings of unit length
+    np.testing.assert_allclose(
+        held[np.ix_(others, used)], fitted * scale, atol=1e-3 * np.abs(fitted * scale).max()
+    )
 
 
 def test_informed_start_is_the_same_in_every_process(recipe: Any, folder: Path) -> None:

@@ -44,14 +44,18 @@ def counted(held: Array, window: int) -> Array:
     """Count a window's occupied sites by looking at each window."""
     h, w = min(window, held.shape[0]), min(window, held.shape[1])
     rows, columns = held.shape[0] - h + 1, held.shape[1] - w + 1
-    return np.array([[held[r : r + h, c : c + w].sum() for c in range(columns)] for r in range(rows)])
+    return np.array(
+        [[held[r : r + h, c : c + w].sum() for c in range(columns)] for r in range(rows)]
+    )
 
 
 @st.composite
 def pictures(draw: st.DrawFn) -> Array:
     """Grids of any shape, one row and one column among them, with at least one cell."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    held = rng.random((draw(st.integers(1, 14)), draw(st.integers(1, 14)))) < draw(st.sampled_from([0.03, 0.3, 1.0]))
+    held = rng.random((draw(st.integers(1, 14)), draw(st.integers(1, 14)))) < draw(
+        st.sampled_from([0.03, 0.3, 1.0])
+    )
     held.flat[rng.integers(held.size)] = True
     return held
 
@@ -96,7 +100,13 @@ def test_the_floor_by_hand() -> None:
     held[0, 4] = True
     grid = grid_from(held)
     assert observed(grid, 2).tolist() == [[4, 4, 2, 1, 1]]
-    for share, columns in [(0.25, [0, 1, 2, 3, 4]), (0.3, [0, 1, 2]), (0.5, [0, 1, 2]), (0.75, [0, 1]), (1.0, [0, 1])]:
+    for share, columns in [
+        (0.25, [0, 1, 2, 3, 4]),
+        (0.3, [0, 1, 2]),
+        (0.5, [0, 1, 2]),
+        (0.75, [0, 1]),
+        (1.0, [0, 1]),
+    ]:
         assert corners(grid, PatchConfig(window=2, occupancy=share))[:, 1].tolist() == columns
 
 
@@ -125,7 +135,9 @@ def test_tiles_hold_every_occupied_site(held: Array, window: int, data: st.DataO
     tiles = tile_corners(grid, window, data.draw(st.integers(1, window)))
     seen = [set(window_sites(grid, corner, window).tolist()) for corner in tiles]
     assert set(grid.occupied.tolist()) <= set().union(*seen)
-    assert all(sites & set(grid.occupied.tolist()) for sites in seen)  # an empty window is not worth a pass
+    assert all(
+        sites & set(grid.occupied.tolist()) for sites in seen
+    )  # an empty window is not worth a pass
     assert len(np.unique(tiles, axis=0)) == len(tiles)
     rows, columns = counted(held, window).shape
     assert (tiles >= 0).all()
@@ -141,7 +153,13 @@ def test_strides_that_would_leave_sites_out(stride: int) -> None:
 def test_window_sites_by_hand() -> None:
     grid = grid_from(np.ones((3, 4)))
     assert window_sites(grid, np.array([1, 2]), 2).tolist() == [6, 7, 10, 11]
-    assert window_sites(grid, np.array([0, 0]), 4).tolist() == [*range(12), -1, -1, -1, -1]  # a row too few
+    assert window_sites(grid, np.array([0, 0]), 4).tolist() == [
+        *range(12),
+        -1,
+        -1,
+        -1,
+        -1,
+    ]  # a row too few
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (3, 9), (9, 3)])
@@ -154,8 +172,12 @@ def test_a_grid_smaller_than_a_window_is_padded(shape: tuple[int, int]) -> None:
         assert (inside >= 0).all()
         assert (sites >= 0).sum() == inside.size  # all else is -1
         row, column = np.divmod(inside, shape[1])
-        np.testing.assert_array_equal(row - row[0, 0], np.arange(len(row))[:, None].repeat(row.shape[1], 1))
-        np.testing.assert_array_equal(column - column[0, 0], np.arange(row.shape[1])[None].repeat(len(row), 0))
+        np.testing.assert_array_equal(
+            row - row[0, 0], np.arange(len(row))[:, None].repeat(row.shape[1], 1)
+        )
+        np.testing.assert_array_equal(
+            column - column[0, 0], np.arange(row.shape[1])[None].repeat(len(row), 0)
+        )
         assert (row[0, 0], column[0, 0]) == tuple(corner)
 
 
@@ -173,7 +195,9 @@ def test_corners_are_drawn_uniformly() -> None:
 
 def test_drawing_depends_on_the_seed_alone() -> None:
     allowed = np.argwhere(np.ones((6, 6)))
-    first, again, other = (draw_corners(allowed, 50, np.random.default_rng(s)).tolist() for s in (1, 1, 2))
+    first, again, other = (
+        draw_corners(allowed, 50, np.random.default_rng(s)).tolist() for s in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -205,9 +229,13 @@ def subset_probabilities(weight: Array, m: int) -> dict[tuple[int, ...], float]:
     return out
 
 
-def drawn_sets(weight: Array, m: int, n: int, seed: int, **options: Any) -> Counter[tuple[int, ...]]:
+def drawn_sets(
+    weight: Array, m: int, n: int, seed: int, **options: Any
+) -> Counter[tuple[int, ...]]:
     rng = np.random.default_rng(seed)
-    return Counter(tuple(choose_channels(weight, m, "weighted", rng, **options).tolist()) for _ in range(n))
+    return Counter(
+        tuple(choose_channels(weight, m, "weighted", rng, **options).tolist()) for _ in range(n)
+    )
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
@@ -231,9 +259,14 @@ def test_channels_against_a_sequential_draw() -> None:
     rng = np.random.default_rng(11)
     weight = rng.gamma(0.5, size=60)
     n, m = 3000, 20
-    ours = np.bincount(np.concatenate([choose_channels(weight, m, "weighted", rng) for _ in range(n)]), minlength=60)
+    ours = np.bincount(
+        np.concatenate([choose_channels(weight, m, "weighted", rng) for _ in range(n)]),
+        minlength=60,
+    )
     chance = (weight + EPSILON) / (weight + EPSILON).sum()
-    theirs = np.bincount(np.concatenate([rng.choice(60, m, replace=False, p=chance) for _ in range(n)]), minlength=60)
+    theirs = np.bincount(
+        np.concatenate([rng.choice(60, m, replace=False, p=chance) for _ in range(n)]), minlength=60
+    )
     share = (ours + theirs) / (2 * n)
     spread = np.sqrt(np.maximum(share * (1 - share), 1 / n) * 2 / n)
     assert (np.abs(ours - theirs) / n / spread).max() < 4.5
@@ -243,7 +276,9 @@ def test_a_gene_that_does_not_vary_can_be_drawn_but_hardly_is() -> None:
     weight = np.array([0.0, 1.0, 1.0])
     assert all(0 not in s for s in drawn_sets(weight, 2, 300, seed=0))
     assert any(0 in s for s in drawn_sets(weight, 2, 300, seed=0, epsilon=0.5))
-    flat = drawn_sets(np.zeros(3), 1, 3000, seed=1)  # a window of one site: no gene varies, all are alike
+    flat = drawn_sets(
+        np.zeros(3), 1, 3000, seed=1
+    )  # a window of one site: no gene varies, all are alike
     assert chisquare([flat[(i,)] for i in range(3)]).pvalue > 1e-3
 
 
@@ -260,7 +295,10 @@ def test_the_other_rules() -> None:
     for how in ("hvg", "spatial"):
         assert choose_channels(weight, 2, how, rng).tolist() == [2, 4]
         assert choose_channels(weight, 3, how, rng).tolist() == [0, 2, 4]
-        assert choose_channels(np.zeros(5), 2, how, rng).tolist() == [0, 1]  # the same ones every time
+        assert choose_channels(np.zeros(5), 2, how, rng).tolist() == [
+            0,
+            1,
+        ]  # the same ones every time
     assert choose_channels(weight, 2, "all", rng).tolist() == [0, 1, 2, 3, 4]
     found = Counter(tuple(choose_channels(weight, 2, "random", rng).tolist()) for _ in range(5000))
     assert set(found) == set(itertools.combinations(range(5), 2))
@@ -270,7 +308,9 @@ def test_the_other_rules() -> None:
 def test_channels_depend_on_the_seed_alone() -> None:
     weight = np.random.default_rng(0).gamma(1, size=100)
     for how in ("weighted", "random"):
-        one, again, other = (choose_channels(weight, 10, how, np.random.default_rng(s)).tolist() for s in (4, 4, 5))
+        one, again, other = (
+            choose_channels(weight, 10, how, np.random.default_rng(s)).tolist() for s in (4, 4, 5)
+        )
         assert one == again
         assert one != other
         assert one == sorted(set(one))
@@ -282,7 +322,10 @@ def test_channels_depend_on_the_seed_alone() -> None:
 def window_of(counts: Array, present: Array) -> Window:
     matrix = sparse.csr_matrix(counts.astype(np.float32))
     return Window(
-        SiteCounts.of(matrix), counts.sum(axis=1).astype(float), present, np.zeros((len(counts), 2), np.float32)
+        SiteCounts.of(matrix),
+        counts.sum(axis=1).astype(float),
+        present,
+        np.zeros((len(counts), 2), np.float32),
     )
 
 
@@ -302,9 +345,12 @@ def test_a_window_with_a_single_observed_site() -> None:
     scale = SliceScale(17.0, np.zeros(6), np.ones(6))
     for how in ("weighted", "hvg", "random", "spatial"):
         genes = window.channels(
-            PatchConfig(channels=3, choose=how), np.array([0, 2, 3, 4, 5]), np.arange(6.0), scale,
+            PatchConfig(channels=3, choose=how),
+            np.array([0, 2, 3, 4, 5]),
+            np.arange(6.0),
+            scale,
             np.random.default_rng(0),
-        )  # fmt: skip
+        )
         assert len(set(genes.tolist())) == 3
         assert 1 not in genes  # the slice did not measure it
         values = window.values(genes, scale, standardise=False)

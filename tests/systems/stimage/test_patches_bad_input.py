@@ -55,12 +55,16 @@ def far_apart() -> AnnData:
     return adata
 
 
-def trained(slices: list[AnnData], place: Path, scheme: str = "patch", **patches: Any) -> list[dict[str, Any]]:
+def trained(
+    slices: list[AnnData], place: Path, scheme: str = "patch", **patches: Any
+) -> list[dict[str, Any]]:
     """Build a corpus, take two steps, and return the log."""
     for number, adata in enumerate(slices):
         adata.write_h5ad(place / f"s{number}.h5ad")
     files = sorted(place.glob("*.h5ad"))
-    corpus = tz.build_corpus(files, place / "corpus", min_genes=0, scheduler="synchronous", progress=False)
+    corpus = tz.build_corpus(
+        files, place / "corpus", min_genes=0, scheduler="synchronous", progress=False
+    )
     settings = {"window": 6, "channels": 100, "choose": "spatial", **patches}
     recipe = {
         "stage": "patches",
@@ -69,7 +73,11 @@ def trained(slices: list[AnnData], place: Path, scheme: str = "patch", **patches
         "model": {"preset": "tiny", "init": "informed", "patches": settings},
         "data": {"batch_windows": 2, "windows_per_slice": 2},
         "optim": {"epochs": 4, "max_steps": 2, "warmup_steps": 1},
-        "patches": {"scheme": scheme, "mask": "site" if scheme == "patch" else "entry", "target": "thinned"},
+        "patches": {
+            "scheme": scheme,
+            "mask": "site" if scheme == "patch" else "entry",
+            "target": "thinned",
+        },
         "run": {"accelerator": "cpu", "log_every": 1},
     }
     model: Any = tz.load(tz.pretrain(from_dict(PretrainConfig, recipe), progress=False))

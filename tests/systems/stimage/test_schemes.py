@@ -56,7 +56,14 @@ def test_domains_are_averaged() -> None:
 
 
 def model(loud: Any, **options: Any) -> MaskedViT:
-    sizes = {"width": W, "num_layers": 1, "num_heads": 2, "ffn_size": 8, "decoder_layers": 1, "decoder_ffn_size": 8}
+    sizes = {
+        "width": W,
+        "num_layers": 1,
+        "num_heads": 2,
+        "ffn_size": 8,
+        "decoder_layers": 1,
+        "decoder_ffn_size": 8,
+    }
     return loud(MaskedViT(ViTConfig(M, **sizes, positions="distance", **options)).eval())
 
 
@@ -87,7 +94,9 @@ def test_sites_that_are_not_shown_are_not_read(loud: Any, scheme: str) -> None:
     if scheme == "slice":
         options = {"domain": torch.arange(S).expand(B, -1) % 2}
     clean = scheme_states(vit, values, genes, places, shown, **options)
-    dirty = scheme_states(vit, values.masked_fill(~shown[..., None], torch.nan), genes, places, shown, **options)
+    dirty = scheme_states(
+        vit, values.masked_fill(~shown[..., None], torch.nan), genes, places, shown, **options
+    )
     assert torch.isfinite(dirty).all()
     torch.testing.assert_close(dirty, clean)
     vit.predict(dirty, genes).square().sum().backward()

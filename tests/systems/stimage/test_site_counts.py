@@ -21,10 +21,14 @@ Array = np.ndarray
 N_TOKENS = 15
 
 
-def counts_of(seed: int, n: int = 12, genes: int = 20, dtype: Any = np.float32) -> sparse.csr_matrix:
+def counts_of(
+    seed: int, n: int = 12, genes: int = 20, dtype: Any = np.float32
+) -> sparse.csr_matrix:
     """Counts with empty rows and columns, small ones, some beyond what is tabulated, and of float64 huge ones."""
     rng = np.random.default_rng(seed)
-    dense = rng.poisson(0.8, (n, genes)) + rng.binomial(1, 0.05, (n, genes)) * rng.integers(KNOWN - 2, 400, (n, genes))
+    dense = rng.poisson(0.8, (n, genes)) + rng.binomial(1, 0.05, (n, genes)) * rng.integers(
+        KNOWN - 2, 400, (n, genes)
+    )
     if dtype == np.float64:
         dense = dense + rng.binomial(1, 0.03, (n, genes)) * (2**24 + 1)
     dense[rng.random(n) < 0.15], dense[:, rng.random(genes) < 0.15] = 0, 0
@@ -42,7 +46,9 @@ def tokens_of(seed: int, genes: int = 20, shared: bool = False) -> Array:
     return token
 
 
-def plain(counts: sparse.csr_matrix, cells: Array, where: Array, n_sites: int, token: Array) -> tuple[Array, Array]:
+def plain(
+    counts: sparse.csr_matrix, cells: Array, where: Array, n_sites: int, token: Array
+) -> tuple[Array, Array]:
     """Sum in loops: counts by token and totals."""
     out, totals = np.zeros((n_sites, N_TOKENS)), np.zeros(n_sites)
     for cell, site in zip(cells, where, strict=True):
@@ -54,7 +60,9 @@ def plain(counts: sparse.csr_matrix, cells: Array, where: Array, n_sites: int, t
     return out, totals
 
 
-def summed_of(seed: int, layout: str, dtype: Any = np.float32) -> tuple[SiteCounts, Array, Array, Array]:
+def summed_of(
+    seed: int, layout: str, dtype: Any = np.float32
+) -> tuple[SiteCounts, Array, Array, Array]:
     """Return sites of a slice, and what they hold by plain sums: counts, totals, which have a cell."""
     rng, counts = np.random.default_rng(seed), counts_of(seed, dtype=dtype)
     token = tokens_of(seed, shared=layout == "shared tokens")
@@ -63,7 +71,10 @@ def summed_of(seed: int, layout: str, dtype: Any = np.float32) -> tuple[SiteCoun
     elif layout == "several cells":
         cells, where = rng.permutation(12)[:10], rng.integers(0, 9, 10)
     else:
-        cells, where = rng.permutation(12)[:7], rng.permutation(9)[:7]  # sites without a cell, in no order
+        cells, where = (
+            rng.permutation(12)[:7],
+            rng.permutation(9)[:7],
+        )  # sites without a cell, in no order
     ours, totals = SiteCounts.summed(counts, cells, where, 9, token, N_TOKENS)
     wanted, wanted_totals = plain(counts, cells, where, 9, token)
     np.testing.assert_array_equal(totals, wanted_totals)
@@ -95,7 +106,9 @@ def test_counts_and_totals_are_sums(layout: str, dtype: Any) -> None:
 def test_nothing_is_copied_where_nothing_is_summed() -> None:
     ours, *_ = summed_of(0, "one cell")
     counts = counts_of(0)
-    direct, _ = SiteCounts.summed(counts, np.array([3, 1]), np.array([0, 2]), 3, tokens_of(0), N_TOKENS)
+    direct, _ = SiteCounts.summed(
+        counts, np.array([3, 1]), np.array([0, 2]), 3, tokens_of(0), N_TOKENS
+    )
     assert direct.matrix is counts
     assert direct.rows.tolist() == [3, -1, 1]
     assert ours.rows.min() == -1
@@ -107,10 +120,15 @@ def test_a_matrix_may_have_long_pointers_and_columns_in_any_order() -> None:
     wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
     for row in range(12):
         here = slice(wide.indptr[row], wide.indptr[row + 1])
-        wide.indices[here], wide.data[here] = wide.indices[here][::-1].copy(), wide.data[here][::-1].copy()
+        wide.indices[here], wide.data[here] = (
+            wide.indices[here][::-1].copy(),
+            wide.data[here][::-1].copy(),
+        )
     wide.has_sorted_indices = False
     for where in (np.arange(12), np.arange(12) // 2):
-        one, other = (SiteCounts.summed(c, np.arange(12), where, 12, token, N_TOKENS) for c in (counts, wide))
+        one, other = (
+            SiteCounts.summed(c, np.arange(12), where, 12, token, N_TOKENS) for c in (counts, wide)
+        )
         np.testing.assert_array_equal(one[0].by_token().toarray(), other[0].by_token().toarray())
         np.testing.assert_array_equal(one[1], other[1])
 
@@ -133,7 +151,11 @@ def test_variance_is_that_of_dense_values(layout: str, dtype: Any) -> None:
 
 def scale_of(seed: int) -> SliceScale:
     rng = np.random.default_rng(seed)
-    return SliceScale(512.5, rng.gamma(1, size=N_TOKENS), rng.gamma(2, size=N_TOKENS) * (rng.random(N_TOKENS) > 0.2))
+    return SliceScale(
+        512.5,
+        rng.gamma(1, size=N_TOKENS),
+        rng.gamma(2, size=N_TOKENS) * (rng.random(N_TOKENS) > 0.2),
+    )
 
 
 @every_layout
@@ -154,10 +176,17 @@ def test_values_are_those_of_the_plain_way(layout: str, standardise: bool, dtype
 def test_values_are_written_where_asked_for() -> None:
     ours, _, totals, there = summed_of(5, "one cell")
     scale, genes, rng = scale_of(5), np.arange(7), np.random.default_rng(0)
-    whole, where, some = channel_values(ours, totals, there, genes, scale, True), rng.random((9, 7)) < 0.5, there.copy()
+    whole, where, some = (
+        channel_values(ours, totals, there, genes, scale, True),
+        rng.random((9, 7)) < 0.5,
+        there.copy(),
+    )
     some[np.flatnonzero(there)[0]] = False
     wide = np.full((9, 10), 7, dtype=np.float32)
-    for out in (np.full((9, 7), 7, dtype=np.float32), wide[:, 1:8]):  # also into a part of something wider
+    for out in (
+        np.full((9, 7), 7, dtype=np.float32),
+        wide[:, 1:8],
+    ):  # also into a part of something wider
         assert channel_values(ours, totals, some, genes, scale, True, where, out) is out
         written = where & (some & (totals > 0))[:, None]
         np.testing.assert_array_equal(out, np.where(written, whole, 7))
@@ -190,7 +219,9 @@ def test_kept_counts_are_binomial(count: int, rate: float) -> None:
     chance = binom.pmf(np.arange(count + 1), count, rate) * n
     seen = np.bincount(kept.astype(int), minlength=count + 1)
     usual = chance > 5
-    parts = [np.append(x[usual], x[~usual].sum() + 1) for x in (seen, chance)]  # one, so that no group is empty
+    parts = [
+        np.append(x[usual], x[~usual].sum() + 1) for x in (seen, chance)
+    ]  # one, so that no group is empty
     assert chisquare(*parts).pvalue > 1e-3
 
 
@@ -228,5 +259,15 @@ def test_splits_depend_on_the_seed_alone_in_any_thread() -> None:
 
 
 def test_nothing_to_split() -> None:
-    assert thinned(sparse.csr_matrix((3, 4), dtype=np.float32), np.full(3, 0.5), np.random.default_rng(0)).size == 0
-    assert thinned(sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0), np.random.default_rng(0)).size == 0
+    assert (
+        thinned(
+            sparse.csr_matrix((3, 4), dtype=np.float32), np.full(3, 0.5), np.random.default_rng(0)
+        ).size
+        == 0
+    )
+    assert (
+        thinned(
+            sparse.csr_matrix((0, 4), dtype=np.float32), np.zeros(0), np.random.default_rng(0)
+        ).size
+        == 0
+    )

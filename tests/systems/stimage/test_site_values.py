@@ -52,14 +52,19 @@ def test_a_total_may_count_other_genes_too() -> None:
 @settings(max_examples=30, deadline=None)
 def test_values_equal_dense_numpy(seed: int, scale: float) -> None:
     counts = counts_of(seed)
-    total = counts.sum(axis=1) + np.random.default_rng(seed).integers(0, 30, len(counts)).astype(float)
-    np.testing.assert_allclose(
-        log_values(csr(counts), scale, total).toarray(), dense_values(counts, total, scale), rtol=1e-6
+    total = counts.sum(axis=1) + np.random.default_rng(seed).integers(0, 30, len(counts)).astype(
+        float
     )
     np.testing.assert_allclose(
-        log_values(csr(counts), scale).toarray(), dense_values(counts, counts.sum(axis=1).astype(float), scale),
+        log_values(csr(counts), scale, total).toarray(),
+        dense_values(counts, total, scale),
         rtol=1e-6,
-    )  # fmt: skip
+    )
+    np.testing.assert_allclose(
+        log_values(csr(counts), scale).toarray(),
+        dense_values(counts, counts.sum(axis=1).astype(float), scale),
+        rtol=1e-6,
+    )
 
 
 def test_values_leave_the_counts_alone() -> None:
@@ -106,9 +111,15 @@ def dense_scale(counts: Array, total: Array, normalise: str) -> tuple[float, Arr
     return scale, values.mean(axis=0), values.std(axis=0)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["paper", "median"]), st.lists(st.integers(0, 15), max_size=6))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["paper", "median"]),
+    st.lists(st.integers(0, 15), max_size=6),
+)
 @settings(max_examples=50, deadline=None)
-def test_scale_equals_dense_numpy_however_it_is_cut(seed: int, normalise: Any, cuts: list[int]) -> None:
+def test_scale_equals_dense_numpy_however_it_is_cut(
+    seed: int, normalise: Any, cuts: list[int]
+) -> None:
     counts = counts_of(seed)
     total = counts.sum(axis=1) + np.random.default_rng(seed).integers(0, 9, 40).astype(float)
     total[:2], counts[:2] = 0, 0  # sites with a cell and no count are counted in
@@ -151,7 +162,9 @@ def test_a_gene_that_does_not_vary_is_not_blown_up() -> None:
     genes = np.arange(3)
     found = scale.standardise(log_values(csr(counts), scale.total, total).toarray(), genes)
     assert not found[:, :2].any()
-    far = scale.standardise(np.array([[50.0, 50.0, 50.0]], np.float32), genes)  # another slice's value, say
+    far = scale.standardise(
+        np.array([[50.0, 50.0, 50.0]], np.float32), genes
+    )  # another slice's value, say
     assert far[0, :2].tolist() == [0, 0]
     np.testing.assert_allclose(scale.restore(found, genes)[:, 1], np.log1p(1e4 / 3), rtol=1e-6)
 
@@ -184,10 +197,14 @@ def test_the_median_is_over_sites_with_counts() -> None:
 def test_a_million_counts_keep_their_spread() -> None:
     """One pass over squares: a gene that hardly varies beside its mean keeps its sd."""
     rng = np.random.default_rng(0)
-    counts = np.stack([np.full(500, 5e5) + rng.normal(0, 3e3, 500).round(), np.full(500, 5e5)], axis=1)
+    counts = np.stack(
+        [np.full(500, 5e5) + rng.normal(0, 3e3, 500).round(), np.full(500, 5e5)], axis=1
+    )
     total = np.full(500, 1e6)
     scale = SliceScale.fit([csr(counts)], total, "paper")
-    np.testing.assert_allclose(scale.sd, dense_scale(counts, total, "paper")[2], rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(
+        scale.sd, dense_scale(counts, total, "paper")[2], rtol=1e-3, atol=1e-9
+    )
     assert scale.sd[0] > 0.005
 
 
@@ -198,7 +215,9 @@ def test_a_million_counts_keep_their_spread() -> None:
 @settings(max_examples=30, deadline=None)
 def test_variance_counts_the_zeros(seed: int, n: int) -> None:
     values = log_values(csr(counts_of(seed, n=n)), 1e3)
-    np.testing.assert_allclose(variance(values), values.toarray().astype(float).var(axis=0), atol=1e-9)
+    np.testing.assert_allclose(
+        variance(values), values.toarray().astype(float).var(axis=0), atol=1e-9
+    )
 
 
 def test_variance_of_no_row_and_of_one() -> None:

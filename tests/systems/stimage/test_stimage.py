@@ -29,7 +29,9 @@ def visium(n: int = 300, seed: int = 0, **options: Any) -> AnnData:
 def model_of(adata: AnnData, loud: Any = None, **changes: Any) -> tz.STImage:
     """Return a tiny model; ``loud`` weights so that an error in any part of it moves the output."""
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
-    config = preset("tiny", vocabulary.n_tokens, patches=PatchConfig(window=6, channels=40, choose="spatial"))
+    config = preset(
+        "tiny", vocabulary.n_tokens, patches=PatchConfig(window=6, channels=40, choose="spatial")
+    )
     model = tz.STImage(replace(config, **changes), vocabulary, seed=1)
     rng = np.random.default_rng(0)
     model.module.autocorrelation.copy_(torch.from_numpy(rng.random(vocabulary.n_tokens)))
@@ -69,7 +71,9 @@ def test_blocks_are_named_and_of_one_norm(loud: Any) -> None:
 
 def test_the_niche_block_reads_nothing_of_the_spot_itself(loud: Any) -> None:
     adata = visium()
-    model = model_of(adata, loud, normalise="paper", standardise=False)  # so that no statistic of the slice moves
+    model = model_of(
+        adata, loud, normalise="paper", standardise=False
+    )  # so that no statistic of the slice moves
     spot, other = 150, adata.copy()
     counts = other.X.tolil()
     counts[spot] = counts[spot][:, ::-1]  # the same total, other genes
@@ -93,7 +97,9 @@ def states_of(model: tz.STImage, adata: AnnData, config: STImageConfig) -> dict[
 def test_the_order_of_rows_does_not_matter(loud: Any) -> None:
     adata = visium()
     model, order = model_of(adata, loud), np.random.default_rng(0).permutation(300)
-    np.testing.assert_allclose(embedded(model, adata)[order], embedded(model, adata[order]), atol=1e-5)
+    np.testing.assert_allclose(
+        embedded(model, adata)[order], embedded(model, adata[order]), atol=1e-5
+    )
 
 
 def test_a_turned_slice_without_array_positions_has_the_same_vectors(loud: Any) -> None:
@@ -122,14 +128,16 @@ def test_cells_of_a_bin_are_told_apart_and_none_is_lost(loud: Any) -> None:
     assert len(np.unique(bins, axis=0)) < 350  # many cells share theirs
     assert len(np.unique(vectors[:, :64].round(4), axis=0)) == 400
     order = np.random.default_rng(0).permutation(400)
-    np.testing.assert_allclose(vectors[order], embedded(model, adata[order], bin_um=25.0), atol=1e-5)
+    np.testing.assert_allclose(
+        vectors[order], embedded(model, adata[order], bin_um=25.0), atol=1e-5
+    )
 
 
 def test_spots_of_one_array_position_share_a_vector(loud: Any) -> None:
     adata = visium()
-    adata.obs.iloc[7, adata.obs.columns.get_indexer([keys.ARRAY_ROW, keys.ARRAY_COL])] = adata.obs.iloc[
-        6, adata.obs.columns.get_indexer([keys.ARRAY_ROW, keys.ARRAY_COL])
-    ]
+    adata.obs.iloc[7, adata.obs.columns.get_indexer([keys.ARRAY_ROW, keys.ARRAY_COL])] = (
+        adata.obs.iloc[6, adata.obs.columns.get_indexer([keys.ARRAY_ROW, keys.ARRAY_COL])]
+    )
     with pytest.warns(TerrazzoWarning, match="share their lattice position"):
         vectors = embedded(model_of(adata, loud), adata)
     np.testing.assert_array_equal(vectors[6], vectors[7])
@@ -154,7 +162,9 @@ def test_slices_smaller_than_a_window(kept: int, loud: Any) -> None:
 
 def part(adata: AnnData, kept: str) -> AnnData:
     row, column = adata.obs[keys.ARRAY_ROW], adata.obs[keys.ARRAY_COL]
-    rows = {"row": row == row.mode()[0], "column": column == column.mode()[0], "gaps": row % 4 > 1}[kept]
+    rows = {"row": row == row.mode()[0], "column": column == column.mode()[0], "gaps": row % 4 > 1}[
+        kept
+    ]
     return adata[rows.to_numpy()].copy()
 
 
@@ -172,7 +182,9 @@ def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:
     adata = visium()
     most = np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())
     adata = adata[:, most[:n]].copy()
-    vectors = embedded(model_of(visium(), loud, patches=PatchConfig(window=6, channels=40, choose=choose)), adata)
+    vectors = embedded(
+        model_of(visium(), loud, patches=PatchConfig(window=6, channels=40, choose=choose)), adata
+    )
     assert np.isfinite(vectors).all()
     assert vectors.std(axis=0).max() > 0
 
@@ -181,7 +193,9 @@ def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:
 def test_windows_with_a_single_cell(choose: Any, loud: Any) -> None:
     adata = tz.simulate.tissue(40, n_genes=60, seed=0)
     adata.obsm["spatial"] = np.stack(np.divmod(np.arange(40), 8), axis=1) * 1000.0
-    model = model_of(adata, loud, patches=PatchConfig(window=6, bin_um=20.0, channels=40, choose=choose))
+    model = model_of(
+        adata, loud, patches=PatchConfig(window=6, bin_um=20.0, channels=40, choose=choose)
+    )
     vectors = embedded(model, adata)
     assert np.isfinite(vectors).all()
     assert len(np.unique(vectors[:, :64].round(5), axis=0)) == 40
@@ -199,7 +213,9 @@ def test_normalised_values_are_refused(loud: Any) -> None:
         with pytest.raises(InputError, match="does not hold counts"):
             verb()
         with (
-            pytest.raises(InputError, match=r"X holds normalised values.*Pass the layer that holds raw counts"),
+            pytest.raises(
+                InputError, match=r"X holds normalised values.*Pass the layer that holds raw counts"
+            ),
             pytest.warns(TerrazzoWarning, match="normalised values"),
         ):
             verb(allow_normalised=True)
@@ -221,9 +237,13 @@ def test_a_spot_without_counts_is_not_looked_at(loud: Any) -> None:
     counts = adata.X.tolil()
     counts[150] = 0
     adata.X = counts.tocsr()
-    model = model_of(adata, loud, normalise="paper", standardise=False, output="decoder")  # no statistic of the slice
+    model = model_of(
+        adata, loud, normalise="paper", standardise=False, output="decoder"
+    )  # no statistic of the slice
     others = np.arange(300) != 150
-    np.testing.assert_allclose(embedded(model, adata)[others], embedded(model, adata[others].copy()), atol=1e-4)
+    np.testing.assert_allclose(
+        embedded(model, adata)[others], embedded(model, adata[others].copy()), atol=1e-4
+    )
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, loud: Any) -> None:
@@ -257,7 +277,9 @@ def test_windows_are_looked_at_as_often_as_their_fullest_bin_has_cells(
     loud: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adata = tz.simulate.tissue(300, n_genes=60, seed=0)
-    model = model_of(adata, loud, patches=PatchConfig(window=4, bin_um=25.0, channels=40, choose="spatial"))
+    model = model_of(
+        adata, loud, patches=PatchConfig(window=4, bin_um=25.0, channels=40, choose="spatial")
+    )
     tissue = tz.Slice.from_anndata(adata)
     grid = grid_of(tissue, bin_um=25.0)
     cells = np.bincount(grid.site, minlength=grid.shape[0] * grid.shape[1])
@@ -267,7 +289,9 @@ def test_windows_are_looked_at_as_often_as_their_fullest_bin_has_cells(
         passes += cells[sites[sites >= 0]].max()
     looked: list[int] = []
     plain = model.states
-    monkeypatch.setattr(model, "states", lambda batch, seed: looked.append(len(batch.sites)) or plain(batch, seed))
+    monkeypatch.setattr(
+        model, "states", lambda batch, seed: looked.append(len(batch.sites)) or plain(batch, seed)
+    )
     embedded(model, adata)
     assert sum(looked) == passes > len(tile_corners(grid, 4, 2))
     monkeypatch.setattr(room, "matmul_rate", lambda *args: 1.0)
@@ -297,11 +321,25 @@ def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
     config = preset(name, 100, recipe=recipe)
     if name == "paper":
         sizes = config.vit
-        assert (sizes.num_layers, sizes.width, sizes.num_heads, sizes.ffn_size, sizes.decoder_layers) == (
-            6, 256, 8, 1024, 2,
-        )  # fmt: skip
+        assert (
+            sizes.num_layers,
+            sizes.width,
+            sizes.num_heads,
+            sizes.ffn_size,
+            sizes.decoder_layers,
+        ) == (
+            6,
+            256,
+            8,
+            1024,
+            2,
+        )
     if recipe == "paper":
-        assert (config.patches.window, config.patches.channels, config.patches.choose) == (16, 512, "weighted")
+        assert (config.patches.window, config.patches.channels, config.patches.choose) == (
+            16,
+            512,
+            "weighted",
+        )
         assert (config.normalise, config.standardise, config.output) == ("paper", False, "encoder")
 
 
@@ -324,7 +362,9 @@ def test_reconstruction_reads_nothing_of_hidden_cells(loud: Any) -> None:
     assert first.std(axis=0).max() > 0
 
 
-def test_means_of_a_prediction_are_those_of_the_visible_cells(loud: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_means_of_a_prediction_are_those_of_the_visible_cells(
+    loud: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from terrazzo.systems.stimage import reconstruct as reconstruction
 
     def says_the_mean(model: Any, held: Any, sites: Any, tokens: Any, *rest: Any) -> Any:
@@ -366,7 +406,9 @@ def test_reconstruction_says_what_is_wrong(loud: Any) -> None:
 def test_one_gene_may_be_named_alone(loud: Any) -> None:
     adata = visium()
     model, hidden, gene = model_of(adata, loud), np.arange(300) < 5, str(adata.var_names[0])
-    np.testing.assert_array_equal(model.reconstruct(adata, hidden, gene), model.reconstruct(adata, hidden, [gene]))
+    np.testing.assert_array_equal(
+        model.reconstruct(adata, hidden, gene), model.reconstruct(adata, hidden, [gene])
+    )
 
 
 # what a training sample is
@@ -388,7 +430,9 @@ def test_other_schemes_give_every_spot_a_vector_too(scheme: Any, loud: Any, tmp_
     vectors = embedded(model, adata)
     assert vectors.shape == (300, 64)
     assert np.isfinite(vectors).all()
-    np.testing.assert_array_equal(vectors, embedded(tz.load(model.save_pretrained(tmp_path / "m")), adata))
+    np.testing.assert_array_equal(
+        vectors, embedded(tz.load(model.save_pretrained(tmp_path / "m")), adata)
+    )
     moved = adata.copy()
     counts = moved.X.tolil()
     counts[150] = counts[150][:, ::-1]
@@ -422,7 +466,9 @@ def test_slice_based_predictions_pass_the_layer_that_joins(loud: Any) -> None:
 
 def test_a_preset_takes_recipe_scheme_and_windows() -> None:
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(visium())])
-    model = tz.STImage("tiny", vocabulary, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4))
+    model = tz.STImage(
+        "tiny", vocabulary, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
+    )
     assert model.config == preset(
         "tiny", vocabulary.n_tokens, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
     )

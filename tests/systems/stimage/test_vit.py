@@ -15,9 +15,15 @@ from torch.nn import functional as F
 from terrazzo.systems.stimage.network import Block, MaskedViT, ViTConfig
 
 CONFIG = ViTConfig(
-    n_genes=30, width=16, num_layers=2, num_heads=4, ffn_size=24, decoder_layers=2, decoder_ffn_size=20,
+    n_genes=30,
+    width=16,
+    num_layers=2,
+    num_heads=4,
+    ffn_size=24,
+    decoder_layers=2,
+    decoder_ffn_size=20,
     positions="distance",
-)  # fmt: skip
+)
 KINDS = ["distance", "sincos"]
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +75,9 @@ def everything(model: MaskedViT, b: Batch) -> dict[str, Tensor]:
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """Equal within a tolerance times the largest number, where that is above 1."""
     most = max(1.0, float(expected.detach().abs().max()))
-    np.testing.assert_allclose(found.detach().numpy(), expected.detach().numpy(), rtol=0, atol=tolerance * most)
+    np.testing.assert_allclose(
+        found.detach().numpy(), expected.detach().numpy(), rtol=0, atol=tolerance * most
+    )
 
 
 # One block
@@ -81,7 +89,9 @@ def layer_norm(x: list[float], norm: nn.LayerNorm) -> Tensor:
     return t * norm.weight.double() + norm.bias.double()
 
 
-def plain_block(block: Block, x: Tensor, source: Tensor, places: tuple[Tensor, Tensor] | None, seen: Tensor) -> Tensor:
+def plain_block(
+    block: Block, x: Tensor, source: Tensor, places: tuple[Tensor, Tensor] | None, seen: Tensor
+) -> Tensor:
     """Do one block in loops over queries, heads and sites: softmax over the sites that are seen, and no others."""
     n, width = x.shape
     head = width // block.heads
@@ -101,21 +111,29 @@ def plain_block(block: Block, x: Tensor, source: Tensor, places: tuple[Tensor, T
                 if not seen[i, j]:
                     continue
                 logit = float(query[part] @ linear(block.key, sources[j])[part]) / math.sqrt(head)
-                if places is not None and h < block.heads - 1:  # the last head does not care how far
-                    logit -= math.dist(places[0][i].tolist(), places[1][j].tolist()) / math.exp(block.log_radius[h])
+                if (
+                    places is not None and h < block.heads - 1
+                ):  # the last head does not care how far
+                    logit -= math.dist(places[0][i].tolist(), places[1][j].tolist()) / math.exp(
+                        block.log_radius[h]
+                    )
                 weights[j] = math.exp(logit)
             for j, weight in weights.items():
                 value = linear(block.value, source[j].double())
                 attended[part] += weight / sum(weights.values()) * value[part]
         y = x[i].double() + linear(block.out, attended)
-        out[i] = y + linear(block.fc2, F.gelu(linear(block.fc1, layer_norm(y.tolist(), block.norm))))
+        out[i] = y + linear(
+            block.fc2, F.gelu(linear(block.fc1, layer_norm(y.tolist(), block.norm)))
+        )
     return out.float()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("distances", [True, False])
 @pytest.mark.parametrize("every_query_for_itself", [True, False])
-def test_a_block_equals_plain_loops(loud: Any, distances: bool, every_query_for_itself: bool) -> None:
+def test_a_block_equals_plain_loops(
+    loud: Any, distances: bool, every_query_for_itself: bool
+) -> None:
     model = make(loud, positions="distance" if distances else "sincos")
     g = torch.Generator().manual_seed(1)
     x, source = torch.randn(1, 5, 16, generator=g), torch.randn(1, 7, 16, generator=g)
@@ -188,7 +206,9 @@ def test_positions_by_hand(loud: Any) -> None:
 @every_kind
 @pytest.mark.parametrize("context", [True, False])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
-def test_values_of_hidden_and_empty_sites_are_never_read(loud: Any, kind: str, context: bool, poison: float) -> None:
+def test_values_of_hidden_and_empty_sites_are_never_read(
+    loud: Any, kind: str, context: bool, poison: float
+) -> None:
     model, b = make(loud, positions=kind, context=context), batch_of()
     clean = everything(model, b)
     assert (~b.shown & b.present).any()
@@ -205,10 +225,14 @@ def test_values_of_hidden_and_empty_sites_are_never_read(loud: Any, kind: str, c
 @every_kind
 def test_poison_reaches_no_gradient(loud: Any, kind: str) -> None:
     model, b = make(loud, positions=kind), batch_of()
-    clean = torch.autograd.grad(everything(model, b)["predicted"].square().mean(), list(model.parameters()))
+    clean = torch.autograd.grad(
+        everything(model, b)["predicted"].square().mean(), list(model.parameters())
+    )
     b.values[~b.shown] = float("nan")
     b.values[1, :, -2:] = float("nan")
-    found = torch.autograd.grad(everything(model, b)["predicted"].square().mean(), list(model.parameters()))
+    found = torch.autograd.grad(
+        everything(model, b)["predicted"].square().mean(), list(model.parameters())
+    )
     for one, other in zip(clean, found, strict=True):
         assert torch.equal(one, other)
 
@@ -241,7 +265,9 @@ def test_order_of_sites_means_nothing(loud: Any, kind: str, context: bool) -> No
     model, b = make(loud, positions=kind, context=context), batch_of()
     clean = everything(model, b)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(2))
-    moved = Batch(b.values[:, order], b.genes, b.places[:, order], b.present[:, order], b.shown[:, order])
+    moved = Batch(
+        b.values[:, order], b.genes, b.places[:, order], b.present[:, order], b.shown[:, order]
+    )
     for name, found in everything(model, moved).items():
         close(found, clean[name][:, order])
 
@@ -252,7 +278,12 @@ def test_order_of_channels_and_windows_means_nothing(loud: Any, kind: str) -> No
     model, b = make(loud, positions=kind), batch_of()
     clean = everything(model, b)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    moved = Batch(*(t.flip(0) for t in (b.values[..., order], b.genes[:, order], b.places, b.present, b.shown)))
+    moved = Batch(
+        *(
+            t.flip(0)
+            for t in (b.values[..., order], b.genes[:, order], b.places, b.present, b.shown)
+        )
+    )
     found = everything(model, moved)
     close(found["decoded"].flip(0), clean["decoded"])
     close(found["predicted"].flip(0), clean["predicted"][..., order])
@@ -265,11 +296,18 @@ def test_padding_with_empty_sites_changes_nothing(loud: Any, kind: str) -> None:
     model, b = make(loud, positions=kind), batch_of()
     clean = everything(model, b)
     none = torch.zeros(2, 9, dtype=torch.bool)
-    places = torch.tensor([1.5, 2.0]).expand(2, 9, 2) if kind == "sincos" else torch.full((2, 9, 2), -40.0)
+    places = (
+        torch.tensor([1.5, 2.0]).expand(2, 9, 2)
+        if kind == "sincos"
+        else torch.full((2, 9, 2), -40.0)
+    )
     more = Batch(
-        torch.cat([b.values, torch.full((2, 9, 7), float("nan"))], dim=1), b.genes,
-        torch.cat([b.places, places], dim=1), torch.cat([b.present, none], dim=1), torch.cat([b.shown, none], dim=1),
-    )  # fmt: skip
+        torch.cat([b.values, torch.full((2, 9, 7), float("nan"))], dim=1),
+        b.genes,
+        torch.cat([b.places, places], dim=1),
+        torch.cat([b.present, none], dim=1),
+        torch.cat([b.shown, none], dim=1),
+    )
     for name, found in everything(model, more).items():
         close(found[:, :16], clean[name])
 
@@ -282,7 +320,9 @@ def test_a_window_in_a_batch_is_as_it_is_alone(loud: Any, kind: str) -> None:
     b.shown[1, 5:] = False
     together = everything(model, b)
     for w in range(2):
-        alone = Batch(*(getattr(b, n)[w : w + 1] for n in ("values", "genes", "places", "present", "shown")))
+        alone = Batch(
+            *(getattr(b, n)[w : w + 1] for n in ("values", "genes", "places", "present", "shown"))
+        )
         for name, found in everything(model, alone).items():
             close(found[0], together[name][w])
 
@@ -313,7 +353,9 @@ def test_without_context_a_site_is_alone(loud: Any, kind: str) -> None:
     clean = everything(model, b)
     for site in (0, 1, 2, 15):
         other = batch_of(seed=9)
-        mixed = Batch(other.values.clone(), b.genes, b.places, other.present.clone(), other.shown.clone())
+        mixed = Batch(
+            other.values.clone(), b.genes, b.places, other.present.clone(), other.shown.clone()
+        )
         for name in ("values", "present", "shown"):
             getattr(mixed, name)[:, site] = getattr(b, name)[:, site]
         found = everything(model, mixed)
@@ -333,7 +375,9 @@ def test_any_size_of_window(loud: Any, kind: str, side: int) -> None:
     places = torch.stack([column.flatten(), row.flatten()], dim=1).float()[None]
     shown = torch.rand(1, side**2, generator=g) < 0.7
     shown[:, 0] = True
-    b = Batch(torch.randn(1, side**2, 3, generator=g), torch.tensor([[1, 2, 3]]), places, shown, shown)
+    b = Batch(
+        torch.randn(1, side**2, 3, generator=g), torch.tensor([[1, 2, 3]]), places, shown, shown
+    )
     found = everything(model, b)
     assert found["predicted"].shape == (1, side**2, 3)
     assert all(t.isfinite().all() for t in found.values())

@@ -19,19 +19,35 @@ from terrazzo.genes import Vocabulary
 from terrazzo.slices.grids import grid_of, lay_out
 from terrazzo.systems.stimage import sites as sites_room
 from terrazzo.systems.stimage.loader import WindowItem, WindowLoader
-from terrazzo.systems.stimage.sites import SiteStore, member_grid, sample_sites, site_counts, site_scale
+from terrazzo.systems.stimage.sites import (
+    SiteStore,
+    member_grid,
+    sample_sites,
+    site_counts,
+    site_scale,
+)
 from terrazzo.systems.stimage.windows import PatchConfig
 
-ARRAY, BINS = PatchConfig(window=4, channels=8), PatchConfig(window=4, channels=8, layout="bin", bin_um=30.0)
+ARRAY, BINS = (
+    PatchConfig(window=4, channels=8),
+    PatchConfig(window=4, channels=8, layout="bin", bin_um=30.0),
+)
 
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
     folder = tmp_path_factory.mktemp("windows")
-    for number, adata in enumerate(simulate.corpus(4, 90, layout="visium", n_genes=30, seed=2, n_donors=4)):
+    for number, adata in enumerate(
+        simulate.corpus(4, 90, layout="visium", n_genes=30, seed=2, n_donors=4)
+    ):
         adata.write_h5ad(folder / f"v{number}.h5ad")
-    splits, quiet = Splits("slice", validation=0.25), {"scheduler": "synchronous", "progress": False}
-    return corpus.build(sorted(folder.glob("*.h5ad")), folder / "corpus", min_genes=0, splits=splits, **quiet)
+    splits, quiet = (
+        Splits("slice", validation=0.25),
+        {"scheduler": "synchronous", "progress": False},
+    )
+    return corpus.build(
+        sorted(folder.glob("*.h5ad")), folder / "corpus", min_genes=0, splits=splits, **quiet
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +59,9 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
     pixels = simulate.tissue(70, n_genes=30, name="pixels", seed=3)
     pixels.uns["technology"] = "unknown"
     pixels.write_h5ad(folder / "pixels.h5ad")
-    return corpus.build([folder], folder / "corpus", min_genes=0, scheduler="synchronous", progress=False)
+    return corpus.build(
+        [folder], folder / "corpus", min_genes=0, scheduler="synchronous", progress=False
+    )
 
 
 def some_genes(held: corpus.Corpus) -> Vocabulary:
@@ -58,9 +76,13 @@ def store_of(held: corpus.Corpus, config: PatchConfig = ARRAY, **options: Any) -
     return SiteStore(held, some_genes(held), config, options.pop("normalise", "median"), **options)
 
 
-def loader_of(held: corpus.Corpus, make: Any = lambda items, epoch: items, **options: Any) -> WindowLoader[Any]:
+def loader_of(
+    held: corpus.Corpus, make: Any = lambda items, epoch: items, **options: Any
+) -> WindowLoader[Any]:
     store = options.pop("store", None) or store_of(held)
-    return WindowLoader(held, store, make, **{"batch_windows": 4, "windows_per_slice": 5, **options})
+    return WindowLoader(
+        held, store, make, **{"batch_windows": 4, "windows_per_slice": 5, **options}
+    )
 
 
 def marks(batch: list[WindowItem]) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -108,7 +130,11 @@ def dense(held: corpus.Corpus, store: SiteStore, id: str) -> tuple[np.ndarray, n
 @pytest.mark.parametrize("block", [7, 10_000])
 @pytest.mark.parametrize("kind", ["array", "bins"])
 def test_sites_hold_the_sums_of_their_cells(
-    opened: corpus.Corpus, mixed: corpus.Corpus, monkeypatch: pytest.MonkeyPatch, kind: str, block: int
+    opened: corpus.Corpus,
+    mixed: corpus.Corpus,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    block: int,
 ) -> None:
     held, id, config = (opened, "v1", ARRAY) if kind == "array" else (mixed, "cells", BINS)
     store = store_of(held, config)
@@ -147,10 +173,14 @@ def test_genes_that_share_a_token_are_summed(opened: corpus.Corpus) -> None:
     token[second] = token[first]
     counts, _ = site_counts(opened, "v0", grid, grid.occupied, token, store.n_tokens)
     whole = opened.slice("v0").counts.toarray()[np.argsort(grid.site)]
-    np.testing.assert_array_equal(counts[:, [token[first]]].toarray()[:, 0], whole[:, first] + whole[:, second])
+    np.testing.assert_array_equal(
+        counts[:, [token[first]]].toarray()[:, 0], whole[:, first] + whole[:, second]
+    )
 
 
-def test_what_is_measured_is_kept_and_mended(opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_measured_is_kept_and_mended(
+    opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = store_of(opened, PatchConfig(window=5))
     scale, near, grid = first.scale("v0"), first.autocorrelation("v0"), first.grid("v0")
     assert near.shape == (first.n_tokens,)
@@ -162,7 +192,9 @@ def test_what_is_measured_is_kept_and_mended(opened: corpus.Corpus, monkeypatch:
     assert set(np.flatnonzero(near)) <= set(first.measured("v0").tolist())
     made: list[str] = []
     plain = sites_room.site_scale
-    monkeypatch.setattr(sites_room, "site_scale", lambda *args: made.append(args[1]) or plain(*args))
+    monkeypatch.setattr(
+        sites_room, "site_scale", lambda *args: made.append(args[1]) or plain(*args)
+    )
     again = store_of(opened, PatchConfig(window=9))  # a window's size changes nothing that is kept
     np.testing.assert_array_equal(again.scale("v0").mean, scale.mean)
     assert (again.grid("v0").shape, again.grid("v0").layout, made) == (grid.shape, "hex", [])
@@ -190,19 +222,26 @@ def test_a_window_is_what_its_sites_hold(opened: corpus.Corpus) -> None:
         assert counts[~window.present].nnz == window.totals[~window.present].sum() == 0
         inside = item.sites >= 0
         apart = window.places[inside] - grid.places(item.sites[inside])
-        np.testing.assert_allclose(apart, np.broadcast_to(apart[0], apart.shape), atol=1e-4)  # places up to a shift
+        np.testing.assert_allclose(
+            apart, np.broadcast_to(apart[0], apart.shape), atol=1e-4
+        )  # places up to a shift
         assert window.places.min() == 0
 
 
 def test_only_the_columns_asked_for_are_read(opened: corpus.Corpus) -> None:
     store = store_of(opened)
-    few = {id: np.where(np.arange(30) < 9, store.match(id)[0], -1).astype(np.int32) for id in opened.ids()}
+    few = {
+        id: np.where(np.arange(30) < 9, store.match(id)[0], -1).astype(np.int32)
+        for id in opened.ids()
+    }
     for all_of, some in zip(loader_of(opened), loader_of(opened, token_of=few.get), strict=True):
         for whole, part in zip(all_of, some, strict=True):
             kept = few[whole.id][few[whole.id] >= 0]
             np.testing.assert_array_equal(part.window.totals, whole.window.totals)
             some_of, all_of_them = part.window.counts.by_token(), whole.window.counts.by_token()
-            np.testing.assert_array_equal(some_of[:, kept].toarray(), all_of_them[:, kept].toarray())
+            np.testing.assert_array_equal(
+                some_of[:, kept].toarray(), all_of_them[:, kept].toarray()
+            )
             assert some_of.sum() == all_of_them[:, kept].sum() < all_of_them.sum()
 
 
@@ -212,15 +251,22 @@ def test_order_depends_on_seed_and_epoch_alone(opened: corpus.Corpus, prefetch: 
     first, second = [marks(b) for b in loader], [marks(b) for b in loader]
     assert len(first) == len(loader) == 4
     assert [len(b) for b in first] == [4, 4, 4, 3]
-    assert sorted((m[0], m[1]) for b in first for m in b) == sorted(itertools.product(opened.ids("train"), range(5)))
+    assert sorted((m[0], m[1]) for b in first for m in b) == sorted(
+        itertools.product(opened.ids("train"), range(5))
+    )
     assert first != second
-    assert {m[2] for b in first for m in b} != {m[2] for b in second for m in b}  # windows are drawn anew
+    assert {m[2] for b in first for m in b} != {
+        m[2] for b in second for m in b
+    }  # windows are drawn anew
     assert [marks(b) for b in loader_of(opened)] == first
     assert [marks(b) for b in loader_of(opened, seed=1)] != first
 
 
 def test_held_out_slices_are_not_read(opened: corpus.Corpus) -> None:
-    seen = {split: {item.id for b in loader_of(opened, split=split) for item in b} for split in ("train", "validation")}
+    seen = {
+        split: {item.id for b in loader_of(opened, split=split) for item in b}
+        for split in ("train", "validation")
+    }
     assert seen == {split: set(opened.ids(split)) for split in seen}
     half = {item.id for b in loader_of(opened, share=0.4) for item in b}
     assert len(half) == 1
@@ -229,17 +275,24 @@ def test_held_out_slices_are_not_read(opened: corpus.Corpus) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_windows_of_one_process(opened: corpus.Corpus, world: int) -> None:
     alone = [marks(b) for b in loader_of(opened, batch_windows=2 * world)]
-    ranks = [[marks(b) for b in loader_of(opened, batch_windows=2, rank=r, world=world)] for r in range(world)]
+    ranks = [
+        [marks(b) for b in loader_of(opened, batch_windows=2, rank=r, world=world)]
+        for r in range(world)
+    ]
     assert len({len(batches) for batches in ranks}) == 1
     together = [m for batches in ranks for b in batches for m in b]
     assert len(together) == len(set(together)) == 15
     assert set(together) == {m for b in alone for m in b}
     first = [m for batches in ranks for m in batches[0]]
-    assert sorted(first) == sorted(alone[0])  # a step of all ranks is a step of one with a larger batch
+    assert sorted(first) == sorted(
+        alone[0]
+    )  # a step of all ranks is a step of one with a larger batch
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
-def test_another_loader_continues_with_the_very_next_batch(opened: corpus.Corpus, stop: int) -> None:
+def test_another_loader_continues_with_the_very_next_batch(
+    opened: corpus.Corpus, stop: int
+) -> None:
     whole, loader, left = loader_of(opened), loader_of(opened), loader_of(opened)
     every = [marks(b) for _ in range(3) for b in whole]
     seen = []
@@ -287,14 +340,22 @@ def test_batches_are_made_in_the_thread_that_reads(opened: corpus.Corpus) -> Non
     import threading
 
     names = [
-        n for b in loader_of(opened, lambda items, epoch: [threading.current_thread().name, str(epoch)]) for n in b
+        n
+        for b in loader_of(
+            opened, lambda items, epoch: [threading.current_thread().name, str(epoch)]
+        )
+        for n in b
     ]
     assert {n for n in names if n != "0"} == {"terrazzo-loader_0"}
 
 
 def test_sampled_sites_lie_side_by_side() -> None:
     side = 150
-    coords = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2).astype(float)
+    coords = (
+        np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1)
+        .reshape(-1, 2)
+        .astype(float)
+    )
     grid = lay_out(coords, layout="bin", bin_size=1.0)
     assert np.array_equal(sample_sites(grid, side**2), grid.occupied)
     found = sample_sites(grid, 3000)

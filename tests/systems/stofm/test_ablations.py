@@ -16,14 +16,25 @@ pytestmark = pytest.mark.slow
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as published": {},
     "5: no virtual cells": {"model": {"subslices": {"split_size": 16, "virtual": False}}},
-    **{f"A.2: sub-slices of {n}": {"model": {"subslices": {"split_size": n}}} for n in (10, 100, 500, 2000)},
     **{
-        f"A.2: Leiden resolution {r}": {"model": {"subslices": {"split_size": 16, "leiden_resolution": r}}}
+        f"A.2: sub-slices of {n}": {"model": {"subslices": {"split_size": n}}}
+        for n in (10, 100, 500, 2000)
+    },
+    **{
+        f"A.2: Leiden resolution {r}": {
+            "model": {"subslices": {"split_size": 16, "leiden_resolution": r}}
+        }
         for r in (0.1, 0.5, 1.5)
     },
-    "A.3: no micro scale": {"model": {"subslices": {"split_size": 1}}, "data": {"batch_subslices": 16}},
+    "A.3: no micro scale": {
+        "model": {"subslices": {"split_size": 1}},
+        "data": {"batch_subslices": 16},
+    },
     "A.3: no distance matrix": {"model": {"subslices": {"split_size": 16, "pair": "none"}}},
-    **{f"A.4: {n} cells encoded again": {"pretrain": {"frozen_epochs": 0, "reencode": n}} for n in (0, 4, 12)},
+    **{
+        f"A.4: {n} cells encoded again": {"pretrain": {"frozen_epochs": 0, "reencode": n}}
+        for n in (0, 4, 12)
+    },
     **{f"A.5: {share:.1%} of the data": {"data": {"share": share}} for share in (0.125, 0.5)},
     **{
         f"A.6: alpha {alpha}": {"model": {"subslices": {"split_size": 16, "alpha": alpha}}}
@@ -49,7 +60,9 @@ def assert_trained(folder: Path, adata: Any) -> None:
     rows = read(folder.parent / "logs" / "metrics.csv")
     numbers = [float(value) for row in rows for value in row.values() if value]
     assert np.isfinite(numbers).all()
-    assert {"train/loss", "val/loss", "train/gradient_norm", "lr", "cells_per_second"} <= set(rows[0])
+    assert {"train/loss", "val/loss", "train/gradient_norm", "lr", "cells_per_second"} <= set(
+        rows[0]
+    )
     assert np.isfinite(tz.load(folder).embed(adata, progress=False).obsm["X_stofm"]).all()
 
 
@@ -63,7 +76,12 @@ def test_every_ablation_is_a_switch(recipe: Any, simulated: Any, name: str) -> N
 
 @pytest.mark.parametrize(
     "adapt",
-    [{}, {"own_weight": 1.0, "view": "thinned"}, {"masked_weight": 0.0}, {"contrastive_weight": 0.0}],
+    [
+        {},
+        {"own_weight": 1.0, "view": "thinned"},
+        {"masked_weight": 0.0},
+        {"contrastive_weight": 0.0},
+    ],
     ids=["paper", "own", "contrastive alone", "masked genes alone"],
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -71,7 +89,9 @@ def test_domain_adaptation_and_without_it(
     recipe: Any, simulated: Any, tmp_path: Path, adapt: dict[str, Any], precision: str
 ) -> None:
     short = {"max_steps": 1, "accumulate": 1}
-    adapted = train(recipe("adapt", "adapted", adapt=adapt, optim=short, run={"precision": precision}))
+    adapted = train(
+        recipe("adapt", "adapted", adapt=adapt, optim=short, run={"precision": precision})
+    )
     assert_trained(adapted, simulated(50, 40))  # table 5: cell encoder with domain adaptation
     source = {"checkpoint": str(adapted), "subslices": {"split_size": 16}}
     folder = train(recipe("pretrain", "pretrained", model=source, optim=short))

@@ -26,11 +26,17 @@ PAPER = MultiScaleObjective(objective="paper", kept_share=0.05)
 CUT = SubSliceConfig(n_neighbors=6)
 GENES = np.array([f"ENSG{i:011d}" for i in range(9)])
 VOCABULARY = Vocabulary(
-    GENES, np.array([f"G{i}" for i in range(9)]), np.arange(3, 12), np.ones(9), {"<pad>": 0, "<mask>": 1, "<cls>": 2}
+    GENES,
+    np.array([f"G{i}" for i in range(9)]),
+    np.arange(3, 12),
+    np.ones(9),
+    {"<pad>": 0, "<mask>": 1, "<cls>": 2},
 )
 
 
-def scene(seed: int = 0, cut: SubSliceConfig = CUT, member: int = 0, places: Any = None) -> SubSliceItem:
+def scene(
+    seed: int = 0, cut: SubSliceConfig = CUT, member: int = 0, places: Any = None
+) -> SubSliceItem:
     """Make a sub-slice of cells about one unit apart."""
     rng = np.random.default_rng(seed)
     drawn = rng.uniform(0, np.sqrt(N), (N, 2))
@@ -43,7 +49,9 @@ def scene(seed: int = 0, cut: SubSliceConfig = CUT, member: int = 0, places: Any
     return SubSliceItem(sub, features, means, f"s{member}", member, 1.0, None, tokens)
 
 
-def pack(goal: MultiScaleObjective = PAPER, cut: SubSliceConfig = CUT, seed: int = 0, **options: Any) -> ScenePack:
+def pack(
+    goal: MultiScaleObjective = PAPER, cut: SubSliceConfig = CUT, seed: int = 0, **options: Any
+) -> ScenePack:
     return SceneView(goal, cut, 0).make([scene(cut=cut, **options)], [seed, 0])
 
 
@@ -62,11 +70,17 @@ def test_a_cell_is_hidden_or_moved_or_neither() -> None:
         batch = pack(seed=seed)
         hidden, moved = set(batch.hidden.nonzero()[:, 0].tolist()), set(batch.moved[0].tolist())
         predicted, shown = set(batch.predicted.tolist()), set(batch.shown_cells.tolist())
-        assert (len(hidden), len(predicted - hidden), len(moved)) == (6, 3, 6)  # 10 %, 5 %, 10 % of 60
+        assert (len(hidden), len(predicted - hidden), len(moved)) == (
+            6,
+            3,
+            6,
+        )  # 10 %, 5 %, 10 % of 60
         assert hidden < predicted
         assert not moved & predicted
         assert shown == set(range(FIRST, FIRST + N)) - hidden
-        assert all(batch.types[token] == 0 for token in predicted | moved)  # no graph token, no virtual cell
+        assert all(
+            batch.types[token] == 0 for token in predicted | moved
+        )  # no graph token, no virtual cell
 
 
 def test_own_and_niche_moves_nothing() -> None:
@@ -99,7 +113,11 @@ def test_the_draw_is_the_same_whichever_process_holds_the_subslice() -> None:
 def test_distances_are_those_of_the_true_and_of_the_noisy_places() -> None:
     item = scene()
     batch = SceneView(PAPER, CUT, 0).make([item], [0, 0])
-    places, moved, columns = item.sub.positions, batch.moved[0].numpy(), batch.moved_columns[0].numpy()
+    places, moved, columns = (
+        item.sub.positions,
+        batch.moved[0].numpy(),
+        batch.moved_columns[0].numpy(),
+    )
     true = np.linalg.norm(places[moved][:, None] - places[columns][None], axis=-1)
     scale = np.linalg.norm(places[FIRST:] - places[FIRST:].mean(axis=0), axis=1).mean()
     np.testing.assert_allclose(batch.true_distance[0], true / scale, rtol=1e-5)
@@ -110,7 +128,9 @@ def test_distances_are_those_of_the_true_and_of_the_noisy_places() -> None:
 
 @pytest.mark.parametrize("pair", ["knn", "full", "none"])
 @pytest.mark.parametrize("geometry", ["um", "published"])
-def test_pairs_know_the_noisy_places_only(monkeypatch: pytest.MonkeyPatch, pair: Any, geometry: Any) -> None:
+def test_pairs_know_the_noisy_places_only(
+    monkeypatch: pytest.MonkeyPatch, pair: Any, geometry: Any
+) -> None:
     cut = replace(CUT, pair=pair, geometry=geometry)
     item = scene(cut=cut)
     chosen = SceneView(PAPER, cut, 0).make([item], [0, 0]).moved[0].numpy()
@@ -167,7 +187,10 @@ def test_cells_to_encode_again_come_with_their_tokens() -> None:
     assert len(batch.again_tokens.unique()) == len(batch.again_ids) == 10
     for ids, token in zip(batch.again_ids.tolist(), batch.again_tokens.tolist(), strict=True):
         number, cell = divmod(token, items[0].sub.n_tokens)
-        assert ids == [1, *items[number].tokens.flat[4 * (cell - FIRST) : 4 * (cell - FIRST) + 4].tolist()]
+        assert ids == [
+            1,
+            *items[number].tokens.flat[4 * (cell - FIRST) : 4 * (cell - FIRST) + 4].tolist(),
+        ]
     assert SceneView(goal, CUT, 1).make([replace(items[0], tokens=None)], [0, 0]).again_ids is None
 
 
@@ -176,7 +199,12 @@ def test_a_handful_of_cells(n: int) -> None:
     rng = np.random.default_rng(0)
     sub = next(iterate(rng.uniform(0, 2, (n, 2)), np.zeros((0, 2)), [np.arange(n)], CUT))
     item = SubSliceItem(
-        sub, rng.normal(size=(n, WIDTH)).astype(np.float32), np.zeros((0, WIDTH), np.float32), "s", 0, 1
+        sub,
+        rng.normal(size=(n, WIDTH)).astype(np.float32),
+        np.zeros((0, WIDTH), np.float32),
+        "s",
+        0,
+        1,
     )
     batch = SceneView(PAPER, CUT, 0).make([item], [0, 0])
     assert torch.isfinite(batch.rings).all()
@@ -228,7 +256,9 @@ def test_dropout_pairs_are_one_view(cells: CellBatch) -> None:
     assert torch.equal(batch.ids_second, batch.ids_plain)
     assert len(batch) == 20
     for number in range(20):  # as the cells are: nothing thinned
-        assert genes(batch.ids_plain[number], batch.mask[number]) == set(cells.tokens.take(np.array([number])).flat)
+        assert genes(batch.ids_plain[number], batch.mask[number]) == set(
+            cells.tokens.take(np.array([number])).flat
+        )
 
 
 def test_what_is_shown_and_what_is_predicted_make_up_the_cell(cells: CellBatch) -> None:
@@ -252,7 +282,8 @@ def test_thinned_pairs_are_two_views(cells: CellBatch) -> None:
     batch = view(cells, view="thinned", thin_low=0.3, thin_high=0.4)
     assert batch.rest is None
     pairs = [
-        (genes(batch.ids_plain[i], batch.mask[i]), genes(batch.ids_second[i], batch.mask_second[i])) for i in range(20)
+        (genes(batch.ids_plain[i], batch.mask[i]), genes(batch.ids_second[i], batch.mask_second[i]))
+        for i in range(20)
     ]
     assert sum(one != two for one, two in pairs) > 10
     again = view(cells, view="thinned", thin_low=0.3, thin_high=0.4)

@@ -23,7 +23,9 @@ KEY = CacheKey("model", CONFIG)
 FILES = ["features", "labels", "virtual_features", "virtual_positions", "parts", "offsets"]
 
 
-def made_up(n: int = 30, seed: int = 0, d: int = 4) -> tuple[np.ndarray, VirtualCells, list[np.ndarray]]:
+def made_up(
+    n: int = 30, seed: int = 0, d: int = 4
+) -> tuple[np.ndarray, VirtualCells, list[np.ndarray]]:
     """Make what is stored of a slice."""
     rng = np.random.default_rng(seed)
     features, positions = rng.normal(size=(n, d)).astype(np.float32), rng.normal(size=(n, 2))
@@ -44,7 +46,9 @@ def check(got: CachedMember, content: tuple[np.ndarray, VirtualCells, list[np.nd
 
 @given(st.integers(1, 60), st.sampled_from(["a", "x/y", "..", ".hidden", "ä 1%", "CON"]))
 @settings(max_examples=20, deadline=None)
-def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, n: int, member: str) -> None:
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, n: int, member: str
+) -> None:
     folder = tmp_path_factory.mktemp("cache")
     cache, content = EmbeddingCache(folder, KEY), made_up(n)
     assert not cache.has(member)
@@ -85,7 +89,10 @@ def test_another_model_setting_or_seed_reads_nothing(tmp_path: Path, other: Cach
 
 
 def test_what_is_decided_at_cutting_does_not_count() -> None:
-    assert CacheKey("model", replace(CONFIG, n_neighbors=3, halo=2.0, pair="full")).digest() == KEY.digest()
+    assert (
+        CacheKey("model", replace(CONFIG, n_neighbors=3, halo=2.0, pair="full")).digest()
+        == KEY.digest()
+    )
 
 
 def test_another_content_of_the_slice_is_refused(tmp_path: Path) -> None:
@@ -151,14 +158,20 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, change: Any, messa
     cache = EmbeddingCache(tmp_path, KEY)
     cache.write("a", *made_up())
     path = cache.path("a") / "about.json"
-    text = change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change})
+    text = (
+        change
+        if isinstance(change, str)
+        else json.dumps({**json.loads(path.read_text()), **change})
+    )
     path.write_text(text)
     with pytest.raises(CorpusError, match=message):
         cache.read("a")
 
 
 @pytest.mark.parametrize("place", ["_save", "_replace"])
-def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     cache, content = EmbeddingCache(tmp_path, KEY), made_up()
     cache.write("a", *content)
 
@@ -174,13 +187,18 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     assert [p.name for p in cache.folder.iterdir()] == ["a"]
 
 
-def test_a_writer_that_died_leaves_nothing_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_died_leaves_nothing_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = EmbeddingCache(tmp_path, KEY)
     with monkeypatch.context() as dying:
         dying.setattr(
             "terrazzo.systems.stofm.cache.shutil.rmtree", lambda *_, **__: None
         )  # as with kill -9: nobody tidies
-        dying.setattr("terrazzo.systems.stofm.cache._replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        dying.setattr(
+            "terrazzo.systems.stofm.cache._replace",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             cache.write("a", *made_up())
     assert not cache.has("a")

@@ -15,7 +15,13 @@ from terrazzo.models.sequences import PADDING, length_batches
 from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
 
 CONFIG = CellEncoderConfig(
-    vocab_size=50, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=40, max_length=40, output_dim=16
+    vocab_size=50,
+    hidden_size=32,
+    num_layers=3,
+    num_heads=4,
+    intermediate_size=40,
+    max_length=40,
+    output_dim=16,
 )
 CLS = 2
 
@@ -26,7 +32,9 @@ def encoder(request: pytest.FixtureRequest, loud: Any) -> CellEncoder:
     return loud(CellEncoder(replace(CONFIG, pooling=request.param, output_dim=width))).eval()
 
 
-def cells(seed: int = 0, n: int = 40, empty: bool = True) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+def cells(
+    seed: int = 0, n: int = 40, empty: bool = True
+) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 39, n)
     if empty:
@@ -46,7 +54,9 @@ def own_forward(encoder: CellEncoder, sequences: list[list[int]]) -> np.ndarray:
         if ids.shape[1] == 0:
             out.append(np.zeros(encoder.config.output_dim))
         else:
-            states = encoder.bert(ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states
+            states = encoder.bert(
+                ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
+            ).hidden_states
             if encoder.proj is not None:
                 vector = torch.nn.functional.normalize(encoder.proj(states[-1][:, 0]), dim=-1)
             else:
@@ -59,7 +69,9 @@ def test_encode_equals_transformers_own_forward(encoder: CellEncoder) -> None:
     flat, offsets, sequences = cells()
     expected = own_forward(encoder, sequences)
     assert expected.std(axis=0).min() > 0.01  # cells differ
-    np.testing.assert_allclose(encoder.encode(flat, offsets, cls_token=CLS), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.encode(flat, offsets, cls_token=CLS), expected, rtol=0, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -71,7 +83,9 @@ def test_padding_changes_nothing_in_the_modules_own_forward(encoder: CellEncoder
     for row, sequence in enumerate(sequences):
         tokens = torch.tensor(lead + sequence)
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-    np.testing.assert_allclose(encoder(ids, mask).numpy(), own_forward(encoder, sequences), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        encoder(ids, mask).numpy(), own_forward(encoder, sequences), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 50, 333, 100_000])
@@ -87,7 +101,9 @@ def test_the_company_a_cell_keeps_changes_nothing(encoder: CellEncoder) -> None:
     whole = encoder.encode(flat, offsets, cls_token=CLS)
     for cell in (0, 3, 17):
         alone = encoder.encode(
-            np.array(sequences[cell], dtype=np.int32), np.array([0, len(sequences[cell])]), cls_token=CLS
+            np.array(sequences[cell], dtype=np.int32),
+            np.array([0, len(sequences[cell])]),
+            cls_token=CLS,
         )
         np.testing.assert_allclose(alone[0], whole[cell], rtol=0, atol=1e-5)
 
@@ -137,9 +153,13 @@ def test_no_gradient_is_kept(encoder: CellEncoder) -> None:
     assert all(p.grad is None for p in encoder.parameters())
 
 
-@given(st.lists(st.integers(0, 2048), min_size=1, max_size=200), st.sampled_from([1, 64, 4096, 32_768]))
+@given(
+    st.lists(st.integers(0, 2048), min_size=1, max_size=200), st.sampled_from([1, 64, 4096, 32_768])
+)
 @settings(max_examples=60, deadline=None)
-def test_length_batches_cover_each_cell_once_with_little_padding(lengths: list[int], batch_tokens: int) -> None:
+def test_length_batches_cover_each_cell_once_with_little_padding(
+    lengths: list[int], batch_tokens: int
+) -> None:
     size = np.array(lengths, dtype=np.int64)
     batches = list(length_batches(size, batch_tokens))
     seen = sorted(int(c) for b in batches for c in b)

@@ -42,7 +42,11 @@ def dictionaries(tmp_path: Path, simulated: Any) -> Path:
     ids = simulated().var["ensembl_id"].tolist()
     rng = np.random.default_rng(0)
     contents = {
-        "token_dictionary": {"<pad>": 0, "<mask>": 1, **{gene: i + 2 for i, gene in enumerate(ids)}},
+        "token_dictionary": {
+            "<pad>": 0,
+            "<mask>": 1,
+            **{gene: i + 2 for i, gene in enumerate(ids)},
+        },
         "gene_median_dictionary": {gene: float(rng.uniform(1, 9)) for gene in ids},
         "gene_name_id_dict": {f"SIM{i + 1}": gene for i, gene in enumerate(ids)},
     }
@@ -58,7 +62,9 @@ def write_published(folder: Path, model: Any) -> Path:
     c, s = model.config.cell_encoder, model.config.se2
     (bert / "config.json").write_text(json.dumps(c.bert().to_dict() | {"model_type": "bert"}))
     state = {k: v.clone() for k, v in model.module.state_dict().items()}
-    extra = {"pooler.dense.weight": torch.zeros(2, 2)}  # published: BERT's own pooler, which is not used
+    extra = {
+        "pooler.dense.weight": torch.zeros(2, 2)
+    }  # published: BERT's own pooler, which is not used
     tensors = {k.removeprefix("cell_encoder.bert."): v for k, v in state.items() if ".bert." in k}
     save_file(tensors | extra, bert / "model.safetensors")
     proj = {k.rsplit(".", 1)[1]: v for k, v in state.items() if "encoder.proj" in k}
@@ -71,17 +77,24 @@ def write_published(folder: Path, model: Any) -> Path:
         name = name.removeprefix("se2.")
         if name in ("gaussian.means", "gaussian.stds"):
             name, tensor = f"{name}.weight", tensor[None]
-        name = name.replace("embedding.", "embedding_layer.").replace("token_types.", "token_type_embeddings.")
+        name = name.replace("embedding.", "embedding_layer.").replace(
+            "token_types.", "token_type_embeddings."
+        )
         if name.startswith("layers."):
             _, number, part, kind = name.split(".")
             name = f"encoder.layers.{number}.{back[part]}.{kind}"
         se2[name] = tensor
     torch.save(se2, folder / "se2transformer.pth")
     config = {
-        "input_dim": s.input_dim, "hidden_size": s.hidden_size, "num_hidden_layers": s.num_layers,
-        "num_attention_heads": s.num_heads, "ffn_embedding_dim": s.ffn_size, "gaussian_hidden_dim": s.num_kernels,
-        "activation_fn": "gelu", "pre_layernorm": False,
-    }  # fmt: skip
+        "input_dim": s.input_dim,
+        "hidden_size": s.hidden_size,
+        "num_hidden_layers": s.num_layers,
+        "num_attention_heads": s.num_heads,
+        "ffn_embedding_dim": s.ffn_size,
+        "gaussian_hidden_dim": s.num_kernels,
+        "activation_fn": "gelu",
+        "pre_layernorm": False,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
@@ -90,13 +103,18 @@ def write_published(folder: Path, model: Any) -> Path:
 def published(tmp_path: Path, dictionaries: Path, small_config: Any, loud: Any) -> tuple[Path, Any]:
     vocabulary = tz.Vocabulary.from_geneformer(dictionaries)
     model = tz.SToFM(
-        small_config(vocabulary.n_tokens, geometry="published", split="grid", mix="sum", n_neighbors=50), vocabulary
+        small_config(
+            vocabulary.n_tokens, geometry="published", split="grid", mix="sum", n_neighbors=50
+        ),
+        vocabulary,
     )
     loud(model.module)
     return write_published(tmp_path / "published", model), model
 
 
-def test_stofm_goes_there_and_back(published: tuple[Path, Any], dictionaries: Path, simulated: Any) -> None:
+def test_stofm_goes_there_and_back(
+    published: tuple[Path, Any], dictionaries: Path, simulated: Any
+) -> None:
     folder, model = published
     found = tz.convert_stofm(folder, dictionaries)
     assert found.config.cell_encoder == model.config.cell_encoder
@@ -108,7 +126,8 @@ def test_stofm_goes_there_and_back(published: tuple[Path, Any], dictionaries: Pa
     adata = simulated()
     adata.obs["given"] = np.arange(adata.n_obs) % 4
     first, second = (
-        m.embed(adata.copy(), clusters="given", split_size=100, progress=False).obsm["X_stofm"] for m in (model, found)
+        m.embed(adata.copy(), clusters="given", split_size=100, progress=False).obsm["X_stofm"]
+        for m in (model, found)
     )
     np.testing.assert_array_equal(first, second)
 
@@ -116,11 +135,16 @@ def test_stofm_goes_there_and_back(published: tuple[Path, Any], dictionaries: Pa
 @pytest.mark.parametrize(
     "name",
     [
-        "config.json", "se2transformer.pth", "cell_encoder/cell_proj.bin", "cell_encoder/cell_bert/config.json",
+        "config.json",
+        "se2transformer.pth",
+        "cell_encoder/cell_proj.bin",
+        "cell_encoder/cell_bert/config.json",
         "cell_encoder/cell_bert/model.safetensors",
     ],
-)  # fmt: skip
-def test_a_missing_or_truncated_file(published: tuple[Path, Any], dictionaries: Path, name: str) -> None:
+)
+def test_a_missing_or_truncated_file(
+    published: tuple[Path, Any], dictionaries: Path, name: str
+) -> None:
     path = published[0] / name
     content = path.read_bytes()
     for share in (0.0, 0.02, 0.5, 0.99):
@@ -132,7 +156,9 @@ def test_a_missing_or_truncated_file(published: tuple[Path, Any], dictionaries: 
         tz.convert_stofm(published[0], dictionaries)
 
 
-def test_damaged_bytes_never_escape_as_another_error(published: tuple[Path, Any], tmp_path: Path) -> None:
+def test_damaged_bytes_never_escape_as_another_error(
+    published: tuple[Path, Any], tmp_path: Path
+) -> None:
     content = (published[0] / "cell_encoder" / "cell_proj.bin").read_bytes()
     whole = read_pickled_tensors(published[0] / "cell_encoder" / "cell_proj.bin")
     rng = np.random.default_rng(0)
@@ -183,7 +209,9 @@ def test_the_payload_would_run_if_it_were_let(tmp_path: Path) -> None:
     assert (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["token_dictionary", "gene_median_dictionary", "gene_name_id_dict"])
+@pytest.mark.parametrize(
+    "name", ["token_dictionary", "gene_median_dictionary", "gene_name_id_dict"]
+)
 def test_a_malicious_dictionary_is_refused_and_not_run(
     published: tuple[Path, Any], dictionaries: Path, tmp_path: Path, name: str
 ) -> None:
@@ -198,7 +226,8 @@ def test_a_malicious_dictionary_is_refused_and_not_run(
 
 
 @pytest.mark.parametrize(
-    "content", [[1, 2], {"weight": 3}, {"weight": "text"}, torch.zeros(3), {"a": {"b": torch.zeros(1)}}]
+    "content",
+    [[1, 2], {"weight": 3}, {"weight": "text"}, torch.zeros(3), {"a": {"b": torch.zeros(1)}}],
 )
 def test_what_is_no_state_dict(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
@@ -214,7 +243,9 @@ def test_a_zip_that_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
-    torch.save({"weight": torch.ones(2, dtype=torch.float16), "n": torch.tensor([3])}, tmp_path / "x.pth")
+    torch.save(
+        {"weight": torch.ones(2, dtype=torch.float16), "n": torch.tensor([3])}, tmp_path / "x.pth"
+    )
     found = read_pickled_tensors(tmp_path / "x.pth")
     assert found["weight"].dtype == torch.float32
     assert found["n"].dtype == torch.int64
@@ -234,7 +265,11 @@ def change_json(path: Path, **values: Any) -> None:
         ("config.json", {"gaussian_hidden_dim": 99}, "another shape"),
         ("config.json", {"num_hidden_layers": 3}, "lacks"),
         ("cell_encoder/cell_bert/config.json", {"model_type": "gpt2"}, "gpt2"),
-        ("cell_encoder/cell_bert/config.json", {"position_embedding_type": "relative_key"}, "absolute"),
+        (
+            "cell_encoder/cell_bert/config.json",
+            {"position_embedding_type": "relative_key"},
+            "absolute",
+        ),
         ("cell_encoder/cell_bert/config.json", {"hidden_act": ...}, "hidden_act"),
     ],
 )
@@ -246,7 +281,9 @@ def test_models_that_cannot_be_expressed(
         tz.convert_stofm(published[0], dictionaries)
 
 
-def test_foreign_tensors_are_named_and_left_out(published: tuple[Path, Any], dictionaries: Path) -> None:
+def test_foreign_tensors_are_named_and_left_out(
+    published: tuple[Path, Any], dictionaries: Path
+) -> None:
     path = published[0] / "se2transformer.pth"
     state = read_pickled_tensors(path)
     torch.save(state | {"lm_head.weight": torch.zeros(2)}, path)
@@ -269,9 +306,16 @@ def test_geneformer_from_what_transformers_saved(
 
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=GENES + 2, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=64, hidden_act="relu", pad_token_id=0, hidden_dropout_prob=0.02,
-    )  # fmt: skip
+        vocab_size=GENES + 2,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        hidden_act="relu",
+        pad_token_id=0,
+        hidden_dropout_prob=0.02,
+    )
     theirs = BertForMaskedLM(config).eval()
     folder = tmp_path / "geneformer"
     theirs.save_pretrained(folder)
@@ -303,7 +347,9 @@ def test_geneformer_without_its_files(tmp_path: Path, dictionaries: Path) -> Non
         tz.convert_geneformer(tmp_path / "nothing", dictionaries)
 
 
-def test_a_folder_is_not_changed_by_reading_it(published: tuple[Path, Any], dictionaries: Path, tmp_path: Path) -> None:
+def test_a_folder_is_not_changed_by_reading_it(
+    published: tuple[Path, Any], dictionaries: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(published[0], copy)
     tz.convert_stofm(published[0], dictionaries)

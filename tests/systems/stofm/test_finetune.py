@@ -49,12 +49,20 @@ def weights(tuned: FineTuned) -> dict[str, torch.Tensor]:
 
 def same(a: FineTuned, b: FineTuned) -> bool:
     left, right = weights(a), weights(b)
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left) and a.log == b.log
+    return (
+        left.keys() == right.keys()
+        and all(torch.equal(left[k], right[k]) for k in left)
+        and a.log == b.log
+    )
 
 
 @pytest.mark.parametrize("output", ["niche", "own+niche"])
-@pytest.mark.parametrize("subslices", [{}, {"halo": 2.0}, {"virtual": False}, {"pair": "full"}], ids=str)
-def test_a_scene_has_the_vectors_of_embed(tiny_model: Any, adata: Any, output: str, subslices: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "subslices", [{}, {"halo": 2.0}, {"virtual": False}, {"pair": "full"}], ids=str
+)
+def test_a_scene_has_the_vectors_of_embed(
+    tiny_model: Any, adata: Any, output: str, subslices: dict[str, Any]
+) -> None:
     model = model_of(tiny_model, output, **subslices)
     marks = np.zeros(adata.n_obs, dtype=bool)
     scene = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
@@ -70,43 +78,65 @@ def test_a_scene_has_the_vectors_of_embed(tiny_model: Any, adata: Any, output: s
 
 
 @pytest.mark.parametrize("output", ["niche", "own+niche"])
-def test_cells_encoded_again_have_the_same_vectors_and_a_gradient(tiny_model: Any, adata: Any, output: str) -> None:
+def test_cells_encoded_again_have_the_same_vectors_and_a_gradient(
+    tiny_model: Any, adata: Any, output: str
+) -> None:
     model = model_of(tiny_model, output)
     marks = np.zeros(adata.n_obs, dtype=bool)
     scene = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
     sub, none = scene.subslices[0], np.empty(0, dtype=np.int64)
     again = np.array([0, 3, 7])
     found = room.subslice_vectors(model, scene, sub, again)
-    torch.testing.assert_close(found, room.subslice_vectors(model, scene, sub, none), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        found, room.subslice_vectors(model, scene, sub, none), atol=2e-5, rtol=1e-4
+    )
     found[again].square().sum().backward()
     embeddings = model.module.cell_encoder.bert.embeddings.word_embeddings.weight
     assert float(embeddings.grad.abs().sum()) > 0
 
 
-def test_all_parameters_are_tuned_and_the_best_state_is_kept(tiny_model: Any, adata: Any, capfd: Any) -> None:
+def test_all_parameters_are_tuned_and_the_best_state_is_kept(
+    tiny_model: Any, adata: Any, capfd: Any
+) -> None:
     model = model_of(tiny_model, "own+niche")
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
-    tuned = finetune(model, adata, label="region", config=replace(SHORT, max_epochs=4), progress=False)
+    tuned = finetune(
+        model, adata, label="region", config=replace(SHORT, max_epochs=4), progress=False
+    )
     assert capfd.readouterr() == ("", "")
     assert all(torch.equal(before[k], v) for k, v in model.module.state_dict().items())
     assert 2 <= len(tuned.log) <= 5
     assert min(tuned.log) < tuned.log[0]
     after = tuned.model.module.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
-    parts = ("cell_encoder.bert.embeddings.word", "cell_encoder.bert.encoder", "cell_encoder.proj", "se2.layers",
-             "se2.gaussian", "se2.embedding")  # fmt: skip
+    parts = (
+        "cell_encoder.bert.embeddings.word",
+        "cell_encoder.bert.encoder",
+        "cell_encoder.proj",
+        "se2.layers",
+        "se2.gaussian",
+        "se2.embedding",
+    )
     assert all(any(k.startswith(part) for k in moved) for part in parts)
-    start = finetune(model, adata, label="region", config=replace(SHORT, encoder_lr=0, se2_lr=0, head_lr=0))
+    start = finetune(
+        model, adata, label="region", config=replace(SHORT, encoder_lr=0, se2_lr=0, head_lr=0)
+    )
     assert start.log[0] == tuned.log[0]
     heads = [t.probe.readout.state() for t in (start, tuned)]
-    assert not np.array_equal(heads[0]["module.layers.0.weight"], heads[1]["module.layers.0.weight"])
+    assert not np.array_equal(
+        heads[0]["module.layers.0.weight"], heads[1]["module.layers.0.weight"]
+    )
     assert not np.array_equal(heads[0]["scale"], heads[1]["scale"])  # those of the tuned vectors
 
 
-def test_the_loss_that_was_kept_is_that_of_the_model_that_is_returned(tiny_model: Any, adata: Any) -> None:
+def test_the_loss_that_was_kept_is_that_of_the_model_that_is_returned(
+    tiny_model: Any, adata: Any
+) -> None:
     split = split_of(adata)
     for output in ("niche", "own+niche"):
-        tuned = finetune(model_of(tiny_model, output), adata, label="region", config=SHORT, split=split)
+        tuned = finetune(
+            model_of(tiny_model, output), adata, label="region", config=SHORT, split=split
+        )
         tuned.predict(adata)
         odds = tuned.probe.predict_proba(adata, use_rep="X_stofm:all")[split.validation]
         codes = targets.read_classes(adata, "region").values[split.validation]
@@ -120,12 +150,17 @@ def test_where_nothing_is_better_the_frozen_start_is_kept(tiny_model: Any, adata
     tuned = finetune(model, adata, label="region", config=config)
     assert min(tuned.log) == tuned.log[0]
     assert len(tuned.log) == 2  # stopped
-    assert all(torch.equal(v, tuned.model.module.state_dict()[k]) for k, v in model.module.state_dict().items())
+    assert all(
+        torch.equal(v, tuned.model.module.state_dict()[k])
+        for k, v in model.module.state_dict().items()
+    )
 
 
 def test_a_model_whose_cells_are_almost_alike_learns(tiny_model: Any, adata: Any) -> None:
     base = tiny_model()
-    model = tz.SToFM(base.config, base.vocabulary, seed=1)  # untrained: cells differ by a thousandth of their length
+    model = tz.SToFM(
+        base.config, base.vocabulary, seed=1
+    )  # untrained: cells differ by a thousandth of their length
     x = model.embed(adata, progress=False).obsm["X_stofm"]
     assert np.median(x.std(axis=0)) < 0.02 * np.sqrt((x**2).mean())
     tuned = finetune(model, adata, label="cell_type", config=replace(SHORT, max_epochs=4))
@@ -141,17 +176,26 @@ def test_test_labels_change_nothing(tiny_model: Any, adata: Any) -> None:
     words[split.test] = np.roll(words[split.test], 1)  # as many of each class, elsewhere
     assert (words != adata.obs["region"].astype(str)).any()
     other.obs["region"] = words
-    assert same(first, finetune(model_of(tiny_model), other, label="region", config=SHORT, split=split))
+    assert same(
+        first, finetune(model_of(tiny_model), other, label="region", config=SHORT, split=split)
+    )
     words[split.train] = np.roll(words[split.train], 1)
     other.obs["region"] = words
-    assert not same(first, finetune(model_of(tiny_model), other, label="region", config=SHORT, split=split))
+    assert not same(
+        first, finetune(model_of(tiny_model), other, label="region", config=SHORT, split=split)
+    )
 
 
 @pytest.mark.slow
-def test_same_seed_same_result_and_the_global_streams_are_left_alone(tiny_model: Any, adata: Any) -> None:
+def test_same_seed_same_result_and_the_global_streams_are_left_alone(
+    tiny_model: Any, adata: Any
+) -> None:
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
     level = logging.getLogger("lightning.pytorch").level
-    runs = [finetune(model_of(tiny_model), adata, label="region", config=SHORT, seed=seed) for seed in (1, 1, 2)]
+    runs = [
+        finetune(model_of(tiny_model), adata, label="region", config=SHORT, seed=seed)
+        for seed in (1, 1, 2)
+    ]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
     assert random.getstate() == before[0]
@@ -159,11 +203,15 @@ def test_same_seed_same_result_and_the_global_streams_are_left_alone(tiny_model:
     assert torch.equal(torch.get_rng_state(), before[2])
     assert logging.getLogger("lightning.pytorch").level == level
     torch.manual_seed(5)  # nor do they matter
-    assert same(runs[0], finetune(model_of(tiny_model), adata, label="region", config=SHORT, seed=1))
+    assert same(
+        runs[0], finetune(model_of(tiny_model), adata, label="region", config=SHORT, seed=1)
+    )
 
 
 @pytest.mark.slow
-def test_several_slices_and_cells_without_a_label(tiny_model: Any, adata: Any, simulated: Any) -> None:
+def test_several_slices_and_cells_without_a_label(
+    tiny_model: Any, adata: Any, simulated: Any
+) -> None:
     second = simulated(90, 60, n_regions=3, n_types=4, seed=1)
     second.obs["region"] = second.obs["region"].astype(object)
     second.obs.loc[second.obs_names[:30], "region"] = None
@@ -177,7 +225,9 @@ def test_several_slices_and_cells_without_a_label(tiny_model: Any, adata: Any, s
 
 
 @pytest.mark.slow
-def test_saved_and_loaded(tiny_model: Any, adata: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_and_loaded(
+    tiny_model: Any, adata: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tuned = finetune(model_of(tiny_model, "own+niche"), adata, label="region", config=SHORT)
     monkeypatch.chdir(tmp_path)
     folder = tuned.save("deep/tuned")
@@ -200,9 +250,14 @@ def test_saved_and_loaded(tiny_model: Any, adata: Any, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"max_epochs": 0}, "max_epochs"), ({"patience": 0}, "patience"), ({"head_lr": -1}, "head_lr"),
-     ({"batch_cells": 0}, "batch_cells"), ({"se2_lr": float("nan")}, "se2_lr")],
-)  # fmt: skip
+    [
+        ({"max_epochs": 0}, "max_epochs"),
+        ({"patience": 0}, "patience"),
+        ({"head_lr": -1}, "head_lr"),
+        ({"batch_cells": 0}, "batch_cells"),
+        ({"se2_lr": float("nan")}, "se2_lr"),
+    ],
+)
 def test_impossible_settings(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         FineTuneConfig(**values)
@@ -217,15 +272,21 @@ def test_labels_that_cannot_be_learnt(tiny_model: Any, adata: Any) -> None:
         finetune(model, adata, label="one")
     split = split_of(adata)
     with pytest.raises(InputError, match="others to stop by"):
-        finetune(model, adata, label="region", split=replace(split, validation=split.validation[:0]))
+        finetune(
+            model, adata, label="region", split=replace(split, validation=split.validation[:0])
+        )
     adata.obs["part"] = adata.obs["region"].astype(object)
     adata.obs.loc[adata.obs_names[split.train[0]], "part"] = None
     with pytest.raises(InputError, match="cells without a label"):
         finetune(model, adata, label="part", split=split)
 
 
-def test_a_loss_that_is_no_number(tiny_model: Any, adata: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.F, "cross_entropy", lambda scores, codes, **how: scores.sum() * float("nan"))
+def test_a_loss_that_is_no_number(
+    tiny_model: Any, adata: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        room.F, "cross_entropy", lambda scores, codes, **how: scores.sum() * float("nan")
+    )
     monkeypatch.setattr(room.FineTuning, "held_out_loss", lambda self: 1.0)
     before = torch.get_rng_state()
     with pytest.raises(TrainingError, match="lower the learning rates"):
@@ -254,7 +315,9 @@ def test_scored_within_a_slice(tiny_model: Any, adata: Any) -> None:
     adata.obs["region"] = adata.obs["region"].astype(object)
     adata.obs.loc[adata.obs_names[:5], "region"] = None
     one_pass = replace(SHORT, max_epochs=1)
-    result = evaluate_finetuning(model_of(tiny_model), adata, label="region", runs=1, config=one_pass)
+    result = evaluate_finetuning(
+        model_of(tiny_model), adata, label="region", runs=1, config=one_pass
+    )
     assert list(adata.obsm) == list(before.obsm)
     assert set(result.metrics["split"]) == {"random", "blocked"}
     assert set(result.metrics["metric"]) == {"accuracy", "macro_f1", "ari", "nmi"}
@@ -266,7 +329,9 @@ def test_scored_within_a_slice(tiny_model: Any, adata: Any) -> None:
     assert result.config["fine_tuning"]["max_epochs"] == 1
 
 
-def test_scored_across_slices(tiny_model: Any, adata: Any, simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scored_across_slices(
+    tiny_model: Any, adata: Any, simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from terrazzo.systems.stofm import finetune_scores
 
     test = simulated(90, 60, n_regions=3, n_types=4, seed=1)
@@ -279,8 +344,12 @@ def test_scored_across_slices(tiny_model: Any, adata: Any, simulated: Any, monke
         return finetune(model, data, **options)
 
     monkeypatch.setattr(finetune_scores, "finetune", spied)
-    result = evaluate_finetuning(model_of(tiny_model), adata, test=test, label="region", runs=1, config=SHORT)
-    assert [a is adata for a in given] == [True]  # the scored slice is not there when the weights are tuned
+    result = evaluate_finetuning(
+        model_of(tiny_model), adata, test=test, label="region", runs=1, config=SHORT
+    )
+    assert [a is adata for a in given] == [
+        True
+    ]  # the scored slice is not there when the weights are tuned
     assert set(result.metrics["split"]) == {"cross"}
     assert "not scored: elsewhere only in the test slices" in result.notes
     scored = (test.obs["region"] != "elsewhere").to_numpy()

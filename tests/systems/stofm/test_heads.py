@@ -18,7 +18,9 @@ def test_masked_gene_head_decodes_with_the_words_themselves() -> None:
         head.bias.copy_(torch.arange(11.0))
     states = torch.randn(5, 4)
     logits = head(states, words.weight)
-    by_hand = torch.stack([head.transform(states) @ words.weight[token] + token for token in range(11)], dim=1)
+    by_hand = torch.stack(
+        [head.transform(states) @ words.weight[token] + token for token in range(11)], dim=1
+    )
     torch.testing.assert_close(logits, by_hand)
     assert all(p.numel() < words.weight.numel() for p in head.parameters())  # shared, not copied
     logits.sum().backward()
@@ -33,9 +35,14 @@ def test_contrastive_loss_by_hand() -> None:
     table = [[1.0, math.sqrt(0.5)], [0.0, math.sqrt(0.5)]]
     tau = 0.1
     expected = np.mean(
-        [-row[i] / tau + math.log(sum(math.exp(value / tau) for value in row)) for i, row in enumerate(table)]
+        [
+            -row[i] / tau + math.log(sum(math.exp(value / tau) for value in row))
+            for i, row in enumerate(table)
+        ]
     )
-    torch.testing.assert_close(contrastive_loss(first, second, tau), torch.tensor(expected, dtype=torch.float32))
+    torch.testing.assert_close(
+        contrastive_loss(first, second, tau), torch.tensor(expected, dtype=torch.float32)
+    )
 
 
 def test_contrastive_loss_knows_pairs_from_strangers() -> None:
@@ -58,7 +65,8 @@ def test_residual_loss_by_hand() -> None:
             residual = min(max((counts[cell, gene] - mean) / sd, -10), 10)
             errors.append((residual - change[cell, gene] * mean / sd) ** 2)
     loss = residual_loss(
-        *(torch.from_numpy(a).float() for a in (change, counts)), torch.from_numpy(slices).float().log()
+        *(torch.from_numpy(a).float() for a in (change, counts)),
+        torch.from_numpy(slices).float().log(),
     )
     torch.testing.assert_close(loss, torch.tensor(np.mean(errors), dtype=torch.float32))
 
@@ -68,7 +76,10 @@ def test_the_true_change_costs_least() -> None:
     base = torch.tensor([0.5, 0.3, 0.2]).log().expand(4000, 3)
     true = torch.tensor([0.2, -0.5, 0.25])
     counts = torch.poisson((base.exp() * (1 + true) * 40).expand(4000, 3), generator=generator)
-    costs = [float(residual_loss(guess.expand(4000, 3), counts, base)) for guess in (true, torch.zeros(3), -true)]
+    costs = [
+        float(residual_loss(guess.expand(4000, 3), counts, base))
+        for guess in (true, torch.zeros(3), -true)
+    ]
     assert costs[0] < costs[1] < costs[2]
 
 

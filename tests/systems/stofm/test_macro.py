@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from terrazzo.systems.stofm.virtual_cells import cluster_features, first_components, leiden_labels, virtual_cells
+from terrazzo.systems.stofm.virtual_cells import (
+    cluster_features,
+    first_components,
+    leiden_labels,
+    virtual_cells,
+)
 
 
 def blobs(seed: int = 0, n: int = 60, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -30,8 +35,12 @@ def test_virtual_cells_are_means() -> None:
     labels = np.concatenate([np.arange(6), rng.integers(0, 6, 44)])
     made = virtual_cells(features, positions, labels)
     for c in range(6):
-        np.testing.assert_allclose(made.features[c], features[labels == c].mean(axis=0), rtol=0, atol=1e-6)
-        np.testing.assert_allclose(made.positions[c], positions[labels == c].mean(axis=0), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            made.features[c], features[labels == c].mean(axis=0), rtol=0, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            made.positions[c], positions[labels == c].mean(axis=0), rtol=0, atol=1e-12
+        )
     assert made.features.dtype == np.float32
 
 
@@ -88,7 +97,9 @@ def test_leiden_finds_separate_groups() -> None:
 
 def test_same_seed_same_labels() -> None:
     points, _ = blobs(3)
-    np.testing.assert_array_equal(leiden_labels(points, 10, 1.0, 200, 7), leiden_labels(points, 10, 1.0, 200, 7))
+    np.testing.assert_array_equal(
+        leiden_labels(points, 10, 1.0, 200, 7), leiden_labels(points, 10, 1.0, 200, 7)
+    )
 
 
 def test_the_resolution_is_halved_until_few_enough() -> None:
@@ -124,4 +135,6 @@ def test_igraphs_global_generator_is_given_back() -> None:
     state = random.getstate()
     leiden_labels(points, 10, 1.0, 200, 5)
     assert random.getstate() == state  # Python's own generator is not touched
-    assert igraph.Graph.Erdos_Renyi(n=30, p=0.3).get_edgelist() == expected  # and igraph uses it again
+    assert (
+        igraph.Graph.Erdos_Renyi(n=30, p=0.3).get_edgelist() == expected
+    )  # and igraph uses it again

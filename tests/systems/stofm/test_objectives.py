@@ -13,7 +13,12 @@ from torch import Tensor
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
 from terrazzo.systems import stages
-from terrazzo.systems.stofm.objectives import DomainAdaptation, MultiScale, residual_loss, vector_loss
+from terrazzo.systems.stofm.objectives import (
+    DomainAdaptation,
+    MultiScale,
+    residual_loss,
+    vector_loss,
+)
 from terrazzo.training.stage import decay, rate
 
 
@@ -34,30 +39,43 @@ def made(recipe: Any, corpus_folder: Path) -> Any:
 
 def gradients(objective: Any, part: Any) -> Tensor:
     """Return the sum of the sizes of a part's gradients after a backward pass."""
-    return torch.stack([p.grad.abs().sum() for p in part.parameters() if p.grad is not None] or [torch.zeros(())]).sum()
+    return torch.stack(
+        [p.grad.abs().sum() for p in part.parameters() if p.grad is not None] or [torch.zeros(())]
+    ).sum()
 
 
 @pytest.mark.parametrize(
     ("gamma", "masked", "distances"), [(0.0, 0, 2), (0.25, 0.5, 1.5), (0.5, 1, 1), (0.75, 1.5, 0.5)]
 )
-def test_gamma_one_half_is_one_to_one(made: Any, gamma: float, masked: float, distances: float) -> None:
+def test_gamma_one_half_is_one_to_one(
+    made: Any, gamma: float, masked: float, distances: float
+) -> None:
     objective, batches, _ = made(pretrain={"gamma": gamma})
     parts = objective.eval().losses(batches[0])
-    torch.testing.assert_close(parts["loss"], masked * parts["masked_cells"] + distances * parts["distances"])
+    torch.testing.assert_close(
+        parts["loss"], masked * parts["masked_cells"] + distances * parts["distances"]
+    )
 
 
 def test_gamma_one_needs_no_distances(made: Any) -> None:
     objective, batches, _ = made(pretrain={"gamma": 1.0})
     parts = objective.losses(batches[0])
     assert set(parts) == {"loss", "masked_cells"}
-    torch.testing.assert_close(parts["loss"], 2 * parts["masked_cells"])  # the same formula as for any gamma
+    torch.testing.assert_close(
+        parts["loss"], 2 * parts["masked_cells"]
+    )  # the same formula as for any gamma
     assert all(len(rows) == 0 for batch in batches for rows in batch.moved)
     assert objective.distance_head is None
 
 
 def test_the_distance_of_vectors() -> None:
-    predicted, target = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    assert vector_loss(predicted, target, "mse") == (2 + 1) / 2  # mean over cells of the squared distance
+    predicted, target = (
+        torch.tensor([[1.0, 0.0], [0.0, 2.0]]),
+        torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
+    )
+    assert (
+        vector_loss(predicted, target, "mse") == (2 + 1) / 2
+    )  # mean over cells of the squared distance
     assert vector_loss(predicted, target, "cosine") == (1 + 0) / 2
     nothing = vector_loss(predicted[:0].requires_grad_(), target[:0], "mse")
     assert nothing == 0
@@ -72,9 +90,13 @@ def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
     target = batch.features[batch.predicted]
     mean = batch.features[batch.shown_cells].mean(0).expand_as(target)
     torch.testing.assert_close(parts["masked_cells_mean"], vector_loss(mean, target, loss))
-    torch.testing.assert_close(parts["masked_cells_neighbours"], vector_loss(batch.neighbour_mean, target, loss))
+    torch.testing.assert_close(
+        parts["masked_cells_neighbours"], vector_loss(batch.neighbour_mean, target, loss)
+    )
     if loss == "mse":
-        torch.testing.assert_close(parts["masked_cells_zero"], torch.ones(()))  # vectors of length 1
+        torch.testing.assert_close(
+            parts["masked_cells_zero"], torch.ones(())
+        )  # vectors of length 1
     variance = torch.cat([t.flatten() for t in batch.true_distance]).var()
     torch.testing.assert_close(parts["distances_variance"], variance)
     assert parts["distances_noisy"] > 0
@@ -83,13 +105,17 @@ def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_a_batch_of_which_nothing_is_shown(made: Any, loss: str) -> None:
     alone = {"preset": "tiny", "subslices": {"split_size": 1, "halo": 0.0}}
-    objective, _, held_out = made(model=alone, pretrain={"loss": loss, "mask_share": 1.0, "kept_share": 0.0})
+    objective, _, held_out = made(
+        model=alone, pretrain={"loss": loss, "mask_share": 1.0, "kept_share": 0.0}
+    )
     batch = held_out[0]
     assert len(batch.shown_cells) == 0
     assert len(batch.predicted) > 0
     parts = objective.eval().losses(batch)
     assert all(torch.isfinite(value) for value in parts.values())
-    torch.testing.assert_close(parts["masked_cells_mean"], torch.ones(()))  # zeros: the length of the vectors
+    torch.testing.assert_close(
+        parts["masked_cells_mean"], torch.ones(())
+    )  # zeros: the length of the vectors
 
 
 def test_a_hidden_cell_cannot_be_seen(made: Any) -> None:
@@ -110,7 +136,9 @@ def test_a_hidden_cell_cannot_be_seen(made: Any) -> None:
 def test_phase_one_leaves_the_encoder_alone(made: Any) -> None:
     objective, batches, _ = made(pretrain={"frozen_epochs": 2})
     calls: list[int] = []
-    objective.encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    objective.encoder.register_forward_hook(
+        lambda module, inputs, output: calls.append(len(output))
+    )
     objective.losses(batches[0])["loss"].backward()
     assert calls == []
     assert gradients(objective, objective.encoder) == 0
@@ -143,7 +171,9 @@ def test_encoded_again_is_what_was_stored(made: Any) -> None:
     torch.testing.assert_close(fresh, batch.features[batch.again_tokens], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("goal", [{"reencode": 0, "frozen_epochs": 0}, {"reencode": 12, "frozen_epochs": 3}])
+@pytest.mark.parametrize(
+    "goal", [{"reencode": 0, "frozen_epochs": 0}, {"reencode": 12, "frozen_epochs": 3}]
+)
 def test_an_encoder_that_stays_frozen_is_not_trained(made: Any, goal: dict[str, int]) -> None:
     objective, batches, _ = made(pretrain=goal)
     assert not any(p.requires_grad for p in objective.encoder.parameters())
@@ -167,13 +197,21 @@ def test_own_and_niche_recovers_no_distances(made: Any) -> None:
         ({"own_weight": 2.0, "view": "thinned"}, {"masked_genes", "contrastive", "own"}),
     ],
 )
-def test_domain_adaptation_adds_its_parts(made: Any, weights: dict[str, Any], parts: set[str]) -> None:
+def test_domain_adaptation_adds_its_parts(
+    made: Any, weights: dict[str, Any], parts: set[str]
+) -> None:
     objective, batches, _ = made("adapt", adapt=weights)
     found = objective.losses(batches[0])
     assert set(found) == {"loss", *parts}
-    names = {"masked_genes": "masked_weight", "contrastive": "contrastive_weight", "own": "own_weight"}
+    names = {
+        "masked_genes": "masked_weight",
+        "contrastive": "contrastive_weight",
+        "own": "own_weight",
+    }
     goal = objective.config.adapt
-    torch.testing.assert_close(found["loss"], sum(getattr(goal, names[p]) * found[p] for p in parts))
+    torch.testing.assert_close(
+        found["loss"], sum(getattr(goal, names[p]) * found[p] for p in parts)
+    )
     found["loss"].backward()
     assert gradients(objective, objective.encoder) > 0
     assert not any(p.requires_grad for p in objective.model.module.se2.parameters())
@@ -184,7 +222,8 @@ def test_two_passes_differ_by_dropout_alone(made: Any) -> None:
     batch = batches[0]
     objective.train()
     assert not torch.equal(
-        objective.encoder(batch.ids_plain, batch.mask), objective.encoder(batch.ids_second, batch.mask_second)
+        objective.encoder(batch.ids_plain, batch.mask),
+        objective.encoder(batch.ids_second, batch.mask_second),
     )
 
 
@@ -212,7 +251,10 @@ def held_out_losses(objective: Any, batches: list[Any]) -> dict[str, float]:
     objective.eval()
     with torch.no_grad():
         all_parts = [objective.losses(batch) for batch in batches]
-    return {name: float(torch.stack([parts[name] for parts in all_parts]).mean()) for name in all_parts[0]}
+    return {
+        name: float(torch.stack([parts[name] for parts in all_parts]).mean())
+        for name in all_parts[0]
+    }
 
 
 @pytest.mark.slow
@@ -236,7 +278,9 @@ def test_domain_adaptation_learns(made: Any) -> None:
     learn(objective, batches, 10)
     after = held_out_losses(objective, held_out)
     assert all(after[name] < before[name] - 0.1 for name in ("masked_genes", "contrastive"))
-    shown = held_out_losses(objective, batches)  # 192 cells are too few to say more of others than their slice's mean
+    shown = held_out_losses(
+        objective, batches
+    )  # 192 cells are too few to say more of others than their slice's mean
     assert shown["own"] < shown["own_slice_mean"] - 0.01
 
 

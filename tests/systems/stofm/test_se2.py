@@ -14,7 +14,9 @@ from terrazzo.systems.stofm import se2 as se2_module
 from terrazzo.systems.stofm.pair_bias import GaussianBias, Pairs, SparseBias
 from terrazzo.systems.stofm.se2 import PAD, SE2Config, SE2Transformer, reference_forward
 
-CONFIG = SE2Config(input_dim=12, hidden_size=32, num_layers=3, num_heads=4, ffn_size=40, num_kernels=16)
+CONFIG = SE2Config(
+    input_dim=12, hidden_size=32, num_layers=3, num_heads=4, ffn_size=40, num_kernels=16
+)
 FAR = CONFIG.far_distance
 
 
@@ -38,7 +40,9 @@ class Sub:
     def pairs(self, positions: np.ndarray | None = None) -> Pairs:
         where = self.positions if positions is None else positions
         gap = np.linalg.norm(where[:, None] - where[None], axis=-1)
-        true = np.linalg.norm(self.positions[:, None] - self.positions[None], axis=-1)  # decides what is listed
+        true = np.linalg.norm(
+            self.positions[:, None] - self.positions[None], axis=-1
+        )  # decides what is listed
         row, col = np.triu_indices(self.n, k=1)
         listed = (row > 0) & ((true[row, col] < 7) | (row < 3)) & (not self.full)
         row, col = row[listed], col[listed]
@@ -48,12 +52,16 @@ class Sub:
 
 
 def plain(model: SE2Transformer, sub: Sub) -> tuple[Tensor, Tensor, list[Tensor]]:
-    hidden, pair, states = reference_forward(model, sub.x[None], sub.types[None], sub.pairs().dense_distance(FAR)[None])
+    hidden, pair, states = reference_forward(
+        model, sub.x[None], sub.types[None], sub.pairs().dense_distance(FAR)[None]
+    )
     return hidden[0], pair[0], [s[0] for s in states]
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    np.testing.assert_allclose(found.detach().numpy(), expected.detach().numpy(), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(
+        found.detach().numpy(), expected.detach().numpy(), rtol=0, atol=tolerance
+    )
 
 
 def grad_of(model: SE2Transformer, loss: Tensor) -> dict[str, Tensor]:
@@ -62,7 +70,9 @@ def grad_of(model: SE2Transformer, loss: Tensor) -> dict[str, Tensor]:
     return {n: g for n, g in zip(names, grads, strict=True) if g is not None}
 
 
-def check_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+def check_gradients(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5
+) -> None:
     """Equal within a tolerance times the parameter's largest gradient (or a tenth of the largest of all).
 
     A key's bias has no gradient at all: softmax does not see it.
@@ -129,14 +139,20 @@ def test_gradients_reach_features_and_distances(model: SE2Transformer) -> None:
 def test_packed_equals_one_at_a_time_and_padded(model: SE2Transformer) -> None:
     subs = [Sub(40, 3), Sub(7, 4), Sub(55, 5)]
     packed = model(
-        torch.cat([s.x for s in subs]), torch.cat([s.types for s in subs]), [s.pairs() for s in subs]
+        torch.cat([s.x for s in subs]),
+        torch.cat([s.types for s in subs]),
+        [s.pairs() for s in subs],
     ).hidden.split([s.n for s in subs])
     longest = max(s.n for s in subs)
     x = torch.zeros(len(subs), longest, CONFIG.input_dim)
     types = torch.full((len(subs), longest), PAD)
     distance = torch.full((len(subs), longest, longest), FAR)
     for i, s in enumerate(subs):
-        x[i, : s.n], types[i, : s.n], distance[i, : s.n, : s.n] = s.x, s.types, s.pairs().dense_distance(FAR)
+        x[i, : s.n], types[i, : s.n], distance[i, : s.n, : s.n] = (
+            s.x,
+            s.types,
+            s.pairs().dense_distance(FAR),
+        )
     padded = reference_forward(model, x, types, distance)[0]
     for i, (s, found) in enumerate(zip(subs, packed, strict=True)):
         close(found, model(s.x, s.types, [s.pairs()]).hidden)
@@ -151,14 +167,18 @@ def force_large_context(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @torch.no_grad()
-def test_large_context_without_gradients(model: SE2Transformer, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+def test_large_context_without_gradients(
+    model: SE2Transformer, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
     force_large_context(monkeypatch)
     sub = Sub(60, 6, full=full)
     close(model(sub.x, sub.types, [sub.pairs()]).hidden, plain(model, sub)[0])
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_large_context_with_gradients(model: SE2Transformer, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+def test_large_context_with_gradients(
+    model: SE2Transformer, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
     force_large_context(monkeypatch)
     sub = Sub(60, 7, full=full)
     close(model(sub.x, sub.types, [sub.pairs()]).hidden, plain(model, sub)[0])
@@ -170,7 +190,9 @@ def test_large_context_with_gradients(model: SE2Transformer, monkeypatch: pytest
         positions=None if pairs.positions is None else pairs.positions.double(),
     )
     ours = model(x, sub.types, [wide]).hidden
-    theirs = reference_forward(model, x[None], sub.types[None], wide.dense_distance(FAR)[None])[0][0]
+    theirs = reference_forward(model, x[None], sub.types[None], wide.dense_distance(FAR)[None])[0][
+        0
+    ]
     check_gradients(grad_of(model, loss_of(ours)), grad_of(model, loss_of(theirs)))
 
 
@@ -185,12 +207,18 @@ def test_pair_rows(model: SE2Transformer, full: bool) -> None:
     subs = [Sub(30, 9, full=full), Sub(20, 10, full=full)]
     wanted = [torch.tensor([0, 1, 5, 29]), torch.tensor([19, 2])]
     out = model(
-        torch.cat([s.x for s in subs]), torch.cat([s.types for s in subs]), [s.pairs() for s in subs], pair_rows=wanted
+        torch.cat([s.x for s in subs]),
+        torch.cat([s.types for s in subs]),
+        [s.pairs() for s in subs],
+        pair_rows=wanted,
     )
     for sub, rows, found in zip(subs, wanted, out.pair, strict=True):
         assert found.shape == (len(rows), sub.n, CONFIG.num_heads)
         close(found, plain(model, sub)[1][rows], 5e-5)
-    found, expected = grad_of(model, loss_of(out.pair[0])), grad_of(model, loss_of(plain(model, subs[0])[1][wanted[0]]))
+    found, expected = (
+        grad_of(model, loss_of(out.pair[0])),
+        grad_of(model, loss_of(plain(model, subs[0])[1][wanted[0]])),
+    )
     used = {k: v for k, v in expected.items() if bool(v.any())}
     assert used
     check_gradients({k: found[k] for k in used}, used)
@@ -200,7 +228,9 @@ def test_pair_rows(model: SE2Transformer, full: bool) -> None:
 def test_the_order_of_tokens_changes_nothing(model: SE2Transformer) -> None:
     sub = Sub(40, 11)
     before = model(sub.x, sub.types, [sub.pairs()]).hidden
-    order = torch.cat([torch.tensor([0]), 1 + torch.randperm(39, generator=torch.Generator().manual_seed(0))])
+    order = torch.cat(
+        [torch.tensor([0]), 1 + torch.randperm(39, generator=torch.Generator().manual_seed(0))]
+    )
     place = torch.argsort(order)
     pairs = sub.pairs()
     row, col = place[pairs.row], place[pairs.col]
@@ -210,7 +240,9 @@ def test_the_order_of_tokens_changes_nothing(model: SE2Transformer) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @torch.no_grad()
-def test_rotation_reflection_and_translation_change_nothing(model: SE2Transformer, full: bool) -> None:
+def test_rotation_reflection_and_translation_change_nothing(
+    model: SE2Transformer, full: bool
+) -> None:
     sub = Sub(40, 12, full=full)
     before = model(sub.x, sub.types, [sub.pairs()]).hidden
     c, s = np.cos(2.1), np.sin(2.1)
@@ -222,10 +254,14 @@ def test_rotation_reflection_and_translation_change_nothing(model: SE2Transforme
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_training_mode_drops_out_and_gives_gradients(loud: Any, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+def test_training_mode_drops_out_and_gives_gradients(
+    loud: Any, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
     if large:
         force_large_context(monkeypatch)
-    model = loud(SE2Transformer(replace(CONFIG, dropout=0.2, attention_dropout=0.2, activation_dropout=0.2))).train()
+    model = loud(
+        SE2Transformer(replace(CONFIG, dropout=0.2, attention_dropout=0.2, activation_dropout=0.2))
+    ).train()
     sub = Sub(60, 13)
     torch.manual_seed(0)
     first = model(sub.x, sub.types, [sub.pairs()]).hidden
@@ -243,7 +279,9 @@ def test_one_cell_and_a_graph_token_alone(model: SE2Transformer) -> None:
     for n in (1, 2):
         x, types = torch.randn(n, CONFIG.input_dim), torch.tensor([1, 0][:n])
         pairs = Pairs(n, empty, empty, torch.zeros(0))
-        expected = reference_forward(model, x[None], types[None], pairs.dense_distance(FAR)[None])[0][0]
+        expected = reference_forward(model, x[None], types[None], pairs.dense_distance(FAR)[None])[
+            0
+        ][0]
         close(model(x, types, [pairs]).hidden, expected)
 
 

@@ -12,7 +12,9 @@ from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.tokens import rank_tokens
 
 
-def dense_tokens(counts: np.ndarray, token: np.ndarray, median: np.ndarray, max_length: int) -> list[list[int]]:
+def dense_tokens(
+    counts: np.ndarray, token: np.ndarray, median: np.ndarray, max_length: int
+) -> list[list[int]]:
     """Rank genes cell by cell on a dense matrix; columns of one token are summed into the first."""
     counts, token = counts.astype(np.float64), token.copy()
     totals = counts.sum(axis=1)
@@ -23,13 +25,18 @@ def dense_tokens(counts: np.ndarray, token: np.ndarray, median: np.ndarray, max_
     out = []
     for row, total in zip(counts, totals, strict=True):
         kept = [c for c in range(len(row)) if token[c] >= 0 and row[c] > 0]
-        score = {c: float(np.float32(row[c]) / np.float32(total) * np.float32(10_000)) / median[c] for c in kept}
+        score = {
+            c: float(np.float32(row[c]) / np.float32(total) * np.float32(10_000)) / median[c]
+            for c in kept
+        }
         ranked = sorted(kept, key=lambda c: -score[c])  # a stable sort: ties stay in column order
         out.append([int(token[c]) for c in ranked[: max_length - 1]])
     return out
 
 
-def rank(counts: np.ndarray, token: np.ndarray, median: np.ndarray, max_length: int = 2048) -> Tokens:
+def rank(
+    counts: np.ndarray, token: np.ndarray, median: np.ndarray, max_length: int = 2048
+) -> Tokens:
     matrix = sparse.csr_matrix(counts.astype(np.float32))
     return rank_tokens(matrix, token.astype(np.int32), median.astype(np.float64), max_length)
 

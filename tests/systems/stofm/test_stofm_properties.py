@@ -27,7 +27,11 @@ Vectors = Callable[..., np.ndarray]
 few = settings(
     max_examples=4,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # no shrinking: an example takes about a second
+    phases=[
+        Phase.explicit,
+        Phase.reuse,
+        Phase.generate,
+    ],  # no shrinking: an example takes about a second
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 PUBLISHED = {"geometry": "published", "split": "grid", "mix": "sum"}
@@ -69,7 +73,9 @@ def test_rotation_and_translation_change_nothing_in_micrometres(
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"halo": 2.0}, {"pair": "full"}, {"split": "balanced", "split_size": 31}])
+@pytest.mark.parametrize(
+    "options", [{"halo": 2.0}, {"pair": "full"}, {"split": "balanced", "split_size": 31}]
+)
 def test_rotation_changes_nothing_whatever_the_cut(
     tiny_model: Any, simulated: Any, vectors: Vectors, options: dict[str, Any]
 ) -> None:
@@ -92,14 +98,22 @@ def test_translation_changes_nothing_as_published(
 @given(st.integers(0, 5), st.integers(150, 170), st.integers(0, 2**32 - 1))
 @few
 def test_the_order_of_cells_changes_not_one_bit(
-    tiny_model: Any, simulated: Any, vectors: Vectors, geometry: dict[str, Any], seed: int, n: int, shuffle: int
+    tiny_model: Any,
+    simulated: Any,
+    vectors: Vectors,
+    geometry: dict[str, Any],
+    seed: int,
+    n: int,
+    shuffle: int,
 ) -> None:
     model, adata = tiny_model(**geometry), simulated(n, seed=seed)
     order = np.random.default_rng(shuffle).permutation(n)
     np.testing.assert_array_equal(vectors(model, adata[order].copy()), vectors(model, adata)[order])
 
 
-def test_the_order_of_genes_changes_nothing_without_ties(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
+def test_the_order_of_genes_changes_nothing_without_ties(
+    tiny_model: Any, simulated: Any, vectors: Vectors
+) -> None:
     adata = simulated()
     rng = np.random.default_rng(0)
     adata.X = rng.integers(1, 10**6, adata.shape).astype(np.float32)
@@ -120,7 +134,9 @@ def test_n_cells_in_n_rows_out_on_every_layout(
     assert list(adata.obs_names) == list(names)
     assert abs(adata.X - x).sum() == 0  # the counts are left alone
     alone = adata[:90].copy()
-    assert np.abs(found[:90] - vectors(tiny_model(**geometry), alone)).max() > 1e-3  # context counts
+    assert (
+        np.abs(found[:90] - vectors(tiny_model(**geometry), alone)).max() > 1e-3
+    )  # context counts
 
 
 # -- how the work is cut ----------------------------------------------------------------------------------------------
@@ -158,7 +174,9 @@ def test_split_and_size_are_taken(tiny_model: Any, simulated: Any, split: str) -
     assert details(adata)["n_subslices"] == 1
 
 
-def test_a_halo_gives_context_and_a_wide_one_the_whole_slice(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
+def test_a_halo_gives_context_and_a_wide_one_the_whole_slice(
+    tiny_model: Any, simulated: Any, vectors: Vectors
+) -> None:
     model = tiny_model()
     adata = simulated()
     adata.obs["given"] = np.arange(adata.n_obs) % 6
@@ -180,10 +198,15 @@ def test_without_virtual_cells(tiny_model: Any, simulated: Any) -> None:
 def test_seeds(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
     model, adata = tiny_model(), simulated(220)
     np.testing.assert_array_equal(vectors(model, adata, seed=3), vectors(model, adata, seed=3))
-    assert any(np.abs(vectors(model, adata, seed=s) - vectors(model, adata, seed=0)).max() > 1e-4 for s in range(1, 5))
+    assert any(
+        np.abs(vectors(model, adata, seed=s) - vectors(model, adata, seed=0)).max() > 1e-4
+        for s in range(1, 5)
+    )
 
 
-def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone(tiny_model: Any, small_config: Any) -> None:
+def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone(
+    tiny_model: Any, small_config: Any
+) -> None:
     import torch
 
     vocabulary = tiny_model().vocabulary
@@ -255,7 +278,9 @@ def test_degenerate_positions(
     np.testing.assert_array_equal(again, found[order])
 
 
-def test_equal_cells_at_one_point_have_equal_vectors(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
+def test_equal_cells_at_one_point_have_equal_vectors(
+    tiny_model: Any, simulated: Any, vectors: Vectors
+) -> None:
     adata = simulated()[:60].copy()
     other = adata.copy()
     other.obs_names = [f"twin-{name}" for name in other.obs_names]
@@ -266,7 +291,9 @@ def test_equal_cells_at_one_point_have_equal_vectors(tiny_model: Any, simulated:
     np.testing.assert_allclose(found[:60], found[60:], rtol=0, atol=1e-4)
 
 
-def test_unknown_units_warn_and_the_spacing_is_the_unit(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
+def test_unknown_units_warn_and_the_spacing_is_the_unit(
+    tiny_model: Any, simulated: Any, vectors: Vectors
+) -> None:
     adata = simulated()
     del adata.uns["technology"]
     with pytest.warns(TerrazzoWarning, match="micrometres could not be derived"):
@@ -302,7 +329,9 @@ def test_key_added_and_two_keys_side_by_side(tiny_model: Any, simulated: Any) ->
     assert set(adata.uns["terrazzo"]) == {"mine", "X_stofm"}
 
 
-def test_a_list_and_paths(tiny_model: Any, simulated: Any, vectors: Vectors, tmp_path: Path) -> None:
+def test_a_list_and_paths(
+    tiny_model: Any, simulated: Any, vectors: Vectors, tmp_path: Path
+) -> None:
     first, second = simulated(), simulated(150, seed=1)
     expected = [vectors(tiny_model(), a.copy()) for a in (first, second)]
     path = tmp_path / "second.h5ad"
@@ -311,7 +340,9 @@ def test_a_list_and_paths(tiny_model: Any, simulated: Any, vectors: Vectors, tmp
     assert out[0] is first
     for adata, want in zip(out, expected, strict=True):
         np.testing.assert_array_equal(adata.obsm["X_stofm"], want)
-    np.testing.assert_array_equal(tiny_model().embed(str(path), progress=False).obsm["X_stofm"], expected[1])
+    np.testing.assert_array_equal(
+        tiny_model().embed(str(path), progress=False).obsm["X_stofm"], expected[1]
+    )
 
 
 class Tables:
@@ -337,7 +368,9 @@ def test_what_is_no_slice_is_refused(tiny_model: Any, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_provenance_survives_the_disk(tiny_model: Any, simulated: Any, tmp_path: Path, suffix: str) -> None:
+def test_provenance_survives_the_disk(
+    tiny_model: Any, simulated: Any, tmp_path: Path, suffix: str
+) -> None:
     model, adata = tiny_model(), simulated()
     model.embed(adata, seed=5, progress=False)
     record = adata.uns["terrazzo"]["X_stofm"]
@@ -359,13 +392,19 @@ def test_provenance_survives_the_disk(tiny_model: Any, simulated: Any, tmp_path:
     assert back.obs[keys.EMPTY].dtype == bool
 
 
-def test_given_clusters_are_used_whatever_they_are_called(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
+def test_given_clusters_are_used_whatever_they_are_called(
+    tiny_model: Any, simulated: Any, vectors: Vectors
+) -> None:
     adata = simulated()
     number = np.arange(adata.n_obs) % 5
     adata.obs["number"] = number
-    adata.obs["text"] = pd.Categorical([f"c{i}" for i in number], categories=[f"c{i}" for i in range(9)])
+    adata.obs["text"] = pd.Categorical(
+        [f"c{i}" for i in number], categories=[f"c{i}" for i in range(9)]
+    )
     adata.obs["sparse"] = number * 100.0
-    first, second, third = (vectors(tiny_model(), adata, clusters=c) for c in ("number", "text", "sparse"))
+    first, second, third = (
+        vectors(tiny_model(), adata, clusters=c) for c in ("number", "text", "sparse")
+    )
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(first, third)
     assert details(adata)["n_virtual_cells"] == 5
@@ -384,12 +423,21 @@ def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"split": "hexagons"}, {"pair": "some"}, {"split_size": 0}, {"split_size": -3}, {"split_size": 10.5},
-        {"halo": -1.0}, {"halo": float("nan")}, {"halo": float("inf")}, {"precision": "float16"},
+        {"split": "hexagons"},
+        {"pair": "some"},
+        {"split_size": 0},
+        {"split_size": -3},
+        {"split_size": 10.5},
+        {"halo": -1.0},
+        {"halo": float("nan")},
+        {"halo": float("inf")},
+        {"precision": "float16"},
     ],
     ids=str,
-)  # fmt: skip
-def test_impossible_settings_are_config_errors(tiny_model: Any, simulated: Any, options: dict[str, Any]) -> None:
+)
+def test_impossible_settings_are_config_errors(
+    tiny_model: Any, simulated: Any, options: dict[str, Any]
+) -> None:
     adata = simulated()
     with pytest.raises(ConfigError):
         tiny_model().embed(adata, progress=False, **options)
@@ -434,10 +482,14 @@ def test_cell_model_sees_no_tissue(simulated: Any, loud: Any, small_config: Any)
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
     encoder = small_config(vocabulary.n_tokens).cell_encoder
     for pooling, width in (("cls", 16), ("mean", 32)):
-        model = tz.CellModel(CellModelConfig(replace(encoder, pooling=pooling, output_dim=width)), vocabulary)
+        model = tz.CellModel(
+            CellModelConfig(replace(encoder, pooling=pooling, output_dim=width)), vocabulary
+        )
         loud(model.module)
         model.embed(adata, precision="bfloat16", progress=False)
-        assert details(adata, "X_cell")["bfloat16_min_cosine"] > 0.9  # an empty cell (vector 0) is no error
+        assert (
+            details(adata, "X_cell")["bfloat16_min_cosine"] > 0.9
+        )  # an empty cell (vector 0) is no error
         first = model.embed(adata, progress=False).obsm["X_cell"]
         assert first.shape == (200, width)
         other = model.embed(at(adata.copy(), np.zeros((200, 2))), progress=False).obsm["X_cell"]

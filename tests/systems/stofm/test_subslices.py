@@ -44,13 +44,25 @@ def scatter(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
     }[kind]
 
 
-KINDS = ["random", "duplicates", "line", "slanted line", "nearly a line", "point", "lattice", "far outlier", "huge"]
+KINDS = [
+    "random",
+    "duplicates",
+    "line",
+    "slanted line",
+    "nearly a line",
+    "point",
+    "lattice",
+    "far outlier",
+    "huge",
+]
 
 
 @both_cuts
 @given(st.sampled_from(KINDS), st.integers(1, 300), st.integers(1, 80), st.integers(0, 2**32 - 1))
 @settings(max_examples=80, deadline=None)
-def test_every_cell_is_in_exactly_one_part(cut: Cut, kind: str, n: int, size: int, seed: int) -> None:
+def test_every_cell_is_in_exactly_one_part(
+    cut: Cut, kind: str, n: int, size: int, seed: int
+) -> None:
     parts = cut(scatter(kind, n, np.random.default_rng(seed)), size)
     assert min(len(p) for p in parts) >= 1
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(n))
@@ -138,7 +150,11 @@ def brute_pairs(sub: SubSlice, config: SubSliceConfig) -> dict[tuple[int, int], 
     for i in search:
         others = sorted((j for j in search if j != i), key=lambda j: true[i, j])
         reach = true[i, others[min(k, len(others)) - 1]] if others else -1.0
-        nearest = [j for j in others if true[i, j] <= reach * (1 + 1e-6)] if config.geometry == "um" else others[:k]
+        nearest = (
+            [j for j in others if true[i, j] <= reach * (1 + 1e-6)]
+            if config.geometry == "um"
+            else others[:k]
+        )
         for j in nearest:
             if min(i, j) >= first:
                 add(i, j)
@@ -152,11 +168,19 @@ def brute_pairs(sub: SubSlice, config: SubSliceConfig) -> dict[tuple[int, int], 
 @pytest.mark.parametrize("config", [UM, PUBLISHED], ids=["um", "published"])
 @given(st.integers(1, 60), st.integers(0, 4), st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
-def test_listed_pairs_against_brute_force(config: SubSliceConfig, n: int, n_virtual: int, seed: int) -> None:
+def test_listed_pairs_against_brute_force(
+    config: SubSliceConfig, n: int, n_virtual: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
-    sub = next(iterate(rng.normal(size=(n, 2)), rng.normal(size=(n_virtual, 2)), [np.arange(n)], config))
+    sub = next(
+        iterate(rng.normal(size=(n, 2)), rng.normal(size=(n_virtual, 2)), [np.arange(n)], config)
+    )
     expected = brute_pairs(sub, config)
-    found = dict(zip(zip(sub.row.tolist(), sub.col.tolist(), strict=True), sub.distance.tolist(), strict=True))
+    found = dict(
+        zip(
+            zip(sub.row.tolist(), sub.col.tolist(), strict=True), sub.distance.tolist(), strict=True
+        )
+    )
     assert len(found) == len(sub.row)  # each pair once
     assert found.keys() == expected.keys()
     for pair, distance in found.items():
@@ -172,9 +196,9 @@ def test_ties_all_count_in_micrometres() -> None:
     true = np.linalg.norm(lattice[:, None] - lattice[None], axis=-1)
     inner = [i for i, (x, y) in enumerate(lattice) if 0 < x < 11 and 0 < y < 11]
     for i in inner:  # the third nearest of four equally near ones brings all four
-        assert {j for j in range(144) if (min(i, j), max(i, j)) in found and true[i, j] == 1} == set(
-            np.flatnonzero(true[i] == 1).tolist()
-        )
+        assert {
+            j for j in range(144) if (min(i, j), max(i, j)) in found and true[i, j] == 1
+        } == set(np.flatnonzero(true[i] == 1).tolist())
 
 
 @pytest.mark.parametrize("n", [1, 2, 40, 120])
@@ -187,7 +211,11 @@ def test_coincident_cells_are_near_each_other(n: int) -> None:
 def test_two_cells_at_one_point_have_distance_zero() -> None:
     points = np.array([[0.0, 0], [0, 0], [1, 0], [2, 0], [3, 0]])
     sub = next(iterate(points, np.empty((0, 2)), [np.arange(5)], UM))
-    found = dict(zip(zip(sub.row.tolist(), sub.col.tolist(), strict=True), sub.distance.tolist(), strict=True))
+    found = dict(
+        zip(
+            zip(sub.row.tolist(), sub.col.tolist(), strict=True), sub.distance.tolist(), strict=True
+        )
+    )
     assert found[1, 2] == 0.0
 
 

@@ -43,9 +43,13 @@ def watched(loader: data.Collated[Any]) -> tuple[data.Collated[Any], list[tuple[
 
     def look(batch: Any, epoch: int, step: int) -> Any:
         if isinstance(batch, list):
-            seen.extend((item.id, int(c)) for item in batch for c in item.sub.cells[: item.sub.n_core])
+            seen.extend(
+                (item.id, int(c)) for item in batch for c in item.sub.cells[: item.sub.n_core]
+            )
         else:
-            seen.extend((inner.ids[m], int(r)) for m, r in zip(batch.member, batch.rows, strict=True))
+            seen.extend(
+                (inner.ids[m], int(r)) for m, r in zip(batch.member, batch.rows, strict=True)
+            )
         return make(batch, epoch, step)
 
     loader.make = look
@@ -59,7 +63,10 @@ def test_held_out_slices_reach_no_training_batch(opened: Any, stage: str, own: b
     config, corpus, model = opened(stage, **extra)
     training, validation = stages.loaders(config, corpus, model)
     assert validation is not None
-    for loader, split, slices in ((training, "train", TRAINING), (validation, "validation", HELD_OUT)):
+    for loader, split, slices in (
+        (training, "train", TRAINING),
+        (validation, "validation", HELD_OUT),
+    ):
         loader, seen = watched(loader)
         for epoch in range(2):
             seen.clear()
@@ -74,12 +81,17 @@ def test_held_out_slices_reach_no_training_batch(opened: Any, stage: str, own: b
 @pytest.mark.parametrize("stage", ["adapt", "pretrain"])
 @pytest.mark.parametrize(("share", "slices"), [(0.125, 1), (0.5, 2), (0.7, 2), (1.0, 3)])
 def test_a_share_of_the_slices(opened: Any, stage: str, share: float, slices: int) -> None:
-    sources = {"model": {"preset": "tiny", "init": "informed", "subslices": {"split_size": 16}}, "seed": slices}
+    sources = {
+        "model": {"preset": "tiny", "init": "informed", "subslices": {"split_size": 16}},
+        "seed": slices,
+    }
     config, corpus, model = opened(stage, data={"share": share}, **sources)
     training, validation = stages.loaders(config, corpus, model)
     assert len({name for batch in training for name in batch.ids}) == slices
     assert validation is not None
-    assert {name for batch in validation for name in batch.ids} == set(corpus.ids("validation"))  # never less
+    assert {name for batch in validation for name in batch.ids} == set(
+        corpus.ids("validation")
+    )  # never less
     if stage == "pretrain":  # nothing else is encoded
         cache = data.embedding_cache(config, corpus, model)
         assert sum(cache.has(name) for name in corpus.ids()) == slices + HELD_OUT
@@ -103,10 +115,14 @@ def test_each_epoch_hides_other_cells(opened: Any) -> None:
     assert not first & second
 
 
-def test_frozen_epochs_read_no_counts_and_draw_the_same(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_epochs_read_no_counts_and_draw_the_same(
+    opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reads: list[str] = []
     take = Corpus.take
-    monkeypatch.setattr(Corpus, "take", lambda self, id, rows: (reads.append(id), take(self, id, rows))[1])
+    monkeypatch.setattr(
+        Corpus, "take", lambda self, id, rows: (reads.append(id), take(self, id, rows))[1]
+    )
     always, _ = stages.loaders(*opened(pretrain={"frozen_epochs": 0, "reencode": 4}))
     late, _ = stages.loaders(*opened(pretrain={"frozen_epochs": 1, "reencode": 4}))
     for epoch in range(3):
@@ -161,9 +177,13 @@ def test_stored_vectors_are_the_models(opened: Any) -> None:
 
 
 def test_adaptation_needs_no_stored_vectors(opened: Any, corpus_folder: Path) -> None:
-    before = sorted((corpus_folder / "cache").glob("*")) if (corpus_folder / "cache").exists() else []
+    before = (
+        sorted((corpus_folder / "cache").glob("*")) if (corpus_folder / "cache").exists() else []
+    )
     opened("adapt", seed=12345)
-    after = sorted((corpus_folder / "cache").glob("*")) if (corpus_folder / "cache").exists() else []
+    after = (
+        sorted((corpus_folder / "cache").glob("*")) if (corpus_folder / "cache").exists() else []
+    )
     assert after == before
 
 
@@ -174,18 +194,25 @@ def test_both_stages_start_from_a_cell_encoder_alone(
 ) -> None:
     sizes = replace(tz.preset("tiny").cell_encoder, pooling=pooling, hidden_size=32, output_dim=32)
     vocabulary = Corpus.open(corpus_folder).vocabulary()
-    encoder = CellModel(CellModelConfig(replace(sizes, vocab_size=vocabulary.n_tokens)), vocabulary, seed=7)
+    encoder = CellModel(
+        CellModelConfig(replace(sizes, vocab_size=vocabulary.n_tokens)), vocabulary, seed=7
+    )
     encoder.save_pretrained(tmp_path / "encoder")
     config, corpus, model = opened(stage, model={"checkpoint": str(tmp_path / "encoder")})
     assert model.config.se2 == tz.preset("tiny").se2
     assert model.config.subslices == config.model.subslices
     taken = model.module.cell_encoder.bert.state_dict()
-    assert all(torch.equal(tensor, taken[name]) for name, tensor in encoder.module.bert.state_dict().items())
+    assert all(
+        torch.equal(tensor, taken[name])
+        for name, tensor in encoder.module.bert.state_dict().items()
+    )
     batch = next(iter(stages.loaders(config, corpus, model)[0]))
     assert torch.isfinite(make_objective(config, model).losses(batch)["loss"])
 
 
-def test_stored_vectors_serve_every_recipe_with_the_same_encoder(recipe: Any, corpus_folder: Path) -> None:
+def test_stored_vectors_serve_every_recipe_with_the_same_encoder(
+    recipe: Any, corpus_folder: Path
+) -> None:
     corpus = Corpus.open(corpus_folder)
 
     def folder(**sections: Any) -> Path:
@@ -201,6 +228,8 @@ def test_stored_vectors_serve_every_recipe_with_the_same_encoder(recipe: Any, co
 
 
 @pytest.mark.parametrize(("objective", "output"), [("paper", "niche"), ("own+niche", "own+niche")])
-def test_the_objective_decides_what_embed_writes(recipe: Any, corpus_folder: Path, objective: str, output: str) -> None:
+def test_the_objective_decides_what_embed_writes(
+    recipe: Any, corpus_folder: Path, objective: str, output: str
+) -> None:
     config = recipe(pretrain={"objective": objective})
     assert stages.initial_model(config, Corpus.open(corpus_folder)).config.output == output

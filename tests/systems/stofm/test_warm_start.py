@@ -68,7 +68,12 @@ def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
     _, _, right = np.linalg.svd(np.concatenate(inside) * scale, full_matrices=False)
     for component in range(5):
         plain = right[component] * scale
-        cosine = plain @ found[:, component] / np.linalg.norm(plain) / np.linalg.norm(found[:, component])
+        cosine = (
+            plain
+            @ found[:, component]
+            / np.linalg.norm(plain)
+            / np.linalg.norm(found[:, component])
+        )
         assert abs(cosine) == pytest.approx(1, abs=1e-4)
     again = gene_loadings(corpus, corpus.ids("train"), match, n, 129, 5, seed=0)
     np.testing.assert_array_equal(again, found)
@@ -81,9 +86,14 @@ def test_an_informed_start_is_a_model_like_any_other(recipe: Any, corpus: Corpus
     assert all(torch.isfinite(p).all() for p in informed.module.parameters())
     assert informed.fingerprint() != plain.fingerprint()
     kept = []
-    for size in range(1, 8):  # wherever in memory its arrays come to lie: every process must find the same vectors
+    for size in range(
+        1, 8
+    ):  # wherever in memory its arrays come to lie: every process must find the same vectors
         kept.append(np.ones(37 * size, np.int8))
-        assert informed.fingerprint() == stages.initial_model(recipe(model={"init": "informed"}), corpus).fingerprint()
+        assert (
+            informed.fingerprint()
+            == stages.initial_model(recipe(model={"init": "informed"}), corpus).fingerprint()
+        )
 
 
 def test_heads_look_near() -> None:
@@ -113,7 +123,9 @@ def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: 
     found = references(batches)
     weights = found.ridge
     assert torch.equal(data.references(config, corpus, model).ridge, weights)
-    torch.testing.assert_close(found.mean_cell, torch.cat([b.features[b.predicted] for b in batches]).mean(0))
+    torch.testing.assert_close(
+        found.mean_cell, torch.cat([b.features[b.predicted] for b in batches]).mean(0)
+    )
     true = torch.cat([d.flatten() for b in batches for d in b.true_distance])
     assert found.mean_distance == pytest.approx(float(true.mean()) if len(true) else 0.0, rel=1e-5)
     target = torch.cat([b.features[b.predicted] for b in batches])
@@ -153,7 +165,9 @@ def vectors(n: int) -> torch.Tensor:
     return torch.nn.functional.normalize(found, dim=1)
 
 
-def test_centre_takes_the_common_part_off_and_leaves_differences_alone(recipe: Any, corpus: Corpus) -> None:
+def test_centre_takes_the_common_part_off_and_leaves_differences_alone(
+    recipe: Any, corpus: Corpus
+) -> None:
     model = stages.initial_model(recipe(model={"init": "informed"}), corpus)
     encoder, match = model.module.cell_encoder, member_match(corpus, model.vocabulary)
     sample = sample_tokens(corpus, corpus.ids("train"), match, encoder.config.max_length, cells=60)
@@ -175,14 +189,18 @@ def test_centre_takes_the_common_part_off_and_leaves_differences_alone(recipe: A
     mean = after.mean(0)
     torch.testing.assert_close(mean[:-1], torch.zeros_like(mean[:-1]), atol=1e-4, rtol=0)
     spread = (after - mean).square().sum(1).mean().sqrt()
-    assert mean[-1] == pytest.approx(0.5 * float(spread), rel=0.02)  # by which a cell is not a hidden one
+    assert mean[-1] == pytest.approx(
+        0.5 * float(spread), rel=0.02
+    )  # by which a cell is not a hidden one
 
 
 def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor]:
     """Return an SE(2) Transformer that sees its neighbours, and the mean and covariance it was given."""
     torch.manual_seed(seed)
     se2 = SE2Transformer(
-        SE2Config(input_dim=16, hidden_size=16, num_layers=3, num_heads=4, ffn_size=32, num_kernels=32)
+        SE2Config(
+            input_dim=16, hidden_size=16, num_layers=3, num_heads=4, ffn_size=32, num_kernels=32
+        )
     )
     features = vectors(500)
     look_near(se2.gaussian, np.array([0.7, 2.0, 6.0]))
@@ -190,13 +208,20 @@ def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor
     return se2.eval(), features.mean(0), torch.cov(features.T)
 
 
-def test_a_hidden_cell_starts_with_means_over_its_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_cell_starts_with_means_over_its_surroundings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A hidden cell's state holds, for each head, the components of the shown cells that the head looks at."""
     monkeypatch.setattr(warm_start, "HIDDEN_LOGIT", 20.0)  # no weight at all for hidden cells
     se2, mean, covariance = shown_se2()
     rng = np.random.default_rng(0)
     sub = next(
-        iterate(rng.uniform(0, 12, (120, 2)), np.zeros((0, 2)), [np.arange(120)], SubSliceConfig(n_neighbors=119))
+        iterate(
+            rng.uniform(0, 12, (120, 2)),
+            np.zeros((0, 2)),
+            [np.arange(120)],
+            SubSliceConfig(n_neighbors=119),
+        )
     )
     features = vectors(121)
     features[0] = 0  # the graph token
@@ -211,10 +236,14 @@ def test_a_hidden_cell_starts_with_means_over_its_surroundings(monkeypatch: pyte
     place = torch.from_numpy(sub.positions.astype(np.float32))
     expected = []
     for radius in (0.7, 2.0):  # over 6 spacings there is one mean for all of so small a tissue
-        weight = torch.exp(-torch.cdist(place, place) / radius) * (~hidden)[None] * (types == 0)[None]
+        weight = (
+            torch.exp(-torch.cdist(place, place) / radius) * (~hidden)[None] * (types == 0)[None]
+        )
         expected.append(weight / weight.sum(1, keepdim=True) @ (features - mean) @ top.T)
     target = torch.cat(expected, dim=1)[hidden]
-    for column in range(target.shape[1]):  # LayerNorm scales each row, so that directions are compared
+    for column in range(
+        target.shape[1]
+    ):  # LayerNorm scales each row, so that directions are compared
         found = np.corrcoef(out[hidden][:, column], target[:, column])[0, 1]
         assert found > 0.5, column
 
@@ -226,9 +255,14 @@ def test_all_other_branches_start_at_zero() -> None:
         assert layer.out.weight.any() == (number == 0)
 
 
-@pytest.mark.parametrize(("init", "held", "changed"), [
-    ("informed", "untrained", True), ("informed", "trained", False), ("random", "untrained", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("init", "held", "changed"),
+    [
+        ("informed", "untrained", True),
+        ("informed", "trained", False),
+        ("random", "untrained", False),
+    ],
+)
 def test_only_an_untrained_transformer_is_changed(
     recipe: Any, corpus: Corpus, init: str, held: str, changed: bool
 ) -> None:
@@ -244,10 +278,14 @@ def test_only_an_untrained_transformer_is_changed(
     assert same is not changed
 
 
-def test_whose_transformer_is_trained_is_remembered(recipe: Any, corpus: Corpus, tmp_path: Path) -> None:
+def test_whose_transformer_is_trained_is_remembered(
+    recipe: Any, corpus: Corpus, tmp_path: Path
+) -> None:
     model = stages.initial_model(recipe("pretrain"), corpus)
     assert model.provenance["se2"] == "untrained"
     foreign = SToFM(model.config, model.vocabulary, provenance={"weights": "converted"})
     config = recipe("pretrain")
     source = replace(config.model, checkpoint=str(foreign.save_pretrained(tmp_path / "foreign")))
-    assert stages.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"
+    assert (
+        stages.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"
+    )

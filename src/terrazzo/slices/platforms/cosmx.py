@@ -11,7 +11,15 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.errors import InputError
 from terrazzo.slices.opened import Choices, Opened
-from terrazzo.slices.platforms.parts import Platform, one_file, place, plain_columns, read_table, read_wide, unplaced
+from terrazzo.slices.platforms.parts import (
+    Platform,
+    one_file,
+    place,
+    plain_columns,
+    read_table,
+    read_wide,
+    unplaced,
+)
 
 PIXEL = 0.12028  # um, of the instrument that is sold; its fields of view have 4,256 pixels a side
 PROTOTYPE_PIXEL = 0.18  # um, of the prototype (the public lung data); 5,472 x 3,648 pixels
@@ -33,7 +41,9 @@ def locate(folder: Path, choices: Choices) -> dict[str, Path]:
     }
     if any(folder.glob("*fov_positions_file.csv*")):
         what = "the table of fields of view"
-        files["fovs"] = one_file(folder, ["*fov_positions_file.csv", "*fov_positions_file.csv.gz"], what)
+        files["fovs"] = one_file(
+            folder, ["*fov_positions_file.csv", "*fov_positions_file.csv.gz"], what
+        )
     return files
 
 
@@ -42,12 +52,18 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     wide = read_wide(files["counts"], (*_IDS, "cell"))
     missing = [one for one in _IDS if one not in wide.ids.columns]
     if missing:
-        raise InputError(f"{files['counts']}: column {' and '.join(missing)} missing, which say whose the counts are")
+        raise InputError(
+            f"{files['counts']}: column {' and '.join(missing)} missing, which say whose the counts are"
+        )
     cells = read_table(files["cells"], [*_IDS, *_XY], ids=list(_IDS))
     cells = cells.assign(_key=_key(cells))
-    is_cell = (wide.ids["cell_ID"] != "0").to_numpy()  # what lies in no cell is counted as cell 0 of its field of view
+    is_cell = (
+        wide.ids["cell_ID"] != "0"
+    ).to_numpy()  # what lies in no cell is counted as cell 0 of its field of view
     keys_of = _key(wide.ids)[is_cell]
-    rows, cells = place(keys_of.tolist(), cells, "_key", f"{files['counts']} and {files['cells'].name}")
+    rows, cells = place(
+        keys_of.tolist(), cells, "_key", f"{files['counts']} and {files['cells'].name}"
+    )
     control = np.array([one.startswith(_CONTROLS) for one in wide.names], dtype=bool)
     obs = plain_columns(cells, ["_key", *_XY]).set_axis(keys_of.to_numpy()[rows], axis=0)
     counts = wide.values[np.flatnonzero(is_cell)[rows]][:, ~control]
@@ -59,7 +75,9 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     notes = (
         f"a pixel is {pixel:.5g} um: {why}",
         f"{int(control.sum())} control probes and codes left out" if control.any() else "",
-        f"counts that lie in no cell left out ({int((~is_cell).sum())} fields of view)" if not is_cell.all() else "",
+        f"counts that lie in no cell left out ({int((~is_cell).sum())} fields of view)"
+        if not is_cell.all()
+        else "",
         unplaced(len(keys_of), len(rows)),
     )
     return Opened(adata, "CosMx", name, notes=tuple(note for note in notes if note))
@@ -76,13 +94,21 @@ def _pixel(fovs: Path | None, cells: pd.DataFrame) -> tuple[float, str]:
     if fovs is not None:
         table = read_table(fovs, []).rename(columns=str.lower)
         if {"x_global_px", "x_global_mm", "y_global_px", "y_global_mm"} <= set(table.columns):
-            pixels = np.ptp(table[["x_global_px", "y_global_px"]].to_numpy(dtype=float), axis=0).max()
-            um = 1000 * np.ptp(table[["x_global_mm", "y_global_mm"]].to_numpy(dtype=float), axis=0).max()
+            pixels = np.ptp(
+                table[["x_global_px", "y_global_px"]].to_numpy(dtype=float), axis=0
+            ).max()
+            um = (
+                1000
+                * np.ptp(table[["x_global_mm", "y_global_mm"]].to_numpy(dtype=float), axis=0).max()
+            )
             if pixels > 0 and 0.01 < um / pixels < 10:
                 return float(um / pixels), f"{fovs.name} has both millimetres and pixels"
     held = [one for one in _LOCAL if one in cells.columns]
     if held and float(cells[held].to_numpy(dtype=float).max()) > _SIDE:
-        return PROTOTYPE_PIXEL, f"fields of view reach beyond {_SIDE} pixels, as those of the prototype"
+        return (
+            PROTOTYPE_PIXEL,
+            f"fields of view reach beyond {_SIDE} pixels, as those of the prototype",
+        )
     return PIXEL, "that of the instrument; pass microns_per_unit= if it was another"
 
 

@@ -28,21 +28,31 @@ _BLANK = "blank"  # names of barcodes that no gene has begin so
 def locate(folder: Path, choices: Choices) -> dict[str, Path]:
     """Find the files of a folder."""
     return {
-        "counts": one_file(folder, ["cell_by_gene.csv", "cell_by_gene.csv.gz"], "the table of counts"),
-        "cells": one_file(folder, ["cell_metadata.csv", "cell_metadata.csv.gz"], "the table of cells"),
+        "counts": one_file(
+            folder, ["cell_by_gene.csv", "cell_by_gene.csv.gz"], "the table of counts"
+        ),
+        "cells": one_file(
+            folder, ["cell_metadata.csv", "cell_metadata.csv.gz"], "the table of cells"
+        ),
     }
 
 
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     """Read counts of genes and centres of cells, in micrometres."""
     wide = read_wide(files["counts"], 1)
-    key = next(iter(first_line(files["cells"])), "") or "Unnamed: 0"  # "EntityID", or no name at all, as pandas says it
+    key = (
+        next(iter(first_line(files["cells"])), "") or "Unnamed: 0"
+    )  # "EntityID", or no name at all, as pandas says it
     cells = read_table(files["cells"], [key, *_XY], ids=[key])
     ids = wide.ids.iloc[:, 0].tolist()
     rows, cells = place(ids, cells, key, f"{files['counts']} and {files['cells'].name}")
     blank = np.char.startswith(np.char.lower(wide.names), _BLANK)
     obs = plain_columns(cells, [key, *_XY]).set_axis([ids[row] for row in rows], axis=0)
-    adata = AnnData(wide.values[rows][:, ~blank], obs=obs, var=pd.DataFrame(index=wide.names[~blank].astype(object)))
+    adata = AnnData(
+        wide.values[rows][:, ~blank],
+        obs=obs,
+        var=pd.DataFrame(index=wide.names[~blank].astype(object)),
+    )
     adata.obsm[keys.SPATIAL] = cells[_XY].to_numpy(dtype=float)
     adata.uns[keys.TECHNOLOGY] = "MERSCOPE"
     said = f"{int(blank.sum())} blank barcodes left out" if blank.any() else ""

@@ -70,7 +70,11 @@ def name_of(path: Path) -> str:
     if path.is_file():
         return path.stem
     full = path.resolve()
-    return full.parent.name if full.name.lower() in _GENERIC or full.name.startswith("square_") else full.name
+    return (
+        full.parent.name
+        if full.name.lower() in _GENERIC or full.name.startswith("square_")
+        else full.name
+    )
 
 
 def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
@@ -81,12 +85,16 @@ def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
     InputError
         None, or several.
     """
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    found = sorted(
+        {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    )
     if not found:
         raise InputError(f"{folder}: {what} is missing; it should be {' or '.join(patterns)}")
     if len(found) > 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in found)
-        raise InputError(f"{folder}: more than one file could be {what}: {names}. Give each slice a folder of its own")
+        raise InputError(
+            f"{folder}: more than one file could be {what}: {names}. Give each slice a folder of its own"
+        )
     return found[0]
 
 
@@ -99,14 +107,18 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # parsers of damaged files raise almost anything
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path} cannot be read; it is damaged, truncated or of another kind ({detail})") from error
+        raise InputError(
+            f"{path} cannot be read; it is damaged, truncated or of another kind ({detail})"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object."""
     with reading(path):
         if path.stat().st_size > _MOST_JSON:
-            raise InputError(f"{path} has {path.stat().st_size:,} bytes; that is no file of settings")
+            raise InputError(
+                f"{path} has {path.stat().st_size:,} bytes; that is no file of settings"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
@@ -115,11 +127,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def numbers_in(content: dict[str, Any]) -> dict[str, float]:
     """Return the entries of a JSON object that are finite numbers."""
-    plain = {k: v for k, v in content.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    plain = {
+        k: v for k, v in content.items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
     return {name: float(value) for name, value in plain.items() if np.isfinite(value)}
 
 
-def read_table(path: Path, needed: Sequence[str], ids: Sequence[str] = (), names: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: Path, needed: Sequence[str], ids: Sequence[str] = (), names: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read a ``.csv``, ``.csv.gz`` or ``.parquet`` table with one row a cell.
 
     Parameters
@@ -190,20 +206,34 @@ def read_wide(path: Path, ids: Sequence[str] | int) -> Wide:
         Damaged, no rows, no columns of counts, or values that are no numbers.
     """
     header = first_line(path)
-    leading = list(range(ids)) if isinstance(ids, int) else [i for i, name in enumerate(header) if name in ids]
+    leading = (
+        list(range(ids))
+        if isinstance(ids, int)
+        else [i for i, name in enumerate(header) if name in ids]
+    )
     counted = sorted(set(range(len(header))) - set(leading))
     if not leading or not counted:
-        raise InputError(f"{path}: the first line must name the cells' columns and those of the counts")
+        raise InputError(
+            f"{path}: the first line must name the cells' columns and those of the counts"
+        )
     texts, blocks = [], []
     with reading(path), _stream(path, len(header), leading) as pieces:
         for piece in pieces:
-            texts.append(pd.DataFrame({header[i]: piece.column(i).to_pylist() for i in leading}, dtype=object))
-            numbers = np.stack([piece.column(i).to_numpy(zero_copy_only=False) for i in counted], axis=1)
+            texts.append(
+                pd.DataFrame(
+                    {header[i]: piece.column(i).to_pylist() for i in leading}, dtype=object
+                )
+            )
+            numbers = np.stack(
+                [piece.column(i).to_numpy(zero_copy_only=False) for i in counted], axis=1
+            )
             blocks.append(as_counts(sp.csr_matrix(numbers)))
     if not blocks:
         raise InputError(f"{path} has no rows below its first line")
     names = np.array([header[i] for i in counted], dtype=np.str_)
-    return Wide(pd.concat(texts, ignore_index=True), names, sp.csr_matrix(sp.vstack(blocks, format="csr")))
+    return Wide(
+        pd.concat(texts, ignore_index=True), names, sp.csr_matrix(sp.vstack(blocks, format="csr"))
+    )
 
 
 def _stream(path: Path, n_columns: int, text: Sequence[int]) -> Any:
@@ -233,7 +263,9 @@ def first_line(path: Path) -> list[str]:
         return next(csv.reader(stream), [])
 
 
-def place(counted: Sequence[str], placed: pd.DataFrame, key: str, where: str) -> tuple[NDArray[np.int64], pd.DataFrame]:
+def place(
+    counted: Sequence[str], placed: pd.DataFrame, key: str, where: str
+) -> tuple[NDArray[np.int64], pd.DataFrame]:
     """Join counts and positions of cells by their id.
 
     Parameters
@@ -257,7 +289,9 @@ def place(counted: Sequence[str], placed: pd.DataFrame, key: str, where: str) ->
     index = pd.Index(placed[key])
     for ids, which in ((pd.Index(counted), "counts"), (index, "positions")):
         if not ids.is_unique:
-            raise InputError(f"{where}: cell ids of the {which} repeat (e.g. {ids[ids.duplicated()][0]})")
+            raise InputError(
+                f"{where}: cell ids of the {which} repeat (e.g. {ids[ids.duplicated()][0]})"
+            )
     at = index.get_indexer(pd.Index(counted))
     rows = np.flatnonzero(at >= 0)
     if len(rows) < _LEAST_PLACED * len(counted) or not len(rows):
@@ -272,7 +306,9 @@ def place(counted: Sequence[str], placed: pd.DataFrame, key: str, where: str) ->
 def unplaced(counted: int, placed: int) -> str:
     """Say how many cells of the counts have no position ("" for none)."""
     return (
-        f"{counted - placed:,} of {counted:,} cells have counts but no position; left out" if placed < counted else ""
+        f"{counted - placed:,} of {counted:,} cells have counts but no position; left out"
+        if placed < counted
+        else ""
     )
 
 
@@ -315,10 +351,14 @@ def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
     if not isinstance(found, h5py.Dataset):
         raise InputError(f"{path}: dataset {file.name.rstrip('/')}/{name} is missing")
     if found.ndim != 1 or found.dtype.kind not in kinds:
-        raise InputError(f"{path}: dataset {found.name} is {found.dtype} {found.shape}, not what belongs there")
+        raise InputError(
+            f"{path}: dataset {found.name} is {found.dtype} {found.shape}, not what belongs there"
+        )
     size = found.size * found.dtype.itemsize
     if size > _SMALL and size > _MOST_INFLATED * path.stat().st_size:
-        raise InputError(f"{path}: dataset {found.name} claims {size:,} bytes, more than the file can hold")
+        raise InputError(
+            f"{path}: dataset {found.name} claims {size:,} bytes, more than the file can hold"
+        )
     return np.asarray(found[:])
 
 
@@ -328,7 +368,11 @@ def texts(values: NDArray[Any]) -> NDArray[np.str_]:
 
 
 def compressed(
-    data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[Any], shape: tuple[int, int], where: str
+    data: NDArray[Any],
+    indices: NDArray[Any],
+    indptr: NDArray[Any],
+    shape: tuple[int, int],
+    where: str,
 ) -> sp.csr_matrix:
     """Make compressed rows out of foreign arrays, checked so that no index leads out of the matrix.
 
@@ -340,8 +384,12 @@ def compressed(
     steps = np.diff(indptr.astype(np.int64))
     fits = len(indptr) == shape[0] + 1 and len(data) == len(indices)
     if not fits or indptr[0] != 0 or indptr[-1] != len(indices) or (len(steps) and steps.min() < 0):
-        raise InputError(f"{where}: data, indices and indptr do not belong together (shape {shape})")
+        raise InputError(
+            f"{where}: data, indices and indptr do not belong together (shape {shape})"
+        )
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= shape[1]):
         raise InputError(f"{where}: an index leads out of the matrix (shape {shape})")
     wide = data.astype(np.float64)
-    return as_counts(sp.csr_matrix((wide, indices.astype(np.int64), indptr.astype(np.int64)), shape=shape))
+    return as_counts(
+        sp.csr_matrix((wide, indices.astype(np.int64), indptr.astype(np.int64)), shape=shape)
+    )

@@ -10,7 +10,14 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.slices.opened import Choices, Opened
-from terrazzo.slices.platforms.parts import Platform, one_file, place, read_table, read_wide, unplaced
+from terrazzo.slices.platforms.parts import (
+    Platform,
+    one_file,
+    place,
+    read_table,
+    read_wide,
+    unplaced,
+)
 
 _COUNTS = ("*MappedDGEForR.csv", "*MappedDGEForR.csv.gz")
 _PLACES = ("*BeadLocationsForR.csv", "*BeadLocationsForR.csv.gz")

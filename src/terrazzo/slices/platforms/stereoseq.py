@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.slices.opened import Choices, Opened
-from terrazzo.slices.platforms.parts import Platform, as_counts, compressed, dataset, one_file, reading, texts
+from terrazzo.slices.platforms.parts import (
+    Platform,
+    as_counts,
+    compressed,
+    dataset,
+    one_file,
+    reading,
+    texts,
+)
 
 DEFAULT_BIN = 50  # spots of the chip along a side: 25 um
 SPOT = 0.5  # um, from spot to spot of the chip
@@ -51,16 +59,22 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     with reading(path), h5py.File(path, "r") as file:
         if "cellBin" in file:
             if wanted not in (None, "cell"):
-                raise ConfigError(f"{path} holds cells, not bins: leave bins= out, or pass the file of bins")
+                raise ConfigError(
+                    f"{path} holds cells, not bins: leave bins= out, or pass the file of bins"
+                )
             adata, unit, kind = *_read_cells(file, path), "cells"
         elif "geneExp" in file:
             if wanted == "cell":
-                raise ConfigError(f"{path} holds bins, not cells: pass bins= as a number, or the file .cellbin.gef")
+                raise ConfigError(
+                    f"{path} holds bins, not cells: pass bins= as a number, or the file .cellbin.gef"
+                )
             size = DEFAULT_BIN if wanted is None else int(wanted)
             adata, unit = _read_bins(file, path, size)
             kind = f"bins of {size} x {size} spots, {size * unit:g} um"
         else:
-            raise InputError(f"{path}: neither geneExp (bins) nor cellBin (cells) is in it; this is no GEF")
+            raise InputError(
+                f"{path}: neither geneExp (bins) nor cellBin (cells) is in it; this is no GEF"
+            )
     adata.uns[keys.TECHNOLOGY] = "Stereo-seq"
     adata.uns[keys.SPATIAL] = {name: {"scalefactors": {"microns_per_pixel": unit}}}
     return Opened(adata, f"Stereo-seq, {kind}", name)
@@ -71,7 +85,9 @@ def _wanted(choices: Choices) -> str | None:
         return None if choices.bins is None else "cell"
     found = _BIN.fullmatch(choices.bins.strip())
     if not found or int(found.group(1)) < 1:
-        raise ConfigError(f"bins={choices.bins!r}: Stereo-seq takes a number of spots (50) or 'cell'")
+        raise ConfigError(
+            f"bins={choices.bins!r}: Stereo-seq takes a number of spots (50) or 'cell'"
+        )
     return found.group(1)
 
 
@@ -84,7 +100,9 @@ def _read_cells(file: Any, path: Path) -> tuple[AnnData, float]:
         raise InputError(f"{path} holds no cells")
     ends = _ends(cell["offset"], cell["geneCount"], len(held), f"{path}: cellBin/cell")
     shape = (len(cell), len(var))
-    counts = compressed(held["count"], held["geneID"], np.append(0, ends), shape, f"{path}: cellBin/cellExp")
+    counts = compressed(
+        held["count"], held["geneID"], np.append(0, ends), shape, f"{path}: cellBin/cellExp"
+    )
     names = cell["id"].astype(np.int64).astype(str).astype(object)
     more = [one for one in ("area", "dnbCount") if one in (cell.dtype.names or ())]
     obs = pd.DataFrame({one: cell[one].astype(np.int64) for one in more}, index=names)
@@ -95,10 +113,14 @@ def _read_cells(file: Any, path: Path) -> tuple[AnnData, float]:
 
 def _read_bins(file: Any, path: Path, size: int) -> tuple[AnnData, float]:
     """Read bins of so many spots: as they are stored, else summed from the smallest."""
-    stored = sorted(int(one[3:]) for one in file["geneExp"] if one.startswith("bin") and one[3:].isdigit())
+    stored = sorted(
+        int(one[3:]) for one in file["geneExp"] if one.startswith("bin") and one[3:].isdigit()
+    )
     held = size if size in stored else 1
     if held not in stored:
-        raise ConfigError(f"{path} has no bins of {size} spots; it has: {', '.join(map(str, stored)) or 'none'}")
+        raise ConfigError(
+            f"{path} has no bins of {size} spots; it has: {', '.join(map(str, stored)) or 'none'}"
+        )
     group = file[f"geneExp/bin{held}"]
     var = _genes(group, path)
     table = _records(group, "gene", ("offset", "count"), path)
@@ -112,12 +134,16 @@ def _read_bins(file: Any, path: Path, size: int) -> tuple[AnnData, float]:
     if not len(spots):
         raise InputError(f"{path}: {group.name} holds no counts")
     ends = _ends(table["offset"], table["count"], len(spots), f"{path}: {group.name}/gene")
-    step = size if held == 1 or _in_spots(spots, size) else 1  # bins are numbered, or lie at their first spot
+    step = (
+        size if held == 1 or _in_spots(spots, size) else 1
+    )  # bins are numbered, or lie at their first spot
     parts = [_summed(spots, start, ends, step, path) for start in range(0, len(spots), _CHUNK)]
     column, row, gene, value = (np.concatenate(one) for one in zip(*parts, strict=True))
     width = int(column.max()) + 1
     sites, at = np.unique(row * width + column, return_inverse=True)
-    counts = as_counts(sp.csr_matrix(sp.coo_matrix((value, (at, gene)), shape=(len(sites), len(var)))))
+    counts = as_counts(
+        sp.csr_matrix(sp.coo_matrix((value, (at, gene)), shape=(len(sites), len(var))))
+    )
     place = np.stack([sites % width, sites // width], axis=1)
     names = [f"{x}_{y}" for x, y in (place * size).tolist()]
     obs = pd.DataFrame({keys.ARRAY_ROW: place[:, 1], keys.ARRAY_COL: place[:, 0]}, index=names)
@@ -132,12 +158,16 @@ def _in_spots(spots: Any, size: int) -> bool:
     return size == 1 or all(len(np.unique(some[axis] % size)) == 1 for axis in ("x", "y"))
 
 
-def _summed(spots: Any, start: int, ends: NDArray[np.int64], step: int, path: Path) -> tuple[NDArray[Any], ...]:
+def _summed(
+    spots: Any, start: int, ends: NDArray[np.int64], step: int, path: Path
+) -> tuple[NDArray[Any], ...]:
     """Sum some records by bin and gene: column, row, gene, count."""
     piece = spots[start : start + _CHUNK]
     x, y = piece["x"].astype(np.int64), piece["y"].astype(np.int64)
     if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) >= _MOST_SPOTS:
-        raise InputError(f"{path}: positions beyond any chip (x {x.min()} to {x.max()}, y {y.min()} to {y.max()})")
+        raise InputError(
+            f"{path}: positions beyond any chip (x {x.min()} to {x.max()}, y {y.min()} to {y.max()})"
+        )
     gene = np.searchsorted(ends, np.arange(start, start + len(piece)), side="right")
     code = (gene * _MOST_SPOTS + y // step) * _MOST_SPOTS + x // step
     codes, at = np.unique(code, return_inverse=True)
@@ -151,7 +181,9 @@ def _genes(group: Any, path: Path) -> pd.DataFrame:
     name = next((one for one in ("geneName", "gene", "geneID") if one in fields), None)
     if name is None:
         raise InputError(f"{path}: {group.name}/gene has no field geneName, gene or geneID")
-    columns = {"gene_ids": texts(table["geneID"])} if "geneID" in fields and name != "geneID" else {}
+    columns = (
+        {"gene_ids": texts(table["geneID"])} if "geneID" in fields and name != "geneID" else {}
+    )
     return pd.DataFrame(columns, index=texts(table[name]).astype(object))
 
 
@@ -167,8 +199,12 @@ def _ends(offset: NDArray[Any], count: NDArray[Any], total: int, where: str) -> 
     """Return where each run of records ends, after checking that the runs follow each other and fill the file."""
     ends = np.cumsum(count.astype(np.int64))
     starts = ends - count.astype(np.int64)
-    if (len(ends) and int(ends[-1]) != total) or not np.array_equal(starts, offset.astype(np.int64)):
-        raise InputError(f"{where}: offsets and counts do not fit the {total:,} records; the file is damaged")
+    if (len(ends) and int(ends[-1]) != total) or not np.array_equal(
+        starts, offset.astype(np.int64)
+    ):
+        raise InputError(
+            f"{where}: offsets and counts do not fit the {total:,} records; the file is damaged"
+        )
     return ends
 
 
@@ -180,11 +216,18 @@ def _spot(path: Path, *holders: Any) -> float:
             if stated == 0:
                 continue
             if not 50 <= stated <= 50_000:
-                raise InputError(f"{path}: resolution is {stated:g}; it should be nanometres between spots (500)")
+                raise InputError(
+                    f"{path}: resolution is {stated:g}; it should be nanometres between spots (500)"
+                )
             return stated / 1000
     return SPOT
 
 
 STEREO_SEQ = Platform(
-    "Stereo-seq", tuple(f"{place}*.gef" for place in _PLACES), locate, read, takes=("bins",), suffix=".gef"
+    "Stereo-seq",
+    tuple(f"{place}*.gef" for place in _PLACES),
+    locate,
+    read,
+    takes=("bins",),
+    suffix=".gef",
 )

@@ -48,21 +48,41 @@ def read_matrix(path: Path) -> Counted:
     with reading(path), h5py.File(path, "r") as file:
         group = file.get("matrix")
         if not isinstance(group, h5py.Group):
-            raise InputError(f"{path}: group /matrix is missing; this is no feature-barcode matrix of version 3")
+            raise InputError(
+                f"{path}: group /matrix is missing; this is no feature-barcode matrix of version 3"
+            )
         barcodes = texts(dataset(group, "barcodes", "SO", path))
         shape = dataset(group, "shape", "iu", path)
-        names, ids = (texts(dataset(group, f"features/{part}", "SO", path)) for part in ("name", "id"))
+        names, ids = (
+            texts(dataset(group, f"features/{part}", "SO", path)) for part in ("name", "id")
+        )
         typed = "features/feature_type" in group
-        types = texts(dataset(group, "features/feature_type", "SO", path)) if typed else np.full(len(names), GENES)
-        data, indices, indptr = (dataset(group, part, "iu", path) for part in ("data", "indices", "indptr"))
+        types = (
+            texts(dataset(group, "features/feature_type", "SO", path))
+            if typed
+            else np.full(len(names), GENES)
+        )
+        data, indices, indptr = (
+            dataset(group, part, "iu", path) for part in ("data", "indices", "indptr")
+        )
     if shape.tolist() != [len(names), len(barcodes)] or not len(names) == len(ids) == len(types):
-        raise InputError(f"{path}: shape says {shape.tolist()}, there are {len(names)} features, {len(barcodes)} cells")
-    csr = compressed(data, indices, indptr, (len(barcodes), len(names)), str(path))  # features by column: cells by row
+        raise InputError(
+            f"{path}: shape says {shape.tolist()}, there are {len(names)} features, {len(barcodes)} cells"
+        )
+    csr = compressed(
+        data, indices, indptr, (len(barcodes), len(names)), str(path)
+    )  # features by column: cells by row
     genes = np.flatnonzero(types == GENES)
     if not len(genes):
-        raise InputError(f"{path}: no feature of the type {GENES!r}; types: {', '.join(sorted(set(types)))}")
+        raise InputError(
+            f"{path}: no feature of the type {GENES!r}; types: {', '.join(sorted(set(types)))}"
+        )
     others = Counter(types[types != GENES].tolist())
-    said = f"{sum(others.values())} features that are no genes left out ({_listed(others)})" if others else ""
+    said = (
+        f"{sum(others.values())} features that are no genes left out ({_listed(others)})"
+        if others
+        else ""
+    )
     var = pd.DataFrame({"gene_ids": ids[genes]}, index=names[genes].astype(object))
     return Counted(barcodes, var, csr if not others else sp.csr_matrix(csr[:, genes]), said)
 

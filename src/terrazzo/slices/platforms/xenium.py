@@ -10,7 +10,15 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes.names import parse_organism
 from terrazzo.images import TissueImage
 from terrazzo.slices.opened import Choices, Opened
-from terrazzo.slices.platforms.parts import Platform, one_file, place, plain_columns, read_json, read_table, unplaced
+from terrazzo.slices.platforms.parts import (
+    Platform,
+    one_file,
+    place,
+    plain_columns,
+    read_json,
+    read_table,
+    unplaced,
+)
 from terrazzo.slices.platforms.tenx import read_matrix
 
 _XY = ["x_centroid", "y_centroid"]
@@ -64,11 +72,17 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
 def _picture(files: dict[str, Path], image: str, about: dict[str, Any]) -> TissueImage:
     if image not in files or image not in _PICTURES:
         held = ", ".join(one for one in _PICTURES if one in files) or "none"
-        raise InputError(f"{files['counts'].parent}: there is no picture {image!r}; there are: {held}")
+        raise InputError(
+            f"{files['counts'].parent}: there is no picture {image!r}; there are: {held}"
+        )
     size = about.get("pixel_size")
     if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 100:
-        raise InputError(f"{files['counts'].parent}: experiment.xenium does not say pixel_size, which a picture needs")
-    return TissueImage.from_file(files[image], microns_per_pixel=float(size), scale=1.0 / float(size))
+        raise InputError(
+            f"{files['counts'].parent}: experiment.xenium does not say pixel_size, which a picture needs"
+        )
+    return TissueImage.from_file(
+        files[image], microns_per_pixel=float(size), scale=1.0 / float(size)
+    )
 
 
 def _organism(about: dict[str, Any]) -> str | None:

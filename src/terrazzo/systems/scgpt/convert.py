@@ -16,16 +16,27 @@ from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
 from terrazzo.systems.scgpt.network import ScGPTEncoderConfig
 
 HEADS = (  # what scGPT is trained with beside the encoder, and does not use for the vectors of cells
-    "decoder.", "mvc_decoder.", "cls_decoder.", "flag_encoder.", "batch_encoder.", "grad_reverse_discriminator.",
-)  # fmt: skip
+    "decoder.",
+    "mvc_decoder.",
+    "cls_decoder.",
+    "flag_encoder.",
+    "batch_encoder.",
+    "grad_reverse_discriminator.",
+)
 
 
 NAMES = (  # published name -> name in nn.scgpt, first match
     (r"^encoder\.embedding\.", "genes."),
     (r"^encoder\.enc_norm\.", "gene_norm."),
     (r"^value_encoder\.", "values."),
-    (r"^transformer_encoder\.layers\.(\d+)\.self_attn\.(?:_impl\.)?Wqkv\.", r"layers.\1.self_attn.in_proj_"),
-    (r"^transformer_encoder\.layers\.(\d+)\.self_attn\._impl\.out_proj\.", r"layers.\1.self_attn.out_proj."),
+    (
+        r"^transformer_encoder\.layers\.(\d+)\.self_attn\.(?:_impl\.)?Wqkv\.",
+        r"layers.\1.self_attn.in_proj_",
+    ),
+    (
+        r"^transformer_encoder\.layers\.(\d+)\.self_attn\._impl\.out_proj\.",
+        r"layers.\1.self_attn.out_proj.",
+    ),
     (r"^transformer_encoder\.layers\.", "layers."),
 )
 
@@ -52,7 +63,9 @@ def convert_scgpt(published: str | Path, gene_dictionaries: str | Path | None = 
         cannot express.
     """
     root = Path(published)
-    vocabulary_file, args_file, weights_file = (root / n for n in ("vocab.json", "args.json", "best_model.pt"))
+    vocabulary_file, args_file, weights_file = (
+        root / n for n in ("vocab.json", "args.json", "best_model.pt")
+    )
     need(vocabulary_file, args_file, weights_file)
     vocabulary = Vocabulary.from_scgpt(vocabulary_file, gene_dictionaries)
     args = ckpt.read_json(args_file)
@@ -67,7 +80,11 @@ def convert_scgpt(published: str | Path, gene_dictionaries: str | Path | None = 
         )
     config = _config(args, args_file, rows)
     _check_layers(state, config, args_file, weights_file)
-    return filled(ScGPT(config, vocabulary, provenance=provenance("scGPT, published weights", root)), state, root)
+    return filled(
+        ScGPT(config, vocabulary, provenance=provenance("scGPT, published weights", root)),
+        state,
+        root,
+    )
 
 
 def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -81,10 +98,17 @@ def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config(args: dict[str, Any], path: Path, vocab_size: int) -> ScGPTConfig:
-    expected = {"input_style": "binned", "input_emb_style": "continuous", "pre_norm": False, "pad_token": "<pad>"}
+    expected = {
+        "input_style": "binned",
+        "input_emb_style": "continuous",
+        "pre_norm": False,
+        "pad_token": "<pad>",
+    }
     for key, wanted in expected.items():
         if args.get(key, wanted) != wanted:
-            raise CheckpointError(f"{path}: {key} is {args[key]!r}; only {wanted!r}, as published, is supported.")
+            raise CheckpointError(
+                f"{path}: {key} is {args[key]!r}; only {wanted!r}, as published, is supported."
+            )
 
     def number(key: str, default: float | None = None) -> Any:
         value = args.get(key, default)
@@ -92,7 +116,9 @@ def _config(args: dict[str, Any], path: Path, vocab_size: int) -> ScGPTConfig:
             raise CheckpointError(f"{path} lacks {key!r}.")
         real = key in ("dropout", "pad_value")
         if isinstance(value, bool) or not isinstance(value, (int, float) if real else int):
-            raise CheckpointError(f"{path}: {key} is {value!r}; it must be a {'' if real else 'whole '}number.")
+            raise CheckpointError(
+                f"{path}: {key} is {value!r}; it must be a {'' if real else 'whole '}number."
+            )
         return value
 
     try:
@@ -110,7 +136,9 @@ def _config(args: dict[str, Any], path: Path, vocab_size: int) -> ScGPTConfig:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _check_layers(state: dict[str, Tensor], config: ScGPTConfig, args_file: Path, weights_file: Path) -> None:
+def _check_layers(
+    state: dict[str, Tensor], config: ScGPTConfig, args_file: Path, weights_file: Path
+) -> None:
     found = {int(name.split(".")[1]) for name in state if re.match(r"layers\.\d+\.", name)}
     if len(found) != config.encoder.num_layers:
         raise CheckpointError(

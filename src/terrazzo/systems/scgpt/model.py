@@ -50,7 +50,9 @@ class ScGPTConfig:
 
     def __post_init__(self) -> None:
         if self.n_bins < 2 or self.max_length < 2:
-            raise ConfigError(f"scGPT: n_bins ({self.n_bins}) and max_length ({self.max_length}) must be at least 2.")
+            raise ConfigError(
+                f"scGPT: n_bins ({self.n_bins}) and max_length ({self.max_length}) must be at least 2."
+            )
 
 
 class ScGPT(FoundationModel):
@@ -84,7 +86,9 @@ class ScGPT(FoundationModel):
     module: ScGPTEncoder
 
     def _build(self) -> nn.Module:
-        self.cls_token = check_vocabulary(self.config.encoder.vocab_size, self.vocabulary, "encoder.vocab_size")
+        self.cls_token = check_vocabulary(
+            self.config.encoder.vocab_size, self.vocabulary, "encoder.vocab_size"
+        )
         return ScGPTEncoder(self.config.encoder)
 
     def embed(
@@ -122,7 +126,13 @@ class ScGPT(FoundationModel):
         return self._embed_all(data, key_added or self.default_key, settings, slice_options, run)
 
     def plan(
-        self, data: Any, *, precision: Precision = "float32", seed: int = 0, orthologs: Any = None, **options: Any
+        self,
+        data: Any,
+        *,
+        precision: Precision = "float32",
+        seed: int = 0,
+        orthologs: Any = None,
+        **options: Any,
     ) -> Plan:
         """Say what :meth:`embed` would do and how long it would take; same options."""
         slice_options = {k: v for k, v in options.items() if k not in ("key_added", "progress")}
@@ -130,11 +140,19 @@ class ScGPT(FoundationModel):
         match = self.vocabulary.match(tissue, orthologs=orthologs)
         lengths = self.bin(tissue, match, seed=seed).tokens.lengths + 1
         seconds, rates = encoding_time(self.module, lengths, precision, self.device)
-        return Plan(tissue.n_cells, 0, match.coverage, seconds, advice(seconds, self.device, precision, rates))
+        return Plan(
+            tissue.n_cells,
+            0,
+            match.coverage,
+            seconds,
+            advice(seconds, self.device, precision, rates),
+        )
 
     def bin(self, tissue: Slice, match: GeneMatch, *, seed: int = 0) -> Binned:
         """Return the binned genes of every cell of a slice, as this model's vocabulary numbers them."""
-        return bin_cells(tissue.counts, match.column_token, self.config.n_bins, self.config.max_length, seed)
+        return bin_cells(
+            tissue.counts, match.column_token, self.config.n_bins, self.config.max_length, seed
+        )
 
     def encode(
         self,

@@ -92,7 +92,9 @@ class ScGPTEncoder(nn.Module):
         self.gene_norm = nn.LayerNorm(width)
         self.values = ValueMap(width, config.dropout, config.max_value)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, config.num_heads, config.ffn_size, config.dropout, batch_first=True)
+            nn.TransformerEncoderLayer(
+                width, config.num_heads, config.ffn_size, config.dropout, batch_first=True
+            )
             for _ in range(config.num_layers)
         )
 
@@ -148,9 +150,14 @@ class ScGPTEncoder(nn.Module):
         if self.training:
             try:
                 return self.eval().encode(
-                    flat, values, offsets, cls_token=cls_token, precision=precision, batch_tokens=batch_tokens,
+                    flat,
+                    values,
+                    offsets,
+                    cls_token=cls_token,
+                    precision=precision,
+                    batch_tokens=batch_tokens,
                     advance=advance,
-                )  # fmt: skip
+                )
             finally:
                 self.train()
         device = self.genes.weight.device
@@ -171,7 +178,10 @@ class ScGPTEncoder(nn.Module):
         """Return the multiply-adds x 2 that sequences of these lengths (``<cls>`` included) cost."""
         c, n = self.config, lengths.astype(np.float64)
         entry = 2 * n * (c.hidden_size**2 + c.hidden_size)
-        layer = 2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.ffn_size) + 4 * n**2 * c.hidden_size
+        layer = (
+            2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.ffn_size)
+            + 4 * n**2 * c.hidden_size
+        )
         last = 2 * n * 2 * c.hidden_size**2 + 4 * n * c.hidden_size
         return float(np.sum(entry + (c.num_layers - 1) * layer + last))
 
@@ -185,7 +195,9 @@ def _layer(layer: Any, x: Tensor, keep: Tensor | None, only_first: bool = False)
         return y.view(y.shape[0], y.shape[1], attention.num_heads, -1).transpose(1, 2)
 
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k, v = (split(F.linear(y, w, b)) for y, w, b in zip((rows, x, x), weights, biases, strict=True))
+    q, k, v = (
+        split(F.linear(y, w, b)) for y, w, b in zip((rows, x, x), weights, biases, strict=True)
+    )
     drop = attention.dropout if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=drop)
     mixed = attention.out_proj(mixed.transpose(1, 2).reshape(rows.shape))

@@ -81,7 +81,9 @@ def bin_cells(
     counts, token = sparse.csr_matrix(counts[:, known]), column_token[known].astype(np.int32)
     counts.sort_indices()
     genes, values, sampled = [], [], np.zeros(counts.shape[0], dtype=np.bool_)
-    for cell, (start, stop) in enumerate(zip(counts.indptr[:-1].tolist(), counts.indptr[1:].tolist(), strict=True)):
+    for cell, (start, stop) in enumerate(
+        zip(counts.indptr[:-1].tolist(), counts.indptr[1:].tolist(), strict=True)
+    ):
         own, held = token[counts.indices[start:stop]], counts.data[start:stop]
         own, held = own[held > 0], held[held > 0]
         if len(own):
@@ -95,17 +97,28 @@ def bin_cells(
         values.append(held.astype(np.float32))
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in genes])]).astype(np.int64)
     flat = np.concatenate([np.zeros(0, dtype=np.int32), *genes])
-    return Binned(Tokens(flat, offsets), np.concatenate([np.zeros(0, dtype=np.float32), *values]), sampled)
+    return Binned(
+        Tokens(flat, offsets), np.concatenate([np.zeros(0, dtype=np.float32), *values]), sampled
+    )
 
 
-def _generator(seed: int, genes: NDArray[np.int32], values: NDArray[np.floating]) -> np.random.Generator:
+def _generator(
+    seed: int, genes: NDArray[np.int32], values: NDArray[np.floating]
+) -> np.random.Generator:
     """Return the cell's own generator: equal cells, equal draws, in any slice."""
     content = genes.tobytes() + values.astype(np.float64).tobytes()
-    return np.random.default_rng([seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")])
+    return np.random.default_rng(
+        [seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")]
+    )
 
 
-def _bins(values: NDArray[np.floating], n_bins: int, rng: np.random.Generator) -> NDArray[np.floating]:
+def _bins(
+    values: NDArray[np.floating], n_bins: int, rng: np.random.Generator
+) -> NDArray[np.floating]:
     """Return each value's bin, from 1 to ``n_bins - 1``; a value on several edges gets one of the bins between."""
     edges = np.quantile(values, np.linspace(0, 1, n_bins - 1))
-    most, least = np.searchsorted(edges, values, side="right"), np.searchsorted(edges, values, side="left")
+    most, least = (
+        np.searchsorted(edges, values, side="right"),
+        np.searchsorted(edges, values, side="left"),
+    )
     return np.ceil(rng.random(len(values)) * (least - most) + most)

@@ -103,7 +103,9 @@ class AlignedSlice:
         except InputError as error:
             if match is None:
                 raise
-            raise InputError(f"{error} For its genes alone pass modality='genes' (--modality genes).") from None
+            raise InputError(
+                f"{error} For its genes alone pass modality='genes' (--modality genes)."
+            ) from None
         per_native = microns_per_unit(tissue, picture)
         native, wanted = tissue.native_coords, config.spot_um if spot_um is None else spot_um
         check_spots(picture, native, tissue.name)
@@ -113,7 +115,9 @@ class AlignedSlice:
         return cls(
             *(tissue, match, config, genes, niches),
             picture.box_crops(spot_boxes(native, side), config.spot_pixels),
-            picture.box_crops(niches.boxes(native, side, square=config.square), config.niche_pixels),
+            picture.box_crops(
+                niches.boxes(native, side, square=config.square), config.niche_pixels
+            ),
             diameter,
             float(picture.microns_per_pixel or 0),
         )
@@ -125,7 +129,11 @@ class AlignedSlice:
     @cached_property
     def known(self) -> NDArray[np.bool_]:
         """Genes of AE-Gene that the slice has measured, bool ``(G,)``."""
-        return np.zeros(len(self.genes), dtype=bool) if self.match is None else known_genes(self.match, self.genes)
+        return (
+            np.zeros(len(self.genes), dtype=bool)
+            if self.match is None
+            else known_genes(self.match, self.genes)
+        )
 
     @cached_property
     def values(self) -> sparse.csr_matrix:
@@ -160,7 +168,11 @@ class AlignedSlice:
         n, first, second = 0, np.zeros(3), np.zeros(3)
         for start in range(0, len(rows), 128):
             pixels = spots[rows[start : start + 128]].reshape(-1, 3) / 255.0
-            n, first, second = n + len(pixels), first + pixels.sum(axis=0), second + (pixels**2).sum(axis=0)
+            n, first, second = (
+                n + len(pixels),
+                first + pixels.sum(axis=0),
+                second + (pixels**2).sum(axis=0),
+            )
         sd = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
         return np.stack([first / n, np.maximum(sd, LEAST_COLOUR)]).astype(np.float32)
 

@@ -65,7 +65,11 @@ class STAlignConfig:
     colours: Colours = "slice"
 
     def __post_init__(self) -> None:
-        if self.neighbors < 0 or min(self.spot_pixels, self.niche_pixels) < 8 or not self.spot_um >= 0:
+        if (
+            self.neighbors < 0
+            or min(self.spot_pixels, self.niche_pixels) < 8
+            or not self.spot_um >= 0
+        ):
             raise ConfigError(
                 f"ST-Align: neighbors ({self.neighbors}) and spot_um ({self.spot_um}) must be at least 0, spot_pixels "
                 f"({self.spot_pixels}) and niche_pixels ({self.niche_pixels}) at least 8."
@@ -75,7 +79,10 @@ class STAlignConfig:
                 f"ST-Align: gene_encoder.output_dim ({self.gene_encoder.output_dim}) must be net.spot_gene_dim "
                 f"({self.net.spot_gene_dim})."
             )
-        if self.gene_encoder.kind == "pca" and self.gene_encoder.n_genes != self.net.niche_genes.n_genes:
+        if (
+            self.gene_encoder.kind == "pca"
+            and self.gene_encoder.n_genes != self.net.niche_genes.n_genes
+        ):
             raise ConfigError(
                 f"ST-Align: components are of the genes that AE-Gene reads: gene_encoder.n_genes "
                 f"({self.gene_encoder.n_genes}) must be net.niche_genes.n_genes ({self.net.niche_genes.n_genes})."
@@ -84,21 +91,39 @@ class STAlignConfig:
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
-        "dim": 64, "resnet": "tiny", "spot_pixels": 32, "spot_side": 0, "niche_pixels": 64, "n_genes": 500,
+        "dim": 64,
+        "resnet": "tiny",
+        "spot_pixels": 32,
+        "spot_side": 0,
+        "niche_pixels": 64,
+        "n_genes": 500,
         "genes": {"n_tokens": 4, "width": 64, "num_layers": 2, "num_heads": 4, "ffn_size": 128},
-        "fusion": (4, 64), "vit": {"image_size": 64, "patch_size": 16, "width": 128, "num_layers": 2},
+        "fusion": (4, 64),
+        "vit": {"image_size": 64, "patch_size": 16, "width": 128, "num_layers": 2},
     },
     "small": {
-        "dim": 128, "resnet": "small", "spot_pixels": 28, "spot_side": 56, "niche_pixels": 112, "n_genes": 1000,
+        "dim": 128,
+        "resnet": "small",
+        "spot_pixels": 28,
+        "spot_side": 56,
+        "niche_pixels": 112,
+        "n_genes": 1000,
         "genes": {"n_tokens": 8, "width": 128, "num_layers": 4, "num_heads": 8, "ffn_size": 256},
-        "fusion": (8, 128), "vit": {"image_size": 112, "patch_size": 16, "width": 192, "num_layers": 4},
+        "fusion": (8, 128),
+        "vit": {"image_size": 112, "patch_size": 16, "width": 192, "num_layers": 4},
     },
     "paper": {
-        "dim": 512, "resnet": "resnet50", "spot_pixels": 28, "spot_side": 224, "niche_pixels": 224, "n_genes": 2000,
+        "dim": 512,
+        "resnet": "resnet50",
+        "spot_pixels": 28,
+        "spot_side": 224,
+        "niche_pixels": 224,
+        "n_genes": 2000,
         "genes": {"n_tokens": 8, "width": 512, "num_layers": 6, "num_heads": 8, "ffn_size": 2048},
-        "fusion": (8, 512), "vit": {"image_size": 224, "patch_size": 16, "width": 192, "num_layers": 4},
+        "fusion": (8, 512),
+        "vit": {"image_size": 224, "patch_size": 16, "width": 192, "num_layers": 4},
     },
-}  # fmt: skip
+}
 
 
 def preset(
@@ -140,7 +165,9 @@ def preset(
     normalise: Normalise = "paper" if paper else "median"
     standardise: Standardise = "training" if paper else "slice"
     genes = gene_encoder or GeneEncoderConfig("pca", min(50, used), used, normalise, standardise)
-    values = ValueEncoderConfig(used, **(size["genes"] | {"n_tokens": min(size["genes"]["n_tokens"], used)}))
+    values = ValueEncoderConfig(
+        used, **(size["genes"] | {"n_tokens": min(size["genes"]["n_tokens"], used)})
+    )
     net = AlignConfig(
         size["dim"],
         frozen.output_dim,

@@ -19,9 +19,14 @@ SHEET, MARK = "preprocessor_config.json", "converted_by"
 
 
 NAMES = {  # timm -> transformers' DINOv2, a vision transformer with LayerScale
-    "norm1": "norm1", "attn.proj": "attention.output.dense", "ls1": "layer_scale1",
-    "norm2": "norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2", "ls2": "layer_scale2",
-}  # fmt: skip
+    "norm1": "norm1",
+    "attn.proj": "attention.output.dense",
+    "ls1": "layer_scale1",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "ls2": "layer_scale2",
+}
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,26 @@ class ViTSizes:
             "norm.weight": (w,),
             "norm.bias": (w,),
         }
-        linear = {"attn.qkv": (3 * w, w), "attn.proj": (w, w), "mlp.fc1": (hidden, w), "mlp.fc2": (w, hidden)}
+        linear = {
+            "attn.qkv": (3 * w, w),
+            "attn.proj": (w, w),
+            "mlp.fc1": (hidden, w),
+            "mlp.fc2": (w, hidden),
+        }
         for i in range(self.layers):
             for name, (rows, columns) in linear.items():
-                out |= {f"blocks.{i}.{name}.weight": (rows, columns), f"blocks.{i}.{name}.bias": (rows,)}
-            for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma"):
+                out |= {
+                    f"blocks.{i}.{name}.weight": (rows, columns),
+                    f"blocks.{i}.{name}.bias": (rows,),
+                }
+            for name in (
+                "norm1.weight",
+                "norm1.bias",
+                "norm2.weight",
+                "norm2.bias",
+                "ls1.gamma",
+                "ls2.gamma",
+            ):
                 out[f"blocks.{i}.{name}"] = (w,)
         return out
 
@@ -59,7 +79,11 @@ UNI = ViTSizes()
 
 
 def convert_uni(
-    published: str | Path, out: str | Path, *, sizes: ViTSizes | None = None, overwrite: bool = False
+    published: str | Path,
+    out: str | Path,
+    *,
+    sizes: ViTSizes | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write UNI's published weights as a transformers folder, all of it or nothing.
 
@@ -92,18 +116,35 @@ def convert_uni(
     need(file)
     state = read_pickled_tensors(file)
     if "reg_token" in state:
-        raise CheckpointError(f"{file} has register tokens, as UNI2-h has; only UNI (ViT-L/16) can be converted.")
-    ckpt.check_tensors({k: torch.empty(v, device="meta") for k, v in sizes.shapes().items()}, state, str(file))
+        raise CheckpointError(
+            f"{file} has register tokens, as UNI2-h has; only UNI (ViT-L/16) can be converted."
+        )
+    ckpt.check_tensors(
+        {k: torch.empty(v, device="meta") for k, v in sizes.shapes().items()}, state, str(file)
+    )
     config = Dinov2Config(
-        hidden_size=sizes.width, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
-        mlp_ratio=sizes.mlp_ratio, image_size=sizes.side, patch_size=sizes.patch, hidden_act="gelu",
-        layer_norm_eps=1e-6, qkv_bias=True, layerscale_value=1e-5, architectures=["Dinov2Model"],
-    )  # fmt: skip
+        hidden_size=sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        mlp_ratio=sizes.mlp_ratio,
+        image_size=sizes.side,
+        patch_size=sizes.patch,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+        qkv_bias=True,
+        layerscale_value=1e-5,
+        architectures=["Dinov2Model"],
+    )
     side = {"height": sizes.side, "width": sizes.side}
     sheet = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": side, "do_normalize": True,
-        "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, MARK: f"terrazzo {__version__}, convert uni",
-    }  # fmt: skip
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": side,
+        "do_normalize": True,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+        MARK: f"terrazzo {__version__}, convert uni",
+    }
     with ckpt.whole_folder(out, overwrite=overwrite, ours=_is_ours) as draft:
         save_file(_renamed(state), str(draft / ckpt.WEIGHTS), metadata={"format": "pt"})
         config.save_pretrained(draft)
@@ -115,7 +156,9 @@ def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give timm's tensors the names of DINOv2's checkpoints; queries, keys and values are taken apart."""
     out = {
         "embeddings.cls_token": published["cls_token"],
-        "embeddings.mask_token": torch.zeros(1, published["cls_token"].shape[-1]),  # of its training; never read
+        "embeddings.mask_token": torch.zeros(
+            1, published["cls_token"].shape[-1]
+        ),  # of its training; never read
         "embeddings.position_embeddings": published["pos_embed"],
     }
     for name, tensor in published.items():

@@ -70,7 +70,9 @@ class FeatureCache:
             return self._open(path)
         except (OSError, ValueError, struct.error) as error:
             warnings.warn(
-                f"{path} is cut off or damaged ({error}); what it held is made again.", TerrazzoWarning, stacklevel=2
+                f"{path} is cut off or damaged ({error}); what it held is made again.",
+                TerrazzoWarning,
+                stacklevel=2,
             )
             path.unlink(missing_ok=True)
             return None
@@ -95,7 +97,9 @@ class FeatureCache:
             self._write(self.path(key), make())
             held = self.find(key)
         if held is None:
-            raise OutputError(f"{self.path(key)} changed while it was read; is another program writing there?")
+            raise OutputError(
+                f"{self.path(key)} changed while it was read; is another program writing there?"
+            )
         return held
 
     def _write(self, path: Path, made: Made) -> None:
@@ -112,7 +116,9 @@ class FeatureCache:
                 stream.flush()
                 stream.write(_TRAILER.pack(_MARK, _crc(draft, size), size))
         except OSError as error:
-            raise OutputError(f"features cannot be written to {path} ({error}); choose another folder.") from error
+            raise OutputError(
+                f"features cannot be written to {path} ({error}); choose another folder."
+            ) from error
 
     def _open(self, path: Path) -> NDArray[Any]:
         with path.open("rb") as stream:

@@ -19,7 +19,15 @@ from terrazzo.slices import Slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stalign.config import STAlignConfig
 from terrazzo.systems.stalign.feature_cache import FeatureCache, Made
-from terrazzo.systems.stalign.features import Features, Modality, NicheValues, Rows, Standards, batches, moments
+from terrazzo.systems.stalign.features import (
+    Features,
+    Modality,
+    NicheValues,
+    Rows,
+    Standards,
+    batches,
+    moments,
+)
 from terrazzo.systems.stalign.gene_encoders import GeneEncoder
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
@@ -55,7 +63,13 @@ class Identity:
         """Hash a slice in memory; a corpus has hashes of its members already."""
         held, image = tissue.image, ""
         if held is not None:
-            place = [*held.scales.tolist(), *held.offset, held.microns_per_pixel, tissue.coord_scale, tissue.unit]
+            place = [
+                *held.scales.tolist(),
+                *held.offset,
+                held.microns_per_pixel,
+                tissue.coord_scale,
+                tissue.unit,
+            ]
             spots = [tissue.technology, tissue.lattice_kind]
             image = hash_json([held.content_hash, place, spots])
         if match is None:
@@ -63,7 +77,9 @@ class Identity:
         return cls.of_hashes(tissue.content_hash(), image, match.column_token, match.column_median)
 
     @classmethod
-    def of_hashes(cls, counts: str, image: str, token: NDArray[Any], median: NDArray[Any]) -> Identity:
+    def of_hashes(
+        cls, counts: str, image: str, token: NDArray[Any], median: NDArray[Any]
+    ) -> Identity:
         """Take hashes that are known already, and hash token and median of each gene (column) of the slice."""
         return cls(counts, image, hash_json([token.tolist(), median.tolist()]))
 
@@ -107,7 +123,12 @@ class FeatureReader:
         self._bars, self._given_marks = bars or Progress(False), marks
         about = self._identity
         self._cut = [about.counts, config.neighbors]
-        self._placed = [*self._cut, about.image, config.spot_um if spot_um is None else spot_um, config.square]
+        self._placed = [
+            *self._cut,
+            about.image,
+            config.spot_um if spot_um is None else spot_um,
+            config.square,
+        ]
         self._read = [*self._cut, about.genes]
 
     @cached_property
@@ -115,13 +136,17 @@ class FeatureReader:
         """The slice, cut."""
         return self._make()
 
-    def read(self, modality: Modality = "both", scales: Sequence[Scale] = ("spot", "niche")) -> Features:
+    def read(
+        self, modality: Modality = "both", scales: Sequence[Scale] = ("spot", "niche")
+    ) -> Features:
         """Return the features that these vectors need."""
         parts: dict[str, Rows] = {}
         adaptive, standards, colours = self.config.net.adaptive, {}, None
         members = self._array(["members", *self._cut], lambda: _whole(self.aligned.niches.members))
         if modality != "genes" and "spot" in scales:
-            parts["spot_image"] = self._spot_crops() if adaptive else self._images("spots", self.config.spot_pixels)
+            parts["spot_image"] = (
+                self._spot_crops() if adaptive else self._images("spots", self.config.spot_pixels)
+            )
             if adaptive and self.config.colours == "slice":
                 key = ["colours", *self._placed, self.config.spot_pixels]
                 colours = self._array(key, lambda: _whole(self.aligned.colours()))
@@ -130,16 +155,27 @@ class FeatureReader:
         if modality != "image" and "spot" in scales:
             parts["spot_genes"] = self._gene_features("spot")
         if modality != "image" and "niche" in scales:
-            parts["niche_genes"] = self._niche_values() if adaptive else self._gene_features("niche")
+            parts["niche_genes"] = (
+                self._niche_values() if adaptive else self._gene_features("niche")
+            )
         if self.config.standardise == "slice":
-            standards = {name: self._standards(name, rows) for name, rows in parts.items() if name in self._keys}
-        return Features(members, self._known(modality), colours=colours, standards=standards, **parts)
+            standards = {
+                name: self._standards(name, rows)
+                for name, rows in parts.items()
+                if name in self._keys
+            }
+        return Features(
+            members, self._known(modality), colours=colours, standards=standards, **parts
+        )
 
     @cached_property
     def _keys(self) -> dict[str, Any]:
         """What decides each part that can be standardised."""
         net, pixels = self.config.net, self.config.niche_pixels
-        frozen = {"niche_image": self._image_key("surroundings", pixels), "spot_genes": self._gene_key("spot")}
+        frozen = {
+            "niche_image": self._image_key("surroundings", pixels),
+            "spot_genes": self._gene_key("spot"),
+        }
         if net.adaptive:
             return {**frozen, "niche_genes": self._value_key}
         spots = self._image_key("spots", self.config.spot_pixels)
@@ -150,7 +186,10 @@ class FeatureReader:
         """Fingerprints of the frozen encoders; without a cache nothing is found by them."""
         if self._cache is None:
             return "", ""
-        return self._given_marks or (self.image_encoder.fingerprint(), self.gene_encoder.fingerprint())
+        return self._given_marks or (
+            self.image_encoder.fingerprint(),
+            self.gene_encoder.fingerprint(),
+        )
 
     @cached_property
     def _value_key(self) -> list[Any]:
@@ -175,7 +214,9 @@ class FeatureReader:
         return self._array(["known", *self._value_key], lambda: _whole(self.aligned.known))
 
     def _standards(self, name: str, rows: Rows) -> Standards:
-        both = self._array(["standards", self._keys[name]], lambda: _whole(np.stack(moments(rows, ROWS))))
+        both = self._array(
+            ["standards", self._keys[name]], lambda: _whole(np.stack(moments(rows, ROWS)))
+        )
         return both[0], both[1]
 
     def _crops(self, which: str) -> Crops:
@@ -191,7 +232,11 @@ class FeatureReader:
 
         def made() -> Made:
             crops = self._crops("spots")
-            return (len(crops), side, side, 3), np.uint8, self._counted(crops.batches(CROPS), "spot crops", len(crops))
+            return (
+                (len(crops), side, side, 3),
+                np.uint8,
+                self._counted(crops.batches(CROPS), "spot crops", len(crops)),
+            )
 
         return self._array(["crops", *self._placed, side], made)
 
@@ -222,7 +267,11 @@ class FeatureReader:
 
         def made() -> Made:
             cut = self.aligned
-            return (len(cut), len(self.genes)), np.float32, map(cut.niche_values, batches(len(cut), ROWS))
+            return (
+                (len(cut), len(self.genes)),
+                np.float32,
+                map(cut.niche_values, batches(len(cut), ROWS)),
+            )
 
         return self._array(self._value_key, made)
 

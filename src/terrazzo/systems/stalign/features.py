@@ -80,7 +80,9 @@ class AlignBatch:
     def join(cls, batches: Sequence[AlignBatch]) -> AlignBatch:
         """Return one batch of several, in their order."""
         parts = {f.name: [getattr(b, f.name) for b in batches] for f in fields(cls)}
-        whole: dict[str, Any] = {k: None if v[0] is None else torch.cat(v) for k, v in parts.items()}
+        whole: dict[str, Any] = {
+            k: None if v[0] is None else torch.cat(v) for k, v in parts.items()
+        }
         return cls(**whole)
 
 
@@ -131,7 +133,9 @@ class Features:
             self._part("spot_genes", rows),
             self._part("niche_genes", rows),
             torch.from_numpy(np.broadcast_to(self.known, (n, len(self.known))).copy()),
-            None if self.colours is None else torch.from_numpy(np.broadcast_to(self.colours, (n, 2, 3)).copy()),
+            None
+            if self.colours is None
+            else torch.from_numpy(np.broadcast_to(self.colours, (n, 2, 3)).copy()),
             torch.from_numpy(rows + first),
             torch.from_numpy(np.where(members < 0, -1, members + first)),
         )
@@ -166,9 +170,15 @@ def moments(rows: Rows, size: int = 4096) -> Standards:
     n, first, second = 0, np.zeros(1), np.zeros(1)
     for start in range(0, len(rows), size):
         block = np.asarray(rows[np.arange(start, min(start + size, len(rows)))], dtype=np.float64)
-        n, first, second = n + len(block), first + block.sum(axis=0), second + (block**2).sum(axis=0)
+        n, first, second = (
+            n + len(block),
+            first + block.sum(axis=0),
+            second + (block**2).sum(axis=0),
+        )
     mean = first / max(n, 1)
-    return mean.astype(np.float32), np.sqrt(np.maximum(second / max(n, 1) - mean**2, 0)).astype(np.float32)
+    return mean.astype(np.float32), np.sqrt(np.maximum(second / max(n, 1) - mean**2, 0)).astype(
+        np.float32
+    )
 
 
 def standardised(

@@ -70,9 +70,15 @@ class GeneEncoderConfig:
         if self.kind == "cell-encoder" and (
             self.cell_encoder is None or self.cell_encoder.output_dim != self.output_dim
         ):
-            raise ConfigError("gene encoder: kind 'cell-encoder' needs cell_encoder, of the same output_dim.")
-        if self.kind == "scgpt" and (self.scgpt is None or self.scgpt.encoder.hidden_size != self.output_dim):
-            raise ConfigError("gene encoder: kind 'scgpt' needs scgpt, whose hidden_size is output_dim.")
+            raise ConfigError(
+                "gene encoder: kind 'cell-encoder' needs cell_encoder, of the same output_dim."
+            )
+        if self.kind == "scgpt" and (
+            self.scgpt is None or self.scgpt.encoder.hidden_size != self.output_dim
+        ):
+            raise ConfigError(
+                "gene encoder: kind 'scgpt' needs scgpt, whose hidden_size is output_dim."
+            )
 
 
 class GeneEncoder(nn.Module):
@@ -92,7 +98,9 @@ class GeneEncoder(nn.Module):
         super().__init__()
         self.config = config
 
-    def encode(self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None) -> Vectors:
+    def encode(
+        self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None
+    ) -> Vectors:
         """Encode the rows of a slice.
 
         Parameters
@@ -121,7 +129,9 @@ class GeneEncoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of settings and weights: what vectors depend on beside counts and genes."""
-        digest = hashlib.sha256(f"terrazzo-gene-encoder-1 {json.dumps(to_dict(self.config), sort_keys=True)}".encode())
+        digest = hashlib.sha256(
+            f"terrazzo-gene-encoder-1 {json.dumps(to_dict(self.config), sort_keys=True)}".encode()
+        )
         for name, tensor in sorted(self.state_dict().items()):
             held = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {held.dtype} {tuple(held.shape)}".encode())
@@ -149,15 +159,21 @@ class GenePCA(GeneEncoder):
         self.register_buffer("mean", torch.zeros(n))
         self.register_buffer("deviation", torch.ones(n))
 
-    def fit(self, genes: Ints, loadings: NDArray[Any], mean: NDArray[Any], deviation: NDArray[Any]) -> None:
+    def fit(
+        self, genes: Ints, loadings: NDArray[Any], mean: NDArray[Any], deviation: NDArray[Any]
+    ) -> None:
         """Set genes, components ``(n_genes, k)`` with k up to ``output_dim``, and the training slices' mean and sd."""
         self.genes.copy_(torch.from_numpy(np.asarray(genes, dtype=np.int64)))
         self.loadings.zero_()
-        self.loadings[:, : loadings.shape[1]] = torch.from_numpy(np.asarray(loadings, dtype=np.float32))
+        self.loadings[:, : loadings.shape[1]] = torch.from_numpy(
+            np.asarray(loadings, dtype=np.float32)
+        )
         self.mean.copy_(torch.from_numpy(np.asarray(mean, dtype=np.float32)))
         self.deviation.copy_(torch.from_numpy(np.asarray(deviation, dtype=np.float32)))
 
-    def encode(self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None) -> Vectors:
+    def encode(
+        self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None
+    ) -> Vectors:
         """Return the components, float32 ``(n, output_dim)``."""
         genes = self.genes.cpu().numpy()
         values, scale = scaled_values(counts, match, genes, self.config.normalise)
@@ -183,11 +199,15 @@ class FrozenCells(GeneEncoder):
         self.cls_token = special.get("<cls>", 0)
         self.encoder = CellEncoder(sizes)
 
-    def encode(self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None) -> Vectors:
+    def encode(
+        self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None
+    ) -> Vectors:
         """Return the cell vectors, float32 ``(n, output_dim)``."""
         length = self.encoder.config.max_length
         tokens = rank_tokens(counts, match.column_token, match.column_median, length)
-        return self.encoder.encode(tokens.flat, tokens.offsets, cls_token=self.cls_token, advance=advance)
+        return self.encoder.encode(
+            tokens.flat, tokens.offsets, cls_token=self.cls_token, advance=advance
+        )
 
 
 class FrozenScGPT(GeneEncoder):
@@ -201,11 +221,15 @@ class FrozenScGPT(GeneEncoder):
         self.cls_token = special["<cls>"]
         self.encoder = ScGPTEncoder(self.sizes.encoder)
 
-    def encode(self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None) -> Vectors:
+    def encode(
+        self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None
+    ) -> Vectors:
         """Return the cell vectors, float32 ``(n, output_dim)``."""
         cells = bin_cells(counts, match.column_token, self.sizes.n_bins, self.sizes.max_length, 0)
         tokens = cells.tokens
-        return self.encoder.encode(tokens.flat, cells.values, tokens.offsets, cls_token=self.cls_token, advance=advance)
+        return self.encoder.encode(
+            tokens.flat, cells.values, tokens.offsets, cls_token=self.cls_token, advance=advance
+        )
 
 
 def frozen_genes(source: str | Path | FoundationModel) -> tuple[GeneEncoder, Vocabulary]:
@@ -230,15 +254,24 @@ def frozen_genes(source: str | Path | FoundationModel) -> tuple[GeneEncoder, Voc
     made: Any
     if held.model_type == "scgpt":
         width = held.config.encoder.hidden_size
-        made, cells = FrozenScGPT(GeneEncoderConfig("scgpt", width, scgpt=held.config), special), held.module
+        made, cells = (
+            FrozenScGPT(GeneEncoderConfig("scgpt", width, scgpt=held.config), special),
+            held.module,
+        )
     elif held.model_type in ("stofm", "cell_encoder"):
         sizes = held.config.cell_encoder
-        made = FrozenCells(GeneEncoderConfig("cell-encoder", sizes.output_dim, cell_encoder=sizes), special)
+        made = FrozenCells(
+            GeneEncoderConfig("cell-encoder", sizes.output_dim, cell_encoder=sizes), special
+        )
         cells = held.module.cell_encoder if held.model_type == "stofm" else held.module
     else:
-        raise ConfigError(f"{held.title} encodes no single cell; a gene encoder is SToFM's, a cell encoder or scGPT.")
+        raise ConfigError(
+            f"{held.title} encodes no single cell; a gene encoder is SToFM's, a cell encoder or scGPT."
+        )
     made.encoder.load_state_dict(cells.state_dict())
-    made.origin = f"{held.title}, {held.provenance.get('source', held.provenance.get('weights', 'unknown'))}"
+    made.origin = (
+        f"{held.title}, {held.provenance.get('source', held.provenance.get('weights', 'unknown'))}"
+    )
     return made.freeze(), held.vocabulary
 
 
@@ -257,11 +290,15 @@ def scaled_values(
 
     Columns that share a token are summed; a gene that the slice lacks is an empty column.
     """
-    at = np.full(int(max(genes.max(initial=0), match.column_token.max(initial=0))) + 1, -1, dtype=np.int64)
+    at = np.full(
+        int(max(genes.max(initial=0), match.column_token.max(initial=0))) + 1, -1, dtype=np.int64
+    )
     at[genes] = np.arange(len(genes))
     column = np.where(match.column_token >= 0, at[match.column_token], -1)
     used = np.flatnonzero(column >= 0)
-    pick = sparse.csr_matrix((np.ones(len(used)), (used, column[used])), shape=(counts.shape[1], len(genes)))
+    pick = sparse.csr_matrix(
+        (np.ones(len(used)), (used, column[used])), shape=(counts.shape[1], len(genes))
+    )
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     chosen = sparse.csr_matrix(counts @ pick)
     scale = SliceScale.fit([chosen], totals, normalise)

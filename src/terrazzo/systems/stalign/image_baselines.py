@@ -78,9 +78,13 @@ class ImageBaseline:
             hint = did_you_mean(name, known, f"There are: {', '.join(known)}.")
             raise ConfigError(f"there is no image baseline {name!r}.{hint}")
         if name.startswith("encoder") != (encoder is not None):
-            raise ConfigError(f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one.")
+            raise ConfigError(
+                f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one."
+            )
         self.name, self.own_scale = name, name.endswith(OWN)
-        self.encoder = FrozenImageEncoder.from_folder(encoder) if isinstance(encoder, str | Path) else encoder
+        self.encoder = (
+            FrozenImageEncoder.from_folder(encoder) if isinstance(encoder, str | Path) else encoder
+        )
         self.config = config or _cut_for(self.encoder)
         plain = "Colour statistics" if self.encoder is None else "Frozen image encoder"
         self.title = title or plain + (", by slice" if self.own_scale else "")
@@ -117,43 +121,65 @@ class ImageBaseline:
         InputError
             No image, or one of unknown scale; spots outside it; x and y swapped.
         """
-        tissue = Slice.from_anndata(adata, **(slice_options | ({} if image is None else {"image": image})))
+        tissue = Slice.from_anndata(
+            adata, **(slice_options | ({} if image is None else {"image": image}))
+        )
         cut = AlignedSlice.make(tissue, self.config, np.zeros(0, dtype=np.int64), spot_um=spot_um)
         key, bars = key_added or self.default_key, Progress(progress)
-        found = self._colours(cut, bars) if self.encoder is None else self._encoded(cut, cache, spot_um, bars)
+        found = (
+            self._colours(cut, bars)
+            if self.encoder is None
+            else self._encoded(cut, cache, spot_um, bars)
+        )
         if self.own_scale:
             found = standardised(found, *moments(found))
         adata.obsm[key] = found
         record = {
-            "model": self.title, "model_type": f"image baseline:{self.name}",
+            "model": self.title,
+            "model_type": f"image baseline:{self.name}",
             "checkpoint_sha256": "" if self.encoder is None else self.encoder.fingerprint(),
-            "microns_per_pixel": cut.microns_per_pixel, "spot_um": cut.diameter, "terrazzo_version": __version__,
-        }  # fmt: skip
+            "microns_per_pixel": cut.microns_per_pixel,
+            "spot_um": cut.diameter,
+            "terrazzo_version": __version__,
+        }
         adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
         return adata
 
-    def _encoded(self, cut: AlignedSlice, cache: str | Path | None, spot_um: float | None, bars: Progress) -> Vectors:
+    def _encoded(
+        self, cut: AlignedSlice, cache: str | Path | None, spot_um: float | None, bars: Progress
+    ) -> Vectors:
         """Return what the encoder says; found where a model with the same encoder and cut has left it."""
         held: Any = self.encoder
         nobody: Any = None  # no gene is read
         store = None if cache is None else FeatureCache(cache)
         reader = FeatureReader(
-            self.config, cut.genes, held, nobody, lambda: cut, cache=store, spot_um=spot_um, bars=bars,
+            self.config,
+            cut.genes,
+            held,
+            nobody,
+            lambda: cut,
+            cache=store,
+            spot_um=spot_um,
+            bars=bars,
             identity=None if store is None else Identity.of(cut.tissue, None),
             marks=None if store is None else (held.fingerprint(), ""),
-        )  # fmt: skip
+        )
         return np.asarray(reader.read("image", ("niche",)).niche_image)
 
     def _colours(self, cut: AlignedSlice, bars: Progress) -> Vectors:
         parts = [crops for crops in (cut.spots, cut.surroundings) if crops is not None]
         with bars.stage("colours", sum(map(len, parts))) as advance:
-            return np.concatenate([_statistics(crops.batches(_BATCH), advance) for crops in parts], axis=1)
+            return np.concatenate(
+                [_statistics(crops.batches(_BATCH), advance) for crops in parts], axis=1
+            )
 
 
 def _cut_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
     if encoder is None:
         return preset("tiny", 1)
-    return replace(preset("paper", 1, image_encoder=encoder), niche_pixels=encoder.image_size, square=True)
+    return replace(
+        preset("paper", 1, image_encoder=encoder), niche_pixels=encoder.image_size, square=True
+    )
 
 
 def _statistics(batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], None]) -> Vectors:
@@ -215,7 +241,9 @@ class ImageModel:
         return opened.adata, told.get("image")
 
 
-def image_model(source: str | Path, *, device: str = "cpu", cache: str | Path | None = None) -> ImageModel:
+def image_model(
+    source: str | Path, *, device: str = "cpu", cache: str | Path | None = None
+) -> ImageModel:
     """Return what reads histology alone, by name or folder.
 
     Parameters
@@ -251,5 +279,7 @@ def image_model(source: str | Path, *, device: str = "cpu", cache: str | Path | 
         return ImageModel(baseline.title, baseline.embed, options)
     model = load(folder, device=device)
     if not isinstance(model, STAlign):
-        raise ConfigError(f"{source} holds a {model.title}, which sees no image; give a checkpoint of ST-Align.")
+        raise ConfigError(
+            f"{source} holds a {model.title}, which sees no image; give a checkpoint of ST-Align."
+        )
     return ImageModel(model.title, model.embed, {**options, "modality": "image"})

@@ -28,8 +28,18 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 RESNETS: dict[str, dict[str, Any]] = {
-    "tiny": {"embedding_size": 16, "hidden_sizes": (16, 24, 32, 48), "depths": (1, 1, 1, 1), "layer_type": "basic"},
-    "small": {"embedding_size": 64, "hidden_sizes": (64, 128, 256, 512), "depths": (2, 2, 2, 2), "layer_type": "basic"},
+    "tiny": {
+        "embedding_size": 16,
+        "hidden_sizes": (16, 24, 32, 48),
+        "depths": (1, 1, 1, 1),
+        "layer_type": "basic",
+    },
+    "small": {
+        "embedding_size": 64,
+        "hidden_sizes": (64, 128, 256, 512),
+        "depths": (2, 2, 2, 2),
+        "layer_type": "basic",
+    },
     "resnet50": {
         "embedding_size": 64,
         "hidden_sizes": (256, 512, 1024, 2048),
@@ -65,9 +75,13 @@ class SpotEncoderConfig:
 
     def __post_init__(self) -> None:
         if self.size not in RESNETS:
-            raise ConfigError(f"spot encoder: size is {self.size!r}; it must be one of {', '.join(RESNETS)}.")
+            raise ConfigError(
+                f"spot encoder: size is {self.size!r}; it must be one of {', '.join(RESNETS)}."
+            )
         if self.output_dim < 1:
-            raise ConfigError(f"spot encoder: output_dim is {self.output_dim}; it must be at least 1.")
+            raise ConfigError(
+                f"spot encoder: output_dim is {self.output_dim}; it must be at least 1."
+            )
 
 
 class _Colours(nn.Module):
@@ -95,7 +109,9 @@ class SpotEncoder(nn.Module):
         super().__init__()
         from transformers import ResNetConfig, ResNetModel
 
-        sizes: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in RESNETS[config.size].items()}
+        sizes: dict[str, Any] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in RESNETS[config.size].items()
+        }
         self.config = config
         self.colours = _Colours(config.mean, config.std)
         self.resnet = ResNetModel(ResNetConfig(**sizes))
@@ -150,14 +166,20 @@ class FrozenImageEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if readout not in ("auto", "pooler", "cls", "mean"):
-            raise ConfigError(f'frozen encoder: readout is {readout!r}; it must be "auto", "pooler", "cls" or "mean".')
+            raise ConfigError(
+                f'frozen encoder: readout is {readout!r}; it must be "auto", "pooler", "cls" or "mean".'
+            )
         self.image_size, self.readout = int(image_size), readout
         self.colours = _Colours(mean, std)
         self.backbone = backbone.requires_grad_(False)
         self.train(False)
         with torch.no_grad():
             dtype = next(backbone.parameters()).dtype
-            self.output_dim = int(self._read(torch.zeros(1, 3, self.image_size, self.image_size, dtype=dtype)).shape[1])
+            self.output_dim = int(
+                self._read(torch.zeros(1, 3, self.image_size, self.image_size, dtype=dtype)).shape[
+                    1
+                ]
+            )
 
     @classmethod
     def from_folder(
@@ -176,7 +198,9 @@ class FrozenImageEncoder(nn.Module):
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} holds no config.json; give the folder of a transformers vision model.")
+            raise CheckpointError(
+                f"{folder} holds no config.json; give the folder of a transformers vision model."
+            )
         if (folder / "pytorch_model.bin").is_file() and not any(folder.glob("*.safetensors")):
             raise CheckpointError(
                 f"{folder} holds pytorch_model.bin and no safetensors: for UNI run `terrazzo convert uni` first; other "
@@ -195,11 +219,18 @@ class FrozenImageEncoder(nn.Module):
         except ConfigError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            raise CheckpointError(f"{folder}: this model gives no vector of a crop ({error}).") from error
+            raise CheckpointError(
+                f"{folder}: this model gives no vector of a crop ({error})."
+            ) from error
 
     @classmethod
     def small(
-        cls, seed: int = 0, image_size: int = 224, patch_size: int = 16, width: int = 192, num_layers: int = 4
+        cls,
+        seed: int = 0,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 192,
+        num_layers: int = 4,
     ) -> FrozenImageEncoder:
         """Make a small vision transformer with random weights, for where no published encoder is at hand.
 
@@ -209,9 +240,13 @@ class FrozenImageEncoder(nn.Module):
         from transformers import ViTConfig, ViTModel
 
         config = ViTConfig(
-            hidden_size=width, num_hidden_layers=num_layers, num_attention_heads=max(1, width // 64),
-            intermediate_size=4 * width, image_size=image_size, patch_size=patch_size,
-        )  # fmt: skip
+            hidden_size=width,
+            num_hidden_layers=num_layers,
+            num_attention_heads=max(1, width // 64),
+            intermediate_size=4 * width,
+            image_size=image_size,
+            patch_size=patch_size,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             backbone = ViTModel(config, add_pooling_layer=False)
@@ -232,14 +267,19 @@ class FrozenImageEncoder(nn.Module):
         try:
             config = AutoConfig.for_model(**said["model"])
             known: Any = MODEL_MAPPING[type(config)]
-            plain = not said["pooler"] and "add_pooling_layer" in inspect.signature(known.__init__).parameters
+            plain = (
+                not said["pooler"]
+                and "add_pooling_layer" in inspect.signature(known.__init__).parameters
+            )
             model = known(config, add_pooling_layer=False) if plain else known(config)
             backbone = getattr(model, "vision_model", model)
             return cls(backbone, said["image_size"], said["mean"], said["std"], said["readout"])
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"this describes no frozen image encoder ({type(error).__name__}: {error}).") from error
+            raise ConfigError(
+                f"this describes no frozen image encoder ({type(error).__name__}: {error})."
+            ) from error
 
     def description(self) -> dict[str, Any]:
         """Return all but the weights, in plain values: what :meth:`from_description` takes."""
@@ -285,8 +325,14 @@ class FrozenImageEncoder(nn.Module):
 
     def fingerprint(self) -> str:
         """Return the sha256 (hex) of weights, size, colours and readout: what vectors depend on beside the crops."""
-        digest = hashlib.sha256(f"terrazzo-image-encoder-1 {self.image_size} {self.readout}".encode())
-        own = {"colours.mean": self.colours.mean, "colours.std": self.colours.std, **self.backbone.state_dict()}
+        digest = hashlib.sha256(
+            f"terrazzo-image-encoder-1 {self.image_size} {self.readout}".encode()
+        )
+        own = {
+            "colours.mean": self.colours.mean,
+            "colours.std": self.colours.std,
+            **self.backbone.state_dict(),
+        }
         digest.update(_settings(self.backbone).encode())
         for name, tensor in sorted(own.items()):
             held = tensor.detach().cpu().contiguous()
@@ -297,11 +343,15 @@ class FrozenImageEncoder(nn.Module):
     def _read(self, pixels: Tensor) -> Tensor:
         side = (self.image_size, self.image_size)
         if pixels.shape[2:] != side:
-            pixels = F.interpolate(pixels, side, mode="bilinear", antialias=True, align_corners=False)
+            pixels = F.interpolate(
+                pixels, side, mode="bilinear", antialias=True, align_corners=False
+            )
         out = self.backbone(pixel_values=pixels)
         summary, states = getattr(out, "pooler_output", None), out.last_hidden_state
         if self.readout == "pooler" and summary is None:
-            raise ConfigError('frozen encoder: this model has no summary; use readout="cls" or "mean".')
+            raise ConfigError(
+                'frozen encoder: this model has no summary; use readout="cls" or "mean".'
+            )
         if summary is not None and self.readout in ("auto", "pooler"):
             return summary.flatten(1)
         if states.ndim == 4:
@@ -318,20 +368,40 @@ def _load(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         known: Any = MODEL_MAPPING[type(config)]
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-        if "add_pooling_layer" in inspect.signature(known.__init__).parameters and not _has_pooler(folder):
+        options: dict[str, Any] = {
+            "use_safetensors": True,
+            "local_files_only": True,
+            "trust_remote_code": False,
+        }
+        if "add_pooling_layer" in inspect.signature(known.__init__).parameters and not _has_pooler(
+            folder
+        ):
             options["add_pooling_layer"] = False
-        model, told = AutoModel.from_pretrained(folder, config=config, output_loading_info=True, **options)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        model, told = AutoModel.from_pretrained(
+            folder, config=config, output_loading_info=True, **options
+        )
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise CheckpointError(
             f"{folder} could not be loaded as a transformers vision model from safetensors ({error})."
         ) from error
     if told["missing_keys"] or told.get("mismatched_keys"):
         wrong = sorted(map(str, [*told["missing_keys"], *told.get("mismatched_keys", [])]))
-        raise CheckpointError(f"{folder}: {len(wrong)} weights are missing or of another size, the first {wrong[0]!r}.")
+        raise CheckpointError(
+            f"{folder}: {len(wrong)} weights are missing or of another size, the first {wrong[0]!r}."
+        )
     found = getattr(model, "vision_model", model)
     if "pixel_values" not in inspect.signature(found.forward).parameters:
-        raise CheckpointError(f"{folder} holds a {config.model_type!r} model, which sees no images.")
+        raise CheckpointError(
+            f"{folder} holds a {config.model_type!r} model, which sees no images."
+        )
     return found
 
 
@@ -363,5 +433,13 @@ def _settings(backbone: nn.Module) -> str:
     """Return what a model is beside its weights, as text that says nothing of paths and versions."""
     config: Any = getattr(backbone, "config", None)
     said = config.to_dict() if hasattr(config, "to_dict") else {}
-    left_out = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation_autoset")
-    return json.dumps({k: v for k, v in said.items() if k not in left_out}, sort_keys=True, default=str)
+    left_out = (
+        "_name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_attn_implementation_autoset",
+    )
+    return json.dumps(
+        {k: v for k, v in said.items() if k not in left_out}, sort_keys=True, default=str
+    )

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
 
-SPOT_ORDER = 7  # what a random stream is for; 1 to 6 are those of the other loaders and of what they hide
+SPOT_ORDER = (
+    7  # what a random stream is for; 1 to 6 are those of the other loaders and of what they hide
+)
 
 
 T = TypeVar("T")

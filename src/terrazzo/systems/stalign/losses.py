@@ -69,7 +69,10 @@ def sizes_of_ranks(rows: Tensor) -> list[int]:
 
 
 def same_niche(
-    spots: Tensor, niches: Tensor, other_spots: Tensor | None = None, other_niches: Tensor | None = None
+    spots: Tensor,
+    niches: Tensor,
+    other_spots: Tensor | None = None,
+    other_niches: Tensor | None = None,
 ) -> Tensor:
     """Say which pairs are neighbours, so that they are not held against each other.
 
@@ -169,10 +172,14 @@ def _direction(
     every = gathered(partners, sizes) if several else partners
     first = sum(sizes[: dist.get_rank()]) if several else 0
     own = torch.arange(first, first + len(anchors), device=anchors.device)
-    with torch.autocast(anchors.device.type, enabled=False):  # in bfloat16, cosines over tau would be off by a tenth
+    with torch.autocast(
+        anchors.device.type, enabled=False
+    ):  # in bfloat16, cosines over tau would be off by a tenth
         scores = anchors.float() @ every.float().T / temperature
     if spots is not None and niches is not None:
-        all_spots, all_niches = (gathered(one, sizes) if several else one for one in (spots, niches))
+        all_spots, all_niches = (
+            gathered(one, sizes) if several else one for one in (spots, niches)
+        )
         near = same_niche(spots, niches, all_spots, all_niches)
         near[torch.arange(len(own), device=own.device), own] = False
         scores = scores.masked_fill(near, -torch.inf)
@@ -181,10 +188,16 @@ def _direction(
 
 
 def _check(
-    anchors: Tensor, partners: Tensor, temperature: float | Tensor, spots: Tensor | None, niches: Tensor | None
+    anchors: Tensor,
+    partners: Tensor,
+    temperature: float | Tensor,
+    spots: Tensor | None,
+    niches: Tensor | None,
 ) -> None:
     if anchors.shape != partners.shape or anchors.ndim != 2:
-        raise ConfigError(f"contrast needs two batches of one shape (n, d), got {anchors.shape} and {partners.shape}.")
+        raise ConfigError(
+            f"contrast needs two batches of one shape (n, d), got {anchors.shape} and {partners.shape}."
+        )
     if (spots is None) != (niches is None):
         raise ConfigError("contrast without neighbours as negatives needs both spots and niches.")
     if isinstance(temperature, (int, float)) and not temperature > 0:

@@ -45,10 +45,15 @@ class AlignModule(nn.Module):
         self.net = AlignNet(config.net)
         self.image_encoder = FrozenImageEncoder.from_description(config.image_encoder)
         self.gene_encoder = build_gene_encoder(config.gene_encoder, tokens, vocabulary.special)
-        self.register_buffer("genes", torch.from_numpy(tokens[: config.net.niche_genes.n_genes].copy()))
+        self.register_buffer(
+            "genes", torch.from_numpy(tokens[: config.net.niche_genes.n_genes].copy())
+        )
 
     def states(
-        self, batch: AlignBatch, modality: Modality = "both", scales: Sequence[Scale] = ("spot", "niche")
+        self,
+        batch: AlignBatch,
+        modality: Modality = "both",
+        scales: Sequence[Scale] = ("spot", "niche"),
     ) -> dict[Scale, Tensor]:
         """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient where it is asked for."""
         net, out = self.net, cast(dict[Scale, Tensor], {})
@@ -79,7 +84,10 @@ def _there(part: Tensor | None) -> Tensor:
 BATCH = 256  # spots that are worked on together
 
 
-TRIED, REACH = 16, 0.3  # crops that are read for an estimate of the time; share of the matrix-product rate
+TRIED, REACH = (
+    16,
+    0.3,
+)  # crops that are read for an estimate of the time; share of the matrix-product rate
 
 
 WHY = "ST-Align scales counts and takes their logarithm"
@@ -153,15 +161,22 @@ class STAlign(FoundationModel):
         if gene_encoder is not None and not isinstance(gene_encoder, GeneEncoder):
             gene_encoder, theirs = frozen_genes(gene_encoder)
             if vocabulary is not None and vocabulary.content_hash() != theirs.content_hash():
-                raise ConfigError("the gene encoder reads another vocabulary than this; leave vocabulary out.")
+                raise ConfigError(
+                    "the gene encoder reads another vocabulary than this; leave vocabulary out."
+                )
             vocabulary = theirs
         if vocabulary is None:
             raise ConfigError("ST-Align needs a vocabulary, or a gene encoder that brings one.")
         if isinstance(config, str):
             config = preset(
-                config, len(vocabulary), recipe=recipe, image_encoder=image_encoder,
-                gene_encoder=None if gene_encoder is None else gene_encoder.config, adaptive=adaptive, fusion=fusion,
-            )  # fmt: skip
+                config,
+                len(vocabulary),
+                recipe=recipe,
+                image_encoder=image_encoder,
+                gene_encoder=None if gene_encoder is None else gene_encoder.config,
+                adaptive=adaptive,
+                fusion=fusion,
+            )
         if config.net.niche_genes.n_genes > len(vocabulary):
             raise ConfigError(
                 f"The vocabulary has {len(vocabulary):,} genes, fewer than the model reads "
@@ -228,21 +243,39 @@ class STAlign(FoundationModel):
             The slice, its image, its genes, or the settings cannot be used; the message says how to mend it.
         """
         scales = _scales(scale, modality)
-        if image is not None and isinstance(data, Sequence) and not isinstance(data, str | bytes) and len(data) > 1:
-            raise ConfigError(f"one image cannot belong to {len(data)} slices; embed them one by one.")
+        if (
+            image is not None
+            and isinstance(data, Sequence)
+            and not isinstance(data, str | bytes)
+            and len(data) > 1
+        ):
+            raise ConfigError(
+                f"one image cannot belong to {len(data)} slices; embed them one by one."
+            )
         options = slice_options | ({} if image is None else {"image": _opened(image, data)})
         bars, store = Progress(progress), None if cache is None else FeatureCache(cache)
 
         def run(tissue: Slice, adata: AnnData) -> Embedding:
             match, coverage = self._match(tissue, modality, orthologs)
-            reader = self.reader(tissue, match, modality=modality, spot_um=spot_um, cache=store, bars=bars)
+            reader = self.reader(
+                tissue, match, modality=modality, spot_um=spot_um, cache=store, bars=bars
+            )
             blocks = self.vectors(reader.read(modality, scales), modality, scales, bars)
             empty = np.zeros(tissue.n_cells, dtype=bool)
-            details: dict[str, Any] = {"modality": modality, "scale": scale, "neighbors": self.config.neighbors}
+            details: dict[str, Any] = {
+                "modality": modality,
+                "scale": scale,
+                "neighbors": self.config.neighbors,
+            }
             if match is not None:
-                empty = tissue.counts @ (match.column_token >= 0).astype(np.float64) == 0  # no copy of the counts
+                empty = (
+                    tissue.counts @ (match.column_token >= 0).astype(np.float64) == 0
+                )  # no copy of the counts
             if modality != "genes":
-                details |= {"microns_per_pixel": reader.aligned.microns_per_pixel, "spot_um": reader.aligned.diameter}
+                details |= {
+                    "microns_per_pixel": reader.aligned.microns_per_pixel,
+                    "spot_um": reader.aligned.diameter,
+                }
             if len(scales) == 1:
                 return Embedding(blocks[NAMES[scales[0]]], empty, coverage, details)
             vectors, places = joined(blocks)
@@ -284,9 +317,17 @@ class STAlign(FoundationModel):
         """
         module = self.module
         return FeatureReader(
-            self.config, self.genes, module.image_encoder, module.gene_encoder, make,
-            identity=identity, cache=cache, marks=marks, spot_um=spot_um, bars=bars,
-        )  # fmt: skip
+            self.config,
+            self.genes,
+            module.image_encoder,
+            module.gene_encoder,
+            make,
+            identity=identity,
+            cache=cache,
+            marks=marks,
+            spot_um=spot_um,
+            bars=bars,
+        )
 
     def fit(
         self,
@@ -310,7 +351,11 @@ class STAlign(FoundationModel):
         InputError, GeneError
             No slice; one that holds no counts, or whose genes the vocabulary does not know.
         """
-        given = slices if callable(slices) else [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
+        given = (
+            slices
+            if callable(slices)
+            else [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
+        )
 
         def held() -> Iterator[Slice]:
             yield from (counted(one, WHY) for one in (given() if callable(given) else given))
@@ -318,7 +363,11 @@ class STAlign(FoundationModel):
         tokens = choose_genes(held(), self.vocabulary, self.config, choose)
         encoder = self.module.gene_encoder
         moments = fit_genes(
-            held(), self.vocabulary, self.config, tokens, encoder if isinstance(encoder, GenePCA) else None
+            held(),
+            self.vocabulary,
+            self.config,
+            tokens,
+            encoder if isinstance(encoder, GenePCA) else None,
         )
         self.module.genes.copy_(torch.from_numpy(tokens))
         if self.config.standardise == "training":
@@ -340,7 +389,10 @@ class STAlign(FoundationModel):
         bars: Progress | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Return the vectors of all spots of a slice by name of block, float32 ``(n, dim)``."""
-        out = {NAMES[s]: np.empty((len(features), self.config.net.dim), dtype=np.float32) for s in scales}
+        out = {
+            NAMES[s]: np.empty((len(features), self.config.net.dim), dtype=np.float32)
+            for s in scales
+        }
         with (bars or Progress(False)).stage("vectors", len(features)) as advance:
             for rows in batches(len(features), BATCH):
                 states = self.module.states(features.take(rows).to(self.device), modality, scales)
@@ -354,23 +406,35 @@ class STAlign(FoundationModel):
         scale, modality = options.pop("scale", "both"), options.pop("modality", "both")
         spot_um, image = options.pop("spot_um", None), options.pop("image", None)
         scales = _scales(scale, modality)
-        slice_options = {k: v for k, v in options.items() if k not in ("key_added", "cache", "progress")}
+        slice_options = {
+            k: v for k, v in options.items() if k not in ("key_added", "cache", "progress")
+        }
         slice_options |= {} if image is None else {"image": _opened(image)}
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
         match, coverage = self._match(tissue, modality, orthologs)
         reader = self.reader(tissue, match, modality=modality, spot_um=spot_um)
         rate = matmul_rate("float32", self.device)
         seconds = self._seconds(reader.aligned, modality, scales, rate)
-        return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
+        return Plan(
+            tissue.n_cells,
+            0,
+            coverage,
+            seconds,
+            advice(seconds, self.device, "float32", (rate, rate)),
+        )
 
-    def _match(self, tissue: Slice, modality: Modality, orthologs: Any) -> tuple[GeneMatch | None, Coverage]:
+    def _match(
+        self, tissue: Slice, modality: Modality, orthologs: Any
+    ) -> tuple[GeneMatch | None, Coverage]:
         if modality == "image":
             return None, self.vocabulary.coverage(tissue, orthologs=orthologs)
         counted(tissue, WHY)
         match = self.vocabulary.match(tissue, orthologs=orthologs)
         return match, match.coverage
 
-    def _seconds(self, cut: AlignedSlice, modality: Modality, scales: Sequence[Scale], rate: float) -> float:
+    def _seconds(
+        self, cut: AlignedSlice, modality: Modality, scales: Sequence[Scale], rate: float
+    ) -> float:
         """Estimate the time of a slice, from the operations that one spot costs and the reading of some crops."""
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -389,8 +453,14 @@ class STAlign(FoundationModel):
             if cut.match is not None and not isinstance(self.module.gene_encoder, GenePCA):
                 self.module.gene_encoder.encode(cut.tissue.counts[rows[:1]], cut.match)
             genes = net.niche_genes.n_genes
-            zeros = torch.zeros(1, net.spot_gene_dim), torch.zeros(1, genes if net.adaptive else net.spot_gene_dim)
-            known, number = torch.ones(1, genes, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+            zeros = (
+                torch.zeros(1, net.spot_gene_dim),
+                torch.zeros(1, genes if net.adaptive else net.spot_gene_dim),
+            )
+            known, number = (
+                torch.ones(1, genes, dtype=torch.bool),
+                torch.zeros(1, dtype=torch.int64),
+            )
             batch = AlignBatch(spots, frozen, *zeros, known, None, number, number[:, None])
             self.module.states(batch.to(self.device), modality, scales)
         return len(cut) * (reading + counter.get_total_flops() / (rate * REACH))
@@ -408,6 +478,10 @@ def _opened(image: TissueImage | str | Path, data: Any = None) -> TissueImage | 
     """Open a picture; the name of one within what is no AnnData stays a name."""
     if isinstance(image, TissueImage):
         return image
-    if isinstance(image, str) and not Path(image).suffix and not isinstance(data, AnnData | Slice | None):
+    if (
+        isinstance(image, str)
+        and not Path(image).suffix
+        and not isinstance(data, AnnData | Slice | None)
+    ):
         return image
     return TissueImage.from_file(image)

@@ -56,13 +56,20 @@ class FusionConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("image_dim", "gene_dim", "n_tokens", "width", "output_dim")}
+        sizes = {
+            name: getattr(self, name)
+            for name in ("image_dim", "gene_dim", "n_tokens", "width", "output_dim")
+        }
         if min(sizes.values()) < 1 or self.output_dim % 2:
             raise ConfigError(f"fusion: sizes must be at least 1 and output_dim even, got {sizes}.")
         if self.mode not in ("attention", "concatenation"):
-            raise ConfigError(f'fusion: mode is {self.mode!r}; it must be "attention" or "concatenation".')
+            raise ConfigError(
+                f'fusion: mode is {self.mode!r}; it must be "attention" or "concatenation".'
+            )
         if self.pooling not in ("mean", "flatten"):
-            raise ConfigError(f'fusion: pooling is {self.pooling!r}; it must be "mean" or "flatten".')
+            raise ConfigError(
+                f'fusion: pooling is {self.pooling!r}; it must be "mean" or "flatten".'
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"fusion: dropout is {self.dropout}; it must lie in [0, 1).")
 
@@ -75,7 +82,10 @@ class Fusion(nn.Module):
         self.config = config
         half = config.output_dim // 2
         if config.mode == "concatenation":
-            self.out_image, self.out_genes = nn.Linear(config.image_dim, half), nn.Linear(config.gene_dim, half)
+            self.out_image, self.out_genes = (
+                nn.Linear(config.image_dim, half),
+                nn.Linear(config.gene_dim, half),
+            )
             return
         tokens, width = config.n_tokens, config.width
         self.expand_image = nn.Linear(config.image_dim, tokens * width)
@@ -102,7 +112,10 @@ class Fusion(nn.Module):
             return torch.cat([self.out_image(image), self.out_genes(genes)], dim=-1)
         shape = (len(image), self.config.n_tokens, self.config.width)
         seen, read = self.expand_image(image).view(shape), self.expand_genes(genes).view(shape)
-        return torch.cat([self.out_image(self.attend(seen, read)), self.out_genes(self.attend(read, seen))], dim=-1)
+        return torch.cat(
+            [self.out_image(self.attend(seen, read)), self.out_genes(self.attend(read, seen))],
+            dim=-1,
+        )
 
     def attend(self, asking: Tensor, asked: Tensor) -> Tensor:
         """Return what one side's tokens find in the other's (eq 7, and 8 the other way round), ``(n, pooled)``."""
@@ -169,21 +182,32 @@ class AlignConfig:
                 f"ST-Align: dim ({self.dim}), niche_image_dim ({self.niche_image_dim}) and spot_gene_dim "
                 f"({self.spot_gene_dim}) must be at least 1, spot_side ({self.spot_side}) at least 0."
             )
-        if self.adaptive and not self.dim == self.spot_image.output_dim == self.niche_genes.output_dim:
+        if (
+            self.adaptive
+            and not self.dim == self.spot_image.output_dim == self.niche_genes.output_dim
+        ):
             raise ConfigError(
                 f"ST-Align: spot_image.output_dim ({self.spot_image.output_dim}) and niche_genes.output_dim "
                 f"({self.niche_genes.output_dim}) must be dim ({self.dim})."
             )
         if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"ST-Align: temperature is {self.temperature}; it must be a positive number.")
+            raise ConfigError(
+                f"ST-Align: temperature is {self.temperature}; it must be a positive number."
+            )
         self.fusion()  # checks the rest
 
     def fusion(self) -> FusionConfig:
         """Return the sizes of the fusion network."""
         return FusionConfig(
-            self.dim, self.dim, self.fusion_tokens, self.fusion_width, self.dim, self.fusion_mode,
-            self.fusion_pooling, self.fusion_dropout,
-        )  # fmt: skip
+            self.dim,
+            self.dim,
+            self.fusion_tokens,
+            self.fusion_width,
+            self.dim,
+            self.fusion_mode,
+            self.fusion_pooling,
+            self.fusion_dropout,
+        )
 
 
 class FrozenFeatures(nn.Module):
@@ -225,7 +249,10 @@ class AlignNet(nn.Module):
         self.ae_image: SpotEncoder | FrozenFeatures
         self.ae_genes: ValueEncoder | FrozenFeatures
         if config.adaptive:
-            self.ae_image, self.ae_genes = SpotEncoder(config.spot_image), ValueEncoder(config.niche_genes)
+            self.ae_image, self.ae_genes = (
+                SpotEncoder(config.spot_image),
+                ValueEncoder(config.niche_genes),
+            )
         else:
             self.ae_image = FrozenFeatures(config.niche_image_dim, config.dim)
             self.ae_genes = FrozenFeatures(config.spot_gene_dim, config.dim)

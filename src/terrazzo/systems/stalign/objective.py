@@ -68,42 +68,66 @@ class SpotNiche(Objective):
 
     def _contrasts(self, found: dict[str, Pair], spots: AlignBatch) -> dict[str, Tensor]:
         goal, tau = self.config.align, self.net.temperature
-        near: dict[str, Any] = {"spots": spots.spots, "niches": spots.niches} if goal.exclude_neighbors else {}
+        near: dict[str, Any] = (
+            {"spots": spots.spots, "niches": spots.niches} if goal.exclude_neighbors else {}
+        )
         parts: dict[str, Tensor] = {}
         pairs: tuple[tuple[Literal["spot", "niche"], float], ...] = (
-            ("spot", goal.spot_weight), ("niche", goal.niche_weight),
-        )  # fmt: skip
+            ("spot", goal.spot_weight),
+            ("niche", goal.niche_weight),
+        )
         for scale, weight in pairs:
             if weight and goal.modality == "both":
-                parts[scale] = symmetric_contrast(found[scale]["image"], found[scale]["genes"], tau, **near)
+                parts[scale] = symmetric_contrast(
+                    found[scale]["image"], found[scale]["genes"], tau, **near
+                )
         if goal.cross_weight:
             own, around = (self._joined(scale, found[scale]) for scale, _ in pairs)
             lost = symmetric_contrast if goal.symmetric else contrast
             parts["spot_niche"] = lost(own, around, tau, **near)
-        weights = {"spot": goal.spot_weight, "niche": goal.niche_weight, "spot_niche": goal.cross_weight}
+        weights = {
+            "spot": goal.spot_weight,
+            "niche": goal.niche_weight,
+            "spot_niche": goal.cross_weight,
+        }
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         if not self.training:
             nothing = torch.zeros(len(spots), 1, device=total.device)
-            chance = contrast(nothing, nothing, 1.0, **near)  # log of the number of partners to choose from
+            chance = contrast(
+                nothing, nothing, 1.0, **near
+            )  # log of the number of partners to choose from
             parts |= {f"{name}_chance": chance for name in list(parts)}
         if goal.learn_temperature:
             parts["temperature"] = tau
         return {"loss": total, **parts}
 
     def _joined(self, scale: Literal["spot", "niche"], pair: Pair) -> Tensor:
-        return self.net.fuse(scale, pair["image"], pair["genes"]) if len(pair) == 2 else next(iter(pair.values()))
+        return (
+            self.net.fuse(scale, pair["image"], pair["genes"])
+            if len(pair) == 2
+            else next(iter(pair.values()))
+        )
 
     def validation_step(self, batch: AlignPack, batch_index: int) -> None:
         """Log the losses, and keep some vectors of every slice."""
         found = self.vectors(batch.spots)
         parts = self._contrasts(found, batch.spots)
-        self.log_dict({f"val/{k}": v for k, v in parts.items()}, batch_size=len(batch), sync_dist=True)
+        self.log_dict(
+            {f"val/{k}": v for k, v in parts.items()}, batch_size=len(batch), sync_dist=True
+        )
         if self.config.align.modality == "both":
             for name in set(batch.ids):
-                rows = torch.tensor([id == name for id in batch.ids], device=batch.spots.spots.device)
+                rows = torch.tensor(
+                    [id == name for id in batch.ids], device=batch.spots.spots.device
+                )
                 held = self._found.setdefault(name, [])
                 if sum(len(one["spot"]["image"]) for one in held) < RECALL_SPOTS:
-                    held.append({s: {k: v[rows].float().cpu() for k, v in pair.items()} for s, pair in found.items()})
+                    held.append(
+                        {
+                            s: {k: v[rows].float().cpu() for k, v in pair.items()}
+                            for s, pair in found.items()
+                        }
+                    )
 
     def on_validation_epoch_end(self) -> None:
         """Log how often the genes of a spot are among the 10 that are most like its image, in its own slice."""
@@ -113,7 +137,9 @@ class SpotNiche(Objective):
             scores, chances = [], []
             for name in sorted({name for part in parts for name in part}):
                 kept = [one[scale] for part in parts for one in part.get(name, [])]
-                image, genes = (torch.cat([one[k] for one in kept]).numpy() for k in ("image", "genes"))
+                image, genes = (
+                    torch.cat([one[k] for one in kept]).numpy() for k in ("image", "genes")
+                )
                 scores.append(recall(image, genes, [RECALL_AT])[RECALL_AT])
                 chances.append(min(1.0, RECALL_AT / len(image)))
             if scores:

@@ -78,7 +78,9 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> STAlign:
     if source.checkpoint:
         return _continued(config)
     frozen = FrozenImageEncoder.from_folder(source.image_encoder) if source.image_encoder else None
-    genes, vocabulary = frozen_genes(source.gene_encoder) if source.gene_encoder else (None, corpus.vocabulary())
+    genes, vocabulary = (
+        frozen_genes(source.gene_encoder) if source.gene_encoder else (None, corpus.vocabulary())
+    )
     settings = preset(
         source.preset,
         len(vocabulary),
@@ -90,7 +92,14 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> STAlign:
     )
     settings = replace(_with(settings, goal), neighbors=goal.neighbors, spot_um=goal.spot_um)
     origin = {"weights": "random", "seed": config.seed}
-    model = STAlign(settings, vocabulary, seed=config.seed, provenance=origin, image_encoder=frozen, gene_encoder=genes)
+    model = STAlign(
+        settings,
+        vocabulary,
+        seed=config.seed,
+        provenance=origin,
+        image_encoder=frozen,
+        gene_encoder=genes,
+    )
     ids = spread(members(config, corpus, "train"))
     return model.fit(lambda: map(corpus.slice, ids), choose=goal.genes)
 
@@ -99,9 +108,13 @@ def _continued(config: PretrainConfig) -> STAlign:
     source, goal = config.model, config.align
     held = load(source.checkpoint)
     if not isinstance(held, STAlign):
-        raise ConfigError(f"{source.checkpoint} holds a {held.title}; stage 'align' starts from ST-Align.")
+        raise ConfigError(
+            f"{source.checkpoint} holds a {held.title}; stage 'align' starts from ST-Align."
+        )
     if source.image_encoder or source.gene_encoder:
-        raise ConfigError("a checkpoint brings its frozen encoders: leave model.image_encoder and gene_encoder empty.")
+        raise ConfigError(
+            "a checkpoint brings its frozen encoders: leave model.image_encoder and gene_encoder empty."
+        )
     kept, net = held.config, held.config.net
     theirs: dict[str, Any] = {"recipe": "paper" if kept.normalise == "paper" else "terrazzo"}
     theirs |= {"neighbors": kept.neighbors, "spot_um": kept.spot_um}
@@ -109,8 +122,12 @@ def _continued(config: PretrainConfig) -> STAlign:
     others = [name for name, value in theirs.items() if getattr(goal, name) != value]
     if others:
         shown = ", ".join(f"{name} {theirs[name]!r}" for name in others)
-        raise ConfigError(f"{source.checkpoint} was made with {shown}: set the same in the recipe's section align.")
-    model = STAlign(_with(held.config, goal), held.vocabulary, seed=config.seed, provenance=held.provenance)
+        raise ConfigError(
+            f"{source.checkpoint} was made with {shown}: set the same in the recipe's section align."
+        )
+    model = STAlign(
+        _with(held.config, goal), held.vocabulary, seed=config.seed, provenance=held.provenance
+    )
     model.module.load_state_dict(held.module.state_dict())
     if not goal.learn_temperature:
         model.module.net.log_temperature.fill_(float(np.log(goal.temperature)))
@@ -118,7 +135,9 @@ def _continued(config: PretrainConfig) -> STAlign:
 
 
 def _with(settings: STAlignConfig, goal: AlignObjective) -> STAlignConfig:
-    net = replace(settings.net, temperature=goal.temperature, learn_temperature=goal.learn_temperature)
+    net = replace(
+        settings.net, temperature=goal.temperature, learn_temperature=goal.learn_temperature
+    )
     return replace(settings, net=net)
 
 
@@ -161,7 +180,11 @@ class FeatureStore:
     """
 
     def __init__(
-        self, corpus: Corpus, model: STAlign, modality: Modality = "both", bars: Progress | None = None
+        self,
+        corpus: Corpus,
+        model: STAlign,
+        modality: Modality = "both",
+        bars: Progress | None = None,
     ) -> None:
         self._corpus, self._model, self._modality, self._bars = corpus, model, modality, bars
         self._cache = FeatureCache(corpus.folder.joinpath(*CACHE))
@@ -174,12 +197,17 @@ class FeatureStore:
         return module.image_encoder.fingerprint(), module.gene_encoder.fingerprint()
 
     def _read(self, name: str) -> Features:
-        held, model = str(self._corpus.row(name)["sha256"]), self._model  # of counts, places and histology
+        held, model = (
+            str(self._corpus.row(name)["sha256"]),
+            self._model,
+        )  # of counts, places and histology
         if self._modality == "image":
             identity = Identity(held, held)
         else:
             identity = Identity.of_hashes(held, held, *self._match(name))
-        reader = model.stored_reader(lambda: self._cut(name), identity, self._cache, marks=self._marks, bars=self._bars)
+        reader = model.stored_reader(
+            lambda: self._cut(name), identity, self._cache, marks=self._marks, bars=self._bars
+        )
         found = reader.read(self._modality)
         return replace(
             found,
@@ -194,7 +222,9 @@ class FeatureStore:
     def _cut(self, name: str) -> AlignedSlice:
         tissue, model = self._corpus.slice(name), self._model
         match = None if self._modality == "image" else model.vocabulary.match(tissue)
-        return AlignedSlice.make(tissue, model.config, model.genes, match=match, image=self._modality != "genes")
+        return AlignedSlice.make(
+            tissue, model.config, model.genes, match=match, image=self._modality != "genes"
+        )
 
 
 class StoredRows:
@@ -202,8 +232,11 @@ class StoredRows:
 
     def __init__(self, held: np.memmap[Any, Any]) -> None:
         self._place: dict[str, Any] = {
-            "filename": held.filename, "dtype": held.dtype, "offset": held.offset, "shape": held.shape
-        }  # fmt: skip
+            "filename": held.filename,
+            "dtype": held.dtype,
+            "offset": held.offset,
+            "shape": held.shape,
+        }
 
     def __len__(self) -> int:
         return int(self._place["shape"][0])
@@ -217,7 +250,9 @@ def _closed(rows: Any) -> Any:
     return StoredRows(rows) if isinstance(rows, np.memmap) else rows
 
 
-def prepare(config: PretrainConfig, corpus: Corpus, model: STAlign, progress: bool | None = None) -> None:
+def prepare(
+    config: PretrainConfig, corpus: Corpus, model: STAlign, progress: bool | None = None
+) -> None:
     """Make the features of every slice that will be read, and say which slices cannot be."""
     splits = ["train", *(["validation"] if corpus.ids("validation") else [])]
     store = FeatureStore(corpus, model, config.align.modality, Progress(progress))
@@ -225,16 +260,24 @@ def prepare(config: PretrainConfig, corpus: Corpus, model: STAlign, progress: bo
         kept = members(config, corpus, split)
         share = config.data.share if split == "train" else 1.0
         for name in sorted(set(Members(corpus, split, share).ids) - set(kept)):
-            logger.warning("%s has no histology in the corpus and is left out of the split %r.", name, split)
+            logger.warning(
+                "%s has no histology in the corpus and is left out of the split %r.", name, split
+            )
         for name in kept:
             store.of(name)
 
 
 def standardise(config: PretrainConfig, corpus: Corpus, model: STAlign) -> None:
     """Set means and deviations of frozen features over the training slices, where the recipe has them so."""
-    if model.config.standardise == "training" and not config.model.checkpoint and config.align.modality == "both":
+    if (
+        model.config.standardise == "training"
+        and not config.model.checkpoint
+        and config.align.modality == "both"
+    ):
         store = FeatureStore(corpus, model)
-        fit_standards(model.module.net, (store.of(name) for name in members(config, corpus, "train")))
+        fit_standards(
+            model.module.net, (store.of(name) for name in members(config, corpus, "train"))
+        )
 
 
 def spot_loader(
@@ -248,7 +291,9 @@ def spot_loader(
 
     @lru_cache(maxsize=2)
     def turning(epoch: int) -> NDArray[np.int8]:
-        return np.random.default_rng([config.seed, TURNING, epoch]).integers(8, size=int(firsts[-1]), dtype=np.int8)
+        return np.random.default_rng([config.seed, TURNING, epoch]).integers(
+            8, size=int(firsts[-1]), dtype=np.int8
+        )
 
     def make(batch: SpotBatch, epoch: int, step: int) -> AlignPack:
         parts = [store.of(loader.ids[m]).take(rows, int(firsts[m])) for m, rows in batch.by_slice()]

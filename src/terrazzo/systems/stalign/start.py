@@ -65,7 +65,9 @@ class Moments:
         return np.sqrt(np.maximum(self.second / np.maximum(self.n, 1) - self.mean**2, 0))
 
 
-def choose_genes(slices: Iterable[Slice], vocabulary: Vocabulary, config: STAlignConfig, choose: Choice) -> Ints:
+def choose_genes(
+    slices: Iterable[Slice], vocabulary: Vocabulary, config: STAlignConfig, choose: Choice
+) -> Ints:
     """Return the tokens of the genes that AE-Gene reads, ascending.
 
     Those of the highest spatial autocorrelation, or variance, of log values: the mean over the slices, where a slice
@@ -90,12 +92,18 @@ def choose_genes(slices: Iterable[Slice], vocabulary: Vocabulary, config: STAlig
         count += 1
     if not count:
         raise InputError("ST-Align needs at least one slice to choose its genes from.")
-    best = np.argsort(-(total / count).round(DIGITS), kind="stable")[: config.net.niche_genes.n_genes]
+    best = np.argsort(-(total / count).round(DIGITS), kind="stable")[
+        : config.net.niche_genes.n_genes
+    ]
     return np.sort(tokens[best])
 
 
 def fit_genes(
-    slices: Iterable[Slice], vocabulary: Vocabulary, config: STAlignConfig, genes: Ints, pca: GenePCA | None
+    slices: Iterable[Slice],
+    vocabulary: Vocabulary,
+    config: STAlignConfig,
+    genes: Ints,
+    pca: GenePCA | None,
 ) -> Moments:
     """Fit components in the chosen genes; returns the moments of niche values, for AE-Gene."""
     niche, spot, own = Moments(len(genes)), Moments(len(genes)), Moments(len(genes))
@@ -139,7 +147,10 @@ def fit_standards(net: AlignNet, features: Iterable[Features]) -> None:
     features
         Of training slices, all parts.
     """
-    maps: dict[str, FrozenFeatures] = {"niche_image": net.niche_image_map, "spot_genes": net.spot_gene_map}
+    maps: dict[str, FrozenFeatures] = {
+        "niche_image": net.niche_image_map,
+        "spot_genes": net.spot_gene_map,
+    }
     if isinstance(net.ae_image, FrozenFeatures) and isinstance(net.ae_genes, FrozenFeatures):
         maps |= {"spot_image": net.ae_image, "niche_genes": net.ae_genes}
     sums = {name: Moments(part.proj.in_features) for name, part in maps.items()}

@@ -91,11 +91,16 @@ class ValueEncoder(nn.Module):
         self.register_buffer("deviation", torch.ones(config.n_genes))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                config.width, config.num_heads, config.ffn_size, config.dropout, "gelu", batch_first=True,
+                config.width,
+                config.num_heads,
+                config.ffn_size,
+                config.dropout,
+                "gelu",
+                batch_first=True,
                 norm_first=True,
             )
             for _ in range(config.num_layers)
-        )  # fmt: skip
+        )
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.output_dim)
 

@@ -51,9 +51,13 @@ class STImageConfig:
 
     def __post_init__(self) -> None:
         if self.vit.context != (self.scheme == "patch"):
-            raise ValueError(f"vit.context must be {self.scheme == 'patch'} with the scheme {self.scheme!r}.")
+            raise ValueError(
+                f"vit.context must be {self.scheme == 'patch'} with the scheme {self.scheme!r}."
+            )
         if self.vit.fuse != (self.scheme == "slice"):
-            raise ValueError(f"vit.fuse must be {self.scheme == 'slice'} with the scheme {self.scheme!r}.")
+            raise ValueError(
+                f"vit.fuse must be {self.scheme == 'slice'} with the scheme {self.scheme!r}."
+            )
         if self.neighbors < 1 or self.domains < 1:
             raise ValueError("neighbors and domains must be at least 1.")
         if self.output != "decoder" and self.scheme != "patch":
@@ -64,15 +68,30 @@ class STImageConfig:
 
 SIZES = {
     "tiny": {
-        "width": 64, "num_layers": 2, "num_heads": 4, "ffn_size": 128, "decoder_layers": 1, "decoder_ffn_size": 128,
+        "width": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "ffn_size": 128,
+        "decoder_layers": 1,
+        "decoder_ffn_size": 128,
     },
     "small": {
-        "width": 128, "num_layers": 4, "num_heads": 8, "ffn_size": 256, "decoder_layers": 2, "decoder_ffn_size": 256,
+        "width": 128,
+        "num_layers": 4,
+        "num_heads": 8,
+        "ffn_size": 256,
+        "decoder_layers": 2,
+        "decoder_ffn_size": 256,
     },
     "paper": {
-        "width": 256, "num_layers": 6, "num_heads": 8, "ffn_size": 1024, "decoder_layers": 2, "decoder_ffn_size": 512,
+        "width": 256,
+        "num_layers": 6,
+        "num_heads": 8,
+        "ffn_size": 1024,
+        "decoder_layers": 2,
+        "decoder_ffn_size": 512,
     },
-}  # fmt: skip
+}
 
 
 def preset(
@@ -106,13 +125,21 @@ def preset(
         No such preset.
     """
     if name not in SIZES:
-        raise ConfigError(f"There is no preset {name!r} of ST as images; there are {', '.join(SIZES)}.")
+        raise ConfigError(
+            f"There is no preset {name!r} of ST as images; there are {', '.join(SIZES)}."
+        )
     sizes: dict[str, int] = SIZES[name]
     paper, patch = recipe == "paper", scheme == "patch"
     vit = ViTConfig(
-        n_genes, **sizes, positions="sincos" if paper else "distance", context=patch, fuse=scheme == "slice"
+        n_genes,
+        **sizes,
+        positions="sincos" if paper else "distance",
+        context=patch,
+        fuse=scheme == "slice",
     )
     if paper:
-        return STImageConfig(vit, patches or PatchConfig(), scheme, "paper", False, "encoder" if patch else "decoder")
+        return STImageConfig(
+            vit, patches or PatchConfig(), scheme, "paper", False, "encoder" if patch else "decoder"
+        )
     chosen = patches or PatchConfig(channels=1000, choose="spatial")
     return STImageConfig(vit, chosen, scheme, output="own+niche" if patch else "decoder")

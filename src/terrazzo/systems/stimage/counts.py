@@ -35,7 +35,9 @@ class SiteCounts:
     n_tokens: int
 
     @classmethod
-    def of(cls, matrix: sparse.csr_matrix, token: NDArray[Any] | None = None, n_tokens: int = 0) -> SiteCounts:
+    def of(
+        cls, matrix: sparse.csr_matrix, token: NDArray[Any] | None = None, n_tokens: int = 0
+    ) -> SiteCounts:
         """Return the rows of a matrix as sites; columns have these tokens, else their own number."""
         n_sites, k = matrix.shape
         known = np.arange(k) if token is None else token
@@ -43,7 +45,13 @@ class SiteCounts:
 
     @classmethod
     def summed(
-        cls, counts: sparse.csr_matrix, cells: Ints, where: Ints, n_sites: int, token: Int32s, n_tokens: int
+        cls,
+        counts: sparse.csr_matrix,
+        cells: Ints,
+        where: Ints,
+        n_sites: int,
+        token: Int32s,
+        n_tokens: int,
     ) -> tuple[SiteCounts, Floats]:
         """Return the counts of some cells, summed by site, and float64 totals of the sites over all columns.
 
@@ -63,14 +71,26 @@ class SiteCounts:
         """
         totals = np.bincount(where, row_sums(counts, cells), minlength=n_sites).astype(np.float64)
         each = np.bincount(where, minlength=n_sites)
-        if (not len(where) or each.max() == 1) and np.bincount(token[token >= 0], minlength=1).max() <= 1:
+        if (not len(where) or each.max() == 1) and np.bincount(
+            token[token >= 0], minlength=1
+        ).max() <= 1:
             rows = np.full(n_sites, -1, dtype=np.int64)
             rows[where] = cells
             return cls(counts, rows, token, n_tokens), totals
         ordered, start = cells[np.argsort(where, kind="stable")], np.append(0, np.cumsum(each))
         columns, data = _room(counts, cells)
         lookup = np.where(token < 0, n_tokens, token)
-        parts = counts.indptr, counts.indices, counts.data, ordered, start, lookup, n_tokens, columns, data
+        parts = (
+            counts.indptr,
+            counts.indices,
+            counts.data,
+            ordered,
+            start,
+            lookup,
+            n_tokens,
+            columns,
+            data,
+        )
         return cls.of(_csr(data, columns, kernels.add_up(*parts), n_tokens)), totals
 
     def __len__(self) -> int:
@@ -86,7 +106,16 @@ class SiteCounts:
     def take(self, genes: Ints) -> sparse.csr_matrix:
         """Return the counts of some tokens, each named once, CSR ``(S, m)``; in a row in any order."""
         matrix, (columns, data) = self.matrix, _room(self.matrix, self.rows[self.rows >= 0])
-        parts = matrix.indptr, matrix.indices, matrix.data, self.rows, self._columns(genes), len(genes), columns, data
+        parts = (
+            matrix.indptr,
+            matrix.indices,
+            matrix.data,
+            self.rows,
+            self._columns(genes),
+            len(genes),
+            columns,
+            data,
+        )
         return _csr(data, columns, kernels.take(*parts), len(genes))
 
     def by_token(self) -> sparse.csr_matrix:
@@ -104,7 +133,9 @@ class SiteCounts:
             bool ``(S,)``: sites that are counted.
         """
         matrix, rows = self.matrix, np.where(there, self.rows, -1)
-        sums = kernels.log_sums(matrix.indptr, matrix.indices, matrix.data, rows, factor, matrix.shape[1])
+        sums = kernels.log_sums(
+            matrix.indptr, matrix.indices, matrix.data, rows, factor, matrix.shape[1]
+        )
         first, second = (sums / max(int(there.sum()), 1)).T
         known, out = self.token >= 0, np.zeros(self.n_tokens)
         out[self.token[known]] = np.maximum(second - first**2, 0)[known]
@@ -144,7 +175,9 @@ class SiteCounts:
 
 def row_sums(counts: sparse.csr_matrix, rows: Ints | None = None) -> Floats:
     """Return the sum of each row, or of some of them, float64 ``(n,)``."""
-    return kernels.totals(counts.indptr, counts.data, np.arange(counts.shape[0]) if rows is None else rows)
+    return kernels.totals(
+        counts.indptr, counts.data, np.arange(counts.shape[0]) if rows is None else rows
+    )
 
 
 def _room(counts: sparse.csr_matrix, rows: Ints) -> tuple[NDArray[np.int32], NDArray[Any]]:
@@ -153,10 +186,14 @@ def _room(counts: sparse.csr_matrix, rows: Ints) -> tuple[NDArray[np.int32], NDA
     return np.empty(n, dtype=np.int32), np.empty(n, dtype=counts.dtype)
 
 
-def _csr(data: NDArray[Any], columns: NDArray[np.int32], pointer: Ints, n_columns: int) -> sparse.csr_matrix:
+def _csr(
+    data: NDArray[Any], columns: NDArray[np.int32], pointer: Ints, n_columns: int
+) -> sparse.csr_matrix:
     n = int(pointer[-1])
     small = pointer.astype(np.int32) if n < 2**31 else pointer  # scipy wants one type for both
-    return sparse.csr_matrix((data[:n], columns[:n], small), shape=(len(pointer) - 1, n_columns), copy=False)
+    return sparse.csr_matrix(
+        (data[:n], columns[:n], small), shape=(len(pointer) - 1, n_columns), copy=False
+    )
 
 
 def thinned(counts: sparse.csr_matrix, rate: Floats, rng: np.random.Generator) -> NDArray[Any]:

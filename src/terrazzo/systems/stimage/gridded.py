@@ -92,10 +92,22 @@ class GriddedSlice:
         """Lay a slice out and measure its scale; of hidden cells nothing but the position is read."""
         grid = grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
         visible = np.ones(tissue.n_cells, dtype=bool) if hidden is None else ~hidden
-        bare = cls(tissue, grid, match.column_token, n_tokens, visible, SliceScale(1.0, np.zeros(0), np.zeros(0)))
+        bare = cls(
+            tissue,
+            grid,
+            match.column_token,
+            n_tokens,
+            visible,
+            SliceScale(1.0, np.zeros(0), np.zeros(0)),
+        )
         shown = bare.shown_sites
-        totals = _sums(np.searchsorted(shown, grid.site[visible]), tissue.total_counts[visible], len(shown))
-        blocks = (bare.window(shown[at : at + BLOCK]).counts.by_token() for at in range(0, len(shown), BLOCK))
+        totals = _sums(
+            np.searchsorted(shown, grid.site[visible]), tissue.total_counts[visible], len(shown)
+        )
+        blocks = (
+            bare.window(shown[at : at + BLOCK]).counts.by_token()
+            for at in range(0, len(shown), BLOCK)
+        )
         scale = SliceScale.fit(blocks, totals, config.normalise)
         return cls(tissue, grid, match.column_token, n_tokens, visible, scale)
 
@@ -119,7 +131,9 @@ class GriddedSlice:
     def window(self, sites: Ints, layer: int | None = None) -> Window:
         """Return some sites, -1 for none, as a window; of one layer, or with all visible cells of a site summed."""
         cells, where = self._cells(sites, layer)
-        counts, totals = SiteCounts.summed(self.tissue.counts, cells, where, len(sites), self.token, self.n_tokens)
+        counts, totals = SiteCounts.summed(
+            self.tissue.counts, cells, where, len(sites), self.token, self.n_tokens
+        )
         held = np.zeros(len(sites), dtype=bool)
         held[where] = True
         return Window(counts, totals, held, self.grid.window_places(sites))
@@ -150,7 +164,9 @@ class GriddedSlice:
         """Yield sets of sites (windows), ``size`` at a time; drawn channels depend on the seed and on the sites."""
         found = iter(sets)
         while some := list(islice(found, size)):
-            yield self.batch(some, config, autocorrelation, [[seed, int(sites.max())] for sites in some], layer)
+            yield self.batch(
+                some, config, autocorrelation, [[seed, int(sites.max())] for sites in some], layer
+            )
 
     def batch(
         self,
@@ -163,14 +179,22 @@ class GriddedSlice:
         """Return some sets of sites, equally many each, as tensors."""
         windows, measured = [self.window(s, layer) for s in sites], self.measured
         genes = [
-            w.channels(config.patches, measured, autocorrelation, self.scale, np.random.default_rng(seed))
+            w.channels(
+                config.patches, measured, autocorrelation, self.scale, np.random.default_rng(seed)
+            )
             for w, seed in zip(windows, seeds, strict=True)
         ]
-        values = [w.values(g, self.scale, config.standardise) for w, g in zip(windows, genes, strict=True)]
+        values = [
+            w.values(g, self.scale, config.standardise) for w, g in zip(windows, genes, strict=True)
+        ]
         width = max(len(g) for g in genes)
         return WindowBatch(
-            torch.from_numpy(np.stack([np.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in values])),
-            torch.from_numpy(np.stack([np.pad(g, (0, width - len(g)), constant_values=-1) for g in genes])),
+            torch.from_numpy(
+                np.stack([np.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in values])
+            ),
+            torch.from_numpy(
+                np.stack([np.pad(g, (0, width - len(g)), constant_values=-1) for g in genes])
+            ),
             torch.from_numpy(np.stack([w.places for w in windows])),
             torch.from_numpy(np.stack([w.present & (w.totals > 0) for w in windows])),
             np.stack(sites),

@@ -19,7 +19,10 @@ import numpy as np
 KNOWN = 32  # counts below are most of them: their logarithms are taken once a site
 
 
-FEW, MANY = 8, 256  # counts up to the first are split at once; those from the second on are left to numpy
+FEW, MANY = (
+    8,
+    256,
+)  # counts up to the first are split at once; those from the second on are left to numpy
 
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -63,7 +66,9 @@ def take(indptr, indices, data, rows, column, n_columns, columns, taken):  # typ
 def add_up(indptr, indices, data, cells, start, column, n_columns, columns, summed):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Do the same with the sums of ``cells[start[site]:start[site + 1]]``, and of columns that go to one place."""
     pointer = np.zeros(len(start), dtype=np.int64)
-    held = np.full(n_columns, -1, dtype=np.int64)  # where each place's sum is; one before `first` is another site's
+    held = np.full(
+        n_columns, -1, dtype=np.int64
+    )  # where each place's sum is; one before `first` is another site's
     n = 0
     for site in range(len(start) - 1):
         first = n
@@ -126,7 +131,9 @@ def spread_out(indptr, indices, data, rows, column, factor, there, less, times, 
             found, counts = indices[low:high], data[low:high]
             _tabulate(table, factor[site])
             for i in range(len(found)):  # what goes nowhere is written behind the end
-                values[np.uint32(column[np.uint32(found[i])])] = _log(table, counts[i], factor[site])
+                values[np.uint32(column[np.uint32(found[i])])] = _log(
+                    table, counts[i], factor[site]
+                )
         wanted, written = where[site], out[site]
         for place in range(len(less)):  # a loop of its own, in float32: many at once
             value = (values[place] - less[place]) * times[place]

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
 
-WINDOW_ORDER, WINDOW_PLACE = 4, 5  # what a random stream is for; 1 to 3 are those of the other loaders
+WINDOW_ORDER, WINDOW_PLACE = (
+    4,
+    5,
+)  # what a random stream is for; 1 to 3 are those of the other loaders
 
 
 T = TypeVar("T")
@@ -109,18 +112,28 @@ class WindowLoader(Loader[T]):
         members = Members(corpus, split, share)
         size = store.config.window**2
         # to hold the sites once it takes one for every `size` of them
-        n_windows = [windows_per_slice or max(1, -(-store.n_sites(id) // size)) for id in members.ids]
+        n_windows = [
+            windows_per_slice or max(1, -(-store.n_sites(id) // size)) for id in members.ids
+        ]
         self._member = np.repeat(np.arange(len(n_windows)), n_windows)
         self._number = np.concatenate([np.arange(n) for n in n_windows])
-        settings: dict[str, Any] = {"windows_per_slice": windows_per_slice, "unit": unit, **store.settings()}
+        settings: dict[str, Any] = {
+            "windows_per_slice": windows_per_slice,
+            "unit": unit,
+            **store.settings(),
+        }
         shares = Shares(len(self._member), batch_windows, world, drop_last)
         super().__init__(shares, members, rank, seed, prefetch, settings)
         self._store, self._unit, self._make, self._token_of = store, unit, make, token_of
 
     def _stream(self, epoch: int, first: int) -> Iterator[T]:
         order = self._rng(WINDOW_ORDER, epoch).permutation(len(self._member))
-        chosen = (order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self)))
-        yield from self._each(lambda some: self._make([self._item(epoch, i) for i in some.tolist()], epoch), chosen)
+        chosen = (
+            order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self))
+        )
+        yield from self._each(
+            lambda some: self._make([self._item(epoch, i) for i in some.tolist()], epoch), chosen
+        )
 
     def _item(self, epoch: int, index: int) -> WindowItem:
         member, number = int(self._member[index]), int(self._number[index])
@@ -131,7 +144,9 @@ class WindowLoader(Loader[T]):
             sites = window_sites(grid, draw_corners(self._store.corners(id), 1, rng)[0], side)
         else:
             there = grid.occupied
-            drawn = np.sort(rng.choice(there, min(side**2, len(there)), replace=False, shuffle=False))
+            drawn = np.sort(
+                rng.choice(there, min(side**2, len(there)), replace=False, shuffle=False)
+            )
             sites = np.pad(drawn, (0, side**2 - len(drawn)), constant_values=-1)
         token = None if self._token_of is None else self._token_of(id)
         return WindowItem(self._store.window(id, sites, token), sites, id, member, number)

@@ -13,7 +13,9 @@ COMPONENTS = 8  # of the values
 ROUNDS = 20
 
 
-def macro_domains(values: NDArray[np.float32], places: NDArray[np.floating], k: int, rng: np.random.Generator) -> Ints:
+def macro_domains(
+    values: NDArray[np.float32], places: NDArray[np.floating], k: int, rng: np.random.Generator
+) -> Ints:
     """Group sites by k-means on their places and the first components of their values, both of equal weight.
 
     The paper leaves open how a slice is partitioned. Here the sites that are given are: those drawn from a slice in
@@ -83,4 +85,6 @@ def _spread(points: NDArray[np.float64], k: int, rng: np.random.Generator) -> ND
 def _squares(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return squared distances, ``(points, centres)``."""
     cross = points @ centres.T
-    return np.maximum((points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)[None] - 2 * cross, 0)
+    return np.maximum(
+        (points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)[None] - 2 * cross, 0
+    )

@@ -94,9 +94,15 @@ class PatchView:
 
     def make(self, batch: list[WindowItem], epoch: int) -> PatchPack:
         """Draw what is hidden in each window, and pack them; channels are padded to the widest window's."""
-        rngs = [np.random.default_rng([self.seed, HIDING, epoch, item.member, item.number]) for item in batch]
+        rngs = [
+            np.random.default_rng([self.seed, HIDING, epoch, item.member, item.number])
+            for item in batch
+        ]
         genes = [self._genes(item, rng) for item, rng in zip(batch, rngs, strict=True)]
-        sites, shape = (len(batch), len(batch[0].sites)), (len(batch), len(batch[0].sites), max(len(g) for g in genes))
+        sites, shape = (
+            (len(batch), len(batch[0].sites)),
+            (len(batch), len(batch[0].sites), max(len(g) for g in genes)),
+        )
         pack = PatchPack(
             values=torch.zeros(shape),
             target=torch.zeros(shape),
@@ -117,11 +123,15 @@ class PatchView:
         scale, measured = self.store.scale(item.id), self.store.measured(item.id)
         return item.window.channels(self.config.patches, measured, self.autocorrelation, scale, rng)
 
-    def _draw(self, item: WindowItem, genes: Ints, rng: np.random.Generator, pack: PatchPack, place: int) -> None:
+    def _draw(
+        self, item: WindowItem, genes: Ints, rng: np.random.Generator, pack: PatchPack, place: int
+    ) -> None:
         """Fill in one window of a pack."""
         window, goal, scale = item.window, self.goal, self.store.scale(item.id)
         fields = pack.values, pack.target, pack.hidden, pack.visible, pack.mean, pack.genes
-        values, target, hidden, visible, mean, tokens = (f[place, ..., : len(genes)].numpy() for f in fields)
+        values, target, hidden, visible, mean, tokens = (
+            f[place, ..., : len(genes)].numpy() for f in fields
+        )
         shown = pack.shown[place].numpy()
         tokens[:] = genes
         if not self.config.standardise:
@@ -131,14 +141,21 @@ class PatchView:
         shown[:] = usable & ~hidden[:, 0] if goal.mask == "site" else usable
 
         def write(
-            out: NDArray[np.float32], counts: SiteCounts, totals: Floats, sites: Bools, where: Bools | None = None
+            out: NDArray[np.float32],
+            counts: SiteCounts,
+            totals: Floats,
+            sites: Bools,
+            where: Bools | None = None,
         ) -> None:
             channel_values(counts, totals, sites, genes, scale, self.config.standardise, where, out)
 
         if goal.target == "thinned":
             whole = window.counts.take(genes)
             first, second = split(window, whole, goal, rng, shown)
-            whole, part, rest = (SiteCounts.of(c, genes, window.counts.n_tokens) for c in (whole, first[0], second[0]))
+            whole, part, rest = (
+                SiteCounts.of(c, genes, window.counts.n_tokens)
+                for c in (whole, first[0], second[0])
+            )
             shown &= first[1] > 0
             again = shown & (second[1] > 0)
             visible[:] = again[:, None] & ~hidden
@@ -170,7 +187,9 @@ def split(
         rate[~sites] = 1
     part = thinned(counts, rate, rng)
     first = sparse.csr_matrix((part, counts.indices, counts.indptr), shape=counts.shape)
-    second = sparse.csr_matrix((counts.data - part, counts.indices, counts.indptr), shape=counts.shape)
+    second = sparse.csr_matrix(
+        (counts.data - part, counts.indices, counts.indptr), shape=counts.shape
+    )
     own, kept = row_sums(counts), row_sums(first)
     others = np.rint(np.maximum(window.totals - own, 0)).astype(np.int64)
     drawn = rng.binomial(others, rate)
@@ -182,7 +201,11 @@ def _hidden(usable: Bools, m: int, goal: PatchObjective, rng: np.random.Generato
     if goal.mask == "entry":
         return (rng.random((len(usable), m), dtype=np.float32) < goal.mask_share) & usable[:, None]
     there = np.flatnonzero(usable)
-    n = min(max(round(goal.mask_share * len(there)), 1), len(there) - 1) if goal.mask_share and len(there) else 0
+    n = (
+        min(max(round(goal.mask_share * len(there)), 1), len(there) - 1)
+        if goal.mask_share and len(there)
+        else 0
+    )
     out = np.zeros((len(usable), m), dtype=bool)
     out[rng.permutation(there)[:n]] = True
     return out

@@ -148,14 +148,23 @@ class STImage(FoundationModel):
         InputError, GeneError, ConfigError
             The slice, its genes, or the settings cannot be used; the message says how to mend it.
         """
-        config, bars = self._with({"layout": layout, "bin_um": bin_um, "window": window}), Progress(progress)
+        config, bars = (
+            self._with({"layout": layout, "bin_um": bin_um, "window": window}),
+            Progress(progress),
+        )
 
         def run(tissue: Slice, adata: AnnData) -> Embedding:
             match = self.vocabulary.match(counted(tissue, WHY), orthologs=orthologs)
             held = GriddedSlice.make(tissue, match, config, self.config.vit.n_genes)
             blocks = self._vectors(held, config, seed, bars)
-            known = tissue.counts @ (match.column_token >= 0).astype(np.float64)  # no copy of the counts
-            details = {"grid": held.grid.layout, "sites": len(held.grid.occupied), "shape": held.grid.shape}
+            known = tissue.counts @ (match.column_token >= 0).astype(
+                np.float64
+            )  # no copy of the counts
+            details = {
+                "grid": held.grid.layout,
+                "sites": len(held.grid.occupied),
+                "shape": held.grid.shape,
+            }
             if list(blocks) == [""]:
                 return Embedding(blocks[""], known == 0, match.coverage, details)
             vectors, places = joined(blocks)
@@ -213,7 +222,10 @@ class STImage(FoundationModel):
 
     def _with(self, changes: dict[str, Any]) -> STImageConfig:
         chosen = {k: float(v) if k == "bin_um" else v for k, v in changes.items() if v is not None}
-        return replace(self.config, patches=from_dict(PatchConfig, {**to_dict(self.config.patches), **chosen}, "embed"))
+        return replace(
+            self.config,
+            patches=from_dict(PatchConfig, {**to_dict(self.config.patches), **chosen}, "embed"),
+        )
 
     def _vectors(
         self, held: GriddedSlice, config: STImageConfig, seed: int, bars: Progress
@@ -226,7 +238,9 @@ class STImage(FoundationModel):
             cells = np.flatnonzero(held.layer == layer)
             sites, back = np.unique(held.grid.site[cells], return_inverse=True)
             deep = [unit for unit, n in zip(units, depth.tolist(), strict=True) if n > layer]
-            for name, vectors in self._site_vectors(held, config, seed, bars, deep, sites, layer).items():
+            for name, vectors in self._site_vectors(
+                held, config, seed, bars, deep, sites, layer
+            ).items():
                 if name not in out:
                     out[name] = np.zeros((len(held.layer), vectors.shape[1]), dtype=np.float32)
                 out[name][cells] = vectors[back]
@@ -262,7 +276,9 @@ class STImage(FoundationModel):
     def _windows(
         self, held: GriddedSlice, config: STImageConfig, units: list[Ints], seed: int, layer: int
     ) -> Iterator[tuple[WindowBatch, dict[str, NDArray[np.float32]]]]:
-        size = max(1, BATCH_SITES.get(self.device.type, BATCH_SITES["cuda"]) // config.patches.window**2)
+        size = max(
+            1, BATCH_SITES.get(self.device.type, BATCH_SITES["cuda"]) // config.patches.window**2
+        )
         for batch in held.batches(units, config, self.autocorrelation, seed, size, layer):
             yield batch, {k: v.cpu().numpy() for k, v in self.states(batch, seed).items()}
 
@@ -273,9 +289,15 @@ class STImage(FoundationModel):
         if self.config.scheme != "patch":
             near = self.config.neighbors if self.config.scheme == "multi-spot" else 0
             domain = (
-                _domains(batch, self.config.domains, seed).to(self.device) if self.config.scheme == "slice" else None
+                _domains(batch, self.config.domains, seed).to(self.device)
+                if self.config.scheme == "slice"
+                else None
             )
-            return {"": scheme_states(self.module, values, genes, places, present, neighbors=near, domain=domain)}
+            return {
+                "": scheme_states(
+                    self.module, values, genes, places, present, neighbors=near, domain=domain
+                )
+            }
         tokens = self.module.tokens(values, genes, present)
         encoded = self.module.encode(tokens, places, present)
         if self.config.output == "encoder":
@@ -299,15 +321,29 @@ class STImage(FoundationModel):
     def plan(self, data: AnnData | Slice, *, orthologs: Any = None, **options: Any) -> Plan:
         """Say what :meth:`embed` would do and how long it would take, without doing it; same options."""
         changes = {k: options.pop(k, None) for k in ("layout", "bin_um", "window")}
-        slice_options = {k: v for k, v in options.items() if k not in ("key_added", "seed", "progress")}
+        slice_options = {
+            k: v for k, v in options.items() if k not in ("key_added", "seed", "progress")
+        }
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
         config = self._with(changes)
         coverage = self.vocabulary.match(counted(tissue, WHY), orthologs=orthologs).coverage
         grid = grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
-        passes = int(_depth(grid, _units(grid, config, 0)).sum()) * (1 + PARTS if config.output == "own+niche" else 1)
+        passes = int(_depth(grid, _units(grid, config, 0)).sum()) * (
+            1 + PARTS if config.output == "own+niche" else 1
+        )
         rate = matmul_rate("float32", self.device)
-        seconds = passes * self.module.flops(config.patches.window**2, config.patches.channels) / (rate * REACH)
-        return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, "float32", (rate, rate)))
+        seconds = (
+            passes
+            * self.module.flops(config.patches.window**2, config.patches.channels)
+            / (rate * REACH)
+        )
+        return Plan(
+            tissue.n_cells,
+            0,
+            coverage,
+            seconds,
+            advice(seconds, self.device, "float32", (rate, rate)),
+        )
 
 
 def _units(grid: Grid, config: STImageConfig, seed: int) -> list[Ints]:
@@ -340,7 +376,9 @@ def _domains(batch: WindowBatch, k: int, seed: int) -> Tensor:
     out = np.full(batch.sites.shape, -1, dtype=np.int64)
     for row, here in enumerate(batch.present.numpy()):
         values, places = batch.values[row].numpy()[here], batch.places[row].numpy()[here]
-        rng = np.random.default_rng([seed, int(batch.sites[row].max())])  # whatever else is in the batch
+        rng = np.random.default_rng(
+            [seed, int(batch.sites[row].max())]
+        )  # whatever else is in the batch
         out[row, here] = macro_domains(values, places, k, rng)
     return torch.from_numpy(out)
 

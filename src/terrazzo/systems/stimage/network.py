@@ -55,7 +55,9 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.width % 4:
-            raise ValueError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of 4.")
+            raise ValueError(
+                f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of 4."
+            )
 
 
 class Block(nn.Module):
@@ -96,7 +98,10 @@ class Block(nn.Module):
             return t.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
 
         attended = F.scaled_dot_product_attention(
-            split(self.query(q)), split(self.key(s)), split(self.value(source)), attn_mask=self.bias(distance, seen)
+            split(self.query(q)),
+            split(self.key(s)),
+            split(self.value(source)),
+            attn_mask=self.bias(distance, seen),
         )
         x = x + self.out(attended.transpose(1, 2).reshape(batch, n, width))
         return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
@@ -116,9 +121,12 @@ class MaskedViT(nn.Module):
         self.genes = nn.Embedding(config.n_genes, config.width)
         nn.init.normal_(self.genes.weight, std=config.width**-0.5)
         self.mask_token = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer("autocorrelation", torch.zeros(config.n_genes))  # of each gene in the training slices
+        self.register_buffer(
+            "autocorrelation", torch.zeros(config.n_genes)
+        )  # of each gene in the training slices
         self.encoder = nn.ModuleList(
-            Block(config.width, config.num_heads, config.ffn_size, by_distance) for _ in range(config.num_layers)
+            Block(config.width, config.num_heads, config.ffn_size, by_distance)
+            for _ in range(config.num_layers)
         )
         self.decoder = nn.ModuleList(
             Block(config.width, config.num_heads, config.decoder_ffn_size, by_distance)
@@ -136,7 +144,10 @@ class MaskedViT(nn.Module):
         """
         used = (genes >= 0)[:, None] if shown is None else (genes >= 0)[:, None] & shown[..., None]
         values, table = torch.where(used, values, 0.0), self.gene_table(genes)
-        return torch.einsum("bsm,bmw->bsw", values, table) * self.share(table.square().sum(dim=(1, 2)))[:, None, None]
+        return (
+            torch.einsum("bsm,bmw->bsw", values, table)
+            * self.share(table.square().sum(dim=(1, 2)))[:, None, None]
+        )
 
     def gene_table(self, genes: Tensor) -> Tensor:
         """Return the embeddings of genes, zero for -1."""
@@ -161,7 +172,9 @@ class MaskedViT(nn.Module):
         most = max(int(shown.sum(dim=1).max()), 1)
         order = torch.argsort(~shown, dim=1, stable=True)[:, :most]
         kept, index = shown.gather(1, order), order[..., None]
-        x = torch.where(kept[..., None], tokens.gather(1, index.expand(-1, -1, tokens.shape[2])), 0.0)
+        x = torch.where(
+            kept[..., None], tokens.gather(1, index.expand(-1, -1, tokens.shape[2])), 0.0
+        )
         there = places.gather(1, index.expand(-1, -1, 2))
         if self.config.positions == "sincos":
             x = x + self.positions(there, places)
@@ -205,12 +218,18 @@ class MaskedViT(nn.Module):
         def layer(ffn: int) -> float:
             return 2 * sites * size.width * (4 * size.width + 2 * ffn + 2 * sites)
 
-        return rest + size.num_layers * layer(size.ffn_size) + size.decoder_layers * layer(size.decoder_ffn_size)
+        return (
+            rest
+            + size.num_layers * layer(size.ffn_size)
+            + size.decoder_layers * layer(size.decoder_ffn_size)
+        )
 
     def _seen(self, shown: Tensor) -> Tensor:
         if self.config.context:
             return shown[:, None, :]
-        return torch.eye(shown.shape[1], dtype=torch.bool, device=shown.device).expand(len(shown), -1, -1)
+        return torch.eye(shown.shape[1], dtype=torch.bool, device=shown.device).expand(
+            len(shown), -1, -1
+        )
 
     def _distance(self, there: Tensor, source: Tensor) -> Tensor | None:
         if self.config.positions != "distance" or not self.config.context:
@@ -252,7 +271,9 @@ def scheme_states(
     if neighbors:
         states = neighbour_average(states, places, shown, neighbors)
     if vit.fusion is not None and domain is not None:
-        states = vit.fusion(torch.cat([states, domain_means(states, domain.masked_fill(~shown, -1))], dim=-1))
+        states = vit.fusion(
+            torch.cat([states, domain_means(states, domain.masked_fill(~shown, -1))], dim=-1)
+        )
     return states
 
 
@@ -262,7 +283,9 @@ def nearest(places: Tensor, present: Tensor, k: int) -> Tensor:
     itself = torch.eye(places.shape[1], dtype=torch.bool, device=places.device)
     distance = distance.masked_fill(~present[:, None] | itself, torch.inf)
     near = distance.topk(min(k, places.shape[1]), dim=-1, largest=False)
-    return torch.zeros_like(distance).scatter(2, near.indices, near.values.isfinite().to(distance.dtype))
+    return torch.zeros_like(distance).scatter(
+        2, near.indices, near.values.isfinite().to(distance.dtype)
+    )
 
 
 def neighbour_average(states: Tensor, places: Tensor, present: Tensor, k: int) -> Tensor:

@@ -36,9 +36,18 @@ class MaskedPatches(Objective):
         goal = self.config.patches
         neighbors = goal.neighbors if goal.scheme == "multi-spot" else 0
         states = scheme_states(
-            self.vit, batch.values, batch.genes, batch.places, batch.shown, neighbors=neighbors, domain=batch.domain
+            self.vit,
+            batch.values,
+            batch.genes,
+            batch.places,
+            batch.shown,
+            neighbors=neighbors,
+            domain=batch.domain,
         )
-        predicted, what = self.vit.predict(states, batch.genes), "sites" if goal.mask == "site" else "entries"
+        predicted, what = (
+            self.vit.predict(states, batch.genes),
+            "sites" if goal.mask == "site" else "entries",
+        )
         hidden = squared_error(predicted, batch.target, batch.hidden)
         parts, loss = {f"masked_{what}": hidden}, goal.hidden_weight * hidden
         if goal.target == "thinned":

@@ -19,7 +19,13 @@ from terrazzo.plot.palettes import MISSING_COLOUR, colour_map
 from terrazzo.plot.tissue import Place, draw, touching_distance
 from terrazzo.slices import Slice
 from terrazzo.slices.grids import Grid, Layout, grid_of
-from terrazzo.systems.stimage.windows import PatchConfig, corners, describe, draw_corners, window_sites
+from terrazzo.systems.stimage.windows import (
+    PatchConfig,
+    corners,
+    describe,
+    draw_corners,
+    window_sites,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +45,9 @@ _FRAME: dict[str, Any] = {"color": "#d62728", "linewidth": 1.5, "clip_on": False
 _LINES: dict[str, Any] = {"colors": "#8a8a8a", "linewidths": 0.4, "zorder": 0.5}  # between bins
 
 
-_BEYOND = "#ffffff"  # past the edge of the grid; a site without a cell has the colour of what is missing
+_BEYOND = (
+    "#ffffff"  # past the edge of the grid; a site without a cell has the colour of what is missing
+)
 
 
 _SIGNED = "RdBu_r"
@@ -110,7 +118,9 @@ def grid(
     import matplotlib.pyplot as plt
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    config = from_dict(PatchConfig, {"layout": layout, "bin_um": float(bin_um), "window": window}, "grid")
+    config = from_dict(
+        PatchConfig, {"layout": layout, "bin_um": float(bin_um), "window": window}, "grid"
+    )
     tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
     laid = grid_of(tissue, layout=layout, bin_um=bin_um)
     crop = _crop(tissue.coords, laid, config, seed)
@@ -140,7 +150,9 @@ def _crop(coords: Floats, laid: Grid, config: PatchConfig, seed: int) -> _Window
     half = touching_distance(coords) / 2 if to_tissue is None else 0.5
     (left, top), (right, bottom) = around.min(axis=0) - half, around.max(axis=0) + half
     frame = np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]])
-    return _Window((row, column), sites, cells, frame if to_tissue is None else _mapped(frame, to_tissue))
+    return _Window(
+        (row, column), sites, cells, frame if to_tissue is None else _mapped(frame, to_tissue)
+    )
 
 
 def _to_tissue(coords: Floats, laid: Grid, bin_um: float) -> Floats | None:
@@ -179,7 +191,9 @@ def _shades(tissue: Slice, laid: Grid, column: int) -> _Shades:
     summed = sum_by_site(counts, at, len(laid.occupied))
     cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray().ravel()
     sites = log_values(summed, PAPER_TOTAL, totals).toarray()
-    standardised = SliceScale.fit([summed], totals, "paper").standardise(sites, np.zeros(1, np.int64))
+    standardised = SliceScale.fit([summed], totals, "paper").standardise(
+        sites, np.zeros(1, np.int64)
+    )
     names = str(tissue.gene_symbols[column]), str(tissue.gene_ids[column])
     numbers = (values.ravel().astype(np.float64) for values in (cells, sites, standardised))
     return _Shades(names[0] or names[1], *numbers)
@@ -193,7 +207,9 @@ def _place(coords: Floats, shown: Floats, margin: float) -> Place:
     return Place(coords, touching, low - edge, high + edge)
 
 
-def _original(axes: Axes, tissue: Slice, place: Place, crop: _Window, shades: _Shades, norm: Normalize) -> None:
+def _original(
+    axes: Axes, tissue: Slice, place: Place, crop: _Window, shades: _Shades, norm: Normalize
+) -> None:
     draw(axes, place, pd.Series(shades.cells), {}, None, legend=False, norm=norm)
     axes.plot(*crop.frame.T, **_FRAME)
     width, height = np.ptp(tissue.coords, axis=0)
@@ -201,20 +217,30 @@ def _original(axes: Axes, tissue: Slice, place: Place, crop: _Window, shades: _S
     _title(axes, "original", f"{tissue.n_cells:,} cells, {width:,.0f} x {height:,.0f} {unit}")
 
 
-def _compacted(axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shades, norm: Normalize) -> None:
+def _compacted(
+    axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shades, norm: Normalize
+) -> None:
     pixels = np.full(laid.shape, np.nan, dtype=np.float32)
     pixels.flat[laid.occupied] = shades.sites
     axes.imshow(pixels, cmap=_with_gaps(None), norm=norm, interpolation="nearest")
     (row, column), (rows, columns) = crop.corner, (min(side, n) for n in laid.shape)
     left, top = column - 0.5, row - 0.5
-    axes.plot(left + columns * np.array([0, 1, 1, 0, 0]), top + rows * np.array([0, 0, 1, 1, 0]), **_FRAME)
+    axes.plot(
+        left + columns * np.array([0, 1, 1, 0, 0]), top + rows * np.array([0, 0, 1, 1, 0]), **_FRAME
+    )
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     _title(axes, "compacted", f"{laid.shape[0]:,} x {laid.shape[1]:,} sites, gray: no cell")
 
 
 def _cropped(
-    axes: Axes, place: Place, laid: Grid, tissue: Slice, crop: _Window, shades: _Shades, norm: Normalize
+    axes: Axes,
+    place: Place,
+    laid: Grid,
+    tissue: Slice,
+    crop: _Window,
+    shades: _Shades,
+    norm: Normalize,
 ) -> None:
     from matplotlib.collections import LineCollection
 
@@ -248,7 +274,9 @@ def _normalised(axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shade
     pixels = np.where(held, shades.standardised[at], np.nan).reshape(side, side)
     numbers = shades.standardised[at][held]
     limit = float(np.quantile(np.abs(numbers), 0.99)) or 1.0
-    drawn = axes.imshow(pixels, cmap=_with_gaps(_SIGNED), norm=CenteredNorm(0, limit), interpolation="nearest")
+    drawn = axes.imshow(
+        pixels, cmap=_with_gaps(_SIGNED), norm=CenteredNorm(0, limit), interpolation="nearest"
+    )
     beyond = np.where((crop.sites < 0).reshape(side, side), 0.0, np.nan)
     axes.imshow(np.ma.masked_invalid(beyond), cmap=_plain(_BEYOND), interpolation="nearest")
     axes.set(xticks=[], yticks=[])

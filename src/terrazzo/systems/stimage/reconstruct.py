@@ -39,9 +39,13 @@ def reconstruct(
     """See :meth:`terrazzo.STImage.reconstruct`."""
     hidden = np.asarray(hidden, dtype=bool)
     if hidden.shape != (tissue.n_cells,):
-        raise InputError(f"hidden has the shape {hidden.shape}; it must say of each of {tissue.n_cells} cells.")
+        raise InputError(
+            f"hidden has the shape {hidden.shape}; it must say of each of {tissue.n_cells} cells."
+        )
     if hidden.all():
-        raise InputError(f"{tissue.name}: all cells are hidden; there is nothing to predict them from.")
+        raise InputError(
+            f"{tissue.name}: all cells are hidden; there is nothing to predict them from."
+        )
     held = GriddedSlice.make(tissue, match, config, config.vit.n_genes, hidden)
     columns = _columns(adata, tissue, genes)
     tokens = held.token[columns].astype(np.int64)
@@ -60,12 +64,16 @@ def _columns(adata: AnnData, tissue: Slice, genes: list[str]) -> Ints:
     """Return the slice's column of each gene; duplicates of a name were summed there."""
     symbol = {str(s): i for i, s in reversed(list(enumerate(tissue.gene_symbols))) if s}
     ensembl = {str(g): i for i, g in reversed(list(enumerate(tissue.gene_ids))) if g}
-    direct = list(map(str, adata.var_names)) if adata.n_vars == tissue.n_genes else []  # nothing was summed
+    direct = (
+        list(map(str, adata.var_names)) if adata.n_vars == tissue.n_genes else []
+    )  # nothing was summed
     order = {name: i for i, name in reversed(list(enumerate(direct)))}
     found = [order.get(g, symbol.get(g, ensembl.get(g, -1))) for g in genes]
     if -1 in found:
         lacking = [g for g, i in zip(genes, found, strict=True) if i < 0]
-        raise InputError(f"{tissue.name} has no gene {lacking[0]!r} ({len(lacking)} of {len(genes)} are not there).")
+        raise InputError(
+            f"{tissue.name} has no gene {lacking[0]!r} ({len(lacking)} of {len(genes)} are not there)."
+        )
     return np.array(found, dtype=np.int64)
 
 
@@ -81,7 +89,9 @@ def _predict(
 ) -> NDArray[np.float32]:
     """Return the model's own values of hidden sites, ``(len(sites), len(tokens))``: the mean over windows."""
     side, module = config.patches.window, model.module
-    windows = (window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 4, 1)))
+    windows = (
+        window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 4, 1))
+    )
     holding = (window for window in windows if np.isin(window, sites).any())
     total = np.zeros((len(sites), config.vit.width))
     weight = np.zeros(len(sites))
@@ -93,13 +103,19 @@ def _predict(
         values, genes = batch.values.to(model.device), batch.genes.to(model.device)
         # a site that is not shown has no domain, as in training; still the layer that predictions come from is passed
         none = torch.full_like(shown, -1, dtype=torch.int64) if config.scheme == "slice" else None
-        states = scheme_states(module, values, genes, places, shown, neighbors=near, domain=none).cpu().numpy()
+        states = (
+            scheme_states(module, values, genes, places, shown, neighbors=near, domain=none)
+            .cpu()
+            .numpy()
+        )
         # a window in which a site has many others around it knows more of it
         seen = shown.sum(dim=1).cpu().numpy()[:, None].repeat(wanted.shape[1], 1)[wanted]
         at = np.searchsorted(sites, batch.sites[wanted])
         np.add.at(total, at, states[wanted] * seen[:, None])
         np.add.at(weight, at, seen)
-    mean = torch.from_numpy((total / np.maximum(weight, 1)[:, None]).astype(np.float32)).to(model.device)
+    mean = torch.from_numpy((total / np.maximum(weight, 1)[:, None]).astype(np.float32)).to(
+        model.device
+    )
     wished = torch.from_numpy(tokens).to(model.device)[None]
     predicted = module.predict(mean[None], wished)[0].cpu().numpy()
     return held.scale.restore(predicted, tokens) if config.standardise else predicted

@@ -70,7 +70,12 @@ def member_grid(corpus: Corpus, id: str, config: PatchConfig) -> Grid:
             stacklevel=3,
         )
     return lay_out(
-        corpus.coords(id), lattice=lattice, lattice_kind=kind, layout=config.layout, bin_size=config.bin_um, name=id
+        corpus.coords(id),
+        lattice=lattice,
+        lattice_kind=kind,
+        layout=config.layout,
+        bin_size=config.bin_um,
+        name=id,
     )
 
 
@@ -100,7 +105,9 @@ def read_sites(
     found: list[tuple[SiteCounts, Floats]] = []
     for at in range(0, max(len(cells), 1), BLOCK):
         rows, here = corpus.take(id, cells[at : at + BLOCK]), where[at : at + BLOCK]
-        found.append(SiteCounts.summed(rows, np.arange(len(here)), here, len(sites), token, n_tokens))
+        found.append(
+            SiteCounts.summed(rows, np.arange(len(here)), here, len(sites), token, n_tokens)
+        )
     if len(found) == 1:
         return found[0]
     return SiteCounts.of(sum(c.by_token() for c, _ in found)), np.sum([t for _, t in found], axis=0)
@@ -115,7 +122,12 @@ def site_counts(
 
 
 def site_scale(
-    corpus: Corpus, id: str, grid: Grid, token: NDArray[np.int32], n_tokens: int, normalise: Normalise
+    corpus: Corpus,
+    id: str,
+    grid: Grid,
+    token: NDArray[np.int32],
+    n_tokens: int,
+    normalise: Normalise,
 ) -> SliceScale:
     """Measure total, means and standard deviations of a slice's values over its occupied sites.
 
@@ -140,7 +152,9 @@ def _totals(corpus: Corpus, id: str, grid: Grid) -> Floats:
     at, out = np.searchsorted(grid.occupied, grid.site), np.zeros(len(grid.occupied))
     for start in range(0, len(at), BLOCK):
         rows = corpus.rows(id, start, min(start + BLOCK, len(at)))
-        np.add.at(out, at[start : start + BLOCK], np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel())
+        np.add.at(
+            out, at[start : start + BLOCK], np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()
+        )
     return out
 
 
@@ -205,7 +219,14 @@ class SiteStore:
         self.n_tokens = vocabulary.n_tokens if n_tokens is None else n_tokens
         self.match: Match = member_match(corpus, vocabulary)
         self._corpus = corpus
-        self._key = [FORMAT, config.layout, config.bin_um, normalise, self.n_tokens, vocabulary.content_hash()]
+        self._key = [
+            FORMAT,
+            config.layout,
+            config.bin_um,
+            normalise,
+            self.n_tokens,
+            vocabulary.content_hash(),
+        ]
         self._laid: OrderedDict[str, _Laid] = OrderedDict()
         self._lock = threading.Lock()  # slices are read in the loaders' threads
         self.scale = lru_cache(KEPT_SCALES)(self._scale)
@@ -258,7 +279,9 @@ class SiteStore:
 
     def values(self, id: str, sites: Ints) -> sparse.csr_matrix:
         """Return normalised values of some sites, CSR float32 ``(len(sites), n_tokens)``."""
-        counts, totals = site_counts(self._corpus, id, self.grid(id), sites, self.match(id)[0], self.n_tokens)
+        counts, totals = site_counts(
+            self._corpus, id, self.grid(id), sites, self.match(id)[0], self.n_tokens
+        )
         return log_values(counts, self.scale(id).total, totals)
 
     def measure(self, id: str) -> None:
@@ -300,7 +323,9 @@ class SiteStore:
         self._keep(id, kind)
         try:
             return self._load(id, kind, names)
-        except UNREADABLE:  # cut short by a copy or a full disk: it is only a result, and can be made again
+        except (
+            UNREADABLE
+        ):  # cut short by a copy or a full disk: it is only a result, and can be made again
             self.path(id, kind).unlink(missing_ok=True)
             self._keep(id, kind)
             return self._load(id, kind, names)
@@ -331,10 +356,14 @@ def _write(path: Path, arrays: dict[str, Any], id: str) -> None:
         with whole_file(path) as draft, draft.open("wb") as stream:
             np.savez(stream, **arrays)
     except OSError as error:
-        raise OutputError(f"what was measured of {id} cannot be written to {path} ({error}).") from error
+        raise OutputError(
+            f"what was measured of {id} cannot be written to {path} ({error})."
+        ) from error
 
 
-def iterate_values(store: SiteStore, ids: list[str], sites: int) -> Iterator[tuple[str, sparse.csr_matrix]]:
+def iterate_values(
+    store: SiteStore, ids: list[str], sites: int
+) -> Iterator[tuple[str, sparse.csr_matrix]]:
     """Yield values of a sample of about so many sites of all these slices together, slice by slice."""
     sizes = np.array([store.n_sites(id) for id in ids])
     for id, size in zip(ids, sizes.tolist(), strict=True):

@@ -46,22 +46,36 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> STImage:
     if source.checkpoint:
         held = load(source.checkpoint)
         if not isinstance(held, STImage):
-            raise ConfigError(f"{source.checkpoint} holds a {held.title}; stage 'patches' starts from ST as images.")
+            raise ConfigError(
+                f"{source.checkpoint} holds a {held.title}; stage 'patches' starts from ST as images."
+            )
         if held.config.scheme != goal.scheme:
             raise ConfigError(
                 f"{source.checkpoint} was made for the scheme {held.config.scheme!r}, not {goal.scheme!r} "
                 "(patches.scheme)."
             )
-        settings = held.config if source.patches is None else replace(held.config, patches=source.patches)
-        model = STImage(_with(settings, goal), held.vocabulary, seed=config.seed, provenance=held.provenance)
+        settings = (
+            held.config if source.patches is None else replace(held.config, patches=source.patches)
+        )
+        model = STImage(
+            _with(settings, goal), held.vocabulary, seed=config.seed, provenance=held.provenance
+        )
         model.module.load_state_dict(held.module.state_dict())
         return model
     vocabulary = corpus.vocabulary()
-    chosen = preset(source.preset, vocabulary.n_tokens, recipe=goal.recipe, scheme=goal.scheme, patches=source.patches)
+    chosen = preset(
+        source.preset,
+        vocabulary.n_tokens,
+        recipe=goal.recipe,
+        scheme=goal.scheme,
+        patches=source.patches,
+    )
     origin = {"weights": "random", "seed": config.seed}
     model = STImage(_with(chosen, goal), vocabulary, seed=config.seed, provenance=origin)
     ids, store = Members(corpus, "train", config.data.share).ids, site_store(corpus, model)
-    cast(Tensor, model.module.autocorrelation).copy_(torch.from_numpy(mean_autocorrelation(store, ids)))
+    cast(Tensor, model.module.autocorrelation).copy_(
+        torch.from_numpy(mean_autocorrelation(store, ids))
+    )
     if source.init == "informed":
         inform(model.module, model.config, store, ids)
     return model
@@ -71,7 +85,9 @@ def _with(settings: STImageConfig, goal: PatchObjective) -> STImageConfig:
     return replace(settings, neighbors=goal.neighbors, domains=goal.domains)
 
 
-def measure(config: PretrainConfig, corpus: Corpus, model: STImage, progress: bool | None = None) -> None:
+def measure(
+    config: PretrainConfig, corpus: Corpus, model: STImage, progress: bool | None = None
+) -> None:
     """Measure every slice that will be read, once; see :mod:`terrazzo.systems.stimage.sites`."""
     store = site_store(corpus, model)
     ids = [*Members(corpus, "train", config.data.share).ids, *corpus.ids("validation")]
@@ -86,7 +102,10 @@ def window_loader(
 ) -> Collated[Any]:
     """Return windows of a split as tensors; those of another split than training are always the same."""
     train, goal, store = split == "train", config.patches, site_store(corpus, model)
-    view, patches = PatchView(model.config, goal, store, model.autocorrelation, config.seed), model.config.patches
+    view, patches = (
+        PatchView(model.config, goal, store, model.autocorrelation, config.seed),
+        model.config.patches,
+    )
 
     @lru_cache(maxsize=64)
     def token_of(name: str) -> NDArray[np.int32]:

@@ -70,7 +70,9 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
     known = np.unique(np.concatenate([store.measured(i) for i in spread(ids)]))
     most = MOST_GENES if config.patches.choose == "all" else config.patches.channels
     genes = np.sort(known[np.argsort(-score[known], kind="stable")[:most]])
-    loadings, variance = gene_components(store, spread(ids), genes, min(COMPONENTS, config.vit.width // 2))
+    loadings, variance = gene_components(
+        store, spread(ids), genes, min(COMPONENTS, config.vit.width // 2)
+    )
     if loadings.shape[1]:  # of slices without variation there is none
         others = np.setdiff1d(known, genes)
         further = regressed(store, spread(ids), genes, loadings, variance, others)
@@ -105,13 +107,20 @@ def regressed(
         scores = scale.standardise(found[:, genes].toarray(), genes).astype(np.float64) @ loadings
         for at in range(0, len(others), MOST_GENES):  # never dense for all genes at once
             some = others[at : at + MOST_GENES]
-            cross[at : at + MOST_GENES] += scale.standardise(found[:, some].toarray(), some).T @ scores
+            cross[at : at + MOST_GENES] += (
+                scale.standardise(found[:, some].toarray(), some).T @ scores
+            )
         n += len(scores)
     return (cross / max(n, 1) / variance).round(DIGITS)
 
 
 def show_components(
-    vit: MaskedViT, genes: Ints, loadings: Floats, variance: Floats, others: Ints | None = None, further: Any = None
+    vit: MaskedViT,
+    genes: Ints,
+    loadings: Floats,
+    variance: Floats,
+    others: Ints | None = None,
+    further: Any = None,
 ) -> None:
     """Let a masked autoencoder start as principal components and their mean over what is near.
 

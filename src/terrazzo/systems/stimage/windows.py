@@ -68,7 +68,12 @@ def corners(grid: Grid, config: PatchConfig) -> Ints:
 
 def describe(grid: Grid, config: PatchConfig) -> str:
     """Return a grid and its windows in one line for people."""
-    (rows, columns), cells, held, side = grid.shape, len(grid.site), len(grid.occupied), config.window
+    (rows, columns), cells, held, side = (
+        grid.shape,
+        len(grid.site),
+        len(grid.occupied),
+        config.window,
+    )
     sites, most = rows * columns, int(grid.layer.max()) + 1
     each = "1 cell each" if most == 1 else f"{cells / held:.3g} cells each (most {most:,})"
     line = (
@@ -93,7 +98,9 @@ def tile_corners(grid: Grid, window: int, stride: int) -> Ints:
     """Return corners of overlapping windows that hold every occupied site; those without one are left out."""
     counts = observed(grid, window)
     if not 1 <= stride <= window:
-        raise ConfigError(f"stride is {stride}; it must be at least 1, and at most the window's {window} sites.")
+        raise ConfigError(
+            f"stride is {stride}; it must be at least 1, and at most the window's {window} sites."
+        )
     steps = [np.unique(np.append(np.arange(0, n, stride), n - 1)) for n in counts.shape]
     rows, columns = (a.ravel() for a in np.meshgrid(*steps, indexing="ij"))
     kept = counts[rows, columns] > 0
@@ -108,7 +115,12 @@ def window_sites(grid: Grid, corner: Ints, window: int) -> Ints:
 
 
 def choose_channels(
-    weight: NDArray[np.float64], m: int, how: Channels, rng: np.random.Generator, *, epsilon: float = EPSILON
+    weight: NDArray[np.float64],
+    m: int,
+    how: Channels,
+    rng: np.random.Generator,
+    *,
+    epsilon: float = EPSILON,
 ) -> Ints:
     """Choose the genes of a window, ascending; all of them where there are no more than ``m``.
 
@@ -134,7 +146,9 @@ def choose_channels(
     score = weight if how in ("hvg", "spatial") else np.log(weight + epsilon) + rng.gumbel(size=n)
     least = -np.partition(-score, m - 1)[m - 1]
     above, equal = np.flatnonzero(score > least), np.flatnonzero(score == least)
-    return np.sort(np.append(above, equal[: m - len(above)])).astype(np.int64)  # of equal ones the first
+    return np.sort(np.append(above, equal[: m - len(above)])).astype(
+        np.int64
+    )  # of equal ones the first
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,12 @@ class Window:
     places: NDArray[np.float32]
 
     def channels(
-        self, config: PatchConfig, measured: Ints, autocorrelation: Floats, scale: SliceScale, rng: np.random.Generator
+        self,
+        config: PatchConfig,
+        measured: Ints,
+        autocorrelation: Floats,
+        scale: SliceScale,
+        rng: np.random.Generator,
     ) -> Ints:
         """Choose the window's channels among the tokens that the slice measured.
 
@@ -220,5 +239,9 @@ def channel_values(
     where, out
         bool ``(S, m)``, values that are written, None: all; and what they are written into, None: zeros.
     """
-    mean, stretch = scale.standards(genes) if standardise else (np.zeros(len(genes)), np.ones(len(genes)))
-    return counts.values(genes, scaling(scale.total, totals), sites & (totals > 0), mean, stretch, where, out)
+    mean, stretch = (
+        scale.standards(genes) if standardise else (np.zeros(len(genes)), np.ones(len(genes)))
+    )
+    return counts.values(
+        genes, scaling(scale.total, totals), sites & (totals > 0), mean, stretch, where, out
+    )

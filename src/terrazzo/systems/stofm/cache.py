@@ -37,7 +37,11 @@ FEATURES = "features"
 PIECE = 2**24  # bytes looked at at a time when a file is checked
 
 
-UNSTORED = ("halo", "n_neighbors", "pair")  # settings of sub-slices that change nothing that is stored
+UNSTORED = (
+    "halo",
+    "n_neighbors",
+    "pair",
+)  # settings of sub-slices that change nothing that is stored
 
 
 _DTYPES = {
@@ -179,8 +183,12 @@ class EmbeddingCache:
         """
         n = len(features)
         flat = np.concatenate([np.empty(0, dtype=np.int64), *parts])
-        if not len(macro.labels) == len(flat) == n or not np.array_equal(np.sort(flat), np.arange(n)):
-            raise CorpusError(f"{member}: the sub-slices or clusters do not cover its {n} cells exactly once.")
+        if not len(macro.labels) == len(flat) == n or not np.array_equal(
+            np.sort(flat), np.arange(n)
+        ):
+            raise CorpusError(
+                f"{member}: the sub-slices or clusters do not cover its {n} cells exactly once."
+            )
         arrays: dict[str, NDArray[Any]] = {
             FEATURES: features,
             "labels": macro.labels,
@@ -193,11 +201,19 @@ class EmbeddingCache:
         try:
             made.mkdir(parents=True)
             files = {name: _save(made, name, array) for name, array in arrays.items()}
-            about = {"format": FORMAT, "key": self.key.digest(), "member": member, "source": source, "files": files}
+            about = {
+                "format": FORMAT,
+                "key": self.key.digest(),
+                "member": member,
+                "source": source,
+                "files": files,
+            }
             (made / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             _replace(made, place)
         except OSError as error:
-            raise OutputError(f"the embeddings of {member} cannot be written to {place}: {error}") from error
+            raise OutputError(
+                f"the embeddings of {member} cannot be written to {place}: {error}"
+            ) from error
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
@@ -211,7 +227,9 @@ class EmbeddingCache:
         """
         about = self._about(member)
         if source not in ("", about["source"]):
-            raise CorpusError(f"{self.path(member)} was computed from another content of {member}; compute it again.")
+            raise CorpusError(
+                f"{self.path(member)} was computed from another content of {member}; compute it again."
+            )
         got = {name: _load(self.path(member), name, about["files"]) for name in _DTYPES}
         macro = VirtualCells(got["labels"], got["virtual_features"], got["virtual_positions"])
         return CachedMember(got[FEATURES], macro, got["parts"], got["offsets"])
@@ -232,15 +250,23 @@ class EmbeddingCache:
     def _about(self, member: str) -> dict[str, Any]:
         path = self.path(member) / ABOUT
         if not path.is_file():
-            raise CorpusError(f"{member} has no stored embeddings for this model and these settings ({path.parent}).")
+            raise CorpusError(
+                f"{member} has no stored embeddings for this model and these settings ({path.parent})."
+            )
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            mine = (about["format"], about["key"], about["member"]) == (FORMAT, self.key.digest(), member)
+            mine = (about["format"], about["key"], about["member"]) == (
+                FORMAT,
+                self.key.digest(),
+                member,
+            )
             fine = isinstance(about["source"], str) and set(about["files"]) == set(_DTYPES)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(path, str(error)) from error
         if not mine:
-            raise CorpusError(f"{path} belongs to another model, setting or slice; delete its folder.")
+            raise CorpusError(
+                f"{path} belongs to another model, setting or slice; delete its folder."
+            )
         if not fine:
             raise _damaged(path, "it does not list the arrays that belong here")
         return dict(about)
@@ -260,7 +286,9 @@ def _load(folder: Path, name: str, files: dict[str, Any]) -> NDArray[Any]:
     path, known = folder / f"{name}.npy", files[name]
     try:
         if path.stat().st_size != known["bytes"]:
-            raise _damaged(path, f"it has {path.stat().st_size:,} bytes instead of {known['bytes']:,}")
+            raise _damaged(
+                path, f"it has {path.stat().st_size:,} bytes instead of {known['bytes']:,}"
+            )
         large = name == FEATURES and 0 not in known["shape"]
         array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
         if [list(array.shape), array.dtype.str] != [known["shape"], _DTYPES[name]]:
@@ -283,7 +311,9 @@ def _checksum(path: Path) -> int:
 
 
 def _damaged(path: Path, why: str) -> CorpusError:
-    return CorpusError(f"{path} is damaged or no file of this cache ({why}); delete its folder and compute it again.")
+    return CorpusError(
+        f"{path} is damaged or no file of this cache ({why}); delete its folder and compute it again."
+    )
 
 
 def _replace(made: Path, place: Path) -> None:

@@ -91,7 +91,9 @@ class CellEncoder(nn.Module):
 
         self.config = config
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
-        self.proj = nn.Linear(config.hidden_size, config.output_dim) if config.pooling == "cls" else None
+        self.proj = (
+            nn.Linear(config.hidden_size, config.output_dim) if config.pooling == "cls" else None
+        )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Encode padded sequences: transformers' own layers, of the last one only what the read-out needs.
@@ -113,7 +115,9 @@ class CellEncoder(nn.Module):
         for layer in layers[:-1]:
             x = _bert_layer(layer, x, keep)
         if self.proj is None:
-            return _masked_mean(x, torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+            return _masked_mean(
+                x, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            )
         state = _bert_layer(layers[-1], x, keep, only_first=True)[:, 0]
         return F.normalize(self.proj(state).float(), dim=-1)
 
@@ -150,15 +154,24 @@ class CellEncoder(nn.Module):
         if self.training:  # called amid training, to store vectors: without dropout
             try:
                 return self.eval().encode(
-                    flat, offsets, cls_token=cls_token, precision=precision, batch_tokens=batch_tokens, advance=advance
+                    flat,
+                    offsets,
+                    cls_token=cls_token,
+                    precision=precision,
+                    batch_tokens=batch_tokens,
+                    advance=advance,
                 )
             finally:
                 self.train()
         device = self.bert.embeddings.word_embeddings.weight.device
         lead = [cls_token] if self.proj is not None else []
         lengths = np.diff(offsets) + len(lead)
-        out = np.zeros((len(lengths), self.config.output_dim), dtype=np.float32)  # without <cls>, an empty cell stays 0
-        autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        out = np.zeros(
+            (len(lengths), self.config.output_dim), dtype=np.float32
+        )  # without <cls>, an empty cell stays 0
+        autocast = torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"
+        )
         with autocast:
             for cells in length_batches(lengths, batch_tokens):
                 ids, mask = pack(flat, offsets, cells, lead), padding_mask(lengths[cells])
@@ -174,7 +187,9 @@ class CellEncoder(nn.Module):
         dense = 2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size)
         attention = 4 * n**2 * c.hidden_size
         full = (c.num_layers - 1) * (dense + attention)
-        last = 2 * n * 2 * c.hidden_size**2 + 4 * n * c.hidden_size if self.proj is not None else 0.0
+        last = (
+            2 * n * 2 * c.hidden_size**2 + 4 * n * c.hidden_size if self.proj is not None else 0.0
+        )
         return float(np.sum(full + last))
 
 

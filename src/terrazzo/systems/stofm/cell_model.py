@@ -58,7 +58,11 @@ def encode_cells(
 
 
 def plan_encoder(
-    model: FoundationModel, encoder: CellEncoder, tissue: Slice, orthologs: Any, precision: Precision
+    model: FoundationModel,
+    encoder: CellEncoder,
+    tissue: Slice,
+    orthologs: Any,
+    precision: Precision,
 ) -> tuple[float, Coverage, tuple[float, float]]:
     """Estimate the cell encoder's seconds on a slice; also the coverage and the rates (float32, bfloat16)."""
     match = model.vocabulary.match(tissue, orthologs=orthologs)
@@ -86,7 +90,9 @@ class CellModel(FoundationModel):
     default_key: ClassVar[str] = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
     title: ClassVar[str] = "Cell encoder"
-    limits: ClassVar[tuple[str, ...]] = ("A cell is seen alone: its neighbourhood changes nothing.",)
+    limits: ClassVar[tuple[str, ...]] = (
+        "A cell is seen alone: its neighbourhood changes nothing.",
+    )
     module: CellEncoder
 
     def _build(self) -> nn.Module:
@@ -113,11 +119,17 @@ class CellModel(FoundationModel):
             vectors, details = encode_cells(self.module, tokens, self.cls_token, precision, bars)
             return Embedding(vectors, tokens.lengths == 0, match.coverage, details)
 
-        return self._embed_all(data, key_added or self.default_key, {"precision": precision}, slice_options, run)
+        return self._embed_all(
+            data, key_added or self.default_key, {"precision": precision}, slice_options, run
+        )
 
-    def plan(self, data: Any, *, precision: Precision = "float32", orthologs: Any = None, **options: Any) -> Plan:
+    def plan(
+        self, data: Any, *, precision: Precision = "float32", orthologs: Any = None, **options: Any
+    ) -> Plan:
         """Say what :meth:`embed` would do and how long it would take; same options."""
         slice_options = {k: v for k, v in options.items() if k not in ("key_added", "progress")}
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
         seconds, coverage, rates = plan_encoder(self, self.module, tissue, orthologs, precision)
-        return Plan(tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, precision, rates))
+        return Plan(
+            tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, precision, rates)
+        )

@@ -44,7 +44,9 @@ class SToFMConfig:
             ("se2", self.se2.hidden_size, self.se2.num_heads),
         ):
             if size % heads:
-                raise ValueError(f"{name}.hidden_size ({size}) must be a multiple of its num_heads ({heads}).")
+                raise ValueError(
+                    f"{name}.hidden_size ({size}) must be a multiple of its num_heads ({heads})."
+                )
 
 
 PRESETS = {
@@ -59,7 +61,9 @@ PRESETS = {
             output_dim=64,
             attention_dropout=0.0,
         ),
-        SE2Config(input_dim=64, hidden_size=64, num_layers=2, num_heads=4, ffn_size=128, num_kernels=32),
+        SE2Config(
+            input_dim=64, hidden_size=64, num_layers=2, num_heads=4, ffn_size=128, num_kernels=32
+        ),
         SubSliceConfig(),
     ),
     # a laptop: 18 times (740 genes a cell) to 75 times (2,047 genes) cheaper a cell than the paper's encoder
@@ -73,7 +77,9 @@ PRESETS = {
             output_dim=128,
             attention_dropout=0.0,
         ),
-        SE2Config(input_dim=128, hidden_size=128, num_layers=4, num_heads=8, ffn_size=256, num_kernels=64),
+        SE2Config(
+            input_dim=128, hidden_size=128, num_layers=4, num_heads=8, ffn_size=256, num_kernels=64
+        ),
         SubSliceConfig(),
     ),
     # table A.8

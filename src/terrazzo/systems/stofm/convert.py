@@ -19,7 +19,9 @@ from terrazzo.systems.stofm.model import SToFM
 from terrazzo.systems.stofm.se2 import SE2Config
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 
-PUBLISHED = SubSliceConfig(geometry="published", split="grid", mix="sum")  # what published weights were trained with
+PUBLISHED = SubSliceConfig(
+    geometry="published", split="grid", mix="sum"
+)  # what published weights were trained with
 
 
 LAYER_NAMES = {
@@ -56,12 +58,17 @@ def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM
     """
     root = Path(published)
     config_file, se2_file = root / "config.json", root / "se2transformer.pth"
-    bert_dir, proj_file = root / "cell_encoder" / "cell_bert", root / "cell_encoder" / "cell_proj.bin"
+    bert_dir, proj_file = (
+        root / "cell_encoder" / "cell_bert",
+        root / "cell_encoder" / "cell_proj.bin",
+    )
     need(config_file, se2_file, bert_dir / "config.json", proj_file)
     vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
     proj = read_pickled_tensors(proj_file)
     if set(proj) != {"weight", "bias"}:
-        raise CheckpointError(f"{proj_file} must hold one linear layer (weight, bias), not {sorted(proj)[:4]}.")
+        raise CheckpointError(
+            f"{proj_file} must hold one linear layer (weight, bias), not {sorted(proj)[:4]}."
+        )
     encoder, bert = _read_bert(bert_dir, pooling="cls", output_dim=proj["weight"].shape[0])
     config = SToFMConfig(encoder, _se2_config(config_file), PUBLISHED)
     state = {f"cell_encoder.bert.{k}": v for k, v in bert.items()}
@@ -87,12 +94,16 @@ def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> 
     root = Path(published)
     need(root / "config.json")
     vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
-    encoder, bert = _read_bert(root, pooling="mean", output_dim=None, vocab_size=vocabulary.n_tokens)
+    encoder, bert = _read_bert(
+        root, pooling="mean", output_dim=None, vocab_size=vocabulary.n_tokens
+    )
     words = bert["embeddings.word_embeddings.weight"]
     if len(words) < vocabulary.n_tokens:
         extra = words.mean(dim=0, keepdim=True).expand(vocabulary.n_tokens - len(words), -1)
         bert["embeddings.word_embeddings.weight"] = torch.cat([words, extra])
-    model = CellModel(CellModelConfig(encoder), vocabulary, provenance=provenance("Geneformer", root))
+    model = CellModel(
+        CellModelConfig(encoder), vocabulary, provenance=provenance("Geneformer", root)
+    )
     return filled(model, {f"bert.{k}": v for k, v in bert.items()}, root)
 
 
@@ -105,12 +116,19 @@ def _read_bert(
         raise CheckpointError(f"{folder} holds a {data['model_type']!r} model, not BERT.")
     if data.get("position_embedding_type", "absolute") != "absolute":
         raise CheckpointError(f"{folder}: only absolute position embeddings are supported.")
-    weights = next((folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()), None)
+    weights = next(
+        (folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()),
+        None,
+    )
     if weights is None:
         raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
     read = ckpt.read_tensors if weights.suffix == ".safetensors" else read_pickled_tensors
     state = {k.removeprefix("bert."): v.float() for k, v in read(weights).items()}
-    ignored = ("pooler.", "cls.", "embeddings.position_ids")  # BERT's own pooler and language-model head: unused
+    ignored = (
+        "pooler.",
+        "cls.",
+        "embeddings.position_ids",
+    )  # BERT's own pooler and language-model head: unused
     state = {k: v for k, v in state.items() if not k.startswith(ignored)}
     try:
         config = CellEncoderConfig(
@@ -134,7 +152,11 @@ def _read_bert(
 
 def _se2_config(path: Path) -> SE2Config:
     data = ckpt.read_json(path)
-    if data.get("activation_fn", "gelu") != "gelu" or data.get("pre_layernorm") or data.get("encoder_normalize_before"):
+    if (
+        data.get("activation_fn", "gelu") != "gelu"
+        or data.get("pre_layernorm")
+        or data.get("encoder_normalize_before")
+    ):
         raise CheckpointError(f"{path}: only post-LayerNorm with GELU, as published, is supported.")
     try:
         return SE2Config(
@@ -156,8 +178,12 @@ def _rename_se2(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give the published tensors the names of :class:`~terrazzo.systems.stofm.se2.SE2Transformer`."""
     out = {}
     for name, tensor in published.items():
-        name = name.replace("embedding_layer.", "embedding.").replace("token_type_embeddings.", "token_types.")
-        name = name.replace("gaussian.means.weight", "gaussian.means").replace("gaussian.stds.weight", "gaussian.stds")
+        name = name.replace("embedding_layer.", "embedding.").replace(
+            "token_type_embeddings.", "token_types."
+        )
+        name = name.replace("gaussian.means.weight", "gaussian.means").replace(
+            "gaussian.stds.weight", "gaussian.stds"
+        )
         if name.startswith("encoder.layers."):
             number, rest = name.removeprefix("encoder.layers.").split(".", 1)
             part, kind = rest.rsplit(".", 1)

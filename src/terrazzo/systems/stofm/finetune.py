@@ -33,7 +33,9 @@ from terrazzo.training.resuming import seed_everything
 from terrazzo.training.run import interruptible, own_streams, quiet
 from terrazzo.training.stage import rate
 
-HEAD = "mlp3"  # of the probes: full fine-tuning differs from head tuning in the weights below it alone
+HEAD = (
+    "mlp3"  # of the probes: full fine-tuning differs from head tuning in the weights below it alone
+)
 
 
 LEAST = 16  # cells of a group that have a mean and sd of their own
@@ -82,10 +84,14 @@ class FineTuneConfig:
         """Check the values."""
         for name in ("max_epochs", "patience", "batch_cells"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} of fine-tuning is {getattr(self, name)}; it must be at least 1.")
+                raise ConfigError(
+                    f"{name} of fine-tuning is {getattr(self, name)}; it must be at least 1."
+                )
         for name in ("encoder_lr", "se2_lr", "head_lr", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} of fine-tuning is {getattr(self, name)}; it must be a number from 0.")
+                raise ConfigError(
+                    f"{name} of fine-tuning is {getattr(self, name)}; it must be a number from 0."
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +112,9 @@ class FineTuned:
     probe: Probe
     log: tuple[float, ...] = field(default=())
 
-    def predict(self, adata: AnnData, *, key_added: str = keys.X_STOFM, **options: Any) -> NDArray[Any]:
+    def predict(
+        self, adata: AnnData, *, key_added: str = keys.X_STOFM, **options: Any
+    ) -> NDArray[Any]:
         """Embed a slice (``options``: of ``embed``) and return the class of every cell, object ``(n,)``."""
         self.model.embed(adata, key_added=key_added, **options)
         return self.probe.predict(adata, use_rep=f"{key_added}:all")
@@ -141,7 +149,9 @@ class FineTuned:
         CheckpointError
             Not such a folder, or a damaged one.
         """
-        source = Path(folder).resolve()  # a relative path that is not there could be a name on the hub
+        source = Path(
+            folder
+        ).resolve()  # a relative path that is not there could be a name on the hub
         return cls(SToFM.from_pretrained(source / "model"), Probe.load(source / "probe"))
 
 
@@ -206,7 +216,9 @@ def finetune(
     rows = split or all_rows(target.known, seed=seed)
     if chosen.dropout is None:
         chosen = replace(chosen, dropout=model.trained)
-    tuned = SToFM(model.config, model.vocabulary, provenance=_provenance(model, label, chosen, slices))
+    tuned = SToFM(
+        model.config, model.vocabulary, provenance=_provenance(model, label, chosen, slices)
+    )
     tuned.module.load_state_dict(model.module.state_dict())
     tuned.to(model.device)
     scenes = _scenes(tuned, slices, target.values, rows, orthologs=orthologs, progress=progress)
@@ -220,15 +232,30 @@ def finetune(
         bar = Progress(progress).stage("fine-tune", len(run.steps) * chosen.max_epochs, "steps")
         run.advance = around.enter_context(bar)
         trainer = Trainer(
-            max_epochs=chosen.max_epochs, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
-        )  # fmt: skip
+            max_epochs=chosen.max_epochs,
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            gradient_clip_val=1.0,
+        )
         trainer.fit(run, run.steps)
     tuned.to(model.device).module.eval()
     probe = Probe(
-        run.readout(), target.names, keys.X_STOFM, label, (),
-        {"head": head_record(HEAD), "seed": seed, "fine_tuned": asdict(chosen), "notes": list(target.notes)},
-    )  # fmt: skip
+        run.readout(),
+        target.names,
+        keys.X_STOFM,
+        label,
+        (),
+        {
+            "head": head_record(HEAD),
+            "seed": seed,
+            "fine_tuned": asdict(chosen),
+            "notes": list(target.notes),
+        },
+    )
     return FineTuned(tuned, probe, tuple(run.log_of_losses))
 
 
@@ -269,16 +296,26 @@ class FineTuning(LightningModule):
     scale: Tensor
     advance: Callable[[int], None]
 
-    def __init__(self, model: SToFM, readout: Any, scenes: list[Scene], config: FineTuneConfig, seed: int) -> None:
+    def __init__(
+        self, model: SToFM, readout: Any, scenes: list[Scene], config: FineTuneConfig, seed: int
+    ) -> None:
         super().__init__()
         self.model, self.scenes, self.config, self.start = model, scenes, config, readout
         self.trained = model.module
         self.head = LabelHead(readout.input_dim, readout.n_outputs, *_head_shape()).to(model.device)
         state = readout.state()
-        weights = {k.removeprefix("module."): torch.tensor(v) for k, v in state.items() if k.startswith("module.")}
+        weights = {
+            k.removeprefix("module."): torch.tensor(v)
+            for k, v in state.items()
+            if k.startswith("module.")
+        }
         self.head.load_state_dict(weights)
-        self.register_buffer("shift", torch.tensor(state["shift"], dtype=torch.float32, device=model.device))
-        self.register_buffer("scale", torch.tensor(state["scale"], dtype=torch.float32, device=model.device))
+        self.register_buffer(
+            "shift", torch.tensor(state["shift"], dtype=torch.float32, device=model.device)
+        )
+        self.register_buffer(
+            "scale", torch.tensor(state["scale"], dtype=torch.float32, device=model.device)
+        )
         self.steps = Steps(scenes, config.batch_cells, np.random.default_rng([seed, 7]))
         self.log_of_losses: list[float] = []
         self._best: dict[str, Tensor] = {}
@@ -292,11 +329,18 @@ class FineTuning(LightningModule):
         vectors = vectors[torch.from_numpy(cells).to(vectors.device)]
         shift, scale = self.shift, self.scale
         if len(cells) >= LEAST:
-            shift, scale = vectors.mean(0), torch.maximum(vectors.std(0, unbiased=False), FLOOR * self.scale)
+            shift, scale = (
+                vectors.mean(0),
+                torch.maximum(vectors.std(0, unbiased=False), FLOOR * self.scale),
+            )
         scores = self.head((vectors - shift) / scale)
-        loss = F.cross_entropy(scores, torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device))
+        loss = F.cross_entropy(
+            scores, torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device)
+        )
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is not a number, in {scene.name}; lower the learning rates.")
+            raise TrainingError(
+                f"the loss is not a number, in {scene.name}; lower the learning rates."
+            )
         self.advance(1)
         return loss
 
@@ -311,7 +355,9 @@ class FineTuning(LightningModule):
             learnt.append(vectors[scene.train])
             watched.append(vectors[scene.validation])
             codes.append(scene.codes[scene.validation])
-        for buffer, values in zip((self.shift, self.scale), statistics(np.concatenate(learnt)), strict=True):
+        for buffer, values in zip(
+            (self.shift, self.scale), statistics(np.concatenate(learnt)), strict=True
+        ):
             buffer.copy_(torch.from_numpy(values))
         x, y = torch.from_numpy(np.concatenate(watched)), torch.from_numpy(np.concatenate(codes))
         scores = self.head((x.to(self.shift.device) - self.shift) / self.scale)
@@ -343,10 +389,13 @@ class FineTuning(LightningModule):
         """AdamW, each part with its own learning rate, which rises and falls as in pretraining."""
         config, parts = self.config, self.model.module
         groups: list[tuple[nn.Module, float]] = [
-            (parts.cell_encoder, config.encoder_lr), (parts.se2, config.se2_lr), (self.head, config.head_lr)
-        ]  # fmt: skip
+            (parts.cell_encoder, config.encoder_lr),
+            (parts.se2, config.se2_lr),
+            (self.head, config.head_lr),
+        ]
         optimizer = torch.optim.AdamW(
-            [{"params": list(part.parameters()), "lr": lr} for part, lr in groups], weight_decay=config.weight_decay
+            [{"params": list(part.parameters()), "lr": lr} for part, lr in groups],
+            weight_decay=config.weight_decay,
         )
         total = len(self.steps) * config.max_epochs
         shape = OptimConfig(warmup_steps=total)  # the longest there is: a tenth
@@ -355,9 +404,13 @@ class FineTuning(LightningModule):
 
     def readout(self) -> Any:
         """Return the head as a read-out of :mod:`terrazzo.tasks`."""
-        weights = {f"module.{k}": v.detach().cpu().numpy() for k, v in self.head.state_dict().items()}
+        weights = {
+            f"module.{k}": v.detach().cpu().numpy() for k, v in self.head.state_dict().items()
+        }
         moved = {name: getattr(self, name).double().cpu().numpy() for name in ("shift", "scale")}
-        return make(HEAD, "classes", self.start.n_outputs).load_state({**self.start.state(), **moved, **weights})
+        return make(HEAD, "classes", self.start.n_outputs).load_state(
+            {**self.start.state(), **moved, **weights}
+        )
 
 
 def _head_shape() -> tuple[tuple[int, ...], str, float]:
@@ -396,8 +449,14 @@ def _frozen_head(model: SToFM, scenes: list[Scene], n_classes: int, seed: int) -
     return readout.fit(stacked[rows], codes[rows], stacked[stop], codes[stop], seed)
 
 
-def _provenance(model: SToFM, label: str, config: FineTuneConfig, slices: Sequence[AnnData]) -> dict[str, Any]:
+def _provenance(
+    model: SToFM, label: str, config: FineTuneConfig, slices: Sequence[AnnData]
+) -> dict[str, Any]:
     return {
-        "weights": "fine-tuned", "from_sha256": model.fingerprint(), "label": label,
-        "cells": sum(len(a) for a in slices), "settings": asdict(config), "before": model.provenance,
-    }  # fmt: skip
+        "weights": "fine-tuned",
+        "from_sha256": model.fingerprint(),
+        "label": label,
+        "cells": sum(len(a) for a in slices),
+        "settings": asdict(config),
+        "before": model.provenance,
+    }

@@ -67,12 +67,18 @@ def evaluate_finetuning(
         Unknown kinds; no run; several slices without ``test``.
     """
     if runs < 1 or not kinds or set(kinds) - set(KINDS):
-        raise ConfigError(f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run.")
+        raise ConfigError(
+            f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run."
+        )
     slices = targets.as_list(data)
     if test is None and len(slices) != 1:
-        raise ConfigError(f"there are {len(slices)} slices; say with test= which other slice is to be scored.")
+        raise ConfigError(
+            f"there are {len(slices)} slices; say with test= which other slice is to be scored."
+        )
     job = _Job(model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress))
-    outcomes = _across(job, test, runs, seed) if test is not None else _within(job, kinds, runs, seed)
+    outcomes = (
+        _across(job, test, runs, seed) if test is not None else _within(job, kinds, runs, seed)
+    )
     rows, scored = [], test if test is not None else slices[0]
     frame, notes = pd.DataFrame(index=scored.obs_names), []
     for kind, number, true, predicted, here, said in outcomes:
@@ -80,13 +86,20 @@ def evaluate_finetuning(
         rows += tidy({**metrics.classification(*given), **metrics.clustering(*given)}, kind, number)
         frame["true"], frame[kind], notes = true, predicted, said
     settings = {
-        "label": label, "runs": runs, "seed": seed, "kinds": list(kinds), "model": model.fingerprint(),
-        "n_training_slices": len(slices), "fine_tuning": asdict(job.config),
-    }  # fmt: skip
+        "label": label,
+        "runs": runs,
+        "seed": seed,
+        "kinds": list(kinds),
+        "model": model.fingerprint(),
+        "n_training_slices": len(slices),
+        "fine_tuning": asdict(job.config),
+    }
     return TaskResult("finetune", pd.DataFrame(rows), frame, settings, tuple(notes))
 
 
-Outcome = tuple[str, int, Words, Words, NDArray[np.bool_], list[str]]  # kind, number, true, predicted, scored, notes
+Outcome = tuple[
+    str, int, Words, Words, NDArray[np.bool_], list[str]
+]  # kind, number, true, predicted, scored, notes
 
 
 @dataclass(frozen=True)
@@ -102,8 +115,14 @@ class _Job:
 
     def predict(self, scored: AnnData, split: Split, seed: int) -> Words:
         """Tune by a split, and answer for every cell of a slice."""
-        given: dict[str, Any] = {"label": self.label, "config": self.config, "orthologs": self.orthologs}
-        tuned = finetune(self.model, self.slices, split=split, seed=seed, progress=self.bars.enabled, **given)
+        given: dict[str, Any] = {
+            "label": self.label,
+            "config": self.config,
+            "orthologs": self.orthologs,
+        }
+        tuned = finetune(
+            self.model, self.slices, split=split, seed=seed, progress=self.bars.enabled, **given
+        )
         return tuned.predict(scored.copy(), orthologs=self.orthologs, progress=self.bars.enabled)
 
 
@@ -113,10 +132,15 @@ def _within(job: _Job, kinds: Sequence[str], runs: int, seed: int) -> Iterator[O
     jobs = list(_folds(job.slices[0], target.known, kinds, runs, seed))
     with job.bars.stage("fine-tunings", sum(len(folds) for _, _, folds in jobs), "fits") as advance:
         for kind, number, folds in jobs:
-            predicted, scored = np.full(len(true), None, dtype=object), np.zeros(len(true), dtype=bool)
+            predicted, scored = (
+                np.full(len(true), None, dtype=object),
+                np.zeros(len(true), dtype=bool),
+            )
             for split in folds:
                 found = job.predict(job.slices[0], split, seed + number)
-                rows = np.concatenate([split.test, np.flatnonzero(~target.known)])  # those without a label, too
+                rows = np.concatenate(
+                    [split.test, np.flatnonzero(~target.known)]
+                )  # those without a label, too
                 predicted[rows], scored[split.test] = found[rows], True
                 advance(1)
             yield kind, number, true, predicted, scored, list(target.notes)
@@ -128,19 +152,29 @@ def _folds(
     """Yield kind, number, and the splits that are scored together."""
     for kind in kinds:
         if kind == "random":
-            yield from (("random", split.number, [split]) for split in random_splits(known, runs, seed=seed))
+            yield from (
+                ("random", split.number, [split]) for split in random_splits(known, runs, seed=seed)
+            )
         else:
             coords = read_coords(adata, keys.SPATIAL)
-            yield from (("blocked", n, blocked_splits(coords, known, seed=seed + n)) for n in range(runs))
+            yield from (
+                ("blocked", n, blocked_splits(coords, known, seed=seed + n)) for n in range(runs)
+            )
 
 
 def _across(job: _Job, test: AnnData, runs: int, seed: int) -> Iterator[Outcome]:
     """Learn from some slices' labels alone; those of the scored slice only score."""
-    target, truth = targets.read_classes(job.slices, job.label), targets.read_classes(test, job.label)
+    target, truth = (
+        targets.read_classes(job.slices, job.label),
+        targets.read_classes(test, job.label),
+    )
     sides = [Labels(one.values, one.names) for one in (target, truth)]
     shared, difference = shared_classes(sides[:1], sides[1])
     true, scored = sides[1].names, sides[1].recoded(shared) >= 0
-    notes = [*(f"training: {note}" for note in target.notes), *(f"test: {note}" for note in truth.notes)]
+    notes = [
+        *(f"training: {note}" for note in target.notes),
+        *(f"test: {note}" for note in truth.notes),
+    ]
     notes += [f"not scored: {difference}"] if difference else []
     with job.bars.stage("fine-tunings", runs, "fits") as advance:
         for number in range(runs):

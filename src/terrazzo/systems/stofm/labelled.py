@@ -17,7 +17,13 @@ from terrazzo.slices import Slice
 from terrazzo.systems.stofm.cell_model import encode_cells, tokenise
 from terrazzo.systems.stofm.masking import pad
 from terrazzo.systems.stofm.model import SToFM, canonical_order, slice_length_unit, subslice_tensors
-from terrazzo.systems.stofm.subslices import SubSlice, iterate, macro_scale, model_positions, split_cells
+from terrazzo.systems.stofm.subslices import (
+    SubSlice,
+    iterate,
+    macro_scale,
+    model_positions,
+    split_cells,
+)
 
 
 @dataclass
@@ -71,10 +77,16 @@ def prepare(
         As in :meth:`terrazzo.SToFM.embed`.
     """
     config, tissue = model.config.subslices, Slice.from_anndata(adata)
-    tokens = tokenise(tissue, model.vocabulary.match(tissue, orthologs=orthologs), model.config.cell_encoder.max_length)
+    tokens = tokenise(
+        tissue,
+        model.vocabulary.match(tissue, orthologs=orthologs),
+        model.config.cell_encoder.max_length,
+    )
     order = canonical_order(tokens, tissue)
     positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
-    scene = Scene(tissue.name, tokens.take(order), positions, codes[order], train[order], validation[order])
+    scene = Scene(
+        tissue.name, tokens.take(order), positions, codes[order], train[order], validation[order]
+    )
     refresh(model, scene, progress)
     return scene
 
@@ -86,10 +98,14 @@ def refresh(model: SToFM, scene: Scene, progress: bool | None = False) -> None:
     """
     config, positions = model.config.subslices, scene.positions
     encoder = model.module.cell_encoder
-    scene.features, _ = encode_cells(encoder, scene.tokens, model.cls_token, "float32", Progress(progress))
+    scene.features, _ = encode_cells(
+        encoder, scene.tokens, model.cls_token, "float32", Progress(progress)
+    )
     macro = macro_scale(scene.features, positions, config)
     scene.virtual = macro.features
-    scene.subslices = list(iterate(positions, macro.positions, split_cells(positions, config), config))
+    scene.subslices = list(
+        iterate(positions, macro.positions, split_cells(positions, config), config)
+    )
 
 
 def subslice_vectors(model: SToFM, scene: Scene, sub: SubSlice, again: NDArray[np.int64]) -> Tensor:
@@ -114,14 +130,18 @@ def subslice_vectors(model: SToFM, scene: Scene, sub: SubSlice, again: NDArray[n
     hidden = model.module.se2(x, types, pairs).hidden[first : first + sub.n_core]
     if model.config.output != "own+niche":
         return hidden
-    return torch.cat([x[first : first + sub.n_core], hidden / float(model.module.se2.typical_norm())], dim=1)
+    return torch.cat(
+        [x[first : first + sub.n_core], hidden / float(model.module.se2.typical_norm())], dim=1
+    )
 
 
 @torch.no_grad()
 def scene_vectors(model: SToFM, scene: Scene) -> NDArray[np.float32]:
     """Return the vectors that ``embed`` would write for all cells, ``(n, d)``, rows in canonical order."""
     none, parts = np.empty(0, dtype=np.int64), scene.subslices
-    found = np.concatenate([subslice_vectors(model, scene, sub, none).cpu().numpy() for sub in parts])
+    found = np.concatenate(
+        [subslice_vectors(model, scene, sub, none).cpu().numpy() for sub in parts]
+    )
     out = np.empty_like(found)
     out[np.concatenate([sub.cells[: sub.n_core] for sub in parts])] = found
     return out

@@ -22,7 +22,13 @@ from terrazzo.corpus.loader import Loader, Members, Shares
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.cache import CachedMember, CacheKey, EmbeddingCache
-from terrazzo.systems.stofm.subslices import SubSlice, SubSliceConfig, iterate, length_unit, model_positions
+from terrazzo.systems.stofm.subslices import (
+    SubSlice,
+    SubSliceConfig,
+    iterate,
+    length_unit,
+    model_positions,
+)
 from terrazzo.systems.stofm.tokens import rank_tokens
 
 if TYPE_CHECKING:
@@ -170,12 +176,21 @@ class CellLoader(Loader[CellBatch]):
         n_blocks = -(-members.n_cells // block)
         self._block_member = np.repeat(np.arange(len(members.ids)), n_blocks)
         before = np.cumsum(n_blocks) - n_blocks
-        self._block_start = (np.arange(len(self._block_member)) - before[self._block_member]) * block
-        self._block_stop = np.minimum(self._block_start + block, members.n_cells[self._block_member])
+        self._block_start = (
+            np.arange(len(self._block_member)) - before[self._block_member]
+        ) * block
+        self._block_stop = np.minimum(
+            self._block_start + block, members.n_cells[self._block_member]
+        )
         shares = Shares(int(members.n_cells.sum()), batch_cells, world, drop_last)
         settings = {"block": block, "buffer_blocks": buffer_blocks, "max_length": max_length}
         super().__init__(shares, members, rank, seed, prefetch, settings)
-        self._corpus, self._match, self._length, self._buffer = corpus, match, max_length, buffer_blocks
+        self._corpus, self._match, self._length, self._buffer = (
+            corpus,
+            match,
+            max_length,
+            buffer_blocks,
+        )
         self._n_tokens = n_tokens
 
     def _stream(self, epoch: int, first: int) -> Iterator[CellBatch]:
@@ -185,7 +200,9 @@ class CellLoader(Loader[CellBatch]):
         at = self._shares.bound(self._rank, first)
         number = int(np.searchsorted(ends, at, side="right"))
         at -= int(ends[number - 1]) if number else 0
-        chunks = (pieces[n * self._buffer : (n + 1) * self._buffer] for n in range(number, len(ends)))
+        chunks = (
+            pieces[n * self._buffer : (n + 1) * self._buffer] for n in range(number, len(ends))
+        )
         buffers = enumerate(self._each(self._read, chunks), start=number)
         mixed: CellBatch | None = None
         for step in range(first, len(self)):
@@ -209,12 +226,17 @@ class CellLoader(Loader[CellBatch]):
         start, stop = self._block_start[order], self._block_stop[order]
         ends = np.cumsum(stop - start)
         low, high = self._shares.segment(self._rank)
-        cut = np.column_stack([np.maximum(start, stop - (ends - low)), np.minimum(stop, stop - (ends - high))])
+        cut = np.column_stack(
+            [np.maximum(start, stop - (ends - low)), np.minimum(stop, stop - (ends - high))]
+        )
         mine = cut[:, 0] < cut[:, 1]
         return np.column_stack([self._block_member[order], cut])[mine]
 
     def _read(self, pieces: Ints) -> list[tuple[int, int, sparse.csr_matrix]]:
-        return [(m, start, self._corpus.rows(self.ids[m], start, stop)) for m, start, stop in pieces.tolist()]
+        return [
+            (m, start, self._corpus.rows(self.ids[m], start, stop))
+            for m, start, stop in pieces.tolist()
+        ]
 
     def _tokenised(self, blocks: list[tuple[int, int, sparse.csr_matrix]]) -> CellBatch:
         """Tokenise blocks, those with the same columns together: numba's threads are slow to start."""
@@ -222,14 +244,24 @@ class CellLoader(Loader[CellBatch]):
         alike: dict[int, tuple[Columns, list[tuple[int, int, sparse.csr_matrix]]]] = {}
         for block in blocks:
             columns = self._match(self.ids[block[0]])
-            alike.setdefault(id(columns[0]), (columns, []))[1].append(block)  # it also keeps the array, and so its id
+            alike.setdefault(id(columns[0]), (columns, []))[1].append(
+                block
+            )  # it also keeps the array, and so its id
         parts = []
         for columns, some in alike.values():
-            counts = sparse.vstack([rows for _, _, rows in some], format="csr") if len(some) > 1 else some[0][2]
+            counts = (
+                sparse.vstack([rows for _, _, rows in some], format="csr")
+                if len(some) > 1
+                else some[0][2]
+            )
             tokens = rank_tokens(counts, *columns, self._length)
             member = np.repeat([m for m, _, _ in some], [rows.shape[0] for _, _, rows in some])
-            rows = np.concatenate([np.arange(start, start + block.shape[0]) for _, start, block in some])
-            by_token = columns_by_token(counts, columns[0], self._n_tokens) if self._n_tokens else None
+            rows = np.concatenate(
+                [np.arange(start, start + block.shape[0]) for _, start, block in some]
+            )
+            by_token = (
+                columns_by_token(counts, columns[0], self._n_tokens) if self._n_tokens else None
+            )
             parts.append(CellBatch(tokens, member.astype(np.int64), rows, by_token))
         return _joined(parts)
 
@@ -242,7 +274,12 @@ def _joined(parts: list[CellBatch]) -> CellBatch:
     tokens = Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
     wanted = [p.counts for p in parts if p.counts is not None]
     counts = sparse.vstack(wanted, format="csr") if wanted else None
-    return CellBatch(tokens, np.concatenate([p.member for p in parts]), np.concatenate([p.rows for p in parts]), counts)
+    return CellBatch(
+        tokens,
+        np.concatenate([p.member for p in parts]),
+        np.concatenate([p.rows for p in parts]),
+        counts,
+    )
 
 
 @dataclass(frozen=True)
@@ -307,10 +344,14 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         tokens_from: int = 0,
     ) -> None:
         if CacheKey("", config).stored != CacheKey("", cache.key.config).stored:
-            raise ConfigError(f"the cache was made with other sub-slice settings ({cache.key.config}) than {config}.")
+            raise ConfigError(
+                f"the cache was made with other sub-slice settings ({cache.key.config}) than {config}."
+            )
         members = Members(corpus, split, share)
         sources = [str(value) for value in members.rows["sha256"]]
-        lacking = [i for i, source in zip(members.ids, sources, strict=True) if not cache.has(i, source)]
+        lacking = [
+            i for i, source in zip(members.ids, sources, strict=True) if not cache.has(i, source)
+        ]
         if lacking:
             raise CorpusError(
                 f"{len(lacking)} of {len(members.ids)} slices have no stored embeddings of this model, e.g. "
@@ -318,18 +359,37 @@ class SubSliceLoader(Loader[SubSliceBatch]):
             )
         n_parts = np.array([cache.n_parts(i) for i in members.ids], dtype=np.int64)
         self._part_member = np.repeat(np.arange(len(n_parts)), n_parts)
-        self._part_number = np.arange(n_parts.sum()) - np.repeat(np.cumsum(n_parts) - n_parts, n_parts)
+        self._part_number = np.arange(n_parts.sum()) - np.repeat(
+            np.cumsum(n_parts) - n_parts, n_parts
+        )
         shares = Shares(int(n_parts.sum()), batch_slices, world, drop_last)
-        super().__init__(shares, members, rank, seed, prefetch, {"cache": cache.key.digest(), "config": str(config)})
-        self._corpus, self._cache, self._config, self._match, self._length = corpus, cache, config, match, max_length
+        super().__init__(
+            shares,
+            members,
+            rank,
+            seed,
+            prefetch,
+            {"cache": cache.key.digest(), "config": str(config)},
+        )
+        self._corpus, self._cache, self._config, self._match, self._length = (
+            corpus,
+            cache,
+            config,
+            match,
+            max_length,
+        )
         self._counts, self._sources, self._tokens_from = with_counts, sources, tokens_from
         self._scenes: OrderedDict[int, _Scene] = OrderedDict()
 
     def _stream(self, epoch: int, first: int) -> Iterator[SubSliceBatch]:
         order = self._rng(PART_ORDER, epoch).permutation(len(self._part_member))
-        chosen = (order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self)))
+        chosen = (
+            order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self))
+        )
         tokens = self._match is not None and epoch >= self._tokens_from
-        for batch in self._each(lambda items: [self._item(i, self._counts or tokens) for i in items.tolist()], chosen):
+        for batch in self._each(
+            lambda items: [self._item(i, self._counts or tokens) for i in items.tolist()], chosen
+        ):
             yield [self._with_tokens(item) for item in batch] if tokens else batch
 
     def _item(self, number: int, with_counts: bool) -> SubSliceItem:
@@ -358,7 +418,9 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         name, row, config = self.ids[member], self._members.rows.iloc[member], self._config
         cached = self._cache.read(name, self._sources[member])
         if len(cached.features) != row["n_cells"]:
-            raise CorpusError(f"{self._cache.path(name)} holds {len(cached.features)} cells, not {row['n_cells']}.")
+            raise CorpusError(
+                f"{self._cache.path(name)} holds {len(cached.features)} cells, not {row['n_cells']}."
+            )
         coords, unit = self._corpus.coords(name), float(row["spacing"])
         positions = model_positions(coords, config, length_unit(str(row["unit"]), unit, config))
         extent = float(np.ptp(coords, axis=0).max())
@@ -366,7 +428,9 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         return _Scene(cached, _cutter(positions, cached, config), unit * scale)
 
 
-def _cutter(positions: NDArray[np.float64], cached: CachedMember, config: SubSliceConfig) -> Callable[[Ints], SubSlice]:
+def _cutter(
+    positions: NDArray[np.float64], cached: CachedMember, config: SubSliceConfig
+) -> Callable[[Ints], SubSlice]:
     """Return a function that cuts single sub-slices; what `iterate` prepares for a slice is prepared once."""
     asked: list[Ints] = []
 

@@ -94,7 +94,11 @@ class CellView:
                 base = torch.from_numpy(np.stack([base_of(m) for m in batch.member.tolist()]))
         cls, special = self.vocabulary.special["<cls>"], self.vocabulary.special
         masked, labels = mask_tokens(
-            first.flat, rng, mask_token=special["<mask>"], gene_tokens=self.vocabulary.token, share=self.goal.mask_share
+            first.flat,
+            rng,
+            mask_token=special["<mask>"],
+            gene_tokens=self.vocabulary.token,
+            share=self.goal.mask_share,
         )
         plain, mask = pad(first, first.flat, cls)
         again, mask_second = (plain, mask) if second is first else pad(second, second.flat, cls)
@@ -102,8 +106,12 @@ class CellView:
         hidden, _ = pad(first, masked, cls)
         return AdaptBatch(hidden, plain, again, mask, mask_second, target, rest, base, names)
 
-    def _thin(self, counts: sparse.csr_matrix, rng: np.random.Generator) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        return thin_counts(counts, rng.uniform(self.goal.thin_low, self.goal.thin_high, counts.shape[0]), rng)
+    def _thin(
+        self, counts: sparse.csr_matrix, rng: np.random.Generator
+    ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+        return thin_counts(
+            counts, rng.uniform(self.goal.thin_low, self.goal.thin_high, counts.shape[0]), rng
+        )
 
     def _rank(self, counts: sparse.csr_matrix) -> Tokens:
         return rank_tokens(counts, *token_columns(self.vocabulary), self.max_length)
@@ -196,16 +204,25 @@ class SceneView:
     def make(self, batch: SubSliceBatch, seed: list[int]) -> ScenePack:
         """Draw what is hidden and moved, from a generator per sub-slice: the same whichever process holds it."""
         drawn = [
-            self._draw(item, np.random.default_rng([*seed, item.member, int(item.sub.cells[0])])) for item in batch
+            self._draw(item, np.random.default_rng([*seed, item.member, int(item.sub.cells[0])]))
+            for item in batch
         ]
         starts = np.cumsum([0] + [d["sub"].n_tokens for d in drawn])
-        blocks = [(np.zeros((1, i.features.shape[1]), np.float32), i.virtual, i.features) for i in batch]
+        blocks = [
+            (np.zeros((1, i.features.shape[1]), np.float32), i.virtual, i.features) for i in batch
+        ]
         hidden = torch.zeros(int(starts[-1]), dtype=torch.bool)
         hidden[_packed(drawn, starts, "masked")] = True
-        again = [item.tokens.take(d["again"]) for d, item in zip(drawn, batch, strict=True) if item.tokens is not None]
+        again = [
+            item.tokens.take(d["again"])
+            for d, item in zip(drawn, batch, strict=True)
+            if item.tokens is not None
+        ]
         ids, mask, where = self._again(again, _packed(drawn, starts, "again_tokens"))
         return ScenePack(
-            torch.from_numpy(np.concatenate([block for blocks_of_one in blocks for block in blocks_of_one])),
+            torch.from_numpy(
+                np.concatenate([block for blocks_of_one in blocks for block in blocks_of_one])
+            ),
             torch.from_numpy(np.concatenate([d["sub"].token_types for d in drawn])),
             [pair_tensors(d["sub"], torch.device("cpu")) for d in drawn],
             hidden,
@@ -222,7 +239,9 @@ class SceneView:
             [item.id for item in batch],
         )
 
-    def _again(self, tokens: list[Tokens], where: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _again(
+        self, tokens: list[Tokens], where: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if not tokens or not len(where):
             return None, None, None
         flat = np.concatenate([t.flat for t in tokens])
@@ -242,10 +261,19 @@ class SceneView:
         predicted = np.concatenate([masked, kept])
         positions = sub.positions
         moved_tokens = moved + first
-        noisy = noisy_positions(positions, moved_tokens, item.spacing, rng, sigma_spacing=goal.sigma_spacing)
+        noisy = noisy_positions(
+            positions, moved_tokens, item.spacing, rng, sigma_spacing=goal.sigma_spacing
+        )
         columns = np.arange(1, sub.n_tokens)
-        mean = float(np.linalg.norm(positions[first:] - positions[first:].mean(axis=0), axis=1).mean()) or 1.0
-        again = np.sort(rng.permutation(n)[: goal.reencode]) if item.tokens is not None else np.empty(0, np.int64)
+        mean = (
+            float(np.linalg.norm(positions[first:] - positions[first:].mean(axis=0), axis=1).mean())
+            or 1.0
+        )
+        again = (
+            np.sort(rng.permutation(n)[: goal.reencode])
+            if item.tokens is not None
+            else np.empty(0, np.int64)
+        )
         shown = np.setdiff1d(np.arange(len(sub.cells)), masked)
         return {
             "sub": with_positions(sub, noisy, self.config) if len(moved) else sub,
@@ -271,7 +299,9 @@ def _whole(share: float, n: int, rng: np.random.Generator) -> float:
 
 
 def _packed(drawn: list[dict[str, Any]], starts: NDArray[np.int64], name: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([d[name] + s for d, s in zip(drawn, starts[:-1], strict=True)]))
+    return torch.from_numpy(
+        np.concatenate([d[name] + s for d, s in zip(drawn, starts[:-1], strict=True)])
+    )
 
 
 def _distances(
@@ -282,7 +312,10 @@ def _distances(
 
 
 def _rings(
-    places: NDArray[np.float64], features: NDArray[np.float32], shown: NDArray[np.int64], wanted: NDArray[np.int64]
+    places: NDArray[np.float64],
+    features: NDArray[np.float32],
+    shown: NDArray[np.int64],
+    wanted: NDArray[np.int64],
 ) -> NDArray[np.float32]:
     """Return the mean features of shown cells in rings around wanted ones, ``(wanted, rings * d)``; 0 where none is."""
     out = np.zeros((len(wanted), len(RINGS), features.shape[1]), dtype=np.float32)
@@ -291,7 +324,9 @@ def _rings(
         return out.reshape(flat)
     k = min(RINGS[-1] + 1, len(shown))
     _, index = cKDTree(places[shown]).query(places[wanted], k=[*range(1, k + 1)])
-    itself = shown[index] == wanted[:, None]  # a cell that is predicted but shown must not answer for itself
+    itself = (
+        shown[index] == wanted[:, None]
+    )  # a cell that is predicted but shown must not answer for itself
     order, near = np.cumsum(~itself, axis=1), features[shown[index]]
     for ring, (inner, outer) in enumerate(pairwise((0, *RINGS))):
         weight = (~itself & (order > inner) & (order <= outer)).astype(np.float32)

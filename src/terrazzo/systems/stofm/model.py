@@ -24,7 +24,13 @@ from terrazzo.models.sequences import Tokens, check_vocabulary
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
-from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig, encode_cells, plan_encoder, tokenise
+from terrazzo.systems.stofm.cell_model import (
+    CellModel,
+    CellModelConfig,
+    encode_cells,
+    plan_encoder,
+    tokenise,
+)
 from terrazzo.systems.stofm.config import SToFMConfig, preset
 from terrazzo.systems.stofm.pair_bias import Pairs
 from terrazzo.systems.stofm.se2 import SE2Transformer, Workspace
@@ -38,7 +44,10 @@ from terrazzo.systems.stofm.subslices import (
     split_cells,
 )
 
-PACK_TOKENS = {"cpu": 1, "cuda": 32_768}  # sub-slices are packed up to this many tokens (one at least)
+PACK_TOKENS = {
+    "cpu": 1,
+    "cuda": 32_768,
+}  # sub-slices are packed up to this many tokens (one at least)
 
 
 SE2_SHARE = 0.45  # share of the matrix-product rate that it reaches, for estimates
@@ -165,12 +174,16 @@ class SToFM(FoundationModel):
             match = self.vocabulary.match(tissue, orthologs=orthologs)
             return self.embed_slice(tissue, match, settings, labels=labels, bars=bars)
 
-        return self._embed_all(data, key_added or self.default_key, to_dict(settings), slice_options, run)
+        return self._embed_all(
+            data, key_added or self.default_key, to_dict(settings), slice_options, run
+        )
 
     def cell_model(self) -> CellModel:
         """Return the cell encoder alone as a model of its own: what the tables call "cell encoder"."""
         config = CellModelConfig(self.config.cell_encoder)
-        alone = CellModel(config, self.vocabulary, provenance={**self.provenance, "part": "cell encoder of SToFM"})
+        alone = CellModel(
+            config, self.vocabulary, provenance={**self.provenance, "part": "cell encoder of SToFM"}
+        )
         alone.module.load_state_dict(self.module.cell_encoder.state_dict())
         return alone.to(self.device)
 
@@ -216,7 +229,10 @@ class SToFM(FoundationModel):
         if self.config.output == "own+niche":
             own = np.empty_like(features)
             own[order] = features  # unit length
-            details["blocks"] = {"own": [0, own.shape[1]], "niche": [own.shape[1], own.shape[1] + out.shape[1]]}
+            details["blocks"] = {
+                "own": [0, own.shape[1]],
+                "niche": [own.shape[1], own.shape[1] + out.shape[1]],
+            }
             out = np.hstack([own, out / np.float32(self.module.se2.typical_norm())])
         return Embedding(out, empty, match.coverage, details)
 
@@ -272,11 +288,17 @@ class SToFM(FoundationModel):
         unused = ("key_added", "clusters", "split", "halo", "pair", "seed", "progress")
         slice_options = {k: v for k, v in options.items() if k not in unused}
         tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
-        encoder, precise, rates = plan_encoder(self, self.module.cell_encoder, tissue, orthologs, precision)
+        encoder, precise, rates = plan_encoder(
+            self, self.module.cell_encoder, tissue, orthologs, precision
+        )
         size = min(split_size or self.config.subslices.split_size, tissue.n_cells)
         parts = -(-tissue.n_cells // size)
-        seconds = encoder + parts * self.module.se2.flops(size + TYPICAL_VIRTUAL_CELLS) / (rates[0] * SE2_SHARE)
-        return Plan(tissue.n_cells, parts, precise, seconds, advice(seconds, self.device, precision, rates))
+        seconds = encoder + parts * self.module.se2.flops(size + TYPICAL_VIRTUAL_CELLS) / (
+            rates[0] * SE2_SHARE
+        )
+        return Plan(
+            tissue.n_cells, parts, precise, seconds, advice(seconds, self.device, precision, rates)
+        )
 
 
 class _SToFMModule(nn.Module):
@@ -289,11 +311,16 @@ class _SToFMModule(nn.Module):
 
 
 def subslice_tensors(
-    pack: list[SubSlice], features: NDArray[np.float32], virtual: NDArray[np.float32], device: torch.device
+    pack: list[SubSlice],
+    features: NDArray[np.float32],
+    virtual: NDArray[np.float32],
+    device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, list[Pairs]]:
     """Turn sub-slices into the tensors that the SE(2) Transformer takes, packed one after the other."""
     graph_token = np.zeros((1, features.shape[1]), dtype=np.float32)
-    x = np.concatenate([block for s in pack for block in (graph_token, virtual[: s.n_virtual], features[s.cells])])
+    x = np.concatenate(
+        [block for s in pack for block in (graph_token, virtual[: s.n_virtual], features[s.cells])]
+    )
     types = torch.from_numpy(np.concatenate([s.token_types for s in pack])).to(device)
     return torch.from_numpy(x).to(device), types, [pair_tensors(sub, device) for sub in pack]
 
@@ -311,7 +338,9 @@ def canonical_order(tokens: Tokens, tissue: Slice) -> NDArray[np.int64]:
     The order is the same whichever way the rows are shuffled and, apart from exact ties, the slice is turned.
     """
     centred = tissue.coords - tissue.coords.mean(axis=0)
-    radius = np.round(np.linalg.norm(centred, axis=1) / max(tissue.spacing, np.finfo(float).tiny), 6)
+    radius = np.round(
+        np.linalg.norm(centred, axis=1) / max(tissue.spacing, np.finfo(float).tiny), 6
+    )
     return np.lexsort((tissue.coords[:, 1], tissue.coords[:, 0], radius, tokens.digests()))
 
 
@@ -334,9 +363,13 @@ def _cluster_labels(adata: AnnData, column: str) -> NDArray[np.int64]:
     if column not in adata.obs:
         names = [str(name) for name in adata.obs]
         hint = did_you_mean(column, names)
-        raise InputError(f"clusters={column!r} is not a column of obs; there are: {', '.join(names) or 'none'}.{hint}")
+        raise InputError(
+            f"clusters={column!r} is not a column of obs; there are: {', '.join(names) or 'none'}.{hint}"
+        )
     codes, _ = pd.factorize(adata.obs[column], sort=True)
     if (codes < 0).any():
         missing = int((codes < 0).sum())
-        raise InputError(f"obs[{column!r}] has no value for {missing} cells; every cell needs a cluster.")
+        raise InputError(
+            f"obs[{column!r}] has no value for {missing} cells; every cell needs a cluster."
+        )
     return codes.astype(np.int64)

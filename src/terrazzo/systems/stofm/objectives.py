@@ -134,8 +134,12 @@ class DomainAdaptation(Objective):
         sizes = self.encoder.config
         self.gene_head = MaskedGeneHead(self.encoder.bert.embeddings.word_embeddings)
         width = sizes.output_dim if self.encoder.proj is not None else sizes.hidden_size
-        self.own_head = MLP(width, max(256, width), sizes.vocab_size) if config.adapt.own_weight else None
-        self.own_scale = nn.Parameter(torch.tensor([float(width) ** 0.5]))  # unit vectors need room; FSDP, a dimension
+        self.own_head = (
+            MLP(width, max(256, width), sizes.vocab_size) if config.adapt.own_weight else None
+        )
+        self.own_scale = nn.Parameter(
+            torch.tensor([float(width) ** 0.5])
+        )  # unit vectors need room; FSDP, a dimension
 
     def losses(self, batch: AdaptBatch) -> dict[str, Tensor]:
         """Masked genes on the masked view; contrast between two passes or two thinnings; own head on the rest."""
@@ -143,10 +147,16 @@ class DomainAdaptation(Objective):
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch.ids_masked.device)
         if weights.masked_weight:
-            states = self.encoder.bert(batch.ids_masked, attention_mask=batch.mask).last_hidden_state
+            states = self.encoder.bert(
+                batch.ids_masked, attention_mask=batch.mask
+            ).last_hidden_state
             chosen = batch.labels >= 0
-            logits = self.gene_head(states[chosen], self.encoder.bert.embeddings.word_embeddings.weight)
-            parts["masked_genes"] = F.cross_entropy(logits, batch.labels[chosen]) if chosen.any() else logits.sum() * 0
+            logits = self.gene_head(
+                states[chosen], self.encoder.bert.embeddings.word_embeddings.weight
+            )
+            parts["masked_genes"] = (
+                F.cross_entropy(logits, batch.labels[chosen]) if chosen.any() else logits.sum() * 0
+            )
             total = total + weights.masked_weight * parts["masked_genes"]
             if not self.training:
                 seen = batch.ids_plain[batch.mask.bool()]
@@ -159,10 +169,14 @@ class DomainAdaptation(Objective):
             if not self.training:
                 parts["contrastive_chance"] = vectors.new_tensor(len(vectors)).log()
         if self.own_head is not None and batch.rest is not None and batch.base is not None:
-            parts["own"] = residual_loss(self.own_head(vectors * self.own_scale), batch.rest, batch.base)
+            parts["own"] = residual_loss(
+                self.own_head(vectors * self.own_scale), batch.rest, batch.base
+            )
             total = total + weights.own_weight * parts["own"]
             if not self.training:
-                parts["own_slice_mean"] = residual_loss(torch.zeros_like(batch.rest), batch.rest, batch.base)
+                parts["own_slice_mean"] = residual_loss(
+                    torch.zeros_like(batch.rest), batch.rest, batch.base
+                )
         return {"loss": total, **parts}
 
 
@@ -186,9 +200,13 @@ class MultiScale(Objective):
         goal, sizes = config.pretrain, model.config.se2
         self.encoder.requires_grad_(goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs)
         self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
-        self.register_buffer("ridge", torch.zeros(len(RINGS) * sizes.input_dim + 1, sizes.input_dim))
+        self.register_buffer(
+            "ridge", torch.zeros(len(RINGS) * sizes.input_dim + 1, sizes.input_dim)
+        )
         heads = sizes.num_heads
-        self.recovers_distances = goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
+        self.recovers_distances = (
+            goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
+        )
         self.distance_head = MLP(heads, 4 * heads, 1) if self.recovers_distances else None
 
     @property
@@ -214,7 +232,9 @@ class MultiScale(Objective):
         if self.reencodes and batch.again_ids is not None and batch.again_tokens is not None:
             again = self.encoder(batch.again_ids, batch.again_mask)
             features = features.index_copy(0, batch.again_tokens, again)
-        shown = features.masked_fill(batch.hidden[:, None], 0.0)  # no unit vector: the model can tell
+        shown = features.masked_fill(
+            batch.hidden[:, None], 0.0
+        )  # no unit vector: the model can tell
         wanted = batch.moved if self.recovers_distances else None
         output = self.se2(shown, batch.types, batch.pairs, pair_rows=wanted)
         target = batch.features[batch.predicted]
@@ -224,15 +244,24 @@ class MultiScale(Objective):
         if not self.training:
             parts |= self._references(batch, target)
         if self.distance_head is None:
-            return {"loss": 2 * goal.gamma * masked if goal.objective == "paper" else masked, **parts}
+            return {
+                "loss": 2 * goal.gamma * masked if goal.objective == "paper" else masked,
+                **parts,
+            }
         guessed = [self.distance_head(rows).squeeze(-1) for rows in output.pair]
         pairs = [g[:, c] for g, c in zip(guessed, batch.moved_columns, strict=True)]
-        error = torch.cat([(p - t).square().flatten() for p, t in zip(pairs, batch.true_distance, strict=True)])
+        error = torch.cat(
+            [(p - t).square().flatten() for p, t in zip(pairs, batch.true_distance, strict=True)]
+        )
         parts["distances"] = error.mean() if len(error) else masked * 0
         if not self.training and len(error):
             noisy = zip(batch.noisy_distance, batch.true_distance, strict=True)
-            parts["distances_noisy"] = torch.cat([(n - t).square().flatten() for n, t in noisy]).mean()
-            parts["distances_variance"] = torch.cat([t.flatten() for t in batch.true_distance]).var()
+            parts["distances_noisy"] = torch.cat(
+                [(n - t).square().flatten() for n, t in noisy]
+            ).mean()
+            parts["distances_variance"] = torch.cat(
+                [t.flatten() for t in batch.true_distance]
+            ).var()
         loss = 2 * (goal.gamma * masked + (1 - goal.gamma) * parts["distances"])  # 0.5 is 1:1
         return {"loss": loss, **parts}
 
@@ -254,7 +283,9 @@ class MultiScale(Objective):
         goal = self.config.pretrain
         shown = batch.features[batch.shown_cells]
         # where one-cell sub-slices are all hidden no cell is shown: zeros, as for the neighbours' mean
-        mean = (shown.mean(0, keepdim=True) if len(shown) else shown.new_zeros(1, shown.shape[1])).expand_as(target)
+        mean = (
+            shown.mean(0, keepdim=True) if len(shown) else shown.new_zeros(1, shown.shape[1])
+        ).expand_as(target)
         zero = torch.zeros_like(target) if goal.loss == "mse" else mean
         ridge = with_constant(batch.rings) @ self.ridge
         return {

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 EDGE_CHUNK = 16_384  # distances per Gaussian evaluation: (chunk, kernels) stays in the cache
 
 
-LEAST_EXPONENT = -60.0  # below it a kernel is nothing in float32, but subnormal numbers make products 10 times slower
+LEAST_EXPONENT = (
+    -60.0
+)  # below it a kernel is nothing in float32, but subnormal numbers make products 10 times slower
 
 
 STD_FLOOR = 1e-5  # as published: std = |s| + 1e-5
@@ -95,12 +97,16 @@ class Pairs:
     def to(self, device: torch.device) -> Pairs:
         """Return the same pairs on another device."""
         positions = None if self.positions is None else self.positions.to(device)
-        return Pairs(self.n, self.row.to(device), self.col.to(device), self.distance.to(device), positions)
+        return Pairs(
+            self.n, self.row.to(device), self.col.to(device), self.distance.to(device), positions
+        )
 
     def dense_distance(self, far: float) -> Tensor:
         """Return the ``(n, n)`` distance matrix that the published code builds."""
         if self.positions is not None:
-            dense = torch.cdist(self.positions, self.positions, compute_mode="donot_use_mm_for_euclid_dist")
+            dense = torch.cdist(
+                self.positions, self.positions, compute_mode="donot_use_mm_for_euclid_dist"
+            )
         else:
             dense = self.distance.new_full((self.n, self.n), far)
             dense[self.row, self.col] = self.distance
@@ -158,7 +164,9 @@ class SparseBias:
             here = self._listed(start, stop)
             out = buffer[: self.heads * (stop - start) * self.n].view(self.heads, -1)
             out.index_fill_(1, self.place[here] - start * self.n, 0.0)
-            self._without_distance(out.view(self.heads, stop - start, self.n), start, stop, torch.zeros_like)
+            self._without_distance(
+                out.view(self.heads, stop - start, self.n), start, stop, torch.zeros_like
+            )
 
     def _listed(self, start: int, stop: int) -> slice:
         bounds = torch.tensor([start * self.n, stop * self.n], device=self.place.device)
@@ -178,6 +186,8 @@ class SparseBias:
         return out
 
     def _full_rows(self, positions: Tensor, start: int, stop: int) -> Tensor:
-        distance = torch.cdist(positions[start:stop], positions, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = torch.cdist(
+            positions[start:stop], positions, compute_mode="donot_use_mm_for_euclid_dist"
+        )
         out = self.gaussian(distance).permute(2, 0, 1).contiguous()
         return self._without_distance(out, start, stop)

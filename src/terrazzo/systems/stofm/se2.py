@@ -27,7 +27,9 @@ DENSE_BIAS_BYTES = 2**28  # a bias up to this size is built once and kept for al
 BLOCK_BIAS_BYTES = 2**27  # a larger one is built a block of rows at a time, again in every layer
 
 
-SCORE_BYTES = 3 * 2**20  # scores of one block of query rows and one head: kept within a core's cache on the CPU
+SCORE_BYTES = (
+    3 * 2**20
+)  # scores of one block of query rows and one head: kept within a core's cache on the CPU
 
 
 MIN_ROWS = 128  # fewer rows would starve the matrix product
@@ -81,7 +83,10 @@ class _Layer(nn.Module):
         self.value, self.out = nn.Linear(size, size), nn.Linear(size, size)
         self.attention_norm, self.final_norm = nn.LayerNorm(size), nn.LayerNorm(size)
         self.fc1, self.fc2 = nn.Linear(size, config.ffn_size), nn.Linear(config.ffn_size, size)
-        self.dropout, self.activation_dropout = nn.Dropout(config.dropout), nn.Dropout(config.activation_dropout)
+        self.dropout, self.activation_dropout = (
+            nn.Dropout(config.dropout),
+            nn.Dropout(config.activation_dropout),
+        )
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add and normalise the attention's output, then the feed-forward block."""
@@ -148,7 +153,9 @@ class SE2Transformer(nn.Module):
         """
         lengths = [p.n for p in pairs]
         x = self.embedding(features) + self.token_types(types)
-        spaces = [Workspace() for _ in pairs] if len(pairs) > 1 or workspace is None else [workspace]
+        spaces = (
+            [Workspace() for _ in pairs] if len(pairs) > 1 or workspace is None else [workspace]
+        )
         sparse = [SparseBias(self.gaussian, p, self.config.far_distance) for p in pairs]
         biases = [BiasSource(s, w) for s, w in zip(sparse, spaces, strict=True)]
         queries: list[Tensor] = []
@@ -159,11 +166,21 @@ class SE2Transformer(nn.Module):
             keys.append(self._heads(layer.key(x)))
             value = self._heads(layer.value(x))
             q, k = torch.cat(queries, dim=-1), torch.cat(keys, dim=-1)
-            parts = zip(q.split(lengths, 1), k.split(lengths, 1), value.split(lengths, 1), biases, strict=True)
+            parts = zip(
+                q.split(lengths, 1),
+                k.split(lengths, 1),
+                value.split(lengths, 1),
+                biases,
+                strict=True,
+            )
             attended = torch.cat([self._attend(*part) for part in parts], dim=1)
             x = layer.finish(x, attended.transpose(0, 1).reshape(len(x), -1))
             states.append(x)
-        pair = [] if pair_rows is None else self._pair(torch.cat(queries, -1), torch.cat(keys, -1), sparse, pair_rows)
+        pair = (
+            []
+            if pair_rows is None
+            else self._pair(torch.cat(queries, -1), torch.cat(keys, -1), sparse, pair_rows)
+        )
         for bias in biases:
             bias.release()
         return SE2Output(x, pair, states if hidden_states else [])
@@ -178,7 +195,9 @@ class SE2Transformer(nn.Module):
         """Return the operations of one forward pass over a sub-slice of this many tokens."""
         c, n = self.config, float(tokens)
         dense = 2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.ffn_size)
-        depth = sum(range(1, c.num_layers + 1))  # queries and keys of all layers so far, side by side
+        depth = sum(
+            range(1, c.num_layers + 1)
+        )  # queries and keys of all layers so far, side by side
         attention = 2 * n**2 * c.hidden_size * (depth + c.num_layers)
         return c.num_layers * dense + attention + 2 * n * 65 * c.num_kernels**2
 
@@ -199,15 +218,21 @@ class SE2Transformer(nn.Module):
             stop = min(start + rows, n)
             block = (q[:, start:stop], k, v, bias.rows(start, stop), scale, drop)
             recompute = n > rows  # large contexts trade time for memory
-            out.append(checkpoint(_block, *block, use_reentrant=False) if recompute else _block(*block))
+            out.append(
+                checkpoint(_block, *block, use_reentrant=False) if recompute else _block(*block)
+            )
         return torch.cat(out, dim=1)
 
-    def _pair(self, q: Tensor, k: Tensor, biases: list[SparseBias], rows: list[Tensor]) -> list[Tensor]:
+    def _pair(
+        self, q: Tensor, k: Tensor, biases: list[SparseBias], rows: list[Tensor]
+    ) -> list[Tensor]:
         """Rows of ``R[L]``: the summed scores of all layers plus the true (unshifted) bias."""
         out, start = [], 0
         for bias, wanted in zip(biases, rows, strict=True):
             stop = start + bias.n
-            scores = q[:, start:stop][:, wanted] @ k[:, start:stop].transpose(1, 2) * self.head_dim**-0.5
+            scores = (
+                q[:, start:stop][:, wanted] @ k[:, start:stop].transpose(1, 2) * self.head_dim**-0.5
+            )
             rows_of_bias = [bias.rows(int(r), int(r) + 1) for r in wanted]
             zero = torch.cat(rows_of_bias, dim=1) if rows_of_bias else torch.zeros_like(scores)
             out.append((scores + zero + bias.far_bias[:, None, None]).permute(1, 2, 0))
@@ -234,10 +259,16 @@ class BiasSource:
     def __init__(self, sparse: SparseBias, workspace: Workspace) -> None:
         self.sparse, self.workspace = sparse, workspace
         row_bytes = 4 * sparse.heads * sparse.n
-        self.wide = sparse.n if row_bytes * sparse.n <= DENSE_BIAS_BYTES else max(1, BLOCK_BIAS_BYTES // row_bytes)
+        self.wide = (
+            sparse.n
+            if row_bytes * sparse.n <= DENSE_BIAS_BYTES
+            else max(1, BLOCK_BIAS_BYTES // row_bytes)
+        )
         self.dense: Tensor | None = None
         if self.wide == sparse.n:
-            self.dense = sparse.rows(0, sparse.n) if torch.is_grad_enabled() else self._write(0, sparse.n)
+            self.dense = (
+                sparse.rows(0, sparse.n) if torch.is_grad_enabled() else self._write(0, sparse.n)
+            )
 
     def _write(self, start: int, stop: int) -> Tensor:
         size = self.sparse.heads * self.wide * self.sparse.n
@@ -270,7 +301,9 @@ def _block(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dropout:
     return F.dropout(scores.softmax(-1), dropout) @ v if dropout else scores.softmax(-1) @ v
 
 
-def _attend_inference(q: Tensor, k: Tensor, v: Tensor, bias: BiasSource, scale: float, dropout: float) -> Tensor:
+def _attend_inference(
+    q: Tensor, k: Tensor, v: Tensor, bias: BiasSource, scale: float, dropout: float
+) -> Tensor:
     """Attend without autograd; on the CPU one head at a time, so that scores stay in the cache."""
     heads, n, _ = q.shape
     out = q.new_empty((heads, n, v.shape[-1]))
@@ -284,14 +317,20 @@ def _attend_inference(q: Tensor, k: Tensor, v: Tensor, bias: BiasSource, scale: 
         return out
     for begin, end, part in bias.blocks():
         pieces = max(1, -(-4 * n * (end - begin) // SCORE_BYTES))
-        rows = max(MIN_ROWS, -(-(end - begin) // pieces))  # equal pieces: a short last one would be slow
+        rows = max(
+            MIN_ROWS, -(-(end - begin) // pieces)
+        )  # equal pieces: a short last one would be slow
         scores = q.new_empty((rows, n))
         for head in range(heads):
             for start in range(begin, end, rows):
                 stop = min(start + rows, end)
                 block = scores[: stop - start]
                 torch.addmm(
-                    part[head, start - begin : stop - begin], q[head, start:stop], k[head].T, alpha=scale, out=block
+                    part[head, start - begin : stop - begin],
+                    q[head, start:stop],
+                    k[head].T,
+                    alpha=scale,
+                    out=block,
                 )
                 torch.softmax(block, -1, out=block)
                 torch.mm(block, v[head], out=out[head, start:stop])

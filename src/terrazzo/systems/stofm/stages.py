@@ -56,7 +56,9 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
         output = "own+niche"
     if not source.checkpoint:
         vocabulary = corpus.vocabulary()
-        settings = replace(preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output)
+        settings = replace(
+            preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output
+        )
         origin = {"weights": "random", "seed": config.seed, "se2": "untrained"}
         model = SToFM(settings, vocabulary, seed=config.seed, provenance=origin)
         if source.init == "informed":
@@ -65,18 +67,25 @@ def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
     held = load(source.checkpoint)
     if isinstance(held, SToFM):
         settings = replace(held.config, subslices=source.subslices, output=output)
-        origin = {"se2": "trained", **held.provenance}  # of weights from elsewhere nothing is thrown away
+        origin = {
+            "se2": "trained",
+            **held.provenance,
+        }  # of weights from elsewhere nothing is thrown away
         model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=origin)
         model.module.load_state_dict(held.module.state_dict())
         return model
     if not isinstance(held, CellModel):
-        raise ConfigError(f"{source.checkpoint} holds a {held.title}; training starts from SToFM or a cell encoder.")
+        raise ConfigError(
+            f"{source.checkpoint} holds a {held.title}; training starts from SToFM or a cell encoder."
+        )
     se2 = preset(source.preset).se2
     encoder = replace(held.config.cell_encoder, pooling="cls", output_dim=se2.input_dim)
     settings = SToFMConfig(encoder, se2, source.subslices, output)
     origin = {**held.provenance, "se2": "untrained"}
     model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=origin)
-    model.module.cell_encoder.bert.load_state_dict(held.module.bert.state_dict())  # Geneformer has no projection
+    model.module.cell_encoder.bert.load_state_dict(
+        held.module.bert.state_dict()
+    )  # Geneformer has no projection
     return model
 
 
@@ -84,10 +93,14 @@ def inform(model: SToFM, corpus: Corpus, ids: list[str], seed: int) -> None:
     """Replace random starting weights by those that these slices suggest."""
     sizes, se2 = model.config.cell_encoder, model.module.se2
     match, components = member_match(corpus, model.vocabulary), min(COMPONENTS, sizes.hidden_size)
-    loadings = gene_loadings(corpus, ids, match, sizes.vocab_size, sizes.max_length, components, seed)
+    loadings = gene_loadings(
+        corpus, ids, match, sizes.vocab_size, sizes.max_length, components, seed
+    )
     sample = sample_tokens(corpus, ids, match, sizes.max_length)
     show_components(model.module.cell_encoder, loadings, sample, model.cls_token, seed)
-    look_near(se2.gaussian, head_radii(corpus, ids, model.config.subslices, model.config.se2.num_heads))
+    look_near(
+        se2.gaussian, head_radii(corpus, ids, model.config.subslices, model.config.se2.num_heads)
+    )
 
 
 def centred(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
@@ -97,7 +110,10 @@ def centred(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
     """
     if config.model.init != "informed" or model.provenance.get("se2") != "untrained":
         return
-    ids, match = Members(corpus, "train", config.data.share).ids, member_match(corpus, model.vocabulary)
+    ids, match = (
+        Members(corpus, "train", config.data.share).ids,
+        member_match(corpus, model.vocabulary),
+    )
     sample = sample_tokens(corpus, ids, match, model.config.cell_encoder.max_length)
     centre(model.module.cell_encoder, sample, model.cls_token)
 
@@ -106,12 +122,19 @@ def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> Emb
     """Return the store of cell vectors of this model's cell encoder on this corpus."""
     encoder = model.config.cell_encoder
     # not the whole model: what stands behind the encoder changes no stored vector
-    held = Checkpoint(CellModel.model_type, to_dict(encoder), model.module.cell_encoder.state_dict(), model.vocabulary)
+    held = Checkpoint(
+        CellModel.model_type,
+        to_dict(encoder),
+        model.module.cell_encoder.state_dict(),
+        model.vocabulary,
+    )
     key = CacheKey(fingerprint(held), config.model.subslices, config.seed)
     return EmbeddingCache(Path(corpus.folder) / "cache", key)
 
 
-def encode(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None = None) -> None:
+def encode(
+    config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None = None
+) -> None:
     """Encode every cell that will be read once; store vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
     cache, match = embedding_cache(config, corpus, model), member_match(corpus, model.vocabulary)
     table = corpus.manifest.set_index("id")
@@ -122,7 +145,9 @@ def encode(config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool 
             continue
         counts = corpus.rows(name, 0, int(table.at[name, "n_cells"]))
         tokens = rank_tokens(counts, *match(name), model.config.cell_encoder.max_length)
-        features, _ = encode_cells(model.module.cell_encoder, tokens, model.cls_token, "float32", bars)
+        features, _ = encode_cells(
+            model.module.cell_encoder, tokens, model.cls_token, "float32", bars
+        )
         unit = length_unit(str(table.at[name, "unit"]), float(table.at[name, "spacing"]), cut)
         positions = model_positions(corpus.coords(name), cut, unit)
         macro = macro_scale(features, positions, cut, seed=config.seed)
@@ -164,7 +189,12 @@ def cell_loader(
 
     def make(batch: Any, epoch: int, step: int) -> Any:
         names = [loader.ids[m] for m in np.unique(batch.member)]
-        return view.make(batch, names, base_of, np.random.default_rng([config.seed, epoch if train else 0, step, rank]))
+        return view.make(
+            batch,
+            names,
+            base_of,
+            np.random.default_rng([config.seed, epoch if train else 0, step, rank]),
+        )
 
     return Collated(loader, make)
 

@@ -33,7 +33,9 @@ COMPONENTS = 50
 LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
 
 
-def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int) -> NDArray[np.float32]:
+def composition(
+    corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int
+) -> NDArray[np.float32]:
     """Return the log mean composition of a slice, ``(n_tokens,)``; minus infinity where it measured no gene.
 
     Parameters
@@ -56,7 +58,13 @@ def composition(corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int
 
 
 def gene_loadings(
-    corpus: Corpus, ids: list[str], match: Match, n_tokens: int, max_length: int, components: int, seed: int
+    corpus: Corpus,
+    ids: list[str],
+    match: Match,
+    n_tokens: int,
+    max_length: int,
+    components: int,
+    seed: int,
 ) -> NDArray[np.float32]:
     """Return right singular vectors of ranked-token bags of a sample of these slices' cells.
 
@@ -68,7 +76,9 @@ def gene_loadings(
     ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens not seen. The sum of
     a cell's rows, weighted the same way, is its vector of component scores up to a constant.
     """
-    blocks = [_bag(found, n_tokens) for found in _sampled(corpus, ids, match, max_length, SAMPLE, 50)]
+    blocks = [
+        _bag(found, n_tokens) for found in _sampled(corpus, ids, match, max_length, SAMPLE, 50)
+    ]
     bag = sparse.vstack(blocks, format="csr")
     mean = np.stack([np.asarray(b.mean(axis=0)).ravel() for b in blocks])
     of_slice = np.repeat(np.arange(len(blocks)), [b.shape[0] for b in blocks])
@@ -78,7 +88,9 @@ def gene_loadings(
     scale = np.where(sd > 0, 1 / np.maximum(sd, LEAST_SD), 0.0)
     operator = _Centred(bag, mean * scale, scale, of_slice)
     k = min(components, min(bag.shape) - 1)
-    _, values, right = svds(operator, k=k, random_state=np.random.default_rng(seed), solver="arpack")
+    _, values, right = svds(
+        operator, k=k, random_state=np.random.default_rng(seed), solver="arpack"
+    )
     right *= np.sign((right**3).sum(axis=1, keepdims=True))  # the solver's sign is chance
     right[values < LEAST_VALUE * values.max()] = 0
     out = np.zeros((n_tokens, components), dtype=np.float32)
@@ -86,14 +98,21 @@ def gene_loadings(
     return out
 
 
-def sample_tokens(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int = 1000) -> Tokens:
+def sample_tokens(
+    corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int = 1000
+) -> Tokens:
     """Return the ranked genes of some cells of some slices, spread evenly."""
     found = list(_sampled(corpus, ids, match, max_length, cells, 20))
     ends = np.cumsum(np.concatenate([tokens.lengths for tokens in found])).astype(np.int64)
-    return Tokens(np.concatenate([tokens.flat for tokens in found]), np.concatenate([np.zeros(1, np.int64), ends]))
+    return Tokens(
+        np.concatenate([tokens.flat for tokens in found]),
+        np.concatenate([np.zeros(1, np.int64), ends]),
+    )
 
 
-def _sampled(corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int, least: int) -> Iterator[Tokens]:
+def _sampled(
+    corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int, least: int
+) -> Iterator[Tokens]:
     """Yield the ranked genes of each slice's share of some cells, of at least so many."""
     sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
     for name, size in zip(ids, sizes, strict=True):
@@ -101,11 +120,14 @@ def _sampled(corpus: Corpus, ids: list[str], match: Match, max_length: int, cell
         yield rank_tokens(corpus.take(name, rows), *match(name), max_length)
 
 
-def head_radii(corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int) -> NDArray[np.float64]:
+def head_radii(
+    corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int
+) -> NDArray[np.float64]:
     """Return radii for all heads but one: from below the spacing of the densest slice to 6 spacings of the sparsest."""
     table = corpus.manifest.set_index("id").loc[ids]
     spacing = [
-        float(s) / length_unit(str(u), float(s), config) for u, s in zip(table["unit"], table["spacing"], strict=True)
+        float(s) / length_unit(str(u), float(s), config)
+        for u, s in zip(table["unit"], table["spacing"], strict=True)
     ]
     return np.geomspace(0.7 * min(spacing), 6 * max(spacing), heads - 1)
 
@@ -114,7 +136,11 @@ class _Centred(LinearOperator):
     """``(bag - mean of its slice) / sd`` without making it dense."""
 
     def __init__(
-        self, bag: sparse.csr_matrix, mean: NDArray[np.float64], scale: NDArray[np.float64], of_slice: NDArray[np.int64]
+        self,
+        bag: sparse.csr_matrix,
+        mean: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        of_slice: NDArray[np.int64],
     ) -> None:
         super().__init__(np.float64, bag.shape)
         self._bag, self._mean, self._scale, self._of = bag, mean, scale, of_slice
@@ -131,7 +157,9 @@ class _Centred(LinearOperator):
 
 def _bag(tokens: Tokens, n_tokens: int) -> sparse.csr_matrix:
     rank = np.arange(len(tokens.flat)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
-    return sparse.csr_matrix((1 / np.sqrt(1.0 + rank), tokens.flat, tokens.offsets), shape=(len(tokens), n_tokens))
+    return sparse.csr_matrix(
+        (1 / np.sqrt(1.0 + rank), tokens.flat, tokens.offsets), shape=(len(tokens), n_tokens)
+    )
 
 
 def _pieces(n: int, wanted: int) -> list[NDArray[np.int64]]:

@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from terrazzo.arrays import Floats, Ints
-from terrazzo.systems.stofm.virtual_cells import VirtualCells, cluster_features, leiden_labels, virtual_cells
+from terrazzo.systems.stofm.virtual_cells import (
+    VirtualCells,
+    cluster_features,
+    leiden_labels,
+    virtual_cells,
+)
 
 CUT_TIE = 1e-7  # projections closer than this share of the extent count as equal: rounding must not move a cut
 
@@ -116,7 +121,9 @@ def halo_cells(positions: Floats, tree: cKDTree, core: Ints, width: float) -> In
     points = positions[core]
     centre = points.mean(axis=0)
     reach = float(np.sqrt(((points - centre) ** 2).sum(axis=1).max())) + width
-    near = np.setdiff1d(np.asarray(tree.query_ball_point(centre, reach * (1 + 1e-9)), dtype=np.int64), core)
+    near = np.setdiff1d(
+        np.asarray(tree.query_ball_point(centre, reach * (1 + 1e-9)), dtype=np.int64), core
+    )
     if len(near) == 0:
         return near
     distance, _ = cKDTree(points).query(positions[near])
@@ -173,12 +180,26 @@ class SubSliceConfig:
     max_clusters: int = 200
 
     def __post_init__(self) -> None:
-        least = {"split_size": 1, "n_neighbors": 1, "cluster_neighbors": 2, "max_clusters": 1, "halo": 0.0}
+        least = {
+            "split_size": 1,
+            "n_neighbors": 1,
+            "cluster_neighbors": 2,
+            "max_clusters": 1,
+            "halo": 0.0,
+        }
         for name, value in least.items():
             if not value <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}, and finite.")
-        if not (0 < self.length_scale < float("inf") and self.leiden_resolution > 0 and 0 <= self.alpha <= 1):
-            raise ValueError("length_scale and leiden_resolution must be positive, alpha between 0 and 1.")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be at least {value}, and finite."
+                )
+        if not (
+            0 < self.length_scale < float("inf")
+            and self.leiden_resolution > 0
+            and 0 <= self.alpha <= 1
+        ):
+            raise ValueError(
+                "length_scale and leiden_resolution must be positive, alpha between 0 and 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -240,7 +261,9 @@ def model_positions(coords: Floats, config: SubSliceConfig, scale: float = 1.0) 
     if config.geometry == "published":
         low, high = coords.min(axis=0), coords.max(axis=0)
         diagonal = float(np.linalg.norm(high - low))
-        return (coords - (low + high) / 2) * (PUBLISHED_DIAGONAL / diagonal if diagonal > 0 else 1.0)
+        return (coords - (low + high) / 2) * (
+            PUBLISHED_DIAGONAL / diagonal if diagonal > 0 else 1.0
+        )
     return (coords - coords.mean(axis=0)) / scale
 
 
@@ -272,7 +295,9 @@ def macro_scale(
     """Cluster the slice, or take clusters that are given, and make its virtual cells (Algorithm 1, lines 2-8)."""
     if labels is None:
         points = cluster_features(features, positions, config.alpha, config.mix)
-        labels = leiden_labels(points, config.cluster_neighbors, config.leiden_resolution, config.max_clusters, seed)
+        labels = leiden_labels(
+            points, config.cluster_neighbors, config.leiden_resolution, config.max_clusters, seed
+        )
     made = virtual_cells(features, positions, labels)
     if config.virtual:
         return made
@@ -285,7 +310,9 @@ def split_cells(positions: Floats, config: SubSliceConfig) -> list[Ints]:
     return cut(positions, config.split_size)
 
 
-def iterate(positions: Floats, virtual: Floats, parts: list[Ints], config: SubSliceConfig) -> Iterator[SubSlice]:
+def iterate(
+    positions: Floats, virtual: Floats, parts: list[Ints], config: SubSliceConfig
+) -> Iterator[SubSlice]:
     """Yield the sub-slices one at a time (Algorithm 1, lines 9-16).
 
     Parameters
@@ -310,19 +337,29 @@ def iterate(positions: Floats, virtual: Floats, parts: list[Ints], config: SubSl
         else:
             row, col = _listed_pairs(tokens, len(virtual), config)
         distance = np.sqrt(((tokens[row] - tokens[col]) ** 2).sum(axis=1)).astype(np.float32)
-        yield SubSlice(cells, len(core), len(virtual), tokens, row, col, distance, config.pair == "full")
+        yield SubSlice(
+            cells, len(core), len(virtual), tokens, row, col, distance, config.pair == "full"
+        )
 
 
 def with_positions(sub: SubSlice, positions: Floats, config: SubSliceConfig) -> SubSlice:
     """Return the same sub-slice with its tokens elsewhere: pairs are listed anew, so that none betrays a move."""
-    row, col = _listed_pairs(positions, sub.n_virtual, config) if config.pair == "knn" else (sub.row, sub.col)
+    row, col = (
+        _listed_pairs(positions, sub.n_virtual, config)
+        if config.pair == "knn"
+        else (sub.row, sub.col)
+    )
     distance = np.sqrt(((positions[row] - positions[col]) ** 2).sum(axis=1)).astype(np.float32)
     return replace(sub, positions=positions, row=row, col=col, distance=distance)
 
 
 def _spacing(positions: Floats, tree: cKDTree) -> float:
     """Median distance to the nearest other cell."""
-    return float(np.median(tree.query(positions, k=2, workers=-1)[0][:, 1])) if len(positions) > 1 else 0.0
+    return (
+        float(np.median(tree.query(positions, k=2, workers=-1)[0][:, 1]))
+        if len(positions) > 1
+        else 0.0
+    )
 
 
 def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tuple[Ints, Ints]:
@@ -338,7 +375,9 @@ def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tup
     code = np.sort(low[cells] * n + high[cells])
     code = code[np.concatenate([[True], code[1:] != code[:-1]])] if len(code) else code
     virtual_row = np.repeat(np.arange(1, first), n - np.arange(2, first + 1))
-    virtual_col = np.concatenate([np.arange(v + 1, n) for v in range(1, first)] or [np.empty(0, dtype=np.int64)])
+    virtual_col = np.concatenate(
+        [np.arange(v + 1, n) for v in range(1, first)] or [np.empty(0, dtype=np.int64)]
+    )
     return np.concatenate([virtual_row, code // n]), np.concatenate([virtual_col, code % n])
 
 
@@ -353,7 +392,9 @@ def _neighbours(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
     while True:
         distance, index = tree.query(points, k=k + 1 + extra, workers=-1)
         own = index == np.arange(n)[:, None]
-        own[~own.any(axis=1), -1] = True  # more coincident points than neighbours: drop the last instead
+        own[~own.any(axis=1), -1] = (
+            True  # more coincident points than neighbours: drop the last instead
+        )
         distance, index = distance[~own].reshape(n, -1), index[~own].reshape(n, -1)
         reach = distance[:, k - 1] * (1 + TIE)
         if extra == 0 or k + extra == n - 1 or np.all(distance[:, -1] > reach):

@@ -39,7 +39,16 @@ def rank_tokens(
     kept = _count_kept(counts.indptr, counts.indices, counts.data, column_token, max_length - 1)
     offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
     flat = np.empty(offsets[-1], dtype=np.int32)
-    _fill(counts.indptr, counts.indices, counts.data, totals, column_token, column_median, offsets, flat)
+    _fill(
+        counts.indptr,
+        counts.indices,
+        counts.data,
+        totals,
+        column_token,
+        column_median,
+        offsets,
+        flat,
+    )
     return Tokens(flat, offsets)
 
 

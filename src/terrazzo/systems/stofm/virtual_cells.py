@@ -17,7 +17,9 @@ from terrazzo.arrays import Floats
 ROWS = 65_536  # rows per pass over the embeddings: float64 copies stay small
 
 
-WEIGHT_DIGITS = 6  # edge weights are rounded, so that the last bits of an embedding do not move a cluster
+WEIGHT_DIGITS = (
+    6  # edge weights are rounded, so that the last bits of an embedding do not move a cluster
+)
 
 
 BANDWIDTH_STEPS = 64  # bisection steps of the fuzzy weights, as in UMAP
@@ -60,7 +62,9 @@ def first_components(features: NDArray[np.float32], n_components: int = 2) -> Fl
     return np.pad(out, ((0, 0), (0, n_components - out.shape[1])))
 
 
-def cluster_features(features: NDArray[np.float32], positions: Floats, alpha: float, mix: str) -> Floats:
+def cluster_features(
+    features: NDArray[np.float32], positions: Floats, alpha: float, mix: str
+) -> Floats:
     """Return ``F_c`` of Algorithm 1, line 2.
 
     Parameters
@@ -113,7 +117,10 @@ def leiden_labels(
     try:
         while True:
             found = graph.community_leiden(
-                objective_function="modularity", weights="weight", resolution=resolution, n_iterations=2
+                objective_function="modularity",
+                weights="weight",
+                resolution=resolution,
+                n_iterations=2,
             )
             if len(found) <= max_clusters or resolution < 1e-6:
                 break
@@ -144,7 +151,9 @@ def fuzzy_graph(distance: Floats, index: NDArray[np.int64]) -> igraph.Graph:
     upper = sparse.triu(both, k=1).tocoo()
     values = np.round(upper.data, WEIGHT_DIGITS)
     keep = values > 0
-    edges = np.column_stack([upper.row[keep], upper.col[keep]]).astype(np.int64)  # igraph takes int64 without copying
+    edges = np.column_stack([upper.row[keep], upper.col[keep]]).astype(
+        np.int64
+    )  # igraph takes int64 without copying
     graph = igraph.Graph(n=n, edges=edges)
     graph.es["weight"] = values[keep].tolist()
     return graph
@@ -184,7 +193,9 @@ def _fuzzy_weights(distance: Floats, target: float) -> Floats:  # pragma: no cov
     return out
 
 
-def virtual_cells(features: NDArray[np.float32], positions: Floats, labels: NDArray[np.int64]) -> VirtualCells:
+def virtual_cells(
+    features: NDArray[np.float32], positions: Floats, labels: NDArray[np.int64]
+) -> VirtualCells:
     """Summarise each cluster (Algorithm 1, lines 4-8).
 
     Parameters

@@ -36,7 +36,10 @@ HIDDEN_LOGIT = 4.0  # by which a hidden cell's weight is less than a shown one's
 LEAST_TYPE = 0.02  # token types start small beside vectors of unit length
 
 
-STATE, RANKED = 1.025, 0.5  # length of a token's embedding (loadings at most 1), and that of the last rank
+STATE, RANKED = (
+    1.025,
+    0.5,
+)  # length of a token's embedding (loadings at most 1), and that of the last rank
 
 
 CONSTANT = 0.5  # last number of a cell's vector, in typical lengths of the others
@@ -78,10 +81,14 @@ def show_components(
     shrunk = loadings[:, :kept] / np.maximum(length, most)[:, None]
     rest = np.sqrt(np.maximum(STATE**2 - (shrunk**2).sum(axis=1), 0))
     places = embedded.position_embeddings.weight
-    falls = -0.5 * np.log(np.maximum(np.arange(len(places)), 1))  # <cls> stands at 0, the first gene at 1
+    falls = -0.5 * np.log(
+        np.maximum(np.arange(len(places)), 1)
+    )  # <cls> stands at 0, the first gene at 1
     reach = max(-float(falls.min()), 1e-6)
     with torch.no_grad():
-        embedded.word_embeddings.weight.copy_(_float(shrunk @ components.T + rest[:, None] * filling))
+        embedded.word_embeddings.weight.copy_(
+            _float(shrunk @ components.T + rest[:, None] * filling)
+        )
         places.copy_(_float(RANKED * falls[:, None] / reach * rank))
         embedded.token_type_embeddings.weight.zero_()
         layers: list[Any] = list(encoder.bert.encoder.layer)
@@ -98,7 +105,9 @@ def show_components(
             linear.bias.zero_()
         for place in range(0, width, width // heads):
             first.self.query.bias[place] = math.sqrt(width / heads)
-            first.self.key.weight[place] = _float(rank * reach * STATE / (RANKED * math.sqrt(width)))
+            first.self.key.weight[place] = _float(
+                rank * reach * STATE / (RANKED * math.sqrt(width))
+            )
         _project(encoder, _float(components.T), sample, cls_token)
 
 
@@ -133,7 +142,9 @@ def centre(encoder: CellEncoder, sample: Tokens, cls_token: int, free: int | Non
     if encoder.proj is None or not len(sample):
         return
     seen: list[Tensor] = []
-    hook = encoder.proj.register_forward_hook(lambda module, given, out: seen.append(out.float().cpu()))
+    hook = encoder.proj.register_forward_hook(
+        lambda module, given, out: seen.append(out.float().cpu())
+    )
     try:
         encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
     finally:
@@ -169,7 +180,9 @@ def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
         kernels = torch.cat([bias.kernels(grid), torch.ones(GRID, 1)], dim=1).double()
         gram = kernels.T @ kernels + RIDGE * torch.eye(kernels.shape[1], dtype=torch.float64)
         solved = torch.linalg.solve(gram, kernels.T @ wanted).float()
-        first.weight.copy_(torch.eye(len(bias.means)))  # kernels are positive: they pass the ReLU as they are
+        first.weight.copy_(
+            torch.eye(len(bias.means))
+        )  # kernels are positive: they pass the ReLU as they are
         first.bias.zero_()
         last.weight.copy_(solved[:-1].T)
         last.bias.copy_(solved[-1])
@@ -199,9 +212,13 @@ def show_neighbours(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> No
     # the direction in which all cells are alike, and a hidden cell (a vector of zeros) is not
     floor = 1e-2 * wide.diagonal().mean() * torch.eye(len(wide), dtype=torch.float64)
     alike = torch.linalg.solve(wide + floor, mean.double())
-    contrast = float(alike @ mean.double())  # squared; in standard deviations of the cells along that direction
+    contrast = float(
+        alike @ mean.double()
+    )  # squared; in standard deviations of the cells along that direction
     alike = alike / max(contrast, 1e-6)
-    logit = min(HIDDEN_LOGIT, math.sqrt(contrast))  # so that cells differ by about one among themselves
+    logit = min(
+        HIDDEN_LOGIT, math.sqrt(contrast)
+    )  # so that cells differ by about one among themselves
     with torch.no_grad():
         se2.token_types.weight.mul_(LEAST_TYPE)
         se2.embedding.weight.copy_(torch.eye(*se2.embedding.weight.shape))
