@@ -11,8 +11,8 @@ into speed.
 Rules that the golden fixtures fix (each is checked by that command):
 
 - tokens: genes without a token dropped, totals over all genes; `x / total * 10_000` in the dtype of the counts
-  (float32), then `/ median` in float64; `<cls>` counts towards `max_length`, so 2,047 genes at most reach the encoder.
-- positions: centre of the bounding box (not the mean) to 0, its diagonal to 100.
+  (float32), then `/ median` in float64; `<cls>` counts toward `max_length`, so 2,047 genes at most reach the encoder.
+- positions: center of the bounding box (not the mean) to 0, its diagonal to 100.
 - virtual cells: weight 0.2 on positions, 0.8 on the two principal components, each divided by its largest row norm.
 - tiles: side `sqrt(w * h / (n // split + 1))`, `int(extent // side) + 1` of them an axis, x outer, y inner, edges
   `low + i * side <= x < low + (i + 1) * side`. A cell on the last edge is lost, as published.
@@ -40,7 +40,7 @@ CELL, GRAPH, VIRTUAL, PADDING = 0, 1, 2, 3
 
 
 # ---------------------------------------------------------------------------------------------------------- gene scale
-def tokenise(
+def tokenize(
     counts_csr: sp.csr_matrix, tokens: np.ndarray, medians: np.ndarray, max_length: int = 2048
 ) -> list[np.ndarray]:
     """Rank the genes of every cell, through dense chunks of 512 cells.
@@ -169,8 +169,8 @@ def random_bert(
 
 
 # --------------------------------------------------------------------------------------------------------- macro scale
-def normalise_positions(xy: np.ndarray) -> np.ndarray:
-    """Move the centre of the bounding box to 0 and scale its diagonal to 100; (n, 2) float64."""
+def normalize_positions(xy: np.ndarray) -> np.ndarray:
+    """Move the center of the bounding box to 0 and scale its diagonal to 100; (n, 2) float64."""
     xy = np.asarray(xy, dtype=np.float64)
     low, high = xy.min(axis=0), xy.max(axis=0)
     return (xy - (low + high) / 2) / np.linalg.norm(high - low) * 100
@@ -205,7 +205,7 @@ def virtual_cells(
     Parameters
     ----------
     emb, pos
-        Cell vectors (n, d) and normalised positions (n, 2).
+        Cell vectors (n, d) and normalized positions (n, 2).
     leiden_alpha
         Weight of the *positions* (published: 0.2).
     n_neighbors, resolution
@@ -229,14 +229,14 @@ def virtual_cells(
 
 
 class _ExactSearch(KNeighborsTransformer):
-    """Exact neighbours for large slices: this scanpy's own search there fails with this scikit-learn (csr_array)."""
+    """Exact neighbors for large slices: this scanpy's own search there fails with this scikit-learn (csr_array)."""
 
     def fit_transform(self, X, y=None):
         return sp.csr_matrix(super().fit_transform(X, y))
 
 
 def _leiden(features: np.ndarray, n_neighbors: int, resolution: float, seed: int) -> np.ndarray:
-    """Leiden labels (igraph flavour) of the neighbour graph of `features`."""
+    """Leiden labels (igraph flavor) of the neighbor graph of `features`."""
     import anndata
     import scanpy as sc
 
@@ -306,20 +306,20 @@ def subslice_inputs(
        float64 positions rounded to float32, every other entry 100. A pair counts when either end lists the other: where
        the transposed entry is smaller, `transposed - entry` is *added* in float32, so an entry taken from the other
        side is `100 + (d - 100)`, up to 3.8e-6 off and not exactly symmetric.
-    2. Every pair with at least one virtual cell: its true distance, neighbour or not.
+    2. Every pair with at least one virtual cell: its true distance, neighbor or not.
     3. Every pair above whose distance is exactly 0 (two cells at one point): the constant 100.
     4. Row and column of the graph token, and the diagonal: 0.
 
     Parameters
     ----------
     pos, virtual_pos
-        Normalised positions of cells (n, 2) and virtual cells (v, 2), float64.
+        Normalized positions of cells (n, 2) and virtual cells (v, 2), float64.
     index_sets
         Cells of each sub-slice.
     n_neighbors
         Nearest tokens searched for, itself included.
     search
-        "scanpy" (the neighbour graph with its weights: an inference, as its cost agrees with the stage cost measured of
+        "scanpy" (the neighbor graph with its weights: an inference, as its cost agrees with the stage cost measured of
         the published code) or "sklearn" (the search alone, some ten times cheaper, equal result): report both.
 
     Returns
@@ -601,7 +601,7 @@ def embed(
     counts_csr, xy
         Raw counts (n, genes) and coordinates (n, 2).
     tokens, medians
-        Of the genes, as in `tokenise`.
+        Of the genes, as in `tokenize`.
     bert, proj, se2
         The models.
     split
@@ -615,8 +615,8 @@ def embed(
     -------
     (n, width) float32; rows of lost cells are zero.
     """
-    emb = encode(bert, proj, tokenise(counts_csr, tokens, medians))
-    pos = normalise_positions(xy)
+    emb = encode(bert, proj, tokenize(counts_csr, tokens, medians))
+    pos = normalize_positions(xy)
     _, virtual, virtual_pos, _ = virtual_cells(emb, pos, seed=seed, labels=labels)
     inputs = subslice_inputs(pos, virtual_pos, split_grid(pos, split))
     return se2_embed(se2, emb, virtual, inputs, grad=grad)[0]
@@ -664,7 +664,7 @@ def _check_slice(check: _Check, reference: Path, name: str, splits: Sequence[int
     root = reference / name
     adata = anndata.read_h5ad(root / "slice" / "raw.h5ad")
     tokens, medians = gene_tables(reference, adata.var["gene_ids"])
-    lists = tokenise(adata.X, tokens, medians)
+    lists = tokenize(adata.X, tokens, medians)
     want = _ragged(np.load(root / "tokens.npz"), "flat", "length")
     wrong = sum(not np.array_equal(a, b) for a, b in zip(lists, want, strict=True))
     check(f"{name}: cells with other tokens", wrong, 0, 0)
@@ -697,7 +697,7 @@ def _check_split(
 ) -> None:
     """Compare every stage after the cell encoder for one split size."""
     label, fixture = f"{root.parent.name}/{root.name}", dict(np.load(root / "multiscale.npz"))
-    pos = normalise_positions(xy)
+    pos = normalize_positions(xy)
     check(f"{label}: positions", pos, fixture["spatial_norm"], 1e-12)
     _, virtual, virtual_pos, features = virtual_cells(emb, pos, labels=fixture["leiden"])
     check(f"{label}: cluster features", features, fixture["cluster_features"], 1e-5)
@@ -764,7 +764,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_slice(check, args.reference, "tiny", (100, 1000))
     _check_slice(check, args.reference, "se2pub", (1000,))
     lattice = np.load(args.reference / "edge_lost_cells.npz")
-    kept = np.concatenate(split_grid(normalise_positions(lattice["coords"]), int(lattice["split"])))
+    kept = np.concatenate(split_grid(normalize_positions(lattice["coords"]), int(lattice["split"])))
     lost = np.setdiff1d(np.arange(len(lattice["coords"])), kept)
     check("lattice: lost cells differ", not np.array_equal(lost, lattice["lost"]), 0, 0)
     if args.cell_encoder:

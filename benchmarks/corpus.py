@@ -60,7 +60,7 @@ def built(folder: Path, workers: int) -> dict[str, float]:
 
 
 def streamed(folder: Path) -> dict[str, float]:
-    """Stream every cell once, tokenised."""
+    """Stream every cell once, tokenized."""
     from terrazzo.corpus import Corpus
     from terrazzo.corpus.genes import member_match
     from terrazzo.systems.stofm.loaders import CellLoader
@@ -160,7 +160,7 @@ def rate(batches: Iterator[Any], cells: Callable[[Any], int]) -> float:
 
 
 def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[dict[str, Any]]:
-    """Random cells: ours read, tokenised and mixed, over a whole epoch; theirs read only, over some batches."""
+    """Random cells: ours read, tokenized and mixed, over a whole epoch; theirs read only, over some batches."""
     from terrazzo.systems.stofm.loaders import CellLoader
 
     loader = CellLoader(corpus, match, batch_cells=BATCH_CELLS)
@@ -175,7 +175,7 @@ def random_cells(corpus: Any, match: Any, backed: Backed, quick: bool) -> list[d
                 backed.read(loader.ids[member], batch.rows[batch.member == member])
             yield len(batch)
 
-    return [row("random cells, read and tokenised", ours, rate(theirs(), int))]
+    return [row("random cells, read and tokenized", ours, rate(theirs(), int))]
 
 
 def sub_slices(
@@ -308,9 +308,9 @@ def million(folder: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
     rows = []
     for what, got in (
         ("build, 2 workers", fresh("build", folder, 2)),
-        ("stream once, tokenised", fresh("stream", folder)),
+        ("stream once, tokenized", fresh("stream", folder)),
         (
-            f"{COPIES} times as many slices: a million random cells, tokenised",
+            f"{COPIES} times as many slices: a million random cells, tokenized",
             fresh("large", folder),
         ),
     ):
@@ -349,7 +349,7 @@ def main() -> None:
         rows, result = rows + more, result | peaks
     notes = [
         "ratio: corpus over backed .h5ad (anndata.read_h5ad(backed='r')[rows].X, uncompressed), the same rows",
-        f"random cells: batches of {BATCH_CELLS}; ours are tokenised as well, theirs only read",
+        f"random cells: batches of {BATCH_CELLS}; ours are tokenized as well, theirs only read",
         f"training: forward and backward of the {PRESET} preset's cell encoder, and of its SE(2) Transformer",
         "peak GB of the build: this process and its workers, each at its own peak",
     ]

@@ -22,7 +22,7 @@ SHAPES = {
     "seq": 18_000,
 }  # genes: imaging panel (~110 tokens a cell), sequencing (~740)
 FULL = {
-    "tokenise": 10_000,
+    "tokenize": 10_000,
     "encode_panel": 256,
     "encode_seq": 32,
     "encode_bf16": 4,
@@ -31,7 +31,7 @@ FULL = {
     "after_encoder": 10_000,
 }
 QUICK = {
-    "tokenise": 1_000,
+    "tokenize": 1_000,
     "encode_panel": 32,
     "encode_seq": 4,
     "encode_bf16": 1,
@@ -40,7 +40,7 @@ QUICK = {
     "after_encoder": 1_200,
 }
 TARGETS = {
-    "tokenise": 10,
+    "tokenize": 10,
     "encode_seq": 5,
     "encode_panel": 1.8,
     "encode_bf16": 10,
@@ -82,8 +82,8 @@ def published_config():
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
-def tokenise(side: str, cells: int) -> dict:
-    """Tokenise a sequencing slice."""
+def tokenize(side: str, cells: int) -> dict:
+    """Tokenize a sequencing slice."""
     from terrazzo.systems.stofm.tokens import rank_tokens
 
     tissue, match = slice_and_genes("seq", cells)
@@ -99,8 +99,8 @@ def tokenise(side: str, cells: int) -> dict:
         }
     arguments = (match.column_token, match.column_median)
     return common.timed(
-        lambda: baseline.tokenise(tissue.counts, *arguments),
-        lambda: baseline.tokenise(few, *arguments),
+        lambda: baseline.tokenize(tissue.counts, *arguments),
+        lambda: baseline.tokenize(few, *arguments),
     )
 
 
@@ -149,7 +149,7 @@ def ours_graph(features: np.ndarray, xy: np.ndarray) -> tuple:
 
 def baseline_graph(features: np.ndarray, xy: np.ndarray, search: str = "scanpy") -> tuple:
     """The same, the published way."""
-    positions = baseline.normalise_positions(xy)
+    positions = baseline.normalize_positions(xy)
     _, virtual, places, _ = baseline.virtual_cells(features, positions)
     parts = baseline.split_grid(positions)
     return virtual, baseline.subslice_inputs(positions, places, parts, search=search)
@@ -255,7 +255,7 @@ def rates(side: str, cells: int) -> dict:
 
 
 WORKERS = {
-    "tokenise": tokenise,
+    "tokenize": tokenize,
     "encode_seq": lambda side, n: encode(side, n, "seq"),
     "encode_panel": lambda side, n: encode(side, n, "panel"),
     "encode_bf16": lambda side, n: encode(
@@ -320,7 +320,7 @@ def main() -> None:
         "seconds"
     ]
     result = {
-        "tokenise": by_stage["tokenise"]["ratio"],
+        "tokenize": by_stage["tokenize"]["ratio"],
         "encode_seq": by_stage["encode_seq"]["ratio"],
         "encode_panel": by_stage["encode_panel"]["ratio"],
         "encode_bf16": by_stage["encode_bf16"]["ratio"],
@@ -332,7 +332,7 @@ def main() -> None:
     notes = [
         f"matrix-product rate {speed['float32'] / 1e9:.0f} GFLOP/s float32, {speed['bfloat16'] / 1e9:.0f} bfloat16; "
         f"memory {speed['bytes'] / 1e9:.1f} GB/s; both sides on all cores",
-        f"graph against a baseline that only searches neighbours (no fuzzy weights): "
+        f"graph against a baseline that only searches neighbors (no fuzzy weights): "
         f"ratio {alone / by_stage['graph']['ours s']:.3g}",
         *(f"MISSED: {k} {v:.3g}, target {TARGETS[k]}" for k, v in result.items() if v < TARGETS[k]),
         *(

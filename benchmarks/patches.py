@@ -48,7 +48,7 @@ STEPS = {"dlpfc": 600, "merfish": 600, "starmap": 200, "simulated": 200}
 BINS = {
     "merfish": 13.0,
     "starmap": 153.0,
-}  # about the distance between neighbours, in the slices' own unit
+}  # about the distance between neighbors, in the slices' own unit
 
 
 def recipe(name: str, root: Path, out: Path, options, seed: int):

@@ -125,7 +125,7 @@ def cross(
 
 
 def scored(labels: np.ndarray) -> np.ndarray:
-    """Say which cells are scored: labelled, and of a class that is not rare."""
+    """Say which cells are scored: labeled, and of a class that is not rare."""
     names, counts = np.unique(labels, return_counts=True)
     rare = set(names[counts < LEAST_SHARE * len(labels)]) | {
         "nan",
@@ -269,10 +269,10 @@ def encoder_only(model, adata) -> np.ndarray:
     """Return the cell encoder's own vectors."""
     import terrazzo as tz
     from terrazzo.progress import Progress
-    from terrazzo.systems.stofm.cell_model import encode_cells, tokenise
+    from terrazzo.systems.stofm.cell_model import encode_cells, tokenize
 
     tissue = tz.Slice.from_anndata(adata)
-    tokens = tokenise(tissue, model.vocabulary.match(tissue), model.config.cell_encoder.max_length)
+    tokens = tokenize(tissue, model.vocabulary.match(tissue), model.config.cell_encoder.max_length)
     return encode_cells(
         model.module.cell_encoder, tokens, model.cls_token, "float32", Progress(False)
     )[0]

@@ -37,12 +37,12 @@ measured here, by command, date and machine, in `benchmarks/results/tables/`. Th
 `python benchmarks/summary.py`.
 
 How to read it
-- *random* and *few-shot* splits leak space: test cells have neighbours in training. *blocked* does not. *cross*: heads
+- *random* and *few-shot* splits leak space: test cells have neighbors in training. *blocked* does not. *cross*: heads
   learn from other slices. *whole*: clusters without labels, the true number of them.
-- *best trivial*: the best of PCA, PCA + neighbour means, Z50, T1, T2, T3, Pearson-residual PCA and expression, **chosen
-  by this very score**, which favours it; nothing of it was tuned. Of hidden squares: the best of the mean, the nearest
-  cells' means and linear interpolation. Of expression from histology (*named genes*, *50 variable genes*: learnt from
-  other patients): the best of the gene mean, colour statistics, and what a frozen encoder says before anything is
+- *best trivial*: the best of PCA, PCA + neighbor means, Z50, T1, T2, T3, Pearson-residual PCA and expression, **chosen
+  by this very score**, which favors it; nothing of it was tuned. Of hidden squares: the best of the mean, the nearest
+  cells' means and linear interpolation. Of expression from histology (*named genes*, *50 variable genes*: learned from
+  other patients): the best of the gene mean, color statistics, and what a frozen encoder says before anything is
   trained; *before training* is ST-Align with the same frozen parts and random weights elsewhere.
 - *trained here*: SToFM, ST as images and ST-Align, on the other slices of the data, without labels, for minutes on one
   core; where patients are held out, never on a slice of the patient that is scored.

@@ -33,7 +33,7 @@ class Weights:
     names: tuple[str, ...]
     adapt_steps: int
     pretrain_epochs: int
-    bin_um: float = 0.0  # ST as images: about the distance between neighbours; 0: an array
+    bin_um: float = 0.0  # ST as images: about the distance between neighbors; 0: an array
     hides: bool = False
     seen: bool = True  # the last slice, which is scored, is trained on as well
 

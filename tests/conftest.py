@@ -237,7 +237,7 @@ def refused(call: Any, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def labelled(simulated: Any, tmp_path: Path) -> list[Path]:
+def labeled(simulated: Any, tmp_path: Path) -> list[Path]:
     """Write two slices with labels, proportions, and an embedding."""
     import numpy as np
 
@@ -253,29 +253,29 @@ def labelled(simulated: Any, tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def sentence(
-    labelled: list[Path], tiny_model: Any, tmp_path: Path
+    labeled: list[Path], tiny_model: Any, tmp_path: Path
 ) -> Callable[[str, str], list[str]]:
     """Make the words of a command; SLICES, FIRST, CHECKPOINT, CORPUS, RECIPE, TABLE, DATA, OUT stand for paths."""
     from terrazzo import corpus
 
     def make(verb: str, line: str) -> list[str]:
         given = {
-            "SLICES": [str(path) for path in labelled],
-            "FIRST": [str(labelled[0])],
+            "SLICES": [str(path) for path in labeled],
+            "FIRST": [str(labeled[0])],
             "DATA": [str(tmp_path / "data")],
         }
         if "CHECKPOINT" in line:
             given["CHECKPOINT"] = [str(tiny_model().save_pretrained(tmp_path / "checkpoint"))]
         if "RECIPE" in line or "CORPUS" in line:
             built = corpus.build(
-                labelled, tmp_path / "corpus", min_genes=0, scheduler="synchronous", progress=False
+                labeled, tmp_path / "corpus", min_genes=0, scheduler="synchronous", progress=False
             )
             given |= {
                 "CORPUS": [str(built.folder)],
                 "RECIPE": [str(write_recipe(built.folder, tmp_path))],
             }
         if "TABLE" in line:
-            given["TABLE"] = [str(write_table(labelled, tmp_path))]
+            given["TABLE"] = [str(write_table(labeled, tmp_path))]
         words = [
             w
             for word in line.split()

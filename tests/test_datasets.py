@@ -63,7 +63,7 @@ def picture(data: Path, dataset: str, name: str, **said: Any) -> None:
 def test_every_dataset_says_what_it_is() -> None:
     for name, one in datasets.registry().items():
         assert one.name == name
-        assert all([one.title, one.slices, one.technology, one.citation, one.licence, one.where])
+        assert all([one.title, one.slices, one.technology, one.citation, one.license, one.where])
         assert one.organism in ("human", "mouse")
         for file in one.files:
             assert file.url.startswith("https://raw.githubusercontent.com/")
@@ -110,7 +110,7 @@ def test_every_slice_at_hand_is_in_the_registry_and_is_read(shared_dir: Path) ->
         ("st_mob", "MOB", 200),
     ],
 )
-def test_slices_at_hand_are_in_micrometres(
+def test_slices_at_hand_are_in_micrometers(
     shared_dir: Path, dataset: str, name: str, scale: float
 ) -> None:
     tissue = tz.Slice.from_anndata(datasets.load(dataset, name, shared_dir / "data"))
@@ -196,7 +196,7 @@ def test_the_technology_is_said_where_the_file_does_not(tmp_path: Path) -> None:
         assert "technology" not in datasets.load(name, "own", tmp_path).uns
 
 
-def test_micrometres_are_said_where_the_technology_does_not(tmp_path: Path) -> None:
+def test_micrometers_are_said_where_the_technology_does_not(tmp_path: Path) -> None:
     put(tmp_path, "cosmx_nsclc", "CosMx_subset")
     tissue = tz.Slice.from_anndata(datasets.load("cosmx_nsclc", "CosMx_subset", tmp_path))
     assert (tissue.unit, tissue.coord_scale) == ("um", 0.18)

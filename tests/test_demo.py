@@ -150,7 +150,7 @@ def test_the_table(done: Done) -> None:
     assert list(table["embedding"]) == [title for title, _ in demo.METHODS]
     assert (table["seeds"] == demo.SEEDS).all()
     assert table["ARI"].between(-1, 1).all()
-    assert table.set_index("embedding").loc["PCA + neighbour mean, 3 hops", "ARI"] > 0.3
+    assert table.set_index("embedding").loc["PCA + neighbor mean, 3 hops", "ARI"] > 0.3
     for row in table.itertuples():
         assert f"| {row.embedding} | {row.ARI} |" in done.text
 

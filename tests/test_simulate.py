@@ -108,10 +108,10 @@ def test_cell_types_can_be_found(slices):
     assert adata.obs["cell_type"].value_counts(normalize=True).max() < 0.35
 
 
-def test_markers_and_programmes_are_up(slices):
+def test_markers_and_programs_are_up(slices):
     adata = slices["cells"]
     shares = np.expm1(log_shares(adata))
-    for column, key in (("marker_of", "cell_type"), ("programme_of", "region")):
+    for column, key in (("marker_of", "cell_type"), ("program_of", "region")):
         ratios = [
             shares[adata.obs[key] == label][:, adata.var[column] == label].mean()
             / shares[adata.obs[key] != label][:, adata.var[column] == label].mean()
@@ -213,7 +213,7 @@ def test_proportions(slices, layout):
     )
 
 
-def test_corpus_shares_programmes_not_geometry():
+def test_corpus_shares_programs_not_geometry():
     first, second, third, fourth = corpus(4, 500, seed=7, n_genes=200)
     for adata in (second, third, fourth):
         assert adata.var.equals(first.var)

@@ -1,4 +1,4 @@
-"""Strict configuration: frozen nested dataclasses from and to plain dicts; a misspelt key is an error that helps."""
+"""Strict configuration: frozen nested dataclasses from and to plain dicts; a misspelled key is an error that helps."""
 
 from __future__ import annotations
 

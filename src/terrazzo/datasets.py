@@ -80,7 +80,7 @@ class Dataset:
         Platform and species.
     labels
         Columns of ``obs`` or keys of ``obsm`` that hold annotation.
-    citation, licence
+    citation, license
         Whom to cite; what the source says about use.
     where
         Where to get it, in words.
@@ -97,7 +97,7 @@ class Dataset:
     technology: str
     organism: str
     citation: str
-    licence: str
+    license: str
     where: str
     labels: list[str] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
@@ -156,7 +156,7 @@ def table() -> pd.DataFrame:
             "organism": d.organism,
             "labels": ", ".join(d.labels),
             "citation": d.citation,
-            "licence": d.licence,
+            "license": d.license,
             "where": d.where,
             "public files": len(d.files),
         }

@@ -32,7 +32,7 @@ from terrazzo.training.run import pretrain
 ABOUT = (
     "SToFM, ST as images and ST-Align, preset tiny, trained for a few minutes on simulated slices, then used on a "
     "simulated slice that they never saw; ST-Align also sees its histology. These numbers show that the whole way "
-    "works and what training does, not how good a system is: the tissue is simple, and PCA averaged over neighbours "
+    "works and what training does, not how good a system is: the tissue is simple, and PCA averaged over neighbors "
     "knows much of it already."
 )
 REPORT = "report.html"
@@ -41,7 +41,7 @@ SLICES, VALIDATION = 5, 1  # slices to train on, and to follow the losses on; on
 STAGES = ("adapt", "pretrain", "patches", "align")  # two of SToFM, one of each other system
 FOUND_AMONG = 10  # spots, of which one may be the right one
 IMAGE_PX, CROP_UM = 800, 40.0  # histology: its longer side, and what is seen around a cell
-BIN_UM = 12.0  # about the distance between neighbouring cells: one or two in a bin
+BIN_UM = 12.0  # about the distance between neighboring cells: one or two in a bin
 BLOCKS = {  # obsm key: (what is embedded, block)
     "X_stofm_own": (keys.X_STOFM, "own"),
     "X_stofm_niche": (keys.X_STOFM, "niche"),
@@ -342,11 +342,11 @@ def draw_losses(folder: Path, path: Path) -> Path:
                     color="0.4",
                 )
             else:
-                # a colour of its own: the order of the columns differs between the logs
-                label, colour = (
+                # a color of its own: the order of the columns differs between the logs
+                label, color = (
                     ("training", "C0") if name.startswith("train") else ("held out", "C1")
                 )
-                ax.plot(values["step"], values[name], marker=".", label=label, color=colour)
+                ax.plot(values["step"], values[name], marker=".", label=label, color=color)
         ax.set(title=f"{stage}: {title}", xlabel="step", ylabel="loss")
         ax.legend(frameon=False)
     return plot.save(figure, path)

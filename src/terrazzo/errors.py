@@ -27,7 +27,7 @@ class DownloadError(TerrazzoError):
 
 
 class ConfigError(TerrazzoError, ValueError):
-    """An unknown, misspelt or impossible setting."""
+    """An unknown, misspelled or impossible setting."""
 
 
 class CheckpointError(TerrazzoError):
@@ -53,7 +53,7 @@ class TerrazzoWarning(UserWarning):
 def did_you_mean(
     word: object, known: Iterable[object], otherwise: str = "", cutoff: float = 0.6
 ) -> str:
-    """Return a sentence for the end of a message, with a blank before it: the known name nearest to a misspelt one.
+    """Return a sentence for the end of a message, with a blank before it: the known name nearest to a misspelled one.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ from terrazzo.errors import InputError
 from terrazzo.slices import Slice
 from terrazzo.slices.panel import Panel
 
-Normalise = Literal["paper", "median"]
+Normalize = Literal["paper", "median"]
 
 
 Scale = float | Literal["median"]
@@ -50,7 +50,7 @@ class SliceScale:
 
     @classmethod
     def fit(
-        cls, blocks: Iterable[sparse.csr_matrix], totals: Floats, normalise: Normalise
+        cls, blocks: Iterable[sparse.csr_matrix], totals: Floats, normalize: Normalize
     ) -> SliceScale:
         """Measure a slice.
 
@@ -60,10 +60,10 @@ class SliceScale:
             Counts of all occupied sites, CSR, some rows at a time; read once.
         totals
             Counts of every occupied site, over all genes, in the order of the blocks.
-        normalise
+        normalize
             ``"paper"``: 10,000; ``"median"``: the median over sites with counts.
         """
-        total = total_of(totals, PAPER_TOTAL if normalise == "paper" else "median")
+        total = total_of(totals, PAPER_TOTAL if normalize == "paper" else "median")
         count, first, second = 0, np.zeros(0), np.zeros(0)
         for block in blocks:
             values = log_values(block, total, totals[count : count + block.shape[0]])
@@ -77,7 +77,7 @@ class SliceScale:
         sd = np.sqrt(np.maximum(second / max(count, 1) - mean**2, 0))
         return cls(total, mean, np.where(sd > FLAT + 1e-5 * mean, sd, 0.0))
 
-    def standardise(self, values: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
+    def standardize(self, values: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
         """Return dense values ``(sites, m)`` of genes with mean 0 and sd 1 over the slice; 0 where they do not vary."""
         mean, stretch = self.standards(genes)
         return ((values - mean) * stretch).astype(np.float32)
@@ -87,9 +87,9 @@ class SliceScale:
         sd = self.sd[genes]
         return self.mean[genes], np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
 
-    def restore(self, standardised: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
-        """Undo :meth:`standardise`."""
-        return (standardised * self.sd[genes] + self.mean[genes]).astype(np.float32)
+    def restore(self, standardized: NDArray[np.float32], genes: Ints) -> NDArray[np.float32]:
+        """Undo :meth:`standardize`."""
+        return (standardized * self.sd[genes] + self.mean[genes]).astype(np.float32)
 
 
 def total_of(totals: Floats, scale: Scale) -> float:
@@ -203,7 +203,7 @@ def most_variable(panels: Sequence[Panel], n: int, scale: Scale = PAPER_TOTAL) -
     return [common[i] for i in order]
 
 
-NEAREST = 6  # neighbours of a place
+NEAREST = 6  # neighbors of a place
 
 
 GENES = 2000  # that are made dense at a time
@@ -212,7 +212,7 @@ GENES = 2000  # that are made dense at a time
 def spatial_autocorrelation(
     values: sparse.csr_matrix, coords: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Return the correlation of each column with the mean of its 6 nearest neighbours, ``(genes,)``.
+    """Return the correlation of each column with the mean of its 6 nearest neighbors, ``(genes,)``.
 
     Parameters
     ----------

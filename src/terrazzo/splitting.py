@@ -23,7 +23,7 @@ def mask_cells(
     kept_share: float = 0.0,
     exclude: Ints | None = None,
 ) -> tuple[Ints, Ints]:
-    """Choose cells for masked cell modelling.
+    """Choose cells for masked cell modeling.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def noisy_positions(
     which
         Rows that move.
     spacing
-        Mean distance between neighbours, in units of ``positions``.
+        Mean distance between neighbors, in units of ``positions``.
     rng
         Source of chance.
     sigma_spacing

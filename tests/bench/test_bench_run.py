@@ -401,7 +401,7 @@ def test_an_ablation_trains_every_variant_and_can_go_on(
     assert (list(held.obs), list(held.obsm)) == ([], ["spatial"])
     assert (
         len(list((tmp_path / "work").glob("slice_*.h5ad"))) == 1
-    )  # the scored slice is not learnt from
+    )  # the scored slice is not learned from
     again = run(protocol, data=data_folder, work=tmp_path / "work")
     columns = ["system", "split", "metric", "value"]
     assert again.scores[columns].equals(first.scores[columns])

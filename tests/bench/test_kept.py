@@ -108,7 +108,7 @@ def test_other_weights_slices_or_code_take_nothing_over(
 
     def changed(cls: type[Sample], *given: Any, **more: Any) -> Sample:
         sample = read(cls, *given, **more)
-        sample.labelled.obs["region"] = sample.labelled.obs["region"].to_numpy()[::-1]
+        sample.labeled.obs["region"] = sample.labeled.obs["region"].to_numpy()[::-1]
         return sample
 
     with monkeypatch.context() as patch:
@@ -145,6 +145,6 @@ def test_content_ignores_what_a_table_writes(data_folder: Path) -> None:
         return Sample.read("made", "s0", "region", data_folder)
 
     one, two, three = read(), read(), read()
-    two.take(np.ones((two.labelled.n_obs, 2)), {"blocks": {}})
-    three.labelled.obsm["X_given"][0, 0] += 1
+    two.take(np.ones((two.labeled.n_obs, 2)), {"blocks": {}})
+    three.labeled.obsm["X_given"][0, 0] += 1
     assert one.content == two.content != three.content

@@ -47,7 +47,7 @@ PARTS = [
         "settings": ["cross"],
     },
 ]
-TRIVIAL = [pictures.GENE_MEAN, "Colour statistics", "Colour statistics, by slice"]
+TRIVIAL = [pictures.GENE_MEAN, "Color statistics", "Color statistics, by slice"]
 NAMED, VARIABLE = pictures.NAMED, "5 variable genes"
 
 
@@ -106,7 +106,7 @@ def test_trivial_answers_and_who_is_missing(genes: Any, pictured: Path) -> None:
     assert set(found.by_gene["gene"]) == {
         "SIM3",
         "SIM5",
-    }  # SIM1 is learnt where a and b teach it, and not measured in c
+    }  # SIM1 is learned where a and b teach it, and not measured in c
     for part in ("one", "two", "three"):
         assert mean(found, TRIVIAL[0], part, VARIABLE, "pearson") == 0
         assert mean(found, TRIVIAL[2], part, VARIABLE) < mean(found, TRIVIAL[0], part, VARIABLE)
@@ -255,11 +255,11 @@ def test_a_slice_without_a_picture(genes: Any, pictured: Path, tmp_path: Path) -
             del adata.uns["spatial"]
         adata.write_h5ad(tmp_path / "hist" / f"{name}.h5ad")
     found = run(genes(runs=1), data=tmp_path)
-    gone = found.absent[found.absent["system"] == "Colour statistics"]
+    gone = found.absent[found.absent["system"] == "Color statistics"]
     assert gone["part"].tolist() == [
         "one",
         "three",
-    ]  # where it is scored, and where it is learnt from
+    ]  # where it is scored, and where it is learned from
     assert "has no histology image" in gone["reason"].iloc[0]
     assert pictures.GENE_MEAN in set(found.scores["system"])
 

@@ -315,8 +315,8 @@ def test_the_data_at_hand_have_what_a_table_asks_for(name: str, shared_dir: Path
         except datasets.DataMissing:
             missing.append(part.name)
             continue
-        labelled = paths if "cross" in part.settings else paths[:1]
-        for path in labelled if table.label else []:
+        labeled = paths if "cross" in part.settings else paths[:1]
+        for path in labeled if table.label else []:
             adata = anndata.read_h5ad(path, backed="r")
             assert table.label in (adata.obsm if table.task == "deconvolution" else adata.obs), path
             adata.file.close()

@@ -129,7 +129,7 @@ def test_it_draws_without_a_word(opened: AnnData, browser: Any, run: Any, photog
     assert complaints(browser) == []
     assert browser.execute_script(FETCHED) == []
     assert min(painted(run, plane)[0] for plane in ("tissue", "embedding")) > 3000
-    assert "300 cells, coloured by region." in status(browser)
+    assert "300 cells, colored by region." in status(browser)
     photograph("report-small")
 
 
@@ -168,7 +168,7 @@ def test_pointing_at_a_cell_tells_of_it(
     until(lambda: not tooltip(browser) or run(f"return viewer.{name}.radius() > 20"))
 
 
-def test_colour_by_label_number_and_gene(
+def test_color_by_label_number_and_gene(
     opened: AnnData, browser: Any, run: Any, until: Any, photograph: Any
 ) -> None:
     from selenium.webdriver import Keys
@@ -184,7 +184,7 @@ def test_colour_by_label_number_and_gene(
     ]
     for name, legend in (("score", "0.005"), ("X_t3_domain", "1"), ("hostile", HOSTILE)):
         picker.select_by_visible_text(name)
-        until(lambda name=name: f"coloured by {name}." in status(browser))
+        until(lambda name=name: f"colored by {name}." in status(browser))
         assert legend in browser.find_element("css selector", ".legend").text
     assert painted(run, "tissue") != before[0]
     assert painted(run, "embedding") != before[1]
@@ -192,7 +192,7 @@ def test_colour_by_label_number_and_gene(
     kept = run("return viewer.slice.genes.map((gene) => gene.name)")
     box = browser.find_element("css selector", "input[list]")
     box.send_keys(kept[3].lower(), Keys.ENTER)
-    until(lambda: f"coloured by {kept[3]}, log1p" in status(browser))
+    until(lambda: f"colored by {kept[3]}, log1p" in status(browser))
     cell = run("const p = viewer.tissue; return p.bins.nearest(p.cx, p.cy, Infinity)")
     counts = opened[:, kept[3]].X.toarray().ravel()
     shown = np.log1p(counts[cell] / opened.X[cell].sum() * 1e4)
@@ -236,11 +236,11 @@ def test_brushing_links_the_two_pictures(
     assert f"{len(found)} of 300 cells selected: region_" in status(browser)
     until(lambda: painted(run, "tissue") != before)
     photograph("report-brushed")
-    alpha = "const d = viewer.cells.colours; return Array.from(d, (c) => c >>> 24)"
+    alpha = "const d = viewer.cells.colors; return Array.from(d, (c) => c >>> 24)"
     shown = np.array(run(alpha))
     assert set(np.flatnonzero(shown == 255).tolist()) == found
     browser.find_element("css selector", "button[aria-label='Clear the selection']").click()
-    until(lambda: "coloured by region." in status(browser))
+    until(lambda: "colored by region." in status(browser))
     assert set(run(alpha)) == {255}
 
 
@@ -293,7 +293,7 @@ def test_everything_is_reached_by_keyboard(
         if named.startswith("region_1"):
             break
     for control in (
-        "Colour by",
+        "Color by",
         "Gene",
         "Find a cell",
         "Embedding",
@@ -319,7 +319,7 @@ def test_everything_is_reached_by_keyboard(
     press("0")
     until(lambda: run("return viewer.tissue.cx") == pytest.approx(cx))
     press(Keys.ESCAPE)
-    until(lambda: "coloured by region." in status(browser))
+    until(lambda: "colored by region." in status(browser))
 
 
 def test_find_a_cell(opened: AnnData, browser: Any, run: Any, until: Any) -> None:
@@ -355,10 +355,8 @@ def test_the_other_embedding_and_the_sliders(
 
 
 def test_dark_and_light(opened: AnnData, browser: Any, photograph: Any) -> None:
-    def luminance(colour: str) -> float:
-        parts = (
-            np.array([float(v) for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
-        )
+    def luminance(color: str) -> float:
+        parts = np.array([float(v) for v in color[color.index("(") + 1 : -1].split(",")[:3]]) / 255
         linear = np.where(parts <= 0.03928, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -397,7 +395,7 @@ def test_on_paper(opened: AnnData, browser: Any, until: Any, photograph: Any) ->
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert browser.execute_script(shown, ".still") == "block"
     assert browser.execute_script(shown, ".viewer") == "none"
-    assert "coloured by region" in browser.find_element("css selector", ".view figcaption").text
+    assert "colored by region" in browser.find_element("css selector", ".view figcaption").text
     assert "region_1" in browser.find_element("css selector", ".view .legend").text
     photograph("report-print")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
@@ -469,9 +467,9 @@ def test_a_hundred_thousand_cells(
     from selenium.webdriver import Keys
 
     browser.find_element("css selector", "input[list]").send_keys("GENE7", Keys.ENTER)
-    until(lambda: "coloured by GENE7" in status(browser))
-    run("viewer.colourBy(viewer.columns[0])")
-    until(lambda: "coloured by region" in status(browser))
+    until(lambda: "colored by GENE7" in status(browser))
+    run("viewer.colorBy(viewer.columns[0])")
+    until(lambda: "colored by region" in status(browser))
     browser.find_element("css selector", ".legend button").click()
     until(
         lambda: (

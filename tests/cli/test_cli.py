@@ -49,7 +49,7 @@ def test_python_m_terrazzo() -> None:
         ["fly"],
         ["embed"],
         ["embed", "x.h5ad"],
-        ["embed", "x.h5ad", "--model", "m", "--out", "o", "--colour", "red"],
+        ["embed", "x.h5ad", "--model", "m", "--out", "o", "--color", "red"],
         ["embed", "x.h5ad", "--model", "m", "--out", "o", "--split", "hexagons"],
         ["embed", "x.h5ad", "--model", "m", "--out", "o", "--seed", "one"],
         ["info"],
@@ -170,8 +170,8 @@ def test_warnings_go_to_standard_error(
     )
     assert code == 0
     assert "warning: " in err
-    assert "micrometres could not be derived" in err
-    assert "micrometres could not be derived" not in out
+    assert "micrometers could not be derived" in err
+    assert "micrometers could not be derived" not in out
     code, _, err = call(
         "embed",
         tmp_path / "plain.h5ad",
@@ -183,7 +183,7 @@ def test_warnings_go_to_standard_error(
         1,
     )
     assert code == 0
-    assert "micrometres" not in err
+    assert "micrometers" not in err
 
 
 def test_options_that_mean_nothing_to_a_cell_encoder(

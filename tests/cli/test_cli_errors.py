@@ -12,9 +12,9 @@ import terrazzo as tz
 
 
 @pytest.fixture
-def wrong(call: Any, labelled: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def wrong(call: Any, labeled: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a command beside two slices, s0 and s1; return the line of its error."""
-    monkeypatch.chdir(labelled[0].parent)
+    monkeypatch.chdir(labeled[0].parent)
 
     def run(line: str) -> str:
         code, _, err = call(*line.split())
@@ -50,12 +50,12 @@ WRONG = [  # command, and what its line must say
     ("probe s0.h5ad --use-rep X_t --out p", ["--label", "--values"]),
     ("impute s0.h5ad --model pcaa --out i", ["Did you mean 'pca'"]),
     (
-        "predict-genes s0.h5ad --predict s1.h5ad --model colours --out g",
+        "predict-genes s0.h5ad --predict s1.h5ad --model colors --out g",
         ["s0.h5ad: ", "s0.json", '"scale"'],
     ),
     (
         "info s0.h5ad --model gone",
-        ["gone does not exist", "`terrazzo pretrain`", "organisation/name"],
+        ["gone does not exist", "`terrazzo pretrain`", "organization/name"],
     ),
     ("info s0.h5ad --model s1.h5ad", ["s1.h5ad is a file", "must be a checkpoint"]),
     ("bench stofm-1-dlfpc", ["Did you mean 'stofm-1-dlpfc'"]),
@@ -63,7 +63,7 @@ WRONG = [  # command, and what its line must say
     ("pretrain gone.yaml", ["gone.yaml cannot be read", "configs/"]),
     ("pretrain broken.yaml", ["broken.yaml, line 3: not a readable YAML file"]),
     ("pretrain words.yaml", ["words.yaml must hold settings", "key: value"]),
-    ("pretrain misspelt.yaml", ["unknown key 'corpsu'", "Did you mean 'corpus'"]),
+    ("pretrain misspelled.yaml", ["unknown key 'corpsu'", "Did you mean 'corpus'"]),
 ]
 
 
@@ -71,7 +71,7 @@ WRONG = [  # command, and what its line must say
 def test_a_line_says_what_where_and_how(wrong: Any, line: str, said: list[str]) -> None:
     Path("broken.yaml").write_text("stage: pretrain\nmodel: [1\n")
     Path("words.yaml").write_text("hello\n")
-    Path("misspelt.yaml").write_text("stage: pretrain\ncorpsu: x\n")
+    Path("misspelled.yaml").write_text("stage: pretrain\ncorpsu: x\n")
     told = wrong(line)
     for words in said:
         assert words in told, told
@@ -88,18 +88,18 @@ def test_help_is_offered_of_verbs_that_are_there(call: Any) -> None:
 
 @pytest.mark.parametrize("device", ["cdua", "cuda"])
 def test_a_device_that_is_not_there(
-    call: Any, labelled: list[Path], tiny_model: Any, tmp_path: Path, device: str
+    call: Any, labeled: list[Path], tiny_model: Any, tmp_path: Path, device: str
 ) -> None:
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has one")
     model = tiny_model().save_pretrained(tmp_path / "model")
     code, _, err = call(
-        "embed", labelled[0], "--model", model, "--device", device, "--out", tmp_path / "out"
+        "embed", labeled[0], "--model", model, "--device", device, "--out", tmp_path / "out"
     )
     assert code == 2
     assert f"device '{device}' cannot be used; here there is: cpu" in err
 
 
-def test_misspelt_clusters_name_the_nearest_column(tiny_model: Any, labelled: list[Path]) -> None:
+def test_misspelled_clusters_name_the_nearest_column(tiny_model: Any, labeled: list[Path]) -> None:
     with pytest.raises(tz.errors.InputError, match=r"Did you mean 'region'\?"):
-        tiny_model().embed(labelled[0], clusters="regoin", progress=False)
+        tiny_model().embed(labeled[0], clusters="regoin", progress=False)

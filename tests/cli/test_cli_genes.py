@@ -68,7 +68,7 @@ def test_a_gene_list_from_slices_to_slices(
     genes = listed('# markers\nSIM3\nSIM5, 12.5\n\n"SIM8"\t1 # a remark\nSIM3\n')
     words = (
         "--model",
-        "colours-own",
+        "colors-own",
         "--genes",
         genes,
         "--gene",
@@ -109,10 +109,10 @@ def test_a_checkpoint_and_variable_genes(
     assert (code, err) == (0, "")
     probe = Probe.load(out / "probe")
     assert (len(probe.names), probe.info["scale"], probe.use_rep) == (5, "median", "X_image")
-    learnt = tz.load(folder).embed(
+    learned = tz.load(folder).embed(
         anndata.read_h5ad(files[0]), modality="image", key_added="X_image", progress=False
     )
-    again = tz.tasks.fit_image_to_gene(learnt, use_rep="X_image", genes=5, scale="median")
+    again = tz.tasks.fit_image_to_gene(learned, use_rep="X_image", genes=5, scale="median")
     found = anndata.read_h5ad(out / "b.h5ad")
     np.testing.assert_allclose(
         again.predict(found), found.obsm["expression_predicted"], rtol=1e-3, atol=1e-3
@@ -133,7 +133,7 @@ def test_a_slice_without_the_genes_is_predicted_and_not_scored(
 
     strange, blank = spoilt(1, other_genes, "strange"), spoilt(1, unsequenced, "blank")
     out = tmp_path / "out"
-    words = ("--model", "colours", "--gene", "SIM3", "--out", out)
+    words = ("--model", "colors", "--gene", "SIM3", "--out", out)
     code, told, err = call("predict-genes", files[0], "--predict", strange, blank, *words)
     assert (code, err) == (0, "")
     assert sorted(p.name for p in out.iterdir()) == [
@@ -170,26 +170,26 @@ def swapped(adata: AnnData) -> None:
         (("--genes", "gone.txt"), "gone.txt cannot be read as a list of genes"),
         (
             ("--gene", "SIM3", "--model", "nowhere"),
-            "nowhere is no folder here, and not colours or colours-own",
+            "nowhere is no folder here, and not colors or colors-own",
         ),
     ],
 )
 def test_wishes_that_cannot_be_met(
     refused: Any, files: list[Path], words: tuple[Any, ...], said: str
 ) -> None:
-    model = () if "--model" in words else ("--model", "colours")
+    model = () if "--model" in words else ("--model", "colors")
     assert said in refused("predict-genes", files[0], "--predict", files[1], *model, *words)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "# only a remark\n"])
 def test_an_empty_list_of_genes(refused: Any, files: list[Path], listed: Any, text: str) -> None:
-    words = ("--predict", files[1], "--model", "colours", "--genes", listed(text))
+    words = ("--predict", files[1], "--model", "colors", "--genes", listed(text))
     assert "genes.txt names no gene; write one a line" in refused("predict-genes", files[0], *words)
 
 
 def test_pictures_that_are_not_there(refused: Any, files: list[Path], spoilt: Any) -> None:
     bare = spoilt(0, no_image)
-    words = ("--model", "colours", "--gene", "SIM3")
+    words = ("--model", "colors", "--gene", "SIM3")
     said = refused("predict-genes", bare, "--predict", files[1], *words)
     assert "spoilt.h5ad: spoilt has no histology image" in said
     off = spoilt(0, swapped)
@@ -204,7 +204,7 @@ def test_a_picture_that_is_missing_where_it_is_predicted(
     call: Any, files: list[Path], spoilt: Any, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ("--model", "colours", "--gene", "SIM3", "--out", out)
+    words = ("--model", "colors", "--gene", "SIM3", "--out", out)
     code, _, err = call("predict-genes", files[0], "--predict", spoilt(1, no_image), *words)
     assert code == 2
     assert "spoilt has no histology image" in err
@@ -213,18 +213,18 @@ def test_a_picture_that_is_missing_where_it_is_predicted(
 
 def test_nothing_to_learn_from(call: Any, files: list[Path], tmp_path: Path) -> None:
     code, told, err = call(
-        "predict-genes", "--predict", files[1], "--model", "colours", "--out", tmp_path / "out"
+        "predict-genes", "--predict", files[1], "--model", "colors", "--out", tmp_path / "out"
     )
     assert (code, told) == (2, "")
     assert "SLICES" in err
-    code, _, err = call("predict-genes", files[0], "--model", "colours", "--out", tmp_path / "out")
+    code, _, err = call("predict-genes", files[0], "--model", "colors", "--out", tmp_path / "out")
     assert code == 2
     assert "--predict" in err
 
 
 def test_an_input_is_never_overwritten(call: Any, files: list[Path]) -> None:
     before = files[1].read_bytes()
-    words = ("--model", "colours", "--gene", "SIM3", "--out", files[1].parent)
+    words = ("--model", "colors", "--gene", "SIM3", "--out", files[1].parent)
     code, _, err = call("predict-genes", files[0], "--predict", files[1], *words)
     assert code == 2
     assert "would overwrite its own input" in err

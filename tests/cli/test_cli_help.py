@@ -89,8 +89,8 @@ def test_help_names_every_verb(call: Any) -> None:
 
 
 def test_an_example_that_rots_is_noticed() -> None:
-    with pytest.raises(Exception, match="colour"):
-        bind(examples("Example: terrazzo embed a.h5ad --model m --out o --colour red")[0])
+    with pytest.raises(Exception, match="color"):
+        bind(examples("Example: terrazzo embed a.h5ad --model m --out o --color red")[0])
 
 
 def test_the_command_lines_of_the_readme_can_be_typed() -> None:

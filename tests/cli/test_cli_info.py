@@ -1,4 +1,4 @@
-"""``terrazzo info``: what was recognised, units, spacing, what was left out, and what it is good for."""
+"""``terrazzo info``: what was recognized, units, spacing, what was left out, and what it is good for."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_facts_have_units(facts: Any, simulated: Any, tmp_path: Path) -> None:
     adata.obsm["X_mine"] = np.zeros((120, 2))
     adata.write_h5ad(tmp_path / "s.h5ad")
     found = facts(tmp_path / "s.h5ad")
-    assert found["recognised as"] == "AnnData"
+    assert found["recognized as"] == "AnnData"
     assert (found["n cells"], found["is counts"], found["unit"]) == ("120", "yes", "um")
     assert found["spacing"].endswith(" um")
     assert found["extent"].endswith(" um")
@@ -71,9 +71,9 @@ def vendor(simulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return folder
 
 
-def test_what_was_recognised_and_left_out(facts: Any, vendor: Path) -> None:
+def test_what_was_recognized_and_left_out(facts: Any, vendor: Path) -> None:
     found = facts(vendor, "--bins", "8")
-    assert found["recognised as"] == "Vendor, bins 8; 7 controls were left out"
+    assert found["recognized as"] == "Vendor, bins 8; 7 controls were left out"
 
 
 def test_embed_says_what_was_left_out(

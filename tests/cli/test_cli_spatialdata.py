@@ -56,22 +56,22 @@ def slices(histology: Any, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "plain.h5ad", store.table("table", table).done()
 
 
-def test_info_says_what_was_recognised(call: Any, slices: Any) -> None:
+def test_info_says_what_was_recognized(call: Any, slices: Any) -> None:
     plain, store = slices
     code, out, err = call("info", store)
     assert (code, err) == (0, "")
     said = {line[2:24].strip(): line[24:] for line in out.splitlines()[1:]}
-    assert said["recognised as"] == (
-        "SpatialData; table table, region id; coordinates: centres of shapes 'id' in 'id'; image id_hires_image"
+    assert said["recognized as"] == (
+        "SpatialData; table table, region id; coordinates: centers of shapes 'id' in 'id'; image id_hires_image"
     )
     usual = {line[2:24].strip(): line[24:] for line in call("info", plain)[1].splitlines()[1:]}
-    assert usual["recognised as"] == "AnnData"
+    assert usual["recognized as"] == "AnnData"
     assert said["unit"] == usual["unit"] == "um"
     assert said["spacing"] == usual["spacing"] == "100 um"
     assert said["image"] == usual["image"] != "None"
     moved = call("info", store, "--coordinate-system", "id_downscaled_hires")[1]
     spacing = next(line[24:] for line in moved.splitlines() if line.startswith("  spacing"))
-    assert spacing == usual["spacing"]  # in micrometres, whatever the system's unit
+    assert spacing == usual["spacing"]  # in micrometers, whatever the system's unit
     table = call("info", store / "tables" / "table")
     assert table == (0, out.replace(str(store), str(store / "tables" / "table"), 1), "")
     for wrong, words in ((store, "no rows of the region 'x'"), (plain, "region= means nothing")):
@@ -116,5 +116,5 @@ def test_embed_domains_and_report(call: Any, slices: Any, align_model: Any, tmp_
     text = page.read_text(encoding="utf-8")
     assert "X_stalign_domain" in text
     assert 'class="histology"' in text
-    assert "centres of shapes" in text
+    assert "centers of shapes" in text
     assert hash_path(store) == before

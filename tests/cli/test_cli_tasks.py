@@ -386,7 +386,7 @@ def alone(adata: Any) -> None:
     adata.obs["region"] = ["b", *["a"] * (adata.n_obs - 1)]
 
 
-def unnormalised(adata: Any) -> None:
+def unnormalized(adata: Any) -> None:
     adata.obsm["proportions"][7] *= 1.5
 
 
@@ -402,7 +402,7 @@ PROBE = ("--use-rep", KEY, "--label", "region")
         (one_class, "domains", ("--use-rep", KEY, "-k", 3, "--label", "region"), "one class, 'a'"),
         (alone, "probe", PROBE, "too rare to be scored: b"),
         (
-            unnormalised,
+            unnormalized,
             "deconvolve",
             ("--use-rep", KEY),
             "sum to one within 0.001; 1 of 200 rows do not",

@@ -1,4 +1,4 @@
-"""The Hilbert order: a walk that visits every place once, in steps to neighbours."""
+"""The Hilbert order: a walk that visits every place once, in steps to neighbors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_walk_visits_every_place_by_single_steps(bits: int) -> None:
     assert (steps == 1).all()
 
 
-def test_neighbours_in_order_are_neighbours_in_space() -> None:
+def test_neighbors_in_order_are_neighbors_in_space() -> None:
     xy = np.random.default_rng(0).random((4000, 2)) * 1000
     ordered = xy[hilbert_order(xy)]
     near = np.linalg.norm(ordered - np.roll(ordered, 50, axis=0), axis=1)

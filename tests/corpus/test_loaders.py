@@ -391,7 +391,7 @@ def test_counts_and_tokens_come_on_request(cache: EmbeddingCache) -> None:
 
 
 @pytest.mark.parametrize("with_counts", [False, True])
-def test_cells_are_tokenised_from_an_epoch_on(
+def test_cells_are_tokenized_from_an_epoch_on(
     cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, with_counts: bool
 ) -> None:
     reads: list[str] = []
@@ -436,7 +436,7 @@ def test_members_are_opened_again_where_few_may_stay_open(
         np.testing.assert_array_equal(left, right)
 
 
-def test_without_micrometres_the_spacing_is_the_unit(tmp_path: Path) -> None:
+def test_without_micrometers_the_spacing_is_the_unit(tmp_path: Path) -> None:
     corpus: Any = FakeCorpus({"a": 30}, unit="pixel")
     config = SubSliceConfig(split_size=10, n_neighbors=4, virtual=False)
     made = EmbeddingCache(tmp_path, CacheKey("model", config))

@@ -229,7 +229,7 @@ def test_crop_refuses_sizes(pixels, size):
         TissueImage(pixels).crop(1.0, 1.0, **size)
 
 
-def test_crop_refuses_centre_that_is_not_finite(pixels):
+def test_crop_refuses_center_that_is_not_finite(pixels):
     with pytest.raises(InputError, match="finite"):
         TissueImage(pixels).crop(float("nan"), 1.0, size_px=3)
     with pytest.raises(ConfigError, match="size_um"):

@@ -22,8 +22,8 @@ def weights(low, high, size, length):
     """Linear interpolation in one direction, slowly, (size, length): a triangle as wide as a pixel of the result."""
     step = (high - low) / size
     reach = max(step, 1.0)
-    centre = low + (np.arange(size) + 0.5) * step
-    found = np.maximum(0.0, 1 - np.abs(np.arange(length)[None] + 0.5 - centre[:, None]) / reach)
+    center = low + (np.arange(size) + 0.5) * step
+    found = np.maximum(0.0, 1 - np.abs(np.arange(length)[None] + 0.5 - center[:, None]) / reach)
     return found / found.sum(axis=1, keepdims=True)
 
 
@@ -237,7 +237,7 @@ def test_impossible_crops_are_refused():
         TissueImage(ramp(), scale_y=-1.0)
 
 
-def test_channels_are_standardised_by_fixed_numbers():
+def test_channels_are_standardized_by_fixed_numbers():
     crops = np.random.default_rng(0).integers(0, 255, (5, 6, 7, 3), dtype=np.uint8)
     found = ChannelStatistics.fit(iter([crops[:2], crops[2:]]))
     np.testing.assert_allclose(found.mean, crops.mean(axis=(0, 1, 2)) / 255)

@@ -103,7 +103,7 @@ def test_no_image_and_no_scale_are_said():
     assert needed(image) is image
     bare = TissueImage(image.pixels)
     assert needed(bare, scale=False) is bare
-    with pytest.raises(InputError, match="micrometres per pixel"):
+    with pytest.raises(InputError, match="micrometers per pixel"):
         needed(bare)
 
 

@@ -1,4 +1,4 @@
-"""TIFF: read by tile and level, every colour kind, and what is damaged, foreign or too large."""
+"""TIFF: read by tile and level, every color kind, and what is damaged, foreign or too large."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def smooth():
     return np.stack([columns, rows, 128 + rows // 4], axis=2).astype(np.uint8)
 
 
-def jpeg_tiff(path, pixels, tile, colours="ycbcr"):
+def jpeg_tiff(path, pixels, tile, colors="ycbcr"):
     """Write a tiled TIFF of JPEGs, as scanners do; tifffile cannot without another package."""
     parts = []
     for y, x in itertools.product(range(0, pixels.shape[0], tile), range(0, pixels.shape[1], tile)):
@@ -35,7 +35,7 @@ def jpeg_tiff(path, pixels, tile, colours="ycbcr"):
         )
         held = io.BytesIO()
         Image.fromarray(part).save(
-            held, "JPEG", quality=95, subsampling=0, keep_rgb=colours == "rgb"
+            held, "JPEG", quality=95, subsampling=0, keep_rgb=colors == "rgb"
         )
         parts.append(held.getvalue())
     offsets = 8 + np.cumsum([0, *map(len, parts)])
@@ -45,7 +45,7 @@ def jpeg_tiff(path, pixels, tile, colours="ycbcr"):
         (257, 4, 1, pixels.shape[0]),
         (258, 3, 3, end + 8 * n),
         (259, 3, 1, 7),
-        (262, 3, 1, 6 if colours == "ycbcr" else 2),
+        (262, 3, 1, 6 if colors == "ycbcr" else 2),
         (277, 3, 1, 3),
         (284, 3, 1, 1),
         (322, 4, 1, tile),
@@ -143,9 +143,9 @@ def test_the_levels_of_a_pyramid(tmp_path, smooth, subifds):
     )
 
 
-@pytest.mark.parametrize("colours", ["ycbcr", "rgb"])
-def test_jpeg_tiles_need_no_other_package(tmp_path, smooth, colours):
-    jpeg_tiff(tmp_path / "a.tif", smooth, 64, colours)
+@pytest.mark.parametrize("colors", ["ycbcr", "rgb"])
+def test_jpeg_tiles_need_no_other_package(tmp_path, smooth, colors):
+    jpeg_tiff(tmp_path / "a.tif", smooth, 64, colors)
     image = TissueImage.from_file(tmp_path / "a.tif")
     assert isinstance(image.pixels, LazyPixels)
     assert np.abs(image.pixels[20:140, 50:200].astype(int) - smooth[20:140, 50:200]).max() <= 6
@@ -189,9 +189,9 @@ def test_gray_alpha_inks_palette_and_sixteen_bits_become_rgb(tmp_path, smooth):
     np.testing.assert_array_equal(got(inks, "separated"), smooth)
     inks[:, :, 3] = 255
     assert (got(inks, "separated") == 0).all()
-    colours = np.random.default_rng(0).integers(0, 65535, (3, 256), dtype=np.uint16)
+    colors = np.random.default_rng(0).integers(0, 65535, (3, 256), dtype=np.uint16)
     np.testing.assert_array_equal(
-        got(gray, "palette", colormap=colours), np.moveaxis(colours // 257, 0, -1)[gray]
+        got(gray, "palette", colormap=colors), np.moveaxis(colors // 257, 0, -1)[gray]
     )
 
 
@@ -260,7 +260,7 @@ def test_a_tiff_cut_short_between_tiles_is_refused(tmp_path, smooth):
         TissueImage.from_file(tmp_path / "a.tif")
 
 
-def test_channels_that_are_no_colours_are_refused(tmp_path):
+def test_channels_that_are_no_colors_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 40, 40), np.uint16), photometric="minisblack")
     with pytest.raises(InputError, match="gray or RGB"):
         TissueImage.from_file(tmp_path / "a.tif")

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LICENCES = {"mit", "cc-by-4.0", "apache-2.0"}
+LICENSES = {"mit", "cc-by-4.0", "apache-2.0"}
 
 
 @dataclass
@@ -126,9 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
             if line.startswith("license:")
         ]
         wrong = [
-            {"message": f'"license" must be one of {sorted(LICENCES)}'}
+            {"message": f'"license" must be one of {sorted(LICENSES)}'}
             for one in stated
-            if one not in LICENCES
+            if one not in LICENSES
         ]
         self._send(400 if wrong else 200, {"errors": wrong, "warnings": []})
 

@@ -22,7 +22,7 @@ from terrazzo.models.baselines import (
     WITHIN_3_HOPS,
     Baseline,
     fit_baselines,
-    neighbour_mean,
+    neighbor_mean,
     rings,
 )
 
@@ -92,7 +92,7 @@ def test_what_each_is_made_of(fitted: dict[str, Baseline], slices: list[Slice]) 
     out = {name: one.transform(tissue) for name, one in fitted.items()}
     short = out["z50"][:, :20]
     np.testing.assert_allclose(
-        out["t1"], neighbour_mean(short, tissue.coords, WITHIN_3_HOPS), rtol=1e-5
+        out["t1"], neighbor_mean(short, tissue.coords, WITHIN_3_HOPS), rtol=1e-5
     )
     for block in (out["t2"][:, :50], out["t2"][:, 50:]):  # equal in mean norm
         assert np.linalg.norm(block, axis=1).mean() == pytest.approx(1, rel=1e-5)
@@ -101,7 +101,7 @@ def test_what_each_is_made_of(fitted: dict[str, Baseline], slices: list[Slice]) 
         out["pca-concat"], np.hstack([out["pca"], out["pca-nb1"], out["pca-nb3"]]), rtol=1e-5
     )
     np.testing.assert_allclose(
-        out["pca-nb1"], neighbour_mean(out["pca"], tissue.coords, 6), rtol=1e-5
+        out["pca-nb1"], neighbor_mean(out["pca"], tissue.coords, 6), rtol=1e-5
     )
     distance = np.linalg.norm(tissue.coords[:, None] - tissue.coords[None], axis=-1)
     order = np.argsort(distance, axis=1, kind="stable")
@@ -129,16 +129,16 @@ def test_the_components_are_of_the_training_slices_only(slices: list[Slice]) -> 
     assert one.fitted_on == (slices[0].name, slices[1].name)
 
 
-def test_neighbour_mean_against_brute_force() -> None:
+def test_neighbor_mean_against_brute_force() -> None:
     rng = np.random.default_rng(0)
     values, coords = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(50, 2))
     order = np.argsort(np.linalg.norm(coords[:, None] - coords[None], axis=-1), axis=1)
     np.testing.assert_allclose(
-        neighbour_mean(values, coords, 6), values[order[:, :7]].mean(axis=1), atol=1e-6
+        neighbor_mean(values, coords, 6), values[order[:, :7]].mean(axis=1), atol=1e-6
     )
-    assert neighbour_mean(values, coords, 0) is values
+    assert neighbor_mean(values, coords, 0) is values
     np.testing.assert_allclose(
-        neighbour_mean(values, coords, 500)[0], values.mean(axis=0), atol=1e-5
+        neighbor_mean(values, coords, 500)[0], values.mean(axis=0), atol=1e-5
     )
 
 
@@ -150,7 +150,7 @@ def test_a_slice_smaller_than_its_rings() -> None:
 
 
 @pytest.mark.parametrize("layout", ["cells", "visium"])
-def test_neighbours_help_regions(simulated: Any, layout: str) -> None:
+def test_neighbors_help_regions(simulated: Any, layout: str) -> None:
     adata = simulated(1200, 300, layout=layout, seed=1)
     scores = {}
     for name in ("pca", "pca-nb3"):
@@ -163,7 +163,7 @@ def test_neighbours_help_regions(simulated: Any, layout: str) -> None:
 
 def test_same_seed_same_vectors_and_the_usual_key(simulated: Any) -> None:
     adata = Baseline("pca-nb1", n_components=7).embed(simulated())
-    assert adata.uns["terrazzo"]["X_pca_nb1"]["model"] == "PCA + neighbour mean, 1 hop"
+    assert adata.uns["terrazzo"]["X_pca_nb1"]["model"] == "PCA + neighbor mean, 1 hop"
     again = Baseline("pca-nb1", n_components=7).embed(simulated())
     np.testing.assert_array_equal(adata.obsm["X_pca_nb1"], again.obsm["X_pca_nb1"])
     assert adata.obsm["X_pca_nb1"].shape == (200, 7)

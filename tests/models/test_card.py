@@ -34,7 +34,7 @@ RUN = {
     "train/gradient_norm": 1.0,
     "val/loss": 0.3,
     "val/masked_cells": 0.164,
-    "val/masked_cells_neighbours": 0.175,
+    "val/masked_cells_neighbors": 0.175,
     "val/masked_cells_zero": 1.0,
     "val/own": 0.06,
     "val/own_slice_mean": 0.08,
@@ -60,7 +60,7 @@ def test_every_part_is_there_and_filled(filled: str) -> None:
         "Training",
         "Losses",
         "Genes",
-        "Licence",
+        "License",
         "Limits",
         "Citation",
         "Hyperparameters",
@@ -73,14 +73,14 @@ def test_every_part_is_there_and_filled(filled: str) -> None:
     assert "median 98.1%" in section(filled, "Data")
     assert "steps: 1200" in section(filled, "Training")
     assert "60 genes" in section(filled, "Genes")
-    assert "Not stated" in section(filled, "Licence")
+    assert "Not stated" in section(filled, "License")
     assert "sub-slices" in section(filled, "Limits")
     assert "arXiv:2507.11588" in section(filled, "Citation")
     assert "| corpus_sha256 | " + "a" * 64 in section(filled, "Where the weights come from")
 
 
 def test_losses_stand_beside_trivial_answers(filled: str) -> None:
-    assert "| masked cells | 0.11 | 0.164 | neighbours 0.175; zero 1 |" in section(filled, "Losses")
+    assert "| masked cells | 0.11 | 0.164 | neighbors 0.175; zero 1 |" in section(filled, "Losses")
     assert "| own | 0.05 | 0.06 | slice mean 0.08 |" in section(filled, "Losses")
     assert "gradient" not in section(filled, "Losses")
 
@@ -100,15 +100,15 @@ def test_a_part_whose_name_begins_like_another() -> None:
     ]
 
 
-@pytest.mark.parametrize("licence", [None, "MIT", 'odd: "name"\n- x'])
-def test_the_head_is_yaml(tiny_model: Any, licence: str | None) -> None:
+@pytest.mark.parametrize("license", [None, "MIT", 'odd: "name"\n- x'])
+def test_the_head_is_yaml(tiny_model: Any, license: str | None) -> None:
     base = tiny_model()
-    origin = {**RUN, **({"licence": licence} if licence else {})}
+    origin = {**RUN, **({"license": license} if license else {})}
     front = yaml.safe_load(
         card(tz.SToFM(base.config, base.vocabulary, provenance=origin)).split("---")[1]
     )
     assert front["tags"][-1] == "stofm"
-    assert front.get("license") == (licence.lower() if licence else None)
+    assert front.get("license") == (license.lower() if license else None)
 
 
 def test_random_and_imported_weights(tiny_model: Any) -> None:

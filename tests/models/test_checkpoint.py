@@ -166,7 +166,7 @@ def test_tensors_of_another_model(folder: Path, change: Any, says: str) -> None:
         (lambda h: h.pop("format"), CheckpointError, "format None"),
         (lambda h: h.update(model_type="stoform"), CheckpointError, "'stoform'.*stofm"),
         (lambda h: h.pop("model_type"), CheckpointError, "model_type"),
-        (lambda h: h.update(colour="red"), CheckpointError, "colour"),
+        (lambda h: h.update(color="red"), CheckpointError, "color"),
     ],
 )
 def test_a_config_that_does_not_say_what_it_must(

@@ -40,7 +40,7 @@ def stripped(adata: AnnData, regions: list[str], instances: list[int]) -> AnnDat
 
 @pytest.fixture
 def plain(simulated: Any) -> AnnData:
-    """What the store holds, as an AnnData in micrometres."""
+    """What the store holds, as an AnnData in micrometers."""
     adata = simulated(60)
     adata.uns.clear()
     bare = AnnData(adata.X, obs=pd.DataFrame(index=adata.obs_names), var=adata.var)

@@ -61,7 +61,7 @@ def test_each_slice_is_written_with_its_vectors(
         assert f"{adata.n_obs} cells" in str(item)
 
 
-def test_finished_work_is_recognised(tiny_model: Any, sources: list[Path], out: Path) -> None:
+def test_finished_work_is_recognized(tiny_model: Any, sources: list[Path], out: Path) -> None:
     assert run(tiny_model(), sources, out) == ["embedded"] * 3
     held = state(out)
     done = list(embed_files(tiny_model(), sources, out, **OPTIONS))

@@ -126,7 +126,7 @@ def test_a_public_repository_stays_public(hub: Hub, tiny_model: Any) -> None:
 
 def test_the_card_goes_with_it(hub: Hub, tiny_model: Any) -> None:
     model = tz.SToFM(tiny_model().config, tiny_model().vocabulary)
-    sha = model.push_to_hub(NAME, licence="CC-BY-4.0").partition("@")[2]
+    sha = model.push_to_hub(NAME, license="CC-BY-4.0").partition("@")[2]
     card = hub.repos[NAME].commits[sha]["README.md"].decode()
     front = yaml.safe_load(card.split("---")[1])
     assert front["library_name"] == "terrazzo"
@@ -134,7 +134,7 @@ def test_the_card_goes_with_it(hub: Hub, tiny_model: Any) -> None:
     assert "stofm" in front["tags"]
     assert f'tz.load("{NAME}")' in card
     assert (
-        json.loads(hub.repos[NAME].commits[sha]["config.json"])["provenance"]["licence"]
+        json.loads(hub.repos[NAME].commits[sha]["config.json"])["provenance"]["license"]
         == "CC-BY-4.0"
     )
 
@@ -246,7 +246,7 @@ def test_a_push_that_is_refused(hub: Hub, tiny_model: Any, monkeypatch: pytest.M
         tiny_model().push_to_hub("stofm")
     model = tz.SToFM(tiny_model().config, tiny_model().vocabulary)
     with pytest.raises(OutputError, match=r"license.* must be one of") as told:
-        model.push_to_hub(NAME, licence="my own")
+        model.push_to_hub(NAME, license="my own")
     one_line(told)
     monkeypatch.setenv("HF_TOKEN", "hf_bad")
     with pytest.raises(OutputError, match="hf auth login") as told:

@@ -14,7 +14,7 @@ MODELS = ["SToFM", "ST as images", "ST-Align", "image to gene"]
 
 
 def lines(adata: Any, **options: Any) -> dict[str, str]:
-    found = uses(tz.Slice.from_anndata(adata, allow_normalised=True, **options))
+    found = uses(tz.Slice.from_anndata(adata, allow_normalized=True, **options))
     assert list(found) == MODELS
     assert all(line.startswith((READY, LACKS)) for line in found.values())
     return found
@@ -23,10 +23,10 @@ def lines(adata: Any, **options: Any) -> dict[str, str]:
 def test_an_array_with_histology(histology: Any) -> None:
     found = lines(histology(layout="visium"))
     assert all(line.startswith(READY) for line in found.values())
-    assert "distances in micrometres" in found["SToFM"]
+    assert "distances in micrometers" in found["SToFM"]
     assert "on its hex grid of " in found["ST as images"]
     assert "from histology and genes" in found["ST-Align"]
-    assert "learnt from, predicted and scored" in found["image to gene"]
+    assert "learned from, predicted and scored" in found["image to gene"]
 
 
 def test_single_cells_without_histology(simulated: Any) -> None:
@@ -42,7 +42,7 @@ def test_single_cells_without_histology(simulated: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::terrazzo.errors.TerrazzoWarning")
-def test_normalised_values(histology: Any) -> None:
+def test_normalized_values(histology: Any) -> None:
     adata = histology(layout="visium").copy()
     adata.X = np.log1p(adata.X.toarray()) + 0.5
     found = lines(adata)
@@ -50,14 +50,14 @@ def test_normalised_values(histology: Any) -> None:
         assert found[name].startswith(LACKS)
         assert "--layer" in found[name]
     assert "histology alone (--modality image)" in found["ST-Align"]
-    assert "not learnt from" in found["image to gene"]
+    assert "not learned from" in found["image to gene"]
 
 
 @pytest.mark.filterwarnings("ignore::terrazzo.errors.TerrazzoWarning")
-def test_micrometres_that_are_not_known(simulated: Any) -> None:
+def test_micrometers_that_are_not_known(simulated: Any) -> None:
     adata = simulated(120).copy()
     del adata.uns["technology"]
     found = lines(adata)
     assert "--microns-per-unit" in found["SToFM"]
     assert "units of the coordinates" in found["ST as images"]
-    assert "micrometres" not in lines(adata, microns_per_unit=1.0)["ST as images"]
+    assert "micrometers" not in lines(adata, microns_per_unit=1.0)["ST as images"]

@@ -23,7 +23,7 @@ import terrazzo as tz
 from terrazzo.models.published import read_pickled_tensors
 from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
-from terrazzo.systems.stofm.cell_model import tokenise
+from terrazzo.systems.stofm.cell_model import tokenize
 from terrazzo.systems.stofm.convert import convert_stofm
 from terrazzo.systems.stofm.model import subslice_tensors
 from terrazzo.systems.stofm.pair_bias import SparseBias
@@ -91,7 +91,7 @@ def golden(request: pytest.FixtureRequest, shared_dir: Path, models: Any) -> Gol
 
 def test_tokens_are_exact(golden: Golden) -> None:
     match = golden.model.vocabulary.match(golden.slice)
-    tokens = tokenise(golden.slice, match, golden.model.config.cell_encoder.max_length)
+    tokens = tokenize(golden.slice, match, golden.model.config.cell_encoder.max_length)
     stored = golden.load("tokens.npz")
     np.testing.assert_array_equal(tokens.lengths, stored["length"])
     np.testing.assert_array_equal(tokens.flat, stored["flat"])

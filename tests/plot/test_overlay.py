@@ -61,5 +61,5 @@ def test_what_cannot_be_drawn_is_said(simulated):
     with pytest.raises(ConfigError, match="spot_um"):
         plot.overlay(cells, image=image)
     assert plot.overlay(cells, image=image, spot_um=12.0)
-    with pytest.raises(InputError, match="micrometres per pixel"):
+    with pytest.raises(InputError, match="micrometers per pixel"):
         plot.overlay(adata, unit="pixel")

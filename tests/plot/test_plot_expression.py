@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_gray_and_four_genes_are_drawn(
     assert found[f"{names[0]}, not measured"]["blank"] == 80
 
 
-def test_the_scale_that_was_learnt_is_the_one_that_is_drawn(simulated: Any) -> None:
+def test_the_scale_that_was_learned_is_the_one_that_is_drawn(simulated: Any) -> None:
     adata = simulated(80, 30, layout="visium", seed=0)
     adata.obsm["X_img"] = adata.obsm["proportions"]
     probe = tz.tasks.fit_image_to_gene(adata, use_rep="X_img", genes=1, scale="median")

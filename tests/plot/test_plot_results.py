@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from terrazzo import plot
 from terrazzo.errors import InputError
 from terrazzo.plot import results
-from terrazzo.plot.palettes import MISSING_COLOUR, as_hex
+from terrazzo.plot.palettes import MISSING_COLOR, as_hex
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 
@@ -38,27 +38,27 @@ def quick_layout(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 
 def dots(axes: Any) -> dict[tuple[float, float], str]:
-    """Colour of every dot by its place."""
+    """Color of every dot by its place."""
     found = {}
     for cells in axes.collections:
-        colours = (
+        colors = (
             np.broadcast_to(cells.get_facecolor(), (len(cells.get_offsets()), 4))
             if len(cells.get_offsets())
             else ()
         )
         found |= {
             tuple(map(float, xy)): as_hex(c)
-            for xy, c in zip(cells.get_offsets(), colours, strict=True)
+            for xy, c in zip(cells.get_offsets(), colors, strict=True)
         }
     return found
 
 
-def test_umap_draws_every_cell_in_its_colour(embedded: Any, quick_layout: list[np.ndarray]) -> None:
+def test_umap_draws_every_cell_in_its_color(embedded: Any, quick_layout: list[np.ndarray]) -> None:
     embedded.obs["gaps"] = embedded.obs["region"].astype(object)
     embedded.obs.iloc[:9, embedded.obs.columns.get_loc("gaps")] = None
     axes = plot.umap(embedded, use_rep="X_test", color="gaps", seed=4)
-    colours = plot.colours(embedded, "region")
-    expected = [MISSING_COLOUR] * 9 + [colours[r] for r in embedded.obs["region"][9:]]
+    colors = plot.colors(embedded, "region")
+    expected = [MISSING_COLOR] * 9 + [colors[r] for r in embedded.obs["region"][9:]]
     assert dots(axes) == {
         tuple(map(float, xy)): c
         for xy, c in zip(embedded.obsm["X_test"][:, :2], expected, strict=True)
@@ -78,7 +78,7 @@ def test_umap_of_numbers_and_of_an_array(embedded: Any, quick_layout: list[np.nd
     assert axes.get_title() == "shown"
     embedded.obs["nothing"] = np.nan
     assert set(dots(plot.umap(embedded, use_rep="X_test", color="nothing")).values()) == {
-        MISSING_COLOUR
+        MISSING_COLOR
     }
 
 
@@ -136,7 +136,7 @@ def test_confusion_in_counts_on_given_axes() -> None:
 
     given = plt.subplots()[1]
     axes = plot.confusion(
-        pd.Categorical(["10", "2", "2"]), ["10", "2", "10"], normalise=False, ax=given
+        pd.Categorical(["10", "2", "2"]), ["10", "2", "10"], normalize=False, ax=given
     )
     assert axes is given
     np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 1], [0, 1]])

@@ -1,4 +1,4 @@
-"""Values on the tissue: who is drawn where, in which colour, and over which image. Drawn without a display."""
+"""Values on the tissue: who is drawn where, in which color, and over which image. Drawn without a display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import terrazzo as tz
 from terrazzo import plot
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.plot.palettes import MISSING, MISSING_COLOUR, as_hex
+from terrazzo.plot.palettes import MISSING, MISSING_COLOR, as_hex
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 
@@ -20,7 +20,7 @@ def drawn(axes: Any) -> dict[str, Any]:
     return {c.get_label(): c for c in axes.collections}
 
 
-def colour_of(cells: Any) -> str:
+def color_of(cells: Any) -> str:
     return as_hex(cells.get_facecolor()[0])
 
 
@@ -31,7 +31,7 @@ def test_categories_are_drawn_in_their_places(simulated: Any) -> None:
     for region in adata.obs["region"].cat.categories:
         here = (adata.obs["region"] == region).to_numpy()
         np.testing.assert_allclose(cells[region].get_offsets(), adata.obsm["spatial"][here])
-    assert len({colour_of(c) for c in axes.collections}) == len(axes.collections) == 5
+    assert len({color_of(c) for c in axes.collections}) == len(axes.collections) == 5
     low, high = axes.get_ylim()
     assert low > high  # y downwards, as on a slide
     assert axes.get_title() == "region"
@@ -48,7 +48,7 @@ def test_drawing_twice_leaves_y_downwards(simulated: Any) -> None:
 
 
 @pytest.mark.parametrize("color", ["depth", "SIM3", "ENSG99000000003"])
-def test_numbers_and_genes_have_a_colour_bar(simulated: Any, color: str) -> None:
+def test_numbers_and_genes_have_a_color_bar(simulated: Any, color: str) -> None:
     adata = simulated()
     adata.obs["depth"] = np.asarray(adata.X.sum(axis=1)).ravel()
     axes = plot.spatial(adata, color=color, title="shown")
@@ -99,7 +99,7 @@ def test_missing_labels_are_gray_and_named(simulated: Any, gap: Any) -> None:
     axes = plot.spatial(adata, color="gaps")
     cells = drawn(axes)
     assert {name: len(c.get_offsets()) for name, c in cells.items()} == {"a": 100, MISSING: 100}
-    assert colour_of(cells[MISSING]) == MISSING_COLOUR
+    assert color_of(cells[MISSING]) == MISSING_COLOR
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", MISSING]
 
 
@@ -118,7 +118,7 @@ def test_many_categories_have_no_legend(simulated: Any) -> None:
     adata.obs["many"] = pd.Categorical([f"c{i % 50}" for i in range(200)])
     axes = plot.spatial(adata, color="many")
     assert axes.get_legend() is None
-    assert len({colour_of(c) for c in axes.collections}) == 50
+    assert len({color_of(c) for c in axes.collections}) == 50
     assert plot.spatial(adata, color="region", legend=False).get_legend() is None
 
 
@@ -283,8 +283,8 @@ def test_a_grid_has_a_panel_for_each(simulated: Any) -> None:
         for ax in panels
     )
     single = drawn(plot.spatial(adata, color="region"))
-    assert {n: colour_of(c) for n, c in drawn(panels[0]).items()} == {
-        n: colour_of(c) for n, c in single.items()
+    assert {n: color_of(c) for n, c in drawn(panels[0]).items()} == {
+        n: color_of(c) for n, c in single.items()
     }
     assert len(plot.spatial_grid(adata, "region").axes) == 1
 

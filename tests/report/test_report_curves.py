@@ -20,7 +20,7 @@ COLUMNS = [
     "val/loss",
     "val/masked_sites",
     "val/masked_sites_mean",
-    "val/masked_sites_neighbours",
+    "val/masked_sites_neighbors",
     "val/masked",
     "val/masked_mean",
 ]
@@ -30,7 +30,7 @@ def test_parts_and_what_is_trivial() -> None:
     assert curves.parts(COLUMNS) == ["masked_sites", "masked", "loss"]
     assert curves.trivial_of("masked_sites", COLUMNS) == {
         "mean": "val/masked_sites_mean",
-        "neighbours": "val/masked_sites_neighbours",
+        "neighbors": "val/masked_sites_neighbors",
     }
     assert curves.trivial_of("masked", COLUMNS) == {
         "mean": "val/masked_mean"

@@ -144,7 +144,7 @@ def test_the_data_are_those_of_the_slice(embedded: Any, page: Any) -> None:
     assert [label["cells"] for label in column["labels"]] == embedded.obs["region"].value_counts()[
         labels
     ].tolist()
-    assert {label["name"]: label["colour"] for label in column["labels"]} == tz.plot.colours(
+    assert {label["name"]: label["color"] for label in column["labels"]} == tz.plot.colors(
         embedded, "region"
     )
     assert len(sheet["genes"]) == 7
@@ -196,7 +196,7 @@ def test_numbers_that_are_no_counts(simulated: Any, page: Any) -> None:
     made = page(adata, n_genes=3)
     (sheet,) = made.data["slices"]
     assert sheet["isCounts"] is False
-    assert "normalised values from X" in " ".join(made.words)
+    assert "normalized values from X" in " ".join(made.words)
     gene = sheet["genes"][0]
     expected = adata[:, gene["name"]].X.toarray().ravel()
     np.testing.assert_allclose(made.unpack(gene) * gene["unit"], expected, atol=gene["unit"])
@@ -252,7 +252,7 @@ def test_a_still_picture_for_paper(embedded: Any, page: Any) -> None:
     content = base64.b64decode(str(picture["src"]).partition(",")[2])
     assert content.startswith(b"\x89PNG")
     assert len(content) > 10_000
-    assert "coloured by region, " in str(picture["alt"])
+    assert "colored by region, " in str(picture["alt"])
 
 
 def test_many_cells_are_sampled_and_that_is_said(

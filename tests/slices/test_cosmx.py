@@ -51,7 +51,7 @@ def test_cosmx(tmp_path: Path, counts: Any) -> None:
     opened = open_slice(folder)
     assert opened.format == "CosMx"
     assert opened.notes == (
-        "a pixel is 0.12 um: Run_fov_positions_file.csv has both millimetres and pixels",
+        "a pixel is 0.12 um: Run_fov_positions_file.csv has both millimeters and pixels",
         "3 control probes and codes left out",
         "counts that lie in no cell left out (2 fields of view)",
     )

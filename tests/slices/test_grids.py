@@ -76,7 +76,7 @@ def test_hex_whose_first_row_is_the_shifted_one_by_hand() -> None:
 
 @pytest.mark.parametrize("parity", [0, 1])
 @pytest.mark.parametrize("first_row", [0, 1, 6, 7])
-def test_hex_is_dense_and_true_neighbours_stay_neighbours(first_row: int, parity: int) -> None:
+def test_hex_is_dense_and_true_neighbors_stay_neighbors(first_row: int, parity: int) -> None:
     lattice = visium(7, 9, first_row=first_row, parity=parity)
     grid = laid(lattice, lattice_kind="visium")
     assert grid.shape[0] in (7, 8)
@@ -84,17 +84,15 @@ def test_hex_is_dense_and_true_neighbours_stay_neighbours(first_row: int, parity
     assert len(grid.occupied) == len(lattice)
     true = visium_places(lattice)
     apart = cdist(grid.places(grid.site), grid.places(grid.site))
-    neighbours = np.abs(cdist(true, true) - 1) < 1e-9
-    assert neighbours.sum(axis=1).max() == 6
-    np.testing.assert_array_equal(np.abs(apart - 1) < 1e-9, neighbours)
+    neighbors = np.abs(cdist(true, true) - 1) < 1e-9
+    assert neighbors.sum(axis=1).max() == 6
+    np.testing.assert_array_equal(np.abs(apart - 1) < 1e-9, neighbors)
     assert same_shape(grid, true)
     row, column = np.divmod(grid.site, grid.shape[1])
     steps = np.abs(row[:, None] - row[None]) + np.abs(column[:, None] - column[None])
-    assert (
-        steps[neighbours].max() == 2
-    )  # in the array they are next to each other, or diagonally so
-    assert np.abs(row[:, None] - row[None])[neighbours].max() == 1
-    assert np.abs(column[:, None] - column[None])[neighbours].max() == 1
+    assert steps[neighbors].max() == 2  # in the array they are next to each other, or diagonally so
+    assert np.abs(row[:, None] - row[None])[neighbors].max() == 1
+    assert np.abs(column[:, None] - column[None])[neighbors].max() == 1
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1), st.integers(0, 5), st.floats(0.02, 1.0))
@@ -128,9 +126,7 @@ def test_a_staggered_st_array_is_a_square_lattice_on_its_tip() -> None:
     lattice = visium(6, 5)
     grid = laid(lattice, lattice_kind="st")
     assert grid.layout == "square"
-    assert same_shape(
-        grid, lattice / np.sqrt(2), tolerance=1e-9
-    )  # neighbours are the diagonal ones
+    assert same_shape(grid, lattice / np.sqrt(2), tolerance=1e-9)  # neighbors are the diagonal ones
     assert len(grid.occupied) == len(lattice)
 
 
@@ -372,7 +368,7 @@ def test_any_turn_scale_mirror_and_slight_jitter(
 
 
 def test_a_large_slice_does_not_drift() -> None:
-    """Rounded pixels and a guess of the pitch from nearest neighbours: over 150 columns that would be many steps."""
+    """Rounded pixels and a guess of the pitch from nearest neighbors: over 150 columns that would be many steps."""
     rng = np.random.default_rng(0)
     places = square(150, 60).astype(float)
     coords = np.rint(moved(shaken(places, rng, 0.05), 2.5, pitch=21.3))

@@ -1,4 +1,4 @@
-"""Niches: the nearest neighbours and their ties, means against brute force, boxes that cover the discs."""
+"""Niches: the nearest neighbors and their ties, means against brute force, boxes that cover the discs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from terrazzo.slices.niches import Niches, find_niches, spot_boxes, spot_diamete
 
 
 def brute(coords, k):
-    """Neighbours by sorting all distances: of equal ones the smaller y, then the smaller x, then the row."""
+    """Neighbors by sorting all distances: of equal ones the smaller y, then the smaller x, then the row."""
     out = np.full((len(coords), k + 1), -1)
     for i, here in enumerate(coords):
         offset = coords - here
@@ -34,7 +34,7 @@ def lattice(kind, n=7, pitch=100.0):
 
 @pytest.mark.parametrize("k", [0, 1, 3, 6])
 @pytest.mark.parametrize("kind", ["square", "hexagonal", "random", "coincident"])
-def test_neighbours_are_those_of_brute_force(kind, k):
+def test_neighbors_are_those_of_brute_force(kind, k):
     rng = np.random.default_rng(0)
     coords = lattice(kind) if kind in ("square", "hexagonal") else rng.uniform(0, 900, (60, 2))
     if kind == "coincident":
@@ -52,7 +52,7 @@ def test_ties_do_not_depend_on_the_order_of_the_rows_nor_on_rounding():
     np.testing.assert_array_equal(find_niches(noisy).members, first)
 
 
-def test_fewer_spots_than_neighbours_and_a_reach():
+def test_fewer_spots_than_neighbors_and_a_reach():
     coords = np.array([[0.0, 0.0], [100.0, 0.0], [900.0, 0.0]])
     np.testing.assert_array_equal(
         find_niches(coords, 3).members, [[0, 1, 2, -1], [1, 0, 2, -1], [2, 1, 0, -1]]
@@ -98,7 +98,7 @@ def test_boxes_cover_the_discs():
 
 
 def test_bounding_boxes_of_visium_are_as_large_as_the_paper_says():
-    """Section 3.1: 84 to 168 pixels where a spot has 28; here 79 to 130, since 100 um is the centre distance."""
+    """Section 3.1: 84 to 168 pixels where a spot has 28; here 79 to 130, since 100 um is the center distance."""
     boxes = find_niches(lattice("hexagonal", 12)).boxes(lattice("hexagonal", 12), 55.0)
     pixels = (boxes[:, 2:] - boxes[:, :2]) * 28 / 55
     assert 28 * 2 < pixels.max(axis=1).min() < pixels.max() < 168
@@ -128,7 +128,7 @@ def test_a_platform_without_spots_has_no_diameter(technology):
 def test_bad_input_is_refused():
     coords = np.zeros((4, 2))
     for k in (-1, 1.5, True):
-        with pytest.raises(ConfigError, match="neighbours"):
+        with pytest.raises(ConfigError, match="neighbors"):
             find_niches(coords, k)
     with pytest.raises(ConfigError, match="reach"):
         find_niches(coords, reach=0.0)

@@ -216,18 +216,18 @@ def test_values_that_are_no_counts() -> None:
     ):
         Slice.from_anndata(logged)
     assert Slice.from_anndata(logged, layer="umi").is_counts
-    with pytest.warns(TerrazzoWarning, match="normalised values"):
-        assert not Slice.from_anndata(logged, allow_normalised=True).is_counts
+    with pytest.warns(TerrazzoWarning, match="normalized values"):
+        assert not Slice.from_anndata(logged, allow_normalized=True).is_counts
     for allow in (False, True):
         with pytest.raises(InputError, match=r"X holds \d+ negative values.*first cells: c0"):
-            Slice.from_anndata(make(x=np.full((6, 5), -1.0)), allow_normalised=allow)
+            Slice.from_anndata(make(x=np.full((6, 5), -1.0)), allow_normalized=allow)
     for bad in (np.nan, np.inf):
         x = make().X.toarray()
         x[4, 2] = bad
         with pytest.raises(
             InputError, match=r"X holds 1 NaN or infinite values \(first cells: c4\)"
         ):
-            Slice.from_anndata(make(x=x), allow_normalised=True)
+            Slice.from_anndata(make(x=x), allow_normalized=True)
     empty = make()
     empty.X = None
     with pytest.raises(InputError, match="no expression matrix"):

@@ -25,7 +25,7 @@ from terrazzo.slices import Slice, read, read_anndata
     ("kind", "lattice_kind", "spacing", "technology"),
     [("visium", "visium", 100.0, "Visium"), ("st", "st", 200.0, "ST"), ("st2k", "st", 150.0, "ST")],
 )
-def test_lattice_gives_micrometres(
+def test_lattice_gives_micrometers(
     kind: str, lattice_kind: str, spacing: float, technology: str
 ) -> None:
     adata = lattice_slice(kind)
@@ -39,7 +39,7 @@ def test_lattice_gives_micrometres(
     assert piece.lattice.dtype == np.int64
 
 
-def test_lattice_with_gaps_and_shuffled_uses_true_neighbours_only() -> None:
+def test_lattice_with_gaps_and_shuffled_uses_true_neighbors_only() -> None:
     adata = lattice_slice("visium", 12, 12)
     some = np.random.default_rng(0).permutation(adata.n_obs)[:60]
     assert Slice.from_anndata(adata[some]).coord_scale == pytest.approx(1 / 1.37, rel=1e-6)

@@ -17,7 +17,7 @@ import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.slices import Choices, open_slice
 
-PIXELS = 2.0  # pixels of the scan a micrometre
+PIXELS = 2.0  # pixels of the scan a micrometer
 GENES = ["TP53", "EGFR", "MYC", "GAPDH", "CD3"]
 TYPES = ["Gene Expression"] * 4 + ["Antibody Capture"]
 COLUMNS = [

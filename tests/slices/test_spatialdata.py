@@ -57,7 +57,7 @@ def test_circles_joined_and_mapped(tmp_path: Path, zarr_format: int) -> None:
     assert tissue.obs_names.tolist() == [f"row{i}" for i in range(N)]  # rows keep their order
     np.testing.assert_allclose(tissue.coords, XY[ROWS] @ [[0, -3], [2, 0]] + [1, 500])
     assert (tissue.name, tissue.unit, tissue.n_genes) == ("mine", "unknown", 30)
-    assert "centres of shapes 'cells' in 'global'" in "; ".join(found.notes)
+    assert "centers of shapes 'cells' in 'global'" in "; ".join(found.notes)
     np.testing.assert_allclose(
         read(tmp_path / "mine.zarr", coordinate_system="other").coords, XY[ROWS] * 2
     )
@@ -87,7 +87,7 @@ def test_each_kind_of_element(tmp_path: Path, zarr_format: int, kind: str) -> No
         index = [100 + 3 * i for i in range(N)]
         pixels = np.zeros((96, 128), np.int32)
         for value, (x, y) in zip(index, XY.astype(int), strict=True):
-            pixels[y : y + 2, x : x + 2] = value  # centre at x + 1, y + 1
+            pixels[y : y + 2, x : x + 2] = value  # center at x + 1, y + 1
         levels = [pixels, pixels[::2, ::2]] if kind == "pyramid" else [pixels]
         store.labels(
             "it", *levels, **{"global": {"type": "translation", "translation": [-5, 2]}}
@@ -190,7 +190,7 @@ def test_a_coordinate_system_is_chosen(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(simple(tmp_path / "c.zarr", p=SCALE)).coords, XY[ROWS] * 2)
 
 
-def test_micrometres_as_the_axes_say(tmp_path: Path) -> None:
+def test_micrometers_as_the_axes_say(tmp_path: Path) -> None:
     for name, how in {"a": {"global": (SCALE, "micrometer")}, "b": {"microns": SCALE}}.items():
         assert read(simple(tmp_path / f"{name}.zarr", **how)).unit == "um"
     pixels = read(tmp_path / "a.zarr", microns_per_unit=0.5)
@@ -198,7 +198,7 @@ def test_micrometres_as_the_axes_say(tmp_path: Path) -> None:
 
 
 def test_platform_units_are_those_of_the_vendors_coordinates(tmp_path: Path) -> None:
-    """Xenium as spatialdata-io has it: circles in micrometres, "global" in pixels of 0.2125 um."""
+    """Xenium as spatialdata-io has it: circles in micrometers, "global" in pixels of 0.2125 um."""
     pixel = {"type": "scale", "scale": [1 / 0.2125] * 2}
     path = simple(tmp_path / "x.zarr", **{"global": pixel})
     tissue = read(path, technology="Xenium")
@@ -335,7 +335,7 @@ def picture(seed: int = 0) -> np.ndarray:
 
 
 @both
-def test_the_only_image_in_colours_is_taken(tmp_path: Path, zarr_format: int) -> None:
+def test_the_only_image_in_colors_is_taken(tmp_path: Path, zarr_format: int) -> None:
     pixels = picture()
     quarter = {"type": "scale", "scale": [0.25, 0.25]}
     store = Writer(tmp_path / "x.zarr", zarr_format)
@@ -360,7 +360,7 @@ def test_the_only_image_in_colours_is_taken(tmp_path: Path, zarr_format: int) ->
     np.testing.assert_array_equal(
         image.pixels[10:20, 30:44], np.moveaxis(pixels[:, 10:20, 30:44], 0, -1)
     )
-    cell = np.array([64.0, 42.0]) / 2  # in micrometres; twice that in pixels
+    cell = np.array([64.0, 42.0]) / 2  # in micrometers; twice that in pixels
     np.testing.assert_array_equal(image.crop(*cell, size_px=4), image.pixels[40:44, 62:66])
 
 

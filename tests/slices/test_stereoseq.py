@@ -105,7 +105,7 @@ def test_bins(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert tissue.gene_symbols.tolist() == NAMES
     assert tissue.gene_ids.tolist() == (["", "", ""] if form == "old" else IDS)
     assert (tissue.technology, tissue.unit, tissue.coord_scale) == ("Stereo-seq", "um", 0.5)
-    assert tissue.spacing == pytest.approx(10.0)  # 20 spots of half a micrometre
+    assert tissue.spacing == pytest.approx(10.0)  # 20 spots of half a micrometer
     first = [int(part) for part in tissue.obs_names[0].split("_")]
     np.testing.assert_allclose(tissue.coords[0], [(first[0] + 10) * 0.5, (first[1] + 10) * 0.5])
     np.testing.assert_array_equal(tissue.lattice[0], [first[1] // 20, first[0] // 20])

@@ -68,7 +68,7 @@ def xenium(tmp_path: Path, write_tenx: Any, counts: Any) -> Path:
     return folder
 
 
-def test_counts_of_genes_and_micrometres(xenium: Path, counts: Any) -> None:
+def test_counts_of_genes_and_micrometers(xenium: Path, counts: Any) -> None:
     tissue = tz.read(xenium)
     assert (tissue.n_cells, tissue.n_genes, tissue.technology, tissue.organism) == (
         8,

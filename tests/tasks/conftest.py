@@ -10,8 +10,8 @@ import pytest
 from anndata import AnnData
 
 
-def put_embedding(slices: Sequence[AnnData], d: int = 16, neighbours: int = 0) -> list[AnnData]:
-    """Write ``obsm["X_a"]``: joint principal components of log counts, and with neighbours their mean beside them."""
+def put_embedding(slices: Sequence[AnnData], d: int = 16, neighbors: int = 0) -> list[AnnData]:
+    """Write ``obsm["X_a"]``: joint principal components of log counts, and with neighbors their mean beside them."""
     from sklearn.decomposition import PCA
     from sklearn.neighbors import NearestNeighbors
 
@@ -23,10 +23,10 @@ def put_embedding(slices: Sequence[AnnData], d: int = 16, neighbours: int = 0) -
     pca = PCA(d, random_state=0).fit(np.concatenate(logs))
     for one, values in zip(slices, logs, strict=True):
         x = pca.transform(values)
-        if neighbours:
+        if neighbors:
             places = np.asarray(one.obsm["spatial"])
             near = (
-                NearestNeighbors(n_neighbors=neighbours)
+                NearestNeighbors(n_neighbors=neighbors)
                 .fit(places)
                 .kneighbors(places, return_distance=False)
             )
@@ -47,16 +47,16 @@ def embedded_corpus() -> Callable[..., list[AnnData]]:
     made: dict[Any, list[AnnData]] = {}
 
     def make(
-        n_slices: int = 2, n_cells: int = 500, neighbours: int = 12, **options: Any
+        n_slices: int = 2, n_cells: int = 500, neighbors: int = 12, **options: Any
     ) -> list[AnnData]:
         from terrazzo import simulate
 
-        key = (n_slices, n_cells, neighbours, *sorted(options.items()))
+        key = (n_slices, n_cells, neighbors, *sorted(options.items()))
         if key not in made:
             slices = simulate.corpus(
                 n_slices, n_cells, **{"n_genes": 80, "n_regions": 3, "n_types": 4, **options}
             )
-            made[key] = put_embedding(slices, neighbours=neighbours)
+            made[key] = put_embedding(slices, neighbors=neighbors)
         return [one.copy() for one in made[key]]
 
     return make

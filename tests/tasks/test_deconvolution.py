@@ -19,7 +19,7 @@ Corpus = Callable[..., list[AnnData]]
 
 @pytest.fixture
 def spots(embedded_corpus: Corpus) -> list[AnnData]:
-    return embedded_corpus(2, 300, neighbours=0, layout="visium", n_genes=150)
+    return embedded_corpus(2, 300, neighbors=0, layout="visium", n_genes=150)
 
 
 @pytest.mark.parametrize(("head", "least"), [("mlp3", 0.75), ("linear", 0.75), ("knn", 0.7)])
@@ -136,7 +136,7 @@ def test_spots_without_proportions_are_predicted_and_not_scored(spots: list[AnnD
     adata = spots[0]
     adata.obsm["proportions"][:9] = np.nan
     done = deconvolve(adata, use_rep="X_a", head="linear", runs=1, **NO_BAR)
-    assert done.config["n_labelled"] == 291
+    assert done.config["n_labeled"] == 291
     assert done.predictions["true:type_1"].isna().sum() == 9
     assert done.predictions["blocked:type_1"].notna().all()
     assert any("9 cells have no values" in note for note in done.notes)

@@ -40,7 +40,7 @@ def test_groups_are_found_and_named_by_size(method: Any, d: int) -> None:
     found = adata.obs["X_a_domain"]
     assert isinstance(found.dtype, pd.CategoricalDtype)
     assert list(found.cat.categories) == ["0", "1", "2", "3"]
-    # a group of 10 cells has fewer than the 14 neighbours that Leiden's graph gives each
+    # a group of 10 cells has fewer than the 14 neighbors that Leiden's graph gives each
     assert adjusted_rand_score(truth, found) > (0.9 if method == "leiden" else 0.95)
     sizes = found.value_counts().reindex(list("0123")).to_numpy()
     assert (np.diff(sizes) <= 0).all()
@@ -314,7 +314,7 @@ def test_a_domain_that_refining_dissolves_is_said() -> None:
     adata, _ = groups(d=2)
     adata.obsm["spatial"] = np.random.default_rng(0).random((120, 2))
     with pytest.warns(
-        TerrazzoWarning, match=r"refining over 100 neighbours dissolved \d of 4 domains"
+        TerrazzoWarning, match=r"refining over 100 neighbors dissolved \d of 4 domains"
     ):
         tz.tasks.domains(adata, use_rep="X_a", n_domains=4, refine=100)
     assert list(adata.obs["X_a_domain"].cat.categories) == list("0123")

@@ -1,4 +1,4 @@
-"""Expression from histology: what is learnt from whom, what may not leak, and who is told what."""
+"""Expression from histology: what is learned from whom, what may not leak, and who is told what."""
 
 from __future__ import annotations
 
@@ -77,16 +77,16 @@ def test_scores_by_hand(slices: list[AnnData]) -> None:
     found = image_to_gene(
         slices[:2], test=slices[2], use_rep=KEY, genes=genes, names=["c"], runs=1, progress=False
     )
-    learnt = np.concatenate([expression(Panel.read(a), genes).to_numpy() for a in slices[:2]])
+    learned = np.concatenate([expression(Panel.read(a), genes).to_numpy() for a in slices[:2]])
     true = expression(Panel.read(slices[2]), genes).to_numpy()
     rows = found.predictions
     np.testing.assert_array_equal(rows[[f"true:{g}" for g in genes]], true)
     predicted = rows[[f"cross:{g}" for g in genes]].to_numpy()
     assert of(found, "mse") == pytest.approx(((predicted - true) ** 2).mean(), rel=1e-5)
-    assert of(found, "mse_mean") == pytest.approx(((learnt.mean(0) - true) ** 2).mean(), rel=1e-5)
+    assert of(found, "mse_mean") == pytest.approx(((learned.mean(0) - true) ** 2).mean(), rel=1e-5)
     for i, gene in enumerate(genes):
         assert of(found, "mse_mean", gene) == pytest.approx(
-            ((learnt[:, i].mean() - true[:, i]) ** 2).mean(), rel=1e-5
+            ((learned[:, i].mean() - true[:, i]) ** 2).mean(), rel=1e-5
         )
         assert of(found, "pearson", gene) == pytest.approx(
             np.corrcoef(predicted[:, i], true[:, i])[0, 1], rel=1e-5
@@ -103,7 +103,7 @@ def shuffled(adata: AnnData, seed: int = 9) -> AnnData:
 
 
 @pytest.mark.parametrize("genes", [8, ["SIM1", "SIM4", "SIM5"]])
-def test_no_count_of_the_scored_slice_reaches_what_is_learnt(
+def test_no_count_of_the_scored_slice_reaches_what_is_learned(
     slices: list[AnnData], genes: Any
 ) -> None:
     def answers(third: AnnData) -> Any:
@@ -136,7 +136,7 @@ def test_a_patient_that_is_held_out_is_held_out_whole(slices: list[AnnData]) -> 
 
     assert row(before, "a").equals(
         row(after, "a")
-    )  # b is of the same patient: its counts are not learnt from
+    )  # b is of the same patient: its counts are not learned from
     assert not row(before, "c").equals(row(after, "c"))
 
 
@@ -177,13 +177,13 @@ def test_vectors_that_say_nothing_score_as_the_gene_mean(slices: list[AnnData]) 
     assert found.config["use_rep"] == "array"
 
 
-def test_cells_without_counts_are_not_learnt_from_or_scored(slices: list[AnnData]) -> None:
+def test_cells_without_counts_are_not_learned_from_or_scored(slices: list[AnnData]) -> None:
     holed = slices[2].copy()
     keep = np.ones(holed.n_obs)
     keep[:20] = 0
     holed.X = sp.csr_matrix(sp.diags(keep) @ holed.X)
     found = image_to_gene(slices[:2], test=holed, use_rep=KEY, genes=5, runs=1, progress=False)
-    assert found.config["folds"][0]["n_labelled"] == 130
+    assert found.config["folds"][0]["n_labeled"] == 130
     assert any("20 cells have no values: predicted, not scored" in note for note in found.notes)
     assert found.predictions.filter(like="cross:").notna().all(axis=None)
     assert found.predictions.filter(like="true:")[:20].isna().all(axis=None)
@@ -196,7 +196,7 @@ def test_genes_that_some_slices_lack(slices: list[AnnData]) -> None:
     found = image_to_gene([a, b], test=c, genes=[first, second, third], **given)
     assert found.config["folds"][0]["scored"] == [third]
     told = " | ".join(found.notes)
-    assert f"not learnt, for not every training slice has them: {first} (in 1 of 2)" in told
+    assert f"not learned, for not every training slice has them: {first} (in 1 of 2)" in told
     assert f"c: not scored: {second} only in the training slices" in told
     with pytest.raises(
         InputError, match="no slice could be scored: c: not scored, it has none of the genes"

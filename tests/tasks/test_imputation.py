@@ -25,7 +25,7 @@ def hidden(embedded_corpus: Corpus, embedding: Callable[..., list[AnnData]]) -> 
     slices = embedded_corpus(2, 500, depth=2000.0)
     markers = slices[0].var_names[slices[0].var["marker_of"] != "none"]
     found = hide_genes(slices, genes=list(markers[:8]))
-    embedding([one.visible for one in found], neighbours=8)
+    embedding([one.visible for one in found], neighbors=8)
     return found
 
 
@@ -227,7 +227,7 @@ def test_a_cell_without_visible_counts_is_predicted_and_not_scored() -> None:
     assert found.targets.iloc[5].isna().all()
     found.visible.obsm["X_a"] = np.random.default_rng(0).normal(size=(60, 3))
     done = impute(found, use_rep="X_a", head="linear", runs=1, **NO_BAR)
-    assert done.config["n_labelled"] == 59
+    assert done.config["n_labeled"] == 59
     assert done.predictions["blocked:GENE10"].notna().all()
 
 

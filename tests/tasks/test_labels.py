@@ -64,7 +64,7 @@ def test_rare_classes_are_left_out_of_scoring() -> None:
     values = pd.Series(["a"] * 600 + ["b"] * 391 + ["c"] * 9 + [None] * 500)
     found = labels.parse(values)
     assert found.classes == ("a", "b")
-    assert found.rare == {"c": 9}  # of 1,000 labelled cells at least 1 % are needed
+    assert found.rare == {"c": 9}  # of 1,000 labeled cells at least 1 % are needed
     assert found.known.sum() == 991
     values = pd.Series(["a"] * 600 + ["b"] * 390 + ["c"] * 10)
     assert labels.parse(values).classes == ("a", "b", "c")

@@ -179,7 +179,7 @@ def test_pas_by_hand() -> None:
     assert metrics.pas(line[:1], ["a"]) == 0
 
 
-def test_neighbours_of_cells_at_one_place() -> None:
+def test_neighbors_of_cells_at_one_place() -> None:
     near = metrics.nearest(np.zeros((6, 2)), 3)
     assert near.shape == (6, 3)
     assert all(i not in row and len(set(row)) == 3 for i, row in enumerate(near))

@@ -29,12 +29,12 @@ def groups(n: int = 120, k: int = 3, seed: int = 0) -> AnnData:
     rng = np.random.default_rng(seed)
     truth = rng.integers(k, size=n)
     adata = AnnData(np.zeros((n, 1), dtype=np.float32))
-    centres = np.random.default_rng(7).normal(size=(k, 5)) * 5
-    adata.obsm["X_a"] = (centres[truth] + rng.normal(size=(n, 5))).astype(np.float32)
+    centers = np.random.default_rng(7).normal(size=(k, 5)) * 5
+    adata.obsm["X_a"] = (centers[truth] + rng.normal(size=(n, 5))).astype(np.float32)
     adata.obsm["spatial"] = rng.uniform(size=(n, 2))
     adata.obs["label"] = pd.Categorical(np.array(list("abcdef"))[truth])
     adata.obsm["V"] = pd.DataFrame(
-        {"one": centres[truth, 0], "two": rng.normal(size=n) * 0.01 - 3}, index=adata.obs_names
+        {"one": centers[truth, 0], "two": rng.normal(size=n) * 0.01 - 3}, index=adata.obs_names
     )
     return adata
 
@@ -115,7 +115,7 @@ def test_a_result_says_everything_and_survives_a_round_trip(tmp_path: Path) -> N
     assert shares["blocked"] == 1
     assert shares["random"] == pytest.approx(0.2)
     assert shares["few-shot"] == pytest.approx(0.8)
-    assert done.config["head"]["neighbours"] == 10
+    assert done.config["head"]["neighbors"] == 10
     assert done.config["use_rep"] == "X_a"
     assert done.config["embedding"] == ""  # not terrazzo's
     again = TaskResult.load(done.save(tmp_path / "out"))
@@ -251,7 +251,7 @@ def test_cells_without_label_are_predicted_and_not_scored() -> None:
     assert (done.predictions["blocked"].iloc[:12] == truth[:12]).mean() > 0.8
     assert done.predictions["random"].iloc[:12].notna().all()
     assert any("12 cells have no label" in note for note in done.notes)
-    assert done.config["n_labelled"] == 108
+    assert done.config["n_labeled"] == 108
     fitted = fit_probe(adata, use_rep="X_a", label="label", head="knn")
     assert (fitted.predict(adata)[:12] == truth[:12]).mean() > 0.8
 
@@ -294,7 +294,7 @@ def test_rows_with_nan_values_are_predicted_and_not_scored() -> None:
     done = probe(
         adata, use_rep="X_a", values="V", head="linear", runs=1, splits=["random"], **NO_BAR
     )
-    assert done.config["n_labelled"] == 113
+    assert done.config["n_labeled"] == 113
     assert done.predictions["random:one"].iloc[:7].notna().all()
     assert any("7 cells have no values" in note for note in done.notes)
 
@@ -400,7 +400,7 @@ def damage(folder: Path, how: str) -> None:
         record.write_text(json.dumps({**held, "format": 99}))
     elif how == "another head":
         record.write_text(
-            json.dumps({**held, "head": {"type": "knn", "neighbours": 3, "standardise": False}})
+            json.dumps({**held, "head": {"type": "knn", "neighbors": 3, "standardize": False}})
         )
     elif how == "more classes":
         record.write_text(json.dumps({**held, "names": [*held["names"], "d"]}))

@@ -121,7 +121,7 @@ def test_statistics_are_those_of_the_training_rows(head: str) -> None:
         np.testing.assert_allclose(alone.state()["target_shift"], y[:200].mean(0, dtype=float))
 
 
-def test_without_use_for_validation_rows_they_are_learnt_from() -> None:
+def test_without_use_for_validation_rows_they_are_learned_from() -> None:
     x, y = data("classes")
     for head in (SMALL, "knn", "linear"):
         split = make(head, "classes", 3).fit(x[:200], y[:200], x[200:230], y[200:230], 5)
@@ -143,7 +143,7 @@ def test_k_nearest_is_scikit_learns() -> None:
     np.testing.assert_allclose(
         ours.outputs(new), KNeighborsRegressor(10).fit(x, values).predict(new), rtol=1e-4, atol=1e-4
     )
-    few = make("knn", "classes", 3).fit(x[:4], y[:4], x[:0], y[:0])  # fewer rows than neighbours
+    few = make("knn", "classes", 3).fit(x[:4], y[:4], x[:0], y[:0])  # fewer rows than neighbors
     assert few.predict(new).shape == (300,)
 
 
@@ -227,7 +227,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
 
 @KINDS
 def test_an_mlp_starts_from_the_trivial_answer(kind: Any) -> None:
-    """Where validation rows say that nothing can be learnt, the answer is the training rows' mean."""
+    """Where validation rows say that nothing can be learned, the answer is the training rows' mean."""
     rng = np.random.default_rng(0)
     _, y = data(kind)
     x = rng.normal(size=(300, 6))
@@ -285,7 +285,7 @@ def test_the_nearest_proportions() -> None:
         (lambda: MLPConfig(learning_rate=0), "learning_rate"),
         (lambda: MLPConfig(patience=0), "patience"),
         (lambda: MLPConfig(max_steps=-1), "max_steps"),
-        (lambda: KNNConfig(neighbours=0), "neighbours"),
+        (lambda: KNNConfig(neighbors=0), "neighbors"),
         (lambda: LinearConfig(C=-1), "C of a head"),
         (lambda: readouts.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),
         (lambda: readouts.head_from_record({}), "not those of terrazzo"),

@@ -117,7 +117,7 @@ def test_regions_are_full_enough_and_leave_something_visible() -> None:
         reconstruct(whole, size=4, **NO_BAR)
 
 
-def test_cells_without_counts_are_neither_scored_nor_learnt_from() -> None:
+def test_cells_without_counts_are_neither_scored_nor_learned_from() -> None:
     counts = np.random.default_rng(0).poisson(3, (120, 8)) + 1
     counts[[55, 3]] = 0
     adata, seen = lattice(counts=counts), []
@@ -194,7 +194,7 @@ def test_nearest_cells_by_hand() -> None:
             ).all()  # whichever of equally near ones were taken
 
 
-def test_fewer_cells_than_neighbours() -> None:
+def test_fewer_cells_than_neighbors() -> None:
     tissue, values = smooth(3, 3)
     region = tissue.hide(1, np.array([1, 1]), 3, np.arange(3))
     answers = trivial(tissue, region)
@@ -204,7 +204,7 @@ def test_fewer_cells_than_neighbours() -> None:
     np.testing.assert_allclose(answers["mean of 16 nearest"], answers["gene mean"], rtol=1e-5)
 
 
-def test_neighbours_know_more_than_the_mean_where_tissue_has_regions() -> None:
+def test_neighbors_know_more_than_the_mean_where_tissue_has_regions() -> None:
     half = np.arange(400) % 20 < 10
     mean = np.where(
         half[:, None], np.arange(1, 21), np.arange(20, 0, -1)

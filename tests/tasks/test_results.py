@@ -1,4 +1,4 @@
-"""Results: tidy, summarised, and to a folder and back."""
+"""Results: tidy, summarized, and to a folder and back."""
 
 from __future__ import annotations
 

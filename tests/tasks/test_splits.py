@@ -1,4 +1,4 @@
-"""Splits: nothing is in two sets, nothing unlabelled is in any, blocks lie apart, seeds decide."""
+"""Splits: nothing is in two sets, nothing unlabeled is in any, blocks lie apart, seeds decide."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVERY = pytest.mark.parametrize("kind", list(MAKERS))
 
 
 @EVERY
-def test_the_three_sets_share_nothing_and_hold_all_labelled_cells(kind: str) -> None:
+def test_the_three_sets_share_nothing_and_hold_all_labeled_cells(kind: str) -> None:
     for number, split in enumerate(MAKERS[kind]()):
         assert (split.kind, split.number) == (kind, number)
         sets = (split.train, split.validation, split.test)
@@ -59,14 +59,14 @@ def test_seeds_decide(kind: str) -> None:
 
 
 def test_shares_and_draws() -> None:
-    labelled = KNOWN.sum()
+    labeled = KNOWN.sum()
     for kind, share in (("random", 0.8), ("few-shot", 0.2)):
         found = MAKERS[kind]()
-        assert {len(s.test) for s in found} == {labelled - round(share * labelled)}
+        assert {len(s.test) for s in found} == {labeled - round(share * labeled)}
         assert len({tuple(s.test) for s in found}) == len(found)
 
 
-def test_every_labelled_cell_is_tested_once_over_the_blocks() -> None:
+def test_every_labeled_cell_is_tested_once_over_the_blocks() -> None:
     folds = MAKERS["blocked"]()
     assert len(folds) == 4
     np.testing.assert_array_equal(
@@ -85,16 +85,16 @@ def test_blocks_are_of_equal_size_and_touch_at_corners_only() -> None:
         assert sorted(line) == [0, 1, 2, 3]
 
 
-def test_blocked_test_cells_have_few_training_neighbours() -> None:
+def test_blocked_test_cells_have_few_training_neighbors() -> None:
     """What a random split leaks: here nearly every test cell has a training cell among its nearest six."""
     near = cKDTree(PLACES).query(PLACES, k=7)[1][:, 1:]
 
     def leak(found: list[Split]) -> float:
         shares = []
         for s in found:
-            learnt = np.zeros(N, dtype=bool)
-            learnt[s.train] = True
-            shares.append(learnt[near[s.test]].mean())
+            learned = np.zeros(N, dtype=bool)
+            learned[s.train] = True
+            shares.append(learned[near[s.test]].mean())
         return float(np.mean(shares))
 
     assert leak(MAKERS["random"]()) > 0.6

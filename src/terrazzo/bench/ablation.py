@@ -1,4 +1,4 @@
-"""Ablations: every variant of a table is trained here, on the unlabelled training slices, with the same budget."""
+"""Ablations: every variant of a table is trained here, on the unlabeled training slices, with the same budget."""
 
 from __future__ import annotations
 

@@ -134,12 +134,12 @@ def score(
         raise InputError(
             f"none of the named genes is in every training slice: {', '.join(protocol.gene_names)}"
         )
-    for suffix, use_rep in representations(scene.test.labelled).items():
+    for suffix, use_rep in representations(scene.test.labeled).items():
         for head in protocol.heads:
             for name, genes in sets.items():
                 found = tasks.image_to_gene(
-                    [s.labelled for s in scene.train],
-                    test=scene.test.labelled,
+                    [s.labeled for s in scene.train],
+                    test=scene.test.labeled,
                     use_rep=use_rep,
                     genes=genes,
                     names=[scene.part.test],
@@ -158,7 +158,7 @@ def score(
 
 def _named(protocol: Protocol, scene: Scene) -> tuple[list[str], tuple[str, ...]]:
     """Return the named genes that every training slice has, and a note about the others."""
-    held = [tasks.measured(sample.labelled, protocol.gene_names) for sample in scene.train]
+    held = [tasks.measured(sample.labeled, protocol.gene_names) for sample in scene.train]
     there = [gene for gene in protocol.gene_names if all(gene in one for one in held)]
     gone = [gene for gene in protocol.gene_names if gene not in there]
     return there, (

@@ -19,7 +19,7 @@ from terrazzo.tasks.reconstruction import Choose
 Task = Literal[
     "probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"
 ]
-UNLABELLED = ("imputation", "reconstruction", "image_to_gene")  # tasks whose truth are counts
+UNLABELED = ("imputation", "reconstruction", "image_to_gene")  # tasks whose truth are counts
 KEYS_OF_ROW = ("model", "part", "note")
 _OF_CLASSES = ("accuracy", "macro_f1", "ari", "nmi")
 _OF_VALUES = (
@@ -52,7 +52,7 @@ LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves
 
 @dataclass(frozen=True)
 class Part:
-    """One group of columns: the slice that is scored, and the slices that may be learnt from.
+    """One group of columns: the slice that is scored, and the slices that may be learned from.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Training:
-    """How the variants of an ablation are trained, on the unlabelled training slices of the parts.
+    """How the variants of an ablation are trained, on the unlabeled training slices of the parts.
 
     Attributes
     ----------
@@ -162,9 +162,9 @@ class Protocol:
         Image to gene: genes predicted by name, scored together and one by one.
     sizes, choose, bin_um
         Reconstruction: sides of the hidden squares in sites; which genes (:func:`terrazzo.tasks.reconstruct`); side of
-        a site in micrometres, for slices without a lattice.
+        a site in micrometers, for slices without a lattice.
     refine
-        Spatial neighbours of the refinement that is reported apart (domains).
+        Spatial neighbors of the refinement that is reported apart (domains).
     variants, training
         An ablation: what is trained, and how.
     published
@@ -200,7 +200,7 @@ class Protocol:
         if self.runs < 1:
             raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
         self._check_words()
-        if not self.parts or (not self.label and self.task not in UNLABELLED):
+        if not self.parts or (not self.label and self.task not in UNLABELED):
             raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
         if self.task == "reconstruction" and not (self.sizes and min(self.sizes) >= 1):
             raise ConfigError(

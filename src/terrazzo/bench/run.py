@@ -118,7 +118,7 @@ def run(
         if protocol.variants and scenes:
             from terrazzo.bench.ablation import train
 
-            slices = list({id(a): a for scene in scenes for a in scene.unlabelled}.values())
+            slices = list({id(a): a for scene in scenes for a in scene.unlabeled}.values())
             systems += stack.enter_context(train(protocol, slices, work, say, progress))
         runner = Runner(protocol, say, Kept(Path(kept), protocol) if kept is not None else None)
         advance = stack.enter_context(bars.stage(protocol.name, len(scenes) * len(systems), "rows"))
@@ -289,7 +289,7 @@ class Runner:
             return list(_imputation(self.protocol, scene, system))
         if system.fit is None:
             return []
-        write = system.fit(scene.unlabelled)
+        write = system.fit(scene.unlabeled)
         if task == "image_to_gene":
             return list(
                 pictures.score(
@@ -299,7 +299,7 @@ class Runner:
         for sample in [scene.test, *(scene.train if scene.cross else [])]:
             self._embed(system, write, sample)
         out = []
-        for suffix, use_rep in representations(scene.test.labelled).items():
+        for suffix, use_rep in representations(scene.test.labeled).items():
             for head in self.protocol.heads:
                 out += [
                     (suffix, head, result)
@@ -341,16 +341,16 @@ def _heads(
     task: Callable[..., TaskResult], protocol: Protocol, scene: Scene, **given: Any
 ) -> Iterator[TaskResult]:
     if scene.within:
-        yield task(scene.test.labelled, splits=protocol.all_splits, runs=protocol.runs, **given)
+        yield task(scene.test.labeled, splits=protocol.all_splits, runs=protocol.runs, **given)
     if scene.cross:
         yield task(
-            [s.labelled for s in scene.train], test=scene.test.labelled, runs=protocol.runs, **given
+            [s.labeled for s in scene.train], test=scene.test.labeled, runs=protocol.runs, **given
         )
 
 
 def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: Any) -> Iterator[TaskResult]:
     yield tasks.evaluate_domains(
-        scene.test.labelled,
+        scene.test.labeled,
         use_rep=use_rep,
         label=protocol.label,
         method=head,
@@ -362,13 +362,13 @@ def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: Any) -> Itera
 def _imputation(
     protocol: Protocol, scene: Scene, system: System
 ) -> Iterator[tuple[str, str, TaskResult]]:
-    """Hide genes before anything is fitted, tokenised or normalised; then embed what is left."""
+    """Hide genes before anything is fitted, tokenized or normalized; then embed what is left."""
     if system.stored:
         raise InputError("its vectors were made before genes were hidden, and have seen them")
     if system.fit is None:
         return
     test, *train = scene.hidden(protocol.genes)
-    write = system.fit(scene.unlabelled)
+    write = system.fit(scene.unlabeled)
     for one in [test, *(train if scene.cross else [])]:
         write(one.visible)
     for suffix, use_rep in representations(test.visible).items():
@@ -386,10 +386,10 @@ def _finetune(protocol: Protocol, scene: Scene, model: SToFM) -> Iterator[TaskRe
     given: dict[str, Any] = {"label": protocol.label, "runs": protocol.runs}
     if scene.within:
         kinds = [kind for kind in protocol.all_splits if kind in KINDS]
-        yield evaluate_finetuning(model, scene.test.labelled, kinds=kinds, **given)
+        yield evaluate_finetuning(model, scene.test.labeled, kinds=kinds, **given)
     if scene.cross:
         yield evaluate_finetuning(
-            model, [s.labelled for s in scene.train], test=scene.test.labelled, **given
+            model, [s.labeled for s in scene.train], test=scene.test.labeled, **given
         )
 
 

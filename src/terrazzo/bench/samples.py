@@ -33,13 +33,13 @@ class Sample:
 
     Attributes
     ----------
-    labelled
+    labeled
         As it was read; gets the vectors under :data:`KEY`.
     bare
         A copy without labels or proportions: all that a system ever sees.
     """
 
-    labelled: AnnData
+    labeled: AnnData
     bare: AnnData
 
     @classmethod
@@ -53,7 +53,7 @@ class Sample:
     @cached_property
     def content(self) -> str:
         """Hash of all that was read: counts, genes, names, labels, coordinates, stored vectors, pictures."""
-        one = self.labelled
+        one = self.labeled
         obsm = {name: values for name, values in one.obsm.items() if name != KEY}
         uns = {name: value for name, value in one.uns.items() if name != keys.UNS}
         parts = (one.X, dict(one.layers), one.obs, one.var, obsm, uns)
@@ -73,8 +73,8 @@ class Sample:
 
     def take(self, vectors: Any, record: dict[str, Any]) -> None:
         """Take over what a system wrote."""
-        self.labelled.obsm[KEY] = np.array(vectors)
-        set_record(self.labelled, record)
+        self.labeled.obsm[KEY] = np.array(vectors)
+        set_record(self.labeled, record)
 
 
 def without_labels(adata: AnnData, labels: Collection[str]) -> AnnData:
@@ -108,12 +108,12 @@ class Scene:
     part: Part
     test: Sample
     train: list[Sample]
-    unlabelled: list[AnnData] = field(init=False)
+    unlabeled: list[AnnData] = field(init=False)
     _hidden: list[Hidden] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        """List what a system may be fitted on, once: baselines recognise it and share a fit."""
-        self.unlabelled = [s.bare for s in self.train or [self.test]]
+        """List what a system may be fitted on, once: baselines recognize it and share a fit."""
+        self.unlabeled = [s.bare for s in self.train or [self.test]]
 
     @property
     def cross(self) -> bool:
@@ -131,5 +131,5 @@ class Scene:
             self._hidden = hide_genes(
                 [self.test.bare, *(s.bare for s in self.train)], genes, seed=0
             )
-            self.unlabelled = [h.visible for h in self._hidden[1:] or self._hidden]
+            self.unlabeled = [h.visible for h in self._hidden[1:] or self._hidden]
         return self._hidden

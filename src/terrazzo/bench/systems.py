@@ -63,7 +63,7 @@ class System:
     title
         Its row; several systems of one title are seeds of the same thing.
     fit
-        Takes the slices that may be learnt from, without labels, and returns a function that writes ``obsm[KEY]``.
+        Takes the slices that may be learned from, without labels, and returns a function that writes ``obsm[KEY]``.
     missing
         Why it cannot take part; empty where it can.
     model
@@ -77,7 +77,7 @@ class System:
     reads
         ``"image"``: its vectors come from histology alone; ``"both"``: from genes too. Without a picture it fails.
     mark
-        With the title, what its finished rows are recognised by: a hash of its weights, or where it came from; "":
+        With the title, what its finished rows are recognized by: a hash of its weights, or where it came from; "":
         they are not kept.
     """
 

@@ -44,7 +44,7 @@ def impute(
     model: Annotated[
         str,
         Parameter(
-            help="Checkpoint folder, organisation/name on the hub, or a baseline (z50, ...)."
+            help="Checkpoint folder, organization/name on the hub, or a baseline (z50, ...)."
         ),
     ],
     out: Out,
@@ -68,11 +68,11 @@ def impute(
         only_one(slices)
     loaded = [read_slice(p, part) for p in [*slices, *([test] if test is not None else [])]]
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
-    learnt = hidden[:-1] if test is not None else hidden
+    learned = hidden[:-1] if test is not None else hidden
     held = "/" in model or Path(model).is_dir()
     with working(f"load {model}" if held else f"fit {model}"):
         embedder: Any = (
-            tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learnt])
+            tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learned])
         )
     with working("embed what is left", len(hidden)) as advance:
         for one in hidden:
@@ -80,9 +80,9 @@ def impute(
             advance(1)
     given: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
     if test is not None:
-        result = tz.tasks.impute(learnt, test=hidden[-1], **given)
+        result = tz.tasks.impute(learned, test=hidden[-1], **given)
     else:
-        result = tz.tasks.impute(only_one(learnt), **given)
+        result = tz.tasks.impute(only_one(learned), **given)
     report(result, out / "scores")
 
 
@@ -91,7 +91,7 @@ def reconstruct(
     /,
     *,
     model: Annotated[
-        str, Parameter(help="Checkpoint folder of ST as images, or organisation/name on the hub.")
+        str, Parameter(help="Checkpoint folder of ST as images, or organization/name on the hub.")
     ],
     out: Out,
     size: Annotated[
@@ -162,9 +162,7 @@ def predict_genes(
     ],
     model: Annotated[
         str,
-        Parameter(
-            help="Checkpoint of ST-Align, folder of a transformers vision model, or colours."
-        ),
+        Parameter(help="Checkpoint of ST-Align, folder of a transformers vision model, or colors."),
     ],
     out: Out,
     genes: Annotated[
@@ -200,10 +198,10 @@ def predict_genes(
     named = [*(tz.tasks.read_gene_list(genes) if genes is not None else []), *(gene or [])]
     check_writable(out)
     reader = image_model(model, device=device, cache=cache)
-    learnt = []
+    learned = []
     with working("read histology", len(slices)) as advance:
         for path in slices:
-            learnt.append(reader.read(path)[0])
+            learned.append(reader.read(path)[0])
             advance(1)
     chosen: dict[str, Any] = {
         "use_rep": reader.key,
@@ -212,7 +210,7 @@ def predict_genes(
         "seed": seed,
     }
     chosen["scale"] = scale if scale == "median" else float(scale)
-    probe = tz.tasks.fit_image_to_gene(learnt, **chosen)
+    probe = tz.tasks.fit_image_to_gene(learned, **chosen)
     say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
     for note in probe.info["notes"]:
         say(f"  note: {note}")
@@ -230,6 +228,6 @@ def predict_genes(
         known |= {path.stem: adata} if there else {}
     if known:
         found = tz.tasks.image_to_gene(
-            learnt, test=list(known.values()), names=list(known), runs=runs, **chosen
+            learned, test=list(known.values()), names=list(known), runs=runs, **chosen
         )
         report(found, out / "scores")

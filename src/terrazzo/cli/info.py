@@ -1,4 +1,4 @@
-"""What ``terrazzo info`` says of a slice: what it was recognised as, facts with their units, what it is good for."""
+"""What ``terrazzo info`` says of a slice: what it was recognized as, facts with their units, what it is good for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Sli
     with working(f"read {path.name}"):
         opened = open_slice(path, choices)
         try:
-            tissue = opened.to_slice(allow_normalised=True, **rest)
+            tissue = opened.to_slice(allow_normalized=True, **rest)
         except InputError as error:
             raise type(error)(f"{path}: {error}") from error
     out_console().print(f"[bold]{escape(str(path))}[/bold]")
@@ -51,7 +51,7 @@ def _in_words(name: str, value: Any, unit: str) -> str:
     if value is None or value == "":
         return "none"
     if isinstance(value, bool):
-        return "yes" if value else "no: normalised values"
+        return "yes" if value else "no: normalized values"
     of = f" {unit}" if name in ("extent", "spacing") and unit in ("um", "pixel") else ""
     if isinstance(value, list):
         return " x ".join(_number(one) for one in value) + (" pixels" if name == "image" else of)

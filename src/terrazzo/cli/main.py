@@ -94,7 +94,7 @@ WindowSide = Annotated[int | None, Parameter(group=GRID, help="Sites on a side o
 
 SpotUm = Annotated[
     float | None,
-    Parameter(group=PICTURE, help="Diameter of a spot in micrometres; default: the platform's."),
+    Parameter(group=PICTURE, help="Diameter of a spot in micrometers; default: the platform's."),
 ]
 
 
@@ -182,7 +182,7 @@ def embed(
     ],
     /,
     *,
-    model: Annotated[str, Parameter(help="Checkpoint folder, or organisation/name on the hub.")],
+    model: Annotated[str, Parameter(help="Checkpoint folder, or organization/name on the hub.")],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
     key: Annotated[
         str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")
@@ -309,7 +309,7 @@ def pretrain(
     strategy: Annotated[
         Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Several processes: how.")
     ] = None,
-    max_steps: Annotated[int | None, Parameter(help="Steps of the optimiser at most.")] = None,
+    max_steps: Annotated[int | None, Parameter(help="Steps of the optimizer at most.")] = None,
 ) -> None:
     """Train on a corpus; a run that was stopped continues with --resume.
 
@@ -427,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except CycloptsError as error:
         errors.print("[red]error:[/red]", escape(str(error)))
-        known = app.parse_commands(words)[0]  # a misspelt verb has no help
+        known = app.parse_commands(words)[0]  # a misspelled verb has no help
         errors.print(f"Try: {' '.join(['terrazzo', *known])} --help")
         return 2
     except KeyboardInterrupt:

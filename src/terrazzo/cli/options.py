@@ -90,7 +90,7 @@ Technology = Annotated[
 ]
 
 
-Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometres per coordinate unit.")]
+Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometers per coordinate unit.")]
 
 
 Image = Annotated[

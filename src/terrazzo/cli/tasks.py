@@ -50,7 +50,7 @@ def domains(
     n_domains: Annotated[int, Parameter(name=["--n-domains", "-k"], help="Number of domains.")],
     out: Out,
     method: Literal["gmm", "kmeans", "leiden"] = "gmm",
-    refine: Annotated[int, Parameter(help="Majority of so many neighbours; 0: off.")] = 0,
+    refine: Annotated[int, Parameter(help="Majority of so many neighbors; 0: off.")] = 0,
     n_seeds: Annotated[int, Parameter(help="Consensus of several seeds.")] = 1,
     label: Annotated[
         str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")
@@ -152,11 +152,11 @@ def deconvolve(
 
 
 def finetune(
-    slices: Annotated[list[Path], Parameter(help="Labelled slices with raw counts.")],
+    slices: Annotated[list[Path], Parameter(help="Labeled slices with raw counts.")],
     /,
     *,
     model: Annotated[
-        str, Parameter(help="SToFM checkpoint folder, or organisation/name on the hub.")
+        str, Parameter(help="SToFM checkpoint folder, or organization/name on the hub.")
     ],
     label: Annotated[str, Parameter(help="obs column to learn.")],
     out: Out,
@@ -170,7 +170,7 @@ def finetune(
     part: Chosen | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Tune all parameters of SToFM on labelled slices; annotate other slices.
+    """Tune all parameters of SToFM on labeled slices; annotate other slices.
 
     Example: terrazzo finetune a.h5ad --model checkpoint --label region --test b.h5ad --out tuned
     """
@@ -265,7 +265,7 @@ def _learn(
     out: Path,
     part: Chosen | None,
 ) -> None:
-    """Score what can be learnt from some slices, then learn it from all of their cells, and annotate others."""
+    """Score what can be learned from some slices, then learn it from all of their cells, and annotate others."""
     import terrazzo as tz
 
     targets = targets_of(predict, out)

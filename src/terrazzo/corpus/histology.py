@@ -102,7 +102,7 @@ def write_image(group: Any, image: TissueImage) -> None:
 
 
 class CachedTiles:
-    """A stored picture of which the tiles read last stay decoded: crops of neighbouring spots share them.
+    """A stored picture of which the tiles read last stay decoded: crops of neighboring spots share them.
 
     Parameters
     ----------

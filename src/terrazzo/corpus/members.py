@@ -355,7 +355,7 @@ def plain(value: Any) -> Any:
 BITS = 20
 
 
-"""Levels of the curve: a slice is seen as a square of 2**20 by 2**20 places (0.01 um of a centimetre)."""
+"""Levels of the curve: a slice is seen as a square of 2**20 by 2**20 places (0.01 um of a centimeter)."""
 
 
 def hilbert_index(coords: np.ndarray, bits: int = BITS) -> np.ndarray:

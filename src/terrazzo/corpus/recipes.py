@@ -173,7 +173,7 @@ class Recipe:
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read a recipe from YAML; a misspelt key is an error that names the nearest valid one.
+    """Read a recipe from YAML; a misspelled key is an error that names the nearest valid one.
 
     Raises
     ------

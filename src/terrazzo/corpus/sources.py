@@ -383,7 +383,7 @@ def _row_hashes(counts: sp.csr_matrix) -> np.ndarray:
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """Scramble 64 bits (the finaliser of splitmix64)."""
+    """Scramble 64 bits (the finalizer of splitmix64)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

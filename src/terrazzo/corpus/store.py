@@ -161,7 +161,7 @@ class Corpus:
     def rows(self, id: str, start: int, stop: int) -> sp.csr_matrix:
         """Return rows ``start:stop`` of a slice's counts, CSR float32 (float64 where a count exceeds 2**24).
 
-        Neighbouring rows lie near each other in the tissue, so a part of a slice is few such reads.
+        Neighboring rows lie near each other in the tissue, so a part of a slice is few such reads.
         """
         n_cells = int(self.row(id)["n_cells"])
         return self._reader.take(id, np.arange(*slice(start, stop).indices(n_cells)), once=True)

@@ -44,7 +44,7 @@ class Counted(Protocol):
 
     @property
     def is_counts(self) -> bool:
-        """False for normalised values."""
+        """False for normalized values."""
 
     @property
     def n_cells(self) -> int:

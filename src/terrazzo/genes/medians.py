@@ -1,4 +1,4 @@
-"""Non-zero medians of normalised expression over many slices, in one pass."""
+"""Non-zero medians of normalized expression over many slices, in one pass."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def _histogram_medians(histogram: np.ndarray, n_genes: int) -> np.ndarray:
     below = np.cumsum(histogram, axis=1)
     places = [(below > rank[:, None]).argmax(axis=1) for rank in ((total - 1) // 2, total // 2)]
     low, high = (10 ** (_LOW + (place + 0.5) / _BINS * (_HIGH - _LOW)) for place in places)
-    centre = (low + high) / 2
-    medians[: len(total)] = np.where(total > 0, centre, np.nan)
+    center = (low + high) / 2
+    medians[: len(total)] = np.where(total > 0, center, np.nan)
     return medians
 
 
@@ -143,7 +143,7 @@ def survey(
     union, medians, organisms = GeneUnion.empty(), NonZeroMedians(exact_values), set()
     for piece in slices:
         if not piece.is_counts:
-            raise InputError(f"slice {piece.name!r} holds normalised values; medians need counts")
+            raise InputError(f"slice {piece.name!r} holds normalized values; medians need counts")
         organisms.add(piece.organism)
         names = zip(piece.gene_ids.tolist(), piece.gene_symbols.tolist(), strict=True)
         column = np.asarray([union.place(gene, symbol) for gene, symbol in names], dtype=np.int64)

@@ -127,7 +127,7 @@ def parse_organism(value: str) -> str:
     ConfigError
         If it is none of them (nor a usual name of one, such as "Homo sapiens").
     """
-    found = _recognise(value)
+    found = _recognize(value)
     if found is None:
         raise ConfigError(f"organism {value!r} is not known; use one of: {', '.join(ORGANISMS)}")
     return found
@@ -161,7 +161,7 @@ def find_organism(obs: pd.DataFrame, uns: Mapping[str, Any], names: GeneNames) -
 def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
     value = uns.get(keys.ORGANISM) if isinstance(uns, Mapping) else None
     if isinstance(value, str | bytes | np.str_):
-        found = _recognise(
+        found = _recognize(
             value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         )
         if found is not None:
@@ -169,11 +169,11 @@ def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
     if keys.ORGANISM in obs.columns:
         values = obs[keys.ORGANISM].dropna().unique()
         if len(values) == 1:
-            return _recognise(str(values[0]))
+            return _recognize(str(values[0]))
     return None
 
 
-def _recognise(value: str) -> str | None:
+def _recognize(value: str) -> str | None:
     text = re.sub(r"[\s._]+", " ", value.strip().lower())
     if text in ORGANISMS:
         return text

@@ -45,7 +45,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Genes a model knows: Ensembl id, symbol, token and non-zero median of the normalised expression.
+    """Genes a model knows: Ensembl id, symbol, token and non-zero median of the normalized expression.
 
     Parameters
     ----------

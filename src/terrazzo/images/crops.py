@@ -117,10 +117,10 @@ class Crops:
         return np.asarray(Image.fromarray(held).resize(side, Image.Resampling.BILINEAR, box=place))
 
 
-def boxes_around(centres: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return boxes (n, 4) of these sides, (2,) or (n, 2), around centres (n, 2)."""
-    half = np.broadcast_to(sides / 2, centres.shape)
-    return np.concatenate([centres - half, centres + half], axis=1)
+def boxes_around(centers: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return boxes (n, 4) of these sides, (2,) or (n, 2), around centers (n, 2)."""
+    half = np.broadcast_to(sides / 2, centers.shape)
+    return np.concatenate([centers - half, centers + half], axis=1)
 
 
 def _near(box: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:

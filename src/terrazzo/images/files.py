@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terrazzo.errors import InputError
-from terrazzo.images.pixels import MAX_PIXELS, Colours, LazyPixels, to_bytes, to_rgb, warn_if_dark
+from terrazzo.images.pixels import MAX_PIXELS, Colors, LazyPixels, to_bytes, to_rgb, warn_if_dark
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 
@@ -133,7 +133,7 @@ _ADOBE_RGB = (
 )
 
 
-_COLOURS: dict[str, Colours] = {
+_COLORS: dict[str, Colors] = {
     "MINISWHITE": "inverted",
     "MINISBLACK": "auto",
     "RGB": "auto",
@@ -149,14 +149,14 @@ _LOOKED_AT = 2**22  # pixels that are read to see whether a picture is dark
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution: its pages (one, or one a colour) and the segments that they are read by.
+    """One resolution: its pages (one, or one a color) and the segments that they are read by.
 
     Attributes
     ----------
     plain
         Neither compressed nor tiled: rows can be read from anywhere, and segments are cut by us.
     tables, palette
-        Shared parts of JPEG segments; uint16 (3, n) colours of a palette. None where there are none.
+        Shared parts of JPEG segments; uint16 (3, n) colors of a palette. None where there are none.
     """
 
     pages: tuple[Any, ...]
@@ -176,12 +176,12 @@ class Level:
 
     @property
     def planes(self) -> int:
-        """Colours of a page that are stored one after the other."""
+        """Colors of a page that are stored one after the other."""
         return self.key.samplesperpixel if self.key.planarconfig == 2 else 1
 
     @property
     def samples(self) -> int:
-        """Colours of a page that are stored together."""
+        """Colors of a page that are stored together."""
         return self.key.samplesperpixel if self.key.planarconfig == 1 else 1
 
     @property
@@ -201,7 +201,7 @@ def open_tiff(path: Path, max_pixels: int) -> NDArray[np.uint8] | LazyPixels:
     Raises
     ------
     InputError
-        Not one gray or colour image; segments over ``max_pixels``; a damaged or truncated file; a compression that
+        Not one gray or color image; segments over ``max_pixels``; a damaged or truncated file; a compression that
         nothing here can read.
     """
     import tifffile
@@ -323,7 +323,7 @@ class TiffPixels(LazyPixels):
             )
         if level.palette is not None:
             return to_rgb(to_bytes(np.moveaxis(level.palette[:, raw[:, :, 0]], 0, -1)))
-        return to_rgb(to_bytes(raw), _COLOURS.get(key.photometric.name, "auto"))
+        return to_rgb(to_bytes(raw), _COLORS.get(key.photometric.name, "auto"))
 
     def _part(self, page: Any, plane: int, row: int, column: int) -> NDArray[Any]:
         """Read and decode one segment of one page, (rows, columns, samples)."""
@@ -368,7 +368,7 @@ def _sizes(path: Path, tiff: Any) -> list[tuple[int, int]]:
     sizes = []
     for series in tiff.series[0].levels:
         shape, axes = series.shape, series.axes
-        channel = 0 if len(shape) == 3 and axes[0] in "SC" else -1  # planar or interleaved colour
+        channel = 0 if len(shape) == 3 and axes[0] in "SC" else -1  # planar or interleaved color
         if len(shape) not in (2, 3) or (len(shape) == 3 and shape[channel] not in (1, 3, 4)):
             raise InputError(
                 f"{path}: TIFF of shape {shape} (axes {axes}); save it as one gray or RGB(A) image."
@@ -398,17 +398,17 @@ def _unreadable(series: Any) -> str | None:
     import tifffile
 
     key = series.keyframe
-    colours, bits = key.photometric.name, key.bitspersample
+    colors, bits = key.photometric.name, key.bitspersample
     if key.compression == _JPEG:
         return None if bits == 8 and key.planarconfig == 1 else "JPEG of another kind"
     if (
-        colours not in (*_COLOURS, "PALETTE")
+        colors not in (*_COLORS, "PALETTE")
         or key.dtype is None
         or key.dtype.kind not in "uf"
         or bits < 8
         or bits % 8
     ):
-        return f"{colours} colours of {bits} bits"
+        return f"{colors} colors of {bits} bits"
     try:
         if key.compression != 1:
             tifffile.TIFF.DECOMPRESSORS[key.compression]

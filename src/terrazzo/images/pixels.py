@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from terrazzo.errors import InputError, TerrazzoWarning
 
-Colours = Literal["auto", "inverted", "cmyk"]
+Colors = Literal["auto", "inverted", "cmyk"]
 Padding = Literal["edge", "white"]
 
 MAX_PIXELS = 2**28
@@ -44,14 +44,14 @@ def to_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray(np.rint(array * 255), dtype=np.uint8)
 
 
-def to_rgb(array: NDArray[np.uint8], colours: Colours = "auto") -> NDArray[np.uint8]:
+def to_rgb(array: NDArray[np.uint8], colors: Colors = "auto") -> NDArray[np.uint8]:
     """Return (H, W, 3) of (H, W), (H, W, 1) gray, RGB, or RGBA (laid over white).
 
     Parameters
     ----------
     array
         uint8.
-    colours
+    colors
         ``"auto"``: by the number of channels. ``"inverted"``: gray with 0 as white. ``"cmyk"``: four inks, 255 is full.
 
     Raises
@@ -65,9 +65,9 @@ def to_rgb(array: NDArray[np.uint8], colours: Colours = "auto") -> NDArray[np.ui
         raise InputError(
             f"Image of shape {array.shape}: pass (height, width) or (height, width, 1, 3 or 4 channels)."
         )
-    if colours == "inverted":
+    if colors == "inverted":
         array = WHITE - array
-    if colours == "cmyk" and array.shape[2] == 4:
+    if colors == "cmyk" and array.shape[2] == 4:
         light = WHITE - array.astype(np.uint16)
         return ((light[:, :, :3] * light[:, :, 3:] + 127) // 255).astype(np.uint8)
     if array.shape[2] == 4:

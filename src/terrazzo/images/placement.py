@@ -12,7 +12,7 @@ from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.images.tissue import TissueImage
 
 _SIDE = 512  # pixels of the picture in which tissue is looked for
-_RING = 0.04  # share of the longer side at the border from which the colour of the glass is taken
+_RING = 0.04  # share of the longer side at the border from which the color of the glass is taken
 _BLUR = 1.5  # pixels: dust and the dots of the frame are no tissue
 _ENOUGH = 0.95  # of the spots on tissue: nothing to ask
 _GAIN = 0.1  # share of the spots that a swap must bring onto tissue before it is called one
@@ -29,9 +29,9 @@ class Placement:
     n
         Spots.
     inside, inside_swapped
-        Share of the spots whose centre lies on the image: as given, and with x and y swapped.
+        Share of the spots whose center lies on the image: as given, and with x and y swapped.
     on_tissue, on_tissue_swapped
-        Share whose centre looks like tissue; NaN where the image has no glass to tell it from.
+        Share whose center looks like tissue; NaN where the image has no glass to tell it from.
     tissue_area
         Share of the image that looks like tissue.
     """
@@ -56,7 +56,7 @@ def needed(image: TissueImage | None, name: str = "slice", scale: bool = True) -
     Raises
     ------
     InputError
-        No image; with ``scale`` also an image of unknown micrometres per pixel.
+        No image; with ``scale`` also an image of unknown micrometers per pixel.
     """
     if image is None:
         raise InputError(
@@ -65,7 +65,7 @@ def needed(image: TissueImage | None, name: str = "slice", scale: bool = True) -
         )
     if scale and image.microns_per_pixel is None:
         raise InputError(
-            f"{name}: the micrometres per pixel of its image are not known, so no crop of a physical size can be cut; "
+            f"{name}: the micrometers per pixel of its image are not known, so no crop of a physical size can be cut; "
             "name the platform (technology='Visium'), give microns_per_unit= of the coordinates, or set "
             "microns_per_pixel of the TissueImage."
         )
@@ -105,11 +105,11 @@ def check_spots(
     image
         Histology of the slice.
     native_xy
-        Centres (n, 2), x and y, in native coordinates.
+        Centers (n, 2), x and y, in native coordinates.
     name
         Of the slice, for messages.
     outside
-        Share of the spots whose centre may lie outside the image.
+        Share of the spots whose center may lie outside the image.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def check_spots(
 def tissue_mask(image: TissueImage) -> NDArray[np.bool_] | None:
     """Return where a small view of the image is unlike its border, bool; None where nothing stands out.
 
-    The colour of the glass is the median of a ring at the border; Otsu's threshold on the distance from it, halved so
+    The color of the glass is the median of a ring at the border; Otsu's threshold on the distance from it, halved so
     that pale tissue counts, parts the two.
     """
     from scipy.ndimage import gaussian_filter

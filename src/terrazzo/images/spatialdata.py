@@ -13,7 +13,7 @@ from terrazzo.images.tissue import TissueImage
 from terrazzo.sdata import Container, Element, choose_system, open_container
 from terrazzo.sdata.container import annotated
 
-_COLOURS = ({"r", "g", "b"}, {"red", "green", "blue"}, {"0", "1", "2"}, {"", "0"}, {""}, set[str]())
+_COLORS = ({"r", "g", "b"}, {"red", "green", "blue"}, {"0", "1", "2"}, {"", "0"}, {""}, set[str]())
 
 
 def read_image(
@@ -72,7 +72,7 @@ def placed(
     image
         Of a SpatialData.
     cells
-        The element whose centres the coordinates are; None where there is none, and they are those of the system.
+        The element whose centers the coordinates are; None where there is none, and they are those of the system.
     system
         Name of the coordinate system that the coordinates are in.
     microns_per_pixel, max_pixels
@@ -111,10 +111,10 @@ def placed(
     )
 
 
-def in_colours(image: Element) -> bool:
+def in_colors(image: Element) -> bool:
     """Say whether an image looks like histology: red, green and blue, and not three of many stains."""
     names = {name.lower() for name in image.channels}
-    return image.levels[0].shape[0] == 3 and names in _COLOURS
+    return image.levels[0].shape[0] == 3 and names in _COLORS
 
 
 def _to_pixels(image: Element, cells: Element | None, system: str) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Colours for a network: fixed statistics of each channel, so that a stain means the same on every slice."""
+"""Colors for a network: fixed statistics of each channel, so that a stain means the same on every slice."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ class ChannelStatistics:
             n += batch[..., 0].size
         if n == 0:
             raise InputError(
-                "no crop to measure the colours of; give batches of uint8 (n, height, width, 3)."
+                "no crop to measure the colors of; give batches of uint8 (n, height, width, 3)."
             )
         mean = total / n
         variance = squares / n - mean**2
         if (variance < 1e-9).any():
-            raise InputError("a colour channel never changes in these crops; are they blank?")
+            raise InputError("a color channel never changes in these crops; are they blank?")
         mean, std = mean.tolist(), np.sqrt(variance).tolist()
         return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 

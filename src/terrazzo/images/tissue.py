@@ -1,7 +1,7 @@
 """One histology image, its scale against the slice, and crops out of it.
 
 Three lengths meet here. *Native* coordinates are those of ``obsm["spatial"]``; *image* pixels are columns and rows of
-``TissueImage.pixels``; micrometres are what biology is measured in. ``image_xy = native_xy * scale + offset`` joins the
+``TissueImage.pixels``; micrometers are what biology is measured in. ``image_xy = native_xy * scale + offset`` joins the
 first two, ``microns_per_pixel`` (of this image, not of the full-resolution scan) the last two. Pixel ``i`` spans ``i``
 to ``i + 1``.
 """
@@ -49,7 +49,7 @@ class TissueImage:
         uint8, (H, W, 3), red-green-blue, row 0 at the top: an array, kept as a read-only view and not copied, or
         :class:`terrazzo.images.pixels.LazyPixels`, which stay in their file.
     microns_per_pixel
-        Micrometres along the width of one pixel of ``pixels``; None where unknown.
+        Micrometers along the width of one pixel of ``pixels``; None where unknown.
     scale
         ``image_xy = native_xy * scale + offset`` with x the column and y the row; both positive-down.
     scale_y
@@ -235,7 +235,7 @@ class TissueImage:
         if not np.isfinite(xy).all():
             row = int(np.flatnonzero(~np.isfinite(xy).all(axis=1))[0])
             raise InputError(
-                f"Cannot crop at {xy[row]} (row {row}): centres must be finite; drop or mend them."
+                f"Cannot crop at {xy[row]} (row {row}): centers must be finite; drop or mend them."
             )
         return xy * self.scales + self.offset
 
@@ -247,16 +247,16 @@ class TissueImage:
         size_um: float | None = None,
         padding: Padding = "edge",
     ) -> NDArray[np.uint8]:
-        """Cut a square of whole pixels centred on a point of the slice, as it is: nothing is resized.
+        """Cut a square of whole pixels centered on a point of the slice, as it is: nothing is resized.
 
         Parameters
         ----------
         x, y
-            Centre in native coordinates (those of ``obsm["spatial"]``).
+            Center in native coordinates (those of ``obsm["spatial"]``).
         size_px
             Side in pixels of this image. Give this or ``size_um``, not both.
         size_um
-            Side in micrometres; needs ``microns_per_pixel``. Rounded to whole pixels, at least one.
+            Side in micrometers; needs ``microns_per_pixel``. Rounded to whole pixels, at least one.
         padding
             Beyond the border: ``"edge"`` repeats its pixels, ``"white"`` is white.
 
@@ -270,14 +270,14 @@ class TissueImage:
         ConfigError
             Neither or both sizes, a size under one pixel or over the reading limit, or unknown microns per pixel.
         InputError
-            A centre that is not finite.
+            A center that is not finite.
         """
         size = self._sides(size_px, size_um)
-        centre = self.to_pixels([[x, y]])[0]
+        center = self.to_pixels([[x, y]])[0]
         limit = size + max(
             self.height, self.width
         )  # beyond this every crop is the same: keeps the integers small
-        left, top = np.clip(np.floor(centre - size / 2 + 0.5), -limit, limit).astype(int).tolist()
+        left, top = np.clip(np.floor(center - size / 2 + 0.5), -limit, limit).astype(int).tolist()
         return read_padded(self.pixels, left, top, left + int(size[0]), top + int(size[1]), padding)
 
     def crops(
@@ -292,9 +292,9 @@ class TissueImage:
         Parameters
         ----------
         native_xy
-            Centres (n, 2), x and y, in native coordinates.
+            Centers (n, 2), x and y, in native coordinates.
         size_um
-            Side in micrometres; one, or one for each.
+            Side in micrometers; one, or one for each.
         pixels
             Side of the crops that are returned.
         padding
@@ -307,18 +307,18 @@ class TissueImage:
         InputError
             Positions that are not (n, 2) or not finite.
         """
-        centres = np.clip(self.to_pixels(native_xy), -_FAR, _FAR)
+        centers = np.clip(self.to_pixels(native_xy), -_FAR, _FAR)
         size = np.asarray(size_um, dtype=np.float64)
-        if size.shape not in ((), (len(centres),)) or not (
+        if size.shape not in ((), (len(centers),)) or not (
             np.isfinite(size).all() and (size > 0).all()
         ):
             raise ConfigError(
-                f"crops: size_um must be a positive number of micrometres, or one a row; got {size_um!r}."
+                f"crops: size_um must be a positive number of micrometers, or one a row; got {size_um!r}."
             )
         if self.microns_per_pixel is None:
             raise ConfigError("crops: size_um needs an image with microns_per_pixel; set it.")
         per_um = self.scales / (self.scale * self.microns_per_pixel)
-        return Crops(self.pixels, boxes_around(centres, size[..., None] * per_um), pixels, padding)
+        return Crops(self.pixels, boxes_around(centers, size[..., None] * per_um), pixels, padding)
 
     def box_crops(
         self, native_boxes: ArrayLike, pixels: int = 224, padding: Padding = "edge"
@@ -328,7 +328,7 @@ class TissueImage:
         Parameters
         ----------
         native_boxes
-            (n, 4): left, top, right, bottom in native coordinates. Boxes in the micrometres of a slice are divided by
+            (n, 4): left, top, right, bottom in native coordinates. Boxes in the micrometers of a slice are divided by
             its ``coord_scale`` first.
         pixels, padding
             As in :meth:`crops`.
@@ -386,7 +386,7 @@ class TissueImage:
                 )
             if not (np.isfinite(size_um) and size_um > 0):
                 raise ConfigError(
-                    f"crop: size_um must be a positive number of micrometres, got {size_um}."
+                    f"crop: size_um must be a positive number of micrometers, got {size_um}."
                 )
             wanted = size_um / self.microns_per_pixel * self.scales / self.scale
             size = np.maximum(1, np.rint(np.minimum(wanted, MAX_PIXELS))).astype(np.int64)

@@ -24,7 +24,7 @@ from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import hub
-from terrazzo.models.card import LICENCE, card
+from terrazzo.models.card import LICENSE, card
 from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class FoundationModel(abc.ABC):
         self,
         repo_id: str,
         *,
-        licence: str | None = None,
+        license: str | None = None,
         private: bool = True,
         revision: str | None = None,
         message: str | None = None,
@@ -211,8 +211,8 @@ class FoundationModel(abc.ABC):
         Parameters
         ----------
         repo_id
-            ``"organisation/name"`` or ``"user/name"``; made where it is not there.
-        licence
+            ``"organization/name"`` or ``"user/name"``; made where it is not there.
+        license
             Of the weights, an identifier of the hub such as ``"cc-by-4.0"``; kept in the provenance. None: what the
             provenance says already, else "not stated".
         private
@@ -226,15 +226,15 @@ class FoundationModel(abc.ABC):
 
         Returns
         -------
-        ``"organisation/name@commit"``, which :func:`terrazzo.load` takes and which always means these weights.
+        ``"organization/name@commit"``, which :func:`terrazzo.load` takes and which always means these weights.
 
         Raises
         ------
         OutputError
-            No such name, no permission, no network, ``HF_HUB_OFFLINE=1``, or a licence that the hub does not know.
+            No such name, no permission, no network, ``HF_HUB_OFFLINE=1``, or a license that the hub does not know.
         """
-        if licence is not None:
-            self.provenance = {**self.provenance, LICENCE: licence}
+        if license is not None:
+            self.provenance = {**self.provenance, LICENSE: license}
         how: dict[str, Any] = {
             "private": private,
             "revision": revision,
@@ -252,7 +252,7 @@ class FoundationModel(abc.ABC):
         Parameters
         ----------
         source
-            A folder, or ``"organisation/name"``, or ``"organisation/name@revision"``. The commit that a name stands for
+            A folder, or ``"organization/name"``, or ``"organization/name@revision"``. The commit that a name stands for
             is kept in the provenance, and recorded with every embedding.
         revision
             Branch, tag or commit on the hub.
@@ -350,11 +350,11 @@ def counted(tissue: Slice, why: str) -> Slice:
     Raises
     ------
     InputError
-        It holds normalised values; ``why`` says what a model does with counts.
+        It holds normalized values; ``why`` says what a model does with counts.
     """
     if not tissue.is_counts:
         raise InputError(
-            f"{tissue.name}: {tissue.source} holds normalised values; {why}. Pass the layer that holds raw counts "
+            f"{tissue.name}: {tissue.source} holds normalized values; {why}. Pass the layer that holds raw counts "
             "(layer=, --layer)."
         )
     return tissue

@@ -33,7 +33,7 @@ class Projection:
     loadings
         float64 ``(genes, n_components)``.
     mean, scale
-        Of every gene over the training cells; None: each slice is standardised by its own.
+        Of every gene over the training cells; None: each slice is standardized by its own.
     pearson
         Analytic Pearson residuals in place of log counts scaled to the slice's median total.
     """
@@ -67,7 +67,7 @@ class Projection:
             Where more than 2,000 genes are common to the slices: the 2,000 of largest variance, or the 1,000 most
             spatially autocorrelated, on average over the slices.
         own_scale
-            Standardise each slice by its own mean and sd: takes away most of what differs between slices.
+            Standardize each slice by its own mean and sd: takes away most of what differs between slices.
         pearson
             Pearson residuals in place of log counts.
         seed
@@ -85,12 +85,12 @@ class Projection:
         if own_scale:
             mean = scale = None
             stacked = np.concatenate(
-                [_standardised(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
+                [_standardized(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
             )
         else:
             joined = np.concatenate(tables)
             mean, scale = joined.mean(axis=0), joined.std(axis=0)
-            stacked = _standardised(joined, mean, scale)
+            stacked = _standardized(joined, mean, scale)
         loadings = np.zeros((len(genes), n_components))  # of slices without variation, all zero
         if len(stacked) > 1 and stacked.any():
             found = (
@@ -116,7 +116,7 @@ class Projection:
         values = _values(tissue, [self.genes[i] for i in rows], self.pearson)
         mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
         scale = values.std(axis=0) if self.scale is None else self.scale[rows]
-        return (_standardised(values, mean, scale) @ self.loadings[rows]).astype(np.float32)
+        return (_standardized(values, mean, scale) @ self.loadings[rows]).astype(np.float32)
 
 
 def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
@@ -133,7 +133,7 @@ def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
     return np.clip(residual, -limit, limit)
 
 
-def _standardised(values: Vectors, mean: Vectors, scale: Vectors) -> Vectors:
+def _standardized(values: Vectors, mean: Vectors, scale: Vectors) -> Vectors:
     # a gene that is the same everywhere says nothing: rounding must not be blown up to unit variance
     flat = scale <= 1e-6 + 1e-5 * np.abs(mean)
     return np.where(flat, 0, (values - mean) / np.where(flat, 1, scale)).astype(np.float32)
@@ -142,14 +142,14 @@ def _standardised(values: Vectors, mean: Vectors, scale: Vectors) -> Vectors:
 WITHIN_1_HOP, WITHIN_3_HOPS = 6, 36  # spots within so many hops on a hexagonal lattice
 
 
-RINGS = (0, 6, 18, 36, 90, 216)  # neighbours up to each ring's outer edge
+RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
 
 
-SHORT = 20  # components that are averaged over neighbours
+SHORT = 20  # components that are averaged over neighbors
 
 
-def neighbour_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
-    """Average each row over the cell itself and its ``k`` nearest neighbours."""
+def neighbor_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
+    """Average each row over the cell itself and its ``k`` nearest neighbors."""
     if k == 0 or len(values) == 1:
         return values
     _, index = cKDTree(coords).query(coords, k=min(k + 1, len(values)), workers=-1)
@@ -157,7 +157,7 @@ def neighbour_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
 
 
 def rings(values: Vectors, coords: Floats) -> list[Vectors]:
-    """Return the mean over five rings of nearest neighbours (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
+    """Return the mean over five rings of nearest neighbors (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
     reach = min(RINGS[-1] + 1, len(values))
     _, index = cKDTree(coords).query(coords, k=[*range(1, reach + 1)], workers=-1)
     out = []
@@ -173,11 +173,11 @@ def unit(block: Vectors) -> Vectors:
 
 
 def _smooth(z: Vectors, coords: Floats) -> Vectors:
-    return neighbour_mean(z[:, :SHORT], coords, WITHIN_3_HOPS)
+    return neighbor_mean(z[:, :SHORT], coords, WITHIN_3_HOPS)
 
 
 def _all_hops(z: Vectors, coords: Floats) -> Vectors:
-    return np.hstack([z, *(neighbour_mean(z, coords, k) for k in (WITHIN_1_HOP, WITHIN_3_HOPS))])
+    return np.hstack([z, *(neighbor_mean(z, coords, k) for k in (WITHIN_1_HOP, WITHIN_3_HOPS))])
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,8 @@ _STRONG = {"choose": "autocorrelation", "own_scale": True}
 KINDS = {
     "expression": Kind("Expression of variable genes", lambda z, c: z),
     "pca": Kind("PCA", lambda z, c: z),
-    "pca-nb1": Kind("PCA + neighbour mean, 1 hop", lambda z, c: neighbour_mean(z, c, WITHIN_1_HOP)),
-    "pca-nb3": Kind(
-        "PCA + neighbour mean, 3 hops", lambda z, c: neighbour_mean(z, c, WITHIN_3_HOPS)
-    ),
+    "pca-nb1": Kind("PCA + neighbor mean, 1 hop", lambda z, c: neighbor_mean(z, c, WITHIN_1_HOP)),
+    "pca-nb3": Kind("PCA + neighbor mean, 3 hops", lambda z, c: neighbor_mean(z, c, WITHIN_3_HOPS)),
     "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
     "pearson": Kind(
         "Pearson-residual PCA", lambda z, c: z, {"choose": "autocorrelation", "pearson": True}
@@ -214,7 +212,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class VariableGenes:
-    """Log-normalised expression of the variable genes of the training slices; genes that lack are zero."""
+    """Log-normalized expression of the variable genes of the training slices; genes that lack are zero."""
 
     genes: tuple[str, ...]
 
@@ -238,11 +236,11 @@ class Baseline:
     ----------
     name
         ``expression``: log counts, scaled to the slice's median total, of the variable genes. ``pca``: 50 principal
-        components of them, standardised (the scanpy pipeline). ``pca-nb1``, ``pca-nb3``: averaged over the cell and its
-        neighbours within 1 or 3 hops (6, 36 nearest). ``pca-concat``: all three. ``pearson``: components of Pearson
-        residuals. ``z50``: components of the spatially autocorrelated genes, each slice standardised by itself. ``t1``:
+        components of them, standardized (the scanpy pipeline). ``pca-nb1``, ``pca-nb3``: averaged over the cell and its
+        neighbors within 1 or 3 hops (6, 36 nearest). ``pca-concat``: all three. ``pearson``: components of Pearson
+        residuals. ``z50``: components of the spatially autocorrelated genes, each slice standardized by itself. ``t1``:
         20 of them averaged over 3 hops. ``t2``: ``[z50 ; t1]``, equal in mean norm. ``t3``: 20 of them of the cell and
-        of five rings of its neighbours.
+        of five rings of its neighbors.
     n_components
         Principal components.
     seed

@@ -11,11 +11,11 @@ from terrazzo._version import __version__
 from terrazzo.config import to_dict
 from terrazzo.models import checkpoint as ckpt
 
-LICENCE = "licence"  # in the provenance
+LICENSE = "license"  # in the provenance
 COUNTS_KNOWN = "counts known"  # in the provenance: share of a training slice's counts on genes of the vocabulary
 TRAINED_ON = "train slices, hashed"  # in the provenance: see `name_hash`; a name may be a patient's
 EVERY_MODEL = (
-    "Vectors depend on the platform, the panel of genes and the tissue; check on labelled slices of your own, beside "
+    "Vectors depend on the platform, the panel of genes and the tissue; check on labeled slices of your own, beside "
     "the baselines of `terrazzo.Baseline`, before you rely on them.",
     "Genes that the vocabulary does not know are not seen; `terrazzo info SLICE --model ...` says how many.",
     "For research; not a medical device.",
@@ -45,7 +45,7 @@ def card(model: Any, name: str = "FOLDER") -> str:
         "Training": _training(held),
         "Losses": _losses(held),
         "Genes": _genes(model),
-        "Licence": _licence(held),
+        "License": _license(held),
         "Limits": "\n".join(f"- {line}" for line in (*model.limits, *EVERY_MODEL)),
         "Citation": model.citation,
         "Hyperparameters": f"```json\n{json.dumps(to_dict(model.config), indent=2)}\n```",
@@ -64,7 +64,7 @@ def _front_matter(model: Any) -> str:
         "library_name": "terrazzo",
         "tags": ["spatial-transcriptomics", "biology", "terrazzo", model.model_type],
     }
-    if stated := model.provenance.get(LICENCE):
+    if stated := model.provenance.get(LICENSE):
         lines["license"] = str(stated).lower()
     return "\n".join(
         ["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---"]
@@ -156,8 +156,8 @@ def _genes(model: Any) -> str:
     return f"{len(vocabulary):,} genes ({vocabulary.organism}), kept in `{ckpt.VOCABULARY}`."
 
 
-def _licence(held: Mapping[str, Any]) -> str:
-    if stated := held.get(LICENCE):
+def _license(held: Mapping[str, Any]) -> str:
+    if stated := held.get(LICENSE):
         return f"{stated}, as stated by who published these weights."
     return "Not stated. Weights may be bound by the terms of the data and of the weights that they were made from."
 

@@ -26,7 +26,7 @@ PUBLISHED = {
 }
 _IT_IS = (
     f"a folder with {CONFIG}, {WEIGHTS} and {VOCABULARY}, as `terrazzo pretrain` and `terrazzo convert` write, or "
-    "organisation/name on the hub"
+    "organization/name on the hub"
 )
 KEYS = {"format", "model_type", "library_version", "model", "provenance", "vocabulary_sha256"}
 

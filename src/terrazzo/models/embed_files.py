@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 INPUT_HASH, OPTIONS = (
     "input_sha256",
     "options",
-)  # in uns["terrazzo"][key]: what a finished file is recognised by
+)  # in uns["terrazzo"][key]: what a finished file is recognized by
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def embed_files(
 ) -> Iterator[Done]:
     """Embed slices from files and write each, with its vectors, into a folder.
 
-    A file that was finished before from the same input, model and options is recognised and left alone, so that an
+    A file that was finished before from the same input, model and options is recognized and left alone, so that an
     interrupted run continues where it stopped.
 
     Parameters

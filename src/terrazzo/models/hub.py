@@ -29,7 +29,7 @@ class Located:
     folder
         The folder.
     origin
-        ``{"hub": "organisation/name", "hub_commit": hash}`` where it came from the hub, else empty.
+        ``{"hub": "organization/name", "hub_commit": hash}`` where it came from the hub, else empty.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Located:
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Say whether a source means the hub: ``organisation/name``, or with ``@revision``, and no folder of that name."""
+    """Say whether a source means the hub: ``organization/name``, or with ``@revision``, and no folder of that name."""
     return (
         _NAME.fullmatch(str(source)) is not None
         and not str(source).startswith(".")
@@ -53,7 +53,7 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
     Parameters
     ----------
     source
-        A folder, or ``"organisation/name"``, or ``"organisation/name@revision"``.
+        A folder, or ``"organization/name"``, or ``"organization/name@revision"``.
     revision
         Branch, tag or commit on the hub; None: the main branch.
 
@@ -108,7 +108,7 @@ def push(
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise OutputError(
-            f"{repo_id!r} is no name on the hub; it is organisation/name, or your user name/name."
+            f"{repo_id!r} is no name on the hub; it is organization/name, or your user name/name."
         )
     api = HfApi(library_name="terrazzo", library_version=__version__, token=token)
     with (

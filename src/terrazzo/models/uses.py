@@ -22,7 +22,7 @@ def uses(tissue: Slice, spot_um: float | None = None) -> dict[str, str]:
     Parameters
     ----------
     tissue
-        The slice; normalised values and no image are no errors here.
+        The slice; normalized values and no image are no errors here.
     spot_um
         Diameter of a spot, where the platform's is not meant.
 
@@ -34,12 +34,12 @@ def uses(tissue: Slice, spot_um: float | None = None) -> dict[str, str]:
         warnings.simplefilter("ignore", TerrazzoWarning)  # what they say is in the lines
         no_counts, no_image, grid = _no_counts(tissue), _no_image(tissue, spot_um), _grid(tissue)
     unit = (
-        "micrometres"
+        "micrometers"
         if tissue.unit == "um"
-        else "spacings (its micrometres are not known: --microns-per-unit)"
+        else "spacings (its micrometers are not known: --microns-per-unit)"
     )
     no = LACKS + no_counts
-    ranks = f"{no} In Python, allow_normalised=True reads their ranks."
+    ranks = f"{no} In Python, allow_normalized=True reads their ranks."
     return {
         "SToFM": ranks if no_counts else f"{READY}a vector for each cell; distances in {unit}",
         "ST as images": no if no_counts else grid,
@@ -98,5 +98,5 @@ def _image_to_gene(no_counts: str, no_image: str) -> str:
     if no_image:
         return LACKS + no_image
     if no_counts:
-        return f"{READY}its expression can be predicted; not learnt from, nor scored: {no_counts}"
-    return f"{READY}its expression can be learnt from, predicted and scored"
+        return f"{READY}its expression can be predicted; not learned from, nor scored: {no_counts}"
+    return f"{READY}its expression can be learned from, predicted and scored"

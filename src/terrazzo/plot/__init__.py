@@ -3,13 +3,13 @@
 from terrazzo.plot.expression import predicted_genes
 from terrazzo.plot.figures import save
 from terrazzo.plot.overlay import overlay
-from terrazzo.plot.palettes import colours
+from terrazzo.plot.palettes import colors
 from terrazzo.plot.reconstruction import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
 
 __all__ = [
-    "colours",
+    "colors",
     "confusion",
     "overlay",
     "predicted_against_true",

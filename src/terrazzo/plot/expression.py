@@ -48,7 +48,7 @@ def predicted_genes(
     image
         Histology under the spots, as in :func:`terrazzo.plot.spatial`; the first column shows it alone.
     shared
-        One scale of colours for measured and predicted values of a gene. By default each has its own: what is
+        One scale of colors for measured and predicted values of a gene. By default each has its own: what is
         predicted varies less, and across patients its level is off.
     layer
         Of the counts.
@@ -132,7 +132,7 @@ def _predicted(adata: AnnData, key: str) -> pd.DataFrame:
 
 
 def _scale(adata: AnnData, key: str) -> Scale:
-    """Return what counts are scaled to, as the read-out learnt them."""
+    """Return what counts are scaled to, as the read-out learned them."""
     record = dict(dict(adata.uns.get(keys.UNS, {})).get(key, {}))
     said = json.loads(str(record.get("probe", "{}"))).get("scale", PAPER_TOTAL)
     return "median" if said == "median" else float(said)

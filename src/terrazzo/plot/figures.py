@@ -45,11 +45,11 @@ def legend_width(names: Collection[str], height: float) -> float:
     )
 
 
-def add_legend(axes: Axes, colours: Mapping[str, str]) -> None:
-    """Name the colours beside the axes; not where there are more than anybody can tell apart."""
+def add_legend(axes: Axes, colors: Mapping[str, str]) -> None:
+    """Name the colors beside the axes; not where there are more than anybody can tell apart."""
     from matplotlib.lines import Line2D
 
-    if not colours or len(colours) > MAX_LEGEND:
+    if not colors or len(colors) > MAX_LEGEND:
         return
     dots = [
         Line2D(
@@ -59,10 +59,10 @@ def add_legend(axes: Axes, colours: Mapping[str, str]) -> None:
             marker="o",
             markersize=_MARKER,
             markeredgewidth=0,
-            color=colour,
+            color=color,
             label=name,
         )
-        for name, colour in colours.items()
+        for name, color in colors.items()
     ]
     axes.legend(
         handles=dots,
@@ -78,7 +78,7 @@ def add_legend(axes: Axes, colours: Mapping[str, str]) -> None:
 
 
 def scale_of(numbers: NDArray[np.float64]) -> Normalize:
-    """Return the ends of a colour scale: all but the extreme half per cent, or all where nothing else varies.
+    """Return the ends of a color scale: all but the extreme half per cent, or all where nothing else varies.
 
     One cell of a thousand would otherwise leave all others in the dark.
     """
@@ -91,7 +91,7 @@ def scale_of(numbers: NDArray[np.float64]) -> Normalize:
 
 
 def add_scale(axes: Axes, drawn: Any, numbers: NDArray[np.float64]) -> None:
-    """Draw the scale of colours beside the axes; an end beyond which there are numbers is an arrow."""
+    """Draw the scale of colors beside the axes; an end beyond which there are numbers is an arrow."""
     below, above = numbers.min() < drawn.norm.vmin, numbers.max() > drawn.norm.vmax
     ends = {
         (False, False): "neither",

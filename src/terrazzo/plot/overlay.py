@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HEIGHT = 4.6  # inches of a panel
 _ACROSS = 4.5  # spot distances in half a close-up
-_RING = "#00e5ff"  # a colour that no stain has
+_RING = "#00e5ff"  # a color that no stain has
 _NICHE = "#ffd600"
 _OFF = "#ff1744"  # of a spot outside the image
 
@@ -32,13 +32,13 @@ def overlay(
     *,
     image: TissueImage | None = None,
     spot_um: float | None = None,
-    n_neighbours: int = 3,
+    n_neighbors: int = 3,
     **slice_options: Any,
 ) -> Figure:
     """Draw spots over the whole histology image, and two close-ups: amid the tissue and at its edge.
 
     Rings have the diameter of a spot, so they show what its crop contains; in the close-ups a dashed box is the niche
-    of the middle spot (itself and its neighbours). The title says how many spots lie on tissue, and how many would with
+    of the middle spot (itself and its neighbors). The title says how many spots lie on tissue, and how many would with
     x and y swapped. Spots outside the image are red.
 
     Parameters
@@ -48,8 +48,8 @@ def overlay(
     image
         Its histology; None: that of ``uns["spatial"]``.
     spot_um
-        Diameter of a spot in micrometres; None: that of the platform.
-    n_neighbours
+        Diameter of a spot in micrometers; None: that of the platform.
+    n_neighbors
         Of the niche.
     **slice_options
         Passed to :meth:`terrazzo.Slice.from_anndata`.
@@ -103,7 +103,7 @@ def overlay(
     )
     _rings(axes[0], xy[inside], diameter, _RING)
     _rings(axes[0], xy[~inside], diameter, _OFF)
-    boxes = find_niches(xy, n_neighbours).boxes(xy, diameter)
+    boxes = find_niches(xy, n_neighbors).boxes(xy, diameter)
     middle = np.median(xy, axis=0)
     far = np.linalg.norm(xy - middle, axis=1)
     for ax, spot, name in zip(
@@ -156,14 +156,14 @@ def _panel(
     )
 
 
-def _rings(axes: Axes, xy: np.ndarray, diameter: float, colour: str) -> None:
+def _rings(axes: Axes, xy: np.ndarray, diameter: float, color: str) -> None:
     from matplotlib.collections import EllipseCollection
 
     if len(xy) == 0:
         return
     points = (
         72 * size_of(axes)[0] / float(np.abs(np.diff(axes.get_xlim()))[0])
-    )  # printer's points in a micrometre
+    )  # printer's points in a micrometer
     width = float(np.clip(0.12 * diameter * points, 0.3, 1.5))
     axes.add_collection(
         EllipseCollection(
@@ -174,7 +174,7 @@ def _rings(axes: Axes, xy: np.ndarray, diameter: float, colour: str) -> None:
             offsets=xy,
             offset_transform=axes.transData,
             facecolors="none",
-            edgecolors=colour,
+            edgecolors=color,
             linewidths=width,
         ),
         autolim=False,

@@ -1,4 +1,4 @@
-"""What is drawn in which colour: values out of an AnnData, and a colour for each category, the same in every figure."""
+"""What is drawn in which color: values out of an AnnData, and a color for each category, the same in every figure."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 
 Palette = Mapping[str, Any] | Sequence[Any] | str
-"""Colours by name; or in the order of the categories; or a matplotlib colour map."""
+"""Colors by name; or in the order of the categories; or a matplotlib color map."""
 
-COLOURS = (
+COLORS = (
     "#1f77b4",
     "#ff7f0e",
     "#2ca02c",
@@ -63,21 +63,21 @@ COLOURS = (
 )
 """Matplotlib's ten without the gray; then each about as far as can be (CIELAB) from all before it, white and gray."""
 
-MISSING_COLOUR = "#d9d9d9"
+MISSING_COLOR = "#d9d9d9"
 MISSING = "no label"
 MAP = "viridis"
 _MISSING_WORDS = ("", "nan", "<na>")  # what a missing label becomes on its way through text
 _STRONG = (
-    len(COLOURS) // 2
-)  # colours that names choose from; the later ones, less far apart, are for those that meet
+    len(COLORS) // 2
+)  # colors that names choose from; the later ones, less far apart, are for those that meet
 _SALT = 86558  # one at which no two region names of the slices in reach meet, and few cell types
 _GOLDEN = 0.618034
 
 
-def colours(adata: AnnData, color: str, *, palette: Palette | None = None) -> dict[str, str]:
-    """Return the colour of each category of an ``obs`` column, as the figures of this room use it.
+def colors(adata: AnnData, color: str, *, palette: Palette | None = None) -> dict[str, str]:
+    """Return the color of each category of an ``obs`` column, as the figures of this room use it.
 
-    A category has its colour by its name, so that subsets, other slices and later runs agree: names that differ in
+    A category has its color by its name, so that subsets, other slices and later runs agree: names that differ in
     a number at their end follow one another in the palette. Where two names in one column would meet, the later one
     moves on, so a subset without the other may differ; to rule that out, pass the answer of the whole as ``palette``.
 
@@ -88,7 +88,7 @@ def colours(adata: AnnData, color: str, *, palette: Palette | None = None) -> di
     color
         Column of ``obs`` that holds labels.
     palette
-        Colours by name (names that it lacks keep their own), in the order of the categories, or a matplotlib colour
+        Colors by name (names that it lacks keep their own), in the order of the categories, or a matplotlib color
         map. Goes before everything else.
 
     Returns
@@ -101,12 +101,12 @@ def colours(adata: AnnData, color: str, *, palette: Palette | None = None) -> di
     InputError
         There is no such column, or it holds numbers.
     ConfigError
-        The palette holds something that is no colour, or too few.
+        The palette holds something that is no color, or too few.
     """
     values = read_values(adata, color)
     if not isinstance(values.dtype, pd.CategoricalDtype):
-        raise InputError(f"{color!r} holds numbers; only labels have a colour each.")
-    return label_colours(adata, color, values, palette)
+        raise InputError(f"{color!r} holds numbers; only labels have a color each.")
+    return label_colors(adata, color, values, palette)
 
 
 def read_values(adata: AnnData, color: str) -> pd.Series:
@@ -130,10 +130,10 @@ def read_values(adata: AnnData, color: str) -> pd.Series:
     return pd.Series(np.where(np.isfinite(numbers), numbers, np.nan), index=adata.obs_names)
 
 
-def label_colours(
+def label_colors(
     adata: AnnData, color: str, values: pd.Series, palette: Palette | None
 ) -> dict[str, str]:
-    """Return the colour of each category of :func:`read_values`; see :func:`colours`."""
+    """Return the color of each category of :func:`read_values`; see :func:`colors`."""
     names = list(values.cat.categories)
     if isinstance(palette, Mapping):
         given = {str(k): as_hex(v) for k, v in palette.items()}
@@ -145,43 +145,43 @@ def label_colours(
 
 
 def by_name(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """Give each name its colour: the given one, its own, or, where another has that, the next free one."""
+    """Give each name its color: the given one, its own, or, where another has that, the next free one."""
     taken = dict(given)
     used = set(taken.values())
     moved = []
     for name in sorted(names, key=natural):
         if name not in taken:
-            wish = COLOURS[_slot(name)]
+            wish = COLORS[_slot(name)]
             if wish in used:
                 moved.append(name)
             else:
                 taken[name] = wish
                 used.add(wish)
-    for name in moved:  # after all others, so that none of them loses its own colour
+    for name in moved:  # after all others, so that none of them loses its own color
         start = _STRONG + _slot(name) % _STRONG
-        choices = itertools.chain(COLOURS[start:], COLOURS[_STRONG:start], COLOURS, _beyond())
-        taken[name] = next(colour for colour in choices if colour not in used)
+        choices = itertools.chain(COLORS[start:], COLORS[_STRONG:start], COLORS, _beyond())
+        taken[name] = next(color for color in choices if color not in used)
         used.add(taken[name])
     return {name: taken[name] for name in names}
 
 
-def as_hex(colour: Any) -> str:
-    """Return ``"#rrggbb"``; ConfigError where it is no colour."""
+def as_hex(color: Any) -> str:
+    """Return ``"#rrggbb"``; ConfigError where it is no color."""
     from matplotlib.colors import to_hex
 
     try:
-        return to_hex(colour)
+        return to_hex(color)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"palette: {colour!r} is not a colour that matplotlib knows.") from error
+        raise ConfigError(f"palette: {color!r} is not a color that matplotlib knows.") from error
 
 
-def colour_map(palette: Palette | None) -> Any:
-    """Return the colour map for numbers: ``palette``, where it is one.
+def color_map(palette: Palette | None) -> Any:
+    """Return the color map for numbers: ``palette``, where it is one.
 
     Raises
     ------
     ConfigError
-        No colour map of this name.
+        No color map of this name.
     """
     import matplotlib as mpl
 
@@ -189,7 +189,7 @@ def colour_map(palette: Palette | None) -> Any:
     if name not in mpl.colormaps:
         near = difflib.get_close_matches(name, list(mpl.colormaps), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"palette: matplotlib has no colour map {name!r}{hint}")
+        raise ConfigError(f"palette: matplotlib has no color map {name!r}{hint}")
     return mpl.colormaps[name]
 
 
@@ -245,22 +245,22 @@ def _expression(adata: AnnData, gene: str) -> np.ndarray:
 
 def _by_place(names: Sequence[str], palette: Sequence[Any] | str) -> dict[str, str]:
     if isinstance(palette, str):
-        scale = colour_map(palette)
+        scale = color_map(palette)
         n = len(names)
         listed = (
             getattr(scale, "colors", None) if scale.N <= 20 else None
-        )  # tab10 and its kin are lists of colours
+        )  # tab10 and its kin are lists of colors
         places = range(n) if listed is not None and n <= scale.N else np.linspace(0, 1, n)
         return {name: as_hex(scale(place)) for name, place in zip(names, places, strict=True)}
     if len(palette) < len(names):
         raise ConfigError(
-            f"palette has {len(palette)} colours for {len(names)} categories; add {', '.join(names)}."
+            f"palette has {len(palette)} colors for {len(names)} categories; add {', '.join(names)}."
         )
-    return {name: as_hex(colour) for name, colour in zip(names, palette, strict=False)}
+    return {name: as_hex(color) for name, color in zip(names, palette, strict=False)}
 
 
 def _from_scanpy(adata: AnnData, color: str) -> dict[str, str]:
-    """Colours that scanpy stored; none where they do not fit the categories."""
+    """Colors that scanpy stored; none where they do not fit the categories."""
     from matplotlib.colors import is_color_like
 
     stored = adata.uns.get(f"{color}_colors")
@@ -272,23 +272,21 @@ def _from_scanpy(adata: AnnData, color: str) -> dict[str, str]:
         or len(stored) < len(names)
     ):
         return {}
-    found = [str(colour) for colour in stored]
+    found = [str(color) for color in stored]
     if not all(map(is_color_like, found)):
         return {}
-    return {name: as_hex(colour) for name, colour in zip(names, found, strict=False)}
+    return {name: as_hex(color) for name, color in zip(names, found, strict=False)}
 
 
 def _slot(name: str) -> int:
     """Place in the palette: hash of the name without the number at its end, plus that number."""
     stem = name.rstrip("0123456789")
     number = int(name[len(stem) :][-6:] or 0)
-    return ((zlib.crc32(f"{_SALT}{stem}".encode()) % _STRONG if stem else 0) + number) % len(
-        COLOURS
-    )
+    return ((zlib.crc32(f"{_SALT}{stem}".encode()) % _STRONG if stem else 0) + number) % len(COLORS)
 
 
 def _beyond() -> Iterator[str]:
-    """Yield ever more colours; nobody can tell so many apart."""
+    """Yield ever more colors; nobody can tell so many apart."""
     from matplotlib.colors import hsv_to_rgb, to_hex
 
     for turn in itertools.count(start=_GOLDEN, step=_GOLDEN):

@@ -16,10 +16,10 @@ from terrazzo.plot.figures import add_legend, add_scale, legend_width, new_axes,
 from terrazzo.plot.palettes import (
     MAP,
     MISSING,
-    MISSING_COLOUR,
+    MISSING_COLOR,
     Palette,
-    colour_map,
-    label_colours,
+    color_map,
+    label_colors,
     natural,
     read_values,
     said,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_CELLS = 20_000
 LEAST_CELLS = 5
-NEIGHBOURS = 15  # scanpy's
+NEIGHBORS = 15  # scanpy's
 _SIDE = 5.0  # inches
 _INK = 60_000  # square points that all the dots of a UMAP cover together, about
 _WRITTEN = 20  # classes up to which every field of a confusion matrix holds its number
@@ -48,7 +48,7 @@ def umap(
     legend: bool = True,
     palette: Palette | None = None,
 ) -> Axes:
-    """Draw the UMAP of an embedding (scanpy's, 15 neighbours), coloured by a column of ``obs`` or a gene.
+    """Draw the UMAP of an embedding (scanpy's, 15 neighbors), colored by a column of ``obs`` or a gene.
 
     Up to 20,000 cells, which take a minute or two; of more, as many are drawn at random, and the title says so. Same
     seed, same picture.
@@ -56,11 +56,11 @@ def umap(
     Parameters
     ----------
     adata
-        Holds the embedding. Never written to: the neighbours and the two coordinates are made elsewhere.
+        Holds the embedding. Never written to: the neighbors and the two coordinates are made elsewhere.
     use_rep
         As in :func:`terrazzo.records.vectors`: ``obsm`` key, ``"key:block"``, or an array ``(n, d)``.
     color, palette, legend
-        As in :func:`terrazzo.plot.spatial`: a label has the same colour there.
+        As in :func:`terrazzo.plot.spatial`: a label has the same color there.
     seed
         Of the sample and of UMAP.
     ax
@@ -84,15 +84,15 @@ def umap(
         raise InputError(f"UMAP needs at least {LEAST_CELLS} cells; there are {len(vectors)}.")
     values = read_values(adata, color)
     is_label = isinstance(values.dtype, pd.CategoricalDtype)
-    names = label_colours(adata, color, values, palette) if is_label else {}
-    scale = None if is_label else colour_map(palette)
+    names = label_colors(adata, color, values, palette) if is_label else {}
+    scale = None if is_label else color_map(palette)
     order = np.random.default_rng(seed).permutation(len(vectors))[
         :MAX_CELLS
     ]  # shuffled: no label hides another
     places = umap_layout(vectors[np.sort(order)], seed)[np.argsort(np.argsort(order))]
     shown = values.iloc[order]
     missing = shown.isna().to_numpy()
-    named = {**names, MISSING: MISSING_COLOUR} if is_label and missing.any() else names
+    named = {**names, MISSING: MISSING_COLOR} if is_label and missing.any() else names
     axes = (
         ax
         if ax is not None
@@ -104,7 +104,7 @@ def umap(
         "rasterized": True,
     }
     x, y = places.T
-    axes.scatter(x[missing], y[missing], color=MISSING_COLOUR, **look)
+    axes.scatter(x[missing], y[missing], color=MISSING_COLOR, **look)
     if is_label:
         axes.scatter(
             x[~missing], y[~missing], color=[names[name] for name in shown[~missing]], **look
@@ -127,7 +127,7 @@ def umap(
 
 
 def umap_layout(vectors: representation.Vectors, seed: int) -> NDArray[np.float32]:
-    """Return UMAP coordinates ``(n, 2)``: scanpy's, 15 neighbours; same seed, same places."""
+    """Return UMAP coordinates ``(n, 2)``: scanpy's, 15 neighbors; same seed, same places."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -136,14 +136,14 @@ def umap_layout(vectors: representation.Vectors, seed: int) -> NDArray[np.float3
 
         bare = AnnData(obsm={"X": np.asarray(vectors, dtype=np.float32)})
         sc.pp.neighbors(
-            bare, n_neighbors=min(NEIGHBOURS, bare.n_obs - 1), use_rep="X", random_state=seed
+            bare, n_neighbors=min(NEIGHBORS, bare.n_obs - 1), use_rep="X", random_state=seed
         )
         sc.tl.umap(bare, random_state=seed)
     return np.asarray(bare.obsm["X_umap"])
 
 
 def confusion(
-    true: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None, normalise: bool = True
+    true: ArrayLike, predicted: ArrayLike, *, ax: Axes | None = None, normalize: bool = True
 ) -> Axes:
     """Draw a confusion matrix: a row for each true class, a column for each predicted one, in the same order.
 
@@ -153,7 +153,7 @@ def confusion(
         Labels ``(n,)``. Cells that lack one of the two (None, NaN, "") are left out, and counted below the figure.
     ax
         Axes to draw on; None makes a figure.
-    normalise
+    normalize
         Shares of each row (a class that is never true has an empty row); False: counts.
 
     Returns
@@ -182,10 +182,10 @@ def confusion(
     )
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    shown = shares if normalise else counts
+    shown = shares if normalize else counts
     side = float(np.clip(0.45 * len(classes) + 1.5, 4, 14))
     axes = ax if ax is not None else new_axes(side + 1, side)
-    drawn = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalise else None)
+    drawn = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
     ticks = range(len(classes))
     small = "small" if len(classes) <= _WRITTEN else "x-small"
     axes.set_xticks(
@@ -197,29 +197,29 @@ def confusion(
     )
     axes.set(xlabel="predicted" + ("" if known.all() else left_out), ylabel="true")
     if len(classes) <= _WRITTEN:
-        _write_fields(axes, shares, shown, normalise)
+        _write_fields(axes, shares, shown, normalize)
     axes.figure.colorbar(
         drawn,
         ax=axes,
         shrink=0.6,
         aspect=25,
-        label="share of the true class" if normalise else "cells",
+        label="share of the true class" if normalize else "cells",
     )
     return axes
 
 
 def _write_fields(
-    axes: Axes, shares: NDArray[np.float64], shown: NDArray[np.float64], normalise: bool
+    axes: Axes, shares: NDArray[np.float64], shown: NDArray[np.float64], normalize: bool
 ) -> None:
     """Write the numbers into the fields, white on dark; not what rounds to nothing."""
     top = np.nanmax(shown)
     for (row, column), value in np.ndenumerate(shown):
-        if value < 0.005 if normalise else value == 0:
+        if value < 0.005 if normalize else value == 0:
             continue
         if np.isfinite(shares[row, column]):
-            text = f"{value:.2f}" if normalise else f"{value:,.0f}"
-            colour = "white" if value > 0.55 * (1 if normalise else top) else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=colour)
+            text = f"{value:.2f}" if normalize else f"{value:,.0f}"
+            color = "white" if value > 0.55 * (1 if normalize else top) else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=color)
 
 
 def predicted_against_true(

@@ -17,10 +17,10 @@ from terrazzo.images import TissueImage
 from terrazzo.plot.figures import add_legend, add_scale, legend_width, new_axes, scale_of, size_of
 from terrazzo.plot.palettes import (
     MISSING,
-    MISSING_COLOUR,
+    MISSING_COLOR,
     Palette,
-    colour_map,
-    label_colours,
+    color_map,
+    label_colors,
     read_values,
 )
 from terrazzo.slices import Slice
@@ -34,17 +34,17 @@ Underlay = bool | Literal["auto"] | TissueImage
 
 LONG_SIDE = 5.0  # inches of the tissue's longer side, in a figure of our own
 MAX_SIDE_PX = 1500  # of an image as it is drawn
-_NEIGHBOURS = 4  # of a square lattice all at one distance, of a hexagonal one as well
+_NEIGHBORS = 4  # of a square lattice all at one distance, of a hexagonal one as well
 _LEAST_POINT = 1.2  # printer's points: a cell is never drawn smaller
 _OVER_IMAGE = (
-    0.7  # diameter of a cell that has histology under it; opaque, or its colour is not the legend's
+    0.7  # diameter of a cell that has histology under it; opaque, or its color is not the legend's
 )
 _RASTER = 20_000  # more cells than this are pixels in a PDF, too
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where to draw: centres (n, 2), the diameter at which they about touch, edges, the image and its edges."""
+    """Where to draw: centers (n, 2), the diameter at which they about touch, edges, the image and its edges."""
 
     coords: np.ndarray
     touching: float
@@ -69,7 +69,7 @@ def spatial(
 ) -> Axes:
     """Draw one ``obs`` column or gene on the tissue, y downwards as on a slide.
 
-    Axes are in the slice's units: micrometres where they are known.
+    Axes are in the slice's units: micrometers where they are known.
 
     Parameters
     ----------
@@ -89,12 +89,12 @@ def spatial(
         Histology under the cells. True: that of ``uns["spatial"]``; ``"auto"``: that, where there is one; or a
         :class:`terrazzo.TissueImage`.
     palette
-        Labels: colours by name, or in the order of the categories; see :func:`terrazzo.plot.colours` for the default.
-        Numbers: a matplotlib colour map.
+        Labels: colors by name, or in the order of the categories; see :func:`terrazzo.plot.colors` for the default.
+        Numbers: a matplotlib color map.
     alpha
         Opacity, 0 to 1.
     size
-        Diameter of a cell; 1: typical neighbours touch. None: 1, over an image 0.7.
+        Diameter of a cell; 1: typical neighbors touch. None: 1, over an image 0.7.
     **slice_options
         Passed to :meth:`terrazzo.Slice.from_anndata`.
 
@@ -112,7 +112,7 @@ def spatial(
     """
     _check(image, alpha, size)
     values = read_values(adata, color)
-    names = legend_colours(adata, color, values, palette)
+    names = legend_colors(adata, color, values, palette)
     place = place_of(adata, image, slice_options)
     if ax is None:
         width, height = inches_of(place)
@@ -168,7 +168,7 @@ def spatial_grid(
             "give one color or more, one title for each, and one column or more."
         )
     values = [read_values(adata, color) for color in colors]
-    names = [legend_colours(adata, c, v, palette) for c, v in zip(colors, values, strict=True)]
+    names = [legend_colors(adata, c, v, palette) for c, v in zip(colors, values, strict=True)]
     place = place_of(adata, image, slice_options)
     look: dict[str, Any] = {"palette": palette, "alpha": alpha, "size": size}
     return panels(place, values, names, titles, n_columns=n_columns, legend=legend, **look)
@@ -192,7 +192,7 @@ def panels(
     place
         From :func:`place_of` or :func:`place_of_slice`.
     values, names, titles
-        One each a panel: :func:`terrazzo.plot.palettes.read_values`, the colours of its labels ({} for numbers), title.
+        One each a panel: :func:`terrazzo.plot.palettes.read_values`, the colors of its labels ({} for numbers), title.
     n_columns, legend, palette
         As in :func:`spatial_grid`.
     **look
@@ -222,17 +222,17 @@ def _check(image: Underlay, alpha: float, size: float | None) -> None:
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is {alpha}; it must lie between 0 and 1.")
     if size is not None and not 0 < size < np.inf:
-        raise ConfigError(f"size is {size}; it must be above 0: 1 lets neighbours touch.")
+        raise ConfigError(f"size is {size}; it must be above 0: 1 lets neighbors touch.")
 
 
-def legend_colours(
+def legend_colors(
     adata: AnnData, color: str, values: pd.Series, palette: Palette | None
 ) -> dict[str, str]:
-    """Colours of the labels, the missing one last; empty for numbers."""
+    """Colors of the labels, the missing one last; empty for numbers."""
     if not isinstance(values.dtype, pd.CategoricalDtype):
         return {}
-    found = label_colours(adata, color, values, palette)
-    return {**found, MISSING: MISSING_COLOUR} if values.isna().any() else found
+    found = label_colors(adata, color, values, palette)
+    return {**found, MISSING: MISSING_COLOR} if values.isna().any() else found
 
 
 def place_of(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Place:
@@ -273,11 +273,11 @@ def place_of_slice(found: Slice, image: Underlay) -> Place:
 
 
 def touching_distance(coords: np.ndarray) -> float:
-    """Typical distance of a cell from its nearest neighbours: the pitch of a lattice; 1.0 where all lie in one."""
+    """Typical distance of a cell from its nearest neighbors: the pitch of a lattice; 1.0 where all lie in one."""
     places = np.unique(coords, axis=0)
     if len(places) < 2:
         return 1.0
-    k = min(_NEIGHBOURS, len(places) - 1)
+    k = min(_NEIGHBORS, len(places) - 1)
     distance = cKDTree(places).query(places, k=k + 1)[0][:, 1:]
     return float(np.median(distance.mean(axis=1)))
 
@@ -340,7 +340,7 @@ def draw(
     axes.spines[:].set_visible(False)
     missing = values.isna().to_numpy()
     if missing.any():
-        _cells(axes, place.coords[missing], **look, facecolors=MISSING_COLOUR, label=MISSING)
+        _cells(axes, place.coords[missing], **look, facecolors=MISSING_COLOR, label=MISSING)
     if isinstance(values.dtype, pd.CategoricalDtype):
         for name in values.cat.categories:
             here = (values == name).to_numpy()
@@ -351,7 +351,7 @@ def draw(
         numbers = values.to_numpy(dtype=float)[~missing]
         shades = {
             "array": numbers,
-            "cmap": colour_map(palette),
+            "cmap": color_map(palette),
             "norm": scale_of(numbers) if norm is None else norm,
         }
         drawn = _cells(axes, place.coords[~missing], **look, **shades)

@@ -34,7 +34,7 @@ def write(
 ) -> Path:
     """Write one self-contained HTML file about slices, results and runs.
 
-    Slices are drawn to be panned, zoomed and pointed at, over their histology where there is some, coloured by any
+    Slices are drawn to be panned, zoomed and pointed at, over their histology where there is some, colored by any
     label, domain, number or gene that the file holds, beside an embedding in two dimensions; what is selected on one is
     marked on the other. Below: gene coverage, provenance, tables of results with the published numbers apart, losses.
 

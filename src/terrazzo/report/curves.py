@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 34  # margins
 _TICKS = 5
 _LINE = 13  # between two lines of text
 _NO_LOSS = ("gradient_norm",)
-_ALL = "loss"  # the sum that is minimised
+_ALL = "loss"  # the sum that is minimized
 
 
 @dataclass(frozen=True)

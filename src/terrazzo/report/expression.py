@@ -18,7 +18,7 @@ from terrazzo.slices import Slice
 
 VALUES = 10_000_000  # of genes in one slice, at most
 LEAST = 10  # genes, however many cells
-_DENSE = 20_000_000  # values that are looked at for the neighbours' agreement
+_DENSE = 20_000_000  # values that are looked at for the neighbors' agreement
 _SAMPLE = 5_000  # cells that tell which genes vary
 _MOST_COUNT = 2**32 - 1
 
@@ -96,12 +96,12 @@ def choose(tissue: Slice, n_genes: int, asked: Sequence[int], seed: int = 0) -> 
         if column not in set(first)
     ]
     best = best[: n - len(first)]
-    how = f"of the {pool:,} most variable genes the {len(best):,} whose value says most about their neighbours'"
+    how = f"of the {pool:,} most variable genes the {len(best):,} whose value says most about their neighbors'"
     return Chosen(first + best, f"those asked for ({len(first)}), and {how}" if first else how)
 
 
 def pack(tissue: Slice, columns: Sequence[int], blocks: Blocks) -> list[dict[str, Any]]:
-    """Keep the values of genes: counts as they are, other numbers in 65,536 steps; with the ends of their colours."""
+    """Keep the values of genes: counts as they are, other numbers in 65,536 steps; with the ends of their colors."""
     names, held = names_of(tissue), sparse.csc_matrix(tissue.counts[:, list(columns)])
     return [
         {"name": names[column], **_packed(tissue, held[:, place].toarray().ravel(), blocks)}
@@ -124,7 +124,7 @@ def _packed(tissue: Slice, values: NDArray[np.floating], blocks: Blocks) -> dict
 
 
 def _shown(tissue: Slice, counts: sparse.csr_matrix, rows: Any) -> sparse.csr_matrix:
-    """Values as they are coloured: log1p of counts per 10,000; those that are no counts as they are."""
+    """Values as they are colored: log1p of counts per 10,000; those that are no counts as they are."""
     return (
         log_values(counts, PAPER_TOTAL, tissue.total_counts[rows]) if tissue.is_counts else counts
     )

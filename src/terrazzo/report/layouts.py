@@ -106,14 +106,14 @@ def _one(adata: AnnData, name: str, method: Method, seed: int) -> Drawn:
         return Drawn(
             name, f"first two principal components, {spread} of the variance{slow}", places
         )
-    return Drawn(name, "UMAP, 15 neighbours", umap_layout(vectors, seed).astype(np.float64))
+    return Drawn(name, "UMAP, 15 neighbors", umap_layout(vectors, seed).astype(np.float64))
 
 
 def _components(vectors: NDArray[np.floating]) -> tuple[NDArray[np.float64], list[float]]:
     """First two principal components (n, 2), signs such that the longest arm is positive, and their shares."""
-    centred = vectors - vectors.mean(axis=0, dtype=np.float64)
-    spread, axes = np.linalg.eigh(centred.T @ centred)
-    places = centred @ axes[:, :-3:-1]
+    centered = vectors - vectors.mean(axis=0, dtype=np.float64)
+    spread, axes = np.linalg.eigh(centered.T @ centered)
+    places = centered @ axes[:, :-3:-1]
     places *= np.sign(places[np.abs(places).argmax(axis=0), range(2)] + 1e-300)
     total = max(float(spread.sum()), 1e-300)
     return np.asarray(places), [max(float(value), 0.0) / total for value in spread[:-3:-1]]

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from terrazzo._version import __version__
-from terrazzo.plot.palettes import MAP, MISSING, MISSING_COLOUR, colour_map
+from terrazzo.plot.palettes import MAP, MISSING, MISSING_COLOR, color_map
 from terrazzo.plot.tissue import panels
 from terrazzo.report import curves
 from terrazzo.report.packing import Blocks, address
@@ -105,10 +105,10 @@ def render(
 
 
 def data(sheets: Sequence[Sheet]) -> dict[str, Any]:
-    """Return what the script reads: the slices, and the colours that all of them share."""
-    shades = (colour_map(None)(range(_SHADES))[:, :3] * 255).round().astype(int)
-    colours = ["#" + "".join(f"{part:02x}" for part in shade) for shade in shades.tolist()]
-    shared = {"map": MAP, "shades": colours, "missing": MISSING, "missingColour": MISSING_COLOUR}
+    """Return what the script reads: the slices, and the colors that all of them share."""
+    shades = (color_map(None)(range(_SHADES))[:, :3] * 255).round().astype(int)
+    colors = ["#" + "".join(f"{part:02x}" for part in shade) for shade in shades.tolist()]
+    shared = {"map": MAP, "shades": colors, "missing": MISSING, "missingColor": MISSING_COLOR}
     return {**shared, "slices": [one.data for one in sheets]}
 
 
@@ -134,7 +134,7 @@ def still(sheet: Sheet) -> str:
     if not names:
         return ""
     figure = panels(
-        sheet.place, [sheet.values[n] for n in names], [sheet.colours[n] for n in names], names
+        sheet.place, [sheet.values[n] for n in names], [sheet.colors[n] for n in names], names
     )
     stream = io.BytesIO()
     try:

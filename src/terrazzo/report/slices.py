@@ -15,8 +15,8 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.plot.figures import MAX_LEGEND, scale_of
-from terrazzo.plot.palettes import label_colours, read_values
-from terrazzo.plot.tissue import Place, legend_colours, place_of_slice
+from terrazzo.plot.palettes import label_colors, read_values
+from terrazzo.plot.tissue import Place, legend_colors, place_of_slice
 from terrazzo.report import expression, layouts
 from terrazzo.report.packing import Blocks, jpeg
 from terrazzo.slices import Opened, Slice
@@ -53,7 +53,7 @@ class Sheet:
         For the script: everything that is drawn, as names of blocks and their scales.
     image
         The histology as a data address, or None.
-    place, values, colours
+    place, values, colors
         What the still pictures are drawn from.
     genes
         Names of the genes that are kept, and how they were chosen.
@@ -71,7 +71,7 @@ class Sheet:
     image: str | None
     place: Place
     values: dict[str, pd.Series]
-    colours: dict[str, dict[str, str]]
+    colors: dict[str, dict[str, str]]
     genes: expression.Chosen
     missing: dict[str, str]
     coverage: list[dict[str, Any]]
@@ -92,7 +92,7 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
     notes = [*opened.notes, *notes]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", TerrazzoWarning)
-        tissue = Slice.from_anndata(adata, allow_normalised=True, **told)
+        tissue = Slice.from_anndata(adata, allow_normalized=True, **told)
     notes += [str(w.message) for w in said if issubclass(w.category, TerrazzoWarning)]
     place = _place(tissue, notes)
     columns, values, facts = _columns(adata, tissue, notes)
@@ -121,7 +121,7 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
         "others": blocks.texts(_others(tissue, chosen.columns)),
         "layouts": [_layout(one, blocks) for one in drawn],
     }
-    colours = {column: legend_colours(adata, column, values[column], None) for column in columns}
+    colors = {column: legend_colors(adata, column, values[column], None) for column in columns}
     return Sheet(
         name,
         [*_facts(tissue), *facts],
@@ -129,7 +129,7 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
         None if place.pixels is None else jpeg(place.pixels),
         place,
         {column: values[column] for column in columns},
-        colours,
+        colors,
         chosen,
         {name: expression.hint(tissue, name) for name in lost},
         _coverage(records),
@@ -203,12 +203,12 @@ def _packed(adata: AnnData, column: str, values: pd.Series, blocks: Blocks) -> d
         scale = scale_of(values.dropna().to_numpy(dtype=np.float64))
         kept = blocks.numbers(values.to_numpy(dtype=np.float32), "f4")
         return {"name": column, "group": "Numbers", "low": scale.vmin, "high": scale.vmax, **kept}
-    codes, colours = values.cat.codes.to_numpy(), label_colours(adata, column, values, None)
+    codes, colors = values.cat.codes.to_numpy(), label_colors(adata, column, values, None)
     record = dict(dict(adata.uns.get(keys.UNS, {})).get(column, {}))
     found = record.get("task") == "domains" or column.endswith(keys.DOMAIN_SUFFIX)
     counts = np.bincount(codes[codes >= 0], minlength=len(values.cat.categories)).tolist()
     labels = [
-        {"name": str(name), "colour": colours[name], "cells": count}
+        {"name": str(name), "color": colors[name], "cells": count}
         for name, count in zip(values.cat.categories, counts, strict=True)
     ]
     kept = blocks.numbers(np.where(codes < 0, 255, codes), "u1")
@@ -234,11 +234,11 @@ def _facts(tissue: Slice) -> list[str]:
     said = tissue.describe()
     unit = _UNITS.get(tissue.unit, "units of unknown size")
     empty = f", {said['n_empty_cells']:,} of them without counts" if said["n_empty_cells"] else ""
-    kind = "counts" if tissue.is_counts else "normalised values"
+    kind = "counts" if tissue.is_counts else "normalized values"
     return [
         f"{tissue.n_cells:,} cells{empty}; {tissue.n_genes:,} genes; {kind} from {tissue.source}",
         f"technology: {tissue.technology}; organism: {tissue.organism}",
-        f"{said['extent'][0]:,.0f} x {said['extent'][1]:,.0f} {unit}, {tissue.spacing:,.3g} between neighbours",
+        f"{said['extent'][0]:,.0f} x {said['extent'][1]:,.0f} {unit}, {tissue.spacing:,.3g} between neighbors",
         f"median {said['median_total_counts']:,.0f} counts and {said['median_genes_detected']:,.0f} genes a cell",
     ]
 

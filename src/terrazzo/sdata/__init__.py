@@ -5,7 +5,7 @@ On disk the containers 0.1 (zarr v2) and 0.2 (zarr v3) of spatialdata are follow
 or GeoArrow), points 0.1 and 0.2, tables 0.1 and 0.2, as ``spatialdata/_io/format.py`` of 0.7.3 defines them.
 """
 
-from terrazzo.sdata.container import Container, Element, centres_in, choose_system
+from terrazzo.sdata.container import Container, Element, centers_in, choose_system
 from terrazzo.sdata.opening import is_store, open_container, refuse_code
 from terrazzo.sdata.transforms import System
 
@@ -13,7 +13,7 @@ __all__ = [
     "Container",
     "Element",
     "System",
-    "centres_in",
+    "centers_in",
     "choose_system",
     "is_store",
     "open_container",

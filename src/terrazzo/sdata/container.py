@@ -31,7 +31,7 @@ class Element:
         Its name; how to call it in messages.
     systems
         How it lies in each coordinate system.
-    centres
+    centers
         Of shapes, points and labels: reads the identifiers and the places (n, 2), in its own coordinates.
     levels
         Of an image: arrays that are read when they are sliced, finest first, (c, y, x).
@@ -43,7 +43,7 @@ class Element:
     name: str
     where: str
     systems: Mapping[str, System]
-    centres: Callable[[], tuple[pd.Index, NDArray[np.float64]]] | None = None
+    centers: Callable[[], tuple[pd.Index, NDArray[np.float64]]] | None = None
     levels: tuple[Any, ...] = ()
     channels: tuple[str, ...] = ()
 
@@ -160,7 +160,7 @@ def annotated(table: AnnData) -> tuple[list[str], str | None, str | None]:
     return names, keys[0], keys[1]
 
 
-def centres_in(element: Element, instances: pd.Series) -> NDArray[np.float64]:
+def centers_in(element: Element, instances: pd.Series) -> NDArray[np.float64]:
     """Return where the things lie that rows of a table annotate, (n, 2) in the element's own coordinates.
 
     Parameters
@@ -175,9 +175,9 @@ def centres_in(element: Element, instances: pd.Series) -> NDArray[np.float64]:
     InputError
         Identifiers that the element does not have, or has twice; things without a place.
     """
-    if element.centres is None:
+    if element.centers is None:
         raise InputError(f"{element.where} is no element of cells")
-    index, places = element.centres()
+    index, places = element.centers()
     wanted: pd.Index = pd.Index(instances)
     if not (pd.api.types.is_numeric_dtype(index) and pd.api.types.is_numeric_dtype(wanted)):
         index, wanted = index.astype(str), wanted.astype(str)

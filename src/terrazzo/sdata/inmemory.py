@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from terrazzo.errors import InputError
-from terrazzo.sdata import centres
+from terrazzo.sdata import centers
 from terrazzo.sdata.container import Container, Element
 from terrazzo.sdata.rasters import boxes
 from terrazzo.sdata.transforms import from_objects
@@ -56,7 +56,7 @@ def _shapes(name: str, element: Any) -> Element:
 
     def found() -> tuple[pd.Index, NDArray[np.float64]]:
         try:
-            return pd.Index(element.index), centres.of_wkb(list(element.geometry.to_wkb()))
+            return pd.Index(element.index), centers.of_wkb(list(element.geometry.to_wkb()))
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"{where} cannot be read: {error}") from error
 
@@ -79,7 +79,7 @@ def _labels(name: str, element: Any) -> Element:
     finest = _levels(element, where)[0]
 
     def found() -> tuple[pd.Index, NDArray[np.float64]]:
-        labels, places = centres.of_labels(finest.data, boxes(finest.data, where))
+        labels, places = centers.of_labels(finest.data, boxes(finest.data, where))
         return pd.Index(labels), places
 
     if tuple(finest.dims) not in (("y", "x"), ("z", "y", "x")):

@@ -16,7 +16,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from terrazzo.errors import InputError
-from terrazzo.sdata import centres
+from terrazzo.sdata import centers
 from terrazzo.sdata.container import ATTRS, Container, Element
 from terrazzo.sdata.opening import TABLES, refuse_code
 from terrazzo.sdata.rasters import boxes, check_chunks
@@ -156,7 +156,7 @@ def _ragged(path: Path, where: str) -> tuple[pd.Index, NDArray[np.float64]]:
             key=lambda n: int(n[6:]),
         )
         offsets = [_whole(group, name, path, where).ravel().astype(np.int64) for name in names]
-        places = centres.of_ragged(
+        places = centers.of_ragged(
             _whole(group, "coords", path, where)[:, :2].astype(np.float64), offsets
         )
         index = pd.Index(_whole(group, "Index", path, where))
@@ -184,7 +184,7 @@ def _geoparquet(path: Path, where: str) -> tuple[pd.Index, NDArray[np.float64]]:
                 geometry, "storage", geometry
             )  # where geoarrow's types are registered
             places.append(
-                centres.of_wkb(geometry.to_pylist())
+                centers.of_wkb(geometry.to_pylist())
                 if encoding == "wkb"
                 else _geoarrow(geometry, encoding)
             )
@@ -214,7 +214,7 @@ def _geoarrow(geometry: Any, encoding: str) -> NDArray[np.float64]:
             .to_numpy(zero_copy_only=False)
             .reshape(-1, geometry.type.list_size)[:, :2]
         )
-    return centres.of_ragged(xy, offsets)
+    return centers.of_ragged(xy, offsets)
 
 
 def _points(path: Path, where: str) -> Element:
@@ -308,7 +308,7 @@ def _labels(path: Path, where: str) -> Element:
 
     def found() -> tuple[pd.Index, NDArray[np.float64]]:
         with _reading(where):
-            labels, places = centres.of_labels(levels[0], boxes(levels[0], where))
+            labels, places = centers.of_labels(levels[0], boxes(levels[0], where))
         return pd.Index(labels), places
 
     if axes not in (("y", "x"), ("z", "y", "x")):

@@ -1,7 +1,7 @@
 """The workshop's dummy: simulated tissue with known truth, for tests, documentation and the demo.
 
 An *atlas* (from ``atlas_seed``) holds what slices share: genes, cell types with markers, the mixture of types in each
-region, region programmes and gradients. A slice (from ``seed``) draws the geometry - curved bands, as in cortex -
+region, region programs and gradients. A slice (from ``seed``) draws the geometry - curved bands, as in cortex -
 the cells, and their counts, negative binomial. Drawing goes in row blocks: memory follows the non-zeros.
 
 Medians at the default depth, and of real slices: total counts | genes detected | share of zeros.
@@ -152,7 +152,7 @@ def tissue(
     seed
         Geometry, cells and counts of this slice. Never changes the atlas.
     atlas_seed
-        Gene, type and region programmes. Slices share them if n_genes, n_regions, n_types and atlas_seed are equal.
+        Gene, type and region programs. Slices share them if n_genes, n_regions, n_types and atlas_seed are equal.
     depth
         Median total counts of a row; by default that of the platform.
     image, image_px
@@ -174,7 +174,7 @@ def tissue(
     -------
     anndata.AnnData
         X: CSR float32 counts. obs: region, cell_type (of a spot: its commonest), donor, and on arrays array_row,
-        array_col. var: ensembl_id, marker_of, programme_of. obsm: spatial (float64), and on arrays proportions, named
+        array_col. var: ensembl_id, marker_of, program_of. obsm: spatial (float64), and on arrays proportions, named
         by ``uns["proportions_names"]``. uns: technology, organism, simulation (the arguments and
         ``microns_per_pixel``), and with an image spatial, as Space Ranger has it: ``image_xy = spatial *
         tissue_hires_scalef``, ``microns_per_pixel`` of one unit of ``obsm["spatial"]``.
@@ -259,7 +259,7 @@ def _assemble(truth: _Truth, atlas: _Atlas, counts: sp.csr_matrix, name: str) ->
     obs["cell_type"] = pd.Categorical.from_codes(share.argmax(1), types)
     var = pd.DataFrame(index=[str(i) for i in range(counts.shape[1])])
     var["marker_of"] = pd.Categorical.from_codes(atlas.marker + 1, ["none", *types])
-    var["programme_of"] = pd.Categorical.from_codes(atlas.programme + 1, ["none", *regions])
+    var["program_of"] = pd.Categorical.from_codes(atlas.program + 1, ["none", *regions])
     adata = AnnData(counts, obs=obs, var=var)
     adata.obsm[keys.SPATIAL] = truth.to_native(truth.xy)
     if truth.lattice:
@@ -279,14 +279,14 @@ def corpus(
     name: str = "slice",
     **options: Any,
 ) -> list[AnnData]:
-    """Simulate slices of one atlas: the same genes and programmes, other geometry, cells, and a mild batch effect.
+    """Simulate slices of one atlas: the same genes and programs, other geometry, cells, and a mild batch effect.
 
     Parameters
     ----------
     n_slices, n_cells
         How many slices, and rows in each.
     seed
-        Of the whole corpus; each slice takes a seed of its own from it. The option ``atlas_seed`` sets the programmes.
+        Of the whole corpus; each slice takes a seed of its own from it. The option ``atlas_seed`` sets the programs.
     batch
         As in :func:`tissue`.
     n_donors

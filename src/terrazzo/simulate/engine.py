@@ -20,7 +20,7 @@ Layout = Literal["cells", "visium", "st"]
 
 @dataclass(frozen=True)
 class _Platform:
-    """What a layout fixes: lengths in micrometres, counts for a panel of ``genes`` genes."""
+    """What a layout fixes: lengths in micrometers, counts for a panel of ``genes`` genes."""
 
     technology: str
     area: float  # tissue per observation, um^2
@@ -52,30 +52,30 @@ class _Atlas:
     region_fold: Floats  # (R, G)
     mixture: Floats  # (R, T) rows sum to 1
     marker: Ints  # (G,) type a gene marks, -1 for none
-    programme: Ints  # (G,) region a gene follows, -1 for none
+    program: Ints  # (G,) region a gene follows, -1 for none
     slope: Floats  # (2, G) loading on the two gradients, mostly 0
     size: Floats  # (G,) negative binomial size
     density: Floats  # (R,) relative cell density, at most 1
     bulk: Floats  # (T,) relative library size
     nucleus: Floats  # (T,) radius, um
-    stain: Floats  # (R, 3) background colour
+    stain: Floats  # (R, 3) background color
     rough: Floats  # (R,) relative strength of the grain
 
 
 def _atlas(n_genes: int, n_regions: int, n_types: int, atlas_seed: int) -> _Atlas:
     rng = np.random.default_rng([atlas_seed, n_genes, n_regions, n_types])
     base = np.exp(rng.normal(0.0, 1.35 if n_genes <= _SEQUENCED else 1.8, n_genes))
-    marker, programme = np.full(n_genes, -1), np.full(n_genes, -1)
+    marker, program = np.full(n_genes, -1), np.full(n_genes, -1)
     order = rng.permutation(n_genes)
-    n_marker, n_programme = (max(1, round(0.35 * n_genes)), round(0.2 * n_genes))
+    n_marker, n_program = (max(1, round(0.35 * n_genes)), round(0.2 * n_genes))
     marker[order[:n_marker]] = np.arange(n_marker) % n_types
-    programme[order[n_marker : n_marker + n_programme]] = np.arange(n_programme) % n_regions
+    program[order[n_marker : n_marker + n_program]] = np.arange(n_program) % n_regions
     type_fold = np.exp(rng.normal(0.0, 0.15, (n_types, n_genes)))
     region_fold = np.exp(rng.normal(0.0, 0.05, (n_regions, n_genes)))
-    marks, follows = np.flatnonzero(marker >= 0), np.flatnonzero(programme >= 0)
+    marks, follows = np.flatnonzero(marker >= 0), np.flatnonzero(program >= 0)
     base[marks] *= 0.5
     type_fold[marker[marks], marks] *= rng.uniform(3.0, 10.0, marks.size)
-    region_fold[programme[follows], follows] *= rng.uniform(1.3, 2.2, follows.size)
+    region_fold[program[follows], follows] *= rng.uniform(1.3, 2.2, follows.size)
     slope = np.where(rng.random((2, n_genes)) < 0.08, rng.normal(0.0, 0.4, (2, n_genes)), 0.0)
 
     n_shared = max(1, n_types // 4) if n_types > 2 else 0  # glia, vessels: everywhere alike
@@ -94,7 +94,7 @@ def _atlas(n_genes: int, n_regions: int, n_types: int, atlas_seed: int) -> _Atla
         region_fold,
         mixture / mixture.sum(1, keepdims=True),
         marker,
-        programme,
+        program,
         slope,
         size=rng.gamma(4.0, 0.4, n_genes) + 0.2,
         density=rng.uniform(0.55, 1.0, n_regions),
@@ -366,7 +366,7 @@ def _stamp(canvas: Floats, xy: Floats, radius: Floats, rng: np.random.Generator)
 def _histology(
     truth: _Truth, atlas: _Atlas, image_px: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], float]:
-    """Draw the slice like an H&E section; returns the image and its micrometres per pixel."""
+    """Draw the slice like an H&E section; returns the image and its micrometers per pixel."""
     from scipy.ndimage import gaussian_filter
 
     geometry, platform = truth.geometry, truth.platform

@@ -30,7 +30,7 @@ class CountsFound:
     is_counts: bool
 
 
-def find_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> CountsFound:
+def find_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> CountsFound:
     """Return the counts of ``adata``: named layer, ``layers["counts"]``, ``raw.X``, ``X``, in this order.
 
     Of ``raw.X`` and ``X`` the first that holds counts (finite, non-negative integers) is taken.
@@ -41,7 +41,7 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> Co
         n cells x g genes, in memory or backed; never modified.
     layer
         Name of a layer; ``"X"`` and ``"raw"`` mean ``adata.X`` and ``adata.raw.X`` where no layer has that name.
-    allow_normalised
+    allow_normalized
         Accept non-negative values that are not integers.
 
     Raises
@@ -66,7 +66,7 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> Co
             "Put the raw counts in adata.X or pass layer=."
         )
     usable = [candidate for candidate, fault in found if fault == "fractional"]
-    if usable and allow_normalised:
+    if usable and allow_normalized:
         return usable[0]
     first, fault = next(((c, f) for c, f in found if f == "fractional"), found[0])
     raise InputError(_fault_message(adata, first, fault))
@@ -118,8 +118,8 @@ def _fault_message(adata: AnnData, found: CountsFound, fault: str) -> str:
         examples = csr.data[csr.data != np.rint(csr.data)][:3]
         shown = ", ".join(f"{value:g}" for value in examples)
         return (
-            f"{where} does not hold counts: values are not integers (e.g. {shown}), as after normalisation. "
-            f"{mend}, or pass allow_normalised=True where a model takes ranks only."
+            f"{where} does not hold counts: values are not integers (e.g. {shown}), as after normalization. "
+            f"{mend}, or pass allow_normalized=True where a model takes ranks only."
         )
     bad = ~np.isfinite(csr.data) if fault == "nonfinite" else csr.data < 0
     rows = np.unique(np.searchsorted(csr.indptr, np.flatnonzero(bad), side="right") - 1)

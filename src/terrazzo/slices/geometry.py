@@ -1,4 +1,4 @@
-"""Where the cells lie: checked coordinates, array lattices, and how native units become micrometres."""
+"""Where the cells lie: checked coordinates, array lattices, and how native units become micrometers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
 UNITS = ("um", "pixel", "array", "unknown")
-VISIUM_PITCH = 100.0  # um, centre to centre, hexagonal
+VISIUM_PITCH = 100.0  # um, center to center, hexagonal
 ST_PITCH = 200.0  # um, square array of about 1,000 spots
-ST_DENSE_PITCH = (
-    150.0  # um, between diagonal neighbours of the staggered array of about 2,000 spots
-)
+ST_DENSE_PITCH = 150.0  # um, between diagonal neighbors of the staggered array of about 2,000 spots
 SPOT_DIAMETER = (
     65.0  # um; what Space Ranger's spot_diameter_fullres spans (the printed spot is 55 um)
 )
@@ -45,11 +43,11 @@ UM_WORDS = (
     "micron",
     "microns",
     "micrometer",
-    "micrometre",
+    "micrometer",
     "micrometers",
-    "micrometres",
+    "micrometers",
 )
-_PLATFORM_UM = {  # micrometres per native unit
+_PLATFORM_UM = {  # micrometers per native unit
     "xenium": 1.0,
     "merfish": 1.0,
     "merscope": 1.0,
@@ -170,7 +168,7 @@ def find_geometry(
     microns_per_unit: float | None,
     technology: str | None,
 ) -> Geometry:
-    """Decide the unit of the coordinates and convert them to micrometres where that is possible.
+    """Decide the unit of the coordinates and convert them to micrometers where that is possible.
 
     In this order: ``unit`` / ``microns_per_unit``; the platform named by ``technology`` (where it counts in pixels,
     ``microns_per_pixel`` in ``uns["spatial"]`` goes first); the lattice in ``obs["array_row"]``, ``obs["array_col"]``;
@@ -252,7 +250,7 @@ def _derived_unit(
     scale_factors: Any,
     hd_bin: float | None,
 ) -> tuple[str, float]:
-    """Return unit and micrometres per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
+    """Return unit and micrometers per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
     for platform, factor in _PLATFORM_UM.items():
         if (
             platform in tag
@@ -328,7 +326,7 @@ def _lattice_kind(lattice: np.ndarray, native: np.ndarray, tag: str) -> str | No
 def _lattice_step(
     lattice: np.ndarray, native: np.ndarray, kind: str | None, hd_bin: float | None
 ) -> float | None:
-    """Micrometres per native unit from the distance of spots that are lattice neighbours."""
+    """Micrometers per native unit from the distance of spots that are lattice neighbors."""
     if hd_bin:
         distance, pitch = _step_distance(lattice, native, _SQUARE_STEPS), hd_bin
     elif kind == "visium":
@@ -381,12 +379,12 @@ def nearest_distance(coords: np.ndarray) -> float:
     return float(np.median(distance[:, 1]))
 
 
-def _lattice_distance(coords: np.ndarray, n_neighbours: int) -> float | None:
-    """Pitch of coordinates that lie on a lattice with so many nearest neighbours; None where they lie on none."""
+def _lattice_distance(coords: np.ndarray, n_neighbors: int) -> float | None:
+    """Pitch of coordinates that lie on a lattice with so many nearest neighbors; None where they lie on none."""
     places = np.unique(coords, axis=0)
     if len(places) < 2:
         return None
-    distance = cKDTree(places).query(places, k=min(n_neighbours + 1, len(places)))[0][:, 1:]
+    distance = cKDTree(places).query(places, k=min(n_neighbors + 1, len(places)))[0][:, 1:]
     nearest = float(np.median(distance[:, 0]))
     on_lattice = np.abs(distance[:, 0] - nearest) < 0.3 * nearest
     if on_lattice.mean() < 0.8:
@@ -422,7 +420,7 @@ def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
 
 
 def image_in_units(image: TissueImage, geometry: Geometry) -> TissueImage:
-    """Fill in the micrometres per pixel where the slice knows them and the image does not."""
+    """Fill in the micrometers per pixel where the slice knows them and the image does not."""
     if geometry.unit != "um" or image.microns_per_pixel is not None:
         return image
     return dataclasses.replace(image, microns_per_pixel=geometry.scale / image.scale)

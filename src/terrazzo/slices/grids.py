@@ -32,7 +32,7 @@ HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pit
 ORDERLY, SPREAD = (
     0.8,
     0.3,
-)  # share of neighbours at the lattice's distance, and what counts as that distance
+)  # share of neighbors at the lattice's distance, and what counts as that distance
 
 
 FITS, MOST = (
@@ -118,7 +118,7 @@ class Grid:
 
 
 def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> Grid:
-    """Lay a slice out; where micrometres are unknown, a bin's side is in the unit of the coordinates, with a warning.
+    """Lay a slice out; where micrometers are unknown, a bin's side is in the unit of the coordinates, with a warning.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> G
         and (layout == "bin" or (layout == "auto" and tissue.lattice_kind is None))
     ):
         warnings.warn(
-            f"{tissue.name}: micrometres are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
+            f"{tissue.name}: micrometers are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
             "pass technology= (--technology) or microns_per_unit= (--microns-per-unit), or write uns['technology'], if "
             "you know one.",
             TerrazzoWarning,
@@ -190,7 +190,7 @@ def lay_out(
     """
     if layout == "bin" and not bin_size > 0:
         raise ConfigError(
-            "layout 'bin' needs the side of a bin in micrometres, e.g. bin_um=20 (--bin-um 20)."
+            "layout 'bin' needs the side of a bin in micrometers, e.g. bin_um=20 (--bin-um 20)."
         )
     if layout == "bin" or (layout == "auto" and bin_size > 0 and lattice_kind is None):
         columns, rows = np.floor(np.minimum((coords - coords.min(axis=0)) / bin_size, MOST_SITES)).T
@@ -240,8 +240,8 @@ def _on_lattice(
         asked = "a lattice" if layout == "auto" else f"a {layout} lattice"
         raise InputError(
             f"{name}: the coordinates do not lie on {asked}, and obs has no array_row and array_col. For single-cell "
-            "platforms give the side of a bin in micrometres, bin_um=20 (--bin-um 20), in a recipe "
-            "model.patches.bin_um: 20; about the distance between neighbouring cells puts one or two into a bin."
+            "platforms give the side of a bin in micrometers, bin_um=20 (--bin-um 20), in a recipe "
+            "model.patches.bin_um: 20; about the distance between neighboring cells puts one or two into a bin."
         )
     return found
 
@@ -275,16 +275,16 @@ def _recovered(coords: Floats, kinds: tuple[str, ...]) -> tuple[Ints, Ints, str]
         return None
     tree = cKDTree(places)
     for kind in kinds:
-        neighbours = 6 if kind == "hex" else 4
-        distance, index = tree.query(places, k=min(neighbours + 1, len(places)))
+        neighbors = 6 if kind == "hex" else 4
+        distance, index = tree.query(places, k=min(neighbors + 1, len(places)))
         pitch = float(np.median(distance[:, 1]))
         near = np.abs(distance[:, 1:] - pitch) < SPREAD * pitch
         step = (places[index[:, 1:]] - places[:, None])[near]
         angle = np.arctan2(step[:, 1], step[:, 0])
-        order = np.exp(1j * neighbours * angle).mean() if len(angle) else 0.0
+        order = np.exp(1j * neighbors * angle).mean() if len(angle) else 0.0
         if near[:, 0].mean() < ORDERLY or abs(order) < ORDERLY:
             continue
-        turn = float(np.angle(order)) / neighbours  # of the direction that lies nearest to x
+        turn = float(np.angle(order)) / neighbors  # of the direction that lies nearest to x
         basis = _basis(kind, turn, pitch)
         found = _fitted(places, basis)
         if found is not None:
@@ -303,8 +303,8 @@ def _basis(kind: str, turn: float, pitch: float) -> Floats:
 
 def _fitted(places: Floats, basis: Floats) -> Ints | None:
     """Return whole-number coordinates in a basis, which is fitted from the middle of the slice outwards."""
-    centre = places[np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))]
-    offset = places - centre
+    center = places[np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))]
+    offset = places - center
     radius = np.linalg.norm(offset, axis=1)
     reach = np.geomspace(
         4 * np.linalg.norm(basis[0]), max(radius.max(), 8 * np.linalg.norm(basis[0])), FIT_ROUNDS

@@ -1,6 +1,6 @@
-"""A spot and its nearest neighbours: the niche of ST-Align (section 3.1), its mean expression and its box on the image.
+"""A spot and its nearest neighbors: the niche of ST-Align (section 3.1), its mean expression and its box on the image.
 
-Arrays only. Positions and lengths are micrometres wherever crops are cut; niches themselves need no unit.
+Arrays only. Positions and lengths are micrometers wherever crops are cut; niches themselves need no unit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Niches:
     Attributes
     ----------
     members
-        int64 (n, K + 1): the spot itself, then its neighbours, nearest first; -1 where there is none.
+        int64 (n, K + 1): the spot itself, then its neighbors, nearest first; -1 where there is none.
     """
 
     members: NDArray[np.int64]
@@ -110,21 +110,21 @@ class Niches:
         diameter
             Of a spot; see :func:`spot_diameter`.
         square
-            Widen the shorter side, about the centre of the box, so that a crop keeps its proportions.
+            Widen the shorter side, about the center of the box, so that a crop keeps its proportions.
         """
         _check_diameter(diameter)
         own = np.where(self.members >= 0, self.members, np.arange(len(self))[:, None])
         low, high = coords[own].min(axis=1) - diameter / 2, coords[own].max(axis=1) + diameter / 2
         if square:
-            centre, half = (low + high) / 2, (high - low).max(axis=1, keepdims=True) / 2
-            low, high = centre - half, centre + half
+            center, half = (low + high) / 2, (high - low).max(axis=1, keepdims=True) / 2
+            low, high = center - half, center + half
         return np.concatenate([low, high], axis=1)
 
 
 def find_niches(coords: NDArray[np.float64], k: int = 3, *, reach: float | None = None) -> Niches:
-    """Find the K nearest neighbours of each spot (eq 1).
+    """Find the K nearest neighbors of each spot (eq 1).
 
-    On a lattice more than K neighbours may be equally near. Of those the one with the smaller y is taken first, then
+    On a lattice more than K neighbors may be equally near. Of those the one with the smaller y is taken first, then
     the one with the smaller x, then the earlier row: the result depends on no order of the rows, save for spots that
     share one place, and on no threads.
 
@@ -133,9 +133,9 @@ def find_niches(coords: NDArray[np.float64], k: int = 3, *, reach: float | None 
     coords
         float64 (n, 2).
     k
-        Neighbours beside the spot itself; fewer where there are not as many spots.
+        Neighbors beside the spot itself; fewer where there are not as many spots.
     reach
-        Distance beyond which a spot is no neighbour, in the unit of ``coords``; None: as the paper, however far.
+        Distance beyond which a spot is no neighbor, in the unit of ``coords``; None: as the paper, however far.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def find_niches(coords: NDArray[np.float64], k: int = 3, *, reach: float | None 
         Positions that are not (n, 2) or not finite.
     """
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
-        raise ConfigError(f"a niche has {k!r} neighbours; it must be a whole number of at least 0.")
+        raise ConfigError(f"a niche has {k!r} neighbors; it must be a whole number of at least 0.")
     if reach is not None and not reach > 0:
         raise ConfigError(f"reach is {reach!r}; it must be a positive length, or None.")
     coords = np.asarray(coords, dtype=np.float64)
@@ -180,7 +180,7 @@ def _nearest(
     index: NDArray[np.int64],
     near: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pick the neighbours of these rows out of candidates sorted by distance; returns them and their distances."""
+    """Pick the neighbors of these rows out of candidates sorted by distance; returns them and their distances."""
     apart = np.diff(distance, axis=1) > TIE * distance[:, 1:]
     rank = np.concatenate(
         [np.zeros((len(rows), 1), dtype=np.int64), np.cumsum(apart, axis=1)], axis=1
@@ -201,7 +201,7 @@ def spot_boxes(coords: NDArray[np.float64], diameter: float) -> NDArray[np.float
 def spot_diameter(
     technology: str, lattice_kind: str | None = None, spacing: float | None = None
 ) -> float:
-    """Return the diameter of a platform's spots in micrometres.
+    """Return the diameter of a platform's spots in micrometers.
 
     Visium 55, ST 100, Slide-seq 10; Visium HD the side of its bins, which is their ``spacing``.
 
@@ -210,7 +210,7 @@ def spot_diameter(
     technology, lattice_kind
         As a slice has them.
     spacing
-        Distance of neighbouring spots in micrometres.
+        Distance of neighboring spots in micrometers.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def spot_diameter(
     known = _SPOT_UM.get(name) or _SPOT_UM.get(lattice_kind or "")
     if known is None or "visiumhd" in tag:
         raise ConfigError(
-            f"the spots of {technology!r} have no known size; state their diameter in micrometres (spot_um=), or for "
+            f"the spots of {technology!r} have no known size; state their diameter in micrometers (spot_um=), or for "
             "single cells how much around a cell its crop shall show."
         )
     return known

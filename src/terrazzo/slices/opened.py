@@ -1,4 +1,4 @@
-"""What a reader hands over: a slice as an AnnData, what was recognised, and where its results belong."""
+"""What a reader hands over: a slice as an AnnData, what was recognized, and where its results belong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Choices:
     Attributes
     ----------
     bins
-        Visium HD: side in micrometres ("8"). Stereo-seq: spots along a side ("50"), or "cell".
+        Visium HD: side in micrometers ("8"). Stereo-seq: spots along a side ("50"), or "cell".
     image
         Name of a picture that lies in the folder or SpatialData.
     table, region, coordinate_system
@@ -50,7 +50,7 @@ class Opened:
     adata
         n cells x g genes, with coordinates in ``obsm["spatial"]``: what models see.
     format
-        What it was recognised as, in words: "Xenium", "Visium HD, 8 um bins".
+        What it was recognized as, in words: "Xenium", "Visium HD, 8 um bins".
     name
         The slice's, from the name of its file or folder.
     image
@@ -124,7 +124,7 @@ class Opened:
         return home
 
     def _microns(self, native: NDArray[np.float64], technology: str | None) -> float | None:
-        """Micrometres in a unit of the coordinates, from what is known of the vendor's; None where that is unknown."""
+        """Micrometers in a unit of the coordinates, from what is known of the vendor's; None where that is unknown."""
         vendor = find_geometry(self.adata, native, None, None, technology)
         mapped = np.asarray(self.adata.obsm[keys.SPATIAL], dtype=np.float64)
         spread, before = (

@@ -93,7 +93,7 @@ def read_anndata(path: str | os.PathLike[str], **choices: str | None) -> AnnData
 
 
 def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> Opened:
-    """Recognise what a path is, and read it into memory.
+    """Recognize what a path is, and read it into memory.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
         A choice that means nothing for this kind, or that the data do not have.
     """
     path, choices = Path(path), choices or Choices()
-    platform = recognise(path)
+    platform = recognize(path)
     _check_choices(path, platform, choices)
     if platform is not None:
         return platform.read(platform.locate(path, choices), name_of(path), choices)
@@ -115,7 +115,7 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     return Opened(_read_anndata(path), "AnnData", path.stem)
 
 
-def recognise(path: Path) -> Platform | None:
+def recognize(path: Path) -> Platform | None:
     """Return the vendor's layout that a path is, None for an AnnData.
 
     Raises
@@ -141,7 +141,7 @@ def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
     InputError, ConfigError
         As :func:`open_slice`; nothing is read.
     """
-    platform = recognise(path)
+    platform = recognize(path)
     choices = choices or Choices()
     if platform is None and (store := store_of(path)) is not None:
         table = choices.table if store == path else path.name

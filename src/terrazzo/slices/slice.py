@@ -71,7 +71,7 @@ class Slice:
     gene_ids, gene_symbols
         str (n_genes,): Ensembl id without version, and symbol; "" where unknown.
     coords
-        float64 (n_cells, 2), x and y in ``unit``: micrometres where the platform is known, else as they were.
+        float64 (n_cells, 2), x and y in ``unit``: micrometers where the platform is known, else as they were.
     unit
         "um", "pixel", "array" or "unknown".
     coord_scale
@@ -87,11 +87,11 @@ class Slice:
     obs_names
         str (n_cells,).
     is_counts
-        False only where normalised values were explicitly allowed.
+        False only where normalized values were explicitly allowed.
     source
         Where the values were found: "X", "raw.X" or "layers['...']".
     origin
-        What a path or a SpatialData was recognised as, and what its reader had to say; "" for an AnnData in memory.
+        What a path or a SpatialData was recognized as, and what its reader had to say; "" for an AnnData in memory.
     """
 
     counts: sp.csr_matrix
@@ -169,7 +169,7 @@ class Slice:
         extent = np.ptp(self.coords, axis=0)
         return {
             "name": self.name,
-            "recognised_as": self.origin or "AnnData in memory",
+            "recognized_as": self.origin or "AnnData in memory",
             "technology": self.technology,
             "organism": self.organism,
             "n_cells": self.n_cells,
@@ -204,7 +204,7 @@ class Slice:
         organism: str | None = None,
         name: str | None = None,
         image: TissueImage | None = None,
-        allow_normalised: bool = False,
+        allow_normalized: bool = False,
     ) -> Slice:
         """Check an AnnData (in memory, backed or lazy) and freeze it. The AnnData is never modified.
 
@@ -216,13 +216,13 @@ class Slice:
             Layer with raw counts ("X", "raw" force those). None: ``layers["counts"]``, else of ``raw.X`` and ``X`` the
             first that holds counts.
         unit, microns_per_unit
-            "um", "pixel", "array" or "unknown"; micrometres per native unit. None: found out.
+            "um", "pixel", "array" or "unknown"; micrometers per native unit. None: found out.
         technology, organism
             E.g. "Visium", "Xenium" (None: ``uns["technology"]``, or from the lattice); "human", "mouse", "mixed" or
             "unknown" (None: from ``uns``, ``obs`` or the genes).
         name, image
             Used in messages; histology with a ``scale`` for native coordinates (None: from ``uns["spatial"]``).
-        allow_normalised
+        allow_normalized
             Accept non-negative values that are not counts (``is_counts`` is then False), with a warning.
 
         Raises
@@ -232,7 +232,7 @@ class Slice:
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
-        found = _checked_counts(adata, layer, allow_normalised)
+        found = _checked_counts(adata, layer, allow_normalized)
         stated = None if organism is None else parse_organism(organism)
         geometry = find_geometry(
             adata, read_coords(adata, spatial_key), unit, microns_per_unit, technology
@@ -266,7 +266,7 @@ class Slice:
     ) -> Slice:
         """Check a table of a SpatialData, with the places of what it annotates, and freeze it.
 
-        The coordinates are the centres of the circles, polygons, labels or points that the rows annotate, mapped into
+        The coordinates are the centers of the circles, polygons, labels or points that the rows annotate, mapped into
         the coordinate system; ``obsm["spatial"]`` of the table where it annotates nothing that is there.
 
         Parameters
@@ -283,7 +283,7 @@ class Slice:
         image
             Name of an image, or an image; None: the only one in red, green and blue that belongs to the cells.
         **kwargs
-            As in :meth:`from_anndata`. Without them the unit is micrometres where the axes of the coordinate system, or
+            As in :meth:`from_anndata`. Without them the unit is micrometers where the axes of the coordinate system, or
             its name, say so; else what is known of the platform, of whose own coordinates those in ``obsm["spatial"]``
             of the table are taken.
 
@@ -302,7 +302,7 @@ class Slice:
         return opened.to_slice(**given, **kwargs)
 
 
-def _checked_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -> CountsFound:
+def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> CountsFound:
     if not isinstance(adata, AnnData):
         raise InputError(
             f"from_anndata takes an AnnData, not {type(adata).__name__}; for a file use terrazzo.read"
@@ -314,12 +314,12 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalised: bool) -
         _warn(
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position"
         )
-    found = find_counts(adata, layer, allow_normalised)
+    found = find_counts(adata, layer, allow_normalized)
     if found.matrix.shape[1] == 0:
         raise InputError("the AnnData has zero genes; check the filter that made it")
     if not found.is_counts:
         _warn(
-            f"{found.source} holds normalised values, not counts; only models that use ranks may take them"
+            f"{found.source} holds normalized values, not counts; only models that use ranks may take them"
         )
     return found
 

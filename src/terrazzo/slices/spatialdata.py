@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from terrazzo import keys
 from terrazzo.errors import InputError
-from terrazzo.sdata import Container, Element, centres_in, choose_system, open_container
+from terrazzo.sdata import Container, Element, centers_in, choose_system, open_container
 from terrazzo.sdata.container import annotated
 from terrazzo.sdata.ondisk import read_annotation, table_folder
 from terrazzo.slices.geometry import UM_WORDS
@@ -36,7 +36,7 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
 
     Returns
     -------
-    The slice; its ``home`` is the table, ``rows`` those of the region. ``obsm["spatial"]`` holds the centres of the
+    The slice; its ``home`` is the table, ``rows`` those of the region. ``obsm["spatial"]`` holds the centers of the
     region's shapes, labels or points in the coordinate system; where the table annotates nothing that is there, it is
     that of the table.
 
@@ -149,11 +149,11 @@ def _placed(
 ) -> tuple[AnnData, NDArray[np.float64] | None, dict[str, Any], list[str]]:
     """Return the slice with its places in the system, its vendor's coordinates, what is known, and what to say."""
     adata = _of(table, rows)
-    own = centres_in(element, adata.obs[instance_key])
+    own = centers_in(element, adata.obs[instance_key])
     found = element.systems[system]
     vendor = _vendor(adata)
     adata.obsm[keys.SPATIAL] = found.apply(own)
-    notes = [f"coordinates: centres of {element.kind} {element.name!r} in {system!r}"]
+    notes = [f"coordinates: centers of {element.kind} {element.name!r} in {system!r}"]
     if found.unit.lower() in UM_WORDS or system.lower() in UM_WORDS:
         return adata, None, {"unit": "um"}, notes
     if vendor is None and element.kind == "labels" and keys.ARRAY_ROW not in adata.obs.columns:
@@ -195,8 +195,8 @@ def _unplaced(
 def _picture(
     held: Container, wanted: str | None, cells: Element | None, system: str
 ) -> tuple[TissueImage | None, list[str]]:
-    """Return the image that is named, or the only one in colours that belongs to the cells; and which there are."""
-    from terrazzo.images.spatialdata import in_colours, placed
+    """Return the image that is named, or the only one in colors that belongs to the cells; and which there are."""
+    from terrazzo.images.spatialdata import in_colors, placed
 
     if wanted is not None:
         return placed(held.image(wanted), cells, system), [f"image {wanted}"]
@@ -204,7 +204,7 @@ def _picture(
     for name, opener in held.images.items() if cells is not None else ():
         try:
             element = opener()
-            if in_colours(element):
+            if in_colors(element):
                 usable[name] = placed(element, cells, system)
         except InputError:
             continue  # of an image that nobody asked for

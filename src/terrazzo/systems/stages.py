@@ -1,4 +1,4 @@
-"""The stages that one training loop serves, as equals: what each starts from, reads, minimises and leaves."""
+"""The stages that one training loop serves, as equals: what each starts from, reads, minimizes and leaves."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Adapt(Stage):
 
     def finish(self, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
         """Take off what training added to all cells' vectors alike."""
-        data.centred(config, corpus, model)
+        data.centered(config, corpus, model)
 
 
 class MultiScalePretraining(Stage):
@@ -175,7 +175,7 @@ class Align(Stage):
 
     def start(self, objective: Any, config: PretrainConfig, corpus: Corpus, model: Any) -> None:
         """Take means and deviations of features from the training slices."""
-        align_data.standardise(config, corpus, model)
+        align_data.standardize(config, corpus, model)
 
     def members(self, config: PretrainConfig, corpus: Corpus, split: str) -> list[str]:
         """Return those with histology."""

@@ -1,4 +1,4 @@
-"""Deconvolution: proportions of cell types, learnt from the spots of a slice for others of it or of another slice."""
+"""Deconvolution: proportions of cell types, learned from the spots of a slice for others of it or of another slice."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def deconvolve(
     Parameters
     ----------
     data
-        One slice; with ``test``, one or several that are learnt from.
+        One slice; with ``test``, one or several that are learned from.
     use_rep, head, splits, runs, seed, progress
-        As in :func:`terrazzo.tasks.probe`. The MLPs answer with a softmax, learnt with the Kullback-Leibler
+        As in :func:`terrazzo.tasks.probe`. The MLPs answer with a softmax, learned with the Kullback-Leibler
         divergence; ``"linear"`` with the proportions nearest to a ridge regression.
     proportions
         Key of ``obsm``, DataFrame or array ``(n, types)``: non-negative rows that sum to one. Types are named by the

@@ -1,4 +1,4 @@
-"""Leiden communities of an embedding's neighbour graph, the resolution searched until there are exactly K."""
+"""Leiden communities of an embedding's neighbor graph, the resolution searched until there are exactly K."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from terrazzo.tasks import metrics
 N_NEIGHBORS = 15  # itself included, as scanpy counts
 
 
-GRAPH_DIMS = 50  # principal components in which neighbours are sought, as scanpy
+GRAPH_DIMS = 50  # principal components in which neighbors are sought, as scanpy
 
 
 MAX_TRIES = 30  # resolutions tried for one seed
@@ -39,8 +39,8 @@ MAX_DOUBLINGS = 16  # from resolution 1 upwards
 def leiden_to_k(vectors: NDArray[np.float64], k: int, seeds: Sequence[int]) -> Ints:
     """Return Leiden communities for each seed, as near to ``k`` of them as a resolution can be found for.
 
-    The graph (:func:`terrazzo.systems.stofm.virtual_cells.fuzzy_graph`, 15 neighbours in at most 50 principal components) is built
-    once. Equal vectors are one node: an arbitrary choice among equally near neighbours would make groups of nothing.
+    The graph (:func:`terrazzo.systems.stofm.virtual_cells.fuzzy_graph`, 15 neighbors in at most 50 principal components) is built
+    once. Equal vectors are one node: an arbitrary choice among equally near neighbors would make groups of nothing.
     The resolution (igraph, modularity, two iterations) is doubled or halved from 1 and then bisected. The number of
     communities is at least that of the graph's components, and may jump over ``k``: then the closest is returned.
 
@@ -146,13 +146,13 @@ def domains(
         Number of domains K.
     method
         ``"gmm"``: Gaussian mixture with tied covariance on the first 20 principal components; ``"kmeans"`` on the same;
-        ``"leiden"``: communities of the 15-nearest-neighbour graph, the resolution searched until there are K. It cuts
-        embeddings that were averaged over wide surroundings into patches: neighbours in them are neighbours in space.
+        ``"leiden"``: communities of the 15-nearest-neighbor graph, the resolution searched until there are K. It cuts
+        embeddings that were averaged over wide surroundings into patches: neighbors in them are neighbors in space.
     seed, n_seeds
         First seed; with several, the embedding is clustered with each of ``seed .. seed + n_seeds - 1`` and
         :func:`consensus` combines the runs.
     refine
-        Neighbours of :func:`refine_labels`, applied last; 0: not at all. It smooths: report it as such.
+        Neighbors of :func:`refine_labels`, applied last; 0: not at all. It smooths: report it as such.
     spatial_key
         ``obsm`` key of the coordinates; read only to refine.
     key_added
@@ -181,7 +181,7 @@ def domains(
         before = len(np.unique(labels))
         labels = refine_labels(labels, coords, refine)
         if (left := len(np.unique(labels))) < before:
-            message = f"refining over {refine} neighbours dissolved {before - left} of {before} domains; use fewer."
+            message = f"refining over {refine} neighbors dissolved {before - left} of {before} domains; use fewer."
             warnings.warn(message, TerrazzoWarning, stacklevel=2)
     labels = by_size(labels)
     names = [str(i) for i in range(max(n_domains, int(labels.max()) + 1))]
@@ -413,10 +413,10 @@ def _matched(run: Ints, medoid: Ints) -> Ints:
     return np.asarray(out, dtype=np.int64)
 
 
-def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbours: int) -> NDArray[Any]:
-    """Give each cell the commonest label of its nearest neighbours in space, as GraphST's ``refine_label`` does.
+def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbors: int) -> NDArray[Any]:
+    """Give each cell the commonest label of its nearest neighbors in space, as GraphST's ``refine_label`` does.
 
-    The cell itself has no vote; of equally common labels it keeps its own, else takes that of the nearest neighbour
+    The cell itself has no vote; of equally common labels it keeps its own, else takes that of the nearest neighbor
     that has one of them. All cells change at once, from the labels as they were. A domain may vanish.
 
     Parameters
@@ -425,7 +425,7 @@ def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbours: int) -> ND
         ``(n,)``, words or integers.
     coords
         ``(n, 2)``, any unit.
-    n_neighbours
+    n_neighbors
         6 is the first ring of a hexagonal lattice; GraphST takes 50. 0: labels are returned as they are.
 
     Returns
@@ -435,18 +435,18 @@ def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbours: int) -> ND
     Raises
     ------
     ConfigError
-        ``n_neighbours`` is negative, or not smaller than the number of cells.
+        ``n_neighbors`` is negative, or not smaller than the number of cells.
     InputError
         Lengths differ, a label is missing, or coordinates are not finite.
     """
     places, codes, names = metrics.places_and_codes(coords, labels)
     n = len(codes)
-    if not 0 <= n_neighbours < n:
+    if not 0 <= n_neighbors < n:
         raise ConfigError(
-            f"n_neighbours is {n_neighbours}; it must lie between 0 and the number of other cells, {n - 1}."
+            f"n_neighbors is {n_neighbors}; it must lie between 0 and the number of other cells, {n - 1}."
         )
     votes, rows = np.zeros((n, len(names)), dtype=np.int32), np.arange(n)
-    near = codes[metrics.nearest(places, n_neighbours)]
+    near = codes[metrics.nearest(places, n_neighbors)]
     for column in near.T:
         votes[rows, column] += 1
     most, out = votes.max(axis=1), codes

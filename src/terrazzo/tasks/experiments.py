@@ -72,7 +72,7 @@ class Outcome:
     outputs
         float32 ``(n, k)``: probabilities, values or proportions; NaN where a cell was in training.
     trivial
-        The same: the mean of the cells that were learnt from.
+        The same: the mean of the cells that were learned from.
     """
 
     split: str
@@ -146,9 +146,9 @@ def across(
             raise ConfigError(
                 f"with test=, {name} must be a key that all slices have, not an array."
             )
-    learnt = targets.as_list(data)
-    x = targets.stack([*learnt, test], use_rep)
-    n = sum(one.n_obs for one in learnt)
+    learned = targets.as_list(data)
+    x = targets.stack([*learned, test], use_rep)
+    n = sum(one.n_obs for one in learned)
     shared, difference = _shared(target, truth)
     scored = truth.known if truth.kind != "classes" else truth.known & np.isin(truth.words, shared)
     notes = [
@@ -158,7 +158,7 @@ def across(
     notes += [f"not scored: {difference}"] if difference else []
     more = {
         "n_features": x.shape[1],
-        "n_training_slices": len(learnt),
+        "n_training_slices": len(learned),
         "n_training_cells": int(target.known.sum()),
     }
     outcomes = _cross_outcomes(plan, x, n, target, scored)
@@ -225,7 +225,7 @@ def _blank(known: NDArray[np.bool_], k: int) -> tuple[NDArray[np.bool_], Vectors
 
 
 def _trivial(target: Target, split: Split) -> Vectors:
-    """Return the mean of all cells that were learnt from, ``(1, k)``: what a head must beat."""
+    """Return the mean of all cells that were learned from, ``(1, k)``: what a head must beat."""
     seen = target.values[np.concatenate([split.train, split.validation])]
     if target.kind == "classes":
         seen = np.eye(len(target.names), dtype=np.float32)[seen]
@@ -323,7 +323,7 @@ def _result(
         "runs": plan.runs,
         "seed": plan.seed,
         "n_cells": scored.n_obs,
-        "n_labelled": int(truth.known.sum()),
+        "n_labeled": int(truth.known.sum()),
         "scored": list(shared),
     }
     predictions = _predictions(last, target, truth, shared, scored.obs_names)

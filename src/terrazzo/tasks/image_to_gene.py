@@ -1,4 +1,4 @@
-"""Expression from histology: read out of image vectors, for slices and patients that nothing was learnt from."""
+"""Expression from histology: read out of image vectors, for slices and patients that nothing was learned from."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ def image_to_gene(
     layer: str | None = None,
     progress: bool | None = None,
 ) -> TaskResult:
-    """Score how well image vectors predict expression on slices that nothing was learnt from (ST-Align, table 2).
+    """Score how well image vectors predict expression on slices that nothing was learned from (ST-Align, table 2).
 
-    Learnt and scored is ``log1p(counts / total * scale)`` of each cell, with its own total over all genes of its own
-    slice; cells without counts are neither learnt from nor scored. Genes are chosen, and every number of the read-out
+    Learned and scored is ``log1p(counts / total * scale)`` of each cell, with its own total over all genes of its own
+    slice; cells without counts are neither learned from nor scored. Genes are chosen, and every number of the read-out
     comes, from the training slices alone.
 
     Parameters
     ----------
     data
         Slices with counts and, under ``use_rep``, vectors that no count has entered: those of their histology. With
-        ``test`` they are learnt from; without, each patient is held out once and learnt from in all other turns.
+        ``test`` they are learned from; without, each patient is held out once and learned from in all other turns.
     use_rep
         ``obsm`` key of all slices, or ``"key:block"``; or arrays ``(n_cells, d)``, one for each slice of ``data`` and
         then of ``test``.
     genes
-        So many, those that vary most within the training slices; or names, of which those are learnt that every
-        training slice has. Without a name a test slice is scored on the learnt genes that it has.
+        So many, those that vary most within the training slices; or names, of which those are learned that every
+        training slice has. Without a name a test slice is scored on the learned genes that it has.
     test
         Slices that are scored, one or several.
     donors
@@ -106,12 +106,12 @@ def image_to_gene(
         No gene, or one named twice; no such head.
     """
     plan = Plan("image_to_gene", head, KINDS, runs, seed, progress)
-    learnt, tests = targets.as_list(data), [] if test is None else targets.as_list(test)
-    every = [*learnt, *tests]
+    learned, tests = targets.as_list(data), [] if test is None else targets.as_list(test)
+    every = [*learned, *tests]
     seen, rep = _with_vectors(every, use_rep)
     panels = read_panels(every, layer)
-    turns = _turns(learnt, tests, donors)
-    called = _called(names, len(tests) or len(learnt))
+    turns = _turns(learned, tests, donors)
+    called = _called(names, len(tests) or len(learned))
     settings = {"use_rep": rep, "scale": scale}
     found: list[TaskResult] = []
     notes: list[str] = []
@@ -124,7 +124,7 @@ def image_to_gene(
             f"{turn.patient}: {note}" if turn.patient else note for note in (*left_out, *turn.notes)
         ]
         for row in turn.test:
-            name = called[row - (len(learnt) if tests else 0)]
+            name = called[row - (len(learned) if tests else 0)]
             there = [gene for gene in chosen if gene in panels[row].place]
             if not there or not panels[row].totals.any():
                 notes.append(
@@ -226,7 +226,7 @@ def read_panels(slices: Sequence[AnnData], layer: str | None = None) -> list[Pan
 def choose_genes(
     panels: Sequence[Panel], genes: Genes, scale: Scale
 ) -> tuple[list[str], list[str]]:
-    """Return the genes that are learnt from these training slices, and what is to be said of the others.
+    """Return the genes that are learned from these training slices, and what is to be said of the others.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def choose_genes(
         f"{gene} (in {held[gene]} of {len(panels)})" for gene in wanted if held[gene] < len(panels)
     ]
     notes = (
-        [f"not learnt, for not every training slice has them: {', '.join(partly)}"]
+        [f"not learned, for not every training slice has them: {', '.join(partly)}"]
         if partly
         else []
     )
@@ -273,7 +273,7 @@ def choose_genes(
 
 @dataclass(frozen=True)
 class _Turn:
-    """Rows of the slices that are learnt from and scored; whose they are; what is to be said."""
+    """Rows of the slices that are learned from and scored; whose they are; what is to be said."""
 
     train: list[int]
     test: list[int]
@@ -282,17 +282,17 @@ class _Turn:
 
 
 def _turns(
-    learnt: Sequence[AnnData], tests: Sequence[AnnData], donors: str | Sequence[str] | None
+    learned: Sequence[AnnData], tests: Sequence[AnnData], donors: str | Sequence[str] | None
 ) -> list[_Turn]:
     if tests:
-        both = {donor_of(one) for one in learnt} & {donor_of(one) for one in tests} - {""}
+        both = {donor_of(one) for one in learned} & {donor_of(one) for one in tests} - {""}
         notes = tuple(
             f"{who!r} is in training and is scored: this is no score across patients"
             for who in sorted(both)
         )
-        first = len(learnt)
+        first = len(learned)
         return [_Turn(list(range(first)), list(range(first, first + len(tests))), "", notes)]
-    whose, groups = patients(learnt, donors)
+    whose, groups = patients(learned, donors)
     out = []
     for group in dict.fromkeys(groups):
         held = [i for i, other in enumerate(groups) if other == group]
@@ -370,7 +370,7 @@ def _joined(found: Sequence[TaskResult], notes: Sequence[str], genes: Genes) -> 
                 for k in (
                     "scored",
                     "n_cells",
-                    "n_labelled",
+                    "n_labeled",
                     "n_training_slices",
                     "n_training_cells",
                 )

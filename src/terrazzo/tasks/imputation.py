@@ -1,4 +1,4 @@
-"""Imputation: genes are hidden before anything is tokenised or normalised, and predicted from what is left."""
+"""Imputation: genes are hidden before anything is tokenized or normalized, and predicted from what is left."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def impute(
     Parameters
     ----------
     data
-        One slice of :func:`hide_genes`, its ``visible`` embedded; with ``test``, one or several that are learnt from.
+        One slice of :func:`hide_genes`, its ``visible`` embedded; with ``test``, one or several that are learned from.
     use_rep
         ``obsm`` key in every ``visible``, or ``"key:block"``.
     head, splits, runs, seed, progress
@@ -151,9 +151,9 @@ def impute(
         No such head or split; several slices without ``test``.
     """
     plan = Plan("imputation", head, tuple(splits), runs, seed, progress)
-    learnt = [data] if isinstance(data, Hidden) else list(data)
-    every = [*learnt, *([] if test is None else [test])]
-    if not learnt or not all(isinstance(one, Hidden) for one in every):
+    learned = [data] if isinstance(data, Hidden) else list(data)
+    every = [*learned, *([] if test is None else [test])]
+    if not learned or not all(isinstance(one, Hidden) for one in every):
         raise InputError("impute takes what hide_genes returned, one or a list.")
     for i, one in enumerate(every):
         if set(one.genes) != set(every[0].genes):
@@ -161,8 +161,8 @@ def impute(
             raise InputError(
                 f"slice {i + 1} of {len(every)} hides other genes than the first ({odd}); hide them alike."
             )
-    target, settings = _target(learnt), {"use_rep": use_rep, "n_hidden": len(every[0].genes)}
-    visible = [one.visible for one in learnt]
+    target, settings = _target(learned), {"use_rep": use_rep, "n_hidden": len(every[0].genes)}
+    visible = [one.visible for one in learned]
     if test is None:
         return within(plan, visible, use_rep, target, settings)
     return across(plan, visible, test.visible, use_rep, target, _target([test]), settings)

@@ -79,7 +79,7 @@ def read(adata: AnnData, label: str | ArrayLike, *, least_share: float = LEAST_S
     label
         Column of ``obs``, or array of ``n_obs``.
     least_share
-        Classes with a smaller share of the labelled cells, or with a single cell, are not scored.
+        Classes with a smaller share of the labeled cells, or with a single cell, are not scored.
 
     Raises
     ------
@@ -151,15 +151,15 @@ def shared_classes(train: Sequence[Labels], test: Labels) -> tuple[tuple[str, ..
     InputError
         Fewer than two classes are shared.
     """
-    learnt = sorted({c for one in train for c in one.classes})
-    common = tuple(c for c in learnt if c in test.classes)
+    learned = sorted({c for one in train for c in one.classes})
+    common = tuple(c for c in learned if c in test.classes)
     if len(common) < 2:
         raise InputError(
             f"training and test slices share {len(common)} scored classes; two or more are needed. "
-            f"Training: {', '.join(learnt)}. Test: {', '.join(test.classes)}."
+            f"Training: {', '.join(learned)}. Test: {', '.join(test.classes)}."
         )
     only_train, only_test = (
-        [c for c in learnt if c not in common],
+        [c for c in learned if c not in common],
         [c for c in test.classes if c not in common],
     )
     parts = [

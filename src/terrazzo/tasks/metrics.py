@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import InputError
 
-PAS_NEIGHBOURS = (
+PAS_NEIGHBORS = (
     10  # of SpatialPCA's fx_PAS: more than half of them in another domain makes a cell abnormal
 )
 
@@ -59,7 +59,7 @@ def classification(
 
 
 def clustering(true: ArrayLike, found: ArrayLike) -> dict[str, float]:
-    """Return ``ari`` (adjusted Rand index) and ``nmi`` (normalised mutual information, arithmetic mean).
+    """Return ``ari`` (adjusted Rand index) and ``nmi`` (normalized mutual information, arithmetic mean).
 
     Parameters
     ----------
@@ -161,8 +161,8 @@ def regression_by_column(
 def chaos(coords: ArrayLike, labels: ArrayLike) -> float:
     """Return CHAOS: the mean distance of a cell to the nearest other cell of its domain; smaller is more continuous.
 
-    Coordinates are standardised axis by axis (standard deviation with n - 1, as R's ``scale``). The sum of the
-    nearest-neighbour edges is divided by the number of all cells. A domain of one cell has no edge: as in the published
+    Coordinates are standardized axis by axis (standard deviation with n - 1, as R's ``scale``). The sum of the
+    nearest-neighbor edges is divided by the number of all cells. A domain of one cell has no edge: as in the published
     code it adds nothing to the sum, while its cell counts among all cells. Shang & Zhou 2022 (SpatialPCA),
     ``fx_CHAOS``.
 
@@ -193,9 +193,9 @@ def chaos(coords: ArrayLike, labels: ArrayLike) -> float:
 
 
 def pas(coords: ArrayLike, labels: ArrayLike) -> float:
-    """Return PAS: the share of cells with at least 6 of their 10 nearest neighbours in another domain.
+    """Return PAS: the share of cells with at least 6 of their 10 nearest neighbors in another domain.
 
-    Where there are fewer than eleven cells, more than half of all others. On a lattice the tenth neighbour is one of
+    Where there are fewer than eleven cells, more than half of all others. On a lattice the tenth neighbor is one of
     several that are equally far; which one is not specified. Shang & Zhou 2022 (SpatialPCA), ``fx_PAS``.
 
     Parameters
@@ -211,7 +211,7 @@ def pas(coords: ArrayLike, labels: ArrayLike) -> float:
         As in :func:`chaos`.
     """
     places, codes, _ = places_and_codes(coords, labels)
-    near = nearest(places, min(PAS_NEIGHBOURS, len(places) - 1))
+    near = nearest(places, min(PAS_NEIGHBORS, len(places) - 1))
     other = (codes[near] != codes[:, None]).sum(axis=1)
     return float(np.mean(other > near.shape[1] / 2))
 
@@ -236,7 +236,7 @@ def places_and_codes(coords: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints
 def nearest(coords: ArrayLike, k: int) -> Ints:
     """Return the ``k`` nearest other cells of each cell, int64 ``(n, k)``, the nearest first.
 
-    A cell is never its own neighbour, also where several lie at one place. ``k`` is at most n - 1.
+    A cell is never its own neighbor, also where several lie at one place. ``k`` is at most n - 1.
     """
     from scipy.spatial import cKDTree
 
@@ -318,12 +318,12 @@ def _pearson(true: Floats, predicted: Floats) -> Floats:
 
 
 def _unit(columns: Floats) -> Floats:
-    """Columns centred and of length one; zero where constant (by the range: a mean of equal values may be off)."""
-    centred = columns - columns.mean(axis=0)
-    centred[:, np.ptp(columns, axis=0) == 0] = 0.0
-    largest = np.abs(centred).max(axis=0)
-    centred /= np.where(
+    """Columns centered and of length one; zero where constant (by the range: a mean of equal values may be off)."""
+    centered = columns - columns.mean(axis=0)
+    centered[:, np.ptp(columns, axis=0) == 0] = 0.0
+    largest = np.abs(centered).max(axis=0)
+    centered /= np.where(
         largest > 0, largest, 1.0
     )  # first, so that squares of tiny values do not vanish
-    length = np.sqrt((centred**2).sum(axis=0))
-    return np.asarray(centred / np.where(length > 0, length, 1.0))
+    length = np.sqrt((centered**2).sum(axis=0))
+    return np.asarray(centered / np.where(length > 0, length, 1.0))

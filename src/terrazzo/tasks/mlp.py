@@ -81,8 +81,8 @@ BETTER = 0.99  # training goes on while the loss falls by 1 % in so many epochs 
 class MLPReadout(Readout):
     """A :class:`LabelHead` and its training.
 
-    Classes are learnt with cross-entropy, proportions as softmax with the Kullback-Leibler divergence, values with
-    the squared error of targets standardised column by column with the training rows' mean and sd, and mapped back.
+    Classes are learned with cross-entropy, proportions as softmax with the Kullback-Leibler divergence, values with
+    the squared error of targets standardized column by column with the training rows' mean and sd, and mapped back.
     Training starts from the trivial answer, the mean of the training rows.
     """
 
@@ -117,7 +117,7 @@ class MLPReadout(Readout):
     def _tensors(self, x: AnyFloats, y: NDArray[Any]) -> tuple[Tensor, Tensor]:
         if (
             self.kind == "values"
-        ):  # a constant column has sd 0: learnt as zeros, answered with its mean
+        ):  # a constant column has sd 0: learned as zeros, answered with its mean
             y = (y - self._target_shift) / np.where(self._target_scale > 0, self._target_scale, 1.0)
         target = torch.from_numpy(
             np.asarray(y, dtype=np.int64 if self.kind == "classes" else np.float32)
@@ -132,7 +132,7 @@ class MLPReadout(Readout):
         return F.mse_loss(scores, target)
 
     def _trivial(self, y: Tensor) -> Tensor:
-        """Return the scores that always answer with the mean: zeros of standardised values, else log frequencies."""
+        """Return the scores that always answer with the mean: zeros of standardized values, else log frequencies."""
         if self.kind == "values":
             return torch.zeros(self.n_outputs)
         mean = (F.one_hot(y, self.n_outputs).float() if self.kind == "classes" else y).mean(dim=0)
@@ -149,7 +149,7 @@ class MLPReadout(Readout):
         config, module = self.config, self._module
         trivial = self._trivial(y)
         self._start(trivial)
-        optimiser = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             module.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
@@ -167,7 +167,7 @@ class MLPReadout(Readout):
             else config.max_epochs
         )
         for _ in range(min(config.max_epochs, most)):
-            loss = self._epoch(x, y, optimiser)
+            loss = self._epoch(x, y, optimizer)
             if watched:
                 loss = self._loss_of(x_val, y_val)
                 if loss < best:
@@ -183,15 +183,15 @@ class MLPReadout(Readout):
         self._module.eval()
         return float(self._loss(self._module(x), y))
 
-    def _epoch(self, x: Tensor, y: Tensor, optimiser: torch.optim.Optimizer) -> float:
+    def _epoch(self, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer) -> float:
         """Run through all rows once; returns their mean loss."""
         self._module.train()
         total = 0.0
         for rows in torch.randperm(len(x)).split(self.config.batch_size):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = self._loss(self._module(x[rows]), y[rows])
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += float(loss.detach()) * len(rows)
         return total / max(len(x), 1)
 

@@ -41,7 +41,7 @@ class Probe:
     use_rep
         Embedding it was fitted to; None where that was an array.
     target
-        What it learnt: the label, or the key of the values.
+        What it learned: the label, or the key of the values.
     origins
         What is known of the models behind the embeddings it was fitted to.
     info
@@ -208,7 +208,7 @@ def fit_probe(
     least_share: float = LEAST_SHARE,
     progress: bool | None = None,
 ) -> Probe:
-    """Fit a read-out to the embedding of one slice or of several; every labelled cell is used.
+    """Fit a read-out to the embedding of one slice or of several; every labeled cell is used.
 
     Parameters
     ----------
@@ -223,13 +223,13 @@ def fit_probe(
     proportions
         The same, rows that sum to one, as do those of the answers.
     head
-        ``"mlp3"``, three layers with LeakyReLU, 10 % of the labelled cells drawn to stop it early (SToFM, C.2);
+        ``"mlp3"``, three layers with LeakyReLU, 10 % of the labeled cells drawn to stop it early (SToFM, C.2);
         ``"mlp512"``, the MLP [512, 256, 128] of ST as images; ``"knn"``, the 10 nearest cells; ``"linear"``; or
         settings from :mod:`terrazzo.tasks.readouts`.
     seed
         Of the validation cells, and of the head's start.
     least_share
-        Classes with a smaller share of the labelled cells are not learnt.
+        Classes with a smaller share of the labeled cells are not learned.
     progress
         Show a bar; None: on a terminal.
 
@@ -280,18 +280,18 @@ def probe(
     Parameters
     ----------
     data
-        One slice; with ``test``, one or several that are learnt from.
+        One slice; with ``test``, one or several that are learned from.
     use_rep, label, values, head, least_share
         As in :func:`fit_probe`.
     splits
-        Within one slice: ``"random"``, 8:2 (SToFM, C.2), whose test cells have neighbours in training; ``"blocked"``,
+        Within one slice: ``"random"``, 8:2 (SToFM, C.2), whose test cells have neighbors in training; ``"blocked"``,
         16 spatial blocks in four folds, their predictions scored together; ``"few-shot"``, 20:80, always ten draws (ST
         as images, section 4).
     runs
         Random draws; passes through all four folds; fits for ``test``. Each is one ``number`` in the metrics.
     test
         Another slice that is scored, with the label or values under the same key. Classes and columns that only one
-        side has are not scored, and named in ``notes``; those of the training slices are learnt all the same.
+        side has are not scored, and named in ``notes``; those of the training slices are learned all the same.
     seed
         Seed.
     progress

@@ -45,7 +45,7 @@ class MLPConfig:
     hidden, activation, dropout
         As in :class:`terrazzo.tasks.mlp.LabelHead`.
     learning_rate, weight_decay, batch_size, max_epochs
-        Of the optimiser, AdamW; it is Adam where ``weight_decay`` is 0.
+        Of the optimizer, AdamW; it is Adam where ``weight_decay`` is 0.
     max_steps
         Ends training on many rows before ``max_epochs``; 0: no limit.
     patience, floor
@@ -54,8 +54,8 @@ class MLPConfig:
     early_stopping
         True: that loss is the validation rows', and the weights of its best epoch are restored. False: it is the mean
         training loss of an epoch; validation rows are training rows like all others.
-    standardise
-        Inputs are standardised with mean and sd of the training rows.
+    standardize
+        Inputs are standardized with mean and sd of the training rows.
     """
 
     hidden: tuple[int, ...] = (256, 256)
@@ -69,7 +69,7 @@ class MLPConfig:
     patience: int = 10
     early_stopping: bool = True
     floor: float = 1e-3
-    standardise: bool = True
+    standardize: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -84,12 +84,12 @@ class MLPConfig:
 class KNNConfig:
     """Settings of the mean answer of the nearest training rows, Euclidean; k = 10 is ST as images (section 4)."""
 
-    neighbours: int = 10
-    standardise: bool = False
+    neighbors: int = 10
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
-        _check_positive(self, "neighbours")
+        _check_positive(self, "neighbors")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class LinearConfig:
 
     C: float = 0.1
     max_iter: int = 300
-    standardise: bool = True
+    standardize: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -223,7 +223,7 @@ class Readout(ABC):
             x, y = np.concatenate([x, x_val]), np.concatenate([y, y_val])
             x_val, y_val = x[:0], y[:0]
         self.shift, self.scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
-        if self.config.standardise:
+        if self.config.standardize:
             self.shift, self.scale = statistics(x)
         self._fit(self._ready(x), y, self._ready(x_val), y_val, seed)
         return self
@@ -257,7 +257,7 @@ class Readout(ABC):
         return self.outputs(x)
 
     def state(self) -> State:
-        """Return all that was learnt, as arrays by name."""
+        """Return all that was learned, as arrays by name."""
         return {"shift": self.shift, "scale": self.scale, **self._state()}
 
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> Self:
@@ -277,7 +277,7 @@ class Readout(ABC):
         return self
 
     def _ready(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        if not self.config.standardise:
+        if not self.config.standardize:
             return x.astype(np.float32)
         return ((x - self.shift) / self.scale).astype(np.float32)
 
@@ -314,9 +314,7 @@ class KNNReadout(Readout):
     def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         from sklearn.neighbors import NearestNeighbors
 
-        finder = NearestNeighbors(n_neighbors=min(self.config.neighbours, len(self._x))).fit(
-            self._x
-        )
+        finder = NearestNeighbors(n_neighbors=min(self.config.neighbors, len(self._x))).fit(self._x)
         near = finder.kneighbors(x, return_distance=False)
         answers = np.eye(self.n_outputs)[self._y] if self.kind == "classes" else self._y
         return sum(answers[column].astype(np.float64) for column in near.T) / near.shape[1]

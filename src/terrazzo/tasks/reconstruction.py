@@ -30,7 +30,7 @@ from terrazzo.slices.grids import Grid, Layout, grid_of, observed
 from terrazzo.tasks.metrics import regression
 from terrazzo.tasks.results import TaskResult, tidy
 
-NEAREST = (16, 6)  # the paper's rule for scGPT-spatial; the neighbours of a Visium spot
+NEAREST = (16, 6)  # the paper's rule for scGPT-spatial; the neighbors of a Visium spot
 
 
 GENE_MEAN, LINEAR = "gene mean", "linear interpolation"
@@ -524,9 +524,9 @@ def _notes(
             f"{fewest} genes are predicted, not {n_genes}: no more vary among the visible cells"
         )
     if empty := int((~tissue.measured).sum()):
-        out.append(f"{empty} cells without counts are neither scored nor learnt from")
+        out.append(f"{empty} cells without counts are neither scored nor learned from")
     if tissue.unit != "um" and tissue.grid.layout == "bin":
         out.append(
-            f"the coordinates' unit is {tissue.unit}, not micrometres: bin_um was taken in that unit"
+            f"the coordinates' unit is {tissue.unit}, not micrometers: bin_um was taken in that unit"
         )
     return tuple(out)

@@ -1,4 +1,4 @@
-"""Which cells are learnt from, which stop training early, which are scored: random, blocked, few, across patients."""
+"""Which cells are learned from, which stop training early, which are scored: random, blocked, few, across patients."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def random_splits(
 ) -> list[Split]:
     """Draw ``n`` independent splits of the cells with a label, 8:2 by default (SToFM, C.2).
 
-    Neighbours of test cells are in training: such a score leaks space and stands beside a blocked one.
+    Neighbors of test cells are in training: such a score leaks space and stands beside a blocked one.
 
     Raises
     ------
     ConfigError, InputError
-        A share outside (0, 1); fewer than 5 labelled cells.
+        A share outside (0, 1); fewer than 5 labeled cells.
     """
     rows = _rows(known)
     if not 0 < train_share < 1:
@@ -66,7 +66,7 @@ def random_splits(
 
 
 def blocked_splits(coords: ArrayLike, known: ArrayLike, *, seed: int = 0) -> list[Split]:
-    """Return four folds over 16 spatial blocks: test cells have no training neighbours but at the blocks' borders.
+    """Return four folds over 16 spatial blocks: test cells have no training neighbors but at the blocks' borders.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def blocked_splits(coords: ArrayLike, known: ArrayLike, *, seed: int = 0) -> lis
             out.append(_split("blocked", number, rows[~here], rows[here], rng))
     if not out:
         raise InputError(
-            "the labelled cells lie in one spatial block; they cannot be split in space."
+            "the labeled cells lie in one spatial block; they cannot be split in space."
         )
     return out
 
@@ -117,7 +117,7 @@ def cross_split(
     n_train
         Rows of the training slices together.
     known_train, known_test
-        bool: labelled cells among the training rows, and among the test rows.
+        bool: labeled cells among the training rows, and among the test rows.
     seed
         Of the draw of validation cells.
     """
@@ -126,7 +126,7 @@ def cross_split(
 
 
 def all_rows(known: ArrayLike, *, seed: int = 0) -> Split:
-    """Return the split that scores nothing: every labelled cell trains, but for those that stop training early."""
+    """Return the split that scores nothing: every labeled cell trains, but for those that stop training early."""
     return _split(
         "whole", 0, _rows(known), np.zeros(0, dtype=np.int64), np.random.default_rng([seed, 104])
     )

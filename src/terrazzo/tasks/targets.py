@@ -36,7 +36,7 @@ Data: TypeAlias = AnnData | Sequence[AnnData]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be learnt or scored.
+    """What is to be learned or scored.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Target:
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """Which cells are learnt from and scored, bool ``(n,)``."""
+        """Which cells are learned from and scored, bool ``(n,)``."""
         return self.values >= 0 if self.kind == "classes" else np.isfinite(self.values).all(axis=1)
 
     @property
@@ -165,7 +165,7 @@ def read_target(
     """
     if sum(one is not None for one in (label, values, proportions)) != 1:
         raise ConfigError(
-            "give what is to be learnt, and one thing only: label= (--label, classes), values= (--values, numbers) or "
+            "give what is to be learned, and one thing only: label= (--label, classes), values= (--values, numbers) or "
             "proportions=."
         )
     if label is not None:
@@ -192,7 +192,7 @@ def read_classes(data: Data, label: Any, least_share: float = labels.LEAST_SHARE
         notes.append(f"{found.missing} cells have no label: predicted, not scored")
     if found.rare:
         rare = ", ".join(f"{k} ({v})" for k, v in found.rare.items())
-        notes.append(f"too rare to be learnt or scored: {rare}")
+        notes.append(f"too rare to be learned or scored: {rare}")
     return Target("classes", found.classes, found.codes, tuple(notes))
 
 

@@ -58,7 +58,7 @@ def evaluate_domains(
     seeds
         How many: 0, 1, ... A single one may move ARI by .17; five or more are needed to claim anything.
     refine
-        Neighbours of :func:`terrazzo.tasks.domains.refine_labels`; 0: off.
+        Neighbors of :func:`terrazzo.tasks.domains.refine_labels`; 0: off.
     spatial_key
         ``obsm`` key of the coordinates.
     progress
@@ -88,8 +88,8 @@ def evaluate_domains(
         found["refined"] = np.stack([refine_labels(run, coords, refine) for run in runs])
     rows = [
         row
-        for split, labelled in found.items()
-        for number, run in enumerate(labelled)
+        for split, labeled in found.items()
+        for number, run in enumerate(labeled)
         for row in tidy(_scores(truth, run, coords), split, number)
     ]
     first = {"domain": found["whole"][0].astype(str)}

@@ -51,7 +51,7 @@ def cells_of(batch: Any) -> int:
 
 
 class Keeper(Callback):
-    """Writes ``last.ckpt`` after every few steps of the optimiser and at the end, with the random streams' state.
+    """Writes ``last.ckpt`` after every few steps of the optimizer and at the end, with the random streams' state.
 
     Validation leaves the random streams as they were, so that how often it runs changes no weight.
 
@@ -60,7 +60,7 @@ class Keeper(Callback):
     path
         The checkpoint.
     every
-        Steps of the optimiser between two.
+        Steps of the optimizer between two.
     io
         What writes it.
     record
@@ -87,7 +87,7 @@ class Keeper(Callback):
             seed_everything(self._seed + RANK_SEED * trainer.global_rank)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save where the optimiser has just done a step."""
+        """Save where the optimizer has just done a step."""
         if trainer.global_step != self._saved and trainer.global_step % self._every == 0:
             self._save(trainer)
 

@@ -1,4 +1,4 @@
-"""What each stage of training minimises, as settings: the sections of a recipe that belong to one stage alone."""
+"""What each stage of training minimizes, as settings: the sections of a recipe that belong to one stage alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class AdaptObjective:
     Attributes
     ----------
     mask_share
-        Share of tokens chosen for masked gene modelling (0.15).
+        Share of tokens chosen for masked gene modeling (0.15).
     masked_weight, contrastive_weight, own_weight
         Weights of the three losses; the paper's are 1, 1, 0.
     temperature
@@ -62,13 +62,13 @@ class AdaptObjective:
             self, mask_share=(0, 1), temperature=(1e-3, INF), **dict.fromkeys(weights, (0.0, INF))
         )
         if not any(getattr(self, name) for name in weights):
-            raise ValueError(f"{', '.join(weights)} are all 0: nothing would be learnt.")
+            raise ValueError(f"{', '.join(weights)} are all 0: nothing would be learned.")
         check_thinning(self.thin_low, self.thin_high)
 
 
 @dataclass(frozen=True)
 class MultiScaleObjective:
-    """Masked cell modelling and pairwise distance recovery (section 3.3).
+    """Masked cell modeling and pairwise distance recovery (section 3.3).
 
     Attributes
     ----------
@@ -122,9 +122,9 @@ class PatchObjective:
     ----------
     scheme
         ``"patch"``: sites of a window (eq 8); ``"spot"``: sites alone (eq 2); ``"multi-spot"``: the mean over a site
-        and its neighbours (eq 3); ``"slice"``: a site joined with its domain, on sites from all over a slice (eq 4).
+        and its neighbors (eq 3); ``"slice"``: a site joined with its domain, on sites from all over a slice (eq 4).
     recipe
-        ``"paper"`` or ``"terrazzo"``: normalisation, channels, positions and output of the model.
+        ``"paper"`` or ``"terrazzo"``: normalization, channels, positions and output of the model.
     mask
         ``"site"``: hidden sites never enter the encoder (scheme ``"patch"`` alone); ``"entry"``: single values are
         hidden.
@@ -159,12 +159,12 @@ class PatchObjective:
         if self.mask == "site" and self.scheme != "patch":
             raise ValueError(
                 f"mask 'site' needs the scheme 'patch'; a hidden site of the scheme {self.scheme!r} has no "
-                "neighbours to be predicted from: take mask 'entry'."
+                "neighbors to be predicted from: take mask 'entry'."
             )
         if not (self.hidden_weight and self.mask_share) and not (
             self.visible_weight and self.target == "thinned"
         ):
-            raise ValueError("nothing is hidden and nothing is split: nothing would be learnt.")
+            raise ValueError("nothing is hidden and nothing is split: nothing would be learned.")
         check_thinning(self.thin_low, self.thin_high)
 
 
@@ -178,11 +178,11 @@ class AlignObjective:
     Attributes
     ----------
     recipe
-        ``"paper"`` or ``"terrazzo"``: how values, features and colours are brought to a common scale.
+        ``"paper"`` or ``"terrazzo"``: how values, features and colors are brought to a common scale.
     neighbors
         K of a niche (eq 1).
     spot_um
-        Diameter of a spot's crop in micrometres; 0: that of the platform's spots. Single cells need one.
+        Diameter of a spot's crop in micrometers; 0: that of the platform's spots. Single cells need one.
     genes
         AE-Gene's genes are those of the highest spatial autocorrelation, or variance, in the training slices.
     adaptive, fusion
@@ -226,5 +226,5 @@ class AlignObjective:
             self.modality != "both" or not (self.spot_weight or self.niche_weight)
         ):
             raise ValueError(
-                "spot_weight, niche_weight and cross_weight leave nothing to be learnt."
+                "spot_weight, niche_weight and cross_weight leave nothing to be learned."
             )

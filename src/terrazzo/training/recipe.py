@@ -119,7 +119,7 @@ class OptimConfig:
     schedule
         Decay to zero after the warm-up: ``"linear"`` (SToFM) or ``"cosine"`` (ST as images).
     accumulate
-        Batches a step of the optimiser (paper 4).
+        Batches a step of the optimizer (paper 4).
     epochs, max_steps
         Whichever ends first; ``max_steps`` -1 for no limit.
     """
@@ -217,7 +217,7 @@ def load(path: str | Path, **overrides: object) -> PretrainConfig:
     Raises
     ------
     ConfigError
-        Not a readable YAML mapping; unknown or misspelt keys; values of the wrong kind.
+        Not a readable YAML mapping; unknown or misspelled keys; values of the wrong kind.
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -245,7 +245,7 @@ def changed(config: PretrainConfig, **sections: dict[str, object]) -> PretrainCo
     Raises
     ------
     ConfigError
-        Unknown or misspelt keys; values of the wrong kind.
+        Unknown or misspelled keys; values of the wrong kind.
     """
     data = dataclasses.asdict(config)
     for section, settings in sections.items():

@@ -36,17 +36,17 @@ def _move(value: Any, device: torch.device | str) -> Any:
 
 
 class Objective(LightningModule):
-    """What all stages share: the optimiser and the names of the logged losses."""
+    """What all stages share: the optimizer and the names of the logged losses."""
 
     def __init__(self, model: FoundationModel, config: PretrainConfig) -> None:
         super().__init__()
         self.model = model
         self.trained = model.module  # registered, so that Lightning moves, saves and averages it
         self.config = config
-        self.total_steps = 1  # of the optimiser; known once there is one
+        self.total_steps = 1  # of the optimizer; known once there is one
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Return the parts of the loss by name; ``"loss"`` is what is minimised."""
+        """Return the parts of the loss by name; ``"loss"`` is what is minimized."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:

@@ -49,14 +49,14 @@ def test_every_vector_has_the_same_width() -> None:
 @torch.no_grad()
 def test_crops_are_enlarged_to_what_the_encoder_sees() -> None:
     module = net()
-    pixels = module.ae_image.colours(crops())
+    pixels = module.ae_image.colors(crops())
     large = F.interpolate(pixels, (20, 20), mode="bilinear", align_corners=False)
     torch.testing.assert_close(module.spot_image(crops()), module.ae_image(large))
     torch.testing.assert_close(net(spot_side=0).spot_image(crops()), module.ae_image(pixels))
 
 
 @torch.no_grad()
-def test_colours_of_the_slice_take_away_a_stain() -> None:
+def test_colors_of_the_slice_take_away_a_stain() -> None:
     module, bright = net(), crops()
     dark = (bright.float() * 0.5 + 30).to(torch.uint8)
 
@@ -79,7 +79,7 @@ def test_without_adaptive_encoders_all_four_are_linear_maps_of_features() -> Non
 
 
 @torch.no_grad()
-def test_features_are_standardised_by_what_was_fitted() -> None:
+def test_features_are_standardized_by_what_was_fitted() -> None:
     part = FrozenFeatures(3, 2)
     values = torch.tensor([[1.0, 5.0, 2.0], [3.0, 5.0, -2.0]])
     torch.testing.assert_close(part(values), part.proj(values))
@@ -88,19 +88,19 @@ def test_features_are_standardised_by_what_was_fitted() -> None:
     assert torch.isfinite(part(values + 7)).all()  # one that never varied, and now does
 
 
-def test_the_temperature_is_learnt_where_asked_for() -> None:
-    fixed, learnt = net(), net(learn_temperature=True)
+def test_the_temperature_is_learned_where_asked_for() -> None:
+    fixed, learned = net(), net(learn_temperature=True)
     assert float(fixed.temperature) == pytest.approx(0.07)
     assert not fixed.temperature.requires_grad
-    learnt.temperature.backward()
-    assert float(learnt.log_temperature.grad) == pytest.approx(0.07)
+    learned.temperature.backward()
+    assert float(learned.log_temperature.grad) == pytest.approx(0.07)
     with torch.no_grad():
-        learnt.log_temperature.fill_(-20.0)
-        assert float(learnt.temperature) == pytest.approx(0.01)
-    assert set(dict(learnt.named_parameters())) - set(dict(fixed.named_parameters())) == {
+        learned.log_temperature.fill_(-20.0)
+        assert float(learned.temperature) == pytest.approx(0.01)
+    assert set(dict(learned.named_parameters())) - set(dict(fixed.named_parameters())) == {
         "log_temperature"
     }
-    assert set(learnt.state_dict()) == set(fixed.state_dict())
+    assert set(learned.state_dict()) == set(fixed.state_dict())
 
 
 @pytest.mark.parametrize(

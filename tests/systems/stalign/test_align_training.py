@@ -165,7 +165,7 @@ def test_crops_are_turned_spot_by_spot(opened: Any, recipe: Any, histology_folde
 def test_the_loss_is_that_of_the_paper(objective: Any) -> None:
     made, pack = objective()
     net, b = made.net, pack.spots
-    r, e = net.spot_image(b.spot_image, b.colours), net.niche_image(b.niche_image)
+    r, e = net.spot_image(b.spot_image, b.colors), net.niche_image(b.niche_image)
     u, t = net.spot_genes(b.spot_genes), net.niche_genes(b.niche_genes, b.known)
     spot = (by_hand(r, u) + by_hand(u, r)) / 2
     niche = (by_hand(e, t) + by_hand(t, e)) / 2
@@ -188,7 +188,7 @@ def test_both_ways_and_another_temperature(objective: Any) -> None:
     torch.testing.assert_close(made.losses(pack)["spot_niche"], wanted)
 
 
-def test_neighbours_may_be_no_negatives(objective: Any) -> None:
+def test_neighbors_may_be_no_negatives(objective: Any) -> None:
     made, pack = objective(align={"exclude_neighbors": True})
     niches = [set(row) - {-1} for row in pack.spots.niches.tolist()]
     numbers = pack.spots.spots.tolist()
@@ -289,7 +289,7 @@ def test_impossible_starts_are_refused(
 
 def test_means_of_training_slices_where_the_paper_has_them(opened: Any) -> None:
     config, corpus, model, (training, _) = opened(align={"recipe": "paper"})
-    align_data.standardise(config, corpus, model)
+    align_data.standardize(config, corpus, model)
     rows = np.concatenate(
         [
             model.reader(t, model.vocabulary.match(t)).read().niche_image[:]
@@ -301,7 +301,7 @@ def test_means_of_training_slices_where_the_paper_has_them(opened: Any) -> None:
     np.testing.assert_allclose(
         net.niche_image_map.deviation, rows.std(axis=0), rtol=1e-2, atol=1e-4
     )
-    assert next(iter(training)).spots.colours is None
+    assert next(iter(training)).spots.colors is None
 
 
 # ---- runs
@@ -383,7 +383,7 @@ def test_encoders_from_folders(
 
 
 @pytest.mark.slow
-def test_retrieval_is_learnt(tmp_path: Path) -> None:
+def test_retrieval_is_learned(tmp_path: Path) -> None:
     """The genes of a spot of a slice that was never seen are found by its image, far more often than by chance."""
     import pandas as pd
 

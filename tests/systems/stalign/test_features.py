@@ -15,7 +15,7 @@ from anndata import AnnData
 import terrazzo as tz
 from terrazzo.errors import OutputError, TerrazzoWarning
 from terrazzo.systems.stalign.feature_cache import FeatureCache
-from terrazzo.systems.stalign.features import AlignBatch, moments, standardised
+from terrazzo.systems.stalign.features import AlignBatch, moments, standardized
 
 Make = Callable[..., Any]
 
@@ -177,7 +177,7 @@ def test_parts_are_read_for_what_is_asked(align_model: Make, adata: AnnData) -> 
     model, tissue = align_model(), tz.Slice.from_anndata(adata)
     match = model.vocabulary.match(tissue)
     genes = model.reader(tissue, match, modality="genes").read("genes")
-    assert genes.spot_image is genes.niche_image is genes.colours is None
+    assert genes.spot_image is genes.niche_image is genes.colors is None
     assert genes.spot_genes is not None
     spots = model.reader(tissue, match).read("both", ["spot"])
     assert spots.niche_image is spots.niche_genes is None
@@ -189,7 +189,7 @@ def test_parts_are_read_for_what_is_asked(align_model: Make, adata: AnnData) -> 
     assert batch.known.shape == (2, 60)
     joined = AlignBatch.join([batch, batch])
     assert len(joined) == 4
-    assert joined.colours.shape == (4, 2, 3)
+    assert joined.colors.shape == (4, 2, 3)
 
 
 def test_within_a_slice_features_have_mean_0_and_sd_1(align_model: Make, adata: AnnData) -> None:
@@ -205,7 +205,7 @@ def test_within_a_slice_features_have_mean_0_and_sd_1(align_model: Make, adata: 
     raw = align_model("paper")
     held = raw.reader(tissue, raw.vocabulary.match(tissue)).read().take(np.arange(90))
     assert float(held.niche_genes.min()) == 0  # log values as they are
-    assert held.colours is None
+    assert held.colors is None
 
 
 def test_niche_values_are_means_of_log_values(align_model: Make, adata: AnnData) -> None:
@@ -225,7 +225,7 @@ def test_moments_and_standards() -> None:
     values[:, 2] = 1e6 + 1e-3
     mean, sd = moments(values, size=7)
     np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-5)
-    out = standardised(values, mean, sd)
+    out = standardized(values, mean, sd)
     assert (out[:, 2] == 0).all()
     np.testing.assert_allclose(out[:, 0].std(), 1, rtol=1e-4)
 

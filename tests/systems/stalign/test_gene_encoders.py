@@ -169,11 +169,11 @@ def test_fitting_takes_a_stream_and_changes_the_fingerprint(
     assert again.fingerprint() == model.fingerprint()
 
 
-def test_normalised_values_cannot_be_fitted(vocabulary: tz.Vocabulary, histology: Make) -> None:
+def test_normalized_values_cannot_be_fitted(vocabulary: tz.Vocabulary, histology: Make) -> None:
     adata = histology(300)
     adata.X = np.log1p(adata.X.toarray())
-    with pytest.warns(TerrazzoWarning, match="normalised"):
-        tissue = tz.Slice.from_anndata(adata, allow_normalised=True)
+    with pytest.warns(TerrazzoWarning, match="normalized"):
+        tissue = tz.Slice.from_anndata(adata, allow_normalized=True)
     for given in ([tissue], lambda: [tissue]):
         with pytest.raises(InputError, match="scales counts"):
             tz.STAlign("tiny", vocabulary).fit(given)

@@ -1,4 +1,4 @@
-"""Colours and frozen encoders as baselines: the numbers by hand, and nothing of the counts in them."""
+"""Colors and frozen encoders as baselines: the numbers by hand, and nothing of the counts in them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def without_counts(adata: AnnData) -> AnnData:
     return out
 
 
-def test_colours_by_hand(histology: Make) -> None:
+def test_colors_by_hand(histology: Make) -> None:
     adata, baseline = histology(), tz.ImageBaseline()
     found = vectors(baseline, adata)
     assert found.shape == (90, 12)
@@ -61,8 +61,8 @@ def test_colours_by_hand(histology: Make) -> None:
             np.testing.assert_allclose(
                 found[row, first + 3 : first + 6], pixels.std(0), rtol=1e-4, atol=1e-6
             )
-    assert baseline.default_key == "X_colours"
-    assert tz.ImageBaseline("colours-own").default_key == "X_colours_own"
+    assert baseline.default_key == "X_colors"
+    assert tz.ImageBaseline("colors-own").default_key == "X_colors_own"
 
 
 def test_by_slice_takes_brightness_away(histology: Make) -> None:
@@ -70,7 +70,7 @@ def test_by_slice_takes_brightness_away(histology: Make) -> None:
     darker = adata.copy()
     entry = next(iter(darker.uns["spatial"].values()))["images"]
     entry["hires"] = (np.asarray(entry["hires"]) * 0.5).astype(np.uint8)
-    own = tz.ImageBaseline("colours-own")
+    own = tz.ImageBaseline("colors-own")
     found = vectors(own, adata)
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(found.std(0), 1, atol=1e-4)
@@ -80,7 +80,7 @@ def test_by_slice_takes_brightness_away(histology: Make) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["colours", "colours-own", "encoder"])
+@pytest.mark.parametrize("name", ["colors", "colors-own", "encoder"])
 def test_counts_say_nothing(histology: Make, encoder: FrozenImageEncoder, name: str) -> None:
     baseline = tz.ImageBaseline(name, encoder=encoder if name == "encoder" else None)
     adata = histology()
@@ -121,10 +121,10 @@ def test_provenance(histology: Make, encoder: FrozenImageEncoder) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"name": "colors"}, "Did you mean 'colours'"),
-        ({"name": "zzz"}, "There are: colours, colours-own, encoder, encoder-own"),
+        ({"name": "colors"}, "Did you mean 'colors'"),
+        ({"name": "zzz"}, "There are: colors, colors-own, encoder, encoder-own"),
         ({"name": "encoder"}, "needs one"),
-        ({"name": "colours", "encoder": "folder"}, "belongs to 'encoder'"),
+        ({"name": "colors", "encoder": "folder"}, "belongs to 'encoder'"),
     ],
 )
 def test_what_there_is_not(given: dict[str, Any], words: str) -> None:
@@ -149,7 +149,7 @@ def test_three_ways_to_a_model_of_images(
     adata, align = histology(), align_model()
     folder = align.save_pretrained(tmp_path / "align")
     expected = {
-        "colours": vectors(tz.ImageBaseline(), adata),
+        "colors": vectors(tz.ImageBaseline(), adata),
         str(folder): vectors(align, adata, modality="image"),
         str(vision_folder): vectors(tz.ImageBaseline("encoder", encoder=vision_folder), adata),
     }
@@ -166,7 +166,7 @@ def test_three_ways_to_a_model_of_images(
 def test_what_reads_no_image_alone(tiny_model: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a SToFM, which sees no image"):
         image_model(tiny_model().save_pretrained(tmp_path / "stofm"))
-    with pytest.raises(CheckpointError, match="is no folder here, and not colours or colours-own"):
+    with pytest.raises(CheckpointError, match="is no folder here, and not colors or colors-own"):
         image_model(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         image_model(tmp_path)
@@ -178,7 +178,7 @@ def test_a_picture_beside_its_slice(histology: Make, tmp_path: Path) -> None:
     scale = float(entry["scalefactors"]["tissue_hires_scalef"])
     Image.fromarray(np.asarray(entry["images"]["hires"])).save(tmp_path / "a.png")
     adata.write_h5ad(tmp_path / "a.h5ad")
-    model = image_model("colours")
+    model = image_model("colors")
     with pytest.raises(InputError, match=r"a\.h5ad: a has no histology image"):
         model.read(tmp_path / "a.h5ad")
     (tmp_path / "a.json").write_text(json.dumps({"image": "a.png", "scale": scale}))

@@ -1,4 +1,4 @@
-"""Image encoders: shapes, colours, what is frozen stays frozen, and folders of published models."""
+"""Image encoders: shapes, colors, what is frozen stays frozen, and folders of published models."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def small():
     return FrozenImageEncoder.small(image_size=32, patch_size=8, width=32, num_layers=2)
 
 
-def test_colours_are_those_of_the_images_room(crops):
+def test_colors_are_those_of_the_images_room(crops):
     assert (IMAGENET.mean, IMAGENET.std) == (
         image_encoder.IMAGENET_MEAN,
         image_encoder.IMAGENET_STD,
     )
     encoder = SpotEncoder(SpotEncoderConfig("tiny", 8))
     expected = IMAGENET.apply(crops.numpy())
-    np.testing.assert_allclose(encoder.colours(crops).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.colors(crops).numpy(), expected, atol=1e-5)
     encoder.eval()
     with torch.no_grad():
         torch.testing.assert_close(
@@ -191,7 +191,7 @@ def test_a_vision_transformer_without_a_summary_is_read_at_its_first_token(tmp_p
         getattr(encoder.backbone, "pooler", None) is None
     )  # else its weights would be drawn at random
     pixels = torch.nn.functional.interpolate(
-        encoder.colours(crops), (32, 32), mode="bilinear", antialias=True
+        encoder.colors(crops), (32, 32), mode="bilinear", antialias=True
     )
     with torch.no_grad():
         states = small.backbone(pixel_values=pixels).last_hidden_state

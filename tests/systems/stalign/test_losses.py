@@ -36,14 +36,14 @@ def test_a_case_computed_by_hand():
     assert symmetric_contrast(partners, anchors, 0.5).item() == pytest.approx(both, rel=1e-6)
 
 
-def test_without_normalising_products_are_taken_as_they_are():
+def test_without_normalizing_products_are_taken_as_they_are():
     a, b = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     rows = [(2.0, 1.2), (0.0, 2.4)]
     expected = (
         -(2 - math.log(sum(map(math.exp, rows[0]))) + 2.4 - math.log(sum(map(math.exp, rows[1]))))
         / 2
     )
-    assert contrast(a, b, 1.0, normalise=False).item() == pytest.approx(expected, rel=1e-6)
+    assert contrast(a, b, 1.0, normalize=False).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_equal_pairs_cost_the_logarithm_of_their_number_and_one_pair_nothing():
@@ -66,7 +66,7 @@ def test_the_sum_is_that_of_the_equations():
     assert symmetric_contrast(r, u, 0.2).item() == pytest.approx(-total / 18, rel=1e-5)
 
 
-def test_neighbours_and_repeats_are_no_negatives():
+def test_neighbors_and_repeats_are_no_negatives():
     spots = torch.tensor([3, 8, 5, 3])
     niches = torch.tensor([[3, 8, -1], [8, 9, 1], [5, 6, 7], [3, 8, -1]])
     near = same_niche(spots, niches)
@@ -101,7 +101,7 @@ def test_it_falls_as_pairs_come_together_and_keeps_its_precision():
         )
 
 
-def test_a_temperature_can_be_learnt():
+def test_a_temperature_can_be_learned():
     scale = torch.tensor(0.1, requires_grad=True)
     symmetric_contrast(torch.eye(3), torch.eye(3), scale).backward()
     assert scale.grad is not None
@@ -135,11 +135,11 @@ folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
 held = np.load(f"{folder}/joined.npz")
 out = {}
-for cut, name in [(6, "plain"), (4, "plain"), (4, "neighbours"), (4, "alone")]:
+for cut, name in [(6, "plain"), (4, "plain"), (4, "neighbors"), (4, "alone")]:
     rows = slice(0, cut) if rank == 0 else slice(cut, None)
     a, b = (torch.tensor(held[k][rows], requires_grad=True) for k in "ab")
     extra = {"gather": name != "alone"}
-    if name == "neighbours":
+    if name == "neighbors":
         extra |= {"spots": torch.tensor(held["spots"][rows]), "niches": torch.tensor(held["niches"][rows])}
     loss = 0.4 * symmetric_contrast(a, b, 0.3, **extra) + 0.6 * contrast(a, b, 0.2, **extra)
     loss.backward()
@@ -171,10 +171,10 @@ def test_two_ranks_are_one_with_the_joined_batch(tmp_path):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     found = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
-    for name in ("plain6", "plain4", "neighbours4"):
+    for name in ("plain6", "plain4", "neighbors4"):
         a, b = (torch.tensor(held[k], requires_grad=True) for k in "ab")
         extra = (
-            {k: torch.tensor(held[k]) for k in ("spots", "niches")} if name == "neighbours4" else {}
+            {k: torch.tensor(held[k]) for k in ("spots", "niches")} if name == "neighbors4" else {}
         )
         loss = 0.4 * symmetric_contrast(a, b, 0.3, **extra) + 0.6 * contrast(a, b, 0.2, **extra)
         loss.backward()

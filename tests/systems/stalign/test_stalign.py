@@ -126,7 +126,7 @@ def test_the_order_of_rows_does_not_matter(model: Any, adata: AnnData) -> None:
 
 def test_a_niche_is_the_spot_and_its_three_nearest(model: Any, adata: AnnData) -> None:
     config = replace(
-        model.config, standardise="training", normalise="paper"
+        model.config, standardize="training", normalize="paper"
     )  # no statistic of the slice moves
     plain = tz.STAlign(config, model.vocabulary)
     plain.module.load_state_dict(model.module.state_dict())
@@ -148,7 +148,7 @@ def test_a_niche_is_the_spot_and_its_three_nearest(model: Any, adata: AnnData) -
     assert members.shape == (90, 4)
 
 
-def test_crops_follow_the_image_in_micrometres(model: Any, adata: AnnData) -> None:
+def test_crops_follow_the_image_in_micrometers(model: Any, adata: AnnData) -> None:
     tissue = tz.Slice.from_anndata(adata)
     match = model.vocabulary.match(tissue)
     cut = model.reader(tissue, match).aligned
@@ -321,7 +321,7 @@ def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
         assert (config.spot_pixels, config.net.spot_side, config.niche_pixels) == (28, 224, 224)
         assert (config.net.spot_image.size, config.net.dim) == ("resnet50", 512)
     if recipe == "paper":
-        assert (config.normalise, config.standardise, config.colours, config.square) == (
+        assert (config.normalize, config.standardize, config.colors, config.square) == (
             "paper",
             "training",
             "fixed",
@@ -348,7 +348,7 @@ def test_an_image_without_scale_is_said(model: Any, adata: AnnData) -> None:
     bare.uns["technology"] = "unknown"
     bare.obs = bare.obs.drop(columns=[keys.ARRAY_ROW, keys.ARRAY_COL])
     image = tz.TissueImage.from_array(picture(adata), scale=scale_of(adata))
-    with pytest.raises(InputError, match="micrometres per pixel of its image are not known"):
+    with pytest.raises(InputError, match="micrometers per pixel of its image are not known"):
         embedded(model, bare, image=image, spot_um=55.0)
     microns = adata.uns["simulation"]["microns_per_pixel"] / scale_of(adata)
     known = replace(image, microns_per_pixel=microns)  # the coordinates have no unit, the image has
@@ -430,16 +430,16 @@ def test_broken_pictures_are_refused(model: Any, adata: AnnData, tmp_path: Path)
         embedded(model, adata, image=bomb)
 
 
-def test_normalised_values_are_refused_where_genes_are_read(model: Any, adata: AnnData) -> None:
+def test_normalized_values_are_refused_where_genes_are_read(model: Any, adata: AnnData) -> None:
     logged = adata.copy()
     logged.X = np.log1p(logged.X.toarray())
     with (
         pytest.raises(InputError, match="ST-Align scales counts"),
-        pytest.warns(TerrazzoWarning, match="normalised"),
+        pytest.warns(TerrazzoWarning, match="normalized"),
     ):
-        embedded(model, logged, allow_normalised=True)
-    with pytest.warns(TerrazzoWarning, match="normalised"):
-        found = embedded(model, logged, allow_normalised=True, modality="image")
+        embedded(model, logged, allow_normalized=True)
+    with pytest.warns(TerrazzoWarning, match="normalized"):
+        found = embedded(model, logged, allow_normalized=True, modality="image")
     np.testing.assert_array_equal(found, embedded(model, adata, modality="image"))
 
 

@@ -43,7 +43,7 @@ def test_genes_are_dealt_out_to_tokens(module, values):
 
 
 @torch.no_grad()
-def test_values_are_standardised_and_unknown_genes_count_as_their_mean(module, values):
+def test_values_are_standardized_and_unknown_genes_count_as_their_mean(module, values):
     deviation = values.std(dim=0)
     deviation[2] = 0.0
     plain = module.tokens((values - values.mean(dim=0)) / deviation.clamp_min(1e-3))

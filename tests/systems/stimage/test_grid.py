@@ -10,7 +10,7 @@ import pytest
 import terrazzo as tz
 from terrazzo import plot
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.plot.palettes import MISSING_COLOUR, as_hex
+from terrazzo.plot.palettes import MISSING_COLOR, as_hex
 from terrazzo.slices.grids import grid_of
 from terrazzo.systems.stimage.windows import PatchConfig, corners
 
@@ -53,7 +53,7 @@ def test_the_four_stages(simulated: Any, layout: str, options: dict[str, Any]) -
     laid = grid_of(tissue, **options)
     figure = plot.grid(adata, window=7, gene="SIM3", **options)
     found = stages(figure)
-    assert list(found) == ["original", "compacted", "cropped", "normalised"]
+    assert list(found) == ["original", "compacted", "cropped", "normalized"]
     cells = found["original"].collections[0]
     np.testing.assert_allclose(cells.get_offsets(), tissue.coords)
     np.testing.assert_allclose(
@@ -87,12 +87,12 @@ def test_the_four_stages(simulated: Any, layout: str, options: dict[str, Any]) -
     standard.flat[laid.occupied] = (values - values.mean()) / values.std()
     window = standard[corner[0] : corner[0] + 7, corner[1] : corner[1] + 7]
     np.testing.assert_allclose(
-        np.ma.filled(found["normalised"].images[0].get_array(), np.nan), window, atol=1e-4
+        np.ma.filled(found["normalized"].images[0].get_array(), np.nan), window, atol=1e-4
     )
     figure.draw_without_rendering()
 
 
-def test_hex_frames_hold_the_centres_of_their_spots(simulated: Any) -> None:
+def test_hex_frames_hold_the_centers_of_their_spots(simulated: Any) -> None:
     figure = plot.grid(simulated(300, layout="visium"), window=5)
     found = stages(figure)
     shown = found["cropped"].collections[0].get_offsets()
@@ -121,7 +121,7 @@ def test_the_gene_is_the_one_that_varies_most_in_the_window(simulated: Any) -> N
     counts = tissue.counts.toarray()[here]
     spread = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).var(axis=0)
     gene = tissue.gene_symbols[spread.argmax()]
-    assert gene in found["normalised"].get_title()
+    assert gene in found["normalized"].get_title()
     assert gene in found["cropped"].get_title()
 
 
@@ -146,9 +146,9 @@ def test_empty_sites_are_gray_and_nothing_lies_beyond_the_edge(simulated: Any) -
     found = stages(plot.grid(adata, window=9))
     rows, columns = grid_of(tz.Slice.from_anndata(adata)).shape
     assert max(rows, columns) <= 9
-    assert as_hex(found["compacted"].images[0].cmap.get_bad()) == MISSING_COLOUR
+    assert as_hex(found["compacted"].images[0].cmap.get_bad()) == MISSING_COLOR
     assert np.ma.getmaskarray(found["compacted"].images[0].get_array()).any()
-    beyond = ~np.ma.getmaskarray(found["normalised"].images[1].get_array())
+    beyond = ~np.ma.getmaskarray(found["normalized"].images[1].get_array())
     expected = np.ones((9, 9), bool)
     expected[:rows, :columns] = False
     np.testing.assert_array_equal(beyond, expected)

@@ -116,7 +116,7 @@ def test_every_scheme_trains_and_leaves_a_model(recipe: Any, scheme: str) -> Non
             f"train/{name}",
             f"val/{name}",
             f"val/{name}_mean",
-            f"val/{name}_neighbours",
+            f"val/{name}_neighbors",
         } <= logged
         assert f"train/{name}_mean" not in logged
     numbers = [float(v) for row in rows for v in row.values() if v]
@@ -135,7 +135,7 @@ def test_paper_recipe(recipe: Any) -> None:
         optim={"max_steps": 2}, patches=paper, model={"patches": {"window": 6, "channels": 16}}
     )
     model = tz.load(tz.pretrain(config, progress=False))
-    assert (model.config.normalise, model.config.standardise, model.config.output) == (
+    assert (model.config.normalize, model.config.standardize, model.config.output) == (
         "paper",
         False,
         "encoder",
@@ -226,7 +226,7 @@ def test_what_is_hidden_and_predicted(opened: Any, mask: str, target: str) -> No
         assert (batch.values[batch.hidden] == 0).all()
         assert (batch.values[~batch.shown] == 0).all()
         assert batch.shown.any(dim=1).all()
-        assert (batch.mean == 0).all()  # standardised
+        assert (batch.mean == 0).all()  # standardized
         if mask == "site":
             assert (batch.hidden.all(dim=-1) == batch.hidden.any(dim=-1)).all()
             assert not (batch.shown & batch.hidden[..., 0]).any()
@@ -245,7 +245,7 @@ def test_targets_are_the_values_of_the_counts(opened: Any) -> None:
 
     store = site_store(corpus, model)
     grid, scale = store.grid(name), store.scale(name)
-    whole = scale.standardise(
+    whole = scale.standardize(
         store.values(name, grid.occupied)[:, genes.numpy()].toarray(), genes.numpy()
     )
     known = {tuple(row) for row in whole.round(4).tolist()}
@@ -385,7 +385,7 @@ def test_losses_are_plain_means(opened: Any, loud: Any, scheme: str) -> None:
         parts = objective.losses(batch)
     part = "masked_sites" if scheme == "patch" else "masked_entries"
     torch.testing.assert_close(parts["loss"], 2 * parts[part] + 0.5 * parts["visible"])
-    errors: dict[str, list[float]] = {"mean": [], "neighbours": []}
+    errors: dict[str, list[float]] = {"mean": [], "neighbors": []}
     for b, s, m in batch.hidden.nonzero().tolist():
         target = float(batch.target[b, s, m])
         errors["mean"].append((target - float(batch.mean[b, m])) ** 2)
@@ -397,7 +397,7 @@ def test_losses_are_plain_means(opened: Any, loud: Any, scheme: str) -> None:
         distance[s] = torch.inf
         near = [int(o) for o in distance.argsort(stable=True)[:6] if distance[o] < torch.inf]
         shown = [float(batch.values[b, o, m]) for o in near if not batch.hidden[b, o, m]]
-        errors["neighbours"].append((target - (float(np.mean(shown)) if shown else 0.0)) ** 2)
+        errors["neighbors"].append((target - (float(np.mean(shown)) if shown else 0.0)) ** 2)
     for name, squares in errors.items():
         # which of several sites at the same distance is taken is chance
         assert float(parts[f"{part}_{name}"]) == pytest.approx(
@@ -457,7 +457,7 @@ def test_informed_start_is_components_and_what_is_near(opened: Any) -> None:
     assert float(np.mean(squares)) == pytest.approx(1, abs=0.3)
     start, zero, near = (np.mean(costs[name]) for name in ("start", "zero", "near"))
     assert start < 0.97 * zero
-    assert start < 1.1 * near  # the neighbour mean of as many components as a head hands on
+    assert start < 1.1 * near  # the neighbor mean of as many components as a head hands on
 
 
 @torch.no_grad()
@@ -487,7 +487,7 @@ def test_every_measured_gene_starts_with_the_components_it_follows(opened: Any) 
     order = np.argsort(-model.autocorrelation[known], kind="stable")
     panel, others = known[order[:40]], known[order[40:]]
     blocks = [
-        store.scale(i).standardise(v.toarray(), np.arange(v.shape[1]))
+        store.scale(i).standardize(v.toarray(), np.arange(v.shape[1]))
         for i, v in iterate_values(store, ids, 10**6)
     ]
     values = np.concatenate(blocks).astype(np.float64)

@@ -353,7 +353,7 @@ def test_a_window_with_a_single_observed_site() -> None:
         )
         assert len(set(genes.tolist())) == 3
         assert 1 not in genes  # the slice did not measure it
-        values = window.values(genes, scale, standardise=False)
+        values = window.values(genes, scale, standardize=False)
         np.testing.assert_allclose(values[2], np.log1p(counts[2, genes]), rtol=1e-6)
         assert not values[[0, 1, 3]].any()
 

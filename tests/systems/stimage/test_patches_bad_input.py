@@ -86,7 +86,7 @@ def trained(
     return read(place / "run" / "logs" / "metrics.csv")
 
 
-def assert_it_learnt(rows: list[dict[str, Any]]) -> None:
+def assert_it_learned(rows: list[dict[str, Any]]) -> None:
     for name in ("train/loss", "train/gradient_norm"):
         found = [float(row[name]) for row in rows if row[name]]
         assert len(found) == 2
@@ -98,17 +98,17 @@ def assert_it_learnt(rows: list[dict[str, Any]]) -> None:
 def test_slices_with_less_than_a_window(tmp_path: Path, scheme: str) -> None:
     """One spot, one row, rows that are missing, spots without counts; and fewer genes than channels."""
     slices = [visium(0)[:1].copy(), one_row(), missing_rows(), without_counts_here_and_there()]
-    assert_it_learnt(trained(slices, tmp_path, scheme))
+    assert_it_learned(trained(slices, tmp_path, scheme))
 
 
 def test_spots_in_one_place_are_summed(tmp_path: Path) -> None:
     with pytest.warns(TerrazzoWarning, match="1 cells share their lattice position"):
-        assert_it_learnt(trained([twice_in_one_place()], tmp_path))
+        assert_it_learned(trained([twice_in_one_place()], tmp_path))
 
 
 @pytest.mark.parametrize("scheme", ["patch", "multi-spot"])
 def test_windows_with_a_single_cell(tmp_path: Path, scheme: str) -> None:
-    assert_it_learnt(trained([far_apart()], tmp_path, scheme, bin_um=20.0))
+    assert_it_learned(trained([far_apart()], tmp_path, scheme, bin_um=20.0))
 
 
 def test_cells_without_an_array_need_a_bin_which_the_recipe_has(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from terrazzo.systems.stimage.network import (
     ViTConfig,
     domain_means,
     nearest,
-    neighbour_average,
+    neighbor_average,
     scheme_states,
 )
 
@@ -29,11 +29,11 @@ def drawn(seed: int = 0) -> tuple[torch.Tensor, ...]:
     return values, places, shown, genes
 
 
-def test_neighbours_are_the_nearest_that_are_there() -> None:
+def test_neighbors_are_the_nearest_that_are_there() -> None:
     _, places, shown, _ = drawn()
     states = torch.randn(B, S, W, generator=torch.Generator().manual_seed(1))
     found = nearest(places, shown, 4)
-    average = neighbour_average(states, places, shown, 4)
+    average = neighbor_average(states, places, shown, 4)
     for b in range(B):
         for s in range(S):
             others = [o for o in range(S) if o != s and shown[b, o]]
@@ -72,7 +72,7 @@ def test_multi_spot_is_the_mean_of_spots(loud: Any) -> None:
     vit, (values, places, shown, genes) = model(loud, context=False), drawn()
     alone = scheme_states(vit, values, genes, places, shown)
     both = scheme_states(vit, values, genes, places, shown, neighbors=3)
-    torch.testing.assert_close(both, neighbour_average(alone, places, shown, 3))
+    torch.testing.assert_close(both, neighbor_average(alone, places, shown, 3))
 
 
 @torch.no_grad()

@@ -159,15 +159,15 @@ def scale_of(seed: int) -> SliceScale:
 
 
 @every_layout
-@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("standardize", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_values_are_those_of_the_plain_way(layout: str, standardise: bool, dtype: Any) -> None:
+def test_values_are_those_of_the_plain_way(layout: str, standardize: bool, dtype: Any) -> None:
     for seed in range(8):
         ours, wanted, totals, there = summed_of(seed, layout, dtype)
         scale, genes = scale_of(seed), np.random.default_rng(seed).permutation(N_TOKENS)[:7]
-        found = channel_values(ours, totals, there, genes, scale, standardise)
+        found = channel_values(ours, totals, there, genes, scale, standardize)
         dense = log_values(sparse.csr_matrix(wanted), scale.total, totals).toarray()[:, genes]
-        dense = scale.standardise(dense, genes) if standardise else dense
+        dense = scale.standardize(dense, genes) if standardize else dense
         dense[~there | (totals == 0)] = 0
         assert (found.dtype, found.shape) == (np.float32, (9, 7))
         np.testing.assert_allclose(found, dense, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Values of sites against dense numpy: sums over cells, log-normalisation, and the scale of a slice."""
+"""Values of sites against dense numpy: sums over cells, log-normalization, and the scale of a slice."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_sites_without_cells_have_rows() -> None:
 # The scale of a slice
 
 
-def dense_scale(counts: Array, total: Array, normalise: str) -> tuple[float, Array, Array]:
-    scale = 1e4 if normalise == "paper" else float(np.median(total[total > 0]))
+def dense_scale(counts: Array, total: Array, normalize: str) -> tuple[float, Array, Array]:
+    scale = 1e4 if normalize == "paper" else float(np.median(total[total > 0]))
     values = dense_values(counts, total, scale)
     return scale, values.mean(axis=0), values.std(axis=0)
 
@@ -118,7 +118,7 @@ def dense_scale(counts: Array, total: Array, normalise: str) -> tuple[float, Arr
 )
 @settings(max_examples=50, deadline=None)
 def test_scale_equals_dense_numpy_however_it_is_cut(
-    seed: int, normalise: Any, cuts: list[int]
+    seed: int, normalize: Any, cuts: list[int]
 ) -> None:
     counts = counts_of(seed)
     total = counts.sum(axis=1) + np.random.default_rng(seed).integers(0, 9, 40).astype(float)
@@ -127,24 +127,24 @@ def test_scale_equals_dense_numpy_however_it_is_cut(
         return
     edges = [0, *np.minimum(np.cumsum(cuts), 40), 40]  # blocks of any size, none among them
     blocks = (csr(counts[a:b]) for a, b in itertools.pairwise(edges))
-    found = SliceScale.fit(blocks, total, normalise)
-    scale, mean, sd = dense_scale(counts, total, normalise)
+    found = SliceScale.fit(blocks, total, normalize)
+    scale, mean, sd = dense_scale(counts, total, normalize)
     assert found.total == scale
     np.testing.assert_allclose(found.mean, mean, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(found.sd, sd, rtol=1e-4, atol=2e-6)
-    whole = SliceScale.fit([csr(counts)], total, normalise)
+    whole = SliceScale.fit([csr(counts)], total, normalize)
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-12)
     np.testing.assert_allclose(found.sd, whole.sd, rtol=1e-7)
 
 
-@pytest.mark.parametrize("normalise", ["paper", "median"])
-def test_standardised_values_have_mean_0_and_sd_1(normalise: Any) -> None:
+@pytest.mark.parametrize("normalize", ["paper", "median"])
+def test_standardized_values_have_mean_0_and_sd_1(normalize: Any) -> None:
     counts = counts_of(7, n=300)
     total = counts.sum(axis=1).astype(float)
-    scale = SliceScale.fit([csr(counts)], total, normalise)
+    scale = SliceScale.fit([csr(counts)], total, normalize)
     genes = np.array([5, 0, 3, 11])
     raw = log_values(csr(counts), scale.total, total).toarray()[:, genes]
-    found = scale.standardise(raw, genes)
+    found = scale.standardize(raw, genes)
     assert (found.dtype, found.shape) == (np.float32, (300, 4))
     varies = counts[:, genes].any(axis=0)
     assert varies.sum() >= 3
@@ -160,9 +160,9 @@ def test_a_gene_that_does_not_vary_is_not_blown_up() -> None:
     assert scale.sd[:2].tolist() == [0, 0]
     assert scale.sd[2] > 0.1
     genes = np.arange(3)
-    found = scale.standardise(log_values(csr(counts), scale.total, total).toarray(), genes)
+    found = scale.standardize(log_values(csr(counts), scale.total, total).toarray(), genes)
     assert not found[:, :2].any()
-    far = scale.standardise(
+    far = scale.standardize(
         np.array([[50.0, 50.0, 50.0]], np.float32), genes
     )  # another slice's value, say
     assert far[0, :2].tolist() == [0, 0]
@@ -180,13 +180,13 @@ def test_genes_in_equal_shares_are_flat_although_sums_are_rounded() -> None:
     assert not scale.sd.any()
 
 
-@pytest.mark.parametrize("normalise", ["paper", "median"])
-def test_a_slice_without_counts_or_cells(normalise: Any) -> None:
-    scale = SliceScale.fit([csr(np.zeros((3, 4)))], np.zeros(3), normalise)
+@pytest.mark.parametrize("normalize", ["paper", "median"])
+def test_a_slice_without_counts_or_cells(normalize: Any) -> None:
+    scale = SliceScale.fit([csr(np.zeros((3, 4)))], np.zeros(3), normalize)
     assert scale.total == PAPER_TOTAL
     assert not scale.mean.any()
-    assert not scale.standardise(np.zeros((3, 4), np.float32), np.arange(4)).any()
-    assert len(SliceScale.fit([], np.zeros(0), normalise).mean) == 0
+    assert not scale.standardize(np.zeros((3, 4), np.float32), np.arange(4)).any()
+    assert len(SliceScale.fit([], np.zeros(0), normalize).mean) == 0
 
 
 def test_the_median_is_over_sites_with_counts() -> None:

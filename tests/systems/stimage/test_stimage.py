@@ -72,7 +72,7 @@ def test_blocks_are_named_and_of_one_norm(loud: Any) -> None:
 def test_the_niche_block_reads_nothing_of_the_spot_itself(loud: Any) -> None:
     adata = visium()
     model = model_of(
-        adata, loud, normalise="paper", standardise=False
+        adata, loud, normalize="paper", standardize=False
     )  # so that no statistic of the slice moves
     spot, other = 150, adata.copy()
     counts = other.X.tolil()
@@ -201,7 +201,7 @@ def test_windows_with_a_single_cell(choose: Any, loud: Any) -> None:
     assert len(np.unique(vectors[:, :64].round(5), axis=0)) == 40
 
 
-def test_normalised_values_are_refused(loud: Any) -> None:
+def test_normalized_values_are_refused(loud: Any) -> None:
     adata = visium()
     model = model_of(adata, loud)
     adata.X = np.log1p(adata.X.toarray())
@@ -214,11 +214,11 @@ def test_normalised_values_are_refused(loud: Any) -> None:
             verb()
         with (
             pytest.raises(
-                InputError, match=r"X holds normalised values.*Pass the layer that holds raw counts"
+                InputError, match=r"X holds normalized values.*Pass the layer that holds raw counts"
             ),
-            pytest.warns(TerrazzoWarning, match="normalised values"),
+            pytest.warns(TerrazzoWarning, match="normalized values"),
         ):
-            verb(allow_normalised=True)
+            verb(allow_normalized=True)
 
 
 def test_spots_without_counts_keep_their_place_and_are_flagged(loud: Any, caplog: Any) -> None:
@@ -238,7 +238,7 @@ def test_a_spot_without_counts_is_not_looked_at(loud: Any) -> None:
     counts[150] = 0
     adata.X = counts.tocsr()
     model = model_of(
-        adata, loud, normalise="paper", standardise=False, output="decoder"
+        adata, loud, normalize="paper", standardize=False, output="decoder"
     )  # no statistic of the slice
     others = np.arange(300) != 150
     np.testing.assert_allclose(
@@ -340,7 +340,7 @@ def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
             512,
             "weighted",
         )
-        assert (config.normalise, config.standardise, config.output) == ("paper", False, "encoder")
+        assert (config.normalize, config.standardize, config.output) == ("paper", False, "encoder")
 
 
 # hidden cells
@@ -437,7 +437,7 @@ def test_other_schemes_give_every_spot_a_vector_too(scheme: Any, loud: Any, tmp_
     counts = moved.X.tolil()
     counts[150] = counts[150][:, ::-1]
     moved.X = counts.tocsr()
-    model.config = replace(model.config, normalise="paper", standardise=False)
+    model.config = replace(model.config, normalize="paper", standardize=False)
     change = np.abs(embedded(model, moved) - embedded(model, adata)).max(axis=1) > 1e-5
     assert change[150]
     assert (change.sum() > 1) == (scheme != "spot")  # whether others take notice

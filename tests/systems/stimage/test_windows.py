@@ -73,7 +73,7 @@ def some_genes(held: corpus.Corpus) -> Vocabulary:
 
 
 def store_of(held: corpus.Corpus, config: PatchConfig = ARRAY, **options: Any) -> SiteStore:
-    return SiteStore(held, some_genes(held), config, options.pop("normalise", "median"), **options)
+    return SiteStore(held, some_genes(held), config, options.pop("normalize", "median"), **options)
 
 
 def loader_of(
@@ -110,8 +110,8 @@ def test_the_grid_is_that_of_the_slice(opened: corpus.Corpus, mixed: corpus.Corp
         assert np.array_equal(ours.site, theirs.site)
 
 
-def test_bins_without_micrometres_are_told(mixed: corpus.Corpus) -> None:
-    with pytest.warns(TerrazzoWarning, match="micrometres are not known"):
+def test_bins_without_micrometers_are_told(mixed: corpus.Corpus) -> None:
+    with pytest.warns(TerrazzoWarning, match="micrometers are not known"):
         member_grid(mixed, "pixels", BINS)
 
 
@@ -156,9 +156,9 @@ def test_sites_hold_the_sums_of_their_cells(
     np.testing.assert_array_equal(counts.toarray()[:-1][::-1], wanted)
     np.testing.assert_array_equal(sums[:-1][::-1], totals)
     assert sums[-1] == counts[-1].sum() == 0
-    for normalise in ("median", "paper"):
-        scale = site_scale(held, id, grid, store.match(id)[0], store.n_tokens, normalise)
-        plain_scale = SliceScale.fit([sparse.csr_matrix(wanted)], totals, normalise)
+    for normalize in ("median", "paper"):
+        scale = site_scale(held, id, grid, store.match(id)[0], store.n_tokens, normalize)
+        plain_scale = SliceScale.fit([sparse.csr_matrix(wanted)], totals, normalize)
         assert scale.total == plain_scale.total
         np.testing.assert_allclose(scale.mean, plain_scale.mean, rtol=1e-6)
         np.testing.assert_allclose(scale.sd, plain_scale.sd, rtol=1e-5, atol=1e-7)
@@ -198,7 +198,7 @@ def test_what_is_measured_is_kept_and_mended(
     again = store_of(opened, PatchConfig(window=9))  # a window's size changes nothing that is kept
     np.testing.assert_array_equal(again.scale("v0").mean, scale.mean)
     assert (again.grid("v0").shape, again.grid("v0").layout, made) == (grid.shape, "hex", [])
-    assert store_of(opened, normalise="paper").scale("v0").total == 1e4
+    assert store_of(opened, normalize="paper").scale("v0").total == 1e4
     assert made == ["v0"]
     path = again.path("v0")
     path.write_bytes(path.read_bytes()[:100])

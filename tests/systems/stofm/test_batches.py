@@ -159,7 +159,7 @@ def test_rings_are_of_the_nearest_shown_cells() -> None:
         order = [c for c in np.argsort(distance) if c in shown and c != cell]
         rings = [item.features[order[a:b]].mean(axis=0) for a, b in ((0, 6), (6, 18), (18, 36))]
         np.testing.assert_allclose(batch.rings[number], np.concatenate(rings), atol=1e-5)
-        np.testing.assert_array_equal(batch.neighbour_mean[number], batch.rings[number, :WIDTH])
+        np.testing.assert_array_equal(batch.neighbor_mean[number], batch.rings[number, :WIDTH])
 
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.3])
@@ -173,7 +173,7 @@ def test_rings_use_neither_the_cell_itself_nor_hidden_ones(kept_share: float) ->
         changed[hidden | (np.arange(N) == token - FIRST)] += 100
         after = SceneView(goal, CUT, 0).make([replace(item, features=changed)], [0, 0])
         assert torch.equal(after.rings[number], before.rings[number])
-    nearest = before.neighbour_mean.numpy()
+    nearest = before.neighbor_mean.numpy()
     assert np.abs(nearest - item.features[before.predicted.numpy() - FIRST]).mean() > 0.1
 
 

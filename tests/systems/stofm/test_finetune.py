@@ -17,7 +17,7 @@ from terrazzo.errors import CheckpointError, ConfigError, InputError, OutputErro
 from terrazzo.systems.stofm import finetune as room
 from terrazzo.systems.stofm.finetune import FineTuneConfig, FineTuned, finetune
 from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
-from terrazzo.systems.stofm.labelled import prepare, refresh, scene_vectors
+from terrazzo.systems.stofm.labeled import prepare, refresh, scene_vectors
 from terrazzo.tasks import targets
 from terrazzo.tasks.splits import random_splits
 
@@ -263,7 +263,7 @@ def test_impossible_settings(values: dict[str, Any], words: str) -> None:
         FineTuneConfig(**values)
 
 
-def test_labels_that_cannot_be_learnt(tiny_model: Any, adata: Any) -> None:
+def test_labels_that_cannot_be_learned(tiny_model: Any, adata: Any) -> None:
     model = model_of(tiny_model)
     with pytest.raises(InputError, match="obs has no column 'reigon'"):
         finetune(model, adata, label="reigon")
@@ -294,7 +294,7 @@ def test_a_loss_that_is_no_number(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_training_cell_is_learnt_from_once_in_a_pass(tiny_model: Any, adata: Any) -> None:
+def test_every_training_cell_is_learned_from_once_in_a_pass(tiny_model: Any, adata: Any) -> None:
     model, split = model_of(tiny_model), split_of(adata)
     train, none = np.zeros(150, dtype=bool), np.zeros(150, dtype=bool)
     train[split.train] = True

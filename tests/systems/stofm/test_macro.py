@@ -111,8 +111,8 @@ def test_the_resolution_is_halved_until_few_enough() -> None:
 
 
 def test_a_limit_that_cannot_be_met_ends() -> None:
-    centres = np.repeat([[0.0, 0], [100, 0], [200, 0], [300, 0]], 5, axis=0)
-    points = centres + np.random.default_rng(0).normal(size=(20, 2))
+    centers = np.repeat([[0.0, 0], [100, 0], [200, 0], [300, 0]], 5, axis=0)
+    points = centers + np.random.default_rng(0).normal(size=(20, 2))
     labels = leiden_labels(points, 3, 1.0, 1, 0)
     assert labels.max() >= 3  # four groups without an edge between them stay four
 

@@ -1,4 +1,4 @@
-"""The objectives: what is minimised, what gets a gradient, what cannot be seen; and that something is learnt."""
+"""The objectives: what is minimized, what gets a gradient, what cannot be seen; and that something is learned."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
     mean = batch.features[batch.shown_cells].mean(0).expand_as(target)
     torch.testing.assert_close(parts["masked_cells_mean"], vector_loss(mean, target, loss))
     torch.testing.assert_close(
-        parts["masked_cells_neighbours"], vector_loss(batch.neighbour_mean, target, loss)
+        parts["masked_cells_neighbors"], vector_loss(batch.neighbor_mean, target, loss)
     )
     if loss == "mse":
         torch.testing.assert_close(
@@ -234,7 +234,7 @@ def test_own_head_is_measured_against_the_mean_of_the_slice(made: Any) -> None:
     torch.testing.assert_close(
         parts["own_slice_mean"], residual_loss(torch.zeros_like(batch.rest), batch.rest, batch.base)
     )
-    assert 0 < parts["own_slice_mean"] < parts["own"]  # nothing is learnt yet
+    assert 0 < parts["own_slice_mean"] < parts["own"]  # nothing is learned yet
 
 
 def learn(objective: Any, batches: list[Any], passes: int, lr: float = 3e-3) -> None:

@@ -63,7 +63,7 @@ def check(adata: AnnData, key: str = "X_stofm") -> np.ndarray:
 
 @given(st.integers(0, 5), st.integers(150, 170), st.floats(0, 6.28), st.floats(-1e4, 1e4))
 @few
-def test_rotation_and_translation_change_nothing_in_micrometres(
+def test_rotation_and_translation_change_nothing_in_micrometers(
     tiny_model: Any, simulated: Any, vectors: Vectors, seed: int, n: int, angle: float, shift: float
 ) -> None:
     model, adata = tiny_model(), simulated(n, seed=seed)
@@ -296,7 +296,7 @@ def test_unknown_units_warn_and_the_spacing_is_the_unit(
 ) -> None:
     adata = simulated()
     del adata.uns["technology"]
-    with pytest.warns(TerrazzoWarning, match="micrometres could not be derived"):
+    with pytest.warns(TerrazzoWarning, match="micrometers could not be derived"):
         before = vectors(tiny_model(), adata)
     adata.obsm["spatial"] = adata.obsm["spatial"] * 37.0
     with pytest.warns(TerrazzoWarning, match="taken as the unit"):

@@ -114,7 +114,7 @@ def test_balanced_parts_are_contiguous() -> None:
     for part in split_balanced(points, 250):
         assert len(part) == 250
         inside = np.isin(tree.query(points[part], k=5)[1], part).mean()
-        assert inside > 0.9  # neighbours are mostly of the same part
+        assert inside > 0.9  # neighbors are mostly of the same part
         assert np.linalg.norm(points[part] - points[part].mean(axis=0), axis=1).mean() < whole / 2
 
 
@@ -189,7 +189,7 @@ def test_listed_pairs_against_brute_force(
     assert sub.row.min(initial=1) >= 1
 
 
-def test_ties_all_count_in_micrometres() -> None:
+def test_ties_all_count_in_micrometers() -> None:
     lattice = np.array([[x, y] for x in range(12) for y in range(12)], dtype=float)
     sub = next(iterate(lattice, np.empty((0, 2)), [np.arange(144)], replace(UM, n_neighbors=3)))
     found = set(zip((sub.row - 1).tolist(), (sub.col - 1).tolist(), strict=True))
@@ -256,7 +256,7 @@ def test_iterate_with_a_halo() -> None:
     assert sorted(seen) == list(range(400))
 
 
-def test_published_positions_have_diagonal_100_and_micrometres_do_not_depend_on_the_slice() -> None:
+def test_published_positions_have_diagonal_100_and_micrometers_do_not_depend_on_the_slice() -> None:
     coords = np.random.default_rng(0).uniform(size=(50, 2)) * [700, 300] + 1000
     published = model_positions(coords, PUBLISHED)
     assert np.linalg.norm(np.ptp(published, axis=0)) == pytest.approx(100)

@@ -111,7 +111,7 @@ def test_validation_is_the_same_every_time(opened: Any) -> None:
 
 def test_each_epoch_hides_other_cells(opened: Any) -> None:
     training, _ = stages.loaders(*opened())
-    first, second = ({tuple(b.neighbour_mean.sum(1).tolist()) for b in training} for _ in range(2))
+    first, second = ({tuple(b.neighbor_mean.sum(1).tolist()) for b in training} for _ in range(2))
     assert not first & second
 
 

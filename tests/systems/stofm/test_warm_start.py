@@ -31,7 +31,7 @@ from terrazzo.systems.stofm.statistics import (
 )
 from terrazzo.systems.stofm.subslices import SubSliceConfig, iterate
 from terrazzo.systems.stofm.tokens import rank_tokens
-from terrazzo.systems.stofm.warm_start import centre, look_near, show_components, show_neighbours
+from terrazzo.systems.stofm.warm_start import center, look_near, show_components, show_neighbors
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_radii_span_the_spacings(corpus: Corpus, recipe: Any) -> None:
     assert radii[-1] == pytest.approx(6 * spacing.max())
 
 
-def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: Corpus) -> None:
+def test_ridge_beats_the_neighbor_mean_where_it_is_fitted(recipe: Any, corpus: Corpus) -> None:
     config = recipe(data={"batch_subslices": 12}, pretrain={"mask_share": 0.3})
     model = stages.initial_model(config, corpus)
     stages.prepare(config, corpus, model, progress=False)
@@ -130,7 +130,7 @@ def test_ridge_beats_the_neighbour_mean_where_it_is_fitted(recipe: Any, corpus: 
     assert found.mean_distance == pytest.approx(float(true.mean()) if len(true) else 0.0, rel=1e-5)
     target = torch.cat([b.features[b.predicted] for b in batches])
     guessed = torch.cat([with_constant(b.rings) @ weights for b in batches])
-    mean = torch.cat([b.neighbour_mean for b in batches])
+    mean = torch.cat([b.neighbor_mean for b in batches])
     assert (guessed - target).square().sum() < (mean - target).square().sum()
 
 
@@ -165,7 +165,7 @@ def vectors(n: int) -> torch.Tensor:
     return torch.nn.functional.normalize(found, dim=1)
 
 
-def test_centre_takes_the_common_part_off_and_leaves_differences_alone(
+def test_center_takes_the_common_part_off_and_leaves_differences_alone(
     recipe: Any, corpus: Corpus
 ) -> None:
     model = stages.initial_model(recipe(model={"init": "informed"}), corpus)
@@ -182,7 +182,7 @@ def test_centre_takes_the_common_part_off_and_leaves_differences_alone(
     with torch.no_grad():
         encoder.proj.bias += 3.0
     before = embedded()
-    centre(encoder, sample, model.cls_token)
+    center(encoder, sample, model.cls_token)
     after = embedded()
     assert before.mean(0).norm() > 5 * (before - before.mean(0)).norm(dim=1).mean()
     torch.testing.assert_close(after - after[0], before - before[0], atol=1e-5, rtol=1e-4)
@@ -195,7 +195,7 @@ def test_centre_takes_the_common_part_off_and_leaves_differences_alone(
 
 
 def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor]:
-    """Return an SE(2) Transformer that sees its neighbours, and the mean and covariance it was given."""
+    """Return an SE(2) Transformer that sees its neighbors, and the mean and covariance it was given."""
     torch.manual_seed(seed)
     se2 = SE2Transformer(
         SE2Config(
@@ -204,7 +204,7 @@ def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor
     )
     features = vectors(500)
     look_near(se2.gaussian, np.array([0.7, 2.0, 6.0]))
-    show_neighbours(se2, features.mean(0), torch.cov(features.T))
+    show_neighbors(se2, features.mean(0), torch.cov(features.T))
     return se2.eval(), features.mean(0), torch.cov(features.T)
 
 

@@ -39,8 +39,8 @@ function make(tag, settings = {}, ...inside) {
 }
 
 // "#rrggbb" as the number that a pixel is in memory (little-endian: alpha, blue, green, red)
-function pixelOf(colour) {
-  const rgb = parseInt(colour.slice(1), 16);
+function pixelOf(color) {
+  const rgb = parseInt(color.slice(1), 16);
   return (255 << 24) | ((rgb & 255) << 16) | (rgb & 0xff00) | (rgb >> 16);
 }
 

@@ -1,4 +1,4 @@
-// Fields: what cells can be coloured by, a label, a domain, a number or a gene; their colours, words and legends.
+// Fields: what cells can be colored by, a label, a domain, a number or a gene; their colors, words and legends.
 class Field {
   constructor(slice, given, kind) {
     Object.assign(this, { slice, given, kind, name: given.name });
@@ -21,7 +21,7 @@ class Field {
     return this;
   }
 
-  // a number as it is coloured
+  // a number as it is colored
   value(i) {
     if (this.kind !== "gene") return this.values[i];
     const count = this.values[i] * this.given.unit;
@@ -35,10 +35,10 @@ class Field {
     return `${number(this.value(i))} (count ${number(this.values[i] * this.given.unit)})`;
   }
 
-  colours() {
-    const n = this.values.length, out = new Int32Array(n), missing = pixelOf(held.missingColour);
+  colors() {
+    const n = this.values.length, out = new Int32Array(n), missing = pixelOf(held.missingColor);
     if (this.isLabel) {
-      const table = this.given.labels.map((label) => pixelOf(label.colour));
+      const table = this.given.labels.map((label) => pixelOf(label.color));
       for (let i = 0; i < n; i++) out[i] = this.values[i] === NO_LABEL ? missing : table[this.values[i]];
       return out;
     }
@@ -63,14 +63,14 @@ class Field {
 function drawLegend(place, field, chosen, choose) {
   const shown = [make("h3", { text: field.title })];
   if (field.isLabel) {
-    const labels = field.given.labels.map((label, code) => [code, label.name, label.colour, label.cells]);
+    const labels = field.given.labels.map((label, code) => [code, label.name, label.color, label.cells]);
     const known = labels.reduce((sum, label) => sum + label[3], 0);
     if (known < field.values.length) {
-      labels.push([NO_LABEL, held.missing, held.missingColour, field.values.length - known]);
+      labels.push([NO_LABEL, held.missing, held.missingColor, field.values.length - known]);
     }
-    const items = labels.map(([code, name, colour, cells]) => {
+    const items = labels.map(([code, name, color, cells]) => {
       const dot = make("span", { class: "dot", "aria-hidden": "true" });
-      dot.style.backgroundColor = colour;
+      dot.style.backgroundColor = color;
       return make("li", {}, make(
         "button", { type: "button", "aria-pressed": String(chosen.has(code)), "data-code": code, onclick: () => choose(code) },
         dot, make("span", { class: "name", text: name }), make("span", { class: "cells", text: number(cells) }),
@@ -78,7 +78,7 @@ function drawLegend(place, field, chosen, choose) {
     });
     shown.push(make("ul", {}, ...items));
   } else {
-    const bar = make("div", { class: "bar", role: "img", "aria-label": `colours from ${number(field.low)} to ${number(field.high)}` });
+    const bar = make("div", { class: "bar", role: "img", "aria-label": `colors from ${number(field.low)} to ${number(field.high)}` });
     bar.style.backgroundImage = `linear-gradient(to right, ${held.shades.filter((_, k) => k % 15 === 0).join(", ")})`;
     let under = false, above = false;
     for (let i = 0; i < field.values.length; i++) {

@@ -92,7 +92,7 @@ class Plane {
     this.show((this.low[0] + this.high[0]) / 2, (this.low[1] + this.high[1]) / 2, this.whole);
   }
 
-  // centre and pixels a unit; never so far that nothing is in sight
+  // center and pixels a unit; never so far that nothing is in sight
   show(cx, cy, scale) {
     this.scale = Math.min(Math.max(scale, this.whole / 4), this.whole * 400);
     this.cx = Math.min(Math.max(cx, this.low[0]), this.high[0]);
@@ -153,8 +153,8 @@ class Plane {
     context.clearRect(0, 0, this.width, this.height);
     if (this.marked >= 0) {
       const [x, y] = this.toScreen(this.marked), r = Math.max(this.radius(), 3) + 2;
-      for (const [colour, width] of [["#ffffff", 4], ["#000000", 2]]) {
-        Object.assign(context, { strokeStyle: colour, lineWidth: width });
+      for (const [color, width] of [["#ffffff", 4], ["#000000", 2]]) {
+        Object.assign(context, { strokeStyle: color, lineWidth: width });
         context.beginPath();
         context.arc(x, y, r, 0, 2 * Math.PI);
         context.stroke();
@@ -189,7 +189,7 @@ class Plane {
     this.paintFront();
   }
 
-  centreOn(cell) {
+  centerOn(cell) {
     this.show(this.x[cell], this.y[cell], Math.max(this.scale, this.whole * 4));
   }
 

@@ -1,5 +1,5 @@
 // Discs into pixels. All discs of a frame have one size, so each disc is stamped: its pixels are worked out once for
-// 4 x 4 places of its centre within a pixel. 100,000 cells take some 30 ms, without WebGL.
+// 4 x 4 places of its center within a pixel. 100,000 cells take some 30 ms, without WebGL.
 const PHASES = 4;
 const LARGE = 24; // radius in pixels from which the canvas draws circles itself: then few cells are in sight
 
@@ -36,7 +36,7 @@ function over(below, above, cover) {
   );
 }
 
-// cells: x, y, order, colours (pixels; 0: not drawn), raised (1: drawn after the others); view: cx, cy, scale, radius
+// cells: x, y, order, colors (pixels; 0: not drawn), raised (1: drawn after the others); view: cx, cy, scale, radius
 function stampCells(context, cells, view) {
   const { width, height } = context.canvas;
   context.clearRect(0, 0, width, height);
@@ -45,20 +45,20 @@ function stampCells(context, cells, view) {
   const pixels = new Int32Array(stride * (height + 2 * margin));
   const stamps = stampsOf(view.radius, stride);
   const left = width / 2 + margin - view.cx * view.scale, top = height / 2 + margin - view.cy * view.scale;
-  const far = Math.ceil(view.radius) + 2; // of a centre from the edge of the array, at least: its stamp stays inside
+  const far = Math.ceil(view.radius) + 2; // of a center from the edge of the array, at least: its stamp stays inside
   const right = stride - far - 1, bottom = height + 2 * margin - far - 1;
   for (let pass = 0; pass < 2; pass++) {
     for (let k = 0; k < cells.order.length; k++) {
-      const i = cells.order[k], colour = cells.colours[i];
-      if (!colour || cells.raised[i] !== pass) continue;
+      const i = cells.order[k], color = cells.colors[i];
+      if (!color || cells.raised[i] !== pass) continue;
       const px = cells.x[i] * view.scale + left, py = cells.y[i] * view.scale + top;
       if (!(px >= far && py >= far && px < right && py < bottom)) continue;
       const column = Math.floor(px), row = Math.floor(py);
       const { offsets, covers } = stamps[Math.floor((py - row) * PHASES) * PHASES + Math.floor((px - column) * PHASES)];
-      const base = row * stride + column, opaque = colour >>> 24 === 255;
+      const base = row * stride + column, opaque = color >>> 24 === 255;
       for (let j = 0; j < offsets.length; j++) {
         const at = base + offsets[j], below = pixels[at];
-        if (below !== colour) pixels[at] = opaque && covers[j] === 255 ? colour : over(below, colour, covers[j]);
+        if (below !== color) pixels[at] = opaque && covers[j] === 255 ? color : over(below, color, covers[j]);
       }
     }
   }
@@ -70,12 +70,12 @@ function drawCircles(context, cells, view) {
   const { width, height } = context.canvas;
   for (let pass = 0; pass < 2; pass++) {
     for (const i of cells.order) {
-      const colour = cells.colours[i];
-      if (!colour || cells.raised[i] !== pass) continue;
+      const color = cells.colors[i];
+      if (!color || cells.raised[i] !== pass) continue;
       const px = (cells.x[i] - view.cx) * view.scale + width / 2, py = (cells.y[i] - view.cy) * view.scale + height / 2;
       if (px < -view.radius || py < -view.radius || px > width + view.radius || py > height + view.radius) continue;
-      const alpha = (colour >>> 24) / 255;
-      context.fillStyle = `rgba(${colour & 255}, ${(colour >>> 8) & 255}, ${(colour >>> 16) & 255}, ${alpha})`;
+      const alpha = (color >>> 24) / 255;
+      context.fillStyle = `rgba(${color & 255}, ${(color >>> 8) & 255}, ${(color >>> 16) & 255}, ${alpha})`;
       context.beginPath();
       context.arc(px, py, view.radius, 0, 2 * Math.PI);
       context.fill();

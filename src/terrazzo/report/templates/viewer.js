@@ -1,6 +1,6 @@
-// One slice: the tissue beside an embedding, both coloured by one field; pointing and selecting on either marks both.
+// One slice: the tissue beside an embedding, both colored by one field; pointing and selecting on either marks both.
 const DIM = 0.16; // opacity of cells that are not selected
-const TOLD = 6; // labels in a tooltip besides the one that is coloured
+const TOLD = 6; // labels in a tooltip besides the one that is colored
 const MOST_TOLD = 5; // labels that the status names
 const OVER_IMAGE = 0.7; // size of cells over histology
 const ON_HISTOLOGY = 0.9; // its opacity at first
@@ -22,7 +22,7 @@ class Viewer {
       ...told.map((field) => field.load()),
     ]);
     Object.assign(this, { names, totals, told, n: x.length });
-    this.cells = { order: shuffled(this.n), colours: new Int32Array(this.n), raised: new Uint8Array(this.n) };
+    this.cells = { order: shuffled(this.n), colors: new Int32Array(this.n), raised: new Uint8Array(this.n) };
     const hooks = {
       hover: (plane, cell, at) => this.hover(plane, cell, at),
       lasso: (plane, found, adds) => this.select(adds ? [...this.selected, ...found] : found),
@@ -40,7 +40,7 @@ class Viewer {
     this.tissue.setCells({ x, y, low: slice.low, high: slice.high, diameter: slice.diameter, unit: slice.unit }, this.cells);
     await this.setHistology();
     if (this.embedding) await this.setLayout(0);
-    await this.colourBy(this.columns[0]);
+    await this.colorBy(this.columns[0]);
     this.section.dataset.ready = "yes";
   }
 
@@ -86,12 +86,12 @@ class Viewer {
       if (!groups.has(field.kind)) groups.set(field.kind, make("optgroup", { label: field.kind }));
       groups.get(field.kind).append(make("option", { value: k, text: field.name }));
     });
-    this.picker = make("select", { onchange: () => this.colourBy(this.columns[this.picker.value]) }, ...groups.values());
+    this.picker = make("select", { onchange: () => this.colorBy(this.columns[this.picker.value]) }, ...groups.values());
     const list = `genes-${this.section.dataset.slice}`;
     this.geneBox = make("input", { type: "search", list, placeholder: "name", onchange: () => this.askGene() });
     const genes = make("datalist", { id: list }, ...[...this.genes.keys()].map((name) => make("option", { value: name })));
     this.cellBox = make("input", { type: "search", placeholder: "name", onchange: () => this.askCell() });
-    const shown = [["Colour by", this.picker], ["Gene", this.geneBox], ["Find a cell", this.cellBox]];
+    const shown = [["Color by", this.picker], ["Gene", this.geneBox], ["Find a cell", this.cellBox]];
     if (this.slice.layouts.length > 1) {
       const options = this.slice.layouts.map((one, k) => make("option", { value: k, text: one.key }));
       this.layouts = make("select", { onchange: () => this.setLayout(Number(this.layouts.value)) }, ...options);
@@ -102,8 +102,8 @@ class Viewer {
     }
     shown.push(["Cells", this.slider(0, 1, 1, (v) => { this.tissue.middle.style.opacity = v; })]);
     shown.push(["Size", this.slider(0.3, 2.5, 1, (v) => this.resizeCells(v))]);
-    const labelled = shown.map(([text, control]) => make("label", {}, make("span", { text }), control));
-    return make("div", { class: "controls" }, ...labelled, this.buttons(), genes);
+    const labeled = shown.map(([text, control]) => make("label", {}, make("span", { text }), control));
+    return make("div", { class: "controls" }, ...labeled, this.buttons(), genes);
   }
 
   buttons() {
@@ -138,10 +138,10 @@ class Viewer {
     });
   }
 
-  async colourBy(field) {
+  async colorBy(field) {
     await field.load();
     this.field = field;
-    this.base = field.colours();
+    this.base = field.colors();
     this.chosen.clear();
     if (field.kind === "gene") {
       this.gene = field;
@@ -156,9 +156,9 @@ class Viewer {
 
   async askGene() {
     const name = this.geneBox.value.trim();
-    if (!name) return this.colourBy(this.column);
+    if (!name) return this.colorBy(this.column);
     const match = [...this.genes.keys()].find((known) => known.toLowerCase() === name.toLowerCase());
-    if (match) return this.colourBy(this.genes.get(match));
+    if (match) return this.colorBy(this.genes.get(match));
     const others = await unpack(this.slice.others);
     const measured = others.find((known) => known.toLowerCase() === name.toLowerCase());
     this.status.textContent = measured
@@ -175,7 +175,7 @@ class Viewer {
       this.status.textContent = `There is no cell ${name} in this slice.`;
       return;
     }
-    this.planes.forEach((plane) => plane.centreOn(cell));
+    this.planes.forEach((plane) => plane.centerOn(cell));
     this.hover(this.tissue, cell, [this.tissue.width / 2, this.tissue.height / 2]);
     this.tell(this.sayCell(cell));
   }
@@ -198,13 +198,13 @@ class Viewer {
     this.legend.querySelector(`[data-code="${code}"]`).focus();
   }
 
-  // colours and order of drawing, from the field and the selection
+  // colors and order of drawing, from the field and the selection
   repaint() {
-    const { colours, raised } = this.cells, some = this.selected.size > 0, dim = Math.round(255 * DIM) << 24;
+    const { colors, raised } = this.cells, some = this.selected.size > 0, dim = Math.round(255 * DIM) << 24;
     for (let i = 0; i < this.n; i++) {
       const here = this.selected.has(i);
       raised[i] = here ? 1 : 0;
-      colours[i] = some && !here ? (this.base[i] & 0xffffff) | dim : this.base[i];
+      colors[i] = some && !here ? (this.base[i] & 0xffffff) | dim : this.base[i];
     }
     this.clearing.disabled = this.saving.disabled = !some;
     this.planes.forEach((plane) => plane.draw());
@@ -219,7 +219,7 @@ class Viewer {
 
   sayAll() {
     const n = this.selected.size, { field } = this;
-    if (!n) return `${number(this.n)} cells, coloured by ${field.title}.`;
+    if (!n) return `${number(this.n)} cells, colored by ${field.title}.`;
     const share = `${number(n)} of ${number(this.n)} cells selected`;
     if (field.isLabel) {
       const parts = field.count(this.selected);

@@ -90,7 +90,7 @@ def _key(table: pd.DataFrame) -> pd.Series:
 
 
 def _pixel(fovs: Path | None, cells: pd.DataFrame) -> tuple[float, str]:
-    """Return micrometres a pixel, and how it is known."""
+    """Return micrometers a pixel, and how it is known."""
     if fovs is not None:
         table = read_table(fovs, []).rename(columns=str.lower)
         if {"x_global_px", "x_global_mm", "y_global_px", "y_global_mm"} <= set(table.columns):
@@ -102,7 +102,7 @@ def _pixel(fovs: Path | None, cells: pd.DataFrame) -> tuple[float, str]:
                 * np.ptp(table[["x_global_mm", "y_global_mm"]].to_numpy(dtype=float), axis=0).max()
             )
             if pixels > 0 and 0.01 < um / pixels < 10:
-                return float(um / pixels), f"{fovs.name} has both millimetres and pixels"
+                return float(um / pixels), f"{fovs.name} has both millimeters and pixels"
     held = [one for one in _LOCAL if one in cells.columns]
     if held and float(cells[held].to_numpy(dtype=float).max()) > _SIDE:
         return (

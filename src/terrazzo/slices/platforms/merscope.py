@@ -38,7 +38,7 @@ def locate(folder: Path, choices: Choices) -> dict[str, Path]:
 
 
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
-    """Read counts of genes and centres of cells, in micrometres."""
+    """Read counts of genes and centers of cells, in micrometers."""
     wide = read_wide(files["counts"], 1)
     key = (
         next(iter(first_line(files["cells"])), "") or "Unnamed: 0"

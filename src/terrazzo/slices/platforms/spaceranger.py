@@ -80,14 +80,14 @@ def _binned(folder: Path, bins: str | None) -> Path:
     if bins is None:
         if DEFAULT_BIN not in held:
             raise InputError(
-                f"{folder} has no square_{DEFAULT_BIN}um; pass bins= one of {shown} (micrometres)"
+                f"{folder} has no square_{DEFAULT_BIN}um; pass bins= one of {shown} (micrometers)"
             )
         return held[DEFAULT_BIN]
     number = re.fullmatch(r"(?:square_)?0*(\d{1,3})(?:um)?", bins.strip())
     size = number.group(1).zfill(3) if number else ""
     if size not in held:
         raise ConfigError(
-            f"{folder} has no bins of {bins}; there are (side in micrometres): {shown}"
+            f"{folder} has no bins of {bins}; there are (side in micrometers): {shown}"
         )
     return held[size]
 

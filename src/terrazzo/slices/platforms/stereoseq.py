@@ -148,7 +148,7 @@ def _read_bins(file: Any, path: Path, size: int) -> tuple[AnnData, float]:
     names = [f"{x}_{y}" for x, y in (place * size).tolist()]
     obs = pd.DataFrame({keys.ARRAY_ROW: place[:, 1], keys.ARRAY_COL: place[:, 0]}, index=names)
     adata = AnnData(counts, obs=obs, var=var)
-    adata.obsm[keys.SPATIAL] = (place + 0.5) * size  # centres, in spots
+    adata.obsm[keys.SPATIAL] = (place + 0.5) * size  # centers, in spots
     return adata, _spot(path, spots, file)
 
 
@@ -209,7 +209,7 @@ def _ends(offset: NDArray[Any], count: NDArray[Any], total: int, where: str) -> 
 
 
 def _spot(path: Path, *holders: Any) -> float:
-    """Micrometres between spots, from ``resolution`` (nanometres) where it is said."""
+    """Micrometers between spots, from ``resolution`` (nanometers) where it is said."""
     for holder in holders:
         if "resolution" in holder.attrs:
             stated = float(np.ravel(holder.attrs["resolution"])[0])
@@ -217,7 +217,7 @@ def _spot(path: Path, *holders: Any) -> float:
                 continue
             if not 50 <= stated <= 50_000:
                 raise InputError(
-                    f"{path}: resolution is {stated:g}; it should be nanometres between spots (500)"
+                    f"{path}: resolution is {stated:g}; it should be nanometers between spots (500)"
                 )
             return stated / 1000
     return SPOT

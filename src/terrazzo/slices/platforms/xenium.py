@@ -1,4 +1,4 @@
-"""Xenium (10x Genomics): the output folder of Xenium Onboard Analysis or Xenium Ranger; micrometres throughout."""
+"""Xenium (10x Genomics): the output folder of Xenium Onboard Analysis or Xenium Ranger; micrometers throughout."""
 
 from __future__ import annotations
 

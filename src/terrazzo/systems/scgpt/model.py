@@ -56,7 +56,7 @@ class ScGPTConfig:
 
 
 class ScGPT(FoundationModel):
-    """scGPT (Cui et al., 2024): one vector per cell from its own genes, no neighbourhood.
+    """scGPT (Cui et al., 2024): one vector per cell from its own genes, no neighborhood.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class ScGPT(FoundationModel):
         "multi-omics using generative AI, Nature Methods 21 (2024)."
     )
     limits: ClassVar[tuple[str, ...]] = (
-        "A cell is seen alone: its neighbourhood changes nothing.",
+        "A cell is seen alone: its neighborhood changes nothing.",
         "Of a cell with more genes than fit into a sequence a random part is read; `seed` decides which.",
         "Human; a slice of another species needs a table of orthologs.",
     )

@@ -1,4 +1,4 @@
-"""A slice as ST-Align reads it: spots, their niches, crops of the histology in micrometres, values of genes."""
+"""A slice as ST-Align reads it: spots, their niches, crops of the histology in micrometers, values of genes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from terrazzo.slices.niches import Niches, find_niches, spot_boxes, spot_diamete
 from terrazzo.systems.stalign.config import STAlignConfig
 from terrazzo.systems.stalign.gene_encoders import known_genes, scaled_values
 
-SAMPLE = 1024  # spots that colours are measured on, spread over the slice
+SAMPLE = 1024  # spots that colors are measured on, spread over the slice
 
 
-LEAST_COLOUR = 0.02  # standard deviation of a channel: blank crops are not blown up
+LEAST_COLOR = 0.02  # standard deviation of a channel: blank crops are not blown up
 
 
-MISMATCH = 0.1  # share by which two statements of the micrometres per pixel may differ
+MISMATCH = 0.1  # share by which two statements of the micrometers per pixel may differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,11 @@ class AlignedSlice:
     genes
         int64 ``(G,)``: tokens that AE-Gene reads.
     niches
-        Neighbours of each spot.
+        Neighbors of each spot.
     spots, surroundings
         Crops of spots and of niches, none read yet; None where the image is not asked for.
     diameter
-        Of a spot, micrometres; NaN without image.
+        Of a spot, micrometers; NaN without image.
     microns_per_pixel
         Of the image; NaN without.
     """
@@ -138,7 +138,7 @@ class AlignedSlice:
     @cached_property
     def values(self) -> sparse.csr_matrix:
         """Log values of each spot, CSR float32 ``(n, G)``."""
-        return scaled_values(self.tissue.counts, self.matched, self.genes, self.config.normalise)[0]
+        return scaled_values(self.tissue.counts, self.matched, self.genes, self.config.normalize)[0]
 
     @property
     def matched(self) -> GeneMatch:
@@ -157,7 +157,7 @@ class AlignedSlice:
         means: Any = self.niches.mean(self.tissue.counts)
         return means
 
-    def colours(self) -> NDArray[np.float32]:
+    def colors(self) -> NDArray[np.float32]:
         """Return mean and standard deviation of the channels over spot crops, on a scale from 0 to 1, ``(2, 3)``.
 
         Of at most so many spots spread over the slice, whatever the order of its rows.
@@ -174,11 +174,11 @@ class AlignedSlice:
                 second + (pixels**2).sum(axis=0),
             )
         sd = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
-        return np.stack([first / n, np.maximum(sd, LEAST_COLOUR)]).astype(np.float32)
+        return np.stack([first / n, np.maximum(sd, LEAST_COLOR)]).astype(np.float32)
 
 
 def microns_per_unit(tissue: Slice, image: TissueImage) -> float:
-    """Return the micrometres in one native unit of a slice, from its coordinates, else from its image.
+    """Return the micrometers in one native unit of a slice, from its coordinates, else from its image.
 
     Raises
     ------

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from terrazzo.errors import ConfigError
-from terrazzo.expression import Normalise
-from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, Standardise
+from terrazzo.expression import Normalize
+from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, Standardize
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncoderConfig
 from terrazzo.systems.stalign.network import AlignConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
@@ -15,7 +15,7 @@ from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
 Recipe = Literal["terrazzo", "paper"]
 
 
-Colours = Literal["slice", "fixed"]
+Colors = Literal["slice", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class STAlignConfig:
     neighbors
         K of a niche (eq 1).
     spot_um
-        Side of a spot's crop in micrometres, which is also what niches are bounded by; 0: the diameter of the
+        Side of a spot's crop in micrometers, which is also what niches are bounded by; 0: the diameter of the
         platform's spots.
     spot_pixels, niche_pixels
         Sides of the crops as they are read and stored. What the encoders see may be larger.
     square
         Widen the shorter side of a niche's box, so that tissue keeps its proportions.
-    normalise, standardise
+    normalize, standardize
         Of the values that AE-Gene reads: log1p of counts scaled to the slice's median total or to 10,000 (``"paper"``);
-        each gene brought to mean 0 and sd 1 within its slice, or by the training slices' mean and sd. ``standardise``
+        each gene brought to mean 0 and sd 1 within its slice, or by the training slices' mean and sd. ``standardize``
         holds for frozen features, too.
-    colours
-        Spot crops are brought to mean 0 and sd 1 by the colours of their slice's spots, or by fixed ones.
+    colors
+        Spot crops are brought to mean 0 and sd 1 by the colors of their slice's spots, or by fixed ones.
 
     Raises
     ------
@@ -60,9 +60,9 @@ class STAlignConfig:
     spot_pixels: int = 28
     niche_pixels: int = 224
     square: bool = True
-    normalise: Normalise = "median"
-    standardise: Standardise = "slice"
-    colours: Colours = "slice"
+    normalize: Normalize = "median"
+    standardize: Standardize = "slice"
+    colors: Colors = "slice"
 
     def __post_init__(self) -> None:
         if (
@@ -146,7 +146,7 @@ def preset(
         Genes of the vocabulary; of them at most 500, 1,000 or 2,000 are used.
     recipe
         ``"paper"``: counts scaled to 10,000, training means and deviations, niche boxes squeezed to squares, fixed
-        colours. ``"terrazzo"``: median total; values, frozen features and colours standardised within their slice.
+        colors. ``"terrazzo"``: median total; values, frozen features and colors standardized within their slice.
     image_encoder, gene_encoder
         In place of a small vision transformer with random weights, and of principal components.
     adaptive, fusion
@@ -162,9 +162,9 @@ def preset(
     size, paper = SIZES[name], recipe == "paper"
     frozen = FrozenImageEncoder.small(**size["vit"]) if image_encoder is None else image_encoder
     used = max(min(n_genes, size["n_genes"]), 1)
-    normalise: Normalise = "paper" if paper else "median"
-    standardise: Standardise = "training" if paper else "slice"
-    genes = gene_encoder or GeneEncoderConfig("pca", min(50, used), used, normalise, standardise)
+    normalize: Normalize = "paper" if paper else "median"
+    standardize: Standardize = "training" if paper else "slice"
+    genes = gene_encoder or GeneEncoderConfig("pca", min(50, used), used, normalize, standardize)
     values = ValueEncoderConfig(
         used, **(size["genes"] | {"n_tokens": min(size["genes"]["n_tokens"], used)})
     )
@@ -187,7 +187,7 @@ def preset(
         spot_pixels=size["spot_pixels" if adaptive else "niche_pixels"],
         niche_pixels=size["niche_pixels"],
         square=not paper,
-        normalise=normalise,
-        standardise=standardise,
-        colours="fixed" if paper else "slice",
+        normalize=normalize,
+        standardize=standardize,
+        colors="fixed" if paper else "slice",
     )

@@ -88,7 +88,7 @@ def convert_uni(
     """Write UNI's published weights as a transformers folder, all of it or nothing.
 
     The folder is that of a DINOv2 model, whose sum is the same: a pre-norm vision transformer with LayerScale. Load it
-    with :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.from_folder`; the vector is the normalised first token.
+    with :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.from_folder`; the vector is the normalized first token.
 
     Parameters
     ----------

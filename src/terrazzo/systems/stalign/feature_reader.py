@@ -141,15 +141,15 @@ class FeatureReader:
     ) -> Features:
         """Return the features that these vectors need."""
         parts: dict[str, Rows] = {}
-        adaptive, standards, colours = self.config.net.adaptive, {}, None
+        adaptive, standards, colors = self.config.net.adaptive, {}, None
         members = self._array(["members", *self._cut], lambda: _whole(self.aligned.niches.members))
         if modality != "genes" and "spot" in scales:
             parts["spot_image"] = (
                 self._spot_crops() if adaptive else self._images("spots", self.config.spot_pixels)
             )
-            if adaptive and self.config.colours == "slice":
-                key = ["colours", *self._placed, self.config.spot_pixels]
-                colours = self._array(key, lambda: _whole(self.aligned.colours()))
+            if adaptive and self.config.colors == "slice":
+                key = ["colors", *self._placed, self.config.spot_pixels]
+                colors = self._array(key, lambda: _whole(self.aligned.colors()))
         if modality != "genes" and "niche" in scales:
             parts["niche_image"] = self._images("surroundings", self.config.niche_pixels)
         if modality != "image" and "spot" in scales:
@@ -158,19 +158,17 @@ class FeatureReader:
             parts["niche_genes"] = (
                 self._niche_values() if adaptive else self._gene_features("niche")
             )
-        if self.config.standardise == "slice":
+        if self.config.standardize == "slice":
             standards = {
                 name: self._standards(name, rows)
                 for name, rows in parts.items()
                 if name in self._keys
             }
-        return Features(
-            members, self._known(modality), colours=colours, standards=standards, **parts
-        )
+        return Features(members, self._known(modality), colors=colors, standards=standards, **parts)
 
     @cached_property
     def _keys(self) -> dict[str, Any]:
-        """What decides each part that can be standardised."""
+        """What decides each part that can be standardized."""
         net, pixels = self.config.net, self.config.niche_pixels
         frozen = {
             "niche_image": self._image_key("surroundings", pixels),
@@ -193,7 +191,7 @@ class FeatureReader:
 
     @cached_property
     def _value_key(self) -> list[Any]:
-        return ["values", *self._read, self.config.normalise, self.genes.tolist()]
+        return ["values", *self._read, self.config.normalize, self.genes.tolist()]
 
     def _image_key(self, which: str, pixels: int) -> list[Any]:
         return ["images", which, *self._placed, pixels, self._marks[0]]

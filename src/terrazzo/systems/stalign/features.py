@@ -51,8 +51,8 @@ class AlignBatch:
         float32 ``(n, G)``; without adaptive encoders ``(n, d_g)``.
     known
         bool ``(n, G)``: genes that the spot's slice has measured.
-    colours
-        float32 ``(n, 2, 3)``: mean and sd of the slice's colours; None where they are fixed.
+    colors
+        float32 ``(n, 2, 3)``: mean and sd of the slice's colors; None where they are fixed.
     spots, niches
         int64 ``(n,)``, ``(n, K + 1)``: numbers of the spots and of their niche's members, -1 for none.
     """
@@ -62,7 +62,7 @@ class AlignBatch:
     spot_genes: Tensor | None
     niche_genes: Tensor | None
     known: Tensor
-    colours: Tensor | None
+    colors: Tensor | None
     spots: Tensor
     niches: Tensor
 
@@ -96,10 +96,10 @@ class Features:
         int64 ``(n, K + 1)``: rows of each niche.
     known
         bool ``(G,)``.
-    colours
+    colors
         float32 ``(2, 3)``, or None.
     standards
-        Of the parts that are standardised within the slice: mean and sd, by the part's name.
+        Of the parts that are standardized within the slice: mean and sd, by the part's name.
     """
 
     members: Ints
@@ -108,7 +108,7 @@ class Features:
     niche_image: Rows | None = None
     spot_genes: Rows | None = None
     niche_genes: Rows | None = None
-    colours: NDArray[np.float32] | None = None
+    colors: NDArray[np.float32] | None = None
     standards: dict[str, Standards] | None = None
 
     def __len__(self) -> int:
@@ -134,8 +134,8 @@ class Features:
             self._part("niche_genes", rows),
             torch.from_numpy(np.broadcast_to(self.known, (n, len(self.known))).copy()),
             None
-            if self.colours is None
-            else torch.from_numpy(np.broadcast_to(self.colours, (n, 2, 3)).copy()),
+            if self.colors is None
+            else torch.from_numpy(np.broadcast_to(self.colors, (n, 2, 3)).copy()),
             torch.from_numpy(rows + first),
             torch.from_numpy(np.where(members < 0, -1, members + first)),
         )
@@ -147,7 +147,7 @@ class Features:
         values = np.ascontiguousarray(held[rows])
         if name in (self.standards or {}):
             mean, deviation = (self.standards or {})[name]
-            values = standardised(values, mean, deviation)
+            values = standardized(values, mean, deviation)
         return torch.from_numpy(values)
 
 
@@ -181,7 +181,7 @@ def moments(rows: Rows, size: int = 4096) -> Standards:
     )
 
 
-def standardised(
+def standardized(
     values: NDArray[np.float32], mean: NDArray[np.float32], deviation: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Return values of mean 0 and sd 1; 0 where they do not vary: rounding is not blown up."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from terrazzo.arrays import Ints, Vectors
 from terrazzo.config import to_dict
 from terrazzo.errors import ConfigError
-from terrazzo.expression import Normalise, SliceScale, log_values
+from terrazzo.expression import Normalize, SliceScale, log_values
 from terrazzo.genes import GeneMatch, Vocabulary
 from terrazzo.models.base import FoundationModel
 from terrazzo.systems.scgpt.model import ScGPTConfig
@@ -27,7 +27,7 @@ from terrazzo.systems.scgpt.tokens import bin_cells
 from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
 from terrazzo.systems.stofm.tokens import rank_tokens
 
-Standardise = Literal["slice", "training"]
+Standardize = Literal["slice", "training"]
 
 
 Advance = Callable[[int], None]
@@ -44,7 +44,7 @@ class GeneEncoderConfig:
         ``"cell-encoder"``: SToFM's or Geneformer's, over ranked genes. ``"scgpt"``: scGPT, over binned ones.
     output_dim
         Width of the vector.
-    n_genes, normalise, standardise
+    n_genes, normalize, standardize
         Of ``"pca"``: genes used; counts scaled to the slice's median total or to 10,000 (``"paper"``); each gene
         brought to mean 0 and sd 1 within its slice or by the training slices' mean and sd.
     cell_encoder, scgpt
@@ -59,8 +59,8 @@ class GeneEncoderConfig:
     kind: Literal["pca", "cell-encoder", "scgpt"] = "pca"
     output_dim: int = 50
     n_genes: int = 1000
-    normalise: Normalise = "median"
-    standardise: Standardise = "slice"
+    normalize: Normalize = "median"
+    standardize: Standardize = "slice"
     cell_encoder: CellEncoderConfig | None = None
     scgpt: ScGPTConfig | None = None
 
@@ -176,10 +176,10 @@ class GenePCA(GeneEncoder):
     ) -> Vectors:
         """Return the components, float32 ``(n, output_dim)``."""
         genes = self.genes.cpu().numpy()
-        values, scale = scaled_values(counts, match, genes, self.config.normalise)
+        values, scale = scaled_values(counts, match, genes, self.config.normalize)
         known = known_genes(match, genes)
         mean, sd = self.mean.double().cpu().numpy(), self.deviation.double().cpu().numpy()
-        if self.config.standardise == "slice":
+        if self.config.standardize == "slice":
             mean, sd = scale.mean, scale.sd
         stretch = np.divide(1.0, sd, out=np.zeros(len(sd)), where=(sd > 0) & known)
         weights = self.loadings.double().cpu().numpy() * stretch[:, None]
@@ -284,7 +284,7 @@ def build(config: GeneEncoderConfig, tokens: Ints, special: Mapping[str, int]) -
 
 
 def scaled_values(
-    counts: sparse.csr_matrix, match: GeneMatch, genes: Ints, normalise: Normalise
+    counts: sparse.csr_matrix, match: GeneMatch, genes: Ints, normalize: Normalize
 ) -> tuple[sparse.csr_matrix, SliceScale]:
     """Return log values of some genes of a slice, CSR float32 ``(n, len(genes))``, and their scale over its rows.
 
@@ -301,7 +301,7 @@ def scaled_values(
     )
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     chosen = sparse.csr_matrix(counts @ pick)
-    scale = SliceScale.fit([chosen], totals, normalise)
+    scale = SliceScale.fit([chosen], totals, normalize)
     return log_values(chosen, scale.total, totals), scale
 
 

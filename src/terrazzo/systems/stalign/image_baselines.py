@@ -1,4 +1,4 @@
-"""What histology says without any training here: colours of the crops, and frozen encoders, behind the verb ``embed``.
+"""What histology says without any training here: colors of the crops, and frozen encoders, behind the verb ``embed``.
 
 Also the one way to a model that reads histology alone, whatever it is (:func:`image_model`).
 """
@@ -27,14 +27,14 @@ from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stalign.config import STAlignConfig, preset
 from terrazzo.systems.stalign.feature_cache import FeatureCache
 from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity
-from terrazzo.systems.stalign.features import moments, standardised
+from terrazzo.systems.stalign.features import moments, standardized
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 from terrazzo.systems.stalign.model import STAlign
 
-COLOURS, OWN = "colours", "-own"
+COLORS, OWN = "colors", "-own"
 
 
-NAMES = (COLOURS, COLOURS + OWN)
+NAMES = (COLORS, COLORS + OWN)
 
 
 _BATCH = 64  # crops that are read together
@@ -46,13 +46,13 @@ class ImageBaseline:
     Parameters
     ----------
     name
-        ``"colours"``: mean and standard deviation of red, green and blue at two scales, the spot and its niche, 12
-        numbers. ``"encoder"``: what a frozen encoder says of the niche. With ``-own``, ``"colours-own"``: each number
-        standardised over its slice, which takes away most of what stains and scanners do.
+        ``"colors"``: mean and standard deviation of red, green and blue at two scales, the spot and its niche, 12
+        numbers. ``"encoder"``: what a frozen encoder says of the niche. With ``-own``, ``"colors-own"``: each number
+        standardized over its slice, which takes away most of what stains and scanners do.
     encoder
         Of ``"encoder"``: a loaded one, or the folder of a transformers vision model.
     config
-        How spots and niches are cut, as :class:`STAlign` does; None: its preset ``tiny`` for colours, and niches as
+        How spots and niches are cut, as :class:`STAlign` does; None: its preset ``tiny`` for colors, and niches as
         large as the encoder takes them.
     title
         For tables; None: from the name.
@@ -67,7 +67,7 @@ class ImageBaseline:
 
     def __init__(
         self,
-        name: str = COLOURS,
+        name: str = COLORS,
         *,
         encoder: FrozenImageEncoder | str | Path | None = None,
         config: STAlignConfig | None = None,
@@ -86,12 +86,12 @@ class ImageBaseline:
             FrozenImageEncoder.from_folder(encoder) if isinstance(encoder, str | Path) else encoder
         )
         self.config = config or _cut_for(self.encoder)
-        plain = "Colour statistics" if self.encoder is None else "Frozen image encoder"
+        plain = "Color statistics" if self.encoder is None else "Frozen image encoder"
         self.title = title or plain + (", by slice" if self.own_scale else "")
 
     @property
     def default_key(self) -> str:
-        """Key that :meth:`embed` writes: ``X_colours``, ``X_encoder``, ..."""
+        """Key that :meth:`embed` writes: ``X_colors``, ``X_encoder``, ..."""
         return keys.baseline_key(self.name)
 
     def embed(
@@ -127,12 +127,12 @@ class ImageBaseline:
         cut = AlignedSlice.make(tissue, self.config, np.zeros(0, dtype=np.int64), spot_um=spot_um)
         key, bars = key_added or self.default_key, Progress(progress)
         found = (
-            self._colours(cut, bars)
+            self._colors(cut, bars)
             if self.encoder is None
             else self._encoded(cut, cache, spot_um, bars)
         )
         if self.own_scale:
-            found = standardised(found, *moments(found))
+            found = standardized(found, *moments(found))
         adata.obsm[key] = found
         record = {
             "model": self.title,
@@ -166,9 +166,9 @@ class ImageBaseline:
         )
         return np.asarray(reader.read("image", ("niche",)).niche_image)
 
-    def _colours(self, cut: AlignedSlice, bars: Progress) -> Vectors:
+    def _colors(self, cut: AlignedSlice, bars: Progress) -> Vectors:
         parts = [crops for crops in (cut.spots, cut.surroundings) if crops is not None]
-        with bars.stage("colours", sum(map(len, parts))) as advance:
+        with bars.stage("colors", sum(map(len, parts))) as advance:
             return np.concatenate(
                 [_statistics(crops.batches(_BATCH), advance) for crops in parts], axis=1
             )
@@ -249,7 +249,7 @@ def image_model(
     Parameters
     ----------
     source
-        ``"colours"`` or ``"colours-own"``; a checkpoint of ST-Align; or the folder of a transformers vision model,
+        ``"colors"`` or ``"colors-own"``; a checkpoint of ST-Align; or the folder of a transformers vision model,
         which then is a frozen encoder of niches.
     device
         Where encoders run.

@@ -60,7 +60,7 @@ class SpotEncoderConfig:
     output_dim
         Width of the vector; a linear map from the ResNet's own.
     mean, std
-        Of the colour channels on a scale from 0 to 1; see :class:`terrazzo.images.ChannelStatistics`.
+        Of the color channels on a scale from 0 to 1; see :class:`terrazzo.images.ChannelStatistics`.
 
     Raises
     ------
@@ -84,7 +84,7 @@ class SpotEncoderConfig:
             )
 
 
-class _Colours(nn.Module):
+class _Colors(nn.Module):
     """uint8 crops to what a network takes; kept beside the weights, so that both go together."""
 
     mean: Tensor
@@ -113,7 +113,7 @@ class SpotEncoder(nn.Module):
             k: list(v) if isinstance(v, tuple) else v for k, v in RESNETS[config.size].items()
         }
         self.config = config
-        self.colours = _Colours(config.mean, config.std)
+        self.colors = _Colors(config.mean, config.std)
         self.resnet = ResNetModel(ResNetConfig(**sizes))
         self.proj = nn.Linear(sizes["hidden_sizes"][-1], config.output_dim)
 
@@ -123,9 +123,9 @@ class SpotEncoder(nn.Module):
         Parameters
         ----------
         crops
-            uint8 ``(n, H, W, 3)``, or float ``(n, 3, H, W)`` that is standardised already.
+            uint8 ``(n, H, W, 3)``, or float ``(n, 3, H, W)`` that is standardized already.
         """
-        return self.proj(self.resnet(self.colours(crops)).pooler_output.flatten(1))
+        return self.proj(self.resnet(self.colors(crops)).pooler_output.flatten(1))
 
 
 class FrozenImageEncoder(nn.Module):
@@ -138,7 +138,7 @@ class FrozenImageEncoder(nn.Module):
     image_size
         Side that crops are brought to.
     mean, std
-        Of the colour channels, as the encoder was trained with.
+        Of the color channels, as the encoder was trained with.
     readout
         ``"pooler"``: its own summary; ``"cls"``: the state of the first token; ``"mean"``: the mean over tokens or
         places. ``"auto"``: the summary if there is one, else the first token, or of a convolutional network the mean.
@@ -170,7 +170,7 @@ class FrozenImageEncoder(nn.Module):
                 f'frozen encoder: readout is {readout!r}; it must be "auto", "pooler", "cls" or "mean".'
             )
         self.image_size, self.readout = int(image_size), readout
-        self.colours = _Colours(mean, std)
+        self.colors = _Colors(mean, std)
         self.backbone = backbone.requires_grad_(False)
         self.train(False)
         with torch.no_grad():
@@ -188,7 +188,7 @@ class FrozenImageEncoder(nn.Module):
         """Load any vision model in the layout of ``transformers`` from a folder on this machine.
 
         ``config.json`` and safetensors; of a model of images and text (CLIP and its kin) the image part. Size and
-        colours come from ``preprocessor_config.json`` where it is there. Nothing is downloaded, and no code in the
+        colors come from ``preprocessor_config.json`` where it is there. Nothing is downloaded, and no code in the
         folder is run.
 
         Raises
@@ -212,8 +212,8 @@ class FrozenImageEncoder(nn.Module):
         try:
             said = json.loads(sheet.read_text(encoding="utf-8")) if sheet.is_file() else {}
             size = _side(said) or _side({"size": getattr(vision, "image_size", None)}) or 224
-            colours = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
-            made = cls(backbone, size, *colours, readout=readout)
+            colors = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
+            made = cls(backbone, size, *colors, readout=readout)
             made.origin = folder.resolve().name
             return made
         except ConfigError:
@@ -234,7 +234,7 @@ class FrozenImageEncoder(nn.Module):
     ) -> FrozenImageEncoder:
         """Make a small vision transformer with random weights, for where no published encoder is at hand.
 
-        Its vector is the mean over patches: what a random network says of a crop is a summary of colours and edges,
+        Its vector is the mean over patches: what a random network says of a crop is a summary of colors and edges,
         no more.
         """
         from transformers import ViTConfig, ViTModel
@@ -287,8 +287,8 @@ class FrozenImageEncoder(nn.Module):
             "model": json.loads(_settings(self.backbone)),
             "pooler": any("pooler" in name for name in self.backbone.state_dict()),
             "image_size": self.image_size,
-            "mean": self.colours.mean.flatten().tolist(),
-            "std": self.colours.std.flatten().tolist(),
+            "mean": self.colors.mean.flatten().tolist(),
+            "std": self.colors.std.flatten().tolist(),
             "readout": self.readout,
         }
 
@@ -303,9 +303,9 @@ class FrozenImageEncoder(nn.Module):
         Parameters
         ----------
         crops
-            uint8 ``(n, H, W, 3)``, or float ``(n, 3, H, W)`` that is standardised already.
+            uint8 ``(n, H, W, 3)``, or float ``(n, 3, H, W)`` that is standardized already.
         """
-        return self._read(self.colours(crops).to(next(self.backbone.parameters()).dtype)).float()
+        return self._read(self.colors(crops).to(next(self.backbone.parameters()).dtype)).float()
 
     def features(
         self, batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], None] | None = None
@@ -324,13 +324,13 @@ class FrozenImageEncoder(nn.Module):
         return np.concatenate(out) if out else np.zeros((0, self.output_dim), dtype=np.float32)
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) of weights, size, colours and readout: what vectors depend on beside the crops."""
+        """Return the sha256 (hex) of weights, size, colors and readout: what vectors depend on beside the crops."""
         digest = hashlib.sha256(
             f"terrazzo-image-encoder-1 {self.image_size} {self.readout}".encode()
         )
         own = {
-            "colours.mean": self.colours.mean,
-            "colours.std": self.colours.std,
+            "colors.mean": self.colors.mean,
+            "colors.std": self.colors.std,
             **self.backbone.state_dict(),
         }
         digest.update(_settings(self.backbone).encode())

@@ -74,7 +74,7 @@ def same_niche(
     other_spots: Tensor | None = None,
     other_niches: Tensor | None = None,
 ) -> Tensor:
-    """Say which pairs are neighbours, so that they are not held against each other.
+    """Say which pairs are neighbors, so that they are not held against each other.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def contrast(
     partners: Tensor,
     temperature: float | Tensor = 0.07,
     *,
-    normalise: bool = True,
+    normalize: bool = True,
     spots: Tensor | None = None,
     niches: Tensor | None = None,
     gather: bool = True,
@@ -109,19 +109,19 @@ def contrast(
     """InfoNCE in one direction: each anchor is to find its partner among all partners (eq 11).
 
     With several ranks the partners are those of all; the mean of the losses of all ranks, which is what distributed
-    training minimises, is the loss of one rank with the joined batch, also where ranks have different numbers of rows.
+    training minimizes, is the loss of one rank with the joined batch, also where ranks have different numbers of rows.
 
     Parameters
     ----------
     anchors, partners
         ``(n, d)``; row i of both belong together.
     temperature
-        The paper's tau; a tensor where it is learnt.
-    normalise
+        The paper's tau; a tensor where it is learned.
+    normalize
         Bring vectors to length 1 first, so that products are cosines. The paper does not say; without it the length of
         a vector takes the part of the temperature.
     spots, niches
-        As in :func:`same_niche`: neighbours are then no negatives of each other. None: all others are, as in the paper.
+        As in :func:`same_niche`: neighbors are then no negatives of each other. None: all others are, as in the paper.
     gather
         Take the partners of all ranks; False: of this rank alone.
 
@@ -135,7 +135,7 @@ def contrast(
         Batches of different shapes, ``spots`` without ``niches``, or a temperature that is not positive.
     """
     _check(anchors, partners, temperature, spots, niches)
-    if normalise:
+    if normalize:
         anchors, partners = F.normalize(anchors, dim=-1), F.normalize(partners, dim=-1)
     sizes = sizes_of_ranks(anchors) if gather else [len(anchors)]
     return _direction(anchors, partners, temperature, spots, niches, sizes)
@@ -146,14 +146,14 @@ def symmetric_contrast(
     genes: Tensor,
     temperature: float | Tensor = 0.07,
     *,
-    normalise: bool = True,
+    normalize: bool = True,
     spots: Tensor | None = None,
     niches: Tensor | None = None,
     gather: bool = True,
 ) -> Tensor:
     """InfoNCE in both directions, averaged (eq 10); arguments, result and errors as in :func:`contrast`."""
     _check(image, genes, temperature, spots, niches)
-    if normalise:
+    if normalize:
         image, genes = F.normalize(image, dim=-1), F.normalize(genes, dim=-1)
     sizes = sizes_of_ranks(image) if gather else [len(image)]
     there = _direction(image, genes, temperature, spots, niches, sizes)
@@ -199,6 +199,6 @@ def _check(
             f"contrast needs two batches of one shape (n, d), got {anchors.shape} and {partners.shape}."
         )
     if (spots is None) != (niches is None):
-        raise ConfigError("contrast without neighbours as negatives needs both spots and niches.")
+        raise ConfigError("contrast without neighbors as negatives needs both spots and niches.")
     if isinstance(temperature, (int, float)) and not temperature > 0:
         raise ConfigError(f"the temperature is {temperature}; it must be positive.")

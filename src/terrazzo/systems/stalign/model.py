@@ -61,7 +61,7 @@ class AlignModule(nn.Module):
             parts = []
             if modality != "genes":
                 parts.append(
-                    net.spot_image(_there(batch.spot_image), batch.colours)
+                    net.spot_image(_there(batch.spot_image), batch.colors)
                     if scale == "spot"
                     else net.niche_image(_there(batch.niche_image))
                 )
@@ -136,9 +136,9 @@ class STAlign(FoundationModel):
         "Transcriptomics via Spot-Niche Alignment, 2026."
     )
     limits: ClassVar[tuple[str, ...]] = (
-        "Histology must lie on the slice by a scale and an offset, with known micrometres per pixel.",
+        "Histology must lie on the slice by a scale and an offset, with known micrometers per pixel.",
         "Single cells have no spot: the side of their crops is stated by the user.",
-        "The frozen encoders inside keep their own licences.",
+        "The frozen encoders inside keep their own licenses.",
     )
     module: AlignModule
     config: STAlignConfig
@@ -221,7 +221,7 @@ class STAlign(FoundationModel):
             and e, no gene is looked at.
         image
             Histology; a path is read with a scale of 1; the name of a picture in a SpatialData or a vendor's folder.
-            None: that of ``uns["spatial"]``, or the one in colours that belongs to the cells of a SpatialData.
+            None: that of ``uns["spatial"]``, or the one in colors that belongs to the cells of a SpatialData.
         spot_um
             Diameter of a spot's crop, in place of the checkpoint's and the platform's; needed for single cells.
         cache
@@ -370,7 +370,7 @@ class STAlign(FoundationModel):
             encoder if isinstance(encoder, GenePCA) else None,
         )
         self.module.genes.copy_(torch.from_numpy(tokens))
-        if self.config.standardise == "training":
+        if self.config.standardize == "training":
             fit_values(self.module.net, moments)
         self._fingerprint = None
         return self

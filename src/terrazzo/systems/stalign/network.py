@@ -125,7 +125,7 @@ class Fusion(nn.Module):
         return found.mean(dim=1) if self.config.pooling == "mean" else found.flatten(1)
 
 
-_COLDEST = 0.01  # temperature that is learnt ends here, as in CLIP
+_COLDEST = 0.01  # temperature that is learned ends here, as in CLIP
 
 
 _LEAST = 1e-6  # standard deviation of a frozen feature that is used at all
@@ -213,7 +213,7 @@ class AlignConfig:
 class FrozenFeatures(nn.Module):
     """Features of an encoder that nothing trains, through a linear map that is trained.
 
-    They are standardised first where :meth:`fit` was given their means and deviations, which are kept with the
+    They are standardized first where :meth:`fit` was given their means and deviations, which are kept with the
     weights: a part that is the same for all crops would otherwise drown the rest in every cosine.
     """
 
@@ -265,27 +265,27 @@ class AlignNet(nn.Module):
 
     @property
     def temperature(self) -> Tensor:
-        """Tau of eqs 10 and 11; with gradient where it is learnt, and then never below a floor."""
+        """Tau of eqs 10 and 11; with gradient where it is learned, and then never below a floor."""
         tau = self.log_temperature.exp()
         return tau.clamp_min(_COLDEST) if self.config.learn_temperature else tau
 
-    def spot_image(self, crops: Tensor, colours: Tensor | None = None) -> Tensor:
+    def spot_image(self, crops: Tensor, colors: Tensor | None = None) -> Tensor:
         """Return ``r`` (eq 3).
 
         Parameters
         ----------
         crops
             uint8 ``(n, P, P, 3)``; without adaptive encoders float ``(n, niche_image_dim)``.
-        colours
+        colors
             ``(n, 2, 3)``: mean and standard deviation of the channels, on a scale from 0 to 1, of the slice that each
             crop is from; None: those of the config.
         """
         if not isinstance(self.ae_image, SpotEncoder):
             return self.ae_image(crops)
-        if colours is None:
-            pixels = self.ae_image.colours(crops)
+        if colors is None:
+            pixels = self.ae_image.colors(crops)
         else:
-            mean, deviation = colours.unbind(dim=1)
+            mean, deviation = colors.unbind(dim=1)
             pixels = crops.permute(0, 3, 1, 2).float() / 255
             pixels = (pixels - mean[..., None, None]) / deviation[..., None, None]
         side = self.config.spot_side

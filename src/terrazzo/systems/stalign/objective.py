@@ -47,7 +47,7 @@ class SpotNiche(Objective):
         self._found: dict[str, list[dict[str, Pair]]] = {}
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Return the temperature, where it is learnt: weight decay would draw it to 1."""
+        """Return the temperature, where it is learned: weight decay would draw it to 1."""
         return [p for p in [self.net.log_temperature] if isinstance(p, nn.Parameter)]
 
     def vectors(self, batch: AlignBatch) -> dict[str, Pair]:
@@ -55,7 +55,7 @@ class SpotNiche(Objective):
         net, modality = self.net, self.config.align.modality
         out: dict[str, Pair] = {"spot": {}, "niche": {}}
         if modality != "genes" and batch.spot_image is not None and batch.niche_image is not None:
-            out["spot"]["image"] = net.spot_image(batch.spot_image, batch.colours)
+            out["spot"]["image"] = net.spot_image(batch.spot_image, batch.colors)
             out["niche"]["image"] = net.niche_image(batch.niche_image)
         if modality != "image" and batch.spot_genes is not None and batch.niche_genes is not None:
             out["spot"]["genes"] = net.spot_genes(batch.spot_genes)

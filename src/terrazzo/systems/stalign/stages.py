@@ -116,7 +116,7 @@ def _continued(config: PretrainConfig) -> STAlign:
             "a checkpoint brings its frozen encoders: leave model.image_encoder and gene_encoder empty."
         )
     kept, net = held.config, held.config.net
-    theirs: dict[str, Any] = {"recipe": "paper" if kept.normalise == "paper" else "terrazzo"}
+    theirs: dict[str, Any] = {"recipe": "paper" if kept.normalize == "paper" else "terrazzo"}
     theirs |= {"neighbors": kept.neighbors, "spot_um": kept.spot_um}
     theirs |= {"adaptive": net.adaptive, "fusion": net.fusion_mode}
     others = [name for name, value in theirs.items() if getattr(goal, name) != value]
@@ -267,10 +267,10 @@ def prepare(
             store.of(name)
 
 
-def standardise(config: PretrainConfig, corpus: Corpus, model: STAlign) -> None:
+def standardize(config: PretrainConfig, corpus: Corpus, model: STAlign) -> None:
     """Set means and deviations of frozen features over the training slices, where the recipe has them so."""
     if (
-        model.config.standardise == "training"
+        model.config.standardize == "training"
         and not config.model.checkpoint
         and config.align.modality == "both"
     ):

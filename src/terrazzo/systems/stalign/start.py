@@ -84,7 +84,7 @@ def choose_genes(
         match = vocabulary.match(tissue)
         here = np.flatnonzero(known_genes(match, tokens))
         rows = middle(tissue)
-        values = scaled_values(tissue.counts[rows], match, tokens[here], config.normalise)[0]
+        values = scaled_values(tissue.counts[rows], match, tokens[here], config.normalize)[0]
         if choose == "variance":
             total[here] += variance(values)
         else:
@@ -111,16 +111,16 @@ def fit_genes(
     for tissue in slices:
         match, rows = vocabulary.match(tissue), middle(tissue)
         known = known_genes(match, genes)
-        values, scale = scaled_values(tissue.counts[rows], match, genes, config.normalise)
+        values, scale = scaled_values(tissue.counts[rows], match, genes, config.normalize)
         average = find_niches(tissue.coords[rows], config.neighbors).averaging()
         for block in _dense(sparse.csr_matrix(average @ values)):
             niche.add(block, known)
         if pca is None:
             continue
-        slicewise = pca.config.standardise == "slice"
+        slicewise = pca.config.standardize == "slice"
         for block in _dense(values):
             spot.add(block, known)
-            own.add(scale.standardise(block, np.arange(len(genes))) if slicewise else block)
+            own.add(scale.standardize(block, np.arange(len(genes))) if slicewise else block)
     if pca is not None:
         _fit_components(pca, genes, spot, own)
     return niche
@@ -129,7 +129,7 @@ def fit_genes(
 def _fit_components(pca: GenePCA, genes: Ints, spot: Moments, own: Moments) -> None:
     n, mean, sd = max(float(own.n.max(initial=0)), 1), spot.mean, spot.deviation
     moment = (own.products if own.products is not None else np.zeros((0, 0))) / n
-    if pca.config.standardise == "training":
+    if pca.config.standardize == "training":
         stretch = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
         overall = own.first / n
         moment = (moment - np.outer(overall, overall)) * np.outer(stretch, stretch)
@@ -138,7 +138,7 @@ def _fit_components(pca: GenePCA, genes: Ints, spot: Moments, own: Moments) -> N
 
 
 def fit_standards(net: AlignNet, features: Iterable[Features]) -> None:
-    """Set means and deviations of frozen features over training slices; of those read with ``standardise="training"``.
+    """Set means and deviations of frozen features over training slices; of those read with ``standardize="training"``.
 
     Parameters
     ----------

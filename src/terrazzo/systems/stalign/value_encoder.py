@@ -68,10 +68,10 @@ class ValueEncoder(nn.Module):
     The paper does not say how a vector becomes tokens. A transformer on one token would be a plain network, and one
     token a gene 15,000 of them. Here the genes are dealt out to ``n_tokens`` groups like cards, gene ``i`` to group ``i
     mod n_tokens``, as an image is cut into patches; each group has a linear map of its own to one token. All maps
-    together are as large as one from all genes to ``width``. The tokens' mean after the last layer is normalised and
+    together are as large as one from all genes to ``width``. The tokens' mean after the last layer is normalized and
     mapped to ``output_dim``.
 
-    Values are standardised gene by gene where :meth:`fit` was given means and deviations, which are kept with the
+    Values are standardized gene by gene where :meth:`fit` was given means and deviations, which are kept with the
     weights; a gene that a slice lacks then counts as its mean.
     """
 
@@ -125,7 +125,7 @@ class ValueEncoder(nn.Module):
         Parameters
         ----------
         values
-            ``(n, n_genes)``: log1p of normalised expression, of a niche its mean (eq 2).
+            ``(n, n_genes)``: log1p of normalized expression, of a niche its mean (eq 2).
         known
             bool ``(n_genes,)`` or ``(n, n_genes)``: genes that were measured; None: all.
 

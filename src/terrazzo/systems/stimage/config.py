@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from terrazzo.errors import ConfigError
-from terrazzo.expression import Normalise
+from terrazzo.expression import Normalize
 from terrazzo.systems.stimage.network import ViTConfig
 from terrazzo.systems.stimage.windows import PatchConfig
 
@@ -29,7 +29,7 @@ class STImageConfig:
     scheme
         What a training sample is: ``"patch"`` (eq 8), ``"spot"`` (eq 2), ``"multi-spot"`` (eq 3: mean over a spot and
         its ``neighbors`` nearest) or ``"slice"`` (eq 4: joined with the mean of the spot's domain, of ``domains``).
-    normalise, standardise
+    normalize, standardize
         log1p of counts scaled to 10,000 (``"paper"``) or to the slice's median total; each gene brought to mean 0 and
         sd 1 within its slice.
     output
@@ -43,8 +43,8 @@ class STImageConfig:
     vit: ViTConfig
     patches: PatchConfig = field(default_factory=PatchConfig)
     scheme: Scheme = "patch"
-    normalise: Normalise = "median"
-    standardise: bool = True
+    normalize: Normalize = "median"
+    standardize: bool = True
     output: Literal["encoder", "decoder", "own+niche"] = "own+niche"
     neighbors: int = 16
     domains: int = 8
@@ -112,7 +112,7 @@ def preset(
         Tokens of the vocabulary.
     recipe
         ``"paper"``: counts scaled to 10,000, raw targets, channels drawn by variance, fixed positions, the encoder's
-        state. ``"terrazzo"``: median total, targets standardised per gene, the 1,000 spatially most autocorrelated
+        state. ``"terrazzo"``: median total, targets standardized per gene, the 1,000 spatially most autocorrelated
         genes, attention by distance, the decoder's states.
     scheme
         See :class:`STImageConfig`.

@@ -108,7 +108,7 @@ class GriddedSlice:
             bare.window(shown[at : at + BLOCK]).counts.by_token()
             for at in range(0, len(shown), BLOCK)
         )
-        scale = SliceScale.fit(blocks, totals, config.normalise)
+        scale = SliceScale.fit(blocks, totals, config.normalize)
         return cls(tissue, grid, match.column_token, n_tokens, visible, scale)
 
     @property
@@ -185,7 +185,7 @@ class GriddedSlice:
             for w, seed in zip(windows, seeds, strict=True)
         ]
         values = [
-            w.values(g, self.scale, config.standardise) for w, g in zip(windows, genes, strict=True)
+            w.values(g, self.scale, config.standardize) for w, g in zip(windows, genes, strict=True)
         ]
         width = max(len(g) for g in genes)
         return WindowBatch(

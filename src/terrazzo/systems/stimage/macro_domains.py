@@ -25,13 +25,13 @@ def macro_domains(
     Parameters
     ----------
     values
-        ``(n, m)``: what is shown of each site, standardised or not.
+        ``(n, m)``: what is shown of each site, standardized or not.
     places
         ``(n, 2)``.
     k
         Domains at most; no more than sites.
     rng
-        Of the first centres.
+        Of the first centers.
 
     Returns
     -------
@@ -41,16 +41,16 @@ def macro_domains(
     if n == 0:
         return np.zeros(0, dtype=np.int64)
     points = np.hstack([_unit(np.asarray(places, dtype=np.float64)), _unit(_components(values))])
-    centres = _spread(points, min(k, n), rng)
+    centers = _spread(points, min(k, n), rng)
     label = np.zeros(n, dtype=np.int64)
     for _ in range(ROUNDS):
-        before, label = label, _squares(points, centres).argmin(axis=1).astype(np.int64)
+        before, label = label, _squares(points, centers).argmin(axis=1).astype(np.int64)
         if np.array_equal(before, label):
             break
-        count = np.bincount(label, minlength=len(centres))
-        sums = np.zeros_like(centres)
+        count = np.bincount(label, minlength=len(centers))
+        sums = np.zeros_like(centers)
         np.add.at(sums, label, points)
-        centres = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], centres)
+        centers = np.where(count[:, None] > 0, sums / np.maximum(count, 1)[:, None], centers)
     return np.unique(label, return_inverse=True)[1].astype(np.int64)
 
 
@@ -67,13 +67,13 @@ def _components(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _unit(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centre, and bring the mean squared distance from the centre to 1."""
-    centred = points - points.mean(axis=0)
-    return centred / max(float(np.sqrt((centred**2).sum(axis=1).mean())), 1e-12)
+    """Center, and bring the mean squared distance from the center to 1."""
+    centered = points - points.mean(axis=0)
+    return centered / max(float(np.sqrt((centered**2).sum(axis=1).mean())), 1e-12)
 
 
 def _spread(points: NDArray[np.float64], k: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Choose first centres far from each other (k-means++)."""
+    """Choose first centers far from each other (k-means++)."""
     chosen = [int(rng.integers(len(points)))]
     nearest = _squares(points, points[chosen])[:, 0]
     while len(chosen) < k and nearest.sum() > 0:
@@ -82,9 +82,9 @@ def _spread(points: NDArray[np.float64], k: int, rng: np.random.Generator) -> ND
     return points[chosen]
 
 
-def _squares(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return squared distances, ``(points, centres)``."""
-    cross = points @ centres.T
+def _squares(points: NDArray[np.float64], centers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return squared distances, ``(points, centers)``."""
+    cross = points @ centers.T
     return np.maximum(
-        (points**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1)[None] - 2 * cross, 0
+        (points**2).sum(axis=1)[:, None] + (centers**2).sum(axis=1)[None] - 2 * cross, 0
     )

@@ -134,7 +134,7 @@ class PatchView:
         )
         shown = pack.shown[place].numpy()
         tokens[:] = genes
-        if not self.config.standardise:
+        if not self.config.standardize:
             mean[:] = scale.mean[genes]
         usable = window.present & (window.totals > 0)
         hidden[:] = _hidden(usable, len(genes), goal, rng)
@@ -147,7 +147,7 @@ class PatchView:
             sites: Bools,
             where: Bools | None = None,
         ) -> None:
-            channel_values(counts, totals, sites, genes, scale, self.config.standardise, where, out)
+            channel_values(counts, totals, sites, genes, scale, self.config.standardize, where, out)
 
         if goal.target == "thinned":
             whole = window.counts.take(genes)

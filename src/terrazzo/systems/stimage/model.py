@@ -31,7 +31,7 @@ from terrazzo.systems.stimage.windows import PatchConfig, tile_corners, window_s
 BATCH_SITES = {"cpu": 4096, "cuda": 65536}  # sites that are worked on together
 
 
-PARTS = 4  # a site and its neighbours are never hidden together: rows and columns, each by two
+PARTS = 4  # a site and its neighbors are never hidden together: rows and columns, each by two
 
 
 REACH = 0.5  # share of the matrix-product rate, for estimates
@@ -384,7 +384,7 @@ def _domains(batch: WindowBatch, k: int, seed: int) -> Tensor:
 
 
 def _part(sites: Ints) -> NDArray[np.int64]:
-    """Return the part of each place of a window: neighbours have different ones."""
+    """Return the part of each place of a window: neighbors have different ones."""
     side = round(sites.shape[1] ** 0.5)
     row, column = np.divmod(np.arange(side * side), side)
     return np.broadcast_to((row % 2) * 2 + column % 2, sites.shape)

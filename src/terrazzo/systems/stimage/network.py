@@ -34,7 +34,7 @@ class ViTConfig:
         Of the decoder, of the same width.
     positions
         ``"sincos"``: fixed 2-D sines of the place in the window, added to the token (as in MAE). ``"distance"``: every
-        head but the last lets its weights fall with distance, by a range that is learnt; then nothing depends on where
+        head but the last lets its weights fall with distance, by a range that is learned; then nothing depends on where
         a window begins, and windows of any size can be taken.
     context
         Sites look at each other; False: every site stands alone (spot-based schemes, eq 2).
@@ -61,7 +61,7 @@ class ViTConfig:
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, normalised before (pre-LN); what is handed on keeps its length."""
+    """Attention and feed-forward, normalized before (pre-LN); what is handed on keeps its length."""
 
     def __init__(self, width: int, heads: int, ffn: int, by_distance: bool) -> None:
         super().__init__()
@@ -269,7 +269,7 @@ def scheme_states(
     """
     states = vit.decode(vit.encode(vit.tokens(values, genes, shown), places, shown), places, shown)
     if neighbors:
-        states = neighbour_average(states, places, shown, neighbors)
+        states = neighbor_average(states, places, shown, neighbors)
     if vit.fusion is not None and domain is not None:
         states = vit.fusion(
             torch.cat([states, domain_means(states, domain.masked_fill(~shown, -1))], dim=-1)
@@ -288,7 +288,7 @@ def nearest(places: Tensor, present: Tensor, k: int) -> Tensor:
     )
 
 
-def neighbour_average(states: Tensor, places: Tensor, present: Tensor, k: int) -> Tensor:
+def neighbor_average(states: Tensor, places: Tensor, present: Tensor, k: int) -> Tensor:
     """Return the mean state of each site and its ``k`` nearest present sites, with equal weights (eq 3).
 
     Parameters

@@ -60,7 +60,7 @@ class MaskedPatches(Objective):
     def _references(self, batch: PatchPack, masked: str) -> dict[str, Tensor]:
         """Return the cost of trivial answers: the gene's mean over the slice, and the mean of the nearest shown sites.
 
-        Of standardised values the mean is zero.
+        Of standardized values the mean is zero.
         """
         mean = batch.mean[:, None].expand_as(batch.target)
         near = nearest(batch.places, batch.shown, NEAREST)
@@ -69,11 +69,11 @@ class MaskedPatches(Objective):
         around = total / (near @ seen.to(near.dtype)).clamp_min(1)
         out = {
             f"{masked}_mean": squared_error(mean, batch.target, batch.hidden),
-            f"{masked}_neighbours": squared_error(around, batch.target, batch.hidden),
+            f"{masked}_neighbors": squared_error(around, batch.target, batch.hidden),
         }
         if self.config.patches.target == "thinned":
             out["visible_mean"] = squared_error(mean, batch.target, batch.visible)
-            out["visible_neighbours"] = squared_error(around, batch.target, batch.visible)
+            out["visible_neighbors"] = squared_error(around, batch.target, batch.visible)
         return out
 
 

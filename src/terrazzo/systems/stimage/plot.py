@@ -15,7 +15,7 @@ from terrazzo.config import from_dict
 from terrazzo.errors import InputError, did_you_mean
 from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, sum_by_site, variance
 from terrazzo.plot.figures import add_scale, legend_width, scale_of
-from terrazzo.plot.palettes import MISSING_COLOUR, colour_map
+from terrazzo.plot.palettes import MISSING_COLOR, color_map
 from terrazzo.plot.tissue import Place, draw, touching_distance
 from terrazzo.slices import Slice
 from terrazzo.slices.grids import Grid, Layout, grid_of
@@ -46,7 +46,7 @@ _LINES: dict[str, Any] = {"colors": "#8a8a8a", "linewidths": 0.4, "zorder": 0.5}
 
 
 _BEYOND = (
-    "#ffffff"  # past the edge of the grid; a site without a cell has the colour of what is missing
+    "#ffffff"  # past the edge of the grid; a site without a cell has the color of what is missing
 )
 
 
@@ -65,12 +65,12 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Shades:
-    """One gene: log1p of counts per 10,000 of each cell and of each occupied site; of the sites, standardised, too."""
+    """One gene: log1p of counts per 10,000 of each cell and of each occupied site; of the sites, standardized, too."""
 
     gene: str
     cells: Floats
     sites: Floats
-    standardised: Floats
+    standardized: Floats
 
 
 def grid(
@@ -86,7 +86,7 @@ def grid(
     """Draw how a slice becomes the windows of ST as images, in the four stages of the paper's figure 2.
 
     *Original*: the cells where they lie. *Compacted*: the dense grid; sites without a cell stay empty. *Cropped*: one
-    window, framed in the first two panels. *Normalised*: that window as a model reads it, the gene's values in rows and
+    window, framed in the first two panels. *Normalized*: that window as a model reads it, the gene's values in rows and
     columns, with mean 0 and standard deviation 1 over the slice. The title says what the grid is.
 
     Parameters
@@ -136,7 +136,7 @@ def grid(
     _original(axes[0], tissue, whole, crop, shades, norm)
     _compacted(axes[1], laid, config.window, crop, shades, norm)
     _cropped(axes[2], near, laid, tissue, crop, shades, norm)
-    _normalised(axes[3], laid, config.window, crop, shades)
+    _normalized(axes[3], laid, config.window, crop, shades)
     figure.suptitle(describe(laid, config), fontsize="medium")
     return figure
 
@@ -191,11 +191,11 @@ def _shades(tissue: Slice, laid: Grid, column: int) -> _Shades:
     summed = sum_by_site(counts, at, len(laid.occupied))
     cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray().ravel()
     sites = log_values(summed, PAPER_TOTAL, totals).toarray()
-    standardised = SliceScale.fit([summed], totals, "paper").standardise(
+    standardized = SliceScale.fit([summed], totals, "paper").standardize(
         sites, np.zeros(1, np.int64)
     )
     names = str(tissue.gene_symbols[column]), str(tissue.gene_ids[column])
-    numbers = (values.ravel().astype(np.float64) for values in (cells, sites, standardised))
+    numbers = (values.ravel().astype(np.float64) for values in (cells, sites, standardized))
     return _Shades(names[0] or names[1], *numbers)
 
 
@@ -266,13 +266,13 @@ def _bin_edges(crop: _Window) -> Floats:
     return np.concatenate(lines)
 
 
-def _normalised(axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shades) -> None:
+def _normalized(axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shades) -> None:
     from matplotlib.colors import CenteredNorm
 
     at = np.minimum(np.searchsorted(laid.occupied, crop.sites), len(laid.occupied) - 1)
     held = laid.occupied[at] == crop.sites
-    pixels = np.where(held, shades.standardised[at], np.nan).reshape(side, side)
-    numbers = shades.standardised[at][held]
+    pixels = np.where(held, shades.standardized[at], np.nan).reshape(side, side)
+    numbers = shades.standardized[at][held]
     limit = float(np.quantile(np.abs(numbers), 0.99)) or 1.0
     drawn = axes.imshow(
         pixels, cmap=_with_gaps(_SIGNED), norm=CenteredNorm(0, limit), interpolation="nearest"
@@ -283,17 +283,17 @@ def _normalised(axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shade
     for spine in axes.spines.values():
         spine.set(color=_FRAME["color"], linewidth=_FRAME["linewidth"])
     add_scale(axes, drawn, numbers)
-    _title(axes, "normalised", f"{shades.gene}, in sd from the slice's mean")
+    _title(axes, "normalized", f"{shades.gene}, in sd from the slice's mean")
 
 
 def _with_gaps(name: str | None) -> Any:
-    return colour_map(name).with_extremes(bad=MISSING_COLOUR)
+    return color_map(name).with_extremes(bad=MISSING_COLOR)
 
 
-def _plain(colour: str) -> Any:
+def _plain(color: str) -> Any:
     from matplotlib.colors import ListedColormap
 
-    return ListedColormap([colour])
+    return ListedColormap([color])
 
 
 def _title(axes: Axes, stage: str, text: str) -> None:

@@ -118,7 +118,7 @@ def _predict(
     )
     wished = torch.from_numpy(tokens).to(model.device)[None]
     predicted = module.predict(mean[None], wished)[0].cpu().numpy()
-    return held.scale.restore(predicted, tokens) if config.standardise else predicted
+    return held.scale.restore(predicted, tokens) if config.standardize else predicted
 
 
 def _in_paper_units(
@@ -128,7 +128,7 @@ def _in_paper_units(
 
     A prediction is a mean over what a cell may hold, none or many. To scale it inside the logarithm would say more than
     the mean of the scaled values wherever a gene is absent from many cells: on DLPFC that costs most of what
-    neighbours know beyond the gene's mean. Means are of the visible cells, on either scale.
+    neighbors know beyond the gene's mean. Means are of the visible cells, on either scale.
     """
     factor = np.divide(mean, own_mean, out=np.ones(len(mean)), where=own_mean > 0)
     return (np.maximum(values, 0) * factor).astype(np.float32)

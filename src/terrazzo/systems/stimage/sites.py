@@ -25,7 +25,7 @@ from scipy import sparse
 from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.genes import Match, member_match
 from terrazzo.errors import OutputError, TerrazzoWarning
-from terrazzo.expression import Normalise, SliceScale, log_values, spatial_autocorrelation
+from terrazzo.expression import Normalize, SliceScale, log_values, spatial_autocorrelation
 from terrazzo.files import hash_json, whole_file
 from terrazzo.genes import Vocabulary
 from terrazzo.slices.grids import Grid, lay_out, observed
@@ -58,13 +58,13 @@ UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def member_grid(corpus: Corpus, id: str, config: PatchConfig) -> Grid:
-    """Lay a slice's cells out; where micrometres are not known a bin's side is in the unit of its coordinates."""
+    """Lay a slice's cells out; where micrometers are not known a bin's side is in the unit of its coordinates."""
     lattice, kind = corpus.lattice(id)
     unit = str(corpus.row(id)["unit"])
     binned = config.layout == "bin" or (config.layout == "auto" and kind is None)
     if config.bin_um > 0 and binned and unit != "um":
         warnings.warn(
-            f"{id}: micrometres are not known, so the bin's side, {config.bin_um:g}, is in units of the coordinates; "
+            f"{id}: micrometers are not known, so the bin's side, {config.bin_um:g}, is in units of the coordinates; "
             "build the corpus with microns_per_unit or technology of this slice if you know them.",
             TerrazzoWarning,
             stacklevel=3,
@@ -100,7 +100,7 @@ def read_sites(
     Counts of ``len(sites)`` sites, and float64 totals over all genes of the slice, those without a token too.
     """
     cells, where = grid.cells(sites)
-    order = np.argsort(cells)  # neighbouring rows are read together
+    order = np.argsort(cells)  # neighboring rows are read together
     cells, where = cells[order], where[order]
     found: list[tuple[SiteCounts, Floats]] = []
     for at in range(0, max(len(cells), 1), BLOCK):
@@ -127,7 +127,7 @@ def site_scale(
     grid: Grid,
     token: NDArray[np.int32],
     n_tokens: int,
-    normalise: Normalise,
+    normalize: Normalize,
 ) -> SliceScale:
     """Measure total, means and standard deviations of a slice's values over its occupied sites.
 
@@ -138,13 +138,13 @@ def site_scale(
     ----------
     corpus, id, grid, token, n_tokens
         As in :func:`site_counts`.
-    normalise
+    normalize
         As in :meth:`terrazzo.expression.SliceScale.fit`.
     """
     totals = _totals(corpus, id, grid)
     pieces = _pieces(grid)
     blocks = (site_counts(corpus, id, grid, piece, token, n_tokens)[0] for piece in pieces)
-    return SliceScale.fit(blocks, totals, normalise)
+    return SliceScale.fit(blocks, totals, normalize)
 
 
 def _totals(corpus: Corpus, id: str, grid: Grid) -> Floats:
@@ -166,7 +166,7 @@ def _pieces(grid: Grid) -> list[Ints]:
 
 
 def sample_sites(grid: Grid, most: int) -> Ints:
-    """Return at most so many occupied sites, ascending: all of them, else squares full of neighbours."""
+    """Return at most so many occupied sites, ascending: all of them, else squares full of neighbors."""
     if len(grid.occupied) <= most:
         return grid.occupied
     counts, rng = observed(grid, SIDE), np.random.default_rng(0)
@@ -196,7 +196,7 @@ class SiteStore:
         Slices, and the genes that the model knows.
     config
         How slices are laid out, and where windows may begin.
-    normalise
+    normalize
         Of the values.
     n_tokens
         Columns of counts by token; None: as many as the vocabulary has.
@@ -212,10 +212,10 @@ class SiteStore:
         corpus: Corpus,
         vocabulary: Vocabulary,
         config: PatchConfig,
-        normalise: Normalise,
+        normalize: Normalize,
         n_tokens: int | None = None,
     ) -> None:
-        self.config, self.normalise = config, normalise
+        self.config, self.normalize = config, normalize
         self.n_tokens = vocabulary.n_tokens if n_tokens is None else n_tokens
         self.match: Match = member_match(corpus, vocabulary)
         self._corpus = corpus
@@ -223,7 +223,7 @@ class SiteStore:
             FORMAT,
             config.layout,
             config.bin_um,
-            normalise,
+            normalize,
             self.n_tokens,
             vocabulary.content_hash(),
         ]
@@ -234,7 +234,7 @@ class SiteStore:
 
     def settings(self) -> dict[str, Any]:
         """Return what decides windows, in plain values."""
-        return {"patches": str(asdict(self.config)), "normalise": self.normalise}
+        return {"patches": str(asdict(self.config)), "normalize": self.normalize}
 
     def path(self, id: str, kind: str = "scale") -> Path:
         """Return the file of a slice."""
@@ -278,7 +278,7 @@ class SiteStore:
         return Window(counts, totals, grid.occupied[at] == sites, grid.window_places(sites))
 
     def values(self, id: str, sites: Ints) -> sparse.csr_matrix:
-        """Return normalised values of some sites, CSR float32 ``(len(sites), n_tokens)``."""
+        """Return normalized values of some sites, CSR float32 ``(len(sites), n_tokens)``."""
         counts, totals = site_counts(
             self._corpus, id, self.grid(id), sites, self.match(id)[0], self.n_tokens
         )
@@ -301,7 +301,7 @@ class SiteStore:
 
     def _sites_and_scale(self, id: str) -> dict[str, Any]:
         grid = member_grid(self._corpus, id, self.config)
-        scale = site_scale(self._corpus, id, grid, self.match(id)[0], self.n_tokens, self.normalise)
+        scale = site_scale(self._corpus, id, grid, self.match(id)[0], self.n_tokens, self.normalize)
         small = np.uint32 if grid.shape[0] * grid.shape[1] < 2**32 else np.int64
         return {
             "n_sites": np.int64(len(grid.occupied)),

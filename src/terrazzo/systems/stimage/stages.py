@@ -31,7 +31,7 @@ from terrazzo.training.stage import Collated
 def site_store(corpus: Corpus, model: STImage) -> SiteStore:
     """Return grids and scales of a corpus's slices as a model reads them."""
     config = model.config
-    return SiteStore(corpus, model.vocabulary, config.patches, config.normalise, config.vit.n_genes)
+    return SiteStore(corpus, model.vocabulary, config.patches, config.normalize, config.vit.n_genes)
 
 
 def initial_model(config: PretrainConfig, corpus: Corpus) -> STImage:

@@ -59,11 +59,11 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
     Raises
     ------
     ConfigError
-        A model with fixed positions, or whose values are not standardised.
+        A model with fixed positions, or whose values are not standardized.
     """
-    if config.vit.positions != "distance" or not config.standardise:
+    if config.vit.positions != "distance" or not config.standardize:
         raise ConfigError(
-            "model.init 'informed' needs standardised values and attention by distance (patches.recipe: terrazzo); "
+            "model.init 'informed' needs standardized values and attention by distance (patches.recipe: terrazzo); "
             "take init: random."
         )
     score = cast(Tensor, vit.autocorrelation).double().numpy()
@@ -80,7 +80,7 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
 
 
 def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tuple[Floats, Floats]:
-    """Return principal directions of standardised site values of a sample of these slices' sites.
+    """Return principal directions of standardized site values of a sample of these slices' sites.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tu
     """
     gram, n = np.zeros((len(genes), len(genes))), 0
     for id, found in iterate_values(store, ids, SAMPLE):
-        values = store.scale(id).standardise(found[:, genes].toarray(), genes).astype(np.float64)
+        values = store.scale(id).standardize(found[:, genes].toarray(), genes).astype(np.float64)
         gram += values.T @ values
         n += len(values)
     return principal_directions(gram / max(n, 1), k)
@@ -104,11 +104,11 @@ def regressed(
     cross, n = np.zeros((len(others), loadings.shape[1])), 0
     for id, found in iterate_values(store, ids, SAMPLE):
         scale = store.scale(id)
-        scores = scale.standardise(found[:, genes].toarray(), genes).astype(np.float64) @ loadings
+        scores = scale.standardize(found[:, genes].toarray(), genes).astype(np.float64) @ loadings
         for at in range(0, len(others), MOST_GENES):  # never dense for all genes at once
             some = others[at : at + MOST_GENES]
             cross[at : at + MOST_GENES] += (
-                scale.standardise(found[:, some].toarray(), some).T @ scores
+                scale.standardize(found[:, some].toarray(), some).T @ scores
             )
         n += len(scores)
     return (cross / max(n, 1) / variance).round(DIGITS)

@@ -203,9 +203,9 @@ class Window:
             weight = self.counts.variance(scaling(scale.total, self.totals), self.present)[measured]
         return measured[choose_channels(weight, config.channels, config.choose, rng)]
 
-    def values(self, genes: Ints, scale: SliceScale, standardise: bool) -> NDArray[np.float32]:
+    def values(self, genes: Ints, scale: SliceScale, standardize: bool) -> NDArray[np.float32]:
         """Return the channels' values, float32 ``(S, m)``; 0 on sites without a cell, or without a count."""
-        return channel_values(self.counts, self.totals, self.present, genes, scale, standardise)
+        return channel_values(self.counts, self.totals, self.present, genes, scale, standardize)
 
 
 def fixed_channels(config: PatchConfig, measured: Ints, autocorrelation: Floats) -> Ints:
@@ -220,7 +220,7 @@ def channel_values(
     sites: Bools,
     genes: Ints,
     scale: SliceScale,
-    standardise: bool,
+    standardize: bool,
     where: Bools | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -234,13 +234,13 @@ def channel_values(
         bool ``(S,)``: sites that are written.
     genes
         ``(m,)``: tokens, each once.
-    scale, standardise
+    scale, standardize
         Of the slice, and whether genes are brought to mean 0 and sd 1 in it.
     where, out
         bool ``(S, m)``, values that are written, None: all; and what they are written into, None: zeros.
     """
     mean, stretch = (
-        scale.standards(genes) if standardise else (np.zeros(len(genes)), np.ones(len(genes)))
+        scale.standards(genes) if standardize else (np.zeros(len(genes)), np.ones(len(genes)))
     )
     return counts.values(
         genes, scaling(scale.total, totals), sites & (totals > 0), mean, stretch, where, out

@@ -63,7 +63,7 @@ class CacheKey:
     fingerprint
         Of the cell encoder: its weights, vocabulary, maximal length and precision.
     config
-        Sub-slices; what is decided only when a sub-slice is cut (neighbours, halo) does not count.
+        Sub-slices; what is decided only when a sub-slice is cut (neighbors, halo) does not count.
     seed
         Of Leiden.
     """

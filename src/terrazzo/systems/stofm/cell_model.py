@@ -31,7 +31,7 @@ class CellModelConfig:
     cell_encoder: CellEncoderConfig = field(default_factory=CellEncoderConfig)
 
 
-def tokenise(tissue: Slice, match: GeneMatch, max_length: int) -> Tokens:
+def tokenize(tissue: Slice, match: GeneMatch, max_length: int) -> Tokens:
     """Return the ranked genes of every cell of a slice, as this model's vocabulary numbers them."""
     return rank_tokens(tissue.counts, match.column_token, match.column_median, max_length)
 
@@ -66,13 +66,13 @@ def plan_encoder(
 ) -> tuple[float, Coverage, tuple[float, float]]:
     """Estimate the cell encoder's seconds on a slice; also the coverage and the rates (float32, bfloat16)."""
     match = model.vocabulary.match(tissue, orthologs=orthologs)
-    lengths = tokenise(tissue, match, encoder.config.max_length).lengths + 1
+    lengths = tokenize(tissue, match, encoder.config.max_length).lengths + 1
     seconds, rates = encoding_time(encoder, lengths, precision, model.device)
     return seconds, match.coverage, rates
 
 
 class CellModel(FoundationModel):
-    """A cell encoder alone: one vector per cell from its own genes, no neighbourhood.
+    """A cell encoder alone: one vector per cell from its own genes, no neighborhood.
 
     Parameters
     ----------
@@ -90,9 +90,7 @@ class CellModel(FoundationModel):
     default_key: ClassVar[str] = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
     title: ClassVar[str] = "Cell encoder"
-    limits: ClassVar[tuple[str, ...]] = (
-        "A cell is seen alone: its neighbourhood changes nothing.",
-    )
+    limits: ClassVar[tuple[str, ...]] = ("A cell is seen alone: its neighborhood changes nothing.",)
     module: CellEncoder
 
     def _build(self) -> nn.Module:
@@ -114,7 +112,7 @@ class CellModel(FoundationModel):
 
         def run(tissue: Slice, adata: AnnData) -> Embedding:
             match = self.vocabulary.match(tissue, orthologs=orthologs)
-            tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
+            tokens = tokenize(tissue, match, self.config.cell_encoder.max_length)
             warn_if_long(self.module, tokens.lengths + 1, precision, self.device, tissue.name)
             vectors, details = encode_cells(self.module, tokens, self.cls_token, precision, bars)
             return Embedding(vectors, tokens.lengths == 0, match.coverage, details)

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError, OutputError, TrainingError
 from terrazzo.progress import Progress
-from terrazzo.systems.stofm.labelled import Scene, prepare, refresh, scene_vectors, subslice_vectors
+from terrazzo.systems.stofm.labeled import Scene, prepare, refresh, scene_vectors, subslice_vectors
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import targets
 from terrazzo.tasks.mlp import LabelHead
@@ -180,7 +180,7 @@ def finetune(
     progress: bool | None = None,
     orthologs: Any = None,
 ) -> FineTuned:
-    """Tune all parameters of a model on labelled slices.
+    """Tune all parameters of a model on labeled slices.
 
     The head starts as a probe of the frozen vectors, so that the first steps do not spoil the weights with a random
     head's gradients; what is kept is the state with the lowest loss on the validation cells, the start included.
@@ -196,7 +196,7 @@ def finetune(
     config
         Settings.
     split
-        Rows (of the slices stacked) to learn from and to stop by; None: all labelled ones, 10 % of them to stop by.
+        Rows (of the slices stacked) to learn from and to stop by; None: all labeled ones, 10 % of them to stop by.
     seed
         Of the order, the groups of cells, and the head's start.
     progress
@@ -267,9 +267,9 @@ class Steps:
         self.groups: list[tuple[int, int, NDArray[np.int64], int]] = []
         for i, scene in enumerate(scenes):
             for j, sub in enumerate(scene.subslices):
-                learnt = np.flatnonzero(scene.train[sub.cells[: sub.n_core]])
-                if len(learnt):
-                    self.groups.append((i, j, learnt, -(-len(learnt) // size)))
+                learned = np.flatnonzero(scene.train[sub.cells[: sub.n_core]])
+                if len(learned):
+                    self.groups.append((i, j, learned, -(-len(learned) // size)))
 
     def __len__(self) -> int:
         return sum(parts for _, _, _, parts in self.groups)
@@ -278,8 +278,8 @@ class Steps:
         """Yield scene, sub-slice, and cells by their place in it."""
         drawn = [
             (i, j, np.sort(part))
-            for i, j, learnt, parts in self.groups
-            for part in np.array_split(self.rng.permutation(learnt), parts)
+            for i, j, learned, parts in self.groups
+            for part in np.array_split(self.rng.permutation(learned), parts)
         ]
         return iter([drawn[k] for k in self.rng.permutation(len(drawn))])
 
@@ -287,7 +287,7 @@ class Steps:
 class FineTuning(LightningModule):
     """Cross-entropy of the training cells of a sub-slice; keeps the best state by the validation cells.
 
-    The head reads standardised vectors. Cells of a poorly trained model differ by a thousandth of their vectors'
+    The head reads standardized vectors. Cells of a poorly trained model differ by a thousandth of their vectors'
     length, and a small change that is common to all cells would be many sd: so a step takes mean and sd of its own
     cells, and after a pass those of all training cells are taken anew.
     """
@@ -348,15 +348,15 @@ class FineTuning(LightningModule):
     def held_out_loss(self) -> float:
         """Return the mean loss of the validation cells, with vectors and the training cells' statistics renewed."""
         self.eval()
-        learnt, watched, codes = [], [], []
+        learned, watched, codes = [], [], []
         for scene in self.scenes:
             refresh(self.model, scene)
             vectors = scene_vectors(self.model, scene)
-            learnt.append(vectors[scene.train])
+            learned.append(vectors[scene.train])
             watched.append(vectors[scene.validation])
             codes.append(scene.codes[scene.validation])
         for buffer, values in zip(
-            (self.shift, self.scale), statistics(np.concatenate(learnt)), strict=True
+            (self.shift, self.scale), statistics(np.concatenate(learned)), strict=True
         ):
             buffer.copy_(torch.from_numpy(values))
         x, y = torch.from_numpy(np.concatenate(watched)), torch.from_numpy(np.concatenate(codes))
@@ -422,7 +422,7 @@ def _scenes(
     model: SToFM, slices: Sequence[AnnData], codes: NDArray[np.int64], rows: Split, **options: Any
 ) -> list[Scene]:
     if min(codes[rows.train].min(initial=0), codes[rows.validation].min(initial=0)) < 0:
-        raise InputError("the split names cells without a label that is learnt.")
+        raise InputError("the split names cells without a label that is learned.")
     train, validation = np.zeros(len(codes), dtype=bool), np.zeros(len(codes), dtype=bool)
     train[rows.train], validation[rows.validation] = True, True
     out, start = [], 0
@@ -431,7 +431,7 @@ def _scenes(
         out.append(prepare(model, adata, codes[here], train[here], validation[here], **options))
         start += adata.n_obs
     if not len(rows.train) or not len(rows.validation):
-        raise InputError("fine-tuning needs labelled cells to learn from, and others to stop by.")
+        raise InputError("fine-tuning needs labeled cells to learn from, and others to stop by.")
     return out
 
 

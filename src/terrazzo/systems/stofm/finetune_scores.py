@@ -46,7 +46,7 @@ def evaluate_finetuning(
     model, label, config, orthologs, progress
         As in :func:`finetune`.
     data
-        One slice; with ``test``, one or several that are learnt from.
+        One slice; with ``test``, one or several that are learned from.
     test
         Another slice, which is scored; over the classes that both sides have, as in :func:`terrazzo.tasks.probe`.
     kinds

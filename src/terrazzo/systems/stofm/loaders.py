@@ -89,7 +89,7 @@ class SubSliceItem:
     id, member
         Slice, and its position in the loader's ``ids``.
     spacing
-        The slice's median distance between neighbours, in units of ``sub.positions``.
+        The slice's median distance between neighbors, in units of ``sub.positions``.
     counts
         CSR, rows as ``sub.cells``, columns as ``Corpus.genes(id)``; None unless asked for.
     tokens
@@ -110,7 +110,7 @@ SubSliceBatch = list[SubSliceItem]
 
 
 class CellLoader(Loader[CellBatch]):
-    """Random cells of all slices of a split, tokenised: what domain adaptation reads.
+    """Random cells of all slices of a split, tokenized: what domain adaptation reads.
 
     Rows are read in contiguous blocks, in a random order over all slices; ``buffer_blocks`` of them are mixed cell by
     cell. Iterating goes from the state (at first the start of epoch 0) to the end of the epoch, and then stands at the
@@ -211,7 +211,7 @@ class CellLoader(Loader[CellBatch]):
             while wanted:
                 if mixed is None:
                     number, blocks = next(buffers)
-                    mixed = self._tokenised(blocks)
+                    mixed = self._tokenized(blocks)
                     order = self._rng(CELL_ORDER, epoch, self._rank, number).permutation(len(mixed))
                 cells = order[at : at + wanted]
                 parts.append(mixed.take(cells))
@@ -238,8 +238,8 @@ class CellLoader(Loader[CellBatch]):
             for m, start, stop in pieces.tolist()
         ]
 
-    def _tokenised(self, blocks: list[tuple[int, int, sparse.csr_matrix]]) -> CellBatch:
-        """Tokenise blocks, those with the same columns together: numba's threads are slow to start."""
+    def _tokenized(self, blocks: list[tuple[int, int, sparse.csr_matrix]]) -> CellBatch:
+        """Tokenize blocks, those with the same columns together: numba's threads are slow to start."""
         # here and not in the reading thread: those threads may not be entered from two places at once everywhere
         alike: dict[int, tuple[Columns, list[tuple[int, int, sparse.csr_matrix]]]] = {}
         for block in blocks:
@@ -312,9 +312,9 @@ class SubSliceLoader(Loader[SubSliceBatch]):
     with_counts
         Also read the counts of the cells.
     match, max_length
-        From :func:`member_match`: also tokenise the cells (this reads their counts).
+        From :func:`member_match`: also tokenize the cells (this reads their counts).
     tokens_from
-        Epoch from which cells are tokenised; in earlier ones neither counts nor tokens are needed, nor read.
+        Epoch from which cells are tokenized; in earlier ones neither counts nor tokens are needed, nor read.
 
     Raises
     ------

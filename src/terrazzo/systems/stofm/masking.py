@@ -26,7 +26,7 @@ from terrazzo.systems.stofm.tokens import rank_tokens
 from terrazzo.training.goals import AdaptObjective, MultiScaleObjective
 from terrazzo.training.stage import Movable
 
-RINGS = (6, 18, 36)  # shown neighbours up to the outer edge of each ring around a predicted cell
+RINGS = (6, 18, 36)  # shown neighbors up to the outer edge of each ring around a predicted cell
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class ScenePack(Movable):
         return int((self.types == CELL).sum())
 
     @property
-    def neighbour_mean(self) -> Tensor:
+    def neighbor_mean(self) -> Tensor:
         """Mean features of the 6 nearest shown cells, ``(predicted, d)``."""
         return self.rings[:, : self.features.shape[1]]
 

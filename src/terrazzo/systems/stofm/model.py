@@ -29,7 +29,7 @@ from terrazzo.systems.stofm.cell_model import (
     CellModelConfig,
     encode_cells,
     plan_encoder,
-    tokenise,
+    tokenize,
 )
 from terrazzo.systems.stofm.config import SToFMConfig, preset
 from terrazzo.systems.stofm.pair_bias import Pairs
@@ -209,7 +209,7 @@ class SToFM(FoundationModel):
         slice changes nothing, not even the last bit.
         """
         config = settings.subslices
-        tokens = tokenise(tissue, match, self.config.cell_encoder.max_length)
+        tokens = tokenize(tissue, match, self.config.cell_encoder.max_length)
         encoder = self.module.cell_encoder
         warn_if_long(encoder, tokens.lengths + 1, settings.precision, self.device, tissue.name)
         empty, order = tokens.lengths == 0, canonical_order(tokens, tissue)
@@ -333,13 +333,13 @@ def pair_tensors(sub: SubSlice, device: torch.device) -> Pairs:
 
 
 def canonical_order(tokens: Tokens, tissue: Slice) -> NDArray[np.int64]:
-    """Order cells by their genes, ties by distance from the slice's centre, then by position.
+    """Order cells by their genes, ties by distance from the slice's center, then by position.
 
     The order is the same whichever way the rows are shuffled and, apart from exact ties, the slice is turned.
     """
-    centred = tissue.coords - tissue.coords.mean(axis=0)
+    centered = tissue.coords - tissue.coords.mean(axis=0)
     radius = np.round(
-        np.linalg.norm(centred, axis=1) / max(tissue.spacing, np.finfo(float).tiny), 6
+        np.linalg.norm(centered, axis=1) / max(tissue.spacing, np.finfo(float).tiny), 6
     )
     return np.lexsort((tissue.coords[:, 1], tissue.coords[:, 0], radius, tokens.digests()))
 
@@ -349,8 +349,8 @@ def slice_length_unit(tissue: Slice, config: SubSliceConfig) -> float:
     length = length_unit(tissue.unit, tissue.spacing, config)
     if config.geometry != "published" and tissue.unit != "um":
         warnings.warn(
-            f"{tissue.name}: coordinates are in {tissue.unit} units and micrometres could not be derived; the median "
-            f"distance between neighbours ({length:.4g}) is taken as the unit. Pass microns_per_unit= or technology= "
+            f"{tissue.name}: coordinates are in {tissue.unit} units and micrometers could not be derived; the median "
+            f"distance between neighbors ({length:.4g}) is taken as the unit. Pass microns_per_unit= or technology= "
             "if you know it.",
             TerrazzoWarning,
             stacklevel=2,

@@ -12,7 +12,7 @@ from terrazzo.systems.stofm.cell_encoder import CellEncoder
 from terrazzo.systems.stofm.masking import RINGS, AdaptBatch, ScenePack
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.systems.stofm.statistics import References, with_constant
-from terrazzo.systems.stofm.warm_start import show_neighbours
+from terrazzo.systems.stofm.warm_start import show_neighbors
 from terrazzo.training.recipe import PretrainConfig
 from terrazzo.training.stage import Objective
 
@@ -117,7 +117,7 @@ def residual_loss(change: Tensor, counts: Tensor, base: Tensor) -> Tensor:
 
 
 class DomainAdaptation(Objective):
-    """Masked gene modelling + contrastive loss (section A.1), and beyond the paper the thinned-count own head.
+    """Masked gene modeling + contrastive loss (section A.1), and beyond the paper the thinned-count own head.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class DomainAdaptation(Objective):
 
 
 class MultiScale(Objective):
-    """Masked cell modelling + pairwise distance recovery on sub-slices (section 3.3).
+    """Masked cell modeling + pairwise distance recovery on sub-slices (section 3.3).
 
     Parameters
     ----------
@@ -269,20 +269,20 @@ class MultiScale(Objective):
         """Let the heads start from constant answers, and keep the regression; called once, before the first step.
 
         From random heads a short run spends its steps on finding the mean. An informed start also lets an untrained
-        SE(2) Transformer begin with means over neighbours.
+        SE(2) Transformer begin with means over neighbors.
         """
         if self.config.model.init == "informed" and self.model.provenance.get("se2") == "untrained":
-            show_neighbours(self.se2, references.mean, references.covariance)
+            show_neighbors(self.se2, references.mean, references.covariance)
         self.ridge.copy_(references.ridge)
         answer_with(self.cell_head, references.mean_cell)
         if self.distance_head is not None:
             answer_with(self.distance_head, torch.tensor([references.mean_distance]))
 
     def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
-        """Return the cost of trivial answers: zero, the shown cells' mean, the neighbours' mean, a ridge on rings."""
+        """Return the cost of trivial answers: zero, the shown cells' mean, the neighbors' mean, a ridge on rings."""
         goal = self.config.pretrain
         shown = batch.features[batch.shown_cells]
-        # where one-cell sub-slices are all hidden no cell is shown: zeros, as for the neighbours' mean
+        # where one-cell sub-slices are all hidden no cell is shown: zeros, as for the neighbors' mean
         mean = (
             shown.mean(0, keepdim=True) if len(shown) else shown.new_zeros(1, shown.shape[1])
         ).expand_as(target)
@@ -292,7 +292,7 @@ class MultiScale(Objective):
             "masked_cells_zero": vector_loss(zero, target, goal.loss),
             "masked_cells_mean": vector_loss(mean, target, goal.loss),
             "masked_cells_ridge": vector_loss(ridge, target, goal.loss),
-            "masked_cells_neighbours": vector_loss(batch.neighbour_mean, target, goal.loss),
+            "masked_cells_neighbors": vector_loss(batch.neighbor_mean, target, goal.loss),
         }
 
 

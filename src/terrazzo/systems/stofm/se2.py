@@ -89,7 +89,7 @@ class _Layer(nn.Module):
         )
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Add and normalise the attention's output, then the feed-forward block."""
+        """Add and normalize the attention's output, then the feed-forward block."""
         x = self.attention_norm(x + self.dropout(self.out(attended)))
         inner = self.activation_dropout(F.gelu(self.fc1(x)))
         return self.final_norm(x + self.dropout(self.fc2(inner)))

@@ -35,7 +35,7 @@ from terrazzo.systems.stofm.statistics import (
 from terrazzo.systems.stofm.statistics import references as collect
 from terrazzo.systems.stofm.subslices import length_unit, macro_scale, model_positions, split_cells
 from terrazzo.systems.stofm.tokens import rank_tokens
-from terrazzo.systems.stofm.warm_start import centre, look_near, show_components
+from terrazzo.systems.stofm.warm_start import center, look_near, show_components
 from terrazzo.training.recipe import PretrainConfig
 from terrazzo.training.stage import Collated
 
@@ -103,7 +103,7 @@ def inform(model: SToFM, corpus: Corpus, ids: list[str], seed: int) -> None:
     )
 
 
-def centred(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
+def centered(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
     """Take off what training added to all cells' vectors alike (stage ``"adapt"`` of an informed start).
 
     Not below an SE(2) Transformer that was trained on the vectors as they were.
@@ -115,7 +115,7 @@ def centred(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
         member_match(corpus, model.vocabulary),
     )
     sample = sample_tokens(corpus, ids, match, model.config.cell_encoder.max_length)
-    centre(model.module.cell_encoder, sample, model.cls_token)
+    center(model.module.cell_encoder, sample, model.cls_token)
 
 
 def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:

@@ -68,7 +68,7 @@ def gene_loadings(
 ) -> NDArray[np.float32]:
     """Return right singular vectors of ranked-token bags of a sample of these slices' cells.
 
-    Each cell is the row of its tokens with weights ``1 / sqrt(rank)``, standardised within its slice, so that what
+    Each cell is the row of its tokens with weights ``1 / sqrt(rank)``, standardized within its slice, so that what
     differs between slices does not lead.
 
     Returns
@@ -86,7 +86,7 @@ def gene_loadings(
     weight = np.bincount(of_slice) / len(of_slice)
     sd = np.sqrt(np.maximum(square - weight @ mean**2, 0))
     scale = np.where(sd > 0, 1 / np.maximum(sd, LEAST_SD), 0.0)
-    operator = _Centred(bag, mean * scale, scale, of_slice)
+    operator = _Centered(bag, mean * scale, scale, of_slice)
     k = min(components, min(bag.shape) - 1)
     _, values, right = svds(
         operator, k=k, random_state=np.random.default_rng(seed), solver="arpack"
@@ -132,7 +132,7 @@ def head_radii(
     return np.geomspace(0.7 * min(spacing), 6 * max(spacing), heads - 1)
 
 
-class _Centred(LinearOperator):
+class _Centered(LinearOperator):
     """``(bag - mean of its slice) / sd`` without making it dense."""
 
     def __init__(

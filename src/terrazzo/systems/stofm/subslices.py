@@ -57,11 +57,11 @@ def split_balanced(positions: Floats, size: int) -> list[Ints]:
 
 def _along_principal_axis(points: Floats) -> Ints:
     """Order points along their first principal axis, ties along the second; the axes' signs follow the skewness."""
-    centred = points - points.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
+    centered = points - points.mean(axis=0)
+    _, axes = np.linalg.eigh(centered.T @ centered)
     keys = []
     for axis in (axes[:, 0], axes[:, 1]):  # np.lexsort sorts by its last key first
-        along = centred @ axis
+        along = centered @ axis
         if np.sum(along**3) < 0:
             along = -along
         extent = max(float(np.ptp(along)), np.finfo(float).tiny)
@@ -119,10 +119,10 @@ def halo_cells(positions: Floats, tree: cKDTree, core: Ints, width: float) -> In
         In units of ``positions``.
     """
     points = positions[core]
-    centre = points.mean(axis=0)
-    reach = float(np.sqrt(((points - centre) ** 2).sum(axis=1).max())) + width
+    center = points.mean(axis=0)
+    reach = float(np.sqrt(((points - center) ** 2).sum(axis=1).max())) + width
     near = np.setdiff1d(
-        np.asarray(tree.query_ball_point(centre, reach * (1 + 1e-9)), dtype=np.int64), core
+        np.asarray(tree.query_ball_point(center, reach * (1 + 1e-9)), dtype=np.int64), core
     )
     if len(near) == 0:
         return near
@@ -136,7 +136,7 @@ CELL, GRAPH, VIRTUAL = 0, 1, 2  # token types as published; 3 is padding
 PUBLISHED_DIAGONAL = 100.0  # published geometry: the slice's bounding box has this diagonal
 
 
-TIE = 1e-6  # neighbours as near as the last one, up to rounding, all count: a lattice has many
+TIE = 1e-6  # neighbors as near as the last one, up to rounding, all count: a lattice has many
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,15 @@ class SubSliceConfig:
     Attributes
     ----------
     geometry
-        ``"um"``: micrometres divided by ``length_scale``; ``"published"``: bounding-box diagonal 100.
+        ``"um"``: micrometers divided by ``length_scale``; ``"published"``: bounding-box diagonal 100.
     length_scale
-        Micrometres that count as distance 1 (``geometry="um"``).
+        Micrometers that count as distance 1 (``geometry="um"``).
     split, split_size
         ``"balanced"`` or ``"grid"``, and the number of cells aimed at.
     halo
         Context around a sub-slice, in multiples of the slice's median spacing; 0 for none.
     n_neighbors
-        Nearest neighbours with true distances (50 in the published code, which stores 49 and lets the graph token and
+        Nearest neighbors with true distances (50 in the published code, which stores 49 and lets the graph token and
         the virtual cells take places; ``geometry="um"`` counts real cells only).
     pair
         ``"knn"``: other pairs are "far"; ``"full"``: all distances (the paper's text); ``"none"``: all pairs are far
@@ -253,7 +253,7 @@ def model_positions(coords: Floats, config: SubSliceConfig, scale: float = 1.0) 
     coords
         Coordinates of the slice.
     config
-        ``geometry`` decides: published = centred on the bounding box, diagonal 100; um = centred on the mean, divided
+        ``geometry`` decides: published = centered on the bounding box, diagonal 100; um = centered on the mean, divided
         by ``scale``.
     scale
         Length of one distance unit, in units of ``coords``.
@@ -273,7 +273,7 @@ def length_unit(unit: str, spacing: float, config: SubSliceConfig) -> float:
     Parameters
     ----------
     unit
-        Unit of the slice's coordinates; without micrometres (``"um"``) the median spacing is the unit.
+        Unit of the slice's coordinates; without micrometers (``"um"``) the median spacing is the unit.
     spacing
         The slice's median spacing, in units of the coordinates.
     config
@@ -363,12 +363,12 @@ def _spacing(positions: Floats, tree: cKDTree) -> float:
 
 
 def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tuple[Ints, Ints]:
-    """Pairs with a true distance: nearest neighbours (either way) and virtual cells to all."""
+    """Pairs with a true distance: nearest neighbors (either way) and virtual cells to all."""
     n, first = len(tokens), 1 + n_virtual
     if config.geometry == "published":  # every token takes part in the search and takes places
-        left, right = _neighbours(tokens, config.n_neighbors - 1, ties=False)
+        left, right = _neighbors(tokens, config.n_neighbors - 1, ties=False)
     else:
-        left, right = _neighbours(tokens[first:], config.n_neighbors, ties=True)
+        left, right = _neighbors(tokens[first:], config.n_neighbors, ties=True)
         left, right = left + first, right + first
     low, high = np.minimum(left, right), np.maximum(left, right)
     cells = low >= first
@@ -381,8 +381,8 @@ def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tup
     return np.concatenate([virtual_row, code // n]), np.concatenate([virtual_col, code % n])
 
 
-def _neighbours(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
-    """Return (point, neighbour) for the k nearest others of each point; ``ties``: also those as near as the last."""
+def _neighbors(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
+    """Return (point, neighbor) for the k nearest others of each point; ``ties``: also those as near as the last."""
     n = len(points)
     k = min(k, n - 1)
     if k < 1:
@@ -393,7 +393,7 @@ def _neighbours(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
         distance, index = tree.query(points, k=k + 1 + extra, workers=-1)
         own = index == np.arange(n)[:, None]
         own[~own.any(axis=1), -1] = (
-            True  # more coincident points than neighbours: drop the last instead
+            True  # more coincident points than neighbors: drop the last instead
         )
         distance, index = distance[~own].reshape(n, -1), index[~own].reshape(n, -1)
         reach = distance[:, k - 1] * (1 + TIE)

@@ -1,4 +1,4 @@
-"""The macro scale of SToFM's Algorithm 1: clusters of expression and position, each summarised as a virtual cell."""
+"""The macro scale of SToFM's Algorithm 1: clusters of expression and position, each summarized as a virtual cell."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cluster_features(
     features
         Cell embeddings ``(n, d)``.
     positions
-        ``(n, 2)``, centred.
+        ``(n, 2)``, centered.
     alpha
         Weight of expression (paper 0.8; the published code's ``leiden_alpha=0.2`` weighs positions: the same).
     mix
@@ -96,7 +96,7 @@ def _by_largest_row(matrix: Floats) -> Floats:
 def leiden_labels(
     points: Floats, n_neighbors: int, resolution: float, max_clusters: int, seed: int
 ) -> NDArray[np.int64]:
-    """Cluster points: nearest-neighbour graph with UMAP's fuzzy weights, Leiden (igraph, modularity).
+    """Cluster points: nearest-neighbor graph with UMAP's fuzzy weights, Leiden (igraph, modularity).
 
     The resolution is halved while there are more than ``max_clusters`` clusters, as published.
 
@@ -105,7 +105,7 @@ def leiden_labels(
     points
         ``(n, k)``.
     n_neighbors
-        Neighbours of a point, itself included (scanpy's convention).
+        Neighbors of a point, itself included (scanpy's convention).
     resolution, max_clusters, seed
         Leiden settings.
     """
@@ -136,12 +136,12 @@ def _fuzzy_graph(points: Floats, k: int) -> igraph.Graph:
 
 
 def fuzzy_graph(distance: Floats, index: NDArray[np.int64]) -> igraph.Graph:
-    """Build the weighted neighbour graph of scanpy's ``pp.neighbors``.
+    """Build the weighted neighbor graph of scanpy's ``pp.neighbors``.
 
     Parameters
     ----------
     distance, index
-        ``(n, k - 1)``: the nearest neighbours of each point, itself left out.
+        ``(n, k - 1)``: the nearest neighbors of each point, itself left out.
     """
     n, others = distance.shape
     weight = _fuzzy_weights(distance, np.log2(others + 1))
@@ -161,7 +161,7 @@ def fuzzy_graph(distance: Floats, index: NDArray[np.int64]) -> igraph.Graph:
 
 @numba.njit(cache=True)
 def _fuzzy_weights(distance: Floats, target: float) -> Floats:  # pragma: no cover - compiled
-    """UMAP's smoothed exponential weights: nearest neighbour 1, the sum of each row ``target``."""
+    """UMAP's smoothed exponential weights: nearest neighbor 1, the sum of each row ``target``."""
     n, k = distance.shape
     out = np.empty((n, k))
     overall = distance.mean()
@@ -196,7 +196,7 @@ def _fuzzy_weights(distance: Floats, target: float) -> Floats:  # pragma: no cov
 def virtual_cells(
     features: NDArray[np.float32], positions: Floats, labels: NDArray[np.int64]
 ) -> VirtualCells:
-    """Summarise each cluster (Algorithm 1, lines 4-8).
+    """Summarize each cluster (Algorithm 1, lines 4-8).
 
     Parameters
     ----------

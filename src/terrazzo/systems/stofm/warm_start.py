@@ -2,7 +2,7 @@
 
 A BERT with random gene embeddings spends its first thousands of steps on finding that genes go together, which a
 truncated SVD of a few thousand training cells says at once; an SE(2) Transformer whose heads all look everywhere
-spends them on finding that neighbours matter.
+spends them on finding that neighbors matter.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ def _project(encoder: CellEncoder, rows: Tensor, sample: Tokens, cls_token: int)
     encoder.proj.bias.zero_()
     count = min(len(rows), len(encoder.proj.weight))
     encoder.proj.weight[:count] = rows[:count]
-    centre(encoder, sample, cls_token, free=count)
+    center(encoder, sample, cls_token, free=count)
 
 
-def centre(encoder: CellEncoder, sample: Tokens, cls_token: int, free: int | None = None) -> None:
+def center(encoder: CellEncoder, sample: Tokens, cls_token: int, free: int | None = None) -> None:
     """Take the mean of a sample's vectors off the projection, and add a constant in the last place.
 
     Training moves all cells' vectors alike, which no linear read-out minds and every cosine does. By the constant a
@@ -188,12 +188,12 @@ def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
         last.bias.copy_(solved[-1])
 
 
-def show_neighbours(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> None:
-    """Let an SE(2) Transformer start as what a regression on neighbours would be given, and as nothing else.
+def show_neighbors(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> None:
+    """Let an SE(2) Transformer start as what a regression on neighbors would be given, and as nothing else.
 
     Each head of the first layer hands on the leading components of the cells it looks at, hidden cells left out; with
     the heads' ranges of :func:`look_near` a token's first state holds means over wider and wider surroundings, side by
-    side. All other branches start at zero. From random weights a short run ends behind the mean of six neighbours.
+    side. All other branches start at zero. From random weights a short run ends behind the mean of six neighbors.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where the things of an element lie: centres of circles, polygons and labels, out of the forms that hold them."""
+"""Where the things of an element lie: centers of circles, polygons and labels, out of the forms that hold them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def of_rings(xy: Floats, ring: Ints, inner: NDArray[np.bool_], owner: Ints, n: i
 
 
 def of_wkb(geometries: Sequence[bytes | None]) -> Floats:
-    """Return centres of points, polygons and multipolygons in Well-Known Binary (ISO or PostGIS; any byte order).
+    """Return centers of points, polygons and multipolygons in Well-Known Binary (ISO or PostGIS; any byte order).
 
     Raises
     ------
@@ -147,7 +147,7 @@ def _rings(
 
 
 def of_ragged(xy: Floats, offsets: Sequence[Ints]) -> Floats:
-    """Return centres of things in ragged arrays, as shapes 0.1 and GeoArrow have them.
+    """Return centers of things in ragged arrays, as shapes 0.1 and GeoArrow have them.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def of_ragged(xy: Floats, offsets: Sequence[Ints]) -> Floats:
 
 
 def of_labels(array: Any, blocks: Iterable[tuple[slice, ...]]) -> tuple[Ints, Floats]:
-    """Return the labels of a picture but 0, ascending, and their centres; pixel ``i`` spans ``i`` to ``i + 1``.
+    """Return the labels of a picture but 0, ascending, and their centers; pixel ``i`` spans ``i`` to ``i + 1``.
 
     Parameters
     ----------

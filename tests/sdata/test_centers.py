@@ -1,4 +1,4 @@
-"""Centres of polygons, points and labels: against slow sums, in every form that holds them."""
+"""Centers of polygons, points and labels: against slow sums, in every form that holds them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from spatialdata_stores import multipolygon, point, polygon, square
 
-from terrazzo.sdata import centres
+from terrazzo.sdata import centers
 from terrazzo.sdata.rasters import boxes
 
 
@@ -37,7 +37,7 @@ def by_grid(rings: list[np.ndarray], holes: list[np.ndarray]) -> np.ndarray:
 
 def test_polygons_holes_and_several_parts() -> None:
     ring, other, hole = star(100, 50, 0), star(120, 55, 1), np.array(square(100.2, 50.1, 0.5))
-    found = centres.of_wkb(
+    found = centers.of_wkb(
         [
             polygon(ring),
             polygon(ring[::-1]),
@@ -63,24 +63,24 @@ def test_polygons_holes_and_several_parts() -> None:
 
 
 def test_far_from_the_origin_no_digits_are_lost() -> None:
-    near, far = centres.of_wkb([polygon(star(0, 0, 3)), polygon(star(0, 0, 3) + 2.0**30)])
+    near, far = centers.of_wkb([polygon(star(0, 0, 3)), polygon(star(0, 0, 3) + 2.0**30)])
     np.testing.assert_allclose(far - 2.0**30, near, atol=1e-6)
 
 
 def test_points_and_flat_things() -> None:
     line = [[0, 0], [4, 0], [0, 0]]
-    found = centres.of_wkb(
+    found = centers.of_wkb(
         [point(1, 2), point(3, 4, ">"), polygon(line), struct.pack("<BI3d", 1, 1001, 5, 6, 7)]
     )
     np.testing.assert_allclose(found, [[1, 2], [3, 4], [4 / 3, 0], [5, 6]])
-    assert np.isnan(centres.of_wkb([point(np.nan, np.nan)])).all()
+    assert np.isnan(centers.of_wkb([point(np.nan, np.nan)])).all()
 
 
 def test_three_dimensions_and_postgis() -> None:
     ring = np.concatenate([np.array(square(5, 6)), np.full((5, 1), 9.0)], axis=1)
     iso = struct.pack("<BIII", 1, 1003, 1, 5) + ring.tobytes()
     postgis = struct.pack("<BIIII", 1, 0xA0000003, 4326, 1, 5) + ring.tobytes()
-    np.testing.assert_allclose(centres.of_wkb([iso, postgis]), [[5, 6], [5, 6]])
+    np.testing.assert_allclose(centers.of_wkb([iso, postgis]), [[5, 6], [5, 6]])
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,21 @@ def test_three_dimensions_and_postgis() -> None:
 )
 def test_broken_geometry_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"no place|too early|smaller|holds something else"):
-        centres.of_wkb([data])
+        centers.of_wkb([data])
 
 
 def test_ragged_arrays_are_the_same() -> None:
     rings = [star(0, 0, 4), np.array(square(0, 0, 0.3)), star(9, 9, 5)]
     xy, ends = np.concatenate(rings), np.cumsum([0, *map(len, rings)])
-    polygons = centres.of_wkb([polygon(rings[0], rings[1]), polygon(rings[2])])
-    np.testing.assert_allclose(centres.of_ragged(xy, [ends, np.array([0, 2, 3])]), polygons)
-    whole = centres.of_wkb([multipolygon(polygon(rings[0], rings[1]), polygon(rings[2]))])
+    polygons = centers.of_wkb([polygon(rings[0], rings[1]), polygon(rings[2])])
+    np.testing.assert_allclose(centers.of_ragged(xy, [ends, np.array([0, 2, 3])]), polygons)
+    whole = centers.of_wkb([multipolygon(polygon(rings[0], rings[1]), polygon(rings[2]))])
     np.testing.assert_allclose(
-        centres.of_ragged(xy, [ends, np.array([0, 2, 3]), np.array([0, 2])]), whole
+        centers.of_ragged(xy, [ends, np.array([0, 2, 3]), np.array([0, 2])]), whole
     )
     for wrong in ([ends, np.array([0, 2])], [ends + 1, np.array([0, 2, 3])], [ends]):
         with pytest.raises(ValueError, match="offsets"):
-            centres.of_ragged(xy, wrong)
+            centers.of_ragged(xy, wrong)
 
 
 @pytest.mark.parametrize("chunk", [(7, 5), (64, 64)])
@@ -120,7 +120,7 @@ def test_labels_by_piece(chunk: tuple[int, int], apart: int) -> None:
 
     labels = (np.random.default_rng(0).integers(0, 6, (40, 33)) * apart).astype(np.uint32)
     array = da.from_array(labels, chunks=chunk)
-    found, places = centres.of_labels(array, boxes(array, "labels"))
+    found, places = centers.of_labels(array, boxes(array, "labels"))
     assert found.tolist() == [n * apart for n in range(1, 6)]
     for label, place in zip(found, places, strict=True):
         rows, columns = np.nonzero(labels == label)
@@ -130,6 +130,6 @@ def test_labels_by_piece(chunk: tuple[int, int], apart: int) -> None:
 def test_labels_in_planes_are_looked_at_from_above() -> None:
     labels = np.zeros((3, 4, 6), np.int16)
     labels[0, 1, 2], labels[2, 1, 4] = 7, 7
-    found, places = centres.of_labels(labels, boxes(labels, "labels"))
+    found, places = centers.of_labels(labels, boxes(labels, "labels"))
     assert found.tolist() == [7]
     np.testing.assert_allclose(places, [[3.5, 1.5]])

@@ -1,4 +1,4 @@
-"""A labelled slice cut once for fine-tuning: its tokens, sub-slices and stored cell vectors, in canonical order."""
+"""A labeled slice cut once for fine-tuning: its tokens, sub-slices and stored cell vectors, in canonical order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from terrazzo.models.sequences import Tokens
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
-from terrazzo.systems.stofm.cell_model import encode_cells, tokenise
+from terrazzo.systems.stofm.cell_model import encode_cells, tokenize
 from terrazzo.systems.stofm.masking import pad
 from terrazzo.systems.stofm.model import SToFM, canonical_order, slice_length_unit, subslice_tensors
 from terrazzo.systems.stofm.subslices import (
@@ -37,7 +37,7 @@ class Scene:
     tokens, positions
         As ``embed`` makes them.
     codes, train, validation
-        Class of each cell (-1: none); which cells are learnt from; which stop the training.
+        Class of each cell (-1: none); which cells are learned from; which stop the training.
     features, virtual, subslices
         Stored vectors of cells and virtual cells, and the sub-slices around them; :func:`refresh` makes them anew.
     """
@@ -77,7 +77,7 @@ def prepare(
         As in :meth:`terrazzo.SToFM.embed`.
     """
     config, tissue = model.config.subslices, Slice.from_anndata(adata)
-    tokens = tokenise(
+    tokens = tokenize(
         tissue,
         model.vocabulary.match(tissue, orthologs=orthologs),
         model.config.cell_encoder.max_length,
