@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from terrazzo.files import whole_file, why_not, write_text
+from terrazzo.files import whole_file, whole_folder, why_not, write_text
 
 
 def test_a_file_is_written(tmp_path: Path) -> None:
@@ -52,3 +52,42 @@ def test_drafts_of_one_file_do_not_meet(tmp_path: Path) -> None:
 )
 def test_why_it_could_not_be_written(error: Exception, says: str) -> None:
     assert why_not(error) == says
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with whole_folder(tmp_path / "a") as draft:
+            (draft / text).write_text(text)
+        assert [path.name for path in (tmp_path / "a").iterdir()] == [text]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_what_stops_the_writing_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "before").touch()
+
+    def write(name: str) -> None:
+        with whole_folder(tmp_path / name) as draft:
+            (draft / "half").touch()
+            assert draft.suffix == ".part"
+            if name == "a":
+                raise error
+
+    with pytest.raises(error):
+        write("a")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    for name in ("a", "b"):
+        with pytest.raises(error):
+            write(name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "before"]

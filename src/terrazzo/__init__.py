@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from terrazzo.models.embed_files import embed_files
     from terrazzo.models.loading import load
     from terrazzo.records import block
-    from terrazzo.sdata.writing import write_table
     from terrazzo.slices import Slice, read
+    from terrazzo.slices.spatialdata_writing import write_table
     from terrazzo.systems.scgpt.convert import convert_scgpt
     from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
     from terrazzo.systems.stalign.config import STAlignConfig
@@ -72,7 +72,7 @@ _WHERE = {
     "preset": "systems.stofm.config",
     "pretrain": "training.run",
     "read": "slices",
-    "write_table": "sdata.writing",
+    "write_table": "slices.spatialdata_writing",
 }
 _ROOMS = ("datasets", "errors", "keys", "plot", "report", "simulate", "tasks")
 

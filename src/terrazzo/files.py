@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -33,6 +35,31 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
             OSError
         ):  # it is there only where something went wrong, and what did is what is to be said
             draft.unlink()
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder beside the target to write into; it takes the target's place at the end, or is removed.
+
+    An older folder of the target's name is moved aside before, and is back where that fails.
+    """
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    aside = draft.with_suffix(".old")
+    try:
+        yield draft
+        draft.chmod(0o755)
+        try:
+            if target.exists():
+                target.rename(aside)
+            draft.rename(target)
+        except BaseException:
+            if aside.exists() and not target.exists():
+                aside.rename(target)
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:

@@ -1,16 +1,16 @@
-"""SpatialData stores on the command line: said, embedded with their own picture, asked for domains, shown."""
+"""SpatialData stores on the command line: described, embedded with their own picture, given domains, shown."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
-from anndata import AnnData
-from spatialdata_stores import IDENTITY, Writer, point
+from spatialdata.transformations import Identity
+from spatialdata_stores import circles, image, make, scale, table
 
 from terrazzo.files import hash_path
 
@@ -23,37 +23,22 @@ def slices(histology: Any, tmp_path: Path) -> tuple[Path, Path]:
     adata = histology()
     adata.write_h5ad(tmp_path / "plain.h5ad")
     entry = next(iter(adata.uns["spatial"].values()))
-    pixels, scale = entry["images"]["hires"], float(entry["scalefactors"]["tissue_hires_scalef"])
+    pixels = entry["images"]["hires"]
+    factor = float(entry["scalefactors"]["tissue_hires_scalef"])
     pixels = pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
-    table = AnnData(adata.X, obs=adata.obs[["array_row", "array_col"]].copy(), var=adata.var)
-    table.obs["region"], table.obs["spot_id"] = (
-        pd.Categorical(["id"] * adata.n_obs),
-        np.arange(adata.n_obs),
+    annotated = table(
+        "id", range(adata.n_obs), counts=adata, obsm=np.asarray(adata.obsm["spatial"])
     )
-    table.obsm["spatial"] = np.asarray(adata.obsm["spatial"], dtype=float)
-    table.uns["spatialdata_attrs"] = {
-        "region": "id",
-        "region_key": "region",
-        "instance_key": "spot_id",
-    }
-    store = Writer(tmp_path / "in" / "mine.zarr")
-    hires = {"type": "scale", "scale": [scale, scale]}
-    store.shapes(
-        "id",
-        np.arange(adata.n_obs),
-        [point(*xy) for xy in table.obsm["spatial"]],
-        id=IDENTITY,
-        id_downscaled_hires=hires,
+    annotated.obs[["array_row", "array_col"]] = adata.obs[["array_row", "array_col"]]
+    hires = {"id": Identity(), "id_downscaled_hires": scale(factor)}
+    back = {"id": scale(1 / factor), "id_downscaled_hires": Identity()}
+    store = make(
+        tmp_path / "in" / "mine.zarr",
+        shapes={"id": circles(annotated.obsm["spatial"], **hires)},
+        images={"id_hires_image": image(np.moveaxis(pixels, -1, 0), chunks=(3, 100, 100), **back)},
+        tables={"table": annotated},
     )
-    back = {"type": "scale", "scale": [1.0, 1 / scale, 1 / scale]}
-    store.image(
-        "id_hires_image",
-        np.moveaxis(pixels, -1, 0),
-        chunks=(3, 100, 100),
-        id=back,
-        id_downscaled_hires=IDENTITY,
-    )
-    return tmp_path / "plain.h5ad", store.table("table", table).done()
+    return tmp_path / "plain.h5ad", store
 
 
 def test_info_says_what_was_recognized(call: Any, slices: Any) -> None:
@@ -78,6 +63,17 @@ def test_info_says_what_was_recognized(call: Any, slices: Any) -> None:
         code, out, err = call("info", wrong, "--region", "x")
         assert (code, err.count("\n")) == (2, 1)
         assert words in err
+
+
+def test_without_the_package_one_line_names_the_extra(
+    call: Any, slices: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain, store = slices
+    monkeypatch.setitem(sys.modules, "spatialdata", None)
+    code, out, err = call("info", store)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "pip install 'terrazzo[spatialdata]'" in err
+    assert call("info", plain)[0] == 0
 
 
 def test_embed_domains_and_report(call: Any, slices: Any, align_model: Any, tmp_path: Path) -> None:

@@ -243,20 +243,20 @@ def test_rows_that_cannot_be_meant(spots: AnnData, tmp_path: Path) -> None:
 
 
 def test_a_spatialdata_store_brings_its_own(spots: AnnData, tmp_path: Path) -> None:
-    from spatialdata_stores import IDENTITY, Writer, point, table
+    from spatialdata.transformations import Sequence, Translation
+    from spatialdata_stores import circles, image, make, scale, table
 
-    pixels, scale = picture_of(spots)
-    store = Writer(tmp_path / "mine.zarr")
-    store.shapes(
-        "cells",
-        list(range(90)),
-        [point(*xy) for xy in spots.obsm["spatial"]],
-        um=(IDENTITY, "micrometer"),
-    )
-    back = {"type": "scale", "scale": [1.0, 1 / scale, 1 / scale]}
-    store.image("he", np.moveaxis(pixels, -1, 0), um=back).table(
-        "table", table("cells", list(range(90)))
-    ).done()
+    pixels, factor = picture_of(spots)
+
+    def write(name: str, to_um: Any) -> None:
+        make(
+            tmp_path / name,
+            shapes={"cells": circles(spots.obsm["spatial"], um=scale(1))},
+            images={"he": image(np.moveaxis(pixels, -1, 0), um=to_um)},
+            tables={"table": table("cells", range(90))},
+        )
+
+    write("mine.zarr", scale(1 / factor))
     built = build(tmp_path / "mine.zarr", tmp_path / "out")
     piece, found = built.slice("mine"), built.image("mine")
     assert piece.unit == "um"
@@ -265,20 +265,9 @@ def test_a_spatialdata_store_brings_its_own(spots: AnnData, tmp_path: Path) -> N
     )
     assert found is not None
     assert np.array_equal(np.asarray(found.pixels), pixels)
-    assert found.scale == pytest.approx(scale)
-    assert found.microns_per_pixel == pytest.approx(1 / scale)
-    shifted = {
-        "type": "sequence",
-        "transformations": [back, {"type": "translation", "translation": [0, 5, 5]}],
-    }
-    moved = Writer(tmp_path / "moved.zarr").image("he", np.moveaxis(pixels, -1, 0), um=shifted)
-    moved.shapes(
-        "cells",
-        list(range(90)),
-        [point(*xy) for xy in spots.obsm["spatial"]],
-        um=(IDENTITY, "micrometer"),
-    )
-    moved.table("table", table("cells", list(range(90)))).done()
+    assert found.scale == pytest.approx(factor)
+    assert found.microns_per_pixel == pytest.approx(1 / factor)
+    write("moved.zarr", Sequence([scale(1 / factor), Translation([5, 5], axes=("x", "y"))]))
     assert (
         build(tmp_path / "moved.zarr", tmp_path / "other").image("moved") is None
     )  # rather than in a wrong place

@@ -1,9 +1,8 @@
-"""Spots on tissue: a wrong order, a wrong scale, no image; images of SpatialData objects."""
+"""Spots on tissue: a wrong order, a wrong scale, no image."""
 
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,98 +117,3 @@ def test_real_slices_lie_on_their_tissue_one_way_round(shared_dir, dataset, name
     assert check_spots(image, tissue.native_coords).on_tissue > 0.95
     with pytest.raises(InputError, match="swap"):
         check_spots(image, tissue.native_coords[:, ::-1])
-
-
-# SpatialData
-
-
-class Affine:
-    """What SpatialData calls a transformation, of x and y."""
-
-    def __init__(self, matrix):
-        self.matrix = np.array(matrix, dtype=float)
-
-    def to_affine_matrix(self, input_axes, output_axes):
-        assert input_axes == output_axes == ("x", "y")
-        return self.matrix
-
-
-def scaled(x, y=None, shift=(0.0, 0.0)):
-    return Affine([[x, 0, shift[0]], [0, x if y is None else y, shift[1]], [0, 0, 1]])
-
-
-def array_of(pixels, **transform):
-    return SimpleNamespace(
-        data=np.moveaxis(pixels, -1, 0), dims=("c", "y", "x"), attrs={"transform": transform}
-    )
-
-
-def spatialdata(image, shapes, region="spots"):
-    table = SimpleNamespace(uns={"spatialdata_attrs": {"region": region}})
-    return SimpleNamespace(
-        images={"hires": image},
-        shapes={"spots": SimpleNamespace(attrs={"transform": shapes})},
-        labels={},
-        tables={"table": table},
-    )
-
-
-def test_spatialdata_gives_image_and_scale():
-    pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
-    sdata = spatialdata(
-        array_of(pixels, hires=scaled(1)), {"global": scaled(1), "hires": scaled(0.2, 0.25)}
-    )
-    image = TissueImage.from_spatialdata(sdata, microns_per_pixel=2.0)
-    np.testing.assert_array_equal(np.asarray(image.pixels), pixels)
-    assert (image.scale, image.scale_y, image.offset, image.microns_per_pixel) == (
-        0.2,
-        0.25,
-        (0.0, 0.0),
-        2.0,
-    )
-    moved = spatialdata(array_of(pixels, um=scaled(0.5, shift=(10, 20))), {"um": scaled(1)})
-    image = TissueImage.from_spatialdata(moved, "hires", region="spots", coordinate_system="um")
-    np.testing.assert_allclose(
-        image.to_pixels([[10.0, 20.0], [11.0, 22.0]]), [[0, 0], [2, 4]], atol=1e-12
-    )
-
-
-def test_spatialdata_gives_the_levels_of_a_pyramid():
-    pixels = np.zeros((40, 60, 3), np.uint8)
-    tree = {
-        "scale0": {"image": array_of(pixels, global_=scaled(1))},
-        "scale1": {"image": array_of(pixels[::2, ::2] + 5, global_=scaled(2))},
-    }
-    image = TissueImage.from_spatialdata(
-        spatialdata(tree, {"global_": scaled(1)}), microns_per_pixel=1.0
-    )
-    assert [level.shape for level in image.pixels.levels] == [(40, 60, 3), (20, 30, 3)]
-    assert (image.crops([[20, 20]], 20, pixels=10)[0] == 5).all()
-
-
-def test_spatialdata_that_cannot_be_used_is_refused():
-    pixels = np.zeros((30, 40, 3), np.uint8)
-    good, turned = array_of(pixels, a=scaled(1)), Affine([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    for sdata, words in [
-        (SimpleNamespace(images={}), "has no image"),
-        (spatialdata(good, {"b": scaled(1)}), "no coordinate system in common"),
-        (spatialdata(array_of(pixels, a=turned), {"a": scaled(1)}), "more than a scale"),
-        (spatialdata(array_of(pixels, a=scaled(1, -1)), {"a": scaled(1)}), "more than a scale"),
-        (spatialdata(good, {"a": scaled(1)}, region=["spots", "cells"]), "pass region="),
-        (spatialdata(good, {"a": scaled(1)}, region="cells"), "no shapes, labels or points"),
-        (spatialdata(good, {"a": "identity"}), "cannot read the transformation"),
-        (
-            spatialdata(SimpleNamespace(data=pixels, dims=("y", "x", "c"), attrs={}), {}),
-            "axes c, y and x",
-        ),
-    ]:
-        with pytest.raises(InputError, match=words):
-            TissueImage.from_spatialdata(sdata)
-    sdata = spatialdata(good, {"a": scaled(1)})
-    with pytest.raises(InputError, match="no image 'lowres'"):
-        TissueImage.from_spatialdata(sdata, "lowres")
-    with pytest.raises(InputError, match="coordinate system 'b'"):
-        TissueImage.from_spatialdata(sdata, coordinate_system="b")
-    sdata.images["lowres"] = good
-    with pytest.raises(InputError, match="pass image="):
-        TissueImage.from_spatialdata(sdata)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 import zarr
 from anndata import AnnData
-from spatialdata_stores import IDENTITY, Writer, point, records
+from spatialdata_stores import circles, make, scale, set_unit, table
 
 import terrazzo as tz
 from terrazzo.errors import InputError, OutputError
@@ -20,41 +18,26 @@ from terrazzo.files import hash_path
 from terrazzo.models.embed_files import embed_files, read_record
 from terrazzo.slices import Choices, open_slice
 
-SCALE = {"type": "scale", "scale": [2, 2]}
-UM = {"global": (IDENTITY, "micrometer")}
-
-
-def stripped(adata: AnnData, regions: list[str], instances: list[int]) -> AnnData:
-    """A table that knows of its cells' places only which shape each is."""
-    bare = AnnData(adata.X, obs=pd.DataFrame(index=adata.obs_names), var=adata.var)
-    bare.obs["region"], bare.obs["instance"] = pd.Categorical(regions), instances
-    known = sorted(set(regions))
-    about: Any = known[0] if len(known) == 1 else known
-    bare.uns["spatialdata_attrs"] = {
-        "region": about,
-        "region_key": "region",
-        "instance_key": "instance",
-    }
-    return bare
-
 
 @pytest.fixture
 def plain(simulated: Any) -> AnnData:
     """What the store holds, as an AnnData in micrometers."""
-    adata = simulated(60)
-    adata.uns.clear()
-    bare = AnnData(adata.X, obs=pd.DataFrame(index=adata.obs_names), var=adata.var)
-    bare.obsm["spatial"] = np.asarray(adata.obsm["spatial"], dtype=float)
-    return bare
+    adata = table(None, range(60), counts=simulated(60))
+    adata.obsm["spatial"] = np.asarray(simulated(60).obsm["spatial"], dtype=float)
+    return adata
 
 
 @pytest.fixture
 def store(tmp_path: Path, plain: AnnData) -> Path:
+    """A store whose table knows of its cells' places only which circle each is."""
     order = np.random.default_rng(0).permutation(60)
-    writer = Writer(tmp_path / "in" / "mine.zarr").shapes(
-        "cells", order.tolist(), [point(*plain.obsm["spatial"][i]) for i in order], **UM
+    path = make(
+        tmp_path / "in" / "mine.zarr",
+        shapes={"cells": circles(plain.obsm["spatial"][order], order)},
+        tables={"table": table("cells", range(60), counts=plain)},
     )
-    return writer.table("table", stripped(plain, ["cells"] * 60, list(range(60)))).done()
+    set_unit(path, "shapes", "cells")
+    return path
 
 
 def embedded(model: Any, plain: AnnData) -> np.ndarray:
@@ -96,15 +79,26 @@ def test_what_changed_in_the_store_is_done_again(
         "unchanged"
     ]
     group = zarr.open_group(store / "shapes" / "cells", mode="r+", use_consolidated=False)
-    group.attrs["coordinateTransformations"] = records({"global": (SCALE, "micrometer")}, "xy")
+    records = group.attrs["coordinateTransformations"]
+    group.attrs["coordinateTransformations"] = [
+        {**records[0], "type": "scale", "scale": [2.0, 2.0]}
+    ]
     assert [d.status for d in embed_files(tiny_model(), [store], out, progress=False)] == [
         "embedded"
     ]
 
 
+def test_links_out_of_the_store_are_refused(tiny_model: Any, store: Path, tmp_path: Path) -> None:
+    (store / "images").mkdir()
+    (store / "images" / "he").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="images/he is a link to"):
+        list(embed_files(tiny_model(), [store], tmp_path / "out", progress=False))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_foreign_store_is_not_replaced(tiny_model: Any, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    foreign = Writer(out / "mine.zarr").done()
+    foreign = make(out / "mine.zarr")
     with pytest.raises(OutputError, match="not written by terrazzo"):
         list(embed_files(tiny_model(), [store], out, progress=False))
     assert not (foreign / "tables").exists()
@@ -124,60 +118,52 @@ def test_one_table_of_a_store_by_its_folder(
 
 
 def test_one_region_after_the_other(tiny_model: Any, plain: AnnData, tmp_path: Path) -> None:
-    writer, which = Writer(tmp_path / "in.zarr"), ["left"] * 25 + ["right"] * 35
-    for name in ("left", "right"):
-        writer.shapes(name, list(range(60)), [point(*xy) for xy in plain.obsm["spatial"]], **UM)
-    path = writer.table("table", stripped(plain, which, list(range(60)))).done()
+    regions = ["left"] * 25 + ["right"] * 35
+    systems = {"microns": scale(1)}
+    path = make(
+        tmp_path / "in.zarr",
+        shapes={name: circles(plain.obsm["spatial"], **systems) for name in ("left", "right")},
+        tables={"table": table(regions, range(60), counts=plain)},
+    )
     model, seen = tiny_model(), []
     for name, source, out in (
         ("left", path, "one"),
         ("right", tmp_path / "one" / "in.zarr", "two"),
     ):
         list(embed_files(model, [source], tmp_path / out, progress=False, region=name))
-        table = anndata.read_zarr(tmp_path / out / "in.zarr" / "tables" / "table")
-        seen.append(np.isfinite(table.obsm["X_stofm"]).all(axis=1))
-        assert table.obs["terrazzo_empty"].dtype == bool
+        whole = anndata.read_zarr(tmp_path / out / "in.zarr" / "tables" / "table")
+        seen.append(np.isfinite(whole.obsm["X_stofm"]).all(axis=1))
+        assert whole.obs["terrazzo_empty"].dtype == bool
     assert seen[0].tolist() == [True] * 25 + [False] * 35
     assert seen[1].all()
-    np.testing.assert_allclose(table.obsm["X_stofm"][:25], embedded(model, plain[:25]), atol=1e-5)
-    np.testing.assert_allclose(table.obsm["X_stofm"][25:], embedded(model, plain[25:]), atol=1e-5)
+    np.testing.assert_allclose(whole.obsm["X_stofm"][:25], embedded(model, plain[:25]), atol=1e-5)
+    np.testing.assert_allclose(whole.obsm["X_stofm"][25:], embedded(model, plain[25:]), atol=1e-5)
     only = open_slice(tmp_path / "one" / "in.zarr", Choices(region="left")).adata
     assert tz.tasks.domains(only, use_rep="X_stofm", n_domains=2) is not None
     assert only.obs["X_stofm_domain"].nunique() == 2
 
 
-class Matrix:
-    def to_affine_matrix(self, input_axes: Any, output_axes: Any) -> Any:
-        return np.diag([2.0, 2.0, 1.0])
-
-
 def test_an_object_gets_the_result_in_its_table(tiny_model: Any, plain: AnnData) -> None:
-    geometry = SimpleNamespace(to_wkb=lambda: [point(*xy) for xy in plain.obsm["spatial"] / 2])
-    how = {"transform": {"microns": Matrix()}}
-    cells = SimpleNamespace(index=pd.RangeIndex(60), geometry=geometry, attrs=how)
-    sdata = SimpleNamespace(
-        tables={"table": stripped(plain, ["cells"] * 60, list(range(60)))},
-        shapes={"cells": cells},
-        labels={},
-        points={},
-        images={},
+    sdata = make(
+        shapes={"cells": circles(plain.obsm["spatial"] / 2, microns=scale(2))},
+        tables={"table": table("cells", range(60), counts=plain)},
     )
     model = tiny_model()
     assert model.embed(sdata, progress=False) is sdata
-    table = sdata.tables["table"]
-    np.testing.assert_allclose(table.obsm["X_stofm"], embedded(model, plain), atol=1e-5)
-    assert table.uns["terrazzo"]["X_stofm"]["unit"] == "um"
-    assert list(table.obs) == ["region", "instance", "terrazzo_empty"]
-    assert list(table.obsm) == ["X_stofm"]
+    written = sdata.tables["table"]
+    np.testing.assert_allclose(written.obsm["X_stofm"], embedded(model, plain), atol=1e-5)
+    assert written.uns["terrazzo"]["X_stofm"]["unit"] == "um"
+    assert list(written.obs) == ["region", "instance", "terrazzo_empty"]
+    assert list(written.obsm) == ["X_stofm"]
 
 
 def test_a_path_gives_its_table(tiny_model: Any, plain: AnnData, store: Path) -> None:
     before = hash_path(store)
-    table = tiny_model().embed(store, progress=False)
-    assert isinstance(table, AnnData)
-    assert list(table.obs) == ["region", "instance", "terrazzo_empty"]
+    written = tiny_model().embed(store, progress=False)
+    assert isinstance(written, AnnData)
+    assert list(written.obs) == ["region", "instance", "terrazzo_empty"]
     assert hash_path(store) == before
-    tz.write_table(store, table)
+    tz.write_table(store, written)
     np.testing.assert_allclose(
         open_slice(store).adata.obsm["X_stofm"], embedded(tiny_model(), plain), atol=1e-5
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -244,22 +243,6 @@ def test_unreadable_files(tmp_path: Path) -> None:
             read_anndata(tmp_path / bad)
     with pytest.raises(InputError, match=r"foreign\.h5ad"):
         read(tmp_path / "foreign.h5ad")
-
-
-def test_from_spatialdata() -> None:
-    adata = make()
-    one = types.SimpleNamespace(tables={"cells": adata})
-    assert same(Slice.from_spatialdata(one), Slice.from_anndata(adata))
-    two = types.SimpleNamespace(tables={"cells": adata, "bins": make(3)})
-    with pytest.raises(InputError, match="2 tables: pass table= one of cells, bins"):
-        Slice.from_spatialdata(two)
-    assert Slice.from_spatialdata(two, table="bins", organism="mouse").n_cells == 3
-    with pytest.raises(InputError, match="no table 'x'; tables: cells, bins"):
-        Slice.from_spatialdata(two, table="x")
-    with pytest.raises(InputError, match="has no table"):
-        Slice.from_spatialdata(types.SimpleNamespace(tables={}))
-    with pytest.raises(InputError, match="not a SpatialData"):
-        Slice.from_spatialdata(adata)
 
 
 # real slices

@@ -5,15 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from terrazzo.arrays import Floats
 from terrazzo.errors import InputError
 from terrazzo.images.pixels import MAX_PIXELS, ArrayPixels
 from terrazzo.images.tissue import TissueImage
-from terrazzo.sdata import Container, Element, choose_system, open_container
-from terrazzo.sdata.container import annotated
+from terrazzo.sdata import (
+    Element,
+    annotation_of,
+    check_source,
+    choose_name,
+    choose_system,
+    choose_table,
+    get_cells,
+    get_element,
+    open_elements,
+    read_annotation,
+)
 
-_COLORS = ({"r", "g", "b"}, {"red", "green", "blue"}, {"0", "1", "2"}, {"", "0"}, {""}, set[str]())
+__all__ = ["is_histology", "place_image", "read_image"]
+
+_COLORS = ({"r", "g", "b"}, {"red", "green", "blue"}, {"0", "1", "2"}, {"", "0"}, {""})
 
 
 def read_image(
@@ -28,15 +40,10 @@ def read_image(
 ) -> TissueImage:
     """Take an image out of a SpatialData, with its scale for the coordinates that the slice has.
 
-    The coordinates of a slice are those of the shapes, labels or points that its table annotates, in the coordinate
-    system. ``image_xy = native_xy * scale + offset`` follows from the transformations of these and of the image into
-    that system, or into another that both have.
-
     Parameters
     ----------
     sdata
-        A SpatialData, the path of one, or anything with ``images``, ``shapes``, ``labels``, ``points`` and ``tables``
-        as SpatialData has them.
+        A SpatialData, or the path of its store.
     image
         Name of the image; None where there is only one.
     table, region, coordinate_system
@@ -47,99 +54,107 @@ def read_image(
     Raises
     ------
     InputError
-        No image, or no region; several and none named; a name that is not there; no coordinate system in common; a
-        transformation that turns, shears or mirrors; an image that is not (c, y, x).
+        No image, or no region; several and none named; a name that is not there; and as :func:`place_image`.
     """
-    held = open_container(sdata)
-    picture = held.image(image)
-    cells = held.region(_region(held, table) if region is None else region)
-    return placed(
-        picture, cells, choose_system(cells, coordinate_system), microns_per_pixel, max_pixels
-    )
+    source, where = check_source(sdata)
+    if region is None:
+        table = choose_table(source, table, where)
+        regions, _, _ = annotation_of(read_annotation(source, table))
+        region = choose_name(regions, None, "region", where)
+    elements = open_elements(source, region, image)
+    name = choose_name(list(elements.images), image, "image", where)
+    picture = get_element(elements, "images", name, where)
+    cells = get_cells(elements, region, where)
+    if cells is None:
+        raise InputError(f"{where} has no shapes, labels or points {region!r}")
+    system = choose_system(cells, coordinate_system)
+    return place_image(picture, cells, system, microns_per_pixel, max_pixels)
 
 
-def placed(
+def place_image(
     image: Element,
     cells: Element | None,
     system: str,
     microns_per_pixel: float | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> TissueImage:
-    """Return an image with its scale for coordinates of cells in a coordinate system.
+    """Return an image with its scale for coordinates of cells: ``image_xy = xy * scale + offset``.
 
     Parameters
     ----------
     image
-        Of a SpatialData.
+        An image of a SpatialData.
     cells
-        The element whose centers the coordinates are; None where there is none, and they are those of the system.
+        The element whose centers the coordinates are; None where there is none.
     system
-        Name of the coordinate system that the coordinates are in.
+        The coordinate system of the coordinates.
     microns_per_pixel, max_pixels
         As in :meth:`TissueImage.from_file`.
 
     Raises
     ------
     InputError
-        As :func:`read_image`.
+        No coordinate system in common; a transformation that turns, shears or mirrors; an image that is not (c, y, x),
+        or stored in pieces that are too large.
     """
-    matrix = _to_pixels(image, cells, system)
-    scale = matrix[:2, :2]
-    if (
-        not np.allclose(scale, np.diag(np.diag(scale)), atol=1e-9 * np.abs(scale).max())
-        or (np.diag(scale) <= 0).any()
-    ):
+    matrix = _matrix_to_pixels(image, cells, system)
+    linear = matrix[:2, :2]
+    scales = np.diag(linear)
+    is_scale = np.allclose(linear, np.diag(scales), atol=1e-9 * np.abs(linear).max())
+    if not is_scale or (scales <= 0).any():
         raise InputError(
-            f"between the coordinates in {system!r} and {image.where} lies more than a scale and a shift "
-            f"({scale.round(6).tolist()}); choose another coordinate_system=, or transform the image first "
+            f"the coordinates in {system!r} and {image.where} differ by more than a scale and a shift "
+            f"({linear.round(6).tolist()}); choose another coordinate_system=, or transform the image first "
             "(spatialdata.transform)."
         )
-    levels = image.levels
-    chunk = max(
-        int(np.prod([_longest(side) for side in getattr(one, "chunks", None) or (0,)]))
-        for one in levels
-    )
-    if chunk > 4 * max_pixels:
+    levels = _levels(image)
+    largest = max(_chunk_size(level) for level in levels)
+    if largest > 4 * max_pixels:
         raise InputError(
-            f"{image.where} is stored in pieces of {chunk:,} values; write it again in smaller chunks"
+            f"{image.where} is stored in pieces of {largest:,} values; write it again in smaller chunks"
         )
     pixels = ArrayPixels(levels[0], channels_first=True, coarser=levels[1:], max_pixels=max_pixels)
-    x, y = float(scale[0, 0]), float(scale[1, 1])
-    shift = (float(matrix[0, 2]), float(matrix[1, 2]))
-    return TissueImage(
-        pixels, microns_per_pixel, x, None if np.isclose(x, y, rtol=1e-9) else y, shift
-    )
+    scale_x, scale_y = float(scales[0]), float(scales[1])
+    offset = (float(matrix[0, 2]), float(matrix[1, 2]))
+    is_square = np.isclose(scale_x, scale_y, rtol=1e-9)
+    return TissueImage(pixels, microns_per_pixel, scale_x, None if is_square else scale_y, offset)
 
 
-def in_colors(image: Element) -> bool:
+def is_histology(image: Element) -> bool:
     """Say whether an image looks like histology: red, green and blue, and not three of many stains."""
-    names = {name.lower() for name in image.channels}
-    return image.levels[0].shape[0] == 3 and names in _COLORS
+    from spatialdata.models import get_channel_names
+
+    names = [str(name).lower() for name in get_channel_names(image.data)]
+    return len(names) == 3 and set(names) in _COLORS
 
 
-def _to_pixels(image: Element, cells: Element | None, system: str) -> NDArray[np.float64]:
-    """3 x 3, from coordinates in the system to pixels of the image."""
-    if system in image.systems:
-        return np.asarray(np.linalg.inv(image.systems[system].matrix), dtype=np.float64)
-    shared = [] if cells is None else [name for name in cells.systems if name in image.systems]
-    if cells is None or not shared:
+def _levels(image: Element) -> list[Any]:
+    """Return the Dask arrays of an image or of its pyramid, finest first."""
+    from spatialdata import get_pyramid_levels
+
+    levels = get_pyramid_levels(image.data) if hasattr(image.data, "children") else [image.data]
+    for level in levels:
+        if tuple(level.dims) != ("c", "y", "x"):
+            raise InputError(f"{image.where} has the axes {level.dims}; they must be c, y and x")
+    return [level.data for level in levels]
+
+
+def _chunk_size(array: Any) -> int:
+    """Return the number of values in the largest piece of a Dask array."""
+    sides = [max(axis) for axis in array.chunks]
+    return int(np.prod(sides))
+
+
+def _matrix_to_pixels(image: Element, cells: Element | None, system: str) -> Floats:
+    """Return the matrix (3, 3) from coordinates in the system to pixels, maybe through a system that both have."""
+    if system in image.matrices:
+        return np.asarray(np.linalg.inv(image.matrices[system]), dtype=np.float64)
+    cell_matrices = {} if cells is None else cells.matrices
+    shared = [name for name in cell_matrices if name in image.matrices]
+    if not shared:
         raise InputError(
-            f"{image.where} and the cells have no coordinate system in common (image: {', '.join(image.systems)}; "
-            f"cells: {', '.join(cells.systems) if cells is not None else system}); set a transformation, or name "
-            "another image."
+            f"{image.where} and the cells have no coordinate system in common (image: {', '.join(image.matrices)}; "
+            f"cells: {', '.join(cell_matrices) or system}); set a transformation, or name another image."
         )
-    through = np.linalg.solve(image.systems[shared[0]].matrix, cells.systems[shared[0]].matrix)
-    return np.asarray(through @ np.linalg.inv(cells.systems[system].matrix), dtype=np.float64)
-
-
-def _longest(side: Any) -> int:
-    return max(side) if isinstance(side, tuple) else int(side)
-
-
-def _region(held: Container, table: str | None) -> str:
-    names = annotated(held.tables[held.table_name(table)]())[0]
-    if len(names) != 1:
-        raise InputError(
-            f"the table annotates {', '.join(names) or 'nothing'}; pass region= the one that its cells are."
-        )
-    return names[0]
+    to_pixels = np.linalg.solve(image.matrices[shared[0]], cell_matrices[shared[0]])
+    return np.asarray(to_pixels @ np.linalg.inv(cell_matrices[system]), dtype=np.float64)

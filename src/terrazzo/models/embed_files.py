@@ -21,10 +21,10 @@ from terrazzo.files import hash_json, hash_path, whole_file, why_not
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
 from terrazzo.progress import Progress
-from terrazzo.sdata import refuse_code
-from terrazzo.sdata.ondisk import table_folder
-from terrazzo.sdata.writing import copy_with_table
+from terrazzo.safe_zarr import refuse_code
+from terrazzo.sdata import TABLES
 from terrazzo.slices import Choices, Opened, content_files, open_slice, split_choices, store_of
+from terrazzo.slices.spatialdata_writing import copy_with_table
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ def _read_store(target: Path, key: str) -> dict[str, Any] | None:
     from anndata.io import read_elem
 
     found: list[dict[str, Any]] = []
-    for table in sorted(table_folder(target).glob("*")):
+    for table in sorted((target / TABLES).glob("*")):
         with contextlib.suppress(OSError, KeyError, ValueError, InputError):
             folder = table / "uns" / keys.UNS / key
             refuse_code(folder)

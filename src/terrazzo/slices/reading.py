@@ -12,12 +12,12 @@ from typing import Any, overload
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.sdata import is_store, refuse_code
-from terrazzo.sdata.opening import TABLES
+from terrazzo.safe_zarr import refuse_code
+from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
-from terrazzo.slices.spatialdata import TAKES, content_of, open_spatialdata
+from terrazzo.slices.spatialdata import CHOICES, content_of, open_spatialdata
 
 SUPPORTED = (
     ".h5ad and .zarr (AnnData, SpatialData, or a table of one), and the output folders of "
@@ -156,13 +156,13 @@ def store_of(path: Path) -> Path | None:
     if is_store(path):
         return path
     above = path.parents[1] if len(path.parents) > 1 else None
-    found = above is not None and path.parent.name in TABLES and path.is_dir() and is_store(above)
+    found = above is not None and path.parent.name == TABLES and path.is_dir() and is_store(above)
     return above if found else None
 
 
 def _check_choices(path: Path, platform: Platform | None, choices: Choices) -> None:
     store = store_of(path) if platform is None else None
-    takes = platform.takes if platform is not None else TAKES if store else ()
+    takes = platform.takes if platform is not None else CHOICES if store else ()
     for name in _CHOICES:
         if getattr(choices, name) is not None and name not in takes:
             kind = (

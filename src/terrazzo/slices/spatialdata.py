@@ -1,27 +1,57 @@
-"""A slice out of a SpatialData: which table, which region, where its cells lie in a coordinate system, which image."""
+"""A slice out of a SpatialData: which table, which region, where its cells are in a coordinate system, which image."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from terrazzo import keys
+from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import InputError
-from terrazzo.sdata import Container, Element, centers_in, choose_system, open_container
-from terrazzo.sdata.container import annotated
-from terrazzo.sdata.ondisk import read_annotation, table_folder
+from terrazzo.safe_zarr import read_attributes
+from terrazzo.sdata import (
+    CELL_KINDS,
+    TABLES,
+    Element,
+    annotation_of,
+    check_source,
+    choose_name,
+    choose_system,
+    choose_table,
+    get_cells,
+    get_element,
+    is_identity,
+    open_elements,
+    read_annotation,
+    read_table,
+    reading,
+    subfolders,
+)
 from terrazzo.slices.geometry import UM_WORDS
 from terrazzo.slices.opened import Choices, Opened
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
-TAKES = ("table", "region", "coordinate_system", "image")
+__all__ = ["CHOICES", "content_of", "open_spatialdata"]
+
+CHOICES = ("table", "region", "coordinate_system", "image")  # fields of Choices
+_MAX_CHUNK = 2**30  # bytes of labels that are decoded at once
+_TILE = 4096  # side of the piece of labels that is counted at once
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The element that rows of a table annotate, the rows (None: all), and their column of identifiers."""
+
+    name: str | None = None
+    rows: Ints | None = None
+    instance_key: str | None = None
 
 
 def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
@@ -36,7 +66,7 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
 
     Returns
     -------
-    The slice; its ``home`` is the table, ``rows`` those of the region. ``obsm["spatial"]`` holds the centers of the
+    The slice; results go to ``source_table``, rows ``source_rows``. ``obsm["spatial"]`` holds the centers of the
     region's shapes, labels or points in the coordinate system; where the table annotates nothing that is there, it is
     that of the table.
 
@@ -44,171 +74,263 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
     ------
     InputError
         No table; several tables or regions and none named; a name that is not there; rows that annotate nothing that
-        is there; a damaged store.
+        is there; a damaged or unsafe store; the package spatialdata is not installed.
     """
-    held, choices = open_container(source), choices or Choices()
-    table_name = held.table_name(choices.table)
-    table = held.tables[table_name]()
-    if not isinstance(table, AnnData):
-        raise InputError(
-            f"table {table_name!r} of {held.where} is no AnnData, but {type(table).__name__}"
-        )
-    region, rows, instance_key = _choose_region(table, table_name, choices.region, held)
-    notes = [f"table {table_name}" + (f", region {region}" if region is not None else "")]
-    if rows is not None:
-        notes.append(f"{len(rows):,} of its {table.n_obs:,} rows are of this region")
+    choices = choices or Choices()
+    source, where = check_source(source)
+    store = source if isinstance(source, Path) else None
+    table_name = choose_table(source, choices.table, where)
+    table = read_table(source, table_name)
+    region = _choose_region(table, f"table {table_name!r} of {where}", choices.region)
+    sdata = open_elements(source, region.name, choices.image)
+    cells = get_cells(sdata, region.name, where)
+    label = f"table {table_name}"
+    if region.name is not None:
+        label += f", region {region.name}"
+    notes = [label]
+    if region.rows is not None:
+        notes.append(f"{len(region.rows):,} of its {table.n_obs:,} rows are of this region")
+
+    adata = _rows_of(table, region.rows)
     known: dict[str, Any] = {}
-    element = native = None
-    if region is None or region not in held.regions:
-        adata, more = _unplaced(table, rows, region, held, choices)
-        system = "global"
+    native = None
+    system = "global"
+    if cells is None:
+        notes.append(_own_coordinates(table, region.name, where, choices))
     else:
-        if instance_key is None or instance_key not in table.obs.columns:
-            raise InputError(
-                f"table {table_name!r} of {held.where} has no column of instances ({instance_key!r})"
-            )
-        element = held.regions[region]()
-        system = choose_system(element, choices.coordinate_system)
-        adata, native, known, more = _placed(table, rows, element, system, instance_key)
-    image, said = _picture(held, choices.image, element, system)
+        system = choose_system(cells, choices.coordinate_system)
+        notes.append(f"coordinates: centers of {cells.kind} {cells.name!r} in {system!r}")
+        own = _places(cells, adata.obs, region.instance_key)
+        vendor = _vendor_coordinates(adata)
+        matrix = cells.matrices[system]
+        adata.obsm[keys.SPATIAL] = own @ matrix[:2, :2].T + matrix[:2, 2]
+        unit = _unit(cells, system, store, adata, vendor)
+        if unit is not None:
+            known["unit"] = unit
+        elif vendor is not None:
+            native = vendor
+        else:
+            native = own
+    image, note = _choose_image(sdata, choices.image, cells, system, where)
+    if note:
+        notes.append(note)
     return Opened(
         adata,
         "SpatialData",
-        held.name,
+        "spatialdata" if store is None else store.stem,
         image,
-        (*notes, *more, *said),
+        tuple(notes),
         known,
         home=table,
-        rows=rows,
+        rows=region.rows,
         table=table_name,
-        store=held.path,
+        store=store,
         native=native,
     )
 
 
-def content_of(path: Path, choices: Choices) -> list[Path]:
+def content_of(store: Path, choices: Choices) -> list[Path]:
     """Return the folders of a store that a slice's content is in: its table, what that annotates, and the images."""
-    held = open_container(path)
-    name = held.table_name(choices.table)
-    region = _choose_region(read_annotation(table_folder(path) / name), name, choices.region, held)[
-        0
-    ]
-    folders = [path / kind / str(region) for kind in ("shapes", "labels", "points")]
-    images = [path / "images" / one for one in held.images if choices.image in (None, one)]
-    return sorted(
-        [table_folder(path) / name, *(one for one in (*folders, *images) if one.is_dir())]
-    )
+    store, where = check_source(store)
+    table_name = choose_table(store, choices.table, where)
+    table = read_annotation(store, table_name)
+    region = _choose_region(table, f"table {table_name!r} of {where}", choices.region)
+    folders = [store / TABLES / table_name]
+    for kind in CELL_KINDS:
+        if region.name in subfolders(store / kind):
+            folders.append(store / kind / str(region.name))
+    for name in subfolders(store / "images"):
+        if choices.image in (None, name):
+            folders.append(store / "images" / name)
+    return sorted(folders)
 
 
-def _choose_region(
-    table: AnnData, name: str, wanted: str | None, held: Container
-) -> tuple[str | None, NDArray[np.int64] | None, str | None]:
-    """Return the region, the rows that are of it (None: all), and the column of instances."""
-    where = f"table {name!r} of {held.where}"
-    names, region_key, instance_key = annotated(table)
+def _choose_region(table: AnnData, where: str, wanted: str | None) -> _Region:
+    """Choose the region that is named, or the only one that rows of a table are of."""
+    names, region_key, instance_key = annotation_of(table)
     if not names:
         if wanted is not None:
             raise InputError(f"{where} annotates nothing, so region={wanted!r} cannot be chosen")
-        return None, None, None
-    if region_key is None or region_key not in table.obs.columns:
+        return _Region()
+    if region_key not in table.obs.columns:
         raise InputError(f"{where} has no column of regions ({region_key!r})")
-    column = (
-        table.obs[region_key].astype(object).map(lambda one: None if pd.isna(one) else str(one))
-    )
-    used = [one for one in dict.fromkeys(column.tolist()) if one is not None]
+    column = table.obs[region_key].astype(object)
+    used = sorted({str(name) for name in column.dropna()})
+    listed = ", ".join(used) or "none"
     if wanted is None and len(used) > 1:
-        raise InputError(
-            f"{where} annotates {len(used)} regions: pass region= one of {', '.join(sorted(used))}"
-        )
+        raise InputError(f"{where} annotates {len(used)} regions: pass region= one of {listed}")
     if wanted is not None and wanted not in used:
-        raise InputError(
-            f"{where} has no rows of the region {wanted!r}; regions: {', '.join(sorted(used)) or 'none'}"
-        )
+        raise InputError(f"{where} has no rows of the region {wanted!r}; regions: {listed}")
     if not used:
         raise InputError(f"{where} has no row that says its region (obs[{region_key!r}])")
-    region = used[0] if wanted is None else wanted
-    rows = np.flatnonzero(column == region)
-    return region, None if len(rows) == table.n_obs else rows, instance_key
+    name = used[0] if wanted is None else wanted
+    rows = np.flatnonzero(column.map(str, na_action="ignore") == name)
+    return _Region(name, None if len(rows) == table.n_obs else rows, instance_key)
 
 
-def _of(table: AnnData, rows: NDArray[np.int64] | None) -> AnnData:
-    """Return a table of the rows that can be given other coordinates without changing the table itself."""
-    return AnnData(**_parts(table)) if rows is None else table[rows].copy()
+def _rows_of(table: AnnData, rows: Ints | None) -> AnnData:
+    """Return rows of a table as an AnnData that can be written to without changing the table; counts are shared."""
+    if rows is not None:
+        return table[rows].copy()
+    return AnnData(
+        X=table.X,
+        obs=table.obs.copy(),
+        var=table.var.copy(),
+        uns=dict(table.uns),
+        obsm=dict(table.obsm),
+        varm=dict(table.varm),
+        layers=dict(table.layers),
+        obsp=dict(table.obsp),
+        raw=None if table.raw is None else {"X": table.raw.X, "var": table.raw.var},
+    )
 
 
-def _parts(table: AnnData) -> dict[str, Any]:
-    kept: dict[str, Any] = {
-        name: dict(getattr(table, name)) for name in ("uns", "obsm", "varm", "layers", "obsp")
-    }
-    raw = None if table.raw is None else {"X": table.raw.X, "var": table.raw.var}
-    return {"X": table.X, "obs": table.obs.copy(), "var": table.var.copy(), "raw": raw, **kept}
-
-
-def _placed(
-    table: AnnData, rows: NDArray[np.int64] | None, element: Element, system: str, instance_key: str
-) -> tuple[AnnData, NDArray[np.float64] | None, dict[str, Any], list[str]]:
-    """Return the slice with its places in the system, its vendor's coordinates, what is known, and what to say."""
-    adata = _of(table, rows)
-    own = centers_in(element, adata.obs[instance_key])
-    found = element.systems[system]
-    vendor = _vendor(adata)
-    adata.obsm[keys.SPATIAL] = found.apply(own)
-    notes = [f"coordinates: centers of {element.kind} {element.name!r} in {system!r}"]
-    if found.unit.lower() in UM_WORDS or system.lower() in UM_WORDS:
-        return adata, None, {"unit": "um"}, notes
-    if vendor is None and element.kind == "labels" and keys.ARRAY_ROW not in adata.obs.columns:
-        unit = "pixel" if found.is_identity else "unknown"
-        return adata, None, {"unit": unit}, notes  # no platform's unit is the pixel of its labels
-    return adata, own if vendor is None else vendor, {}, notes
-
-
-def _vendor(adata: AnnData) -> NDArray[np.float64] | None:
-    """Return the coordinates that the table brings along, which are the vendor's; None where they are no such."""
-    held = adata.obsm.get(keys.SPATIAL)
-    try:
-        xy = np.asarray(held, dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    usable = xy.ndim == 2 and xy.shape[1] >= 2 and np.isfinite(xy).all()
-    return xy[:, :2] if usable and np.ptp(xy[:, :2], axis=0).max(initial=0.0) > 0 else None
-
-
-def _unplaced(
-    table: AnnData,
-    rows: NDArray[np.int64] | None,
-    region: str | None,
-    held: Container,
-    choices: Choices,
-) -> tuple[AnnData, list[str]]:
-    """Return the slice with the coordinates of its table, where there is no element to take them from."""
+def _own_coordinates(table: AnnData, region: str | None, where: str, choices: Choices) -> str:
+    """Check that a table has coordinates, as there is no element to take them from; return a note that says so."""
     lost = "annotates nothing" if region is None else f"annotates {region!r}, which is not there"
     if choices.coordinate_system is not None:
-        raise InputError(f"the table of {held.where} {lost}, so no coordinate system can be chosen")
+        raise InputError(f"the table of {where} {lost}, so no coordinate system can be chosen")
     if keys.SPATIAL not in table.obsm:
         raise InputError(
-            f"the table of {held.where} {lost}, and has no obsm[{keys.SPATIAL!r}] (obsm has: "
+            f"the table of {where} {lost}, and has no obsm[{keys.SPATIAL!r}] (obsm has: "
             f"{', '.join(table.obsm) or 'nothing'}); its cells have no place. Add the element, or the coordinates."
         )
-    return _of(table, rows), [f"the table {lost}: coordinates are its obsm[{keys.SPATIAL!r}]"]
+    return f"the table {lost}: coordinates are its obsm[{keys.SPATIAL!r}]"
 
 
-def _picture(
-    held: Container, wanted: str | None, cells: Element | None, system: str
-) -> tuple[TissueImage | None, list[str]]:
-    """Return the image that is named, or the only one in colors that belongs to the cells; and which there are."""
-    from terrazzo.images.spatialdata import in_colors, placed
+def _places(cells: Element, obs: pd.DataFrame, instance_key: str | None) -> Floats:
+    """Return the centers of the things that rows of a table annotate, (n, 2) in the element's own coordinates."""
+    where = cells.where
+    if instance_key not in obs.columns:
+        raise InputError(f"the table has no column of identifiers of {where} ({instance_key!r})")
+    with reading(where):
+        centers = _label_centers(cells) if cells.kind == "labels" else _vector_centers(cells)
+    wanted = pd.Index(obs[instance_key])
+    is_number = pd.api.types.is_numeric_dtype
+    if not (is_number(centers.index) and is_number(wanted)):
+        centers.index = centers.index.astype(str)
+        wanted = wanted.astype(str)
+    centers = centers[centers.index.isin(wanted)]
+    if not centers.index.is_unique:
+        twice = centers.index[centers.index.duplicated()][0]
+        raise InputError(
+            f"{where} has {twice!r} more than once, so a row of the table means several of it"
+        )
+    missing = wanted[~wanted.isin(centers.index)]
+    if len(missing):
+        raise InputError(
+            f"{len(missing)} of {len(wanted)} rows of the table annotate what {where} does not have (first: "
+            f"{missing[0]!r}). Nothing is dropped silently: leave these rows out of the table first "
+            "(spatialdata.match_table_to_element), or fix their instance_key."
+        )
+    places = centers.loc[wanted].to_numpy(dtype=np.float64)
+    nowhere = wanted[~np.isfinite(places).all(axis=1)]
+    if len(nowhere):
+        raise InputError(
+            f"{where}: {len(nowhere)} of {len(wanted)} annotated things have no place (first: {nowhere[0]!r}); "
+            "fix their geometry, or leave them out of the table."
+        )
+    return places
 
+
+def _vector_centers(cells: Element) -> pd.DataFrame:
+    """Return x and y of shapes or points by identifier, as ``spatialdata.get_centroids`` has them."""
+    if cells.kind == "points":
+        points: pd.DataFrame = cells.data[["x", "y"]].compute()
+        return points
+    centers = cells.data.geometry.centroid
+    return pd.DataFrame({"x": centers.x, "y": centers.y})
+
+
+def _label_centers(cells: Element) -> pd.DataFrame:
+    """Return x and y of labels, as ``spatialdata.get_centroids`` has them, without all pixels in memory."""
+    from dask.array.core import slices_from_chunks
+    from spatialdata import get_pyramid_levels
+
+    is_pyramid = hasattr(cells.data, "children")
+    finest = get_pyramid_levels(cells.data, n=0) if is_pyramid else cells.data
+    sides = [max(axis) for axis in finest.chunks]
+    size = np.prod(sides, dtype=object) * finest.dtype.itemsize
+    if size > _MAX_CHUNK:
+        raise InputError(
+            f"{cells.where} is stored in pieces of {size:,} bytes; write it again in smaller chunks"
+        )
+    tiles = finest.chunk({"x": _TILE, "y": _TILE})
+    sums = []
+    for box in slices_from_chunks(tiles.chunks):
+        tile = tiles[box]
+        labels = tile.to_numpy()
+        inside = np.nonzero(labels)  # 0 is the background
+        x = tile["x"].to_numpy()[inside[-1]]
+        y = tile["y"].to_numpy()[inside[-2]]
+        pixels = pd.DataFrame({"x": x, "y": y, "count": 1})
+        sums.append(pixels.groupby(labels[inside]).sum())
+    total = pd.concat(sums).groupby(level=0).sum()
+    return total[["x", "y"]].div(total["count"], axis=0)
+
+
+def _vendor_coordinates(adata: AnnData) -> Floats | None:
+    """Return the coordinates that the table brings along, which are the vendor's; None where they are no such."""
+    try:
+        xy = np.asarray(adata.obsm.get(keys.SPATIAL), dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if xy.ndim != 2 or xy.shape[1] < 2 or not np.isfinite(xy).all():
+        return None
+    xy = xy[:, :2]
+    return xy if np.ptp(xy, axis=0).max(initial=0.0) > 0 else None
+
+
+def _unit(
+    cells: Element, system: str, store: Path | None, adata: AnnData, vendor: Floats | None
+) -> str | None:
+    """Return the unit of a coordinate system; None where what is known of the platform has to tell."""
+    stated = "" if store is None else _axis_unit(store / cells.kind / cells.name, system)
+    if stated.lower() in UM_WORDS or system.lower() in UM_WORDS:
+        return "um"
+    if vendor is None and cells.kind == "labels" and keys.ARRAY_ROW not in adata.obs.columns:
+        # no platform's unit is the pixel of its labels
+        return "pixel" if is_identity(cells.matrices[system]) else "unknown"
+    return None
+
+
+def _axis_unit(folder: Path, system: str) -> str:
+    """Return the unit of x and y that an element on disk states for a coordinate system; spatialdata drops it."""
+    attributes = read_attributes(folder)
+    raster = attributes.get("ome", attributes)  # where zarr v3 and v2 keep what is said of images
+    if "multiscales" in raster:
+        attributes = raster["multiscales"][0]
+    units = set()
+    for record in attributes["coordinateTransformations"]:
+        if record["output"]["name"] == system:
+            axes = record["output"]["axes"]
+            units = {str(axis.get("unit", "")) for axis in axes if axis["name"] in ("x", "y")}
+    return units.pop() if len(units) == 1 else ""
+
+
+def _choose_image(
+    sdata: Any, wanted: str | None, cells: Element | None, system: str, where: str
+) -> tuple[TissueImage | None, str]:
+    """Return the image that is named, or the only histology that belongs to the cells; and a note on the images."""
+    from terrazzo.images.spatialdata import is_histology, place_image
+
+    names = list(sdata.images)
     if wanted is not None:
-        return placed(held.image(wanted), cells, system), [f"image {wanted}"]
+        name = choose_name(names, wanted, "image", where)
+        element = get_element(sdata, "images", name, where)
+        return place_image(element, cells, system), f"image {name}"
     usable: dict[str, TissueImage] = {}
-    for name, opener in held.images.items() if cells is not None else ():
-        try:
-            element = opener()
-            if in_colors(element):
-                usable[name] = placed(element, cells, system)
-        except InputError:
-            continue  # of an image that nobody asked for
+    if cells is not None:
+        for name in names:
+            try:
+                element = get_element(sdata, "images", name, where)
+                if is_histology(element):
+                    usable[name] = place_image(element, cells, system)
+            except InputError:
+                continue  # nobody asked for this image
     if len(usable) == 1:
-        return next(iter(usable.values())), [f"image {next(iter(usable))}"]
-    said = f"images, taken if named (image=): {', '.join(held.images)}"
-    return None, [said] if held.images else []
+        name, image = next(iter(usable.items()))
+        return image, f"image {name}"
+    if not names:
+        return None, ""
+    return None, f"images, taken if named (image=): {', '.join(names)}"

@@ -16,6 +16,7 @@ import pytest
 from anndata import AnnData
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from spatialdata_stores import make
 
 import terrazzo as tz
 from terrazzo import keys
@@ -345,20 +346,13 @@ def test_a_list_and_paths(
     )
 
 
-class Tables:
-    """As much of a SpatialData as embed needs."""
-
-    def __init__(self, **tables: AnnData) -> None:
-        self.tables = tables
-
-
 def test_spatialdata(tiny_model: Any, simulated: Any) -> None:
-    held = Tables(table=simulated())
-    assert tiny_model().embed(held, progress=False) is held
-    check(held.tables["table"])
-    for several in (Tables(), Tables(a=simulated(), b=simulated())):
+    sdata = make(tables={"table": simulated()})
+    assert tiny_model().embed(sdata, progress=False) is sdata
+    check(sdata.tables["table"])
+    for other in (make(), make(tables={"a": simulated(), "b": simulated()})):
         with pytest.raises(InputError, match=r"no table|2 tables"):
-            tiny_model().embed(several)
+            tiny_model().embed(other)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, np.zeros((3, 2)), pd.DataFrame()])
