@@ -6,6 +6,7 @@ one by one: spatialdata would read all of them.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -257,7 +258,10 @@ def is_identity(matrix: Floats) -> bool:
 
 @contextmanager
 def reading(where: str) -> Iterator[None]:
-    """Turn whatever readers raise on damaged stores into an InputError that says where."""
+    """Turn whatever readers raise on damaged stores into an InputError that says where, and keep them quiet."""
+    logger = logging.getLogger("ome_zarr")  # warns of every label image without a parent
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Slice checks what matters
@@ -269,3 +273,5 @@ def reading(where: str) -> Iterator[None]:
         raise InputError(
             f"{where} cannot be read; it is damaged or of an unknown layout ({detail})"
         ) from error
+    finally:
+        logger.setLevel(level)

@@ -256,16 +256,20 @@ def _label_centers(cells: Element) -> pd.DataFrame:
             f"{cells.where} is stored in pieces of {size:,} bytes; write it again in smaller chunks"
         )
     tiles = finest.chunk({"x": _TILE, "y": _TILE})
-    sums = []
+    parts = []
     for box in slices_from_chunks(tiles.chunks):
         tile = tiles[box]
-        labels = tile.to_numpy()
-        inside = np.nonzero(labels)  # 0 is the background
-        x = tile["x"].to_numpy()[inside[-1]]
-        y = tile["y"].to_numpy()[inside[-2]]
-        pixels = pd.DataFrame({"x": x, "y": y, "count": 1})
-        sums.append(pixels.groupby(labels[inside]).sum())
-    total = pd.concat(sums).groupby(level=0).sum()
+        x = np.broadcast_to(tile["x"].to_numpy(), tile.shape)
+        y = np.broadcast_to(tile["y"].to_numpy()[:, None], tile.shape)
+        label, names = pd.factorize(tile.to_numpy().ravel())
+        sums = {
+            "x": np.bincount(label, x.ravel()),
+            "y": np.bincount(label, y.ravel()),
+            "count": np.bincount(label),
+        }
+        parts.append(pd.DataFrame(sums, index=names))
+    total = pd.concat(parts).groupby(level=0).sum()
+    total = total[total.index != 0]  # the background
     return total[["x", "y"]].div(total["count"], axis=0)
 
 
