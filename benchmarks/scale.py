@@ -54,7 +54,7 @@ def run(cells: int, one_context: bool) -> dict:
         2 * features.nbytes + 2 * place.nbytes
     ) / 2**20  # vectors in and out, coordinates, positions
     if one_context:
-        config = replace(config, split_size=cells)
+        config = replace(config, subslice_size=cells)
     tiny = (features[:300], place[:300])
     for f, p in (tiny, (features, place)):
         before, start = common.peak_mb(), time.perf_counter()

@@ -98,7 +98,7 @@ def small_config() -> Callable[..., Any]:
             input_dim=16, hidden_size=32, num_layers=2, num_heads=4, ffn_size=48, num_kernels=16
         )
         return SToFMConfig(
-            encoder, se2, replace(SubSliceConfig(split_size=80, n_neighbors=20), **subslices)
+            encoder, se2, replace(SubSliceConfig(subslice_size=80, n_neighbors=20), **subslices)
         )
 
     return make
@@ -287,20 +287,19 @@ def sentence(
 
 
 def write_recipe(folder: Path, place: Path) -> Path:
-    from terrazzo.config import from_dict
-    from terrazzo.training.recipe import PretrainConfig, save
+    from terrazzo.training.recipe import recipe_from_dict, save_recipe
 
     short = {
-        "stage": "pretrain",
+        "stage": "stofm-pretrain",
         "corpus": str(folder),
         "out": "nowhere",
-        "model": {"preset": "tiny", "subslices": {"split_size": 16}},
+        "model": {"preset": "tiny", "subslices": {"subslice_size": 16}},
         "data": {"batch_subslices": 2},
         "optim": {"lr": 1e-3, "epochs": 2, "warmup_steps": 2},
-        "pretrain": {"objective": "paper"},
+        "objective": {"kind": "paper"},
         "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 1},
     }
-    save(from_dict(PretrainConfig, short), place / "recipe.yaml")
+    save_recipe(recipe_from_dict(short), place / "recipe.yaml")
     return place / "recipe.yaml"
 
 
@@ -364,33 +363,52 @@ def histology_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(corpus.build(folder / "slices.csv", folder / "corpus", min_genes=0, **quiet).folder)
 
 
+SHORT_STAGES: dict[str, dict[str, Any]] = {
+    "stofm-adapt": {
+        "model": {"preset": "tiny", "subslices": {"subslice_size": 16}},
+        "data": {"batch_cells": 32, "block": 16, "buffer_blocks": 4},
+    },
+    "stofm-pretrain": {
+        "model": {"preset": "tiny", "subslices": {"subslice_size": 16}},
+        "data": {"batch_subslices": 2},
+        "objective": {"kind": "paper", "frozen_epochs": 1},
+    },
+    "stalign-pretrain": {"model": {"preset": "tiny"}, "data": {"batch_spots": 24}},
+}
+
+
 @pytest.fixture
 def recipe(corpus_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """Make a short recipe: 4 sub-slices a slice, 3 epochs of 6 batches and 3 steps; keywords change its sections."""
 
-    def make(stage: str = "pretrain", out: str | Path = "run", **sections: Any) -> Any:
-        from terrazzo.config import from_dict
-        from terrazzo.training.recipe import PretrainConfig
+    def make(stage: str = "stofm-pretrain", out: str | Path = "run", **sections: Any) -> Any:
+        from terrazzo.training.recipe import recipe_from_dict
 
         base: dict[str, Any] = {
             "stage": stage,
             "corpus": str(corpus_folder),
             "out": str(tmp_path / out),
-            "model": {"preset": "tiny", "subslices": {"split_size": 16}},
-            "data": {
-                "batch_subslices": 2,
-                "batch_cells": 32,
-                "batch_spots": 24,
-                "block": 16,
-                "buffer_blocks": 4,
-            },
             "optim": {"lr": 1e-3, "epochs": 3, "warmup_steps": 2, "accumulate": 2},
-            "adapt": {},
-            "pretrain": {"objective": "paper", "frozen_epochs": 1},
             "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 1},
+            **SHORT_STAGES[stage],
         }
         for name, values in sections.items():
-            base[name] = {**base.get(name, {}), **values} if isinstance(values, dict) else values
-        return from_dict(PretrainConfig, base)
+            if isinstance(values, dict):
+                base[name] = {**base.get(name, {}), **values}
+            else:
+                base[name] = values
+        return recipe_from_dict(base)
+
+    return make
+
+
+@pytest.fixture
+def stage_of(recipe: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the stage of a short recipe; arguments as of ``recipe``."""
+
+    def make(*args: Any, **sections: Any) -> Any:
+        from terrazzo.training.run import make_stage
+
+        return make_stage(recipe(*args, **sections), progress=False)
 
     return make

@@ -81,7 +81,7 @@ def test_what_is_wrong_is_said(data: Any, says: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"split_size": 0},
+        {"subslice_size": 0},
         {"n_neighbors": 0},
         {"cluster_neighbors": 1},
         {"max_clusters": 0},

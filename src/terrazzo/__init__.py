@@ -1,4 +1,4 @@
-"""terrazzo: import, run and compare foundation models for spatial transcriptomics.
+"""terrazzo: pretrain, run and compare foundation models for spatial transcriptomics.
 
 The names below are the public ones; each is imported when it is first used, so that ``import terrazzo`` is quick.
 """
@@ -14,102 +14,62 @@ if TYPE_CHECKING:
     from terrazzo import datasets, plot, report, simulate, tasks
     from terrazzo.corpus.build import build as build_corpus
     from terrazzo.corpus.store import Corpus
-    from terrazzo.genes import Coverage, Vocabulary
+    from terrazzo.genes import Vocabulary
     from terrazzo.images import TissueImage
-    from terrazzo.models.baselines import Baseline, fit_baselines
+    from terrazzo.models.baselines import Baseline
+    from terrazzo.models.converting import convert
     from terrazzo.models.embed_files import embed_files
     from terrazzo.models.loading import load
-    from terrazzo.records import block
-    from terrazzo.slices import Slice, read
-    from terrazzo.slices.spatialdata_writing import write_table
-    from terrazzo.systems.scgpt.convert import convert_scgpt
-    from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
-    from terrazzo.systems.stalign.config import STAlignConfig
-    from terrazzo.systems.stalign.convert import convert_uni
-    from terrazzo.systems.stalign.image_baselines import ImageBaseline
+    from terrazzo.records import vectors as get
+    from terrazzo.slices import Slice, read, write_table
     from terrazzo.systems.stalign.model import STAlign
-    from terrazzo.systems.stimage.config import STImageConfig
     from terrazzo.systems.stimage.model import STImage
-    from terrazzo.systems.stimage.windows import PatchConfig
-    from terrazzo.systems.stofm.cell_model import CellModel
-    from terrazzo.systems.stofm.config import SToFMConfig, preset
-    from terrazzo.systems.stofm.convert import convert_geneformer, convert_stofm
-    from terrazzo.systems.stofm.finetune import FineTuneConfig, finetune
-    from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
+    from terrazzo.systems.stofm.finetune import finetune
     from terrazzo.systems.stofm.model import SToFM
+    from terrazzo.training.recipe import load_recipe
     from terrazzo.training.run import pretrain
 
-_WHERE = {
-    "Baseline": "models.baselines",
-    "CellModel": "systems.stofm.cell_model",
-    "Corpus": "corpus.store",
-    "Coverage": "genes",
-    "FineTuneConfig": "systems.stofm.finetune",
-    "PatchConfig": "systems.stimage.windows",
-    "ImageBaseline": "systems.stalign.image_baselines",
-    "STAlign": "systems.stalign.model",
-    "STAlignConfig": "systems.stalign.config",
-    "STImage": "systems.stimage.model",
-    "STImageConfig": "systems.stimage.config",
-    "ScGPT": "systems.scgpt.model",
-    "ScGPTConfig": "systems.scgpt.model",
-    "SToFM": "systems.stofm.model",
-    "SToFMConfig": "systems.stofm.config",
-    "Slice": "slices",
-    "TissueImage": "images",
-    "Vocabulary": "genes",
-    "block": "records",
-    "build_corpus": "corpus.build:build",
-    "convert_geneformer": "systems.stofm.convert",
-    "convert_scgpt": "systems.scgpt.convert",
-    "convert_stofm": "systems.stofm.convert",
-    "convert_uni": "systems.stalign.convert",
-    "embed_files": "models.embed_files",
-    "evaluate_finetuning": "systems.stofm.finetune_scores",
-    "finetune": "systems.stofm.finetune",
-    "fit_baselines": "models.baselines",
-    "load": "models.loading",
-    "preset": "systems.stofm.config",
-    "pretrain": "training.run",
-    "read": "slices",
-    "write_table": "slices.spatialdata_writing",
+_NAMES = {  # public name: where it is
+    "Baseline": "terrazzo.models.baselines:Baseline",
+    "Corpus": "terrazzo.corpus.store:Corpus",
+    "STAlign": "terrazzo.systems.stalign.model:STAlign",
+    "STImage": "terrazzo.systems.stimage.model:STImage",
+    "SToFM": "terrazzo.systems.stofm.model:SToFM",
+    "Slice": "terrazzo.slices:Slice",
+    "TissueImage": "terrazzo.images:TissueImage",
+    "Vocabulary": "terrazzo.genes:Vocabulary",
+    "build_corpus": "terrazzo.corpus.build:build",
+    "convert": "terrazzo.models.converting:convert",
+    "embed_files": "terrazzo.models.embed_files:embed_files",
+    "finetune": "terrazzo.systems.stofm.finetune:finetune",
+    "get": "terrazzo.records:vectors",
+    "load": "terrazzo.models.loading:load",
+    "load_recipe": "terrazzo.training.recipe:load_recipe",
+    "pretrain": "terrazzo.training.run:pretrain",
+    "read": "terrazzo.slices:read",
+    "write_table": "terrazzo.slices:write_table",
 }
-_ROOMS = ("datasets", "errors", "keys", "plot", "report", "simulate", "tasks")
+_MODULES = ("datasets", "plot", "report", "simulate", "tasks")
 
 __all__ = [
     "Baseline",
-    "CellModel",
     "Corpus",
-    "Coverage",
-    "FineTuneConfig",
-    "ImageBaseline",
-    "PatchConfig",
     "STAlign",
-    "STAlignConfig",
     "STImage",
-    "STImageConfig",
     "SToFM",
-    "SToFMConfig",
-    "ScGPT",
-    "ScGPTConfig",
     "Slice",
     "TissueImage",
     "Vocabulary",
     "__version__",
-    "block",
     "build_corpus",
-    "convert_geneformer",
-    "convert_scgpt",
-    "convert_stofm",
-    "convert_uni",
+    "convert",
     "datasets",
     "embed_files",
-    "evaluate_finetuning",
     "finetune",
-    "fit_baselines",
+    "get",
     "load",
+    "load_recipe",
     "plot",
-    "preset",
     "pretrain",
     "read",
     "report",
@@ -120,10 +80,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        room, _, home_name = _WHERE[name].partition(":")
-        value = getattr(importlib.import_module(f"terrazzo.{room}"), home_name or name)
-    elif name in _ROOMS:
+    if name in _NAMES:
+        module, _, attribute = _NAMES[name].partition(":")
+        value = getattr(importlib.import_module(module), attribute)
+    elif name in _MODULES:
         value = importlib.import_module(f"terrazzo.{name}")
     else:
         raise AttributeError(f"module 'terrazzo' has no attribute {name!r}")
@@ -132,4 +92,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE, *_ROOMS})
+    return sorted(__all__)

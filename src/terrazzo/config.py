@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from terrazzo.errors import ConfigError, did_you_mean
 
+__all__ = ["INF", "from_dict", "to_dict", "within"]
+
 T = TypeVar("T")
+INF = math.inf
+
+
+def within(settings: object, **limits: tuple[float, float]) -> None:
+    """Check numbers against their lowest and highest value; ``from_dict`` says where a refused one stands.
+
+    Raises
+    ------
+    ValueError
+        One of them lies outside.
+    """
+    for name, (low, high) in limits.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            most = f" and at most {high:g}" if high < INF else ""
+            raise ValueError(f"{name} is {value}; it must be at least {low:g}{most}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

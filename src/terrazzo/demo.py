@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from anndata import AnnData
@@ -13,7 +14,9 @@ from anndata import AnnData
 from terrazzo import keys, plot, report, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
+from terrazzo.corpus.store import Corpus
 from terrazzo.files import write_text
+from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import Baseline
 from terrazzo.models.embed_files import check_writable, write_atomically
 from terrazzo.models.loading import load
@@ -21,13 +24,14 @@ from terrazzo.progress import Progress
 from terrazzo.records import block
 from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stimage.model import STImage
-from terrazzo.systems.stimage.windows import PatchConfig
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import domains
 from terrazzo.tasks.retrieval import recall
-from terrazzo.training import logs as log_files
-from terrazzo.training import recipe as recipes
+from terrazzo.training import logs
+from terrazzo.training.recipe import Recipe, recipe_from_dict
 from terrazzo.training.run import pretrain
+
+__all__ = ["run"]
 
 ABOUT = (
     "SToFM, ST as images and ST-Align, preset tiny, trained for a few minutes on simulated slices, then used on a "
@@ -37,19 +41,57 @@ ABOUT = (
 )
 REPORT = "report.html"
 SEEDS = 5
-SLICES, VALIDATION = 5, 1  # slices to train on, and to follow the losses on; one more is embedded
-STAGES = ("adapt", "pretrain", "patches", "align")  # two of SToFM, one of each other system
+SLICES = 5  # to train on; one more is embedded
+VALIDATION = 1  # slices to follow the losses on
 FOUND_AMONG = 10  # spots, of which one may be the right one
-IMAGE_PX, CROP_UM = 800, 40.0  # histology: its longer side, and what is seen around a cell
+IMAGE_PX = 800  # longer side of the histology
+CROP_UM = 40.0  # what is seen of it around a cell
 BIN_UM = 12.0  # about the distance between neighboring cells: one or two in a bin
-BLOCKS = {  # obsm key: (what is embedded, block)
-    "X_stofm_own": (keys.X_STOFM, "own"),
-    "X_stofm_niche": (keys.X_STOFM, "niche"),
-    "X_stimage_own": (keys.X_STIMAGE, "own"),
-    "X_stimage_niche": (keys.X_STIMAGE, "niche"),
-    "X_stalign_own": (keys.X_STALIGN, "own"),
-    "X_stalign_niche": (keys.X_STALIGN, "niche"),
+SYSTEMS = ("stofm", "stimage", "stalign")  # folders of the trained models
+LAST_STAGE = {
+    "stofm": "stofm-pretrain",
+    "stimage": "stimage-pretrain",
+    "stalign": "stalign-pretrain",
 }
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A stage, the loss of it that is drawn, and what that is of."""
+
+    stage: str
+    loss: str
+    title: str
+
+
+PANELS = (
+    Panel("stofm-adapt", "own", "held-out counts of a cell"),
+    Panel("stofm-pretrain", "masked_cells", "vectors of hidden cells"),
+    Panel("stimage-pretrain", "masked_sites", "genes of hidden sites"),
+    Panel("stalign-pretrain", "niche", "image and genes of niches"),
+)
+STAGES = tuple(panel.stage for panel in PANELS)
+BASELINES = [Baseline("pca"), Baseline("pca-nb3", n_components=20)]
+METHODS = {  # title to obsm key
+    "SToFM, niche block": "X_stofm_niche",
+    "SToFM, own block": "X_stofm_own",
+    "SToFM untrained": "X_stofm_untrained",
+    "ST as images, niche block": "X_stimage_niche",
+    "ST as images, own block": "X_stimage_own",
+    "ST as images untrained": "X_stimage_untrained",
+    "ST-Align, niche block": "X_stalign_niche",
+    "ST-Align, own block": "X_stalign_own",
+    "ST-Align untrained": "X_stalign_untrained",
+    **{baseline.title: baseline.default_key for baseline in BASELINES},
+}
+DRAWN = (
+    "X_stofm_niche",
+    "X_stofm_untrained",
+    "X_stimage_niche",
+    "X_stalign_niche",
+    *(baseline.default_key for baseline in BASELINES),
+)
+REPORTED = (keys.X_STOFM, keys.X_STIMAGE, keys.X_STALIGN, BASELINES[-1].default_key)
 
 
 def run(
@@ -58,7 +100,7 @@ def run(
     n_cells: int = 700,
     adapt_epochs: int = 4,
     pretrain_epochs: int = 30,
-    patch_epochs: int = 12,
+    window_epochs: int = 12,
     align_epochs: int = 8,
     seed: int = 0,
     progress: bool | None = None,
@@ -68,18 +110,17 @@ def run(
     Parameters
     ----------
     out
-        Folder; ``report.html``, ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, the logs
-        ``adapt.csv``, ``pretrain.csv``, ``patches.csv`` and ``align.csv`` and the trained checkpoints ``stofm/``,
-        ``stimage/`` and ``stalign/`` go there.
+        Folder; ``report.html``, ``demo.h5ad``, ``demo.png``, ``losses.png``, ``demo.md``, ``demo.csv``, a log for each
+        stage (``stofm-adapt.csv``, ...) and the trained checkpoints ``stofm/``, ``stimage/`` and ``stalign/`` go there.
     n_cells
         Cells of each simulated slice.
-    adapt_epochs, pretrain_epochs, patch_epochs, align_epochs
+    adapt_epochs, pretrain_epochs, window_epochs, align_epochs
         Passes over the corpus: SToFM's domain adaptation and multi-scale pretraining; windows of ST as images; spots
         of ST-Align.
     seed
         Seed of tissue and weights.
     progress
-        Show progress bars; None: only on a terminal.
+        Show progress bars; None: in a terminal and in a notebook.
 
     Returns
     -------
@@ -88,47 +129,46 @@ def run(
     folder = Path(out)
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    n = SLICES + VALIDATION + 1
+    n_slices = SLICES + VALIDATION + 1
     bars = Progress(progress)
     with bars.stage("simulate tissue", None):
         *training, adata = simulate.corpus(
-            n, n_cells, seed=seed, n_donors=n, image=True, image_px=IMAGE_PX
+            n_slices, n_cells, seed=seed, n_donors=n_slices, image=True, image_px=IMAGE_PX
         )
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
-        epochs = dict(
-            zip(STAGES, (adapt_epochs, pretrain_epochs, patch_epochs, align_epochs), strict=True)
-        )
-        untrained = train(Path(work), training, epochs, seed, progress)
+    n_epochs = (adapt_epochs, pretrain_epochs, window_epochs, align_epochs)
+    epochs = dict(zip(STAGES, n_epochs, strict=True))
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as name:
+        work = Path(name)
+        corpus = build_corpus(work, training, seed, progress)
+        models = train(work, epochs, seed, progress)
         for stage in STAGES:
-            shutil.copyfile(
-                Path(work) / stage / log_files.LOGS / log_files.CSV, folder / f"{stage}.csv"
-            )
-        for name, stage in (("stofm", "pretrain"), ("stimage", "patches"), ("stalign", "align")):
-            model: Any = load(Path(work) / stage / "model")
-            model.save_pretrained(folder / name, overwrite=True)
-            model.embed(adata, progress=progress)
-    found = {
-        "trained": found_by_image(adata, model),
-        "untrained": found_by_image(adata, untrained[-1]),
+            log = work / stage / logs.LOGS / logs.CSV
+            shutil.copyfile(log, folder / f"{stage}.csv")
+        for system, model in models.items():
+            model.save_pretrained(folder / system, overwrite=True)
+        untrained = untrained_twins(models, corpus, seed)
+    for model in models.values():
+        model.embed(adata, progress=progress)
+        for name in ("own", "niche"):
+            adata.obsm[f"{model.default_key}_{name}"] = block(adata, model.default_key, name)
+    retrieved = {
+        "trained": found_by_image(adata, models["stalign"]),
+        "untrained": found_by_image(adata, untrained["stalign"]),
     }
-    for key, (whole, name) in BLOCKS.items():
-        adata.obsm[key] = block(adata, whole, name)
-    for model in untrained:
-        model.embed(adata, key_added=f"{model.default_key}_untrained", progress=progress)
+    for model in untrained.values():
+        key = f"{model.default_key}_untrained"
+        model.embed(adata, key_added=key, progress=progress)
     for baseline in BASELINES:
         baseline.embed(adata)
-    table = score(adata, METHODS, bars)
+    table = score(adata, bars)
     write_atomically(adata, folder / "demo.h5ad")
     write_text(folder / "demo.csv", table.to_csv(index=False))
-    text = f"{ABOUT}\n\n{markdown(table)}\n\n{told(found, adata.n_obs)}\n"
+    text = f"{ABOUT}\n\n{markdown(table)}\n\n{retrieval_text(retrieved, adata.n_obs)}\n"
     write_text(folder / "demo.md", text)
     draw(adata, table, folder / "demo.png")
     draw_losses(folder, folder / "losses.png")
-    shown = [
-        folder / "demo.h5ad",
-        folder / "demo.csv",
-        *(folder / f"{stage}.csv" for stage in STAGES),
-    ]
+    shown = [folder / "demo.h5ad", folder / "demo.csv"]
+    shown += [folder / f"{stage}.csv" for stage in STAGES]
     report.write(
         shown,
         folder / REPORT,
@@ -140,41 +180,17 @@ def run(
     return folder
 
 
-BASELINES = [Baseline("pca"), Baseline("pca-nb3", n_components=20)]
-METHODS = [
-    ("SToFM, niche block", "X_stofm_niche"),
-    ("SToFM, own block", "X_stofm_own"),
-    ("SToFM untrained", "X_stofm_untrained"),
-    ("ST as images, niche block", "X_stimage_niche"),
-    ("ST as images, own block", "X_stimage_own"),
-    ("ST as images untrained", "X_stimage_untrained"),
-    ("ST-Align, niche block", "X_stalign_niche"),
-    ("ST-Align, own block", "X_stalign_own"),
-    ("ST-Align untrained", "X_stalign_untrained"),
-    *((baseline.title, baseline.default_key) for baseline in BASELINES),
-]
-DRAWN = (
-    "X_stofm_niche",
-    "X_stofm_untrained",
-    "X_stimage_niche",
-    "X_stalign_niche",
-    *(b.default_key for b in BASELINES),
-)
-REPORTED = (keys.X_STOFM, keys.X_STIMAGE, keys.X_STALIGN, BASELINES[-1].default_key)
-
-
-def train(
-    work: Path, slices: list[AnnData], epochs: dict[str, int], seed: int, progress: bool | None
-) -> list[SToFM | STImage | STAlign]:
-    """Build a corpus, and run each stage into ``work/<stage>``; returns untrained models."""
+def build_corpus(work: Path, slices: list[AnnData], seed: int, progress: bool | None) -> Corpus:
+    """Build a corpus of slices without labels in ``work/corpus``."""
     paths = []
     for number, adata in enumerate(slices):
         bare = adata.copy()
         bare.obs = bare.obs[["donor"]]  # no label gets near the training
-        bare.write_h5ad(work / f"slice_{number + 1}.h5ad")
-        paths.append(work / f"slice_{number + 1}.h5ad")
+        path = work / f"slice_{number + 1}.h5ad"
+        bare.write_h5ad(path)
+        paths.append(path)
     splits = Splits(by="donor", validation=VALIDATION / len(slices), seed=seed)
-    corpus = build(
+    return build(
         paths,
         work / "corpus",
         min_genes=1,
@@ -182,110 +198,138 @@ def train(
         scheduler="synchronous",
         progress=progress,
     )
-    adapted = pretrain(recipe("adapt", work, "", epochs["adapt"], seed), progress=progress)
-    pretrain(recipe("pretrain", work, str(adapted), epochs["pretrain"], seed), progress=progress)
-    trained: Any = load(
-        pretrain(recipe("patches", work, "", epochs["patches"], seed), progress=progress)
-    )
-    aligned: Any = load(
-        pretrain(recipe("align", work, "", epochs["align"], seed), progress=progress)
-    )
+
+
+def train(
+    work: Path, epochs: dict[str, int], seed: int, progress: bool | None
+) -> dict[str, FoundationModel]:
+    """Run each stage into ``work/<stage>``; returns the trained models by system."""
+    adapted = ""
+    trained: dict[str, Path] = {}
+    for stage in STAGES:
+        checkpoint = adapted if stage == "stofm-pretrain" else ""
+        trained[stage] = pretrain(
+            recipe(stage, work, checkpoint, epochs[stage], seed), progress=progress
+        )
+        adapted = str(trained["stofm-adapt"])
+    return {system: load(trained[LAST_STAGE[system]]) for system in SYSTEMS}
+
+
+def untrained_twins(
+    models: dict[str, Any], corpus: Corpus, seed: int
+) -> dict[str, FoundationModel]:
+    """Return untrained models that differ from the trained ones by their weights, no more."""
     vocabulary = corpus.vocabulary()
-    untrained: Any = STImage(trained.config, vocabulary, seed=seed)
-    untrained.module.autocorrelation.copy_(
-        trained.module.autocorrelation
-    )  # the same channels: weights differ, no more
-    unaligned = STAlign(aligned.config, vocabulary, seed=seed + 1)
-    unaligned.module.genes.copy_(aligned.module.genes)  # likewise
+    stimage = STImage(models["stimage"].config, vocabulary, seed=seed)
+    channels = models["stimage"].module.autocorrelation
+    cast(Any, stimage.module.autocorrelation).copy_(channels)
+    stalign = STAlign(models["stalign"].config, vocabulary, seed=seed + 1)
+    stalign.module.genes.copy_(models["stalign"].module.genes)
     for part in ("image_encoder", "gene_encoder"):
-        getattr(unaligned.module, part).load_state_dict(getattr(aligned.module, part).state_dict())
-    return [SToFM("tiny", vocabulary, seed=seed), untrained, unaligned]
+        frozen = getattr(models["stalign"].module, part).state_dict()
+        getattr(stalign.module, part).load_state_dict(frozen)
+    stofm = SToFM("tiny", vocabulary, seed=seed)
+    return {"stofm": stofm, "stimage": stimage, "stalign": stalign}
 
 
-def recipe(
-    stage: Any, work: Path, checkpoint: str, epochs: int, seed: int
-) -> recipes.PretrainConfig:
+def recipe(stage: str, work: Path, checkpoint: str, epochs: int, seed: int) -> Recipe:
     """Return the demo's recipe for one stage."""
-    patches = (
-        PatchConfig(bin_um=BIN_UM, channels=200, choose="spatial") if stage == "patches" else None
-    )
-    return recipes.PretrainConfig(
-        stage=stage,
-        corpus=str(work / "corpus"),
-        out=str(work / stage),
-        model=recipes.ModelSource(
-            preset="tiny",
-            checkpoint=checkpoint,
-            init="random" if stage == "align" else "informed",
-            patches=patches,
-        ),
-        data=recipes.DataConfig(
-            batch_cells=64, batch_subslices=2, batch_windows=4, batch_spots=128
-        ),
-        optim=recipes.OptimConfig(lr=1e-3, warmup_steps=20, epochs=epochs),
-        adapt=recipes.AdaptObjective(
-            own_weight=1, masked_weight=0, contrastive_weight=0, view="thinned"
-        ),
-        pretrain=recipes.MultiScaleObjective(objective="own+niche", mask_share=0.5, reencode=0),
-        patches=recipes.PatchObjective(target="thinned"),
-        align=recipes.AlignObjective(spot_um=CROP_UM, temperature=0.2),
-        run=recipes.RunConfig(log_every=5),
-        seed=seed,
+    of_stage: dict[str, dict[str, Any]] = {
+        "stofm-adapt": {
+            "model": {"init": "informed"},
+            "data": {"batch_cells": 64},
+            "objective": {
+                "own_weight": 1.0,
+                "masked_weight": 0.0,
+                "contrastive_weight": 0.0,
+                "view": "thinned",
+            },
+        },
+        "stofm-pretrain": {
+            "model": {"init": "informed"},
+            "data": {"batch_subslices": 2},
+            "objective": {"kind": "own+niche", "mask_share": 0.5, "reencode": 0},
+        },
+        "stimage-pretrain": {
+            "model": {
+                "init": "informed",
+                "windows": {"bin_um": BIN_UM, "channels": 200, "choose": "spatial"},
+            },
+            "data": {"batch_windows": 4},
+            "objective": {"target": "thinned"},
+        },
+        "stalign-pretrain": {
+            "model": {},
+            "data": {"batch_spots": 128},
+            "objective": {"spot_um": CROP_UM, "temperature": 0.2},
+        },
+    }
+    settings = of_stage[stage]
+    return recipe_from_dict(
+        {
+            "stage": stage,
+            "corpus": str(work / "corpus"),
+            "out": str(work / stage),
+            "model": {"preset": "tiny", "checkpoint": checkpoint, **settings["model"]},
+            "data": settings["data"],
+            "objective": settings["objective"],
+            "optim": {"lr": 1e-3, "warmup_steps": 20, "epochs": epochs},
+            "run": {"log_every": 5},
+            "seed": seed,
+        }
     )
 
 
-def found_by_image(adata: AnnData, model: Any) -> float:
+def found_by_image(adata: AnnData, model: FoundationModel) -> float:
     """Return how often the genes of a cell are among the 10 of its slice that are most like its histology."""
-    image, genes = (
-        model.embed(adata.copy(), modality=one, scale="niche", progress=False).obsm[keys.X_STALIGN]
-        for one in ("image", "genes")
-    )
-    return recall(image, genes, [FOUND_AMONG])[FOUND_AMONG]
+    vectors = {}
+    for modality in ("image", "genes"):
+        embedded = model.embed(adata.copy(), modality=modality, scale="niche", progress=False)
+        vectors[modality] = embedded.obsm[keys.X_STALIGN]
+    return recall(vectors["image"], vectors["genes"], [FOUND_AMONG])[FOUND_AMONG]
 
 
-def told(found: dict[str, float], n: int) -> str:
+def retrieval_text(found: dict[str, float], n_cells: int) -> str:
     """Say what ST-Align finds by image."""
     return (
-        f"By the histology around a cell ST-Align has the right genes among its {FOUND_AMONG} first of {n} in "
-        f"{found['trained']:.1%} of all cells, untrained in {found['untrained']:.1%}; chance is {FOUND_AMONG / n:.1%}."
+        f"By the histology around a cell ST-Align has the right genes among its {FOUND_AMONG} first of {n_cells} in "
+        f"{found['trained']:.1%} of all cells, untrained in {found['untrained']:.1%}; "
+        f"chance is {FOUND_AMONG / n_cells:.1%}."
     )
 
 
-def score(adata: AnnData, methods: list[tuple[str, str]], bars: Progress) -> pd.DataFrame:
+def score(adata: AnnData, bars: Progress) -> pd.DataFrame:
     """Find domains over several seeds and compare them with the true regions; keep the first seed's in ``obs``."""
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     truth = adata.obs["region"]
-    k = truth.nunique()
+    n_regions = truth.nunique()
     rows = []
-    for title, key in methods:
-        ari, nmi = [], []
+    for title, key in METHODS.items():
+        ari = []
+        nmi = []
         with bars.stage(f"domains of {title}", SEEDS, "fits") as advance:
             for seed in reversed(range(SEEDS)):
-                found = domains(adata, use_rep=key, n_domains=k, seed=seed, progress=False).obs[
-                    keys.domain_key(key)
-                ]
-                ari.append(adjusted_rand_score(truth, found))
-                nmi.append(normalized_mutual_info_score(truth, found))
+                domains(adata, use_rep=key, n_domains=n_regions, seed=seed, progress=False)
+                labels = adata.obs[keys.domain_key(key)]
+                ari.append(adjusted_rand_score(truth, labels))
+                nmi.append(normalized_mutual_info_score(truth, labels))
                 advance(1)
         spread = pd.DataFrame({"ARI": ari, "NMI": nmi}).agg(["mean", "std"]).round(3)
-        rows.append(
-            {
-                "embedding": title,
-                "ARI": spread.loc["mean", "ARI"],
-                "ARI sd": spread.loc["std", "ARI"],
-                "NMI": spread.loc["mean", "NMI"],
-                "NMI sd": spread.loc["std", "NMI"],
-                "seeds": SEEDS,
-            }
-        )
+        row: dict[str, Any] = {"embedding": title}
+        for metric in ("ARI", "NMI"):
+            row[metric] = spread.loc["mean", metric]
+            row[f"{metric} sd"] = spread.loc["std", metric]
+        row["seeds"] = SEEDS
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def markdown(table: pd.DataFrame) -> str:
     """Render a small table."""
     lines = ["| " + " | ".join(map(str, table)) + " |", "|" + "---|" * table.shape[1]]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
+    for row in table.itertuples(index=False):
+        lines.append("| " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines)
 
 
@@ -293,22 +337,17 @@ def draw(adata: AnnData, table: pd.DataFrame, path: Path) -> Path:
     """Draw truth and domains side by side."""
     import matplotlib.pyplot as plt
 
-    shown = [(title, key) for title, key in METHODS if key in DRAWN]
-    columns = -(-(len(shown) + 1) // 2)
-    figure, grid = plt.subplots(2, columns, figsize=(4.2 * columns, 7.6), layout="constrained")
+    shown = {title: key for title, key in METHODS.items() if key in DRAWN}
+    n_columns = -(-(len(shown) + 1) // 2)
+    figure, grid = plt.subplots(2, n_columns, figsize=(4.2 * n_columns, 7.6), layout="constrained")
     first, *axes = grid.ravel()
     for ax in axes[len(shown) :]:
         ax.remove()
     plot.spatial(adata, color="region", ax=first, title="true regions (simulated)")
     ari = table.set_index("embedding")["ARI"]
-    for ax, (title, key) in zip(axes, shown, strict=False):
-        plot.spatial(
-            adata,
-            color=keys.domain_key(key),
-            ax=ax,
-            title=f"{title}: ARI {ari[title]}",
-            legend=False,
-        )
+    for ax, (title, key) in zip(axes, shown.items(), strict=False):
+        label = f"{title}: ARI {ari[title]}"
+        plot.spatial(adata, color=keys.domain_key(key), ax=ax, title=label, legend=False)
     return plot.save(figure, path)
 
 
@@ -316,37 +355,39 @@ def draw_losses(folder: Path, path: Path) -> Path:
     """Draw the losses of all stages, and on the slice held out for validation what trivial answers cost."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(20, 4), layout="constrained")
-    panels = (
-        ("adapt", "own", "held-out counts of a cell"),
-        ("pretrain", "masked_cells", "vectors of hidden cells"),
-        ("patches", "masked_sites", "genes of hidden sites"),
-        ("align", "niche", "image and genes of niches"),
-    )
-    for ax, (stage, part, title) in zip(axes, panels, strict=True):
-        table = pd.read_csv(folder / f"{stage}.csv")
-        names = [c for c in table if c == f"train/{part}" or c.startswith(f"val/{part}")]
-        for name in (c for c in names if "recall" not in c):
-            values = table[["step", name]].dropna()
-            trivial = name not in (f"train/{part}", f"val/{part}")
-            last = values[name].iloc[-1]
-            if trivial:
-                ax.axhline(last, color="0.6", linewidth=0.8, linestyle="--")
-                words = name.removeprefix(f"val/{part}_").replace("_", " ")
-                ax.annotate(
-                    words,
-                    (values["step"].max(), last),
-                    ha="right",
-                    va="bottom",
-                    fontsize="x-small",
-                    color="0.4",
-                )
-            else:
-                # a color of its own: the order of the columns differs between the logs
-                label, color = (
-                    ("training", "C0") if name.startswith("train") else ("held out", "C1")
-                )
-                ax.plot(values["step"], values[name], marker=".", label=label, color=color)
-        ax.set(title=f"{stage}: {title}", xlabel="step", ylabel="loss")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(20, 4), layout="constrained")
+    for ax, panel in zip(axes, PANELS, strict=True):
+        log = pd.read_csv(folder / f"{panel.stage}.csv")
+        _draw_loss(ax, panel, log)
+        ax.set(title=f"{panel.stage}: {panel.title}", xlabel="step", ylabel="loss")
         ax.legend(frameon=False)
     return plot.save(figure, path)
+
+
+def _draw_loss(ax: Any, panel: Panel, log: pd.DataFrame) -> None:
+    train_name = f"train/{panel.loss}"
+    held_out_name = f"val/{panel.loss}"
+    lines = {train_name: ("training", "C0"), held_out_name: ("held out", "C1")}
+    for name in log:
+        if name not in lines and not name.startswith(held_out_name):
+            continue
+        if "recall" in name:
+            continue
+        values = log[["step", name]].dropna()
+        if name in lines:
+            label, color = lines[
+                name
+            ]  # a color of its own: the order of the columns differs between the logs
+            ax.plot(values["step"], values[name], marker=".", label=label, color=color)
+            continue
+        last = values[name].iloc[-1]
+        ax.axhline(last, color="0.6", linewidth=0.8, linestyle="--")
+        words = name.removeprefix(f"{held_out_name}_").replace("_", " ")
+        ax.annotate(
+            words,
+            (values["step"].max(), last),
+            ha="right",
+            va="bottom",
+            fontsize="x-small",
+            color="0.4",
+        )

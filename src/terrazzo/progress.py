@@ -1,6 +1,6 @@
-"""Progress of long work: a rich bar with rate and time left on a terminal, nothing elsewhere.
+"""Progress of long work: tqdm's bars, in a terminal and in a notebook; nothing elsewhere.
 
-Stages may lie within each other: the bar of an inner one stands below that of the outer one, while it runs.
+Stages may be nested: the bar of an inner one is below that of the outer one, while it runs.
 """
 
 from __future__ import annotations
@@ -8,45 +8,41 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
+
+__all__ = ["BYTES", "Advance", "Progress", "Stage", "in_notebook", "make_bar"]
 
 Advance = Callable[[int], None]
 BYTES = "B"  # the one unit whose amounts are shown in thousands and millions
-_SHOWN: ContextVar[Any] = ContextVar(
-    "shown", default=None
-)  # the bars on the terminal: there can be one set
+
+COUNTED = "{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit} [{rate_fmt}{postfix}, left {remaining}]"
+UNCOUNTED = "{desc}: {n_fmt} {unit} [{elapsed}]"
+ONE_STEP = "{desc} [{elapsed}]"
 
 
 class Stage:
     """One stage that is under way; called with the amount done."""
 
-    def __init__(self, bar: Any = None, task: Any = None, unit: str = "") -> None:
-        self._bar, self._task, self._unit = bar, task, unit
+    def __init__(self, bar: Any = None) -> None:
+        self._bar = bar
 
     def __call__(self, amount: int) -> None:
-        """So much more is done."""
+        """So much more is done; after the end of the stage nothing happens."""
         if self._bar is not None:
-            self._bar.advance(self._task, amount)
-            self._show()
+            self._bar.update(amount)
 
     def of(self, total: int) -> None:
         """Say how much there is, where that is known only now."""
         if self._bar is not None and total > 0:
-            self._bar.update(self._task, total=total)
-            self._show()
+            self._bar.bar_format = COUNTED
+            self._bar.total = total
+            self._bar.refresh()
 
     def close(self) -> None:
-        """Say that it is over."""
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
         self._bar = None
-
-    def _show(self) -> None:
-        task = next(one for one in self._bar.tasks if one.id == self._task)
-        rate = f"{_amount(task.speed, self._unit)}/s" if task.speed else ""
-        whole = f" of {_amount(task.total, self._unit)}" if task.total else ""
-        done = _amount(task.completed, "" if whole and self._unit != BYTES else self._unit)
-        count = f"{done}{whole}" if task.completed else ""
-        self._bar.update(self._task, count=count, rate=rate)
 
 
 class Progress:
@@ -55,87 +51,56 @@ class Progress:
     Parameters
     ----------
     enabled
-        None: only where standard error is a terminal.
+        None: where standard error is a terminal, and in a notebook.
     """
 
     def __init__(self, enabled: bool | None = None) -> None:
-        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        if enabled is None:
+            enabled = sys.stderr.isatty() or in_notebook()
+        self.enabled = enabled
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str = "cells") -> Iterator[Stage]:
         """Show one stage; the value is a function to call with the amount done.
 
-        Without a total (one step that cannot be counted) the bar moves to and fro and says the time that went by.
+        Without a total (one step that cannot be counted) the time that went by is shown.
         """
         if not self.enabled:
             yield Stage()
             return
-        outer = _SHOWN.get()
-        bar = outer or _make_bars()
-        task = bar.add_task(name, total=total or None, count="", rate="", counted=total is not None)
-        stage = Stage(bar, task, unit)
+        stage = Stage(make_bar(name, total, unit))
         try:
-            if outer is not None:
-                yield stage
-                return
-            _SHOWN.set(bar)
-            with bar:
-                yield stage
+            yield stage
         finally:
             stage.close()
-            if outer is not None:
-                bar.refresh()  # the last state of it, however short it was
-                bar.remove_task(task)
-            else:
-                _SHOWN.set(None)  # not reset: a generator may be closed in another context
 
 
-def _make_bars() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        ProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
-    from rich.text import Text
+def make_bar(name: str, total: int | None, unit: str, *, done: int = 0) -> Any:
+    """Return a tqdm bar that goes away when it is closed."""
+    from tqdm.auto import tqdm
 
-    left, elapsed = TimeRemainingColumn(), TimeElapsedColumn()
-
-    class Time(ProgressColumn):
-        """The time left, or that which went by where nothing can be counted."""
-
-        def render(self, task: Any) -> Text:
-            if not task.fields["counted"]:
-                return elapsed.render(task)
-            return Text.assemble("left ", left.render(task))
-
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[count]}"),
-    ]
-    # what is printed goes above the bars, and to a file where standard output is one
-    return Bar(
-        *columns,
-        TextColumn("{task.fields[rate]}"),
-        Time(),
-        console=Console(stderr=True),
-        redirect_stdout=sys.stdout.isatty(),
+    bar_format = COUNTED
+    if total is None:
+        bar_format = ONE_STEP
+    elif not total:
+        bar_format = UNCOUNTED
+    return tqdm(
+        desc=name,
+        total=total or None,
+        initial=done,
+        unit=unit,
+        unit_scale=unit == BYTES,
+        bar_format=bar_format,
+        dynamic_ncols=True,
+        leave=False,
+        delay=0,
     )
 
 
-def _amount(value: float, unit: str) -> str:
-    if unit != BYTES:
-        return (
-            f"{value:,.0f} {unit}".strip()
-            if value >= 10 or not value % 1
-            else f"{value:.1f} {unit}"
-        )
-    for name in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.{0 if name == 'B' else 1}f} {name}"
-        value /= 1000
-    return f"{value:,.1f} GB"
+def in_notebook() -> bool:
+    """Say whether this runs in a Jupyter kernel, without importing IPython."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None:
+        return False
+    shell = ipython.get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell"

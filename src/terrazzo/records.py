@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -113,3 +113,11 @@ def _named(adata: AnnData, use_rep: str, purpose: Purpose) -> AnyFloats:
 def _whole(adata: AnnData, key: str) -> AnyFloats:
     values = adata.obsm[key]
     return values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+
+
+def write(adata: AnnData, key: str, vectors: AnyFloats, record: dict[str, Any]) -> None:
+    """Write an embedding into ``obsm[key]`` and its provenance into ``uns["terrazzo"][key]``."""
+    adata.obsm[key] = vectors
+    others = dict(adata.uns.get(keys.UNS, {}))
+    others[key] = record
+    adata.uns[keys.UNS] = others

@@ -211,7 +211,8 @@ def test_variants_change_what_their_name_says() -> None:
 
     assert second("stofm-5", "SToFM w/o VCs").model.subslices.virtual is False
     assert (
-        second("stofm-a2", "SToFM, sub-slices of 100, Leiden 1.0").model.subslices.split_size == 100
+        second("stofm-a2", "SToFM, sub-slices of 100, Leiden 1.0").model.subslices.subslice_size
+        == 100
     )
     assert (
         second(
@@ -219,7 +220,7 @@ def test_variants_change_what_their_name_says() -> None:
         ).model.subslices.leiden_resolution
         == 0.5
     )
-    assert second("stofm-a3", "w/o micro").model.subslices.split_size == 1
+    assert second("stofm-a3", "w/o micro").model.subslices.subslice_size == 1
     assert second("stofm-a3", "w/o spatial matrix").model.subslices.pair == "none"
     assert second("stofm-a4", "SToFM, 4 cells encoded again").pretrain.reencode == 4
     assert second("stofm-a5", "SToFM, 12.5% of the data").data.share == 0.125

@@ -79,16 +79,36 @@ def test_info(call: Any, sample: Path, checkpoint: Path) -> None:
 def test_embed(call: Any, sample: Path, checkpoint: Path, tmp_path: Path, tiny_model: Any) -> None:
     out_folder = tmp_path / "out"
     code, out, _ = call(
-        "embed", sample, "--model", checkpoint, "--out", out_folder, "--split-size", 30, "--seed", 2
+        "embed",
+        sample,
+        "--model",
+        checkpoint,
+        "--out",
+        out_folder,
+        "--subslice-size",
+        30,
+        "--seed",
+        2,
     )
     assert code == 0
     assert "60 cells" in out
     assert "never trained" in out
     found = anndata.read_h5ad(out_folder / "sample.h5ad")
-    expected = tiny_model().embed(anndata.read_h5ad(sample), split_size=30, seed=2, progress=False)
+    expected = tiny_model().embed(
+        anndata.read_h5ad(sample), subslice_size=30, seed=2, progress=False
+    )
     np.testing.assert_array_equal(found.obsm["X_stofm"], expected.obsm["X_stofm"])
     code, out, _ = call(
-        "embed", sample, "--model", checkpoint, "--out", out_folder, "--split-size", 30, "--seed", 2
+        "embed",
+        sample,
+        "--model",
+        checkpoint,
+        "--out",
+        out_folder,
+        "--subslice-size",
+        30,
+        "--seed",
+        2,
     )
     assert code == 0
     assert "left alone" in out

@@ -30,7 +30,7 @@ IDS = np.array([f"ENSG{i:011d}" for i in range(N_GENES)])
 VOCABULARY = Vocabulary(
     IDS, np.array([f"G{i}" for i in range(N_GENES)]), np.arange(3, 3 + N_GENES), np.ones(N_GENES)
 )
-CONFIG = SubSliceConfig(split_size=10, n_neighbors=4, halo=1.0)
+CONFIG = SubSliceConfig(subslice_size=10, n_neighbors=4, halo=1.0)
 
 
 class FakeCorpus:
@@ -438,7 +438,7 @@ def test_members_are_opened_again_where_few_may_stay_open(
 
 def test_without_micrometers_the_spacing_is_the_unit(tmp_path: Path) -> None:
     corpus: Any = FakeCorpus({"a": 30}, unit="pixel")
-    config = SubSliceConfig(split_size=10, n_neighbors=4, virtual=False)
+    config = SubSliceConfig(subslice_size=10, n_neighbors=4, virtual=False)
     made = EmbeddingCache(tmp_path, CacheKey("model", config))
     positions = subslices.model_positions(corpus.coords("a"), config, 10.0)
     features = np.ones((30, 2), dtype=np.float32)
@@ -459,9 +459,9 @@ def test_a_cache_of_other_settings_or_content_is_refused(
     cache: EmbeddingCache, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match="other sub-slice settings"):
-        SubSliceLoader(CORPUS, cache, SubSliceConfig(split_size=11, n_neighbors=4, halo=1.0))
+        SubSliceLoader(CORPUS, cache, SubSliceConfig(subslice_size=11, n_neighbors=4, halo=1.0))
     SubSliceLoader(
-        CORPUS, cache, SubSliceConfig(split_size=10, n_neighbors=9)
+        CORPUS, cache, SubSliceConfig(subslice_size=10, n_neighbors=9)
     )  # decided when a sub-slice is cut
     with pytest.raises(CorpusError, match="4 of 4 slices have no stored embeddings"):
         SubSliceLoader(CORPUS, EmbeddingCache(tmp_path, CacheKey("other", CONFIG)), CONFIG)
@@ -529,7 +529,7 @@ def test_a_corpus_on_disk(tmp_path: Path) -> None:
         paths, tmp_path / "corpus", min_genes=1, scheduler="synchronous", splits=Splits(test=0.3)
     )
     match = member_match(corpus, corpus.vocabulary())
-    config = SubSliceConfig(split_size=40, n_neighbors=4)
+    config = SubSliceConfig(subslice_size=40, n_neighbors=4)
     made = EmbeddingCache(tmp_path / "cache", CacheKey("model", config))
     whole = {member: corpus.slice(member) for member in corpus.ids("train")}
     for member, tissue in whole.items():

@@ -39,7 +39,7 @@ def test_every_key_of_every_recipe_has_a_row_with_a_meaning(generated: ModuleTyp
         named = keys(yaml.safe_load(recipe.read_text(encoding="utf-8")))
         assert [key for key in named if key not in rows] == [], recipe.name
         assert [key for key in named if rows[key].endswith("|  |")] == [], recipe.name
-    assert "`1000`" in rows["model.subslices.split_size"]
+    assert "`1000`" in rows["model.subslices.subslice_size"]
     assert "required" in rows["corpus"]
 
 

@@ -57,7 +57,7 @@ def test_the_fingerprint_sees_every_part(tiny_model: Any, folder: Path) -> None:
         loaded.module.se2.gaussian.stds[3] += 1e-3
     changed = loaded.fingerprint()
     assert changed != tiny_model().fingerprint()
-    assert tiny_model(split_size=81).fingerprint() != tiny_model().fingerprint()
+    assert tiny_model(subslice_size=81).fingerprint() != tiny_model().fingerprint()
 
 
 def test_the_card_says_what_is_inside(tiny_model: Any, folder: Path) -> None:
@@ -190,7 +190,7 @@ def test_overwrite_rules(tiny_model: Any, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="overwrite=True"):
         tiny_model().save_pretrained(folder)
     (folder / "stale").write_text("x")
-    other = tiny_model(split_size=55)
+    other = tiny_model(subslice_size=55)
     other.save_pretrained(folder, overwrite=True)
     assert tz.load(folder).fingerprint() == other.fingerprint()
     assert not (folder / "stale").exists()
@@ -242,7 +242,7 @@ def test_a_failing_write_leaves_nothing_and_keeps_the_old(
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     for target in (tmp_path / "new", folder):
         with pytest.raises(OutputError, match="nothing was kept"):
-            tiny_model(split_size=33).save_pretrained(target, overwrite=True)
+            tiny_model(subslice_size=33).save_pretrained(target, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
     assert tz.load(folder).fingerprint() == before
 

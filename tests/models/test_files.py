@@ -80,7 +80,7 @@ def test_what_changed_is_done_again(
     assert anndata.read_h5ad(out / "slice1.h5ad").n_obs == 45
     assert run(tiny_model(), sources, out, seed=1) == ["embedded"] * 3
     assert run(tiny_model(), sources, out, seed=1) == ["unchanged"] * 3
-    assert run(tiny_model(split_size=30), sources, out, seed=1) == ["embedded"] * 3
+    assert run(tiny_model(subslice_size=30), sources, out, seed=1) == ["embedded"] * 3
 
 
 def test_another_key_is_another_job(tiny_model: Any, sources: list[Path], out: Path) -> None:

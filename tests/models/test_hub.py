@@ -85,7 +85,7 @@ def test_the_commit_stays_with_a_copy(pushed: str, tmp_path: Path) -> None:
 
 
 def test_a_revision_is_what_it_was(hub: Hub, pushed: str, tiny_model: Any) -> None:
-    first, other = tiny_model(), tiny_model(split_size=55)
+    first, other = tiny_model(), tiny_model(subslice_size=55)
     hub.repos[NAME].refs["v1"] = pushed.partition("@")[2]  # a tag
     second = other.push_to_hub(NAME)
     assert second != pushed
@@ -103,7 +103,7 @@ def test_a_revision_is_what_it_was(hub: Hub, pushed: str, tiny_model: Any) -> No
 
 
 def test_a_branch_is_made(hub: Hub, pushed: str, tiny_model: Any) -> None:
-    other = tiny_model(split_size=55)
+    other = tiny_model(subslice_size=55)
     assert (
         other.push_to_hub(NAME, revision="try", message="another split")
         == f"{NAME}@{hub.repos[NAME].refs['try']}"

@@ -48,7 +48,7 @@ class Golden:
         self.folder, self.split, self.model = folder / name, split, model
         self.adata = anndata.read_h5ad(self.folder / "slice" / "raw.h5ad")
         self.slice = tz.Slice.from_anndata(self.adata)
-        self.config = replace(model.config.subslices, split_size=split)
+        self.config = replace(model.config.subslices, subslice_size=split)
         self.scales = self.load(f"split{split}/multiscale.npz")
         self.cells = self.load("cell_emb.npz")["emb"]
         self.labels = self.scales["leiden"].astype(np.int64)
@@ -182,7 +182,7 @@ def test_final_embeddings_through_the_public_path(golden: Golden, tmp_path: Path
     model = tz.load(tmp_path / "checkpoint")
     adata = golden.adata.copy()
     adata.obs["leiden"] = golden.labels.astype(str)
-    model.embed(adata, clusters="leiden", split_size=golden.split, progress=False)
+    model.embed(adata, clusters="leiden", subslice_size=golden.split, progress=False)
     stored = golden.load(f"split{golden.split}/final.npz")["final_emb"]
     assert adata.obsm["X_stofm"].dtype == np.float32
     np.testing.assert_allclose(adata.obsm["X_stofm"], stored, rtol=0, atol=2e-5)
@@ -306,7 +306,9 @@ def published_distances(positions: np.ndarray, virtual: np.ndarray, n_neighbors:
 @torch.no_grad()
 def test_whole_path_against_plain_code(tiny_model: Any, simulated: Any) -> None:
     """Tokens, transformers' own forward, means, dense distances and the padded reference, all written out."""
-    model = tiny_model(geometry="published", split="grid", mix="sum", split_size=90, n_neighbors=15)
+    model = tiny_model(
+        geometry="published", partition="grid", mix="sum", subslice_size=90, n_neighbors=15
+    )
     adata = simulated(200)
     labels = np.random.default_rng(1).integers(0, 7, adata.n_obs)
     adata.obs["given"] = labels
@@ -354,7 +356,7 @@ def test_whole_path_against_plain_code(tiny_model: Any, simulated: Any) -> None:
 def test_a_saved_model_gives_the_same_through_load(
     tiny_model: Any, simulated: Any, tmp_path: Path
 ) -> None:
-    model = tiny_model(geometry="published", split="grid", mix="sum")
+    model = tiny_model(geometry="published", partition="grid", mix="sum")
     model.save_pretrained(tmp_path / "checkpoint")
     first = model.embed(simulated(), progress=False).obsm["X_stofm"]
     second = tz.load(tmp_path / "checkpoint").embed(simulated(), progress=False).obsm["X_stofm"]

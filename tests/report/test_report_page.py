@@ -213,7 +213,7 @@ def test_coverage_and_provenance(simulated: Any, page: Any) -> None:
         "checkpoint_sha256": "5e2f" * 16,
         "date": "2026-11-28T10:00:00",
         "coverage": json.dumps(met.to_dict()),
-        "settings": json.dumps({"split_size": 1000}),
+        "settings": json.dumps({"subslice_size": 1000}),
         "n_empty": np.int64(3),
     }
     adata.uns["terrazzo"] = {"X_stofm": record}
@@ -225,7 +225,7 @@ def test_coverage_and_provenance(simulated: Any, page: Any) -> None:
     assert "45 of 60" in made.words
     assert ", ".join(met.unmatched_examples) in made.words
     (rest,) = [json.loads(word) for word in made.words if word.startswith("{")]
-    assert rest == {"settings": {"split_size": 1000}, "n_empty": 3}
+    assert rest == {"settings": {"subslice_size": 1000}, "n_empty": 3}
 
 
 def test_the_histology_is_there_and_a_misplaced_one_is_not(simulated: Any, page: Any) -> None:

@@ -85,7 +85,7 @@ def test_paper_is_as_published() -> None:
             4,
         )
         cut = config.model.subslices
-        assert (cut.leiden_resolution, cut.alpha, cut.split_size) == (1.0, 0.8, 1000)
+        assert (cut.leiden_resolution, cut.alpha, cut.subslice_size) == (1.0, 0.8, 1000)
     assert adapt.data.batch_cells == pretrain.data.batch_subslices == 16
     assert (adapt.adapt.masked_weight, adapt.adapt.contrastive_weight, adapt.adapt.own_weight) == (
         1,
@@ -199,7 +199,7 @@ def test_changed_changes_what_is_given() -> None:
         ),
         (
             "stage: adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}",
-            "Did you mean 'split_size'",
+            "Did you mean 'subslice_size'",
         ),
         (
             "stage: adopt\ncorpus: c\nout: o",

@@ -41,11 +41,6 @@ METRICS = {
     "reconstruction": ("mse", "mae"),
     "image_to_gene": ("mse", "pearson", "pearson_overall", "rmse", "mae"),
 }
-STOFM, STIMAGE, STALIGN = (
-    "SToFM (adapt, pretrain)",
-    "ST as images (patches)",
-    "ST-Align (align)",
-)  # by their settings
 NO_HEAD = "none"  # of tasks that read nothing out of an embedding
 LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves ARI by up to .17
 
@@ -84,41 +79,24 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Training:
-    """How the variants of an ablation are trained, on the unlabeled training slices of the parts.
+class Variant:
+    """One row of an ablation.
 
     Attributes
     ----------
-    recipe
-        Settings of :class:`terrazzo.training.recipe.PretrainConfig` common to all stages, nested.
-    adapt, pretrain
-        What differs between the two stages of SToFM, nested.
-    patches, align
-        What the one stage of ST as images, or of ST-Align, adds, nested.
-    """
-
-    recipe: dict = field(default_factory=dict)
-    adapt: dict = field(default_factory=dict)
-    pretrain: dict = field(default_factory=dict)
-    patches: dict = field(default_factory=dict)
-    align: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of an ablation: changes of the recipes, nested; ``skip_adapt`` leaves out domain adaptation.
-
-    ``vector`` says what is scored: the whole embedding, or the cell encoder alone. Where there are settings of
-    ``patches`` or of ``align``, here or for all variants, it is ST as images or ST-Align that is trained, else SToFM.
+    name
+        Of the row.
+    change
+        Stage to settings, nested as a recipe, that differ from the table's ``training``.
+    skip
+        Stages that are left out.
+    vector
+        What is scored: the whole embedding, or the cell encoder alone, which is trained in the first stage.
     """
 
     name: str
-    recipe: dict = field(default_factory=dict)
-    adapt: dict = field(default_factory=dict)
-    pretrain: dict = field(default_factory=dict)
-    patches: dict = field(default_factory=dict)
-    align: dict = field(default_factory=dict)
-    skip_adapt: bool = False
+    change: dict = field(default_factory=dict)
+    skip: list[str] = field(default_factory=list)
     vector: Literal["whole", "cell_encoder"] = "whole"
 
 
@@ -191,7 +169,7 @@ class Protocol:
     bin_um: float = 0.0
     refine: int = 0
     variants: list[Variant] = field(default_factory=list)
-    training: Training | None = None
+    training: dict = field(default_factory=dict)
     published: Published = field(default_factory=Published)
     note: str = ""
 
@@ -232,16 +210,18 @@ class Protocol:
                 )
 
     def _check_training(self) -> None:
-        if self.variants and self.training is None:
+        if self.variants and not self.training:
             raise ConfigError(
                 f"{self.name} has variants and does not say how they are trained (training)."
             )
-        for one in self.variants:
-            if len(found := systems_of(self.training, one)) > 1:
-                both = " and of ".join(found)
-                raise ConfigError(
-                    f"{self.name}: variant {one.name!r} has settings of {both}; it can be one of them."
-                )
+        for variant in self.variants:
+            for stage in (*variant.change, *variant.skip):
+                if stage not in self.training:
+                    hint = did_you_mean(stage, self.training, f"It has {', '.join(self.training)}.")
+                    raise ConfigError(
+                        f"{self.name}: variant {variant.name!r} names the stage {stage!r}, which training does not "
+                        f"have.{hint}"
+                    )
 
     def _check_patients(self) -> None:
         for part in self.parts:
@@ -288,17 +268,6 @@ class Protocol:
         """Return the splits of the within setting: a split that leaks space never stands without a blocked one."""
         given = tuple(self.splits)
         return given if "blocked" in given else (*given, "blocked")
-
-
-def systems_of(training: Training | None, variant: Variant) -> list[str]:
-    """Return whose settings a variant has; SToFM's only where it says so."""
-    sections = {STOFM: ("adapt", "pretrain"), STIMAGE: ("patches",), STALIGN: ("align",)}
-    layers = [layer for layer in (training, variant) if layer is not None]
-    return [
-        name
-        for name, keys in sections.items()
-        if any(getattr(x, key) for x in layers for key in keys)
-    ]
 
 
 def names() -> list[str]:

@@ -18,7 +18,7 @@ from terrazzo import tasks
 from terrazzo._version import __version__
 from terrazzo.bench import histology as pictures
 from terrazzo.bench import squares
-from terrazzo.bench.protocols import NO_HEAD, STALIGN, Protocol, systems_of
+from terrazzo.bench.protocols import NO_HEAD, Protocol
 from terrazzo.bench.rows import Kept
 from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
 from terrazzo.bench.systems import Fitted, System, representations, resolve
@@ -110,8 +110,8 @@ def run(
     if protocol.task in _WHO:
         systems = _WHO[protocol.task](systems)
     absent = uncovered(protocol, systems)
-    trains = any(STALIGN in systems_of(protocol.training, variant) for variant in protocol.variants)
-    image, bars = trains or any(system.reads != "genes" for system in systems), Progress(progress)
+    bars = Progress(progress)
+    image = any(system.reads != "genes" for system in systems) or _trains_on_images(protocol)
     scenes, gone = _scenes(protocol, data, bars, image=image)
     absent += gone
     with contextlib.ExitStack() as stack:
@@ -167,6 +167,15 @@ def uncovered(protocol: Protocol, systems: Sequence[System]) -> list[tuple[str, 
         for part in protocol.parts
         if not any(system.title == title and system.serves(part) for system in systems)
     ]
+
+
+def _trains_on_images(protocol: Protocol) -> bool:
+    """Say whether a variant is trained on histology."""
+    from terrazzo.bench.ablation import reads_images, recipes_of
+
+    return any(
+        reads_images(recipes_of(protocol, variant)) != "genes" for variant in protocol.variants
+    )
 
 
 def _scenes(

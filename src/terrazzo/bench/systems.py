@@ -22,7 +22,6 @@ from terrazzo.models.loading import load
 from terrazzo.records import blocks, vectors
 from terrazzo.systems.stalign.features import Modality
 from terrazzo.systems.stalign.image_baselines import ImageBaseline
-from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stofm.model import SToFM
 
 ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
@@ -219,7 +218,7 @@ def trained(
 ) -> list[System]:
     """Return a model with weights as systems: one, or of ST-Align one for each of these modalities."""
     mark = model.fingerprint()
-    if not isinstance(model, STAlign):
+    if "modality" not in model.options_class.names():
         return [System(title, _without_fit(embedder(model)), model=model, fixed=True, mark=mark)]
     return [
         System(

@@ -1,4 +1,4 @@
-"""The command line's verbs that turn published weights into checkpoints: convert stofm, geneformer, scgpt, uni."""
+"""The command line's verb ``convert``: published weights to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -7,109 +7,43 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli.options import OPTIONS, TRAINING, say, working
+from terrazzo.cli.options import TRAINING, say, working
+
+__all__ = ["register"]
 
 
 def register(app: App) -> None:
-    """Add the verbs to the command line."""
-    verbs = App(
-        name="convert",
-        group=TRAINING,
-        group_arguments=OPTIONS,
-        group_parameters=OPTIONS,
-        help="Published weights to a checkpoint folder.\n\n"
-        "Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint",
-    )
-    for verb in (stofm, geneformer, scgpt, uni):
-        verbs.command(verb)
-    app.command(verbs)
+    """Add the verb to the command line."""
+    app.command(convert, group=TRAINING)
 
 
-def stofm(
-    published: Annotated[
-        Path, Parameter(help="Folder with config.json, se2transformer.pth, cell_encoder/.")
+def convert(
+    kind: Annotated[
+        str, Parameter(help="Whose weights: stofm, geneformer, scgpt, uni (an image encoder).")
     ],
+    published: Annotated[Path, Parameter(help="Folder as it was published.")],
     /,
     *,
-    gene_dictionaries: Annotated[
-        Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")
-    ],
-    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert SToFM's published weights, for equal outputs.
-
-    Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
-    """
-    import terrazzo as tz
-
-    with working("convert SToFM"):
-        target = tz.convert_stofm(published, gene_dictionaries).save_pretrained(
-            out, overwrite=overwrite
-        )
-    say(f"Checkpoint written to {target}")
-
-
-def geneformer(
-    published: Annotated[Path, Parameter(help="Folder with config.json and the weights.")],
-    /,
-    *,
-    gene_dictionaries: Annotated[
-        Path, Parameter(help="Folder with Geneformer's dictionaries (.pkl).")
-    ],
-    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert a Geneformer V1 checkpoint to a cell encoder on its own.
-
-    Example: terrazzo convert geneformer DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
-    """
-    import terrazzo as tz
-
-    with working("convert Geneformer"):
-        target = tz.convert_geneformer(published, gene_dictionaries).save_pretrained(
-            out, overwrite=overwrite
-        )
-    say(f"Checkpoint written to {target}")
-
-
-def scgpt(
-    published: Annotated[Path, Parameter(help="Folder with vocab.json, args.json, best_model.pt.")],
-    /,
-    *,
-    out: Annotated[Path, Parameter(help="Checkpoint folder to write.")],
+    out: Annotated[Path, Parameter(help="Folder to write.")],
     gene_dictionaries: Annotated[
         Path | None,
-        Parameter(help="Folder with Geneformer's gene_name_id_dict.pkl: genes also by Ensembl id."),
+        Parameter(
+            help="Folder with Geneformer's dictionaries (.pkl); stofm and geneformer need it."
+        ),
     ] = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Annotated[
+        bool, Parameter(negative=(), help="Replace a checkpoint that is there.")
+    ] = False,
 ) -> None:
-    """Convert scGPT's published weights.
+    """Convert published weights to a checkpoint folder, for equal outputs.
 
-    Example: terrazzo convert scgpt DOWNLOADED --out checkpoint
-    """
-    import terrazzo as tz
-
-    with working("convert scGPT"):
-        target = tz.convert_scgpt(published, gene_dictionaries).save_pretrained(
-            out, overwrite=overwrite
-        )
-    say(f"Checkpoint written to {target}")
-
-
-def uni(
-    published: Annotated[Path, Parameter(help="Folder with pytorch_model.bin.")],
-    /,
-    *,
-    out: Annotated[Path, Parameter(help="Folder to write, as transformers has them.")],
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-) -> None:
-    """Convert UNI's published weights to an image encoder for ST-Align.
-
+    Example: terrazzo convert stofm DOWNLOADED --gene-dictionaries GENEFORMER --out checkpoint
     Example: terrazzo convert uni DOWNLOADED --out uni
     """
     import terrazzo as tz
 
-    with working("convert UNI"):
-        target = tz.convert_uni(published, out, overwrite=overwrite)
-    say(f"Image encoder written to {target}")
+    with working(f"convert {kind}"):
+        target = tz.convert(
+            kind, published, out, gene_dictionaries=gene_dictionaries, overwrite=overwrite
+        )
+    say(f"Written to {target}")

@@ -1,21 +1,103 @@
-"""What ``terrazzo info`` says of a slice: what it was recognized as, facts with their units, what it is good for."""
+"""The command line's verb ``info``: what a slice was recognized as, facts with their units, what it is good for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import App, Parameter
 from rich.markup import escape
 
-from terrazzo.cli.options import out_console, say, working
+from terrazzo.cli.options import FIRST, GRID, PICTURE, Reading, out_console, say, working
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from terrazzo import Slice
 
+__all__ = ["register"]
 
 SHOWN = 8  # names of one kind
+
+
+def register(app: App) -> None:
+    """Add the verb to the command line."""
+    app.command(info, group=FIRST)
+
+
+def info(
+    slices: Annotated[
+        list[Path],
+        Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors."),
+    ],
+    /,
+    *,
+    model: Annotated[
+        Path | None, Parameter(help="Also say how the genes meet this checkpoint.")
+    ] = None,
+    grid: Annotated[
+        Path | None,
+        Parameter(
+            group=GRID, help="Draw to this file how one slice becomes windows, and say its grid."
+        ),
+    ] = None,
+    layout: Annotated[
+        Literal["auto", "hex", "square", "rank", "bin"] | None, Parameter(group=GRID)
+    ] = None,
+    bin_um: Annotated[
+        float | None, Parameter(group=GRID, help="Side of a bin, for single cells.")
+    ] = None,
+    window: Annotated[
+        int | None, Parameter(group=GRID, help="Sites on a side of a window.")
+    ] = None,
+    overlay: Annotated[
+        Path | None,
+        Parameter(
+            group=PICTURE, help="Draw to this file where one slice's spots are on its histology."
+        ),
+    ] = None,
+    spot_um: Annotated[
+        float | None,
+        Parameter(
+            group=PICTURE, help="Diameter of a spot in micrometers; default: the platform's."
+        ),
+    ] = None,
+    reading: Reading | None = None,
+) -> None:
+    """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
+
+    Example: terrazzo info slice.h5ad --model checkpoint
+    Example: terrazzo info cells.h5ad --grid grid.png --bin-um 20
+    Example: terrazzo info slice.h5ad --overlay overlay.png --image he.jpg --image-scale 0.5
+    """
+    import terrazzo as tz
+    from terrazzo.errors import ConfigError
+
+    settings: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
+    of_grid = {name: value for name, value in settings.items() if value is not None}
+    if of_grid and grid is None:
+        raise ConfigError(
+            f"{', '.join(of_grid)} belong to the picture of a grid: add --grid FILE.png."
+        )
+    for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
+        if figure_file is not None and len(slices) > 1:
+            raise ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
+    options = (reading or Reading()).options()
+    if "image" in options and len(slices) > 1:
+        raise ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
+    loaded = tz.load(model) if model is not None else None
+    for path in slices:
+        tissue = say_slice(path, spot_um, options)
+        if loaded is not None:
+            say_fact("coverage", loaded.vocabulary.coverage(tissue))
+        if grid is not None:
+            figure = tz.plot.grid(tissue, **of_grid)
+            say_fact("grid", figure.get_suptitle())
+            say_fact("figure", tz.plot.save(figure, grid))
+        if overlay is not None:
+            figure = tz.plot.overlay(tissue, spot_um=spot_um)
+            say_fact("overlay", figure.get_suptitle())
+            say_fact("figure", tz.plot.save(figure, overlay))
 
 
 def say_fact(name: str, value: object) -> None:

@@ -33,9 +33,6 @@ OTHERS = Group.create_ordered("More")
 OPTIONS = Group.create_ordered("Options")
 
 
-CUT = Group.create_ordered("How to cut the slice (SToFM)")
-
-
 GRID = Group.create_ordered("How to lay the slice out (ST as images)")
 
 
@@ -74,41 +71,6 @@ Test = Annotated[
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
 
 
-Layer = Annotated[str | None, Parameter(group=SLICE, help="Layer that holds the raw counts.")]
-
-
-SpatialKey = Annotated[str, Parameter(group=SLICE, help="obsm key of the coordinates.")]
-
-
-Organism = Annotated[
-    Literal["human", "mouse"] | None, Parameter(group=SLICE, help="Default: from the gene names.")
-]
-
-
-Technology = Annotated[
-    str | None, Parameter(group=SLICE, help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")
-]
-
-
-Microns = Annotated[float | None, Parameter(group=SLICE, help="Micrometers per coordinate unit.")]
-
-
-Image = Annotated[
-    Path | None,
-    Parameter(
-        group=PICTURE, help="Histology: a file, or a name in the store; default: that in the slice."
-    ),
-]
-
-
-ImageScale = Annotated[
-    float | None,
-    Parameter(
-        group=PICTURE, help="Its pixels per coordinate unit; default 1: coordinates are its pixels."
-    ),
-]
-
-
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class Chosen:
@@ -124,46 +86,64 @@ class Chosen:
         str | None, Parameter(help='Of a SpatialData; default "global".')
     ] = None
 
-    def options(self) -> dict[str, str]:
+    def options(self) -> dict[str, Any]:
         """Return what was chosen, as keywords."""
         return {key: value for key, value in vars(self).items() if value is not None}
 
 
+@Parameter(name="*", group=SLICE)
+@dataclass(frozen=True)
+class Reading(Chosen):
+    """How a slice is read: which part of it, and what it does not say of itself."""
+
+    image: Annotated[
+        Path | None,
+        Parameter(help="Histology: a file, or a name in the store; default: that in the slice."),
+    ] = None
+    image_scale: Annotated[
+        float | None,
+        Parameter(help="Its pixels per coordinate unit; default 1: coordinates are its pixels."),
+    ] = None
+    layer: Annotated[str | None, Parameter(help="Layer that holds the raw counts.")] = None
+    spatial_key: Annotated[str, Parameter(help="obsm key of the coordinates.")] = "spatial"
+    organism: Annotated[
+        Literal["human", "mouse"] | None, Parameter(help="Default: from the gene names.")
+    ] = None
+    technology: Annotated[
+        str | None, Parameter(help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")
+    ] = None
+    microns_per_unit: Annotated[
+        float | None, Parameter(help="Micrometers per coordinate unit.")
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """Return what was stated, as keywords of :func:`terrazzo.read`; the picture is opened.
+
+        Raises
+        ------
+        ConfigError
+            A scale without a picture.
+        """
+        import terrazzo as tz
+        from terrazzo.errors import ConfigError
+
+        stated = {key: value for key, value in vars(self).items() if value is not None}
+        image = stated.pop("image", None)
+        scale = stated.pop("image_scale", None)
+        if image is None:
+            if scale is not None:
+                raise ConfigError(
+                    "--image-scale belongs to --image FILE; the slice's own image has its scale."
+                )
+            return stated
+        is_name = not image.suffix and len(image.parts) == 1 and not image.exists()
+        if is_name:  # a picture of the store or folder
+            return {**stated, "image": str(image)}
+        picture = tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)
+        return {**stated, "image": picture}
+
+
 Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]
-
-
-def slice_options(
-    layer: str | None,
-    spatial_key: str,
-    organism: str | None,
-    technology: str | None,
-    microns_per_unit: float | None,
-) -> dict[str, Any]:
-    """Return what was said of how to read a slice, as keywords of :meth:`terrazzo.Slice.from_anndata`."""
-    given = {
-        "layer": layer,
-        "organism": organism,
-        "technology": technology,
-        "microns_per_unit": microns_per_unit,
-    }
-    return {"spatial_key": spatial_key} | {k: v for k, v in given.items() if v is not None}
-
-
-def image_option(image: Path | None, scale: float | None) -> dict[str, Any]:
-    """Return the option ``image`` where a picture is given."""
-    import terrazzo as tz
-
-    if image is None:
-        if scale is not None:
-            raise tz.errors.ConfigError(
-                "--image-scale belongs to --image FILE; the slice's own image has its scale."
-            )
-        return {}
-    if (
-        not image.suffix and len(image.parts) == 1 and not image.exists()
-    ):  # a picture of the store or folder
-        return {"image": str(image)}
-    return {"image": tz.TissueImage.from_file(image, scale=1.0 if scale is None else scale)}
 
 
 def out_console() -> Console:

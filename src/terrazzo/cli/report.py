@@ -8,21 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from terrazzo.cli.options import (
-    SHOWING,
-    Chosen,
-    Image,
-    ImageScale,
-    Layer,
-    Microns,
-    Organism,
-    Seed,
-    SpatialKey,
-    Technology,
-    image_option,
-    say,
-    slice_options,
-)
+from terrazzo.cli.options import SHOWING, Reading, Seed, say
 
 
 def register(app: App) -> None:
@@ -53,14 +39,7 @@ def report(
         Literal["auto", "umap", "pca"],
         Parameter(help="auto: UMAP up to 10,000 cells, else principal components."),
     ] = "auto",
-    layer: Layer = None,
-    spatial_key: SpatialKey = "spatial",
-    organism: Organism = None,
-    technology: Technology = None,
-    microns_per_unit: Microns = None,
-    part: Chosen | None = None,
-    image: Image = None,
-    image_scale: ImageScale = None,
+    reading: Reading | None = None,
     seed: Seed = 0,
 ) -> None:
     """Write one HTML file that opens offline: slices to look around in, results, losses.
@@ -69,8 +48,7 @@ def report(
     """
     import terrazzo as tz
 
-    read = slice_options(layer, spatial_key, organism, technology, microns_per_unit)
-    read |= {**image_option(image, image_scale), **(part or Chosen()).options()}
+    read = (reading or Reading()).options()
     target = tz.report.write(
         sources,
         out,

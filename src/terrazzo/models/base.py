@@ -1,38 +1,46 @@
-"""What every model shares: construction, checkpoints, and the verb ``embed`` on whatever holds a slice."""
+"""What every model shares: construction, checkpoints, and ``embed`` on whatever a slice is in."""
 
 from __future__ import annotations
 
 import abc
 import datetime
+import html
 import json
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 from torch import nn
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo._version import __version__
+from terrazzo.arrays import Bools, Vectors
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import hub
 from terrazzo.models.card import LICENSE, card
-from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
+from terrazzo.models.estimate import Plan
+from terrazzo.models.inputs import embed_each
+from terrazzo.models.options import EmbedOptions, split_options
+from terrazzo.progress import Progress
+from terrazzo.slices import Slice
+
+__all__ = ["Embedding", "FoundationModel", "Prepared", "joined", "require_counts"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vectors of one slice and what there is to say about them.
+    """The vectors of one slice, and what is recorded of them.
 
     Attributes
     ----------
@@ -46,55 +54,42 @@ class Embedding:
         More provenance, JSON-able.
     """
 
-    vectors: NDArray[np.float32]
-    empty: NDArray[np.bool_]
+    vectors: Vectors
+    empty: Bools
     coverage: Coverage
     details: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What ``embed`` is about to do with one slice.
+class Prepared(abc.ABC):
+    """One slice made ready for a model: read once, its genes matched once, cut once.
 
     Attributes
     ----------
-    cells, subslices
-        Sizes of the work.
-    coverage
-        Genes and counts that the vocabulary covers.
-    seconds
-        Estimated time, from operation counts and this machine's measured rate.
-    faster
-        What would make it faster, in words; empty where it is fast already.
+    settings
+        What decides the vectors beside model and slice, JSON-able; recorded in ``uns``.
     """
 
-    cells: int
-    subslices: int
-    coverage: Coverage
-    seconds: float
-    faster: tuple[str, ...] = ()
+    settings: dict[str, Any]
 
-    def __str__(self) -> str:
-        hint = f" Faster: {'; '.join(self.faster)}." if self.faster else ""
-        parts = (
-            f" in {self.subslices:,} sub-slice{'s' if self.subslices != 1 else ''}"
-            if self.subslices
-            else ""
-        )
-        met = self.coverage
-        covered = f"{met.n_matched:,} of {met.n_genes:,} genes, {met.share_counts:.1%} of counts"
-        return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
+    @cached_property
+    def plan(self) -> Plan:
+        """What :meth:`embed` is about to do, and how long it will take."""
+        return self._plan()
 
+    @abc.abstractmethod
+    def _plan(self) -> Plan:
+        """Make the plan."""
 
-def duration(seconds: float) -> str:
-    """Return a time span in words a person reads at a glance."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    @abc.abstractmethod
+    def embed(self, bars: Progress | None = None) -> Embedding:
+        """Return the vectors; ``bars`` show progress, None: none."""
 
 
 class FoundationModel(abc.ABC):
     """A model that gives each cell of a slice one vector.
+
+    A system's class says what it is (the class variables), makes its network (:meth:`_build`) and makes a slice ready
+    (:meth:`prepare`); everything else is here.
 
     Parameters
     ----------
@@ -106,14 +101,30 @@ class FoundationModel(abc.ABC):
         Seed of the random initial weights.
     provenance
         Where the weights come from; ``{"weights": "random"}`` says that they are untrained.
+
+    Attributes
+    ----------
+    model_type
+        Name of the class in checkpoints.
+    default_key
+        ``obsm`` key that ``embed`` writes.
+    config_class, options_class
+        Hyperparameters, and the options of ``embed``.
+    title
+        As people call it.
+    citation
+        What a user of the model cites; for the model card.
+    limits
+        A sentence each, likewise.
     """
 
     model_type: ClassVar[str]
     default_key: ClassVar[str]
     config_class: ClassVar[type]
+    options_class: ClassVar[type[EmbedOptions]] = EmbedOptions
     title: ClassVar[str]
-    citation: ClassVar[str] = ""  # whom a user of the model cites; for the model card
-    limits: ClassVar[tuple[str, ...]] = ()  # a sentence each, likewise
+    citation: ClassVar[str] = ""
+    limits: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -136,17 +147,157 @@ class FoundationModel(abc.ABC):
         """Make the neural module from the config."""
 
     @abc.abstractmethod
-    def embed(self, data: Any, **options: Any) -> Any:
-        """Write one vector per cell; see the models."""
+    def prepare(
+        self, tissue: Slice, options: Any = None, *, obs: pd.DataFrame | None = None
+    ) -> Prepared:
+        """Match, tokenize and cut one slice.
 
-    @abc.abstractmethod
-    def plan(self, data: Any, **options: Any) -> Plan:
-        """Say what :meth:`embed` would do with one slice, and how long it would take; same options."""
+        Parameters
+        ----------
+        tissue
+            The slice.
+        options
+            Of ``options_class``; None: its defaults.
+        obs
+            The AnnData's ``obs``, for options that name a column.
+
+        Raises
+        ------
+        InputError, GeneError, ConfigError
+            The slice, its genes, or the options cannot be used; the message says how to fix it.
+        """
+
+    def embed(
+        self,
+        data: Any,
+        *,
+        key_added: str | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """Give every cell its vector, in ``obsm[default_key]`` (float32, n x d), with provenance in ``uns``.
+
+        Nothing is dropped: n cells in, n rows out, same order.
+
+        Parameters
+        ----------
+        data
+            AnnData, SpatialData, path, or a list of these.
+        key_added
+            Another name for the ``obsm`` key.
+        progress
+            Show progress bars; None: in a terminal and in a notebook.
+        **options
+            The fields of the class's ``options_class`` (``SToFM.options_class``, ...; on the command line
+            ``terrazzo embed --help SYSTEM``), and what :meth:`terrazzo.Slice.from_anndata` takes (``layer``,
+            ``spatial_key``, ``organism``, ``image``, ...).
+
+        Returns
+        -------
+        The AnnData (loaded, if a path was given), the SpatialData, or a list of them.
+
+        Raises
+        ------
+        InputError, GeneError, ConfigError
+            The slice, its genes, or the options cannot be used; the message says how to fix it.
+        """
+        of_model, of_slice = split_options(options)
+        checked = self.options_class.checked(of_model, self.title)
+        bars = Progress(progress)
+
+        def embed_one(tissue: Slice, adata: AnnData) -> None:
+            prepared = self.prepare(tissue, checked, obs=adata.obs)
+            self.write(adata, tissue, prepared, prepared.embed(bars), key_added)
+
+        return embed_each(data, of_slice, embed_one)
+
+    def plan(self, data: AnnData | Slice, **options: Any) -> Plan:
+        """Return what :meth:`embed` would do with one slice and how long it would take; same options.
+
+        Counts operations and measures this machine's matrix-product rate for a moment.
+        """
+        of_model, of_slice = split_options(options)
+        checked = self.options_class.checked(of_model, self.title)
+        if isinstance(data, Slice):
+            return self.prepare(data, checked).plan
+        tissue = Slice.from_anndata(data, **of_slice)
+        return self.prepare(tissue, checked, obs=data.obs).plan
+
+    def write(
+        self,
+        adata: AnnData,
+        tissue: Slice,
+        prepared: Prepared,
+        embedding: Embedding,
+        key_added: str | None = None,
+    ) -> None:
+        """Write vectors and their provenance into an AnnData."""
+        key = key_added or self.default_key
+        n_empty = int(embedding.empty.sum())
+        if n_empty:
+            logger.warning(
+                "%s: %d cells have no counts that the model can use; they are flagged in obs[%r].",
+                tissue.name,
+                n_empty,
+                keys.EMPTY,
+            )
+        record = {
+            "model": self.title,
+            "model_type": self.model_type,
+            "trained": self.trained,
+            "checkpoint_sha256": self.fingerprint(),
+            **self._hub_record(),
+            "config": json.dumps(to_dict(self.config)),
+            "terrazzo_version": __version__,
+            "coverage": json.dumps(embedding.coverage.to_dict()),
+            "settings": json.dumps(prepared.settings, sort_keys=True),
+            "details": json.dumps(embedding.details),
+            "n_empty": n_empty,
+            "unit": tissue.unit,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        adata.obs[keys.EMPTY] = embedding.empty
+        records.write(adata, key, embedding.vectors, record)
 
     @property
     def trained(self) -> bool:
         """False where the weights are random."""
         return self.provenance.get("weights") != "random"
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def _facts(self) -> dict[str, str]:
+        """Return what the model is, for people: name to value."""
+        source = self.provenance.get("source") or self.provenance.get("corpus") or ""
+        started = self.provenance.get("started from")
+        origin = str(source)
+        if started:
+            origin = f"{origin}, from {started}" if origin else str(started)
+        facts = {
+            "system": self.title,
+            "parameters": f"{self.n_parameters:,}",
+            "genes": f"{len(self.vocabulary):,}",
+            "weights": str(self.provenance.get("weights", "unknown")),
+            "from": origin,
+            "device": str(self.device),
+        }
+        return {name: value for name, value in facts.items() if value}
+
+    def __repr__(self) -> str:
+        facts = self._facts()
+        parts = ", ".join(f"{name}: {value}" for name, value in facts.items() if name != "system")
+        return f"<{self.title} model, {parts}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
+            for name, value in self._facts().items()
+        )
+        return f"<table>{rows}</table>"
 
     @property
     def device(self) -> torch.device:
@@ -283,30 +434,6 @@ class FoundationModel(abc.ABC):
         model.module.load_state_dict(held.state)
         return model.to(device) if device else model
 
-    def _embed_all(
-        self,
-        data: Any,
-        key: str,
-        settings: dict[str, Any],
-        slice_options: dict[str, Any],
-        run: Callable[[Slice, AnnData], Embedding],
-    ) -> Any:
-        """Embed one or many, whatever form they have, and write the result where it belongs.
-
-        Returns the AnnData (loaded, if a path was given; of a store its table), or a list of them, or the SpatialData.
-        """
-        if isinstance(data, Sequence) and not isinstance(data, str | bytes):
-            return [self._embed_all(one, key, settings, slice_options, run) for one in data]
-        if isinstance(data, AnnData):
-            tissue = Slice.from_anndata(data, **slice_options)
-            self._write(data, key, run(tissue, data), tissue, settings)
-            return data
-        opened, rest = _open(data, slice_options)
-        tissue = opened.to_slice(**rest)
-        self._write(opened.adata, key, run(tissue, opened.adata), tissue, settings)
-        home = opened.bring_home()
-        return home if isinstance(data, str | Path) else data
-
     def _hub_record(self) -> dict[str, str]:
         return {
             name: str(self.provenance[name])
@@ -314,43 +441,14 @@ class FoundationModel(abc.ABC):
             if name in self.provenance
         }
 
-    def _write(
-        self, adata: AnnData, key: str, result: Embedding, tissue: Slice, settings: dict[str, Any]
-    ) -> None:
-        adata.obsm[key] = result.vectors
-        adata.obs[keys.EMPTY] = result.empty
-        if result.empty.any():
-            logger.warning(
-                "%s: %d cells have no counts that the model can use; they are flagged in obs[%r].",
-                tissue.name,
-                int(result.empty.sum()),
-                keys.EMPTY,
-            )
-        record = {
-            "model": self.title,
-            "model_type": self.model_type,
-            "trained": self.trained,
-            "checkpoint_sha256": self.fingerprint(),
-            **self._hub_record(),
-            "config": json.dumps(to_dict(self.config)),
-            "terrazzo_version": __version__,
-            "coverage": json.dumps(result.coverage.to_dict()),
-            "settings": json.dumps(settings, sort_keys=True),
-            "details": json.dumps(result.details),
-            "n_empty": int(result.empty.sum()),
-            "unit": tissue.unit,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
 
-
-def counted(tissue: Slice, why: str) -> Slice:
-    """Return a slice that holds counts.
+def require_counts(tissue: Slice, why: str) -> Slice:
+    """Return a slice that has counts.
 
     Raises
     ------
     InputError
-        It holds normalized values; ``why`` says what a model does with counts.
+        It has normalized values; ``why`` says what a model does with counts.
     """
     if not tissue.is_counts:
         raise InputError(
@@ -360,28 +458,16 @@ def counted(tissue: Slice, why: str) -> Slice:
     return tissue
 
 
-def joined(
-    blocks: dict[str, NDArray[np.float32]],
-) -> tuple[NDArray[np.float32], dict[str, list[int]]]:
+def joined(blocks: dict[str, Vectors]) -> tuple[Vectors, dict[str, list[int]]]:
     """Return named blocks of vectors side by side, each of mean norm one, and the columns of each by name."""
-    ends = np.cumsum([0] + [b.shape[1] for b in blocks.values()]).tolist()
-    places = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
-    out = np.empty((len(next(iter(blocks.values()))), ends[-1]), dtype=np.float32)
-    for (start, stop), vectors in zip(places.values(), blocks.values(), strict=True):
-        norm = float(
-            np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).mean()
-        )  # no array as large as the vectors
-        np.divide(vectors, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
-    return out, places
-
-
-def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
-    """Open what is no AnnData: a path, or a SpatialData, without importing it; and return the options that are left."""
-    choices, rest = split_choices(options)
-    if isinstance(data, str | Path):
-        return open_slice(data, choices), rest
-    if hasattr(data, "tables"):
-        return open_spatialdata(data, choices), rest
-    raise InputError(
-        f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
-    )
+    widths = [block.shape[1] for block in blocks.values()]
+    ends = np.cumsum([0, *widths]).tolist()
+    columns = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
+    n_rows = len(next(iter(blocks.values())))
+    out = np.empty((n_rows, ends[-1]), dtype=np.float32)
+    for name, block in blocks.items():
+        start, stop = columns[name]
+        squares = np.einsum("ij,ij->i", block, block)  # no array as large as the vectors
+        norm = float(np.sqrt(squares).mean())
+        np.divide(block, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
+    return out, columns

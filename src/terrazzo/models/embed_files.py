@@ -20,6 +20,7 @@ from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import hash_json, hash_path, whole_file, why_not
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
+from terrazzo.models.options import split_options
 from terrazzo.progress import Progress
 from terrazzo.safe_zarr import refuse_code
 from terrazzo.sdata import TABLES
@@ -81,6 +82,7 @@ def embed_files(
     dry_run: bool = False,
     keep_going: bool = False,
     announce: Callable[[str], None] | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> Iterator[Done]:
     """Embed slices from files and write each, with its vectors, into a folder.
@@ -106,8 +108,10 @@ def embed_files(
         A slice that cannot be used is reported as ``"failed"`` and the next is taken, instead of raising.
     announce
         Called with each slice's plan (cells, sub-slices, coverage, time) before the work begins.
+    progress
+        Show progress bars; None: in a terminal and in a notebook.
     **options
-        Passed to ``model.embed``.
+        Of ``model.embed``.
 
     Yields
     ------
@@ -118,7 +122,7 @@ def embed_files(
     InputError
         Two inputs share a name, or an input cannot be read.
     ConfigError
-        One ``image=`` for several slices.
+        One ``image=`` for several slices; an option that the model does not have.
     OutputError
         The folder or a file cannot be written; no half-written file stays.
     """
@@ -127,45 +131,72 @@ def embed_files(
         raise ConfigError(
             f"one image cannot belong to {len(sources)} slices; embed them one by one."
         )
-    targets, (choices, rest) = plan_targets(sources, folder), split_choices(options)
+    targets = plan_targets(sources, folder)
     if not dry_run:
         check_writable(folder)
-    key = key_added or model.default_key
-    wanted_options = json.dumps(
-        {k: v for k, v in options.items() if k != "cache"}, sort_keys=True, default=_told
+    job = _Job(
+        model, key_added or model.default_key, options, overwrite, dry_run, announce, progress
     )
-    bars = Progress(options.get("progress"))
     for source, target in targets:
-        wanted = {"checkpoint_sha256": model.fingerprint(), OPTIONS: wanted_options}
         try:
-            held = _finished(target, key, overwrite)
-            with bars.stage(f"check {source.name}", None):
-                wanted[INPUT_HASH] = _hash_input(source, choices)
-            if held is not None and all(held.get(k) == v for k, v in wanted.items()):
-                yield Done(source, target, int(held.get("n_cells", 0)), "unchanged")
-                continue
-            with bars.stage(f"read {source.name}", None):
-                opened = open_slice(source, choices)
-            told = opened.arguments(**rest)
-            if announce is not None:
-                for line in (*opened.notes, model.plan(opened.adata, **told)):
-                    announce(f"{source}: {line}")
-            if not dry_run:
-                model.embed(opened.adata, key_added=key, **told)
+            yield job.run(source, target)
         except InputError as error:
             if not keep_going:
                 raise type(error)(f"{source}: {error}") from error
             yield Done(source, target, 0, "failed", str(error))
-            continue
-        cells = opened.adata.n_obs
-        if dry_run:
-            yield Done(source, target, cells, "planned")
-            continue
-        record = opened.adata.uns[keys.UNS][key]
-        record |= {**wanted, "n_cells": cells}
-        with bars.stage(f"write {target.name}", None):
+
+
+class _Job:
+    """What all slices of a call have in common."""
+
+    def __init__(
+        self,
+        model: FoundationModel,
+        key: str,
+        options: dict[str, Any],
+        overwrite: bool,
+        dry_run: bool,
+        announce: Callable[[str], None] | None,
+        progress: bool | None,
+    ) -> None:
+        of_model, of_slice = split_options(options)
+        self.model = model
+        self.key = key
+        self.options = model.options_class.checked(of_model, model.title)
+        self.choices, self.of_slice = split_choices(of_slice)
+        self.overwrite = overwrite
+        self.dry_run = dry_run
+        self.announce = announce
+        self.bars = Progress(progress)
+        deciding = {**self.options.deciding(), **of_slice}
+        self.recorded = json.dumps(deciding, sort_keys=True, default=_option_text)
+
+    def run(self, source: Path, target: Path) -> Done:
+        """Embed one slice, unless that was done before."""
+        wanted = {"checkpoint_sha256": self.model.fingerprint(), OPTIONS: self.recorded}
+        finished = _finished(target, self.key, self.overwrite)
+        with self.bars.stage(f"check {source.name}", None):
+            wanted[INPUT_HASH] = _hash_input(source, self.choices)
+        if finished is not None and all(finished.get(k) == v for k, v in wanted.items()):
+            return Done(source, target, int(finished.get("n_cells", 0)), "unchanged")
+        with self.bars.stage(f"read {source.name}", None):
+            opened = open_slice(source, self.choices)
+            tissue = opened.to_slice(**self.of_slice)
+        adata = opened.adata
+        prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
+        if self.announce is not None:
+            for line in (*opened.notes, prepared.plan):
+                self.announce(f"{source}: {line}")
+        if self.dry_run:
+            return Done(source, target, adata.n_obs, "planned")
+        embedding = prepared.embed(self.bars)
+        self.model.write(adata, tissue, prepared, embedding, self.key)
+        record = adata.uns[keys.UNS][self.key]
+        record.update(wanted)
+        record["n_cells"] = adata.n_obs
+        with self.bars.stage(f"write {target.name}", None):
             write_opened(opened, target)
-        yield Done(source, target, cells, "embedded", _precision_note(record))
+        return Done(source, target, adata.n_obs, "embedded", _precision_note(record))
 
 
 def write_opened(opened: Opened, target: Path) -> None:
@@ -204,10 +235,11 @@ def _hash_input(source: Path, choices: Choices) -> str:
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 
-def _told(value: Any) -> Any:
-    """Return what stands for an option in the record: of an image its content and place, not where its file lies."""
+def _option_text(value: Any) -> Any:
+    """Return what is recorded of an option: of an image its content and place, not where its file is."""
     if isinstance(value, TissueImage):
-        return [value.content_hash, value.microns_per_pixel, *value.scales.tolist(), *value.offset]
+        place = [*value.scales.tolist(), *value.offset]
+        return [value.content_hash, value.microns_per_pixel, *place]
     return str(value)
 
 

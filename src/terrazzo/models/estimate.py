@@ -1,48 +1,113 @@
-"""How long an embedding will take, from operation counts and this machine's measured rate."""
+"""How long an embedding will take: operation counts over this machine's measured rate."""
 
 from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+
+from terrazzo.arrays import Ints
+from terrazzo.genes import Coverage
+
+__all__ = [
+    "Counting",
+    "Plan",
+    "Precision",
+    "Rates",
+    "advice",
+    "duration",
+    "encoding_seconds",
+    "matmul_rate",
+    "measured_rates",
+    "warn_if_long",
+]
 
 logger = logging.getLogger(__name__)
 
-
 Precision = Literal["float32", "bfloat16"]
-
-
 ENCODER_SHARE = 0.7  # share of the matrix-product rate that the encoder reaches, for estimates
-
-
 LONG_FLOPS = 1e12  # below this no machine is slow; measuring it would cost more than it tells
-
-
 SLOW_SECONDS = 60.0  # advice is given for jobs longer than this
+MEASURED_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``embed`` is about to do with one slice.
+
+    Attributes
+    ----------
+    cells, subslices
+        Sizes of the work; ``subslices`` 0 for a system without them.
+    coverage
+        Genes and counts that the vocabulary covers.
+    seconds
+        Estimated time, from operation counts and this machine's measured rate.
+    faster
+        What would make it faster, in words; empty where it is fast already.
+    """
+
+    cells: int
+    subslices: int
+    coverage: Coverage
+    seconds: float
+    faster: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        hint = f" Faster: {'; '.join(self.faster)}." if self.faster else ""
+        parts = ""
+        if self.subslices:
+            plural = "s" if self.subslices != 1 else ""
+            parts = f" in {self.subslices:,} sub-slice{plural}"
+        coverage = self.coverage
+        covered = (
+            f"{coverage.n_matched:,} of {coverage.n_genes:,} genes, "
+            f"{coverage.share_counts:.1%} of counts"
+        )
+        return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Matrix-product rates of a device, in operations a second."""
+
+    float32: float
+    bfloat16: float
+
+    def of(self, precision: Precision) -> float:
+        """Return the rate of a precision."""
+        return self.bfloat16 if precision == "bfloat16" else self.float32
 
 
 def matmul_rate(precision: Precision = "float32", device: torch.device | None = None) -> float:
-    """Measure this machine's matrix-product rate, in operations a second (takes about 50 ms)."""
+    """Measure a device's matrix-product rate, in operations a second (takes about 50 ms)."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    left = torch.ones(1024, 512, dtype=dtype, device=device)
-    right = torch.ones(512, 512, dtype=dtype, device=device)
+    rows, inner, columns = 1024, 512, 512
+    left = torch.ones(rows, inner, dtype=dtype, device=device)
+    right = torch.ones(inner, columns, dtype=dtype, device=device)
     for _ in range(2):
         left @ right
-    done, start = 0, time.perf_counter()
-    while time.perf_counter() - start < 0.05:
+    n_done = 0
+    start = time.perf_counter()
+    while time.perf_counter() - start < MEASURED_SECONDS:
         float((left @ right)[0, 0])
-        done += 1
-    return done * 2 * 1024 * 512 * 512 / (time.perf_counter() - start)
+        n_done += 1
+    seconds = time.perf_counter() - start
+    return n_done * 2 * rows * inner * columns / seconds
+
+
+def measured_rates(device: torch.device) -> Rates:
+    """Measure a device in both precisions."""
+    return Rates(matmul_rate("float32", device), matmul_rate("bfloat16", device))
 
 
 def advice(
-    seconds: float, device: torch.device, precision: Precision, rates: tuple[float, float]
+    seconds: float, device: torch.device, precision: Precision, rates: Rates
 ) -> tuple[str, ...]:
-    """Say what would make a long job shorter on this machine."""
+    """Return what would make a long job shorter on this machine, in words."""
     if seconds < SLOW_SECONDS:
         return ()
     out = []
@@ -50,9 +115,10 @@ def advice(
         out.append('move the model to the GPU: model.to("cuda") or --device cuda')
     elif device.type == "cpu":
         out.append("a GPU")
-    if precision == "float32" and rates[1] > 1.5 * rates[0]:
+    gain = rates.bfloat16 / rates.float32
+    if precision == "float32" and gain > 1.5:
         out.append(
-            f"precision='bfloat16' (measured here: {rates[1] / rates[0]:.1f} times the matrix-product rate)"
+            f"precision='bfloat16' (measured here: {gain:.1f} times the matrix-product rate)"
         )
     out.append("a smaller model (the presets `small` and `tiny`)")
     return tuple(out)
@@ -61,16 +127,17 @@ def advice(
 class Counting(Protocol):
     """An encoder that knows what sequences cost."""
 
-    def flops(self, lengths: NDArray[np.int64]) -> float:
+    def flops(self, lengths: Ints) -> float:
         """Return the operations that sequences of these lengths, ``<cls>`` included, take."""
 
 
+def encoding_seconds(encoder: Counting, lengths: Ints, precision: Precision, rates: Rates) -> float:
+    """Estimate the seconds that sequences of these lengths, ``<cls>`` included, take."""
+    return encoder.flops(lengths) / (rates.of(precision) * ENCODER_SHARE)
+
+
 def warn_if_long(
-    encoder: Counting,
-    lengths: NDArray[np.int64],
-    precision: Precision,
-    device: torch.device,
-    name: str,
+    encoder: Counting, lengths: Ints, precision: Precision, device: torch.device, name: str
 ) -> None:
     """Log, before a long encoding begins, how long it will take and what would make it faster.
 
@@ -78,28 +145,23 @@ def warn_if_long(
     """
     if encoder.flops(lengths) < LONG_FLOPS:
         return
-    seconds, rates = encoding_time(encoder, lengths, precision, device)
-    if seconds >= SLOW_SECONDS:
-        hints = "; ".join(advice(seconds, device, precision, rates))
-        logger.warning(
-            "%s: %s cells will take about %s. Faster: %s.",
-            name,
-            f"{len(lengths):,}",
-            duration(seconds),
-            hints,
-        )
-
-
-def encoding_time(
-    encoder: Counting, lengths: NDArray[np.int64], precision: Precision, device: torch.device
-) -> tuple[float, tuple[float, float]]:
-    """Estimate the seconds that sequences take; also the rates measured (float32, bfloat16)."""
-    rates = (matmul_rate("float32", device), matmul_rate("bfloat16", device))
-    return encoder.flops(lengths) / (rates[precision == "bfloat16"] * ENCODER_SHARE), rates
+    rates = measured_rates(device)
+    seconds = encoding_seconds(encoder, lengths, precision, rates)
+    if seconds < SLOW_SECONDS:
+        return
+    logger.warning(
+        "%s: %s cells will take about %s. Faster: %s.",
+        name,
+        f"{len(lengths):,}",
+        duration(seconds),
+        "; ".join(advice(seconds, device, precision, rates)),
+    )
 
 
 def duration(seconds: float) -> str:
     """Return a time span in words a person reads at a glance."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -8,11 +8,9 @@ from terrazzo.errors import CheckpointError
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.hub import locate
-from terrazzo.systems.scgpt.model import ScGPT
-from terrazzo.systems.stalign.model import STAlign
-from terrazzo.systems.stimage.model import STImage
-from terrazzo.systems.stofm.cell_model import CellModel
-from terrazzo.systems.stofm.model import SToFM
+from terrazzo.systems import registry
+
+__all__ = ["load"]
 
 
 def load(
@@ -28,17 +26,20 @@ def load(
     Raises
     ------
     CheckpointError
-        As there; or a kind of model that this version does not know.
+        As there; or a kind of model that no installed system has.
     """
     place = locate(source, revision)
-    folder = place.folder
-    if not all((folder / name).is_file() for name in (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)):
-        ckpt.read(folder)  # says what is missing
-    kind = ckpt.read_header(folder)["model_type"]
-    kinds = (SToFM, STImage, STAlign, CellModel, ScGPT)
-    classes: dict[str, type[FoundationModel]] = {c.model_type: c for c in kinds}
-    if kind not in classes:
+    files = (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)
+    if not all((place.folder / name).is_file() for name in files):
+        ckpt.read(place.folder)  # says what is missing
+    model_type = ckpt.read_header(place.folder)["model_type"]
+    model_class = registry.model_class(model_type)
+    if model_class is None:
+        known: list[str] = []
+        for system in registry.systems().values():
+            known.extend(system.models)
         raise CheckpointError(
-            f"{source} holds a {kind!r} model; this version knows {', '.join(classes)}."
+            f"{source} holds a {model_type!r} model; this version knows {', '.join(known)}."
         )
-    return classes[kind].from_located(place, source, device)
+    model: FoundationModel = model_class.from_located(place, source, device)
+    return model

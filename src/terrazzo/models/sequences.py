@@ -53,6 +53,14 @@ class Tokens:
         source = np.repeat(self.offsets[cells] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Tokens(self.flat[source], offsets)
 
+    @classmethod
+    def join(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Return the sequences of several, one after the other."""
+        flat = np.concatenate([part.flat for part in parts])
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return cls(flat, offsets)
+
     def digests(self) -> NDArray[np.uint64]:
         """Return a 64-bit digest of each cell's sequence: equal sequences, equal digests, in any slice."""
         raw, bounds = self.flat.tobytes(), self.offsets * self.flat.itemsize

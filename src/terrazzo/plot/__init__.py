@@ -1,5 +1,7 @@
 """Figures: values on the tissue, a slice as an image, embeddings in two dimensions, predictions against the truth."""
 
+from typing import Any
+
 from terrazzo.plot.expression import predicted_genes
 from terrazzo.plot.figures import save
 from terrazzo.plot.overlay import overlay
@@ -7,6 +9,7 @@ from terrazzo.plot.palettes import colors
 from terrazzo.plot.reconstruction import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
 from terrazzo.plot.tissue import spatial, spatial_grid
+from terrazzo.systems import registry
 
 __all__ = [
     "colors",
@@ -20,3 +23,11 @@ __all__ = [
     "spatial_grid",
     "umap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return a figure that a system registers, such as ``grid`` of ST as images."""
+    found = registry.figure(name)
+    if found is None:
+        raise AttributeError(f"module 'terrazzo.plot' has no attribute {name!r}")
+    return found

@@ -1,4 +1,4 @@
-"""The entrance hall: every input is checked once here and becomes a frozen ``Slice``, the one thing models take."""
+"""Read and check slices: every input becomes a frozen ``Slice``, the one thing that models take."""
 
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.reading import (
@@ -11,16 +11,19 @@ from terrazzo.slices.reading import (
 )
 from terrazzo.slices.slice import Slice
 from terrazzo.slices.spatialdata import open_spatialdata
+from terrazzo.slices.spatialdata_writing import copy_with_table, write_table
 
 __all__ = [
     "Choices",
     "Opened",
     "Slice",
     "content_files",
+    "copy_with_table",
     "open_slice",
     "open_spatialdata",
     "read",
     "read_anndata",
     "split_choices",
     "store_of",
+    "write_table",
 ]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from terrazzo.errors import OutputError, TrainingError
 from terrazzo.files import whole_file
+from terrazzo.progress import make_bar
 from terrazzo.training.logs import CSV, FIRST, read
 from terrazzo.training.resuming import (
     KEY,
@@ -195,7 +196,7 @@ class Guard(Callback):
 
 
 class Meter(Callback):
-    """Cells a second and the learning rate in the logs, and a bar with the loss parts on a terminal.
+    """Cells a second and the learning rate in the logs, and a bar with the loss parts.
 
     Parameters
     ----------
@@ -205,20 +206,15 @@ class Meter(Callback):
 
     def __init__(self, show: bool) -> None:
         self._show = show
-        self._window: deque[tuple[float, int]] = deque(maxlen=50)
+        self._window: deque[tuple[float, int]] = deque(maxlen=50)  # (time, cells) of the last steps
         self._bar: Any = None
-        self._task: Any = None
         self._drawn = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         if self._show and trainer.is_global_zero:
-            self._bar = make_bar()
-            total = trainer.estimated_stepping_batches
-            self._task = self._bar.add_task(
-                "train", total=total, completed=trainer.global_step, rate="", losses=""
-            )
-            self._bar.start()
+            n_steps = int(trainer.estimated_stepping_batches)
+            self._bar = make_bar("train", n_steps, "steps", done=trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Start the clock."""
@@ -229,31 +225,37 @@ class Meter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, out: Any, batch: Any, i: int
     ) -> None:
         """Count cells."""
-        self._window.append((time.monotonic(), cells_of(batch) * trainer.world_size))
-        seconds = self._window[-1][0] - self._window[0][0]
-        rate = sum(n for _, n in list(self._window)[1:]) / max(seconds, 1e-9)
+        now = time.monotonic()
+        self._window.append((now, cells_of(batch) * trainer.world_size))
+        started, _ = self._window[0]
+        n_cells = sum(n for _, n in list(self._window)[1:])
+        rate = n_cells / max(now - started, 1e-9)
         pl_module.log("cells_per_second", rate, batch_size=1)
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
-        if self._bar is not None and time.monotonic() - self._drawn > REFRESH:
-            self._drawn = time.monotonic()
-            losses = {
-                k: float(v)
-                for k, v in trainer.callback_metrics.items()
-                if k.startswith(("train/", "val/loss"))
-            }
-            text = " ".join(f"{k.removeprefix('train/')} {v:.3g}" for k, v in losses.items())
-            fields = {"rate": f"{rate:,.0f} cells/s", "losses": text}
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-            self._bar.update(self._task, completed=trainer.global_step, description=epoch, **fields)
+        if self._bar is not None and now - self._drawn > REFRESH:
+            self._drawn = now
+            self._draw(trainer, rate)
+
+    def _draw(self, trainer: Trainer, rate: float) -> None:
+        parts = [f"{rate:,.0f} cells/s"]
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("train/", "val/loss")):
+                parts.append(f"{name.removeprefix('train/')} {float(value):.3g}")
+        self._bar.set_description(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False
+        )
+        self._bar.set_postfix_str(" ".join(parts), refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
+        self._bar.refresh()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock anew: validation is no training."""
+        """Start the clock anew: validation is not training."""
         self._window.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar at the last step."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step)
+            self._bar.update(trainer.global_step - self._bar.n)
         self._close()
 
     def on_exception(
@@ -264,35 +266,8 @@ class Meter(Callback):
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
-
-
-def make_bar() -> Any:
-    """Return a rich bar on standard error; on a narrow terminal the losses are cut, not the time left."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.table import Column
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        TextColumn(
-            "{task.fields[losses]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        ),
-        console=Console(stderr=True),
-        expand=True,
-    )
 
 
 class CsvLog(Logger):

@@ -1,62 +1,49 @@
-"""A training recipe: frozen nested dataclasses, strict, one YAML file a recipe (configs/)."""
+"""Training recipes: what all stages share. Each stage has a recipe class of its own, with only what it reads."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import yaml
 
-from terrazzo.config import from_dict
-from terrazzo.errors import ConfigError
+from terrazzo.config import INF, from_dict, within
+from terrazzo.errors import ConfigError, did_you_mean
 from terrazzo.files import write_text
-from terrazzo.systems.stimage.windows import PatchConfig
-from terrazzo.systems.stofm.subslices import SubSliceConfig
-from terrazzo.training.goals import (
-    INF,
-    AdaptObjective,
-    AlignObjective,
-    MultiScaleObjective,
-    PatchObjective,
-    within,
-)
+from terrazzo.systems import registry
+
+__all__ = [
+    "DataConfig",
+    "ModelSource",
+    "OptimConfig",
+    "Recipe",
+    "RunConfig",
+    "check_thinning",
+    "load_recipe",
+    "recipe_about",
+    "recipe_from_dict",
+    "recipe_text",
+    "save_recipe",
+]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where training starts: a checkpoint folder, or a preset with random weights.
+    """Where training starts: a checkpoint folder, or a preset.
 
     Attributes
     ----------
     preset
         ``"tiny"``, ``"small"`` or ``"paper"``; used where there is no checkpoint.
     checkpoint
-        Folder to start from; a SToFM checkpoint, or a cell encoder (converted Geneformer) whose encoder is taken; for
-        stage ``"patches"`` one of ST as images, for ``"align"`` one of ST-Align.
-    init
-        Weights without a checkpoint: ``"random"``, or ``"informed"``: gene embeddings from an SVD of training cells,
-        and heads of the SE(2) Transformer, or of the decoder of ST as images, that look near.
-    subslices
-        How slices are cut (SToFM), in place of the preset's.
-    patches
-        Grid, windows and channels (ST as images); None: those of the recipe or the checkpoint.
-    image_encoder
-        Folder of a transformers vision model, which encodes niches and stays as it is (ST-Align); "": a small vision
-        transformer with random weights.
-    gene_encoder
-        Folder of a SToFM, cell encoder or scGPT checkpoint, which encodes the genes of spots and stays as it is
-        (ST-Align); "": principal components of the training slices.
+        Folder of a model to start from; "": the preset.
     """
 
     preset: str = "small"
     checkpoint: str = ""
-    init: Literal["random", "informed"] = "random"
-    subslices: SubSliceConfig = field(default_factory=SubSliceConfig)
-    patches: PatchConfig | None = None
-    image_encoder: str = ""
-    gene_encoder: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,40 +52,13 @@ class DataConfig:
 
     Attributes
     ----------
-    batch_cells
-        Cells a step (domain adaptation).
-    batch_subslices
-        Sub-slices a step (multi-scale pretraining; paper 16).
-    batch_windows
-        Windows a step (ST as images; paper 32).
-    batch_spots
-        Spots a step (ST-Align); with those of all processes they are each other's negatives.
-    windows_per_slice
-        Windows of each slice in an epoch; 0: as many as it takes to hold its sites once.
     share
-        Share of the slices used (data-volume ablation, table A.5).
-    block, buffer_blocks
-        Rows read at once, and blocks mixed in memory.
+        Share of the training slices used (data-volume ablation, SToFM table A.5).
     """
 
-    batch_cells: int = 32
-    batch_subslices: int = 16
-    batch_windows: int = 32
-    batch_spots: int = 256
-    windows_per_slice: int = 0
     share: float = 1.0
-    block: int = 256
-    buffer_blocks: int = 32
 
     def __post_init__(self) -> None:
-        within(
-            self,
-            batch_cells=(1, INF),
-            batch_subslices=(1, INF),
-            block=(1, INF),
-            buffer_blocks=(1, INF),
-        )
-        within(self, batch_windows=(1, INF), batch_spots=(2, INF), windows_per_slice=(0, INF))
         if not 0 < self.share <= 1:
             raise ValueError(f"share is {self.share}; it must be above 0 and at most 1.")
 
@@ -174,85 +134,153 @@ class RunConfig:
         within(self, log_every=(1, INF), checkpoint_every=(1, INF), validate_every=(0, INF))
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """One training run.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run; every stage has a subclass with its own ``stage``, ``model``, ``data`` and ``objective``.
 
     Attributes
     ----------
     stage
-        ``"adapt"``: domain adaptation of the cell encoder; ``"pretrain"``: the SE(2) Transformer on sub-slices, both of
-        SToFM; ``"patches"``: ST as images on windows; ``"align"``: ST-Align on spots and their histology.
+        Name of the stage, as its system registers it.
     corpus, out
         Corpus folder, and the folder for logs, checkpoints and the final model.
+    model
+        Where training starts.
+    data
+        What is read.
+    objective
+        What is minimized.
+    optim, run
+        Optimizer; devices, logs and checkpoints.
+    seed
+        Of weights, order and noise.
     """
 
-    stage: Literal["adapt", "pretrain", "patches", "align"]
+    stage: str
     corpus: str
     out: str
     model: ModelSource = field(default_factory=ModelSource)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: Any = None
     optim: OptimConfig = field(default_factory=OptimConfig)
-    adapt: AdaptObjective = field(default_factory=AdaptObjective)
-    pretrain: MultiScaleObjective = field(default_factory=MultiScaleObjective)
-    patches: PatchObjective = field(default_factory=PatchObjective)
-    align: AlignObjective = field(default_factory=AlignObjective)
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
         within(self, seed=(0, INF))
 
+    def changed(self, **sections: Any) -> Self:
+        """Return a recipe with some settings changed: ``recipe.changed(run={"devices": 2}, seed=1)``.
 
-def load(path: str | Path, **overrides: object) -> PretrainConfig:
-    """Read a recipe.
+        A None, as a value or within a section, changes nothing.
+
+        Raises
+        ------
+        ConfigError
+            Unknown or misspelled keys; values of the wrong kind.
+        """
+        data = dataclasses.asdict(self)
+        for name, value in sections.items():
+            if isinstance(value, Mapping):
+                known = {k: v for k, v in value.items() if v is not None}
+                data[name] = {**data[name], **known}
+            elif value is not None:
+                data[name] = value
+        return from_dict(type(self), data, f"recipe of {self.stage}")
+
+
+def check_thinning(low: float, high: float) -> None:
+    """Check the shares between which counts are split."""
+    if not 0 < low <= high < 1:
+        raise ValueError(
+            f"thin_low is {low} and thin_high {high}; they must lie between 0 and 1, in order."
+        )
+
+
+def recipe_from_dict(data: Any, where: str = "recipe") -> Recipe:
+    """Return the recipe that a mapping of settings describes: of the class that its ``stage`` has.
+
+    Raises
+    ------
+    ConfigError
+        No such stage; keys that the stage does not read (the nearest valid one is named); values of the wrong kind.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(
+            f"{where} must hold settings, one `key: value` a line; `terrazzo recipes` lists recipes to start from."
+        )
+    if "stage" not in data:
+        raise ConfigError(f"{where} lacks stage; `terrazzo recipes` lists recipes to start from.")
+    try:
+        stage = registry.stage_class(data["stage"])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return from_dict(stage.recipe_class, data, where)
+
+
+def load_recipe(source: str | Path, **overrides: object) -> Recipe:
+    """Read a recipe by name, or from a YAML file.
 
     Parameters
     ----------
-    path
-        YAML file.
+    source
+        Name of a recipe that ships with terrazzo or another system (``"stofm-tiny-adapt"``; ``terrazzo recipes`` lists
+        them), or a YAML file.
     **overrides
-        Top-level values in place of the file's (``corpus=``, ``out=``, ``seed=``).
+        Top-level values in place of the recipe's (``corpus=``, ``out=``, ``seed=``), or sections of them
+        (``optim={"max_steps": 100}``); None changes nothing.
 
     Raises
     ------
     ConfigError
-        Not a readable YAML mapping; unknown or misspelled keys; values of the wrong kind.
+        No such recipe; not a readable YAML mapping; unknown or misspelled keys; values of the wrong kind.
     """
+    text = recipe_text(source)
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error.strerror}); recipes to start from lie in configs/."
-        ) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(
-            f"{path}{where}: not a readable YAML file ({str(error).splitlines()[0]})."
-        ) from error
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} must hold settings, one `key: value` a line, as the recipes in configs/ do."
-        )
-    given = {k: v for k, v in overrides.items() if v is not None}
-    return from_dict(PretrainConfig, {**data, **given}, str(path))
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{source}{line}: not a readable YAML file ({reason}).") from error
+    sections = {k: v for k, v in overrides.items() if isinstance(v, Mapping)}
+    values = {
+        k: str(v) if isinstance(v, Path) else v for k, v in overrides.items() if v is not None
+    }
+    if isinstance(data, Mapping):
+        data = {**data, **{k: v for k, v in values.items() if k not in sections}}
+    return recipe_from_dict(data, str(source)).changed(**sections)
 
 
-def changed(config: PretrainConfig, **sections: dict[str, object]) -> PretrainConfig:
-    """Return a recipe with some settings changed: ``changed(config, run={"devices": 2})``; None changes nothing.
+def recipe_text(source: str | Path) -> str:
+    """Return the YAML text of a recipe by name or from a file, comments included.
 
     Raises
     ------
     ConfigError
-        Unknown or misspelled keys; values of the wrong kind.
+        No such recipe or file; a file that is not text.
     """
-    data = dataclasses.asdict(config)
-    for section, settings in sections.items():
-        data[section] = {**data[section], **{k: v for k, v in settings.items() if v is not None}}
-    return from_dict(PretrainConfig, data)
+    path = Path(source)
+    shipped = registry.recipe_files()
+    if str(source) in shipped and not path.is_file():
+        return shipped[str(source)].read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        hint = did_you_mean(path.stem, shipped, "`terrazzo recipes` lists the names.")
+        raise ConfigError(f"{source} is neither a recipe's name nor a file.{hint}") from error
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not a readable YAML file ({error.reason}).") from error
 
 
-def save(config: PretrainConfig, path: str | Path) -> None:
+def recipe_about(text: str) -> str:
+    """Return what a recipe's first comment line says."""
+    first = text.lstrip().splitlines()[0] if text.strip() else ""
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def save_recipe(recipe: Recipe, path: str | Path) -> None:
     """Write a recipe back as YAML."""
-    write_text(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    write_text(path, yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))

@@ -17,11 +17,9 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from terrazzo._version import __version__
-from terrazzo.config import from_dict
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.files import whole_file, write_text
-from terrazzo.training import recipe as recipes
-from terrazzo.training.recipe import PretrainConfig
+from terrazzo.training.recipe import Recipe, recipe_from_dict, save_recipe
 
 RECORD, RECIPE, KEY = "run.json", "recipe.yaml", "terrazzo"
 # what may differ on resuming: where things are (corpus and weights go by content), and how often to look at them
@@ -134,38 +132,36 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def describe(config: PretrainConfig, corpus_sha256: str, initial: str) -> dict[str, Any]:
+def describe(recipe: Recipe, corpus_sha256: str, initial: str) -> dict[str, Any]:
     """Return what a run is, in plain containers: recipe, corpus, initial weights."""
     return {
-        "config": asdict(config),
+        "recipe": asdict(recipe),
         "corpus_sha256": corpus_sha256,
         "initial_weights": initial,
         "terrazzo_version": __version__,
     }
 
 
-def start(out: Path, config: PretrainConfig, record: Mapping[str, Any]) -> None:
+def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
     """Make the folder of a new run, with its recipe and its record.
 
     Raises
     ------
     OutputError
-        The folder holds something already, or cannot be written.
+        The folder has something in it already, or cannot be written.
     """
+    is_run = (out / RECORD).is_file()
+    in_use = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    if in_use and is_run:
+        raise OutputError(
+            f"{out} holds a run already: continue it with --resume (resume=True), or choose another folder (--out)."
+        )
+    if in_use:
+        raise OutputError(f"{out} is not empty already: please choose another folder (--out).")
     try:
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            there = "holds a run" if (out / RECORD).is_file() else "is not empty"
-            mend = (
-                "continue it with --resume (resume=True), or"
-                if (out / RECORD).is_file()
-                else "please"
-            )
-            raise OutputError(f"{out} {there} already: {mend} choose another folder (--out).")
         out.mkdir(parents=True, exist_ok=True)
-        recipes.save(config, out / RECIPE)
+        save_recipe(recipe, out / RECIPE)
         write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
-    except OutputError:
-        raise
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}).") from error
 
@@ -178,27 +174,28 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
     ConfigError
         There is none, or its recipe, corpus or initial weights differ; the differences are shown.
     """
+    place = out / RECORD
     try:
-        then = json.loads((out / RECORD).read_text(encoding="utf-8"))
-        config = from_dict(PretrainConfig, then["config"], f"{out / RECORD}: config")
+        then = json.loads(place.read_text(encoding="utf-8"))
+        recipe = recipe_from_dict(then["recipe"], f"{place}: recipe")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one."
         ) from error
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{out / RECORD} cannot be read ({error}); start again in another folder."
+            f"{place} cannot be read ({error}); start again in another folder."
         ) from error
-    old, new = flat(asdict(config)), flat(now["config"])
-    lines = [
-        f"{k}: {old.get(k)!r} then, {new.get(k)!r} now"
-        for k in new
-        if k not in FREE and old.get(k) != new.get(k)
-    ]
-    for key, name in (
-        ("corpus_sha256", "content of the corpus"),
-        ("initial_weights", "initial weights"),
-    ):
+    old = flat(asdict(recipe))
+    new = flat(now["recipe"])
+    lines = []
+    for key in dict.fromkeys([*new, *old]):
+        if key not in FREE and old.get(key) != new.get(key):
+            lines.append(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now")
+    names = {"corpus_sha256": "content of the corpus", "initial_weights": "initial weights"}
+    for key, name in names.items():
         if then.get(key) != now[key]:
             lines.append(f"{name}: {str(then.get(key))[:12]} then, {str(now[key])[:12]} now")
     if lines:
@@ -212,9 +209,8 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return ``{"optim.lr": 1e-4, ...}``."""
     out: dict[str, Any] = {}
     for key, value in nested.items():
-        out |= (
-            flat(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, Mapping):
+            out.update(flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
     return out

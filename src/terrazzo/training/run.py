@@ -31,15 +31,13 @@ from terrazzo.config import to_dict
 from terrazzo.corpus.genes import shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
-from terrazzo.models.base import FoundationModel
 from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
-from terrazzo.systems.stages import STAGES, initial_model, loaders, make_objective, prepare
-from terrazzo.training import callbacks as logs
-from terrazzo.training import logs as log_files
-from terrazzo.training.callbacks import Guard, Keeper, Meter
-from terrazzo.training.recipe import PretrainConfig, RunConfig
+from terrazzo.systems import registry
+from terrazzo.training import logs
+from terrazzo.training.callbacks import Guard, Keeper, Meter, loggers
+from terrazzo.training.recipe import Recipe, RunConfig
 from terrazzo.training.resuming import (
     KEY,
     AtomicCheckpoints,
@@ -51,27 +49,23 @@ from terrazzo.training.resuming import (
     set_random_state,
     start,
 )
+from terrazzo.training.stage import Shard, Stage
+
+__all__ = ["first_process", "make_stage", "pretrain"]
 
 logger = logging.getLogger(__name__)
 
-
-LAST, LOGS, MODEL = Path("checkpoints") / "last.ckpt", Path(log_files.LOGS), "model"
-
-
+LAST = Path("checkpoints") / "last.ckpt"
+LOGS = Path(logs.LOGS)
+MODEL = "model"
 RANKS = (
     "RANK",
     "SLURM_PROCID",
     "NODE_RANK",
     "LOCAL_RANK",
 )  # as torchrun, srun, Lightning tell a process which it is
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
-
-
 # Lightning's advice that does not apply here: loaders have no workers to add, models start in eval mode on purpose, ...
 ADVICE = (
     r".*does not have many workers.*",
@@ -90,7 +84,7 @@ ADVICE = (
 
 
 def pretrain(
-    config: PretrainConfig,
+    recipe: Recipe,
     *,
     resume: bool = False,
     progress: bool | None = None,
@@ -98,23 +92,23 @@ def pretrain(
 ) -> Path:
     """Train, and write the trained model.
 
-    ``config.out`` then holds ``model/`` (a checkpoint folder for ``from_pretrained``), ``logs/metrics.csv`` and
+    ``recipe.out`` then holds ``model/`` (a checkpoint folder for ``from_pretrained``), ``logs/metrics.csv`` and
     ``logs/tensorboard/``, ``checkpoints/last.ckpt`` (to resume from), ``recipe.yaml`` and ``run.json``.
 
     Parameters
     ----------
-    config
-        The recipe, from :func:`terrazzo.training.recipe.load`.
+    recipe
+        From :func:`terrazzo.load_recipe`.
     resume
-        Continue the run in ``config.out`` with the very next sample. One that is finished is not done again.
+        Continue the run in ``recipe.out`` with the very next sample. One that is finished is not done again.
     progress
-        Show a bar; None: only on a terminal.
+        Show a bar; None: in a terminal and in a notebook.
     callbacks
         More Lightning callbacks.
 
     Returns
     -------
-    ``config.out / "model"``.
+    ``recipe.out / "model"``.
 
     Raises
     ------
@@ -127,61 +121,81 @@ def pretrain(
     OutputError
         The folder holds a run already, or the disk is full; the last good checkpoint stays loadable.
     """
-    corpus, out = Corpus.open(config.corpus), Path(config.out)
+    out = Path(recipe.out)
     with own_streams(), quiet():
-        model = initial_model(config, corpus)
-        source = config.model
-        given = source.checkpoint or source.image_encoder or source.gene_encoder
-        initial = model.fingerprint() if given else ""
-        record = describe(config, corpus.content_hash(), initial)
+        stage = make_stage(recipe, progress=progress)
+        record = describe(recipe, stage.corpus.content_hash(), _initial_weights(stage))
         if resume:
             check(
                 out, record
             )  # in every process: one that passed would wait for those that did not
         elif first_process():
-            start(out, config, record)
+            start(out, recipe, record)
         if resume and (out / MODEL / CONFIG).is_file():
             logger.warning("%s is trained already.", out / MODEL)
             return out / MODEL
         try:
-            _train(config, corpus, model, record, resume, progress, callbacks)
+            _train(stage, record, resume, callbacks)
         except TerrazzoError:
-            kept = (LAST, LOGS / log_files.CSV)
-            if first_process() and not resume and not any((out / one).exists() for one in kept):
-                shutil.rmtree(out)  # made above, and nothing in it is worth keeping
+            worth_keeping = any((out / one).exists() for one in (LAST, LOGS / logs.CSV))
+            if first_process() and not resume and not worth_keeping:
+                shutil.rmtree(out)  # made above, and nothing is in it
             raise
     return out / MODEL
 
 
+def make_stage(recipe: Recipe, *, progress: bool | None = None) -> Stage[Any, Any]:
+    """Return the stage of a recipe on its corpus.
+
+    Raises
+    ------
+    ConfigError
+        No such stage.
+    CorpusError
+        No corpus.
+    """
+    stage_class = registry.stage_class(recipe.stage)
+    stage: Stage[Any, Any] = stage_class(recipe, Corpus.open(recipe.corpus), progress=progress)
+    return stage
+
+
+def _initial_weights(stage: Stage[Any, Any]) -> str:
+    """Return a hash of the weights that a run starts from, where they come from files."""
+    model = (
+        stage.model
+    )  # made in any case: what cannot be started from is refused before a folder is made
+    return model.fingerprint() if any(stage.given_weights()) else ""
+
+
 def _train(
-    config: PretrainConfig,
-    corpus: Corpus,
-    model: FoundationModel,
-    record: dict[str, Any],
-    resume: bool,
-    progress: bool | None,
-    callbacks: Sequence[Callback],
+    stage: Stage[Any, Any], record: dict[str, Any], resume: bool, callbacks: Sequence[Callback]
 ) -> None:
-    out = Path(config.out)
+    recipe = stage.recipe
+    out = Path(recipe.out)
     last = out / LAST if resume and (out / LAST).is_file() else None
-    held = read_checkpoint(last) if last else {}
-    resumed, place = int(held.get("global_step", 0)), held.get(KEY, {}).get("loader")
-    seed_everything(config.seed)
-    objective, io, held_out = (
-        make_objective(config, model),
-        AtomicCheckpoints(),
-        bool(corpus.ids("validation")),
+    checkpoint = read_checkpoint(last) if last else {}
+    resumed_step = int(checkpoint.get("global_step", 0))
+    loader_state = checkpoint.get(KEY, {}).get("loader")
+    seed_everything(recipe.seed)
+    objective = stage.objective()
+    validates = bool(stage.corpus.ids("validation"))
+    io = AtomicCheckpoints()
+    keeper = Keeper(out / LAST, recipe.run.checkpoint_every, io, record, recipe.seed)
+    meter = Meter(Progress(stage.progress).enabled)
+    trainer = make_trainer(
+        recipe,
+        io,
+        [Guard(recipe.optim.clip), meter, keeper, *callbacks],
+        loggers(out / LOGS, resumed_step),
+        validates=validates,
     )
-    keeper = Keeper(out / LAST, config.run.checkpoint_every, io, record, config.seed)
-    own = [Guard(config.optim.clip), Meter(Progress(progress).enabled), keeper, *callbacks]
-    trainer = make_trainer(config, io, own, logs.loggers(out / LOGS, resumed), validates=held_out)
-    module = _Data(config, corpus, model, progress, place)
+    data = _Data(stage, loader_state)
     with interruptible():
-        _fit(trainer, objective, module, last)
-        if held_out and keeper.validated != trainer.global_step:
-            trainer.validate(objective, datamodule=module, verbose=False)
+        _fit(trainer, objective, data, last)
+        if validates and keeper.validated != trainer.global_step:
+            trainer.validate(objective, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        finish(config, corpus, objective, trainer)
+        finish(stage, objective, trainer)
     trainer.strategy.barrier("model")
 
 
@@ -193,58 +207,58 @@ def first_process() -> bool:
 class _Data(LightningDataModule):
     """The loaders, made in every process once it knows its rank; stored vectors are made by the first one alone."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        corpus: Corpus,
-        model: FoundationModel,
-        progress: bool | None,
-        place: dict[str, Any] | None,
-    ) -> None:
+    def __init__(self, stage: Stage[Any, Any], loader_state: dict[str, Any] | None) -> None:
         super().__init__()
         self.prepare_data_per_node = False
-        self._args, self._progress, self._place = (config, corpus, model), progress, place
-        self._loaders: tuple[Any, Any] | None = None
+        self._stage = stage
+        self._state = loader_state
+        self._train: Any = None
+        self._held_out: Any = None
         self._prepared = False
 
     def prepare_data(self) -> None:
         if self._prepared:  # a last validation asks again
             return
-        module, trainer = self._args[2].module, cast(Trainer, self.trainer)
+        module = self._stage.model.module
+        trainer = cast(Trainer, self.trainer)
         module.to(
             trainer.strategy.root_device
         )  # every cell goes through the encoder: not on the CPU beside a GPU
-        prepare(*self._args, self._progress)
+        self._stage.prepare()
         module.to("cpu")
         self._prepared = True
 
     def setup(self, stage: str) -> None:
-        if (
-            self._loaders is None
-        ):  # before a checkpoint's weights come in: stored vectors go by the first ones
-            trainer: Any = self.trainer
-            self._loaders = loaders(*self._args, rank=trainer.global_rank, world=trainer.world_size)
-            if self._place is None:  # a checkpoint holds what came of it
-                STAGES[self._args[0].stage].start(trainer.lightning_module, *self._args)
-            if self._place is not None:
-                self._loaders[0].load_state_dict(self._place)
-            run, optim = self._args[0].run, self._args[0].optim
-            steps = -(-len(self._loaders[0]) // optim.accumulate) * optim.epochs
-            steps = min(steps, optim.max_steps) if optim.max_steps > 0 else steps
-            trainer.log_every_n_steps = min(run.log_every, steps)
+        if self._train is not None:
+            return
+        # before a checkpoint's weights come in: stored vectors go by the first ones
+        trainer: Any = self.trainer
+        shard = Shard(trainer.global_rank, trainer.world_size)
+        self._train = self._stage.loader("train", shard)
+        if "validation" in self._stage.splits():
+            self._held_out = self._stage.loader("validation", shard)
+        if self._state is None:
+            self._stage.start(trainer.lightning_module)
+        else:  # a checkpoint holds what came of it
+            self._train.load_state_dict(self._state)
+        optim = self._stage.recipe.optim
+        steps = -(-len(self._train) // optim.accumulate) * optim.epochs
+        if optim.max_steps > 0:
+            steps = min(steps, optim.max_steps)
+        trainer.log_every_n_steps = min(self._stage.recipe.run.log_every, steps)
 
     def train_dataloader(self) -> Any:
-        return self._loaders[0] if self._loaders else []
+        return [] if self._train is None else self._train
 
     def val_dataloader(self) -> Any:
-        return self._loaders[1] if self._loaders and self._loaders[1] is not None else []
+        return [] if self._held_out is None else self._held_out
 
 
 def make_trainer(
-    config: PretrainConfig,
+    recipe: Recipe,
     io: AtomicCheckpoints,
     callbacks: list[Callback],
-    loggers: list[Any],
+    run_loggers: list[Any],
     *,
     validates: bool,
 ) -> Trainer:
@@ -255,14 +269,15 @@ def make_trainer(
     ConfigError
         Devices, nodes or a strategy that this machine does not have.
     """
-    run, optim = config.run, config.optim
+    run = recipe.run
+    optim = recipe.optim
     plugins: list[Any] = [io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    every = run.validate_every * optim.accumulate
-    when: dict[str, Any] = (
-        {"val_check_interval": every, "check_val_every_n_epoch": None} if every else {}
-    )
+    when: dict[str, Any] = {}
+    if run.validate_every:
+        when["val_check_interval"] = run.validate_every * optim.accumulate
+        when["check_val_every_n_epoch"] = None
     try:
         return Trainer(
             accelerator=run.accelerator,
@@ -276,14 +291,14 @@ def make_trainer(
             log_every_n_steps=run.log_every,
             limit_val_batches=1.0 if validates else 0,
             num_sanity_val_steps=0,
-            logger=loggers,
+            logger=run_loggers,
             callbacks=callbacks,
             plugins=plugins,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            default_root_dir=config.out,
+            default_root_dir=recipe.out,
             **when,
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
@@ -291,12 +306,12 @@ def make_trainer(
 
 
 def _fit(
-    trainer: Trainer, objective: LightningModule, module: LightningDataModule, last: Path | None
+    trainer: Trainer, objective: LightningModule, data: LightningDataModule, last: Path | None
 ) -> None:
     try:
-        trainer.fit(objective, datamodule=module, ckpt_path=last)
+        trainer.fit(objective, datamodule=data, ckpt_path=last)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise OutputError(
             f"{trainer.default_root_dir} cannot be written ({error}); the last checkpoint is whole. Free some space, "
@@ -304,65 +319,69 @@ def _fit(
         ) from error
 
 
-def finish(config: PretrainConfig, corpus: Corpus, objective: Any, trainer: Trainer) -> Path:
+def finish(stage: Stage[Any, Any], objective: Any, trainer: Trainer) -> Path:
     """Write the trained weights as a checkpoint folder, with where they come from."""
-    out, model = Path(config.out), objective.model
+    out = Path(stage.recipe.out)
+    model = stage.model
     prefix = next(name for name, part in objective.named_modules() if part is model.module) + "."
-    held = read_checkpoint(out / LAST)  # whole on every strategy, unlike the module in memory
+    checkpoint = read_checkpoint(out / LAST)  # whole on every strategy, unlike the module in memory
     state = {
-        k.removeprefix(prefix): v for k, v in held["state_dict"].items() if k.startswith(prefix)
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
     }
-    origin = provenance(config, corpus, model, trainer)
+    origin = provenance(stage, trainer)
     trained: Any = type(model)(model.config, model.vocabulary, provenance=origin)
     trained.module.load_state_dict(state)
-    STAGES[config.stage].finish(config, corpus, trained)
-    return trained.save_pretrained(out / MODEL, overwrite=True)
+    stage.finish(trained)
+    folder: Path = trained.save_pretrained(out / MODEL, overwrite=True)
+    return folder
 
 
-def provenance(
-    config: PretrainConfig, corpus: Corpus, model: FoundationModel, trainer: Trainer
-) -> dict[str, Any]:
+def provenance(stage: Stage[Any, Any], trainer: Trainer) -> dict[str, Any]:
     """Return where trained weights come from, a flat dict for ``config.json`` and the model card."""
-    before = model.provenance if config.model.checkpoint else {}
+    recipe, corpus, model = stage.recipe, stage.corpus, stage.model
+    source = recipe.model
+    fresh = (
+        f"{getattr(source, 'init', 'random')} weights, preset {source.preset}, seed {recipe.seed}"
+    )
     out: dict[str, Any] = {
         "weights": "trained",
-        "stage": config.stage,
-        **STAGES[config.stage].story(config, model),
-        "started from": config.model.checkpoint
-        or f"{config.model.init} weights, preset {config.model.preset}, seed {config.seed}",
-        "corpus": Path(config.corpus).resolve().name,
+        "stage": recipe.stage,
+        **stage.describe(),
+        "started from": source.checkpoint or fresh,
+        "corpus": Path(recipe.corpus).resolve().name,
         "corpus_sha256": corpus.content_hash(),
     }
     sizes = corpus.manifest.set_index("id")["n_cells"]
     for split in ("train", "validation"):
-        ids = STAGES[config.stage].members(config, corpus, split) if corpus.ids(split) else []
-        out[f"{split} slices"], out[f"{split} cells"] = len(ids), int(sizes[ids].sum())
-        out |= {TRAINED_ON: " ".join(map(name_hash, ids))} if split == "train" else {}
-    out |= {"share of slices": config.data.share} if config.data.share < 1 else {}
+        ids = stage.members(split) if corpus.ids(split) else []
+        out[f"{split} slices"] = len(ids)
+        out[f"{split} cells"] = int(sizes[ids].sum())
+        if split == "train":
+            out[TRAINED_ON] = " ".join(name_hash(name) for name in ids)
+    if recipe.data.share < 1:
+        out["share of slices"] = recipe.data.share
     known = shares_known(corpus, model.vocabulary, corpus.ids("train"))
     out[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
     for name in ("technology", "organism", "tissue"):
-        out[name] = ", ".join(sorted({str(v) for v in corpus.manifest[name] if v}))
-    out |= {
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
-        "processes": trainer.world_size,
+        out[name] = ", ".join(sorted({str(value) for value in corpus.manifest[name] if value}))
+    out["epochs"] = trainer.current_epoch
+    out["steps"] = trainer.global_step
+    out["processes"] = trainer.world_size
+    losses = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(("train/", "val/"))
     }
-    seen = {
-        k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("train/", "val/"))
-    }
-    out |= {
-        k: float(f"{v:.6g}")
-        for k, v in (seen | log_files.final(Path(config.out) / LOGS / log_files.CSV)).items()
-    }
-    out |= {
-        "git_revision": git_revision(),
-        "terrazzo_version": __version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "recipe": json.dumps(to_dict(config)),
-    }
-    if before:
-        out["before"] = json.dumps(before)
+    losses.update(logs.final(Path(recipe.out) / LOGS / logs.CSV))
+    out.update({name: float(f"{value:.6g}") for name, value in losses.items()})
+    out["git_revision"] = git_revision()
+    out["terrazzo_version"] = __version__
+    out["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    out["recipe"] = json.dumps(to_dict(recipe))
+    if source.checkpoint and model.provenance:
+        out["before"] = json.dumps(model.provenance)
     return out
 
 
@@ -382,11 +401,39 @@ def git_revision() -> str:
         "--exclude=*",
     ]
     try:
-        return subprocess.run(
-            words, capture_output=True, text=True, timeout=30, check=True
-        ).stdout.strip()
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+    return done.stdout.strip()
+
+
+class WholeInputs(FSDPPrecision):
+    """FSDP's precision for weights and gradients, with batches left as they are.
+
+    Lightning's own refuses frozen dataclasses, and rounds batches to bfloat16: distances and counts need all digits.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the batch."""
+        return data
+
+    @property
+    def mixed_precision_config(self) -> MixedPrecision:
+        """What FSDP is told; autocast casts where it does no harm."""
+        return replace(super().mixed_precision_config, cast_root_forward_inputs=False)
+
+
+def make_strategy(run: RunConfig) -> str | Strategy:
+    """Return Lightning's strategy: one process, DDP, or FSDP."""
+    if run.strategy == "fsdp":
+        precision = WholeInputs(run.precision)
+        return FSDPStrategy(state_dict_type="full", precision_plugin=precision)
+    several = run.devices != 1 or run.nodes > 1  # -1: all there are
+    if run.strategy == "ddp" or several:
+        return DDPStrategy(
+            find_unused_parameters=True
+        )  # a frozen encoder, a head whose weight is 0
+    return "auto"
 
 
 @contextmanager
@@ -415,33 +462,6 @@ def quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-class WholeInputs(FSDPPrecision):
-    """FSDP's precision for weights and gradients, with batches left as they are.
-
-    Lightning's own refuses frozen dataclasses, and rounds batches to bfloat16: distances and counts need all digits.
-    """
-
-    def convert_input(self, data: Any) -> Any:
-        """Return the batch."""
-        return data
-
-    @property
-    def mixed_precision_config(self) -> MixedPrecision:
-        """What FSDP is told; autocast casts where it does no harm."""
-        return replace(super().mixed_precision_config, cast_root_forward_inputs=False)
-
-
-def make_strategy(run: RunConfig) -> str | Strategy:
-    """Return Lightning's strategy: one process, DDP, or FSDP."""
-    if run.strategy == "fsdp":
-        return FSDPStrategy(state_dict_type="full", precision_plugin=WholeInputs(run.precision))
-    if run.strategy == "ddp" or run.devices != 1 or run.nodes > 1:  # -1: all there are
-        return DDPStrategy(
-            find_unused_parameters=True
-        )  # a frozen encoder, a head whose weight is 0
-    return "auto"
-
-
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let an interrupt of a Trainer out as KeyboardInterrupt, and give back the handlers that were there before.
@@ -451,8 +471,10 @@ def interruptible() -> Iterator[None]:
     KeyboardInterrupt
         In place of the SystemExit that Lightning makes of it.
     """
-    main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.getsignal(number)
     try:
         yield
     except SystemExit as stop:

@@ -1,11 +1,13 @@
-"""From loader items to tensors: what is hidden, moved or split is drawn here, from a seed per batch or sub-slice."""
+"""A stage of training as an object: what it starts from, reads, minimizes and leaves. Systems subclass these two."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, Self, TypeVar
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from lightning import LightningModule
@@ -13,9 +15,15 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from terrazzo.corpus.loader import Loader, Members, Shard
+from terrazzo.corpus.store import Corpus
 from terrazzo.models.base import FoundationModel
-from terrazzo.systems.stofm.pair_bias import Pairs
-from terrazzo.training.recipe import OptimConfig, PretrainConfig
+from terrazzo.training.recipe import OptimConfig, Recipe
+
+__all__ = ["Movable", "Objective", "Shard", "Stage", "decay", "rate"]
+
+R = TypeVar("R", bound=Recipe)
+M = TypeVar("M", bound=FoundationModel)
 
 
 class Movable:
@@ -23,26 +31,35 @@ class Movable:
 
     def to(self, device: torch.device | str, **options: Any) -> Self:
         """Return the same on another device."""
-        moved = {f.name: _move(getattr(self, f.name), device) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        moved = {field.name: _moved(getattr(self, field.name), device) for field in fields}
         return type(self)(**moved)
 
 
-def _move(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor | Pairs):
-        return value.to(torch.device(device))
+def _moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, list):
-        return [_move(v, device) for v in value]
+        return [_moved(one, device) for one in value]
+    if hasattr(value, "to"):
+        return value.to(torch.device(device))
     return value
 
 
 class Objective(LightningModule):
-    """What all stages share: the optimizer and the names of the logged losses."""
+    """What is minimized: the losses of a batch, the optimizer, and the names of what is logged.
 
-    def __init__(self, model: FoundationModel, config: PretrainConfig) -> None:
+    Parameters
+    ----------
+    model
+        Its module is trained.
+    recipe
+        The settings.
+    """
+
+    def __init__(self, model: FoundationModel, recipe: Recipe) -> None:
         super().__init__()
         self.model = model
         self.trained = model.module  # registered, so that Lightning moves, saves and averages it
-        self.config = config
+        self.recipe = recipe
         self.total_steps = 1  # of the optimizer; known once there is one
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
@@ -52,15 +69,15 @@ class Objective(LightningModule):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """Log the parts, return the sum."""
         parts = self.losses(batch)
-        self.log_dict({f"train/{k}": v.detach() for k, v in parts.items()}, batch_size=len(batch))
+        logged = {f"train/{name}": part.detach() for name, part in parts.items()}
+        self.log_dict(logged, batch_size=len(batch))
         return parts["loss"]
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         """Log the same parts on held-out slices."""
         parts = self.losses(batch)
-        self.log_dict(
-            {f"val/{k}": v for k, v in parts.items()}, batch_size=len(batch), sync_dist=True
-        )
+        logged = {f"val/{name}": part for name, part in parts.items()}
+        self.log_dict(logged, batch_size=len(batch), sync_dist=True)
 
     def batch_ids(self, batch: Any) -> list[str]:
         """Return the slices of a batch, for messages."""
@@ -76,30 +93,42 @@ class Objective(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Bring the weight decay to where its schedule is at this step."""
-        bare = {id(p) for p in self.undecayed()}
+        undecayed = {id(parameter) for parameter in self.undecayed()}
         for group in optimizer.param_groups:
-            if id(group["params"][0]) in bare:
-                continue
-            group["weight_decay"] = decay(self.global_step, self.config.optim, self.total_steps)
+            if id(group["params"][0]) not in undecayed:
+                weight_decay = decay(self.global_step, self.recipe.optim, self.total_steps)
+                group["weight_decay"] = weight_decay
 
     def configure_optimizers(self) -> Any:
         """AdamW; linear warm-up, then decay to zero over the planned steps."""
-        optim = self.config.optim
-        place = {id(p): 1 for p in self.later()} | {id(p): 2 for p in self.undecayed()}
-        groups: list[dict[str, Any]] = [
-            {"params": []},
-            {"params": []},
-            {"params": [], "weight_decay": 0.0},
-        ]
-        for parameter in filter(lambda p: p.requires_grad, self.parameters()):
-            groups[place.get(id(parameter), 0)]["params"].append(parameter)
-        options: dict[str, Any] = {"lr": optim.lr, "weight_decay": optim.weight_decay}
+        optim = self.recipe.optim
+        later = {id(parameter) for parameter in self.later()}
+        undecayed = {id(parameter) for parameter in self.undecayed()}
+        first: dict[str, Any] = {"params": []}
+        second: dict[str, Any] = {"params": []}
+        third: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+        for parameter in self.parameters():
+            if not parameter.requires_grad:
+                continue
+            group = first
+            if id(parameter) in undecayed:
+                group = third
+            elif id(parameter) in later:
+                group = second
+            group["params"].append(parameter)
         optimizer = AdamW(
-            [g for g in groups if g["params"]], betas=(optim.beta1, optim.beta2), **options
+            [group for group in (first, second, third) if group["params"]],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            weight_decay=optim.weight_decay,
         )
-        self.total_steps = total = int(self.trainer.estimated_stepping_batches)
+        total = int(self.trainer.estimated_stepping_batches)
+        self.total_steps = total
         schedule = LambdaLR(optimizer, lambda step: rate(step, optim, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
 
 def rate(step: int, optim: OptimConfig, total: int) -> float:
@@ -108,50 +137,100 @@ def rate(step: int, optim: OptimConfig, total: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     left = max(0.0, (total - step) / max(1, total - warmup))
-    return left if optim.schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+    if optim.schedule == "linear":
+        return left
+    return (1 - math.cos(math.pi * left)) / 2
 
 
 def decay(step: int, optim: OptimConfig, total: int) -> float:
     """Return the weight decay at a step: constant, or along half a cosine from its first value to its last."""
-    end = optim.weight_decay if optim.weight_decay_end is None else optim.weight_decay_end
+    start = optim.weight_decay
+    end = start if optim.weight_decay_end is None else optim.weight_decay_end
     share = min(1.0, step / max(1, total - 1))
-    return optim.weight_decay + (end - optim.weight_decay) * (1 - math.cos(math.pi * share)) / 2
+    return start + (end - start) * (1 - math.cos(math.pi * share)) / 2
 
 
-T = TypeVar("T")
-
-
-class Collated(Generic[T]):
-    """A resumable loader whose items are turned into tensors as they pass.
+class Stage(abc.ABC, Generic[R, M]):
+    """One stage of training on one corpus. A run makes one, and asks it for everything that depends on the system.
 
     Parameters
     ----------
-    loader
-        From :mod:`terrazzo.systems.stofm.loaders`.
-    make
-        Called with an item and the (epoch, step) that it is.
+    recipe
+        Of the class's ``recipe_class``.
+    corpus
+        The slices.
+    progress
+        Show progress bars; None: in a terminal and in a notebook.
+
+    Attributes
+    ----------
+    recipe_class
+        Settings of this stage and no other.
+    objective_class
+        What is minimized.
     """
 
-    def __init__(self, loader: Any, make: Callable[[Any, int, int], T]) -> None:
-        self.loader, self.make = loader, make
+    recipe_class: ClassVar[type[Recipe]]
+    objective_class: ClassVar[type[Objective]]
 
-    def __len__(self) -> int:
-        return len(self.loader)
+    def __init__(self, recipe: R, corpus: Corpus, *, progress: bool | None = None) -> None:
+        self.recipe = recipe
+        self.corpus = corpus
+        self.progress = progress
 
-    def __iter__(self) -> Iterator[T]:
-        state = self.loader.state_dict()
-        epoch, step = state["epoch"], state["step"]
-        for number, item in enumerate(self.loader, start=step):
-            yield self.make(item, epoch, number)
+    @cached_property
+    def model(self) -> M:
+        """The model that is trained: at first the one that training starts from.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch."""
-        self.loader.set_epoch(epoch)
+        Raises
+        ------
+        ConfigError
+            A checkpoint of another kind; no such preset.
+        """
+        return self.initial_model()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the loader's state: the next item."""
-        return self.loader.state_dict()
+    @abc.abstractmethod
+    def initial_model(self) -> M:
+        """Return the model that training starts from."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-        self.loader.load_state_dict(state)
+    @abc.abstractmethod
+    def loader(self, split: str, shard: Shard = Shard()) -> Loader[Any]:
+        """Return batches of a split as tensors, one process's share of them; held-out ones are always the same."""
+
+    def objective(self) -> Objective:
+        """Return what is minimized, in training mode."""
+        return self.objective_class(self.model, self.recipe).train()
+
+    def prepare(self) -> None:
+        """Store what will be read and is not made while it is read; called in the first process alone."""
+
+    def start(self, objective: Any) -> None:
+        """Set what is trained beside the model, before the first step; a resumed run has it in its checkpoint."""
+
+    def finish(self, model: M) -> None:
+        """Change the trained model before it is written."""
+
+    def describe(self) -> dict[str, str]:
+        """Return what the model card says of the stage."""
+        return {}
+
+    def members(self, split: str) -> list[str]:
+        """Return the slices of a split that are read."""
+        return Members(self.corpus, split, self.share(split)).ids
+
+    def share(self, split: str) -> float:
+        """Return the share of a split's slices that is read: a data-volume ablation leaves out training slices only."""
+        return self.recipe.data.share if split == "train" else 1.0
+
+    def splits(self) -> list[str]:
+        """Return the splits that are read: training, and validation where the corpus has it."""
+        return ["train", "validation"] if self.corpus.ids("validation") else ["train"]
+
+    def given_weights(self) -> list[str]:
+        """Return the folders whose weights decide the start; "" for those that are not given."""
+        return [self.recipe.model.checkpoint]
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder beside the corpus for what can be made again."""
+        return Path(self.corpus.folder) / "cache"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from terrazzo.training.goals import PatchObjective
 
 import terrazzo as tz
 from terrazzo import simulate
@@ -23,7 +24,6 @@ from terrazzo.systems.stimage.masking import PatchPack, split
 from terrazzo.systems.stimage.network import nearest
 from terrazzo.systems.stimage.objective import squared_error
 from terrazzo.systems.stimage.windows import Window
-from terrazzo.training.goals import PatchObjective
 from terrazzo.training.logs import read
 from terrazzo.training.recipe import OptimConfig, PretrainConfig
 from terrazzo.training.stage import rate

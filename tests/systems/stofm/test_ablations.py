@@ -15,37 +15,37 @@ pytestmark = pytest.mark.slow
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as published": {},
-    "5: no virtual cells": {"model": {"subslices": {"split_size": 16, "virtual": False}}},
+    "5: no virtual cells": {"model": {"subslices": {"subslice_size": 16, "virtual": False}}},
     **{
-        f"A.2: sub-slices of {n}": {"model": {"subslices": {"split_size": n}}}
+        f"A.2: sub-slices of {n}": {"model": {"subslices": {"subslice_size": n}}}
         for n in (10, 100, 500, 2000)
     },
     **{
         f"A.2: Leiden resolution {r}": {
-            "model": {"subslices": {"split_size": 16, "leiden_resolution": r}}
+            "model": {"subslices": {"subslice_size": 16, "leiden_resolution": r}}
         }
         for r in (0.1, 0.5, 1.5)
     },
     "A.3: no micro scale": {
-        "model": {"subslices": {"split_size": 1}},
+        "model": {"subslices": {"subslice_size": 1}},
         "data": {"batch_subslices": 16},
     },
-    "A.3: no distance matrix": {"model": {"subslices": {"split_size": 16, "pair": "none"}}},
+    "A.3: no distance matrix": {"model": {"subslices": {"subslice_size": 16, "pair": "none"}}},
     **{
         f"A.4: {n} cells encoded again": {"pretrain": {"frozen_epochs": 0, "reencode": n}}
         for n in (0, 4, 12)
     },
     **{f"A.5: {share:.1%} of the data": {"data": {"share": share}} for share in (0.125, 0.5)},
     **{
-        f"A.6: alpha {alpha}": {"model": {"subslices": {"split_size": 16, "alpha": alpha}}}
+        f"A.6: alpha {alpha}": {"model": {"subslices": {"subslice_size": 16, "alpha": alpha}}}
         for alpha in (0.0, 0.2, 0.4, 0.6, 1.0)
     },
     **{f"A.7: gamma {gamma}": {"pretrain": {"gamma": gamma}} for gamma in (0.0, 0.2, 0.8, 1.0)},
-    "all distances": {"model": {"subslices": {"split_size": 16, "pair": "full"}}},
+    "all distances": {"model": {"subslices": {"subslice_size": 16, "pair": "full"}}},
     "cosine": {"pretrain": {"loss": "cosine", "mask_share": 0.12, "kept_share": 0.03}},
-    "informed start": {"model": {"init": "informed", "subslices": {"split_size": 16}}},
+    "informed start": {"model": {"init": "informed", "subslices": {"subslice_size": 16}}},
     "own+niche": {"pretrain": {"objective": "own+niche", "mask_share": 0.5}},
-    "halo": {"model": {"subslices": {"split_size": 16, "halo": 2.0}}},
+    "halo": {"model": {"subslices": {"subslice_size": 16, "halo": 2.0}}},
     "bfloat16": {"run": {"precision": "bf16-mixed"}, "pretrain": {"frozen_epochs": 0}},
 }
 
@@ -69,7 +69,7 @@ def assert_trained(folder: Path, adata: Any) -> None:
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_ablation_is_a_switch(recipe: Any, simulated: Any, name: str) -> None:
     sections = {"model": {}, **ABLATIONS[name]}
-    sections["model"] = {"preset": "tiny", "subslices": {"split_size": 16}, **sections["model"]}
+    sections["model"] = {"preset": "tiny", "subslices": {"subslice_size": 16}, **sections["model"]}
     config = recipe(optim={"max_steps": 1, "accumulate": 1}, **sections)
     assert_trained(train(config), simulated(50, 40))
 
@@ -93,7 +93,7 @@ def test_domain_adaptation_and_without_it(
         recipe("adapt", "adapted", adapt=adapt, optim=short, run={"precision": precision})
     )
     assert_trained(adapted, simulated(50, 40))  # table 5: cell encoder with domain adaptation
-    source = {"checkpoint": str(adapted), "subslices": {"split_size": 16}}
+    source = {"checkpoint": str(adapted), "subslices": {"subslice_size": 16}}
     folder = train(recipe("pretrain", "pretrained", model=source, optim=short))
     assert_trained(folder, simulated(50, 40))
     story = tz.load(folder).provenance

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from terrazzo.training.goals import AdaptObjective, MultiScaleObjective
 
 from terrazzo.genes import Vocabulary
 from terrazzo.models.sequences import Tokens
@@ -18,7 +19,6 @@ from terrazzo.systems.stofm.loaders import CellBatch, SubSliceItem
 from terrazzo.systems.stofm.masking import CellView, ScenePack, SceneView, token_columns
 from terrazzo.systems.stofm.subslices import SubSliceConfig, iterate
 from terrazzo.systems.stofm.tokens import rank_tokens
-from terrazzo.training.goals import AdaptObjective, MultiScaleObjective
 
 N, VIRTUAL, WIDTH = 60, 3, 8
 FIRST = 1 + VIRTUAL  # token of the first cell

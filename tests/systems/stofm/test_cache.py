@@ -18,7 +18,7 @@ from terrazzo.systems.stofm.cache import CachedMember, CacheKey, EmbeddingCache
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 from terrazzo.systems.stofm.virtual_cells import VirtualCells
 
-CONFIG = SubSliceConfig(split_size=8)
+CONFIG = SubSliceConfig(subslice_size=8)
 KEY = CacheKey("model", CONFIG)
 FILES = ["features", "labels", "virtual_features", "virtual_positions", "parts", "offsets"]
 
@@ -53,7 +53,7 @@ def test_what_is_written_is_read(
     cache, content = EmbeddingCache(folder, KEY), made_up(n)
     assert not cache.has(member)
     cache.write(member, *content, source="sha")
-    again = EmbeddingCache(folder, CacheKey("model", SubSliceConfig(split_size=8)))
+    again = EmbeddingCache(folder, CacheKey("model", SubSliceConfig(subslice_size=8)))
     assert again.has(member)
     assert again.has(member, "sha")
     assert not again.has(member, "other")
@@ -76,7 +76,7 @@ def test_vectors_are_read_only(tmp_path: Path) -> None:
         CacheKey("retrained", CONFIG),
         CacheKey("model", CONFIG, seed=1),
         CacheKey("model", replace(CONFIG, leiden_resolution=0.5)),
-        CacheKey("model", replace(CONFIG, split_size=9)),
+        CacheKey("model", replace(CONFIG, subslice_size=9)),
         CacheKey("model", replace(CONFIG, virtual=False)),
     ],
 )

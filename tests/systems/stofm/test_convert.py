@@ -104,7 +104,7 @@ def published(tmp_path: Path, dictionaries: Path, small_config: Any, loud: Any) 
     vocabulary = tz.Vocabulary.from_geneformer(dictionaries)
     model = tz.SToFM(
         small_config(
-            vocabulary.n_tokens, geometry="published", split="grid", mix="sum", n_neighbors=50
+            vocabulary.n_tokens, geometry="published", partition="grid", mix="sum", n_neighbors=50
         ),
         vocabulary,
     )
@@ -126,7 +126,7 @@ def test_stofm_goes_there_and_back(
     adata = simulated()
     adata.obs["given"] = np.arange(adata.n_obs) % 4
     first, second = (
-        m.embed(adata.copy(), clusters="given", split_size=100, progress=False).obsm["X_stofm"]
+        m.embed(adata.copy(), clusters="given", subslice_size=100, progress=False).obsm["X_stofm"]
         for m in (model, found)
     )
     np.testing.assert_array_equal(first, second)

@@ -104,7 +104,7 @@ def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_a_batch_of_which_nothing_is_shown(made: Any, loss: str) -> None:
-    alone = {"preset": "tiny", "subslices": {"split_size": 1, "halo": 0.0}}
+    alone = {"preset": "tiny", "subslices": {"subslice_size": 1, "halo": 0.0}}
     objective, _, held_out = made(
         model=alone, pretrain={"loss": loss, "mask_share": 1.0, "kept_share": 0.0}
     )

@@ -35,7 +35,7 @@ few = settings(
     ],  # no shrinking: an example takes about a second
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-PUBLISHED = {"geometry": "published", "split": "grid", "mix": "sum"}
+PUBLISHED = {"geometry": "published", "partition": "grid", "mix": "sum"}
 GEOMETRIES = pytest.mark.parametrize("geometry", [{}, PUBLISHED], ids=["um", "published"])
 
 
@@ -75,7 +75,7 @@ def test_rotation_and_translation_change_nothing_in_micrometers(
 
 
 @pytest.mark.parametrize(
-    "options", [{"halo": 2.0}, {"pair": "full"}, {"split": "balanced", "split_size": 31}]
+    "options", [{"halo": 2.0}, {"pair": "full"}, {"partition": "balanced", "subslice_size": 31}]
 )
 def test_rotation_changes_nothing_whatever_the_cut(
     tiny_model: Any, simulated: Any, vectors: Vectors, options: dict[str, Any]
@@ -166,12 +166,12 @@ def details(adata: AnnData, key: str = "X_stofm") -> dict[str, Any]:
 
 @pytest.mark.parametrize("split", ["balanced", "grid"])
 def test_split_and_size_are_taken(tiny_model: Any, simulated: Any, split: str) -> None:
-    adata = tiny_model().embed(simulated(), split=split, split_size=50, progress=False)
+    adata = tiny_model().embed(simulated(), split=split, subslice_size=50, progress=False)
     check(adata)
     assert details(adata)["n_subslices"] >= 4
     kept = json.loads(adata.uns["terrazzo"]["X_stofm"]["settings"])["subslices"]
-    assert (kept["split"], kept["split_size"]) == (split, 50)
-    adata = tiny_model().embed(simulated(), split_size=10_000, progress=False)
+    assert (kept["split"], kept["subslice_size"]) == (split, 50)
+    adata = tiny_model().embed(simulated(), subslice_size=10_000, progress=False)
     assert details(adata)["n_subslices"] == 1
 
 
@@ -183,7 +183,7 @@ def test_a_halo_gives_context_and_a_wide_one_the_whole_slice(
     adata.obs["given"] = np.arange(adata.n_obs) % 6
     none, some, wide, whole = (
         vectors(model, adata, clusters="given", **options)
-        for options in ({}, {"halo": 2}, {"halo": 1000.0}, {"split_size": 10_000})
+        for options in ({}, {"halo": 2}, {"halo": 1000.0}, {"subslice_size": 10_000})
     )
     assert np.abs(some - none).max() > 1e-3
     np.testing.assert_allclose(wide, whole, rtol=0, atol=1e-4)
@@ -288,7 +288,7 @@ def test_equal_cells_at_one_point_have_equal_vectors(
     twins = anndata.concat([adata, other], join="outer", merge="same")
     twins.uns["technology"] = "MERFISH"
     twins.obs["given"] = 0
-    found = vectors(tiny_model(), twins, clusters="given", split_size=1000)
+    found = vectors(tiny_model(), twins, clusters="given", subslice_size=1000)
     np.testing.assert_allclose(found[:60], found[60:], rtol=0, atol=1e-4)
 
 
@@ -419,9 +419,9 @@ def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
     [
         {"split": "hexagons"},
         {"pair": "some"},
-        {"split_size": 0},
-        {"split_size": -3},
-        {"split_size": 10.5},
+        {"subslice_size": 0},
+        {"subslice_size": -3},
+        {"subslice_size": 10.5},
         {"halo": -1.0},
         {"halo": float("nan")},
         {"halo": float("inf")},
@@ -440,8 +440,8 @@ def test_impossible_settings_are_config_errors(
 
 def test_plan_says_what_embed_does(tiny_model: Any, simulated: Any) -> None:
     adata = simulated()
-    plan = tiny_model().plan(adata, split_size=50, seed=3, key_added="mine", halo=1.0)
-    done = tiny_model().embed(adata, split_size=50, progress=False)
+    plan = tiny_model().plan(adata, subslice_size=50, seed=3, key_added="mine", halo=1.0)
+    done = tiny_model().embed(adata, subslice_size=50, progress=False)
     assert plan.cells == 200
     assert plan.subslices == details(done)["n_subslices"]
     assert plan.seconds > 0

@@ -23,7 +23,7 @@ from terrazzo.systems.stofm.subslices import (
 )
 
 UM = SubSliceConfig(n_neighbors=6)
-PUBLISHED = SubSliceConfig(geometry="published", split="grid", mix="sum", n_neighbors=6)
+PUBLISHED = SubSliceConfig(geometry="published", partition="grid", mix="sum", n_neighbors=6)
 Cut = Callable[[np.ndarray, int], list[np.ndarray]]
 both_cuts = pytest.mark.parametrize("cut", [split_balanced, split_grid])
 
@@ -240,7 +240,7 @@ def test_full_pairs_list_nothing_and_keep_positions() -> None:
 
 def test_iterate_with_a_halo() -> None:
     points = np.random.default_rng(0).uniform(size=(400, 2)) * 40
-    config = replace(UM, split_size=100, halo=2.0)
+    config = replace(UM, subslice_size=100, halo=2.0)
     width = 2 * np.median(cKDTree(points).query(points, k=2)[0][:, 1])
     parts = split_cells(points, config)
     seen = []

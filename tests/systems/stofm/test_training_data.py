@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from terrazzo.systems.stages import make_objective
 
 import terrazzo as tz
 from terrazzo.corpus.store import Corpus
 from terrazzo.systems import stages
-from terrazzo.systems.stages import make_objective
 from terrazzo.systems.stofm import stages as data
 from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig
 
@@ -82,7 +82,7 @@ def test_held_out_slices_reach_no_training_batch(opened: Any, stage: str, own: b
 @pytest.mark.parametrize(("share", "slices"), [(0.125, 1), (0.5, 2), (0.7, 2), (1.0, 3)])
 def test_a_share_of_the_slices(opened: Any, stage: str, share: float, slices: int) -> None:
     sources = {
-        "model": {"preset": "tiny", "init": "informed", "subslices": {"split_size": 16}},
+        "model": {"preset": "tiny", "init": "informed", "subslices": {"subslice_size": 16}},
         "seed": slices,
     }
     config, corpus, model = opened(stage, data={"share": share}, **sources)
@@ -222,9 +222,9 @@ def test_stored_vectors_serve_every_recipe_with_the_same_encoder(
     assert (
         folder()
         == folder(pretrain={"objective": "own+niche"})
-        == folder(model={"subslices": {"split_size": 16, "halo": 2.0}})
+        == folder(model={"subslices": {"subslice_size": 16, "halo": 2.0}})
     )
-    assert len({folder(), folder(seed=1), folder(model={"subslices": {"split_size": 8}})}) == 3
+    assert len({folder(), folder(seed=1), folder(model={"subslices": {"subslice_size": 8}})}) == 3
 
 
 @pytest.mark.parametrize(("objective", "output"), [("paper", "niche"), ("own+niche", "own+niche")])

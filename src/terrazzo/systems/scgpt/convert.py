@@ -145,3 +145,10 @@ def _check_layers(
             f"{args_file} says nlayers {config.encoder.num_layers}, {weights_file} has {len(found)} layers: they "
             "belong to different models."
         )
+
+
+def save_scgpt(
+    published: Path, out: Path, *, gene_dictionaries: Path | None, overwrite: bool
+) -> Path:
+    """Convert scGPT's published weights to a folder; see :func:`terrazzo.convert`."""
+    return convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)

@@ -8,21 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-from anndata import AnnData
-from numpy.typing import NDArray
+import pandas as pd
 from torch import nn
 
 from terrazzo import keys
+from terrazzo.arrays import Ints, Vectors
 from terrazzo.errors import ConfigError
-from terrazzo.genes import GeneMatch
-from terrazzo.models.base import Embedding, FoundationModel, Plan
-from terrazzo.models.estimate import Precision, advice, encoding_time, warn_if_long
+from terrazzo.genes import Coverage, GeneMatch
+from terrazzo.models.base import Embedding, FoundationModel, Prepared
+from terrazzo.models.estimate import (
+    Plan,
+    Precision,
+    advice,
+    encoding_seconds,
+    measured_rates,
+    warn_if_long,
+)
 from terrazzo.models.sequences import check_vocabulary, encode_measured
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.scgpt.network import ScGPTEncoder, ScGPTEncoderConfig
+from terrazzo.systems.scgpt.options import ScGPTEmbedOptions
 from terrazzo.systems.scgpt.tokens import Binned, bin_cells
+
+__all__ = ["ScGPT", "ScGPTConfig"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class ScGPT(FoundationModel):
     model_type: ClassVar[str] = "scgpt"
     default_key: ClassVar[str] = keys.X_SCGPT
     config_class: ClassVar[type] = ScGPTConfig
+    options_class: ClassVar[type[ScGPTEmbedOptions]] = ScGPTEmbedOptions
     title: ClassVar[str] = "scGPT"
     citation: ClassVar[str] = (
         "Cui, Wang, Maan, Pang, Luo, Duan and Wang, scGPT: toward building a foundation model for single-cell "
@@ -91,62 +101,18 @@ class ScGPT(FoundationModel):
         )
         return ScGPTEncoder(self.config.encoder)
 
-    def embed(
+    def prepare(
         self,
-        data: Any,
+        tissue: Slice,
+        options: ScGPTEmbedOptions | None = None,
         *,
-        key_added: str | None = None,
-        precision: Precision = "float32",
-        seed: int = 0,
-        orthologs: Any = None,
-        progress: bool | None = None,
-        **slice_options: Any,
-    ) -> Any:
-        """Write ``obsm["X_scgpt"]``, float32 ``(n, hidden_size)``, rows of length 1.
-
-        Parameters
-        ----------
-        seed
-            Of what scGPT leaves to chance: among which of several bins equal values fall, and which genes are kept of a
-            cell that has more than fit.
-        data, key_added, precision, orthologs, progress, **slice_options
-            As in :meth:`terrazzo.SToFM.embed`.
-        """
-        bars = Progress(progress)
-
-        def run(tissue: Slice, adata: AnnData) -> Embedding:
-            match = self.vocabulary.match(tissue, orthologs=orthologs)
-            cells = self.bin(tissue, match, seed=seed)
-            warn_if_long(self.module, cells.tokens.lengths + 1, precision, self.device, tissue.name)
-            vectors, details = self._encode(cells, precision, bars)
-            details["n_sampled"] = int(cells.sampled.sum())
-            return Embedding(vectors, cells.tokens.lengths == 0, match.coverage, details)
-
-        settings = {"precision": precision, "seed": seed}
-        return self._embed_all(data, key_added or self.default_key, settings, slice_options, run)
-
-    def plan(
-        self,
-        data: Any,
-        *,
-        precision: Precision = "float32",
-        seed: int = 0,
-        orthologs: Any = None,
-        **options: Any,
-    ) -> Plan:
-        """Say what :meth:`embed` would do and how long it would take; same options."""
-        slice_options = {k: v for k, v in options.items() if k not in ("key_added", "progress")}
-        tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
-        match = self.vocabulary.match(tissue, orthologs=orthologs)
-        lengths = self.bin(tissue, match, seed=seed).tokens.lengths + 1
-        seconds, rates = encoding_time(self.module, lengths, precision, self.device)
-        return Plan(
-            tissue.n_cells,
-            0,
-            match.coverage,
-            seconds,
-            advice(seconds, self.device, precision, rates),
-        )
+        obs: pd.DataFrame | None = None,
+    ) -> PreparedScGPT:
+        """Match and bin one slice; see :meth:`terrazzo.models.base.FoundationModel.prepare`."""
+        chosen = options or ScGPTEmbedOptions()
+        match = self.vocabulary.match(tissue, orthologs=chosen.orthologs)
+        cells = self.bin(tissue, match, seed=chosen.seed)
+        return PreparedScGPT(self, tissue, match.coverage, cells, chosen)
 
     def bin(self, tissue: Slice, match: GeneMatch, *, seed: int = 0) -> Binned:
         """Return the binned genes of every cell of a slice, as this model's vocabulary numbers them."""
@@ -154,24 +120,52 @@ class ScGPT(FoundationModel):
             tissue.counts, match.column_token, self.config.n_bins, self.config.max_length, seed
         )
 
-    def encode(
-        self,
-        tissue: Slice,
-        match: GeneMatch,
-        *,
-        precision: Precision = "float32",
-        seed: int = 0,
-        progress: bool = False,
-    ) -> NDArray[np.float32]:
-        """Return the vectors of a slice's cells, float32 ``(n, hidden_size)``: scGPT as a frozen encoder."""
-        return self._encode(self.bin(tissue, match, seed=seed), precision, Progress(progress))[0]
+    def encode_binned(
+        self, cells: Binned, precision: Precision, bars: Progress
+    ) -> tuple[Vectors, dict[str, Any]]:
+        """Return the vectors of binned cells, float32 ``(n, hidden_size)``, and details for the provenance."""
 
-    def _encode(
-        self, cells: Binned, precision: Precision, progress: Progress
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        def encode(rows: NDArray[np.int64] | None, **how: Any) -> NDArray[np.float32]:
+        def encode(rows: Ints | None, **how: Any) -> Vectors:
             part = cells if rows is None else cells.take(rows)
-            flat, offsets = part.tokens.flat, part.tokens.offsets
-            return self.module.encode(flat, part.values, offsets, cls_token=self.cls_token, **how)
+            tokens = part.tokens
+            return self.module.encode(
+                tokens.flat, part.values, tokens.offsets, cls_token=self.cls_token, **how
+            )
 
-        return encode_measured(encode, len(cells), precision, progress)
+        return encode_measured(encode, len(cells), precision, bars)
+
+
+class PreparedScGPT(Prepared):
+    """A slice as binned genes."""
+
+    def __init__(
+        self,
+        model: ScGPT,
+        tissue: Slice,
+        coverage: Coverage,
+        cells: Binned,
+        options: ScGPTEmbedOptions,
+    ) -> None:
+        self.model = model
+        self.tissue = tissue
+        self.coverage = coverage
+        self.cells = cells
+        self.precision = options.precision
+        self.settings = {"precision": options.precision, "seed": options.seed}
+
+    def _plan(self) -> Plan:
+        device = self.model.device
+        rates = measured_rates(device)
+        lengths = self.cells.tokens.lengths + 1
+        seconds = encoding_seconds(self.model.module, lengths, self.precision, rates)
+        faster = advice(seconds, device, self.precision, rates)
+        return Plan(self.tissue.n_cells, 0, self.coverage, seconds, faster)
+
+    def embed(self, bars: Progress | None = None) -> Embedding:
+        """Encode every cell."""
+        model = self.model
+        lengths = self.cells.tokens.lengths
+        warn_if_long(model.module, lengths + 1, self.precision, model.device, self.tissue.name)
+        vectors, details = model.encode_binned(self.cells, self.precision, bars or Progress(False))
+        details["n_sampled"] = int(self.cells.sampled.sum())
+        return Embedding(vectors, lengths == 0, self.coverage, details)

@@ -12,7 +12,7 @@ from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncod
 from terrazzo.systems.stalign.network import AlignConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
 
-Recipe = Literal["terrazzo", "paper"]
+Flavor = Literal["terrazzo", "paper"]
 
 
 Colors = Literal["slice", "fixed"]
@@ -130,7 +130,7 @@ def preset(
     name: str,
     n_genes: int,
     *,
-    recipe: Recipe = "terrazzo",
+    flavor: Flavor = "terrazzo",
     image_encoder: FrozenImageEncoder | None = None,
     gene_encoder: GeneEncoderConfig | None = None,
     adaptive: bool = True,
@@ -144,7 +144,7 @@ def preset(
         ``"tiny"`` (tests, demo, a laptop), ``"small"`` or ``"paper"`` (section 4.1).
     n_genes
         Genes of the vocabulary; of them at most 500, 1,000 or 2,000 are used.
-    recipe
+    flavor
         ``"paper"``: counts scaled to 10,000, training means and deviations, niche boxes squeezed to squares, fixed
         colors. ``"terrazzo"``: median total; values, frozen features and colors standardized within their slice.
     image_encoder, gene_encoder
@@ -159,7 +159,7 @@ def preset(
     """
     if name not in SIZES:
         raise ConfigError(f"There is no preset {name!r} of ST-Align; there are {', '.join(SIZES)}.")
-    size, paper = SIZES[name], recipe == "paper"
+    size, paper = SIZES[name], flavor == "paper"
     frozen = FrozenImageEncoder.small(**size["vit"]) if image_encoder is None else image_encoder
     used = max(min(n_genes, size["n_genes"]), 1)
     normalize: Normalize = "paper" if paper else "median"

@@ -183,3 +183,10 @@ def _is_ours(folder: Path) -> bool:
         return MARK in ckpt.read_json(folder / SHEET)
     except CheckpointError:
         return False
+
+
+def save_uni(
+    published: Path, out: Path, *, gene_dictionaries: Path | None, overwrite: bool
+) -> Path:
+    """Convert UNI's published weights to a folder; see :func:`terrazzo.convert`. It reads no genes."""
+    return convert_uni(published, out, overwrite=overwrite)

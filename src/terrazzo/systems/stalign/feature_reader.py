@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from terrazzo.arrays import Ints
 from terrazzo.files import hash_json
 from terrazzo.genes import GeneMatch
 from terrazzo.images import Crops
+from terrazzo.models.frozen import FrozenEncoder
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
@@ -24,15 +25,12 @@ from terrazzo.systems.stalign.features import (
     Modality,
     NicheValues,
     Rows,
+    Scale,
     Standards,
     batches,
     moments,
 )
-from terrazzo.systems.stalign.gene_encoders import GeneEncoder
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
-
-Scale = Literal["spot", "niche"]
-
 
 CROPS = 64  # that are read, or encoded, together
 
@@ -108,7 +106,7 @@ class FeatureReader:
         config: STAlignConfig,
         genes: Ints,
         image_encoder: FrozenImageEncoder,
-        gene_encoder: GeneEncoder,
+        gene_encoder: FrozenEncoder,
         make: Callable[[], AlignedSlice],
         *,
         identity: Identity | None = None,
@@ -120,7 +118,8 @@ class FeatureReader:
         self.config, self.genes = config, genes
         self.image_encoder, self.gene_encoder = image_encoder, gene_encoder
         self._make, self._identity, self._cache = make, identity or Identity(""), cache
-        self._bars, self._given_marks = bars or Progress(False), marks
+        self.bars = bars or Progress(False)
+        self._given_marks = marks
         about = self._identity
         self._cut = [about.counts, config.neighbors]
         self._placed = [
@@ -254,7 +253,7 @@ class FeatureReader:
         def made() -> Made:
             cut = self.aligned
             counts = cut.tissue.counts if scale == "spot" else cut.niche_counts()
-            with self._bars.stage(f"{scale} genes", len(cut)) as advance:
+            with self.bars.stage(f"{scale} genes", len(cut)) as advance:
                 return _whole(self.gene_encoder.encode(counts, cut.matched, advance))
 
         return self._array(self._gene_key(scale), made)
@@ -274,7 +273,7 @@ class FeatureReader:
         return self._array(self._value_key, made)
 
     def _counted(self, blocks: Iterator[Any], label: str, n: int) -> Iterator[Any]:
-        with self._bars.stage(label, n) as advance:
+        with self.bars.stage(label, n) as advance:
             for block in blocks:
                 yield block
                 advance(len(block))

@@ -20,6 +20,7 @@ from terrazzo.arrays import Ints
 from terrazzo.systems.stalign.aligned import AlignedSlice
 
 Modality = Literal["both", "genes", "image"]
+Scale = Literal["spot", "niche"]
 
 
 Standards = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -1,31 +1,20 @@
-"""The fourth door to training: random spots of the slices of a corpus, by number, in an order that can be resumed.
-
-As the loaders of :mod:`terrazzo.systems.stofm.loaders`: one split, every spot on one rank, the same number of batches on every
-rank, and a small state from which another loader continues with the very next batch. What is read of a spot is the
-business of who asks: its rows of arrays that were made before.
-"""
+"""Loader of spots of a corpus's slices (ST-Align): which spots; what is read of one was made before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from terrazzo.arrays import Ints
-from terrazzo.corpus.loader import Loader, Members, Shares
+from terrazzo.corpus.loader import Collate, ItemLoader, Members, Shard, Stream
 
 if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
-
-SPOT_ORDER = (
-    7  # what a random stream is for; 1 to 6 are those of the other loaders and of what they hide
-)
-
-
-T = TypeVar("T")
+__all__ = ["SpotBatch", "SpotLoader"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class SpotBatch:
             yield member, self.rows[self.member == member]
 
 
-class SpotLoader(Loader[T]):
+class SpotLoader(ItemLoader[Any]):
     """Spots of all slices of a split, in random order: what ST-Align is pretrained on.
 
     Parameters
@@ -60,13 +49,17 @@ class SpotLoader(Loader[T]):
     corpus
         Where the slices are.
     make
-        Called with a batch, its epoch and its step, in the thread that reads; what it returns is handed out.
-    split, seed, rank, world, share, drop_last, prefetch
-        As in :class:`~terrazzo.systems.stofm.loaders.CellLoader`.
+        Called with a batch, its epoch and its step, in the reading thread; what it returns is handed out.
+    split
+        Only slices of this split are read.
     batch_spots
-        Spots of a batch on each rank. All ranks together take one stretch of the order a step.
+        Spots of a batch in each process.
     keep
         Says of a slice whether it is read; None: all are.
+    seed, shard, drop_last, prefetch
+        As in :class:`terrazzo.corpus.loader.Loader`.
+    share
+        Share of the slices.
 
     Raises
     ------
@@ -79,32 +72,37 @@ class SpotLoader(Loader[T]):
     def __init__(
         self,
         corpus: Corpus,
-        make: Callable[[SpotBatch, int, int], T],
+        make: Callable[[SpotBatch, int, int], Any],
         *,
         split: str = "train",
         batch_spots: int = 256,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        shard: Shard = Shard(),
         share: float = 1.0,
         drop_last: bool = False,
         prefetch: bool = True,
         keep: Callable[[str], bool] | None = None,
+        collate: Collate | None = None,
     ) -> None:
         members = Members(corpus, split, share, keep)
         self._ends = np.cumsum(members.n_cells)
-        shares = Shares(int(self._ends[-1]), batch_spots, world, drop_last)
-        settings: dict[str, Any] = {}
-        super().__init__(shares, members, rank, seed, prefetch, settings)
+        super().__init__(
+            int(self._ends[-1]),
+            batch_spots,
+            Stream.SPOT_ORDER,
+            self._read_spots,
+            members=members,
+            shard=shard,
+            seed=seed,
+            settings={},
+            drop_last=drop_last,
+            prefetch=prefetch,
+            collate=collate,
+        )
         self._make = make
 
-    def _stream(self, epoch: int, first: int) -> Iterator[T]:
-        order = self._rng(SPOT_ORDER, epoch).permutation(int(self._ends[-1]))
-
-        def made(step: int) -> T:
-            spots = np.sort(order[slice(*self._shares.span(self._rank, step))])
-            member = np.searchsorted(self._ends, spots, side="right")
-            starts = np.append(0, self._ends)[member]
-            return self._make(SpotBatch(member.astype(np.int64), spots - starts), epoch, step)
-
-        yield from self._each(made, range(first, len(self)))
+    def _read_spots(self, spots: Ints, epoch: int, step: int) -> Any:
+        spots = np.sort(spots)
+        member = np.searchsorted(self._ends, spots, side="right").astype(np.int64)
+        first = np.append(0, self._ends)[member]
+        return self._make(SpotBatch(member, spots - first), epoch, step)

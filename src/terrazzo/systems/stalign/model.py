@@ -1,37 +1,47 @@
-"""All weights of ST-Align in one module, and the way of a batch of spots through them."""
+"""ST-Align: image and genes of every spot and its niche, aligned and fused; one vector for each spot."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terrazzo import keys
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Ints, Vectors
 from terrazzo.errors import ConfigError
 from terrazzo.genes import Coverage, GeneMatch, Vocabulary
-from terrazzo.images import TissueImage
-from terrazzo.models.base import Embedding, FoundationModel, Plan, counted, joined
-from terrazzo.models.estimate import advice, matmul_rate
+from terrazzo.models.base import Embedding, FoundationModel, Prepared, joined, require_counts
+from terrazzo.models.estimate import Plan, Rates, advice, matmul_rate
+from terrazzo.models.frozen import FrozenEncoder, frozen_cells
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
-from terrazzo.systems.stalign.config import Recipe, STAlignConfig, preset
+from terrazzo.systems.stalign.config import Flavor, STAlignConfig, preset
 from terrazzo.systems.stalign.feature_cache import FeatureCache
-from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity, Scale
-from terrazzo.systems.stalign.features import AlignBatch, Features, Modality, batches
-from terrazzo.systems.stalign.gene_encoders import GeneEncoder, GenePCA, frozen_genes
+from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity
+from terrazzo.systems.stalign.features import AlignBatch, Features, Modality, Scale, batches
+from terrazzo.systems.stalign.gene_encoders import GenePCA, cells_config
 from terrazzo.systems.stalign.gene_encoders import build as build_gene_encoder
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 from terrazzo.systems.stalign.network import AlignNet
+from terrazzo.systems.stalign.options import STAlignEmbedOptions
 from terrazzo.systems.stalign.start import Choice, choose_genes, fit_genes, fit_values
+
+__all__ = ["AlignModule", "STAlign"]
+
+BATCH = 256  # spots that are worked on together
+TRIED = 16  # crops that are read for an estimate of the time
+REACH = 0.3  # share of the matrix-product rate, for estimates
+WHY_COUNTS = "ST-Align scales counts and takes their logarithm"
+SCALES: tuple[Scale, ...] = ("spot", "niche")
+BLOCKS: dict[Scale, str] = {"spot": "own", "niche": "niche"}
 
 
 class AlignModule(nn.Module):
@@ -42,58 +52,41 @@ class AlignModule(nn.Module):
     def __init__(self, config: STAlignConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         tokens = vocabulary.token.astype(np.int64)
+        n_genes = config.net.niche_genes.n_genes
         self.net = AlignNet(config.net)
         self.image_encoder = FrozenImageEncoder.from_description(config.image_encoder)
         self.gene_encoder = build_gene_encoder(config.gene_encoder, tokens, vocabulary.special)
-        self.register_buffer(
-            "genes", torch.from_numpy(tokens[: config.net.niche_genes.n_genes].copy())
-        )
+        self.register_buffer("genes", torch.from_numpy(tokens[:n_genes].copy()))
 
     def states(
-        self,
-        batch: AlignBatch,
-        modality: Modality = "both",
-        scales: Sequence[Scale] = ("spot", "niche"),
+        self, batch: AlignBatch, modality: Modality = "both", scales: Sequence[Scale] = SCALES
     ) -> dict[Scale, Tensor]:
         """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient where it is asked for."""
-        net, out = self.net, cast(dict[Scale, Tensor], {})
+        out: dict[Scale, Tensor] = {}
         for scale in scales:
             parts = []
             if modality != "genes":
-                parts.append(
-                    net.spot_image(_there(batch.spot_image), batch.colors)
-                    if scale == "spot"
-                    else net.niche_image(_there(batch.niche_image))
-                )
+                parts.append(self._image_state(batch, scale))
             if modality != "image":
-                parts.append(
-                    net.spot_genes(_there(batch.spot_genes))
-                    if scale == "spot"
-                    else net.niche_genes(_there(batch.niche_genes), batch.known)
-                )
-            out[scale] = parts[0] if len(parts) == 1 else net.fuse(scale, *parts)
+                parts.append(self._gene_state(batch, scale))
+            out[scale] = parts[0] if len(parts) == 1 else self.net.fuse(scale, *parts)
         return out
 
+    def _image_state(self, batch: AlignBatch, scale: Scale) -> Tensor:
+        if scale == "spot":
+            return self.net.spot_image(_present(batch.spot_image), batch.colors)
+        return self.net.niche_image(_present(batch.niche_image))
 
-def _there(part: Tensor | None) -> Tensor:
+    def _gene_state(self, batch: AlignBatch, scale: Scale) -> Tensor:
+        if scale == "spot":
+            return self.net.spot_genes(_present(batch.spot_genes))
+        return self.net.niche_genes(_present(batch.niche_genes), batch.known)
+
+
+def _present(part: Tensor | None) -> Tensor:
     if part is None:
         raise ConfigError("these features were read for another modality or scale.")
     return part
-
-
-BATCH = 256  # spots that are worked on together
-
-
-TRIED, REACH = (
-    16,
-    0.3,
-)  # crops that are read for an estimate of the time; share of the matrix-product rate
-
-
-WHY = "ST-Align scales counts and takes their logarithm"
-
-
-NAMES: dict[Scale, str] = {"spot": "own", "niche": "niche"}
 
 
 class STAlign(FoundationModel):
@@ -102,7 +95,8 @@ class STAlign(FoundationModel):
     Parameters
     ----------
     config
-        :class:`STAlignConfig`, or the name of a preset (``"tiny"``, ``"small"``, ``"paper"``).
+        :class:`~terrazzo.systems.stalign.config.STAlignConfig`, or the name of a preset (``"tiny"``, ``"small"``,
+        ``"paper"``).
     vocabulary
         Genes and their tokens. None: those of ``gene_encoder``.
     seed
@@ -113,10 +107,9 @@ class STAlign(FoundationModel):
         Of a preset: the frozen encoder of niche crops; a folder of a transformers vision model, or a loaded one. None:
         a small vision transformer with random weights.
     gene_encoder
-        Of a preset: the frozen encoder of a spot's genes: SToFM's or a cell encoder's, as a checkpoint folder, a model,
-        or out of :func:`terrazzo.systems.stalign.gene_encoders.frozen_genes`. None: principal components, which :meth:`fit`
-        finds.
-    recipe, adaptive, fusion
+        Of a preset: the frozen encoder of a spot's genes: a model that encodes single cells (SToFM, a cell encoder,
+        scGPT), as a checkpoint folder or loaded. None: principal components, which :meth:`fit` finds.
+    flavor, adaptive, fusion
         Of a preset; see :func:`terrazzo.systems.stalign.config.preset`.
 
     Raises
@@ -125,11 +118,19 @@ class STAlign(FoundationModel):
         No such preset; no vocabulary; fewer genes in it than the model reads.
     CheckpointError
         A folder that holds no vision model.
+
+    Examples
+    --------
+    >>> model = terrazzo.STAlign.from_pretrained("checkpoint")  # doctest: +SKIP
+    >>> model.embed(adata, modality="genes").obsm["X_stalign"]  # doctest: +SKIP
+
+    Options of ``embed``: :class:`~terrazzo.systems.stalign.options.STAlignEmbedOptions`.
     """
 
     model_type: ClassVar[str] = "stalign"
     default_key: ClassVar[str] = keys.X_STALIGN
     config_class: ClassVar[type] = STAlignConfig
+    options_class: ClassVar[type[STAlignEmbedOptions]] = STAlignEmbedOptions
     title: ClassVar[str] = "ST-Align"
     citation: ClassVar[str] = (
         "Lin, Luo, Chen, Zhang, Wang and Yu, ST-Align: Multi-Scale Image-Gene Foundation Modeling for Spatial "
@@ -151,138 +152,69 @@ class STAlign(FoundationModel):
         seed: int = 0,
         provenance: dict[str, Any] | None = None,
         image_encoder: FrozenImageEncoder | str | Path | None = None,
-        gene_encoder: GeneEncoder | FoundationModel | str | Path | None = None,
-        recipe: Recipe = "terrazzo",
+        gene_encoder: FoundationModel | str | Path | None = None,
+        flavor: Flavor = "terrazzo",
         adaptive: bool = True,
         fusion: Literal["attention", "concatenation"] = "attention",
     ) -> None:
         if isinstance(image_encoder, str | Path):
             image_encoder = FrozenImageEncoder.from_folder(image_encoder)
-        if gene_encoder is not None and not isinstance(gene_encoder, GeneEncoder):
-            gene_encoder, theirs = frozen_genes(gene_encoder)
-            if vocabulary is not None and vocabulary.content_hash() != theirs.content_hash():
+        cells = None
+        cells_settings = None
+        if gene_encoder is not None:
+            model_type, cells, known = frozen_cells(gene_encoder)
+            cells_settings = cells_config(model_type, cells)
+            if vocabulary is not None and vocabulary.content_hash() != known.content_hash():
                 raise ConfigError(
                     "the gene encoder reads another vocabulary than this; leave vocabulary out."
                 )
-            vocabulary = theirs
+            vocabulary = known
         if vocabulary is None:
             raise ConfigError("ST-Align needs a vocabulary, or a gene encoder that brings one.")
         if isinstance(config, str):
             config = preset(
                 config,
                 len(vocabulary),
-                recipe=recipe,
+                flavor=flavor,
                 image_encoder=image_encoder,
-                gene_encoder=None if gene_encoder is None else gene_encoder.config,
+                gene_encoder=cells_settings,
                 adaptive=adaptive,
                 fusion=fusion,
             )
-        if config.net.niche_genes.n_genes > len(vocabulary):
+        n_read = config.net.niche_genes.n_genes
+        if n_read > len(vocabulary):
             raise ConfigError(
                 f"The vocabulary has {len(vocabulary):,} genes, fewer than the model reads "
-                f"({config.net.niche_genes.n_genes:,}): lower net.niche_genes.n_genes."
+                f"({n_read:,}): lower net.niche_genes.n_genes."
             )
         super().__init__(config, vocabulary, seed=seed, provenance=provenance)
-        for name, given in (("image_encoder", image_encoder), ("gene_encoder", gene_encoder)):
-            if given is not None:
-                getattr(self.module, name).load_state_dict(given.state_dict())
-                self.provenance = {**self.provenance, name: given.origin}
+        if image_encoder is not None:
+            self.module.image_encoder.load_state_dict(image_encoder.state_dict())
+            self.provenance = {**self.provenance, "image_encoder": image_encoder.origin}
+        if cells is not None:
+            self.module.gene_encoder.load_state_dict(cells.state_dict())
+            self.provenance = {**self.provenance, "gene_encoder": cells.origin}
 
     def _build(self) -> nn.Module:
         return AlignModule(self.config, self.vocabulary)
 
-    def embed(
+    def prepare(
         self,
-        data: Any,
+        tissue: Slice,
+        options: STAlignEmbedOptions | None = None,
         *,
-        key_added: str | None = None,
-        scale: Literal["both", "spot", "niche"] = "both",
-        modality: Modality = "both",
-        image: TissueImage | str | Path | None = None,
-        spot_um: float | None = None,
-        cache: str | Path | None = None,
-        orthologs: Any = None,
-        progress: bool | None = None,
-        **slice_options: Any,
-    ) -> Any:
-        """Give every spot its vector, in ``obsm["X_stalign"]`` (float32, n x d), with provenance in ``uns``.
-
-        Parameters
-        ----------
-        data
-            AnnData, SpatialData, path, or a list of these. Nothing is dropped: n spots in, n rows out, same order.
-        key_added
-            Another name for the ``obsm`` key.
-        scale
-            ``"spot"`` or ``"niche"``: that vector. ``"both"``: side by side as the blocks ``own`` and ``niche``, each
-            of mean norm one.
-        modality
-            ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is looked at. ``"image"``: r
-            and e, no gene is looked at.
-        image
-            Histology; a path is read with a scale of 1; the name of a picture in a SpatialData or a vendor's folder.
-            None: that of ``uns["spatial"]``, or the one in colors that belongs to the cells of a SpatialData.
-        spot_um
-            Diameter of a spot's crop, in place of the checkpoint's and the platform's; needed for single cells.
-        cache
-            Folder in which frozen features are kept and found again.
-        orthologs
-            Two-column table from the slice's genes to the vocabulary's, for another organism.
-        progress
-            Show progress bars; None: only on a terminal.
-        **slice_options
-            Passed to :meth:`terrazzo.Slice.from_anndata`.
-
-        Returns
-        -------
-        The AnnData (loaded, if a path was given), the SpatialData, or a list of them.
-
-        Raises
-        ------
-        InputError, GeneError, ConfigError
-            The slice, its image, its genes, or the settings cannot be used; the message says how to mend it.
-        """
-        scales = _scales(scale, modality)
-        if (
-            image is not None
-            and isinstance(data, Sequence)
-            and not isinstance(data, str | bytes)
-            and len(data) > 1
-        ):
-            raise ConfigError(
-                f"one image cannot belong to {len(data)} slices; embed them one by one."
-            )
-        options = slice_options | ({} if image is None else {"image": _opened(image, data)})
-        bars, store = Progress(progress), None if cache is None else FeatureCache(cache)
-
-        def run(tissue: Slice, adata: AnnData) -> Embedding:
-            match, coverage = self._match(tissue, modality, orthologs)
-            reader = self.reader(
-                tissue, match, modality=modality, spot_um=spot_um, cache=store, bars=bars
-            )
-            blocks = self.vectors(reader.read(modality, scales), modality, scales, bars)
-            empty = np.zeros(tissue.n_cells, dtype=bool)
-            details: dict[str, Any] = {
-                "modality": modality,
-                "scale": scale,
-                "neighbors": self.config.neighbors,
-            }
-            if match is not None:
-                empty = (
-                    tissue.counts @ (match.column_token >= 0).astype(np.float64) == 0
-                )  # no copy of the counts
-            if modality != "genes":
-                details |= {
-                    "microns_per_pixel": reader.aligned.microns_per_pixel,
-                    "spot_um": reader.aligned.diameter,
-                }
-            if len(scales) == 1:
-                return Embedding(blocks[NAMES[scales[0]]], empty, coverage, details)
-            vectors, places = joined(blocks)
-            return Embedding(vectors, empty, coverage, {**details, "blocks": places})
-
-        settings = {"modality": modality, "scale": scale, "spot_um": spot_um}
-        return self._embed_all(data, key_added or self.default_key, settings, options, run)
+        obs: pd.DataFrame | None = None,
+    ) -> PreparedSTAlign:
+        """Match one slice and cut its crops; see :meth:`terrazzo.models.base.FoundationModel.prepare`."""
+        chosen = options or STAlignEmbedOptions()
+        if chosen.modality == "image":
+            match = None
+            coverage = self.vocabulary.coverage(tissue, orthologs=chosen.orthologs)
+        else:
+            counts = require_counts(tissue, WHY_COUNTS)
+            match = self.vocabulary.match(counts, orthologs=chosen.orthologs)
+            coverage = match.coverage
+        return PreparedSTAlign(self, tissue, match, coverage, chosen)
 
     def reader(
         self,
@@ -296,8 +228,9 @@ class STAlign(FoundationModel):
     ) -> FeatureReader:
         """Return what reads the features of a slice in memory."""
         identity = None if cache is None else Identity.of(tissue, match)
+        with_image = modality != "genes"
         cut = AlignedSlice.make(
-            tissue, self.config, self.genes, match=match, image=modality != "genes", spot_um=spot_um
+            tissue, self.config, self.genes, match=match, image=with_image, spot_um=spot_um
         )
         return self.stored_reader(lambda: cut, identity, cache, spot_um=spot_um, bars=bars)
 
@@ -315,12 +248,11 @@ class STAlign(FoundationModel):
 
         ``marks``: fingerprints of the image and the gene encoder, where they are known already.
         """
-        module = self.module
         return FeatureReader(
             self.config,
             self.genes,
-            module.image_encoder,
-            module.gene_encoder,
+            self.module.image_encoder,
+            self.module.gene_encoder,
             make,
             identity=identity,
             cache=cache,
@@ -349,26 +281,24 @@ class STAlign(FoundationModel):
         Raises
         ------
         InputError, GeneError
-            No slice; one that holds no counts, or whose genes the vocabulary does not know.
+            No slice; one without counts, or whose genes the vocabulary does not know.
         """
-        given = (
-            slices
-            if callable(slices)
-            else [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
-        )
+        if callable(slices):
+            give = slices
+        else:
+            checked = [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
 
-        def held() -> Iterator[Slice]:
-            yield from (counted(one, WHY) for one in (given() if callable(given) else given))
+            def give() -> Iterable[Slice]:
+                return checked
 
-        tokens = choose_genes(held(), self.vocabulary, self.config, choose)
-        encoder = self.module.gene_encoder
-        moments = fit_genes(
-            held(),
-            self.vocabulary,
-            self.config,
-            tokens,
-            encoder if isinstance(encoder, GenePCA) else None,
-        )
+        def with_counts() -> Iterator[Slice]:
+            for tissue in give():
+                yield require_counts(tissue, WHY_COUNTS)
+
+        tokens = choose_genes(with_counts(), self.vocabulary, self.config, choose)
+        encoder: FrozenEncoder = self.module.gene_encoder
+        pca = encoder if isinstance(encoder, GenePCA) else None
+        moments = fit_genes(with_counts(), self.vocabulary, self.config, tokens, pca)
         self.module.genes.copy_(torch.from_numpy(tokens))
         if self.config.standardize == "training":
             fit_values(self.module.net, moments)
@@ -385,103 +315,126 @@ class STAlign(FoundationModel):
         self,
         features: Features,
         modality: Modality = "both",
-        scales: Sequence[Scale] = ("spot", "niche"),
+        scales: Sequence[Scale] = SCALES,
         bars: Progress | None = None,
-    ) -> dict[str, NDArray[np.float32]]:
+    ) -> dict[str, Vectors]:
         """Return the vectors of all spots of a slice by name of block, float32 ``(n, dim)``."""
-        out = {
-            NAMES[s]: np.empty((len(features), self.config.net.dim), dtype=np.float32)
-            for s in scales
-        }
-        with (bars or Progress(False)).stage("vectors", len(features)) as advance:
+        shape = (len(features), self.config.net.dim)
+        out = {BLOCKS[scale]: np.empty(shape, dtype=np.float32) for scale in scales}
+        shown = bars or Progress(False)
+        with shown.stage("vectors", len(features)) as advance:
             for rows in batches(len(features), BATCH):
-                states = self.module.states(features.take(rows).to(self.device), modality, scales)
-                for scale, found in states.items():
-                    out[NAMES[scale]][rows] = found.float().cpu().numpy()
+                batch = features.take(rows).to(self.device)
+                for scale, states in self.module.states(batch, modality, scales).items():
+                    out[BLOCKS[scale]][rows] = states.float().cpu().numpy()
                 advance(len(rows))
         return out
 
-    def plan(self, data: AnnData | Slice, *, orthologs: Any = None, **options: Any) -> Plan:
-        """Say what :meth:`embed` would do and how long it would take; same options."""
-        scale, modality = options.pop("scale", "both"), options.pop("modality", "both")
-        spot_um, image = options.pop("spot_um", None), options.pop("image", None)
-        scales = _scales(scale, modality)
-        slice_options = {
-            k: v for k, v in options.items() if k not in ("key_added", "cache", "progress")
-        }
-        slice_options |= {} if image is None else {"image": _opened(image)}
-        tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
-        match, coverage = self._match(tissue, modality, orthologs)
-        reader = self.reader(tissue, match, modality=modality, spot_um=spot_um)
-        rate = matmul_rate("float32", self.device)
-        seconds = self._seconds(reader.aligned, modality, scales, rate)
-        return Plan(
-            tissue.n_cells,
-            0,
-            coverage,
-            seconds,
-            advice(seconds, self.device, "float32", (rate, rate)),
+
+class PreparedSTAlign(Prepared):
+    """A slice whose spots and niches are cut from genes and histology."""
+
+    def __init__(
+        self,
+        model: STAlign,
+        tissue: Slice,
+        match: GeneMatch | None,
+        coverage: Coverage,
+        options: STAlignEmbedOptions,
+    ) -> None:
+        self.model = model
+        self.tissue = tissue
+        self.match = match
+        self.coverage = coverage
+        self.modality = options.modality
+        self.scales: tuple[Scale, ...] = SCALES
+        if options.scale != "both":
+            self.scales = (options.scale,)
+        self.options = options
+        self.reader = model.reader(
+            tissue,
+            match,
+            modality=options.modality,
+            spot_um=options.spot_um,
+            cache=None if options.cache is None else FeatureCache(options.cache),
         )
+        self.settings = {
+            "modality": options.modality,
+            "scale": options.scale,
+            "spot_um": options.spot_um,
+        }
 
-    def _match(
-        self, tissue: Slice, modality: Modality, orthologs: Any
-    ) -> tuple[GeneMatch | None, Coverage]:
-        if modality == "image":
-            return None, self.vocabulary.coverage(tissue, orthologs=orthologs)
-        counted(tissue, WHY)
-        match = self.vocabulary.match(tissue, orthologs=orthologs)
-        return match, match.coverage
+    def _plan(self) -> Plan:
+        device = self.model.device
+        rate = matmul_rate("float32", device)
+        seconds = self._seconds(self.reader.aligned, rate)
+        faster = advice(seconds, device, "float32", Rates(rate, rate))
+        return Plan(self.tissue.n_cells, 0, self.coverage, seconds, faster)
 
-    def _seconds(
-        self, cut: AlignedSlice, modality: Modality, scales: Sequence[Scale], rate: float
-    ) -> float:
+    def embed(self, bars: Progress | None = None) -> Embedding:
+        """Read the features, then run the trained part."""
+        bars = bars or Progress(False)
+        model, reader = self.model, self.reader
+        reader.bars = bars
+        features = reader.read(self.modality, self.scales)
+        blocks = model.vectors(features, self.modality, self.scales, bars)
+        details: dict[str, Any] = {
+            "modality": self.modality,
+            "scale": self.options.scale,
+            "neighbors": model.config.neighbors,
+        }
+        if self.modality != "genes":
+            details["microns_per_pixel"] = reader.aligned.microns_per_pixel
+            details["spot_um"] = reader.aligned.diameter
+        empty = np.zeros(self.tissue.n_cells, dtype=bool)
+        if self.match is not None:
+            known = (self.match.column_token >= 0).astype(np.float64)
+            empty = self.tissue.counts @ known == 0  # no copy of the counts
+        if len(self.scales) == 1:
+            return Embedding(blocks[BLOCKS[self.scales[0]]], empty, self.coverage, details)
+        vectors, details["blocks"] = joined(blocks)
+        return Embedding(vectors, empty, self.coverage, details)
+
+    def _seconds(self, cut: AlignedSlice, rate: float) -> float:
         """Estimate the time of a slice, from the operations that one spot costs and the reading of some crops."""
         from torch.utils.flop_counter import FlopCounterMode
 
-        net, start, frozen, spots = self.config.net, time.perf_counter(), None, None
-        rows = np.unique(np.linspace(0, len(cut) - 1, min(TRIED, len(cut))).astype(int))
-        if cut.spots is not None and "spot" in scales:
-            spots = torch.from_numpy(cut.spots[rows])[:1].to(self.device)
-        if cut.surroundings is not None and "niche" in scales:
-            frozen = torch.from_numpy(cut.surroundings[rows])[:1].to(self.device)
+        start = time.perf_counter()
+        n_spots = len(cut)
+        rows = np.unique(np.linspace(0, n_spots - 1, min(TRIED, n_spots)).astype(int))
+        spot_image = niche_image = None
+        if cut.spots is not None and "spot" in self.scales:
+            spot_image = torch.from_numpy(cut.spots[rows])[:1].to(self.model.device)
+        if cut.surroundings is not None and "niche" in self.scales:
+            niche_image = torch.from_numpy(cut.surroundings[rows])[:1].to(self.model.device)
         reading = (time.perf_counter() - start) / len(rows)
         with FlopCounterMode(display=False) as counter:
-            if frozen is not None:
-                frozen = self.module.image_encoder(frozen)
-            if spots is not None and not net.adaptive:
-                spots = self.module.image_encoder(spots)
-            if cut.match is not None and not isinstance(self.module.gene_encoder, GenePCA):
-                self.module.gene_encoder.encode(cut.tissue.counts[rows[:1]], cut.match)
-            genes = net.niche_genes.n_genes
-            zeros = (
-                torch.zeros(1, net.spot_gene_dim),
-                torch.zeros(1, genes if net.adaptive else net.spot_gene_dim),
-            )
-            known, number = (
-                torch.ones(1, genes, dtype=torch.bool),
-                torch.zeros(1, dtype=torch.int64),
-            )
-            batch = AlignBatch(spots, frozen, *zeros, known, None, number, number[:, None])
-            self.module.states(batch.to(self.device), modality, scales)
-        return len(cut) * (reading + counter.get_total_flops() / (rate * REACH))
+            self._run_one(cut, rows[:1], spot_image, niche_image)
+        return n_spots * (reading + counter.get_total_flops() / (rate * REACH))
 
-
-def _scales(scale: str, modality: str) -> tuple[Scale, ...]:
-    if scale not in ("both", "spot", "niche"):
-        raise ConfigError(f"scale is {scale!r}; it must be 'both', 'spot' or 'niche'.")
-    if modality not in ("both", "genes", "image"):
-        raise ConfigError(f"modality is {modality!r}; it must be 'both', 'genes' or 'image'.")
-    return ("spot", "niche") if scale == "both" else cast(tuple[Scale, ...], (scale,))
-
-
-def _opened(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
-    """Open a picture; the name of one within what is no AnnData stays a name."""
-    if isinstance(image, TissueImage):
-        return image
-    if (
-        isinstance(image, str)
-        and not Path(image).suffix
-        and not isinstance(data, AnnData | Slice | None)
-    ):
-        return image
-    return TissueImage.from_file(image)
+    def _run_one(
+        self, cut: AlignedSlice, row: Ints, spot_image: Tensor | None, niche_image: Tensor | None
+    ) -> None:
+        """Run one spot through all parts, for its operations to be counted."""
+        module = self.model.module
+        net = self.model.config.net
+        if niche_image is not None:
+            niche_image = module.image_encoder(niche_image)
+        if spot_image is not None and not net.adaptive:
+            spot_image = module.image_encoder(spot_image)
+        if cut.match is not None and not isinstance(module.gene_encoder, GenePCA):
+            module.gene_encoder.encode(cut.tissue.counts[row], cut.match)
+        n_genes = net.niche_genes.n_genes
+        niche_width = n_genes if net.adaptive else net.spot_gene_dim
+        number = torch.zeros(1, dtype=torch.int64)
+        batch = AlignBatch(
+            spot_image=spot_image,
+            niche_image=niche_image,
+            spot_genes=torch.zeros(1, net.spot_gene_dim),
+            niche_genes=torch.zeros(1, niche_width),
+            known=torch.ones(1, n_genes, dtype=torch.bool),
+            colors=None,
+            spots=number,
+            niches=number[:, None],
+        )
+        module.states(batch.to(self.model.device), self.modality, self.scales)

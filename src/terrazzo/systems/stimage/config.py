@@ -8,12 +8,12 @@ from typing import Literal
 from terrazzo.errors import ConfigError
 from terrazzo.expression import Normalize
 from terrazzo.systems.stimage.network import ViTConfig
-from terrazzo.systems.stimage.windows import PatchConfig
+from terrazzo.systems.stimage.windows import WindowConfig
 
 Scheme = Literal["patch", "spot", "multi-spot", "slice"]
 
 
-Recipe = Literal["terrazzo", "paper"]
+Flavor = Literal["terrazzo", "paper"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class STImageConfig:
     ----------
     vit
         The masked autoencoder.
-    patches
+    windows
         Grid, windows and channels.
     scheme
         What a training sample is: ``"patch"`` (eq 8), ``"spot"`` (eq 2), ``"multi-spot"`` (eq 3: mean over a spot and
@@ -41,7 +41,7 @@ class STImageConfig:
     """
 
     vit: ViTConfig
-    patches: PatchConfig = field(default_factory=PatchConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
     scheme: Scheme = "patch"
     normalize: Normalize = "median"
     standardize: bool = True
@@ -98,9 +98,9 @@ def preset(
     name: str,
     n_genes: int,
     *,
-    recipe: Recipe = "terrazzo",
+    flavor: Flavor = "terrazzo",
     scheme: Scheme = "patch",
-    patches: PatchConfig | None = None,
+    windows: WindowConfig | None = None,
 ) -> STImageConfig:
     """Return a preset.
 
@@ -110,14 +110,14 @@ def preset(
         ``"tiny"`` (tests, demo), ``"small"`` (a laptop) or ``"paper"`` (section 4.2).
     n_genes
         Tokens of the vocabulary.
-    recipe
+    flavor
         ``"paper"``: counts scaled to 10,000, raw targets, channels drawn by variance, fixed positions, the encoder's
         state. ``"terrazzo"``: median total, targets standardized per gene, the 1,000 spatially most autocorrelated
         genes, attention by distance, the decoder's states.
     scheme
         See :class:`STImageConfig`.
-    patches
-        In place of the recipe's.
+    windows
+        In place of the flavor's.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def preset(
             f"There is no preset {name!r} of ST as images; there are {', '.join(SIZES)}."
         )
     sizes: dict[str, int] = SIZES[name]
-    paper, patch = recipe == "paper", scheme == "patch"
+    paper, patch = flavor == "paper", scheme == "patch"
     vit = ViTConfig(
         n_genes,
         **sizes,
@@ -139,7 +139,12 @@ def preset(
     )
     if paper:
         return STImageConfig(
-            vit, patches or PatchConfig(), scheme, "paper", False, "encoder" if patch else "decoder"
+            vit,
+            windows or WindowConfig(),
+            scheme,
+            "paper",
+            False,
+            "encoder" if patch else "decoder",
         )
-    chosen = patches or PatchConfig(channels=1000, choose="spatial")
+    chosen = windows or WindowConfig(channels=1000, choose="spatial")
     return STImageConfig(vit, chosen, scheme, output="own+niche" if patch else "decoder")

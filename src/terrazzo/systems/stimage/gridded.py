@@ -90,7 +90,7 @@ class GriddedSlice:
         hidden: NDArray[np.bool_] | None = None,
     ) -> GriddedSlice:
         """Lay a slice out and measure its scale; of hidden cells nothing but the position is read."""
-        grid = grid_of(tissue, layout=config.patches.layout, bin_um=config.patches.bin_um)
+        grid = grid_of(tissue, layout=config.windows.layout, bin_um=config.windows.bin_um)
         visible = np.ones(tissue.n_cells, dtype=bool) if hidden is None else ~hidden
         bare = cls(
             tissue,
@@ -180,7 +180,7 @@ class GriddedSlice:
         windows, measured = [self.window(s, layer) for s in sites], self.measured
         genes = [
             w.channels(
-                config.patches, measured, autocorrelation, self.scale, np.random.default_rng(seed)
+                config.windows, measured, autocorrelation, self.scale, np.random.default_rng(seed)
             )
             for w, seed in zip(windows, seeds, strict=True)
         ]

@@ -1,35 +1,25 @@
-"""The third door to training: windows of the slices of a corpus, in a seeded order that can be resumed.
-
-As the loaders of :mod:`terrazzo.systems.stofm.loaders`: one split, every window on one rank, the same number of batches on
-every rank, and a small state from which another loader continues with the very next batch.
-"""
+"""Loader of windows of a corpus's slices (ST as images, algorithm 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints
-from terrazzo.corpus.loader import Loader, Members, Shares
+from terrazzo.corpus.loader import Collate, ItemLoader, Members, Shard, Stream
 from terrazzo.errors import ConfigError
 from terrazzo.systems.stimage.sites import SiteStore
 from terrazzo.systems.stimage.windows import Window, draw_corners, window_sites
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from terrazzo.arrays import Int32s
     from terrazzo.corpus.store import Corpus
 
-
-WINDOW_ORDER, WINDOW_PLACE = (
-    4,
-    5,
-)  # what a random stream is for; 1 to 3 are those of the other loaders
-
-
-T = TypeVar("T")
+__all__ = ["WindowItem", "WindowLoader"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +29,7 @@ class WindowItem:
     Attributes
     ----------
     window
-        Counts, totals, places and which sites hold a cell; ``S = config.window ** 2`` sites.
+        Counts, totals, places and which sites have a cell; ``S = config.window ** 2`` sites.
     sites
         int64 ``(S,)``: sites of the slice's grid, -1 for none.
     id, member
@@ -55,11 +45,11 @@ class WindowItem:
     number: int
 
 
-class WindowLoader(Loader[T]):
-    """Windows of all slices of a split, in random order: what ST as images is pretrained on (algorithm 1).
+class WindowLoader(ItemLoader[Any]):
+    """Windows of all slices of a split, in random order: what ST as images is pretrained on.
 
-    Where a window lies depends on the seed, the epoch, the slice and the window's number alone, so that it does not
-    matter which rank draws it.
+    Where a window is depends on the seed, the epoch, the slice and the window's number alone, so that it does not
+    matter which process draws it.
 
     Parameters
     ----------
@@ -68,16 +58,20 @@ class WindowLoader(Loader[T]):
     store
         Grids of its slices.
     make
-        Called with the windows of a batch and the epoch, in the thread that reads; what it returns is handed out.
-    split, seed, rank, world, share, drop_last, prefetch
-        As in :class:`~terrazzo.systems.stofm.loaders.CellLoader`.
+        Called with the windows of a batch and the epoch, in the reading thread; what it returns is handed out.
+    split
+        Only slices of this split are read.
     batch_windows
-        Windows of a batch on each rank.
+        Windows of a batch in each process.
     windows_per_slice
         Windows of each slice in an epoch; 0: as many as it takes to hold its occupied sites once.
     unit
         ``"window"``: squares (eq 6). ``"sites"``: as many occupied sites, from anywhere in the slice; places that a
         slice with fewer leaves are empty.
+    seed, shard, drop_last, prefetch
+        As in :class:`terrazzo.corpus.loader.Loader`.
+    share
+        Share of the slices.
     token_of
         From a slice to the token of each of its columns, -1 for one whose counts are not needed; None: all are read.
 
@@ -93,60 +87,73 @@ class WindowLoader(Loader[T]):
         self,
         corpus: Corpus,
         store: SiteStore,
-        make: Callable[[list[WindowItem], int], T],
+        make: Callable[[list[WindowItem], int], Any],
         *,
         split: str = "train",
         batch_windows: int = 32,
         windows_per_slice: int = 0,
         unit: Literal["window", "sites"] = "window",
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        shard: Shard = Shard(),
         share: float = 1.0,
         drop_last: bool = False,
         prefetch: bool = True,
-        token_of: Callable[[str], NDArray[np.int32]] | None = None,
+        token_of: Callable[[str], Int32s] | None = None,
+        collate: Collate | None = None,
     ) -> None:
         if windows_per_slice < 0:
             raise ConfigError(f"windows_per_slice is {windows_per_slice}; it must be at least 0.")
         members = Members(corpus, split, share)
-        size = store.config.window**2
-        # to hold the sites once it takes one for every `size` of them
         n_windows = [
-            windows_per_slice or max(1, -(-store.n_sites(id) // size)) for id in members.ids
+            windows_per_slice or _windows_of(store.n_sites(name), store.config.window)
+            for name in members.ids
         ]
         self._member = np.repeat(np.arange(len(n_windows)), n_windows)
         self._number = np.concatenate([np.arange(n) for n in n_windows])
-        settings: dict[str, Any] = {
-            "windows_per_slice": windows_per_slice,
-            "unit": unit,
-            **store.settings(),
-        }
-        shares = Shares(len(self._member), batch_windows, world, drop_last)
-        super().__init__(shares, members, rank, seed, prefetch, settings)
-        self._store, self._unit, self._make, self._token_of = store, unit, make, token_of
+        settings = {"windows_per_slice": windows_per_slice, "unit": unit, **store.settings()}
+        super().__init__(
+            len(self._member),
+            batch_windows,
+            Stream.WINDOW_ORDER,
+            self._read_items,
+            members=members,
+            shard=shard,
+            seed=seed,
+            settings=settings,
+            drop_last=drop_last,
+            prefetch=prefetch,
+            collate=collate,
+        )
+        self._store = store
+        self._unit = unit
+        self._make = make
+        self._token_of = token_of
 
-    def _stream(self, epoch: int, first: int) -> Iterator[T]:
-        order = self._rng(WINDOW_ORDER, epoch).permutation(len(self._member))
-        chosen = (
-            order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self))
-        )
-        yield from self._each(
-            lambda some: self._make([self._item(epoch, i) for i in some.tolist()], epoch), chosen
-        )
+    def _read_items(self, numbers: Ints, epoch: int, step: int) -> Any:
+        items = [self._item(epoch, number) for number in numbers.tolist()]
+        return self._make(items, epoch)
 
     def _item(self, epoch: int, index: int) -> WindowItem:
-        member, number = int(self._member[index]), int(self._number[index])
-        id, rng = self.ids[member], self._rng(WINDOW_PLACE, epoch, member, number)
+        member = int(self._member[index])
+        number = int(self._number[index])
+        name = self.ids[member]
+        sites = self._sites(name, self.rng(Stream.WINDOW_PLACE, epoch, member, number))
+        token = None if self._token_of is None else self._token_of(name)
+        window = self._store.window(name, sites, token)
+        return WindowItem(window, sites, name, member, number)
+
+    def _sites(self, name: str, rng: np.random.Generator) -> Ints:
         side = self._store.config.window
-        grid = self._store.grid(id)
+        grid = self._store.grid(name)
         if self._unit == "window":
-            sites = window_sites(grid, draw_corners(self._store.corners(id), 1, rng)[0], side)
-        else:
-            there = grid.occupied
-            drawn = np.sort(
-                rng.choice(there, min(side**2, len(there)), replace=False, shuffle=False)
-            )
-            sites = np.pad(drawn, (0, side**2 - len(drawn)), constant_values=-1)
-        token = None if self._token_of is None else self._token_of(id)
-        return WindowItem(self._store.window(id, sites, token), sites, id, member, number)
+            corner = draw_corners(self._store.corners(name), 1, rng)[0]
+            return window_sites(grid, corner, side)
+        occupied = grid.occupied
+        n_drawn = min(side**2, len(occupied))
+        drawn = np.sort(rng.choice(occupied, n_drawn, replace=False, shuffle=False))
+        return np.pad(drawn, (0, side**2 - n_drawn), constant_values=-1)
+
+
+def _windows_of(n_sites: int, side: int) -> int:
+    """Return how many windows it takes to hold a slice's sites once."""
+    return max(1, -(-n_sites // side**2))

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
-from terrazzo.arrays import Bools, Floats, Ints
+from terrazzo.arrays import Bools, Floats, Ints, Vectors
+from terrazzo.corpus.loader import Stream
+from terrazzo.expression import SliceScale
 from terrazzo.systems.stimage.config import STImageConfig
 from terrazzo.systems.stimage.counts import SiteCounts, row_sums, thinned
 from terrazzo.systems.stimage.loader import WindowItem
 from terrazzo.systems.stimage.macro_domains import macro_domains
+from terrazzo.systems.stimage.recipe import STImageObjective
 from terrazzo.systems.stimage.sites import SiteStore
 from terrazzo.systems.stimage.windows import Window, channel_values
-from terrazzo.training.goals import PatchObjective
 from terrazzo.training.stage import Movable
 
-HIDING = 6  # what a random stream is for; 1 to 5 are the loaders'
+__all__ = ["MaskedWindows", "ThinnedCounts", "WindowMasking", "thin_window"]
 
 
 @dataclass(frozen=True)
-class PatchPack(Movable):
+class MaskedWindows(Movable):
     """Windows with what is shown, hidden and predicted. ``B`` windows of ``S`` sites with ``m`` channels.
 
     Attributes
@@ -71,141 +73,205 @@ class PatchPack(Movable):
 
 
 @dataclass(frozen=True)
-class PatchView:
-    """What turns windows into :class:`PatchPack`.
+class WindowMasking:
+    """What turns windows into :class:`MaskedWindows`.
 
     Attributes
     ----------
-    config, goal
+    config, objective
         The model's and the objective's settings.
     store
         Scales and genes of the slices.
     autocorrelation
         float64 ``(n_tokens,)``, of the training slices.
     seed
-        Of the run. What is drawn depends on it, the epoch, the slice and the window, not on the rank or the batch.
+        Of the run. What is drawn depends on it, the epoch, the slice and the window, not on the process or the batch.
     """
 
     config: STImageConfig
-    goal: PatchObjective
+    objective: STImageObjective
     store: SiteStore
     autocorrelation: Floats
     seed: int
 
-    def make(self, batch: list[WindowItem], epoch: int) -> PatchPack:
+    def make(self, batch: list[WindowItem], epoch: int) -> MaskedWindows:
         """Draw what is hidden in each window, and pack them; channels are padded to the widest window's."""
-        rngs = [
-            np.random.default_rng([self.seed, HIDING, epoch, item.member, item.number])
-            for item in batch
-        ]
+        rngs = [self._rng(item, epoch) for item in batch]
         genes = [self._genes(item, rng) for item, rng in zip(batch, rngs, strict=True)]
-        sites, shape = (
-            (len(batch), len(batch[0].sites)),
-            (len(batch), len(batch[0].sites), max(len(g) for g in genes)),
-        )
-        pack = PatchPack(
+        n_windows, n_sites = len(batch), len(batch[0].sites)
+        width = max(len(one) for one in genes)
+        shape = (n_windows, n_sites, width)
+        domain = None
+        if self.objective.scheme == "slice":
+            domain = torch.full((n_windows, n_sites), -1)
+        pack = MaskedWindows(
             values=torch.zeros(shape),
             target=torch.zeros(shape),
-            genes=torch.full((len(batch), shape[2]), -1),
-            mean=torch.zeros(len(batch), shape[2]),
+            genes=torch.full((n_windows, width), -1),
+            mean=torch.zeros(n_windows, width),
             places=torch.from_numpy(np.stack([item.window.places for item in batch])),
-            shown=torch.zeros(sites, dtype=torch.bool),
+            shown=torch.zeros((n_windows, n_sites), dtype=torch.bool),
             hidden=torch.zeros(shape, dtype=torch.bool),
             visible=torch.zeros(shape, dtype=torch.bool),
-            domain=torch.full(sites, -1) if self.goal.scheme == "slice" else None,
+            domain=domain,
             ids=[item.id for item in batch],
         )
         for place, item in enumerate(batch):
-            self._draw(item, genes[place], rngs[place], pack, place)
+            drawn = _Draft.of(pack, place, genes[place])
+            self._draw(item, rngs[place], drawn)
         return pack
 
-    def _genes(self, item: WindowItem, rng: np.random.Generator) -> Ints:
-        scale, measured = self.store.scale(item.id), self.store.measured(item.id)
-        return item.window.channels(self.config.patches, measured, self.autocorrelation, scale, rng)
-
-    def _draw(
-        self, item: WindowItem, genes: Ints, rng: np.random.Generator, pack: PatchPack, place: int
-    ) -> None:
-        """Fill in one window of a pack."""
-        window, goal, scale = item.window, self.goal, self.store.scale(item.id)
-        fields = pack.values, pack.target, pack.hidden, pack.visible, pack.mean, pack.genes
-        values, target, hidden, visible, mean, tokens = (
-            f[place, ..., : len(genes)].numpy() for f in fields
+    def _rng(self, item: WindowItem, epoch: int) -> np.random.Generator:
+        return np.random.default_rng(
+            [self.seed, int(Stream.HIDING), epoch, item.member, item.number]
         )
-        shown = pack.shown[place].numpy()
-        tokens[:] = genes
+
+    def _genes(self, item: WindowItem, rng: np.random.Generator) -> Ints:
+        scale = self.store.scale(item.id)
+        measured = self.store.measured(item.id)
+        return item.window.channels(self.config.windows, measured, self.autocorrelation, scale, rng)
+
+    def _draw(self, item: WindowItem, rng: np.random.Generator, draft: _Draft) -> None:
+        """Fill in one window."""
+        window, objective = item.window, self.objective
+        scale = self.store.scale(item.id)
+        genes = draft.genes
         if not self.config.standardize:
-            mean[:] = scale.mean[genes]
+            draft.mean[:] = scale.mean[genes]
         usable = window.present & (window.totals > 0)
-        hidden[:] = _hidden(usable, len(genes), goal, rng)
-        shown[:] = usable & ~hidden[:, 0] if goal.mask == "site" else usable
-
-        def write(
-            out: NDArray[np.float32],
-            counts: SiteCounts,
-            totals: Floats,
-            sites: Bools,
-            where: Bools | None = None,
-        ) -> None:
-            channel_values(counts, totals, sites, genes, scale, self.config.standardize, where, out)
-
-        if goal.target == "thinned":
-            whole = window.counts.take(genes)
-            first, second = split(window, whole, goal, rng, shown)
-            whole, part, rest = (
-                SiteCounts.of(c, genes, window.counts.n_tokens)
-                for c in (whole, first[0], second[0])
-            )
-            shown &= first[1] > 0
-            again = shown & (second[1] > 0)
-            visible[:] = again[:, None] & ~hidden
-            write(values, part, first[1], shown, ~hidden)
-            write(target, rest, second[1], again, ~hidden)
-            write(target, whole, window.totals, np.any(hidden, axis=1), hidden)
+        draft.hidden[:] = _hidden(usable, len(genes), objective, rng)
+        draft.shown[:] = usable
+        if objective.mask == "site":
+            draft.shown[:] &= ~draft.hidden[:, 0]
+        if objective.target == "thinned":
+            self._write_thinned(window, scale, rng, draft)
         else:
-            write(target, window.counts, window.totals, usable)
-            np.multiply(target, shown[:, None] & ~hidden, out=values)
-        if pack.domain is not None:
-            found = macro_domains(values[shown], window.places[shown], goal.domains, rng)
-            pack.domain[place].numpy()[shown] = found
+            self._write(draft.target, window.counts, window.totals, usable, genes, scale)
+            seen = draft.shown[:, None] & ~draft.hidden
+            np.multiply(draft.target, seen, out=draft.values)
+        if draft.domain is not None:
+            shown = draft.shown
+            places = window.places[shown]
+            draft.domain[shown] = macro_domains(draft.values[shown], places, objective.domains, rng)
+
+    def _write_thinned(
+        self, window: Window, scale: SliceScale, rng: np.random.Generator, draft: _Draft
+    ) -> None:
+        """Show one part of the counts of each shown site; predict the other part, and what is hidden whole."""
+        genes = draft.genes
+        n_tokens = window.counts.n_tokens
+        whole = window.counts.take(genes)
+        part, rest = thin_window(window, whole, self.objective, rng, draft.shown)
+        draft.shown[:] &= part.totals > 0
+        again = draft.shown & (rest.totals > 0)
+        draft.visible[:] = again[:, None] & ~draft.hidden
+        shown_counts = SiteCounts.of(part.counts, genes, n_tokens)
+        other_counts = SiteCounts.of(rest.counts, genes, n_tokens)
+        whole_counts = SiteCounts.of(whole, genes, n_tokens)
+        open_values = ~draft.hidden
+        self._write(draft.values, shown_counts, part.totals, draft.shown, genes, scale, open_values)
+        self._write(draft.target, other_counts, rest.totals, again, genes, scale, open_values)
+        some_hidden = np.any(draft.hidden, axis=1)
+        self._write(
+            draft.target, whole_counts, window.totals, some_hidden, genes, scale, draft.hidden
+        )
+
+    def _write(
+        self,
+        out: Vectors,
+        counts: SiteCounts,
+        totals: Floats,
+        sites: Bools,
+        genes: Ints,
+        scale: SliceScale,
+        where: Bools | None = None,
+    ) -> None:
+        channel_values(counts, totals, sites, genes, scale, self.config.standardize, where, out)
 
 
-def split(
+@dataclass(frozen=True)
+class _Draft:
+    """One window of a pack as arrays that are written into; attributes as in :class:`MaskedWindows`."""
+
+    genes: Ints
+    values: Vectors
+    target: Vectors
+    mean: Vectors
+    shown: Bools
+    hidden: Bools
+    visible: Bools
+    domain: Ints | None
+
+    @classmethod
+    def of(cls, pack: MaskedWindows, place: int, genes: Ints) -> _Draft:
+        """Return window ``place`` of a pack, as many channels of it as there are genes, with the genes filled in."""
+
+        def channels(tensor: Tensor) -> Any:
+            return tensor[place, ..., : len(genes)].numpy()
+
+        channels(pack.genes)[:] = genes
+        return cls(
+            genes=genes,
+            values=channels(pack.values),
+            target=channels(pack.target),
+            mean=channels(pack.mean),
+            shown=pack.shown[place].numpy(),
+            hidden=channels(pack.hidden),
+            visible=channels(pack.visible),
+            domain=None if pack.domain is None else pack.domain[place].numpy(),
+        )
+
+
+@dataclass(frozen=True)
+class ThinnedCounts:
+    """One part of the split counts of a window: CSR counts of the channels, and totals ``(S,)`` over all genes."""
+
+    counts: sparse.csr_matrix
+    totals: Floats
+
+
+def thin_window(
     window: Window,
     counts: sparse.csr_matrix,
-    goal: PatchObjective,
+    objective: STImageObjective,
     rng: np.random.Generator,
     sites: Bools | None = None,
-) -> tuple[tuple[sparse.csr_matrix, Floats], tuple[sparse.csr_matrix, Floats]]:
-    """Split the counts of every site by chance at a rate of its own; return (counts, totals) of both parts.
+) -> tuple[ThinnedCounts, ThinnedCounts]:
+    """Split the counts of every site at random at a rate of its own; return both parts.
 
     ``counts`` are those of the channels. The other genes are needed for the totals alone, and so split as one: the sum
     of binomial draws of one rate is a binomial draw. Sites but ``sites`` (None: all) stay whole, in the first part.
     """
-    rate = rng.uniform(goal.thin_low, goal.thin_high, counts.shape[0])
+    rate = rng.uniform(objective.thin_low, objective.thin_high, counts.shape[0])
     if sites is not None:
         rate[~sites] = 1
     part = thinned(counts, rate, rng)
     first = sparse.csr_matrix((part, counts.indices, counts.indptr), shape=counts.shape)
-    second = sparse.csr_matrix(
-        (counts.data - part, counts.indices, counts.indptr), shape=counts.shape
+    rest = counts.data - part
+    second = sparse.csr_matrix((rest, counts.indices, counts.indptr), shape=counts.shape)
+    of_channels = row_sums(counts)
+    kept = row_sums(first)
+    others = np.rint(np.maximum(window.totals - of_channels, 0)).astype(np.int64)
+    others_kept = rng.binomial(others, rate)
+    return (
+        ThinnedCounts(first, kept + others_kept),
+        ThinnedCounts(second, of_channels - kept + others - others_kept),
     )
-    own, kept = row_sums(counts), row_sums(first)
-    others = np.rint(np.maximum(window.totals - own, 0)).astype(np.int64)
-    drawn = rng.binomial(others, rate)
-    return (first, kept + drawn), (second, own - kept + others - drawn)
 
 
-def _hidden(usable: Bools, m: int, goal: PatchObjective, rng: np.random.Generator) -> Bools:
+def _hidden(
+    usable: Bools, n_channels: int, objective: STImageObjective, rng: np.random.Generator
+) -> Bools:
     """Choose what is hidden, bool ``(S, m)``; of sites, at least one where two are there, and never all."""
-    if goal.mask == "entry":
-        return (rng.random((len(usable), m), dtype=np.float32) < goal.mask_share) & usable[:, None]
-    there = np.flatnonzero(usable)
-    n = (
-        min(max(round(goal.mask_share * len(there)), 1), len(there) - 1)
-        if goal.mask_share and len(there)
-        else 0
-    )
-    out = np.zeros((len(usable), m), dtype=bool)
-    out[rng.permutation(there)[:n]] = True
+    n_sites = len(usable)
+    if objective.mask == "entry":
+        drawn = rng.random((n_sites, n_channels), dtype=np.float32)
+        return (drawn < objective.mask_share) & usable[:, None]
+    candidates = np.flatnonzero(usable)
+    n_hidden = 0
+    if objective.mask_share and len(candidates):
+        wanted = max(round(objective.mask_share * len(candidates)), 1)
+        n_hidden = min(wanted, len(candidates) - 1)
+    out = np.zeros((n_sites, n_channels), dtype=bool)
+    out[rng.permutation(candidates)[:n_hidden]] = True
     return out

@@ -6,58 +6,59 @@ import torch
 from torch import Tensor
 
 from terrazzo.models.base import FoundationModel
-from terrazzo.systems.stimage.masking import PatchPack
+from terrazzo.systems.stimage.masking import MaskedWindows
 from terrazzo.systems.stimage.network import MaskedViT, nearest, scheme_states
-from terrazzo.training.recipe import PretrainConfig
+from terrazzo.systems.stimage.recipe import STImageRecipe
 from terrazzo.training.stage import Objective
+
+__all__ = ["MaskedAutoencoding", "squared_error"]
 
 NEAREST = 6  # shown sites whose mean is an answer to be beaten
 
 
-class MaskedPatches(Objective):
+class MaskedAutoencoding(Objective):
     """Mean squared error of hidden values, and of the other part of shown ones (eqs 2, 3, 4 and 8).
 
     Parameters
     ----------
     model
         ST as images.
-    config
-        The recipe; ``patches`` holds the objective.
+    recipe
+        ``recipe.objective`` says what is hidden and predicted.
     """
 
+    recipe: STImageRecipe
     vit: MaskedViT
 
-    def __init__(self, model: FoundationModel, config: PretrainConfig) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: FoundationModel, recipe: STImageRecipe) -> None:
+        super().__init__(model, recipe)
         self.vit = model.module  # type: ignore[assignment]
 
-    def losses(self, batch: PatchPack) -> dict[str, Tensor]:
+    def losses(self, batch: MaskedWindows) -> dict[str, Tensor]:
         """Compute both parts; in validation each also beside what a trivial answer would cost."""
-        goal = self.config.patches
-        neighbors = goal.neighbors if goal.scheme == "multi-spot" else 0
+        objective = self.recipe.objective
         states = scheme_states(
             self.vit,
             batch.values,
             batch.genes,
             batch.places,
             batch.shown,
-            neighbors=neighbors,
+            neighbors=objective.neighbors if objective.scheme == "multi-spot" else 0,
             domain=batch.domain,
         )
-        predicted, what = (
-            self.vit.predict(states, batch.genes),
-            "sites" if goal.mask == "site" else "entries",
-        )
+        predicted = self.vit.predict(states, batch.genes)
         hidden = squared_error(predicted, batch.target, batch.hidden)
-        parts, loss = {f"masked_{what}": hidden}, goal.hidden_weight * hidden
-        if goal.target == "thinned":
+        name = "masked_sites" if objective.mask == "site" else "masked_entries"
+        parts = {name: hidden}
+        loss = objective.hidden_weight * hidden
+        if objective.target == "thinned":
             parts["visible"] = squared_error(predicted, batch.target, batch.visible)
-            loss = loss + goal.visible_weight * parts["visible"]
+            loss = loss + objective.visible_weight * parts["visible"]
         if not self.training:
-            parts |= self._references(batch, f"masked_{what}")
+            parts.update(self._trivial_answers(batch, name))
         return {"loss": loss, **parts}
 
-    def _references(self, batch: PatchPack, masked: str) -> dict[str, Tensor]:
+    def _trivial_answers(self, batch: MaskedWindows, masked: str) -> dict[str, Tensor]:
         """Return the cost of trivial answers: the gene's mean over the slice, and the mean of the nearest shown sites.
 
         Of standardized values the mean is zero.
@@ -71,7 +72,7 @@ class MaskedPatches(Objective):
             f"{masked}_mean": squared_error(mean, batch.target, batch.hidden),
             f"{masked}_neighbors": squared_error(around, batch.target, batch.hidden),
         }
-        if self.config.patches.target == "thinned":
+        if self.recipe.objective.target == "thinned":
             out["visible_mean"] = squared_error(mean, batch.target, batch.visible)
             out["visible_neighbors"] = squared_error(around, batch.target, batch.visible)
         return out

@@ -20,7 +20,7 @@ from terrazzo.plot.tissue import Place, draw, touching_distance
 from terrazzo.slices import Slice
 from terrazzo.slices.grids import Grid, Layout, grid_of
 from terrazzo.systems.stimage.windows import (
-    PatchConfig,
+    WindowConfig,
     corners,
     describe,
     draw_corners,
@@ -119,7 +119,7 @@ def grid(
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     config = from_dict(
-        PatchConfig, {"layout": layout, "bin_um": float(bin_um), "window": window}, "grid"
+        WindowConfig, {"layout": layout, "bin_um": float(bin_um), "window": window}, "grid"
     )
     tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
     laid = grid_of(tissue, layout=layout, bin_um=bin_um)
@@ -141,7 +141,7 @@ def grid(
     return figure
 
 
-def _crop(coords: Floats, laid: Grid, config: PatchConfig, seed: int) -> _Window:
+def _crop(coords: Floats, laid: Grid, config: WindowConfig, seed: int) -> _Window:
     row, column = draw_corners(corners(laid, config), 1, np.random.default_rng(seed))[0].tolist()
     sites = window_sites(laid, np.array([row, column]), config.window)
     cells = np.sort(laid.cells(sites)[0])

@@ -88,7 +88,7 @@ def _predict(
     model: STImage, held: GriddedSlice, sites: Ints, tokens: Ints, config: STImageConfig, seed: int
 ) -> NDArray[np.float32]:
     """Return the model's own values of hidden sites, ``(len(sites), len(tokens))``: the mean over windows."""
-    side, module = config.patches.window, model.module
+    side, module = config.windows.window, model.module
     windows = (
         window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 4, 1))
     )

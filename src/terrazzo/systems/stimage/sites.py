@@ -30,7 +30,7 @@ from terrazzo.files import hash_json, whole_file
 from terrazzo.genes import Vocabulary
 from terrazzo.slices.grids import Grid, lay_out, observed
 from terrazzo.systems.stimage.counts import SiteCounts
-from terrazzo.systems.stimage.windows import PatchConfig, Window, corners, window_sites
+from terrazzo.systems.stimage.windows import Window, WindowConfig, corners, window_sites
 
 if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
@@ -57,7 +57,7 @@ KEPT_SCALES = 128
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
-def member_grid(corpus: Corpus, id: str, config: PatchConfig) -> Grid:
+def member_grid(corpus: Corpus, id: str, config: WindowConfig) -> Grid:
     """Lay a slice's cells out; where micrometers are not known a bin's side is in the unit of its coordinates."""
     lattice, kind = corpus.lattice(id)
     unit = str(corpus.row(id)["unit"])
@@ -211,7 +211,7 @@ class SiteStore:
         self,
         corpus: Corpus,
         vocabulary: Vocabulary,
-        config: PatchConfig,
+        config: WindowConfig,
         normalize: Normalize,
         n_tokens: int | None = None,
     ) -> None:

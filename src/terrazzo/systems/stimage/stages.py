@@ -1,132 +1,160 @@
-"""What a run of ST as images reads: the model it starts from, what is measured of slices, windows as tensors."""
+"""The stage of training of ST as images: what it starts from, measures of slices, and reads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from terrazzo.corpus.loader import Members
+from terrazzo.arrays import Int32s
+from terrazzo.corpus.loader import Loader, Shard
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.systems.stimage.config import STImageConfig, preset
-from terrazzo.systems.stimage.loader import WindowLoader
-from terrazzo.systems.stimage.masking import PatchView
+from terrazzo.systems.stimage.loader import WindowItem, WindowLoader
+from terrazzo.systems.stimage.masking import MaskedWindows, WindowMasking
 from terrazzo.systems.stimage.model import STImage
+from terrazzo.systems.stimage.objective import MaskedAutoencoding
+from terrazzo.systems.stimage.recipe import STImageRecipe
 from terrazzo.systems.stimage.sites import SiteStore
 from terrazzo.systems.stimage.warm_start import inform, mean_autocorrelation
 from terrazzo.systems.stimage.windows import fixed_channels
-from terrazzo.training.goals import PatchObjective
-from terrazzo.training.recipe import PretrainConfig
-from terrazzo.training.stage import Collated
+from terrazzo.training.recipe import Recipe
+from terrazzo.training.stage import Objective, Stage
+
+__all__ = ["Pretrain", "site_store"]
 
 
 def site_store(corpus: Corpus, model: STImage) -> SiteStore:
     """Return grids and scales of a corpus's slices as a model reads them."""
     config = model.config
-    return SiteStore(corpus, model.vocabulary, config.patches, config.normalize, config.vit.n_genes)
+    return SiteStore(corpus, model.vocabulary, config.windows, config.normalize, config.vit.n_genes)
 
 
-def initial_model(config: PretrainConfig, corpus: Corpus) -> STImage:
-    """Return the model that training starts from; it knows the autocorrelation of genes in the training slices.
+class Pretrain(Stage[STImageRecipe, STImage]):
+    """ST as images on windows, in any of its four schemes."""
 
-    Raises
-    ------
-    ConfigError
-        A checkpoint of another kind or scheme; no such preset.
-    """
-    source, goal = config.model, config.patches
-    if source.checkpoint:
-        held = load(source.checkpoint)
-        if not isinstance(held, STImage):
-            raise ConfigError(
-                f"{source.checkpoint} holds a {held.title}; stage 'patches' starts from ST as images."
-            )
-        if held.config.scheme != goal.scheme:
-            raise ConfigError(
-                f"{source.checkpoint} was made for the scheme {held.config.scheme!r}, not {goal.scheme!r} "
-                "(patches.scheme)."
-            )
-        settings = (
-            held.config if source.patches is None else replace(held.config, patches=source.patches)
+    recipe_class: ClassVar[type[Recipe]] = STImageRecipe
+    objective_class: ClassVar[type[Objective]] = MaskedAutoencoding
+
+    def initial_model(self) -> STImage:
+        """Return the model that training starts from; it knows the autocorrelation of genes in the training slices.
+
+        Raises
+        ------
+        ConfigError
+            A checkpoint of another kind or scheme; no such preset.
+        """
+        if self.recipe.model.checkpoint:
+            return self._continued()
+        source, objective, seed = self.recipe.model, self.recipe.objective, self.recipe.seed
+        vocabulary = self.corpus.vocabulary()
+        config = preset(
+            source.preset,
+            vocabulary.n_tokens,
+            flavor=objective.flavor,
+            scheme=objective.scheme,
+            windows=source.windows,
         )
-        model = STImage(
-            _with(settings, goal), held.vocabulary, seed=config.seed, provenance=held.provenance
-        )
-        model.module.load_state_dict(held.module.state_dict())
+        origin = {"weights": "random", "seed": seed}
+        model = STImage(self._of_objective(config), vocabulary, seed=seed, provenance=origin)
+        ids = self.members("train")
+        store = site_store(self.corpus, model)
+        autocorrelation = torch.from_numpy(mean_autocorrelation(store, ids))
+        cast(Tensor, model.module.autocorrelation).copy_(autocorrelation)
+        if source.init == "informed":
+            inform(model.module, model.config, store, ids)
         return model
-    vocabulary = corpus.vocabulary()
-    chosen = preset(
-        source.preset,
-        vocabulary.n_tokens,
-        recipe=goal.recipe,
-        scheme=goal.scheme,
-        patches=source.patches,
-    )
-    origin = {"weights": "random", "seed": config.seed}
-    model = STImage(_with(chosen, goal), vocabulary, seed=config.seed, provenance=origin)
-    ids, store = Members(corpus, "train", config.data.share).ids, site_store(corpus, model)
-    cast(Tensor, model.module.autocorrelation).copy_(
-        torch.from_numpy(mean_autocorrelation(store, ids))
-    )
-    if source.init == "informed":
-        inform(model.module, model.config, store, ids)
-    return model
 
+    def _continued(self) -> STImage:
+        source, scheme = self.recipe.model, self.recipe.objective.scheme
+        loaded = load(source.checkpoint)
+        if not isinstance(loaded, STImage):
+            raise ConfigError(
+                f"{source.checkpoint} holds a {loaded.title}; stage {self.recipe.stage!r} starts from ST as images."
+            )
+        if loaded.config.scheme != scheme:
+            raise ConfigError(
+                f"{source.checkpoint} was made for the scheme {loaded.config.scheme!r}, not {scheme!r} "
+                "(objective.scheme)."
+            )
+        config = loaded.config
+        if source.windows is not None:
+            config = replace(config, windows=source.windows)
+        model = STImage(
+            self._of_objective(config),
+            loaded.vocabulary,
+            seed=self.recipe.seed,
+            provenance=loaded.provenance,
+        )
+        model.module.load_state_dict(loaded.module.state_dict())
+        return model
 
-def _with(settings: STImageConfig, goal: PatchObjective) -> STImageConfig:
-    return replace(settings, neighbors=goal.neighbors, domains=goal.domains)
+    def _of_objective(self, config: STImageConfig) -> STImageConfig:
+        objective = self.recipe.objective
+        return replace(config, neighbors=objective.neighbors, domains=objective.domains)
 
+    def loader(self, split: str, shard: Shard = Shard()) -> Loader[MaskedWindows]:
+        """Return windows."""
+        recipe, model = self.recipe, self.model
+        store = site_store(self.corpus, model)
+        masking = WindowMasking(
+            model.config, recipe.objective, store, model.autocorrelation, recipe.seed
+        )
+        draws_anew = split == "train"
 
-def measure(
-    config: PretrainConfig, corpus: Corpus, model: STImage, progress: bool | None = None
-) -> None:
-    """Measure every slice that will be read, once; see :mod:`terrazzo.systems.stimage.sites`."""
-    store = site_store(corpus, model)
-    ids = [*Members(corpus, "train", config.data.share).ids, *corpus.ids("validation")]
-    with Progress(progress).stage("measuring slices", len(ids), "slices") as advance:
-        for name in ids:
-            store.measure(name)
-            advance(1)
+        def make(items: list[WindowItem], epoch: int) -> MaskedWindows:
+            return masking.make(items, epoch if draws_anew else 0)
 
+        return WindowLoader(
+            self.corpus,
+            store,
+            make,
+            split=split,
+            batch_windows=recipe.data.batch_windows,
+            windows_per_slice=recipe.data.windows_per_slice,
+            unit="sites" if recipe.objective.scheme == "slice" else "window",
+            seed=recipe.seed,
+            shard=shard,
+            share=self.share(split),
+            token_of=self._tokens_read(store),
+        )
 
-def window_loader(
-    config: PretrainConfig, corpus: Corpus, model: STImage, split: str, rank: int, world: int
-) -> Collated[Any]:
-    """Return windows of a split as tensors; those of another split than training are always the same."""
-    train, goal, store = split == "train", config.patches, site_store(corpus, model)
-    view, patches = (
-        PatchView(model.config, goal, store, model.autocorrelation, config.seed),
-        model.config.patches,
-    )
+    def _tokens_read(self, store: SiteStore) -> Callable[[str], Int32s]:
+        """Return a function from a slice to the token of each of its columns, -1 for one that no window needs."""
+        windows = self.model.config.windows
+        autocorrelation = self.model.autocorrelation
 
-    @lru_cache(maxsize=64)
-    def token_of(name: str) -> NDArray[np.int32]:
-        token = store.match(name)[0]
-        if patches.choose != "spatial":
-            return token
-        chosen = fixed_channels(patches, store.measured(name), model.autocorrelation)
-        return np.where(np.isin(token, chosen), token, -1).astype(np.int32)
+        @lru_cache(maxsize=64)
+        def token_of(name: str) -> Int32s:
+            token = store.match(name)[0]
+            if windows.choose != "spatial":
+                return token
+            chosen = fixed_channels(windows, store.measured(name), autocorrelation)
+            return np.where(np.isin(token, chosen), token, -1).astype(np.int32)
 
-    loader = WindowLoader(
-        corpus,
-        store,
-        lambda batch, epoch: view.make(batch, epoch if train else 0),
-        split=split,
-        batch_windows=config.data.batch_windows,
-        windows_per_slice=config.data.windows_per_slice,
-        unit="sites" if goal.scheme == "slice" else "window",
-        seed=config.seed,
-        rank=rank,
-        world=world,
-        share=config.data.share if train else 1.0,
-        token_of=token_of,
-    )
-    return Collated(loader, lambda pack, epoch, step: pack)
+        return token_of
+
+    def describe(self) -> dict[str, str]:
+        """Say which scheme it was."""
+        objective = self.recipe.objective
+        text = f"{objective.scheme}, {objective.mask} masking, target {objective.target}"
+        return {"objective": text, "scheme": objective.scheme}
+
+    def prepare(self) -> None:
+        """Measure every slice that will be read, once; see :mod:`terrazzo.systems.stimage.sites`."""
+        store = site_store(self.corpus, self.model)
+        ids: list[Any] = []
+        for split in self.splits():
+            ids.extend(self.members(split))
+        with Progress(self.progress).stage("measuring slices", len(ids), "slices") as advance:
+            for name in ids:
+                store.measure(name)
+                advance(1)

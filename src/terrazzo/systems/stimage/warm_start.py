@@ -68,7 +68,7 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
         )
     score = cast(Tensor, vit.autocorrelation).double().numpy()
     known = np.unique(np.concatenate([store.measured(i) for i in spread(ids)]))
-    most = MOST_GENES if config.patches.choose == "all" else config.patches.channels
+    most = MOST_GENES if config.windows.choose == "all" else config.windows.channels
     genes = np.sort(known[np.argsort(-score[known], kind="stable")[:most]])
     loadings, variance = gene_components(
         store, spread(ids), genes, min(COMPONENTS, config.vit.width // 2)

@@ -24,7 +24,7 @@ EPSILON = 1e-6  # of eq 7: a gene that does not vary can be drawn, too
 
 
 @dataclass(frozen=True)
-class PatchConfig:
+class WindowConfig:
     """How a slice becomes windows and channels.
 
     Attributes
@@ -59,14 +59,14 @@ class PatchConfig:
             raise ValueError(f"bin_um is {self.bin_um}; it must be at least 0 (0: no bins).")
 
 
-def corners(grid: Grid, config: PatchConfig) -> Ints:
+def corners(grid: Grid, config: WindowConfig) -> Ints:
     """Return the corners (row, column) that eq 6 draws from: windows that are full enough, ``(n, 2)``."""
     counts = observed(grid, config.window)
     floor = min(config.occupancy * config.window**2, counts.max())
     return np.argwhere(counts >= max(floor, 1)).astype(np.int64)
 
 
-def describe(grid: Grid, config: PatchConfig) -> str:
+def describe(grid: Grid, config: WindowConfig) -> str:
     """Return a grid and its windows in one line for people."""
     (rows, columns), cells, held, side = (
         grid.shape,
@@ -131,7 +131,7 @@ def choose_channels(
     m
         How many.
     how
-        See :class:`PatchConfig`. ``"weighted"`` draws without replacement with probability proportional to
+        See :class:`WindowConfig`. ``"weighted"`` draws without replacement with probability proportional to
         ``weight + epsilon``, one after the other: the ``m`` largest of log-weights with Gumbel noise.
     rng
         Source of chance.
@@ -174,7 +174,7 @@ class Window:
 
     def channels(
         self,
-        config: PatchConfig,
+        config: WindowConfig,
         measured: Ints,
         autocorrelation: Floats,
         scale: SliceScale,
@@ -208,7 +208,7 @@ class Window:
         return channel_values(self.counts, self.totals, self.present, genes, scale, standardize)
 
 
-def fixed_channels(config: PatchConfig, measured: Ints, autocorrelation: Floats) -> Ints:
+def fixed_channels(config: WindowConfig, measured: Ints, autocorrelation: Floats) -> Ints:
     """Return the channels of all windows of a slice by the rule ``"spatial"``; arguments as :meth:`Window.channels`."""
     unused = np.random.default_rng(0)
     return measured[choose_channels(autocorrelation[measured], config.channels, "spatial", unused)]

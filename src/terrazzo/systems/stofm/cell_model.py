@@ -8,20 +8,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-from anndata import AnnData
-from numpy.typing import NDArray
+import pandas as pd
 from torch import nn
 
 from terrazzo import keys
+from terrazzo.arrays import Ints, Vectors
 from terrazzo.genes import Coverage, GeneMatch
-from terrazzo.models.base import Embedding, FoundationModel, Plan
-from terrazzo.models.estimate import Precision, advice, encoding_time, warn_if_long
+from terrazzo.models.base import Embedding, FoundationModel, Prepared
+from terrazzo.models.estimate import (
+    Plan,
+    Precision,
+    advice,
+    encoding_seconds,
+    measured_rates,
+    warn_if_long,
+)
 from terrazzo.models.sequences import Tokens, check_vocabulary, encode_measured
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
+from terrazzo.systems.stofm.options import CellEmbedOptions
 from terrazzo.systems.stofm.tokens import rank_tokens
+
+__all__ = ["CellModel", "CellModelConfig", "encode_cells", "tokenize"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,8 @@ def tokenize(tissue: Slice, match: GeneMatch, max_length: int) -> Tokens:
 
 
 def encode_cells(
-    encoder: CellEncoder,
-    tokens: Tokens,
-    cls_token: int,
-    precision: Precision,
-    progress: Progress,
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    encoder: CellEncoder, tokens: Tokens, cls_token: int, precision: Precision, bars: Progress
+) -> tuple[Vectors, dict[str, Any]]:
     """Encode all cells; with bfloat16 also measure its error on a few of them.
 
     Returns
@@ -50,25 +55,11 @@ def encode_cells(
     float32 ``(n_cells, output_dim)``, and details for the provenance.
     """
 
-    def encode(rows: NDArray[np.int64] | None, **how: Any) -> NDArray[np.float32]:
+    def encode(rows: Ints | None, **how: Any) -> Vectors:
         part = tokens if rows is None else tokens.take(rows)
         return encoder.encode(part.flat, part.offsets, cls_token=cls_token, **how)
 
-    return encode_measured(encode, len(tokens), precision, progress)
-
-
-def plan_encoder(
-    model: FoundationModel,
-    encoder: CellEncoder,
-    tissue: Slice,
-    orthologs: Any,
-    precision: Precision,
-) -> tuple[float, Coverage, tuple[float, float]]:
-    """Estimate the cell encoder's seconds on a slice; also the coverage and the rates (float32, bfloat16)."""
-    match = model.vocabulary.match(tissue, orthologs=orthologs)
-    lengths = tokenize(tissue, match, encoder.config.max_length).lengths + 1
-    seconds, rates = encoding_time(encoder, lengths, precision, model.device)
-    return seconds, match.coverage, rates
+    return encode_measured(encode, len(tokens), precision, bars)
 
 
 class CellModel(FoundationModel):
@@ -89,45 +80,62 @@ class CellModel(FoundationModel):
     model_type: ClassVar[str] = "cell_encoder"
     default_key: ClassVar[str] = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
+    options_class: ClassVar[type[CellEmbedOptions]] = CellEmbedOptions
     title: ClassVar[str] = "Cell encoder"
     limits: ClassVar[tuple[str, ...]] = ("A cell is seen alone: its neighborhood changes nothing.",)
     module: CellEncoder
 
     def _build(self) -> nn.Module:
-        self.cls_token = check_vocabulary(self.config.cell_encoder.vocab_size, self.vocabulary)
-        return CellEncoder(self.config.cell_encoder)
+        sizes = self.config.cell_encoder
+        self.cls_token = check_vocabulary(sizes.vocab_size, self.vocabulary)
+        return CellEncoder(sizes)
 
-    def embed(
+    def prepare(
         self,
-        data: Any,
+        tissue: Slice,
+        options: CellEmbedOptions | None = None,
         *,
-        key_added: str | None = None,
-        precision: Precision = "float32",
-        orthologs: Any = None,
-        progress: bool | None = None,
-        **slice_options: Any,
-    ) -> Any:
-        """Write ``obsm["X_cell"]``; arguments as in :meth:`terrazzo.SToFM.embed`."""
-        bars = Progress(progress)
+        obs: pd.DataFrame | None = None,
+    ) -> PreparedCells:
+        """Match and tokenize one slice; see :meth:`terrazzo.models.base.FoundationModel.prepare`."""
+        chosen = options or CellEmbedOptions()
+        match = self.vocabulary.match(tissue, orthologs=chosen.orthologs)
+        tokens = tokenize(tissue, match, self.config.cell_encoder.max_length)
+        return PreparedCells(self, tissue, match.coverage, tokens, chosen.precision)
 
-        def run(tissue: Slice, adata: AnnData) -> Embedding:
-            match = self.vocabulary.match(tissue, orthologs=orthologs)
-            tokens = tokenize(tissue, match, self.config.cell_encoder.max_length)
-            warn_if_long(self.module, tokens.lengths + 1, precision, self.device, tissue.name)
-            vectors, details = encode_cells(self.module, tokens, self.cls_token, precision, bars)
-            return Embedding(vectors, tokens.lengths == 0, match.coverage, details)
 
-        return self._embed_all(
-            data, key_added or self.default_key, {"precision": precision}, slice_options, run
+class PreparedCells(Prepared):
+    """A slice as ranked genes."""
+
+    def __init__(
+        self,
+        model: CellModel,
+        tissue: Slice,
+        coverage: Coverage,
+        tokens: Tokens,
+        precision: Precision,
+    ) -> None:
+        self.model = model
+        self.tissue = tissue
+        self.coverage = coverage
+        self.tokens = tokens
+        self.precision = precision
+        self.settings = {"precision": precision}
+
+    def _plan(self) -> Plan:
+        device = self.model.device
+        rates = measured_rates(device)
+        lengths = self.tokens.lengths + 1
+        seconds = encoding_seconds(self.model.module, lengths, self.precision, rates)
+        faster = advice(seconds, device, self.precision, rates)
+        return Plan(self.tissue.n_cells, 0, self.coverage, seconds, faster)
+
+    def embed(self, bars: Progress | None = None) -> Embedding:
+        """Encode every cell."""
+        model = self.model
+        lengths = self.tokens.lengths
+        warn_if_long(model.module, lengths + 1, self.precision, model.device, self.tissue.name)
+        vectors, details = encode_cells(
+            model.module, self.tokens, model.cls_token, self.precision, bars or Progress(False)
         )
-
-    def plan(
-        self, data: Any, *, precision: Precision = "float32", orthologs: Any = None, **options: Any
-    ) -> Plan:
-        """Say what :meth:`embed` would do and how long it would take; same options."""
-        slice_options = {k: v for k, v in options.items() if k not in ("key_added", "progress")}
-        tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
-        seconds, coverage, rates = plan_encoder(self, self.module, tissue, orthologs, precision)
-        return Plan(
-            tissue.n_cells, 0, coverage, seconds, advice(seconds, self.device, precision, rates)
-        )
+        return Embedding(vectors, lengths == 0, self.coverage, details)

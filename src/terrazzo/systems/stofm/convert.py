@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terrazzo.errors import CheckpointError
+from terrazzo.errors import CheckpointError, ConfigError
 from terrazzo.genes import Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.published import filled, need, provenance, read_pickled_tensors
@@ -20,7 +20,7 @@ from terrazzo.systems.stofm.se2 import SE2Config
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 
 PUBLISHED = SubSliceConfig(
-    geometry="published", split="grid", mix="sum"
+    geometry="published", partition="grid", mix="sum"
 )  # what published weights were trained with
 
 
@@ -190,3 +190,28 @@ def _rename_se2(published: dict[str, Tensor]) -> dict[str, Tensor]:
             name = f"layers.{number}.{LAYER_NAMES.get(part, part)}.{kind}"
         out[name] = tensor[0] if name in ("gaussian.means", "gaussian.stds") else tensor
     return out
+
+
+def save_stofm(
+    published: Path, out: Path, *, gene_dictionaries: Path | None, overwrite: bool
+) -> Path:
+    """Convert SToFM's published weights to a folder; see :func:`terrazzo.convert`."""
+    dictionaries = _needed(gene_dictionaries, "SToFM")
+    return convert_stofm(published, dictionaries).save_pretrained(out, overwrite=overwrite)
+
+
+def save_geneformer(
+    published: Path, out: Path, *, gene_dictionaries: Path | None, overwrite: bool
+) -> Path:
+    """Convert Geneformer's published weights to a folder; see :func:`terrazzo.convert`."""
+    dictionaries = _needed(gene_dictionaries, "Geneformer")
+    return convert_geneformer(published, dictionaries).save_pretrained(out, overwrite=overwrite)
+
+
+def _needed(gene_dictionaries: Path | None, title: str) -> Path:
+    if gene_dictionaries is None:
+        raise ConfigError(
+            f"{title} needs Geneformer's dictionaries: pass their folder as gene_dictionaries= "
+            "(--gene-dictionaries)."
+        )
+    return gene_dictionaries

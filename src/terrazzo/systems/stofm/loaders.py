@@ -1,24 +1,18 @@
-"""The doors to training: random cells and whole sub-slices of a corpus, in a seeded order that can be resumed.
-
-Both loaders keep the same promises. One split, none other. Every sample exactly once an epoch over all ranks, none on
-two ranks, and on every rank the same number of batches. The state is small, counts the batches that were handed out,
-and is the same on every rank; a loader that takes it on continues with the very next batch.
-"""
+"""SToFM's loaders: random cells for domain adaptation, whole sub-slices for multi-scale pretraining."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.corpus.genes import Columns, Match, columns_by_token
-from terrazzo.corpus.loader import Loader, Members, Shares
+from terrazzo.corpus.loader import BlockLoader, Collate, ItemLoader, Members, Shard, Stream
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.cache import CachedMember, CacheKey, EmbeddingCache
@@ -34,13 +28,9 @@ from terrazzo.systems.stofm.tokens import rank_tokens
 if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
-
-BLOCK_ORDER, CELL_ORDER, PART_ORDER = 1, 2, 3  # what a random stream is for
-
+__all__ = ["CellBatch", "CellLoader", "SubSliceBatch", "SubSliceItem", "SubSliceLoader"]
 
 KEPT_CELLS = 4_000_000  # cells whose positions stay in memory
-
-
 KEPT_MEMBERS = 256  # and as many open files at most
 
 
@@ -73,6 +63,18 @@ class CellBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @classmethod
+    def join(cls, parts: list[CellBatch]) -> CellBatch:
+        """Return one batch of several, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = Tokens.join([part.tokens for part in parts])
+        member = np.concatenate([part.member for part in parts])
+        rows = np.concatenate([part.rows for part in parts])
+        with_counts = [part.counts for part in parts if part.counts is not None]
+        counts = sparse.vstack(with_counts, format="csr") if with_counts else None
+        return cls(tokens, member, rows, counts)
+
 
 @dataclass(frozen=True)
 class SubSliceItem:
@@ -97,8 +99,8 @@ class SubSliceItem:
     """
 
     sub: SubSlice
-    features: NDArray[np.float32]
-    virtual: NDArray[np.float32]
+    features: Vectors
+    virtual: Vectors
     id: str
     member: int
     spacing: float
@@ -109,47 +111,58 @@ class SubSliceItem:
 SubSliceBatch = list[SubSliceItem]
 
 
-class CellLoader(Loader[CellBatch]):
-    """Random cells of all slices of a split, tokenized: what domain adaptation reads.
+@dataclass(frozen=True)
+class _Block:
+    """Contiguous rows of a member, as they were read."""
 
-    Rows are read in contiguous blocks, in a random order over all slices; ``buffer_blocks`` of them are mixed cell by
-    cell. Iterating goes from the state (at first the start of epoch 0) to the end of the epoch, and then stands at the
-    start of the next one.
+    member: int
+    start: int
+    counts: sparse.csr_matrix
+
+    @property
+    def n_rows(self) -> int:
+        return int(self.counts.shape[0])
+
+
+class CellLoader(BlockLoader[Any]):
+    """Random cells of all slices of a split, tokenized: what domain adaptation reads.
 
     Parameters
     ----------
     corpus
         Where the cells are.
     match
-        From :func:`member_match`.
+        From :func:`terrazzo.corpus.genes.member_match`.
     split
         Only slices of this split are read.
     batch_cells
-        Cells of a batch on each rank.
+        Cells of a batch in each process.
     max_length
         Longest token sequence, ``<cls>`` counted.
     block, buffer_blocks
         Rows of a block, and blocks that are mixed; memory holds ``block * buffer_blocks`` token sequences.
     seed
         Of the order; it is another one each epoch.
-    rank, world
-        This process, and how many there are.
+    shard
+        This process.
     share
-        Share of the slices (data-volume ablation); the choice depends on their names only, and smaller ones are nested.
+        Share of the slices (data-volume ablation); see :class:`terrazzo.corpus.loader.Members`.
     drop_last
-        True: every batch has ``batch_cells`` cells, and what does not fill a batch on every rank is left out (another
-        choice each epoch). False: every cell exactly once; the last two batches may be smaller.
+        True: every batch has ``batch_cells`` cells, and what does not fill a batch in every process is left out
+        (another choice each epoch). False: every cell exactly once; the last two batches may be smaller.
     prefetch
         Read the next blocks in a thread; order and state are the same.
     n_tokens
         Tokens of the vocabulary, where the counts are wanted too (thinned-count objectives); 0 for tokens only.
+    collate
+        Called with a batch, its epoch and its step; None: the :class:`CellBatch` is handed out.
 
     Raises
     ------
     CorpusError
         The split has no slice.
     ConfigError
-        Settings that are impossible, or fewer cells than a batch on every rank needs.
+        Settings that are impossible, or fewer cells than a batch in every process needs.
     """
 
     def __init__(
@@ -163,163 +176,119 @@ class CellLoader(Loader[CellBatch]):
         block: int = 256,
         buffer_blocks: int = 32,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        shard: Shard = Shard(),
         share: float = 1.0,
         drop_last: bool = False,
         prefetch: bool = True,
         n_tokens: int = 0,
+        collate: Collate | None = None,
     ) -> None:
-        if min(block, buffer_blocks) < 1 or max_length < 2:
-            raise ConfigError("block and buffer_blocks must be at least 1, max_length at least 2.")
-        members = Members(corpus, split, share)
-        n_blocks = -(-members.n_cells // block)
-        self._block_member = np.repeat(np.arange(len(members.ids)), n_blocks)
-        before = np.cumsum(n_blocks) - n_blocks
-        self._block_start = (
-            np.arange(len(self._block_member)) - before[self._block_member]
-        ) * block
-        self._block_stop = np.minimum(
-            self._block_start + block, members.n_cells[self._block_member]
-        )
-        shares = Shares(int(members.n_cells.sum()), batch_cells, world, drop_last)
-        settings = {"block": block, "buffer_blocks": buffer_blocks, "max_length": max_length}
-        super().__init__(shares, members, rank, seed, prefetch, settings)
-        self._corpus, self._match, self._length, self._buffer = (
-            corpus,
-            match,
-            max_length,
+        if max_length < 2:
+            raise ConfigError(f"max_length is {max_length}; it must be at least 2.")
+        super().__init__(
+            block,
             buffer_blocks,
+            batch_cells,
+            members=Members(corpus, split, share),
+            shard=shard,
+            seed=seed,
+            settings={"max_length": max_length},
+            drop_last=drop_last,
+            prefetch=prefetch,
+            collate=collate,
         )
+        self._corpus = corpus
+        self._match = match
+        self._length = max_length
         self._n_tokens = n_tokens
 
-    def _stream(self, epoch: int, first: int) -> Iterator[CellBatch]:
-        pieces = self._pieces(epoch)
-        ends = np.cumsum(pieces[:, 2] - pieces[:, 1])
-        ends = np.append(ends[self._buffer - 1 : -1 : self._buffer], ends[-1])  # of each buffer
-        at = self._shares.bound(self._rank, first)
-        number = int(np.searchsorted(ends, at, side="right"))
-        at -= int(ends[number - 1]) if number else 0
-        chunks = (
-            pieces[n * self._buffer : (n + 1) * self._buffer] for n in range(number, len(ends))
-        )
-        buffers = enumerate(self._each(self._read, chunks), start=number)
-        mixed: CellBatch | None = None
-        for step in range(first, len(self)):
-            wanted = self._shares.bound(self._rank, step + 1) - self._shares.bound(self._rank, step)
-            parts = []
-            while wanted:
-                if mixed is None:
-                    number, blocks = next(buffers)
-                    mixed = self._tokenized(blocks)
-                    order = self._rng(CELL_ORDER, epoch, self._rank, number).permutation(len(mixed))
-                cells = order[at : at + wanted]
-                parts.append(mixed.take(cells))
-                at, wanted = at + len(cells), wanted - len(cells)
-                if at == len(mixed):
-                    mixed, at = None, 0
-            yield _joined(parts)
+    def read_block(self, member: int, start: int, stop: int) -> _Block:
+        """Read the counts of some rows."""
+        return _Block(member, start, self._corpus.rows(self.ids[member], start, stop))
 
-    def _pieces(self, epoch: int) -> Ints:
-        """Blocks of this rank in the order of the epoch: (member, first row, last row + 1)."""
-        order = self._rng(BLOCK_ORDER, epoch).permutation(len(self._block_member))
-        start, stop = self._block_start[order], self._block_stop[order]
-        ends = np.cumsum(stop - start)
-        low, high = self._shares.segment(self._rank)
-        cut = np.column_stack(
-            [np.maximum(start, stop - (ends - low)), np.minimum(stop, stop - (ends - high))]
-        )
-        mine = cut[:, 0] < cut[:, 1]
-        return np.column_stack([self._block_member[order], cut])[mine]
+    def mix(self, blocks: list[_Block]) -> CellBatch:
+        """Tokenize blocks, those with the same columns together: numba's threads are slow to start.
 
-    def _read(self, pieces: Ints) -> list[tuple[int, int, sparse.csr_matrix]]:
-        return [
-            (m, start, self._corpus.rows(self.ids[m], start, stop))
-            for m, start, stop in pieces.tolist()
-        ]
-
-    def _tokenized(self, blocks: list[tuple[int, int, sparse.csr_matrix]]) -> CellBatch:
-        """Tokenize blocks, those with the same columns together: numba's threads are slow to start."""
-        # here and not in the reading thread: those threads may not be entered from two places at once everywhere
-        alike: dict[int, tuple[Columns, list[tuple[int, int, sparse.csr_matrix]]]] = {}
+        Not in the reading thread: those threads may not be entered from two places at once everywhere.
+        """
+        groups: dict[int, list[_Block]] = {}
+        columns_of: dict[int, Columns] = {}
         for block in blocks:
-            columns = self._match(self.ids[block[0]])
-            alike.setdefault(id(columns[0]), (columns, []))[1].append(
-                block
-            )  # it also keeps the array, and so its id
-        parts = []
-        for columns, some in alike.values():
-            counts = (
-                sparse.vstack([rows for _, _, rows in some], format="csr")
-                if len(some) > 1
-                else some[0][2]
-            )
-            tokens = rank_tokens(counts, *columns, self._length)
-            member = np.repeat([m for m, _, _ in some], [rows.shape[0] for _, _, rows in some])
-            rows = np.concatenate(
-                [np.arange(start, start + block.shape[0]) for _, start, block in some]
-            )
-            by_token = (
-                columns_by_token(counts, columns[0], self._n_tokens) if self._n_tokens else None
-            )
-            parts.append(CellBatch(tokens, member.astype(np.int64), rows, by_token))
-        return _joined(parts)
+            columns = self._match(self.ids[block.member])
+            key = id(columns[0])  # members with the same genes share the array
+            columns_of[key] = columns
+            groups.setdefault(key, []).append(block)
+        parts = [self._tokenized(group, columns_of[key]) for key, group in groups.items()]
+        return CellBatch.join(parts)
 
+    def _tokenized(self, blocks: list[_Block], columns: Columns) -> CellBatch:
+        counts = blocks[0].counts
+        if len(blocks) > 1:
+            counts = sparse.vstack([block.counts for block in blocks], format="csr")
+        tokens = rank_tokens(counts, *columns, self._length)
+        member = np.repeat([b.member for b in blocks], [b.n_rows for b in blocks])
+        rows = np.concatenate([np.arange(b.start, b.start + b.n_rows) for b in blocks])
+        by_token = None
+        if self._n_tokens:
+            by_token = columns_by_token(counts, columns[0], self._n_tokens)
+        return CellBatch(tokens, member.astype(np.int64), rows, by_token)
 
-def _joined(parts: list[CellBatch]) -> CellBatch:
-    if len(parts) == 1:
-        return parts[0]
-    flat = np.concatenate([p.tokens.flat for p in parts])
-    lengths = np.concatenate([p.tokens.lengths for p in parts])
-    tokens = Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    wanted = [p.counts for p in parts if p.counts is not None]
-    counts = sparse.vstack(wanted, format="csr") if wanted else None
-    return CellBatch(
-        tokens,
-        np.concatenate([p.member for p in parts]),
-        np.concatenate([p.rows for p in parts]),
-        counts,
-    )
+    def take(self, mixed: CellBatch, rows: Ints) -> CellBatch:
+        """Return some cells."""
+        return mixed.take(rows)
+
+    def join(self, parts: list[CellBatch]) -> CellBatch:
+        """Return one batch of several."""
+        return CellBatch.join(parts)
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """An open member: what is stored of it, and a function that cuts sub-slices from it."""
+class _OpenMember:
+    """A member whose sub-slices are being read.
+
+    Attributes
+    ----------
+    cached
+        What is stored of it.
+    cut
+        Cuts a sub-slice around some cells.
+    spacing
+        Median distance between neighbors, in units of the model's positions.
+    """
 
     cached: CachedMember
     cut: Callable[[Ints], SubSlice]
     spacing: float
 
 
-class SubSliceLoader(Loader[SubSliceBatch]):
+class SubSliceLoader(ItemLoader[Any]):
     """Whole sub-slices of all slices of a split, in random order: what multi-scale pretraining reads.
-
-    Step ``k`` of all ranks together takes one stretch of the order, so that two ranks see in a step what one process
-    with twice the batch sees (but for the last two steps of an epoch).
 
     Parameters
     ----------
     corpus
         Where the coordinates (and counts) are.
     cache
-        Holds every slice of the split under the same sub-slice settings.
+        Has every slice of the split under the same sub-slice settings.
     config
         Settings of the sub-slices.
-    split, seed, rank, world, share, drop_last, prefetch
+    split, seed, shard, share, drop_last, prefetch
         As in :class:`CellLoader`.
     batch_slices
-        Sub-slices of a batch on each rank.
+        Sub-slices of a batch in each process.
     with_counts
         Also read the counts of the cells.
     match, max_length
-        From :func:`member_match`: also tokenize the cells (this reads their counts).
+        From :func:`terrazzo.corpus.genes.member_match`: also tokenize the cells (this reads their counts).
     tokens_from
         Epoch from which cells are tokenized; in earlier ones neither counts nor tokens are needed, nor read.
+    collate
+        Called with a batch, its epoch and its step; None: the list of :class:`SubSliceItem` is handed out.
 
     Raises
     ------
     CorpusError
-        The split has no slice, or the cache lacks one or holds another content of it.
+        The split has no slice, or the cache lacks one or has another content of it.
     ConfigError
         Settings that are impossible, or other sub-slice settings than the cache's.
     """
@@ -333,8 +302,7 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         split: str = "train",
         batch_slices: int = 16,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        shard: Shard = Shard(),
         share: float = 1.0,
         drop_last: bool = False,
         prefetch: bool = True,
@@ -342,94 +310,119 @@ class SubSliceLoader(Loader[SubSliceBatch]):
         match: Match | None = None,
         max_length: int = 2048,
         tokens_from: int = 0,
+        collate: Collate | None = None,
     ) -> None:
         if CacheKey("", config).stored != CacheKey("", cache.key.config).stored:
             raise ConfigError(
                 f"the cache was made with other sub-slice settings ({cache.key.config}) than {config}."
             )
         members = Members(corpus, split, share)
-        sources = [str(value) for value in members.rows["sha256"]]
-        lacking = [
-            i for i, source in zip(members.ids, sources, strict=True) if not cache.has(i, source)
+        self._sources = [str(value) for value in members.rows["sha256"]]
+        missing = [
+            name
+            for name, source in zip(members.ids, self._sources, strict=True)
+            if not cache.has(name, source)
         ]
-        if lacking:
+        if missing:
             raise CorpusError(
-                f"{len(lacking)} of {len(members.ids)} slices have no stored embeddings of this model, e.g. "
-                f"{lacking[0]!r}; compute them first ({cache.folder})."
+                f"{len(missing)} of {len(members.ids)} slices have no stored embeddings of this model, e.g. "
+                f"{missing[0]!r}; compute them first ({cache.folder})."
             )
-        n_parts = np.array([cache.n_parts(i) for i in members.ids], dtype=np.int64)
+        n_parts = np.array([cache.n_parts(name) for name in members.ids], dtype=np.int64)
+        first_part = np.cumsum(n_parts) - n_parts
         self._part_member = np.repeat(np.arange(len(n_parts)), n_parts)
-        self._part_number = np.arange(n_parts.sum()) - np.repeat(
-            np.cumsum(n_parts) - n_parts, n_parts
-        )
-        shares = Shares(int(n_parts.sum()), batch_slices, world, drop_last)
+        self._part_number = np.arange(n_parts.sum()) - np.repeat(first_part, n_parts)
         super().__init__(
-            shares,
-            members,
-            rank,
-            seed,
-            prefetch,
-            {"cache": cache.key.digest(), "config": str(config)},
+            int(n_parts.sum()),
+            batch_slices,
+            Stream.SUBSLICE_ORDER,
+            self._read_items,
+            members=members,
+            shard=shard,
+            seed=seed,
+            settings={"cache": cache.key.digest(), "config": str(config)},
+            drop_last=drop_last,
+            prefetch=prefetch,
+            collate=self._finish,
         )
-        self._corpus, self._cache, self._config, self._match, self._length = (
-            corpus,
-            cache,
-            config,
-            match,
-            max_length,
-        )
-        self._counts, self._sources, self._tokens_from = with_counts, sources, tokens_from
-        self._scenes: OrderedDict[int, _Scene] = OrderedDict()
+        self._corpus = corpus
+        self._cache = cache
+        self._config = config
+        self._match = match
+        self._length = max_length
+        self._with_counts = with_counts
+        self._tokens_from = tokens_from
+        self._then = collate
+        self._open_members: OrderedDict[int, _OpenMember] = OrderedDict()
 
-    def _stream(self, epoch: int, first: int) -> Iterator[SubSliceBatch]:
-        order = self._rng(PART_ORDER, epoch).permutation(len(self._part_member))
-        chosen = (
-            order[slice(*self._shares.span(self._rank, step))] for step in range(first, len(self))
-        )
-        tokens = self._match is not None and epoch >= self._tokens_from
-        for batch in self._each(
-            lambda items: [self._item(i, self._counts or tokens) for i in items.tolist()], chosen
-        ):
-            yield [self._with_tokens(item) for item in batch] if tokens else batch
+    def _tokenizes(self, epoch: int) -> bool:
+        return self._match is not None and epoch >= self._tokens_from
 
-    def _item(self, number: int, with_counts: bool) -> SubSliceItem:
+    def _read_items(self, numbers: Ints, epoch: int, step: int) -> SubSliceBatch:
+        with_counts = self._with_counts or self._tokenizes(epoch)
+        return [self._read_item(number, with_counts) for number in numbers.tolist()]
+
+    def _read_item(self, number: int, with_counts: bool) -> SubSliceItem:
         member = int(self._part_member[number])
-        scene = self._scene(member)
-        sub = scene.cut(scene.cached.part(int(self._part_number[number])))
-        counts = self._corpus.take(self.ids[member], sub.cells) if with_counts else None
-        features = np.asarray(scene.cached.features[sub.cells])
-        virtual = scene.cached.macro.features
-        return SubSliceItem(sub, features, virtual, self.ids[member], member, scene.spacing, counts)
+        name = self.ids[member]
+        opened = self._opened(member)
+        core = opened.cached.part(int(self._part_number[number]))
+        sub = opened.cut(core)
+        return SubSliceItem(
+            sub,
+            features=np.asarray(opened.cached.features[sub.cells]),
+            virtual=opened.cached.macro.features,
+            id=name,
+            member=member,
+            spacing=opened.spacing,
+            counts=self._corpus.take(name, sub.cells) if with_counts else None,
+        )
+
+    def _finish(self, batch: SubSliceBatch, epoch: int, step: int) -> Any:
+        """Tokenize, outside of the reading thread, and collate."""
+        if self._tokenizes(epoch):
+            batch = [self._with_tokens(item) for item in batch]
+        return batch if self._then is None else self._then(batch, epoch, step)
 
     def _with_tokens(self, item: SubSliceItem) -> SubSliceItem:
-        tokens = rank_tokens(item.counts, *cast(Match, self._match)(item.id), self._length)
-        return replace(item, tokens=tokens, counts=item.counts if self._counts else None)
+        columns = cast(Match, self._match)(item.id)
+        tokens = rank_tokens(item.counts, *columns, self._length)
+        counts = item.counts if self._with_counts else None
+        return replace(item, tokens=tokens, counts=counts)
 
-    def _scene(self, member: int) -> _Scene:
-        """Open a member, or find it open; those used last stay open."""
-        scene = self._scenes.pop(member, None) or self._open(member)
-        self._scenes[member] = scene
-        n_cells = sum(int(self._members.n_cells[m]) for m in self._scenes)
-        while len(self._scenes) > 1 and (n_cells > KEPT_CELLS or len(self._scenes) > KEPT_MEMBERS):
-            n_cells -= int(self._members.n_cells[self._scenes.popitem(last=False)[0]])
-        return scene
+    def _opened(self, member: int) -> _OpenMember:
+        """Return an open member; those used last stay open."""
+        opened = self._open_members.pop(member, None)
+        if opened is None:
+            opened = self._open(member)
+        self._open_members[member] = opened
+        n_cells = sum(int(self._members.n_cells[one]) for one in self._open_members)
+        while len(self._open_members) > 1:
+            if n_cells <= KEPT_CELLS and len(self._open_members) <= KEPT_MEMBERS:
+                break
+            oldest, _ = self._open_members.popitem(last=False)
+            n_cells -= int(self._members.n_cells[oldest])
+        return opened
 
-    def _open(self, member: int) -> _Scene:
-        name, row, config = self.ids[member], self._members.rows.iloc[member], self._config
+    def _open(self, member: int) -> _OpenMember:
+        name = self.ids[member]
+        row = self._members.rows.iloc[member]
         cached = self._cache.read(name, self._sources[member])
         if len(cached.features) != row["n_cells"]:
             raise CorpusError(
-                f"{self._cache.path(name)} holds {len(cached.features)} cells, not {row['n_cells']}."
+                f"{self._cache.path(name)} has {len(cached.features)} cells, not {row['n_cells']}."
             )
-        coords, unit = self._corpus.coords(name), float(row["spacing"])
-        positions = model_positions(coords, config, length_unit(str(row["unit"]), unit, config))
+        coords = self._corpus.coords(name)
+        spacing = float(row["spacing"])
+        unit = length_unit(str(row["unit"]), spacing, self._config)
+        positions = model_positions(coords, self._config, unit)
         extent = float(np.ptp(coords, axis=0).max())
         scale = float(np.ptp(positions, axis=0).max()) / extent if extent > 0 else 1.0
-        return _Scene(cached, _cutter(positions, cached, config), unit * scale)
+        return _OpenMember(cached, _cutter(positions, cached, self._config), spacing * scale)
 
 
 def _cutter(
-    positions: NDArray[np.float64], cached: CachedMember, config: SubSliceConfig
+    positions: Floats, cached: CachedMember, config: SubSliceConfig
 ) -> Callable[[Ints], SubSlice]:
     """Return a function that cuts single sub-slices; what `iterate` prepares for a slice is prepared once."""
     asked: list[Ints] = []

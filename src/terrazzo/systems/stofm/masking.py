@@ -1,4 +1,4 @@
-"""From loader items to tensors: what is hidden, moved or split is drawn here, from a seed per batch or sub-slice."""
+"""From loader items to tensors: what is hidden, moved or thinned is drawn here, from a seed per batch or sub-slice."""
 
 from __future__ import annotations
 
@@ -9,28 +9,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from terrazzo.arrays import Floats, Int32s, Ints, Vectors
 from terrazzo.genes import Vocabulary
 from terrazzo.models.sequences import Tokens
 from terrazzo.splitting import mask_cells, mask_tokens, noisy_positions, perturb_cells, thin_counts
 from terrazzo.systems.stofm.loaders import CellBatch, SubSliceBatch, SubSliceItem
-from terrazzo.systems.stofm.model import pair_tensors
+from terrazzo.systems.stofm.model import pair_tensors, subslice_blocks
 from terrazzo.systems.stofm.pair_bias import Pairs
+from terrazzo.systems.stofm.recipe import AdaptObjective, PretrainObjective
 from terrazzo.systems.stofm.se2 import CELL
-from terrazzo.systems.stofm.subslices import SubSliceConfig, with_positions
+from terrazzo.systems.stofm.subslices import SubSlice, SubSliceConfig, with_positions
 from terrazzo.systems.stofm.tokens import rank_tokens
-from terrazzo.training.goals import AdaptObjective, MultiScaleObjective
 from terrazzo.training.stage import Movable
 
+__all__ = [
+    "RINGS",
+    "CellMasking",
+    "MaskedCells",
+    "MaskedSubSlices",
+    "SubSliceMasking",
+    "pad",
+    "token_columns",
+]
+
 RINGS = (6, 18, 36)  # shown neighbors up to the outer edge of each ring around a predicted cell
+NOTHING: Ints = np.empty(0, dtype=np.int64)
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class AdaptBatch(Movable):
+class MaskedCells(Movable):
     """Random cells for domain adaptation.
 
     Attributes
@@ -63,61 +75,80 @@ class AdaptBatch(Movable):
 
 
 @dataclass(frozen=True)
-class CellView:
-    """What turns cells into :class:`AdaptBatch`: vocabulary, objective and longest sequence."""
+class CellMasking:
+    """What turns cells into :class:`MaskedCells`: vocabulary, objective and longest sequence."""
 
     vocabulary: Vocabulary
-    goal: AdaptObjective
+    objective: AdaptObjective
     max_length: int
 
     @property
     def thins(self) -> bool:
         """Whether counts are needed."""
-        return self.goal.own_weight > 0 or self.goal.view == "thinned"
+        return self.objective.own_weight > 0 or self.objective.view == "thinned"
 
     def make(
         self,
         batch: CellBatch,
         names: list[str],
-        base_of: Callable[[int], NDArray[np.float32]],
+        composition_of: Callable[[int], Vectors],
         rng: np.random.Generator,
-    ) -> AdaptBatch:
-        """Draw the views of one batch; ``names`` are its slices, ``base_of`` one's log mean composition."""
-        first, second, rest, base = batch.tokens, batch.tokens, None, None
+    ) -> MaskedCells:
+        """Draw the views of one batch; ``names`` are its slices, ``composition_of`` one's log mean composition."""
+        objective, special = self.objective, self.vocabulary.special
+        first = batch.tokens
+        second = batch.tokens
+        rest = None
+        base = None
         if self.thins and batch.counts is not None:
             part, left = self._thin(batch.counts, rng)
             first = self._rank(part)
-            thins_twice = self.goal.view == "thinned" and self.goal.contrastive_weight > 0
-            second = self._rank(self._thin(batch.counts, rng)[0]) if thins_twice else first
-            if self.goal.own_weight > 0:
+            second = first
+            if objective.view == "thinned" and objective.contrastive_weight > 0:
+                second = self._rank(self._thin(batch.counts, rng)[0])
+            if objective.own_weight > 0:
                 rest = torch.from_numpy(left.toarray().astype(np.float32))
-                base = torch.from_numpy(np.stack([base_of(m) for m in batch.member.tolist()]))
-        cls, special = self.vocabulary.special["<cls>"], self.vocabulary.special
+                compositions = [composition_of(member) for member in batch.member.tolist()]
+                base = torch.from_numpy(np.stack(compositions))
         masked, labels = mask_tokens(
             first.flat,
             rng,
             mask_token=special["<mask>"],
             gene_tokens=self.vocabulary.token,
-            share=self.goal.mask_share,
+            share=objective.mask_share,
         )
-        plain, mask = pad(first, first.flat, cls)
-        again, mask_second = (plain, mask) if second is first else pad(second, second.flat, cls)
-        target, _ = pad(first, labels, -100, filler=-100)
-        hidden, _ = pad(first, masked, cls)
-        return AdaptBatch(hidden, plain, again, mask, mask_second, target, rest, base, names)
+        cls_token = special["<cls>"]
+        ids_plain, mask = pad(first, first.flat, cls_token)
+        ids_second, mask_second = ids_plain, mask
+        if second is not first:
+            ids_second, mask_second = pad(second, second.flat, cls_token)
+        ids_masked, _ = pad(first, masked, cls_token)
+        padded_labels, _ = pad(first, labels, -100, filler=-100)
+        return MaskedCells(
+            ids_masked=ids_masked,
+            ids_plain=ids_plain,
+            ids_second=ids_second,
+            mask=mask,
+            mask_second=mask_second,
+            labels=padded_labels,
+            rest=rest,
+            base=base,
+            ids=names,
+        )
 
     def _thin(
         self, counts: sparse.csr_matrix, rng: np.random.Generator
     ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-        return thin_counts(
-            counts, rng.uniform(self.goal.thin_low, self.goal.thin_high, counts.shape[0]), rng
-        )
+        objective = self.objective
+        rates = rng.uniform(objective.thin_low, objective.thin_high, counts.shape[0])
+        return thin_counts(counts, rates, rng)
 
     def _rank(self, counts: sparse.csr_matrix) -> Tokens:
-        return rank_tokens(counts, *token_columns(self.vocabulary), self.max_length)
+        token, median = token_columns(self.vocabulary)
+        return rank_tokens(counts, token, median, self.max_length)
 
 
-def token_columns(vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+def token_columns(vocabulary: Vocabulary) -> tuple[Int32s, Floats]:
     """Return token and median of each column of counts whose columns are the tokens themselves."""
     token = np.full(vocabulary.n_tokens, -1, dtype=np.int32)
     token[vocabulary.token] = vocabulary.token
@@ -126,8 +157,8 @@ def token_columns(vocabulary: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np
     return token, median
 
 
-def pad(tokens: Tokens, values: NDArray[Any], lead: int, filler: int = 0) -> tuple[Tensor, Tensor]:
-    """Return ``(cells, longest + 1)`` with ``lead`` in front, and the mask."""
+def pad(tokens: Tokens, values: Any, lead: int, filler: int = 0) -> tuple[Tensor, Tensor]:
+    """Return values by token as ``(cells, longest + 1)`` with ``lead`` in front, and the mask."""
     lengths = tokens.lengths + 1
     out = np.full((len(tokens), int(lengths.max())), filler, dtype=np.int64)
     mask = np.arange(out.shape[1]) < lengths[:, None]
@@ -139,7 +170,7 @@ def pad(tokens: Tokens, values: NDArray[Any], lead: int, filler: int = 0) -> tup
 
 
 @dataclass(frozen=True)
-class ScenePack(Movable):
+class MaskedSubSlices(Movable):
     """Sub-slices packed one after the other, with what is hidden and moved.
 
     Attributes
@@ -194,142 +225,173 @@ class ScenePack(Movable):
 
 
 @dataclass(frozen=True)
-class SceneView:
-    """What turns stored sub-slices into :class:`ScenePack`."""
+class _Drawn:
+    """What was drawn for one sub-slice; numbers are tokens of it, not cells.
 
-    goal: MultiScaleObjective
+    Attributes
+    ----------
+    sub
+        With its moved tokens elsewhere.
+    masked, predicted, shown
+        Hidden cells; cells that are predicted; cells that are shown.
+    rings
+        Mean features around each predicted cell.
+    moved, columns
+        Cells with noise; tokens to which distances are recovered.
+    true_distance, noisy_distance
+        ``(moved, columns)``.
+    again
+        *Cells* that are encoded again.
+    again_tokens
+        The same as tokens.
+    """
+
+    sub: SubSlice
+    masked: Ints
+    predicted: Ints
+    shown: Ints
+    rings: Vectors
+    moved: Ints
+    columns: Ints
+    true_distance: Vectors
+    noisy_distance: Vectors
+    again: Ints
+    again_tokens: Ints
+
+
+@dataclass(frozen=True)
+class SubSliceMasking:
+    """What turns stored sub-slices into :class:`MaskedSubSlices`."""
+
+    objective: PretrainObjective
     config: SubSliceConfig
     cls_token: int
 
-    def make(self, batch: SubSliceBatch, seed: list[int]) -> ScenePack:
+    def make(self, batch: SubSliceBatch, seed: list[int]) -> MaskedSubSlices:
         """Draw what is hidden and moved, from a generator per sub-slice: the same whichever process holds it."""
-        drawn = [
-            self._draw(item, np.random.default_rng([*seed, item.member, int(item.sub.cells[0])]))
-            for item in batch
-        ]
-        starts = np.cumsum([0] + [d["sub"].n_tokens for d in drawn])
-        blocks = [
-            (np.zeros((1, i.features.shape[1]), np.float32), i.virtual, i.features) for i in batch
-        ]
+        drawn = []
+        for item in batch:
+            rng = np.random.default_rng([*seed, item.member, int(item.sub.cells[0])])
+            drawn.append(self._draw(item, rng))
+        sizes = [one.sub.n_tokens for one in drawn]
+        starts = np.cumsum([0, *sizes])
+
+        def packed(parts: list[Ints]) -> Tensor:
+            """Return tokens of sub-slices, numbered as those of the pack."""
+            moved = [part + start for part, start in zip(parts, starts[:-1], strict=True)]
+            return torch.from_numpy(np.concatenate(moved))
+
+        blocks: list[Vectors] = []
+        for item in batch:
+            blocks.extend(subslice_blocks(item.virtual, item.features))
         hidden = torch.zeros(int(starts[-1]), dtype=torch.bool)
-        hidden[_packed(drawn, starts, "masked")] = True
-        again = [
-            item.tokens.take(d["again"])
-            for d, item in zip(drawn, batch, strict=True)
-            if item.tokens is not None
-        ]
-        ids, mask, where = self._again(again, _packed(drawn, starts, "again_tokens"))
-        return ScenePack(
-            torch.from_numpy(
-                np.concatenate([block for blocks_of_one in blocks for block in blocks_of_one])
-            ),
-            torch.from_numpy(np.concatenate([d["sub"].token_types for d in drawn])),
-            [pair_tensors(d["sub"], torch.device("cpu")) for d in drawn],
-            hidden,
-            _packed(drawn, starts, "predicted"),
-            _packed(drawn, starts, "shown"),
-            torch.from_numpy(np.concatenate([d["rings"] for d in drawn])),
-            [torch.from_numpy(d["moved"]) for d in drawn],
-            [torch.from_numpy(d["columns"]) for d in drawn],
-            [torch.from_numpy(d["true"]) for d in drawn],
-            [torch.from_numpy(d["noisy"]) for d in drawn],
-            ids,
-            mask,
-            where,
-            [item.id for item in batch],
+        hidden[packed([one.masked for one in drawn])] = True
+        again_ids, again_mask, again_tokens = self._again(
+            [
+                item.tokens.take(one.again)
+                for one, item in zip(drawn, batch, strict=True)
+                if item.tokens is not None
+            ],
+            packed([one.again_tokens for one in drawn]),
+        )
+        return MaskedSubSlices(
+            features=torch.from_numpy(np.concatenate(blocks)),
+            types=torch.from_numpy(np.concatenate([one.sub.token_types for one in drawn])),
+            pairs=[pair_tensors(one.sub, CPU) for one in drawn],
+            hidden=hidden,
+            predicted=packed([one.predicted for one in drawn]),
+            shown_cells=packed([one.shown for one in drawn]),
+            rings=torch.from_numpy(np.concatenate([one.rings for one in drawn])),
+            moved=[torch.from_numpy(one.moved) for one in drawn],
+            moved_columns=[torch.from_numpy(one.columns) for one in drawn],
+            true_distance=[torch.from_numpy(one.true_distance) for one in drawn],
+            noisy_distance=[torch.from_numpy(one.noisy_distance) for one in drawn],
+            again_ids=again_ids,
+            again_mask=again_mask,
+            again_tokens=again_tokens,
+            ids=[item.id for item in batch],
         )
 
     def _again(
-        self, tokens: list[Tokens], where: Tensor
+        self, tokens: list[Tokens], places: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if not tokens or not len(where):
+        """Return ids, mask and places in the pack of the cells that are encoded again."""
+        if not tokens or not len(places):
             return None, None, None
-        flat = np.concatenate([t.flat for t in tokens])
-        lengths = np.concatenate([t.lengths for t in tokens])
-        joined = Tokens(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        return *pad(joined, joined.flat, self.cls_token), where
+        joined = Tokens.join(tokens)
+        ids, mask = pad(joined, joined.flat, self.cls_token)
+        return ids, mask, places
 
-    def _draw(self, item: SubSliceItem, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw for one sub-slice: what is hidden, what moves, which cells are encoded again. Tokens, not cells."""
-        goal, sub = self.goal, item.sub
-        first, n = 1 + sub.n_virtual, sub.n_core
-        kept_share = _whole(goal.kept_share, n, rng)
-        masked, kept = mask_cells(n, _whole(goal.mask_share, n, rng), rng, kept_share=kept_share)
-        paper = goal.objective == "paper" and goal.gamma < 1
-        noise = _whole(goal.perturb_share, n, rng) if paper else 0.0
-        moved = perturb_cells(n, noise, rng, exclude=np.union1d(masked, kept))
+    def _draw(self, item: SubSliceItem, rng: np.random.Generator) -> _Drawn:
+        """Draw for one sub-slice: what is hidden, what moves, which cells are encoded again."""
+        objective, sub = self.objective, item.sub
+        first = 1 + sub.n_virtual  # token of the first cell
+        n = sub.n_core
+        kept_share = _possible(objective.kept_share, n, rng)
+        mask_share = _possible(objective.mask_share, n, rng)
+        masked, kept = mask_cells(n, mask_share, rng, kept_share=kept_share)
+        moves = objective.kind == "paper" and objective.gamma < 1
+        perturb_share = _possible(objective.perturb_share, n, rng) if moves else 0.0
+        moved = perturb_cells(n, perturb_share, rng, exclude=np.union1d(masked, kept))
         predicted = np.concatenate([masked, kept])
         positions = sub.positions
-        moved_tokens = moved + first
         noisy = noisy_positions(
-            positions, moved_tokens, item.spacing, rng, sigma_spacing=goal.sigma_spacing
+            positions, moved + first, item.spacing, rng, sigma_spacing=objective.sigma_spacing
         )
         columns = np.arange(1, sub.n_tokens)
-        mean = (
-            float(np.linalg.norm(positions[first:] - positions[first:].mean(axis=0), axis=1).mean())
-            or 1.0
-        )
-        again = (
-            np.sort(rng.permutation(n)[: goal.reencode])
-            if item.tokens is not None
-            else np.empty(0, np.int64)
-        )
+        places = positions[first:]
+        from_middle = np.linalg.norm(places - places.mean(axis=0), axis=1)
+        unit = np.float32(float(from_middle.mean()) or 1.0)
+        again = NOTHING
+        if item.tokens is not None:
+            again = np.sort(rng.permutation(n)[: objective.reencode])
         shown = np.setdiff1d(np.arange(len(sub.cells)), masked)
-        return {
-            "sub": with_positions(sub, noisy, self.config) if len(moved) else sub,
-            "masked": masked + first,
-            "predicted": predicted + first,
-            "shown": shown + first,
-            "rings": _rings(positions[first:], item.features, shown, predicted),
-            "moved": moved_tokens,
-            "columns": columns,
-            "true": _distances(positions, moved_tokens, columns) / np.float32(mean),
-            "noisy": _distances(noisy, moved_tokens, columns) / np.float32(mean),
-            "again": again,
-            "again_tokens": again + first,
-        }
+        return _Drawn(
+            sub=with_positions(sub, noisy, self.config) if len(moved) else sub,
+            masked=masked + first,
+            predicted=predicted + first,
+            shown=shown + first,
+            rings=_ring_means(places, item.features, shown, predicted),
+            moved=moved + first,
+            columns=columns,
+            true_distance=_distances(positions, moved + first, columns) / unit,
+            noisy_distance=_distances(noisy, moved + first, columns) / unit,
+            again=again,
+            again_tokens=again + first,
+        )
 
 
-def _whole(share: float, n: int, rng: np.random.Generator) -> float:
-    """Return the share; where it is less than one cell of ``n``, 0 by chance, since a share above 0 gives one cell.
+def _possible(share: float, n: int, rng: np.random.Generator) -> float:
+    """Return the share; where it is less than one cell of ``n``, 0 at random, since a share above 0 gives one cell.
 
     A sub-slice of a single cell (table A.3) would be hidden always, and nothing ever shown.
     """
-    return share if share == 0 or share * n >= 1 or rng.random() < share * n else 0.0
+    if share == 0 or share * n >= 1:
+        return share
+    return share if rng.random() < share * n else 0.0
 
 
-def _packed(drawn: list[dict[str, Any]], starts: NDArray[np.int64], name: str) -> Tensor:
-    return torch.from_numpy(
-        np.concatenate([d[name] + s for d, s in zip(drawn, starts[:-1], strict=True)])
-    )
-
-
-def _distances(
-    positions: NDArray[np.float64], rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def _distances(positions: Floats, rows: Ints, columns: Ints) -> Vectors:
     gap = positions[rows][:, None] - positions[columns][None]
     return np.sqrt((gap**2).sum(axis=-1)).astype(np.float32)
 
 
-def _rings(
-    places: NDArray[np.float64],
-    features: NDArray[np.float32],
-    shown: NDArray[np.int64],
-    wanted: NDArray[np.int64],
-) -> NDArray[np.float32]:
+def _ring_means(places: Floats, features: Vectors, shown: Ints, wanted: Ints) -> Vectors:
     """Return the mean features of shown cells in rings around wanted ones, ``(wanted, rings * d)``; 0 where none is."""
-    out = np.zeros((len(wanted), len(RINGS), features.shape[1]), dtype=np.float32)
-    flat = (len(wanted), out.shape[1] * out.shape[2])
-    if not len(shown) or not len(wanted):
-        return out.reshape(flat)
-    k = min(RINGS[-1] + 1, len(shown))
-    _, index = cKDTree(places[shown]).query(places[wanted], k=[*range(1, k + 1)])
-    itself = (
-        shown[index] == wanted[:, None]
-    )  # a cell that is predicted but shown must not answer for itself
-    order, near = np.cumsum(~itself, axis=1), features[shown[index]]
-    for ring, (inner, outer) in enumerate(pairwise((0, *RINGS))):
-        weight = (~itself & (order > inner) & (order <= outer)).astype(np.float32)
-        total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
-        out[:, ring] = np.einsum("nk,nkd->nd", weight, near) / total
-    return out.reshape(flat)
+    n_features = features.shape[1]
+    out = np.zeros((len(wanted), len(RINGS), n_features), dtype=np.float32)
+    if len(shown) and len(wanted):
+        k = min(RINGS[-1] + 1, len(shown))
+        _, index = cKDTree(places[shown]).query(places[wanted], k=list(range(1, k + 1)))
+        neighbor = shown[index]
+        itself = (
+            neighbor == wanted[:, None]
+        )  # a cell that is predicted but shown must not answer for itself
+        order = np.cumsum(~itself, axis=1)
+        near = features[neighbor]
+        for ring, (inner, outer) in enumerate(pairwise((0, *RINGS))):
+            inside = ~itself & (order > inner) & (order <= outer)
+            weight = inside.astype(np.float32)
+            total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+            out[:, ring] = np.einsum("nk,nkd->nd", weight, near) / total
+    return out.reshape(len(wanted), len(RINGS) * n_features)

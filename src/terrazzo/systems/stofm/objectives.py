@@ -1,4 +1,4 @@
-"""What is trained beside the model and thrown away after: heads that turn vectors into predictions."""
+"""SToFM's objectives, domain adaptation and masked cells with recovered distances, and their heads and losses."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
-from terrazzo.systems.stofm.masking import RINGS, AdaptBatch, ScenePack
+from terrazzo.systems.stofm.masking import RINGS, MaskedCells, MaskedSubSlices
 from terrazzo.systems.stofm.model import SToFM
+from terrazzo.systems.stofm.recipe import AdaptRecipe, PretrainRecipe
 from terrazzo.systems.stofm.statistics import References, with_constant
 from terrazzo.systems.stofm.warm_start import show_neighbors
-from terrazzo.training.recipe import PretrainConfig
 from terrazzo.training.stage import Objective
 
+__all__ = [
+    "MLP",
+    "DomainAdaptation",
+    "MaskedGeneHead",
+    "MultiScale",
+    "answer_with",
+    "contrastive_loss",
+    "frequency_loss",
+    "residual_loss",
+    "vector_loss",
+]
+
 THETA = 1.0  # inverse overdispersion of counts within a slice
-
-
 CLIP = 10.0  # largest residual: one molecule of a gene that is almost never seen is no evidence
 
 
@@ -123,61 +133,62 @@ class DomainAdaptation(Objective):
     ----------
     model
         Its cell encoder is trained.
-    config
-        The recipe; ``adapt`` holds the weights of the parts.
+    recipe
+        ``recipe.objective`` has the weights of the parts.
     """
 
-    def __init__(self, model: SToFM, config: PretrainConfig) -> None:
-        super().__init__(model, config)
+    recipe: AdaptRecipe
+
+    def __init__(self, model: SToFM, recipe: AdaptRecipe) -> None:
+        super().__init__(model, recipe)
         self.encoder: CellEncoder = model.module.cell_encoder
         model.module.se2.requires_grad_(False)  # this stage does not touch it
         sizes = self.encoder.config
         self.gene_head = MaskedGeneHead(self.encoder.bert.embeddings.word_embeddings)
         width = sizes.output_dim if self.encoder.proj is not None else sizes.hidden_size
-        self.own_head = (
-            MLP(width, max(256, width), sizes.vocab_size) if config.adapt.own_weight else None
-        )
-        self.own_scale = nn.Parameter(
-            torch.tensor([float(width) ** 0.5])
-        )  # unit vectors need room; FSDP, a dimension
+        self.own_head = None
+        if recipe.objective.own_weight:
+            self.own_head = MLP(width, max(256, width), sizes.vocab_size)
+        # unit vectors need room; of one dimension for FSDP
+        self.own_scale = nn.Parameter(torch.tensor([float(width) ** 0.5]))
 
-    def losses(self, batch: AdaptBatch) -> dict[str, Tensor]:
+    def losses(self, batch: MaskedCells) -> dict[str, Tensor]:
         """Masked genes on the masked view; contrast between two passes or two thinnings; own head on the rest."""
-        weights = self.config.adapt
+        objective = self.recipe.objective
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch.ids_masked.device)
-        if weights.masked_weight:
-            states = self.encoder.bert(
-                batch.ids_masked, attention_mask=batch.mask
-            ).last_hidden_state
-            chosen = batch.labels >= 0
-            logits = self.gene_head(
-                states[chosen], self.encoder.bert.embeddings.word_embeddings.weight
-            )
-            parts["masked_genes"] = (
-                F.cross_entropy(logits, batch.labels[chosen]) if chosen.any() else logits.sum() * 0
-            )
-            total = total + weights.masked_weight * parts["masked_genes"]
-            if not self.training:
-                seen = batch.ids_plain[batch.mask.bool()]
-                parts["masked_genes_frequency"] = frequency_loss(seen, batch.labels[chosen])
+        if objective.masked_weight:
+            parts.update(self._masked_genes(batch))
+            total = total + objective.masked_weight * parts["masked_genes"]
         vectors = self.encoder(batch.ids_plain, batch.mask)
-        if weights.contrastive_weight:
+        if objective.contrastive_weight:
             other = self.encoder(batch.ids_second, batch.mask_second)
-            parts["contrastive"] = contrastive_loss(vectors, other, weights.temperature)
-            total = total + weights.contrastive_weight * parts["contrastive"]
+            parts["contrastive"] = contrastive_loss(vectors, other, objective.temperature)
+            total = total + objective.contrastive_weight * parts["contrastive"]
             if not self.training:
                 parts["contrastive_chance"] = vectors.new_tensor(len(vectors)).log()
         if self.own_head is not None and batch.rest is not None and batch.base is not None:
-            parts["own"] = residual_loss(
-                self.own_head(vectors * self.own_scale), batch.rest, batch.base
-            )
-            total = total + weights.own_weight * parts["own"]
+            change = self.own_head(vectors * self.own_scale)
+            parts["own"] = residual_loss(change, batch.rest, batch.base)
+            total = total + objective.own_weight * parts["own"]
             if not self.training:
-                parts["own_slice_mean"] = residual_loss(
-                    torch.zeros_like(batch.rest), batch.rest, batch.base
-                )
+                no_change = torch.zeros_like(batch.rest)
+                parts["own_slice_mean"] = residual_loss(no_change, batch.rest, batch.base)
         return {"loss": total, **parts}
+
+    def _masked_genes(self, batch: MaskedCells) -> dict[str, Tensor]:
+        """Compute masked gene modeling, in validation beside the answer by frequency."""
+        bert = self.encoder.bert
+        states = bert(batch.ids_masked, attention_mask=batch.mask).last_hidden_state
+        chosen = batch.labels >= 0
+        wanted = batch.labels[chosen]
+        logits = self.gene_head(states[chosen], bert.embeddings.word_embeddings.weight)
+        loss = F.cross_entropy(logits, wanted) if chosen.any() else logits.sum() * 0
+        parts = {"masked_genes": loss}
+        if not self.training:
+            seen = batch.ids_plain[batch.mask.bool()]
+            parts["masked_genes_frequency"] = frequency_loss(seen, wanted)
+        return parts
 
 
 class MultiScale(Objective):
@@ -187,33 +198,36 @@ class MultiScale(Objective):
     ----------
     model
         SToFM; its SE(2) Transformer is trained, and its cell encoder too once ``frozen_epochs`` are over.
-    config
-        The recipe; ``pretrain`` holds the objective.
+    recipe
+        ``recipe.objective`` says what is minimized.
     """
 
+    recipe: PretrainRecipe
     ridge: Tensor
 
-    def __init__(self, model: SToFM, config: PretrainConfig) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: SToFM, recipe: PretrainRecipe) -> None:
+        super().__init__(model, recipe)
         self.se2 = model.module.se2
         self.encoder: CellEncoder = model.module.cell_encoder
-        goal, sizes = config.pretrain, model.config.se2
-        self.encoder.requires_grad_(goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs)
+        objective = recipe.objective
+        sizes = model.config.se2
+        trains_encoder = objective.reencode > 0 and recipe.optim.epochs > objective.frozen_epochs
+        self.encoder.requires_grad_(trains_encoder)
         self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
-        self.register_buffer(
-            "ridge", torch.zeros(len(RINGS) * sizes.input_dim + 1, sizes.input_dim)
-        )
-        heads = sizes.num_heads
+        n_predictors = len(RINGS) * sizes.input_dim + 1
+        self.register_buffer("ridge", torch.zeros(n_predictors, sizes.input_dim))
         self.recovers_distances = (
-            goal.objective == "paper" and goal.gamma < 1 and goal.perturb_share > 0
+            objective.kind == "paper" and objective.gamma < 1 and objective.perturb_share > 0
         )
-        self.distance_head = MLP(heads, 4 * heads, 1) if self.recovers_distances else None
+        self.distance_head = None
+        if self.recovers_distances:
+            self.distance_head = MLP(sizes.num_heads, 4 * sizes.num_heads, 1)
 
     @property
     def reencodes(self) -> bool:
         """Whether this epoch sends some cells through the cell encoder again, with gradient."""
-        goal = self.config.pretrain
-        return goal.reencode > 0 and self.current_epoch >= goal.frozen_epochs
+        objective = self.recipe.objective
+        return objective.reencode > 0 and self.current_epoch >= objective.frozen_epochs
 
     def later(self) -> list[nn.Parameter]:
         """Return the cell encoder's parameters."""
@@ -222,48 +236,59 @@ class MultiScale(Objective):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Keep a frozen encoder as it is: FSDP gives it gradients of zero, by which weight decay would change it."""
         super().on_before_optimizer_step(optimizer)
-        for group in optimizer.param_groups[1:] if not self.reencodes else ():
+        if self.reencodes:
+            return
+        for group in optimizer.param_groups[1:]:
             group["weight_decay"] = 0.0
 
-    def losses(self, batch: ScenePack) -> dict[str, Tensor]:
+    def losses(self, batch: MaskedSubSlices) -> dict[str, Tensor]:
         """Compute MCM on hidden cells and PDR on moved cells; each also beside what a trivial answer would cost."""
-        goal = self.config.pretrain
+        objective = self.recipe.objective
         features = batch.features
         if self.reencodes and batch.again_ids is not None and batch.again_tokens is not None:
             again = self.encoder(batch.again_ids, batch.again_mask)
             features = features.index_copy(0, batch.again_tokens, again)
         shown = features.masked_fill(
             batch.hidden[:, None], 0.0
-        )  # no unit vector: the model can tell
-        wanted = batch.moved if self.recovers_distances else None
-        output = self.se2(shown, batch.types, batch.pairs, pair_rows=wanted)
+        )  # not a unit vector: the model can tell
+        pair_rows = batch.moved if self.recovers_distances else None
+        output = self.se2(shown, batch.types, batch.pairs, pair_rows=pair_rows)
         target = batch.features[batch.predicted]
         predicted = self.cell_head(output.hidden[batch.predicted])
-        masked = vector_loss(predicted, target, goal.loss)
+        masked = vector_loss(predicted, target, objective.loss)
         parts = {"masked_cells": masked}
         if not self.training:
-            parts |= self._references(batch, target)
+            parts.update(self._trivial_answers(batch, target))
+        if objective.kind != "paper":
+            return {"loss": masked, **parts}
         if self.distance_head is None:
-            return {
-                "loss": 2 * goal.gamma * masked if goal.objective == "paper" else masked,
-                **parts,
-            }
-        guessed = [self.distance_head(rows).squeeze(-1) for rows in output.pair]
-        pairs = [g[:, c] for g, c in zip(guessed, batch.moved_columns, strict=True)]
-        error = torch.cat(
-            [(p - t).square().flatten() for p, t in zip(pairs, batch.true_distance, strict=True)]
-        )
-        parts["distances"] = error.mean() if len(error) else masked * 0
-        if not self.training and len(error):
-            noisy = zip(batch.noisy_distance, batch.true_distance, strict=True)
-            parts["distances_noisy"] = torch.cat(
-                [(n - t).square().flatten() for n, t in noisy]
-            ).mean()
-            parts["distances_variance"] = torch.cat(
-                [t.flatten() for t in batch.true_distance]
-            ).var()
-        loss = 2 * (goal.gamma * masked + (1 - goal.gamma) * parts["distances"])  # 0.5 is 1:1
-        return {"loss": loss, **parts}
+            return {"loss": 2 * objective.gamma * masked, **parts}
+        guesses = [self.distance_head(rows).squeeze(-1) for rows in output.pair]
+        parts.update(self._distances(batch, guesses, masked * 0))
+        loss = objective.gamma * masked + (1 - objective.gamma) * parts["distances"]
+        return {"loss": 2 * loss, **parts}  # gamma 0.5 is 1:1
+
+    def _distances(
+        self, batch: MaskedSubSlices, guesses: list[Tensor], nothing: Tensor
+    ) -> dict[str, Tensor]:
+        """Compute distance recovery; in validation beside the noisy distances, and the variance of the true ones."""
+        errors = []
+        for guess, columns, true in zip(
+            guesses, batch.moved_columns, batch.true_distance, strict=True
+        ):
+            errors.append((guess[:, columns] - true).square().flatten())
+        error = torch.cat(errors)
+        if not len(error):
+            return {"distances": nothing}
+        parts = {"distances": error.mean()}
+        if not self.training:
+            noisy = []
+            for before, true in zip(batch.noisy_distance, batch.true_distance, strict=True):
+                noisy.append((before - true).square().flatten())
+            parts["distances_noisy"] = torch.cat(noisy).mean()
+            true_distances = [true.flatten() for true in batch.true_distance]
+            parts["distances_variance"] = torch.cat(true_distances).var()
+        return parts
 
     def start(self, references: References) -> None:
         """Let the heads start from constant answers, and keep the regression; called once, before the first step.
@@ -271,28 +296,29 @@ class MultiScale(Objective):
         From random heads a short run spends its steps on finding the mean. An informed start also lets an untrained
         SE(2) Transformer begin with means over neighbors.
         """
-        if self.config.model.init == "informed" and self.model.provenance.get("se2") == "untrained":
+        informed = self.recipe.model.init == "informed"
+        if informed and self.model.provenance.get("se2") == "untrained":
             show_neighbors(self.se2, references.mean, references.covariance)
         self.ridge.copy_(references.ridge)
         answer_with(self.cell_head, references.mean_cell)
         if self.distance_head is not None:
             answer_with(self.distance_head, torch.tensor([references.mean_distance]))
 
-    def _references(self, batch: ScenePack, target: Tensor) -> dict[str, Tensor]:
+    def _trivial_answers(self, batch: MaskedSubSlices, target: Tensor) -> dict[str, Tensor]:
         """Return the cost of trivial answers: zero, the shown cells' mean, the neighbors' mean, a ridge on rings."""
-        goal = self.config.pretrain
+        kind = self.recipe.objective.loss
         shown = batch.features[batch.shown_cells]
-        # where one-cell sub-slices are all hidden no cell is shown: zeros, as for the neighbors' mean
-        mean = (
-            shown.mean(0, keepdim=True) if len(shown) else shown.new_zeros(1, shown.shape[1])
-        ).expand_as(target)
-        zero = torch.zeros_like(target) if goal.loss == "mse" else mean
+        if len(shown):
+            mean = shown.mean(0, keepdim=True).expand_as(target)
+        else:  # where one-cell sub-slices are all hidden: zeros, as for the neighbors' mean
+            mean = torch.zeros_like(target)
+        zero = torch.zeros_like(target) if kind == "mse" else mean
         ridge = with_constant(batch.rings) @ self.ridge
         return {
-            "masked_cells_zero": vector_loss(zero, target, goal.loss),
-            "masked_cells_mean": vector_loss(mean, target, goal.loss),
-            "masked_cells_ridge": vector_loss(ridge, target, goal.loss),
-            "masked_cells_neighbors": vector_loss(batch.neighbor_mean, target, goal.loss),
+            "masked_cells_zero": vector_loss(zero, target, kind),
+            "masked_cells_mean": vector_loss(mean, target, kind),
+            "masked_cells_ridge": vector_loss(ridge, target, kind),
+            "masked_cells_neighbors": vector_loss(batch.neighbor_mean, target, kind),
         }
 
 

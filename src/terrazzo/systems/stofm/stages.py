@@ -1,19 +1,17 @@
-"""What SToFM's stages read: the model they start from, stored cell vectors, and loaders that hand out tensors."""
+"""SToFM's two stages of training: what each starts from, reads, minimizes and leaves."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from terrazzo.arrays import Vectors
 from terrazzo.config import to_dict
-from terrazzo.corpus.genes import member_match
-from terrazzo.corpus.loader import Members
-from terrazzo.corpus.store import Corpus
+from terrazzo.corpus.genes import Match, member_match
+from terrazzo.corpus.loader import Loader, Shard
 from terrazzo.errors import ConfigError
 from terrazzo.models.checkpoint import Checkpoint, fingerprint
 from terrazzo.models.loading import load
@@ -21,214 +19,279 @@ from terrazzo.progress import Progress
 from terrazzo.systems.stofm.cache import CacheKey, EmbeddingCache
 from terrazzo.systems.stofm.cell_model import CellModel, encode_cells
 from terrazzo.systems.stofm.config import SToFMConfig, preset
-from terrazzo.systems.stofm.loaders import CellLoader, SubSliceLoader
-from terrazzo.systems.stofm.masking import CellView, SceneView
+from terrazzo.systems.stofm.loaders import CellBatch, CellLoader, SubSliceBatch, SubSliceLoader
+from terrazzo.systems.stofm.masking import CellMasking, SubSliceMasking
 from terrazzo.systems.stofm.model import SToFM
+from terrazzo.systems.stofm.objectives import DomainAdaptation, MultiScale
+from terrazzo.systems.stofm.recipe import AdaptRecipe, PretrainRecipe, SToFMSource
 from terrazzo.systems.stofm.statistics import (
     COMPONENTS,
     References,
     composition,
     gene_loadings,
     head_radii,
+    references,
     sample_tokens,
 )
-from terrazzo.systems.stofm.statistics import references as collect
 from terrazzo.systems.stofm.subslices import length_unit, macro_scale, model_positions, split_cells
 from terrazzo.systems.stofm.tokens import rank_tokens
 from terrazzo.systems.stofm.warm_start import center, look_near, show_components
-from terrazzo.training.recipe import PretrainConfig
-from terrazzo.training.stage import Collated
+from terrazzo.training.recipe import Recipe
+from terrazzo.training.stage import Objective, Stage
+
+__all__ = ["Adapt", "Pretrain"]
+
+Output = Literal["niche", "own+niche"]
+R = TypeVar("R", AdaptRecipe, PretrainRecipe)
 
 
-def initial_model(config: PretrainConfig, corpus: Corpus) -> SToFM:
-    """Return the model that training starts from.
+class _SToFMStage(Stage[R, SToFM]):
+    """What both stages share: the model that training starts from."""
 
-    From a cell encoder alone (a converted Geneformer) its BERT is taken; the rest is the preset's, with random weights.
+    @property
+    def source(self) -> SToFMSource:
+        """Where training starts."""
+        return self.recipe.model
 
-    Raises
-    ------
-    ConfigError
-        A checkpoint of another kind; no such preset.
-    """
-    source = config.model
-    output: Literal["niche", "own+niche"] = "niche"
-    if config.stage == "pretrain" and config.pretrain.objective == "own+niche":
-        output = "own+niche"
-    if not source.checkpoint:
-        vocabulary = corpus.vocabulary()
-        settings = replace(
-            preset(source.preset, vocabulary.n_tokens), subslices=source.subslices, output=output
+    @property
+    def output(self) -> Output:
+        """What ``embed`` of the trained model writes."""
+        return "niche"
+
+    @property
+    def match(self) -> Match:
+        """From a slice to the token and median of each of its columns."""
+        return member_match(self.corpus, self.model.vocabulary)
+
+    def initial_model(self) -> SToFM:
+        """Return the model that training starts from.
+
+        From a cell encoder alone (a converted Geneformer) its BERT is taken; the rest is the preset's, with random
+        weights.
+
+        Raises
+        ------
+        ConfigError
+            A checkpoint of another kind; no such preset.
+        """
+        if not self.source.checkpoint:
+            return self._fresh()
+        loaded = load(self.source.checkpoint)
+        if isinstance(loaded, SToFM):
+            return self._continued(loaded)
+        if isinstance(loaded, CellModel):
+            return self._around(loaded)
+        raise ConfigError(
+            f"{self.source.checkpoint} holds a {loaded.title}; training starts from SToFM or a cell encoder."
         )
-        origin = {"weights": "random", "seed": config.seed, "se2": "untrained"}
-        model = SToFM(settings, vocabulary, seed=config.seed, provenance=origin)
+
+    def _fresh(self) -> SToFM:
+        source, seed = self.source, self.recipe.seed
+        vocabulary = self.corpus.vocabulary()
+        config = replace(
+            preset(source.preset, vocabulary.n_tokens),
+            subslices=source.subslices,
+            output=self.output,
+        )
+        origin = {"weights": "random", "seed": seed, "se2": "untrained"}
+        model = SToFM(config, vocabulary, seed=seed, provenance=origin)
         if source.init == "informed":
-            inform(model, corpus, Members(corpus, "train", config.data.share).ids, config.seed)
+            self._inform(model)
         return model
-    held = load(source.checkpoint)
-    if isinstance(held, SToFM):
-        settings = replace(held.config, subslices=source.subslices, output=output)
+
+    def _continued(self, loaded: SToFM) -> SToFM:
+        config = replace(loaded.config, subslices=self.source.subslices, output=self.output)
         origin = {
             "se2": "trained",
-            **held.provenance,
+            **loaded.provenance,
         }  # of weights from elsewhere nothing is thrown away
-        model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=origin)
-        model.module.load_state_dict(held.module.state_dict())
+        model = SToFM(config, loaded.vocabulary, seed=self.recipe.seed, provenance=origin)
+        model.module.load_state_dict(loaded.module.state_dict())
         return model
-    if not isinstance(held, CellModel):
-        raise ConfigError(
-            f"{source.checkpoint} holds a {held.title}; training starts from SToFM or a cell encoder."
+
+    def _around(self, loaded: CellModel) -> SToFM:
+        se2 = preset(self.source.preset).se2
+        sizes = loaded.config.cell_encoder
+        encoder = replace(sizes, pooling="cls", output_dim=se2.input_dim)
+        config = SToFMConfig(encoder, se2, self.source.subslices, self.output)
+        origin = {**loaded.provenance, "se2": "untrained"}
+        model = SToFM(config, loaded.vocabulary, seed=self.recipe.seed, provenance=origin)
+        bert = loaded.module.bert.state_dict()  # Geneformer has no projection
+        model.module.cell_encoder.bert.load_state_dict(bert)
+        return model
+
+    def _inform(self, model: SToFM) -> None:
+        """Replace random starting weights by those that the training slices suggest."""
+        ids = self.members("train")
+        sizes = model.config.cell_encoder
+        match = member_match(self.corpus, model.vocabulary)
+        loadings = gene_loadings(
+            self.corpus,
+            ids,
+            match,
+            sizes.vocab_size,
+            sizes.max_length,
+            min(COMPONENTS, sizes.hidden_size),
+            self.recipe.seed,
         )
-    se2 = preset(source.preset).se2
-    encoder = replace(held.config.cell_encoder, pooling="cls", output_dim=se2.input_dim)
-    settings = SToFMConfig(encoder, se2, source.subslices, output)
-    origin = {**held.provenance, "se2": "untrained"}
-    model = SToFM(settings, held.vocabulary, seed=config.seed, provenance=origin)
-    model.module.cell_encoder.bert.load_state_dict(
-        held.module.bert.state_dict()
-    )  # Geneformer has no projection
-    return model
+        sample = sample_tokens(self.corpus, ids, match, sizes.max_length)
+        encoder = model.module.cell_encoder
+        show_components(encoder, loadings, sample, model.cls_token, self.recipe.seed)
+        n_heads = model.config.se2.num_heads
+        radii = head_radii(self.corpus, ids, model.config.subslices, n_heads)
+        look_near(model.module.se2.gaussian, radii)
 
 
-def inform(model: SToFM, corpus: Corpus, ids: list[str], seed: int) -> None:
-    """Replace random starting weights by those that these slices suggest."""
-    sizes, se2 = model.config.cell_encoder, model.module.se2
-    match, components = member_match(corpus, model.vocabulary), min(COMPONENTS, sizes.hidden_size)
-    loadings = gene_loadings(
-        corpus, ids, match, sizes.vocab_size, sizes.max_length, components, seed
-    )
-    sample = sample_tokens(corpus, ids, match, sizes.max_length)
-    show_components(model.module.cell_encoder, loadings, sample, model.cls_token, seed)
-    look_near(
-        se2.gaussian, head_radii(corpus, ids, model.config.subslices, model.config.se2.num_heads)
-    )
+class Adapt(_SToFMStage[AdaptRecipe]):
+    """Domain adaptation of SToFM's cell encoder on random cells (section A.1)."""
+
+    recipe_class: ClassVar[type[Recipe]] = AdaptRecipe
+    objective_class: ClassVar[type[Objective]] = DomainAdaptation
+
+    def loader(self, split: str, shard: Shard = Shard()) -> Loader[Any]:
+        """Return random cells."""
+        corpus, data, seed = self.corpus, self.recipe.data, self.recipe.seed
+        vocabulary = self.model.vocabulary
+        max_length = self.model.config.cell_encoder.max_length
+        match = self.match
+        masking = CellMasking(vocabulary, self.recipe.objective, max_length)
+        draws_anew = split == "train"
+
+        @lru_cache(maxsize=64)
+        def composition_of(member: int) -> Vectors:
+            name = loader.ids[member]
+            return composition(corpus, name, match(name)[0], vocabulary.n_tokens)
+
+        def collate(batch: CellBatch, epoch: int, step: int) -> Any:
+            names = [loader.ids[member] for member in np.unique(batch.member)]
+            rng = np.random.default_rng([seed, epoch if draws_anew else 0, step, shard.rank])
+            return masking.make(batch, names, composition_of, rng)
+
+        loader = CellLoader(
+            corpus,
+            match,
+            split=split,
+            batch_cells=data.batch_cells,
+            max_length=max_length,
+            block=data.block,
+            buffer_blocks=data.buffer_blocks,
+            seed=seed,
+            shard=shard,
+            share=self.share(split),
+            n_tokens=vocabulary.n_tokens if masking.thins else 0,
+            collate=collate,
+        )
+        return loader
+
+    def describe(self) -> dict[str, str]:
+        """Say that the SE(2) Transformer was not touched."""
+        se2 = str(self.model.provenance.get("se2", "trained"))
+        return {"objective": "domain adaptation", "se2": se2}
+
+    def finish(self, model: SToFM) -> None:
+        """Take off what training added to all cells' vectors alike (of an informed start).
+
+        Not below an SE(2) Transformer that was trained on the vectors as they were.
+        """
+        if self.source.init != "informed" or model.provenance.get("se2") != "untrained":
+            return
+        match = member_match(self.corpus, model.vocabulary)
+        max_length = model.config.cell_encoder.max_length
+        sample = sample_tokens(self.corpus, self.members("train"), match, max_length)
+        center(model.module.cell_encoder, sample, model.cls_token)
 
 
-def centered(config: PretrainConfig, corpus: Corpus, model: SToFM) -> None:
-    """Take off what training added to all cells' vectors alike (stage ``"adapt"`` of an informed start).
+class Pretrain(_SToFMStage[PretrainRecipe]):
+    """SToFM's SE(2) Transformer on sub-slices (section 3.3)."""
 
-    Not below an SE(2) Transformer that was trained on the vectors as they were.
-    """
-    if config.model.init != "informed" or model.provenance.get("se2") != "untrained":
-        return
-    ids, match = (
-        Members(corpus, "train", config.data.share).ids,
-        member_match(corpus, model.vocabulary),
-    )
-    sample = sample_tokens(corpus, ids, match, model.config.cell_encoder.max_length)
-    center(model.module.cell_encoder, sample, model.cls_token)
+    recipe_class: ClassVar[type[Recipe]] = PretrainRecipe
+    objective_class: ClassVar[type[Objective]] = MultiScale
 
+    @property
+    def output(self) -> Output:
+        """What ``embed`` of the trained model writes."""
+        return "own+niche" if self.recipe.objective.kind == "own+niche" else "niche"
 
-def embedding_cache(config: PretrainConfig, corpus: Corpus, model: SToFM) -> EmbeddingCache:
-    """Return the store of cell vectors of this model's cell encoder on this corpus."""
-    encoder = model.config.cell_encoder
-    # not the whole model: what stands behind the encoder changes no stored vector
-    held = Checkpoint(
-        CellModel.model_type,
-        to_dict(encoder),
-        model.module.cell_encoder.state_dict(),
-        model.vocabulary,
-    )
-    key = CacheKey(fingerprint(held), config.model.subslices, config.seed)
-    return EmbeddingCache(Path(corpus.folder) / "cache", key)
+    @property
+    def cache(self) -> EmbeddingCache:
+        """Stored cell vectors of this model's cell encoder on this corpus."""
+        encoder = self.model.config.cell_encoder
+        # not the whole model: what comes behind the encoder changes no stored vector
+        checkpoint = Checkpoint(
+            CellModel.model_type,
+            to_dict(encoder),
+            self.model.module.cell_encoder.state_dict(),
+            self.model.vocabulary,
+        )
+        key = CacheKey(fingerprint(checkpoint), self.source.subslices, self.recipe.seed)
+        return EmbeddingCache(self.cache_folder, key)
 
+    def loader(self, split: str, shard: Shard = Shard()) -> Loader[Any]:
+        """Return whole sub-slices, masked; in training with tokens where some cells are encoded again."""
+        objective = self.recipe.objective
+        encodes_again = (
+            split == "train"
+            and objective.reencode > 0
+            and self.recipe.optim.epochs > objective.frozen_epochs
+        )
+        return self._subslices(split, shard, with_tokens=encodes_again)
 
-def encode(
-    config: PretrainConfig, corpus: Corpus, model: SToFM, progress: bool | None = None
-) -> None:
-    """Encode every cell that will be read once; store vectors, virtual cells and sub-slices (stage ``"pretrain"``)."""
-    cache, match = embedding_cache(config, corpus, model), member_match(corpus, model.vocabulary)
-    table = corpus.manifest.set_index("id")
-    cut, bars = config.model.subslices, Progress(progress)
-    for name in Members(corpus, "train", config.data.share).ids + corpus.ids("validation"):
-        source = str(table.at[name, "sha256"])
+    def _subslices(self, split: str, shard: Shard, *, with_tokens: bool) -> Loader[Any]:
+        recipe = self.recipe
+        subslices = self.source.subslices
+        masking = SubSliceMasking(recipe.objective, subslices, self.model.cls_token)
+        draws_anew = split == "train"
+
+        def collate(batch: SubSliceBatch, epoch: int, step: int) -> Any:
+            return masking.make(batch, [recipe.seed, epoch if draws_anew else 0])
+
+        return SubSliceLoader(
+            self.corpus,
+            self.cache,
+            subslices,
+            split=split,
+            batch_slices=recipe.data.batch_subslices,
+            seed=recipe.seed,
+            shard=shard,
+            share=self.share(split),
+            match=self.match if with_tokens else None,
+            max_length=self.model.config.cell_encoder.max_length,
+            tokens_from=recipe.objective.frozen_epochs,
+            collate=collate,
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Say which objective it was."""
+        return {"objective": self.recipe.objective.kind, "se2": "trained"}
+
+    def prepare(self) -> None:
+        """Encode every cell that will be read once; store vectors, virtual cells and sub-slices."""
+        cache = self.cache
+        match = self.match
+        bars = Progress(self.progress)
+        for split in self.splits():
+            for name in self.members(split):
+                self._encode(name, cache, match, bars)
+
+    def _encode(self, name: str, cache: EmbeddingCache, match: Match, bars: Progress) -> None:
+        row = self.corpus.row(name)
+        source = str(row["sha256"])
         if cache.has(name, source):
-            continue
-        counts = corpus.rows(name, 0, int(table.at[name, "n_cells"]))
+            return
+        model, subslices = self.model, self.source.subslices
+        counts = self.corpus.rows(name, 0, int(row["n_cells"]))
         tokens = rank_tokens(counts, *match(name), model.config.cell_encoder.max_length)
-        features, _ = encode_cells(
-            model.module.cell_encoder, tokens, model.cls_token, "float32", bars
-        )
-        unit = length_unit(str(table.at[name, "unit"]), float(table.at[name, "spacing"]), cut)
-        positions = model_positions(corpus.coords(name), cut, unit)
-        macro = macro_scale(features, positions, cut, seed=config.seed)
-        cache.write(name, features, macro, split_cells(positions, cut), source=source)
+        encoder = model.module.cell_encoder
+        features, _ = encode_cells(encoder, tokens, model.cls_token, "float32", bars)
+        unit = length_unit(str(row["unit"]), float(row["spacing"]), subslices)
+        positions = model_positions(self.corpus.coords(name), subslices, unit)
+        macro = macro_scale(features, positions, subslices, seed=self.recipe.seed)
+        cache.write(name, features, macro, split_cells(positions, subslices), source=source)
 
+    def start(self, objective: Any) -> None:
+        """Let the heads start from trivial answers."""
+        objective.start(self.references())
 
-def references(config: PretrainConfig, corpus: Corpus, model: SToFM) -> References:
-    """Return the answers that the SE(2) Transformer must beat, from training slices (stage ``"pretrain"``)."""
-    return collect(scene_loader(config, corpus, model, "train", 0, 1, again=False))
-
-
-def cell_loader(
-    config: PretrainConfig, corpus: Corpus, model: SToFM, split: str, rank: int, world: int
-) -> Collated[Any]:
-    """Return random cells of a split (stage ``"adapt"``)."""
-    data, length = config.data, model.config.cell_encoder.max_length
-    view = CellView(model.vocabulary, config.adapt, length)
-    train = split == "train"
-    match = member_match(corpus, model.vocabulary)
-    loader = CellLoader(
-        corpus,
-        match,
-        split=split,
-        batch_cells=data.batch_cells,
-        max_length=length,
-        block=data.block,
-        buffer_blocks=data.buffer_blocks,
-        seed=config.seed,
-        rank=rank,
-        world=world,
-        share=data.share if train else 1.0,
-        n_tokens=model.vocabulary.n_tokens if view.thins else 0,
-    )
-
-    @lru_cache(maxsize=64)
-    def base_of(member: int) -> NDArray[np.float32]:
-        name = loader.ids[member]
-        return composition(corpus, name, match(name)[0], model.vocabulary.n_tokens)
-
-    def make(batch: Any, epoch: int, step: int) -> Any:
-        names = [loader.ids[m] for m in np.unique(batch.member)]
-        return view.make(
-            batch,
-            names,
-            base_of,
-            np.random.default_rng([config.seed, epoch if train else 0, step, rank]),
-        )
-
-    return Collated(loader, make)
-
-
-def scene_loader(
-    config: PretrainConfig,
-    corpus: Corpus,
-    model: SToFM,
-    split: str,
-    rank: int,
-    world: int,
-    *,
-    again: bool = True,
-) -> Collated[Any]:
-    """Return sub-slices of a split (stage ``"pretrain"``); ``again``: with tokens to encode some cells again."""
-    goal, train = config.pretrain, split == "train"
-    again = again and goal.reencode > 0 and config.optim.epochs > goal.frozen_epochs
-    view = SceneView(goal, config.model.subslices, model.cls_token)
-    loader = SubSliceLoader(
-        corpus,
-        embedding_cache(config, corpus, model),
-        config.model.subslices,
-        split=split,
-        batch_slices=config.data.batch_subslices,
-        seed=config.seed,
-        rank=rank,
-        world=world,
-        share=config.data.share if train else 1.0,
-        match=member_match(corpus, model.vocabulary) if again and train else None,
-        max_length=model.config.cell_encoder.max_length,
-        tokens_from=goal.frozen_epochs,
-    )
-
-    def make(batch: Any, epoch: int, step: int) -> Any:
-        return view.make(batch, [config.seed, epoch if train else 0])
-
-    return Collated(loader, make)
+    def references(self) -> References:
+        """Return the answers that the SE(2) Transformer must beat, from training slices."""
+        return references(self._subslices("train", Shard(), with_tokens=False))

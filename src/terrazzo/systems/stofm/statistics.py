@@ -16,7 +16,7 @@ from terrazzo.corpus.genes import Match
 from terrazzo.corpus.store import Corpus
 from terrazzo.expression import DIGITS, LEAST_VALUE
 from terrazzo.models.sequences import Tokens
-from terrazzo.systems.stofm.masking import ScenePack
+from terrazzo.systems.stofm.masking import MaskedSubSlices
 from terrazzo.systems.stofm.se2 import CELL
 from terrazzo.systems.stofm.subslices import SubSliceConfig, length_unit
 from terrazzo.systems.stofm.tokens import rank_tokens
@@ -201,7 +201,7 @@ class References:
     covariance: Tensor
 
 
-def references(packs: Iterable[ScenePack]) -> References:
+def references(packs: Iterable[MaskedSubSlices]) -> References:
     """Collect the answers on one pass over training sub-slices, as they are masked in training."""
     gram: Tensor | None = None
     n, total, pairs, moments = 0, 0.0, 0, torch.zeros(0)

@@ -149,7 +149,7 @@ class SubSliceConfig:
         ``"um"``: micrometers divided by ``length_scale``; ``"published"``: bounding-box diagonal 100.
     length_scale
         Micrometers that count as distance 1 (``geometry="um"``).
-    split, split_size
+    partition, subslice_size
         ``"balanced"`` or ``"grid"``, and the number of cells aimed at.
     halo
         Context around a sub-slice, in multiples of the slice's median spacing; 0 for none.
@@ -167,8 +167,8 @@ class SubSliceConfig:
 
     geometry: Literal["um", "published"] = "um"
     length_scale: float = 20.0
-    split: Literal["balanced", "grid"] = "balanced"
-    split_size: int = 1000
+    partition: Literal["balanced", "grid"] = "balanced"
+    subslice_size: int = 1000
     halo: float = 0.0
     n_neighbors: int = 50
     pair: Literal["knn", "full", "none"] = "knn"
@@ -181,7 +181,7 @@ class SubSliceConfig:
 
     def __post_init__(self) -> None:
         least = {
-            "split_size": 1,
+            "subslice_size": 1,
             "n_neighbors": 1,
             "cluster_neighbors": 2,
             "max_clusters": 1,
@@ -306,8 +306,8 @@ def macro_scale(
 
 def split_cells(positions: Floats, config: SubSliceConfig) -> list[Ints]:
     """Return the index sets of the sub-slices; every cell is in exactly one."""
-    cut = split_grid if config.split == "grid" else split_balanced
-    return cut(positions, config.split_size)
+    cut = split_grid if config.partition == "grid" else split_balanced
+    return cut(positions, config.subslice_size)
 
 
 def iterate(

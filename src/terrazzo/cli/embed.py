@@ -1,0 +1,118 @@
+"""The command line's verb ``embed``: options that all systems share, and those of the checkpoint's system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from terrazzo.cli.options import FIRST, Reading, out_console, say
+
+__all__ = ["register", "system_help"]
+
+VERB = "embed"
+HELP_FLAGS = ("--help", "-h")
+
+
+def register(app: App) -> None:
+    """Add the verb to the command line."""
+    app.command(embed, group=FIRST)
+
+
+def embed(
+    slices: Annotated[
+        list[str],
+        Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors."),
+    ],
+    /,
+    *,
+    model: Annotated[str, Parameter(help="Checkpoint folder, or organization/name on the hub.")],
+    out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
+    key: Annotated[
+        str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")
+    ] = None,
+    device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    orthologs: Annotated[
+        Path | None, Parameter(help="Two-column table from the slice's genes to the model's.")
+    ] = None,
+    reading: Reading | None = None,
+    overwrite: Annotated[
+        bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")
+    ] = False,
+    dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
+    **of_system: Annotated[str, Parameter(show=False)],
+) -> None:
+    """Give every cell one vector, in obsm; slices that are finished are left alone.
+
+    Options of one system, such as --halo: terrazzo embed --help SYSTEM.
+    Example: terrazzo embed a.h5ad b.h5ad --model checkpoint --out embedded
+    """
+    import terrazzo as tz
+    from terrazzo.errors import InputError
+
+    loaded = tz.load(model, device=device)
+    typed = {name.replace("-", "_"): text for name, text in of_system.items()}
+    options: dict[str, Any] = loaded.options_class.parsed(typed, loaded.title)
+    options["orthologs"] = None if orthologs is None else str(orthologs)
+    options.update((reading or Reading()).options())
+    if not loaded.trained:
+        out_console().print(
+            "[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]"
+        )
+    n_failed = 0
+    embedded = tz.embed_files(
+        loaded,
+        slices,
+        out,
+        key_added=key,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        keep_going=len(slices) > 1,
+        announce=say,
+        **options,
+    )
+    for done in embedded:
+        say(str(done))
+        n_failed += done.status == "failed"
+    if n_failed:
+        raise InputError(
+            f"{n_failed} of {len(slices)} slices could not be used; the others are done."
+        )
+
+
+def system_help(words: Sequence[str]) -> list[str] | None:
+    """Return the lines that ``terrazzo embed --help SYSTEM`` prints; None where something else was typed.
+
+    Raises
+    ------
+    ConfigError
+        No such system.
+    """
+    if not words or words[0] != VERB or not any(word in HELP_FLAGS for word in words):
+        return None
+    names = [word for word in words[1:] if word not in HELP_FLAGS]
+    if len(names) != 1:
+        return None
+    from terrazzo.errors import ConfigError, did_you_mean
+    from terrazzo.systems import registry
+
+    systems = registry.systems()
+    name = names[0]
+    if name not in systems:
+        hint = did_you_mean(name, systems, f"The systems are {', '.join(systems)}.")
+        raise ConfigError(f"there is no system {name!r}.{hint}")
+    system = systems[name]
+    lines = []
+    for model_type, reference in system.options.items():
+        lines.append(f"Options of {system.title} ({model_type})")
+        options = registry.resolve(reference).help()
+        widths = [len(f"{one.flag} {one.kind}") for one in options]
+        for one in options:
+            left = f"{one.flag} {one.kind}"
+            lines.append(f"  {left:<{max(widths)}}  {one.text}")
+        if not options:
+            lines.append("  none of its own")
+    lines.append("Options that all systems share: terrazzo embed --help")
+    return lines

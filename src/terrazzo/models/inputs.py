@@ -1,0 +1,79 @@
+"""What ``embed`` takes: AnnData, SpatialData, a path, or a list of these; each is opened, and written back into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+
+from terrazzo.errors import ConfigError, InputError
+from terrazzo.images import TissueImage
+from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
+
+__all__ = ["embed_each", "image_of"]
+
+EmbedOne = Callable[[Slice, AnnData], None]  # a checked slice, and the AnnData that is written to
+
+
+def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) -> Any:
+    """Call ``embed_one`` for each slice, and return the data in the form they came in.
+
+    Parameters
+    ----------
+    data
+        AnnData, SpatialData, path, or a list of these.
+    slice_options
+        Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
+    embed_one
+        Called with a checked slice and the AnnData that it came from; writes into that.
+
+    Returns
+    -------
+    The AnnData (loaded, if a path was given; of a store its table), the SpatialData, or a list of them.
+
+    Raises
+    ------
+    InputError
+        Something else, or a slice that cannot be used.
+    ConfigError
+        One ``image=`` for several slices.
+    """
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        if slice_options.get("image") is not None and len(data) > 1:
+            raise ConfigError(
+                f"one image cannot belong to {len(data)} slices; embed them one by one."
+            )
+        return [embed_each(one, slice_options, embed_one) for one in data]
+    if slice_options.get("image") is not None:
+        slice_options = {**slice_options, "image": image_of(slice_options["image"], data)}
+    if isinstance(data, AnnData):
+        embed_one(Slice.from_anndata(data, **slice_options), data)
+        return data
+    opened, rest = _open(data, slice_options)
+    embed_one(opened.to_slice(**rest), opened.adata)
+    home = opened.bring_home()
+    return home if isinstance(data, str | Path) else data
+
+
+def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
+    """Return a picture: a path is read with a scale of 1; the name of one within a store or folder stays a name."""
+    if isinstance(image, TissueImage):
+        return image
+    in_memory = data is None or isinstance(data, AnnData | Slice)
+    if isinstance(image, str) and not Path(image).suffix and not in_memory:
+        return image
+    return TissueImage.from_file(image)
+
+
+def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+    """Open a path, or a SpatialData without importing its package; also returns the options that are left."""
+    choices, rest = split_choices(options)
+    if isinstance(data, str | Path):
+        return open_slice(data, choices), rest
+    if hasattr(data, "tables"):
+        return open_spatialdata(data, choices), rest
+    raise InputError(
+        f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
+    )

@@ -1,0 +1,37 @@
+"""What a call of ``embed`` may choose: ST-Align."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from terrazzo.models.options import EmbedOptions, option
+
+__all__ = ["STAlignEmbedOptions"]
+
+
+@dataclass(frozen=True)
+class STAlignEmbedOptions(EmbedOptions):
+    """Options of ``embed`` of ST-Align; the histology itself is an option of reading a slice (``image=``).
+
+    Attributes
+    ----------
+    scale
+        ``"spot"`` or ``"niche"``: that vector. ``"both"``: side by side as the blocks ``own`` and ``niche``, each of
+        mean norm one.
+    modality
+        ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is looked at. ``"image"``: r and
+        e, no gene is looked at.
+    spot_um
+        Diameter of a spot's crop in micrometers, in place of the checkpoint's and the platform's; needed for single
+        cells.
+    cache
+        Folder in which frozen features are kept and found again.
+    """
+
+    scale: Literal["both", "spot", "niche"] = option("both", "Which vectors. Default both.")
+    modality: Literal["both", "genes", "image"] = option("both", "What is looked at. Default both.")
+    spot_um: float | None = option(
+        None, "Diameter of a spot in micrometers; default: the platform's."
+    )
+    cache: str | None = option(None, "Folder to keep frozen features in.", decides=False)
