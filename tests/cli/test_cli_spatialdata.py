@@ -59,7 +59,10 @@ def test_info_says_what_was_recognized(call: Any, slices: Any) -> None:
     assert spacing == usual["spacing"]  # in micrometers, whatever the system's unit
     table = call("info", store / "tables" / "table")
     assert table == (0, out.replace(str(store), str(store / "tables" / "table"), 1), "")
-    for wrong, words in ((store, "no rows of the region 'x'"), (plain, "region= means nothing")):
+    for wrong, words in (
+        (store, "no rows of the region 'x'"),
+        (plain, "region= does not belong to"),
+    ):
         code, out, err = call("info", wrong, "--region", "x")
         assert (code, err.count("\n")) == (2, 1)
         assert words in err

@@ -397,9 +397,9 @@ def test_one_row_of_spots_without_an_array() -> None:
 
 def test_a_layout_can_be_asked_for() -> None:
     assert lay_out(moved(FULL["hex"], 3), layout="hex").layout == "hex"
-    with pytest.raises(InputError, match="do not lie on a square lattice"):
+    with pytest.raises(InputError, match="are not on a square lattice"):
         lay_out(moved(FULL["hex"], 3), layout="square")
-    with pytest.raises(InputError, match="do not lie on a hex lattice"):
+    with pytest.raises(InputError, match="are not on a hex lattice"):
         lay_out(moved(FULL["square"], 3), layout="hex")
 
 
@@ -420,7 +420,7 @@ def test_cells_without_a_lattice_need_a_bin(seed: int, n: int) -> None:
 
 def test_a_wildly_shaken_lattice_is_none() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(InputError, match="do not lie on a lattice"):
+    with pytest.raises(InputError, match="are not on a lattice"):
         lay_out(shaken(FULL["square"], rng, 0.6))
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.slices import Choices, open_slice
+from terrazzo.slices import Choices, Slice, open_slice
 
 PIXELS = 2.0  # pixels of the scan a micrometer
 GENES = ["TP53", "EGFR", "MYC", "GAPDH", "CD3"]
@@ -182,7 +182,7 @@ def test_bins_that_are_not_there(visium_hd: Path, visium: Path) -> None:
         tz.read(visium_hd, bins="many")
     with pytest.raises(ConfigError, match="no bins to choose from"):
         tz.read(visium, bins="8")
-    with pytest.raises(ConfigError, match=r"table= means nothing for .* which is Space Ranger"):
+    with pytest.raises(ConfigError, match=r"table= does not belong to .* which is Space Ranger"):
         tz.read(visium, table="x")
 
 
@@ -206,7 +206,7 @@ def test_without_pictures_the_rest_is_read(visium: Path) -> None:
         (visium / "spatial" / f"tissue_{name}_image.png").unlink()
     opened = open_slice(visium)
     assert "no picture" in opened.notes[-1]
-    assert opened.to_slice().image is None
+    assert Slice.from_opened(opened).image is None
 
 
 def test_a_missing_column_is_named(visium: Path) -> None:

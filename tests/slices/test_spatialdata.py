@@ -82,8 +82,8 @@ def masks(values: Any, shape: tuple[int, int] = (96, 128), size: int = 2) -> np.
 def test_circles_joined_and_mapped(tmp_path: Path, zarr_format: int) -> None:
     path = simple(tmp_path / "mine.zarr", zarr_format, **{"global": TURNED, "other": scale(2)})
     found = open_slice(path)
-    assert (found.format, found.name, found.table) == ("SpatialData", "mine", "table")
-    tissue = found.to_slice()
+    assert (found.format, found.name, found.table_name) == ("SpatialData", "mine", "table")
+    tissue = Slice.from_opened(found)
     assert tissue.obs_names.tolist() == [f"row{i}" for i in range(N)]  # rows keep their order
     np.testing.assert_allclose(tissue.coords, XY[ROWS] @ [[0, -3], [2, 0]] + [1, 500])
     assert (tissue.name, tissue.unit, tissue.n_genes) == ("mine", "unknown", 30)
@@ -158,8 +158,8 @@ def test_a_table_is_chosen(tmp_path: Path) -> None:
         read(path, table="c")
     assert read(path, table="a").content_hash() != read(path, table="b").content_hash()
     found = open_slice(path / "tables" / "b")  # the store, with the table chosen
-    assert (found.table, found.store, found.name) == ("b", path, "x")
-    np.testing.assert_allclose(found.to_slice().coords, XY[ROWS])
+    assert (found.table_name, found.store, found.name) == ("b", path, "x")
+    np.testing.assert_allclose(Slice.from_opened(found).coords, XY[ROWS])
     with pytest.raises(ConfigError, match="is a table already; table='a' is another"):
         open_slice(path / "tables" / "b", Choices(table="a"))
     with pytest.raises(ConfigError, match=r"bins= .* which is a SpatialData"):
@@ -180,12 +180,14 @@ def test_a_region_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no rows of the region 'up'; regions: left, right"):
         read(path, region="up")
     found = open_slice(path, Choices(region="right"))
-    np.testing.assert_allclose(found.to_slice().coords, XY * 2)
-    assert found.home is not None
-    assert found.home.n_obs == 2 * N
-    assert found.rows is not None
-    assert found.rows.tolist() == list(range(1, 2 * N, 2))
-    assert found.adata.obs_names.tolist() == found.home.obs_names[found.rows].tolist()
+    np.testing.assert_allclose(Slice.from_opened(found).coords, XY * 2)
+    assert found.source_table is not None
+    assert found.source_table.n_obs == 2 * N
+    assert found.source_rows is not None
+    assert found.source_rows.tolist() == list(range(1, 2 * N, 2))
+    assert (
+        found.adata.obs_names.tolist() == found.source_table.obs_names[found.source_rows].tolist()
+    )
 
 
 def test_a_coordinate_system_is_chosen() -> None:

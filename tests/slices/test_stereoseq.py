@@ -13,7 +13,7 @@ from anndata import AnnData
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.slices import Choices, open_slice
+from terrazzo.slices import Choices, Slice, open_slice
 from terrazzo.slices.platforms import stereoseq
 
 NAMES, IDS = (
@@ -115,7 +115,7 @@ def test_the_usual_bin_and_what_it_is_called(tmp_path: Path) -> None:
     path = write_bins(tmp_path / "S1.tissue.gef", records())
     opened = open_slice(path)
     assert (opened.format, opened.name) == ("Stereo-seq, bins of 50 x 50 spots, 25 um", "S1.tissue")
-    assert opened.to_slice().spacing == pytest.approx(25.0)
+    assert Slice.from_opened(opened).spacing == pytest.approx(25.0)
 
 
 def test_another_distance_of_spots(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_the_first_picture_by_version(xenium: Path) -> None:
 
 
 def test_bins_mean_nothing_here(xenium: Path) -> None:
-    with pytest.raises(ConfigError, match="bins= means nothing"):
+    with pytest.raises(ConfigError, match="bins= does not belong to"):
         tz.read(xenium, bins="8")
 
 

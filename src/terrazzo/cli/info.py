@@ -109,13 +109,13 @@ def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Sli
     """Read a slice and print all about it; ``options`` as of :func:`terrazzo.read`."""
     from terrazzo.errors import InputError
     from terrazzo.models.uses import uses
-    from terrazzo.slices import open_slice, split_choices
+    from terrazzo.slices import Slice, open_slice, split_choices
 
     choices, rest = split_choices(options)
     with working(f"read {path.name}"):
         opened = open_slice(path, choices)
         try:
-            tissue = opened.to_slice(allow_normalized=True, **rest)
+            tissue = Slice.from_opened(opened, allow_normalized=True, **rest)
         except InputError as error:
             raise type(error)(f"{path}: {error}") from error
     out_console().print(f"[bold]{escape(str(path))}[/bold]")

@@ -165,7 +165,7 @@ def _make(job: Job) -> dict[str, Any]:
         **({} if picture is None else {"image": picture}),
         **job.source.slice_options(),
     }
-    adata, piece = opened.adata, opened.to_slice(**stated)
+    adata, piece = opened.adata, Slice.from_opened(opened, **stated)
     about, n_read = _about(adata), piece.n_cells
     if job.source.organisms and piece.organism not in job.source.organisms:
         return _dropped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from terrazzo.arrays import Floats
 from terrazzo.errors import InputError
 from terrazzo.images.pixels import MAX_PIXELS, ArrayPixels
-from terrazzo.images.tissue import TissueImage
 from terrazzo.sdata import (
     Element,
     annotation_of,
@@ -23,38 +23,33 @@ from terrazzo.sdata import (
     read_annotation,
 )
 
-__all__ = ["is_histology", "place_image", "read_image"]
+__all__ = ["PlacedPixels", "find_image", "is_histology", "place_image"]
 
 _COLORS = ({"r", "g", "b"}, {"red", "green", "blue"}, {"0", "1", "2"}, {"", "0"}, {""})
 
 
-def read_image(
+@dataclass(frozen=True, eq=False)
+class PlacedPixels:
+    """Pixels that are read when they are sliced, and the other fields of a :class:`TissueImage` that place them."""
+
+    pixels: ArrayPixels
+    scale: float
+    scale_y: float | None
+    offset: tuple[float, float]
+
+
+def find_image(
     sdata: Any,
     image: str | None = None,
     *,
     table: str | None = None,
     region: str | None = None,
     coordinate_system: str | None = None,
-    microns_per_pixel: float | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> TissueImage:
-    """Take an image out of a SpatialData, with its scale for the coordinates that the slice has.
+) -> PlacedPixels:
+    """Find an image of a SpatialData, with its scale for the coordinates that a slice of it has.
 
-    Parameters
-    ----------
-    sdata
-        A SpatialData, or the path of its store.
-    image
-        Name of the image; None where there is only one.
-    table, region, coordinate_system
-        As :meth:`terrazzo.Slice.from_spatialdata` chooses them.
-    microns_per_pixel, max_pixels
-        As in :meth:`TissueImage.from_file`.
-
-    Raises
-    ------
-    InputError
-        No image, or no region; several and none named; a name that is not there; and as :func:`place_image`.
+    Arguments and errors as of :meth:`terrazzo.TissueImage.from_spatialdata`.
     """
     source, where = check_source(sdata)
     if region is None:
@@ -68,16 +63,12 @@ def read_image(
     if cells is None:
         raise InputError(f"{where} has no shapes, labels or points {region!r}")
     system = choose_system(cells, coordinate_system)
-    return place_image(picture, cells, system, microns_per_pixel, max_pixels)
+    return place_image(picture, cells, system, max_pixels)
 
 
 def place_image(
-    image: Element,
-    cells: Element | None,
-    system: str,
-    microns_per_pixel: float | None = None,
-    max_pixels: int = MAX_PIXELS,
-) -> TissueImage:
+    image: Element, cells: Element | None, system: str, max_pixels: int = MAX_PIXELS
+) -> PlacedPixels:
     """Return an image with its scale for coordinates of cells: ``image_xy = xy * scale + offset``.
 
     Parameters
@@ -88,8 +79,8 @@ def place_image(
         The element whose centers the coordinates are; None where there is none.
     system
         The coordinate system of the coordinates.
-    microns_per_pixel, max_pixels
-        As in :meth:`TissueImage.from_file`.
+    max_pixels
+        Most pixels that are decoded at once.
 
     Raises
     ------
@@ -117,7 +108,7 @@ def place_image(
     scale_x, scale_y = float(scales[0]), float(scales[1])
     offset = (float(matrix[0, 2]), float(matrix[1, 2]))
     is_square = np.isclose(scale_x, scale_y, rtol=1e-9)
-    return TissueImage(pixels, microns_per_pixel, scale_x, None if is_square else scale_y, offset)
+    return PlacedPixels(pixels, scale_x, None if is_square else scale_y, offset)
 
 
 def is_histology(image: Element) -> bool:

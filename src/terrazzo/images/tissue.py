@@ -215,11 +215,50 @@ class TissueImage:
         return cls(open_pixels(Path(path), max_pixels), microns_per_pixel, scale, **where)
 
     @classmethod
-    def from_spatialdata(cls, sdata: Any, image: str | None = None, **options: Any) -> TissueImage:
-        """Take an image of a SpatialData, lazily; see :func:`terrazzo.images.spatialdata.read_image`."""
-        from terrazzo.images.spatialdata import read_image
+    def from_spatialdata(
+        cls,
+        sdata: Any,
+        image: str | None = None,
+        *,
+        table: str | None = None,
+        region: str | None = None,
+        coordinate_system: str | None = None,
+        microns_per_pixel: float | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> TissueImage:
+        """Take an image out of a SpatialData, lazily, with its scale for the coordinates that the slice has.
 
-        return read_image(sdata, image, **options)
+        The scale follows from the transformations of the image and of the cells' region into the coordinate system, or
+        into another that both have.
+
+        Parameters
+        ----------
+        sdata
+            A SpatialData, or the path of its store.
+        image
+            Name of the image; None where there is only one.
+        table, region, coordinate_system
+            As :meth:`terrazzo.Slice.from_spatialdata` chooses them.
+        microns_per_pixel, max_pixels
+            As in :meth:`from_file`.
+
+        Raises
+        ------
+        InputError
+            No image, or no region; several and none named; a name that is not there; no coordinate system in common; a
+            transformation that turns, shears or mirrors; an image that is not (c, y, x).
+        """
+        from terrazzo.images.spatialdata import find_image
+
+        placed = find_image(
+            sdata,
+            image,
+            table=table,
+            region=region,
+            coordinate_system=coordinate_system,
+            max_pixels=max_pixels,
+        )
+        return cls(microns_per_pixel=microns_per_pixel, **vars(placed))
 
     def to_pixels(self, native_xy: ArrayLike) -> NDArray[np.float64]:
         """Return image pixels (column, row) of native coordinates, float64 (n, 2).

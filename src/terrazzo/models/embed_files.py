@@ -24,8 +24,16 @@ from terrazzo.models.options import split_options
 from terrazzo.progress import Progress
 from terrazzo.safe_zarr import refuse_code
 from terrazzo.sdata import TABLES
-from terrazzo.slices import Choices, Opened, content_files, open_slice, split_choices, store_of
-from terrazzo.slices.spatialdata_writing import copy_with_table
+from terrazzo.slices import (
+    Choices,
+    Opened,
+    Slice,
+    content_files,
+    copy_with_table,
+    open_slice,
+    split_choices,
+    store_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +189,7 @@ class _Job:
             return Done(source, target, int(finished.get("n_cells", 0)), "unchanged")
         with self.bars.stage(f"read {source.name}", None):
             opened = open_slice(source, self.choices)
-            tissue = opened.to_slice(**self.of_slice)
+            tissue = Slice.from_opened(opened, **self.of_slice)
         adata = opened.adata
         prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
         if self.announce is not None:
@@ -207,9 +215,9 @@ def write_opened(opened: Opened, target: Path) -> None:
     OutputError
         It cannot be written; nothing half-written stays.
     """
-    adata = opened.bring_home()
-    if opened.store is not None and opened.table is not None:
-        copy_with_table(opened.store, target, opened.table, adata)
+    adata = opened.copy_results_to_table()
+    if opened.store is not None and opened.table_name is not None:
+        copy_with_table(opened.store, target, opened.table_name, adata)
     else:
         write_atomically(adata, target)
 

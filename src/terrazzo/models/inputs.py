@@ -52,9 +52,9 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
         embed_one(Slice.from_anndata(data, **slice_options), data)
         return data
     opened, rest = _open(data, slice_options)
-    embed_one(opened.to_slice(**rest), opened.adata)
-    home = opened.bring_home()
-    return home if isinstance(data, str | Path) else data
+    embed_one(Slice.from_opened(opened, **rest), opened.adata)
+    table = opened.copy_results_to_table()
+    return table if isinstance(data, str | Path) else data
 
 
 def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:

@@ -15,9 +15,11 @@ from terrazzo import keys
 from terrazzo.errors import InputError
 from terrazzo.sparse import canonical
 
+__all__ = ["CountsFound", "find_counts", "to_csr"]
+
 logger = logging.getLogger(__name__)
 
-_CHUNK_VALUES = 2**22  # values looked at, or densified, at a time
+_CHUNK_VALUES = 2**22  # values checked, or densified, at a time
 
 
 @dataclass(frozen=True)
@@ -49,30 +51,31 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> Co
     InputError
         Missing layer; no matrix; NaN, infinite, negative or (unless allowed) non-integer values; not numbers.
     """
-    found: list[tuple[CountsFound, str]] = []
+    first: CountsFound | None = None
+    first_fault = ""
     for matrix, var, source in _candidates(adata, layer):
         csr = to_csr(matrix, source)
         fault = _fault(csr)
-        found.append((CountsFound(csr, var, source, fault == ""), fault))
-        if not fault:
-            if len(found) > 1:
-                logger.info(
-                    "counts taken from %s: %s does not hold counts", source, found[0][0].source
-                )
-            return found[-1][0]
-    if not found:
+        candidate = CountsFound(csr, var, source, fault == "")
+        if fault == "":
+            if first is not None:
+                logger.info("counts taken from %s: %s does not hold counts", source, first.source)
+            return candidate
+        if first is None or (fault == "fractional" and first_fault != "fractional"):
+            first = candidate
+            first_fault = fault
+    if first is None:
         raise InputError(
             "the AnnData holds no expression matrix: X is empty and there is no layers['counts'] and no raw. "
             "Put the raw counts in adata.X or pass layer=."
         )
-    usable = [candidate for candidate, fault in found if fault == "fractional"]
-    if usable and allow_normalized:
-        return usable[0]
-    first, fault = next(((c, f) for c, f in found if f == "fractional"), found[0])
-    raise InputError(_fault_message(adata, first, fault))
+    if first_fault == "fractional" and allow_normalized:
+        return first
+    raise InputError(_fault_message(adata, first, first_fault))
 
 
 def _candidates(adata: AnnData, layer: str | None) -> list[tuple[Any, pd.DataFrame, str]]:
+    """Return matrices that may hold counts, in order, with the ``var`` of their columns and their names."""
     layers = list(adata.layers)
     if layer is not None:
         if layer in layers:
@@ -106,27 +109,30 @@ def _fault(csr: sp.csr_matrix) -> str:
 
 
 def _fault_message(adata: AnnData, found: CountsFound, fault: str) -> str:
-    csr, where = found.matrix, found.source
-    layers = list(adata.layers)
-    others = [f"layer={name!r}" for name in layers if f"layers[{name!r}]" != where]
-    mend = (
-        f"Pass the layer that holds raw counts: {' or '.join(others)}"
-        if others
-        else ("There is no other layer: put the raw counts in adata.layers['counts'] (or adata.X)")
-    )
+    where = found.source
+    values = found.matrix.data
+    others = [f"layer={name!r}" for name in adata.layers if f"layers[{name!r}]" != where]
+    if others:
+        fix = f"Pass the layer that holds raw counts: {' or '.join(others)}"
+    else:
+        fix = "There is no other layer: put the raw counts in adata.layers['counts'] (or adata.X)"
     if fault == "fractional":
-        examples = csr.data[csr.data != np.rint(csr.data)][:3]
+        examples = values[values != np.rint(values)][:3]
         shown = ", ".join(f"{value:g}" for value in examples)
         return (
             f"{where} does not hold counts: values are not integers (e.g. {shown}), as after normalization. "
-            f"{mend}, or pass allow_normalized=True where a model takes ranks only."
+            f"{fix}, or pass allow_normalized=True where a model takes ranks only."
         )
-    bad = ~np.isfinite(csr.data) if fault == "nonfinite" else csr.data < 0
-    rows = np.unique(np.searchsorted(csr.indptr, np.flatnonzero(bad), side="right") - 1)
+    if fault == "nonfinite":
+        is_bad = ~np.isfinite(values)
+        what = "NaN or infinite values"
+    else:
+        is_bad = values < 0
+        what = "negative values, as after scaling; counts cannot be negative"
+    bad = np.flatnonzero(is_bad)
+    rows = np.unique(np.searchsorted(found.matrix.indptr, bad, side="right") - 1)
     cells = ", ".join(str(adata.obs_names[row]) for row in rows[:3])
-    what = "NaN or infinite" if fault == "nonfinite" else "negative"
-    hint = "" if fault == "nonfinite" else ", as after scaling; counts cannot be negative"
-    return f"{where} holds {int(bad.sum())} {what} values{hint} (first cells: {cells}). {mend}."
+    return f"{where} holds {len(bad)} {what} (first cells: {cells}). {fix}."
 
 
 def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
@@ -158,17 +164,24 @@ def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
         return canonical(_sparse_copy(matrix))
     n_rows, n_cols = matrix.shape
     step = max(1, _CHUNK_VALUES // max(1, n_cols))
-    blocks = [_sparse_copy(_block(matrix, start, start + step)) for start in range(0, n_rows, step)]
+    blocks = []
+    for start in range(0, n_rows, step):
+        block = _block(matrix, start, start + step)
+        blocks.append(_sparse_copy(block))
     if not blocks:
         return sp.csr_matrix((n_rows, n_cols), dtype=np.float32)
-    return canonical(blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr"))
+    if len(blocks) == 1:
+        return canonical(blocks[0])
+    return canonical(sp.vstack(blocks, format="csr"))
 
 
 def _block(matrix: Any, start: int, stop: int) -> Any:
     block = matrix[start:stop]
     if hasattr(block, "compute"):  # dask
         block = block.compute()
-    return block if sp.issparse(block) else sp.csr_matrix(np.asarray(block, dtype=np.float64))
+    if sp.issparse(block):
+        return block
+    return sp.csr_matrix(np.asarray(block, dtype=np.float64))
 
 
 def _sparse_copy(matrix: Any) -> sp.csr_matrix:

@@ -1,4 +1,4 @@
-"""Where the cells lie: checked coordinates, array lattices, and how native units become micrometers."""
+"""Where the cells are: checked coordinates, array lattices, and how native units become micrometers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,31 @@ from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
-UNITS = ("um", "pixel", "array", "unknown")
-VISIUM_PITCH = 100.0  # um, center to center, hexagonal
-ST_PITCH = 200.0  # um, square array of about 1,000 spots
-ST_DENSE_PITCH = 150.0  # um, between diagonal neighbors of the staggered array of about 2,000 spots
-SPOT_DIAMETER = (
-    65.0  # um; what Space Ranger's spot_diameter_fullres spans (the printed spot is 55 um)
+__all__ = [
+    "UM_WORDS",
+    "Geometry",
+    "find_geometry",
+    "find_image",
+    "image_in_units",
+    "library_of",
+    "nearest_distance",
+    "positive_number",
+    "read_coords",
+]
+
+_UNITS = ("um", "pixel", "array", "unknown")
+_VISIUM_PITCH = 100.0  # um, center to center, hexagonal
+_ST_PITCH = 200.0  # um, square array of about 1,000 spots
+_ST_DENSE_PITCH = (
+    150.0  # um, between diagonal neighbors of the staggered array of about 2,000 spots
 )
-_ST_EXTENT = 80  # rows or columns; a larger square lattice is no ST array but a binned platform
+_SPOT_DIAMETER = 65.0  # um that Space Ranger's spot_diameter_fullres spans (the printed spot is 55)
+_ST_EXTENT = 80  # rows or columns; a larger square lattice is not an ST array but a binned platform
 _HEX_RATIO = (
     1.17  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on the staggered ST array
 )
 _MIN_VISIUM_SPACING = (
-    80.0  # um; spots closer than this show that spot_diameter_fullres is no Visium value
+    80.0  # um; spots closer than this: spot_diameter_fullres is not a Visium value
 )
 
 UM_WORDS = (
@@ -43,9 +55,9 @@ UM_WORDS = (
     "micron",
     "microns",
     "micrometer",
-    "micrometer",
     "micrometers",
-    "micrometers",
+    "micrometre",
+    "micrometres",
 )
 _PLATFORM_UM = {  # micrometers per native unit
     "xenium": 1.0,
@@ -56,6 +68,7 @@ _PLATFORM_UM = {  # micrometers per native unit
     "stereoseq": 0.5,
     "slideseq": 0.65,
 }
+_TECHNOLOGY_OF_LATTICE = {"visium": "Visium", "st": "ST"}
 _ST_NAMES = ("st", "st1k", "st2k", "legacyst", "spatialtranscriptomics")
 _HD_NAME = re.compile(r"s_(\d{3})um_\d+_\d+")
 _PAIRS = (
@@ -115,27 +128,24 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
             stacklevel=4,
         )
     coords = np.ascontiguousarray(coords[:, :2])
-    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
+    is_finite = np.isfinite(coords).all(axis=1)
+    bad = np.flatnonzero(~is_finite)
     if len(bad):
         names = ", ".join(str(adata.obs_names[i]) for i in bad[:3])
         raise InputError(
             f"{where} is NaN or infinite for {len(bad)} of {len(coords)} cells (first: {names}). "
-            "Remove these cells (adata = adata[np.isfinite(adata.obsm[...]).all(1)]) or mend their coordinates."
+            "Remove these cells (adata = adata[np.isfinite(adata.obsm[...]).all(1)]) or fix their coordinates."
         )
     return coords
 
 
 def _no_coords_message(adata: AnnData, spatial_key: str) -> str:
-    found = list(adata.obsm)
-    pair = next(
-        (p for p in _PAIRS if p[0] in adata.obs.columns and p[1] in adata.obs.columns), None
-    )
-    mend = "pass spatial_key= (one of them)" if found else "add them"
-    text = f"no spatial coordinates: obsm[{spatial_key!r}] is not there (obsm has: {found or 'nothing'}); {mend}"
-    if pair is not None:
-        return (
-            f'{text}, e.g. adata.obsm["spatial"] = adata.obs[["{pair[0]}", "{pair[1]}"]].to_numpy()'
-        )
+    names = list(adata.obsm)
+    fix = "pass spatial_key= (one of them)" if names else "add them"
+    text = f"no spatial coordinates: obsm[{spatial_key!r}] is not there (obsm has: {names or 'nothing'}); {fix}"
+    for x, y in _PAIRS:
+        if x in adata.obs.columns and y in adata.obs.columns:
+            return f'{text}, e.g. adata.obsm["spatial"] = adata.obs[["{x}", "{y}"]].to_numpy()'
     return f'{text}, e.g. adata.obsm["spatial"] = an array of shape (n_cells, 2) with x and y'
 
 
@@ -145,10 +155,11 @@ def library_of(adata: AnnData) -> Mapping[str, Any]:
     if not isinstance(spatial, Mapping):
         return {}
     libraries = {str(name): entry for name, entry in spatial.items() if isinstance(entry, Mapping)}
-    if len(libraries) > 1 and keys.LIBRARY in adata.obs.columns:
-        used = [str(name) for name in adata.obs[keys.LIBRARY].dropna().unique()]
-        libraries = {name: libraries[name] for name in used if name in libraries}
-    return next(iter(libraries.values())) if len(libraries) == 1 else {}
+    names = list(libraries)
+    if len(names) > 1 and keys.LIBRARY in adata.obs.columns:
+        used = adata.obs[keys.LIBRARY].dropna().unique()
+        names = list({str(name) for name in used}.intersection(libraries))
+    return libraries[names[0]] if len(names) == 1 else {}
 
 
 def positive_number(mapping: Any, key: str) -> float | None:
@@ -194,26 +205,25 @@ def find_geometry(
         technology = _technology(adata.uns)
     tag = re.sub(r"[^a-z0-9]", "", technology.lower()) if technology else ""
     lattice = _lattice(adata.obs)
-    bin_um = (
-        _hd_bin(adata.obs_names, scale_factors)
-        if tag in ("", "unknown") or "visium" in tag
-        else None
-    )
+    bin_um = None
+    if tag in ("", "unknown") or "visium" in tag:
+        bin_um = _hd_bin(adata.obs_names, scale_factors)
     is_hd = bin_um is not None or "visiumhd" in tag
-    kind = None if lattice is None or is_hd else _lattice_kind(lattice, native, tag)
+    kind = None
+    if lattice is not None and not is_hd:
+        kind = _lattice_kind(lattice, native, tag)
     if technology is None:
-        technology = (
-            "Visium HD" if is_hd else {"visium": "Visium", "st": "ST"}.get(kind or "", "unknown")
-        )
+        technology = "Visium HD" if is_hd else _TECHNOLOGY_OF_LATTICE.get(kind or "", "unknown")
     if unit is not None or microns_per_unit is not None:
-        name, scale = _stated_unit(unit, microns_per_unit)
+        unit, scale = _stated_unit(unit, microns_per_unit)
     else:
-        name, scale = _derived_unit(
-            native, lattice, kind, tag, scale_factors=scale_factors, hd_bin=bin_um if is_hd else 0.0
+        hd_bin = bin_um if is_hd else 0.0
+        unit, scale = _derived_unit(
+            native, lattice, kind, tag, scale_factors=scale_factors, hd_bin=hd_bin
         )
-        if name != "um" and bool(library_of(adata)):
-            name = "pixel" if name == "unknown" else name
-    return Geometry(native * scale, name, scale, lattice, kind, technology)
+        if unit == "unknown" and library_of(adata):
+            unit = "pixel"
+    return Geometry(native * scale, unit, scale, lattice, kind, technology)
 
 
 def _technology(uns: Mapping[str, Any]) -> str | None:
@@ -221,22 +231,22 @@ def _technology(uns: Mapping[str, Any]) -> str | None:
     stated = uns.get(keys.TECHNOLOGY)
     if isinstance(stated, str | np.str_):
         return str(stated)
-    return (
-        "Stereo-seq"
-        if str(uns.get("bin_type")) in ("bins", "cell_bins") and "resolution" in uns
-        else None
-    )
+    is_stereopy = str(uns.get("bin_type")) in ("bins", "cell_bins") and "resolution" in uns
+    return "Stereo-seq" if is_stereopy else None
 
 
 def _stated_unit(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:
-    name = "um" if unit is None or unit.strip().lower() in UM_WORDS else unit.strip().lower()
-    if name not in UNITS:
+    name = "um" if unit is None else unit.strip().lower()
+    if name in UM_WORDS:
+        name = "um"
+    if name not in _UNITS:
         raise ConfigError(
-            f"unit {unit!r} is not known; use one of {', '.join(UNITS)}, or microns_per_unit="
+            f"unit {unit!r} is not known; use one of {', '.join(_UNITS)}, or microns_per_unit="
         )
     if microns_per_unit is None:
         return name, 1.0
-    if not (np.isfinite(microns_per_unit) and microns_per_unit > 0):
+    is_length = np.isfinite(microns_per_unit) and microns_per_unit > 0
+    if not is_length:
         raise ConfigError(f"microns_per_unit must be a positive number, not {microns_per_unit!r}")
     return "um", float(microns_per_unit)
 
@@ -251,70 +261,73 @@ def _derived_unit(
     hd_bin: float | None,
 ) -> tuple[str, float]:
     """Return unit and micrometers per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
+    per_pixel = positive_number(scale_factors, "microns_per_pixel")
     for platform, factor in _PLATFORM_UM.items():
-        if (
-            platform in tag
-        ):  # pixels differ between instruments: what the slice itself says goes first
-            stated = positive_number(scale_factors, "microns_per_pixel") if factor != 1.0 else None
-            return "um", stated or factor
+        if platform in tag:
+            if factor != 1.0 and per_pixel is not None:  # pixels differ between instruments
+                factor = per_pixel
+            return "um", factor
     if lattice is not None:
         if kind == "visium" and _is_lattice_itself(native, lattice):
             return "array", 1.0
         step = _lattice_step(lattice, native, kind, hd_bin)
         if step is not None:
             return "um", step
-    per_pixel = positive_number(scale_factors, "microns_per_pixel")
     if per_pixel is not None:
         return "um", per_pixel
     diameter = positive_number(scale_factors, "spot_diameter_fullres")
     if diameter is not None and hd_bin == 0.0:
-        scale = SPOT_DIAMETER / diameter
+        scale = _SPOT_DIAMETER / diameter
         if len(native) == 1 or nearest_distance(native) * scale > _MIN_VISIUM_SPACING:
             return "um", scale
-    is_visium = "visium" in tag and "hd" not in tag
-    if is_visium or tag in _ST_NAMES:
-        pitch = VISIUM_PITCH if is_visium else ST_DENSE_PITCH if tag == "st2k" else ST_PITCH
-        distance = _lattice_distance(native, 6 if is_visium else 4)
-        if distance is not None:
-            return "um", pitch / distance
-    return "unknown", 1.0
+    if "visium" in tag and "hd" not in tag:
+        pitch = _VISIUM_PITCH
+        distance = _lattice_distance(native, 6)
+    elif tag in _ST_NAMES:
+        pitch = _ST_DENSE_PITCH if tag == "st2k" else _ST_PITCH
+        distance = _lattice_distance(native, 4)
+    else:
+        return "unknown", 1.0
+    if distance is None:
+        return "unknown", 1.0
+    return "um", pitch / distance
 
 
 def _lattice(obs: pd.DataFrame) -> np.ndarray | None:
     """Return (row, col), int64 (n, 2), None where the columns are not there or not whole numbers."""
     if keys.ARRAY_ROW not in obs.columns or keys.ARRAY_COL not in obs.columns:
         return None
-    columns = [
-        pd.to_numeric(obs[name].astype(object), errors="coerce")
-        for name in (keys.ARRAY_ROW, keys.ARRAY_COL)
-    ]
-    values = np.stack(
-        [column.to_numpy(dtype=np.float64, na_value=np.nan) for column in columns], axis=1
-    )
-    whole = (
-        np.isfinite(values).all()
-        and (np.abs(values) < 2**31).all()
-        and (values == np.rint(values)).all()
-    )
-    return values.astype(np.int64) if whole else None
+    columns = []
+    for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
+        column = pd.to_numeric(obs[name].astype(object), errors="coerce")
+        columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+    values = np.stack(columns, axis=1)
+    is_usable = np.isfinite(values) & (np.abs(values) < 2**31) & (values == np.rint(values))
+    return values.astype(np.int64) if is_usable.all() else None
 
 
 def _hd_bin(names: Sequence[str] | pd.Index, scale_factors: Any) -> float | None:
     """Bin side of Visium HD in um, from the cell names (``s_008um_00301_00321-1``) or the scale factors."""
-    found = _HD_NAME.match(str(names[0])) if len(names) else None
-    return float(found.group(1)) if found else positive_number(scale_factors, "bin_size_um")
+    match = _HD_NAME.match(str(names[0])) if len(names) else None
+    if match is None:
+        return positive_number(scale_factors, "bin_size_um")
+    return float(match.group(1))
 
 
 def _lattice_kind(lattice: np.ndarray, native: np.ndarray, tag: str) -> str | None:
-    staggered = len(np.unique((lattice[:, 0] + lattice[:, 1]) & 1)) == 1
+    """Return "visium", "st" or None: by the platform's name, else by which positions of the lattice are used."""
+    rows, columns = lattice.T
+    parities = np.unique((rows + columns) & 1)
+    is_staggered = len(parities) == 1
     if tag in _ST_NAMES:
         return "st"
     if "visium" in tag:
-        return "visium" if staggered else None
+        return "visium" if is_staggered else None
     if tag not in ("", "unknown") or len(lattice) < 2:
         return None
-    if not staggered:
-        return "st" if int((np.ptp(lattice, axis=0) + 1).max()) <= _ST_EXTENT else None
+    if not is_staggered:
+        extent = np.ptp(lattice, axis=0) + 1
+        return "st" if int(extent.max()) <= _ST_EXTENT else None
     if _is_lattice_itself(native, lattice):
         return "visium"
     diagonal = _step_distance(lattice, native, _DIAGONAL_STEPS)
@@ -328,13 +341,17 @@ def _lattice_step(
 ) -> float | None:
     """Micrometers per native unit from the distance of spots that are lattice neighbors."""
     if hd_bin:
-        distance, pitch = _step_distance(lattice, native, _SQUARE_STEPS), hd_bin
+        pitch = hd_bin
+        distance = _step_distance(lattice, native, _SQUARE_STEPS)
     elif kind == "visium":
-        distance, pitch = _step_distance(lattice, native, _VISIUM_STEPS), VISIUM_PITCH
+        pitch = _VISIUM_PITCH
+        distance = _step_distance(lattice, native, _VISIUM_STEPS)
     elif kind == "st":
-        distance, pitch = _step_distance(lattice, native, _SQUARE_STEPS), ST_PITCH
+        pitch = _ST_PITCH
+        distance = _step_distance(lattice, native, _SQUARE_STEPS)
         if distance is None:
-            distance, pitch = _step_distance(lattice, native, _DIAGONAL_STEPS), ST_DENSE_PITCH
+            pitch = _ST_DENSE_PITCH
+            distance = _step_distance(lattice, native, _DIAGONAL_STEPS)
     else:
         return None
     return pitch / distance if distance else None
@@ -343,29 +360,37 @@ def _lattice_step(
 def _step_distance(
     lattice: np.ndarray, xy: np.ndarray, steps: Sequence[tuple[int, int]]
 ) -> float | None:
-    """Median distance of the spots that lie one of ``steps`` (row, col) apart, None if there are none (or it is 0)."""
+    """Return the median distance of the spots that are one of ``steps`` (row, col) apart; None if there are none."""
     rows, columns = (lattice - lattice.min(axis=0)).T
     width = int(columns.max()) + 5  # wide enough that a step never wraps into the next row
-    code, first = np.unique((rows + 2) * width + columns + 2, return_index=True)
+    codes = (rows + 2) * width + columns + 2
+    codes, spots = np.unique(codes, return_index=True)
+    places = xy[spots]
+    last = len(codes) - 1
     distances = []
     for row_step, column_step in steps:
-        wanted = code + row_step * width + column_step
-        at = np.minimum(np.searchsorted(code, wanted), len(code) - 1)
-        hit = code[at] == wanted
-        distances.append(np.linalg.norm(xy[first[hit]] - xy[first[at[hit]]], axis=1))
+        wanted = codes + row_step * width + column_step
+        position = np.searchsorted(codes, wanted)
+        position = np.minimum(position, last)
+        has_neighbor = codes[position] == wanted
+        neighbors = position[has_neighbor]
+        apart = places[has_neighbor] - places[neighbors]
+        distances.append(np.linalg.norm(apart, axis=1))
     every = np.concatenate(distances)
     median = float(np.median(every)) if len(every) else 0.0
     return median if median > 0 else None
 
 
 def _is_lattice_itself(native: np.ndarray, lattice: np.ndarray) -> bool:
-    return any(
-        np.array_equal(np.abs(native), np.abs(lattice[:, order])) for order in ([0, 1], [1, 0])
-    )
+    """Say whether the coordinates are the numbers of the lattice."""
+    xy = np.abs(native)
+    rows_columns = np.abs(lattice)
+    columns_rows = rows_columns[:, ::-1]
+    return np.array_equal(xy, rows_columns) or np.array_equal(xy, columns_rows)
 
 
 def nearest_distance(coords: np.ndarray) -> float:
-    """Median distance to the nearest cell at another position; 1.0 where all cells share one position.
+    """Return the median distance to the nearest cell at another position; 1.0 where all cells share one position.
 
     Parameters
     ----------
@@ -380,22 +405,27 @@ def nearest_distance(coords: np.ndarray) -> float:
 
 
 def _lattice_distance(coords: np.ndarray, n_neighbors: int) -> float | None:
-    """Pitch of coordinates that lie on a lattice with so many nearest neighbors; None where they lie on none."""
+    """Return the pitch of coordinates on a lattice with so many nearest neighbors; None where they are on none."""
     places = np.unique(coords, axis=0)
     if len(places) < 2:
         return None
-    distance = cKDTree(places).query(places, k=min(n_neighbors + 1, len(places)))[0][:, 1:]
-    nearest = float(np.median(distance[:, 0]))
-    on_lattice = np.abs(distance[:, 0] - nearest) < 0.3 * nearest
-    if on_lattice.mean() < 0.8:
+    n_queried = min(n_neighbors + 1, len(places))
+    distance, _ = cKDTree(places).query(places, k=n_queried)
+    distance = distance[:, 1:]  # without the place itself
+    nearest = distance[:, 0]
+    typical = float(np.median(nearest))
+    is_on_lattice = np.abs(nearest - typical) < 0.3 * typical
+    if is_on_lattice.mean() < 0.8:
         return None
-    return float(np.median(distance[distance < 1.25 * nearest]))
+    neighbors = distance[distance < 1.25 * typical]
+    return float(np.median(neighbors))
 
 
 def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
-    """Return the picture in ``uns["spatial"]`` (hires, else lowres), None where there is none that can be used."""
+    """Return the image in ``uns["spatial"]`` (hires, else lowres), None where there is none that can be used."""
     library = library_of(adata)
-    images, factors = library.get("images"), library.get("scalefactors")
+    images = library.get("images")
+    factors = library.get("scalefactors")
     if not isinstance(images, Mapping):
         return None
     from terrazzo.images import TissueImage
@@ -405,14 +435,13 @@ def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
         array = images.get(resolution)
         if scale is None or array is None or np.ndim(array) not in (2, 3):
             continue
+        # terrazzo's own key, where pixels are not squares
+        scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")
+        is_lazy = not isinstance(array, np.ndarray)  # zarr, dask
+        read = TissueImage.from_lazy if is_lazy else TissueImage.from_array
         try:
-            scale_y = positive_number(
-                factors, f"tissue_{resolution}_scalef_y"
-            )  # ours: where pixels are no squares
-            read = (
-                TissueImage.from_array if isinstance(array, np.ndarray) else TissueImage.from_lazy
-            )  # zarr, dask
-            return image_in_units(read(array, scale=scale, scale_y=scale_y), geometry)
+            image = read(array, scale=scale, scale_y=scale_y)
+            return image_in_units(image, geometry)
         except (InputError, TypeError, ValueError) as error:
             message = f"the {resolution} image in uns['spatial'] is not used: {error}"
             warnings.warn(message, TerrazzoWarning, stacklevel=4)

@@ -14,39 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats, Int32s, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.slices import Slice
 
+__all__ = ["Grid", "Layout", "grid_of", "lay_out", "observed"]
+
 Layout = Literal["auto", "hex", "square", "rank", "bin"]
 
-
-MOST_SITES = (
+_MAX_SITES = (
     2**28
-)  # to count what windows hold then takes 3 GB; a million cells in bins of their spacing have 2**21
-
-
-HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pitches
-
-
-ORDERLY, SPREAD = (
-    0.8,
-    0.3,
-)  # share of neighbors at the lattice's distance, and what counts as that distance
-
-
-FITS, MOST = (
-    0.25,
-    0.9,
-)  # distance from their lattice points, in pitches, within which this share of places must lie
-
-
-FIT_ROUNDS = 12
+)  # counting the cells of windows then takes 3 GB; a million cells in bins of their spacing have 2**21
+_HEX_ROW = np.sqrt(3) / 2  # distance between rows of a hexagonal lattice, in pitches
+_MIN_ORDERLY = 0.8  # share of neighbors that must be at the lattice's distance
+_SPREAD = 0.3  # what counts as that distance, as a share of it
+_FIT_DISTANCE = 0.25  # from their lattice points, in pitches: as near must be ...
+_FIT_SHARE = 0.9  # ... this share of the positions
+_FIT_ROUNDS = 12
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the cells of a slice lie on a dense grid.
+    """Where the cells of a slice are on a dense grid.
 
     Attributes
     ----------
@@ -70,12 +59,15 @@ class Grid:
     def ranked(self, *keys: NDArray[np.generic]) -> Ints:
         """Return the number of each cell in its site, from 0, by some keys, the first of them first, then by row."""
         order = np.lexsort((*reversed(keys), self.site))
-        starts = np.flatnonzero(np.append(True, np.diff(self.site[order]) > 0))
-        out = np.empty_like(self.site)
-        out[order] = np.arange(len(order)) - np.repeat(
-            starts, np.diff(np.append(starts, len(order)))
-        )
-        return out
+        sites = self.site[order]
+        is_first = np.append(True, np.diff(sites) > 0)
+        starts = np.flatnonzero(is_first)
+        ends = np.append(starts[1:], len(order))
+        counts = ends - starts
+        first_of_site = np.repeat(starts, counts)
+        numbers = np.empty_like(self.site)
+        numbers[order] = np.arange(len(order)) - first_of_site
+        return numbers
 
     @cached_property
     def occupied(self) -> Ints:
@@ -84,37 +76,48 @@ class Grid:
 
     @cached_property
     def _by_site(self) -> tuple[Ints, Ints]:
-        """Cells in the order of their sites, and where each occupied site's begin."""
+        """Cells in the order of their sites, and where those of each occupied site begin."""
         order = np.argsort(self.site, kind="stable").astype(np.int64)
-        return order, np.append(
-            np.searchsorted(self.site[order], self.occupied), len(order)
-        ).astype(np.int64)
+        sites = self.site[order]
+        starts = np.searchsorted(sites, self.occupied)
+        starts = np.append(starts, len(order))
+        return order, starts.astype(np.int64)
 
     def cells(self, sites: Ints) -> tuple[Ints, Ints]:
-        """Return the cells of some sites and, for each, which of ``sites`` it lies on; -1 is a site beyond the edge."""
+        """Return the cells of some sites and, for each, which of ``sites`` it is on; -1 is a site beyond the edge."""
         order, starts = self._by_site
-        at = np.minimum(np.searchsorted(self.occupied, sites), len(self.occupied) - 1)
-        here = np.flatnonzero(self.occupied[at] == sites)
-        first, counts = starts[at[here]], starts[at[here] + 1] - starts[at[here]]
+        last = len(self.occupied) - 1
+        position = np.searchsorted(self.occupied, sites)
+        position = np.minimum(position, last)
+        is_occupied = self.occupied[position] == sites
+        occupied = np.flatnonzero(is_occupied)
+        position = position[occupied]
+        first = starts[position]
+        counts = starts[position + 1] - first
         ends = np.cumsum(counts)
-        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-        return order[np.repeat(first, counts) + within], np.repeat(here, counts).astype(np.int64)
+        n_cells = ends[-1] if len(ends) else 0
+        begins = np.repeat(ends - counts, counts)
+        number = np.arange(n_cells) - begins  # of a cell within its site
+        cells = order[np.repeat(first, counts) + number]
+        sites_of_cells = np.repeat(occupied, counts)
+        return cells, sites_of_cells.astype(np.int64)
 
     def places(self, sites: Ints) -> Floats:
-        """Return where sites lie, ``(n, 2)`` x and y in pitches; on a hexagonal grid every other row is shifted."""
+        """Return where sites are, ``(n, 2)`` x and y in pitches; on a hexagonal grid every other row is shifted."""
         row, column = np.divmod(sites, self.shape[1])
         if self.layout != "hex":
             return np.stack([column, row], axis=1).astype(np.float64)
-        return np.stack([column + 0.5 * (row % 2), row * HEX_ROW], axis=1)
+        x = column + 0.5 * (row % 2)
+        y = row * _HEX_ROW
+        return np.stack([x, y], axis=1)
 
-    def window_places(self, sites: Ints) -> NDArray[np.float32]:
-        """Return where the sites of a window lie, ``(n, 2)``, from its own corner; 0 for -1, beyond the edge."""
-        inside, there = sites >= 0, self.places(sites)
-        if (
-            inside.any()
-        ):  # sines count from the corner: a padded window must not seem to lie elsewhere
-            there = there - there[inside].min(axis=0)
-        return np.where(inside[:, None], there, 0.0).astype(np.float32)
+    def window_places(self, sites: Ints) -> Vectors:
+        """Return where the sites of a window are, ``(n, 2)``, from its own corner; 0 for -1, beyond the edge."""
+        is_inside = sites >= 0
+        places = self.places(sites)
+        if is_inside.any():  # sines count from the corner: padding must not move a window
+            places = places - places[is_inside].min(axis=0)
+        return np.where(is_inside[:, None], places, 0.0).astype(np.float32)
 
 
 def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> Grid:
@@ -132,11 +135,8 @@ def grid_of(tissue: Slice, *, layout: Layout = "auto", bin_um: float = 0.0) -> G
     InputError, ConfigError
         As :func:`lay_out`.
     """
-    if (
-        bin_um > 0
-        and tissue.unit != "um"
-        and (layout == "bin" or (layout == "auto" and tissue.lattice_kind is None))
-    ):
+    uses_bins = layout == "bin" or (layout == "auto" and tissue.lattice_kind is None)
+    if bin_um > 0 and uses_bins and tissue.unit != "um":
         warnings.warn(
             f"{tissue.name}: micrometers are not known, so the bin's side, {bin_um:g}, is in units of the coordinates; "
             "pass technology= (--technology) or microns_per_unit= (--microns-per-unit), or write uns['technology'], if "
@@ -175,16 +175,16 @@ def lay_out(
         ``"hex"``: Visium's staggered array, columns halved, so that the grid is dense. ``"square"``: arrays whose rows
         and columns are the grid's. ``"rank"``: rank of each distinct x and y (eq 5), which closes gaps. ``"bin"``:
         squares of side ``bin_size``. ``"auto"``: a Visium or ST array's own grid; else bins where ``bin_size`` is
-        given; else the lattice that the coordinates lie on, turned by whatever angle.
+        given; else the lattice that the coordinates are on, turned by whatever angle.
     bin_size
-        In the unit of ``coords``; not looked at with ``"hex"``, ``"square"`` and ``"rank"``.
+        In the unit of ``coords``; not used with ``"hex"``, ``"square"`` and ``"rank"``.
     name
         Of the slice, for messages.
 
     Raises
     ------
     InputError
-        No lattice is there and no bin size is given; the grid would be too large.
+        There is no lattice and no bin size is given; the grid would be too large.
     ConfigError
         Bins without a size.
     """
@@ -193,15 +193,15 @@ def lay_out(
             "layout 'bin' needs the side of a bin in micrometers, e.g. bin_um=20 (--bin-um 20)."
         )
     if layout == "bin" or (layout == "auto" and bin_size > 0 and lattice_kind is None):
-        columns, rows = np.floor(np.minimum((coords - coords.min(axis=0)) / bin_size, MOST_SITES)).T
+        from_corner = coords - coords.min(axis=0)
+        bins = np.minimum(from_corner / bin_size, _MAX_SITES)
+        columns, rows = np.floor(bins).T
         kind = "bin"
     elif layout == "rank":
         x, y = (coords if lattice is None else lattice[:, ::-1]).T
-        rows, columns, kind = (
-            np.unique(y, return_inverse=True)[1],
-            np.unique(x, return_inverse=True)[1],
-            "rank",
-        )
+        _, rows = np.unique(y, return_inverse=True)
+        _, columns = np.unique(x, return_inverse=True)
+        kind = "rank"
     else:
         rows, columns, kind = _on_lattice(coords, lattice, lattice_kind, layout, name)
     return _grid(np.asarray(rows, np.int64), np.asarray(columns, np.int64), kind, name)
@@ -210,57 +210,67 @@ def lay_out(
 def _on_lattice(
     coords: Floats, lattice: Ints | None, lattice_kind: str | None, layout: Layout, name: str
 ) -> tuple[Ints, Ints, str]:
-    """Return row, column and kind from the array's own numbers, or from the lattice that the coordinates lie on."""
+    """Return row, column and kind from the array's own numbers, or from the lattice that the coordinates are on."""
     if lattice is not None:
-        staggered = len(np.unique(lattice.sum(axis=1) % 2)) == 1 and len(lattice) > 1
-        kind = (
-            layout
-            if layout != "auto"
-            else ("hex" if staggered and lattice_kind != "st" else "square")
-        )
-        rows, columns = lattice.T
-        if (
-            kind != "hex"
-        ):  # every second site of a dense ST array is left out: a square lattice that stands on its tip
-            return (
-                (*((rows + columns) // 2, (columns - rows) // 2), "square")
-                if staggered
-                else (rows, columns, "square")
-            )
-        if not staggered and len(lattice) > 1:
-            raise InputError(
-                f"{name}: layout 'hex' is for staggered arrays, where every second position is left out (Visium); here "
-                "array_row + array_col is even on some spots and odd on others. Take layout 'square' or 'auto'."
-            )
-        first = rows.min()
-        first -= columns[rows == first].min() % 2  # even rows are the ones that are not shifted
-        return rows - first, columns // 2, "hex"
-    found = _recovered(coords, ("hex", "square") if layout == "auto" else (layout,))
-    if found is None:
-        asked = "a lattice" if layout == "auto" else f"a {layout} lattice"
+        return _on_array(lattice, lattice_kind, layout, name)
+    kinds = ("hex", "square") if layout == "auto" else (layout,)
+    recovered = _recover_lattice(coords, kinds)
+    if recovered is None:
+        wanted = "a lattice" if layout == "auto" else f"a {layout} lattice"
         raise InputError(
-            f"{name}: the coordinates do not lie on {asked}, and obs has no array_row and array_col. For single-cell "
+            f"{name}: the coordinates are not on {wanted}, and obs has no array_row and array_col. For single-cell "
             "platforms give the side of a bin in micrometers, bin_um=20 (--bin-um 20), in a recipe "
             "model.patches.bin_um: 20; about the distance between neighboring cells puts one or two into a bin."
         )
-    return found
+    return recovered
+
+
+def _on_array(
+    lattice: Ints, lattice_kind: str | None, layout: str, name: str
+) -> tuple[Ints, Ints, str]:
+    """Return row, column and kind from the array's own numbers."""
+    rows, columns = lattice.T
+    parity = (rows + columns) % 2
+    is_staggered = len(lattice) > 1 and len(np.unique(parity)) == 1
+    is_hex = layout == "hex"
+    if layout == "auto":
+        is_hex = is_staggered and lattice_kind != "st"
+    if not is_hex and not is_staggered:
+        return rows, columns, "square"
+    if not is_hex:  # a dense ST array has every second site: a square lattice on its tip
+        diagonal = (rows + columns) // 2
+        other_diagonal = (columns - rows) // 2
+        return diagonal, other_diagonal, "square"
+    if not is_staggered and len(lattice) > 1:
+        raise InputError(
+            f"{name}: layout 'hex' is for staggered arrays, where every second position is left out (Visium); here "
+            "array_row + array_col is even on some spots and odd on others. Take layout 'square' or 'auto'."
+        )
+    first = rows.min()
+    first_column = columns[rows == first].min()
+    first -= first_column % 2  # even rows are the ones that are not shifted
+    return rows - first, columns // 2, "hex"
 
 
 def _grid(rows: Ints, columns: Ints, kind: str, name: str) -> Grid:
-    low = rows.min()
-    low -= low % 2 if kind == "hex" else 0  # whether a row is shifted must stay as it is
-    rows, columns = rows - low, columns - columns.min()
-    shape = int(rows.max()) + 1, int(columns.max()) + 1
-    if shape[0] * shape[1] > MOST_SITES:
-        mend = "take layout 'bin' with a size" if kind == "rank" else "take larger bins"
+    first_row = rows.min()
+    if kind == "hex":
+        first_row -= first_row % 2  # whether a row is shifted must stay as it is
+    rows = rows - first_row
+    columns = columns - columns.min()
+    n_rows = int(rows.max()) + 1
+    n_columns = int(columns.max()) + 1
+    if n_rows * n_columns > _MAX_SITES:
+        fix = "take layout 'bin' with a size" if kind == "rank" else "take larger bins"
         raise InputError(
-            f"{name}: a grid of {shape[0]:,} x {shape[1]:,} sites for {len(rows):,} cells is too large; {mend} "
+            f"{name}: a grid of {n_rows:,} x {n_columns:,} sites for {len(rows):,} cells is too large; {fix} "
             "(bin_um, --bin-um), or check the coordinates for outliers."
         )
-    grid = Grid(shape, rows * shape[1] + columns, kind)
-    if kind != "bin" and len(grid.occupied) < len(rows):
+    grid = Grid((n_rows, n_columns), rows * n_columns + columns, kind)
+    n_sharing = len(rows) - len(grid.occupied)
+    if kind != "bin" and n_sharing:
         warnings.warn(
-            f"{name}: {len(rows) - len(grid.occupied):,} cells share their lattice position with another; their counts "
+            f"{name}: {n_sharing:,} cells share their lattice position with another; their counts "
             "are summed there, and they get the same vector.",
             TerrazzoWarning,
             stacklevel=4,
@@ -268,81 +278,100 @@ def _grid(rows: Ints, columns: Ints, kind: str, name: str) -> Grid:
     return grid
 
 
-def _recovered(coords: Floats, kinds: tuple[str, ...]) -> tuple[Ints, Ints, str] | None:
-    """Recover row and column of cells that lie on a lattice turned by any angle; None where they lie on none."""
-    places, back = np.unique(coords, axis=0, return_inverse=True)
+def _recover_lattice(coords: Floats, kinds: tuple[str, ...]) -> tuple[Ints, Ints, str] | None:
+    """Recover row and column of cells that are on a lattice turned by any angle; None where they are on none."""
+    places, cells = np.unique(coords, axis=0, return_inverse=True)
     if len(places) < 4:
         return None
     tree = cKDTree(places)
     for kind in kinds:
-        neighbors = 6 if kind == "hex" else 4
-        distance, index = tree.query(places, k=min(neighbors + 1, len(places)))
-        pitch = float(np.median(distance[:, 1]))
-        near = np.abs(distance[:, 1:] - pitch) < SPREAD * pitch
-        step = (places[index[:, 1:]] - places[:, None])[near]
-        angle = np.arctan2(step[:, 1], step[:, 0])
-        order = np.exp(1j * neighbors * angle).mean() if len(angle) else 0.0
-        if near[:, 0].mean() < ORDERLY or abs(order) < ORDERLY:
+        n_neighbors = 6 if kind == "hex" else 4
+        distance, index = tree.query(places, k=min(n_neighbors + 1, len(places)))
+        distance = distance[:, 1:]  # without the place itself
+        index = index[:, 1:]
+        pitch = float(np.median(distance[:, 0]))
+        deviation = np.abs(distance - pitch)
+        is_near = deviation < _SPREAD * pitch
+        nearest_is_near = is_near[:, 0]
+        if nearest_is_near.mean() < _MIN_ORDERLY:
             continue
-        turn = float(np.angle(order)) / neighbors  # of the direction that lies nearest to x
-        basis = _basis(kind, turn, pitch)
-        found = _fitted(places, basis)
-        if found is not None:
-            rows, columns = found[:, 1], found[:, 0]
-            if kind == "hex":
-                columns = columns + (rows - rows % 2) // 2  # from slanted axes to staggered rows
-            return rows[back], columns[back], kind
+        steps = places[index] - places[:, None]
+        dx, dy = steps[is_near].T
+        angle = np.arctan2(dy, dx)
+        phase = 1j * n_neighbors * angle
+        order = np.exp(phase).mean()
+        if abs(order) < _MIN_ORDERLY:
+            continue
+        turn = float(np.angle(order)) / n_neighbors  # of the direction nearest to x
+        fitted = _fit_lattice(places, _basis(kind, turn, pitch))
+        if fitted is not None:
+            columns, rows = fitted.T
+            if kind == "hex":  # from slanted axes to staggered rows
+                shift = (rows - rows % 2) // 2
+                columns = columns + shift
+            return rows[cells], columns[cells], kind
     return None
 
 
 def _basis(kind: str, turn: float, pitch: float) -> Floats:
     """Return the steps to the next column and to the next row, ``(2, 2)``; of a hexagonal lattice 60 degrees apart."""
-    second = turn + (np.pi / 3 if kind == "hex" else np.pi / 2)
-    return pitch * np.array([[np.cos(turn), np.sin(turn)], [np.cos(second), np.sin(second)]])
+    between = np.pi / 3 if kind == "hex" else np.pi / 2
+    second = turn + between
+    next_column = [np.cos(turn), np.sin(turn)]
+    next_row = [np.cos(second), np.sin(second)]
+    return pitch * np.array([next_column, next_row])
 
 
-def _fitted(places: Floats, basis: Floats) -> Ints | None:
+def _fit_lattice(places: Floats, basis: Floats) -> Ints | None:
     """Return whole-number coordinates in a basis, which is fitted from the middle of the slice outwards."""
-    center = places[np.argmin(np.linalg.norm(places - np.median(places, axis=0), axis=1))]
-    offset = places - center
+    from_median = places - np.median(places, axis=0)
+    middle = np.argmin(np.linalg.norm(from_median, axis=1))
+    offset = places - places[middle]
     radius = np.linalg.norm(offset, axis=1)
-    reach = np.geomspace(
-        4 * np.linalg.norm(basis[0]), max(radius.max(), 8 * np.linalg.norm(basis[0])), FIT_ROUNDS
-    )
+    pitch = np.linalg.norm(basis[0])
+    last = max(radius.max(), 8 * pitch)
+    reaches = np.geomspace(4 * pitch, last, _FIT_ROUNDS)
     start = np.zeros(2)
-    for most in (
-        reach
-    ):  # an error of the pitch adds up with distance: it is taken out before it reaches half a step
-        inside = radius <= most
-        whole = np.rint((offset[inside] - start) @ np.linalg.inv(basis))
-        design = np.hstack([whole, np.ones((len(whole), 1))])
+    # an error of the pitch adds up with distance: it is removed before it reaches half a step
+    for reach in reaches:
+        inside = offset[radius <= reach]
+        inverse = np.linalg.inv(basis)
+        whole = np.rint((inside - start) @ inverse)
+        constant = np.ones((len(whole), 1))
+        design = np.hstack([whole, constant])
         if np.linalg.matrix_rank(design) < 3:
             continue
-        solved = np.linalg.lstsq(design, offset[inside], rcond=None)[0]
-        basis, start = solved[:2], solved[2]
-    exact = (offset - start) @ np.linalg.inv(basis)
+        solution, *_ = np.linalg.lstsq(design, inside, rcond=None)
+        basis = solution[:2]
+        start = solution[2]
+    inverse = np.linalg.inv(basis)
+    exact = (offset - start) @ inverse
     whole = np.rint(exact)
-    return (
-        whole.astype(np.int64)
-        if np.quantile(np.abs(exact - whole).max(axis=1), MOST) < FITS
-        else None
-    )
+    deviation = np.abs(exact - whole)
+    deviation = deviation.max(axis=1)
+    if not np.quantile(deviation, _FIT_SHARE) < _FIT_DISTANCE:
+        return None
+    return whole.astype(np.int64)
 
 
-def observed(grid: Grid, window: int) -> NDArray[np.int32]:
+def observed(grid: Grid, window: int) -> Int32s:
     """Return how many occupied sites every window holds, by its top-left corner, ``(rows - h + 1, columns - w + 1)``.
 
     A grid smaller than a window has one corner in that direction: the window is padded with empty sites.
     """
+    n_rows, n_columns = grid.shape
     total = np.zeros(
-        (grid.shape[0] + 1, grid.shape[1] + 1), dtype=np.int32
-    )  # of a huge grid, hardly more than itself
-    rows, columns = np.divmod(grid.occupied, grid.shape[1])
+        (n_rows + 1, n_columns + 1), dtype=np.int32
+    )  # sums over all sites above and left
+    rows, columns = np.divmod(grid.occupied, n_columns)
     total[rows + 1, columns + 1] = 1
     for axis in (0, 1):
         np.cumsum(total, axis=axis, out=total)
-    h, w = min(window, grid.shape[0]), min(window, grid.shape[1])
-    out = total[h:, w:] - total[:-h, w:]
-    out -= total[h:, :-w]
-    out += total[:-h, :-w]
-    return out
+    height = min(window, n_rows)
+    width = min(window, n_columns)
+    below = total[height:]
+    above = total[:-height]
+    counts = below[:, width:] - above[:, width:]
+    counts -= below[:, :-width]
+    counts += above[:, :-width]
+    return counts

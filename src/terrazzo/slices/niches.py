@@ -14,20 +14,15 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError
 
-TIE = 1e-6  # distances that differ by less than this share are equal: a lattice that was turned or scaled is still one
+__all__ = ["Niches", "find_niches", "spot_boxes", "spot_diameter"]
 
-
-_CANDIDATES = 8  # asked for beyond the K nearest, so that ties are seen
-
-
+_TIE = 1e-6  # distances that differ by less than this share are equal: a turned or scaled lattice stays one
+_CANDIDATES = 8  # queried beyond the K nearest, so that ties are seen
 _CHUNK = 2**22  # candidates at once
-
-
 _SPOT_UM = {"visium": 55.0, "st": 100.0, "slideseq": 10.0}
-
-
 _NAMES = {
     "st1k": "st",
     "st2k": "st",
@@ -47,28 +42,32 @@ class Niches:
         int64 (n, K + 1): the spot itself, then its neighbors, nearest first; -1 where there is none.
     """
 
-    members: NDArray[np.int64]
+    members: Ints
 
     def __len__(self) -> int:
         return len(self.members)
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
+    def sizes(self) -> Ints:
         """Members of each niche, the spot included, int64 (n,)."""
         return np.count_nonzero(self.members >= 0, axis=1)
 
-    def averaging(self, rows: NDArray[np.int64] | None = None) -> sparse.csr_matrix:
+    def averaging(self, rows: Ints | None = None) -> sparse.csr_matrix:
         """Return the matrix that averages, float64 CSR (rows, n): row i has 1 / |N(i)| at the members of i."""
         members = self.members if rows is None else self.members[rows]
-        there = members >= 0
-        sizes = there.sum(axis=1)
-        indptr = np.concatenate([[0], np.cumsum(sizes)])
-        weights = np.repeat(1.0 / np.maximum(sizes, 1), sizes)
-        return sparse.csr_matrix((weights, members[there], indptr), shape=(len(members), len(self)))
+        is_member = members >= 0
+        indices = members[is_member]
+        sizes = is_member.sum(axis=1)
+        ends = np.cumsum(sizes)
+        indptr = np.concatenate([[0], ends])
+        weight = 1.0 / np.maximum(sizes, 1)
+        weights = np.repeat(weight, sizes)
+        shape = (len(members), len(self))
+        return sparse.csr_matrix((weights, indices, indptr), shape=shape)
 
     def mean(
-        self, values: sparse.csr_matrix | NDArray[Any], rows: NDArray[np.int64] | None = None
-    ) -> sparse.csr_matrix | NDArray[np.float32]:
+        self, values: sparse.csr_matrix | NDArray[Any], rows: Ints | None = None
+    ) -> sparse.csr_matrix | Vectors:
         """Average over each niche, the target spot included (eq 2), without ever making sparse values dense.
 
         Parameters
@@ -98,9 +97,7 @@ class Niches:
         out.sort_indices()
         return out
 
-    def boxes(
-        self, coords: NDArray[np.float64], diameter: float, *, square: bool = False
-    ) -> NDArray[np.float64]:
+    def boxes(self, coords: Floats, diameter: float, *, square: bool = False) -> Floats:
         """Return the box that covers the discs of each niche's spots, float64 (n, 4): left, top, right, bottom.
 
         Parameters
@@ -113,15 +110,22 @@ class Niches:
             Widen the shorter side, about the center of the box, so that a crop keeps its proportions.
         """
         _check_diameter(diameter)
-        own = np.where(self.members >= 0, self.members, np.arange(len(self))[:, None])
-        low, high = coords[own].min(axis=1) - diameter / 2, coords[own].max(axis=1) + diameter / 2
+        radius = diameter / 2
+        spots = np.arange(len(self))[:, None]
+        members = np.where(self.members >= 0, self.members, spots)
+        places = coords[members]
+        low = places.min(axis=1) - radius
+        high = places.max(axis=1) + radius
         if square:
-            center, half = (low + high) / 2, (high - low).max(axis=1, keepdims=True) / 2
-            low, high = center - half, center + half
+            center = (low + high) / 2
+            sides = high - low
+            half = sides.max(axis=1, keepdims=True) / 2
+            low = center - half
+            high = center + half
         return np.concatenate([low, high], axis=1)
 
 
-def find_niches(coords: NDArray[np.float64], k: int = 3, *, reach: float | None = None) -> Niches:
+def find_niches(coords: Floats, k: int = 3, *, reach: float | None = None) -> Niches:
     """Find the K nearest neighbors of each spot (eq 1).
 
     On a lattice more than K neighbors may be equally near. Of those the one with the smaller y is taken first, then
@@ -144,58 +148,86 @@ def find_niches(coords: NDArray[np.float64], k: int = 3, *, reach: float | None 
     InputError
         Positions that are not (n, 2) or not finite.
     """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+    is_whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+    if not is_whole or k < 0:
         raise ConfigError(f"a niche has {k!r} neighbors; it must be a whole number of at least 0.")
     if reach is not None and not reach > 0:
         raise ConfigError(f"reach is {reach!r}; it must be a positive length, or None.")
     coords = np.asarray(coords, dtype=np.float64)
-    if coords.ndim != 2 or coords.shape[1] != 2 or not np.isfinite(coords).all():
+    is_plane = coords.ndim == 2 and coords.shape[1] == 2
+    if not is_plane or not np.isfinite(coords).all():
         raise InputError(f"positions must be finite and (n, 2), x and y; got shape {coords.shape}.")
-    n, near = len(coords), min(int(k), max(len(coords) - 1, 0))
+    n = len(coords)
+    n_neighbors = min(int(k), max(n - 1, 0))
     members = np.full((n, k + 1), -1, dtype=np.int64)
     members[:, 0] = np.arange(n)
-    if near == 0:
+    if n_neighbors == 0:
         return Niches(members)
-    tree, pending, asked = cKDTree(coords), np.arange(n), min(n, near + 1 + _CANDIDATES)
+    tree = cKDTree(coords)
+    pending = np.arange(n)
+    n_candidates = n_neighbors + 1 + _CANDIDATES
+    n_candidates = min(n, n_candidates)
     while len(pending):
         unsure = []
-        step = max(1, _CHUNK // asked)
+        step = max(1, _CHUNK // n_candidates)
         for start in range(0, len(pending), step):
             rows = pending[start : start + step]
-            distance, index = tree.query(coords[rows], k=asked)
-            sure = (distance[:, -1] > distance[:, near] * (1 + 2 * TIE)) | (asked == n)
-            chosen, far = _nearest(coords, rows[sure], distance[sure], index[sure], near)
+            distance, index = tree.query(coords[rows], k=n_candidates)
+            farthest = distance[:, -1]
+            last_neighbor = distance[:, n_neighbors]
+            tie = 1 + 2 * _TIE
+            is_sure = farthest > last_neighbor * tie
+            if n_candidates == n:
+                is_sure[:] = True
+            unsure.append(rows[~is_sure])
+            rows = rows[is_sure]
+            distance = distance[is_sure]
+            index = index[is_sure]
+            neighbors, apart = _nearest(coords, rows, distance, index, n_neighbors)
             if reach is not None:
-                chosen[far > reach * (1 + TIE)] = -1
-            members[rows[sure], 1 : near + 1] = chosen
-            unsure.append(rows[~sure])
-        pending, asked = np.concatenate(unsure), min(n, 2 * asked)
+                is_far = apart > reach * (1 + _TIE)
+                neighbors[is_far] = -1
+            members[rows, 1 : n_neighbors + 1] = neighbors
+        pending = np.concatenate(unsure)
+        n_candidates = min(n, 2 * n_candidates)
     return Niches(members)
 
 
 def _nearest(
-    coords: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    distance: NDArray[np.float64],
-    index: NDArray[np.int64],
-    near: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Pick the neighbors of these rows out of candidates sorted by distance; returns them and their distances."""
-    apart = np.diff(distance, axis=1) > TIE * distance[:, 1:]
-    rank = np.concatenate(
-        [np.zeros((len(rows), 1), dtype=np.int64), np.cumsum(apart, axis=1)], axis=1
-    )
-    rank[index == rows[:, None]] = -1  # the spot itself comes first, whoever shares its place
-    unit = np.where(distance[:, near] > 0, distance[:, near], 1.0)[:, None, None]
-    place = np.rint((coords[index] - coords[rows][:, None]) / unit / TIE)
-    order = np.lexsort((index, place[..., 0], place[..., 1], rank), axis=-1)[:, 1 : near + 1]
-    return np.take_along_axis(index, order, axis=1), np.take_along_axis(distance, order, axis=1)
+    coords: Floats,
+    rows: Ints,
+    distance: Floats,
+    index: Ints,
+    n_neighbors: int,
+) -> tuple[Ints, Floats]:
+    """Pick the neighbors of these rows out of candidates sorted by distance; return them and their distances."""
+    gap = np.diff(distance, axis=1)
+    is_farther = gap > _TIE * distance[:, 1:]
+    first = np.zeros((len(rows), 1), dtype=np.int64)
+    following = np.cumsum(is_farther, axis=1)
+    rank = np.concatenate([first, following], axis=1)
+    is_self = index == rows[:, None]
+    rank[is_self] = -1  # the spot itself comes first, whoever shares its place
+    farthest = distance[:, n_neighbors]
+    unit = np.where(farthest > 0, farthest, 1.0)
+    spots = coords[rows]
+    offset = coords[index] - spots[:, None]
+    unit = unit[:, None, None]
+    place = np.rint(offset / unit / _TIE)
+    x = place[..., 0]
+    y = place[..., 1]
+    order = np.lexsort((index, x, y, rank), axis=-1)
+    order = order[:, 1 : n_neighbors + 1]
+    neighbors = np.take_along_axis(index, order, axis=1)
+    distances = np.take_along_axis(distance, order, axis=1)
+    return neighbors, distances
 
 
-def spot_boxes(coords: NDArray[np.float64], diameter: float) -> NDArray[np.float64]:
+def spot_boxes(coords: Floats, diameter: float) -> Floats:
     """Return the box of each spot's disc, float64 (n, 4): left, top, right, bottom, in the unit of ``diameter``."""
     _check_diameter(diameter)
-    return np.concatenate([coords - diameter / 2, coords + diameter / 2], axis=1)
+    radius = diameter / 2
+    return np.concatenate([coords - radius, coords + radius], axis=1)
 
 
 def spot_diameter(
@@ -221,15 +253,18 @@ def spot_diameter(
     if "visiumhd" in tag and spacing is not None and spacing > 0:
         return float(spacing)
     name = _NAMES.get(tag, tag)
-    known = _SPOT_UM.get(name) or _SPOT_UM.get(lattice_kind or "")
-    if known is None or "visiumhd" in tag:
+    diameter = _SPOT_UM.get(name)
+    if diameter is None and lattice_kind is not None:
+        diameter = _SPOT_UM.get(lattice_kind)
+    if diameter is None or "visiumhd" in tag:
         raise ConfigError(
             f"the spots of {technology!r} have no known size; state their diameter in micrometers (spot_um=), or for "
             "single cells how much around a cell its crop shall show."
         )
-    return known
+    return diameter
 
 
 def _check_diameter(diameter: float) -> None:
-    if not (np.isfinite(diameter) and diameter > 0):
+    is_length = np.isfinite(diameter) and diameter > 0
+    if not is_length:
         raise ConfigError(f"the diameter of a spot is {diameter!r}; it must be a positive length.")

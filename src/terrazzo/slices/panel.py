@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
-from numpy.typing import NDArray
 
+from terrazzo.arrays import Floats
 from terrazzo.genes.names import merge_plan, read_gene_names
 from terrazzo.slices.counts import find_counts
 from terrazzo.sparse import merge_columns
+
+__all__ = ["Panel"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,27 +36,21 @@ class Panel:
 
     @classmethod
     def read(cls, adata: AnnData, layer: str | None = None) -> Panel:
-        """Read a slice; columns of one gene are summed. Errors as :func:`terrazzo.slices.counts.find_counts`."""
+        """Read a slice; columns of one gene are summed; errors as :func:`terrazzo.slices.counts.find_counts`."""
         found = find_counts(adata, layer, False)
-        read = read_gene_names(found.var)
-        column, first = merge_plan(read)
-        texts = found.var.index.astype(str)
+        genes = read_gene_names(found.var)
+        column, first = merge_plan(genes)
+        index = found.var.index.astype(str)
         place: dict[str, int] = {}
-        for names in (
-            texts,
-            read.gene_ids,
-            read.gene_symbols,
-        ):  # an index goes before what another gene is called
+        # a name in the index goes before the same name as another gene's id or symbol
+        for names in (index, genes.gene_ids, genes.gene_symbols):
             for name, number in zip(names, column, strict=True):
                 if name:
                     place.setdefault(str(name), int(number))
-        return cls(
-            merge_columns(found.matrix, column, len(first)),
-            tuple(str(texts[i]) for i in first),
-            place,
-        )
+        counts = merge_columns(found.matrix, column, len(first))
+        return cls(counts, tuple(str(index[i]) for i in first), place)
 
     @property
-    def totals(self) -> NDArray[np.float64]:
+    def totals(self) -> Floats:
         """Counts of every cell over all genes, float64 ``(n_cells,)``."""
         return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()

@@ -1,4 +1,4 @@
-"""Slices from wherever they are: one door for files, stores and vendors' folders."""
+"""Read slices from files, stores and vendors' folders: recognize what a path is, and open it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ from typing import Any, overload
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.safe_zarr import refuse_code
+from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
 from terrazzo.slices.spatialdata import CHOICES, content_of, open_spatialdata
+
+__all__ = [
+    "SUPPORTED",
+    "content_files",
+    "open_slice",
+    "read",
+    "read_anndata",
+    "recognize",
+    "split_choices",
+    "store_of",
+]
 
 SUPPORTED = (
     ".h5ad and .zarr (AnnData, SpatialData, or a table of one), and the output folders of "
@@ -27,18 +38,19 @@ _CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
 
 
 def split_choices(options: dict[str, Any]) -> tuple[Choices, dict[str, Any]]:
-    """Part what is chosen when a slice is read from the arguments of :meth:`terrazzo.Slice.from_anndata`.
+    """Separate what is chosen when a slice is read from the arguments of :meth:`terrazzo.Slice.from_anndata`.
 
-    ``image`` is a choice where it is the name of a picture, an argument where it is one.
+    ``image`` is a choice where it is the name of an image, an argument where it is one.
     """
-    mine = {
-        k: str(v)
-        for k, v in options.items()
-        if k in _CHOICES and v is not None and not hasattr(v, "pixels")
-    }
-    return Choices(**mine), {
-        k: v for k, v in options.items() if k not in _CHOICES or hasattr(v, "pixels")
-    }
+    choices = {}
+    arguments = {}
+    for name, value in options.items():
+        is_image = hasattr(value, "pixels")
+        if name not in _CHOICES or is_image:
+            arguments[name] = value
+        elif value is not None:
+            choices[name] = str(value)
+    return Choices(**choices), arguments
 
 
 @overload
@@ -65,9 +77,9 @@ def read(
     InputError
         As :func:`open_slice` and :meth:`Slice.from_anndata`, with the path in front.
     """
-    choices, rest = split_choices(options)
+    choices, arguments = split_choices(options)
     if hasattr(path, "tables"):  # SpatialData, without importing it
-        return open_spatialdata(path, choices).to_slice(**rest)
+        return Slice.from_opened(open_spatialdata(path, choices), **arguments)
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
             raise InputError(
@@ -76,7 +88,7 @@ def read(
         return [read(one, **options) for one in path]
     opened = open_slice(path, choices)
     try:
-        return opened.to_slice(**rest)
+        return Slice.from_opened(opened, **arguments)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -101,22 +113,24 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
         Missing, unreadable, truncated or incomplete; a kind that is not supported; several tables or regions of a
         SpatialData and none chosen.
     ConfigError
-        A choice that means nothing for this kind, or that the data do not have.
+        A choice that does not belong to this kind, or that the data do not have.
     """
-    path, choices = Path(path), choices or Choices()
+    path = Path(path)
+    choices = choices or Choices()
     platform = recognize(path)
-    _check_choices(path, platform, choices)
+    store = store_of(path) if platform is None else None
+    _check_choices(path, platform, store, choices)
     if platform is not None:
         return platform.read(platform.locate(path, choices), name_of(path), choices)
-    if is_store(path):
-        return open_spatialdata(path, choices)
-    if (store := store_of(path)) is not None:
-        return open_spatialdata(store, dataclasses.replace(choices, table=path.name))
-    return Opened(_read_anndata(path), "AnnData", path.stem)
+    if store is None:
+        return Opened(_read_anndata(path), "AnnData", path.stem)
+    if store != path:
+        choices = dataclasses.replace(choices, table=path.name)
+    return open_spatialdata(store, choices)
 
 
 def recognize(path: Path) -> Platform | None:
-    """Return the vendor's layout that a path is, None for an AnnData.
+    """Return the vendor's layout that a path is, None for AnnData and SpatialData.
 
     Raises
     ------
@@ -125,7 +139,8 @@ def recognize(path: Path) -> Platform | None:
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; terrazzo reads {SUPPORTED}")
-    if _is_zarr(path) or (path.is_file() and path.suffix.lower() == ".h5ad"):
+    is_zarr = path.is_dir() and any((path / mark).is_file() for mark in MARKS)
+    if is_zarr or (path.is_file() and path.suffix.lower() == ".h5ad"):
         return None
     for platform in PLATFORMS:
         if platform.matches(path):
@@ -139,55 +154,54 @@ def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
     Raises
     ------
     InputError, ConfigError
-        As :func:`open_slice`; nothing is read.
+        As :func:`open_slice`; no counts are read.
     """
-    platform = recognize(path)
     choices = choices or Choices()
-    if platform is None and (store := store_of(path)) is not None:
-        table = choices.table if store == path else path.name
-        return content_of(store, dataclasses.replace(choices, table=table))
-    if platform is None:
+    platform = recognize(path)
+    if platform is not None:
+        return sorted(platform.locate(path, choices).values())
+    store = store_of(path)
+    if store is None:
         return [path]
-    return sorted(platform.locate(path, choices).values())
+    if store != path:
+        choices = dataclasses.replace(choices, table=path.name)
+    return content_of(store, choices)
 
 
 def store_of(path: Path) -> Path | None:
     """Return the SpatialData store that a path is, or is a table of; None for all else."""
     if is_store(path):
         return path
-    above = path.parents[1] if len(path.parents) > 1 else None
-    found = above is not None and path.parent.name == TABLES and path.is_dir() and is_store(above)
-    return above if found else None
+    if path.parent.name == TABLES and path.is_dir() and is_store(path.parents[1]):
+        return path.parents[1]
+    return None
 
 
-def _check_choices(path: Path, platform: Platform | None, choices: Choices) -> None:
-    store = store_of(path) if platform is None else None
-    takes = platform.takes if platform is not None else CHOICES if store else ()
+def _check_choices(
+    path: Path, platform: Platform | None, store: Path | None, choices: Choices
+) -> None:
+    """Refuse choices that do not belong to the kind of slice that a path is."""
+    if platform is not None:
+        kind = platform.name
+        possible = platform.takes
+    elif store is not None:
+        kind = "a SpatialData"
+        possible = CHOICES
+    else:
+        kind = "an AnnData"
+        possible = ()
     for name in _CHOICES:
-        if getattr(choices, name) is not None and name not in takes:
-            kind = (
-                platform.name
-                if platform is not None
-                else "a SpatialData"
-                if store
-                else "an AnnData"
-            )
-            raise ConfigError(f"{name}= means nothing for {path}, which is {kind}")
+        if getattr(choices, name) is not None and name not in possible:
+            raise ConfigError(f"{name}= does not belong to {path}, which is {kind}")
     if store not in (None, path) and choices.table not in (None, path.name):
         raise ConfigError(f"{path} is a table already; table={choices.table!r} is another")
-
-
-def _is_zarr(path: Path) -> bool:
-    return path.is_dir() and any(
-        (path / mark).is_file() for mark in ("zarr.json", ".zgroup", ".zattrs")
-    )
 
 
 def _read_anndata(path: Path) -> AnnData:
     import anndata
 
-    with warnings.catch_warnings():  # what matters is checked, and said, by Slice
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Slice checks what matters
         try:
             if path.is_dir():
                 refuse_code(path)

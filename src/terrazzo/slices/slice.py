@@ -1,13 +1,12 @@
-"""What a slice says of itself beside counts and places: whom it is of, of which tissue."""
+"""One tissue slice: counts, genes and positions, checked once and frozen."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -37,32 +36,16 @@ from terrazzo.sparse import merge_columns
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
+    from terrazzo.slices.opened import Opened
 
+__all__ = ["Slice", "stated"]
 
-def stated(adata: AnnData, names: Sequence[str]) -> str:
-    """Return what the first of these columns of ``obs`` holds, several values joined by "|"; else the first of ``uns``.
-
-    "" where nothing says it.
-    """
-    columns = [adata.obs[name] for name in names if name in adata.obs.columns]
-    values = sorted({str(v).strip() for v in columns[0].dropna().unique()}) if columns else []
-    texts = [
-        str(adata.uns[name]).strip()
-        for name in names
-        if isinstance(adata.uns.get(name), str | np.str_)
-    ]
-    return "|".join(values) or next(iter(texts), "")
-
-
-logger = logging.getLogger(__name__)
-
-
-_HASH_VALUES = 2**20
+_HASH_VALUES = 2**20  # values hashed at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One tissue slice: counts, genes and positions, checked. n cells in, n rows here, in the same order.
+    """One tissue slice: counts, genes and positions, checked; n cells in, n rows out, in the same order.
 
     Attributes
     ----------
@@ -91,7 +74,7 @@ class Slice:
     source
         Where the values were found: "X", "raw.X" or "layers['...']".
     origin
-        What a path or a SpatialData was recognized as, and what its reader had to say; "" for an AnnData in memory.
+        What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
     """
 
     counts: sp.csr_matrix
@@ -142,7 +125,7 @@ class Slice:
         return self.coords / self.coord_scale
 
     def __repr__(self) -> str:
-        """Say what the slice is in one line."""
+        """Describe the slice in one line."""
         return (
             f"Slice({self.name!r}, {self.n_cells} cells x {self.n_genes} genes, {self.organism}, "
             f"technology={self.technology!r}, unit={self.unit!r}, image={'yes' if self.image is not None else 'no'})"
@@ -151,12 +134,13 @@ class Slice:
     def content_hash(self) -> str:
         """Return the sha256 (hex) of counts, gene names and coordinates; independent of dtype widths and of names."""
         digest = hashlib.sha256(f"terrazzo-slice-1 {self.n_cells} {self.n_genes}".encode())
-        pairs = (
+        arrays = (
             (self.counts.indptr, "<i8"),
             (self.counts.indices, "<i8"),
             (self.counts.data, "<f8"),
+            (self.coords.ravel() + 0.0, "<f8"),
         )
-        for array, dtype in (*pairs, (self.coords.ravel() + 0.0, "<f8")):
+        for array, dtype in arrays:
             for start in range(0, len(array), _HASH_VALUES):
                 digest.update(array[start : start + _HASH_VALUES].astype(dtype).tobytes())
         for texts in (self.gene_ids, self.gene_symbols):
@@ -165,8 +149,11 @@ class Slice:
 
     def describe(self) -> dict[str, Any]:
         """Return what is in the slice as a JSON-able dict (the facts that ``terrazzo info`` prints)."""
-        detected = np.diff(self.counts.indptr)
+        genes_detected = np.diff(self.counts.indptr)
         extent = np.ptp(self.coords, axis=0)
+        image_shape = None
+        if self.image is not None:
+            image_shape = [int(side) for side in self.image.pixels.shape[:2]]
         return {
             "name": self.name,
             "recognized_as": self.origin or "AnnData in memory",
@@ -178,7 +165,7 @@ class Slice:
             "n_symbols": int((self.gene_symbols != "").sum()),
             "n_empty_cells": int(self.empty.sum()),
             "median_total_counts": float(np.median(self.total_counts)),
-            "median_genes_detected": float(np.median(detected)),
+            "median_genes_detected": float(np.median(genes_detected)),
             "is_counts": self.is_counts,
             "counts_from": self.source,
             "unit": self.unit,
@@ -186,9 +173,7 @@ class Slice:
             "extent": [float(extent[0]), float(extent[1])],
             "spacing": float(self.spacing),
             "lattice_kind": self.lattice_kind,
-            "image": None
-            if self.image is None
-            else [int(side) for side in self.image.pixels.shape[:2]],
+            "image": image_shape,
         }
 
     @classmethod
@@ -216,7 +201,7 @@ class Slice:
             Layer with raw counts ("X", "raw" force those). None: ``layers["counts"]``, else of ``raw.X`` and ``X`` the
             first that holds counts.
         unit, microns_per_unit
-            "um", "pixel", "array" or "unknown"; micrometers per native unit. None: found out.
+            "um", "pixel", "array" or "unknown"; micrometers per native unit. None: from the data.
         technology, organism
             E.g. "Visium", "Xenium" (None: ``uns["technology"]``, or from the lattice); "human", "mouse", "mixed" or
             "unknown" (None: from ``uns``, ``obs`` or the genes).
@@ -233,22 +218,30 @@ class Slice:
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
         found = _checked_counts(adata, layer, allow_normalized)
-        stated = None if organism is None else parse_organism(organism)
-        geometry = find_geometry(
-            adata, read_coords(adata, spatial_key), unit, microns_per_unit, technology
-        )
+        stated_organism = None if organism is None else parse_organism(organism)
+        coords = read_coords(adata, spatial_key)
+        geometry = find_geometry(adata, coords, unit, microns_per_unit, technology)
         counts, names = _one_column_a_gene(found)
-        obs_names = np.asarray(adata.obs_names.astype(str), dtype=np.str_)
+        if stated_organism is None:
+            stated_organism = find_organism(adata.obs, adata.uns, names)
+        if image is None:
+            image = find_image(adata, geometry)
+        else:
+            image = image_in_units(image, geometry)
         return cls(
-            *(counts, names.gene_ids, names.gene_symbols, geometry.coords, obs_names),
+            counts=counts,
+            gene_ids=names.gene_ids,
+            gene_symbols=names.gene_symbols,
+            coords=geometry.coords,
+            obs_names=np.asarray(adata.obs_names.astype(str), dtype=np.str_),
             unit=geometry.unit,
             coord_scale=geometry.scale,
             lattice=geometry.lattice,
             lattice_kind=geometry.lattice_kind,
-            image=find_image(adata, geometry) if image is None else image_in_units(image, geometry),
+            image=image,
             name="slice" if name is None else name,
             technology=geometry.technology,
-            organism=find_organism(adata.obs, adata.uns, names) if stated is None else stated,
+            organism=stated_organism,
             is_counts=found.is_counts,
             source=found.source,
         )
@@ -272,8 +265,7 @@ class Slice:
         Parameters
         ----------
         sdata
-            A SpatialData, the path of its store, or anything that looks like one; the spatialdata package itself is not
-            needed.
+            A SpatialData, or the path of its store; the package spatialdata must be installed.
         table
             Name of the table; None where there is only one.
         region
@@ -291,15 +283,42 @@ class Slice:
         ------
         InputError
             Not a SpatialData, no table, several tables or regions and none named, a name that is not there, rows that
-            annotate nothing that is there; and as :meth:`from_anndata`.
+            annotate nothing that is there; a damaged or unsafe store; the package is not installed; and as
+            :meth:`from_anndata`.
         """
         from terrazzo.slices.opened import Choices
         from terrazzo.slices.spatialdata import open_spatialdata
 
-        named = image if isinstance(image, str) else None
-        opened = open_spatialdata(sdata, Choices(None, named, table, region, coordinate_system))
-        given = {} if image is None or named is not None else {"image": image}
-        return opened.to_slice(**given, **kwargs)
+        choices = Choices(table=table, region=region, coordinate_system=coordinate_system)
+        if isinstance(image, str):
+            choices = replace(choices, image=image)
+        elif image is not None:
+            kwargs["image"] = image
+        return cls.from_opened(open_spatialdata(sdata, choices), **kwargs)
+
+    @classmethod
+    def from_opened(cls, opened: Opened, **options: Any) -> Slice:
+        """Check and freeze what a reader returned; ``options`` (of :meth:`from_anndata`) go before what it knows."""
+        tissue = cls.from_anndata(opened.adata, **opened.arguments(**options))
+        return replace(tissue, origin="; ".join([opened.format, *opened.notes]))
+
+
+def stated(adata: AnnData, names: Sequence[str]) -> str:
+    """Return what the first of these columns of ``obs`` holds, several values joined by "|"; else the first of ``uns``.
+
+    "" where neither has it.
+    """
+    columns = [adata.obs[name] for name in names if name in adata.obs.columns]
+    if columns:
+        values = {str(value).strip() for value in columns[0].dropna().unique()}
+        text = "|".join(sorted(values))
+        if text:
+            return text
+    for name in names:
+        value = adata.uns.get(name)
+        if isinstance(value, str | np.str_):
+            return str(value).strip()
+    return ""
 
 
 def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> CountsFound:
@@ -312,7 +331,7 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
     if not adata.obs_names.is_unique:
         n_repeated = int(adata.obs_names.duplicated().sum())
         _warn(
-            f"{n_repeated} cell names repeat an earlier one; all cells are kept, told apart by their position"
+            f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
     if found.matrix.shape[1] == 0:

@@ -93,7 +93,7 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
 
     adata = _rows_of(table, region.rows)
     known: dict[str, Any] = {}
-    native = None
+    vendor_coords = None
     system = "global"
     if cells is None:
         notes.append(_own_coordinates(table, region.name, where, choices))
@@ -108,9 +108,9 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
         if unit is not None:
             known["unit"] = unit
         elif vendor is not None:
-            native = vendor
+            vendor_coords = vendor
         else:
-            native = own
+            vendor_coords = own
     image, note = _choose_image(sdata, choices.image, cells, system, where)
     if note:
         notes.append(note)
@@ -121,11 +121,11 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
         image,
         tuple(notes),
         known,
-        home=table,
-        rows=region.rows,
-        table=table_name,
+        source_table=table,
+        source_rows=region.rows,
+        table_name=table_name,
         store=store,
-        native=native,
+        vendor_coords=vendor_coords,
     )
 
 
@@ -316,14 +316,16 @@ def _choose_image(
     sdata: Any, wanted: str | None, cells: Element | None, system: str, where: str
 ) -> tuple[TissueImage | None, str]:
     """Return the image that is named, or the only histology that belongs to the cells; and a note on the images."""
+    from terrazzo.images import TissueImage
     from terrazzo.images.spatialdata import is_histology, place_image
 
     names = list(sdata.images)
     if wanted is not None:
         name = choose_name(names, wanted, "image", where)
         element = get_element(sdata, "images", name, where)
-        return place_image(element, cells, system), f"image {name}"
-    usable: dict[str, TissueImage] = {}
+        placed = place_image(element, cells, system)
+        return TissueImage(**vars(placed)), f"image {name}"
+    usable = {}
     if cells is not None:
         for name in names:
             try:
@@ -333,8 +335,8 @@ def _choose_image(
             except InputError:
                 continue  # nobody asked for this image
     if len(usable) == 1:
-        name, image = next(iter(usable.items()))
-        return image, f"image {name}"
+        name, placed = next(iter(usable.items()))
+        return TissueImage(**vars(placed)), f"image {name}"
     if not names:
         return None, ""
     return None, f"images, taken if named (image=): {', '.join(names)}"
