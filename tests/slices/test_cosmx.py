@@ -19,7 +19,7 @@ GENES = ["AATK", "ABL1", "NegPrb1", "SystemControl3", "Negative04", "ACE2"]
 def write(
     folder: Path, counts: np.ndarray, *, fovs: str = "mm", largest: float = 4000.0, **change: Any
 ) -> Path:
-    """Write the flat files of two fields of view with three cells each; row 0 of each counts what lies in no cell."""
+    """Write the flat files of two fields of view with three cells each; row 0 of each counts what is in no cell."""
     folder.mkdir(exist_ok=True)
     ids = pd.DataFrame({"fov": np.repeat([1, 2], 4), "cell_ID": np.tile([0, 1, 2, 3], 2)})
     pd.concat([ids, pd.DataFrame(counts, columns=GENES)], axis=1).to_csv(
@@ -53,7 +53,7 @@ def test_cosmx(tmp_path: Path, counts: Any) -> None:
     assert opened.notes == (
         "a pixel is 0.12 um: Run_fov_positions_file.csv has both millimeters and pixels",
         "3 control probes and codes left out",
-        "counts that lie in no cell left out (2 fields of view)",
+        "counts that are in no cell left out (2 fields of view)",
     )
     tissue = tz.read(folder)
     assert tissue.obs_names.tolist() == ["1_1", "1_2", "1_3", "2_1", "2_2", "2_3"]

@@ -50,7 +50,7 @@ def test_merscope(merscope: Path, counts: Any) -> None:
 
 def test_wide_tables_are_read_by_pieces(merscope: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = tz.read(merscope).content_hash()
-    monkeypatch.setattr(parts, "BLOCK", 64)  # bytes: two lines at a time
+    monkeypatch.setattr(parts, "_BLOCK", 64)  # bytes: two lines at a time
     text = (merscope / "cell_by_gene.csv").read_bytes()
     (merscope / "cell_by_gene.csv").unlink()
     (merscope / "cell_by_gene.csv.gz").write_bytes(gzip.compress(text))

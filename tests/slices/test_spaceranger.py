@@ -86,7 +86,7 @@ def visium(tmp_path: Path, write_tenx: Any, counts: Any) -> Path:
 def test_visium_counts_places_units_and_picture(visium: Path, counts: Any) -> None:
     opened = open_slice(visium)
     assert (opened.format, opened.name) == ("Visium (Space Ranger)", "sampleA")
-    assert opened.notes == ("1 features that are no genes left out (1 Antibody Capture)",)
+    assert opened.notes == ("1 features that are not genes left out (1 Antibody Capture)",)
     tissue = tz.read(visium)
     assert (tissue.n_cells, tissue.n_genes) == (18, 4)
     assert (tissue.name, tissue.technology, tissue.unit, tissue.lattice_kind) == (
@@ -205,7 +205,7 @@ def test_without_pictures_the_rest_is_read(visium: Path) -> None:
     for name in ("hires", "lowres"):
         (visium / "spatial" / f"tissue_{name}_image.png").unlink()
     opened = open_slice(visium)
-    assert "no picture" in opened.notes[-1]
+    assert "no image" in opened.notes[-1]
     assert Slice.from_opened(opened).image is None
 
 

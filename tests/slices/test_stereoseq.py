@@ -251,7 +251,7 @@ def test_spoilt_bins(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a.gef cannot be read"):
         tz.read(path)
     h5py.File(path, "w").close()
-    with pytest.raises(InputError, match="this is no GEF"):
+    with pytest.raises(InputError, match="this is not a GEF"):
         tz.read(path)
 
 

@@ -88,7 +88,7 @@ def test_what_was_left_out_is_said(xenium: Path) -> None:
     opened = open_slice(xenium)
     assert opened.format == "Xenium"
     assert opened.notes == (
-        "3 features that are no genes left out (1 Negative Control Codeword, 1 Negative Control Probe, "
+        "3 features that are not genes left out (1 Negative Control Codeword, 1 Negative Control Probe, "
         "1 Unassigned Codeword)",
     )
     assert opened.adata.obs.columns.tolist() == [
@@ -133,7 +133,7 @@ def test_the_picture_of_the_nuclei_is_taken_if_named(xenium: Path) -> None:
         image.to_pixels([[10.0, 20.0]]), [[40.0, 80.0]]
     )  # a quarter of a um each
     np.testing.assert_array_equal(image.pixels[80:82, 40:42, 0], pixels[80:82, 40:42] // 257)
-    with pytest.raises(InputError, match="no picture 'he'; there are: morphology_focus"):
+    with pytest.raises(InputError, match="no image 'he'; there are: morphology_focus"):
         tz.read(xenium, image="he")
     (xenium / "experiment.xenium").write_text("{}")
     with pytest.raises(InputError, match="pixel_size"):

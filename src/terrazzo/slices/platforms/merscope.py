@@ -21,8 +21,10 @@ from terrazzo.slices.platforms.parts import (
     unplaced,
 )
 
+__all__ = ["MERSCOPE"]
+
 _XY = ["center_x", "center_y"]  # um, of the whole section
-_BLANK = "blank"  # names of barcodes that no gene has begin so
+_BLANK = "blank"  # how the names of barcodes begin that no gene has
 
 
 def locate(folder: Path, choices: Choices) -> dict[str, Path]:
@@ -40,23 +42,23 @@ def locate(folder: Path, choices: Choices) -> dict[str, Path]:
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     """Read counts of genes and centers of cells, in micrometers."""
     wide = read_wide(files["counts"], 1)
-    key = (
-        next(iter(first_line(files["cells"])), "") or "Unnamed: 0"
-    )  # "EntityID", or no name at all, as pandas says it
+    header = first_line(files["cells"])
+    key = header[0] if header else ""  # "EntityID", or without a name
+    if key == "":
+        key = "Unnamed: 0"  # as pandas calls it then
     cells = read_table(files["cells"], [key, *_XY], ids=[key])
     ids = wide.ids.iloc[:, 0].tolist()
     rows, cells = place(ids, cells, key, f"{files['counts']} and {files['cells'].name}")
-    blank = np.char.startswith(np.char.lower(wide.names), _BLANK)
+    is_blank = np.char.startswith(np.char.lower(wide.names), _BLANK)
     obs = plain_columns(cells, [key, *_XY]).set_axis([ids[row] for row in rows], axis=0)
-    adata = AnnData(
-        wide.values[rows][:, ~blank],
-        obs=obs,
-        var=pd.DataFrame(index=wide.names[~blank].astype(object)),
-    )
+    var = pd.DataFrame(index=wide.names[~is_blank].astype(object))
+    counts = wide.values[rows][:, ~is_blank]
+    adata = AnnData(counts, obs=obs, var=var)
     adata.obsm[keys.SPATIAL] = cells[_XY].to_numpy(dtype=float)
     adata.uns[keys.TECHNOLOGY] = "MERSCOPE"
-    said = f"{int(blank.sum())} blank barcodes left out" if blank.any() else ""
-    notes = (said, unplaced(len(ids), len(rows)))
+    n_blank = int(is_blank.sum())
+    blank_note = f"{n_blank} blank barcodes left out" if n_blank else ""
+    notes = (blank_note, unplaced(len(ids), len(rows)))
     return Opened(adata, "MERSCOPE", name, notes=tuple(note for note in notes if note))
 
 

@@ -1,6 +1,6 @@
-"""What the readers of vendor folders share: files found by pattern, tables and matrices checked as they are read.
+"""Shared by the readers of vendors' folders: files found by pattern, tables and matrices checked as they are read.
 
-A vendor's file is foreign: it is never unpickled, its sizes are looked at before it is loaded, and what is missing is
+A vendor's file is foreign: it is never unpickled, its sizes are checked before it is loaded, and what is missing is
 named. Every fault is an ``InputError`` with the file in front.
 """
 
@@ -20,15 +20,36 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from terrazzo.arrays import Ints
 from terrazzo.errors import InputError, TerrazzoError
 from terrazzo.slices.opened import Choices, Opened
 
-BLOCK = 2**24  # bytes of a wide table that are parsed at a time; a line must fit
-_MOST_JSON = 2**24  # bytes
-_MOST_INFLATED = 2000  # bytes in memory for one on disk; deflate itself cannot do more than 1,032
-_SMALL = 2**26  # bytes that are read without asking
+__all__ = [
+    "Platform",
+    "WideTable",
+    "as_counts",
+    "compressed",
+    "dataset",
+    "first_line",
+    "name_of",
+    "numbers_in",
+    "one_file",
+    "place",
+    "plain_columns",
+    "read_json",
+    "read_table",
+    "read_wide",
+    "reading",
+    "texts",
+    "unplaced",
+]
+
+_BLOCK = 2**24  # bytes of a wide table that are parsed at a time; a line must fit
+_MAX_JSON = 2**24  # bytes
+_MAX_INFLATION = 2000  # bytes in memory for one on disk; deflate itself cannot do more than 1,032
+_SMALL = 2**26  # bytes that are read without a check
 _GENERIC = {"outs", "output", "binned_outputs", "feature_expression", "data"}
-_LEAST_PLACED = 0.5  # share of cells of the counts that must have a position
+_MIN_PLACED = 0.5  # share of cells of the counts that must have a position
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ class Platform:
     read
         ``(files, name, choices) -> Opened``.
     takes
-        Choices that mean something here.
+        Choices that belong to this platform.
     suffix
         Of a single file that is this platform's; "" where it always is a folder.
     """
@@ -66,15 +87,13 @@ class Platform:
 
 
 def name_of(path: Path) -> str:
-    """Name a slice after its file or folder; after the folder above where the name says nothing ("outs")."""
+    """Name a slice after its file or folder; after the folder above where the name is generic ("outs")."""
     if path.is_file():
         return path.stem
-    full = path.resolve()
-    return (
-        full.parent.name
-        if full.name.lower() in _GENERIC or full.name.startswith("square_")
-        else full.name
-    )
+    path = path.resolve()
+    if path.name.lower() in _GENERIC or path.name.startswith("square_"):
+        return path.parent.name
+    return path.name
 
 
 def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
@@ -85,17 +104,17 @@ def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
     InputError
         None, or several.
     """
-    found = sorted(
-        {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    )
+    found: set[Path] = set()
+    for pattern in patterns:
+        found.update(path for path in folder.glob(pattern) if path.is_file())
     if not found:
         raise InputError(f"{folder}: {what} is missing; it should be {' or '.join(patterns)}")
     if len(found) > 1:
-        names = ", ".join(path.relative_to(folder).as_posix() for path in found)
+        names = ", ".join(path.relative_to(folder).as_posix() for path in sorted(found))
         raise InputError(
             f"{folder}: more than one file could be {what}: {names}. Give each slice a folder of its own"
         )
-    return found[0]
+    return found.pop()
 
 
 @contextmanager
@@ -115,10 +134,9 @@ def reading(path: Path) -> Iterator[None]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object."""
     with reading(path):
-        if path.stat().st_size > _MOST_JSON:
-            raise InputError(
-                f"{path} has {path.stat().st_size:,} bytes; that is no file of settings"
-            )
+        size = path.stat().st_size
+        if size > _MAX_JSON:
+            raise InputError(f"{path} has {size:,} bytes; that is not a file of settings")
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
@@ -127,10 +145,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def numbers_in(content: dict[str, Any]) -> dict[str, float]:
     """Return the entries of a JSON object that are finite numbers."""
-    plain = {
-        k: v for k, v in content.items() if isinstance(v, int | float) and not isinstance(v, bool)
-    }
-    return {name: float(value) for name, value in plain.items() if np.isfinite(value)}
+    numbers = {}
+    for name, value in content.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and np.isfinite(value):
+            numbers[name] = float(value)
+    return numbers
 
 
 def read_table(
@@ -145,7 +165,7 @@ def read_table(
     needed
         Columns that must be there; those not in ``ids`` must hold numbers.
     ids
-        Columns that are read as text, whatever they look like: an 18-digit number is no float.
+        Columns that are read as text, whatever they look like: an 18-digit number is not a float.
     names
         Column names of a file without a header.
 
@@ -160,13 +180,17 @@ def read_table(
 
             table = pq.read_table(path).to_pandas()
         else:
-            text: Any = dict.fromkeys(ids, str)
-            table = pd.read_csv(path, header=None if names else 0, names=names or None, dtype=text)
+            types: Any = dict.fromkeys(ids, str)
+            header = None if names else 0
+            table = pd.read_csv(path, header=header, names=names or None, dtype=types)
     missing = [name for name in needed if name not in table.columns]
     if missing:
+        columns = [str(name) for name in table.columns[:12]]
+        if len(table.columns) > 12:
+            columns.append("...")
+        plural = "s" if len(missing) > 1 else ""
         raise InputError(
-            f"{path}: column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; it has "
-            f"{', '.join(map(str, table.columns[:12]))}{', ...' if len(table.columns) > 12 else ''}"
+            f"{path}: column{plural} {', '.join(missing)} missing; it has {', '.join(columns)}"
         )
     for name in ids:
         if name in table.columns:
@@ -182,7 +206,7 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Wide:
+class WideTable:
     """A table with a column a gene (or a cell): its leading text columns, the names of the others, their values."""
 
     ids: pd.DataFrame
@@ -190,7 +214,7 @@ class Wide:
     values: sp.csr_matrix
 
 
-def read_wide(path: Path, ids: Sequence[str] | int) -> Wide:
+def read_wide(path: Path, ids: Sequence[str] | int) -> WideTable:
     """Read a wide ``.csv`` or ``.csv.gz`` of counts by pieces, so that it is never dense in memory.
 
     Parameters
@@ -198,42 +222,38 @@ def read_wide(path: Path, ids: Sequence[str] | int) -> Wide:
     path
         The file; its first line names the columns.
     ids
-        Names of columns that are no counts (those that are there), or how many come first.
+        Names of columns that are not counts (those that are there), or how many come first.
 
     Raises
     ------
     InputError
-        Damaged, no rows, no columns of counts, or values that are no numbers.
+        Damaged, no rows, no columns of counts, or values that are not numbers.
     """
     header = first_line(path)
-    leading = (
-        list(range(ids))
-        if isinstance(ids, int)
-        else [i for i, name in enumerate(header) if name in ids]
-    )
-    counted = sorted(set(range(len(header))) - set(leading))
-    if not leading or not counted:
+    columns = range(len(header))
+    if isinstance(ids, int):
+        id_columns = list(range(ids))
+    else:
+        id_columns = [i for i in columns if header[i] in ids]
+    count_columns = [i for i in columns if i not in id_columns]
+    if not id_columns or not count_columns:
         raise InputError(
             f"{path}: the first line must name the cells' columns and those of the counts"
         )
-    texts, blocks = [], []
-    with reading(path), _stream(path, len(header), leading) as pieces:
+    id_tables = []
+    blocks = []
+    with reading(path), _stream(path, len(header), id_columns) as pieces:
         for piece in pieces:
-            texts.append(
-                pd.DataFrame(
-                    {header[i]: piece.column(i).to_pylist() for i in leading}, dtype=object
-                )
-            )
-            numbers = np.stack(
-                [piece.column(i).to_numpy(zero_copy_only=False) for i in counted], axis=1
-            )
-            blocks.append(as_counts(sp.csr_matrix(numbers)))
+            texts_of_piece = {header[i]: piece.column(i).to_pylist() for i in id_columns}
+            id_tables.append(pd.DataFrame(texts_of_piece, dtype=object))
+            numbers = [piece.column(i).to_numpy(zero_copy_only=False) for i in count_columns]
+            block = sp.csr_matrix(np.stack(numbers, axis=1))
+            blocks.append(as_counts(block))
     if not blocks:
         raise InputError(f"{path} has no rows below its first line")
-    names = np.array([header[i] for i in counted], dtype=np.str_)
-    return Wide(
-        pd.concat(texts, ignore_index=True), names, sp.csr_matrix(sp.vstack(blocks, format="csr"))
-    )
+    names = np.array([header[i] for i in count_columns], dtype=np.str_)
+    values = sp.csr_matrix(sp.vstack(blocks, format="csr"))
+    return WideTable(pd.concat(id_tables, ignore_index=True), names, values)
 
 
 def _stream(path: Path, n_columns: int, text: Sequence[int]) -> Any:
@@ -245,7 +265,7 @@ def _stream(path: Path, n_columns: int, text: Sequence[int]) -> Any:
     types = {name: pa.string() if int(name) in text else pa.float64() for name in columns}
     return arrow.open_csv(
         pa.input_stream(str(path), compression="detect"),
-        read_options=arrow.ReadOptions(column_names=columns, skip_rows=1, block_size=BLOCK),
+        read_options=arrow.ReadOptions(column_names=columns, skip_rows=1, block_size=_BLOCK),
         convert_options=arrow.ConvertOptions(column_types=types, strings_can_be_null=False),
     )
 
@@ -253,7 +273,8 @@ def _stream(path: Path, n_columns: int, text: Sequence[int]) -> Any:
 def as_counts(block: sp.csr_matrix) -> sp.csr_matrix:
     """Return values as float32 where that is exact."""
     narrow = block.astype(np.float32)
-    return narrow if np.array_equal(narrow.data, block.data, equal_nan=True) else block
+    is_exact = np.array_equal(narrow.data, block.data, equal_nan=True)
+    return narrow if is_exact else block
 
 
 def first_line(path: Path) -> list[str]:
@@ -265,7 +286,7 @@ def first_line(path: Path) -> list[str]:
 
 def place(
     counted: Sequence[str], placed: pd.DataFrame, key: str, where: str
-) -> tuple[NDArray[np.int64], pd.DataFrame]:
+) -> tuple[Ints, pd.DataFrame]:
     """Join counts and positions of cells by their id.
 
     Parameters
@@ -286,44 +307,44 @@ def place(
     InputError
         Ids repeat; fewer than half of the counts' ids are in the table, so the files are of different runs.
     """
-    index = pd.Index(placed[key])
-    for ids, which in ((pd.Index(counted), "counts"), (index, "positions")):
+    count_ids = pd.Index(counted)
+    place_ids = pd.Index(placed[key])
+    for ids, which in ((count_ids, "counts"), (place_ids, "positions")):
         if not ids.is_unique:
-            raise InputError(
-                f"{where}: cell ids of the {which} repeat (e.g. {ids[ids.duplicated()][0]})"
-            )
-    at = index.get_indexer(pd.Index(counted))
-    rows = np.flatnonzero(at >= 0)
-    if len(rows) < _LEAST_PLACED * len(counted) or not len(rows):
+            example = ids[ids.duplicated()][0]
+            raise InputError(f"{where}: cell ids of the {which} repeat (e.g. {example})")
+    place_rows = place_ids.get_indexer(count_ids)
+    rows = np.flatnonzero(place_rows >= 0)
+    if len(rows) < _MIN_PLACED * len(counted) or not len(rows):
+        some_counts = ", ".join(str(one) for one in counted[:2])
+        some_places = ", ".join(str(one) for one in place_ids[:2])
         raise InputError(
             f"{where}: only {len(rows):,} of {len(counted):,} cells of the counts have a position "
-            f"(counts: {', '.join(map(str, counted[:2]))}; positions: {', '.join(map(str, index[:2]))}); the files do "
-            "not belong together"
+            f"(counts: {some_counts}; positions: {some_places}); the files do not belong together"
         )
-    return rows.astype(np.int64), placed.iloc[at[rows]].reset_index(drop=True)
+    places = placed.iloc[place_rows[rows]].reset_index(drop=True)
+    return rows.astype(np.int64), places
 
 
 def unplaced(counted: int, placed: int) -> str:
-    """Say how many cells of the counts have no position ("" for none)."""
-    return (
-        f"{counted - placed:,} of {counted:,} cells have counts but no position; left out"
-        if placed < counted
-        else ""
-    )
+    """Report how many cells of the counts have no position ("" for none)."""
+    if placed == counted:
+        return ""
+    return f"{counted - placed:,} of {counted:,} cells have counts but no position; left out"
 
 
 def plain_columns(table: pd.DataFrame, without: Sequence[str] = ()) -> pd.DataFrame:
     """Return the columns that any file format can hold: numbers, flags and text."""
-    kept = {}
+    columns = {}
     for name in table.columns:
-        column = table[name]
-        if name in without or str(name) in kept:
+        if name in without or str(name) in columns:
             continue
+        column = table[name]
         if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-            kept[str(name)] = column.to_numpy()
+            columns[str(name)] = column.to_numpy()
         else:
-            kept[str(name)] = np.array([_text(value) for value in column], dtype=object)
-    return pd.DataFrame(kept)
+            columns[str(name)] = np.array([_text(value) for value in column], dtype=object)
+    return pd.DataFrame(columns)
 
 
 def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
@@ -347,19 +368,19 @@ def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
     """
     import h5py
 
-    found = file.get(name)
-    if not isinstance(found, h5py.Dataset):
+    values = file.get(name)
+    if not isinstance(values, h5py.Dataset):
         raise InputError(f"{path}: dataset {file.name.rstrip('/')}/{name} is missing")
-    if found.ndim != 1 or found.dtype.kind not in kinds:
+    if values.ndim != 1 or values.dtype.kind not in kinds:
         raise InputError(
-            f"{path}: dataset {found.name} is {found.dtype} {found.shape}, not what belongs there"
+            f"{path}: dataset {values.name} is {values.dtype} {values.shape}, not what belongs there"
         )
-    size = found.size * found.dtype.itemsize
-    if size > _SMALL and size > _MOST_INFLATED * path.stat().st_size:
+    size = values.size * values.dtype.itemsize
+    if size > _SMALL and size > _MAX_INFLATION * path.stat().st_size:
         raise InputError(
-            f"{path}: dataset {found.name} claims {size:,} bytes, more than the file can hold"
+            f"{path}: dataset {values.name} claims {size:,} bytes, more than the file can hold"
         )
-    return np.asarray(found[:])
+    return np.asarray(values[:])
 
 
 def texts(values: NDArray[Any]) -> NDArray[np.str_]:
@@ -381,15 +402,16 @@ def compressed(
     InputError
         Arrays that do not belong together.
     """
+    n_rows, n_columns = shape
     steps = np.diff(indptr.astype(np.int64))
-    fits = len(indptr) == shape[0] + 1 and len(data) == len(indices)
-    if not fits or indptr[0] != 0 or indptr[-1] != len(indices) or (len(steps) and steps.min() < 0):
+    fits = len(indptr) == n_rows + 1 and len(data) == len(indices)
+    if fits:
+        fits = indptr[0] == 0 and indptr[-1] == len(indices) and not (steps < 0).any()
+    if not fits:
         raise InputError(
             f"{where}: data, indices and indptr do not belong together (shape {shape})"
         )
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= shape[1]):
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
         raise InputError(f"{where}: an index leads out of the matrix (shape {shape})")
-    wide = data.astype(np.float64)
-    return as_counts(
-        sp.csr_matrix((wide, indices.astype(np.int64), indptr.astype(np.int64)), shape=shape)
-    )
+    arrays = (data.astype(np.float64), indices.astype(np.int64), indptr.astype(np.int64))
+    return as_counts(sp.csr_matrix(arrays, shape=shape))

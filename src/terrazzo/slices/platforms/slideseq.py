@@ -19,6 +19,8 @@ from terrazzo.slices.platforms.parts import (
     unplaced,
 )
 
+__all__ = ["SLIDE_SEQ"]
+
 _COUNTS = ("*MappedDGEForR.csv", "*MappedDGEForR.csv.gz")
 _PLACES = ("*BeadLocationsForR.csv", "*BeadLocationsForR.csv.gz")
 _XY = ["xcoord", "ycoord"]  # pixels of 0.65 um
@@ -39,12 +41,13 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     ids = wide.names.tolist()
     rows, beads = place(ids, beads, "barcodes", f"{files['counts']} and {files['beads'].name}")
     counts = sp.csr_matrix(wide.values.T)[rows]
-    genes = pd.DataFrame(index=wide.ids.iloc[:, 0].to_numpy(dtype=object))
-    adata = AnnData(counts, obs=pd.DataFrame(index=[ids[row] for row in rows]), var=genes)
+    obs = pd.DataFrame(index=[ids[row] for row in rows])
+    var = pd.DataFrame(index=wide.ids.iloc[:, 0].to_numpy(dtype=object))
+    adata = AnnData(counts, obs=obs, var=var)
     adata.obsm[keys.SPATIAL] = beads[_XY].to_numpy(dtype=float)
     adata.uns[keys.TECHNOLOGY] = "Slide-seq"
-    said = unplaced(len(ids), len(rows))
-    return Opened(adata, "Slide-seq", name, notes=(said,) if said else ())
+    note = unplaced(len(ids), len(rows))
+    return Opened(adata, "Slide-seq", name, notes=(note,) if note else ())
 
 
 SLIDE_SEQ = Platform("Slide-seq", (*_COUNTS, *_PLACES), locate, read)

@@ -1,4 +1,4 @@
-"""The feature-barcode matrix of 10x Genomics (HDF5, as Cell, Space and Xenium Ranger write it): genes of it only."""
+"""Reader of the feature-barcode matrix of 10x Genomics (HDF5, of Cell, Space and Xenium Ranger): its genes only."""
 
 from __future__ import annotations
 
@@ -14,31 +14,38 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from terrazzo.arrays import Ints
 from terrazzo.errors import InputError
 from terrazzo.slices.platforms.parts import compressed, dataset, reading, texts
 
-GENES = "Gene Expression"
+__all__ = ["FeatureMatrix", "read_matrix"]
+
+_GENES = "Gene Expression"  # type of the features that are genes
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Counts of the genes, one row a barcode, and a line about the features that are no genes ("" for none)."""
+class FeatureMatrix:
+    """Counts of the genes, one row a barcode, and a note on the features that are not genes ("" for none)."""
 
     barcodes: NDArray[np.str_]
     var: pd.DataFrame
     counts: sp.csr_matrix
     left_out: str
 
-    def to_anndata(self, rows: NDArray[np.int64], obs: pd.DataFrame) -> AnnData:
+    def to_anndata(self, rows: Ints, obs: pd.DataFrame) -> AnnData:
         """Make an AnnData of some rows; ``obs`` has one row for each of them."""
-        counts = self.counts if len(rows) == self.counts.shape[0] else self.counts[rows]
-        with warnings.catch_warnings():  # symbols may repeat: genes are told apart by their ids
-            warnings.simplefilter("ignore")
-            return AnnData(counts, obs=obs.set_axis(self.barcodes[rows], axis=0), var=self.var)
+        is_whole = len(rows) == self.counts.shape[0]
+        counts = self.counts if is_whole else self.counts[rows]
+        obs = obs.set_axis(self.barcodes[rows], axis=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # symbols may repeat: genes are distinguished by their ids
+            return AnnData(counts, obs=obs, var=self.var)
 
 
-def read_matrix(path: Path) -> Counted:
-    """Read a matrix, without the features that are no genes.
+def read_matrix(path: Path) -> FeatureMatrix:
+    """Read a matrix, without the features that are not genes.
 
     Raises
     ------
@@ -49,43 +56,37 @@ def read_matrix(path: Path) -> Counted:
         group = file.get("matrix")
         if not isinstance(group, h5py.Group):
             raise InputError(
-                f"{path}: group /matrix is missing; this is no feature-barcode matrix of version 3"
+                f"{path}: group /matrix is missing; this is not a feature-barcode matrix of version 3"
             )
         barcodes = texts(dataset(group, "barcodes", "SO", path))
         shape = dataset(group, "shape", "iu", path)
-        names, ids = (
-            texts(dataset(group, f"features/{part}", "SO", path)) for part in ("name", "id")
-        )
-        typed = "features/feature_type" in group
-        types = (
-            texts(dataset(group, "features/feature_type", "SO", path))
-            if typed
-            else np.full(len(names), GENES)
-        )
-        data, indices, indptr = (
-            dataset(group, part, "iu", path) for part in ("data", "indices", "indptr")
-        )
-    if shape.tolist() != [len(names), len(barcodes)] or not len(names) == len(ids) == len(types):
+        names = texts(dataset(group, "features/name", "SO", path))
+        ids = texts(dataset(group, "features/id", "SO", path))
+        types = np.full(len(names), _GENES)
+        if "features/feature_type" in group:
+            types = texts(dataset(group, "features/feature_type", "SO", path))
+        data = dataset(group, "data", "iu", path)
+        indices = dataset(group, "indices", "iu", path)
+        indptr = dataset(group, "indptr", "iu", path)
+    n_features = len(names)
+    n_cells = len(barcodes)
+    stated = shape.tolist()
+    if stated != [n_features, n_cells] or len(ids) != n_features or len(types) != n_features:
         raise InputError(
-            f"{path}: shape says {shape.tolist()}, there are {len(names)} features, {len(barcodes)} cells"
+            f"{path}: shape says {stated}, there are {n_features} features, {n_cells} cells"
         )
-    csr = compressed(
-        data, indices, indptr, (len(barcodes), len(names)), str(path)
-    )  # features by column: cells by row
-    genes = np.flatnonzero(types == GENES)
-    if not len(genes):
-        raise InputError(
-            f"{path}: no feature of the type {GENES!r}; types: {', '.join(sorted(set(types)))}"
-        )
-    others = Counter(types[types != GENES].tolist())
-    said = (
-        f"{sum(others.values())} features that are no genes left out ({_listed(others)})"
-        if others
-        else ""
-    )
-    var = pd.DataFrame({"gene_ids": ids[genes]}, index=names[genes].astype(object))
-    return Counted(barcodes, var, csr if not others else sp.csr_matrix(csr[:, genes]), said)
-
-
-def _listed(others: Counter[str]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(others.items()))
+    # compressed columns of features x cells are compressed rows of cells x features
+    counts = compressed(data, indices, indptr, (n_cells, n_features), str(path))
+    is_gene = types == _GENES
+    if not is_gene.any():
+        listed = ", ".join(sorted(set(types)))
+        raise InputError(f"{path}: no feature of the type {_GENES!r}; types: {listed}")
+    var = pd.DataFrame({"gene_ids": ids[is_gene]}, index=names[is_gene].astype(object))
+    if is_gene.all():
+        return FeatureMatrix(barcodes, var, counts, "")
+    others = Counter(types[~is_gene].tolist())
+    listed = ", ".join(f"{number} {name}" for name, number in sorted(others.items()))
+    n_others = sum(others.values())
+    note = f"{n_others} features that are not genes left out ({listed})"
+    genes = np.flatnonzero(is_gene)
+    return FeatureMatrix(barcodes, var, sp.csr_matrix(counts[:, genes]), note)

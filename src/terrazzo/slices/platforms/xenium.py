@@ -21,9 +21,11 @@ from terrazzo.slices.platforms.parts import (
 )
 from terrazzo.slices.platforms.tenx import read_matrix
 
+__all__ = ["XENIUM"]
+
 _XY = ["x_centroid", "y_centroid"]
 _CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
-_PICTURES = {  # name of a choice: where it may lie, by version
+_IMAGES = {  # name of a choice: where it may be, by version
     "morphology_focus": (
         "morphology_focus/ch0000_dapi.ome.tif",
         "morphology_focus/morphology_focus_0000.ome.tif",
@@ -35,58 +37,61 @@ _PICTURES = {  # name of a choice: where it may lie, by version
 
 def locate(folder: Path, choices: Choices) -> dict[str, Path]:
     """Find the files of a folder."""
-    held = [name for name in _CELLS if (folder / name).is_file()]
+    tables = [name for name in _CELLS if (folder / name).is_file()]
     files = {
         "counts": one_file(folder, ["cell_feature_matrix.h5"], "the matrix of counts"),
-        "cells": one_file(folder, held[:1] or _CELLS, "the table of cells"),
+        "cells": one_file(folder, tables[:1] or _CELLS, "the table of cells"),
     }
     if (folder / "experiment.xenium").is_file():
         files["experiment"] = folder / "experiment.xenium"
-    for name, places in _PICTURES.items():
-        found = [folder / place for place in places if (folder / place).is_file()]
-        files |= {name: found[0]} if found else {}
+    for name, places in _IMAGES.items():
+        images = [folder / place for place in places if (folder / place).is_file()]
+        if images:
+            files[name] = images[0]
     return files
 
 
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
-    """Read counts of genes, positions, and the picture of the nuclei if asked for."""
-    counted = read_matrix(files["counts"])
+    """Read counts of genes, positions, and the image of the nuclei where one is named."""
+    matrix = read_matrix(files["counts"])
     cells = read_table(files["cells"], ["cell_id", *_XY], ids=["cell_id"])
     where = f"{files['counts']} and {files['cells'].name}"
-    rows, cells = place(counted.barcodes.tolist(), cells, "cell_id", where)
-    adata = counted.to_anndata(rows, plain_columns(cells, ["cell_id", *_XY]))
+    rows, cells = place(matrix.barcodes.tolist(), cells, "cell_id", where)
+    adata = matrix.to_anndata(rows, plain_columns(cells, ["cell_id", *_XY]))
     adata.obsm[keys.SPATIAL] = cells[_XY].to_numpy(dtype=float)
     adata.uns[keys.TECHNOLOGY] = "Xenium"
-    about = read_json(files["experiment"]) if "experiment" in files else {}
-    organism = _organism(about)
+    experiment = read_json(files["experiment"]) if "experiment" in files else {}
+    organism = _organism(experiment)
     if organism is not None:
         adata.uns[keys.ORGANISM] = organism
-    notes = [counted.left_out, unplaced(len(counted.barcodes), len(rows))]
-    pictures = [one for one in _PICTURES if one in files]
-    if pictures and choices.image is None:
-        notes.append(f"pictures of the nuclei, taken if named (image=): {', '.join(pictures)}")
-    picture = None if choices.image is None else _picture(files, choices.image, about)
-    return Opened(adata, "Xenium", name, picture, tuple(note for note in notes if note))
+    notes = [matrix.left_out, unplaced(len(matrix.barcodes), len(rows))]
+    image = None
+    names = [image_name for image_name in _IMAGES if image_name in files]
+    if choices.image is not None:
+        image = _read_image(files, choices.image, experiment)
+    elif names:
+        notes.append(f"images of the nuclei, taken if named (image=): {', '.join(names)}")
+    return Opened(adata, "Xenium", name, image, tuple(note for note in notes if note))
 
 
-def _picture(files: dict[str, Path], image: str, about: dict[str, Any]) -> TissueImage:
-    if image not in files or image not in _PICTURES:
-        held = ", ".join(one for one in _PICTURES if one in files) or "none"
+def _read_image(files: dict[str, Path], name: str, experiment: dict[str, Any]) -> TissueImage:
+    folder = files["counts"].parent
+    if name not in files or name not in _IMAGES:
+        listed = ", ".join(image for image in _IMAGES if image in files) or "none"
+        raise InputError(f"{folder}: there is no image {name!r}; there are: {listed}")
+    size: Any = experiment.get("pixel_size")
+    is_number = isinstance(size, int | float) and not isinstance(size, bool)
+    if not is_number or not 0 < size < 100:
         raise InputError(
-            f"{files['counts'].parent}: there is no picture {image!r}; there are: {held}"
-        )
-    size = about.get("pixel_size")
-    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 100:
-        raise InputError(
-            f"{files['counts'].parent}: experiment.xenium does not say pixel_size, which a picture needs"
+            f"{folder}: experiment.xenium does not state pixel_size, which an image needs"
         )
     return TissueImage.from_file(
-        files[image], microns_per_pixel=float(size), scale=1.0 / float(size)
+        files[name], microns_per_pixel=float(size), scale=1.0 / float(size)
     )
 
 
-def _organism(about: dict[str, Any]) -> str | None:
-    stated = about.get("panel_organism")
+def _organism(experiment: dict[str, Any]) -> str | None:
+    stated = experiment.get("panel_organism")
     try:
         return parse_organism(stated) if isinstance(stated, str) else None
     except ConfigError:
