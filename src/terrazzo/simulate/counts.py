@@ -44,7 +44,7 @@ def draw_counts(truth: Truth, atlas: Atlas, depth: float, batch: float, seed: in
 
 
 def _cell_weights(truth: Truth, atlas: Atlas) -> tuple[sp.csr_matrix, Floats]:
-    """Return the share of each region and type in an observation, CSR (n, R * T), and the size of all its cells (n,)."""
+    """Return the share of each region and type in an observation, CSR (n, R * T), and the size of its cells (n,)."""
     cells = truth.cells
     n = len(truth.xy)
     n_regions, n_types = atlas.mixture.shape

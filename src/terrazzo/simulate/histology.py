@@ -54,8 +54,8 @@ def _pixel_positions(frame: Frame, scale: float) -> AnyFloats:
     x = columns + 0.5
     y = rows + 0.5
     centers = np.stack([x, y], axis=-1)
-    native = centers / np.float32(scale)
-    return frame.to_unit(native)
+    centers = centers / np.float32(scale)
+    return frame.to_unit(centers)
 
 
 def _background(truth: Truth, atlas: Atlas, unit: AnyFloats, rng: np.random.Generator) -> Vectors:
@@ -199,8 +199,10 @@ class _Ellipses:
         top = np.floor(self.center_y).astype(int)
         x = left + dx
         y = top + dy
-        u = x + 0.5 - self.center_x
-        v = y + 0.5 - self.center_y
+        u = x + 0.5
+        v = y + 0.5
+        u = u - self.center_x
+        v = v - self.center_y
         cos = np.cos(self.turn)
         sin = np.sin(self.turn)
         along = u * cos + v * sin
