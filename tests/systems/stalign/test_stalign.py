@@ -113,7 +113,7 @@ def test_genes_need_no_image_and_the_image_no_genes(model: Any, adata: AnnData) 
     np.testing.assert_array_equal(
         embedded(model, foreign, modality="image"), embedded(model, adata, modality="image")
     )
-    with pytest.raises(GeneError, match="does not meet"):
+    with pytest.raises(GeneError, match="does not fit"):
         embedded(model, foreign)
 
 
