@@ -385,7 +385,7 @@ def test_duplicate_genes_are_summed() -> None:
     np.testing.assert_array_equal(
         piece.counts.toarray(), np.c_[x[:, 0] + x[:, 2], x[:, 1] + x[:, 4], x[:, 3]]
     )
-    with pytest.warns(TerrazzoWarning, match="1 genes stand"):
+    with pytest.warns(TerrazzoWarning, match="1 genes are in"):
         assert Slice.from_anndata(make(genes=["A1", "B1", "A1", "C1", "D1"])).n_genes == 4
     distinct = make(genes=["A1", "A1", "B1", "C1", "D1"])
     distinct.var["ensembl_id"] = [f"ENSG0000000000{i}" for i in range(5)]
