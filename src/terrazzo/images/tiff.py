@@ -59,7 +59,8 @@ class TiffStore(ZarrTiffStore):
         tile = await super().get(key, prototype, byte_range)
         if tile is not None:
             self._recent[key] = tile
-            while len(self._recent) > 1 and len(self._recent) * len(tile) > CACHE_BYTES:
+            n_kept = max(1, CACHE_BYTES // len(tile))
+            while len(self._recent) > n_kept:
                 self._recent.popitem(last=False)
         return tile
 
@@ -130,7 +131,8 @@ class TiffPixels(LazyPixels):
         if level.palette is None:
             return to_rgb(to_bytes(values), level.colors)
         indices = values.reshape(values.shape[:2])
-        return to_rgb(to_bytes(np.moveaxis(level.palette[:, indices], 0, -1)))
+        colors = np.moveaxis(level.palette[:, indices], 0, -1)
+        return to_rgb(to_bytes(colors))
 
     def _read(self, box: tuple[slice, ...]) -> NDArray[Any]:
         """Read stored values into an array that no longer depends on the file."""
@@ -176,19 +178,25 @@ def open_tiff(path: Path, max_pixels: int) -> NDArray[np.uint8] | LazyPixels:
 
 def _pyramid(path: Path, levels: list[TiffLevel], max_pixels: int) -> TiffPixels:
     """Join the levels of an image, and warn if its 16 bits are hardly used."""
-    pixels = [TiffPixels(path, level, number, max_pixels) for number, level in enumerate(levels)]
-    finest, coarsest = pixels[0], pixels[-1]
+    pixels = []
+    for number, level in enumerate(levels):
+        pixels.append(TiffPixels(path, level, number, max_pixels))
+    finest = pixels[0]
     finest.levels = tuple(pixels)
-    n_pixels = coarsest.shape[0] * coarsest.shape[1]
-    is_small = n_pixels <= min(_LARGEST_CHECKED, max_pixels)
-    if is_small and levels[-1].dtype.newbyteorder("=") == np.uint16:
-        warn_if_dark(np.asarray(coarsest), str(path))
+    coarsest = levels[-1]
+    is_small = coarsest.height * coarsest.width <= min(_LARGEST_CHECKED, max_pixels)
+    is_uint16 = coarsest.dtype.newbyteorder("=") == np.uint16
+    if is_small and is_uint16:
+        warn_if_dark(np.asarray(pixels[-1]), str(path))
     return finest
 
 
 def _reopen(path: Path, max_pixels: int, number: int) -> Any:
+    """Open a level again, in another process."""
     pixels = open_tiff(path, max_pixels)
-    return pixels.levels[number] if isinstance(pixels, LazyPixels) else pixels
+    if isinstance(pixels, LazyPixels):
+        return pixels.levels[number]
+    return pixels
 
 
 def _layout(path: Path, series: Any) -> tuple[int, int, bool]:
@@ -197,7 +205,8 @@ def _layout(path: Path, series: Any) -> tuple[int, int, bool]:
     if len(shape) == 2:
         return shape[0], shape[1], False
     channels_first = axes[0] in "SC"
-    if len(shape) != 3 or shape[0 if channels_first else -1] not in (1, 3, 4):
+    n_channels = shape[0] if channels_first else shape[-1]
+    if len(shape) != 3 or n_channels not in (1, 3, 4):
         raise InputError(
             f"{path}: TIFF of shape {shape} (axes {axes}); save it as one gray or RGB(A) image."
         )
@@ -211,11 +220,13 @@ def _unreadable(series: Any) -> str | None:
     key = series.keyframe
     colors, bits = key.photometric.name, key.bitspersample
     if key.compression == _JPEG:
-        is_usual = bits == 8 and key.planarconfig == 1 and key.samplesperpixel in (1, 3)
+        is_gray_or_rgb = key.samplesperpixel in (1, 3)
+        is_usual = bits == 8 and key.planarconfig == 1 and is_gray_or_rgb
         return None if is_usual else "JPEG of another kind"
-    known_colors = colors in _COLORS or colors == "PALETTE"
-    known_type = key.dtype is not None and key.dtype.kind in "uf" and bits >= 8 and bits % 8 == 0
-    if not known_colors or not known_type:
+    has_known_colors = colors in _COLORS or colors == "PALETTE"
+    has_whole_bytes = bits >= 8 and bits % 8 == 0
+    has_known_type = key.dtype is not None and key.dtype.kind in "uf"
+    if not (has_known_colors and has_whole_bytes and has_known_type):
         return f"{colors} colors of {bits} bits"
     try:
         if key.compression != 1:
@@ -242,7 +253,8 @@ def _open_level(path: Path, series: Any, number: int, max_pixels: int) -> TiffLe
         tiles = zarr.open_array(TiffStore(series, number), mode="r")
         end = _end_of_tiles(path, stored)
     else:
-        end = stored.dataoffset + math.prod(stored.shape) * dtype.itemsize
+        n_bytes = math.prod(stored.shape) * dtype.itemsize
+        end = stored.dataoffset + n_bytes
     size = os.path.getsize(path)
     if end > size:
         raise InputError(
