@@ -17,7 +17,7 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.config import from_dict
-from terrazzo.downloads import NOTE, cache_folder, noted, retrieve
+from terrazzo.downloads import NOTE, cache_folder, noted_sha256, retrieve
 from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.slices.reading import read_anndata
@@ -333,7 +333,7 @@ def _expected(public: SourceFile, stated: str | None, note: Path, unchecked: boo
         if known is not None and sha256 != known:
             raise ConfigError(f"sha256 of {public.file} is {known}, not {sha256}.")
         return sha256
-    expected = known or noted(note)
+    expected = known or noted_sha256(note)
     if expected is None and not unchecked:
         raise DownloadError(
             f"nobody has checked the sha256 of {public.url}, and a file without one is not downloaded: "

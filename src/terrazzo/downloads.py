@@ -9,7 +9,7 @@ from pathlib import Path
 from terrazzo.errors import DownloadError, OutputError
 from terrazzo.progress import BYTES, Progress, Stage
 
-__all__ = ["CACHE_VARIABLE", "NOTE", "cache_folder", "noted", "retrieve"]
+__all__ = ["CACHE_VARIABLE", "NOTE", "cache_folder", "noted_sha256", "retrieve"]
 
 CACHE_VARIABLE = "TERRAZZO_CACHE"
 NOTE = (
@@ -29,7 +29,7 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("terrazzo"))
 
 
-def noted(note: Path) -> str | None:
+def noted_sha256(note: Path) -> str | None:
     """Return the sha256 that :func:`retrieve` noted for a file of which none was known; None where there is none."""
     if not note.is_file():
         return None

@@ -35,7 +35,7 @@ _OWN_HASH = "record_sha256"  # the key under which a record carries its hash
 def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a name beside the target to write to; it takes the target's place at the end, or is removed.
 
-    The name ends in ``.part``, so that drafts of a process that was killed can be told.
+    The name ends in ``.part``, so that drafts left by a killed process can be recognized.
     """
     place = Path(target)
     unique = uuid.uuid4().hex  # no other process or thread has this name

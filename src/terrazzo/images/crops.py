@@ -15,7 +15,7 @@ from terrazzo.arrays import Bools, Floats
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.images.pixels import MAX_PIXELS, LazyPixels, Padding, read_padded
 
-__all__ = ["Crops", "boxes_around", "shrunken"]
+__all__ = ["Crops", "boxes_around", "shrink"]
 
 _BAND = 2**22  # pixels of the image that are read at a time to be shrunken
 
@@ -216,7 +216,7 @@ def _level(
     return source, box
 
 
-def shrunken(
+def shrink(
     source: NDArray[np.uint8] | LazyPixels, box: tuple[int, int, int, int], max_side: int
 ) -> NDArray[np.uint8]:
     """Return a box of whole pixels, shrunken by averaging to at most ``max_side`` on either side, never enlarged.

@@ -18,7 +18,7 @@ __all__ = [
     "PILLOW_SUFFIXES",
     "TIFF_SUFFIXES",
     "check_size",
-    "decoded",
+    "decode_picture",
     "open_pixels",
     "read_pillow",
 ]
@@ -108,7 +108,7 @@ def read_pillow(path: Path, max_pixels: int) -> NDArray[Any]:
             else:
                 raise InputError(f"{path} is not a PNG or JPEG image, whatever its name says.")
             check_size(path, picture.width, picture.height, max_pixels)
-            return decoded(picture)
+            return decode_picture(picture)
     except InputError:
         raise
     except BROKEN as error:
@@ -117,7 +117,7 @@ def read_pillow(path: Path, max_pixels: int) -> NDArray[Any]:
         ) from error
 
 
-def decoded(picture: Any) -> NDArray[Any]:
+def decode_picture(picture: Any) -> NDArray[Any]:
     """Return the pixels of a Pillow image: 16-bit gray, gray, RGB or RGBA."""
     if picture.mode.startswith("I;16"):
         return np.asarray(picture)

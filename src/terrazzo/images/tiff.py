@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 from tifffile.zarr import ZarrTiffStore
 
 from terrazzo.errors import InputError
-from terrazzo.images.files import BROKEN, check_size, decoded
+from terrazzo.images.files import BROKEN, check_size, decode_picture
 from terrazzo.images.pixels import Colors, LazyPixels, to_bytes, to_rgb, warn_if_dark
 
 __all__ = ["TiffPixels", "TiffStore", "open_tiff"]
 
 CACHE_BYTES = 2**26  # of decoded tiles: spots beside each other share them
 _FILE_BLOCK = 2**20  # bytes
-_LARGEST_CHECKED = (
-    2**22
-)  # pixels of the coarsest level that are read to see whether an image is dark
+# Pixels of a coarsest level that is read to see whether the image is dark
+_LARGEST_CHECKED = 2**22
 _JPEG = 7
 # JPEG marker that says: three components are red, green and blue, not YCbCr
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
@@ -314,7 +313,7 @@ def _jpeg_decoder(key: Any) -> Callable[..., Any]:
                 f"a tile of {picture.size} pixels where {columns, rows} were announced"
             )
         tile = np.zeros(key.chunks, dtype=np.uint8)
-        tile[: picture.height, : picture.width] = decoded(picture)
+        tile[: picture.height, : picture.width] = decode_picture(picture)
         return tile, None, None
 
     return decode
@@ -329,7 +328,7 @@ def _read_with_pillow(path: Path, problem: str, max_pixels: int) -> NDArray[np.u
             warnings.simplefilter("ignore")  # about damage, which ends in an error or in pixels
             picture = TiffImageFile(file)
             check_size(path, picture.width, picture.height, max_pixels)
-            return to_rgb(to_bytes(decoded(picture)))
+            return to_rgb(to_bytes(decode_picture(picture)))
     except InputError:
         raise
     except BROKEN as error:

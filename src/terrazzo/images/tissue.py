@@ -18,7 +18,7 @@ import numpy as np
 
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.images.crops import Crops, boxes_around, shrunken
+from terrazzo.images.crops import Crops, boxes_around, shrink
 from terrazzo.images.files import open_pixels
 from terrazzo.images.pixels import (
     MAX_PIXELS,
@@ -352,7 +352,7 @@ class TissueImage:
         """
         right = self.width if x1 is None else x1
         bottom = self.height if y1 is None else y1
-        return shrunken(self.pixels, (x0, y0, right, bottom), max_side)
+        return shrink(self.pixels, (x0, y0, right, bottom), max_side)
 
     @cached_property
     def content_hash(self) -> str:
