@@ -220,7 +220,7 @@ def test_a_damaged_picture_is_a_failed_slice(spots: AnnData, tmp_path: Path, kin
 def test_a_picture_that_does_not_fit_is_a_failed_slice(spots: AnnData, tmp_path: Path) -> None:
     _, scale = picture_of(spots)
     table = listed(spots, tmp_path, image_scale=3 * scale)
-    with pytest.raises(CorpusError, match=r"a: .*spots lie outside the image"):
+    with pytest.raises(CorpusError, match=r"a: .*spots are outside the image"):
         build(table, tmp_path / "out")
 
 
