@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 import yaml
@@ -122,7 +123,7 @@ def test_it_trains_resumes_embeds_and_is_scored(
         "embed", *slices, "--model", run / "model", "--sharpness", 2, "--out", out
     )
     assert (code, err) == (0, "")
-    written = tz.read(out / "s0.h5ad")
+    written = anndata.read_h5ad(out / "s0.h5ad")
     settings = json.loads(written.uns["terrazzo"]["X_linear"]["settings"])
     assert settings == {"sharpness": 2.0}
     np.testing.assert_array_equal(written.obsm["X_linear"], sharp.obsm["X_linear"])
