@@ -1,4 +1,4 @@
-"""Who trains and who is held out: slices or donors dealt to train, validation and test."""
+"""Splits: slices or donors dealt to train, validation and test."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from terrazzo.errors import ConfigError, CorpusError, TerrazzoWarning
+
+__all__ = ["SPLITS", "Splits", "assign", "donor_groups"]
+
+SPLITS = ("train", "validation", "test")
+_UNKNOWN = ("", "unknown")  # no donor
 
 
 @dataclass(frozen=True)
@@ -54,36 +59,64 @@ def assign(
     CorpusError
         A donor stated in two splits, or not known, where ``by="donor"``; nothing left to train on.
     """
-    deals = splits.validation > 0 or splits.test > 0
-    by_donor = splits.by == "donor" and (deals or any(stated))
+    draws = splits.validation > 0 or splits.test > 0
+    by_donor = splits.by == "donor" and (draws or any(stated))
     groups = donor_groups(ids, donors) if by_donor else list(range(len(ids)))
-    fixed: dict[int, str] = {}
-    for id, group, split in zip(ids, groups, stated, strict=True):
-        if split is not None and fixed.setdefault(group, split) != split:
-            raise CorpusError(
-                f"slice {id!r}: its donor is in {split} and in {fixed[group]}; give it one split, or split by slice"
-            )
-    names: dict[int, str] = {}
-    for id, donor, group in zip(ids, donors, groups, strict=True):
-        names[group] = min(names.get(group, "\uffff"), donor if by_donor else id)
-    free = sorted((g for g in names if g not in fixed), key=lambda g: _draw(splits.seed, names[g]))
-    n_test, n_validation = (
-        max(0, (round(share * len(names)) or int(share > 0)) - list(fixed.values()).count(name))
-        for name, share in (("test", splits.test), ("validation", splits.validation))
-    )
+    split_of = _stated_groups(ids, groups, stated)
+    names = _group_names(groups, donors if by_donor else ids)
+    free = [group for group in names if group not in split_of]
+    free.sort(key=lambda group: _draw(splits.seed, names[group]))
+    dealt = list(split_of.values())
+    n_test = _n_to_draw(splits.test, len(names), dealt.count("test"))
+    n_validation = _n_to_draw(splits.validation, len(names), dealt.count("validation"))
     for place, group in enumerate(free):
-        fixed[group] = (
-            "test" if place < n_test else "validation" if place < n_test + n_validation else "train"
-        )
-    dealt = [fixed[group] for group in groups]
-    if "train" not in dealt:
-        what = "groups of donors" if by_donor else "slices"
+        if place < n_test:
+            split_of[group] = "test"
+        elif place < n_test + n_validation:
+            split_of[group] = "validation"
+        else:
+            split_of[group] = "train"
+    result = [split_of[group] for group in groups]
+    if "train" not in result:
+        unit = "groups of donors" if by_donor else "slices"
         raise CorpusError(
-            f"no slice is left to train on: {len(names)} {what}, all held out. Hold out fewer."
+            f"no slice is left to train on: {len(names)} {unit}, all held out. Hold out fewer."
         )
     if not by_donor:
-        _warn_straddling(donors, dealt)
-    return dealt
+        _warn_straddling(donors, result)
+    return result
+
+
+def _stated_groups(
+    ids: Sequence[str], groups: Sequence[int], stated: Sequence[str | None]
+) -> dict[int, str]:
+    """Return the split of each group of which a slice has a stated one."""
+    split_of: dict[int, str] = {}
+    for id, group, split in zip(ids, groups, stated, strict=True):
+        if split is None:
+            continue
+        first = split_of.setdefault(group, split)
+        if first != split:
+            raise CorpusError(
+                f"slice {id!r}: its donor is in {split} and in {first}; give it one split, or split by slice"
+            )
+    return split_of
+
+
+def _group_names(groups: Sequence[int], names: Sequence[str]) -> dict[int, str]:
+    """Return for each group the name that its draw depends on: the first in the alphabet."""
+    first: dict[int, str] = {}
+    for group, name in zip(groups, names, strict=True):
+        first[group] = min(first.get(group, name), name)
+    return first
+
+
+def _n_to_draw(share: float, n_groups: int, n_stated: int) -> int:
+    """Return how many groups a split still needs."""
+    wanted = round(share * n_groups)
+    if share > 0:
+        wanted = max(1, wanted)
+    return max(0, wanted - n_stated)
 
 
 def _draw(seed: int, name: str) -> str:
@@ -92,7 +125,7 @@ def _draw(seed: int, name: str) -> str:
 
 def donor_groups(ids: Sequence[str], donors: Sequence[str]) -> list[int]:
     """Return for each slice the number of its set of donors; no slice joins two sets."""
-    unknown = [id for id, donor in zip(ids, donors, strict=True) if donor in ("", "unknown")]
+    unknown = [id for id, donor in zip(ids, donors, strict=True) if donor in _UNKNOWN]
     if unknown:
         raise CorpusError(
             f"cannot split by donor: the donor of {len(unknown)} slices is not known, e.g. {unknown[0]!r}. Give it in "
@@ -110,21 +143,23 @@ def donor_groups(ids: Sequence[str], donors: Sequence[str]) -> list[int]:
         for other in others:
             leader[find(other)] = find(first)
     roots = [find(joined.split("|")[0]) for joined in donors]
-    order = {root: number for number, root in enumerate(dict.fromkeys(roots))}
-    return [order[root] for root in roots]
+    numbers = {root: number for number, root in enumerate(dict.fromkeys(roots))}
+    return [numbers[root] for root in roots]
 
 
 def _warn_straddling(donors: Sequence[str], dealt: Sequence[str]) -> None:
-    seen: dict[str, set[str]] = {}
+    """Warn of donors that have slices in more than one split."""
+    splits_of: dict[str, set[str]] = {}
     for joined, split in zip(donors, dealt, strict=True):
         for donor in joined.split("|"):
-            seen.setdefault(donor, set()).add(split)
-    both = [
-        donor for donor, found in seen.items() if len(found) > 1 and donor not in ("", "unknown")
-    ]
-    if both:
+            splits_of.setdefault(donor, set()).add(split)
+    several = []
+    for donor, splits in splits_of.items():
+        if len(splits) > 1 and donor not in _UNKNOWN:
+            several.append(donor)
+    if several:
         warnings.warn(
-            f"{len(both)} donors have slices in more than one split, e.g. {both[0]!r}: what is held out is a "
+            f"{len(several)} donors have slices in more than one split, e.g. {several[0]!r}: what is held out is a "
             "slice, not a donor",
             TerrazzoWarning,
             stacklevel=4,
