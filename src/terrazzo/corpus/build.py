@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -115,8 +115,7 @@ def build(
         splits=splits,
     )
     slices = list_sources(sources) if published is None else planned_sources(published, sources)
-    place = folder.absolute()
-    jobs = [Job(source, place, options.quality, options.orthologs) for source in slices]
+    jobs = options.jobs(slices, folder.absolute())
     excluded = _contents(exclude)
     _claim(folder)
     try:
@@ -129,7 +128,9 @@ def build(
             _warn_poor(records, options.quality)
             _check_organisms(records)
             rows = _manifest(jobs, records, splits or Splits())
-            about = {**options.about(), "dropped": dropped, "notes": _notes(records)}
+            about = options.about()
+            about["dropped"] = dropped
+            about["notes"] = _notes(records)
             return _finish(folder, rows, about, vocabulary, Progress(progress))
     except KeyboardInterrupt:
         _sweep(folder)
@@ -149,30 +150,44 @@ class _Options:
     orthologs: Orthologs | None
     splits: Splits | None
 
+    def jobs(self, slices: list[Source], out: Path) -> list[Job]:
+        """Return the task of each slice."""
+        return [Job(source, out, self.quality, self.orthologs) for source in slices]
+
     def about(self) -> Record:
         """Return what ``corpus.json`` says of them."""
-        orthologs = None if self.orthologs is None else self.orthologs.content_hash()
-        return {
+        options: Record = {
+            "min_genes": self.quality.min_genes,
+            "min_cells": self.quality.min_cells,
+            "orthologs_sha256": None,
+            "splits": None,
+        }
+        if self.orthologs is not None:
+            options["orthologs_sha256"] = self.orthologs.content_hash()
+        if self.splits is not None:
+            options["splits"] = vars(self.splits)
+        about: Record = {
             "format_version": FORMAT_VERSION,
             "terrazzo_version": __version__,
-            "published": None if self.published is None else self.published.to_dict(),
-            "options": {
-                "min_genes": self.quality.min_genes,
-                "min_cells": self.quality.min_cells,
-                "orthologs_sha256": orthologs,
-                "splits": None if self.splits is None else vars(self.splits),
-            },
+            "published": None,
+            "options": options,
         }
+        if self.published is not None:
+            about["published"] = self.published.to_dict()
+        return about
 
 
 def _quality(
     published: PublishedCorpus | None, min_genes: int | None, min_cells: int | None
 ) -> QualityControl:
-    base = QualityControl() if published is None else published.quality
-    return QualityControl(
-        min_genes=base.min_genes if min_genes is None else min_genes,
-        min_cells=base.min_cells if min_cells is None else min_cells,
-    )
+    quality = QualityControl()
+    if published is not None:
+        quality = published.quality
+    if min_genes is not None:
+        quality = replace(quality, min_genes=min_genes)
+    if min_cells is not None:
+        quality = replace(quality, min_cells=min_cells)
+    return quality
 
 
 def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
@@ -180,7 +195,11 @@ def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     paths = list(paths)
     if not paths:
         return {}
-    return {fingerprint(read(source.path)): str(source.path) for source in list_sources(paths)}
+    names = {}
+    for source in list_sources(paths):
+        content = fingerprint(read(source.path))
+        names[content] = str(source.path)
+    return names
 
 
 def _claim(folder: Path) -> None:
@@ -215,11 +234,13 @@ def _clear(folder: Path, sources: list[Source]) -> None:
     _sweep(folder)
     members = folder / MEMBERS
     ids = {source.id for source in sources}
-    foreign = sorted(path.stem for path in members.glob("*.zarr") if path.stem not in ids)
+    present = {path.stem for path in members.glob("*.zarr")}
+    foreign = sorted(present - ids)
     if foreign:
+        first = foreign[0]
         raise CorpusError(
-            f"{folder} has {len(foreign)} members that are not among the sources, e.g. {foreign[0]!r}: add them, "
-            f"or choose another --out, or delete {MEMBERS}/{foreign[0]}.zarr"
+            f"{folder} has {len(foreign)} members that are not among the sources, e.g. {first!r}: add them, "
+            f"or choose another --out, or delete {MEMBERS}/{first}.zarr"
         )
     for path in members.glob("*.json"):
         if path.stem not in ids:  # the record of a slice that was left out and is not a source now
@@ -240,14 +261,31 @@ def _run(
     return [records[job.source.id] for job in jobs]
 
 
+def _kept(records: list[Record]) -> list[Record]:
+    """Return the records of the slices that are in the corpus."""
+    return [record for record in records if record["status"] == "kept"]
+
+
+def _reasons(records: list[Record]) -> list[str]:
+    """Return why slices are left out, one text a slice, not more than fit a message."""
+    reasons = []
+    for record in records[:_MAX_SHOWN]:
+        id = record["id"]
+        reason = record["reason"]
+        reasons.append(f"{id}: {reason}")
+    return reasons
+
+
 def _check_organisms(records: list[Record]) -> None:
     """Check that the genes of all slices are of one organism."""
     example: dict[str, str] = {}  # organism -> first slice
-    for record in records:
-        if record["status"] == "kept" and record["gene_organism"] != "unknown":
-            example.setdefault(record["gene_organism"], record["id"])
+    for record in _kept(records):
+        organism = record["gene_organism"]
+        if organism != "unknown":
+            example.setdefault(organism, record["id"])
     if len(example) > 1:
-        listed = ", ".join(f"{organism} ({id})" for organism, id in sorted(example.items()))
+        pairs = [f"{organism} ({id})" for organism, id in example.items()]
+        listed = ", ".join(sorted(pairs))
         raise CorpusError(
             f"the slices are of several organisms: {listed}. Pass a table of orthologs (--orthologs, two columns: "
             "mouse gene, human gene), state organism in the table of sources if one is wrong, or build one corpus each."
@@ -258,17 +296,26 @@ def _check_failed(records: list[Record], skip_failed: bool) -> None:
     """Check that no slice failed, unless those are to be skipped."""
     failed = [record for record in records if record["status"] == "failed"]
     if failed and not skip_failed:
-        lines = "".join(f"\n  {record['id']}: {record['reason']}" for record in failed[:_MAX_SHOWN])
+        lines = "\n  ".join(_reasons(failed))
         raise CorpusError(
             f"{len(failed)} of {len(records)} slices cannot be used; the others are done and kept. Fix these or leave "
-            f"them out (--skip-failed), and run it again:{lines}"
+            f"them out (--skip-failed), and run it again:\n  {lines}"
         )
 
 
 def _held_out_first(jobs: list[Job]) -> list[int]:
     """Return the places of the jobs: test slices, validation slices, the others."""
-    rank = {"test": 0, "validation": 1}
-    return sorted(range(len(jobs)), key=lambda at: rank.get(jobs[at].source.split or "", 2))
+    test = []
+    validation = []
+    others = []
+    for place, job in enumerate(jobs):
+        if job.source.split == "test":
+            test.append(place)
+        elif job.source.split == "validation":
+            validation.append(place)
+        else:
+            others.append(place)
+    return test + validation + others
 
 
 def _refuse_duplicates(jobs: list[Job], records: list[Record], excluded: Mapping[str, str]) -> None:
@@ -297,9 +344,14 @@ def _refuse_duplicates(jobs: list[Job], records: list[Record], excluded: Mapping
 def _remove_duplicate(job: Job, record: Record, reason: str) -> Record:
     """Delete a member that must stay out; return its new record, which is in the place of the old one."""
     remove_member(job.out, record["id"])
-    new = {name: record[name] for name in ("id", "options", "source_sha256", "content")}
-    new["status"] = "duplicate"
-    new["reason"] = reason
+    new = {
+        "id": record["id"],
+        "options": record["options"],
+        "source_sha256": record["source_sha256"],
+        "content": record["content"],
+        "status": "duplicate",
+        "reason": reason,
+    }
     write_record(job.sidecar, new)
     return {**new, "made": True}
 
@@ -308,34 +360,44 @@ def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
     """Return slices that are left out, and warn of them."""
     dropped = []
     for job, record in zip(jobs, records, strict=True):
-        if record["status"] != "kept":
-            row = {name: record[name] for name in ("id", "status", "reason")}
-            dropped.append({**row, "source": str(job.source.path)})
-    lines = "; ".join(f"{row['id']}: {row['reason']}" for row in dropped[:_MAX_SHOWN])
+        if record["status"] == "kept":
+            continue
+        row = {
+            "id": record["id"],
+            "source": str(job.source.path),
+            "status": record["status"],
+            "reason": record["reason"],
+        }
+        dropped.append(row)
+    if not dropped:
+        return []
+    lines = "; ".join(_reasons(dropped))
     if len(dropped) == len(records):
-        poor = any(record["status"] == "dropped" for record in records)
-        fix = ". Small panels need a smaller --min-genes (and --min-cells)" if poor else ""
-        raise CorpusError(f"no slice is left: {lines}{fix}")
-    if dropped:
-        n_more = len(dropped) - _MAX_SHOWN
-        more = f" and {n_more} more (corpus.json lists all)" if n_more > 0 else ""
-        message = f"{len(dropped)} slices are left out: {lines}{more}"
-        warnings.warn(message, TerrazzoWarning, stacklevel=3)
+        message = f"no slice is left: {lines}"
+        if any(row["status"] == "dropped" for row in dropped):
+            message += ". Small panels need a smaller --min-genes (and --min-cells)"
+        raise CorpusError(message)
+    message = f"{len(dropped)} slices are left out: {lines}"
+    n_more = len(dropped) - _MAX_SHOWN
+    if n_more > 0:
+        message += f" and {n_more} more (corpus.json lists all)"
+    warnings.warn(message, TerrazzoWarning, stacklevel=3)
     return dropped
 
 
 def _warn_poor(records: list[Record], quality: QualityControl) -> None:
     """Warn where most cells are lost: a limit for whole transcriptomes on a small panel, more often than bad tissue."""
     poor = []
-    for record in records:
-        if record["status"] == "kept" and 2 * record["n_cells"] < record["n_cells_read"]:
+    for record in _kept(records):
+        if 2 * record["n_cells"] < record["n_cells_read"]:
             poor.append(record)
     if poor:
-        first = poor[0]
+        id = poor[0]["id"]
+        n_cells = poor[0]["n_cells"]
+        n_read = poor[0]["n_cells_read"]
         warnings.warn(
-            f"{len(poor)} slices lose more than half of their cells, e.g. {first['id']}: {first['n_cells']:,} of "
-            f"{first['n_cells_read']:,} have at least {quality.min_genes} expressed genes. Small panels need a smaller "
-            "--min-genes",
+            f"{len(poor)} slices lose more than half of their cells, e.g. {id}: {n_cells:,} of {n_read:,} have at "
+            f"least {quality.min_genes} expressed genes. Small panels need a smaller --min-genes",
             TerrazzoWarning,
             stacklevel=3,
         )
@@ -343,12 +405,10 @@ def _warn_poor(records: list[Record], quality: QualityControl) -> None:
 
 def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Record]:
     """Return the rows of the manifest."""
+    sources = {job.source.id: job.source for job in jobs}
     rows = []
-    stated = []
-    for job, record in zip(jobs, records, strict=True):
-        if record["status"] != "kept":
-            continue
-        source = job.source
+    for record in _kept(records):
+        source = sources[record["id"]]
         row = {name: record[name] for name in COLUMNS if name in record}
         row["tissue"] = source.tissue or record["tissue"]
         row["donor"] = source.donor or record["donor"]
@@ -356,21 +416,18 @@ def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Re
         row["source"] = str(source.path)
         row["origin"] = source.origin or ""
         rows.append(row)
-        stated.append(source.split)
     ids = [row["id"] for row in rows]
     donors = [row["donor"] for row in rows]
-    for row, split in zip(rows, assign(ids, donors, stated, splits), strict=True):
+    stated = [sources[id].split for id in ids]
+    dealt = assign(ids, donors, stated, splits)
+    for row, split in zip(rows, dealt, strict=True):
         row["split"] = split
     return rows
 
 
 def _notes(records: list[Record]) -> dict[str, list[str]]:
     """Return what there is to say of each slice of the corpus."""
-    notes = {}
-    for record in records:
-        if record["status"] == "kept" and record["notes"]:
-            notes[record["id"]] = record["notes"]
-    return notes
+    return {record["id"]: record["notes"] for record in _kept(records) if record["notes"]}
 
 
 def _finish(
@@ -386,12 +443,15 @@ def _finish(
     draft = None
     if vocabulary:
         train = [row for row in rows if row["split"] == "train"]
-        about["vocabulary_of"] = hash_json([[row["id"], row["sha256"]] for row in train])
-        if not _vocabulary_is_current(folder, old, about["vocabulary_of"]):
+        content = hash_json([[row["id"], row["sha256"]] for row in train])
+        about["vocabulary_of"] = content
+        if not _vocabulary_is_current(folder, old, content):
             draft = folder / f".{VOCABULARY}{_SUFFIX}"
             corpus = Corpus(folder, pd.DataFrame(rows))
-            Vocabulary.from_slices(_stream(corpus, train, progress)).to_parquet(draft)
-        files[VOCABULARY] = [hash_file(draft or folder / VOCABULARY)]
+            parts = _stream(corpus, train, progress)
+            Vocabulary.from_slices(parts).to_parquet(draft)
+        current = folder / VOCABULARY if draft is None else draft
+        files[VOCABULARY] = [hash_file(current)]
     accepted = files
     if (folder / MANIFEST).is_file():  # until it is replaced, old and new tables are valid
         accepted = _with_old(files, old.get("files", {}))
@@ -417,7 +477,11 @@ def _vocabulary_is_current(folder: Path, old: Record, content: str) -> bool:
 
 def _with_old(files: dict[str, list[str]], old: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """Return the hashes of new files, followed by those of the old ones."""
-    return {name: list(dict.fromkeys(new + old.get(name, []))) for name, new in files.items()}
+    both = {}
+    for name, hashes in files.items():
+        older = [digest for digest in old.get(name, []) if digest not in hashes]
+        both[name] = hashes + older
+    return both
 
 
 def _stream(corpus: Corpus, train: list[Record], progress: Progress) -> Iterator[Slice]:

@@ -50,20 +50,22 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
     if library:
         entries = adata.uns[keys.SPATIAL].items()
         name = next(str(key) for key, value in entries if value is library)
-    entry = {key: value for key, value in library.items() if key != "images"}
+    entry = dict(library)
+    entry.pop("images", None)
     if image is not None:
-        entry["scalefactors"] = _scale_factors(entry.get("scalefactors"), image)
+        factors = entry.get("scalefactors")
+        entry["scalefactors"] = _scale_factors(factors, image)
         entry["images"] = {}
     return {name: entry} if entry else {}
 
 
 def _scale_factors(factors: Any, image: TissueImage) -> dict[str, Any]:
     """Return a library's scale factors with those of the picture that is stored."""
-    out = {}
+    out: dict[str, Any] = {}
     if isinstance(factors, Mapping):
-        out = {key: value for key, value in factors.items() if key not in (_SCALE_X, _SCALE_Y)}
-    if image.scale is not None:
-        out[_SCALE_X] = image.scale
+        out.update(factors)
+    out.pop(_SCALE_Y, None)
+    out[_SCALE_X] = image.scale
     if image.scale_y is not None:
         out[_SCALE_Y] = image.scale_y
     return out
@@ -71,7 +73,8 @@ def _scale_factors(factors: Any, image: TissueImage) -> dict[str, Any]:
 
 def left_out(adata: AnnData, image: TissueImage | None) -> list[str]:
     """Return a note where a slice brings a picture that cannot be used; else no note."""
-    if image is not None or not library_of(adata).get("images"):
+    images = library_of(adata).get("images")
+    if image is not None or not images:
         return []
     return ["the picture in its uns['spatial'] has no scale and is left out"]
 
@@ -105,9 +108,11 @@ def write_image(group: Any, image: TissueImage) -> None:
     )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     for top in range(0, height, SHARD):
+        rows = slice(top, min(top + SHARD, height))
         for left in range(0, width, SHARD):
-            part = (slice(top, min(top + SHARD, height)), slice(left, min(left + SHARD, width)))
-            array[part] = np.asarray(image.pixels[part])
+            columns = slice(left, min(left + SHARD, width))
+            part = image.pixels[rows, columns]
+            array[rows, columns] = np.asarray(part)
 
 
 class CachedTiles:
@@ -133,38 +138,54 @@ class CachedTiles:
 
     def __getitem__(self, region: tuple[slice, slice]) -> np.ndarray:
         """Return a region of whole pixels within the picture."""
-        y0, y1, _ = region[0].indices(self.shape[0])
-        x0, x1, _ = region[1].indices(self.shape[1])
-        size = (max(y1 - y0, 0), max(x1 - x0, 0))
-        out = np.empty((*size, *self.shape[2:]), dtype=self.dtype)
-        height, width = self._array.chunks[:2]
-        for i in range(y0 // height, -(-y1 // height)):
-            top = i * height
-            y = max(top - y0, 0)
-            for j in range(x0 // width, -(-x1 // width)):
-                left = j * width
-                x = max(left - x0, 0)
+        height, width = self.shape[:2]
+        tile_height, tile_width = self._array.chunks[:2]
+        y0, y1, _ = region[0].indices(height)
+        x0, x1, _ = region[1].indices(width)
+        n_rows = max(y1 - y0, 0)
+        n_columns = max(x1 - x0, 0)
+        out = np.empty((n_rows, n_columns, *self.shape[2:]), dtype=self.dtype)
+        for i in _tiles_of(y0, y1, tile_height):
+            to_rows, from_rows = _overlap(y0, y1, i, tile_height)
+            for j in _tiles_of(x0, x1, tile_width):
+                to_columns, from_columns = _overlap(x0, x1, j, tile_width)
                 tile = self._tile(i, j)
-                tile = tile[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
-                out[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+                out[to_rows, to_columns] = tile[from_rows, from_columns]
         return out
 
     def _tile(self, i: int, j: int) -> np.ndarray:
         with self._lock:
-            if (i, j) not in self._tiles:
-                self._tiles[i, j] = self._read_tile(i, j)
-                self._bytes += self._tiles[i, j].nbytes
-            self._tiles.move_to_end((i, j))
+            place = (i, j)
+            tile = self._tiles.get(place)
+            if tile is None:
+                tile = self._read_tile(i, j)
+                self._tiles[place] = tile
+                self._bytes += tile.nbytes
+            self._tiles.move_to_end(place)
             while self._bytes > CACHED_BYTES and len(self._tiles) > 1:
                 _, dropped = self._tiles.popitem(last=False)
                 self._bytes -= dropped.nbytes
-            return self._tiles[i, j]
+            return tile
 
     def _read_tile(self, i: int, j: int) -> np.ndarray:
         height, width = self._array.chunks[:2]
-        rows = slice(i * height, (i + 1) * height)
-        columns = slice(j * width, (j + 1) * width)
-        return np.asarray(self._array[rows, columns])
+        top = i * height
+        left = j * width
+        tile = self._array[top : top + height, left : left + width]
+        return np.asarray(tile)
+
+
+def _tiles_of(start: int, stop: int, size: int) -> range:
+    """Return the numbers of the tiles that pixels ``start:stop`` are on, along one axis."""
+    return range(start // size, math.ceil(stop / size))
+
+
+def _overlap(start: int, stop: int, number: int, size: int) -> tuple[slice, slice]:
+    """Return where a tile and pixels ``start:stop`` meet, along one axis: within these pixels, and within the tile."""
+    first = number * size
+    low = max(start, first)
+    high = min(stop, first + size)
+    return slice(low - start, high - start), slice(low - first, high - first)
 
 
 def libraries(root: Any, folder: Path) -> dict[str, Any]:
@@ -183,9 +204,10 @@ def libraries(root: Any, folder: Path) -> dict[str, Any]:
         A file of a picture is missing; its pixels would read as white.
     """
     out: dict[str, Any] = {}
-    if keys.SPATIAL not in root["uns"]:
+    uns = root["uns"]
+    if keys.SPATIAL not in uns:
         return out
-    for name, group in root["uns"][keys.SPATIAL].groups():
+    for name, group in uns[keys.SPATIAL].groups():
         images = {}
         if "images" in group:
             for key, picture in group["images"].arrays():
@@ -202,10 +224,11 @@ def _check_whole(picture: zarr.Array, folder: Path) -> None:
     """Check that every file of a picture exists."""
     if picture.shards != (SHARD, SHARD, 3):  # another program's, which may leave out what is empty
         return
-    n_expected = math.prod(-(-side // SHARD) for side in picture.shape[:2])
+    height, width = picture.shape[:2]
+    n_expected = math.ceil(height / SHARD) * math.ceil(width / SHARD)
     place = folder / picture.path
-    n_files = sum(path.is_file() for path in (place / "c").rglob("*"))
-    if n_files < n_expected:
+    files = [path for path in place.glob("c/**/*") if path.is_file()]
+    if len(files) < n_expected:
         raise CorpusError(
             f"{place}: parts of this picture are missing; run the same `terrazzo corpus build` again."
         )

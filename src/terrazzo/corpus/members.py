@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerpri
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
-from terrazzo.images import check_spots
+from terrazzo.images import TissueImage, check_spots
 from terrazzo.slices import Slice, open_slice
 from terrazzo.slices.slice import stated
 
@@ -51,6 +51,8 @@ HILBERT_BITS = 20  # a slice is seen as a square of 2**20 by 2**20 places (0.01 
 # With counts as integers as small as zstd, 2.5 times as quick to read; the price is paid once, by the build.
 _COMPRESSOR = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")
 _TISSUE = ("tissue", "organ")
+_NUMBERS = "biuf"  # kinds of dtypes, booleans included
+_SCALARS = (str, bool, int, float, np.number, np.bool_)
 # What is stated of a source but not part of its member: a change needs no new member. Pictures count by their bytes.
 _NOT_IN_MEMBER = ("path", "image", "tissue", "donor", "split", "origin")
 
@@ -88,11 +90,14 @@ class Job:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
         options = {}
         for name, value in self.source.to_dict().items():
-            absent = value is None and name.startswith("image_")  # as before there were pictures
-            if name not in _NOT_IN_MEMBER and not absent:
+            # no scale without a picture: corpora that were built before there were pictures stay valid
+            without_picture = value is None and name.startswith("image_")
+            if name not in _NOT_IN_MEMBER and not without_picture:
                 options[name] = value
         quality = [self.quality.min_genes, self.quality.min_cells]
-        orthologs = None if self.orthologs is None else self.orthologs.content_hash()
+        orthologs = None
+        if self.orthologs is not None:
+            orthologs = self.orthologs.content_hash()
         return hash_json([FORMAT_VERSION, options, quality, orthologs])
 
 
@@ -112,9 +117,10 @@ def make_member(job: Job) -> Record:
     try:
         wanted["source_sha256"] = _source_hash(job.source)
     except OSError as error:
-        return _failed(wanted, InputError(f"cannot be read ({error.strerror or error})"))
+        reason = error.strerror or error
+        return _failed(wanted, f"cannot be read ({reason})")
     old = finished(job)
-    if old is not None and all(old.get(name) == value for name, value in wanted.items()):
+    if old is not None and _agrees(old, wanted):
         return {**old, "made": False}
     remove_member(job.out, job.source.id)
     with warnings.catch_warnings(record=True) as caught:
@@ -122,12 +128,15 @@ def make_member(job: Job) -> Record:
         try:
             record = {**wanted, **_make(job)}
         except InputError as error:
-            return _failed(wanted, error)
+            return _failed(wanted, str(error))
         except Exception as error:
             # among thousands of slices, the one to look at
             error.add_note(f"in slice {job.source.id}: {job.source.path}")
             raise
-    notes = [str(w.message) for w in caught if issubclass(w.category, TerrazzoWarning)]
+    notes = []
+    for warning in caught:
+        if issubclass(warning.category, TerrazzoWarning):
+            notes.append(str(warning.message))
     record["notes"] = notes + record.get("notes", [])
     write_record(job.sidecar, record)
     return {**record, "made": True}
@@ -141,9 +150,14 @@ def _source_hash(source: Source) -> str:
     return hash_json([slice_hash, hash_file(source.image)])
 
 
-def _failed(wanted: Mapping[str, Any], error: InputError) -> Record:
+def _failed(wanted: Mapping[str, str], reason: str) -> Record:
     """Describe a slice that cannot be used; not written, so that the next build tries again."""
-    return {**wanted, "status": "failed", "reason": str(error), "made": True}
+    return {**wanted, "status": "failed", "reason": reason, "made": True}
+
+
+def _agrees(record: Record, wanted: Mapping[str, str]) -> bool:
+    """Return whether a record is of this source and these options."""
+    return all(record.get(name) == value for name, value in wanted.items())
 
 
 def finished(job: Job) -> Record | None:
@@ -152,7 +166,8 @@ def finished(job: Job) -> Record | None:
         record = read_record(job.sidecar)
     except CorpusError:
         return None
-    return record if hash_files(job.target) == record.get("files", {}) else None
+    files = record.get("files", {})
+    return record if hash_files(job.target) == files else None
 
 
 def remove_member(out: Path, id: str) -> None:
@@ -192,13 +207,16 @@ def _make(job: Job) -> Record:
     if reason:
         return {**_dropped(reason), "content": facts["content"]}
     notes = []
-    if len(rows) < n_read:
-        notes.append(f"{n_read - len(rows):,} of {n_read:,} cells left out: too few genes")
-    if piece.image is not None and piece.image.offset != (0.0, 0.0):  # a corpus has a scale only
-        piece = dataclasses.replace(piece, image=None)
+    n_poor = n_read - len(rows)
+    if n_poor:
+        notes.append(f"{n_poor:,} of {n_read:,} cells left out: too few genes")
+    if _is_shifted(piece.image):
+        piece = replace(piece, image=None)
         notes.append("its picture is left out: it is shifted against the cells")
-    facts["median_genes"] = float(np.median(np.diff(piece.counts.indptr)[rows]))
-    rows = rows[hilbert_order(piece.coords[rows])]
+    n_expressed = np.diff(piece.counts.indptr)
+    facts["median_genes"] = float(np.median(n_expressed[rows]))
+    order = hilbert_order(piece.coords[rows])
+    rows = rows[order]
     obs = plain_table(adata.obs.iloc[rows])
     library = library_entry(adata, piece.name, piece.image)
     notes += left_out(adata, piece.image)
@@ -206,16 +224,27 @@ def _make(job: Job) -> Record:
     piece = _take(piece, rows)
     if picture is not None and piece.image is not None:
         check_spots(piece.image, piece.native_coords, piece.name)
-    if job.orthologs is not None and piece.organism != job.orthologs.organism:
-        piece, note = job.orthologs.apply(piece)
+    orthologs = job.orthologs
+    if orthologs is not None and piece.organism != orthologs.organism:
+        piece, note = orthologs.apply(piece)
         notes.append(note)
     files = _write_whole(job.target, piece, obs, library, facts["organism"])
-    record = {"status": "kept", "files": files, "sha256": hash_json(files), "notes": notes}
+    record = {
+        "status": "kept",
+        "files": files,
+        "sha256": hash_json(files),
+        "notes": notes,
+    }
     return {**record, **facts, **_slice_facts(piece)}
 
 
 def _dropped(reason: str) -> Record:
     return {"status": "dropped", "reason": reason}
+
+
+def _is_shifted(image: TissueImage | None) -> bool:
+    """Return whether a picture has an offset; a corpus can store a scale only."""
+    return image is not None and image.offset != (0.0, 0.0)
 
 
 def _slice_facts(piece: Slice) -> Record:
@@ -291,8 +320,9 @@ def write_member(
         for name, value in elements.items():
             write_elem(root, name, value)
     if piece.image is not None:
-        (place,) = library
-        write_image(root[f"uns/{keys.SPATIAL}/{place}/images"], piece.image)
+        (name,) = library
+        images = root[f"uns/{keys.SPATIAL}/{name}/images"]
+        write_image(images, piece.image)
     _write_counts(root.create_group("X"), piece)
     spatial = _write_array(root["obsm"], keys.SPATIAL, piece.native_coords)
     spatial.attrs[SCALE] = float(piece.coord_scale)
@@ -300,12 +330,11 @@ def write_member(
 
 def _gene_table(piece: Slice) -> pd.DataFrame:
     """Return ``var`` of a member: ids and symbols, named by symbol where there is one."""
-    names = np.where(piece.gene_symbols != "", piece.gene_symbols, piece.gene_ids)
-    columns = {
-        "ensembl_id": piece.gene_ids.astype(object),
-        "symbol": piece.gene_symbols.astype(object),
-    }
-    return pd.DataFrame(columns, index=pd.Index(names.astype(object)))
+    ids = piece.gene_ids.astype(object)
+    symbols = piece.gene_symbols.astype(object)
+    names = np.where(symbols != "", symbols, ids)
+    columns = {"ensembl_id": ids, "symbol": symbols}
+    return pd.DataFrame(columns, index=pd.Index(names))
 
 
 def _unstructured(piece: Slice, library: Mapping[str, Any], organism: str) -> dict[str, Any]:
@@ -341,9 +370,10 @@ def _write_counts(group: Any, piece: Slice) -> None:
 
 def _write_array(group: Any, name: str, values: np.ndarray) -> zarr.Array:
     """Write an array in chunks along its first axis."""
-    chunk = max(1, min(CHUNK, len(values)))
-    n_chunks = -(-len(values) // chunk)
-    shard = chunk * max(1, min(SHARD // CHUNK, n_chunks))
+    n_values = len(values)
+    chunk = max(1, min(CHUNK, n_values))
+    n_chunks = max(1, math.ceil(n_values / chunk))
+    shard = chunk * min(SHARD // CHUNK, n_chunks)
     rest = values.shape[1:]
     array = group.create_array(
         name,
@@ -367,8 +397,8 @@ def plain_table(obs: pd.DataFrame) -> pd.DataFrame:
         key = str(name).replace("/", "_")
         if key in columns or key == "_index":
             key = f"{key}_"
-        is_numpy = isinstance(column.dtype, np.dtype)
-        if is_numpy and column.dtype.kind in "biuf":
+        kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
+        if kind and kind in _NUMBERS:
             columns[key] = column.to_numpy()
         else:
             columns[key] = _plain_categories(column)
@@ -383,22 +413,29 @@ def _plain_categories(column: pd.Series) -> pd.Categorical:
         for value, missing in zip(column, column.isna(), strict=True):
             texts.append(None if missing else str(value))
         column = pd.Series(pd.Categorical(texts))
-    labels = column.cat.categories
-    if labels.dtype.kind not in "biuf":
-        labels = pd.Index(labels.astype(str).to_numpy(dtype=object), dtype=object)
-    return pd.Categorical.from_codes(column.cat.codes, labels, ordered=column.cat.ordered)
+    categories = column.cat
+    labels = categories.categories
+    if labels.dtype.kind not in _NUMBERS:
+        texts = labels.astype(str).to_numpy(dtype=object)
+        labels = pd.Index(texts, dtype=object)
+    return pd.Categorical.from_codes(categories.codes, labels, ordered=categories.ordered)
 
 
 def plain(value: Any) -> Any:
     """Return what of a nested mapping zarr can hold: numbers, texts, and arrays of numbers."""
-    if isinstance(value, Mapping):
-        entries = {str(key): plain(inner) for key, inner in value.items() if "/" not in str(key)}
-        return {key: inner for key, inner in entries.items() if inner is not None}
-    if isinstance(value, str | bool | int | float | np.number | np.bool_):
+    if isinstance(value, _SCALARS):
         return value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return value
-    return None
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.kind in _NUMBERS else None
+    if not isinstance(value, Mapping):
+        return None
+    entries = {}
+    for key, inner in value.items():
+        name = str(key)
+        stored = plain(inner)
+        if stored is not None and "/" not in name:
+            entries[name] = stored
+    return entries
 
 
 def hilbert_index(coords: np.ndarray, bits: int = HILBERT_BITS) -> Ints:
@@ -419,11 +456,14 @@ def hilbert_index(coords: np.ndarray, bits: int = HILBERT_BITS) -> Ints:
     if not len(coords):
         return np.zeros(0, dtype=np.int64)
     low = coords.min(axis=0)
-    extent = float((coords.max(axis=0) - low).max())
+    high = coords.max(axis=0)
+    extent = float((high - low).max())
     places = np.zeros_like(coords)
     if extent > 0:
-        places = (coords - low) / extent * (2**bits - 1)
-    x, y = np.rint(places).astype(np.int64).T.copy()
+        last = 2**bits - 1
+        places = (coords - low) / extent * last
+    places = np.rint(places).astype(np.int64)
+    x, y = places.T.copy()
     index = np.zeros(len(coords), dtype=np.int64)
     for level in range(bits - 1, -1, -1):
         right = (x >> level) & 1
@@ -432,10 +472,13 @@ def hilbert_index(coords: np.ndarray, bits: int = HILBERT_BITS) -> Ints:
         side = (1 << level) - 1
         x = x & side  # only the bits below this level matter from here on
         y = y & side
-        mirrored = (up == 0) & (right == 1)
+        lower = up == 0
+        mirrored = lower & (right == 1)
         x = np.where(mirrored, side - x, x)
         y = np.where(mirrored, side - y, y)
-        x, y = np.where(up == 0, y, x), np.where(up == 0, x, y)
+        swapped = np.where(lower, y, x)
+        y = np.where(lower, x, y)
+        x = swapped
     return index
 
 

@@ -135,8 +135,8 @@ def _descriptions() -> Traversable:
 
 def published_names() -> list[str]:
     """Return the names of the published corpora that come with the library."""
-    files = [entry.name for entry in _descriptions().iterdir() if entry.name.endswith(_SUFFIX)]
-    return sorted(name.removesuffix(_SUFFIX) for name in files)
+    files = [Path(entry.name) for entry in _descriptions().iterdir()]
+    return sorted(file.stem for file in files if file.suffix == _SUFFIX)
 
 
 def load_published(name: str | os.PathLike[str]) -> PublishedCorpus:
@@ -154,11 +154,14 @@ def load_published(name: str | os.PathLike[str]) -> PublishedCorpus:
     """
     path = _find_description(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror or error})") from error
+        reason = error.strerror or error
+        raise ConfigError(f"{path} cannot be read ({reason})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {reason}") from error
     return from_dict(PublishedCorpus, content, str(path))
 
 
@@ -170,8 +173,9 @@ def _find_description(name: str | os.PathLike[str]) -> Traversable:
         return path
     names = published_names()
     if name not in names:
-        listed = f"There are {', '.join(names)}; a file of your own must end in {_SUFFIX}."
-        hint = did_you_mean(name, names, listed)
+        listed = ", ".join(names)
+        otherwise = f"There are {listed}; a file of your own must end in {_SUFFIX}."
+        hint = did_you_mean(name, names, otherwise)
         raise ConfigError(f"there is no published corpus {name!r}.{hint}")
     return _descriptions() / f"{name}{_SUFFIX}"
 
@@ -210,50 +214,55 @@ def read_header(path: Path) -> Header:
 
 
 def _header(root: Any) -> Header:
+    obs = root["obs"]
     uns = root.get("uns", {})
-    organism = _text(uns, keys.ORGANISM) or _only_category(root["obs"], keys.ORGANISM)
-    try:
-        organism = None if organism is None else parse_organism(organism)
-    except ConfigError:
-        organism = None
-    return Header(
-        n_cells=_n_rows(root["obs"]),
-        n_genes=_n_rows(root["var"]),
-        technology=_text(uns, keys.TECHNOLOGY) or _only_category(root["obs"], _ASSAY),
-        organism=organism,
-    )
+    technology = _text(uns, keys.TECHNOLOGY) or _only_category(obs, _ASSAY)
+    organism = _text(uns, keys.ORGANISM) or _only_category(obs, keys.ORGANISM)
+    if organism is not None:
+        try:
+            organism = parse_organism(organism)
+        except ConfigError:
+            organism = None
+    return Header(_n_rows(obs), _n_rows(root["var"]), technology, organism)
 
 
 def _n_rows(table: Any) -> int:
     """Return the number of rows of ``obs`` or ``var``."""
     if not hasattr(table, "keys"):  # a structured array, as old files have it
         return int(table.shape[0])
-    index = table.attrs["_index"]
-    name = index.decode() if isinstance(index, bytes) else str(index)
+    name = _decoded(table.attrs["_index"])
     return int(table[name].shape[0])
+
+
+def _decoded(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _text(group: Any, name: str) -> str | None:
     """Return a single text of a group, None where it has none of this name."""
-    if name not in group or getattr(group[name], "shape", None) != ():
+    if name not in group:
         return None
-    value = group[name][()]
+    element = group[name]
+    if getattr(element, "shape", None) != ():
+        return None
+    value = element[()]
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else None
+    return _decoded(value) if isinstance(value, str | bytes) else None
 
 
 def _only_category(table: Any, name: str) -> str | None:
     """Return the only category of a column, None where it has several."""
-    if not hasattr(table, "keys") or name not in table or not hasattr(table[name], "keys"):
+    if not hasattr(table, "keys") or name not in table:
         return None
-    categories = table[name]["categories"]
+    column = table[name]
+    if not hasattr(column, "keys"):
+        return None
+    categories = column["categories"]
     if categories.shape != (1,):
         return None
-    value = categories[:][0]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    (value,) = categories[:]
+    return _decoded(value)
 
 
 @dataclass(frozen=True)
@@ -291,8 +300,9 @@ class CorpusPlan:
     files: list[PlannedFile]
 
     def __repr__(self) -> str:
+        name = self.published.name
         n_matched = len(self.of("match"))
-        return f"CorpusPlan({self.published.name!r}, {n_matched} of {len(self.files)} files match)"
+        return f"CorpusPlan({name!r}, {n_matched} of {len(self.files)} files match)"
 
     def of(self, verdict: str) -> list[PlannedFile]:
         """Return the files of one verdict."""
@@ -310,13 +320,12 @@ class CorpusPlan:
         rows = []
         for source in self.published.sources:
             technologies = ", ".join(source.technologies)
-            row = _row(source.slices, source.cells, self._matched(source))
-            rows.append({"source": source.name, "technologies": technologies, **row})
-        expected = self.published.expected
-        matched = self.of("match")
-        n_technologies = len({file.technology for file in matched if file.technology})
-        total = _row(expected.slices, expected.cells, matched)
-        rows.append({"source": "total", "technologies": f"{n_technologies} found", **total})
+            files = self._matched(source)
+            rows.append(_row(source.name, technologies, source, files))
+        files = self.of("match")
+        found = {file.technology for file in files if file.technology}
+        technologies = f"{len(found)} found"
+        rows.append(_row("total", technologies, self.published.expected, files))
         may_lack = ("slices_expected", "slices_missing", "cells_expected")
         return pd.DataFrame(rows).astype(dict.fromkeys(may_lack, "Int64"))
 
@@ -325,25 +334,35 @@ class CorpusPlan:
         lines = []
         for source in self.published.sources:
             n_found = len(self._matched(source))
-            n_missing = None if source.slices is None else max(0, source.slices - n_found)
+            n_missing = _n_missing(source.slices, n_found)
             if n_found and not n_missing:
                 continue
-            amount = "slices" if n_missing is None else f"{n_missing} of {source.slices} slices"
+            amount = "slices"
+            if n_missing is not None:
+                amount = f"{n_missing} of {source.slices} slices"
             where = f" from {source.url}" if source.url else ""
             patterns = ", ".join(source.files)
             lines.append(f"{source.name}: {amount} missing{where}; looked for {patterns}")
         return lines
 
 
-def _row(slices: int | None, cells: int | None, matched: list[PlannedFile]) -> dict[str, Any]:
-    """Return the counts of a row of the plan's table."""
-    n_found = len(matched)
+def _n_missing(n_expected: int | None, n_found: int) -> int | None:
+    return None if n_expected is None else max(0, n_expected - n_found)
+
+
+def _row(
+    name: str, technologies: str, expected: PublishedSource | Expected, files: list[PlannedFile]
+) -> dict[str, Any]:
+    """Return a row of the plan's table."""
+    n_found = len(files)
     return {
-        "slices_expected": slices,
+        "source": name,
+        "technologies": technologies,
+        "slices_expected": expected.slices,
         "slices_found": n_found,
-        "slices_missing": None if slices is None else max(0, slices - n_found),
-        "cells_expected": cells,
-        "cells_found": sum(file.n_cells for file in matched),
+        "slices_missing": _n_missing(expected.slices, n_found),
+        "cells_expected": expected.cells,
+        "cells_found": sum(file.n_cells for file in files),
     }
 
 
@@ -381,7 +400,9 @@ def plan_corpus(
             raise CorpusError(
                 f"{folder} is not a folder; a published corpus is made from folders of downloaded slices"
             )
-        named += [(path, path.relative_to(folder).as_posix()) for path in walk(folder)]
+        for path in walk(folder):
+            name = path.relative_to(folder).as_posix()
+            named.append((path, name))
     files = []
     with Progress(progress).stage("headers", len(named), "files") as advance:
         for path, name in named:
@@ -425,11 +446,13 @@ def _compare(
         listed = ", ".join(source.technologies)
         if technology is None:
             return "unclear", f"which of {listed}? Set uns['technology']"
-        if _plain(technology) not in [_plain(known) for known in source.technologies]:
+        taken = [_plain(known) for known in source.technologies]
+        if _plain(technology) not in taken:
             return "filtered", f"technology {technology} is none of {listed}"
     organisms = source.taken_organisms()
     if organisms and header.organism is not None and header.organism not in organisms:
-        return "filtered", f"organism {header.organism} is none of {', '.join(organisms)}"
+        listed = ", ".join(organisms)
+        return "filtered", f"organism {header.organism} is none of {listed}"
     if header.n_cells < min_cells:
         return "filtered", f"{header.n_cells} cells or spots; at least {min_cells} are needed"
     return "match", ""
@@ -439,10 +462,12 @@ def _find_technology(source: PublishedSource, header: Header, name: str) -> str 
     """Return the technology that a file states, else the one named in its path, else the only one there is."""
     if header.technology is not None:
         return header.technology
-    named = [technology for technology in source.technologies if _plain(technology) in _plain(name)]
-    if len(named) == 1:
-        return named[0]
-    return source.technologies[0] if len(source.technologies) == 1 else None
+    plain_name = _plain(name)
+    in_name = [known for known in source.technologies if _plain(known) in plain_name]
+    for candidates in (in_name, source.technologies):
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
 
 
 def _plain(text: str) -> str:
@@ -469,15 +494,16 @@ def planned_sources(
     plan = plan_corpus(published, folders)
     unusable = plan.of("unclear") + plan.of("unreadable")
     if unusable:
-        lines = "".join(f"\n  {file.path}: {file.reason}" for file in unusable[:_MAX_SHOWN])
+        some = [f"{file.path}: {file.reason}" for file in unusable[:_MAX_SHOWN]]
+        lines = "\n  ".join(some)
         raise CorpusError(
-            f"{len(unusable)} files cannot be placed in the published corpus {published.name!r}:{lines}"
+            f"{len(unusable)} files cannot be placed in the published corpus {published.name!r}:\n  {lines}"
         )
     matched = plan.of("match")
     if not matched:
-        lines = "".join(f"\n  {line}" for line in plan.missing())
+        lines = "\n  ".join(plan.missing())
         raise CorpusError(
-            f"no file matches the published corpus {published.name!r}. Missing:{lines}"
+            f"no file matches the published corpus {published.name!r}. Missing:\n  {lines}"
         )
     organisms = {source.name: source.taken_organisms() for source in published.sources}
     named: list[tuple[Path, dict[str, Any]]] = []

@@ -26,13 +26,13 @@ OPEN_MEMBERS = 4096  # each with the places of its chunks, 32 bytes a chunk of 1
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Open arrays of one member; ``dtype``: what its counts are read as."""
+    """Open arrays of one member."""
 
     data: FlatArray | zarr.Array
     indices: FlatArray | zarr.Array
     indptr: FlatArray | zarr.Array
     n_genes: int
-    dtype: np.dtype
+    has_doubles: bool  # a count exceeds 2**24
 
 
 class RowReader:
@@ -55,16 +55,19 @@ class RowReader:
 
         ``once``: a pass over many rows, of which nothing is cached for the next time.
         """
-        if len(rows) and not (np.diff(rows) > 0).all():
+        steps = np.diff(rows)
+        if (steps <= 0).any():
             unique, position = np.unique(rows, return_inverse=True)
             return self.take(id, unique, once=once)[position]
         matrix = self._open(id)
         cache = None if once else self._chunks
         first, last = self._bounds(id, rows)
         starts, stops = _stretches(first, last)
-        data = gather(matrix.data, starts, stops, matrix.dtype, cache)
+        data_type = np.float64 if matrix.has_doubles else np.float32
+        data = gather(matrix.data, starts, stops, data_type, cache)
         indices = gather(matrix.indices, starts, stops, np.int32, cache)
-        indptr = np.zeros(len(rows) + 1, dtype=np.int32 if len(data) < 2**31 else np.int64)
+        pointer_type = np.int32 if len(data) < 2**31 else np.int64
+        indptr = np.zeros(len(rows) + 1, dtype=pointer_type)
         np.cumsum(last - first, out=indptr[1:])
         shape = (len(rows), matrix.n_genes)
         out = sparse.csr_matrix((data, indices, indptr), shape=shape, copy=False)
@@ -81,10 +84,11 @@ class RowReader:
         while done < len(rows):
             piece = int(pieces[done])
             stop = int(np.searchsorted(pieces, piece, side="right"))
+            part = slice(done, stop)
+            local = rows[part] - piece * POINTER_ROWS
             indptr = self._pointers(id, piece)
-            local = rows[done:stop] - piece * POINTER_ROWS
-            first[done:stop] = indptr[local]
-            last[done:stop] = indptr[local + 1]
+            first[part] = indptr[local]
+            last[part] = indptr[local + 1]
             done = stop
         return first, last
 
@@ -92,19 +96,18 @@ class RowReader:
         """Return the row pointers of a piece of a member, and the one behind it."""
         indptr = self._open(id).indptr
         start = piece * POINTER_ROWS
-        stop = min(start + POINTER_ROWS + 1, indptr.shape[0])
-        return gather(indptr, np.array([start]), np.array([stop]), np.int64)
+        stop = start + POINTER_ROWS + 1
+        return np.asarray(indptr[start:stop], dtype=np.int64)
 
     def _open_member(self, id: str) -> _Matrix:
         path, n_genes = self._locate(id)
         data = open_flat(path / "data")
-        dtype = np.dtype(np.float64 if data.dtype == np.float64 else np.float32)
         return _Matrix(
             data=data,
             indices=open_flat(path / "indices"),
             indptr=open_flat(path / "indptr"),
             n_genes=n_genes,
-            dtype=dtype,
+            has_doubles=data.dtype == np.float64,
         )
 
 
@@ -112,7 +115,8 @@ def _stretches(first: Ints, last: Ints) -> tuple[Ints, Ints]:
     """Return starts and stops of the values of rows; rows that follow each other on disk are one stretch."""
     if not len(first):
         return first, last
-    new = np.flatnonzero(first[1:] != last[:-1]) + 1
-    starts = first[np.append(0, new)]
-    stops = last[np.append(new, len(last)) - 1]
+    follows = first[1:] == last[:-1]
+    new = np.flatnonzero(~follows)
+    starts = np.append(first[0], first[new + 1])
+    stops = np.append(last[new], last[-1])
     return starts, stops

@@ -88,9 +88,8 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         if file is not None:
-            path.unlink(
-                missing_ok=True
-            )  # before the lock: whoever gets that sees that the file is gone
+            # before the lock is let go of: whoever gets it then sees that the file is gone
+            path.unlink(missing_ok=True)
             os.close(file)
 
 

@@ -68,24 +68,27 @@ class ChunkCache:
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"ChunkCache({len(self._chunks)} chunks, {self.bytes:,} of {self.max_bytes:,} bytes)"
+        n_chunks = len(self._chunks)
+        return f"ChunkCache({n_chunks} chunks, {self.bytes:,} of {self.max_bytes:,} bytes)"
 
     def get(self, array: FlatArray, number: int) -> NDArray[Any] | None:
         """Return a chunk of an array, None where it is not in the cache."""
+        key = (array, number)
         with self._lock:
-            chunk = self._chunks.get((array, number))
+            chunk = self._chunks.get(key)
             if chunk is not None:
-                self._chunks.move_to_end((array, number))
+                self._chunks.move_to_end(key)
             return chunk
 
     def put(self, array: FlatArray, number: int, values: NDArray[Any]) -> None:
         """Add a copy of a chunk; those that were not used for longest are dropped for it."""
+        key = (array, number)
         chunk = values.astype(_narrowest(values))
         with self._lock:
-            old = self._chunks.pop((array, number), None)
+            old = self._chunks.pop(key, None)
             if old is not None:
                 self.bytes -= old.nbytes
-            self._chunks[array, number] = chunk
+            self._chunks[key] = chunk
             self.bytes += chunk.nbytes
             while self.bytes > self.max_bytes:
                 _, dropped = self._chunks.popitem(last=False)
@@ -113,24 +116,31 @@ class FlatArray:
     """
 
     def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
-        self.path = path
-        self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        self.shape: tuple[int] = (int(metadata["shape"][0]),)
-        shard_size = int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+        (size,) = metadata["shape"]
+        (shard_size,) = metadata["chunk_grid"]["configuration"]["chunk_shape"]
         sharding = metadata["codecs"][0]["configuration"]
-        self._chunk_size = int(sharding["chunk_shape"][0])
-        self._chunks_a_shard = shard_size // self._chunk_size
+        (chunk_size,) = sharding["chunk_shape"]
+        data_type = np.dtype(metadata["data_type"])
+        self.path = path
+        self.dtype = data_type.newbyteorder("<")
+        self.shape: tuple[int] = (size,)
+        self._chunk_size: int = chunk_size
+        self._chunks_a_shard: int = shard_size // self._chunk_size
         self._decode = _DECODERS[_compressor(sharding)]
         self._index: dict[int, NDArray[np.uint64]] = {}
 
     def __repr__(self) -> str:
-        return f"FlatArray({str(self.path)!r}, {self.shape[0]:,} values, {self.dtype.name})"
+        path = str(self.path)
+        (size,) = self.shape
+        return f"FlatArray({path!r}, {size:,} values, {self.dtype.name})"
 
     def __getitem__(self, where: slice) -> NDArray[Any]:
-        start, stop, _ = where.indices(self.shape[0])
+        (size,) = self.shape
+        start, stop, _ = where.indices(size)
         starts = np.array([start])
         stops = np.array([max(start, stop)])
-        return self.gather(starts, stops, self.dtype.newbyteorder("="))
+        native = self.dtype.newbyteorder("=")
+        return self.gather(starts, stops, native)
 
     def gather(
         self, starts: Ints, stops: Ints, dtype: Any, cache: ChunkCache | None = None
@@ -149,7 +159,8 @@ class FlatArray:
         CorpusError
             A file of the array is damaged or missing.
         """
-        out = np.empty(int((stops - starts).sum()), dtype=dtype)
+        n_values = int((stops - starts).sum())
+        out = np.empty(n_values, dtype=dtype)
         scratch = np.empty(self._chunk_size, dtype=self.dtype)
         direct = out.dtype == self.dtype and cache is None
         done = 0  # values of `out`
@@ -161,7 +172,8 @@ class FlatArray:
                     number = start // self._chunk_size
                     first = number * self._chunk_size
                     end = min(stop, first + self._chunk_size)
-                    part = out[done : done + end - start]
+                    after = done + end - start
+                    part = out[done:after]
                     if direct and len(part) == self._chunk_size:
                         shards.read(number, part)
                     else:
@@ -169,7 +181,7 @@ class FlatArray:
                             chunk = shards.decoded(number, scratch, cache)
                             current = number
                         part[:] = chunk[start - first : end - first]
-                    done += end - start
+                    done = after
                     start = end
         return out
 
@@ -190,8 +202,14 @@ class _Shards:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the open file, if any."""
         if self._file >= 0:
             os.close(self._file)
+        self._number = -1
+        self._file = -1
 
     def decoded(self, number: int, scratch: NDArray[Any], cache: ChunkCache | None) -> NDArray[Any]:
         """Return a whole chunk, from the cache where it is there; ``scratch`` is overwritten where it is not."""
@@ -215,27 +233,29 @@ class _Shards:
             offset, length = array._index[shard][place].tolist()
             if offset + length > self._size:  # also where the index says that there is none
                 raise ValueError("a chunk is missing, or ends behind the file's end")
-            array._decode(os.pread(self._file, length, offset), out)
+            content = os.pread(self._file, length, offset)
+            array._decode(content, out)
         except (OSError, RuntimeError, ValueError, IndexError) as error:
             # a RuntimeError comes from the decompressor
-            path = array.path / "c" / str(shard)
             raise CorpusError(
-                f"{path} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
+                f"{self._path(shard)} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
             ) from error
+
+    def _path(self, shard: int) -> Path:
+        return self._array.path / "c" / str(shard)
 
     def _open(self, shard: int) -> None:
         """Open a shard, and read its index where that is not known: offset and length of each chunk."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._number = -1
-        self._file = -1
-        self._file = os.open(self._array.path / "c" / str(shard), os.O_RDONLY)
+        array = self._array
+        self.close()
+        self._file = os.open(self._path(shard), os.O_RDONLY)
         self._size = os.fstat(self._file).st_size
-        if shard not in self._array._index:
-            n_bytes = _ENTRY_BYTES * self._array._chunks_a_shard
+        if shard not in array._index:
+            n_bytes = _ENTRY_BYTES * array._chunks_a_shard
             start = max(0, self._size - n_bytes - _CHECKSUM_BYTES)
             content = os.pread(self._file, n_bytes, start)
-            self._array._index[shard] = np.frombuffer(content, dtype="<u8").reshape(-1, 2)
+            index = np.frombuffer(content, dtype="<u8")
+            array._index[shard] = index.reshape(-1, 2)
         self._number = shard
 
 
@@ -264,8 +284,9 @@ def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
         Folder of an array on disk.
     """
     path = Path(path)
+    file = path / "zarr.json"
     try:
-        metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        metadata = json.loads(file.read_text(encoding="utf-8"))
         plain = _is_plain(metadata)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         plain = False
@@ -280,29 +301,34 @@ def _compressor(sharding: dict[str, Any]) -> str:
 
 
 def _is_plain(metadata: dict[str, Any]) -> bool:
-    """Return whether an array is one-dimensional numbers, sharded in a way that is read here."""
+    """Return whether an array is one-dimensional numbers, sharded as :class:`FlatArray` reads it."""
     (sharding,) = metadata["codecs"]
     if sharding["name"] != "sharding_indexed":
         return False
-    inner = sharding["configuration"]
-    index_codecs = [codec["name"] for codec in inner["index_codecs"]]
-    plain_values = (
+    return _has_plain_layout(metadata) and _has_plain_shards(sharding["configuration"])
+
+
+def _has_plain_layout(metadata: dict[str, Any]) -> bool:
+    """Return whether an array is one-dimensional numbers, in files named in the usual way."""
+    data_type = metadata["data_type"]
+    return (
         len(metadata["shape"]) == 1
-        and isinstance(metadata["data_type"], str)
-        and np.dtype(metadata["data_type"]).kind in "iuf"
-    )
-    plain_layout = (
-        metadata["chunk_grid"]["name"] == "regular"
+        and isinstance(data_type, str)
+        and np.dtype(data_type).kind in "iuf"
+        and metadata["chunk_grid"]["name"] == "regular"
         and metadata["chunk_key_encoding"] == _CHUNK_KEYS
         and metadata.get("storage_transformers", []) == []
     )
-    plain_shards = inner.get("index_location", "end") == "end" and index_codecs == [
-        "bytes",
-        "crc32c",
-    ]
-    plain_chunks = (
-        inner["codecs"][0] == _LITTLE_ENDIAN
-        and len(inner["codecs"]) <= 2
-        and _compressor(inner) in _DECODERS
+
+
+def _has_plain_shards(sharding: dict[str, Any]) -> bool:
+    """Return whether shards end in an index with a checksum, and their chunks have a known compressor."""
+    codecs = sharding["codecs"]
+    index_codecs = [codec["name"] for codec in sharding["index_codecs"]]
+    return (
+        codecs[0] == _LITTLE_ENDIAN
+        and len(codecs) <= 2
+        and _compressor(sharding) in _DECODERS
+        and index_codecs == ["bytes", "crc32c"]
+        and sharding.get("index_location", "end") == "end"
     )
-    return plain_values and plain_layout and plain_shards and plain_chunks

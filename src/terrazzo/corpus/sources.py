@@ -93,14 +93,19 @@ class Source:
         """Return all fields, JSON-able."""
         fields = dataclasses.asdict(self)
         fields["path"] = str(self.path)
-        fields["image"] = None if self.image is None else str(self.image)
+        if self.image is not None:
+            fields["image"] = str(self.image)
         fields["organisms"] = list(self.organisms)
         return fields
 
     def slice_options(self) -> dict[str, Any]:
         """Return what is stated, as arguments of ``Slice.from_anndata``."""
-        options = {name: getattr(self, name) for name in _SETTINGS}
-        return {name: value for name, value in options.items() if value is not None}
+        options = {}
+        for name in _SETTINGS:
+            value = getattr(self, name)
+            if value is not None:
+                options[name] = value
+        return options
 
     def picture(self) -> TissueImage | None:
         """Open the histology beside the slice; a TIFF stays in its file. None where there is none.
@@ -116,9 +121,9 @@ class Source:
         return TissueImage.from_file(self.image, scale=scale, scale_y=self.image_scale_y)
 
 
-_COLUMNS = tuple(
-    field.name for field in dataclasses.fields(Source) if field.name not in ("origin", "organisms")
-)
+_COLUMNS = [field.name for field in dataclasses.fields(Source)]
+_COLUMNS.remove("origin")
+_COLUMNS.remove("organisms")
 
 
 def list_sources(
@@ -141,25 +146,32 @@ def list_sources(
     CorpusError
         No slice among them; an unknown column or split; two slices of one id.
     """
-    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    paths = [Path(source) for source in sources]
     named: list[tuple[Path, dict[str, Any]]] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        if path.suffix.lower() in _TABLES and path.is_file():
-            named += _read_table(path)
-        elif is_slice(path):
-            named.append((path, {}))
-        elif path.is_dir():
-            named += [(inner, {}) for inner in walk(path)]
-        else:
-            raise InputError(
-                f"{path} is not an .h5ad file, a .zarr folder, a folder of these, or a table ({', '.join(_TABLES)})"
-            )
+    for path in paths:
+        named += _expand(path)
     if not named:
         listed = ", ".join(map(str, paths)) or "an empty list"
         raise CorpusError(f"no .h5ad or .zarr slices in {listed}")
     return name_sources(named)
+
+
+def _expand(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the slices of a path, and what is stated of each."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.suffix.lower() in _TABLES and path.is_file():
+        return _read_table(path)
+    if is_slice(path):
+        return [(path, {})]
+    if path.is_dir():
+        return [(inner, {}) for inner in walk(path)]
+    tables = ", ".join(_TABLES)
+    raise InputError(
+        f"{path} is not an .h5ad file, a .zarr folder, a folder of these, or a table ({tables})"
+    )
 
 
 def is_slice(path: Path) -> bool:
@@ -185,26 +197,31 @@ def name_sources(named: list[tuple[Path, dict[str, Any]]]) -> list[Source]:
 
     The id is the one stated, else the path's name without suffix, or folder and name where names repeat.
     """
-    stems = [clean_id(str(facts.get("id") or path.stem)) for path, facts in named]
-    times = Counter(stem.lower() for stem in stems)
+    ids = []
+    for path, facts in named:
+        stated = facts.get("id")
+        ids.append(clean_id(stated or path.stem))
+    times = Counter(id.lower() for id in ids)
     sources: dict[str, Source] = {}
-    for (path, facts), stem in zip(named, stems, strict=True):
-        id = stem
-        if times[stem.lower()] > 1 and not facts.get("id"):
-            id = clean_id(f"{path.resolve().parent.name}_{stem}")
-        if id.lower() in sources:
+    for (path, facts), id in zip(named, ids, strict=True):
+        if times[id.lower()] > 1 and "id" not in facts:
+            folder = path.resolve().parent
+            id = clean_id(f"{folder.name}_{id}")
+        key = id.lower()
+        if key in sources:
+            first = sources[key].path
             raise CorpusError(
-                f"{sources[id.lower()].path} and {path} would both be called {id!r}: list them in a table with a "
-                "column id (path,id)"
+                f"{first} and {path} would both be called {id!r}: list them in a table with a column id (path,id)"
             )
         facts = {**facts, "path": path, "id": id}
-        sources[id.lower()] = Source(**facts)
+        sources[key] = Source(**facts)
     return list(sources.values())
 
 
 def clean_id(text: str) -> str:
     """Return a text as a file name: letters, digits, ``_ . + -``."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip(".") or "slice"
+    name = re.sub(r"[^\w.+-]+", "_", text)
+    return name.strip(".") or "slice"
 
 
 def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -212,12 +229,13 @@ def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     table = _load_table(path)
     rows = []
     for line, row in enumerate(table.to_dict("records"), start=2):
+        where = f"{path}, line {line}"
         facts = {}
         for column, value in row.items():
             text = "" if pd.isna(value) else str(value).strip()
             if text:
                 facts[str(column)] = text
-        rows.append(_parse_row(facts, path.parent, f"{path}, line {line}"))
+        rows.append(_parse_row(facts, path.parent, where))
     return rows
 
 
@@ -228,15 +246,18 @@ def _load_table(path: Path) -> pd.DataFrame:
         if suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, sep="," if suffix == ".csv" else "\t", dtype=str)
+            separator = "," if suffix == ".csv" else "\t"
+            table = pd.read_csv(path, sep=separator, dtype=str)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
+    listed = ", ".join(_COLUMNS)
     for name in table.columns:
         if name not in _COLUMNS:
-            hint = did_you_mean(name, _COLUMNS, f"Columns: {', '.join(_COLUMNS)}.", cutoff=0.5)
+            hint = did_you_mean(name, _COLUMNS, f"Columns: {listed}.", cutoff=0.5)
             raise CorpusError(f"{path} has an unknown column {name!r}.{hint}")
     if "path" not in table.columns:
-        raise CorpusError(f"{path} needs a column path; others may be {', '.join(_COLUMNS[1:])}")
+        others = listed.removeprefix("path, ")
+        raise CorpusError(f"{path} needs a column path; others may be {others}")
     return table
 
 
@@ -244,8 +265,10 @@ def _parse_row(facts: dict[str, str], folder: Path, where: str) -> tuple[Path, d
     """Return the slice's path and what is stated of it, checked; ``where`` is for messages."""
     if "path" not in facts:
         raise CorpusError(f"{where}: no path")
-    if facts.get("split", "train") not in SPLITS:
-        raise CorpusError(f"{where}: split {facts['split']!r} is none of {', '.join(SPLITS)}")
+    split = facts.get("split")
+    if split is not None and split not in SPLITS:
+        known = ", ".join(SPLITS)
+        raise CorpusError(f"{where}: split {split!r} is none of {known}")
     parsed: dict[str, Any] = dict(facts)
     for name in ("path", "image"):
         if name in facts:
@@ -293,7 +316,8 @@ class QualityControl:
 
     def keep(self, piece: Slice) -> Bools:
         """Return which cells stay, bool (n_cells,)."""
-        return np.asarray(np.diff(piece.counts.indptr) >= self.min_genes)
+        n_expressed = np.diff(piece.counts.indptr)
+        return n_expressed >= self.min_genes
 
     def reason(self, n_kept: int, n_cells: int) -> str:
         """Return why a slice of which so many cells stay is left out, "" if it is not."""
@@ -321,7 +345,8 @@ class Orthologs:
     organism: str
 
     def __repr__(self) -> str:
-        return f"Orthologs({len(self.pairs):,} pairs to {self.organism} genes)"
+        n_pairs = len(self.pairs)
+        return f"Orthologs({n_pairs:,} pairs to {self.organism} genes)"
 
     @classmethod
     def from_table(
@@ -336,13 +361,16 @@ class Orthologs:
         """
         if isinstance(table, str | os.PathLike):
             table = load_orthologs(table)
-        frame = pd.DataFrame(list(table.items())) if isinstance(table, Mapping) else table
-        if not isinstance(frame, pd.DataFrame) or frame.shape[1] != 2:
+        if isinstance(table, Mapping):
+            table = pd.DataFrame(list(table.items()))
+        if not isinstance(table, pd.DataFrame) or table.shape[1] != 2:
             raise InputError(
                 "orthologs must be a dict or a two-column table (slice gene, gene of the corpus)"
             )
-        frame = frame.set_axis(["source", "target"], axis=1).dropna().astype(str)
-        frame = frame.map(lambda name: ensembl_id(name) or name).drop_duplicates()
+        frame = table.set_axis(["source", "target"], axis=1)
+        frame = frame.dropna().astype(str)
+        frame = frame.map(lambda name: ensembl_id(name) or name)
+        frame = frame.drop_duplicates()
         repeated_source = frame["source"].duplicated(keep=False)
         repeated_target = frame["target"].duplicated(keep=False)
         frame = frame[~repeated_source & ~repeated_target]
@@ -357,11 +385,8 @@ class Orthologs:
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) of the pairs."""
-        return hash_json([sorted(self.pairs.items()), self.organism])
-
-    def _target(self, gene_id: str, symbol: str) -> str:
-        """Return the gene of the corpus, "" for none."""
-        return self.pairs.get(gene_id, "") or self.pairs.get(symbol, "")
+        pairs = sorted(self.pairs.items())
+        return hash_json([pairs, self.organism])
 
     def apply(self, piece: Slice) -> tuple[Slice, str]:
         """Return the slice on genes of the corpus, and what was lost; genes without one-to-one ortholog are left out.
@@ -371,26 +396,37 @@ class Orthologs:
         GeneError
             No gene of the slice is in the table.
         """
+        known = []  # columns of the slice that have an ortholog
+        targets = []  # and the ortholog of each
         names = zip(piece.gene_ids.tolist(), piece.gene_symbols.tolist(), strict=True)
-        targets = np.asarray([self._target(gene, symbol) for gene, symbol in names], dtype=object)
-        known = np.flatnonzero(targets != "")
-        if not len(known):
+        for column, (gene_id, symbol) in enumerate(names):
+            target = self.pairs.get(gene_id, "") or self.pairs.get(symbol, "")
+            if target:
+                known.append(column)
+                targets.append(target)
+        if not known:
             raise GeneError(
                 f"none of its {piece.n_genes} genes ({piece.organism}) is in the ortholog table"
             )
-        genes = sorted(set(targets[known]))
-        column_of = {gene: column for column, gene in enumerate(genes)}
-        column = np.asarray([column_of[gene] for gene in targets[known]], dtype=np.int64)
-        counts = merge_columns(sp.csr_matrix(piece.counts[:, known]), column, len(genes))
-        ids = np.asarray([ensembl_id(gene) for gene in genes], dtype=np.str_)
-        symbols = np.asarray(["" if ensembl_id(gene) else gene for gene in genes], dtype=np.str_)
-        share = float(counts.sum()) / max(1.0, float(piece.counts.sum()))
+        genes = sorted(set(targets))
+        number_of = {gene: number for number, gene in enumerate(genes)}
+        columns = np.array([number_of[target] for target in targets], dtype=np.int64)
+        counts = sp.csr_matrix(piece.counts[:, known])
+        counts = merge_columns(counts, columns, len(genes))
+        ids = [ensembl_id(gene) for gene in genes]
+        symbols = ["" if id else gene for id, gene in zip(ids, genes, strict=True)]
+        n_counts = float(piece.counts.sum())
+        share = float(counts.sum()) / max(1.0, n_counts)
         note = (
             f"{len(known)} of {piece.n_genes} {piece.organism} genes have a one-to-one {self.organism} ortholog, "
             f"holding {share:.1%} of the counts; the others are left out"
         )
         mapped = replace(
-            piece, counts=counts, gene_ids=ids, gene_symbols=symbols, organism=self.organism
+            piece,
+            counts=counts,
+            gene_ids=np.array(ids, dtype=np.str_),
+            gene_symbols=np.array(symbols, dtype=np.str_),
+            organism=self.organism,
         )
         return mapped, note
 
@@ -399,7 +435,8 @@ def _organism_of(genes: list[str]) -> str:
     """Return the organism that the names of genes tell, "unknown" for none."""
     if not genes:
         return "unknown"
-    names = read_gene_names(pd.DataFrame(index=pd.Index(genes, dtype=object)))
+    var = pd.DataFrame(index=pd.Index(genes, dtype=object))
+    names = read_gene_names(var)
     return find_organism(pd.DataFrame(), {}, names)
 
 
@@ -413,8 +450,10 @@ def fingerprint(piece: Slice) -> str:
         positions = piece.native_coords[:, axis].astype(np.float32)
         positions += np.float32(0)  # -0 becomes 0
         bits = positions.view(np.uint32).astype(np.uint64)
-        rows = _mix(rows ^ _mix(bits + np.uint64(axis + 1)))
-    return hashlib.sha256(np.sort(rows).astype("<u8").tobytes()).hexdigest()
+        hashes = _mix(bits + np.uint64(axis + 1))
+        rows = _mix(rows ^ hashes)
+    content = np.sort(rows).astype("<u8")
+    return hashlib.sha256(content.tobytes()).hexdigest()
 
 
 def _row_hashes(counts: sp.csr_matrix) -> Hashes:
@@ -423,21 +462,25 @@ def _row_hashes(counts: sp.csr_matrix) -> Hashes:
     indptr = counts.indptr.astype(np.int64)
     start = 0
     while start < len(rows):
-        last = np.searchsorted(indptr, indptr[start] + _HASHED_VALUES, side="right")
-        stop = min(max(int(last) - 1, start + 1), len(rows))
-        values = counts.data[indptr[start] : indptr[stop]].astype(np.float64)
+        most = indptr[start] + _HASHED_VALUES
+        stop = int(np.searchsorted(indptr, most, side="right")) - 1
+        stop = max(stop, start + 1)
+        bounds = indptr[start : stop + 1]
+        values = counts.data[bounds[0] : bounds[-1]].astype(np.float64)
         hashes = _mix(values.view(np.uint64))
         total = np.zeros(len(hashes) + 1, dtype=np.uint64)
         np.cumsum(hashes, dtype=np.uint64, out=total[1:])
-        bounds = indptr[start : stop + 1] - indptr[start]
-        sums = total[bounds[1:]] - total[bounds[:-1]]
-        rows[start:stop] = sums + np.diff(bounds).astype(np.uint64)
+        ends = total[bounds - bounds[0]]
+        n_values = np.diff(bounds).astype(np.uint64)
+        rows[start:stop] = np.diff(ends) + n_values
         start = stop
     return _mix(rows)
 
 
 def _mix(value: Hashes) -> Hashes:
     """Scramble 64 bits (the finalizer of splitmix64)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value = value ^ (value >> np.uint64(30))
+    value = value * np.uint64(0xBF58476D1CE4E5B9)
+    value = value ^ (value >> np.uint64(27))
+    value = value * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

@@ -52,23 +52,28 @@ def assign(
     ids, donors, stated
         One a slice; several donors of a slice are joined by "|"; stated splits are kept.
     splits
-        How to deal the others. A donor with a stated split takes all its slices there where ``by="donor"``.
+        How to deal the others. With ``by="donor"`` a donor with a stated split takes all its slices to that split.
 
     Raises
     ------
     CorpusError
         A donor stated in two splits, or not known, where ``by="donor"``; nothing left to train on.
     """
-    draws = splits.validation > 0 or splits.test > 0
-    by_donor = splits.by == "donor" and (draws or any(stated))
-    groups = donor_groups(ids, donors) if by_donor else list(range(len(ids)))
+    is_needed = splits.validation > 0 or splits.test > 0 or any(stated)
+    by_donor = splits.by == "donor" and is_needed
+    if by_donor:
+        groups = donor_groups(ids, donors)
+        names = _group_names(groups, donors)
+    else:
+        groups = list(range(len(ids)))
+        names = _group_names(groups, ids)
     split_of = _stated_groups(ids, groups, stated)
-    names = _group_names(groups, donors if by_donor else ids)
     free = [group for group in names if group not in split_of]
     free.sort(key=lambda group: _draw(splits.seed, names[group]))
     dealt = list(split_of.values())
-    n_test = _n_to_draw(splits.test, len(names), dealt.count("test"))
-    n_validation = _n_to_draw(splits.validation, len(names), dealt.count("validation"))
+    n_groups = len(names)
+    n_test = _n_to_draw(splits.test, n_groups, dealt.count("test"))
+    n_validation = _n_to_draw(splits.validation, n_groups, dealt.count("validation"))
     for place, group in enumerate(free):
         if place < n_test:
             split_of[group] = "test"
@@ -80,7 +85,7 @@ def assign(
     if "train" not in result:
         unit = "groups of donors" if by_donor else "slices"
         raise CorpusError(
-            f"no slice is left to train on: {len(names)} {unit}, all held out. Hold out fewer."
+            f"no slice is left to train on: {n_groups} {unit}, all held out. Hold out fewer."
         )
     if not by_donor:
         _warn_straddling(donors, result)
@@ -107,7 +112,8 @@ def _group_names(groups: Sequence[int], names: Sequence[str]) -> dict[int, str]:
     """Return for each group the name that its draw depends on: the first in the alphabet."""
     first: dict[int, str] = {}
     for group, name in zip(groups, names, strict=True):
-        first[group] = min(first.get(group, name), name)
+        if group not in first or name < first[group]:
+            first[group] = name
     return first
 
 
@@ -120,15 +126,20 @@ def _n_to_draw(share: float, n_groups: int, n_stated: int) -> int:
 
 
 def _draw(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed} {name}".encode()).hexdigest()
+    text = f"{seed} {name}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def donor_groups(ids: Sequence[str], donors: Sequence[str]) -> list[int]:
     """Return for each slice the number of its set of donors; no slice joins two sets."""
-    unknown = [id for id, donor in zip(ids, donors, strict=True) if donor in _UNKNOWN]
+    unknown = []
+    for id, donor in zip(ids, donors, strict=True):
+        if donor in _UNKNOWN:
+            unknown.append(id)
     if unknown:
+        first = unknown[0]
         raise CorpusError(
-            f"cannot split by donor: the donor of {len(unknown)} slices is not known, e.g. {unknown[0]!r}. Give it in "
+            f"cannot split by donor: the donor of {len(unknown)} slices is not known, e.g. {first!r}. Give it in "
             "a column donor of the table of sources, or in obs['donor']; or split by slice."
         )
     leader: dict[str, str] = {}
@@ -138,13 +149,18 @@ def donor_groups(ids: Sequence[str], donors: Sequence[str]) -> list[int]:
             name = leader[name]
         return name
 
+    firsts = []
     for joined in donors:
         first, *others = joined.split("|")
+        firsts.append(first)
         for other in others:
             leader[find(other)] = find(first)
-    roots = [find(joined.split("|")[0]) for joined in donors]
-    numbers = {root: number for number, root in enumerate(dict.fromkeys(roots))}
-    return [numbers[root] for root in roots]
+    numbers: dict[str, int] = {}
+    groups = []
+    for first in firsts:
+        number = numbers.setdefault(find(first), len(numbers))
+        groups.append(number)
+    return groups
 
 
 def _warn_straddling(donors: Sequence[str], dealt: Sequence[str]) -> None:
@@ -158,8 +174,9 @@ def _warn_straddling(donors: Sequence[str], dealt: Sequence[str]) -> None:
         if len(splits) > 1 and donor not in _UNKNOWN:
             several.append(donor)
     if several:
+        first = several[0]
         warnings.warn(
-            f"{len(several)} donors have slices in more than one split, e.g. {several[0]!r}: what is held out is a "
+            f"{len(several)} donors have slices in more than one split, e.g. {first!r}: what is held out is a "
             "slice, not a donor",
             TerrazzoWarning,
             stacklevel=4,

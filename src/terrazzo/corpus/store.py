@@ -39,7 +39,7 @@ from terrazzo.errors import CheckpointError, CorpusError
 from terrazzo.files import hash_file, hash_json, read_record
 from terrazzo.genes import Vocabulary
 from terrazzo.slices import Slice
-from terrazzo.slices.geometry import find_geometry, find_image
+from terrazzo.slices.geometry import Geometry, find_geometry, find_image
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -120,7 +120,10 @@ class Corpus:
         folder = Path(folder)
         about = read_about(folder)
         manifest = read_manifest(folder, about)
-        missing = [name for name in manifest["file"] if not (folder / name / "zarr.json").is_file()]
+        missing = []
+        for name in manifest["file"]:
+            if not (folder / name / "zarr.json").is_file():
+                missing.append(name)
         if missing:
             raise CorpusError(
                 f"{folder}: {len(missing)} of {len(manifest)} members are missing, e.g. {missing[0]}. Copy the whole "
@@ -149,10 +152,12 @@ class Corpus:
         for technology, part in self.manifest.groupby("technology"):
             n_cells = int(part["n_cells"].sum())
             rows.append({"technology": technology, "slices": len(part), "cells": n_cells})
-        rows.append({"technology": "total", "slices": len(self), "cells": self.n_cells()})
+        total = {"technology": "total", "slices": len(self), "cells": self.n_cells()}
+        rows.append(total)
         numbers = dict.fromkeys(("slices", "cells"), "{:,}".format)
         table = pd.DataFrame(rows).to_html(index=False, escape=True, formatters=numbers)
-        return f"<p>Corpus <code>{html.escape(str(self.folder))}</code></p>{table}"
+        folder = html.escape(str(self.folder))
+        return f"<p>Corpus <code>{folder}</code></p>{table}"
 
     def ids(self, split: str | None = None) -> list[str]:
         """Return the ids of all slices, or of those of one split, in the order of the manifest."""
@@ -174,9 +179,8 @@ class Corpus:
 
     def _at(self, id: str) -> int:
         if id not in self._number:
-            raise CorpusError(
-                f"{self.folder} has no slice {id!r}; it has {', '.join(self.ids()[:5])}, ..."
-            )
+            some = ", ".join(self.ids()[:5])
+            raise CorpusError(f"{self.folder} has no slice {id!r}; it has {some}, ...")
         return self._number[id]
 
     def path(self, id: str) -> Path:
@@ -194,7 +198,8 @@ class Corpus:
         Neighboring rows are near each other in the tissue, so a part of a slice is few such reads.
         """
         n_cells = int(self.row(id)["n_cells"])
-        wanted = np.arange(*slice(start, stop).indices(n_cells))
+        first, last, _ = slice(start, stop).indices(n_cells)
+        wanted = np.arange(first, last)
         return self._reader.take(id, wanted, once=True)
 
     def take(self, id: str, rows: ArrayLike) -> sp.csr_matrix:
@@ -214,16 +219,20 @@ class Corpus:
         """
         wanted = np.asarray(rows, dtype=np.int64)
         n_cells = int(self._sizes[self._at(id)])  # not from `row`, which takes 0.1 ms
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_cells:
-            raise CorpusError(
-                f"slice {id!r} has rows 0 to {n_cells - 1}, not {wanted.min()} to {wanted.max()}"
-            )
+        if len(wanted):
+            first = wanted.min()
+            last = wanted.max()
+            if first < 0 or last >= n_cells:
+                raise CorpusError(
+                    f"slice {id!r} has rows 0 to {n_cells - 1}, not {first} to {last}"
+                )
         return self._reader.take(id, wanted)
 
     def coords(self, id: str) -> Floats:
         """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
         array = self._spatial(id)
-        return np.asarray(array[:], dtype=np.float64) * _scale(array)
+        native = np.asarray(array[:], dtype=np.float64)
+        return native * _scale(array)
 
     def image(self, id: str) -> TissueImage | None:
         """Return a slice's histology, None where it has none; its tiles stay on disk until a crop covers them.
@@ -234,9 +243,7 @@ class Corpus:
             A file of it is missing.
         """
         adata = self._read(id)
-        native = np.asarray(adata.obsm[keys.SPATIAL])
-        geometry = find_geometry(adata, native, **self._unit(id), technology=None)
-        return find_image(adata, geometry)
+        return find_image(adata, self._geometry(id, adata))
 
     def lattice(self, id: str) -> tuple[np.ndarray | None, str | None]:
         """Return (row, column) of a slice's cells on its array, int64 (n_cells, 2), and the array's kind.
@@ -244,12 +251,16 @@ class Corpus:
         As ``lattice`` and ``lattice_kind`` of the :meth:`slice`, without reading its counts; None where it has none.
         """
         root: Any = zarr.open_group(self.path(id), mode="r")
-        if keys.ARRAY_ROW not in root["obs"] or keys.ARRAY_COL not in root["obs"]:
+        obs = root["obs"]
+        if keys.ARRAY_ROW not in obs or keys.ARRAY_COL not in obs:
             return None, None
-        adata = self._read(id)
-        native = np.asarray(adata.obsm[keys.SPATIAL])
-        geometry = find_geometry(adata, native, **self._unit(id), technology=None)
+        geometry = self._geometry(id, self._read(id))
         return geometry.lattice, geometry.lattice_kind
+
+    def _geometry(self, id: str, adata: AnnData) -> Geometry:
+        """Return what is known of where the cells of a slice are."""
+        native = np.asarray(adata.obsm[keys.SPATIAL])
+        return find_geometry(adata, native, **self._unit(id), technology=None)
 
     def slice(self, id: str) -> Slice:
         """Return a whole slice, rows in Hilbert order; of its histology no pixel is read.
@@ -259,22 +270,29 @@ class Corpus:
         CorpusError
             No such slice, or a damaged one.
         """
-        stated = {name: value for name, value in self._unit(id).items() if value is not None}
-        return Slice.from_anndata(self._read(id, whole=True), layer="X", name=id, **stated)
+        unit = self._unit(id)
+        stated = {name: value for name, value in unit.items() if value is not None}
+        adata = self._read(id, whole=True)
+        return Slice.from_anndata(adata, layer="X", name=id, **stated)
 
     def _read(self, id: str, whole: bool = False) -> AnnData:
         """Return a member, its pictures still on disk; unless ``whole``, only what tells where its cells are."""
         folder = self.path(id)
         root: Any = zarr.open_group(folder, mode="r")
         try:
-            uns = {name: read_elem(root["uns"][name]) for name in (keys.TECHNOLOGY, keys.ORGANISM)}
+            uns = {}
+            for name in (keys.TECHNOLOGY, keys.ORGANISM):
+                uns[name] = read_elem(root["uns"][name])
             uns[keys.SPATIAL] = libraries(root, folder)
-            obsm = {keys.SPATIAL: root["obsm"][keys.SPATIAL][:]}
+            spatial = root["obsm"][keys.SPATIAL]
+            obsm = {keys.SPATIAL: spatial[:]}
             if not whole:
-                return AnnData(obs=_read_places(root["obs"]), obsm=obsm, uns=uns)
+                obs = _read_places(root["obs"])
+                return AnnData(obs=obs, obsm=obsm, uns=uns)
             counts = read_elem(root["X"])
             obs = read_elem(root["obs"])
-            return AnnData(X=counts, obs=obs, var=read_elem(root["var"]), obsm=obsm, uns=uns)
+            var = read_elem(root["var"])
+            return AnnData(X=counts, obs=obs, var=var, obsm=obsm, uns=uns)
         except CorpusError:
             raise
         except Exception as error:  # readers of damaged files raise almost anything
@@ -284,7 +302,8 @@ class Corpus:
             ) from error
 
     def _spatial(self, id: str) -> zarr.Array:
-        return zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
+        path = self.path(id) / "obsm" / keys.SPATIAL
+        return zarr.open_array(path, mode="r")
 
     def _unit(self, id: str) -> dict[str, Any]:
         """Return what is known of a slice's native coordinates, as :meth:`Slice.from_anndata` takes it."""
@@ -300,9 +319,10 @@ class Corpus:
         n_cells = int(row["n_cells"])
         organism = str(row["gene_organism"])
         for start in range(0, n_cells, n_rows):
-            counts = self.rows(id, start, min(start + n_rows, n_cells))
-            coords = np.zeros((counts.shape[0], 2))
-            names = np.full(counts.shape[0], "")
+            counts = self.rows(id, start, start + n_rows)
+            n_part = counts.shape[0]
+            coords = np.zeros((n_part, 2))
+            names = np.full(n_part, "")
             yield Slice(counts, ids, symbols, coords, names, name=id, organism=organism)
 
     def vocabulary(self) -> Vocabulary:
@@ -318,7 +338,8 @@ class Corpus:
             raise CorpusError(
                 f"{self.folder} has no {VOCABULARY}: build it without vocabulary=False (--no-vocabulary)."
             )
-        if hash_file(path) not in self.about["files"].get(VOCABULARY, []):
+        hashes = self.about["files"].get(VOCABULARY, [])
+        if hash_file(path) not in hashes:
             raise CorpusError(
                 f"{path} is damaged: run the same `terrazzo corpus build` again to fix it."
             )
@@ -339,9 +360,14 @@ class Corpus:
             raise CorpusError(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
         return self.manifest[self.manifest["split"] == split]
 
+    def _locate(self, id: str) -> tuple[Path, int]:
+        """Return the folder of a slice's counts, and its number of genes."""
+        n_genes = int(self.row(id)["n_genes"])
+        return self.path(id) / "X", n_genes
+
     @cached_property
     def _reader(self) -> RowReader:
-        return RowReader(lambda id: (self.path(id) / "X", int(self.row(id)["n_genes"])))
+        return RowReader(self._locate)
 
     @cached_property
     def _sizes(self) -> Ints:
@@ -349,7 +375,7 @@ class Corpus:
 
     @cached_property
     def _number(self) -> dict[str, int]:
-        return {str(name): number for number, name in enumerate(self.manifest["id"])}
+        return {id: number for number, id in enumerate(self.ids())}
 
 
 def _scale(array: zarr.Array) -> float:
@@ -359,9 +385,12 @@ def _scale(array: zarr.Array) -> float:
 
 def _read_places(obs: Any) -> pd.DataFrame:
     """Read those columns of ``obs`` that tell where cells are."""
-    names = (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY)
-    columns = {name: read_elem(obs[name]) for name in names if name in obs}
-    return pd.DataFrame(columns, index=read_elem(obs[obs.attrs["_index"]]))
+    columns = {}
+    for name in (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY):
+        if name in obs:
+            columns[name] = read_elem(obs[name])
+    index = read_elem(obs[obs.attrs["_index"]])
+    return pd.DataFrame(columns, index=index)
 
 
 def _read_texts(path: Path) -> np.ndarray:
@@ -371,7 +400,8 @@ def _read_texts(path: Path) -> np.ndarray:
 
 def content_hash(manifest: pd.DataFrame) -> str:
     """Return the sha256 (hex) of id, bytes and split of every row."""
-    rows = manifest[["id", "sha256", "split"]].astype(str).to_numpy().tolist()
+    columns = manifest[["id", "sha256", "split"]].astype(str)
+    rows = columns.to_numpy().tolist()
     return hash_json(sorted(rows))
 
 
@@ -414,7 +444,8 @@ def read_manifest(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
             f"{folder}: the build of this corpus was not finished (no {MANIFEST}); run it again."
         )
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() not in about["files"][MANIFEST]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in about["files"][MANIFEST]:
         raise CorpusError(
             f"{path} is damaged: it is not as it was written. Run the same build again to fix it."
         )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from terrazzo.corpus.store import COLUMNS, MEMBERS, VOCABULARY, Corpus, read_about, read_manifest
 from terrazzo.errors import CorpusError
-from terrazzo.files import hash_file, hash_json, read_record
+from terrazzo.files import hash_file, hash_files, hash_json, read_record
 from terrazzo.progress import Progress
 
 __all__ = ["FIX", "info", "verify"]
@@ -45,17 +45,24 @@ def verify(corpus: Corpus | str | os.PathLike[str], *, progress: bool | None = N
     CorpusError
         The folder is not a corpus, or its manifest is not as written, so that nothing can be compared.
     """
-    folder = corpus.folder if isinstance(corpus, Corpus) else Path(corpus)
+    if isinstance(corpus, Corpus):
+        corpus = corpus.folder
+    folder = Path(corpus)
     about = read_about(folder)
     manifest = read_manifest(folder, about)
-    problems = _verify_vocabulary(folder / VOCABULARY, about["files"].get(VOCABULARY))
-    with Progress(progress).stage("verify", len(manifest), "slices") as advance:
+    hashes = about["files"].get(VOCABULARY)
+    problems = _verify_vocabulary(folder / VOCABULARY, hashes)
+    bar = Progress(progress)
+    with bar.stage("verify", len(manifest), "slices") as advance:
         for row in manifest.to_dict("records"):
-            problems += [f"slice {row['id']}: {problem}" for problem in _verify_member(folder, row)]
+            id = row["id"]
+            for problem in _verify_member(folder, row):
+                problems.append(f"slice {id}: {problem}")
             advance(1)
-    listed = {str(name) for name in manifest["id"]}
-    recorded = {row["id"] for row in about["dropped"]}
-    return problems + _verify_names(folder / MEMBERS, listed, recorded)
+    listed = set(manifest["id"])
+    left_out = {row["id"] for row in about["dropped"]}
+    problems += _verify_names(folder / MEMBERS, listed, left_out)
+    return problems
 
 
 def _verify_vocabulary(path: Path, hashes: list[str] | None) -> list[str]:
@@ -64,10 +71,12 @@ def _verify_vocabulary(path: Path, hashes: list[str] | None) -> list[str]:
         return []
     if not path.is_file():
         return [f"{VOCABULARY}: missing"]
-    return [] if hash_file(path) in hashes else [f"{VOCABULARY}: damaged"]
+    if hash_file(path) not in hashes:
+        return [f"{VOCABULARY}: damaged"]
+    return []
 
 
-def _verify_names(members: Path, listed: set[str], recorded: set[str]) -> list[str]:
+def _verify_names(members: Path, listed: set[str], left_out: set[str]) -> list[str]:
     """Return what is in the folder of the members and should not be.
 
     Parameters
@@ -76,46 +85,57 @@ def _verify_names(members: Path, listed: set[str], recorded: set[str]) -> list[s
         The folder.
     listed
         Slices of the manifest.
-    recorded
-        Slices that were left out, of which a record may exist.
+    left_out
+        Slices that are not in the corpus, but may have a record.
     """
-    present = {path.stem for path in members.glob("*.zarr")}
+    paths = sorted(members.iterdir())
+    present = {path.stem for path in paths if path.suffix == ".zarr"}
+    unlisted = sorted(present - listed)
     problems = []
-    for name in sorted(present - listed):
-        problems.append(f"slice {name}: {MEMBERS}/{name}.zarr is not in the manifest")
-    known = {f"{name}.zarr" for name in present | listed}
-    known |= {f"{name}.json" for name in present | listed | recorded}
-    for name in sorted(path.name for path in members.iterdir()):
-        if name not in known and not name.startswith("."):
+    for id in unlisted:
+        problems.append(f"slice {id}: {MEMBERS}/{id}.zarr is not in the manifest")
+    ids_of = {
+        ".zarr": present | listed,
+        ".json": present | listed | left_out,
+    }
+    for path in paths:
+        name = path.name
+        known = path.stem in ids_of.get(path.suffix, ())
+        if not known and not name.startswith("."):
             problems.append(f"{MEMBERS}/{name}: does not belong to the corpus")
     return problems
 
 
 def _verify_member(folder: Path, row: dict[str, Any]) -> list[str]:
     """Return what is wrong with a member of the manifest."""
-    target = folder / row["file"]
+    file = row["file"]
+    id = row["id"]
+    target = folder / file
     if not target.is_dir():
-        return [f"{row['file']} is missing"]
-    sidecar = f"{MEMBERS}/{row['id']}.json"
+        return [f"{file} is missing"]
+    sidecar = f"{MEMBERS}/{id}.json"
     try:
         record = read_record(folder / sidecar)
     except CorpusError:
         return [f"{sidecar} is missing or damaged"]
     files: dict[str, str] = record["files"]
     problems = []
-    differing = [name for name in COLUMNS if name not in _FROM_SOURCES]
-    differing = [name for name in differing if record.get(name) != row[name]]
+    differing = []
+    for name in COLUMNS:
+        if name not in _FROM_SOURCES and record.get(name) != row[name]:
+            differing.append(name)
     if differing or hash_json(files) != row["sha256"]:
         names = ", ".join(differing) or "sha256"
         problems.append(f"{sidecar} and the manifest differ in {names}")
-    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
-    for name in sorted(present | set(files)):
-        if name not in present:
-            problems.append(f"{row['file']}/{name} is missing")
+    hashes = hash_files(target)
+    for name in sorted(hashes.keys() | files.keys()):
+        place = f"{file}/{name}"
+        if name not in hashes:
+            problems.append(f"{place} is missing")
         elif name not in files:
-            problems.append(f"{row['file']}/{name} does not belong to it")
-        elif hash_file(target / name) != files[name]:
-            problems.append(f"{row['file']}/{name} is damaged")
+            problems.append(f"{place} does not belong to it")
+        elif hashes[name] != files[name]:
+            problems.append(f"{place} is damaged")
     return problems
 
 
@@ -129,12 +149,16 @@ def info(corpus: Corpus | str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
         (by quality control), genes (columns of a slice, median), median_genes (expressed genes a
         cell: the median of the slices' medians, weighed by cells).
     """
-    opened = corpus if isinstance(corpus, Corpus) else Corpus.open(corpus)
+    if not isinstance(corpus, Corpus):
+        corpus = Corpus.open(corpus)
     tables = {}
     for name in ("technology", "organism", "tissue", "split"):
         rows = []
-        for value, part in opened.manifest.groupby(name, sort=False):
-            rows.append({name: value, **_summary(part)})
+        groups = corpus.manifest.groupby(name, sort=False)
+        for value, part in groups:
+            row = {name: value}
+            row.update(_summary(part))
+            rows.append(row)
         table = pd.DataFrame(rows)
         table = table.sort_values(["cells", name], ascending=[False, True], ignore_index=True)
         tables[name] = table
@@ -143,14 +167,15 @@ def info(corpus: Corpus | str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
 
 def _summary(part: pd.DataFrame) -> dict[str, Any]:
     """Return the numbers of some slices."""
-    left_out = part["n_cells_read"] - part["n_cells"]
+    n_cells = part["n_cells"].sum()
+    n_read = part["n_cells_read"].sum()
     ordered = part.sort_values("median_genes")
-    running = ordered["n_cells"].cumsum()
-    upper_half = ordered["median_genes"][running >= running.iloc[-1] / 2]
+    n_below = ordered["n_cells"].cumsum()
+    upper_half = ordered[n_below >= n_cells / 2]
     return {
         "slices": len(part),
-        "cells": int(part["n_cells"].sum()),
-        "cells_left_out": int(left_out.sum()),
+        "cells": int(n_cells),
+        "cells_left_out": int(n_read - n_cells),
         "genes": int(part["n_genes"].median()),
-        "median_genes": float(upper_half.iloc[0]),
+        "median_genes": float(upper_half["median_genes"].iloc[0]),
     }
