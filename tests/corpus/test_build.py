@@ -269,6 +269,7 @@ def wait(job):
     os.write(1, b"waiting\\n")
     threading.Event().wait(600)
     os.write(1, b"survived\\n")
+    os._exit(1)
 """
 
 RUNNING = """
@@ -281,7 +282,7 @@ if __name__ == "__main__":
 
 
 def test_workers_end_with_a_killed_build(tmp_path: Path) -> None:
-    """They share the build's standard output, which ends when the last of them has ended."""
+    """They share the build's standard output, which ends when the last of them has ended: there is no deadline."""
     (tmp_path / "waiting.py").write_text(WAITING)
     (tmp_path / "running.py").write_text(RUNNING)
     command = [sys.executable, str(tmp_path / "running.py")]
