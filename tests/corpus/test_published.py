@@ -91,7 +91,9 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_plan_and_build_of_a_published_corpus(downloads: Path, tmp_path: Path) -> None:
+def test_plan_and_build_of_a_published_corpus(
+    downloads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     name = "stimage-1k4m-visium-human"
     plan = corpus.plan_corpus(name, downloads)
     found = {file.path.stem: file.verdict for file in plan.files}
@@ -119,6 +121,9 @@ def test_plan_and_build_of_a_published_corpus(downloads: Path, tmp_path: Path) -
     assert built.manifest["technology"].tolist() == ["Visium", "Visium"]
     assert built.manifest["origin"].unique().tolist() == ["STimage-1K4M"]
     assert built.about["published"]["name"] == "stimage-1k4m-visium-human"
+    words = ["corpus", "build", str(downloads), "--published", name, "--out", str(built.folder)]
+    assert main([*words, "--workers", "1"]) == 0
+    assert "2 slices, 140 cells; 0 slices left out" in capsys.readouterr().out
 
 
 def test_technology_from_the_folder_or_unclear(downloads: Path, tmp_path: Path) -> None:

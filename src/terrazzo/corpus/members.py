@@ -19,7 +19,7 @@ from anndata.io import write_elem
 from zarr.codecs import BloscCodec
 
 from terrazzo import keys
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import left_out, library_entry, write_image
 from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
@@ -438,7 +438,7 @@ def plain(value: Any) -> Any:
     return entries
 
 
-def hilbert_index(coords: np.ndarray, bits: int = HILBERT_BITS) -> Ints:
+def hilbert_index(coords: Floats, bits: int = HILBERT_BITS) -> Ints:
     """Return the place of each point along the Hilbert curve through the square around all points.
 
     Parameters
@@ -482,6 +482,6 @@ def hilbert_index(coords: np.ndarray, bits: int = HILBERT_BITS) -> Ints:
     return index
 
 
-def hilbert_order(coords: np.ndarray) -> Ints:
+def hilbert_order(coords: Floats) -> Ints:
     """Return the rows in Hilbert order, int64 (n,); points at one place keep their order."""
     return np.argsort(hilbert_index(coords), kind="stable")

@@ -245,7 +245,7 @@ class Corpus:
         adata = self._read(id)
         return find_image(adata, self._geometry(id, adata))
 
-    def lattice(self, id: str) -> tuple[np.ndarray | None, str | None]:
+    def lattice(self, id: str) -> tuple[Ints | None, str | None]:
         """Return (row, column) of a slice's cells on its array, int64 (n_cells, 2), and the array's kind.
 
         As ``lattice`` and ``lattice_kind`` of the :meth:`slice`, without reading its counts; None where it has none.
