@@ -296,7 +296,7 @@ class Corpus:
         except CorpusError:
             raise
         except Exception as error:  # readers of damaged files raise almost anything
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise CorpusError(
                 f"{folder} cannot be read ({reason}): run the same `terrazzo corpus build` again."
             ) from error
