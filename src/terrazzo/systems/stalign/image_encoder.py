@@ -60,7 +60,7 @@ class SpotEncoderConfig:
     output_dim
         Width of the vector; a linear map from the ResNet's own.
     mean, std
-        Of the color channels on a scale from 0 to 1; see :class:`terrazzo.images.ChannelStatistics`.
+        Of the color channels on a scale from 0 to 1.
 
     Raises
     ------

@@ -1,14 +1,14 @@
-"""Compiled passes over the counts of a window: what training and inference do to each of thousands of windows.
+"""Compiled loops over the counts of a window, which run for each of thousands of windows.
 
-Every pass is plain loops without the interpreter's lock, so that a loader's thread reads ahead while the model trains.
-None is parallel: numba's threads may not be entered from two places at once everywhere. None reads a global generator:
-chance comes from a seed. :mod:`terrazzo.systems.stimage.counts` says what they are for.
+They release the interpreter's lock, so that a loader's thread reads ahead while the model trains. None is parallel:
+numba's threads may not be entered from two threads at once on every platform. None uses a global generator: random
+numbers come from a seed. :mod:`terrazzo.systems.stimage.counts` says what they are for.
 
 In all of them ``indptr``, ``indices`` and ``data`` are a CSR matrix; ``rows`` says which of its rows is each site's, -1
-for none; ``column`` where each of its columns goes, the number of places for nowhere.
+for none; ``column`` where each of its columns goes; the number of places means nowhere.
 
-What looks odd is there for speed: an index without a sign needs no look whether it counts from the end, and a loop
-without a branch has none that is guessed wrong.
+Two habits are for speed: an unsigned index needs no check for a negative one, and a loop without a branch has no
+mispredicted branches.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-KNOWN = 32  # counts below are most of them: their logarithms are taken once a site
+__all__ = ["add_up", "log_sums", "spread_out", "take", "thin", "totals"]
 
+KNOWN = 32  # most counts are smaller: their logarithms are taken once a site
 
-FEW, MANY = (
-    8,
-    256,
-)  # counts up to the first are split at once; those from the second on are left to numpy
+FEW = 8  # counts up to this are split in one draw
 
+MANY = 256  # counts from this on are left to numpy
 
 compiled = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -37,7 +36,10 @@ def totals(indptr, data, rows):  # type: ignore[no-untyped-def]  # pragma: no co
     out = np.zeros(len(rows))
     for site in range(len(rows)):
         if rows[site] >= 0:
-            counts, total = data[indptr[rows[site]] : indptr[rows[site] + 1]], 0.0
+            low = indptr[rows[site]]
+            high = indptr[rows[site] + 1]
+            counts = data[low:high]
+            total = 0.0
             for i in range(len(counts)):
                 total += np.float64(counts[i])
             out[site] = total
@@ -51,10 +53,12 @@ def take(indptr, indices, data, rows, column, n_columns, columns, taken):  # typ
     n = 0
     for site in range(len(rows)):
         if rows[site] >= 0:
-            low, high = indptr[rows[site]], indptr[rows[site] + 1]
-            found, counts = indices[low:high], data[low:high]
-            for i in range(len(found)):
-                place = column[np.uint32(found[i])]
+            low = indptr[rows[site]]
+            high = indptr[rows[site] + 1]
+            genes = indices[low:high]
+            counts = data[low:high]
+            for i in range(len(genes)):
+                place = column[np.uint32(genes[i])]
                 columns[np.uint64(n)] = place
                 taken[np.uint64(n)] = counts[i]
                 n += int(place < n_columns)  # one that goes nowhere is written over
@@ -66,9 +70,8 @@ def take(indptr, indices, data, rows, column, n_columns, columns, taken):  # typ
 def add_up(indptr, indices, data, cells, start, column, n_columns, columns, summed):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Do the same with the sums of ``cells[start[site]:start[site + 1]]``, and of columns that go to one place."""
     pointer = np.zeros(len(start), dtype=np.int64)
-    held = np.full(
-        n_columns, -1, dtype=np.int64
-    )  # where each place's sum is; one before `first` is another site's
+    # where each place's sum is; an index before `first` belongs to another site
+    sum_of = np.full(n_columns, -1, dtype=np.int64)
     n = 0
     for site in range(len(start) - 1):
         first = n
@@ -77,11 +80,12 @@ def add_up(indptr, indices, data, cells, start, column, n_columns, columns, summ
                 place = column[indices[p]]
                 if place == n_columns:
                     continue
-                if held[place] >= first:
-                    summed[held[place]] += data[p]
+                if sum_of[place] >= first:
+                    summed[sum_of[place]] += data[p]
                 else:
-                    held[place] = n
-                    columns[n], summed[n] = place, data[p]
+                    sum_of[place] = n
+                    columns[n] = place
+                    summed[n] = data[p]
                     n += 1
         pointer[site + 1] = n
     return pointer
@@ -104,37 +108,44 @@ def _log(table, count, factor):  # type: ignore[no-untyped-def]  # pragma: no co
 @compiled
 def log_sums(indptr, indices, data, rows, factor, n_columns):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Return each column's sum of ``log1p(counts * factor)`` over the sites, and of its squares, ``(n_columns, 2)``."""
-    sums, table = np.zeros((n_columns, 2)), np.empty(KNOWN)
+    sums = np.zeros((n_columns, 2))
+    table = np.empty(KNOWN)
     for site in range(len(rows)):
         if rows[site] < 0:
             continue
-        low, high = indptr[rows[site]], indptr[rows[site] + 1]
-        found, counts = indices[low:high], data[low:high]
+        low = indptr[rows[site]]
+        high = indptr[rows[site] + 1]
+        genes = indices[low:high]
+        counts = data[low:high]
         _tabulate(table, factor[site])
-        for i in range(len(found)):
-            value, at = _log(table, counts[i], factor[site]), np.uint32(found[i])
-            sums[at, 0] += value
-            sums[at, 1] += value * value
+        for i in range(len(genes)):
+            value = _log(table, counts[i], factor[site])
+            gene = np.uint32(genes[i])
+            sums[gene, 0] += value
+            sums[gene, 1] += value * value
     return sums
 
 
 @compiled
 def spread_out(indptr, indices, data, rows, column, factor, there, less, times, where, out):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Write ``(log1p(counts * factor) - less) * times`` to ``out``, on sites that are there and ``where`` true."""
-    table, values = np.empty(KNOWN, dtype=np.float32), np.empty(len(less) + 1, dtype=np.float32)
+    table = np.empty(KNOWN, dtype=np.float32)
+    values = np.empty(len(less) + 1, dtype=np.float32)
     for site in range(len(rows)):
         if not there[site]:
             continue
         values[:] = 0
         if rows[site] >= 0:
-            low, high = indptr[rows[site]], indptr[rows[site] + 1]
-            found, counts = indices[low:high], data[low:high]
+            low = indptr[rows[site]]
+            high = indptr[rows[site] + 1]
+            genes = indices[low:high]
+            counts = data[low:high]
             _tabulate(table, factor[site])
-            for i in range(len(found)):  # what goes nowhere is written behind the end
-                values[np.uint32(column[np.uint32(found[i])])] = _log(
-                    table, counts[i], factor[site]
-                )
-        wanted, written = where[site], out[site]
+            for i in range(len(genes)):  # what goes nowhere is written after the end
+                goes_to = np.uint32(column[np.uint32(genes[i])])
+                values[goes_to] = _log(table, counts[i], factor[site])
+        wanted = where[site]
+        written = out[site]
         for place in range(len(less)):  # a loop of its own, in float32: many at once
             value = (values[place] - less[place]) * times[place]
             written[place] = value if wanted[place] else written[place]
@@ -149,22 +160,27 @@ def thin(indptr, data, rate, seed):  # type: ignore[no-untyped-def]  # pragma: n
     out = np.zeros_like(data)
     reach = np.empty((FEW + 1, FEW))
     for row in range(len(rate)):
-        counts, kept = data[indptr[row] : indptr[row + 1]], out[indptr[row] : indptr[row + 1]]
+        low = indptr[row]
+        high = indptr[row + 1]
+        counts = data[low:high]
+        thinned = out[low:high]
         if rate[row] >= 1:
-            kept[:] = counts
+            thinned[:] = counts
             continue
         _distribution(reach, rate[row])
         for i in range(len(counts)):
-            left, n = int(counts[i]), 0
+            left = int(counts[i])
             if left >= MANY:
                 continue
+            n = 0
             while left > 0:
                 seed += np.uint64(0x9E3779B97F4A7C15)
-                uniform, below = _uniform(seed), reach[np.uint64(min(left, FEW))]
+                uniform = _uniform(seed)
+                below = reach[np.uint64(min(left, FEW))]
                 for k in range(FEW):
                     n += int(uniform >= below[k])
                 left -= FEW
-            kept[i] = n
+            thinned[i] = n
     return out
 
 
@@ -174,9 +190,11 @@ def _distribution(reach, rate):  # type: ignore[no-untyped-def]  # pragma: no co
     reach[:] = 2.0
     reach[1, 0] = 1.0 - rate
     for n in range(2, FEW + 1):  # one more, which is kept or not
-        reach[n, 0] = reach[n - 1, 0] * (1.0 - rate)
+        before = reach[n - 1]
+        reach[n, 0] = before[0] * (1.0 - rate)
         for k in range(1, n):
-            reach[n, k] = min(reach[n - 1, k], 1.0) * (1.0 - rate) + reach[n - 1, k - 1] * rate
+            not_kept = min(before[k], 1.0) * (1.0 - rate)
+            reach[n, k] = not_kept + before[k - 1] * rate
 
 
 @inlined

@@ -14,8 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FAR = -1e4  # added to the logit of a site that must not be looked at
+__all__ = [
+    "Block",
+    "MaskedViT",
+    "ViTConfig",
+    "domain_means",
+    "nearest",
+    "neighbor_average",
+    "scheme_states",
+]
 
+HIDDEN_LOGIT = -1e4  # added to the logit of a site that must not be attended to
 
 LONGEST = 10_000.0  # wavelength of the slowest sine
 
@@ -61,17 +70,23 @@ class ViTConfig:
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, normalized before (pre-LN); what is handed on keeps its length."""
+    """Transformer layer with LayerNorm before each branch (pre-LN); values are not normalized."""
 
     def __init__(self, width: int, heads: int, ffn: int, by_distance: bool) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
-        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
-        radii = torch.logspace(math.log10(0.7), math.log10(6.0), max(heads - 1, 1))
-        self.log_radius = nn.Parameter(radii[: heads - 1].log()) if by_distance else None
+        self.attention_norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.fc1 = nn.Linear(width, ffn)
+        self.fc2 = nn.Linear(ffn, width)
+        self.log_radius: nn.Parameter | None = None
+        if by_distance:
+            radii = torch.logspace(math.log10(0.7), math.log10(6.0), max(heads - 1, 1))
+            self.log_radius = nn.Parameter(radii[: heads - 1].log())
 
     def bias(self, distance: Tensor | None, seen: Tensor) -> Tensor:
         """Return what is added to the logits, ``(B, heads or 1, queries, sites)``.
@@ -81,30 +96,36 @@ class Block(nn.Module):
         distance
             ``(B, queries, sites)`` in pitches; None without distances.
         seen
-            bool, ``(B, queries or 1, sites)``: what may be looked at.
+            bool, ``(B, queries or 1, sites)``: what may be attended to.
         """
-        hidden = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, FAR)[:, None]
+        open_logits = torch.zeros(seen.shape, device=seen.device)
+        hidden = open_logits.masked_fill(~seen, HIDDEN_LOGIT)[:, None]
         if self.log_radius is None or distance is None:
             return hidden
-        near = -distance[:, None] * (-self.log_radius).exp()[None, :, None, None]
-        return torch.cat([near, torch.zeros_like(distance)[:, None]], dim=1) + hidden
+        per_pitch = (-self.log_radius).exp()[None, :, None, None]
+        near = -distance[:, None] * per_pitch
+        anywhere = torch.zeros_like(distance)[:, None]  # of the last head
+        return torch.cat([near, anywhere], dim=1) + hidden
 
     def forward(self, x: Tensor, source: Tensor, distance: Tensor | None, seen: Tensor) -> Tensor:
-        """Update ``x`` ``(B, queries, width)`` by looking at ``source`` ``(B, sites, width)``."""
+        """Update ``x`` ``(B, queries, width)`` by attention to ``source`` ``(B, sites, width)``."""
         batch, n, width = x.shape
-        q, s = self.attention_norm(x), self.attention_norm(source)
+        normed = self.attention_norm(x)
+        normed_source = self.attention_norm(source)
+        query = self._by_head(self.query(normed))
+        key = self._by_head(self.key(normed_source))
+        value = self._by_head(self.value(source))
+        bias = self.bias(distance, seen)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        joined = attended.transpose(1, 2).reshape(batch, n, width)
+        x = x + self.out(joined)
+        inner = F.gelu(self.fc1(self.norm(x)))
+        return x + self.fc2(inner)
 
-        def split(t: Tensor) -> Tensor:
-            return t.view(batch, -1, self.heads, width // self.heads).transpose(1, 2)
-
-        attended = F.scaled_dot_product_attention(
-            split(self.query(q)),
-            split(self.key(s)),
-            split(self.value(source)),
-            attn_mask=self.bias(distance, seen),
-        )
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, n, width))
-        return x + self.fc2(F.gelu(self.fc1(self.norm(x))))
+    def _by_head(self, states: Tensor) -> Tensor:
+        """Return ``(B, n, width)`` as ``(B, heads, n, width / heads)``."""
+        batch, n, width = states.shape
+        return states.view(batch, n, self.heads, width // self.heads).transpose(1, 2)
 
 
 class MaskedViT(nn.Module):
@@ -121,19 +142,20 @@ class MaskedViT(nn.Module):
         self.genes = nn.Embedding(config.n_genes, config.width)
         nn.init.normal_(self.genes.weight, std=config.width**-0.5)
         self.mask_token = nn.Parameter(torch.zeros(config.width))
-        self.register_buffer(
-            "autocorrelation", torch.zeros(config.n_genes)
-        )  # of each gene in the training slices
-        self.encoder = nn.ModuleList(
-            Block(config.width, config.num_heads, config.ffn_size, by_distance)
-            for _ in range(config.num_layers)
-        )
-        self.decoder = nn.ModuleList(
-            Block(config.width, config.num_heads, config.decoder_ffn_size, by_distance)
-            for _ in range(config.decoder_layers)
-        )
+        # of each gene in the training slices
+        self.register_buffer("autocorrelation", torch.zeros(config.n_genes))
+        self.encoder = nn.ModuleList()
+        for _ in range(config.num_layers):
+            self.encoder.append(Block(config.width, config.num_heads, config.ffn_size, by_distance))
+        self.decoder = nn.ModuleList()
+        for _ in range(config.decoder_layers):
+            self.decoder.append(
+                Block(config.width, config.num_heads, config.decoder_ffn_size, by_distance)
+            )
         self.readout = nn.Linear(config.width, config.width)
-        self.fusion = nn.Linear(2 * config.width, config.width) if config.fuse else None
+        self.fusion: nn.Linear | None = None
+        if config.fuse:
+            self.fusion = nn.Linear(2 * config.width, config.width)
 
     def tokens(self, values: Tensor, genes: Tensor, shown: Tensor | None = None) -> Tensor:
         """Return ``(B, S, width)`` from values ``(B, S, m)`` and their genes ``(B, m)``, -1 for no gene.
@@ -142,16 +164,19 @@ class MaskedViT(nn.Module):
         site's state from few genes and from many. Values of sites that are not ``shown`` ``(B, S)``, and of no gene,
         are not read: whatever they are, NaN too, they reach neither outputs nor gradients.
         """
-        used = (genes >= 0)[:, None] if shown is None else (genes >= 0)[:, None] & shown[..., None]
-        values, table = torch.where(used, values, 0.0), self.gene_table(genes)
-        return (
-            torch.einsum("bsm,bmw->bsw", values, table)
-            * self.share(table.square().sum(dim=(1, 2)))[:, None, None]
-        )
+        used = (genes >= 0)[:, None]
+        if shown is not None:
+            used = used & shown[..., None]
+        values = torch.where(used, values, 0.0)
+        table = self.gene_table(genes)
+        summed = torch.einsum("bsm,bmw->bsw", values, table)
+        square = table.square().sum(dim=(1, 2))
+        return summed * self.share(square)[:, None, None]
 
     def gene_table(self, genes: Tensor) -> Tensor:
         """Return the embeddings of genes, zero for -1."""
-        return self.genes(genes.clamp_min(0)) * (genes >= 0)[..., None]
+        embeddings = self.genes(genes.clamp_min(0))
+        return embeddings * (genes >= 0)[..., None]
 
     def share(self, square: Tensor) -> Tensor:
         """Return the factor that goes with a sum of squared embeddings."""
@@ -170,33 +195,37 @@ class MaskedViT(nn.Module):
             bool ``(B, S)``.
         """
         most = max(int(shown.sum(dim=1).max()), 1)
-        order = torch.argsort(~shown, dim=1, stable=True)[:, :most]
-        kept, index = shown.gather(1, order), order[..., None]
-        x = torch.where(
-            kept[..., None], tokens.gather(1, index.expand(-1, -1, tokens.shape[2])), 0.0
-        )
-        there = places.gather(1, index.expand(-1, -1, 2))
+        shown_first = torch.argsort(~shown, dim=1, stable=True)
+        order = shown_first[:, :most]
+        index = order[..., None]
+        enters = shown.gather(1, order)
+        chosen = tokens.gather(1, index.expand(-1, -1, tokens.shape[2]))
+        x = torch.where(enters[..., None], chosen, 0.0)
+        shown_places = places.gather(1, index.expand(-1, -1, 2))
         if self.config.positions == "sincos":
-            x = x + self.positions(there, places)
-        seen, distance = self._seen(kept), self._distance(there, there)
+            x = x + self.positions(shown_places, places)
+        seen = self._seen(enters)
+        distance = self._distance(shown_places)
         for block in self.encoder:
             x = block(x, x, distance, seen)
-        out = torch.zeros_like(tokens)
-        return out.scatter(1, index.expand_as(x), x * kept[..., None])
+        states = torch.zeros_like(tokens)
+        return states.scatter(1, index.expand_as(x), x * enters[..., None])
 
     def decode(self, states: Tensor, places: Tensor, shown: Tensor) -> Tensor:
         """Return a state for every site, ``(B, S, width)``, from those of the shown ones."""
         x = torch.where(shown[..., None], states, self.mask_token)
         if self.config.positions == "sincos":
             x = x + self.positions(places, places)
-        seen, distance = self._seen(shown), self._distance(places, places)
+        seen = self._seen(shown)
+        distance = self._distance(places)
         for block in self.decoder:
             x = block(x, x, distance, seen)
         return x
 
     def predict(self, states: Tensor, genes: Tensor) -> Tensor:
         """Return the predicted values ``(B, S, m)`` of genes ``(B, m)``: embedding times state (eq 8)."""
-        return torch.einsum("bsw,bmw->bsm", self.state(states), self.gene_table(genes))
+        table = self.gene_table(genes)
+        return torch.einsum("bsw,bmw->bsm", self.state(states), table)
 
     def state(self, states: Tensor) -> Tensor:
         """Return what gene embeddings are multiplied with, ``(..., width)``."""
@@ -206,36 +235,45 @@ class MaskedViT(nn.Module):
         """Return 2-D sines of the place in the window, ``(B, S, width)``."""
         start = window.amin(dim=1, keepdim=True)
         quarter = self.config.width // 4
-        rate = LONGEST ** (-torch.arange(quarter, device=places.device) / quarter)
+        step = torch.arange(quarter, device=places.device)
+        rate = LONGEST ** (-step / quarter)
         angle = (places - start)[..., None] * rate
-        return torch.cat([angle.sin(), angle.cos()], dim=-1).flatten(2)
+        waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
+        return waves.flatten(2)
 
     def flops(self, sites: int, channels: int) -> float:
         """Return the operations of one window of so many sites and channels, forward."""
-        size = self.config
-        rest = 2 * sites * channels * size.width
+        config = self.config
+        tokens = 2 * sites * channels * config.width
+        encoder = config.num_layers * self._layer_flops(sites, config.ffn_size)
+        decoder = config.decoder_layers * self._layer_flops(sites, config.decoder_ffn_size)
+        return tokens + encoder + decoder
 
-        def layer(ffn: int) -> float:
-            return 2 * sites * size.width * (4 * size.width + 2 * ffn + 2 * sites)
-
-        return (
-            rest
-            + size.num_layers * layer(size.ffn_size)
-            + size.decoder_layers * layer(size.decoder_ffn_size)
-        )
+    def _layer_flops(self, sites: int, ffn: int) -> float:
+        width = self.config.width
+        per_site = 4 * width + 2 * ffn + 2 * sites
+        return 2 * sites * width * per_site
 
     def _seen(self, shown: Tensor) -> Tensor:
+        """Return what each site may attend to, bool ``(B, queries or 1, sites)``."""
         if self.config.context:
             return shown[:, None, :]
-        return torch.eye(shown.shape[1], dtype=torch.bool, device=shown.device).expand(
-            len(shown), -1, -1
-        )
+        batch, sites = shown.shape
+        itself = torch.eye(sites, dtype=torch.bool, device=shown.device)
+        return itself.expand(batch, -1, -1)
 
-    def _distance(self, there: Tensor, source: Tensor) -> Tensor | None:
+    def _distance(self, places: Tensor) -> Tensor | None:
         if self.config.positions != "distance" or not self.config.context:
             return None
-        # by matrix products, as cdist likes it, a site far from the origin would lie 0.01 away from itself
-        return torch.cdist(there, source, compute_mode="donot_use_mm_for_euclid_dist")
+        return _exact_distance(places)
+
+
+def _exact_distance(places: Tensor) -> Tensor:
+    """Return distances between the sites of a window, ``(B, sites, sites)``.
+
+    By matrix products, as cdist prefers, a site far from the origin would be 0.01 away from itself.
+    """
+    return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def scheme_states(
@@ -267,25 +305,28 @@ def scheme_states(
     domain
         int64 ``(B, S)``, -1 for none: joined with the mean over the site's domain (slice, eq 4; needs ``fuse``).
     """
-    states = vit.decode(vit.encode(vit.tokens(values, genes, shown), places, shown), places, shown)
+    tokens = vit.tokens(values, genes, shown)
+    encoded = vit.encode(tokens, places, shown)
+    states = vit.decode(encoded, places, shown)
     if neighbors:
         states = neighbor_average(states, places, shown, neighbors)
     if vit.fusion is not None and domain is not None:
-        states = vit.fusion(
-            torch.cat([states, domain_means(states, domain.masked_fill(~shown, -1))], dim=-1)
-        )
+        shown_domain = domain.masked_fill(~shown, -1)
+        means = domain_means(states, shown_domain)
+        states = vit.fusion(torch.cat([states, means], dim=-1))
     return states
 
 
 def nearest(places: Tensor, present: Tensor, k: int) -> Tensor:
     """Return 1 for each site's ``k`` nearest present sites, itself not counted, else 0; ``(B, S, S)``."""
-    distance = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
-    itself = torch.eye(places.shape[1], dtype=torch.bool, device=places.device)
-    distance = distance.masked_fill(~present[:, None] | itself, torch.inf)
-    near = distance.topk(min(k, places.shape[1]), dim=-1, largest=False)
-    return torch.zeros_like(distance).scatter(
-        2, near.indices, near.values.isfinite().to(distance.dtype)
-    )
+    distance = _exact_distance(places)
+    sites = places.shape[1]
+    itself = torch.eye(sites, dtype=torch.bool, device=places.device)
+    excluded = ~present[:, None] | itself
+    distance = distance.masked_fill(excluded, torch.inf)
+    near = distance.topk(min(k, sites), dim=-1, largest=False)
+    weight = near.values.isfinite().to(distance.dtype)
+    return torch.zeros_like(distance).scatter(2, near.indices, weight)
 
 
 def neighbor_average(states: Tensor, places: Tensor, present: Tensor, k: int) -> Tensor:
@@ -302,15 +343,20 @@ def neighbor_average(states: Tensor, places: Tensor, present: Tensor, k: int) ->
     k
         Where fewer are there, the mean is over those.
     """
-    weight = nearest(places, present, k) + torch.diag_embed(present.to(places.dtype))
+    itself = torch.diag_embed(present.to(places.dtype))
+    weight = nearest(places, present, k) + itself
+    total = weight.sum(dim=-1, keepdim=True).clamp_min(1)
     states = torch.where(present[..., None], states, 0.0)
-    return weight @ states / weight.sum(dim=-1, keepdim=True).clamp_min(1)
+    return weight @ states / total
 
 
 def domain_means(states: Tensor, domain: Tensor) -> Tensor:
     """Return the mean state of each site's domain (eq 4), ``(B, S, width)``; zero for a site without one (-1)."""
-    held = domain[..., None] == torch.arange(int(domain.max()) + 1, device=domain.device)
-    member = held.to(states.dtype)
-    states = torch.where(held.any(dim=-1, keepdim=True), states, 0.0)
-    means = member.transpose(1, 2) @ states / member.sum(dim=1).clamp_min(1)[..., None]
+    numbers = torch.arange(int(domain.max()) + 1, device=domain.device)
+    is_member = domain[..., None] == numbers
+    has_domain = is_member.any(dim=-1, keepdim=True)
+    member = is_member.to(states.dtype)
+    states = torch.where(has_domain, states, 0.0)
+    size = member.sum(dim=1).clamp_min(1)[..., None]
+    means = member.transpose(1, 2) @ states / size
     return member @ means

@@ -13,12 +13,13 @@ from scipy import sparse
 from terrazzo.arrays import Floats, Ints
 from terrazzo.config import from_dict
 from terrazzo.errors import InputError, did_you_mean
-from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, sum_by_site, variance
+from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, variance
 from terrazzo.plot.figures import add_scale, legend_width, scale_of
 from terrazzo.plot.palettes import MISSING_COLOR, color_map
 from terrazzo.plot.tissue import Place, draw, touching_distance
 from terrazzo.slices import Slice
 from terrazzo.slices.grids import Grid, Layout, grid_of
+from terrazzo.sparse import merge_rows
 from terrazzo.systems.stimage.windows import (
     WindowConfig,
     corners,
@@ -173,7 +174,7 @@ def _gene(tissue: Slice, laid: Grid, crop: _Window, asked: str | None) -> int:
     """Return the column of a gene; where none is asked for, of the one that varies most in the window."""
     if asked is None:
         held, where = np.unique(laid.site[crop.cells], return_inverse=True)
-        counts = sum_by_site(tissue.counts[crop.cells], where, len(held))
+        counts = merge_rows(tissue.counts[crop.cells], where, len(held))
         spread = variance(log_values(counts, PAPER_TOTAL))
         return int(np.argmax(spread if spread.any() else counts.sum(axis=0)))
     known = np.stack([tissue.gene_symbols, tissue.gene_ids])
@@ -188,7 +189,7 @@ def _shades(tissue: Slice, laid: Grid, column: int) -> _Shades:
     counts = sparse.csr_matrix(tissue.counts[:, [column]])
     at = np.searchsorted(laid.occupied, laid.site)
     totals = np.bincount(at, tissue.total_counts).astype(np.float64)
-    summed = sum_by_site(counts, at, len(laid.occupied))
+    summed = merge_rows(counts, at, len(laid.occupied))
     cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray().ravel()
     sites = log_values(summed, PAPER_TOTAL, totals).toarray()
     standardized = SliceScale.fit([summed], totals, "paper").standardize(

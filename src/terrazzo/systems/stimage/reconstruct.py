@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Bools, Floats, Ints, Vectors
 from terrazzo.errors import InputError
 from terrazzo.expression import PAPER_TOTAL, log_values
 from terrazzo.genes import GeneMatch
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from terrazzo.systems.stimage.model import STImage
 
 
-WINDOWS = 8  # worked on together
+__all__ = ["reconstruct"]
+
+WINDOWS = 8  # in a batch
 
 
 def reconstruct(
@@ -31,11 +33,11 @@ def reconstruct(
     tissue: Slice,
     match: GeneMatch,
     adata: AnnData,
-    hidden: NDArray[np.bool_],
+    hidden: Bools,
     genes: list[str],
     config: STImageConfig,
     seed: int,
-) -> NDArray[np.float32]:
+) -> Vectors:
     """See :meth:`terrazzo.STImage.reconstruct`."""
     hidden = np.asarray(hidden, dtype=bool)
     if hidden.shape != (tissue.n_cells,):
@@ -46,88 +48,130 @@ def reconstruct(
         raise InputError(
             f"{tissue.name}: all cells are hidden; there is nothing to predict them from."
         )
-    held = GriddedSlice.make(tissue, match, config, config.vit.n_genes, hidden)
+    gridded = GriddedSlice.make(tissue, match, config, config.vit.n_genes, hidden)
     columns = _columns(adata, tissue, genes)
-    tokens = held.token[columns].astype(np.int64)
+    tokens = gridded.token[columns].astype(np.int64)
     known = tokens >= 0
-    at = held.grid.site[hidden]
+    site_of_cell = gridded.grid.site[hidden]
     mean = _mean(tissue, ~hidden, columns)
-    out = np.tile(mean, (len(at), 1))
+    values = np.tile(mean, (len(site_of_cell), 1))
     if known.any():
-        sites, back = np.unique(at, return_inverse=True)
-        found = _predict(model, held, sites, tokens[known], config, seed)
-        out[:, known] = _in_paper_units(found, mean[known], held.scale.mean[tokens[known]])[back]
-    return out
+        known_tokens = tokens[known]
+        sites, index = np.unique(site_of_cell, return_inverse=True)
+        predicted = _predict(model, gridded, sites, known_tokens, config, seed)
+        own_mean = gridded.scale.mean[known_tokens]
+        values[:, known] = _in_paper_units(predicted, mean[known], own_mean)[index]
+    return values
 
 
 def _columns(adata: AnnData, tissue: Slice, genes: list[str]) -> Ints:
     """Return the slice's column of each gene; duplicates of a name were summed there."""
-    symbol = {str(s): i for i, s in reversed(list(enumerate(tissue.gene_symbols))) if s}
-    ensembl = {str(g): i for i, g in reversed(list(enumerate(tissue.gene_ids))) if g}
-    direct = (
-        list(map(str, adata.var_names)) if adata.n_vars == tissue.n_genes else []
-    )  # nothing was summed
-    order = {name: i for i, name in reversed(list(enumerate(direct)))}
-    found = [order.get(g, symbol.get(g, ensembl.get(g, -1))) for g in genes]
-    if -1 in found:
-        lacking = [g for g, i in zip(genes, found, strict=True) if i < 0]
+    by_symbol = _first_of_each(tissue.gene_symbols.tolist())
+    by_ensembl = _first_of_each(tissue.gene_ids.tolist())
+    by_name: dict[str, int] = {}
+    if adata.n_vars == tissue.n_genes:  # no gene was summed or dropped: columns correspond
+        by_name = _first_of_each(adata.var_names.tolist())
+    columns = []
+    missing = []
+    for gene in genes:
+        column = by_name.get(gene, by_symbol.get(gene, by_ensembl.get(gene)))
+        if column is None:
+            missing.append(gene)
+        else:
+            columns.append(column)
+    if missing:
         raise InputError(
-            f"{tissue.name} has no gene {lacking[0]!r} ({len(lacking)} of {len(genes)} are not there)."
+            f"{tissue.name} has no gene {missing[0]!r} ({len(missing)} of {len(genes)} are missing)."
         )
-    return np.array(found, dtype=np.int64)
+    return np.array(columns, dtype=np.int64)
 
 
-def _mean(tissue: Slice, visible: NDArray[np.bool_], columns: Ints) -> NDArray[np.float32]:
+def _first_of_each(names: list[str]) -> dict[str, int]:
+    """Return where each name stands first; empty names are left out."""
+    place: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name:
+            place.setdefault(str(name), index)
+    return place
+
+
+def _mean(tissue: Slice, visible: Bools, columns: Ints) -> Vectors:
     shown = np.flatnonzero(visible)
     values = log_values(tissue.counts[shown], PAPER_TOTAL, tissue.total_counts[shown])
-    return np.asarray(values.mean(axis=0), dtype=np.float32).ravel()[columns]
+    mean = np.asarray(values.mean(axis=0), dtype=np.float32)
+    return mean.ravel()[columns]
 
 
 @torch.inference_mode()
 def _predict(
-    model: STImage, held: GriddedSlice, sites: Ints, tokens: Ints, config: STImageConfig, seed: int
-) -> NDArray[np.float32]:
+    model: STImage,
+    gridded: GriddedSlice,
+    sites: Ints,
+    tokens: Ints,
+    config: STImageConfig,
+    seed: int,
+) -> Vectors:
     """Return the model's own values of hidden sites, ``(len(sites), len(tokens))``: the mean over windows."""
-    side, module = config.windows.window, model.module
-    windows = (
-        window_sites(held.grid, c, side) for c in tile_corners(held.grid, side, max(side // 4, 1))
-    )
-    holding = (window for window in windows if np.isin(window, sites).any())
+    states = _mean_states(model, gridded, sites, config, seed)
+    on_device = torch.from_numpy(states).to(model.device)
+    wanted_tokens = torch.from_numpy(tokens).to(model.device)
+    predicted = model.module.predict(on_device[None], wanted_tokens[None])[0].cpu().numpy()
+    if config.standardize:
+        return gridded.scale.restore(predicted, tokens)
+    return predicted
+
+
+def _mean_states(
+    model: STImage, gridded: GriddedSlice, sites: Ints, config: STImageConfig, seed: int
+) -> Vectors:
+    """Return the states of hidden sites, ``(len(sites), width)``.
+
+    A mean over the windows that hold a site; a window with many shown sites counts for more.
+    """
     total = np.zeros((len(sites), config.vit.width))
     weight = np.zeros(len(sites))
-    for batch in held.batches(holding, config, model.autocorrelation, seed, WINDOWS):
-        present, places = batch.present.to(model.device), batch.places.to(model.device)
+    neighbors = config.neighbors if config.scheme == "multi-spot" else 0
+    windows = _windows_with(gridded, sites, config.windows.window)
+    for batch in gridded.batches(windows, config, model.autocorrelation, seed, WINDOWS):
         wanted = np.isin(batch.sites, sites)
-        shown = present & ~torch.from_numpy(wanted).to(model.device)
-        near = config.neighbors if config.scheme == "multi-spot" else 0
-        values, genes = batch.values.to(model.device), batch.genes.to(model.device)
-        # a site that is not shown has no domain, as in training; still the layer that predictions come from is passed
-        none = torch.full_like(shown, -1, dtype=torch.int64) if config.scheme == "slice" else None
-        states = (
-            scheme_states(module, values, genes, places, shown, neighbors=near, domain=none)
-            .cpu()
-            .numpy()
+        hidden = torch.from_numpy(wanted).to(model.device)
+        shown = batch.present.to(model.device) & ~hidden
+        # a hidden site has no domain, as in training; still the layer that predictions come from is passed
+        no_domain = None
+        if config.scheme == "slice":
+            no_domain = torch.full_like(shown, -1, dtype=torch.int64)
+        states = scheme_states(
+            model.module,
+            batch.values.to(model.device),
+            batch.genes.to(model.device),
+            batch.places.to(model.device),
+            shown,
+            neighbors=neighbors,
+            domain=no_domain,
         )
-        # a window in which a site has many others around it knows more of it
-        seen = shown.sum(dim=1).cpu().numpy()[:, None].repeat(wanted.shape[1], 1)[wanted]
-        at = np.searchsorted(sites, batch.sites[wanted])
-        np.add.at(total, at, states[wanted] * seen[:, None])
-        np.add.at(weight, at, seen)
-    mean = torch.from_numpy((total / np.maximum(weight, 1)[:, None]).astype(np.float32)).to(
-        model.device
-    )
-    wished = torch.from_numpy(tokens).to(model.device)[None]
-    predicted = module.predict(mean[None], wished)[0].cpu().numpy()
-    return held.scale.restore(predicted, tokens) if config.standardize else predicted
+        n_shown = shown.sum(dim=1).cpu().numpy()[:, None]
+        n_shown = n_shown.repeat(wanted.shape[1], 1)[wanted]
+        index = np.searchsorted(sites, batch.sites[wanted])
+        np.add.at(total, index, states.cpu().numpy()[wanted] * n_shown[:, None])
+        np.add.at(weight, index, n_shown)
+    mean = total / np.maximum(weight, 1)[:, None]
+    return mean.astype(np.float32)
 
 
-def _in_paper_units(
-    values: NDArray[np.float32], mean: NDArray[np.float32], own_mean: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def _windows_with(gridded: GriddedSlice, sites: Ints, side: int) -> Iterator[Ints]:
+    """Yield the overlapping windows in which any of these sites is."""
+    stride = max(side // 4, 1)
+    for corner in tile_corners(gridded.grid, side, stride):
+        window = window_sites(gridded.grid, corner, side)
+        if np.isin(window, sites).any():
+            yield window
+
+
+def _in_paper_units(values: Vectors, mean: Vectors, own_mean: Floats) -> Vectors:
     """Return log1p of counts scaled to 10,000 from the model's own values, by the ratio of a gene's means.
 
-    A prediction is a mean over what a cell may hold, none or many. To scale it inside the logarithm would say more than
-    the mean of the scaled values wherever a gene is absent from many cells: on DLPFC that costs most of what
+    A prediction is a mean over the counts that a cell may have, none or many. Scaled inside the logarithm it would be
+    more than the mean of the scaled values wherever a gene is absent from many cells: on DLPFC that costs most of what
     neighbors know beyond the gene's mean. Means are of the visible cells, on either scale.
     """
     factor = np.divide(mean, own_mean, out=np.ones(len(mean)), where=own_mean > 0)

@@ -24,7 +24,7 @@ from terrazzo.systems.stimage.model import STImage
 from terrazzo.systems.stimage.objective import MaskedAutoencoding
 from terrazzo.systems.stimage.recipe import STImageRecipe
 from terrazzo.systems.stimage.sites import SiteStore
-from terrazzo.systems.stimage.warm_start import inform, mean_autocorrelation
+from terrazzo.systems.stimage.warm_start import informed_start, mean_autocorrelation
 from terrazzo.systems.stimage.windows import fixed_channels
 from terrazzo.training.recipe import Recipe
 from terrazzo.training.stage import Objective, Stage
@@ -70,7 +70,7 @@ class Pretrain(Stage[STImageRecipe, STImage]):
         autocorrelation = torch.from_numpy(mean_autocorrelation(store, ids))
         cast(Tensor, model.module.autocorrelation).copy_(autocorrelation)
         if source.init == "informed":
-            inform(model.module, model.config, store, ids)
+            informed_start(model.module, model.config, store, ids)
         return model
 
     def _continued(self) -> STImage:

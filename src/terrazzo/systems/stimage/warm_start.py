@@ -1,7 +1,7 @@
-"""Weights for ST as images that training slices suggest: genes by SVD, a decoder that takes the mean of what is near.
+"""Starting weights for ST as images from training slices: genes by SVD, a decoder that averages nearby sites.
 
-With random gene embeddings a masked autoencoder in small budgets is worse than PCA. Here it starts as what it should
-beat: the components of a site, and for a hidden one the near mean of them; all else starts at zero.
+With random gene embeddings a masked autoencoder in small budgets is worse than PCA. Here it starts as the baseline that
+it should beat: a site's principal components, and for a hidden site the mean of those nearby; all else starts at zero.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terrazzo.arrays import Floats, Ints
@@ -20,31 +19,39 @@ from terrazzo.expression import DIGITS, principal_directions
 from terrazzo.systems.stimage.config import STImageConfig
 from terrazzo.systems.stimage.network import Block, MaskedViT
 from terrazzo.systems.stimage.sites import SiteStore, iterate_values
-from terrazzo.systems.stofm.statistics import SAMPLE
+
+__all__ = [
+    "gene_components",
+    "informed_start",
+    "mean_autocorrelation",
+    "regressed",
+    "start_as_components",
+]
 
 COMPONENTS = 50
 
+SAMPLE = 20_000  # sites that the SVD is made of
 
 MOST_GENES = 2000  # of the SVD where all genes are channels
 
+# Parts of a prediction: a shown site's own components, and the mean of those nearby, which a hidden site has alone.
+# On DLPFC this costs .871 hidden, .475 shown, against .884, .482 with halves and .945, .558 with the genes' means.
+OWN_SHARE = 0.25
+NEIGHBOR_SHARE = 0.75
 
-# of a prediction: a shown site's own components, and the near mean's, which a hidden site has alone (on DLPFC this
-# costs .871 hidden, .475 shown against .884, .482 with halves, and .945, .558 of the genes' means)
-OWN, AROUND = 0.25, 0.75
+ALONE_SHARE = 0.5  # of a site that sees no other
 
-
-ALONE = 0.5  # of a site that sees no other
-
-
-NEAR = 1.0  # radius, in pitches, of the head that hands on the near mean
+NEAR_PITCHES = 1.0  # radius of the head that averages nearby sites
 
 
 def mean_autocorrelation(store: SiteStore, ids: list[str]) -> Floats:
     """Return each token's spatial autocorrelation, ``(n_tokens,)``: the mean over slices, 0 where not measured."""
-    return np.mean([store.autocorrelation(i) for i in spread(ids)], axis=0).round(DIGITS)
+    by_slice = [store.autocorrelation(id) for id in spread(ids)]
+    mean: Floats = np.mean(by_slice, axis=0)
+    return mean.round(DIGITS)
 
 
-def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[str]) -> None:
+def informed_start(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[str]) -> None:
     """Replace random starting weights by those that these slices suggest.
 
     Parameters
@@ -63,20 +70,25 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
     """
     if config.vit.positions != "distance" or not config.standardize:
         raise ConfigError(
-            "model.init 'informed' needs standardized values and attention by distance (patches.recipe: terrazzo); "
+            "model.init 'informed' needs standardized values and attention by distance (windows.flavor: terrazzo); "
             "take init: random."
         )
+    some_ids = spread(ids)
     score = cast(Tensor, vit.autocorrelation).double().numpy()
-    known = np.unique(np.concatenate([store.measured(i) for i in spread(ids)]))
-    most = MOST_GENES if config.windows.choose == "all" else config.windows.channels
-    genes = np.sort(known[np.argsort(-score[known], kind="stable")[:most]])
-    loadings, variance = gene_components(
-        store, spread(ids), genes, min(COMPONENTS, config.vit.width // 2)
-    )
-    if loadings.shape[1]:  # of slices without variation there is none
-        others = np.setdiff1d(known, genes)
-        further = regressed(store, spread(ids), genes, loadings, variance, others)
-        show_components(vit, genes, loadings, variance, others, further)
+    measured = [store.measured(id) for id in some_ids]
+    known = np.unique(np.concatenate(measured))
+    most = config.windows.channels
+    if config.windows.choose == "all":
+        most = MOST_GENES
+    best_first = np.argsort(-score[known], kind="stable")
+    genes = np.sort(known[best_first[:most]])
+    n_components = min(COMPONENTS, config.vit.width // 2)
+    loadings, variance = gene_components(store, some_ids, genes, n_components)
+    if loadings.shape[1] == 0:  # slices without variation have no components
+        return
+    others = np.setdiff1d(known, genes)
+    further = regressed(store, some_ids, genes, loadings, variance, others)
+    start_as_components(vit, genes, loadings, variance, others, further)
 
 
 def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tuple[Floats, Floats]:
@@ -86,9 +98,11 @@ def gene_components(store: SiteStore, ids: list[str], genes: Ints, k: int) -> tu
     -------
     ``(len(genes), k)``, orthonormal columns by falling variance, and the variances ``(k,)``; both may be shorter.
     """
-    gram, n = np.zeros((len(genes), len(genes))), 0
-    for id, found in iterate_values(store, ids, SAMPLE):
-        values = store.scale(id).standardize(found[:, genes].toarray(), genes).astype(np.float64)
+    gram = np.zeros((len(genes), len(genes)))
+    n = 0
+    for id, logs in iterate_values(store, ids, SAMPLE):
+        dense = logs[:, genes].toarray()
+        values = store.scale(id).standardize(dense, genes).astype(np.float64)
         gram += values.T @ values
         n += len(values)
     return principal_directions(gram / max(n, 1), k)
@@ -101,20 +115,22 @@ def regressed(
 
     So every gene that was measured has an embedding: other rules may draw it, and it can be predicted.
     """
-    cross, n = np.zeros((len(others), loadings.shape[1])), 0
-    for id, found in iterate_values(store, ids, SAMPLE):
+    cross = np.zeros((len(others), loadings.shape[1]))
+    n = 0
+    for id, logs in iterate_values(store, ids, SAMPLE):
         scale = store.scale(id)
-        scores = scale.standardize(found[:, genes].toarray(), genes).astype(np.float64) @ loadings
-        for at in range(0, len(others), MOST_GENES):  # never dense for all genes at once
-            some = others[at : at + MOST_GENES]
-            cross[at : at + MOST_GENES] += (
-                scale.standardize(found[:, some].toarray(), some).T @ scores
-            )
+        values = scale.standardize(logs[:, genes].toarray(), genes)
+        scores = values.astype(np.float64) @ loadings
+        for start in range(0, len(others), MOST_GENES):  # never dense for all genes at once
+            part = slice(start, start + MOST_GENES)
+            other_values = scale.standardize(logs[:, others[part]].toarray(), others[part])
+            cross[part] += other_values.T @ scores
         n += len(scores)
-    return (cross / max(n, 1) / variance).round(DIGITS)
+    slopes = cross / max(n, 1) / variance
+    return slopes.round(DIGITS)
 
 
-def show_components(
+def start_as_components(
     vit: MaskedViT,
     genes: Ints,
     loadings: Floats,
@@ -122,13 +138,13 @@ def show_components(
     others: Ints | None = None,
     further: Any = None,
 ) -> None:
-    """Let a masked autoencoder start as principal components and their mean over what is near.
+    """Let a masked autoencoder start as principal components and their mean over nearby sites.
 
-    A token's first numbers are the site's component scores, of mean square 1. The encoder hands them on. In the first
-    block of the decoder each head adds the leading scores of what it looks at, by distance alone: the one whose range
-    is about a pitch to the same numbers, so that a hidden site has the mean of the shown sites around it, and a shown
-    one something between that and its own; the others to numbers that are free, for later layers to use. Without
-    context a site keeps its own.
+    A token's first numbers are the site's component scores, of mean square 1. The encoder passes them through. In the
+    first block of the decoder each head adds the leading scores of the sites that it attends to, by distance alone: the
+    head whose range is about a pitch to the same numbers, so that a hidden site has the mean of the shown sites around
+    it, and a shown one something between that and its own; the others to unused numbers, for later layers. Without
+    context a site keeps its own scores.
 
     Parameters
     ----------
@@ -141,8 +157,9 @@ def show_components(
     others, further
         More tokens and their loadings, from :func:`regressed`; None for none.
     """
-    width, k, context = vit.config.width, loadings.shape[1], vit.config.context
-    first = cast(Block, vit.decoder[0])
+    width = vit.config.width
+    context = vit.config.context
+    k = loadings.shape[1]
     # tokens are scores * width / (factor * k)
     factor = width / k * float(np.sqrt(variance.mean()))
     with torch.no_grad():
@@ -153,32 +170,51 @@ def show_components(
         blocks: list[Any] = [*vit.encoder, *vit.decoder]
         for block in blocks:
             _zero(block.out, block.fc2)
+        own_share = ALONE_SHARE
         if context:
+            own_share = OWN_SHARE
+            first = cast(Block, vit.decoder[0])
             _zero(first.query, first.key, first.value)
-            _look_near(first, k)
+            _average_nearby(first, k)
         _zero(vit.readout)
-        own = OWN if context else ALONE
-        vit.readout.weight[:k, :k] = torch.eye(k) * own * k / width
+        vit.readout.weight[:k, :k] = torch.eye(k) * own_share * k / width
         if vit.fusion is not None:
-            vit.fusion.weight.copy_(torch.cat([torch.eye(width), torch.eye(width)], dim=1) / 2)
+            halves = torch.cat([torch.eye(width), torch.eye(width)], dim=1) / 2
+            vit.fusion.weight.copy_(halves)
             vit.fusion.bias.zero_()
 
 
-def _look_near(block: Block, k: int) -> None:
-    """Let each head hand on the leading numbers: the nearest to where they stand, the others to what is free."""
-    width, heads = block.out.weight.shape[0], block.heads
-    size = width // heads
-    radius = cast(Tensor, block.log_radius).exp()
-    near = int((radius.log() - float(np.log(NEAR))).abs().argmin()) if len(radius) else 0
-    # the last head looks anywhere
-    others = [h for h in [*radius.argsort().tolist(), heads - 1] if h != near]
-    given, free = min(size, k), k
-    for head in [near, *others]:
-        at, count = head * size, given if head == near else min(given, width - free)
-        block.value.weight[at : at + given, :given] = torch.eye(given)
-        target, scale = (0, AROUND / OWN) if head == near else (free, 1.0)
-        block.out.weight[target : target + count, at : at + count] = torch.eye(count) * scale
-        free += 0 if head == near else count
+def _average_nearby(block: Block, k: int) -> None:
+    """Let each head pass on the leading numbers: the nearest head in place, the others to unused numbers."""
+    width = block.out.weight.shape[0]
+    size = width // block.heads
+    passed = min(size, k)
+    log_radius = cast(Tensor, block.log_radius).exp().log()
+    near = 0
+    if len(log_radius):
+        off_by = (log_radius - float(np.log(NEAR_PITCHES))).abs()
+        near = int(off_by.argmin())
+    _copy_numbers(block, near, passed, passed, 0, NEIGHBOR_SHARE / OWN_SHARE)
+    nearest_first = log_radius.argsort().tolist()
+    last = block.heads - 1  # attends anywhere
+    unused = k
+    for head in [*nearest_first, last]:
+        if head == near:
+            continue
+        count = min(passed, width - unused)
+        _copy_numbers(block, head, passed, count, unused, 1.0)
+        unused += count
+
+
+def _copy_numbers(
+    block: Block, head: int, passed: int, count: int, target: int, scale: float
+) -> None:
+    """Let a head read the first ``passed`` numbers and add ``count`` of them to those from ``target`` on."""
+    size = block.out.weight.shape[0] // block.heads
+    start = head * size
+    block.value.weight[start : start + passed, :passed] = torch.eye(passed)
+    copied = torch.eye(count) * scale
+    block.out.weight[target : target + count, start : start + count] = copied
 
 
 def _zero(*layers: nn.Linear) -> None:
@@ -187,5 +223,5 @@ def _zero(*layers: nn.Linear) -> None:
         layer.bias.zero_()
 
 
-def _float(values: NDArray[np.float64]) -> Tensor:
+def _float(values: Floats) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
