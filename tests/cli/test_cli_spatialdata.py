@@ -110,7 +110,8 @@ def test_embed_domains_and_report(call: Any, slices: Any, align_model: Any, tmp_
     assert (tmp_path / "domains" / "mine.png").is_file()
 
     page = tmp_path / "report.html"
-    code, _, err = call("report", tmp_path / "domains" / "mine.zarr", "--out", page)
+    found = tmp_path / "domains" / "mine.zarr"
+    code, _, err = call("report", found, "--projection", "pca", "--out", page)
     assert (code, err) == (0, "")
     text = page.read_text(encoding="utf-8")
     assert "X_stalign_domain" in text

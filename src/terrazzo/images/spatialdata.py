@@ -69,18 +69,9 @@ def find_image(
 def place_image(
     image: Element, cells: Element | None, system: str, max_pixels: int = MAX_PIXELS
 ) -> PlacedPixels:
-    """Return an image with its scale for coordinates of cells: ``image_xy = xy * scale + offset``.
+    """Return an image with its scale for coordinates in a system: ``image_xy = xy * scale + offset``.
 
-    Parameters
-    ----------
-    image
-        An image of a SpatialData.
-    cells
-        The element whose centers the coordinates are; None where there is none.
-    system
-        The coordinate system of the coordinates.
-    max_pixels
-        Most pixels that are decoded at once.
+    ``cells`` is the element whose centers the coordinates are, None where there is none.
 
     Raises
     ------
