@@ -180,5 +180,5 @@ def test_bad_proportions_are_said(spots: list[AnnData]) -> None:
     spots[0].uns["proportions_names"] = ["a", "a", "b", "c"]
     with pytest.raises(InputError, match="4 columns and 3 different names"):
         deconvolve(spots[0], use_rep="X_a", **NO_BAR)
-    with pytest.raises(ConfigError, match="2 slices; say with test="):
+    with pytest.raises(ConfigError, match="2 slices; pass the slice to be scored as test="):
         deconvolve(spots, use_rep="X_a", proportions=[np.full((300, 2), 0.5)] * 2, **NO_BAR)

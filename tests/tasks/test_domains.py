@@ -16,7 +16,13 @@ from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.tasks.domains import cluster, cluster_runs, consensus, leiden_to_k, refine_labels
+from terrazzo.tasks.clustering import (
+    cluster,
+    cluster_runs,
+    consensus,
+    leiden_to_k,
+    refine_labels,
+)
 
 METHODS = pytest.mark.parametrize("method", ["gmm", "kmeans", "leiden"])
 

@@ -268,7 +268,7 @@ def test_bad_input_is_said(hidden: list[Hidden]) -> None:
         impute(hidden[0], test=other, use_rep="X_a")
     with pytest.raises(InputError, match="Embed first"):
         impute(other, use_rep="X_a")
-    with pytest.raises(ConfigError, match="2 slices; say with test="):
+    with pytest.raises(ConfigError, match="2 slices; pass the slice to be scored as test="):
         impute(hidden, use_rep="X_a")
     hidden[0].visible.obsm["X_a"][3, 0] = np.nan
     with pytest.raises(InputError, match="not finite"):

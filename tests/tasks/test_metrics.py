@@ -210,11 +210,11 @@ XY = np.random.default_rng(0).random((3, 2))
         ),
         (
             lambda: metrics.classification(["a", "b"], ["a", "a"], ["a", "c"]),
-            "true holds b, which the classes",
+            "true holds b, which classes does not name",
         ),
         (lambda: metrics.classification([[0], [1]], [0, 1]), r"true has shape \(2, 1\)"),
-        (lambda: metrics.clustering([0, 1], [0]), "true has 2 labels and found 1"),
-        (lambda: metrics.clustering([0, 1], [0, np.nan]), "found has no label for 1 of 2"),
+        (lambda: metrics.clustering([0, 1], [0]), "true has 2 labels and clusters 1"),
+        (lambda: metrics.clustering([0, 1], [0, np.nan]), "clusters has no label for 1 of 2"),
         (
             lambda: metrics.regression([1, 2], [1, 2, 3]),
             r"true has shape \(2, 1\) and predicted \(3, 1\)",

@@ -16,7 +16,7 @@ from anndata import AnnData
 from terrazzo.errors import CheckpointError, ConfigError, InputError, OutputError, TerrazzoWarning
 from terrazzo.tasks import TaskResult, experiments
 from terrazzo.tasks.probes import Probe, fit_probe, probe
-from terrazzo.tasks.readouts import MLPConfig
+from terrazzo.tasks.heads import MLPConfig
 
 Corpus = Callable[..., list[AnnData]]
 HEADS = pytest.mark.parametrize("head", ["mlp3", "knn", "linear"])
@@ -177,22 +177,22 @@ def test_no_test_cell_changes_what_is_fitted(
 ) -> None:
     """Vectors and answers of the test cells are replaced, fold by fold; what is fitted stays, bit by bit."""
     adata, seen = groups(80), []
-    original = experiments.fit_readout
+    original = experiments.fit_head
 
     def twice(x: Any, target: Any, split: Any, head: Any, seed: int) -> Any:
-        readout = original(x, target, split, head, seed)
+        fitted = original(x, target, split, head, seed)
         values, vectors = target.values.copy(), x.copy()
         values[split.test] = (values[split.test] + 1) % 3 if "label" in given else -77.0
         vectors[split.test] += 1000
         other = original(
             vectors, type(target)(target.kind, target.names, values), split, head, seed
         ).state()
-        for name, array in readout.state().items():
+        for name, array in fitted.state().items():
             np.testing.assert_array_equal(array, other[name], err_msg=name)
         seen.append(split)
-        return readout
+        return fitted
 
-    monkeypatch.setattr(experiments, "fit_readout", twice)
+    monkeypatch.setattr(experiments, "fit_head", twice)
     probe(
         adata,
         use_rep="X_a",
@@ -226,14 +226,14 @@ def test_no_answer_of_the_test_slice_changes_what_is_predicted(
 def test_statistics_know_training_cells_only(monkeypatch: Any) -> None:
     adata = groups(80)
     x = adata.obsm["X_a"]
-    original = experiments.fit_readout
+    original = experiments.fit_head
 
     def spy(vectors: Any, target: Any, split: Any, head: Any, seed: int) -> Any:
-        readout = original(vectors, target, split, head, seed)
-        np.testing.assert_allclose(readout.shift, x[split.train].mean(0, dtype=float))
-        return readout
+        fitted = original(vectors, target, split, head, seed)
+        np.testing.assert_allclose(fitted.shift, x[split.train].mean(0, dtype=float))
+        return fitted
 
-    monkeypatch.setattr(experiments, "fit_readout", spy)
+    monkeypatch.setattr(experiments, "fit_head", spy)
     probe(adata, use_rep="X_a", label="label", runs=1, head=MLPConfig(max_epochs=1), **NO_BAR)
 
 
@@ -347,7 +347,7 @@ def test_a_saved_probe_answers_alike(head: str, kind: str, tmp_path: Path) -> No
     )
     np.testing.assert_array_equal(again.predict(adata), fitted.predict(adata))
     np.testing.assert_array_equal(
-        again.readout.outputs(adata.obsm["X_a"]), fitted.readout.outputs(adata.obsm["X_a"])
+        again.head.outputs(adata.obsm["X_a"]), fitted.head.outputs(adata.obsm["X_a"])
     )
     if kind == "proportions":
         np.testing.assert_allclose(again.predict(adata).sum(1), 1, atol=1e-5)
@@ -484,7 +484,7 @@ NAN = np.where(np.arange(600).reshape(120, 5) == 7, np.nan, 1.0)
             "random, blocked, few-shot",
         ),
         (groups, {"label": "label", "runs": 0}, ConfigError, "runs is 0"),
-        (lambda: [groups(), groups()], {"label": "label"}, ConfigError, "2 slices; say with test="),
+        (lambda: [groups(), groups()], {"label": "label"}, ConfigError, "2 slices; pass the slice to be scored as test="),
         (list, {"label": "label"}, InputError, "an empty list"),
         (lambda: [3], {"label": "label"}, InputError, "not int"),
         (groups, {"values": "W"}, InputError, "obsm has no 'W'"),
@@ -540,7 +540,7 @@ def test_a_probe_refuses_other_vectors() -> None:
     with pytest.raises(InputError, match="not finite"):
         fitted.predict(NAN)
     bare = fit_probe(groups(), use_rep=groups().obsm["X_a"], label="label", head="knn")
-    with pytest.raises(InputError, match="say with use_rep="):
+    with pytest.raises(InputError, match="as use_rep="):
         bare.predict(groups())
     assert bare.predict(groups(), use_rep="X_a").shape == (120,)
     assert bare.predict(groups().obsm["X_a"]).shape == (120,)

@@ -13,9 +13,8 @@ from anndata import AnnData
 
 from terrazzo import keys, tasks
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.tasks import TaskResult, reconstruct
-from terrazzo.tasks import reconstruction as hidden_regions
-from terrazzo.tasks.reconstruction import BASELINES, Tissue, trivial
+from terrazzo.tasks import TaskResult, hidden_regions, reconstruct
+from terrazzo.tasks.hidden_regions import BASELINES, Tissue, trivial
 
 NO_BAR = {"progress": False}
 

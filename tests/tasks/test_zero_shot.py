@@ -13,7 +13,7 @@ from anndata import AnnData
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.tasks import metrics
-from terrazzo.tasks.domains import cluster, refine_labels
+from terrazzo.tasks.clustering import cluster, refine_labels
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.zero_shot import evaluate_domains
 

@@ -1,4 +1,4 @@
-"""The read-outs: right answers, statistics of training rows only, and no trace on the global generators."""
+"""Heads: right answers, statistics of training rows only, and no trace on the global generators."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from terrazzo.errors import ConfigError
-from terrazzo.tasks import readouts
-from terrazzo.tasks.readouts import (
+from terrazzo.tasks import heads
+from terrazzo.tasks.heads import (
     HEADS,
     KNNConfig,
     LinearConfig,
@@ -46,7 +46,7 @@ def data(
     return (x * 7 + 40).astype(np.float32), y
 
 
-def fitted(head: Any, kind: Any, seed: int = 1) -> readouts.Readout:
+def fitted(head: Any, kind: Any, seed: int = 1) -> heads.Head:
     x, y = data(kind)
     return make(head, kind, 3).fit(x[:200], y[:200], x[200:230], y[200:230], seed)
 
@@ -105,8 +105,8 @@ def test_another_seed_is_another_start() -> None:
 def test_state_and_settings_carry_everything(head: Any, kind: Any) -> None:
     x, _ = data(kind, seed=1)
     first = fitted(head, kind)
-    settings = readouts.head_from_record(readouts.head_record(head))
-    assert settings == readouts.head_config(head)
+    settings = heads.head_from_record(heads.head_record(head))
+    assert settings == heads.head_config(head)
     again = make(settings, kind, 3).load_state({k: v.copy() for k, v in first.state().items()})
     np.testing.assert_array_equal(again.outputs(x), first.outputs(x))
 
@@ -163,7 +163,7 @@ def test_the_ridges_penalty_is_the_validation_rows_choice() -> None:
     x, y = data("values", n=60, d=40, k=3)
     ours = make("linear", "values", 3).fit(x[:45], y[:45], x[45:], y[45:])
     ready = ((x - ours.shift) / ours.scale).astype(np.float32).astype(float)
-    fits = [Ridge(alpha=a).fit(ready[:45], y[:45]) for a in readouts.ALPHAS]
+    fits = [Ridge(alpha=a).fit(ready[:45], y[:45]) for a in heads.ALPHAS]
     best = min(fits, key=lambda fit: np.square(fit.predict(ready[45:]) - y[45:]).sum())
     np.testing.assert_allclose(ours.outputs(x), best.predict(ready), rtol=1e-4, atol=1e-4)
 
@@ -287,8 +287,8 @@ def test_the_nearest_proportions() -> None:
         (lambda: MLPConfig(max_steps=-1), "max_steps"),
         (lambda: KNNConfig(neighbors=0), "neighbors"),
         (lambda: LinearConfig(C=-1), "C of a head"),
-        (lambda: readouts.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),
-        (lambda: readouts.head_from_record({}), "not those of terrazzo"),
+        (lambda: heads.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),
+        (lambda: heads.head_from_record({}), "not those of terrazzo"),
     ],
 )
 def test_impossible_settings_are_refused(make_it: Any, message: str) -> None:
