@@ -166,6 +166,33 @@ def test_what_was_done_is_recorded_and_survives_a_file(tmp_path: Path) -> None:
     assert (back.obs["X_a_domain"].astype(str) == adata.obs["X_a_domain"].astype(str)).all()
 
 
+def test_several_slices_are_clustered_each_by_itself() -> None:
+    slices = [groups(seed=0)[0], groups(seed=1)[0]]
+    expected = [
+        tz.tasks.domains(one.copy(), use_rep="X_a", n_domains=4).obs["X_a_domain"] for one in slices
+    ]
+    out = tz.tasks.domains(slices, use_rep="X_a", n_domains=4)
+    assert out == slices
+    for one, domains in zip(slices, expected, strict=True):
+        assert (one.obs["X_a_domain"] == domains).all()
+        assert one.uns["terrazzo"]["X_a_domain"]["n_found"] == 4
+    arrays = [one.obsm["X_a"] for one in slices]
+    tz.tasks.domains(slices, use_rep=arrays, n_domains=4, key_added="mine")
+    assert all((one.obs["mine"] == one.obs["X_a_domain"]).all() for one in slices)
+
+
+def test_of_several_slices_all_are_written_or_none() -> None:
+    slices = [groups(seed=0)[0], groups(seed=1)[0]]
+    slices[1].obsm["X_a"][3, 1] = np.inf
+    with pytest.raises(InputError, match=r"slice 2 of 2: .*not finite"):
+        tz.tasks.domains(slices, use_rep="X_a", n_domains=4)
+    assert not any(len(one.obs.columns) for one in slices)
+    with pytest.raises(InputError, match="a list with one for each of the 2 slices"):
+        tz.tasks.domains(slices, use_rep=[np.zeros((120, 2))], n_domains=4, key_added="mine")
+    with pytest.raises(InputError, match="not an empty list"):
+        tz.tasks.domains([], use_rep="X_a", n_domains=4)
+
+
 @METHODS
 def test_rows_in_rows_out_and_known_answer(simulated: Any, method: Any) -> None:
     adata = simulated(1200, 300, layout="visium", seed=1)

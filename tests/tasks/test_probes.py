@@ -15,8 +15,8 @@ from anndata import AnnData
 
 from terrazzo.errors import CheckpointError, ConfigError, InputError, OutputError, TerrazzoWarning
 from terrazzo.tasks import TaskResult, experiments
-from terrazzo.tasks.probes import Probe, fit_probe, probe
 from terrazzo.tasks.heads import MLPConfig
+from terrazzo.tasks.probes import Probe, fit_probe, probe
 
 Corpus = Callable[..., list[AnnData]]
 HEADS = pytest.mark.parametrize("head", ["mlp3", "knn", "linear"])
@@ -484,7 +484,12 @@ NAN = np.where(np.arange(600).reshape(120, 5) == 7, np.nan, 1.0)
             "random, blocked, few-shot",
         ),
         (groups, {"label": "label", "runs": 0}, ConfigError, "runs is 0"),
-        (lambda: [groups(), groups()], {"label": "label"}, ConfigError, "2 slices; pass the slice to be scored as test="),
+        (
+            lambda: [groups(), groups()],
+            {"label": "label"},
+            ConfigError,
+            "2 slices; pass the slice to be scored as test=",
+        ),
         (list, {"label": "label"}, InputError, "an empty list"),
         (lambda: [3], {"label": "label"}, InputError, "not int"),
         (groups, {"values": "W"}, InputError, "obsm has no 'W'"),

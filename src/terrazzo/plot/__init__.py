@@ -1,4 +1,4 @@
-"""Figures: values on the tissue, a slice as an image, embeddings in two dimensions, predictions against the truth."""
+"""Figures: values on the tissue, embeddings in two dimensions, predictions against the truth."""
 
 from terrazzo.plot.expression import predicted_genes
 from terrazzo.plot.figures import save
@@ -6,7 +6,7 @@ from terrazzo.plot.overlay import overlay
 from terrazzo.plot.palettes import colors
 from terrazzo.plot.reconstruction import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
-from terrazzo.plot.tissue import spatial, spatial_grid
+from terrazzo.plot.tissue import spatial
 
 __all__ = [
     "colors",
@@ -17,6 +17,5 @@ __all__ = [
     "reconstruction",
     "save",
     "spatial",
-    "spatial_grid",
     "umap",
 ]

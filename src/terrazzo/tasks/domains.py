@@ -1,8 +1,11 @@
-"""Tissue domains: an embedding clustered without labels, and written to ``obs``."""
+"""Tissue domains: embeddings clustered without labels, and written to ``obs``."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import pandas as pd
@@ -12,6 +15,7 @@ from terrazzo import keys, records
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.errors import ConfigError, TerrazzoWarning
 from terrazzo.slices.geometry import read_coords
+from terrazzo.tasks import targets
 from terrazzo.tasks.clustering import (
     Method,
     by_size,
@@ -24,10 +28,38 @@ from terrazzo.tasks.clustering import (
 __all__ = ["Method", "check_settings", "domains", "shortfall"]
 
 
+@overload  # the list first: to a type checker without anndata's types an AnnData is anything
+def domains(
+    adata: Sequence[AnnData],
+    *,
+    use_rep: str | Sequence[AnyFloats],
+    n_domains: int,
+    method: Method = ...,
+    seed: int = ...,
+    n_seeds: int = ...,
+    refine: int = ...,
+    spatial_key: str = ...,
+    key_added: str | None = ...,
+    progress: bool | None = ...,
+) -> list[AnnData]: ...
+@overload
 def domains(
     adata: AnnData,
     *,
     use_rep: str | AnyFloats,
+    n_domains: int,
+    method: Method = ...,
+    seed: int = ...,
+    n_seeds: int = ...,
+    refine: int = ...,
+    spatial_key: str = ...,
+    key_added: str | None = ...,
+    progress: bool | None = ...,
+) -> AnnData: ...
+def domains(
+    adata: AnnData | Sequence[AnnData],
+    *,
+    use_rep: str | AnyFloats | Sequence[AnyFloats],
     n_domains: int,
     method: Method = "gmm",
     seed: int = 0,
@@ -36,7 +68,7 @@ def domains(
     spatial_key: str = keys.SPATIAL,
     key_added: str | None = None,
     progress: bool | None = None,
-) -> AnnData:
+) -> AnnData | list[AnnData]:
     """Cluster an embedding into tissue domains and write them to ``obs["<use_rep>_domain"]``, the largest first.
 
     What was done is recorded in ``uns["terrazzo"][<that column>]``.
@@ -44,10 +76,11 @@ def domains(
     Parameters
     ----------
     adata
-        Holds the embedding.
+        One slice that holds the embedding, or several. Each of several is clustered by itself: domain ``"0"`` of one
+        is not domain ``"0"`` of another.
     use_rep
         Key in ``obsm`` (of an embedding with two blocks, the niche block), ``"key:block"`` (written to
-        ``obs["key_block_domain"]``), or an array ``(n, d)``.
+        ``obs["key_block_domain"]``), or an array ``(n, d)``; of several slices a list of arrays.
     n_domains
         Number of domains K.
     method
@@ -68,6 +101,10 @@ def domains(
     progress
         Show a bar; None: on a terminal.
 
+    Returns
+    -------
+    The slice, changed; or the list of slices. Where one of them cannot be used, none is changed.
+
     Raises
     ------
     InputError
@@ -76,34 +113,48 @@ def domains(
         ``n_domains``, ``n_seeds`` or ``refine`` do not fit the number of cells; an unknown method; no ``key_added``
         for an array, or one that is an ``obsm`` key.
     """
-    values = records.vectors(adata, use_rep, purpose="niche")
-    column = _column(adata, use_rep, key_added)
-    check_settings(adata.n_obs, n_domains, method, n_seeds, refine)
-    coords = read_coords(adata, spatial_key) if refine else None
-    seeds = range(seed, seed + n_seeds)
-    runs = cluster_runs(values.astype(np.float64), n_domains, method, seeds, progress)
+    slices = targets.as_list(adata)
+    sources = targets.each(use_rep, adata, "use_rep")
+    settings = _Settings(n_domains, method, seed, n_seeds, refine, spatial_key)
+    columns = []
+    labels = []
+    for i, (one, source) in enumerate(zip(slices, sources, strict=True)):
+        with targets.at(i, len(slices)):
+            values = records.vectors(one, source, purpose="niche")
+            columns.append(_column(one, source, key_added))
+            labels.append(_find(one, values, settings, progress))
+    for one, source, column, codes in zip(slices, sources, columns, labels, strict=True):
+        _write(one, source, column, codes, settings)
+    return adata if isinstance(adata, AnnData) else slices
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How domains are found; see :func:`domains`."""
+
+    n_domains: int
+    method: Method
+    seed: int
+    n_seeds: int
+    refine: int
+    spatial_key: str
+
+
+def _find(adata: AnnData, values: AnyFloats, settings: _Settings, progress: bool | None) -> Ints:
+    """Return the domains of one slice, the largest first; warns where there are not as many as requested."""
+    k = settings.n_domains
+    n_neighbors = settings.refine
+    check_settings(adata.n_obs, k, settings.method, settings.n_seeds, n_neighbors)
+    coords = read_coords(adata, settings.spatial_key) if n_neighbors else None
+    seeds = range(settings.seed, settings.seed + settings.n_seeds)
+    runs = cluster_runs(values.astype(np.float64), k, settings.method, seeds, progress)
     labels = consensus(runs)
-    message = shortfall(labels, n_domains, values, method)
+    message = shortfall(labels, k, values, settings.method)
     if message:
-        warnings.warn(message, TerrazzoWarning, stacklevel=2)
+        warnings.warn(message, TerrazzoWarning, stacklevel=3)
     if coords is not None:
-        labels = _refined(labels, coords, refine)
-    labels = by_size(labels)
-    n_names = max(n_domains, int(labels.max()) + 1)
-    names = [str(i) for i in range(n_names)]
-    adata.obs[column] = pd.Categorical.from_codes(labels, categories=names)
-    record = {
-        "task": "domains",
-        "use_rep": records.source_name(use_rep),
-        "method": method,
-        "n_domains": int(n_domains),
-        "n_found": len(np.unique(labels)),
-        "seed": int(seed),
-        "n_seeds": int(n_seeds),
-        "refine": int(refine),
-    }
-    records.add_record(adata, column, record)
-    return adata
+        labels = _refined(labels, coords, n_neighbors)
+    return by_size(labels)
 
 
 def _refined(labels: Ints, coords: Floats, n_neighbors: int) -> Ints:
@@ -113,8 +164,28 @@ def _refined(labels: Ints, coords: Floats, n_neighbors: int) -> Ints:
     lost = before - len(np.unique(refined))
     if lost:
         message = f"refining over {n_neighbors} neighbors dissolved {lost} of {before} domains; use fewer."
-        warnings.warn(message, TerrazzoWarning, stacklevel=3)
+        warnings.warn(message, TerrazzoWarning, stacklevel=4)
     return refined
+
+
+def _write(
+    adata: AnnData, use_rep: str | AnyFloats, column: str, labels: Ints, settings: _Settings
+) -> None:
+    """Write domains and how they were found."""
+    n_names = max(settings.n_domains, int(labels.max()) + 1)
+    names = [str(i) for i in range(n_names)]
+    adata.obs[column] = pd.Categorical.from_codes(labels, categories=names)
+    record = {
+        "task": "domains",
+        "use_rep": records.source_name(use_rep),
+        "method": settings.method,
+        "n_domains": int(settings.n_domains),
+        "n_found": len(np.unique(labels)),
+        "seed": int(settings.seed),
+        "n_seeds": int(settings.n_seeds),
+        "refine": int(settings.refine),
+    }
+    records.add_record(adata, column, record)
 
 
 def _column(adata: AnnData, use_rep: str | AnyFloats, key_added: str | None) -> str:
