@@ -17,7 +17,7 @@ from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes.names import merge_plan, read_gene_names
 from terrazzo.slices.counts import CountsFound, find_counts
-from terrazzo.tasks import targets
+from terrazzo.tasks import display, targets
 from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
 from terrazzo.tasks.heads import HeadConfig
@@ -46,6 +46,20 @@ class Hidden:
 
     visible: AnnData
     targets: pd.DataFrame
+
+    def __repr__(self) -> str:
+        """Return how many genes are hidden, and their names."""
+        first = f"Hidden({self._in_words()})"
+        return f"{first}\n  {display.line(self.genes)}"
+
+    def _repr_html_(self) -> str:
+        """Return how many genes are hidden, and their names, for notebooks."""
+        names = display.fold("hidden genes", display.bullets(self.genes))
+        return display.card(f"Hidden: {self._in_words()}", names)
+
+    def _in_words(self) -> str:
+        n_visible = self.visible.n_vars
+        return f"{len(self.genes)} genes of {self.visible.n_obs} cells, {n_visible} genes visible"
 
     @property
     def genes(self) -> tuple[str, ...]:

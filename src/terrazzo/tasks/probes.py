@@ -17,7 +17,7 @@ from terrazzo import records
 from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import InputError
 from terrazzo.progress import Progress
-from terrazzo.tasks import probe_files, splits, targets
+from terrazzo.tasks import display, probe_files, splits, targets
 from terrazzo.tasks.experiments import Plan, across, fit_head, within
 from terrazzo.tasks.heads import Head, HeadConfig, Kind, head_record
 from terrazzo.tasks.labels import LEAST_SHARE
@@ -53,6 +53,38 @@ class Probe:
     target: str
     origins: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return what it predicts from what, in two lines."""
+        n_names = len(self.names)
+        first = f"Probe({self.target!r}, {n_names} {self._nouns()}, from {self._source()})"
+        return f"{first}\n  {display.line(self.names)}"
+
+    def _repr_html_(self) -> str:
+        """Return what it predicts from what, the notes, and the settings folded, for notebooks."""
+        rows = [
+            ("predicts", f"{self.target}: {len(self.names)} {self._nouns()}"),
+            (self._nouns(), display.line(self.names)),
+            ("from", self._source()),
+        ]
+        settings = dict(self.info)
+        notes = settings.pop("notes", [])
+        return display.card(
+            "Probe",
+            display.table((), rows),
+            display.bullets(notes),
+            display.fold("settings", display.settings_table(settings)),
+            display.fold("embeddings", display.bullets(self.origins)),
+        )
+
+    def _nouns(self) -> str:
+        """Return what its names are."""
+        return "classes" if self.kind == "classes" else "columns"
+
+    def _source(self) -> str:
+        """Return the embedding that it reads, in words."""
+        key = "an array" if self.use_rep is None else f"obsm[{self.use_rep!r}]"
+        return f"{key} of width {self.head.input_dim}"
 
     @property
     def kind(self) -> Kind:

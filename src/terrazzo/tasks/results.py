@@ -13,6 +13,7 @@ from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
 from terrazzo.files import whole_file, write_text
 from terrazzo.records import now
+from terrazzo.tasks import display
 
 __all__ = ["METRICS", "PREDICTIONS", "RECORD", "TaskResult", "tidy"]
 
@@ -57,10 +58,49 @@ class TaskResult:
     version: str = __version__
     date: str = field(default_factory=now)
 
+    def __repr__(self) -> str:
+        """Return what it holds in one line, and the scores of the first splits in one or two more."""
+        scores: dict[str, list[str]] = {}
+        for *where, metric, mean, sd, _ in self._score_rows():
+            scores.setdefault(" ".join(where), []).append(f"{metric} {mean} ± {sd}")
+        n_predictions = display.count(len(self.predictions), "prediction")
+        n_notes = display.count(len(self.notes), "note")
+        lines = [f"TaskResult({self.task!r}, {n_predictions}, {n_notes})"]
+        for split, texts in scores.items():
+            lines.append(f"  {split}: {display.line(texts)}")
+        if len(lines) > 3:
+            lines[2:] = [f"  and {len(lines) - 2} more, see summary()"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the scores, the notes, and the settings folded, for notebooks."""
+        rows = self._score_rows()
+        header = [*_known_groups(self.metrics), "mean", "sd", "n"]
+        return display.card(
+            f"Result of {self.task}",
+            display.table(header, rows),
+            display.bullets(self.notes),
+            display.fold("settings", display.settings_table(self.config)),
+            display.fold("origin", display.settings_table(self._origin())),
+        )
+
+    def _score_rows(self) -> list[list[str]]:
+        """Return the rows of the summary as texts."""
+        if self.metrics.empty:
+            return []
+        rows = []
+        for *where, mean, sd, n in self.summary().itertuples(index=False):
+            texts = [str(name) for name in where]
+            rows.append([*texts, display.number(mean), display.number(sd), str(n)])
+        return rows
+
+    def _origin(self) -> dict[str, str]:
+        return {"terrazzo": self.version, "date": self.date}
+
     def summary(self) -> pd.DataFrame:
         """Return mean, sd and number of every score over all cells, a row for each split and metric (and system)."""
         of_all_cells = self.metrics[self.metrics["part"] == ""]
-        by = [name for name in _GROUPS if name in of_all_cells]
+        by = _known_groups(of_all_cells)
         values = of_all_cells.groupby(by, sort=False, observed=True)["value"]
         table = values.agg(mean="mean", sd=_population_sd, n="size")
         return table.reset_index()
@@ -150,6 +190,11 @@ class TaskResult:
             raise InputError(f"{source} is damaged ({type(error).__name__}: {error}).") from error
 
 
+def _known_groups(table: pd.DataFrame) -> list[str]:
+    """Return the columns of a table whose values name a score."""
+    return [name for name in _GROUPS if name in table]
+
+
 def _population_sd(values: pd.Series) -> float:
     return values.std(ddof=0)
 
@@ -157,8 +202,8 @@ def _population_sd(values: pd.Series) -> float:
 def _score_names(summary: pd.DataFrame) -> list[str]:
     """Return every score of a summary with its split and system, as an error names it."""
     names = []
-    groups = [name for name in _GROUPS if name in summary]
-    for *where, metric in summary[groups].itertuples(index=False):
+    groups = summary[_known_groups(summary)]
+    for *where, metric in groups.itertuples(index=False):
         names.append(f"{metric} ({', '.join(reversed(where))})")
     return names
 
