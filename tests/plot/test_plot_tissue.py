@@ -29,8 +29,8 @@ def test_categories_are_drawn_in_their_places(simulated: Any) -> None:
     axes = plot.spatial(adata, color="region")
     cells = drawn(axes)
     for region in adata.obs["region"].cat.categories:
-        here = (adata.obs["region"] == region).to_numpy()
-        np.testing.assert_allclose(cells[region].get_offsets(), adata.obsm["spatial"][here])
+        in_region = (adata.obs["region"] == region).to_numpy()
+        np.testing.assert_allclose(cells[region].get_offsets(), adata.obsm["spatial"][in_region])
     assert len({color_of(c) for c in axes.collections}) == len(axes.collections) == 5
     low, high = axes.get_ylim()
     assert low > high  # y downwards, as on a slide
@@ -167,20 +167,20 @@ def test_on_given_axes(simulated: Any, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["cells", "visium"])
 def test_the_image_is_where_the_cells_are(simulated: Any, layout: str) -> None:
-    adata = simulated(layout=layout, image=True)
-    found = tz.Slice.from_anndata(adata)
+    adata = simulated(layout=layout, image=True, image_px=400)
+    tissue = tz.Slice.from_anndata(adata)
     axes = plot.spatial(adata, color="region", image=True)
     picture = axes.images[0]
     left, right, bottom, top = picture.get_extent()
-    assert left < found.coords[:, 0].min() < found.coords[:, 0].max() < right
-    assert top < found.coords[:, 1].min() < found.coords[:, 1].max() < bottom
+    assert left < tissue.coords[:, 0].min() < tissue.coords[:, 0].max() < right
+    assert top < tissue.coords[:, 1].min() < tissue.coords[:, 1].max() < bottom
     pixels = picture.get_array()
-    assert (right - left) / pixels.shape[1] == pytest.approx(found.image.microns_per_pixel)
-    for (x, y), (u, v) in zip(found.coords[:20], found.native_coords[:20], strict=True):
+    assert (right - left) / pixels.shape[1] == pytest.approx(tissue.image.microns_per_pixel)
+    for (x, y), (u, v) in zip(tissue.coords[:20], tissue.native_coords[:20], strict=True):
         column = int((x - left) / (right - left) * pixels.shape[1])
         row = int((y - top) / (bottom - top) * pixels.shape[0])
-        there = found.image.crop(u, v, size_px=3)
-        assert (there.reshape(-1, 3) == pixels[row, column]).all(axis=1).any()
+        cropped = tissue.image.crop(u, v, size_px=3)
+        assert (cropped.reshape(-1, 3) == pixels[row, column]).all(axis=1).any()
 
 
 @pytest.mark.parametrize("shift", [0.0, 37.0])
@@ -210,7 +210,7 @@ def test_a_large_image_is_shrunk_in_its_place(
 
 
 def test_a_gray_image(simulated: Any) -> None:
-    adata = simulated(image=True)
+    adata = simulated(image=True, image_px=300)
     library = adata.uns["spatial"]["tissue"]["images"]
     library["hires"] = library["hires"].mean(axis=2).astype(np.uint8)
     pixels = plot.spatial(adata, color="region", image=True).images[0].get_array()
@@ -219,8 +219,8 @@ def test_a_gray_image(simulated: Any) -> None:
 
 def test_no_image(simulated: Any) -> None:
     assert not plot.spatial(simulated(), color="region", image="auto").images
-    assert not plot.spatial(simulated(image=True), color="region").images
-    assert plot.spatial(simulated(image=True), color="region", image="auto").images
+    assert not plot.spatial(simulated(image=True, image_px=300), color="region").images
+    assert plot.spatial(simulated(image=True, image_px=300), color="region", image="auto").images
     with pytest.raises(InputError, match="there is no image"):
         plot.spatial(simulated(), color="region", image=True)
     with pytest.raises(InputError, match="no cell is on the image"):
@@ -232,7 +232,7 @@ def test_no_image(simulated: Any) -> None:
 
 
 def test_the_anndata_is_left_alone(simulated: Any) -> None:
-    adata = simulated(image=True)
+    adata = simulated(image=True, image_px=300)
     adata.obs["text"] = ["a", "b"] * 100
     before = adata.copy()
     plot.spatial(adata, color="text", image=True)
@@ -241,7 +241,7 @@ def test_the_anndata_is_left_alone(simulated: Any) -> None:
     pd.testing.assert_frame_equal(adata.obs, before.obs)
 
 
-def test_what_cannot_be_drawn_is_said(simulated: Any) -> None:
+def test_what_cannot_be_drawn_is_refused(simulated: Any) -> None:
     with pytest.raises(InputError, match="neither a column of obs"):
         plot.spatial(simulated(), color="nothing")
     with pytest.raises(InputError, match="Did you mean 'region'"):
@@ -281,7 +281,7 @@ def colors_of(axes: Any) -> dict[str, str]:
 
 
 def test_several_colors_have_a_panel_each(simulated: Any) -> None:
-    adata = simulated(image=True)
+    adata = simulated(image=True, image_px=300)
     colors = ["region", "SIM3", "cell_type", "donor"]
     figure = plot.spatial(adata, color=colors, title=["a", "b", "c", "d"], image=True)
     panels = titled(figure)
@@ -334,8 +334,10 @@ def test_slices_share_the_colors_of_labels_and_the_scale_of_numbers(simulated: A
     numbers = titled(plot.spatial([first, second], color="n"))
     scales = {(axes.collections[0].norm.vmin, axes.collections[0].norm.vmax) for axes in numbers}
     assert len(scales) == 1
-    given = titled(plot.spatial([first, second], color="who", palette=["red", "blue", "black"]))
-    assert colors_of(given[1]) == {"b": "#0000ff", "c": "#000000", MISSING: MISSING_COLOR}
+    by_palette = titled(
+        plot.spatial([first, second], color="who", palette=["red", "blue", "black"])
+    )
+    assert colors_of(by_palette[1]) == {"b": "#0000ff", "c": "#000000", MISSING: MISSING_COLOR}
 
 
 def test_labels_in_one_slice_and_numbers_in_another(simulated: Any) -> None:
