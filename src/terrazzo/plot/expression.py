@@ -84,16 +84,16 @@ def predicted_genes(
     panel_width = _SMALLER * width
     panel_height = _SMALLER * height
     beside = legend_width((), panel_height)
-    inches = (
-        len(columns) * panel_width + (len(columns) - 1) * beside,
-        len(chosen) * (panel_height + 0.35),
-    )
+    across = len(columns)
+    down = len(chosen)
+    figure_width = across * panel_width + (across - 1) * beside
+    figure_height = down * (panel_height + 0.35)
     figure, axes = plt.subplots(
-        len(chosen),
-        len(columns),
+        down,
+        across,
         squeeze=False,
         layout="constrained",
-        figsize=inches,
+        figsize=(figure_width, figure_height),
     )
     nothing = pd.Series(np.full(adata.n_obs, np.nan))
     for row, gene in zip(axes, chosen, strict=True):
@@ -114,7 +114,8 @@ def predicted_genes(
                 ax.set_title("histology", fontsize="medium")
                 continue
             draw(ax, place, values[column], {}, None, legend=True, norm=norm, size=size)
-            ax.set_title(_title(gene, column, true, values["predicted"]), fontsize="medium")
+            title = _title(gene, column, true, values["predicted"])
+            ax.set_title(title, fontsize="medium")
     return figure
 
 
@@ -140,7 +141,7 @@ def _title(gene: str, column: str, true: pd.Series, predicted: pd.Series) -> str
         return f"{gene}, measured" if known.any() else f"{gene}, not measured"
     true_known = true[known]
     predicted_known = predicted[known]
-    if len(true_known) < 2 or true_known.nunique() < 2 or predicted_known.nunique() < 2:
+    if true_known.nunique() < 2 or predicted_known.nunique() < 2:
         return f"{gene}, predicted"
     r = np.corrcoef(true_known, predicted_known)[0, 1]
     return f"{gene}, predicted (r = {r:.2f})"

@@ -101,7 +101,8 @@ def scale_of(numbers: Floats) -> Normalize:
     """
     from matplotlib.colors import Normalize
 
-    low, high = np.percentile(numbers, (_TAIL, 100 - _TAIL))
+    tails = (_TAIL, 100 - _TAIL)
+    low, high = np.percentile(numbers, tails)
     if low == high:
         low = numbers.min()
         high = numbers.max()

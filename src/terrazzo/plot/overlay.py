@@ -89,7 +89,8 @@ def overlay(
         figsize=(_HEIGHT * (aspect + 2) + 0.4, _HEIGHT + 0.8),
         width_ratios=[aspect, 1, 1],
     )
-    inside = ((xy >= low) & (xy <= high)).all(axis=1)
+    on_image = (xy >= low) & (xy <= high)
+    inside = on_image.all(axis=1)
     shown_low = np.minimum(low, xy.min(axis=0))
     shown_high = np.maximum(high, xy.max(axis=0))
     _show_image(axes[0], picture, tissue.coord_scale, shown_low, shown_high)
@@ -97,12 +98,15 @@ def overlay(
     _rings(axes[0], xy[~inside], diameter, _OFF)
     axes[0].set_title("whole image", fontsize="medium")
     boxes = find_niches(xy, n_neighbors).boxes(xy, diameter)
-    from_middle = np.linalg.norm(xy - np.median(xy, axis=0), axis=1)
+    middle = np.median(xy, axis=0)
+    from_middle = np.linalg.norm(xy - middle, axis=1)
     close_ups = {"middle": from_middle.argmin(), "edge": from_middle.argmax()}
     for ax, (name, spot) in zip(axes[1:], close_ups.items(), strict=True):
         half = max(_ACROSS * tissue.spacing, 2 * diameter)
-        _show_image(ax, picture, tissue.coord_scale, xy[spot] - half, xy[spot] + half)
-        near = (np.abs(xy - xy[spot]) <= half + diameter).all(axis=1)
+        center = xy[spot]
+        _show_image(ax, picture, tissue.coord_scale, center - half, center + half)
+        distance = np.abs(xy - center)
+        near = (distance <= half + diameter).all(axis=1)
         _rings(ax, xy[near], diameter, _RING)
         _dashed_box(ax, boxes[spot])
         ax.set_title(f"{name}: {2 * half:,.0f} um across", fontsize="medium")
@@ -135,7 +139,9 @@ def _title(
 ) -> str:
     """Return how many spots are on tissue, and how large spots and niches are in pixels."""
     placement = place_spots(image, tissue.native_coords)
-    sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1) / microns_per_pixel
+    sides_um = boxes[:, 2:] - boxes[:, :2]
+    sides = sides_um.max(axis=1) / microns_per_pixel
+    spot = diameter / microns_per_pixel
     first = (
         f"{tissue.name}, {tissue.technology}: {tissue.n_cells:,} spots, "
         f"{_percent(placement.on_tissue)} on tissue "
@@ -143,7 +149,7 @@ def _title(
     )
     second = (
         f"{microns_per_pixel:.3g} um a pixel: a spot of {diameter:g} um is "
-        f"{diameter / microns_per_pixel:.3g} pixels, "
+        f"{spot:.3g} pixels, "
         f"a niche {sides.min():.3g} to {sides.max():.3g}"
     )
     return f"{first}\n{second}"
@@ -163,9 +169,11 @@ def _show_image(
     if (shown_first < shown_last).all():
         pixels, extent = cut(image, coord_scale, shown_first, shown_last)
         axes.imshow(pixels, extent=extent, interpolation="antialiased")
+    left, top = low
+    right, bottom = high
     axes.set(
-        xlim=(low[0], high[0]),
-        ylim=(high[1], low[1]),
+        xlim=(left, right),
+        ylim=(bottom, top),
         aspect="equal",
         facecolor=_NO_IMAGE,
         xticks=[],
@@ -194,7 +202,8 @@ def _rings(axes: Axes, xy: np.ndarray, diameter: float, color: str) -> None:
     left, right = axes.get_xlim()
     width, _ = size_of(axes)
     points = 72 * width / abs(right - left)  # printer's points in a micrometer
-    linewidth = float(np.clip(0.12 * diameter * points, 0.3, 1.5))
+    thickness = 0.12 * diameter * points
+    linewidth = float(np.clip(thickness, 0.3, 1.5))
     rings = EllipseCollection(
         [diameter],
         [diameter],

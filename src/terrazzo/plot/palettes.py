@@ -167,7 +167,9 @@ def joint_label_colors(
     palette: Palette | None,
 ) -> dict[str, str]:
     """Return the color of each category of several slices; colors stored in the first of them go first."""
-    names = list(dict.fromkeys(name for one in values for name in one.cat.categories))
+    names: list[str] = []
+    for one in values:
+        names += [name for name in one.cat.categories if name not in names]
     chosen: dict[str, str] = {}
     if isinstance(palette, Mapping):
         chosen = {str(name): as_hex(value) for name, value in palette.items()}
@@ -177,7 +179,8 @@ def joint_label_colors(
     else:
         for adata in slices:
             chosen = {**_from_scanpy(adata, color), **chosen}
-    return by_name(names, {name: chosen[name] for name in names if name in chosen})
+    of_names = {name: chosen[name] for name in names if name in chosen}
+    return by_name(names, of_names)
 
 
 def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
@@ -196,7 +199,8 @@ def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
             used.add(own)
     for name in without:  # after all others, so that none of them loses its own color
         start = _STRONG + _slot(name) % _STRONG
-        candidates = itertools.chain(COLORS[start:], COLORS[_STRONG:start], COLORS, _beyond())
+        weak = (*COLORS[start:], *COLORS[_STRONG:start])
+        candidates = itertools.chain(weak, COLORS, _beyond())
         free = next(color for color in candidates if color not in used)
         taken[name] = free
         used.add(free)
@@ -235,7 +239,8 @@ def natural(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts ``"2"`` before ``"10"``, and capitals beside small letters."""
     key: list[str | int] = []
     for i, part in enumerate(re.split(r"([0-9]+)", name)):
-        key.append(int(part) if i % 2 else part.lower())
+        is_number = i % 2 == 1
+        key.append(int(part) if is_number else part.lower())
     return key, name
 
 
@@ -247,13 +252,17 @@ def has_label(values: pd.Series) -> Bools:
 
 def _word(value: Any) -> str:
     """Return a label in small letters; "" where it is missing."""
-    return "" if pd.isna(value) else str(value).strip().lower()
+    if pd.isna(value):
+        return ""
+    return str(value).strip().lower()
 
 
 def _as_labels(column: pd.Series) -> pd.Series:
     """Return text categories that occur, in the declared order, or in the natural one where none was chosen."""
     known = has_label(column)
-    words = [str(value) if ok else None for value, ok in zip(column, known, strict=True)]
+    words = []
+    for value, is_known in zip(column, known, strict=True):
+        words.append(str(value) if is_known else None)
     present = set(words)
     names = [name for name in _declared(column) if name in present]
     if names == sorted(names):  # alphabetical order was not chosen by anybody
@@ -299,9 +308,11 @@ def _by_place(names: Sequence[str], palette: Sequence[Any] | str) -> dict[str, s
     """Give names the colors of a list or of a color map, in their order."""
     if isinstance(palette, str):
         return _of_map(names, palette)
-    if len(palette) < len(names):
+    n_colors = len(palette)
+    if n_colors < len(names):
+        shown = ", ".join(names)
         raise ConfigError(
-            f"palette has {len(palette)} colors for {len(names)} categories; add {', '.join(names)}."
+            f"palette has {n_colors} colors for {len(names)} categories; add {shown}."
         )
     return {name: as_hex(color) for name, color in zip(names, palette, strict=False)}
 
@@ -311,7 +322,8 @@ def _of_map(names: Sequence[str], palette: str) -> dict[str, str]:
     scale = color_map(palette)
     n = len(names)
     is_list = scale.N <= _LISTED and getattr(scale, "colors", None) is not None
-    places = range(n) if is_list and n <= scale.N else np.linspace(0, 1, n)
+    takes_first = is_list and n <= scale.N
+    places = range(n) if takes_first else np.linspace(0, 1, n)
     return {name: as_hex(scale(place)) for name, place in zip(names, places, strict=True)}
 
 
@@ -324,7 +336,8 @@ def _from_scanpy(adata: AnnData, color: str) -> dict[str, str]:
         return {}
     names = _declared(adata.obs[color])
     values = [str(value) for value in stored]
-    if len(values) < len(names) or not all(map(is_color_like, values)):
+    are_colors = all(map(is_color_like, values))
+    if len(values) < len(names) or not are_colors:
         return {}
     return {name: as_hex(value) for name, value in zip(names, values, strict=False)}
 
@@ -332,7 +345,8 @@ def _from_scanpy(adata: AnnData, color: str) -> dict[str, str]:
 def _slot(name: str) -> int:
     """Return the place in the palette: hash of the name without the number at its end, plus that number."""
     stem = name.rstrip("0123456789")
-    number = int(name[len(stem) :][-6:] or 0)
+    digits = name[len(stem) :]
+    number = int(digits[-6:] or 0)
     start = 0
     if stem:
         checksum = zlib.crc32(f"{_SALT}{stem}".encode())

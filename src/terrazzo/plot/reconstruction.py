@@ -62,8 +62,15 @@ def reconstruction(
     width, height = inches_of(place)
     panel_width = _SMALLER * width + 0.2
     panel_height = _SMALLER * height
-    inches = (len(panels) * panel_width + legend_width((), panel_height), panel_height + 0.5)
-    figure, axes = plt.subplots(1, len(panels), squeeze=False, layout="constrained", figsize=inches)
+    n_panels = len(panels)
+    beside = legend_width((), panel_height)
+    figure, axes = plt.subplots(
+        1,
+        n_panels,
+        squeeze=False,
+        layout="constrained",
+        figsize=(n_panels * panel_width + beside, panel_height + 0.5),
+    )
     measured = panels["measured"].dropna()
     norm = scale_of(measured.to_numpy(dtype=float))
     last = list(panels)[-1]

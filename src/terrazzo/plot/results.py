@@ -107,8 +107,9 @@ def umap(
         ax = new_axes(_SIDE + beside, _SIDE)
     _scatter(ax, places[rank], shown, named, palette, legend)
     text = color if title is None else title
-    if len(order) < n_cells:
-        text = f"{text}\n{len(order):,} of {n_cells:,} cells"
+    n_drawn = len(order)
+    if n_drawn < n_cells:
+        text = f"{text}\n{n_drawn:,} of {n_cells:,} cells"
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", box_aspect=1)
     ax.set_title(text, fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
@@ -124,7 +125,8 @@ def _scatter(
     legend: bool,
 ) -> None:
     """Draw cells as dots, those without a value below the others."""
-    area = float(np.clip(_INK / len(values), 2, 60))
+    ink_a_cell = _INK / len(values)
+    area = float(np.clip(ink_a_cell, 2, 60))
     look: dict[str, Any] = {"s": area, "linewidths": 0, "rasterized": True}
     missing = values.isna().to_numpy()
     x, y = places[missing].T
@@ -198,13 +200,18 @@ def confusion(
     n_known = int(known.sum())
     if not n_known:
         raise InputError("no cell has both a true and a predicted label.")
-    counts = _counts(truth[known].astype(str), guess[known].astype(str))
+    rows = truth[known].astype(str)
+    columns = guess[known].astype(str)
+    counts = _counts(rows, columns)
     classes = list(counts.index)
     numbers = counts.to_numpy(dtype=float)
     total = numbers.sum(axis=1, keepdims=True)
-    shares = np.divide(numbers, total, out=np.full_like(numbers, np.nan), where=total > 0)
+    nothing = np.full_like(numbers, np.nan)
+    shares = np.divide(numbers, total, out=nothing, where=total > 0)
     shown = shares if normalize else numbers
-    side = float(np.clip(0.45 * len(classes) + 1.5, 4, 14))
+    n_classes = len(classes)
+    wanted = 0.45 * n_classes + 1.5
+    side = float(np.clip(wanted, 4, 14))
     if ax is None:
         ax = new_axes(side + 1, side)
     drawn = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
@@ -214,7 +221,7 @@ def confusion(
         n_left_out = n_cells - n_known
         xlabel += f"\n{n_left_out:,} of {n_cells:,} cells without a label left out"
     ax.set(xlabel=xlabel, ylabel="true")
-    if len(classes) <= _WRITTEN:
+    if n_classes <= _WRITTEN:
         _write_fields(ax, shares, shown, normalize)
     label = "share of the true class" if normalize else "cells"
     ax.figure.colorbar(drawn, ax=ax, shrink=0.6, aspect=25, label=label)
@@ -302,8 +309,10 @@ def predicted_against_true(
         xlabel += f"\n{n_left_out:,} of {n_pairs:,} pairs left out: not finite"
     ax.set(xlim=edges, ylim=edges, aspect="equal", xlabel=xlabel)
     ax.set_ylabel("predicted")
-    correlation = _correlation(x, y)
-    ax.set_title(correlation if name is None else f"{name}: {correlation}", fontsize="medium")
+    title = _correlation(x, y)
+    if name is not None:
+        title = f"{name}: {title}"
+    ax.set_title(title, fontsize="medium")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 

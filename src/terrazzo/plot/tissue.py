@@ -195,13 +195,19 @@ def spatial(
     shown: list[_Panel] = []
     for row, place in enumerate(places):
         for column in columns:
-            panel_title = titles[len(shown)]
-            shown.append(
-                _Panel(place, column.values[row], column.colors[row], panel_title, column.norm)
+            panel = _Panel(
+                place,
+                column.values[row],
+                column.colors[row],
+                titles[len(shown)],
+                column.norm,
             )
+            shown.append(panel)
     if not is_one:
-        in_a_row = len(colors) if len(slices) > 1 else ncols or NCOLS
-        return _draw_grid(shown, in_a_row, look)
+        across = ncols or NCOLS
+        if len(slices) > 1:
+            across = len(colors)
+        return _draw_grid(shown, across, look)
     if ax is None:
         width, height = inches_of(places[0])
         beside = legend_width(shown[0].colors, height) if legend else 0.0
@@ -243,7 +249,7 @@ def _read_column(slices: Sequence[AnnData], color: str, palette: Palette | None)
         joint = joint_label_colors(slices, color, values, palette)
         return _Column(values, [_with_missing(one, joint) for one in values], None)
     norm = None
-    numbers = np.concatenate([one.dropna().to_numpy(dtype=float) for one in values])
+    numbers = pd.concat(values).dropna().to_numpy(dtype=float)
     if len(slices) > 1 and len(numbers):
         norm = scale_of(numbers)
     return _Column(values, [{} for _ in values], norm)
@@ -323,19 +329,22 @@ def _draw_grid(shown: Sequence[_Panel], ncols: int, look: _Look) -> Figure:
     import matplotlib.pyplot as plt
 
     across = min(ncols, len(shown))
-    rows = [shown[start : start + across] for start in range(0, len(shown), across)]
     sizes = [inches_of(panel.place) for panel in shown]
     widest = _SMALLER * max(width for width, _ in sizes)
-    heights = [_SMALLER * max(inches_of(panel.place)[1] for panel in row) for row in rows]
+    heights = []
+    for start in range(0, len(sizes), across):
+        in_row = sizes[start : start + across]
+        tallest = max(height for _, height in in_row)
+        heights.append(_SMALLER * tallest)
     width = across * widest
     if look.legend:
-        tallest = max(heights)
         for column in range(across):
             in_column = shown[column::across]
-            width += max(legend_width(panel.colors, tallest) for panel in in_column)
-    height = sum(heights) + 0.4 * len(rows)
+            width += max(legend_width(panel.colors, max(heights)) for panel in in_column)
+    down = len(heights)
+    height = sum(heights) + 0.4 * down
     figure, axes = plt.subplots(
-        len(rows),
+        down,
         across,
         squeeze=False,
         layout="constrained",
@@ -367,7 +376,8 @@ def legend_colors(
     """Return the colors of the labels, the missing one last; empty for numbers."""
     if not is_label(values):
         return {}
-    return _with_missing(values, joint_label_colors([adata], color, [values], palette))
+    colors = joint_label_colors([adata], color, [values], palette)
+    return _with_missing(values, colors)
 
 
 def place_of(adata: AnnData, image: Underlay, slice_options: dict[str, Any]) -> Place:
@@ -411,7 +421,9 @@ def place_of_slice(tissue: Slice, image: Underlay) -> Place:
 
 def _span(low: Floats, high: Floats) -> str:
     """Return a rectangle in words."""
-    return f"{low[0]:.6g} to {high[0]:.6g} by {low[1]:.6g} to {high[1]:.6g}"
+    left, top = low
+    right, bottom = high
+    return f"{left:.6g} to {right:.6g} by {top:.6g} to {bottom:.6g}"
 
 
 def touching_distance(coords: np.ndarray) -> float:
@@ -480,7 +492,9 @@ def draw(
     if place.pixels is not None:
         axes.imshow(place.pixels, extent=place.extent, interpolation="antialiased", zorder=0)
     axes.set(aspect="equal", xticks=[], yticks=[], facecolor="none")
-    axes.set(xlim=(place.low[0], place.high[0]), ylim=(place.high[1], place.low[1]))
+    left, top = place.low
+    right, bottom = place.high
+    axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.spines[:].set_visible(False)
     missing = values.isna().to_numpy()
     if missing.any():
@@ -520,11 +534,13 @@ class _Cells:
 
         over_image = self.place.pixels is not None
         usual = _OVER_IMAGE if over_image else 1.0
-        diameter = self.place.touching * (usual if self.size is None else self.size)
+        share = usual if self.size is None else self.size
+        diameter = self.place.touching * share
         points = self._points()
         side = max(diameter, _LEAST_POINT / points)
         if over_image:  # a white rim: pink cells on pink tissue
-            look.update(edgecolors="white", linewidths=min(0.4, 0.06 * side * points))
+            linewidth = min(0.4, 0.06 * side * points)
+            look.update(edgecolors="white", linewidths=linewidth)
         else:
             look.update(linewidths=0)
         offsets = self.place.coords[which]

@@ -116,7 +116,8 @@ def _varying_columns(vectors: Floats) -> Floats:
     largest = spread.max()
     if largest == 0:
         return vectors[:, :1]
-    return vectors[:, spread > 1e-12 * max(largest, 1e-300)]
+    least = 1e-12 * max(largest, 1e-300)
+    return vectors[:, spread > least]
 
 
 def _cluster(vectors: Floats, k: int, method: str, seed: int) -> Ints:
@@ -169,7 +170,8 @@ def leiden_to_k(vectors: Floats, k: int, seeds: Sequence[int]) -> Ints:
     distinct, node_of = np.unique(vectors, axis=0, return_inverse=True)
     node_of = node_of.ravel()
     if len(distinct) <= k:
-        return np.tile(node_of.astype(np.int64), (len(seeds), 1))
+        run = node_of.astype(np.int64)
+        return np.tile(run, (len(seeds), 1))
     graph = _neighbor_graph(distinct)
     runs = []
     for seed in seeds:
@@ -214,7 +216,8 @@ def _search_resolution(graph: igraph.Graph, k: int, seed: int) -> Ints:
             high = resolution
         if low >= MAX_RESOLUTION or high - low < 1e-6 * high:
             break
-        resolution = 2 * low if high == np.inf else (low + high) / 2
+        is_open = high == np.inf
+        resolution = 2 * low if is_open else (low + high) / 2
         communities = _communities(graph, resolution, seed)
         error = abs(_count(communities) - k)
         if error < least_error:
@@ -311,7 +314,8 @@ def _matched(run: Ints, medoid: Ints) -> Ints:
     """Return the medoid's cluster for each cluster of a run."""
     from scipy.optimize import linear_sum_assignment
 
-    overlap = np.zeros((_count(run), _count(medoid)), dtype=np.int64)
+    shape = (_count(run), _count(medoid))
+    overlap = np.zeros(shape, dtype=np.int64)
     np.add.at(overlap, (run, medoid), 1)
     match = overlap.argmax(axis=1)
     rows, columns = linear_sum_assignment(overlap, maximize=True)
@@ -345,17 +349,19 @@ def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbors: int) -> NDA
     InputError
         Lengths differ, a label is missing, or coordinates are not finite.
     """
-    places, codes, names = metrics.places_and_codes(coords, labels)
+    labeled = metrics.labeled_places(coords, labels)
+    codes = labeled.codes
     n_cells = len(codes)
     if not 0 <= n_neighbors < n_cells:
         raise ConfigError(
             f"n_neighbors is {n_neighbors}; "
             f"it must be between 0 and the number of other cells, {n_cells - 1}."
         )
-    neighbors = metrics.nearest(places, n_neighbors)
+    neighbors = metrics.nearest(labeled.places, n_neighbors)
     neighbor_codes = codes[neighbors].T  # a row for each rank, the nearest first
     cells = np.arange(n_cells)
-    votes = np.zeros((n_cells, len(names)), dtype=np.int32)
+    n_labels = len(labeled.names)
+    votes = np.zeros((n_cells, n_labels), dtype=np.int32)
     for candidate in neighbor_codes:
         votes[cells, candidate] += 1
     most = votes.max(axis=1)
@@ -364,4 +370,4 @@ def refine_labels(labels: ArrayLike, coords: ArrayLike, n_neighbors: int) -> NDA
     for candidate in (*neighbor_codes[::-1], codes):
         is_commonest = votes[cells, candidate] == most
         refined = np.where(is_commonest, candidate, refined)
-    return np.asarray(names[refined])
+    return np.asarray(labeled.names[refined])

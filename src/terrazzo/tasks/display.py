@@ -24,7 +24,8 @@ def line(texts: Iterable[str]) -> str:
 
 def count(n: int, noun: str) -> str:
     """Return a number with its noun."""
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+    ending = "" if n == 1 else "s"
+    return f"{n} {noun}{ending}"
 
 
 def number(value: float) -> str:
@@ -34,7 +35,9 @@ def number(value: float) -> str:
 
 def card(title: str, *parts: str) -> str:
     """Return HTML with a title and parts, which are HTML already."""
-    return f"<div><b>{html.escape(title)}</b>{''.join(parts)}</div>"
+    heading = html.escape(title)
+    content = "".join(parts)
+    return f"<div><b>{heading}</b>{content}</div>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -54,7 +57,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def bullets(texts: Iterable[str]) -> str:
     """Return an HTML list; "" without texts."""
-    items = "".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    items = ""
+    for text in texts:
+        items += f"<li>{html.escape(text)}</li>"
     return f"<ul>{items}</ul>" if items else ""
 
 
@@ -63,7 +68,8 @@ def settings_table(settings: Mapping[str, Any]) -> str:
     rows = []
     for name, value in settings.items():
         text = value if isinstance(value, str) else json.dumps(value, default=str)
-        rows.append((str(name), textwrap.shorten(text, MAX_TEXT, placeholder=" ...")))
+        shortened = textwrap.shorten(text, MAX_TEXT, placeholder=" ...")
+        rows.append((str(name), shortened))
     return table((), rows)
 
 
@@ -71,10 +77,14 @@ def fold(title: str, content: str) -> str:
     """Return HTML that is shown on a click; "" without content."""
     if not content:
         return ""
-    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+    heading = html.escape(title)
+    return f"<details><summary>{heading}</summary>{content}</details>"
 
 
 def _row(texts: Sequence[str], tag: str) -> str:
     """Return one row of a table."""
-    cells = [f'<{tag} style="{_CELL}">{html.escape(text)}</{tag}>' for text in texts]
-    return f"<tr>{''.join(cells)}</tr>"
+    cells = ""
+    for text in texts:
+        content = html.escape(text)
+        cells += f'<{tag} style="{_CELL}">{content}</{tag}>'
+    return f"<tr>{cells}</tr>"

@@ -147,7 +147,8 @@ def _find(adata: AnnData, values: AnyFloats, settings: _Settings, progress: bool
     check_settings(adata.n_obs, k, settings.method, settings.n_seeds, n_neighbors)
     coords = read_coords(adata, settings.spatial_key) if n_neighbors else None
     seeds = range(settings.seed, settings.seed + settings.n_seeds)
-    runs = cluster_runs(values.astype(np.float64), k, settings.method, seeds, progress)
+    vectors = values.astype(np.float64)
+    runs = cluster_runs(vectors, k, settings.method, seeds, progress)
     labels = consensus(runs)
     message = shortfall(labels, k, values, settings.method)
     if message:

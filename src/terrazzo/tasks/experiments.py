@@ -90,6 +90,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class _Job:
+    """Kind and number of a score, and the splits whose test cells it is taken over."""
+
+    kind: str
+    number: int
+    folds: list[Split]
+
+
+@dataclass(frozen=True)
 class _Sides:
     """What an experiment scores.
 
@@ -200,15 +209,16 @@ def _check_keys(settings: Mapping[str, Any], use_rep: str | AnyFloats) -> None:
 def _outcomes_within(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -> Iterator[Outcome]:
     """Yield what is scored within a slice; every fit predicts the cells without label, the last one counts."""
     jobs = list(_jobs(plan, adata, target))
-    n_fits = sum(len(folds) for _, _, folds in jobs)
+    n_fits = sum(len(job.folds) for job in jobs)
     unknown = np.flatnonzero(~target.known)
     n_cells = len(target.values)
     with Progress(plan.progress).stage(plan.task, n_fits, "fits") as advance:
-        for kind, number, folds in jobs:
-            outcome = Outcome.empty(kind, number, n_cells, len(target.names))
-            for fold, split in enumerate(folds):
+        for job in jobs:
+            outcome = Outcome.empty(job.kind, job.number, n_cells, len(target.names))
+            for fold, split in enumerate(job.folds):
                 rows = np.concatenate([split.test, unknown])
-                head = fit_head(x, target, split, plan.head, plan.seed_of(number, fold))
+                seed = plan.seed_of(job.number, fold)
+                head = fit_head(x, target, split, plan.head, seed)
                 outcome.outputs[rows] = head.outputs(x[rows])
                 outcome.trivial[rows] = _trivial(target, split)
                 outcome.scored[split.test] = True
@@ -226,26 +236,28 @@ def _outcomes_across(
             split = cross_split(n_train, target.known, scored, seed=seed)
             head = fit_head(x, target, split, plan.head, seed)
             outputs = head.outputs(x[n_train:])
-            trivial = np.repeat(_trivial(target, split), len(outputs), axis=0)
+            trivial = _trivial(target, split)
+            trivial = np.repeat(trivial, len(outputs), axis=0)
             yield Outcome("cross", run, scored, outputs, trivial)
             advance(1)
 
 
-def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[tuple[str, int, list[Split]]]:
-    """Yield kind and number of each score, and the splits whose test cells it is taken over."""
+def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[_Job]:
+    """Yield what is fitted for each score within a slice."""
     known = target.known
     for kind in plan.splits:
         if kind == "blocked":
             coords = read_coords(adata, keys.SPATIAL)
             for run in range(plan.runs):
-                yield kind, run, blocked_splits(coords, known, seed=plan.seed_of(run))
+                folds = blocked_splits(coords, known, seed=plan.seed_of(run))
+                yield _Job(kind, run, folds)
             continue
         if kind == "random":
             draws, share = plan.runs, RANDOM_SHARE
         else:
             draws, share = FEW_DRAWS, FEW_SHARE
         for split in random_splits(known, draws, train_share=share, seed=plan.seed, kind=kind):
-            yield kind, split.number, [split]
+            yield _Job(kind, split.number, [split])
 
 
 def _trivial(target: Target, split: Split) -> Vectors:
@@ -266,9 +278,11 @@ def _shared_names(target: Target, truth: Target) -> tuple[tuple[str, ...], str]:
         return shared_classes([train_labels], test_labels)
     common = tuple(name for name in target.names if name in truth.names)
     if not common:
+        learned = ", ".join(target.names[:5])
+        measured = ", ".join(truth.names[:5])
         raise InputError(
             "training and test slices have no column in common. "
-            f"Training: {', '.join(target.names[:5])}. Test: {', '.join(truth.names[:5])}."
+            f"Training: {learned}. Test: {measured}."
         )
     return common, differences(target.names, truth.names)
 
@@ -374,8 +388,13 @@ def _result(
         n_labeled=int(sides.truth.known.sum()),
         scored=list(sides.shared),
     )
-    predictions = _predictions(last, sides)
-    return TaskResult(plan.task, pd.DataFrame(rows), predictions, config, tuple(notes))
+    return TaskResult(
+        task=plan.task,
+        metrics=pd.DataFrame(rows),
+        predictions=_predictions(last, sides),
+        config=config,
+        notes=tuple(notes),
+    )
 
 
 def _is_plain(value: Any) -> bool:

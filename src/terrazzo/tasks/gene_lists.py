@@ -54,8 +54,11 @@ def listed_genes(genes: str | Sequence[str], or_else: str = "") -> list[str]:
     ConfigError
         No gene, or one of them twice.
     """
-    names = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    if not names or len(set(names)) < len(names):
+    if isinstance(genes, str):
+        genes = [genes]
+    names = [str(gene) for gene in genes]
+    n_different = len(set(names))
+    if not names or n_different < len(names):
         raise ConfigError(f"genes must name at least one gene, each of them once{or_else}.")
     return names
 
@@ -80,5 +83,6 @@ def check_distinct(genes: Sequence[str], number: Mapping[str, int]) -> None:
     ConfigError
         Two names have the same number.
     """
-    if len({number[gene] for gene in genes}) < len(genes):
+    numbers = {number[gene] for gene in genes}
+    if len(numbers) < len(genes):
         raise ConfigError("genes names one gene twice, under two names of it.")

@@ -33,7 +33,9 @@ def fuzzy_graph(distance: Floats, index: Ints) -> igraph.Graph:
     upper = sparse.triu(both, k=1).tocoo()
     values = np.round(upper.data, WEIGHT_DIGITS)
     keep = values > 0
-    edges = np.column_stack([upper.row[keep], upper.col[keep]])
+    rows = upper.row[keep]
+    columns = upper.col[keep]
+    edges = np.column_stack([rows, columns])
     # igraph takes int64 without copying
     graph = igraph.Graph(n=n, edges=edges.astype(np.int64))
     graph.es["weight"] = values[keep].tolist()

@@ -301,10 +301,9 @@ class Head(ABC):
         """
         self.shift = state["shift"]
         self.scale = state["scale"]
-        if self.shift.ndim != 1 or self.shift.shape != self.scale.shape:
-            raise ValueError(
-                f"shift {self.shift.shape} and scale {self.scale.shape} do not belong together"
-            )
+        shape = self.shift.shape
+        if len(shape) != 1 or shape != self.scale.shape:
+            raise ValueError(f"shift {shape} and scale {self.scale.shape} do not belong together")
         self._load(state)
         return self
 
@@ -351,7 +350,9 @@ class KNNHead(Head):
         k = min(self.config.neighbors, len(self._x))
         tree = NearestNeighbors(n_neighbors=k).fit(self._x)
         neighbors = tree.kneighbors(x, return_distance=False)
-        targets = np.eye(self.n_outputs)[self._y] if self.kind == "classes" else self._y
+        targets = self._y
+        if self.kind == "classes":
+            targets = np.eye(self.n_outputs)[targets]
         total: Any = 0
         for column in neighbors.T:
             total = total + targets[column].astype(np.float64)
@@ -363,13 +364,15 @@ class KNNHead(Head):
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
         x = state["x"]
         y = state["y"]
+        n_rows = len(x)
         is_classes = self.kind == "classes"
-        expected = (len(x),) if is_classes else (len(x), self.n_outputs)
-        width_fits = x.ndim == 2 and x.shape[1] == self.input_dim
-        if not width_fits or y.shape != expected or not len(x):
+        expected = (n_rows,) if is_classes else (n_rows, self.n_outputs)
+        if not n_rows or x.shape != (n_rows, self.input_dim) or y.shape != expected:
             raise ValueError(f"x {x.shape} and y {y.shape} do not belong together")
-        if is_classes and (y.min() < 0 or y.max() >= self.n_outputs):
-            raise ValueError("y holds codes of classes that do not exist")
+        if is_classes:
+            exists = (y >= 0) & (y < self.n_outputs)
+            if not exists.all():
+                raise ValueError("y holds codes of classes that do not exist")
         self._x = x
         self._y = y
 
@@ -422,7 +425,10 @@ class LinearHead(Head):
             best = Ridge(alpha=DEFAULT_ALPHA).fit(x, y)
         else:
             fits = [Ridge(alpha=alpha).fit(x, y) for alpha in ALPHAS]
-            errors = [np.square(fit.predict(x_val) - y_val).sum() for fit in fits]
+            errors = []
+            for fit in fits:
+                difference = fit.predict(x_val) - y_val
+                errors.append(np.square(difference).sum())
             best = fits[int(np.argmin(errors))]
         self._weight = best.coef_.reshape(self.n_outputs, -1).T
         self._bias = np.atleast_1d(best.intercept_)

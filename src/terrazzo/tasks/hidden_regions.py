@@ -136,7 +136,8 @@ class Tissue:
     @cached_property
     def _rows_and_columns(self) -> tuple[Ints, Ints]:
         """Row and column of every cell's site."""
-        row, column = np.divmod(self.grid.site, self.grid.shape[1])
+        _, n_columns = self.grid.shape
+        row, column = np.divmod(self.grid.site, n_columns)
         return row, column
 
     def draw(self, size: int, n: int, occupancy: float, seed: int) -> Ints:
@@ -235,8 +236,8 @@ def _bare(data: AnnData, tissue: Slice, genes: pd.DataFrame) -> AnnData:
     """Return names, coordinates and array positions of a slice, and nothing else; ``genes`` is a row a gene."""
     var = genes[[name for name in NAMES_OF_GENES if name in genes]].copy()
     var.index = make_index_unique(var.index.astype(str))
-    positions = [name for name in (keys.ARRAY_ROW, keys.ARRAY_COL) if name in data.obs]
-    obs = data.obs[positions].copy()
+    array_position = (keys.ARRAY_ROW, keys.ARRAY_COL)
+    obs = data.obs[[name for name in array_position if name in data.obs]].copy()
     obs.index = make_index_unique(obs.index.astype(str))
     uns = {}
     if keys.TECHNOLOGY in data.uns:
@@ -265,11 +266,14 @@ def dispersion(values: sp.csr_matrix) -> Floats:
     numbers = np.expm1(values.data.astype(np.float64))
     raw = sp.csr_matrix((numbers, values.indices, values.indptr), shape=values.shape)
     mean = np.asarray(raw.mean(axis=0)).ravel()
-    spread = variance(raw) * n_cells / max(n_cells - 1, 1)
+    degrees = max(n_cells - 1, 1)
+    spread = variance(raw) * n_cells / degrees
     varies = (spread > 0) & (mean > 0)
-    bins = pd.cut(pd.Series(np.log1p(mean)), MEAN_BINS)
+    log_mean = pd.Series(np.log1p(mean))
+    bins = pd.cut(log_mean, MEAN_BINS)
     table = pd.DataFrame({"ratio": np.nan, "bin": bins})
-    table.loc[varies, "ratio"] = np.log(spread[varies] / mean[varies])
+    ratio_of_varying = spread[varies] / mean[varies]
+    table.loc[varies, "ratio"] = np.log(ratio_of_varying)
     ratio = table["ratio"]
     by_bin = table.groupby("bin", observed=True)["ratio"]
     average = by_bin.transform("mean")
@@ -286,23 +290,27 @@ def trivial(tissue: Tissue, region: Region) -> dict[str, Floats]:
     visible_values = region.values[visible]
     mean = visible_values.astype(np.float64).mean(axis=0)
     mean = np.asarray(mean).ravel()
-    answers = {GENE_MEAN: np.tile(mean, (len(targets), 1))}
+    n_targets = len(targets)
+    answers = {GENE_MEAN: np.tile(mean, (n_targets, 1))}
     near_values = _nearest_values(tissue, region, targets, visible)
     for k in NEAREST:
         first = near_values[:, :k]
         answers[f"mean of {k} nearest"] = first.mean(axis=1)
-    answers[LINEAR] = _interpolated(tissue, region, targets, near_values[:, 0])
+    nearest = near_values[:, 0]
+    answers[LINEAR] = _interpolated(tissue, region, targets, nearest)
     return answers
 
 
 def _nearest_values(tissue: Tissue, region: Region, targets: Floats, visible: Ints) -> Floats:
     """Return the values of the visible cells nearest to each target, ``(targets, neighbors, genes)``."""
     most = min(max(NEAREST), len(visible))
+    ranks = np.arange(1, most + 1)
     tree = cKDTree(tissue.coords[visible])
-    _, neighbors = tree.query(targets, k=np.arange(1, most + 1))
+    _, neighbors = tree.query(targets, k=ranks)
     used, place = np.unique(neighbors, return_inverse=True)
-    values = region.dense(visible[used])
-    return values.astype(np.float64)[place.reshape(neighbors.shape)]
+    values = region.dense(visible[used]).astype(np.float64)
+    place = place.reshape(neighbors.shape)
+    return values[place]
 
 
 def _interpolated(tissue: Tissue, region: Region, targets: Floats, nearest: Floats) -> Floats:

@@ -116,10 +116,11 @@ def image_to_gene(
     for turn in turns:
         train_panels = [panels[i] for i in turn.train]
         train_slices = [embedded[i] for i in turn.train]
+        prefix = f"{turn.patient}: " if turn.patient else ""
         chosen, notes_on_genes = choose_genes(train_panels, genes, scale)
         target = _target(train_slices, train_panels, chosen, scale)
         for note in (*notes_on_genes, *turn.notes):
-            notes.append(f"{turn.patient}: {note}" if turn.patient else note)
+            notes.append(f"{prefix}{note}")
         for i in turn.test:
             name = scored_names[i - first_scored]
             panel = panels[i]
@@ -212,6 +213,7 @@ def choose_genes(
     if isinstance(genes, int | np.integer):
         return _most_variable(panels, int(genes), scale)
     names = listed_genes(genes, "; or say how many")
+    n_panels = len(panels)
     n_having = {}
     for gene in names:
         n_having[gene] = sum(gene in panel.place for panel in panels)
@@ -219,18 +221,21 @@ def choose_genes(
     if missing:
         known = {name for panel in panels for name in panel.place}
         nearest = nearest_name(missing[0], known)
-        others = f" Nor are {', '.join(missing[1:6])}." if len(missing) > 1 else ""
+        others = ""
+        if len(missing) > 1:
+            others = f" Nor are {', '.join(missing[1:6])}."
         raise InputError(
-            f"gene {missing[0]!r} is in none of the {len(panels)} training slices; "
+            f"gene {missing[0]!r} is in none of the {n_panels} training slices; "
             f"the nearest name is {nearest!r}.{others}"
         )
     chosen = []
     partial = []
     for gene in names:
-        if n_having[gene] == len(panels):
+        n = n_having[gene]
+        if n == n_panels:
             chosen.append(gene)
         else:
-            partial.append(f"{gene} (in {n_having[gene]} of {len(panels)})")
+            partial.append(f"{gene} (in {n} of {n_panels})")
     shown = ", ".join(partial)
     if not chosen:
         raise InputError(f"no gene is in every training slice: {shown}.")
@@ -293,7 +298,8 @@ def _turns(
         held_out = set()
         for i in test:
             held_out.update(patient_of[i].split("|"))
-        turns.append(_Turn(train, test, "|".join(sorted(held_out))))
+        patient = "|".join(sorted(held_out))
+        turns.append(_Turn(train, test, patient))
     return turns
 
 
@@ -333,11 +339,9 @@ def _with_vectors(
     embedded = []
     for i, (adata, rows) in enumerate(zip(slices, arrays, strict=True)):
         vectors = np.asarray(rows)
-        if vectors.ndim != 2 or len(vectors) != adata.n_obs:
-            raise InputError(
-                f"slice {i + 1} of {len(slices)}: vectors have shape {vectors.shape} "
-                f"for {adata.n_obs} cells."
-            )
+        with targets.at(i, len(slices)):
+            if vectors.ndim != 2 or len(vectors) != adata.n_obs:
+                raise InputError(f"vectors have shape {vectors.shape} for {adata.n_obs} cells.")
         obs = pd.DataFrame(index=adata.obs_names)
         embedded.append(AnnData(obs=obs, obsm={_ARRAY_KEY: vectors}))
     return embedded, _ARRAY_KEY
@@ -348,7 +352,8 @@ def _scored_names(names: Sequence[str] | None, n: int) -> list[str]:
     if names is None:
         return [str(i + 1) for i in range(n)]
     texts = [str(name) for name in names]
-    if len(texts) != n or len(set(texts)) < n:
+    n_different = len(set(texts))
+    if len(texts) != n or n_different < n:
         raise ConfigError(
             f"names must be {n} different names, one for each scored slice; got {texts}."
         )
@@ -377,12 +382,17 @@ def _joined(results: Sequence[TaskResult], notes: Sequence[str], genes: Genes) -
     folds = []
     for result in results:
         first_row = result.metrics.iloc[0]
-        fold = {"slice": str(first_row["slice"]), "patient": str(first_row["patient"])}
+        fold: dict[str, Any] = {}
+        for name in ("slice", "patient"):
+            fold[name] = str(first_row[name])
         for name in _FOLD_SETTINGS:
             fold[name] = result.config[name]
         folds.append(fold)
     first = results[0]
-    config = {name: value for name, value in first.config.items() if name not in folds[0]}
+    config = {}
+    for name, value in first.config.items():
+        if name not in folds[0]:
+            config[name] = value
     config["genes"] = _plain(genes)
     config["folds"] = folds
     return replace(

@@ -59,7 +59,8 @@ class Hidden:
 
     def _in_words(self) -> str:
         n_visible = self.visible.n_vars
-        return f"{len(self.genes)} genes of {self.visible.n_obs} cells, {n_visible} genes visible"
+        n_hidden = len(self.genes)
+        return f"{n_hidden} genes of {self.visible.n_obs} cells, {n_visible} genes visible"
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -217,7 +218,8 @@ class _Panel:
         self.place: dict[str, int] = {}
         for name, number in zip(columns, self.gene_of, strict=True):
             self.place.setdefault(name, int(number))
-        totals = np.asarray(counts.matrix.sum(axis=0)).ravel()
+        totals = counts.matrix.sum(axis=0)
+        totals = np.asarray(totals).ravel()
         gene_totals = np.bincount(self.gene_of, weights=totals, minlength=len(first))
         self.counted = gene_totals > 0
 
@@ -249,14 +251,16 @@ def _draw(panels: Sequence[_Panel], n: int, seed: int) -> list[str]:
     for name in panels[0].names:
         if all(panel.has_counts(name) for panel in panels):
             candidates.append(name)
-    if len(candidates) <= n:
-        where = "the panel has" if len(panels) == 1 else f"the {len(panels)} slices share"
+    n_candidates = len(candidates)
+    if n_candidates <= n:
+        n_slices = len(panels)
+        where = "the panel has" if n_slices == 1 else f"the {n_slices} slices share"
         raise InputError(
-            f"{n} genes cannot be hidden: {where} {len(candidates)} genes with counts, "
+            f"{n} genes cannot be hidden: {where} {n_candidates} genes with counts, "
             "and some must be left."
         )
     rng = np.random.default_rng([seed, 106])
-    drawn = rng.choice(len(candidates), n, replace=False)
+    drawn = rng.choice(n_candidates, n, replace=False)
     return [candidates[i] for i in np.sort(drawn)]
 
 
@@ -302,7 +306,8 @@ def _hide(adata: AnnData, panel: _Panel, genes: Sequence[str]) -> Hidden:
     scale = _scale(counts)
     values = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
     for i, columns in enumerate(groups):
-        gene_counts = np.asarray(panel.matrix[:, columns].sum(axis=1)).ravel()
+        gene_counts = panel.matrix[:, columns].sum(axis=1)
+        gene_counts = np.asarray(gene_counts).ravel()
         values[:, i] = np.log1p(gene_counts * scale)
     table = pd.DataFrame(values, index=adata.obs_names, columns=list(genes))
     return Hidden(shown, table)
@@ -310,7 +315,8 @@ def _hide(adata: AnnData, panel: _Panel, genes: Sequence[str]) -> Hidden:
 
 def _scale(counts: sp.csr_matrix) -> Floats:
     """Return the median total over the total of each cell; NaN for a cell without counts."""
-    total = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    total = counts.sum(axis=1, dtype=np.float64)
+    total = np.asarray(total).ravel()
     measured = total > 0
     scale = np.full(len(total), np.nan)
     if measured.any():

@@ -75,6 +75,14 @@ class Labels:
         names = np.array([*self.classes, None], dtype=object)
         return names[self.codes]
 
+    @property
+    def rare_in_words(self) -> str:
+        """The rare classes, with the cells of each."""
+        parts = []
+        for name, n_cells in self.rare.items():
+            parts.append(f"{name} ({n_cells})")
+        return ", ".join(parts)
+
     def recoded(self, classes: Sequence[str]) -> Ints:
         """Return codes into other classes; -1 for a cell whose class is not among them."""
         number = {name: i for i, name in enumerate(classes)}
@@ -120,7 +128,8 @@ def column(adata: AnnData, label: str | ArrayLike) -> pd.Series:
         return adata.obs[label]
     values = pd.Series(np.asarray(label).ravel())
     if len(values) != adata.n_obs:
-        raise InputError(f"there are {len(values)} labels for {adata.n_obs} cells.")
+        n_labels = len(values)
+        raise InputError(f"there are {n_labels} labels for {adata.n_obs} cells.")
     return values
 
 
@@ -136,7 +145,8 @@ def parse(
             f"{name} holds no label: every cell is empty, NaN, or a word like 'Unknown'."
         )
     counts = words[is_label].value_counts()
-    least_cells = max(2, int(np.ceil(least_share * n_labels)))
+    share_of_cells = int(np.ceil(least_share * n_labels))
+    least_cells = max(2, share_of_cells)
     classes = []
     rare = {}
     for label, n_cells in counts.items():
@@ -149,14 +159,17 @@ def parse(
     _warn_of_single_cells(rare, name)
     code_of = {label: code for code, label in enumerate(classes)}
     codes = np.full(len(words), -1, dtype=np.int64)
-    codes[is_label] = [code_of.get(word, -1) for word in words[is_label]]
+    known_words = words[is_label]
+    codes[is_label] = [code_of.get(word, -1) for word in known_words]
     n_missing = len(words) - n_labels
     return Labels(codes, tuple(classes), n_missing, rare)
 
 
 def _word(value: object) -> str:
     """Return a label as text; "" where it is missing."""
-    return "" if pd.isna(value) else str(value).strip()
+    if pd.isna(value):
+        return ""
+    return str(value).strip()
 
 
 def _check_classes(classes: Sequence[str], rare: dict[str, int], name: str) -> None:

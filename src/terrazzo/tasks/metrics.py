@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from terrazzo.errors import InputError
 
 __all__ = [
     "PAS_NEIGHBORS",
+    "LabeledPlaces",
     "chaos",
     "classification",
     "clustering",
+    "labeled_places",
     "nearest",
     "pas",
-    "places_and_codes",
     "regression",
     "regression_by_column",
 ]
@@ -53,7 +55,8 @@ def classification(
     predicted_labels = _labels(predicted, "predicted")
     _same_length(true_labels, predicted_labels)
     _same_kind(true_labels, predicted_labels)
-    codes, names = pd.factorize(np.concatenate([true_labels, predicted_labels]))
+    both = np.concatenate([true_labels, predicted_labels])
+    codes, names = pd.factorize(both)
     n_cells = len(true_labels)
     true_codes = codes[:n_cells]
     predicted_codes = codes[n_cells:]
@@ -125,8 +128,9 @@ def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     true_values, predicted_values = _matrices(true, predicted)
     by_column = _pearson(true_values, predicted_values)
     defined = by_column[~np.isnan(by_column)]
-    pearson = float(defined.mean()) if len(defined) else float("nan")
-    n_constant = len(by_column) - len(defined)
+    n_defined = len(defined)
+    n_constant = len(by_column) - n_defined
+    pearson = defined.mean() if n_defined else np.nan
     overall = _pearson(
         true_values.reshape(-1, 1),
         predicted_values.reshape(-1, 1),
@@ -135,7 +139,7 @@ def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     mse = float(np.mean(error**2))
     mae = np.mean(np.abs(error))
     return {
-        "pearson": pearson,
+        "pearson": float(pearson),
         "pearson_overall": float(overall[0]),
         "rmse": float(np.sqrt(mse)),
         "mae": float(mae),
@@ -168,7 +172,8 @@ def regression_by_column(
     true_values, predicted_values = _matrices(true, predicted)
     n_columns = true_values.shape[1]
     if len(names) != n_columns:
-        raise InputError(f"there are {len(names)} names for {n_columns} columns.")
+        n_names = len(names)
+        raise InputError(f"there are {n_names} names for {n_columns} columns.")
     error = predicted_values - true_values
     mse = np.mean(error**2, axis=0)
     mae = np.mean(np.abs(error), axis=0)
@@ -204,17 +209,18 @@ def chaos(coords: ArrayLike, labels: ArrayLike) -> float:
     """
     from scipy.spatial import cKDTree
 
-    places, codes, _ = places_and_codes(coords, labels)
+    cells = labeled_places(coords, labels)
+    places = cells.places
+    codes = cells.codes
     if len(places) == 1:
         return 0.0
     spread = places.std(axis=0, ddof=1)
     scale = np.where(spread > 0, spread, 1.0)
     scaled = (places - places.mean(axis=0)) / scale
-    sizes = np.bincount(codes)
-    ends = np.cumsum(sizes)
-    by_domain = np.split(np.argsort(codes, kind="stable"), ends[:-1])
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes))
     total = 0.0
-    for rows in by_domain:
+    for rows in np.split(order, ends[:-1]):
         if len(rows) < 2:
             continue
         members = scaled[rows]
@@ -241,16 +247,36 @@ def pas(coords: ArrayLike, labels: ArrayLike) -> float:
     InputError
         As in :func:`chaos`.
     """
-    places, codes, _ = places_and_codes(coords, labels)
-    n_neighbors = min(PAS_NEIGHBORS, len(places) - 1)
-    neighbors = nearest(places, n_neighbors)
+    cells = labeled_places(coords, labels)
+    codes = cells.codes
+    n_neighbors = min(PAS_NEIGHBORS, len(codes) - 1)
+    neighbors = nearest(cells.places, n_neighbors)
     differs = codes[neighbors] != codes[:, None]
     abnormal = differs.sum(axis=1) > n_neighbors / 2
     return float(np.mean(abnormal))
 
 
-def places_and_codes(coords: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints, NDArray[Any]]:
-    """Check positions and labels; return positions, the code of each label, and the labels that the codes stand for.
+@dataclass(frozen=True, eq=False)
+class LabeledPlaces:
+    """Positions with labels.
+
+    Attributes
+    ----------
+    places
+        float64 ``(n, d)``: positions.
+    codes
+        int64 ``(n,)``: number of each cell's label.
+    names
+        The labels that the codes stand for.
+    """
+
+    places: Floats
+    codes: Ints
+    names: NDArray[Any]
+
+
+def labeled_places(coords: ArrayLike, labels: ArrayLike) -> LabeledPlaces:
+    """Check positions and labels, one each a cell.
 
     Raises
     ------
@@ -264,7 +290,7 @@ def places_and_codes(coords: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints
             f"there are {len(places)} positions and {len(groups)} labels; there must be one a cell."
         )
     codes, names = pd.factorize(groups)
-    return places, codes.astype(np.int64), np.asarray(names)
+    return LabeledPlaces(places, codes.astype(np.int64), np.asarray(names))
 
 
 def nearest(coords: ArrayLike, k: int) -> Ints:
@@ -312,15 +338,18 @@ def _labels(values: ArrayLike, name: str) -> NDArray[Any]:
 def _is_number(labels: NDArray[Any]) -> bool:
     """Tell numbers from words."""
     if labels.dtype == object:
-        return all(isinstance(label, int | float | np.number) for label in labels)
+        numbers = (int, float, np.number)
+        return all(isinstance(label, numbers) for label in labels)
     return bool(np.issubdtype(labels.dtype, np.number))
 
 
 def _same_length(true: NDArray[Any], other: NDArray[Any], name: str = "predicted") -> None:
     """Refuse labels of different lengths."""
-    if len(true) != len(other):
+    n_true = len(true)
+    n_other = len(other)
+    if n_true != n_other:
         raise InputError(
-            f"true has {len(true)} labels and {name} {len(other)}; there must be one a cell in both."
+            f"true has {n_true} labels and {name} {n_other}; there must be one a cell in both."
         )
 
 
@@ -395,4 +424,5 @@ def _unit(columns: Floats) -> Floats:
     largest = np.abs(centered).max(axis=0)
     centered /= np.where(largest > 0, largest, 1.0)
     length = np.sqrt((centered**2).sum(axis=0))
-    return np.asarray(centered / np.where(length > 0, length, 1.0))
+    length = np.where(length > 0, length, 1.0)
+    return np.asarray(centered / length)

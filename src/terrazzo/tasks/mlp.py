@@ -164,8 +164,8 @@ class MLPHead(Head):
             weight_decay=config.weight_decay,
             fused=True,
         )
-        trivial_loss = float(self._loss(trivial.expand(len(y), -1), y))
-        least_loss = config.floor * trivial_loss
+        trivial_loss = self._loss(trivial.expand(len(y), -1), y)
+        least_loss = config.floor * float(trivial_loss)
         has_validation = bool(len(x_val))
         best = self._loss_of(x_val, y_val) if has_validation else np.inf
         best_weights = _copy(module)
@@ -206,9 +206,11 @@ class MLPHead(Head):
         """Run through all rows once; returns their mean loss."""
         self._module.train()
         total = 0.0
-        for rows in torch.randperm(len(x)).split(self.config.batch_size):
+        order = torch.randperm(len(x))
+        for rows in order.split(self.config.batch_size):
             optimizer.zero_grad()
-            loss = self._loss(self._module(x[rows]), y[rows])
+            scores = self._module(x[rows])
+            loss = self._loss(scores, y[rows])
             loss.backward()
             optimizer.step()
             total += float(loss.detach()) * len(rows)
@@ -252,4 +254,7 @@ class MLPHead(Head):
 
 def _copy(module: LabelHead) -> dict[str, Tensor]:
     """Return copies of a module's weights."""
-    return {name: value.clone() for name, value in module.state_dict().items()}
+    weights = {}
+    for name, value in module.state_dict().items():
+        weights[name] = value.clone()
+    return weights

@@ -52,8 +52,10 @@ def write(
     draft = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        arrays = save({name: np.ascontiguousarray(value) for name, value in state.items()})
+        prefix = f".{target.name}."
+        draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        contiguous = {name: np.ascontiguousarray(value) for name, value in state.items()}
+        arrays = save(contiguous)
         content = {
             "format": FORMAT,
             **record,
@@ -121,7 +123,10 @@ def read(folder: str | Path) -> tuple[dict[str, Any], Head]:
         head.load_state(state)
     except (OSError, SafetensorError, ConfigError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged, or of another version ({error}).") from error
-    not_finite = [name for name, value in state.items() if not np.isfinite(value).all()]
+    not_finite = []
+    for name, value in state.items():
+        if not np.isfinite(value).all():
+            not_finite.append(name)
     if not_finite:
         raise CheckpointError(
             f"{arrays_path} holds values that are not finite: {', '.join(not_finite)}."

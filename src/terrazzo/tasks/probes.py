@@ -56,15 +56,16 @@ class Probe:
 
     def __repr__(self) -> str:
         """Return what it predicts from what, in two lines."""
-        n_names = len(self.names)
-        first = f"Probe({self.target!r}, {n_names} {self._nouns()}, from {self._source()})"
+        size = self._size()
+        source = self._source()
+        first = f"Probe({self.target!r}, {size}, from {source})"
         return f"{first}\n  {display.line(self.names)}"
 
     def _repr_html_(self) -> str:
         """Return what it predicts from what, the notes, and the settings folded, for notebooks."""
         rows = [
-            ("predicts", f"{self.target}: {len(self.names)} {self._nouns()}"),
-            (self._nouns(), display.line(self.names)),
+            ("predicts", f"{self.target}: {self._size()}"),
+            ("names", display.line(self.names)),
             ("from", self._source()),
         ]
         settings = dict(self.info)
@@ -77,14 +78,17 @@ class Probe:
             display.fold("embeddings", display.bullets(self.origins)),
         )
 
-    def _nouns(self) -> str:
-        """Return what its names are."""
-        return "classes" if self.kind == "classes" else "columns"
+    def _size(self) -> str:
+        """Return how many classes or columns it predicts."""
+        nouns = "classes" if self.kind == "classes" else "columns"
+        return f"{len(self.names)} {nouns}"
 
     def _source(self) -> str:
         """Return the embedding that it reads, in words."""
-        key = "an array" if self.use_rep is None else f"obsm[{self.use_rep!r}]"
-        return f"{key} of width {self.head.input_dim}"
+        width = self.head.input_dim
+        if self.use_rep is None:
+            return f"an array of width {width}"
+        return f"obsm[{self.use_rep!r}] of width {width}"
 
     @property
     def kind(self) -> Kind:

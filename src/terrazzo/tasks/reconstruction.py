@@ -202,8 +202,8 @@ def _regions(
 def _sizes(size: int | Sequence[int]) -> list[int]:
     """Return the sides of the squares, checked, each once."""
     sides = list(size) if isinstance(size, Sequence) else [size]
-    valid = [isinstance(side, int | np.integer) and side >= 1 for side in sides]
-    if not sides or not all(valid):
+    are_whole = all(isinstance(side, int | np.integer) for side in sides)
+    if not sides or not are_whole or min(sides) < 1:
         raise ConfigError(
             f"size is {size}; it must be a whole number of sites, at least 1, or several of them."
         )
@@ -238,10 +238,11 @@ def _answer(name: str, predictor: Predictor, tissue: Tissue, region: Region) -> 
             f"{name} returned shape {values.shape}; it must be (hidden cells, genes), {expected}."
         )
     not_finite = np.argwhere(~np.isfinite(values))
-    if len(not_finite):
+    n_bad = len(not_finite)
+    if n_bad:
         cell, gene = not_finite[0]
         raise InputError(
-            f"{name} returned {len(not_finite)} values that are not finite "
+            f"{name} returned {n_bad} values that are not finite "
             f"(first: hidden cell {cell}, gene {genes[gene]})."
         )
     return values

@@ -62,14 +62,16 @@ class TaskResult:
         """Return what it holds in one line, and the scores of the first splits in one or two more."""
         scores: dict[str, list[str]] = {}
         for *where, metric, mean, sd, _ in self._score_rows():
-            scores.setdefault(" ".join(where), []).append(f"{metric} {mean} ± {sd}")
+            of_split = scores.setdefault(" ".join(where), [])
+            of_split.append(f"{metric} {mean} ± {sd}")
         n_predictions = display.count(len(self.predictions), "prediction")
         n_notes = display.count(len(self.notes), "note")
         lines = [f"TaskResult({self.task!r}, {n_predictions}, {n_notes})"]
         for split, texts in scores.items():
             lines.append(f"  {split}: {display.line(texts)}")
-        if len(lines) > 3:
-            lines[2:] = [f"  and {len(lines) - 2} more, see summary()"]
+        n_more = len(lines) - 2
+        if n_more > 1:
+            lines[2:] = [f"  and {n_more} more, see summary()"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -91,7 +93,10 @@ class TaskResult:
         rows = []
         for *where, mean, sd, n in self.summary().itertuples(index=False):
             texts = [str(name) for name in where]
-            rows.append([*texts, display.number(mean), display.number(sd), str(n)])
+            texts.append(display.number(mean))
+            texts.append(display.number(sd))
+            texts.append(str(n))
+            rows.append(texts)
         return rows
 
     def _origin(self) -> dict[str, str]:
@@ -187,7 +192,8 @@ class TaskResult:
                 date=record["date"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{source} is damaged ({type(error).__name__}: {error}).") from error
+            kind = type(error).__name__
+            raise InputError(f"{source} is damaged ({kind}: {error}).") from error
 
 
 def _known_groups(table: pd.DataFrame) -> list[str]:
@@ -204,7 +210,8 @@ def _score_names(summary: pd.DataFrame) -> list[str]:
     names = []
     groups = summary[_known_groups(summary)]
     for *where, metric in groups.itertuples(index=False):
-        names.append(f"{metric} ({', '.join(reversed(where))})")
+        of_split = ", ".join(reversed(where))
+        names.append(f"{metric} ({of_split})")
     return names
 
 

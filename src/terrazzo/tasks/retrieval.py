@@ -102,7 +102,9 @@ def recall(queries: ArrayLike, answers: ArrayLike, ks: Sequence[int] = KS) -> di
     ConfigError
         A k below 1.
     """
-    better, equal = _places(np.asarray(queries), np.asarray(answers))
+    query_vectors = np.asarray(queries)
+    answer_vectors = np.asarray(answers)
+    better, equal = _places(query_vectors, answer_vectors)
     return _recall(better, equal, ks)
 
 
@@ -136,7 +138,8 @@ def _recall(better: Floats, equal: Floats, ks: Sequence[int]) -> dict[int, float
         )
     shares = {}
     for k in ks:
-        chance = np.clip((k - better) / (equal + 1), 0.0, 1.0)
+        chance = (k - better) / (equal + 1)
+        chance = np.clip(chance, 0.0, 1.0)
         shares[int(k)] = float(chance.mean())
     return shares
 

@@ -73,7 +73,9 @@ def random_splits(
     for number in range(n):
         rng = np.random.default_rng([seed, number, 101])
         drawn = rng.permutation(rows)
-        splits.append(_split(kind, number, drawn[:n_train], drawn[n_train:], rng))
+        train = drawn[:n_train]
+        test = drawn[n_train:]
+        splits.append(_split(kind, number, train, test, rng))
     return splits
 
 
@@ -97,7 +99,9 @@ def blocked_splits(coords: ArrayLike, known: ArrayLike, *, seed: int = 0) -> lis
         if not is_test.any() or is_test.all():
             continue
         rng = np.random.default_rng([seed, number, 102])
-        splits.append(_split("blocked", number, rows[~is_test], rows[is_test], rng))
+        train = rows[~is_test]
+        test = rows[is_test]
+        splits.append(_split("blocked", number, train, test, rng))
     if not splits:
         raise InputError(
             "the labeled cells are in one spatial block; they cannot be split in space."
@@ -182,12 +186,15 @@ def patients(
             raise InputError(
                 f"donors has {len(names)} names for {n_slices} slices; give one for each."
             )
-    unknown = [str(i + 1) for i, name in enumerate(names) if not name]
+    unknown = []
+    for i, name in enumerate(names):
+        if not name:
+            unknown.append(str(i + 1))
     if unknown:
-        key = repr(donors) if isinstance(donors, str) else f"({', '.join(keys.DONOR)})"
+        key = ", ".join(keys.DONOR) if donors is None else donors
         raise InputError(
             f"the patient of slice {', '.join(unknown)} of {n_slices} is not known: "
-            f"put it into obs or uns {key}, or pass donors= with one name a slice."
+            f"put it into obs or uns ({key}), or pass donors= with one name a slice."
         )
     groups = donor_groups(names, names)
     if len(set(groups)) < 2:
@@ -200,7 +207,8 @@ def patients(
 
 def _labeled_rows(known: ArrayLike) -> Ints:
     """Return the rows of the cells with a label."""
-    rows = np.flatnonzero(np.asarray(known, dtype=bool)).astype(np.int64)
+    is_known = np.asarray(known, dtype=bool)
+    rows = np.flatnonzero(is_known).astype(np.int64)
     if len(rows) < LEAST_CELLS:
         raise InputError(
             f"only {len(rows)} cells have a label that is scored; "

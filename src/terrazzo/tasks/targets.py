@@ -107,9 +107,10 @@ def each(value: Any, data: Data, name: str) -> list[Any]:
         return [value] * len(slices)
     if isinstance(data, AnnData):
         return [value]
-    if not isinstance(value, list | tuple) or len(value) != len(slices):
+    n_slices = len(slices)
+    if not isinstance(value, list | tuple) or len(value) != n_slices:
         raise InputError(
-            f"{name} must be a key, or a list with one for each of the {len(slices)} slices."
+            f"{name} must be a key, or a list with one for each of the {n_slices} slices."
         )
     return list(value)
 
@@ -139,9 +140,9 @@ def stack(data: Data, use_rep: str | AnyFloats | Sequence[AnyFloats]) -> AnyFloa
     for i, (adata, source) in enumerate(zip(slices, sources, strict=True)):
         with at(i, len(slices)):
             embeddings.append(records.vectors(adata, source))
-    widths = sorted({embedding.shape[1] for embedding in embeddings})
+    widths = {embedding.shape[1] for embedding in embeddings}
     if len(widths) > 1:
-        shown = ", ".join(map(str, widths))
+        shown = ", ".join(map(str, sorted(widths)))
         raise InputError(
             f"the slices' embeddings have different widths ({shown}); embed all with one model."
         )
@@ -158,7 +159,10 @@ def origin(adata: AnnData, use_rep: Any) -> str:
     record = written.get(use_rep) or written.get(without_block)
     if not record:
         return ""
-    known = {key: str(record[key]) for key in _ORIGIN if key in record}
+    known = {}
+    for key in _ORIGIN:
+        if key in record:
+            known[key] = str(record[key])
     return json.dumps(known)
 
 
@@ -226,8 +230,7 @@ def read_classes(data: Data, label: Any, least_share: float = labels.LEAST_SHARE
     if parsed.missing:
         notes.append(f"{parsed.missing} cells have no label: predicted, not scored")
     if parsed.rare:
-        rare = ", ".join(f"{name} ({n_cells})" for name, n_cells in parsed.rare.items())
-        notes.append(f"too rare to be learned or scored: {rare}")
+        notes.append(f"too rare to be learned or scored: {parsed.rare_in_words}")
     return Target("classes", parsed.classes, parsed.codes, tuple(notes))
 
 
@@ -251,14 +254,15 @@ def read_values(data: Data, values: Any, name: str = "values") -> Target:
     """
     tables = _tables(data, values, name)
     columns = list(tables[0].columns)
-    for i, other in enumerate(tables):
-        differing = set(other.columns) ^ set(columns)
-        if differing:
-            shown = sorted(differing)[:5]
-            raise InputError(
-                f"slice {i + 1} of {len(tables)}: {name} has other columns than the first ({shown})."
-            )
-    parts = [numbers[columns].to_numpy(dtype=np.float32) for numbers in tables]
+    parts = []
+    for i, numbers in enumerate(tables):
+        differing = set(numbers.columns) ^ set(columns)
+        with at(i, len(tables)):
+            if differing:
+                shown = sorted(differing)[:5]
+                raise InputError(f"{name} has other columns than the first ({shown}).")
+        in_order = numbers[columns]
+        parts.append(in_order.to_numpy(dtype=np.float32))
     target = Target("values", tuple(columns), np.concatenate(parts))
     if not target.known.any():
         raise InputError(f"{name} is NaN in every cell.")
@@ -321,14 +325,15 @@ def table(adata: AnnData, source: Any, name: str) -> pd.DataFrame:
     if hasattr(source, "columns"):
         columns = source.columns
     numbers = _numbers(source, where)
-    if numbers.ndim != 2 or len(numbers) != adata.n_obs or not numbers.shape[1]:
-        raise InputError(
-            f"{where} has shape {numbers.shape}; it must be ({adata.n_obs}, m): one row a cell."
-        )
-    infinite = np.isinf(numbers).any(axis=1)
-    if infinite.any():
-        raise InputError(f"{where} holds infinite values, in {int(infinite.sum())} cells.")
-    n_columns = numbers.shape[1]
+    n_cells = adata.n_obs
+    shape = numbers.shape
+    if len(shape) != 2 or shape[0] != n_cells or not shape[1]:
+        raise InputError(f"{where} has shape {shape}; it must be ({n_cells}, m): one row a cell.")
+    is_infinite = np.isinf(numbers).any(axis=1)
+    n_infinite = int(is_infinite.sum())
+    if n_infinite:
+        raise InputError(f"{where} holds infinite values, in {n_infinite} cells.")
+    n_columns = shape[1]
     if columns is None:
         columns = range(n_columns)
     names = [str(column) for column in columns]
@@ -357,11 +362,12 @@ def _checked_proportions(shares: pd.DataFrame) -> pd.DataFrame:
     least = values.min(axis=1)
     known = ~np.isnan(total)
     off_one = np.abs(total - 1)
-    wrong = known & ((off_one > SUM_TOLERANCE) | (least < -SUM_TOLERANCE))
-    if wrong.any():
-        n_wrong = int(wrong.sum())
-        error = np.where(wrong, np.maximum(off_one, -least), -1.0)
-        worst = int(np.argmax(error))
+    error = np.maximum(off_one, -least)
+    wrong = known & (error > SUM_TOLERANCE)
+    n_wrong = int(wrong.sum())
+    if n_wrong:
+        error_of_wrong = np.where(wrong, error, -1.0)
+        worst = int(np.argmax(error_of_wrong))
         raise InputError(
             f"proportions must be non-negative and sum to one within {SUM_TOLERANCE}; "
             f"{n_wrong} of {len(shares)} rows do not (worst: row {worst}, "

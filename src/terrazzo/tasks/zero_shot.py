@@ -78,11 +78,13 @@ def evaluate_domains(
     coords = read_coords(adata, spatial_key)
     k = len(truth.classes) if n_domains is None else n_domains
     check_settings(adata.n_obs, k, method, seeds, refine)
-    runs = cluster_runs(values.astype(np.float64), k, method, range(seeds), progress)
+    vectors = values.astype(np.float64)
+    runs = cluster_runs(vectors, k, method, range(seeds), progress)
     runs_of = {"whole": runs}
     first = {"domain": runs[0].astype(str)}
     if refine:
-        refined = np.stack([refine_labels(run, coords, refine) for run in runs])
+        refined_runs = [refine_labels(run, coords, refine) for run in runs]
+        refined = np.stack(refined_runs)
         runs_of["refined"] = refined
         first["refined"] = refined[0].astype(str)
     first["label"] = truth.names
@@ -128,8 +130,7 @@ def _notes_on_labels(truth: Labels) -> list[str]:
     if truth.missing:
         notes.append(f"{truth.missing} cells without a label are clustered and not scored")
     if truth.rare:
-        rare = ", ".join(f"{name} ({n_cells})" for name, n_cells in truth.rare.items())
-        notes.append(f"classes too rare to be scored (cells): {rare}")
+        notes.append(f"classes too rare to be scored (cells): {truth.rare_in_words}")
     return notes
 
 
