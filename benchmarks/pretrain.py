@@ -74,7 +74,7 @@ def score(
     from sklearn.metrics import accuracy_score, adjusted_rand_score, f1_score
     from sklearn.neighbors import KNeighborsClassifier
 
-    from terrazzo.tasks.domains import cluster
+    from terrazzo.tasks.clustering import cluster
 
     kept = scored(labels)
     x, y, block = test[kept], labels[kept], spatial_blocks(coords)[kept]

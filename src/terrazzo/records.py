@@ -1,33 +1,80 @@
-"""Embeddings and their provenance in an AnnData: read and written here and nowhere else."""
+"""Embeddings in an AnnData and their provenance: the one place that reads and writes both."""
 
 from __future__ import annotations
 
+import datetime
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from terrazzo import keys
-from terrazzo.arrays import AnyFloats
+from terrazzo._version import __version__
+from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import InputError, did_you_mean
+
+__all__ = [
+    "ARRAY",
+    "Purpose",
+    "add_record",
+    "block",
+    "blocks",
+    "now",
+    "records_of",
+    "source_name",
+    "stamp",
+    "vectors",
+    "write",
+]
+
+ARRAY = "array"  # how a record names what was passed as an array
 
 Purpose = Literal["own", "niche", "all"]
 
 
+def records_of(adata: AnnData) -> dict[str, dict[str, Any]]:
+    """Return ``uns["terrazzo"]``: the provenance of what terrazzo wrote, by key; empty where there is none."""
+    return dict(adata.uns.get(keys.UNS, {}))
+
+
+def add_record(adata: AnnData, key: str, record: Mapping[str, Any]) -> None:
+    """Write the provenance of ``key`` into ``uns["terrazzo"]``, beside that of others, with version and time."""
+    records = records_of(adata)
+    records[key] = {**record, **stamp()}
+    adata.uns[keys.UNS] = records
+
+
+def write(adata: AnnData, key: str, embedding: AnyFloats, record: Mapping[str, Any]) -> None:
+    """Write an embedding into ``obsm[key]`` and its provenance into ``uns["terrazzo"][key]``."""
+    adata.obsm[key] = embedding
+    add_record(adata, key, record)
+
+
+def stamp() -> dict[str, str]:
+    """Return the version of the library and the time, as every record holds them."""
+    return {"terrazzo_version": __version__, "date": now()}
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def blocks(adata: AnnData, key: str) -> dict[str, tuple[int, int]]:
-    """Return the column range of each named block of ``obsm[key]``; empty where it is one block, or not ours."""
-    record = dict(adata.uns.get(keys.UNS, {})).get(key)
+    """Return the column range of each named block of ``obsm[key]``; empty for one block, or another's embedding."""
+    record = records_of(adata).get(key)
     if record is None or "details" not in record:
         return {}
-    return {
-        name: (int(a), int(b))
-        for name, (a, b) in json.loads(str(record["details"])).get("blocks", {}).items()
-    }
+    details = json.loads(str(record["details"]))
+    ranges = {}
+    for name, (start, stop) in details.get("blocks", {}).items():
+        ranges[name] = (int(start), int(stop))
+    return ranges
 
 
-def block(adata: AnnData, key: str, name: str) -> NDArray[np.float32]:
+def block(adata: AnnData, key: str, name: str) -> Vectors:
     """Return one of the blocks that an embedding consists of, e.g. ``block(adata, "X_stofm", "niche")``.
 
     Parameters
@@ -48,14 +95,15 @@ def block(adata: AnnData, key: str, name: str) -> NDArray[np.float32]:
     InputError
         No such embedding, or it has no such block.
     """
-    if key not in adata.obsm or key not in dict(adata.uns.get(keys.UNS, {})):
+    if key not in adata.obsm or key not in records_of(adata):
         raise InputError(f"obsm[{key!r}] was not written by terrazzo's embed.")
-    found = blocks(adata, key)
-    if name not in found:
-        have = f"it has {', '.join(found)}" if found else "it is one block"
-        raise InputError(f"obsm[{key!r}] has no block {name!r}; {have}.")
-    start, stop = found[name]
-    return np.asarray(adata.obsm[key])[:, start:stop]
+    ranges = blocks(adata, key)
+    if name not in ranges:
+        available = f"it has {', '.join(ranges)}" if ranges else "it is one block"
+        raise InputError(f"obsm[{key!r}] has no block {name!r}; {available}.")
+    start, stop = ranges[name]
+    embedding = np.asarray(adata.obsm[key])
+    return embedding[:, start:stop]
 
 
 def vectors(adata: AnnData, use_rep: str | AnyFloats, *, purpose: Purpose = "all") -> AnyFloats:
@@ -78,46 +126,59 @@ def vectors(adata: AnnData, use_rep: str | AnyFloats, *, purpose: Purpose = "all
         No such key or block, another number of rows, no column, or values that are not finite.
     """
     if isinstance(use_rep, str):
-        found, name = _named(adata, use_rep, purpose), f"obsm[{use_rep!r}]"
+        name = f"obsm[{use_rep!r}]"
+        embedding = _by_key(adata, use_rep, purpose)
     else:
-        found, name = np.asarray(use_rep), "the array given as use_rep"
-    if found.ndim != 2 or len(found) != adata.n_obs or not found.shape[1]:
-        raise InputError(
-            f"{name} has shape {found.shape}; it must be ({adata.n_obs}, d): one row a cell."
-        )
-    if not np.issubdtype(found.dtype, np.number):
+        name = "the array passed as use_rep"
+        embedding = np.asarray(use_rep)
+    _check(embedding, name, adata)
+    if np.issubdtype(embedding.dtype, np.floating):
+        return embedding
+    return embedding.astype(np.float32)
+
+
+def source_name(source: Any) -> str:
+    """Return how a record names an embedding or labels: the key, or that it was an array."""
+    return source if isinstance(source, str) else ARRAY
+
+
+def _check(embedding: AnyFloats, name: str, adata: AnnData) -> None:
+    """Refuse what is not a matrix of finite numbers with one row a cell."""
+    n_cells = adata.n_obs
+    shape = embedding.shape
+    if len(shape) != 2 or shape[0] != n_cells or not shape[1]:
+        raise InputError(f"{name} has shape {shape}; it must be ({n_cells}, d): one row a cell.")
+    if not np.issubdtype(embedding.dtype, np.number):
         raise InputError(f"{name} does not hold numbers.")
-    bad = ~np.isfinite(found).all(axis=1)
-    if bad.any():
-        raise InputError(
-            f"{name} holds values that are not finite, in {int(bad.sum())} of {adata.n_obs} cells "
-            f"(first: {adata.obs_names[int(np.argmax(bad))]})."
-        )
-    return found if np.issubdtype(found.dtype, np.floating) else found.astype(np.float32)
+    finite = np.isfinite(embedding).all(axis=1)
+    if finite.all():
+        return
+    n_bad = n_cells - int(finite.sum())
+    first = adata.obs_names[int(np.argmin(finite))]
+    raise InputError(
+        f"{name} holds values that are not finite, in {n_bad} of {n_cells} cells (first: {first})."
+    )
 
 
-def _named(adata: AnnData, use_rep: str, purpose: Purpose) -> AnyFloats:
+def _by_key(adata: AnnData, use_rep: str, purpose: Purpose) -> AnyFloats:
+    """Return the embedding, or the block of it, that a key stands for."""
     if use_rep in adata.obsm:
         if purpose != "all" and purpose in blocks(adata, use_rep):
             return block(adata, use_rep, purpose)
         return _whole(adata, use_rep)
     key, _, name = use_rep.rpartition(":")
-    if key in adata.obsm:
-        return _whole(adata, key) if name == "all" else block(adata, key, name)
-    hint = did_you_mean(use_rep, adata.obsm, "Embed first.")
-    raise InputError(
-        f"obsm has no {use_rep!r}; there are: {', '.join(adata.obsm) or 'none'}.{hint}"
-    )
+    if key not in adata.obsm:
+        known = ", ".join(adata.obsm) or "none"
+        hint = did_you_mean(use_rep, adata.obsm, "Embed first.")
+        raise InputError(f"obsm has no {use_rep!r}; there are: {known}.{hint}")
+    if name == "all":
+        return _whole(adata, key)
+    return block(adata, key, name)
 
 
 def _whole(adata: AnnData, key: str) -> AnyFloats:
-    values = adata.obsm[key]
-    return values.toarray() if hasattr(values, "toarray") else np.asarray(values)
-
-
-def write(adata: AnnData, key: str, vectors: AnyFloats, record: dict[str, Any]) -> None:
-    """Write an embedding into ``obsm[key]`` and its provenance into ``uns["terrazzo"][key]``."""
-    adata.obsm[key] = vectors
-    others = dict(adata.uns.get(keys.UNS, {}))
-    others[key] = record
-    adata.uns[keys.UNS] = others
+    """Return all columns of an embedding, dense."""
+    embedding = adata.obsm[key]
+    if hasattr(embedding, "toarray"):
+        return embedding.toarray()
+    return np.asarray(embedding)

@@ -12,7 +12,7 @@ from terrazzo.bench import protocols
 from terrazzo.bench.ablation import STOFM, recipe, stages
 from terrazzo.bench.systems import resolve
 from terrazzo.tasks.domains import Method
-from terrazzo.tasks.readouts import HEADS
+from terrazzo.tasks.heads import HEADS
 
 TABLES = {name: protocols.load(name) for name in protocols.names()}
 FOLDER = Path(protocols.__file__).parent / "tables"

@@ -52,7 +52,7 @@ def test_misplaced_spots_are_drawn_in_red(simulated):
     assert tuple(outside.get_edgecolor()[0]) != tuple(inside.get_edgecolor()[0])
 
 
-def test_what_cannot_be_drawn_is_said(simulated):
+def test_what_cannot_be_drawn_is_refused(simulated):
     adata = simulated(150, 20, layout="visium", image=True, image_px=400)
     with pytest.raises(InputError, match="no histology"):
         plot.overlay(simulated(150, 20, layout="visium"))

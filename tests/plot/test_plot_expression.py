@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quiet_figures")
 
 
 @pytest.fixture
-def made(simulated: Any) -> tuple[AnnData, list[str]]:
+def annotated(simulated: Any) -> tuple[AnnData, list[str]]:
     slices = [
         simulated(80, 30, layout="visium", n_regions=3, seed=i, image=True, image_px=200)
         for i in range(2)
@@ -46,29 +46,29 @@ def panels(figure: Any) -> dict[str, dict[str, Any]]:
     return out
 
 
-def test_measured_beside_predicted_over_the_histology(made: tuple[AnnData, list[str]]) -> None:
-    adata, names = made
+def test_measured_beside_predicted_over_the_histology(annotated: tuple[AnnData, list[str]]) -> None:
+    adata, names = annotated
     before = list(adata.obsm)
-    found = panels(plot.predicted_genes(adata, names[2:4]))
+    shown = panels(plot.predicted_genes(adata, names[2:4]))
     true = expression(Panel.read(adata), names[2:4])
     predicted = adata.obsm["expression_predicted"][:, 2:4]
-    assert {title.split(" (")[0] for title in found} == {
+    assert {title.split(" (")[0] for title in shown} == {
         "histology",
         *(f"{name}, {what}" for name in names[2:4] for what in ("measured", "predicted")),
     }
-    assert all(panel["images"] == 1 for panel in found.values())
-    assert found["histology"]["values"] is None
+    assert all(panel["images"] == 1 for panel in shown.values())
+    assert shown["histology"]["values"] is None
     for i, name in enumerate(names[2:4]):
         r = np.corrcoef(true[name], predicted[:, i])[0, 1]
-        np.testing.assert_allclose(found[f"{name}, measured"]["values"], true[name], rtol=1e-6)
+        np.testing.assert_allclose(shown[f"{name}, measured"]["values"], true[name], rtol=1e-6)
         np.testing.assert_allclose(
-            found[f"{name}, predicted (r = {r:.2f})"]["values"], predicted[:, i], rtol=1e-6
+            shown[f"{name}, predicted (r = {r:.2f})"]["values"], predicted[:, i], rtol=1e-6
         )
     assert list(adata.obsm) == before
 
 
-def test_one_scale_for_both(made: tuple[AnnData, list[str]]) -> None:
-    adata, names = made
+def test_one_scale_for_both(annotated: tuple[AnnData, list[str]]) -> None:
+    adata, names = annotated
     own = panels(plot.predicted_genes(adata, names[0]))
     one = panels(plot.predicted_genes(adata, names[0], shared=True))
     assert len({panel["scale"] for panel in own.values() if panel["scale"]}) == 2
@@ -76,30 +76,30 @@ def test_one_scale_for_both(made: tuple[AnnData, list[str]]) -> None:
 
 
 def test_what_was_not_measured_is_gray_and_four_genes_are_drawn(
-    made: tuple[AnnData, list[str]],
+    annotated: tuple[AnnData, list[str]],
 ) -> None:
-    adata, names = made
+    adata, names = annotated
     fewer = adata[:, [name for name in adata.var_names if name not in names[:2]]].copy()
     del fewer.uns["spatial"]
-    found = panels(plot.predicted_genes(fewer))
-    assert "histology" not in found
-    assert [title.split(",")[0] for title in found][::2] == names[2:6]  # those that are measured
-    found = panels(plot.predicted_genes(fewer, names[0]))
-    assert set(found) == {f"{names[0]}, not measured", f"{names[0]}, predicted"}
-    assert found[f"{names[0]}, not measured"]["blank"] == 80
+    shown = panels(plot.predicted_genes(fewer))
+    assert "histology" not in shown
+    assert [title.split(",")[0] for title in shown][::2] == names[2:6]  # those that are measured
+    shown = panels(plot.predicted_genes(fewer, names[0]))
+    assert set(shown) == {f"{names[0]}, not measured", f"{names[0]}, predicted"}
+    assert shown[f"{names[0]}, not measured"]["blank"] == 80
 
 
 def test_the_scale_that_was_learned_is_the_one_that_is_drawn(simulated: Any) -> None:
     adata = simulated(80, 30, layout="visium", seed=0)
     adata.obsm["X_img"] = adata.obsm["proportions"]
     probe = tz.tasks.fit_image_to_gene(adata, use_rep="X_img", genes=1, scale="median")
-    found = panels(plot.predicted_genes(probe.annotate(adata)))
+    shown = panels(plot.predicted_genes(probe.annotate(adata)))
     true = expression(Panel.read(adata), probe.names, "median").to_numpy().ravel()
-    np.testing.assert_allclose(found[f"{probe.names[0]}, measured"]["values"], true, rtol=1e-6)
+    np.testing.assert_allclose(shown[f"{probe.names[0]}, measured"]["values"], true, rtol=1e-6)
 
 
-def test_bad_input(made: tuple[AnnData, list[str]]) -> None:
-    adata, names = made
+def test_bad_input(annotated: tuple[AnnData, list[str]]) -> None:
+    adata, names = annotated
     with pytest.raises(InputError, match=f"holds no 'SIM99'; it holds: {names[0]}"):
         plot.predicted_genes(adata, "SIM99")
     with pytest.raises(InputError, match="obsm holds no 'gone' with names of genes"):

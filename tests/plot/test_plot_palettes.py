@@ -42,14 +42,14 @@ def test_names_that_meet_move_on_and_move_no_other() -> None:
     together = by_name(names, {})
     assert len(set(together.values())) == len(names) == len(COLORS)
     alone = {name: by_name([name], {})[name] for name in names}
-    kept = [name for name in names if together[name] == alone[name]]
-    assert {alone[name] for name in kept} == set(
+    unmoved = [name for name in names if together[name] == alone[name]]
+    assert {alone[name] for name in unmoved} == set(
         alone.values()
     )  # each color stays with one that it belongs to
 
 
 def test_there_is_a_color_for_everybody() -> None:
-    assert len(set(by_name([str(i) for i in range(300)], {}).values())) == 300
+    assert len(set(by_name([str(i) for i in range(120)], {}).values())) == 120
     assert MISSING_COLOR not in COLORS
 
 

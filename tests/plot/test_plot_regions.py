@@ -55,21 +55,21 @@ def panels(figure: Any) -> dict[str, dict[str, np.ndarray]]:
     return out
 
 
-def test_what_was_measured_shown_and_said(table: pd.DataFrame) -> None:
+def test_what_was_measured_shown_and_predicted(table: pd.DataFrame) -> None:
     figure = plot.reconstruction(table)
-    found = panels(figure)
-    assert list(found) == ["measured", "shown", "mine", "gene mean"]
+    shown = panels(figure)
+    assert list(shown) == ["measured", "shown", "mine", "gene mean"]
     assert "A:1" in figure.get_suptitle()
     assert "3 x 3" in figure.get_suptitle()
-    here = table[table["size"] == 3]
-    hidden, true = here["hidden"].to_numpy(), here["true:A:1"].to_numpy()
-    np.testing.assert_array_equal(found["measured"]["values"], true)
-    np.testing.assert_array_equal(found["shown"]["values"], true[~hidden])
-    assert found["shown"]["blank"] == 9
-    np.testing.assert_array_equal(found["mine"]["values"], np.where(hidden, -true, true))
-    np.testing.assert_array_equal(found["gene mean"]["values"][hidden], np.full(9, 5.0))
+    of_size = table[table["size"] == 3]
+    hidden, true = of_size["hidden"].to_numpy(), of_size["true:A:1"].to_numpy()
+    np.testing.assert_array_equal(shown["measured"]["values"], true)
+    np.testing.assert_array_equal(shown["shown"]["values"], true[~hidden])
+    assert shown["shown"]["blank"] == 9
+    np.testing.assert_array_equal(shown["mine"]["values"], np.where(hidden, -true, true))
+    np.testing.assert_array_equal(shown["gene mean"]["values"][hidden], np.full(9, 5.0))
     assert (
-        len({panel["scale"] for panel in found.values()}) == 1
+        len({panel["scale"] for panel in shown.values()}) == 1
     )  # one scale: what is seen can be compared
     assert len(figure.axes[-1].child_axes) == 1
     assert not figure.axes[0].child_axes
@@ -77,10 +77,10 @@ def test_what_was_measured_shown_and_said(table: pd.DataFrame) -> None:
 
 def test_a_gene_a_size_and_systems_may_be_chosen(table: pd.DataFrame) -> None:
     figure = plot.reconstruction(table, gene="B", size=2, systems=["gene mean"])
-    found = panels(figure)
-    assert list(found) == ["measured", "shown", "gene mean"]
-    assert found["shown"]["blank"] == 4
-    assert found["measured"]["values"][0] == 102
+    shown = panels(figure)
+    assert list(shown) == ["measured", "shown", "gene mean"]
+    assert shown["shown"]["blank"] == 4
+    assert shown["measured"]["values"][0] == 102
 
 
 def test_a_result_of_the_task_draws_itself(simulated: Any) -> None:

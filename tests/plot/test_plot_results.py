@@ -39,18 +39,18 @@ def quick_layout(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 def dots(axes: Any) -> dict[tuple[float, float], str]:
     """Color of every dot by its place."""
-    found = {}
+    result = {}
     for cells in axes.collections:
         colors = (
             np.broadcast_to(cells.get_facecolor(), (len(cells.get_offsets()), 4))
             if len(cells.get_offsets())
             else ()
         )
-        found |= {
+        result |= {
             tuple(map(float, xy)): as_hex(c)
             for xy, c in zip(cells.get_offsets(), colors, strict=True)
         }
-    return found
+    return result
 
 
 def test_umap_draws_every_cell_in_its_color(embedded: Any, quick_layout: list[np.ndarray]) -> None:
@@ -134,11 +134,11 @@ def test_confusion_is_by_true_class() -> None:
 def test_confusion_in_counts_on_given_axes() -> None:
     import matplotlib.pyplot as plt
 
-    given = plt.subplots()[1]
+    own_axes = plt.subplots()[1]
     axes = plot.confusion(
-        pd.Categorical(["10", "2", "2"]), ["10", "2", "10"], normalize=False, ax=given
+        pd.Categorical(["10", "2", "2"]), ["10", "2", "10"], normalize=False, ax=own_axes
     )
-    assert axes is given
+    assert axes is own_axes
     np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 1], [0, 1]])
     assert [t.get_text() for t in axes.get_yticklabels()] == ["2", "10"]
     assert axes.get_xlabel() == "predicted"

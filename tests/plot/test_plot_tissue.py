@@ -29,8 +29,8 @@ def test_categories_are_drawn_in_their_places(simulated: Any) -> None:
     axes = plot.spatial(adata, color="region")
     cells = drawn(axes)
     for region in adata.obs["region"].cat.categories:
-        here = (adata.obs["region"] == region).to_numpy()
-        np.testing.assert_allclose(cells[region].get_offsets(), adata.obsm["spatial"][here])
+        in_region = (adata.obs["region"] == region).to_numpy()
+        np.testing.assert_allclose(cells[region].get_offsets(), adata.obsm["spatial"][in_region])
     assert len({color_of(c) for c in axes.collections}) == len(axes.collections) == 5
     low, high = axes.get_ylim()
     assert low > high  # y downwards, as on a slide
@@ -166,21 +166,21 @@ def test_on_given_axes(simulated: Any, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["cells", "visium"])
-def test_the_image_lies_where_the_cells_lie(simulated: Any, layout: str) -> None:
-    adata = simulated(layout=layout, image=True)
-    found = tz.Slice.from_anndata(adata)
+def test_the_image_is_where_the_cells_are(simulated: Any, layout: str) -> None:
+    adata = simulated(layout=layout, image=True, image_px=400)
+    tissue = tz.Slice.from_anndata(adata)
     axes = plot.spatial(adata, color="region", image=True)
     picture = axes.images[0]
     left, right, bottom, top = picture.get_extent()
-    assert left < found.coords[:, 0].min() < found.coords[:, 0].max() < right
-    assert top < found.coords[:, 1].min() < found.coords[:, 1].max() < bottom
+    assert left < tissue.coords[:, 0].min() < tissue.coords[:, 0].max() < right
+    assert top < tissue.coords[:, 1].min() < tissue.coords[:, 1].max() < bottom
     pixels = picture.get_array()
-    assert (right - left) / pixels.shape[1] == pytest.approx(found.image.microns_per_pixel)
-    for (x, y), (u, v) in zip(found.coords[:20], found.native_coords[:20], strict=True):
+    assert (right - left) / pixels.shape[1] == pytest.approx(tissue.image.microns_per_pixel)
+    for (x, y), (u, v) in zip(tissue.coords[:20], tissue.native_coords[:20], strict=True):
         column = int((x - left) / (right - left) * pixels.shape[1])
         row = int((y - top) / (bottom - top) * pixels.shape[0])
-        there = found.image.crop(u, v, size_px=3)
-        assert (there.reshape(-1, 3) == pixels[row, column]).all(axis=1).any()
+        cropped = tissue.image.crop(u, v, size_px=3)
+        assert (cropped.reshape(-1, 3) == pixels[row, column]).all(axis=1).any()
 
 
 @pytest.mark.parametrize("shift", [0.0, 37.0])
@@ -210,7 +210,7 @@ def test_a_large_image_is_shrunk_in_its_place(
 
 
 def test_a_gray_image(simulated: Any) -> None:
-    adata = simulated(image=True)
+    adata = simulated(image=True, image_px=300)
     library = adata.uns["spatial"]["tissue"]["images"]
     library["hires"] = library["hires"].mean(axis=2).astype(np.uint8)
     pixels = plot.spatial(adata, color="region", image=True).images[0].get_array()
@@ -219,11 +219,11 @@ def test_a_gray_image(simulated: Any) -> None:
 
 def test_no_image(simulated: Any) -> None:
     assert not plot.spatial(simulated(), color="region", image="auto").images
-    assert not plot.spatial(simulated(image=True), color="region").images
-    assert plot.spatial(simulated(image=True), color="region", image="auto").images
+    assert not plot.spatial(simulated(image=True, image_px=300), color="region").images
+    assert plot.spatial(simulated(image=True, image_px=300), color="region", image="auto").images
     with pytest.raises(InputError, match="there is no image"):
         plot.spatial(simulated(), color="region", image=True)
-    with pytest.raises(InputError, match="no cell lies on the image"):
+    with pytest.raises(InputError, match="no cell is on the image"):
         plot.spatial(
             simulated(),
             color="region",
@@ -232,16 +232,16 @@ def test_no_image(simulated: Any) -> None:
 
 
 def test_the_anndata_is_left_alone(simulated: Any) -> None:
-    adata = simulated(image=True)
+    adata = simulated(image=True, image_px=300)
     adata.obs["text"] = ["a", "b"] * 100
     before = adata.copy()
     plot.spatial(adata, color="text", image=True)
-    plot.spatial_grid(adata, ["region", "SIM2"])
+    plot.spatial(adata, color=["region", "SIM2"])
     assert list(adata.uns) == list(before.uns)
     pd.testing.assert_frame_equal(adata.obs, before.obs)
 
 
-def test_what_cannot_be_drawn_is_said(simulated: Any) -> None:
+def test_what_cannot_be_drawn_is_refused(simulated: Any) -> None:
     with pytest.raises(InputError, match="neither a column of obs"):
         plot.spatial(simulated(), color="nothing")
     with pytest.raises(InputError, match="Did you mean 'region'"):
@@ -271,25 +271,105 @@ def test_impossible_options(simulated: Any, option: dict[str, Any]) -> None:
         plot.spatial(simulated(), color="region", **option)
 
 
-def test_a_grid_has_a_panel_for_each(simulated: Any) -> None:
-    adata = simulated(image=True)
+def titled(figure: Any) -> list[Any]:
+    """Return the panels of a figure, without scales."""
+    return [axes for axes in figure.axes if axes.get_title()]
+
+
+def colors_of(axes: Any) -> dict[str, str]:
+    return {name: color_of(cells) for name, cells in drawn(axes).items()}
+
+
+def test_several_colors_have_a_panel_each(simulated: Any) -> None:
+    adata = simulated(image=True, image_px=300)
     colors = ["region", "SIM3", "cell_type", "donor"]
-    figure = plot.spatial_grid(adata, colors, titles=["a", "b", "c", "d"], n_columns=3, image=True)
-    panels = [ax for ax in figure.axes if ax.get_title()]
-    assert [ax.get_title() for ax in panels] == ["a", "b", "c", "d"]
-    assert len(figure.axes) == 6
-    assert all(
-        sum(len(c.get_offsets()) for c in ax.collections) == adata.n_obs and ax.images
-        for ax in panels
+    figure = plot.spatial(adata, color=colors, title=["a", "b", "c", "d"], image=True)
+    panels = titled(figure)
+    assert [axes.get_title() for axes in panels] == ["a", "b", "c", "d"]
+    assert len(figure.axes) == 6  # 3 and 1, and what is left of the second row
+    for axes in panels:
+        assert sum(len(cells.get_offsets()) for cells in axes.collections) == adata.n_obs
+        assert axes.images
+    assert colors_of(panels[0]) == colors_of(plot.spatial(adata, color="region"))
+    assert panels[0].get_legend() is not None
+    assert panels[1].child_axes
+    assert len(plot.spatial(adata, color=["region"]).axes) == 1
+
+
+def test_panels_in_a_row(simulated: Any) -> None:
+    figure = plot.spatial(simulated(), color=["region", "SIM3", "donor"], ncols=2)
+    assert [axes.get_title() for axes in titled(figure)] == ["region", "SIM3", "donor"]
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (2, 2)
+
+
+def test_several_slices_have_a_row_each(simulated: Any) -> None:
+    slices = [simulated(n_cells=200, seed=1), simulated(n_cells=120, layout="visium", seed=2)]
+    figure = plot.spatial(slices, color=["region", "SIM3"])
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (2, 2)
+    panels = titled(figure)
+    assert [axes.get_title() for axes in panels] == ["region", "SIM3"] * 2
+    for row, adata in enumerate(slices):
+        expected = tz.Slice.from_anndata(adata).coords
+        labels, numbers = panels[2 * row : 2 * row + 2]
+        assert sum(len(cells.get_offsets()) for cells in labels.collections) == adata.n_obs
+        np.testing.assert_allclose(numbers.collections[0].get_offsets(), expected)
+    one = plot.spatial(slices[:1], color="region")
+    assert len(titled(one)) == 1
+
+
+def test_slices_share_the_colors_of_labels_and_the_scale_of_numbers(simulated: Any) -> None:
+    first, second = simulated(seed=1), simulated(seed=2)
+    first.obs["who"] = ["a", "b"] * 100
+    second.obs["who"] = ["b", "c"] * 99 + [None] * 2
+    first.obs["n"], second.obs["n"] = np.arange(200.0), np.arange(200.0) + 1000
+    first.uns["who_colors"] = ["#ff0000", "#00ff00"]
+    second.uns["who_colors"] = ["#0000ff", "#ff0000"]  # not what the first has for b
+    labels = titled(plot.spatial([first, second], color="who"))
+    assert colors_of(labels[0]) == {"a": "#ff0000", "b": "#00ff00"}
+    assert colors_of(labels[1])["b"] == "#00ff00"
+    legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in labels]
+    assert legends == [["a", "b"], ["b", "c", MISSING]]
+    numbers = titled(plot.spatial([first, second], color="n"))
+    scales = {(axes.collections[0].norm.vmin, axes.collections[0].norm.vmax) for axes in numbers}
+    assert len(scales) == 1
+    by_palette = titled(
+        plot.spatial([first, second], color="who", palette=["red", "blue", "black"])
     )
-    single = drawn(plot.spatial(adata, color="region"))
-    assert {n: color_of(c) for n, c in drawn(panels[0]).items()} == {
-        n: color_of(c) for n, c in single.items()
-    }
-    assert len(plot.spatial_grid(adata, "region").axes) == 1
+    assert colors_of(by_palette[1]) == {"b": "#0000ff", "c": "#000000", MISSING: MISSING_COLOR}
 
 
-@pytest.mark.parametrize("wrong", [{"colors": []}, {"titles": ["one"]}, {"n_columns": 0}])
-def test_impossible_grids(simulated: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="spatial_grid has"):
-        plot.spatial_grid(simulated(), **{"colors": ["region", "donor"], **wrong})
+def test_labels_in_one_slice_and_numbers_in_another(simulated: Any) -> None:
+    first, second = simulated(), simulated()
+    first.obs["mixed"], second.obs["mixed"] = "a", 1.0
+    with pytest.raises(InputError, match="labels in 1 of 2 slices"):
+        plot.spatial([first, second], color="mixed")
+    with pytest.raises(InputError, match="list of them, not str"):
+        plot.spatial([first, "b.h5ad"], color="mixed")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"color": []}, "0 colors"),
+        ({"title": ["one"]}, "2 colors and 1 titles"),
+        ({"title": "one"}, "2 colors and 1 titles"),
+        ({"ncols": 0}, "ncols is 0"),
+        ({"ax": "axes"}, "one slice and one color"),
+    ],
+)
+def test_impossible_panels(simulated: Any, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plot.spatial(simulated(), **{"color": ["region", "donor"], **wrong})
+
+
+def test_impossible_options_of_several_slices(simulated: Any) -> None:
+    slices = [simulated(), simulated()]
+    with pytest.raises(ConfigError, match="a row each"):
+        plot.spatial(slices, color="region", ncols=2)
+    image = tz.TissueImage(np.zeros((900, 900, 3), np.uint8))
+    with pytest.raises(ConfigError, match="one TissueImage for several slices"):
+        plot.spatial(slices, color="region", image=image)
+    with pytest.raises(ConfigError, match="0 slices"):
+        plot.spatial([], color="region")

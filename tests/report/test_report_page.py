@@ -243,7 +243,7 @@ def test_the_histology_is_there_and_a_misplaced_one_is_not(simulated: Any, page:
     adata.obsm["spatial"] = adata.obsm["spatial"] + 1e5
     made = page(adata)
     assert not made.named("img", **{"class": "histology"})
-    assert "the histology is not shown: no cell lies on the image" in " ".join(made.words)
+    assert "the histology is not shown: no cell is on the image" in " ".join(made.words)
 
 
 def test_a_still_picture_for_paper(embedded: Any, page: Any) -> None:

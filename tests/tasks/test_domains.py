@@ -16,7 +16,13 @@ from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.tasks.domains import cluster, cluster_runs, consensus, leiden_to_k, refine_labels
+from terrazzo.tasks.clustering import (
+    cluster,
+    cluster_runs,
+    consensus,
+    leiden_to_k,
+    refine_labels,
+)
 
 METHODS = pytest.mark.parametrize("method", ["gmm", "kmeans", "leiden"])
 
@@ -37,12 +43,12 @@ def test_groups_are_found_and_named_by_size(method: Any, d: int) -> None:
     adata, truth = groups(d=d)
     out = tz.tasks.domains(adata, use_rep="X_a", n_domains=4, method=method)
     assert out is adata
-    found = adata.obs["X_a_domain"]
-    assert isinstance(found.dtype, pd.CategoricalDtype)
-    assert list(found.cat.categories) == ["0", "1", "2", "3"]
+    result = adata.obs["X_a_domain"]
+    assert isinstance(result.dtype, pd.CategoricalDtype)
+    assert list(result.cat.categories) == ["0", "1", "2", "3"]
     # a group of 10 cells has fewer than the 14 neighbors that Leiden's graph gives each
-    assert adjusted_rand_score(truth, found) > (0.9 if method == "leiden" else 0.95)
-    sizes = found.value_counts().reindex(list("0123")).to_numpy()
+    assert adjusted_rand_score(truth, result) > (0.9 if method == "leiden" else 0.95)
+    sizes = result.value_counts().reindex(list("0123")).to_numpy()
     assert (np.diff(sizes) <= 0).all()
 
 
@@ -93,7 +99,7 @@ def test_vectors_that_are_all_equal(method: Any) -> None:
     assert adata.obs["X_a_domain"].notna().all()
 
 
-def test_what_cannot_be_clustered_is_said() -> None:
+def test_what_cannot_be_clustered_is_refused() -> None:
     adata, _ = groups()
     with pytest.raises(InputError, match=r"no 'X_b'.*X_a"):
         tz.tasks.domains(adata, use_rep="X_b", n_domains=3)
@@ -144,7 +150,7 @@ def test_what_was_done_is_recorded_and_survives_a_file(tmp_path: Path) -> None:
     )
     record = adata.uns["terrazzo"]["X_a_domain"]
     json.dumps(record)
-    said = {
+    settings = {
         "use_rep": "X_a",
         "method": "kmeans",
         "n_domains": 3,
@@ -152,12 +158,39 @@ def test_what_was_done_is_recorded_and_survives_a_file(tmp_path: Path) -> None:
         "n_seeds": 2,
         "refine": 5,
     }
-    assert {name: record[name] for name in said} == said
+    assert {name: record[name] for name in settings} == settings
     assert record["terrazzo_version"] == tz.__version__
     adata.write_h5ad(tmp_path / "a.h5ad")
     back = anndata.read_h5ad(tmp_path / "a.h5ad")
-    assert {name: back.uns["terrazzo"]["X_a_domain"][name] for name in said} == said
+    assert {name: back.uns["terrazzo"]["X_a_domain"][name] for name in settings} == settings
     assert (back.obs["X_a_domain"].astype(str) == adata.obs["X_a_domain"].astype(str)).all()
+
+
+def test_several_slices_are_clustered_each_by_itself() -> None:
+    slices = [groups(seed=0)[0], groups(seed=1)[0]]
+    expected = [
+        tz.tasks.domains(one.copy(), use_rep="X_a", n_domains=4).obs["X_a_domain"] for one in slices
+    ]
+    out = tz.tasks.domains(slices, use_rep="X_a", n_domains=4)
+    assert out == slices
+    for one, domains in zip(slices, expected, strict=True):
+        assert (one.obs["X_a_domain"] == domains).all()
+        assert one.uns["terrazzo"]["X_a_domain"]["n_found"] == 4
+    arrays = [one.obsm["X_a"] for one in slices]
+    tz.tasks.domains(slices, use_rep=arrays, n_domains=4, key_added="mine")
+    assert all((one.obs["mine"] == one.obs["X_a_domain"]).all() for one in slices)
+
+
+def test_of_several_slices_all_are_written_or_none() -> None:
+    slices = [groups(seed=0)[0], groups(seed=1)[0]]
+    slices[1].obsm["X_a"][3, 1] = np.inf
+    with pytest.raises(InputError, match=r"slice 2 of 2: .*not finite"):
+        tz.tasks.domains(slices, use_rep="X_a", n_domains=4)
+    assert not any(len(one.obs.columns) for one in slices)
+    with pytest.raises(InputError, match="a list with one for each of the 2 slices"):
+        tz.tasks.domains(slices, use_rep=[np.zeros((120, 2))], n_domains=4, key_added="mine")
+    with pytest.raises(InputError, match="not an empty list"):
+        tz.tasks.domains([], use_rep="X_a", n_domains=4)
 
 
 @METHODS
@@ -200,7 +233,7 @@ def test_leiden_runs_do_not_depend_on_each_other_or_on_the_global_generator() ->
     np.testing.assert_array_equal(several[2], cluster(vectors, 6, "leiden", 2))
 
 
-def test_leiden_says_where_k_cannot_be_met() -> None:
+def test_leiden_warns_where_k_cannot_be_met() -> None:
     rng = np.random.default_rng(0)
     apart = np.repeat(np.arange(5) * 1e3, 40)[:, None] + rng.normal(size=(200, 2))
     adata = AnnData(np.zeros((200, 1), dtype=np.float32), obsm={"X_a": apart})
@@ -226,8 +259,8 @@ def test_leiden_takes_equal_vectors_as_one() -> None:
 def test_consensus_of_renamed_runs_is_the_run() -> None:
     rng = np.random.default_rng(0)
     run = rng.integers(5, size=300)
-    found = consensus([rng.permutation(5)[run] for _ in range(4)])
-    assert adjusted_rand_score(run, found) == 1
+    result = consensus([rng.permutation(5)[run] for _ in range(4)])
+    assert adjusted_rand_score(run, result) == 1
     np.testing.assert_array_equal(consensus([run]), run)
 
 
@@ -290,15 +323,15 @@ def test_refining_takes_the_commonest_label_around() -> None:
 def test_refining_against_a_slow_vote() -> None:
     rng = np.random.default_rng(0)
     coords, labels = rng.random((200, 2)), rng.integers(4, size=200)
-    found = refine_labels(labels, coords, 7)
+    result = refine_labels(labels, coords, 7)
     for i in range(200):
         order = np.argsort(np.linalg.norm(coords - coords[i], axis=1))[1:8]
         votes = labels[order].tolist()
         most = max(votes.count(v) for v in votes)
-        assert found[i] == next(v for v in (labels[i], *votes) if votes.count(v) == most)
+        assert result[i] == next(v for v in (labels[i], *votes) if votes.count(v) == most)
 
 
-def test_refining_mends_scattered_errors(simulated: Any) -> None:
+def test_refining_fixes_scattered_errors(simulated: Any) -> None:
     adata = simulated(1200, 300, layout="visium", seed=1)
     tz.Baseline("pca", n_components=20).embed(adata, key_added="X_pca_nb")
     truth = adata.obs["region"]
@@ -310,7 +343,7 @@ def test_refining_mends_scattered_errors(simulated: Any) -> None:
     )
 
 
-def test_a_domain_that_refining_dissolves_is_said() -> None:
+def test_a_domain_that_refining_dissolves_is_warned_of() -> None:
     adata, _ = groups(d=2)
     adata.obsm["spatial"] = np.random.default_rng(0).random((120, 2))
     with pytest.warns(

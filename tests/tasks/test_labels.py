@@ -1,4 +1,4 @@
-"""Labels: what is scored, what is left out, and what is said about it."""
+"""Labels: what is scored, what is left out, and how it is reported."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def slice_with(values: Any) -> AnnData:
 
 
 def test_classes_are_sorted_and_coded() -> None:
-    found = labels.read(slice_with(["b", "a", "b", "c", "a", "c"]), "region")
-    assert found.classes == ("a", "b", "c")
-    assert found.codes.tolist() == [1, 0, 1, 2, 0, 2]
-    assert found.names.tolist() == ["b", "a", "b", "c", "a", "c"]
-    assert found.known.all()
-    assert (found.missing, found.rare) == (0, {})
+    parsed = labels.read(slice_with(["b", "a", "b", "c", "a", "c"]), "region")
+    assert parsed.classes == ("a", "b", "c")
+    assert parsed.codes.tolist() == [1, 0, 1, 2, 0, 2]
+    assert parsed.names.tolist() == ["b", "a", "b", "c", "a", "c"]
+    assert parsed.known.all()
+    assert (parsed.missing, parsed.rare) == (0, {})
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_classes_are_sorted_and_coded() -> None:
 @pytest.mark.parametrize("categorical", [False, True])
 def test_cells_without_label_are_not_scored(nothing: Any, categorical: bool) -> None:
     values = pd.Series(["a", "b", nothing, "a", "b", "a"], dtype=object)
-    found = labels.parse(values.astype("category") if categorical else values)
-    assert found.codes.tolist() == [0, 1, -1, 0, 1, 0]
-    assert found.names[2] is None
-    assert found.missing == 1
+    parsed = labels.parse(values.astype("category") if categorical else values)
+    assert parsed.codes.tolist() == [0, 1, -1, 0, 1, 0]
+    assert parsed.names[2] is None
+    assert parsed.missing == 1
 
 
 def test_numbers_and_blanks_are_words() -> None:
@@ -62,10 +62,10 @@ def test_numbers_and_blanks_are_words() -> None:
 
 def test_rare_classes_are_left_out_of_scoring() -> None:
     values = pd.Series(["a"] * 600 + ["b"] * 391 + ["c"] * 9 + [None] * 500)
-    found = labels.parse(values)
-    assert found.classes == ("a", "b")
-    assert found.rare == {"c": 9}  # of 1,000 labeled cells at least 1 % are needed
-    assert found.known.sum() == 991
+    parsed = labels.parse(values)
+    assert parsed.classes == ("a", "b")
+    assert parsed.rare == {"c": 9}  # of 1,000 labeled cells at least 1 % are needed
+    assert parsed.known.sum() == 991
     values = pd.Series(["a"] * 600 + ["b"] * 390 + ["c"] * 10)
     assert labels.parse(values).classes == ("a", "b", "c")
     assert labels.parse(values, least_share=0.1).rare == {"c": 10}
@@ -73,8 +73,8 @@ def test_rare_classes_are_left_out_of_scoring() -> None:
 
 def test_a_single_member_is_left_out_with_a_warning() -> None:
     with pytest.warns(TerrazzoWarning, match=r"c has a single cell and is left out"):
-        found = labels.parse(pd.Series(["a", "b", "a", "b", "c"]), least_share=0.0)
-    assert found.rare == {"c": 1}
+        parsed = labels.parse(pd.Series(["a", "b", "a", "b", "c"]), least_share=0.0)
+    assert parsed.rare == {"c": 1}
     with pytest.warns(TerrazzoWarning, match=r"(c, d|d, c) have a single cell and are left out"):
         labels.parse(pd.Series(["a", "b", "a", "b", "c", "d"]))
 
@@ -99,8 +99,8 @@ def test_labels_that_cannot_be_scored(values: Any, message: str) -> None:
 
 def test_columns_and_arrays() -> None:
     adata = slice_with(["a", "b", "a", "b"])
-    given = labels.read(adata, adata.obs["region"].to_numpy())
-    assert given.codes.tolist() == labels.read(adata, "region").codes.tolist()
+    by_array = labels.read(adata, adata.obs["region"].to_numpy())
+    assert by_array.codes.tolist() == labels.read(adata, "region").codes.tolist()
     with pytest.raises(
         InputError, match=r"no column 'regoin'; there are: region\. Did you mean 'region'"
     ):
@@ -112,8 +112,8 @@ def test_columns_and_arrays() -> None:
 
 
 def test_recoding() -> None:
-    found = labels.parse(pd.Series(["b", "a", None, "c", "c", "a", "b"]))
-    assert found.recoded(["c", "b"]).tolist() == [1, -1, -1, 0, 0, -1, 1]
+    parsed = labels.parse(pd.Series(["b", "a", None, "c", "c", "a", "b"]))
+    assert parsed.recoded(["c", "b"]).tolist() == [1, -1, -1, 0, 0, -1, 1]
 
 
 def test_shared_classes() -> None:

@@ -36,14 +36,14 @@ def test_classification_is_scikit_learns(form: Any) -> None:
         if form is int
         else (pd.Series(names[true]).astype(form), pd.Series(names[guess]).astype(form))
     )
-    found = metrics.classification(t, p)
-    assert found == pytest.approx(
+    scores = metrics.classification(t, p)
+    assert scores == pytest.approx(
         {
             "accuracy": accuracy_score(true, guess),
             "macro_f1": f1_score(true, guess, average="macro"),
         }
     )
-    assert all(type(value) is float for value in found.values())
+    assert all(type(value) is float for value in scores.values())
 
 
 def test_macro_f1_is_over_the_classes_that_occur_in_the_truth() -> None:
@@ -62,13 +62,13 @@ def test_macro_f1_is_over_the_classes_that_occur_in_the_truth() -> None:
 
 
 def test_clustering_is_scikit_learns_and_names_do_not_matter() -> None:
-    true, found = drawn(seed=1)
+    true, scores = drawn(seed=1)
     expected = {
-        "ari": adjusted_rand_score(true, found),
-        "nmi": normalized_mutual_info_score(true, found),
+        "ari": adjusted_rand_score(true, scores),
+        "nmi": normalized_mutual_info_score(true, scores),
     }
-    assert metrics.clustering(true, found) == pytest.approx(expected)
-    assert metrics.clustering(np.array(list("abcd"))[true], (found + 1) % 4) == pytest.approx(
+    assert metrics.clustering(true, scores) == pytest.approx(expected)
+    assert metrics.clustering(np.array(list("abcd"))[true], (scores + 1) % 4) == pytest.approx(
         expected
     )
     assert metrics.clustering(true, true) == pytest.approx({"ari": 1, "nmi": 1})
@@ -79,10 +79,10 @@ def test_regression_is_scipys() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(size=(60, 5)) * [1, 10, 100, 1e-9, 3] + 7
     guess = true + rng.normal(size=(60, 5)) * [1, 5, 100, 1e-9, 0]
-    found = metrics.regression(true, guess)
+    scores = metrics.regression(true, guess)
     columns = [pearsonr(true[:, j], guess[:, j])[0] for j in range(5)]
     error = guess - true
-    assert found == pytest.approx(
+    assert scores == pytest.approx(
         {
             "pearson": np.mean(columns),
             "pearson_overall": pearsonr(true.ravel(), guess.ravel())[0],
@@ -108,9 +108,9 @@ def test_a_constant_truth_is_left_out_and_a_constant_prediction_counts_as_nothin
     x = np.arange(5.0)
     true = np.column_stack([x, x, np.full(5, 0.1)])
     guess = np.column_stack([2 * x + 1, np.full(5, 0.3), x])
-    found = metrics.regression(true, guess)
-    assert found["pearson"] == pytest.approx((1 + 0) / 2)
-    assert found["constant_columns"] == 1
+    scores = metrics.regression(true, guess)
+    assert scores["pearson"] == pytest.approx((1 + 0) / 2)
+    assert scores["constant_columns"] == 1
     table = metrics.regression_by_column(true, guess, ["right", "silent", "flat"])["pearson"]
     assert table[["right", "silent"]].tolist() == pytest.approx([1, 0])
     assert np.isnan(table["flat"])
@@ -210,11 +210,11 @@ XY = np.random.default_rng(0).random((3, 2))
         ),
         (
             lambda: metrics.classification(["a", "b"], ["a", "a"], ["a", "c"]),
-            "true holds b, which the classes",
+            "true holds b, which classes does not name",
         ),
         (lambda: metrics.classification([[0], [1]], [0, 1]), r"true has shape \(2, 1\)"),
-        (lambda: metrics.clustering([0, 1], [0]), "true has 2 labels and found 1"),
-        (lambda: metrics.clustering([0, 1], [0, np.nan]), "found has no label for 1 of 2"),
+        (lambda: metrics.clustering([0, 1], [0]), "true has 2 labels and clusters 1"),
+        (lambda: metrics.clustering([0, 1], [0, np.nan]), "clusters has no label for 1 of 2"),
         (
             lambda: metrics.regression([1, 2], [1, 2, 3]),
             r"true has shape \(2, 1\) and predicted \(3, 1\)",

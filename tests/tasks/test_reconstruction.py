@@ -13,9 +13,8 @@ from anndata import AnnData
 
 from terrazzo import keys, tasks
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.tasks import TaskResult, reconstruct
-from terrazzo.tasks import reconstruction as hidden_regions
-from terrazzo.tasks.reconstruction import BASELINES, Tissue, trivial
+from terrazzo.tasks import TaskResult, hidden_regions, reconstruct
+from terrazzo.tasks.hidden_regions import BASELINES, Tissue, trivial
 
 NO_BAR = {"progress": False}
 
@@ -23,7 +22,7 @@ NO_BAR = {"progress": False}
 def lattice(
     rows: int = 12, columns: int = 10, n_genes: int = 8, seed: int = 0, counts: Any = None
 ) -> AnnData:
-    """Make a square array with counts drawn at random, or given, ``(rows * columns, genes)``."""
+    """Make a square array with counts drawn at random, or passed, ``(rows * columns, genes)``."""
     places = np.stack(np.divmod(np.arange(rows * columns), columns), axis=1)
     if counts is None:
         counts = np.random.default_rng(seed).poisson(3, (rows * columns, n_genes)) + 1
@@ -43,7 +42,7 @@ def logs(adata: AnnData) -> np.ndarray:
 
 
 def spy(seen: list[Any]) -> Any:
-    """Return a predictor that remembers what it was given, and says zero."""
+    """Return a predictor that remembers its arguments, and predicts zero."""
 
     def predict(adata: AnnData, hidden: np.ndarray, genes: list[str]) -> np.ndarray:
         seen.append((adata, hidden, genes))
@@ -61,7 +60,7 @@ def tissue_of(adata: AnnData) -> Tissue:
 
 def test_scores_are_of_the_hidden_cells_by_hand() -> None:
     adata, seen = lattice(), []
-    found = reconstruct(adata, {"zero": spy(seen)}, size=3, repeats=4, n_genes=5, **NO_BAR)
+    result = reconstruct(adata, {"zero": spy(seen)}, size=3, repeats=4, n_genes=5, **NO_BAR)
     assert len(seen) == 4
     true = pd.DataFrame(logs(adata), columns=adata.var_names)
     for number, (_, hidden, genes) in enumerate(seen):
@@ -69,29 +68,29 @@ def test_scores_are_of_the_hidden_cells_by_hand() -> None:
         spread = true[~hidden].var(ddof=0).sort_values(ascending=False, kind="stable")
         assert genes == list(spread.index[:5])
         values = true.loc[hidden, genes].to_numpy()
-        rows = found.metrics[found.metrics["number"] == number].set_index(["system", "metric"])[
+        rows = result.metrics[result.metrics["number"] == number].set_index(["system", "metric"])[
             "value"
         ]
         assert rows["zero", "mse"] == pytest.approx((values**2).mean(), rel=1e-5)
         assert rows["zero", "mae"] == pytest.approx(np.abs(values).mean(), rel=1e-5)
         mean = true.loc[~hidden, genes].mean().to_numpy()
         assert rows["gene mean", "mse"] == pytest.approx(((values - mean) ** 2).mean(), rel=1e-5)
-    assert set(found.metrics["system"]) == {*BASELINES, "zero"}
-    assert (found.summary()["n"] == 4).all()
-    assert found.score("mse", system="zero") > found.score("mse", system="gene mean")
+    assert set(result.metrics["system"]) == {*BASELINES, "zero"}
+    assert (result.summary()["n"] == 4).all()
+    assert result.score("mse", system="zero") > result.score("mse", system="gene mean")
     with pytest.raises(
         InputError, match=r"no single score 'mse'; there are: mse \(3 x 3, gene mean\)"
     ):
-        found.score("mse")
+        result.score("mse")
 
 
 def test_regions_are_squares_of_the_grid_and_differ() -> None:
     adata = lattice()
-    found = reconstruct(adata, size=[1, 3], repeats=5, **NO_BAR)
-    assert found.config["sizes"] == [1, 3]
-    assert set(found.metrics["split"]) == {"1 x 1", "3 x 3"}
-    assert found.metrics.groupby("split")["size"].first().to_dict() == {"1 x 1": 1, "3 x 3": 3}
-    corners = found.config["corners"]
+    result = reconstruct(adata, size=[1, 3], repeats=5, **NO_BAR)
+    assert result.config["sizes"] == [1, 3]
+    assert set(result.metrics["split"]) == {"1 x 1", "3 x 3"}
+    assert result.metrics.groupby("split")["size"].first().to_dict() == {"1 x 1": 1, "3 x 3": 3}
+    corners = result.config["corners"]
     assert len({tuple(c) for c in corners["3"]}) == 5
     assert (
         corners == reconstruct(adata, size=[3, 1], repeats=5, **NO_BAR).config["corners"]
@@ -108,10 +107,10 @@ def test_regions_are_full_enough_and_leave_something_visible() -> None:
     adata = adata[
         (adata.obs["array_col"] < 4).to_numpy() | (adata.obs["array_row"] == 0).to_numpy()
     ].copy()
-    found = reconstruct(adata, size=4, repeats=50, **NO_BAR)
-    assert {c for _, c in found.config["corners"]["4"]} <= {0, 1, 2}
-    assert any("only" in note and "not 50" in note for note in found.notes)
-    assert (found.summary()["n"] < 50).all()
+    result = reconstruct(adata, size=4, repeats=50, **NO_BAR)
+    assert {c for _, c in result.config["corners"]["4"]} <= {0, 1, 2}
+    assert any("only" in note and "not 50" in note for note in result.notes)
+    assert (result.summary()["n"] < 50).all()
     whole = lattice(4, 4)
     with pytest.raises(InputError, match="leaves others visible"):
         reconstruct(whole, size=4, **NO_BAR)
@@ -129,13 +128,13 @@ def test_cells_without_counts_are_neither_scored_nor_learned_from() -> None:
     np.testing.assert_allclose(
         answers["gene mean"][0], tissue.values.toarray()[shown][:, region.genes].mean(0), rtol=1e-5
     )
-    found = reconstruct(adata, {"zero": spy(seen)}, size=4, repeats=1, genes=["GENE1"], **NO_BAR)
+    result = reconstruct(adata, {"zero": spy(seen)}, size=4, repeats=1, genes=["GENE1"], **NO_BAR)
     hidden = seen[0][1]
     measured = hidden & (counts.sum(1) > 0)
     with np.errstate(invalid="ignore"):
         values = logs(adata)[measured, 1]
-    assert found.score("mse", system="zero") == pytest.approx((values**2).mean(), rel=1e-5)
-    assert any(note.startswith("2 cells without counts") for note in found.notes)
+    assert result.score("mse", system="zero") == pytest.approx((values**2).mean(), rel=1e-5)
+    assert any(note.startswith("2 cells without counts") for note in result.notes)
 
 
 # Answers that are known
@@ -165,9 +164,9 @@ def test_linear_interpolation_is_exact_on_a_plane() -> None:
 def test_beyond_the_hull_interpolation_is_the_nearest_cell() -> None:
     tissue, values = smooth(9, 9)
     region = tissue.hide(2, np.array([0, 0]), 3, np.arange(3))  # a corner of the slice
-    found = trivial(tissue, region)["linear interpolation"]
+    result = trivial(tissue, region)["linear interpolation"]
     first = values[[2, 18]]  # at equal distance from the corner
-    assert np.abs(found[0] - first).max(axis=1).min() < 1e-5
+    assert np.abs(result[0] - first).max(axis=1).min() < 1e-5
     line, flat = smooth(1, 9)
     region = line.hide(1, np.array([0, 4]), 3, np.arange(3))
     near = trivial(line, region)["linear interpolation"][0]
@@ -188,9 +187,9 @@ def test_nearest_cells_by_hand() -> None:
             high = np.r_[values[inner], -np.sort(-values[rim], axis=0)[: k - len(inner)]].mean(
                 axis=0
             )
-            found = answers[f"mean of {k} nearest"][row]
+            result = answers[f"mean of {k} nearest"][row]
             assert (
-                (found > low - 1e-5) & (found < high + 1e-5)
+                (result > low - 1e-5) & (result < high + 1e-5)
             ).all()  # whichever of equally near ones were taken
 
 
@@ -210,13 +209,13 @@ def test_neighbors_know_more_than_the_mean_where_tissue_has_regions() -> None:
         half[:, None], np.arange(1, 21), np.arange(20, 0, -1)
     )  # two domains, gene for gene opposite
     adata = lattice(20, 20, counts=np.random.default_rng(0).poisson(mean))
-    found = reconstruct(adata, size=4, repeats=8, **NO_BAR)
-    best = found.score("mse", system="mean of 16 nearest")
-    assert best < 0.8 * found.score("mse", system="gene mean")
+    result = reconstruct(adata, size=4, repeats=8, **NO_BAR)
+    best = result.score("mse", system="mean of 16 nearest")
+    assert best < 0.8 * result.score("mse", system="gene mean")
     assert (
         best
-        < found.score("mse", system="mean of 6 nearest")
-        < found.score("mse", system="linear interpolation")
+        < result.score("mse", system="mean of 6 nearest")
+        < result.score("mse", system="linear interpolation")
     )
 
 
@@ -227,16 +226,16 @@ def test_dispersion_is_scanpys(simulated: Any) -> None:
     tissue = Tissue.read(adata, None, "bin", 20.0)
     logged = AnnData(tissue.values.astype(np.float64), var=tissue.bare.var)
     expected = sc.pp.highly_variable_genes(logged, flavor="seurat", n_top_genes=20, inplace=False)
-    found = hidden_regions.dispersion(tissue.values)
+    result = hidden_regions.dispersion(tissue.values)
     np.testing.assert_allclose(
-        found, expected["dispersions_norm"].fillna(-np.inf), rtol=1e-4, atol=1e-5
+        result, expected["dispersions_norm"].fillna(-np.inf), rtol=1e-4, atol=1e-5
     )
     region = tissue.hide(3, np.array([2, 2]), 20, None, "dispersion")
     shown = hidden_regions.dispersion(tissue.values[~region.hidden & tissue.measured])
     assert set(region.genes) == set(np.argsort(-shown)[:20])
 
 
-# What reaches whom
+# What reaches a predictor
 
 
 def loaded(adata: AnnData) -> AnnData:
@@ -310,10 +309,10 @@ def test_predictors_cannot_spoil_each_other() -> None:
 
     seen: list[Any] = []
     adata = lattice()
-    found = reconstruct(adata, {"vandal": vandal, "spy": spy(seen)}, size=3, repeats=2, **NO_BAR)
+    result = reconstruct(adata, {"vandal": vandal, "spy": spy(seen)}, size=3, repeats=2, **NO_BAR)
     alone = reconstruct(adata, {"spy": spy([])}, size=3, repeats=2, **NO_BAR)
     for name in (*BASELINES, "spy"):
-        assert found.score("mse", system=name) == alone.score("mse", system=name)
+        assert result.score("mse", system=name) == alone.score("mse", system=name)
     assert all(hidden.sum() == 9 and len(genes) == 8 for _, hidden, genes in seen)
 
 
@@ -321,13 +320,15 @@ def test_genes_that_stand_in_two_columns_are_one() -> None:
     adata, seen = lattice(), []
     adata.var["gene_symbol"] = ["A", "B", "A", "C", "D", "E", "F", "G"]
     with pytest.warns(UserWarning, match="1 genes are in more than one column"):
-        found = reconstruct(adata, {"spy": spy(seen)}, size=3, repeats=1, genes=["GENE2"], **NO_BAR)
+        result = reconstruct(
+            adata, {"spy": spy(seen)}, size=3, repeats=1, genes=["GENE2"], **NO_BAR
+        )
     shown, hidden, genes = seen[0]
     assert genes == ["GENE0"]
     assert shown.n_vars == 7
     counts = adata.X.toarray()
     true = np.log1p(counts[:, [0, 2]].sum(1) / counts.sum(1) * 1e4)[hidden]
-    assert found.score("mse", system="spy") == pytest.approx((true**2).mean(), rel=1e-5)
+    assert result.score("mse", system="spy") == pytest.approx((true**2).mean(), rel=1e-5)
     with (
         pytest.raises(ConfigError, match="one gene twice, under two"),
         pytest.warns(UserWarning, match="1 genes"),
@@ -352,33 +353,33 @@ def test_names_that_repeat(recwarn: Any) -> None:
 
 def test_what_is_kept_of_the_first_region_of_each_size() -> None:
     adata = lattice(14, 14, 20)
-    found = reconstruct(adata, {"zero": spy([])}, size=[2, 3], repeats=2, **NO_BAR)
-    kept = found.predictions
-    assert kept.groupby("size")["hidden"].sum().to_dict() == {2: 4, 3: 9}
-    genes = [c.removeprefix("true:") for c in kept if c.startswith("true:")]
+    result = reconstruct(adata, {"zero": spy([])}, size=[2, 3], repeats=2, **NO_BAR)
+    table = result.predictions
+    assert table.groupby("size")["hidden"].sum().to_dict() == {2: 4, 3: 9}
+    genes = [c.removeprefix("true:") for c in table if c.startswith("true:")]
     assert len(genes) >= hidden_regions.LEAST_AROUND
     true = pd.DataFrame(logs(adata), index=adata.obs_names, columns=adata.var_names)
-    here = kept[kept["size"] == 3]
-    shared = [g for g in genes if here[f"true:{g}"].notna().all()]
+    of_size = table[table["size"] == 3]
+    shared = [g for g in genes if of_size[f"true:{g}"].notna().all()]
     np.testing.assert_allclose(
-        here[[f"true:{g}" for g in shared]], true.loc[here.index, shared], rtol=1e-5
+        of_size[[f"true:{g}" for g in shared]], true.loc[of_size.index, shared], rtol=1e-5
     )
-    assert list(adata.obs_names[here["cell"]]) == list(here.index)
-    np.testing.assert_allclose(here[["x", "y"]], adata.obsm["spatial"][here["cell"]])
-    predicted = here[f"zero:{shared[0]}"]
-    assert (predicted[here["hidden"]] == 0).all()
-    assert predicted[~here["hidden"]].isna().all()
-    corner = found.config["corners"]["3"][0]
-    assert adata.obs.loc[here.index, "array_row"].min() == max(corner[0] - 3, 0)
+    assert list(adata.obs_names[of_size["cell"]]) == list(of_size.index)
+    np.testing.assert_allclose(of_size[["x", "y"]], adata.obsm["spatial"][of_size["cell"]])
+    predicted = of_size[f"zero:{shared[0]}"]
+    assert (predicted[of_size["hidden"]] == 0).all()
+    assert predicted[~of_size["hidden"]].isna().all()
+    corner = result.config["corners"]["3"][0]
+    assert adata.obs.loc[of_size.index, "array_row"].min() == max(corner[0] - 3, 0)
 
 
 def test_to_files_and_back(tmp_path: Path) -> None:
-    found = reconstruct(lattice(), {"zero": spy([])}, size=3, repeats=2, **NO_BAR)
-    again = TaskResult.load(found.save(tmp_path / "scores"))
-    pd.testing.assert_frame_equal(again.metrics, found.metrics)
-    pd.testing.assert_frame_equal(again.predictions, found.predictions)
-    assert again.config == found.config
-    assert again.score("mae", system="zero") == found.score("mae", system="zero")
+    result = reconstruct(lattice(), {"zero": spy([])}, size=3, repeats=2, **NO_BAR)
+    again = TaskResult.load(result.save(tmp_path / "scores"))
+    pd.testing.assert_frame_equal(again.metrics, result.metrics)
+    pd.testing.assert_frame_equal(again.predictions, result.predictions)
+    assert again.config == result.config
+    assert again.score("mae", system="zero") == result.score("mae", system="zero")
 
 
 def test_it_is_public() -> None:
@@ -389,11 +390,11 @@ def test_it_is_public() -> None:
 # Bad input
 
 
-def test_fewer_genes_than_asked_are_all_used_and_said() -> None:
+def test_fewer_genes_than_requested_are_all_used_and_noted() -> None:
     counts = np.random.default_rng(0).poisson(3, (120, 8)) + 1
     counts[:, 7] = 0
-    found = reconstruct(lattice(counts=counts), size=3, repeats=2, **NO_BAR)
-    assert any("7 genes are predicted, not 512" in note for note in found.notes)
+    result = reconstruct(lattice(counts=counts), size=3, repeats=2, **NO_BAR)
+    assert any("7 genes are predicted, not 512" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -477,8 +478,8 @@ def test_sparse_answers_and_bins_of_cells(simulated: Any) -> None:
         return sp.csr_matrix((hidden.sum(), len(genes)))
 
     adata = simulated(400, 60)
-    found = reconstruct(
+    result = reconstruct(
         adata, {"zero": predict}, size=3, repeats=3, bin_um=40, occupancy=0.4, **NO_BAR
     )
-    assert np.isfinite(found.metrics["value"]).all()
+    assert np.isfinite(result.metrics["value"]).all()
     assert max(seen) > 9  # several cells lie in a bin, and all of them are hidden

@@ -92,7 +92,7 @@ def test_damaged_folders_are_refused(
         TaskResult.load(folder)
 
 
-def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="could not be written"):
         result().save(tmp_path / "file" / "out")

@@ -36,18 +36,16 @@ def test_by_hand_in_both_directions() -> None:
         2: pytest.approx(2 / 3),
         3: 1.0,
     }
-    found = retrieval(slice_of(3), image=QUERIES, genes=ANSWERS, ks=[1, 2])
-    assert found.score("recall@1", "image to genes") == pytest.approx(2 / 3)
-    assert found.score("recall@1", "genes to image") == pytest.approx(0.5)
-    assert found.score("chance@2", "image to genes") == pytest.approx(2 / 3)
-    np.testing.assert_array_equal(found.predictions["rank, image to genes"], [1, 1, 2])
-    np.testing.assert_array_equal(found.predictions["rank, genes to image"], [1, 1.5, 3])
-    assert found.score("median_rank", "genes to image") == 1.5
+    result = retrieval(slice_of(3), image=QUERIES, genes=ANSWERS, ks=[1, 2])
+    assert result.score("recall@1", "image to genes") == pytest.approx(2 / 3)
+    assert result.score("recall@1", "genes to image") == pytest.approx(0.5)
+    assert result.score("chance@2", "image to genes") == pytest.approx(2 / 3)
+    np.testing.assert_array_equal(result.predictions["rank, image to genes"], [1, 1, 2])
+    np.testing.assert_array_equal(result.predictions["rank, genes to image"], [1, 1.5, 3])
+    assert result.score("median_rank", "genes to image") == 1.5
 
 
-def test_the_same_vectors_are_always_found_and_vectors_that_say_nothing_as_often_as_by_chance() -> (
-    None
-):
+def test_the_same_vectors_are_always_found_and_empty_ones_as_often_as_at_random() -> None:
     same = np.random.default_rng(0).normal(size=(40, 5))
     assert recall(same, 2 * same, [1])[1] == 1.0
     for nothing in (np.zeros((40, 5)), np.ones((40, 5))):
@@ -74,9 +72,9 @@ def test_pieces_of_the_work_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 def test_keys_and_a_saved_result(tmp_path) -> None:
     adata = slice_of(3)
     adata.obsm["X_i"], adata.obsm["X_g"] = QUERIES, ANSWERS
-    found = retrieval(adata, image="X_i", genes="X_g")
-    assert found.config == {"image": "X_i", "genes": "X_g", "ks": [1, 5, 10, 50], "n_cells": 3}
-    assert type(found).load(found.save(tmp_path / "r")).score(
+    result = retrieval(adata, image="X_i", genes="X_g")
+    assert result.config == {"image": "X_i", "genes": "X_g", "ks": [1, 5, 10, 50], "n_cells": 3}
+    assert type(result).load(result.save(tmp_path / "r")).score(
         "recall@1", "image to genes"
     ) == pytest.approx(2 / 3)
 

@@ -61,9 +61,9 @@ def test_seeds_decide(kind: str) -> None:
 def test_shares_and_draws() -> None:
     labeled = KNOWN.sum()
     for kind, share in (("random", 0.8), ("few-shot", 0.2)):
-        found = MAKERS[kind]()
-        assert {len(s.test) for s in found} == {labeled - round(share * labeled)}
-        assert len({tuple(s.test) for s in found}) == len(found)
+        folds = MAKERS[kind]()
+        assert {len(s.test) for s in folds} == {labeled - round(share * labeled)}
+        assert len({tuple(s.test) for s in folds}) == len(folds)
 
 
 def test_every_labeled_cell_is_tested_once_over_the_blocks() -> None:
@@ -89,9 +89,9 @@ def test_blocked_test_cells_have_few_training_neighbors() -> None:
     """What a random split leaks: here nearly every test cell has a training cell among its nearest six."""
     near = cKDTree(PLACES).query(PLACES, k=7)[1][:, 1:]
 
-    def leak(found: list[Split]) -> float:
+    def leak(folds: list[Split]) -> float:
         shares = []
-        for s in found:
+        for s in folds:
             learned = np.zeros(N, dtype=bool)
             learned[s.train] = True
             shares.append(learned[near[s.test]].mean())
@@ -108,7 +108,7 @@ def test_cross_rows_are_those_of_the_stacked_slices() -> None:
     np.testing.assert_array_equal(split.test - 300, np.flatnonzero(KNOWN[300:]))
 
 
-def test_what_cannot_be_split_is_said() -> None:
+def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(InputError, match="only 4 cells have a label"):
         splits.random_splits(np.arange(100) < 4)
     with pytest.raises(InputError, match="only 0 cells have a label"):
@@ -125,5 +125,5 @@ def test_what_cannot_be_split_is_said() -> None:
 
 def test_a_region_without_labels_has_no_fold() -> None:
     fold = splits.spatial_folds(PLACES)
-    found = splits.blocked_splits(PLACES, fold != 1)
-    assert [s.number for s in found] == [0, 2, 3]
+    folds = splits.blocked_splits(PLACES, fold != 1)
+    assert [s.number for s in folds] == [0, 2, 3]

@@ -13,7 +13,7 @@ from anndata import AnnData
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.tasks import metrics
-from terrazzo.tasks.domains import cluster, refine_labels
+from terrazzo.tasks.clustering import cluster, refine_labels
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.zero_shot import evaluate_domains
 
@@ -28,32 +28,32 @@ def embedded(simulated: Any) -> AnnData:
 
 @METHODS
 def test_known_answer_and_shuffled_labels(embedded: AnnData, method: Any) -> None:
-    found = evaluate_domains(embedded, use_rep="X_pca_nb", label="region", method=method, seeds=2)
-    assert found.score("ari") > 0.6
+    result = evaluate_domains(embedded, use_rep="X_pca_nb", label="region", method=method, seeds=2)
+    assert result.score("ari") > 0.6
     shuffled = np.random.default_rng(0).permutation(embedded.obs["region"].to_numpy())
     chance = evaluate_domains(embedded, use_rep="X_pca_nb", label=shuffled, method=method, seeds=2)
     assert abs(chance.score("ari")) < 0.02
     assert chance.score("nmi") < 0.03
-    assert chance.score("pas") == found.score("pas")  # labels play no part in the clusters
+    assert chance.score("pas") == result.score("pas")  # labels play no part in the clusters
 
 
 def test_scores_are_those_of_the_clusters(embedded: AnnData) -> None:
     columns = set(embedded.obs)
-    found = evaluate_domains(embedded, use_rep="X_pca_nb", label="region", seeds=3, refine=6)
+    result = evaluate_domains(embedded, use_rep="X_pca_nb", label="region", seeds=3, refine=6)
     assert set(embedded.obs) == columns
     vectors, coords = embedded.obsm["X_pca_nb"].astype(np.float64), embedded.obsm["spatial"]
-    table = found.metrics.set_index(["split", "number", "metric"])["value"].sort_index()
+    table = result.metrics.set_index(["split", "number", "metric"])["value"].sort_index()
     assert len(table) == 2 * 3 * 4
-    assert (found.metrics["part"] == "").all()
+    assert (result.metrics["part"] == "").all()
     for seed in range(3):
         run = cluster(vectors, 5, "gmm", seed)
         for split, labels in (("whole", run), ("refined", refine_labels(run, coords, 6))):
             expected = metrics.clustering(embedded.obs["region"], labels)
             expected |= {"chaos": metrics.chaos(coords, labels), "pas": metrics.pas(coords, labels)}
             assert table[split, seed].to_dict() == pytest.approx(expected)
-    assert found.score("pas", "refined") < found.score("pas", "whole")
-    assert found.config["seeds"] == [0, 1, 2]
-    assert found.config["n_domains"] == 5
+    assert result.score("pas", "refined") < result.score("pas", "whole")
+    assert result.config["seeds"] == [0, 1, 2]
+    assert result.config["n_domains"] == 5
 
 
 def test_cells_without_a_label_are_clustered_and_not_scored(embedded: AnnData) -> None:
@@ -61,19 +61,19 @@ def test_cells_without_a_label_are_clustered_and_not_scored(embedded: AnnData) -
     label.iloc[::4] = np.nan
     label.iloc[1:400:100] = "tiny"
     embedded.obs["some"] = label
-    found = evaluate_domains(embedded, use_rep="X_pca_nb", label="some", seeds=1)
-    assert list(found.predictions.index) == list(embedded.obs_names)
-    assert found.predictions["domain"].notna().all()
+    result = evaluate_domains(embedded, use_rep="X_pca_nb", label="some", seeds=1)
+    assert list(result.predictions.index) == list(embedded.obs_names)
+    assert result.predictions["domain"].notna().all()
     unscored = label.isna() | (label == "tiny")
-    assert (found.predictions["label"].isna() == unscored).all()
+    assert (result.predictions["label"].isna() == unscored).all()
     run = cluster(embedded.obsm["X_pca_nb"].astype(np.float64), 5, "gmm", 0)
-    assert found.score("ari") == pytest.approx(
+    assert result.score("ari") == pytest.approx(
         metrics.clustering(label[~unscored], run[~unscored])["ari"]
     )
-    assert found.score("pas") == pytest.approx(metrics.pas(embedded.obsm["spatial"], run))
-    assert found.notes[0].startswith("200 cells without a label")
-    assert found.notes[1].endswith("tiny (4)")
-    assert found.config["n_scored"] == 596
+    assert result.score("pas") == pytest.approx(metrics.pas(embedded.obsm["spatial"], run))
+    assert result.notes[0].startswith("200 cells without a label")
+    assert result.notes[1].endswith("tiny (4)")
+    assert result.config["n_scored"] == 596
 
 
 def test_same_labels_same_result_and_files(embedded: AnnData, tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def test_same_labels_same_result_and_files(embedded: AnnData, tmp_path: Path) ->
     assert (array.config["use_rep"], array.config["label"]) == ("array", "array")
 
 
-def test_notes_say_where_domains_are_missing(embedded: AnnData) -> None:
+def test_notes_name_runs_with_missing_domains(embedded: AnnData) -> None:
     few = np.repeat(np.eye(3), [400, 300, 100], axis=0)
-    found = evaluate_domains(
+    result = evaluate_domains(
         embedded, use_rep=few, label="region", seeds=2, method="kmeans", refine=700
     )
     assert (
         "seed 1: the embedding has too few distinct vectors for 5 domains: 3 were found."
-        in found.notes
+        in result.notes
     )
-    assert "seed 0: refining dissolved 2 of 3 domains" in found.notes
+    assert "seed 0: refining dissolved 2 of 3 domains" in result.notes
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,9 @@ def test_bad_input(
         evaluate_domains(embedded, **{"use_rep": "X_pca_nb", "label": "region", **options})
 
 
-def test_a_class_with_one_cell_is_said(embedded: AnnData) -> None:
+def test_a_class_with_one_cell_is_warned_of(embedded: AnnData) -> None:
     label = embedded.obs["region"].astype(str)
     label.iloc[0] = "alone"
     with pytest.warns(TerrazzoWarning, match="alone has a single cell"):
-        found = evaluate_domains(embedded, use_rep="X_pca_nb", label=label.to_numpy(), seeds=1)
-    assert any("alone (1)" in note for note in found.notes)
+        result = evaluate_domains(embedded, use_rep="X_pca_nb", label=label.to_numpy(), seeds=1)
+    assert any("alone (1)" in note for note in result.notes)

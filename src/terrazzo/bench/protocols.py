@@ -13,7 +13,7 @@ from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, did_you_mean
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
-from terrazzo.tasks.readouts import HEADS
+from terrazzo.tasks.heads import HEADS
 from terrazzo.tasks.reconstruction import Choose
 
 Task = Literal[

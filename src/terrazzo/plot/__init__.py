@@ -1,4 +1,4 @@
-"""Figures: values on the tissue, a slice as an image, embeddings in two dimensions, predictions against the truth."""
+"""Figures: values on the tissue, embeddings in two dimensions, predictions against the truth."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from terrazzo.plot.overlay import overlay
 from terrazzo.plot.palettes import colors
 from terrazzo.plot.reconstruction import reconstruction
 from terrazzo.plot.results import confusion, predicted_against_true, umap
-from terrazzo.plot.tissue import spatial, spatial_grid
+from terrazzo.plot.tissue import spatial
 from terrazzo.systems import registry
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "reconstruction",
     "save",
     "spatial",
-    "spatial_grid",
     "umap",
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from terrazzo import keys
+from terrazzo import records
 from terrazzo.errors import InputError
 from terrazzo.expression import PAPER_TOTAL, Scale, expression
 from terrazzo.plot.figures import legend_width, scale_of
@@ -20,8 +20,10 @@ from terrazzo.slices.panel import Panel
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["predicted_genes"]
+
 MOST = 4  # genes that are drawn where none are named
-_PANEL = 0.6  # of a figure with one panel
+_SMALLER = 0.6  # a panel, of a figure with one panel
 
 
 def predicted_genes(
@@ -70,69 +72,95 @@ def predicted_genes(
     import matplotlib.pyplot as plt
 
     predicted = _predicted(adata, key)
-    held = Panel.read(adata, layer)
-    there = [gene for gene in predicted if gene in held.place]
-    chosen = ([genes] if isinstance(genes, str) else list(genes or [])) or (
-        there or list(predicted)
-    )[:MOST]
-    if gone := [gene for gene in chosen if gene not in predicted]:
-        raise InputError(
-            f"obsm[{key!r}] holds no {gone[0]!r}; it holds: {', '.join(list(predicted)[:20])}."
-        )
-    measured = expression(held, [gene for gene in chosen if gene in held.place], _scale(adata, key))
-    place = place_of(adata, image, slice_options | {"layer": layer})
-    columns = [
-        name
-        for name in ("histology", "measured", "predicted")
-        if name != "histology" or place.pixels is not None
-    ]
-    width, height = (_PANEL * inch for inch in inches_of(place))
-    inches = (
-        len(columns) * width + (len(columns) - 1) * legend_width((), height),
-        len(chosen) * (height + 0.35),
-    )
+    panel = Panel.read(adata, layer)
+    chosen = _chosen(genes, predicted, panel, key)
+    in_panel = [gene for gene in chosen if gene in panel.place]
+    measured = expression(panel, in_panel, _scale(adata, key))
+    place = place_of(adata, image, {**slice_options, "layer": layer})
+    columns = ["measured", "predicted"]
+    if place.pixels is not None:
+        columns.insert(0, "histology")
+    width, height = inches_of(place)
+    panel_width = _SMALLER * width
+    panel_height = _SMALLER * height
+    beside = legend_width((), panel_height)
+    across = len(columns)
+    down = len(chosen)
+    figure_width = across * panel_width + (across - 1) * beside
+    figure_height = down * (panel_height + 0.35)
     figure, axes = plt.subplots(
-        len(chosen), len(columns), squeeze=False, layout="constrained", figsize=inches
+        down,
+        across,
+        squeeze=False,
+        layout="constrained",
+        figsize=(figure_width, figure_height),
     )
     nothing = pd.Series(np.full(adata.n_obs, np.nan))
     for row, gene in zip(axes, chosen, strict=True):
-        true = measured[gene].reset_index(drop=True) if gene in measured else nothing
-        values = {"measured": true, "predicted": predicted[gene].reset_index(drop=True)}
-        both = np.concatenate([one.dropna().to_numpy(dtype=float) for one in values.values()])
+        true = nothing
+        if gene in measured:
+            true = measured[gene].reset_index(drop=True).astype(float)
+        values = {
+            "measured": true,
+            "predicted": predicted[gene].reset_index(drop=True).astype(float),
+        }
+        norm = None
+        if shared:
+            both = pd.concat(list(values.values())).dropna()
+            norm = scale_of(both.to_numpy())
         for ax, column in zip(row, columns, strict=True):
             if column == "histology":
                 draw(ax, place, nothing[:0], {}, None, legend=False)
                 ax.set_title("histology", fontsize="medium")
                 continue
-            norm = scale_of(both) if shared else None
-            draw(
-                ax, place, values[column].astype(float), {}, None, legend=True, norm=norm, size=size
-            )
-            ax.set_title(_title(gene, column, true, values["predicted"]), fontsize="medium")
+            draw(ax, place, values[column], {}, None, legend=True, norm=norm, size=size)
+            title = _title(gene, column, true, values["predicted"])
+            ax.set_title(title, fontsize="medium")
     return figure
 
 
+def _chosen(
+    genes: str | Sequence[str] | None, predicted: pd.DataFrame, panel: Panel, key: str
+) -> list[str]:
+    """Return the genes to draw: the named ones, else the first of those that are measured, else the first."""
+    if not genes:
+        in_panel = [gene for gene in predicted if gene in panel.place]
+        return (in_panel or list(predicted))[:MOST]
+    chosen = [genes] if isinstance(genes, str) else list(genes)
+    for gene in chosen:
+        if gene not in predicted:
+            known = ", ".join(list(predicted)[:20])
+            raise InputError(f"obsm[{key!r}] holds no {gene!r}; it holds: {known}.")
+    return chosen
+
+
 def _title(gene: str, column: str, true: pd.Series, predicted: pd.Series) -> str:
+    """Return the title of a panel: of predicted values, with their correlation with what was measured."""
     known = true.notna().to_numpy()
     if column == "measured":
         return f"{gene}, measured" if known.any() else f"{gene}, not measured"
-    if known.sum() < 2 or true[known].nunique() < 2 or predicted[known].nunique() < 2:
+    true_known = true[known]
+    predicted_known = predicted[known]
+    if true_known.nunique() < 2 or predicted_known.nunique() < 2:
         return f"{gene}, predicted"
-    return f"{gene}, predicted (r = {np.corrcoef(true[known], predicted[known])[0, 1]:.2f})"
+    r = np.corrcoef(true_known, predicted_known)[0, 1]
+    return f"{gene}, predicted (r = {r:.2f})"
 
 
 def _predicted(adata: AnnData, key: str) -> pd.DataFrame:
+    """Return predicted genes with their names."""
     if key not in adata.obsm or f"{key}_names" not in adata.uns:
         raise InputError(
-            f"obsm holds no {key!r} with names of genes; Probe.annotate of terrazzo.tasks.fit_image_to_gene writes it."
+            f"obsm holds no {key!r} with names of genes; "
+            "Probe.annotate of terrazzo.tasks.fit_image_to_gene writes it."
         )
-    return pd.DataFrame(
-        np.asarray(adata.obsm[key]), columns=[str(name) for name in adata.uns[f"{key}_names"]]
-    )
+    names = [str(name) for name in adata.uns[f"{key}_names"]]
+    return pd.DataFrame(np.asarray(adata.obsm[key]), columns=names)
 
 
 def _scale(adata: AnnData, key: str) -> Scale:
-    """Return what counts are scaled to, as the read-out learned them."""
-    record = dict(dict(adata.uns.get(keys.UNS, {})).get(key, {}))
-    said = json.loads(str(record.get("probe", "{}"))).get("scale", PAPER_TOTAL)
-    return "median" if said == "median" else float(said)
+    """Return what counts are scaled to, as the probe learned them."""
+    record = records.records_of(adata).get(key, {})
+    info = json.loads(str(record.get("probe", "{}")))
+    scale = info.get("scale", PAPER_TOTAL)
+    return "median" if scale == "median" else float(scale)

@@ -1,4 +1,4 @@
-"""What every figure needs: axes of the right size, a legend that can be read, and a file."""
+"""Parts of every figure: axes of the right size, a readable legend, a scale of colors, and a file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from terrazzo.arrays import Floats
 from terrazzo.errors import OutputError
 from terrazzo.files import whole_file
 
@@ -17,11 +17,23 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
+__all__ = [
+    "MAX_LEGEND",
+    "add_legend",
+    "add_scale",
+    "legend_width",
+    "new_axes",
+    "save",
+    "scale_of",
+    "size_of",
+]
+
 MAX_LEGEND = 40
 _ROW = 0.165  # inches: a line of the legend
 _LETTER = 0.06  # inches: a letter of it, about
+_DOT = 0.4  # inches: the dot before a name, and the space around both
 _BAR = 0.7  # inches: a scale and its numbers
-_TAIL = 0.5  # per cent of the numbers that may lie beyond either end of their scale
+_TAIL = 0.5  # per cent of the numbers that may be beyond either end of their scale
 _MARKER = 7.0  # points: the same dot in every legend, whatever the size of a cell
 
 
@@ -29,20 +41,24 @@ def new_axes(width: float = 5.0, height: float = 5.0) -> Axes:
     """Make a figure (inches) with one pair of axes."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    _, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    return axes
 
 
 def legend_width(names: Collection[str], height: float) -> float:
-    """Inches that a legend beside axes of this height takes, about; without names: that a scale takes."""
+    """Return the inches that a legend beside axes of this height takes, about; without names, those of a scale."""
     if not names:
         return _BAR
     if len(names) > MAX_LEGEND:
         return 0.0
     lengths = [len(name) for name in names]
-    rows = -(-len(lengths) // _legend_columns(len(lengths), height))
-    return sum(
-        0.4 + _LETTER * max(lengths[start : start + rows]) for start in range(0, len(lengths), rows)
-    )
+    n_columns = _legend_columns(len(lengths), height)
+    n_rows = -(-len(lengths) // n_columns)
+    width = 0.0
+    for start in range(0, len(lengths), n_rows):
+        longest = max(lengths[start : start + n_rows])
+        width += _DOT + _LETTER * longest
+    return width
 
 
 def add_legend(axes: Axes, colors: Mapping[str, str]) -> None:
@@ -51,8 +67,9 @@ def add_legend(axes: Axes, colors: Mapping[str, str]) -> None:
 
     if not colors or len(colors) > MAX_LEGEND:
         return
-    dots = [
-        Line2D(
+    dots = []
+    for name, color in colors.items():
+        dot = Line2D(
             [],
             [],
             linestyle="",
@@ -62,11 +79,11 @@ def add_legend(axes: Axes, colors: Mapping[str, str]) -> None:
             color=color,
             label=name,
         )
-        for name, color in colors.items()
-    ]
+        dots.append(dot)
+    _, height = size_of(axes)
     axes.legend(
         handles=dots,
-        ncols=_legend_columns(len(dots), size_of(axes)[1]),
+        ncols=_legend_columns(len(dots), height),
         loc="center left",
         bbox_to_anchor=(1, 0.5),
         frameon=False,
@@ -77,46 +94,52 @@ def add_legend(axes: Axes, colors: Mapping[str, str]) -> None:
     )
 
 
-def scale_of(numbers: NDArray[np.float64]) -> Normalize:
+def scale_of(numbers: Floats) -> Normalize:
     """Return the ends of a color scale: all but the extreme half per cent, or all where nothing else varies.
 
     One cell of a thousand would otherwise leave all others in the dark.
     """
     from matplotlib.colors import Normalize
 
-    low, high = np.percentile(numbers, (_TAIL, 100 - _TAIL))
+    tails = (_TAIL, 100 - _TAIL)
+    low, high = np.percentile(numbers, tails)
     if low == high:
-        low, high = numbers.min(), numbers.max()
+        low = numbers.min()
+        high = numbers.max()
     return Normalize(float(low), float(high))
 
 
-def add_scale(axes: Axes, drawn: Any, numbers: NDArray[np.float64]) -> None:
+def add_scale(axes: Axes, drawn: Any, numbers: Floats) -> None:
     """Draw the scale of colors beside the axes; an end beyond which there are numbers is an arrow."""
-    below, above = numbers.min() < drawn.norm.vmin, numbers.max() > drawn.norm.vmax
-    ends = {
-        (False, False): "neither",
-        (True, False): "min",
-        (False, True): "max",
-        (True, True): "both",
-    }
+    goes_below = numbers.min() < drawn.norm.vmin
+    goes_above = numbers.max() > drawn.norm.vmax
+    if goes_below and goes_above:
+        arrows = "both"
+    elif goes_below:
+        arrows = "min"
+    else:
+        arrows = "max" if goes_above else "neither"
     # inside the axes' own frame: it stays beside a tissue that is narrower than its panel
     beside = axes.inset_axes((1.03, 0.2, 0.035, 0.6))
-    axes.figure.colorbar(drawn, cax=beside, extend=ends[bool(below), bool(above)])
+    axes.figure.colorbar(drawn, cax=beside, extend=arrows)
     beside.tick_params(labelsize="small")
 
 
 def size_of(axes: Axes) -> tuple[float, float]:
-    """Width and height in inches."""
-    box = axes.get_window_extent().transformed(axes.figure.dpi_scale_trans.inverted())
+    """Return width and height in inches."""
+    to_inches = axes.figure.dpi_scale_trans.inverted()
+    box = axes.get_window_extent().transformed(to_inches)
     return float(box.width), float(box.height)
 
 
 def _legend_columns(n: int, height: float) -> int:
-    return -(-n // max(8, int(height / _ROW)))
+    """Return the columns of a legend of ``n`` names beside axes of this height."""
+    n_rows = max(8, int(height / _ROW))
+    return -(-n // n_rows)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure, with all that stands beside its axes, and close it.
+    """Write a figure, with all that is beside its axes, and close it.
 
     Raises
     ------
@@ -129,10 +152,12 @@ def save(figure: Figure, path: str | Path) -> Path:
     try:
         if not target.suffix:
             raise ValueError("its name has no ending; take .png, .pdf or .svg")
+        file_format = target.suffix[1:].lower()
         with whole_file(target) as draft:
-            figure.savefig(draft, dpi=150, bbox_inches="tight", format=target.suffix[1:].lower())
+            figure.savefig(draft, dpi=150, bbox_inches="tight", format=file_format)
     except OSError as error:
-        raise OutputError(f"{path} could not be written ({error.strerror or error}).") from error
+        reason = error.strerror or error
+        raise OutputError(f"{path} could not be written ({reason}).") from error
     except ValueError as error:  # matplotlib names the formats it knows
         raise OutputError(f"{path} could not be written ({error}).") from error
     finally:

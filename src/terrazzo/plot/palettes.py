@@ -1,4 +1,4 @@
-"""What is drawn in which color: values out of an AnnData, and a color for each category, the same in every figure."""
+"""Colors: the values of a column or gene, and a color for each category that is the same in every figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,25 @@ import pandas as pd
 from anndata import AnnData
 
 from terrazzo import keys
+from terrazzo.arrays import Bools, Floats
 from terrazzo.errors import ConfigError, InputError, did_you_mean
+
+__all__ = [
+    "COLORS",
+    "MAP",
+    "MISSING",
+    "MISSING_COLOR",
+    "Palette",
+    "as_hex",
+    "by_name",
+    "color_map",
+    "colors",
+    "is_label",
+    "joint_label_colors",
+    "label_colors",
+    "natural",
+    "read_values",
+]
 
 Palette = Mapping[str, Any] | Sequence[Any] | str
 """Colors by name; or in the order of the categories; or a matplotlib color map."""
@@ -67,11 +85,12 @@ MISSING_COLOR = "#d9d9d9"
 MISSING = "no label"
 MAP = "viridis"
 _MISSING_WORDS = ("", "nan", "<na>")  # what a missing label becomes on its way through text
-_STRONG = (
-    len(COLORS) // 2
-)  # colors that names choose from; the later ones, less far apart, are for those that meet
-_SALT = 86558  # one at which no two region names of the slices in reach meet, and few cell types
+# colors that names choose from; the later ones, less different, are for names whose color is taken
+_STRONG = len(COLORS) // 2
+# one with which no two region names of the slices at hand share a color, and few cell types do
+_SALT = 86558
 _GOLDEN = 0.618034
+_LISTED = 20  # color maps of at most so many colors (tab10 and the like) are lists of colors
 
 
 def colors(adata: AnnData, color: str, *, palette: Palette | None = None) -> dict[str, str]:
@@ -104,7 +123,7 @@ def colors(adata: AnnData, color: str, *, palette: Palette | None = None) -> dic
         The palette holds something that is no color, or too few.
     """
     values = read_values(adata, color)
-    if not isinstance(values.dtype, pd.CategoricalDtype):
+    if not is_label(values):
         raise InputError(f"{color!r} holds numbers; only labels have a color each.")
     return label_colors(adata, color, values, palette)
 
@@ -119,54 +138,77 @@ def read_values(adata: AnnData, color: str) -> pd.Series:
     """
     if color in adata.obs:
         column = adata.obs[color]
-        is_label = pd.api.types.is_bool_dtype(column.dtype) or not pd.api.types.is_numeric_dtype(
-            column.dtype
-        )
-        if is_label:
+        is_flag = pd.api.types.is_bool_dtype(column.dtype)
+        if is_flag or not pd.api.types.is_numeric_dtype(column.dtype):
             return _as_labels(column)
         numbers = column.to_numpy(dtype=float, na_value=np.nan)
     else:
         numbers = _expression(adata, color)
-    return pd.Series(np.where(np.isfinite(numbers), numbers, np.nan), index=adata.obs_names)
+    finite = np.where(np.isfinite(numbers), numbers, np.nan)
+    return pd.Series(finite, index=adata.obs_names)
+
+
+def is_label(values: pd.Series) -> bool:
+    """Return whether :func:`read_values` read labels, not numbers."""
+    return isinstance(values.dtype, pd.CategoricalDtype)
 
 
 def label_colors(
     adata: AnnData, color: str, values: pd.Series, palette: Palette | None
 ) -> dict[str, str]:
     """Return the color of each category of :func:`read_values`; see :func:`colors`."""
-    names = list(values.cat.categories)
+    return joint_label_colors([adata], color, [values], palette)
+
+
+def joint_label_colors(
+    slices: Sequence[AnnData],
+    color: str,
+    values: Sequence[pd.Series],
+    palette: Palette | None,
+) -> dict[str, str]:
+    """Return the color of each category of several slices; colors stored in the first of them go first."""
+    names: list[str] = []
+    for one in values:
+        names += [name for name in one.cat.categories if name not in names]
+    chosen: dict[str, str] = {}
     if isinstance(palette, Mapping):
-        given = {str(k): as_hex(v) for k, v in palette.items()}
+        chosen = {str(name): as_hex(value) for name, value in palette.items()}
     elif palette is not None:
-        given = _by_place(_declared(adata.obs[color]), palette)
+        declared = [name for adata in slices for name in _declared(adata.obs[color])]
+        chosen = _by_place(list(dict.fromkeys(declared)), palette)
     else:
-        given = _from_scanpy(adata, color)
-    return by_name(names, {name: given[name] for name in names if name in given})
+        for adata in slices:
+            chosen = {**_from_scanpy(adata, color), **chosen}
+    of_names = {name: chosen[name] for name in names if name in chosen}
+    return by_name(names, of_names)
 
 
-def by_name(names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """Give each name its color: the given one, its own, or, where another has that, the next free one."""
-    taken = dict(given)
+def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Give each name its color: the chosen one, its own, or, where another has that, the next free one."""
+    taken = dict(chosen)
     used = set(taken.values())
-    moved = []
+    without = []
     for name in sorted(names, key=natural):
-        if name not in taken:
-            wish = COLORS[_slot(name)]
-            if wish in used:
-                moved.append(name)
-            else:
-                taken[name] = wish
-                used.add(wish)
-    for name in moved:  # after all others, so that none of them loses its own color
+        if name in taken:
+            continue
+        own = COLORS[_slot(name)]
+        if own in used:
+            without.append(name)
+        else:
+            taken[name] = own
+            used.add(own)
+    for name in without:  # after all others, so that none of them loses its own color
         start = _STRONG + _slot(name) % _STRONG
-        choices = itertools.chain(COLORS[start:], COLORS[_STRONG:start], COLORS, _beyond())
-        taken[name] = next(color for color in choices if color not in used)
-        used.add(taken[name])
+        weak = (*COLORS[start:], *COLORS[_STRONG:start])
+        candidates = itertools.chain(weak, COLORS, _beyond())
+        free = next(color for color in candidates if color not in used)
+        taken[name] = free
+        used.add(free)
     return {name: taken[name] for name in names}
 
 
 def as_hex(color: Any) -> str:
-    """Return ``"#rrggbb"``; ConfigError where it is no color."""
+    """Return ``"#rrggbb"``; ConfigError where it is not a color."""
     from matplotlib.colors import to_hex
 
     try:
@@ -186,103 +228,130 @@ def color_map(palette: Palette | None) -> Any:
     import matplotlib as mpl
 
     name = palette if isinstance(palette, str) else MAP
-    if name not in mpl.colormaps:
-        near = difflib.get_close_matches(name, list(mpl.colormaps), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"palette: matplotlib has no color map {name!r}{hint}")
-    return mpl.colormaps[name]
+    if name in mpl.colormaps:
+        return mpl.colormaps[name]
+    near = difflib.get_close_matches(name, list(mpl.colormaps), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"palette: matplotlib has no color map {name!r}{hint}")
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
     """Sort key that puts ``"2"`` before ``"10"``, and capitals beside small letters."""
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if i % 2 else part.lower() for i, part in enumerate(parts)], name
+    key: list[str | int] = []
+    for i, part in enumerate(re.split(r"([0-9]+)", name)):
+        is_number = i % 2 == 1
+        key.append(int(part) if is_number else part.lower())
+    return key, name
 
 
-def said(values: pd.Series) -> np.ndarray:
+def has_label(values: pd.Series) -> Bools:
     """Return which entries of a column are labels, bool ``(n,)``."""
-    words = values.astype(object).map(lambda v: "" if pd.isna(v) else str(v).strip().lower())
+    words = values.astype(object).map(_word)
     return ~words.isin(_MISSING_WORDS).to_numpy(dtype=bool)
 
 
+def _word(value: Any) -> str:
+    """Return a label in small letters; "" where it is missing."""
+    if pd.isna(value):
+        return ""
+    return str(value).strip().lower()
+
+
 def _as_labels(column: pd.Series) -> pd.Series:
-    """Text categories that occur, in the declared order, or in the natural one where none was chosen."""
-    words = [
-        str(value) if known else None for value, known in zip(column, said(column), strict=True)
-    ]
+    """Return text categories that occur, in the declared order, or in the natural one where none was chosen."""
+    known = has_label(column)
+    words = []
+    for value, is_known in zip(column, known, strict=True):
+        words.append(str(value) if is_known else None)
     present = set(words)
     names = [name for name in _declared(column) if name in present]
-    if names == sorted(names):  # the order of the alphabet is nobody's choice
+    if names == sorted(names):  # alphabetical order was not chosen by anybody
         names.sort(key=natural)
-    return pd.Series(pd.Categorical(words, categories=names), index=column.index)
+    categories = pd.Categorical(words, categories=names)
+    return pd.Series(categories, index=column.index)
 
 
 def _declared(column: pd.Series) -> list[str]:
-    """Categories as scanpy counts them: all that are declared, the sorted ones of text."""
+    """Return categories as scanpy counts them: all that are declared, the sorted ones of text."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return list(dict.fromkeys(map(str, column.cat.categories)))
-    return sorted({str(v) for v in column.dropna()})
+    return sorted({str(value) for value in column.dropna()})
 
 
-def _expression(adata: AnnData, gene: str) -> np.ndarray:
-    """Values of a gene in ``X``, float64 ``(n,)``; columns that repeat its name are summed, as a Slice does."""
-    columns = [c for c in (*keys.SYMBOL_COLUMNS, *keys.ENSEMBL_COLUMNS) if c in adata.var]
-    for names in (adata.var_names, *(adata.var[c] for c in columns)):
-        at = np.flatnonzero(np.asarray(names.astype(str)) == gene)
-        if len(at):
-            block = adata[:, at].X
-            if block is None:
-                raise InputError(
-                    f"{gene!r} is a gene, but the AnnData has no X; set adata.X to what is to be drawn."
-                )
-            block = block.toarray() if hasattr(block, "toarray") else np.asarray(block)
-            return block.sum(axis=1, dtype=float)
+def _expression(adata: AnnData, gene: str) -> Floats:
+    """Return values of a gene in ``X``, float64 ``(n,)``; columns that repeat its name are summed, as in a Slice."""
+    for names in _gene_names(adata):
+        columns = np.flatnonzero(np.asarray(names.astype(str)) == gene)
+        if not len(columns):
+            continue
+        values = adata[:, columns].X
+        if values is None:
+            raise InputError(
+                f"{gene!r} is a gene, but the AnnData has no X; set adata.X to what is to be drawn."
+            )
+        dense = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        return dense.sum(axis=1, dtype=float)
+    known = ", ".join(map(str, adata.obs))
     hint = did_you_mean(gene, [*adata.obs, *adata.var_names])
-    raise InputError(
-        f"{gene!r} is neither a column of obs ({', '.join(map(str, adata.obs))}) nor a gene.{hint}"
-    )
+    raise InputError(f"{gene!r} is neither a column of obs ({known}) nor a gene.{hint}")
+
+
+def _gene_names(adata: AnnData) -> Iterator[Any]:
+    """Yield the names of all genes: the index, then symbols and ids."""
+    yield adata.var_names
+    for name in (*keys.SYMBOL_COLUMNS, *keys.ENSEMBL_COLUMNS):
+        if name in adata.var:
+            yield adata.var[name]
 
 
 def _by_place(names: Sequence[str], palette: Sequence[Any] | str) -> dict[str, str]:
+    """Give names the colors of a list or of a color map, in their order."""
     if isinstance(palette, str):
-        scale = color_map(palette)
-        n = len(names)
-        listed = (
-            getattr(scale, "colors", None) if scale.N <= 20 else None
-        )  # tab10 and its kin are lists of colors
-        places = range(n) if listed is not None and n <= scale.N else np.linspace(0, 1, n)
-        return {name: as_hex(scale(place)) for name, place in zip(names, places, strict=True)}
-    if len(palette) < len(names):
+        return _of_map(names, palette)
+    n_colors = len(palette)
+    if n_colors < len(names):
+        shown = ", ".join(names)
         raise ConfigError(
-            f"palette has {len(palette)} colors for {len(names)} categories; add {', '.join(names)}."
+            f"palette has {n_colors} colors for {len(names)} categories; add {shown}."
         )
     return {name: as_hex(color) for name, color in zip(names, palette, strict=False)}
 
 
+def _of_map(names: Sequence[str], palette: str) -> dict[str, str]:
+    """Give names the colors of a color map: the first ones of a list, else evenly spaced ones."""
+    scale = color_map(palette)
+    n = len(names)
+    is_list = scale.N <= _LISTED and getattr(scale, "colors", None) is not None
+    takes_first = is_list and n <= scale.N
+    places = range(n) if takes_first else np.linspace(0, 1, n)
+    return {name: as_hex(scale(place)) for name, place in zip(names, places, strict=True)}
+
+
 def _from_scanpy(adata: AnnData, color: str) -> dict[str, str]:
-    """Colors that scanpy stored; none where they do not fit the categories."""
+    """Return colors that scanpy stored; none where they do not fit the categories."""
     from matplotlib.colors import is_color_like
 
     stored = adata.uns.get(f"{color}_colors")
+    if stored is None or isinstance(stored, str) or np.ndim(stored) != 1:
+        return {}
     names = _declared(adata.obs[color])
-    if (
-        stored is None
-        or isinstance(stored, str)
-        or np.ndim(stored) != 1
-        or len(stored) < len(names)
-    ):
+    values = [str(value) for value in stored]
+    are_colors = all(map(is_color_like, values))
+    if len(values) < len(names) or not are_colors:
         return {}
-    found = [str(color) for color in stored]
-    if not all(map(is_color_like, found)):
-        return {}
-    return {name: as_hex(color) for name, color in zip(names, found, strict=False)}
+    return {name: as_hex(value) for name, value in zip(names, values, strict=False)}
 
 
 def _slot(name: str) -> int:
-    """Place in the palette: hash of the name without the number at its end, plus that number."""
+    """Return the place in the palette: hash of the name without the number at its end, plus that number."""
     stem = name.rstrip("0123456789")
-    number = int(name[len(stem) :][-6:] or 0)
-    return ((zlib.crc32(f"{_SALT}{stem}".encode()) % _STRONG if stem else 0) + number) % len(COLORS)
+    digits = name[len(stem) :]
+    number = int(digits[-6:] or 0)
+    start = 0
+    if stem:
+        checksum = zlib.crc32(f"{_SALT}{stem}".encode())
+        start = checksum % _STRONG
+    return (start + number) % len(COLORS)
 
 
 def _beyond() -> Iterator[str]:
@@ -290,6 +359,7 @@ def _beyond() -> Iterator[str]:
     from matplotlib.colors import hsv_to_rgb, to_hex
 
     for turn in itertools.count(start=_GOLDEN, step=_GOLDEN):
-        yield to_hex(
-            tuple(hsv_to_rgb((turn % 1, 0.45 + 0.5 * (turn * 7 % 1), 0.45 + 0.5 * (turn * 3 % 1))))
-        )
+        hue = turn % 1
+        saturation = 0.45 + 0.5 * (turn * 7 % 1)
+        value = 0.45 + 0.5 * (turn * 3 % 1)
+        yield to_hex(tuple(hsv_to_rgb((hue, saturation, value))))

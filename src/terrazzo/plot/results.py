@@ -1,4 +1,4 @@
-"""What came out: an embedding in two dimensions, and predictions against the truth. Arrays in, axes out."""
+"""Results: an embedding in two dimensions, and predictions against the truth. Arrays in, axes out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from terrazzo import records as representation
+from terrazzo import records
+from terrazzo.arrays import AnyFloats, Floats, Vectors
 from terrazzo.errors import InputError
 from terrazzo.plot.figures import add_legend, add_scale, legend_width, new_axes, scale_of
 from terrazzo.plot.palettes import (
@@ -19,14 +20,17 @@ from terrazzo.plot.palettes import (
     MISSING_COLOR,
     Palette,
     color_map,
+    has_label,
+    is_label,
     label_colors,
     natural,
     read_values,
-    said,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+__all__ = ["LEAST_CELLS", "confusion", "predicted_against_true", "umap", "umap_layout"]
 
 MAX_CELLS = 20_000
 LEAST_CELLS = 5
@@ -40,7 +44,7 @@ _SCATTER = 5_000  # pairs up to which each is a dot
 def umap(
     adata: AnnData,
     *,
-    use_rep: str | representation.Vectors,
+    use_rep: str | AnyFloats,
     color: str,
     seed: int = 0,
     ax: Axes | None = None,
@@ -56,7 +60,7 @@ def umap(
     Parameters
     ----------
     adata
-        Holds the embedding. Never written to: the neighbors and the two coordinates are made elsewhere.
+        Holds the embedding. Never written to.
     use_rep
         As in :func:`terrazzo.records.vectors`: ``obsm`` key, ``"key:block"``, or an array ``(n, d)``.
     color, palette, legend
@@ -79,67 +83,87 @@ def umap(
     ConfigError
         An impossible ``palette``.
     """
-    vectors = representation.vectors(adata, use_rep)
-    if len(vectors) < LEAST_CELLS:
-        raise InputError(f"UMAP needs at least {LEAST_CELLS} cells; there are {len(vectors)}.")
+    vectors = records.vectors(adata, use_rep)
+    n_cells = len(vectors)
+    if n_cells < LEAST_CELLS:
+        raise InputError(f"UMAP needs at least {LEAST_CELLS} cells; there are {n_cells}.")
     values = read_values(adata, color)
-    is_label = isinstance(values.dtype, pd.CategoricalDtype)
-    names = label_colors(adata, color, values, palette) if is_label else {}
-    scale = None if is_label else color_map(palette)
-    order = np.random.default_rng(seed).permutation(len(vectors))[
-        :MAX_CELLS
-    ]  # shuffled: no label hides another
-    places = umap_layout(vectors[np.sort(order)], seed)[np.argsort(np.argsort(order))]
-    shown = values.iloc[order]
-    missing = shown.isna().to_numpy()
-    named = {**names, MISSING: MISSING_COLOR} if is_label and missing.any() else names
-    axes = (
-        ax
-        if ax is not None
-        else new_axes(_SIDE + (legend_width(named, _SIDE) if legend else 0.0), _SIDE)
-    )
-    look: dict[str, Any] = {
-        "s": float(np.clip(_INK / len(order), 2, 60)),
-        "linewidths": 0,
-        "rasterized": True,
-    }
-    x, y = places.T
-    axes.scatter(x[missing], y[missing], color=MISSING_COLOR, **look)
-    if is_label:
-        axes.scatter(
-            x[~missing], y[~missing], color=[names[name] for name in shown[~missing]], **look
-        )
-        if legend:
-            add_legend(axes, named)
+    names: dict[str, str] = {}
+    if is_label(values):
+        names = label_colors(adata, color, values, palette)
     else:
-        numbers = shown.to_numpy(dtype=float)[~missing]
-        if len(numbers):
-            drawn = axes.scatter(
-                x[~missing], y[~missing], c=numbers, cmap=scale, norm=scale_of(numbers), **look
-            )
-            if legend:
-                add_scale(axes, drawn, numbers)
-    sampled = f"\n{len(order):,} of {len(vectors):,} cells" if len(order) < len(vectors) else ""
-    axes.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", box_aspect=1)
-    axes.set_title(f"{color if title is None else title}{sampled}", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+        color_map(palette)  # refuses one that does not exist before the long work
+    order = np.random.default_rng(seed).permutation(n_cells)[:MAX_CELLS]
+    drawn = np.sort(order)
+    places = umap_layout(vectors[drawn], seed)
+    rank = np.searchsorted(drawn, order)
+    # drawn in random order: no label hides another
+    shown = values.iloc[order]
+    named = dict(names)
+    if is_label(values) and shown.isna().any():
+        named[MISSING] = MISSING_COLOR
+    if ax is None:
+        beside = legend_width(named, _SIDE) if legend else 0.0
+        ax = new_axes(_SIDE + beside, _SIDE)
+    _scatter(ax, places[rank], shown, named, palette, legend)
+    text = color if title is None else title
+    n_drawn = len(order)
+    if n_drawn < n_cells:
+        text = f"{text}\n{n_drawn:,} of {n_cells:,} cells"
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", box_aspect=1)
+    ax.set_title(text, fontsize="medium")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
-def umap_layout(vectors: representation.Vectors, seed: int) -> NDArray[np.float32]:
+def _scatter(
+    axes: Axes,
+    places: Vectors,
+    values: pd.Series,
+    colors: dict[str, str],
+    palette: Palette | None,
+    legend: bool,
+) -> None:
+    """Draw cells as dots, those without a value below the others."""
+    ink_a_cell = _INK / len(values)
+    area = float(np.clip(ink_a_cell, 2, 60))
+    look: dict[str, Any] = {"s": area, "linewidths": 0, "rasterized": True}
+    missing = values.isna().to_numpy()
+    x, y = places[missing].T
+    axes.scatter(x, y, color=MISSING_COLOR, **look)
+    known = values[~missing]
+    x, y = places[~missing].T
+    if is_label(values):
+        axes.scatter(x, y, color=[colors[name] for name in known], **look)
+        if legend:
+            add_legend(axes, colors)
+        return
+    numbers = known.to_numpy(dtype=float)
+    if not len(numbers):
+        return
+    dots = axes.scatter(
+        x,
+        y,
+        c=numbers,
+        cmap=color_map(palette),
+        norm=scale_of(numbers),
+        **look,
+    )
+    if legend:
+        add_scale(axes, dots, numbers)
+
+
+def umap_layout(vectors: AnyFloats, seed: int) -> Vectors:
     """Return UMAP coordinates ``(n, 2)``: scanpy's, 15 neighbors; same seed, same places."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of its parts, about one another: nothing that a user can mend
+        warnings.simplefilter("ignore")  # of its parts, about one another: a user cannot fix them
         import scanpy as sc
 
-        bare = AnnData(obsm={"X": np.asarray(vectors, dtype=np.float32)})
-        sc.pp.neighbors(
-            bare, n_neighbors=min(NEIGHBORS, bare.n_obs - 1), use_rep="X", random_state=seed
-        )
-        sc.tl.umap(bare, random_state=seed)
-    return np.asarray(bare.obsm["X_umap"])
+        cells = AnnData(obsm={"X": np.asarray(vectors, dtype=np.float32)})
+        n_neighbors = min(NEIGHBORS, cells.n_obs - 1)
+        sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
+        sc.tl.umap(cells, random_state=seed)
+    return np.asarray(cells.obsm["X_umap"])
 
 
 def confusion(
@@ -165,61 +189,72 @@ def confusion(
     InputError
         Lengths differ, or no cell has both labels.
     """
-    truth, guess = _series(true, "true"), _series(predicted, "predicted")
-    if len(truth) != len(guess):
+    truth = _series(true, "true")
+    guess = _series(predicted, "predicted")
+    n_cells = len(truth)
+    if n_cells != len(guess):
         raise InputError(
-            f"there are {len(truth)} true labels and {len(guess)} predicted ones; give one a cell each."
+            f"there are {n_cells} true labels and {len(guess)} predicted ones; give one a cell each."
         )
-    known = said(truth) & said(guess)
-    if not known.any():
+    known = has_label(truth) & has_label(guess)
+    n_known = int(known.sum())
+    if not n_known:
         raise InputError("no cell has both a true and a predicted label.")
-    rows, columns = truth[known].astype(str), guess[known].astype(str)
-    classes = sorted({*rows, *columns}, key=natural)
-    counts = (
-        pd.crosstab(rows, columns)
-        .reindex(index=classes, columns=classes, fill_value=0)
-        .to_numpy(dtype=float)
-    )
-    total = counts.sum(axis=1, keepdims=True)
-    shares = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    shown = shares if normalize else counts
-    side = float(np.clip(0.45 * len(classes) + 1.5, 4, 14))
-    axes = ax if ax is not None else new_axes(side + 1, side)
-    drawn = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
+    rows = truth[known].astype(str)
+    columns = guess[known].astype(str)
+    counts = _counts(rows, columns)
+    classes = list(counts.index)
+    numbers = counts.to_numpy(dtype=float)
+    total = numbers.sum(axis=1, keepdims=True)
+    nothing = np.full_like(numbers, np.nan)
+    shares = np.divide(numbers, total, out=nothing, where=total > 0)
+    shown = shares if normalize else numbers
+    n_classes = len(classes)
+    wanted = 0.45 * n_classes + 1.5
+    side = float(np.clip(wanted, 4, 14))
+    if ax is None:
+        ax = new_axes(side + 1, side)
+    drawn = ax.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
+    _name_classes(ax, classes)
+    xlabel = "predicted"
+    if n_known < n_cells:
+        n_left_out = n_cells - n_known
+        xlabel += f"\n{n_left_out:,} of {n_cells:,} cells without a label left out"
+    ax.set(xlabel=xlabel, ylabel="true")
+    if n_classes <= _WRITTEN:
+        _write_fields(ax, shares, shown, normalize)
+    label = "share of the true class" if normalize else "cells"
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.6, aspect=25, label=label)
+    return ax
+
+
+def _counts(truth: pd.Series, guess: pd.Series) -> pd.DataFrame:
+    """Return how often each class was predicted as each, rows and columns in natural order."""
+    classes = sorted({*truth, *guess}, key=natural)
+    table = pd.crosstab(truth, guess)
+    return table.reindex(index=classes, columns=classes, fill_value=0)
+
+
+def _name_classes(axes: Axes, classes: list[str]) -> None:
+    """Write the names of classes beside rows and columns."""
     ticks = range(len(classes))
-    small = "small" if len(classes) <= _WRITTEN else "x-small"
-    axes.set_xticks(
-        ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0, fontsize=small
-    )
-    axes.set_yticks(ticks, classes, fontsize=small)
-    left_out = (
-        f"\n{len(known) - int(known.sum()):,} of {len(known):,} cells without a label left out"
-    )
-    axes.set(xlabel="predicted" + ("" if known.all() else left_out), ylabel="true")
-    if len(classes) <= _WRITTEN:
-        _write_fields(axes, shares, shown, normalize)
-    axes.figure.colorbar(
-        drawn,
-        ax=axes,
-        shrink=0.6,
-        aspect=25,
-        label="share of the true class" if normalize else "cells",
-    )
-    return axes
+    fontsize = "small" if len(classes) <= _WRITTEN else "x-small"
+    longest = max(len(name) for name in classes)
+    rotation = 90 if longest > 3 else 0
+    axes.set_xticks(ticks, classes, rotation=rotation, fontsize=fontsize)
+    axes.set_yticks(ticks, classes, fontsize=fontsize)
 
 
-def _write_fields(
-    axes: Axes, shares: NDArray[np.float64], shown: NDArray[np.float64], normalize: bool
-) -> None:
+def _write_fields(axes: Axes, shares: Floats, shown: Floats, normalize: bool) -> None:
     """Write the numbers into the fields, white on dark; not what rounds to nothing."""
-    top = np.nanmax(shown)
+    top = 1 if normalize else np.nanmax(shown)
     for (row, column), value in np.ndenumerate(shown):
-        if value < 0.005 if normalize else value == 0:
+        is_nothing = value < 0.005 if normalize else value == 0
+        if is_nothing or not np.isfinite(shares[row, column]):
             continue
-        if np.isfinite(shares[row, column]):
-            text = f"{value:.2f}" if normalize else f"{value:,.0f}"
-            color = "white" if value > 0.55 * (1 if normalize else top) else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=color)
+        text = f"{value:.2f}" if normalize else f"{value:,.0f}"
+        color = "white" if value > 0.55 * top else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=color)
 
 
 def predicted_against_true(
@@ -248,85 +283,102 @@ def predicted_against_true(
     InputError
         Shapes or columns differ, values are not numbers, there is no such column, or fewer than two finite pairs.
     """
-    from matplotlib.colors import LogNorm
-
     x, y = _pairs(true, predicted, name)
+    n_pairs = len(x)
     finite = np.isfinite(x) & np.isfinite(y)
-    if finite.sum() < 2:
-        raise InputError(
-            f"there are {int(finite.sum())} pairs of finite numbers; two or more are needed."
-        )
-    left_out = f"\n{int((~finite).sum()):,} of {len(x):,} pairs left out: not finite"
-    x, y = x[finite], y[finite]
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    n_finite = int(finite.sum())
+    if n_finite < 2:
+        raise InputError(f"there are {n_finite} pairs of finite numbers; two or more are needed.")
+    x = x[finite]
+    y = y[finite]
+    low = min(x.min(), y.min())
+    high = max(x.max(), y.max())
     margin = 0.03 * (high - low) or 0.5
     edges = (low - margin, high + margin)
-    axes = ax if ax is not None else new_axes(_SIDE + 0.3, _SIDE)
-    if len(x) <= _SCATTER:
-        axes.scatter(
-            x, y, s=float(np.clip(8_000 / len(x), 4, 30)), alpha=0.5, linewidths=0, color="C0"
-        )
+    if ax is None:
+        ax = new_axes(_SIDE + 0.3, _SIDE)
+    if n_finite <= _SCATTER:
+        area = float(np.clip(8_000 / n_finite, 4, 30))
+        ax.scatter(x, y, s=area, alpha=0.5, linewidths=0, color="C0")
     else:
-        drawn = axes.hexbin(
-            x,
-            y,
-            gridsize=50,
-            extent=(*edges, *edges),
-            mincnt=1,
-            norm=LogNorm(),
-            cmap=MAP,
-            linewidths=0,
-        )
-        axes.figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=25, label="pairs")
-    axes.plot(edges, edges, color="0.4", linewidth=1, linestyle="--")
-    # exactly: the spread of equal numbers is rounding error
-    varies = np.ptp(x) > 0 and np.ptp(y) > 0
-    words = (
-        f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}"
-        if varies
-        else "Pearson undefined: one side is constant"
+        _hexagons(ax, x, y, edges)
+    ax.plot(edges, edges, color="0.4", linewidth=1, linestyle="--")
+    xlabel = "true"
+    if n_finite < n_pairs:
+        n_left_out = n_pairs - n_finite
+        xlabel += f"\n{n_left_out:,} of {n_pairs:,} pairs left out: not finite"
+    ax.set(xlim=edges, ylim=edges, aspect="equal", xlabel=xlabel)
+    ax.set_ylabel("predicted")
+    title = _correlation(x, y)
+    if name is not None:
+        title = f"{name}: {title}"
+    ax.set_title(title, fontsize="medium")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _hexagons(axes: Axes, x: Floats, y: Floats, edges: tuple[float, float]) -> None:
+    """Draw many pairs as hexagons, with a scale of their number."""
+    from matplotlib.colors import LogNorm
+
+    drawn = axes.hexbin(
+        x,
+        y,
+        gridsize=50,
+        extent=(*edges, *edges),
+        mincnt=1,
+        norm=LogNorm(),
+        cmap=MAP,
+        linewidths=0,
     )
-    axes.set(
-        xlim=edges, ylim=edges, aspect="equal", xlabel="true" + ("" if finite.all() else left_out)
-    )
-    axes.set_ylabel("predicted")
-    axes.set_title(words if name is None else f"{name}: {words}", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
-    return axes
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.6, aspect=25, label="pairs")
+
+
+def _correlation(x: Floats, y: Floats) -> str:
+    """Return Pearson's r in words."""
+    # by the range: the spread of equal numbers is rounding error
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return "Pearson undefined: one side is constant"
+    r = np.corrcoef(x, y)[0, 1]
+    return f"Pearson {r:.3f}"
 
 
 def _series(labels: ArrayLike, side: str) -> pd.Series:
-    if np.ndim(labels) != 1:
+    """Return labels as a column."""
+    n_dimensions = np.ndim(labels)
+    if n_dimensions != 1:
         raise InputError(
-            f"the {side} labels have {np.ndim(labels)} dimensions; give one label a cell."
+            f"the {side} labels have {n_dimensions} dimensions; give one label a cell."
         )
     return pd.Series(labels).reset_index(drop=True)
 
 
-def _pairs(
-    true: Any, predicted: Any, name: str | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both sides as float64 ``(m,)``, column after column."""
+def _pairs(true: Any, predicted: Any, name: str | None) -> tuple[Floats, Floats]:
+    """Return both sides as float64 ``(m,)``, column after column."""
     if isinstance(true, pd.DataFrame) and isinstance(predicted, pd.DataFrame):
         if list(true.columns) != list(predicted.columns):
             raise InputError(
-                "the true and the predicted table have other columns; give the same in the same order."
+                "the true and the predicted table have other columns; "
+                "give the same in the same order."
+            )
+        if name is not None and name not in true.columns:
+            raise InputError(
+                f"the tables have no column {name!r}; leave name out to draw all of them together."
             )
         if name is not None:
-            if name not in true.columns:
-                raise InputError(
-                    f"the tables have no column {name!r}; leave name out to draw all of them together."
-                )
-            true, predicted = true[name], predicted[name]
-    sides = []
-    for values in (true, predicted):
-        dense = values.toarray() if hasattr(values, "toarray") else values
-        try:
-            sides.append(np.asarray(dense, dtype=np.float64))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"true and predicted must be numbers ({error}).") from error
-    if sides[0].shape != sides[1].shape:
-        raise InputError(
-            f"true has shape {sides[0].shape}, predicted {sides[1].shape}; they must be the same."
-        )
-    return sides[0].ravel(), sides[1].ravel()
+            true = true[name]
+            predicted = predicted[name]
+    x = _numbers(true)
+    y = _numbers(predicted)
+    if x.shape != y.shape:
+        raise InputError(f"true has shape {x.shape}, predicted {y.shape}; they must be the same.")
+    return x.ravel(), y.ravel()
+
+
+def _numbers(values: Any) -> Floats:
+    """Return numbers dense."""
+    dense = values.toarray() if hasattr(values, "toarray") else values
+    try:
+        return np.asarray(dense, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"true and predicted must be numbers ({error}).") from error

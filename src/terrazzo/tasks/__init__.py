@@ -2,7 +2,8 @@
 
 from terrazzo.tasks.deconvolution import deconvolve
 from terrazzo.tasks.domains import domains
-from terrazzo.tasks.image_to_gene import fit_image_to_gene, image_to_gene, measured, read_gene_list
+from terrazzo.tasks.gene_lists import read_gene_list
+from terrazzo.tasks.image_to_gene import fit_image_to_gene, image_to_gene, measured
 from terrazzo.tasks.imputation import Hidden, hide_genes, impute
 from terrazzo.tasks.probes import Probe, fit_probe, probe
 from terrazzo.tasks.reconstruction import reconstruct

@@ -10,9 +10,11 @@ from anndata import AnnData
 from terrazzo.arrays import AnyFloats
 from terrazzo.tasks import targets
 from terrazzo.tasks.experiments import Plan, across, within
-from terrazzo.tasks.readouts import HeadConfig
+from terrazzo.tasks.heads import HeadConfig
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.targets import Data
+
+__all__ = ["deconvolve"]
 
 
 def deconvolve(
@@ -36,11 +38,11 @@ def deconvolve(
     data
         One slice; with ``test``, one or several that are learned from.
     use_rep, head, splits, runs, seed, progress
-        As in :func:`terrazzo.tasks.probe`. The MLPs answer with a softmax, learned with the Kullback-Leibler
-        divergence; ``"linear"`` with the proportions nearest to a ridge regression.
+        As in :func:`terrazzo.tasks.probe`. The MLPs end in a softmax, learned with the Kullback-Leibler
+        divergence; ``"linear"`` takes the proportions nearest to a ridge regression.
     proportions
         Key of ``obsm``, DataFrame or array ``(n, types)``: non-negative rows that sum to one. Types are named by the
-        DataFrame or by ``uns["<key>_names"]``. A type that a training slice does not list counts as absent there.
+        DataFrame or by ``uns["<key>_names"]``. A type that a training slice does not list counts as absent from it.
     test
         Another slice that is scored, over the types that both sides list, as they are, not divided by their sum; the
         others are named in ``notes``.
@@ -48,7 +50,7 @@ def deconvolve(
     Returns
     -------
     Metrics of :func:`terrazzo.tasks.metrics.regression`, over all types and for each (``part``), and ``rmse_mean`` and
-    ``mae_mean`` of the trivial answer, the mean of the training spots. The paper's Pearson is not defined there;
+    ``mae_mean`` of the trivial answer, which is the mean of the training spots. The paper does not define its Pearson;
     ``pearson`` is the mean over types, ``pearson_overall`` that of all values together. Predictions: a row for each
     cell of the scored slice, columns ``"true:TYPE"`` and ``"random:TYPE"``, ...
 

@@ -1,4 +1,4 @@
-"""Experiments: read-outs fitted on some cells and scored on others, within one slice or from slices to another."""
+"""Experiments: heads fitted on some cells and scored on others, within one slice or from slices to another."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from terrazzo import keys
-from terrazzo.arrays import AnyFloats, Vectors
+from terrazzo.arrays import AnyFloats, Bools, Vectors
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.progress import Progress
+from terrazzo.records import ARRAY
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import metrics, targets
-from terrazzo.tasks.labels import Labels, shared_classes
-from terrazzo.tasks.readouts import HeadConfig, Readout, head_config, head_record, make
+from terrazzo.tasks.heads import Head, HeadConfig, head_config, head_record, make
+from terrazzo.tasks.labels import Labels, differences, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
 from terrazzo.tasks.targets import Data, Target
 
+__all__ = ["ERRORS", "KINDS", "Outcome", "Plan", "across", "fit_head", "within"]
+
 KINDS = ("random", "blocked", "few-shot")
-
-
-FEW_SHARE, FEW_DRAWS = 0.2, 10  # ST as images, section 4
-
-
+RANDOM_SHARE = 0.8  # of the labeled cells, for training
+FEW_SHARE = 0.2  # ST as images, section 4
+FEW_DRAWS = 10
 ERRORS = ("rmse", "mae", "mse")  # scores that the trivial answer has, too, as "<name>_mean"
 
 
@@ -48,20 +48,20 @@ class Plan:
         head_config(self.head)
         unknown = [kind for kind in self.splits if kind not in KINDS]
         if unknown or not self.splits:
-            raise ConfigError(
-                f"splits are {list(self.splits)}; name at least one of {', '.join(KINDS)}."
-            )
+            known = ", ".join(KINDS)
+            raise ConfigError(f"splits are {list(self.splits)}; name at least one of {known}.")
         if self.runs < 1:
             raise ConfigError(f"runs is {self.runs}; it must be at least 1.")
 
     def seed_of(self, run: int, fold: int = 0) -> int:
         """Return the seed of one fit."""
-        return int(np.random.default_rng([self.seed, run, fold, 105]).integers(2**31))
+        rng = np.random.default_rng([self.seed, run, fold, 105])
+        return int(rng.integers(2**31))
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """The answers of one number of one kind of split.
+    """The predictions for one number of one kind of split.
 
     Attributes
     ----------
@@ -77,19 +77,58 @@ class Outcome:
 
     split: str
     number: int
-    scored: NDArray[np.bool_]
+    scored: Bools
     outputs: Vectors
     trivial: Vectors
 
+    @classmethod
+    def empty(cls, split: str, number: int, n_cells: int, n_outputs: int) -> Outcome:
+        """Return one in which nothing is predicted yet."""
+        scored = np.zeros(n_cells, dtype=bool)
+        outputs = np.full((n_cells, n_outputs), np.nan, dtype=np.float32)
+        return cls(split, number, scored, outputs, outputs.copy())
 
-def fit_readout(
-    x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int
-) -> Readout:
-    """Fit a read-out to the training and validation rows of a split; no other row is looked at."""
-    train, validation = split.train, split.validation
-    readout = make(head, target.kind, len(target.names))
-    return readout.fit(
-        x[train], target.values[train], x[validation], target.values[validation], seed
+
+@dataclass(frozen=True)
+class _Job:
+    """Kind and number of a score, and the splits whose test cells it is taken over."""
+
+    kind: str
+    number: int
+    folds: list[Split]
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What an experiment scores.
+
+    Attributes
+    ----------
+    target, truth
+        What was learned from; what the scored slice really is. The same within a slice.
+    shared
+        Names of the classes or columns that both have.
+    adata
+        The scored slice.
+    """
+
+    target: Target
+    truth: Target
+    shared: tuple[str, ...]
+    adata: AnnData
+
+
+def fit_head(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Head:
+    """Fit a head to the training and validation rows of a split; no other row is looked at."""
+    train = split.train
+    validation = split.validation
+    unfitted = make(head, target.kind, len(target.names))
+    return unfitted.fit(
+        x[train],
+        target.values[train],
+        x[validation],
+        target.values[validation],
+        seed,
     )
 
 
@@ -107,20 +146,13 @@ def within(
     """
     slices = targets.as_list(data)
     if len(slices) != 1:
-        raise ConfigError(
-            f"there are {len(slices)} slices; say with test= which other slice is to be scored."
-        )
+        raise ConfigError(f"there are {len(slices)} slices; pass the slice to be scored as test=.")
+    adata = slices[0]
     x = targets.stack(data, use_rep)
-    outcomes = _outcomes(plan, slices[0], x, target)
-    return _result(
-        plan,
-        outcomes,
-        target,
-        target,
-        target.names,
-        slices[0],
-        {**settings, "n_features": x.shape[1]},
-    )
+    sides = _Sides(target, target, target.names, adata)
+    all_settings = dict(settings, n_features=x.shape[1])
+    outcomes = _outcomes_within(plan, adata, x, target)
+    return _result(plan, outcomes, sides, all_settings, target.notes)
 
 
 def across(
@@ -137,206 +169,236 @@ def across(
     Raises
     ------
     ConfigError
-        Arrays were given where a key is needed that all slices have.
+        Arrays were passed where a key is needed that all slices have.
     InputError
         The embeddings cannot be used, or nothing is on both sides.
     """
+    _check_keys(settings, use_rep)
+    training = targets.as_list(data)
+    x = targets.stack([*training, test], use_rep)
+    n_train = sum(adata.n_obs for adata in training)
+    shared, difference = _shared_names(target, truth)
+    scored = truth.known
+    if truth.kind == "classes":
+        scored = scored & np.isin(truth.words, shared)
+    notes = [f"training: {note}" for note in target.notes]
+    notes += [f"test: {note}" for note in truth.notes]
+    if difference:
+        notes.append(f"not scored: {difference}")
+    all_settings = dict(
+        settings,
+        n_features=x.shape[1],
+        n_training_slices=len(training),
+        n_training_cells=int(target.known.sum()),
+    )
+    outcomes = _outcomes_across(plan, x, n_train, target, scored)
+    sides = _Sides(target, truth, shared, test)
+    return _result(plan, outcomes, sides, all_settings, notes)
+
+
+def _check_keys(settings: Mapping[str, Any], use_rep: str | AnyFloats) -> None:
+    """Refuse arrays where several slices need one key."""
+    arrays = (np.ndarray, pd.DataFrame, pd.Series, list, tuple)
     for name, value in {**settings, "use_rep": use_rep}.items():
-        if isinstance(value, np.ndarray | pd.DataFrame | pd.Series | list | tuple):
+        if isinstance(value, arrays):
             raise ConfigError(
                 f"with test=, {name} must be a key that all slices have, not an array."
             )
-    learned = targets.as_list(data)
-    x = targets.stack([*learned, test], use_rep)
-    n = sum(one.n_obs for one in learned)
-    shared, difference = _shared(target, truth)
-    scored = truth.known if truth.kind != "classes" else truth.known & np.isin(truth.words, shared)
-    notes = [
-        *(f"training: {note}" for note in target.notes),
-        *(f"test: {note}" for note in truth.notes),
-    ]
-    notes += [f"not scored: {difference}"] if difference else []
-    more = {
-        "n_features": x.shape[1],
-        "n_training_slices": len(learned),
-        "n_training_cells": int(target.known.sum()),
-    }
-    outcomes = _cross_outcomes(plan, x, n, target, scored)
-    return _result(plan, outcomes, target, truth, shared, test, {**settings, **more}, notes)
 
 
-def _outcomes(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -> Iterator[Outcome]:
-    """Yield what is scored within a slice; cells without label are predicted by every fit, the last one stays."""
-    jobs, unknown = list(_jobs(plan, adata, target)), np.flatnonzero(~target.known)
-    with Progress(plan.progress).stage(
-        plan.task, sum(len(folds) for _, _, folds in jobs), "fits"
-    ) as advance:
-        for kind, number, folds in jobs:
-            found = Outcome(kind, number, *_blank(target.known, len(target.names)))
-            for fold, split in enumerate(folds):
+def _outcomes_within(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -> Iterator[Outcome]:
+    """Yield what is scored within a slice; every fit predicts the cells without label, the last one counts."""
+    jobs = list(_jobs(plan, adata, target))
+    n_fits = sum(len(job.folds) for job in jobs)
+    unknown = np.flatnonzero(~target.known)
+    n_cells = len(target.values)
+    with Progress(plan.progress).stage(plan.task, n_fits, "fits") as advance:
+        for job in jobs:
+            outcome = Outcome.empty(job.kind, job.number, n_cells, len(target.names))
+            for fold, split in enumerate(job.folds):
                 rows = np.concatenate([split.test, unknown])
-                readout = fit_readout(x, target, split, plan.head, plan.seed_of(number, fold))
-                found.outputs[rows], found.trivial[rows] = (
-                    readout.outputs(x[rows]),
-                    _trivial(target, split),
-                )
-                found.scored[split.test] = True
+                seed = plan.seed_of(job.number, fold)
+                head = fit_head(x, target, split, plan.head, seed)
+                outcome.outputs[rows] = head.outputs(x[rows])
+                outcome.trivial[rows] = _trivial(target, split)
+                outcome.scored[split.test] = True
                 advance(1)
-            yield found
+            yield outcome
 
 
-def _cross_outcomes(
-    plan: Plan, x: AnyFloats, n_train: int, target: Target, scored: NDArray[np.bool_]
+def _outcomes_across(
+    plan: Plan, x: AnyFloats, n_train: int, target: Target, scored: Bools
 ) -> Iterator[Outcome]:
+    """Yield what is scored on another slice, once for each run."""
     with Progress(plan.progress).stage(plan.task, plan.runs, "fits") as advance:
         for run in range(plan.runs):
-            split = cross_split(n_train, target.known, scored, seed=plan.seed_of(run))
-            outputs = fit_readout(x, target, split, plan.head, plan.seed_of(run)).outputs(
-                x[n_train:]
-            )
-            yield Outcome(
-                "cross",
-                run,
-                scored,
-                outputs,
-                np.repeat(_trivial(target, split), len(outputs), axis=0),
-            )
+            seed = plan.seed_of(run)
+            split = cross_split(n_train, target.known, scored, seed=seed)
+            head = fit_head(x, target, split, plan.head, seed)
+            outputs = head.outputs(x[n_train:])
+            trivial = _trivial(target, split)
+            trivial = np.repeat(trivial, len(outputs), axis=0)
+            yield Outcome("cross", run, scored, outputs, trivial)
             advance(1)
 
 
-def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[tuple[str, int, list[Split]]]:
-    """Yield kind and number of each score, and the splits whose test cells it is taken over."""
+def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[_Job]:
+    """Yield what is fitted for each score within a slice."""
+    known = target.known
     for kind in plan.splits:
         if kind == "blocked":
             coords = read_coords(adata, keys.SPATIAL)
             for run in range(plan.runs):
-                yield kind, run, blocked_splits(coords, target.known, seed=plan.seed_of(run))
+                folds = blocked_splits(coords, known, seed=plan.seed_of(run))
+                yield _Job(kind, run, folds)
+            continue
+        if kind == "random":
+            draws, share = plan.runs, RANDOM_SHARE
         else:
-            n, share = (plan.runs, 0.8) if kind == "random" else (FEW_DRAWS, FEW_SHARE)
-            for split in random_splits(
-                target.known, n, train_share=share, seed=plan.seed, kind=kind
-            ):
-                yield kind, split.number, [split]
-
-
-def _blank(known: NDArray[np.bool_], k: int) -> tuple[NDArray[np.bool_], Vectors, Vectors]:
-    empty = np.full((len(known), k), np.nan, dtype=np.float32)
-    return np.zeros(len(known), dtype=bool), empty, empty.copy()
+            draws, share = FEW_DRAWS, FEW_SHARE
+        for split in random_splits(known, draws, train_share=share, seed=plan.seed, kind=kind):
+            yield _Job(kind, split.number, [split])
 
 
 def _trivial(target: Target, split: Split) -> Vectors:
     """Return the mean of all cells that were learned from, ``(1, k)``: what a head must beat."""
-    seen = target.values[np.concatenate([split.train, split.validation])]
+    rows = np.concatenate([split.train, split.validation])
+    values = target.values[rows]
     if target.kind == "classes":
-        seen = np.eye(len(target.names), dtype=np.float32)[seen]
-    return seen.mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
+        values = np.eye(len(target.names), dtype=np.float32)[values]
+    mean = values.mean(axis=0, dtype=np.float64, keepdims=True)
+    return mean.astype(np.float32)
 
 
-def _shared(target: Target, truth: Target) -> tuple[tuple[str, ...], str]:
+def _shared_names(target: Target, truth: Target) -> tuple[tuple[str, ...], str]:
     """Return the classes or columns that both sides have, and in words what only one has."""
     if target.kind == "classes":
-        return shared_classes(
-            [Labels(target.values, target.names)], Labels(truth.values, truth.names)
-        )
+        train_labels = Labels(target.values, target.names)
+        test_labels = Labels(truth.values, truth.names)
+        return shared_classes([train_labels], test_labels)
     common = tuple(name for name in target.names if name in truth.names)
     if not common:
+        learned = ", ".join(target.names[:5])
+        measured = ", ".join(truth.names[:5])
         raise InputError(
-            f"training and test slices have no column in common. Training: {', '.join(target.names[:5])}. "
-            f"Test: {', '.join(truth.names[:5])}."
+            "training and test slices have no column in common. "
+            f"Training: {learned}. Test: {measured}."
         )
-    sides = (("training", target.names), ("test", truth.names))
-    only = [(side, [n for n in names if n not in common]) for side, names in sides]
-    return common, "; ".join(
-        f"{', '.join(names)} only in the {side} slices" for side, names in only if names
-    )
+    return common, differences(target.names, truth.names)
 
 
-def _scores(
-    outcome: Outcome, target: Target, truth: Target, shared: Sequence[str]
-) -> list[dict[str, Any]]:
-    rows, place = outcome.scored, (outcome.split, outcome.number)
-    if truth.kind == "classes":
-        true = truth.words[rows]
-        found = np.array(target.names, dtype=object)[outcome.outputs[rows].argmax(axis=1)]
-        return tidy(
-            {**metrics.classification(true, found), **metrics.clustering(true, found)}, *place
-        )
-    ours, theirs = ([one.names.index(name) for name in shared] for one in (target, truth))
-    answers, true = outcome.outputs[rows][:, ours], truth.values[rows][:, theirs]
-    trivial = outcome.trivial[rows][:, ours]
-    mean = metrics.regression(true, trivial)
-    out = tidy(
-        {**metrics.regression(true, answers), **{f"{k}_mean": mean[k] for k in ERRORS}}, *place
-    )
-    columns = metrics.regression_by_column(true, answers, shared)
-    plain = metrics.regression_by_column(true, trivial, shared)[list(ERRORS)].add_suffix("_mean")
-    for name, row in columns.join(plain).iterrows():
-        out += tidy({str(k): v for k, v in row.items()}, *place, str(name))
-    return out
+def _scores(outcome: Outcome, sides: _Sides) -> list[dict[str, Any]]:
+    """Return the rows of the scores of one number of one kind of split."""
+    if sides.truth.kind == "classes":
+        return _scores_of_classes(outcome, sides)
+    return _scores_of_values(outcome, sides)
 
 
-def _predictions(
-    last: Mapping[str, Vectors],
-    target: Target,
-    truth: Target,
-    shared: Sequence[str],
-    index: pd.Index,
-) -> pd.DataFrame:
-    if truth.kind == "classes":
-        columns: dict[str, Any] = {"true": truth.words}
-        for kind, answers in last.items():
-            codes = np.where(np.isnan(answers[:, 0]), -1, answers.argmax(axis=1))
-            columns[kind] = np.array([*target.names, None], dtype=object)[codes]
-        return pd.DataFrame(columns, index=index)
-    tables = {
-        "true": (truth, truth.values),
-        **{kind: (target, answers) for kind, answers in last.items()},
-    }
+def _scores_of_classes(outcome: Outcome, sides: _Sides) -> list[dict[str, Any]]:
+    """Score the likeliest classes."""
+    rows = outcome.scored
+    names = np.array(sides.target.names, dtype=object)
+    codes = outcome.outputs[rows].argmax(axis=1)
+    predicted = names[codes]
+    true = sides.truth.words[rows]
+    scores = metrics.classification(true, predicted)
+    scores.update(metrics.clustering(true, predicted))
+    return tidy(scores, outcome.split, outcome.number)
+
+
+def _scores_of_values(outcome: Outcome, sides: _Sides) -> list[dict[str, Any]]:
+    """Score values or proportions, all together and column by column, beside the trivial answer."""
+    rows = outcome.scored
+    learned = [sides.target.names.index(name) for name in sides.shared]
+    measured = [sides.truth.names.index(name) for name in sides.shared]
+    predicted = outcome.outputs[rows][:, learned]
+    trivial = outcome.trivial[rows][:, learned]
+    true = sides.truth.values[rows][:, measured]
+    scores = metrics.regression(true, predicted)
+    scores_of_mean = metrics.regression(true, trivial)
+    for name in ERRORS:
+        scores[f"{name}_mean"] = scores_of_mean[name]
+    tidy_rows = tidy(scores, outcome.split, outcome.number)
+    by_column = metrics.regression_by_column(true, predicted, sides.shared)
+    mean_by_column = metrics.regression_by_column(true, trivial, sides.shared)
+    errors_of_mean = mean_by_column[list(ERRORS)].add_suffix("_mean")
+    for part, row in by_column.join(errors_of_mean).iterrows():
+        part_scores = {str(name): value for name, value in row.items()}
+        tidy_rows += tidy(part_scores, outcome.split, outcome.number, str(part))
+    return tidy_rows
+
+
+def _predictions(last: Mapping[str, Vectors], sides: _Sides) -> pd.DataFrame:
+    """Return the truth and the last outputs of each kind of split, a row a cell."""
+    index = sides.adata.obs_names
+    if sides.truth.kind == "classes":
+        return pd.DataFrame(_class_columns(last, sides), index=index)
+    return pd.DataFrame(_value_columns(last, sides), index=index)
+
+
+def _class_columns(last: Mapping[str, Vectors], sides: _Sides) -> dict[str, Any]:
+    """Return true and predicted classes; None where a cell was in training."""
+    names = np.array([*sides.target.names, None], dtype=object)
+    columns = {"true": sides.truth.words}
+    for kind, outputs in last.items():
+        in_training = np.isnan(outputs[:, 0])
+        codes = np.where(in_training, -1, outputs.argmax(axis=1))
+        columns[kind] = names[codes]
+    return columns
+
+
+def _value_columns(last: Mapping[str, Vectors], sides: _Sides) -> dict[str, Any]:
+    """Return true and predicted values of the shared columns."""
     columns = {}
-    for kind, (source, values) in tables.items():
-        columns |= {f"{kind}:{name}": values[:, source.names.index(name)] for name in shared}
-    return pd.DataFrame(columns, index=index)
+    for name in sides.shared:
+        number = sides.truth.names.index(name)
+        columns[f"true:{name}"] = sides.truth.values[:, number]
+    for kind, outputs in last.items():
+        for name in sides.shared:
+            number = sides.target.names.index(name)
+            columns[f"{kind}:{name}"] = outputs[:, number]
+    return columns
 
 
 def _result(
     plan: Plan,
     outcomes: Iterable[Outcome],
-    target: Target,
-    truth: Target,
-    shared: Sequence[str],
-    scored: AnnData,
+    sides: _Sides,
     settings: Mapping[str, Any],
-    notes: Sequence[str] | None = None,
+    notes: Sequence[str],
 ) -> TaskResult:
-    rows, last = [], {}
-    for one in outcomes:
-        rows += _scores(one, target, truth, shared)
-        last[one.split] = one.outputs
-    given = {k: v if _is_plain(v) else "array" for k, v in settings.items()}
-    config = {
-        **given,
-        "embedding": targets.origin(scored, settings["use_rep"]),
-        "kind": target.kind,
-        "head": head_record(plan.head),
-        "head_name": plan.head if isinstance(plan.head, str) else "",
-        "splits": list(last),
-        "runs": plan.runs,
-        "seed": plan.seed,
-        "n_cells": scored.n_obs,
-        "n_labeled": int(truth.known.sum()),
-        "scored": list(shared),
-    }
-    predictions = _predictions(last, target, truth, shared, scored.obs_names)
+    """Score all outcomes and join them with what is needed to repeat the experiment."""
+    rows = []
+    last = {}
+    for outcome in outcomes:
+        rows += _scores(outcome, sides)
+        last[outcome.split] = outcome.outputs
+    config: dict[str, Any] = {}
+    for name, value in settings.items():
+        config[name] = value if _is_plain(value) else ARRAY
+    config.update(
+        embedding=targets.origin(sides.adata, settings["use_rep"]),
+        kind=sides.target.kind,
+        head=head_record(plan.head),
+        head_name=plan.head if isinstance(plan.head, str) else "",
+        splits=list(last),
+        runs=plan.runs,
+        seed=plan.seed,
+        n_cells=sides.adata.n_obs,
+        n_labeled=int(sides.truth.known.sum()),
+        scored=list(sides.shared),
+    )
     return TaskResult(
-        plan.task,
-        pd.DataFrame(rows),
-        predictions,
-        config,
-        tuple(target.notes if notes is None else notes),
+        task=plan.task,
+        metrics=pd.DataFrame(rows),
+        predictions=_predictions(last, sides),
+        config=config,
+        notes=tuple(notes),
     )
 
 
 def _is_plain(value: Any) -> bool:
+    """Return whether a setting can be recorded as it is."""
     if isinstance(value, list):
-        return all(isinstance(one, str) for one in value)
+        return all(isinstance(item, str) for item in value)
     return isinstance(value, str | int | float | None)

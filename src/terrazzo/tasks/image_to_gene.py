@@ -1,12 +1,9 @@
-"""Expression from histology: read out of image vectors, for slices and patients that nothing was learned from."""
+"""Image to gene: expression predicted from image vectors, on slices and patients that nothing was learned from."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,20 +16,19 @@ from terrazzo.expression import PAPER_TOTAL, Scale, expression, most_variable
 from terrazzo.slices.panel import Panel
 from terrazzo.tasks import targets
 from terrazzo.tasks.experiments import KINDS, Plan, across
+from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
+from terrazzo.tasks.heads import HeadConfig
 from terrazzo.tasks.probes import Probe, fit_probe
-from terrazzo.tasks.readouts import HeadConfig
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.splits import donor_of, patients
 from terrazzo.tasks.targets import Data, Target
 
+__all__ = ["choose_genes", "fit_image_to_gene", "image_to_gene", "measured", "read_panels"]
+
 N_GENES = 50
-
-
-TARGET = "expression"  # of the read-out: it annotates obsm["expression_predicted"]
-
-
-_GIVEN = "array"  # obsm key of vectors that were given as arrays
-
+TARGET = "expression"  # of the probe: it annotates obsm["expression_predicted"]
+_ARRAY_KEY = "array"  # obsm key of vectors that were passed as arrays
+_FOLD_SETTINGS = ("scored", "n_cells", "n_labeled", "n_training_slices", "n_training_cells")
 
 Genes = int | str | Sequence[str]
 
@@ -55,14 +51,14 @@ def image_to_gene(
     """Score how well image vectors predict expression on slices that nothing was learned from (ST-Align, table 2).
 
     Learned and scored is ``log1p(counts / total * scale)`` of each cell, with its own total over all genes of its own
-    slice; cells without counts are neither learned from nor scored. Genes are chosen, and every number of the read-out
+    slice; cells without counts are neither learned from nor scored. Genes are chosen, and every number of the head
     comes, from the training slices alone.
 
     Parameters
     ----------
     data
         Slices with counts and, under ``use_rep``, vectors that no count has entered: those of their histology. With
-        ``test`` they are learned from; without, each patient is held out once and learned from in all other turns.
+        ``test`` they are learned from; without, each patient is held out once and learned from in all other folds.
     use_rep
         ``obsm`` key of all slices, or ``"key:block"``; or arrays ``(n_cells, d)``, one for each slice of ``data`` and
         then of ``test``.
@@ -72,7 +68,7 @@ def image_to_gene(
     test
         Slices that are scored, one or several.
     donors
-        Whom each slice of ``data`` is of: a key of ``obs`` or ``uns``, or one name a slice. None: ``donor``,
+        The patient of each slice of ``data``: a key of ``obs`` or ``uns``, or one name a slice. None: ``donor``,
         ``donor_id`` or ``patient``.
     names
         Of the scored slices; by default their numbers.
@@ -88,14 +84,14 @@ def image_to_gene(
     layer
         Layer of the counts.
     progress
-        Show a bar; None where there is a terminal.
+        Show a bar; None: on a terminal.
 
     Returns
     -------
     Metrics of :func:`terrazzo.tasks.metrics.regression` over all genes and for each (``part``), and ``mse_mean``,
     ``rmse_mean``, ``mae_mean`` of the trivial answer, each gene's mean over the training cells; columns ``slice`` and
-    ``patient`` say what was scored; ``split`` is ``"cross"`` with ``test``, else ``"patients"``. Predictions: a row for
-    each cell of each scored slice, columns ``slice``, ``"true:GENE"`` and ``"cross:GENE"``.
+    ``patient`` name what was scored; ``split`` is ``"cross"`` with ``test``, else ``"patients"``. Predictions: a row
+    for each cell of each scored slice, columns ``slice``, ``"true:GENE"`` and ``"cross:GENE"``.
 
     Raises
     ------
@@ -106,40 +102,43 @@ def image_to_gene(
         No gene, or one named twice; no such head.
     """
     plan = Plan("image_to_gene", head, KINDS, runs, seed, progress)
-    learned, tests = targets.as_list(data), [] if test is None else targets.as_list(test)
-    every = [*learned, *tests]
-    seen, rep = _with_vectors(every, use_rep)
+    training = targets.as_list(data)
+    tests = [] if test is None else targets.as_list(test)
+    every = [*training, *tests]
+    embedded, use_key = _with_vectors(every, use_rep)
     panels = read_panels(every, layer)
-    turns = _turns(learned, tests, donors)
-    called = _called(names, len(tests) or len(learned))
-    settings = {"use_rep": rep, "scale": scale}
-    found: list[TaskResult] = []
+    turns = _turns(training, tests, donors)
+    scored_names = _scored_names(names, len(tests) or len(training))
+    first_scored = len(training) if tests else 0
+    settings = {"use_rep": use_key, "scale": scale}
+    results: list[TaskResult] = []
     notes: list[str] = []
     for turn in turns:
-        chosen, left_out = choose_genes([panels[i] for i in turn.train], genes, scale)
-        target = _target(
-            [seen[i] for i in turn.train], [panels[i] for i in turn.train], chosen, scale
-        )
-        notes += [
-            f"{turn.patient}: {note}" if turn.patient else note for note in (*left_out, *turn.notes)
-        ]
-        for row in turn.test:
-            name = called[row - (len(learned) if tests else 0)]
-            there = [gene for gene in chosen if gene in panels[row].place]
-            if not there or not panels[row].totals.any():
-                notes.append(
-                    f"{name}: not scored, {'it has no counts' if there else 'it has none of the genes'}"
-                )
+        train_panels = [panels[i] for i in turn.train]
+        train_slices = [embedded[i] for i in turn.train]
+        prefix = f"{turn.patient}: " if turn.patient else ""
+        chosen, notes_on_genes = choose_genes(train_panels, genes, scale)
+        target = _target(train_slices, train_panels, chosen, scale)
+        for note in (*notes_on_genes, *turn.notes):
+            notes.append(f"{prefix}{note}")
+        for i in turn.test:
+            name = scored_names[i - first_scored]
+            panel = panels[i]
+            measured_genes = [gene for gene in chosen if gene in panel.place]
+            if not measured_genes:
+                notes.append(f"{name}: not scored, it has none of the genes")
                 continue
-            truth = _target([seen[row]], [panels[row]], there, scale)
-            one = across(
-                plan, [seen[i] for i in turn.train], seen[row], rep, target, truth, settings
-            )
-            found.append(_named(one, name, turn.patient, "cross" if tests else "patients"))
-            notes += [f"{name}: {note}" for note in one.notes]
-    if not found:
+            if not panel.totals.any():
+                notes.append(f"{name}: not scored, it has no counts")
+                continue
+            truth = _target([embedded[i]], [panel], measured_genes, scale)
+            result = across(plan, train_slices, embedded[i], use_key, target, truth, settings)
+            split = "cross" if tests else "patients"
+            results.append(_with_name(result, name, turn.patient, split))
+            notes += [f"{name}: {note}" for note in result.notes]
+    if not results:
         raise InputError(f"no slice could be scored: {'; '.join(notes)}.")
-    return _joined(found, notes, genes)
+    return _joined(results, notes, genes)
 
 
 def fit_image_to_gene(
@@ -152,7 +151,7 @@ def fit_image_to_gene(
     seed: int = 0,
     layer: str | None = None,
 ) -> Probe:
-    """Fit a read-out of image vectors that predicts expression; all cells with counts are used.
+    """Fit a probe of image vectors that predicts expression; all cells with counts are used.
 
     ``probe.annotate(adata)`` writes ``obsm["expression_predicted"]``, float32 ``(n_cells, genes)``, and the names of
     the genes into ``uns["expression_predicted_names"]``; the slice needs the vectors and nothing else.
@@ -169,64 +168,40 @@ def fit_image_to_gene(
         As :func:`image_to_gene`.
     """
     slices = targets.as_list(data)
-    seen, rep = _with_vectors(slices, use_rep)
+    embedded, use_key = _with_vectors(slices, use_rep)
     panels = read_panels(slices, layer)
     chosen, notes = choose_genes(panels, genes, scale)
     tables = [expression(panel, chosen, scale) for panel in panels]
-    probe = fit_probe(seen, use_rep=rep, values=tables, head=head, seed=seed)
-    info = {
-        **probe.info,
-        "task": "image_to_gene",
-        "scale": scale,
-        "notes": [*notes, *probe.info["notes"]],
-    }
-    return replace(probe, target=TARGET, use_rep=None if rep == _GIVEN else rep, info=info)
-
-
-def read_gene_list(path: str | Path) -> list[str]:
-    """Return the genes of a text file: one a line, the first word of it; what follows a ``#`` is a remark.
-
-    Words end at white space, a comma or a semicolon, so that a table whose first column names genes will do, without
-    its head.
-
-    Raises
-    ------
-    InputError
-        No such file, no text, or no gene in it.
-    """
-    source = Path(path)
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read as a list of genes ({error}).") from error
-    words = [
-        re.split(r"[\s,;]", line.partition("#")[0].strip().strip('"'))[0].strip('"')
-        for line in lines
-    ]
-    if not (found := list(dict.fromkeys(word for word in words if word))):
-        raise InputError(f"{source} names no gene; write one a line.")
-    return found
+    probe = fit_probe(embedded, use_rep=use_key, values=tables, head=head, seed=seed)
+    info = dict(probe.info)
+    info["notes"] = [*notes, *info["notes"]]
+    info["task"] = "image_to_gene"
+    info["scale"] = scale
+    use_rep_of_probe = None if use_key == _ARRAY_KEY else use_key
+    return replace(probe, target=TARGET, use_rep=use_rep_of_probe, info=info)
 
 
 def measured(adata: AnnData, genes: Sequence[str], layer: str | None = None) -> list[str]:
     """Return those of some genes that a slice has; none where all its counts are zero."""
     panel = Panel.read(adata, layer)
-    return [gene for gene in genes if gene in panel.place] if panel.totals.any() else []
+    if not panel.totals.any():
+        return []
+    return [gene for gene in genes if gene in panel.place]
 
 
 def read_panels(slices: Sequence[AnnData], layer: str | None = None) -> list[Panel]:
-    """Read the genes of slices; an error says which of them it is about."""
-    out = []
-    for i, one in enumerate(slices):
+    """Read the genes of slices; an error names the slice."""
+    panels = []
+    for i, adata in enumerate(slices):
         with targets.at(i, len(slices)):
-            out.append(Panel.read(one, layer))
-    return out
+            panels.append(Panel.read(adata, layer))
+    return panels
 
 
 def choose_genes(
     panels: Sequence[Panel], genes: Genes, scale: Scale
 ) -> tuple[list[str], list[str]]:
-    """Return the genes that are learned from these training slices, and what is to be said of the others.
+    """Return the genes that are learned from these training slices, and notes about the others.
 
     Raises
     ------
@@ -236,44 +211,67 @@ def choose_genes(
         No gene; one of them twice.
     """
     if isinstance(genes, int | np.integer):
-        if genes < 1:
-            raise ConfigError(f"genes is {genes}; at least one must be predicted.")
-        chosen = most_variable(panels, int(genes), scale)
-        fewer = (
-            f"{len(chosen)} genes are predicted, not {genes}: no more vary in all training slices"
-        )
-        return chosen, [fewer] if len(chosen) < genes else []
-    wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError("genes must name at least one gene, each of them once; or say how many.")
-    held = {gene: sum(gene in panel.place for panel in panels) for gene in wanted}
-    if gone := [gene for gene, n in held.items() if not n]:
+        return _most_variable(panels, int(genes), scale)
+    names = listed_genes(genes, "; or say how many")
+    n_panels = len(panels)
+    n_having = {}
+    for gene in names:
+        n_having[gene] = sum(gene in panel.place for panel in panels)
+    missing = [gene for gene in names if not n_having[gene]]
+    if missing:
         known = {name for panel in panels for name in panel.place}
-        near = difflib.get_close_matches(gone[0], known, n=1, cutoff=0.0)[0]
-        more = f" Nor are {', '.join(gone[1:6])}." if len(gone) > 1 else ""
+        nearest = nearest_name(missing[0], known)
+        others = ""
+        if len(missing) > 1:
+            others = f" Nor are {', '.join(missing[1:6])}."
         raise InputError(
-            f"gene {gone[0]!r} is in none of the {len(panels)} training slices; the nearest name is {near!r}.{more}"
+            f"gene {missing[0]!r} is in none of the {n_panels} training slices; "
+            f"the nearest name is {nearest!r}.{others}"
         )
-    chosen = [gene for gene in wanted if held[gene] == len(panels)]
-    partly = [
-        f"{gene} (in {held[gene]} of {len(panels)})" for gene in wanted if held[gene] < len(panels)
-    ]
-    notes = (
-        [f"not learned, for not every training slice has them: {', '.join(partly)}"]
-        if partly
-        else []
-    )
+    chosen = []
+    partial = []
+    for gene in names:
+        n = n_having[gene]
+        if n == n_panels:
+            chosen.append(gene)
+        else:
+            partial.append(f"{gene} (in {n} of {n_panels})")
+    shown = ", ".join(partial)
     if not chosen:
-        raise InputError(f"no gene is in every training slice: {', '.join(partly)}.")
+        raise InputError(f"no gene is in every training slice: {shown}.")
     for panel in panels:
-        if len({panel.place[gene] for gene in chosen}) < len(chosen):
-            raise ConfigError("genes names one gene twice, under two names of it.")
-    return chosen, notes
+        check_distinct(chosen, panel.place)
+    if not partial:
+        return chosen, []
+    return chosen, [f"not learned, for not every training slice has them: {shown}"]
+
+
+def _most_variable(
+    panels: Sequence[Panel], n_genes: int, scale: Scale
+) -> tuple[list[str], list[str]]:
+    """Return so many genes, and a note where fewer vary."""
+    if n_genes < 1:
+        raise ConfigError(f"genes is {n_genes}; at least one must be predicted.")
+    chosen = most_variable(panels, n_genes, scale)
+    if len(chosen) == n_genes:
+        return chosen, []
+    note = f"{len(chosen)} genes are predicted, not {n_genes}: no more vary in all training slices"
+    return chosen, [note]
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """Rows of the slices that are learned from and scored; whose they are; what is to be said."""
+    """One fold: slices that are learned from and scored.
+
+    Attributes
+    ----------
+    train, test
+        Numbers of the slices.
+    patient
+        Whose slices are scored; "" where test slices were passed.
+    notes
+        What a reader must know.
+    """
 
     train: list[int]
     test: list[int]
@@ -282,107 +280,125 @@ class _Turn:
 
 
 def _turns(
-    learned: Sequence[AnnData], tests: Sequence[AnnData], donors: str | Sequence[str] | None
+    training: Sequence[AnnData],
+    tests: Sequence[AnnData],
+    donors: str | Sequence[str] | None,
 ) -> list[_Turn]:
+    """Return one fold for test slices, else one for each patient."""
     if tests:
-        both = {donor_of(one) for one in learned} & {donor_of(one) for one in tests} - {""}
-        notes = tuple(
-            f"{who!r} is in training and is scored: this is no score across patients"
-            for who in sorted(both)
-        )
-        first = len(learned)
-        return [_Turn(list(range(first)), list(range(first, first + len(tests))), "", notes)]
-    whose, groups = patients(learned, donors)
-    out = []
+        n_training = len(training)
+        train = list(range(n_training))
+        test = list(range(n_training, n_training + len(tests)))
+        return [_Turn(train, test, notes=_notes_on_donors(training, tests))]
+    patient_of, groups = patients(training, donors)
+    turns = []
     for group in dict.fromkeys(groups):
-        held = [i for i, other in enumerate(groups) if other == group]
         train = [i for i, other in enumerate(groups) if other != group]
-        out.append(
-            _Turn(train, held, "|".join(sorted({who for i in held for who in whose[i].split("|")})))
-        )
-    return out
+        test = [i for i, other in enumerate(groups) if other == group]
+        held_out = set()
+        for i in test:
+            held_out.update(patient_of[i].split("|"))
+        patient = "|".join(sorted(held_out))
+        turns.append(_Turn(train, test, patient))
+    return turns
+
+
+def _notes_on_donors(training: Sequence[AnnData], tests: Sequence[AnnData]) -> tuple[str, ...]:
+    """Return a note for every patient on both sides."""
+    training_donors = {donor_of(adata) for adata in training}
+    test_donors = {donor_of(adata) for adata in tests}
+    both = (training_donors & test_donors) - {""}
+    notes = []
+    for donor in sorted(both):
+        notes.append(f"{donor!r} is in training and is scored: this is no score across patients")
+    return tuple(notes)
 
 
 def _target(
-    slices: Sequence[AnnData], panels: Sequence[Panel], genes: Sequence[str], scale: Scale
+    slices: Sequence[AnnData],
+    panels: Sequence[Panel],
+    genes: Sequence[str],
+    scale: Scale,
 ) -> Target:
-    return targets.read_values(
-        slices, [expression(panel, genes, scale) for panel in panels], TARGET
-    )
+    """Return the expression of genes as what is to be learned or scored."""
+    tables = [expression(panel, genes, scale) for panel in panels]
+    return targets.read_values(slices, tables, TARGET)
 
 
 def _with_vectors(
     slices: Sequence[AnnData], use_rep: str | Sequence[AnyFloats]
 ) -> tuple[list[AnnData], str]:
-    """Return the slices under a key; vectors that were given as arrays get one."""
+    """Return slices with their vectors under a key; those passed as arrays get one."""
     if isinstance(use_rep, str):
         return list(slices), use_rep
-    given = list(use_rep)
-    if len(given) != len(slices):
+    arrays = list(use_rep)
+    if len(arrays) != len(slices):
         raise InputError(
-            f"use_rep has {len(given)} arrays for {len(slices)} slices; give one for each."
+            f"use_rep has {len(arrays)} arrays for {len(slices)} slices; give one for each."
         )
-    out = []
-    for i, (one, rows) in enumerate(zip(slices, given, strict=True)):
+    embedded = []
+    for i, (adata, rows) in enumerate(zip(slices, arrays, strict=True)):
         vectors = np.asarray(rows)
-        if vectors.ndim != 2 or len(vectors) != one.n_obs:
-            raise InputError(
-                f"slice {i + 1} of {len(slices)}: vectors have shape {vectors.shape} for {one.n_obs} cells."
-            )
-        out.append(AnnData(obs=pd.DataFrame(index=one.obs_names), obsm={_GIVEN: vectors}))
-    return out, _GIVEN
+        with targets.at(i, len(slices)):
+            if vectors.ndim != 2 or len(vectors) != adata.n_obs:
+                raise InputError(f"vectors have shape {vectors.shape} for {adata.n_obs} cells.")
+        obs = pd.DataFrame(index=adata.obs_names)
+        embedded.append(AnnData(obs=obs, obsm={_ARRAY_KEY: vectors}))
+    return embedded, _ARRAY_KEY
 
 
-def _called(names: Sequence[str] | None, n: int) -> list[str]:
-    out = [str(i + 1) for i in range(n)] if names is None else [str(name) for name in names]
-    if len(out) != n or len(set(out)) < n:
+def _scored_names(names: Sequence[str] | None, n: int) -> list[str]:
+    """Return the names of the scored slices; by default their numbers."""
+    if names is None:
+        return [str(i + 1) for i in range(n)]
+    texts = [str(name) for name in names]
+    n_different = len(set(texts))
+    if len(texts) != n or n_different < n:
         raise ConfigError(
-            f"names must be {n} different names, one for each scored slice; got {out}."
+            f"names must be {n} different names, one for each scored slice; got {texts}."
         )
-    return out
+    return texts
 
 
 def _plain(genes: Genes) -> Any:
-    return (
-        int(genes)
-        if isinstance(genes, int | np.integer)
-        else [genes]
-        if isinstance(genes, str)
-        else list(genes)
-    )
+    """Return genes as a number or a list, for the record."""
+    if isinstance(genes, int | np.integer):
+        return int(genes)
+    if isinstance(genes, str):
+        return [genes]
+    return list(genes)
 
 
-def _named(result: TaskResult, name: str, patient: str, split: str) -> TaskResult:
-    """Say in every row which slice it is about."""
+def _with_name(result: TaskResult, name: str, patient: str, split: str) -> TaskResult:
+    """Add to every row which slice it is about."""
     metrics = result.metrics.assign(split=split, slice=name, patient=patient)
     predictions = result.predictions.copy()
     predictions.insert(0, "slice", name)
     return replace(result, metrics=metrics, predictions=predictions)
 
 
-def _joined(found: Sequence[TaskResult], notes: Sequence[str], genes: Genes) -> TaskResult:
-    folds = [
-        {
-            "slice": str(one.metrics["slice"].iloc[0]),
-            "patient": str(one.metrics["patient"].iloc[0]),
-            **{
-                k: one.config[k]
-                for k in (
-                    "scored",
-                    "n_cells",
-                    "n_labeled",
-                    "n_training_slices",
-                    "n_training_cells",
-                )
-            },
-        }
-        for one in found
-    ]
-    config = {k: v for k, v in found[0].config.items() if k not in folds[0]}
+def _joined(results: Sequence[TaskResult], notes: Sequence[str], genes: Genes) -> TaskResult:
+    """Join the results of all scored slices into one."""
+    folds = []
+    for result in results:
+        first_row = result.metrics.iloc[0]
+        fold: dict[str, Any] = {}
+        for name in ("slice", "patient"):
+            fold[name] = str(first_row[name])
+        for name in _FOLD_SETTINGS:
+            fold[name] = result.config[name]
+        folds.append(fold)
+    first = results[0]
+    config = {}
+    for name, value in first.config.items():
+        if name not in folds[0]:
+            config[name] = value
+    config["genes"] = _plain(genes)
+    config["folds"] = folds
     return replace(
-        found[0],
-        metrics=pd.concat([one.metrics for one in found], ignore_index=True),
-        predictions=pd.concat([one.predictions for one in found]),
-        config={**config, "genes": _plain(genes), "folds": folds},
+        first,
+        metrics=pd.concat([result.metrics for result in results], ignore_index=True),
+        predictions=pd.concat([result.predictions for result in results]),
+        config=config,
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -1,9 +1,8 @@
-"""Imputation: genes are hidden before anything is tokenized or normalized, and predicted from what is left."""
+"""Imputation: genes are hidden before anything is tokenized or normalized, and predicted from the others."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -12,17 +11,20 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from terrazzo import keys
+from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes.names import merge_plan, read_gene_names
 from terrazzo.slices.counts import CountsFound, find_counts
-from terrazzo.tasks import targets
+from terrazzo.tasks import display, targets
 from terrazzo.tasks.experiments import Plan, across, within
-from terrazzo.tasks.readouts import HeadConfig
+from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
+from terrazzo.tasks.heads import HeadConfig
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.targets import Target
+
+__all__ = ["Hidden", "hide_genes", "impute"]
 
 N_HIDDEN = 50  # SToFM, section 4.6
 
@@ -44,6 +46,21 @@ class Hidden:
 
     visible: AnnData
     targets: pd.DataFrame
+
+    def __repr__(self) -> str:
+        """Return how many genes are hidden, and their names."""
+        first = f"Hidden({self._in_words()})"
+        return f"{first}\n  {display.line(self.genes)}"
+
+    def _repr_html_(self) -> str:
+        """Return how many genes are hidden, and their names, for notebooks."""
+        names = display.fold("hidden genes", display.bullets(self.genes))
+        return display.card(f"Hidden: {self._in_words()}", names)
+
+    def _in_words(self) -> str:
+        n_visible = self.visible.n_vars
+        n_hidden = len(self.genes)
+        return f"{n_hidden} genes of {self.visible.n_obs} cells, {n_visible} genes visible"
 
     @property
     def genes(self) -> tuple[str, ...]:
@@ -105,12 +122,15 @@ def hide_genes(
     """
     slices = targets.as_list(data)
     panels = []
-    for i, one in enumerate(slices):
+    for i, adata in enumerate(slices):
         with targets.at(i, len(slices)):
-            panels.append(_Panel(find_counts(one, layer, False)))
-    chosen = _draw(panels, n, seed) if genes is None else _named(panels, genes)
-    found = [_hide(one, panel, chosen) for one, panel in zip(slices, panels, strict=True)]
-    return found[0] if isinstance(data, AnnData) else found
+            counts = find_counts(adata, layer, False)
+            panels.append(_Panel(counts))
+    chosen = _draw(panels, n, seed) if genes is None else _check_genes(panels, genes)
+    hidden = []
+    for adata, panel in zip(slices, panels, strict=True):
+        hidden.append(_hide(adata, panel, chosen))
+    return hidden[0] if isinstance(data, AnnData) else hidden
 
 
 def impute(
@@ -151,160 +171,213 @@ def impute(
         No such head or split; several slices without ``test``.
     """
     plan = Plan("imputation", head, tuple(splits), runs, seed, progress)
-    learned = [data] if isinstance(data, Hidden) else list(data)
-    every = [*learned, *([] if test is None else [test])]
-    if not learned or not all(isinstance(one, Hidden) for one in every):
-        raise InputError("impute takes what hide_genes returned, one or a list.")
-    for i, one in enumerate(every):
-        if set(one.genes) != set(every[0].genes):
-            odd = ", ".join(sorted(set(one.genes) ^ set(every[0].genes))[:5])
-            raise InputError(
-                f"slice {i + 1} of {len(every)} hides other genes than the first ({odd}); hide them alike."
-            )
-    target, settings = _target(learned), {"use_rep": use_rep, "n_hidden": len(every[0].genes)}
-    visible = [one.visible for one in learned]
+    training = [data] if isinstance(data, Hidden) else list(data)
+    every = training if test is None else [*training, test]
+    _check_hidden(training, every)
+    target = _target(training)
+    settings = {"use_rep": use_rep, "n_hidden": len(every[0].genes)}
+    visible = [hidden.visible for hidden in training]
     if test is None:
         return within(plan, visible, use_rep, target, settings)
-    return across(plan, visible, test.visible, use_rep, target, _target([test]), settings)
+    truth = _target([test])
+    return across(plan, visible, test.visible, use_rep, target, truth, settings)
+
+
+def _check_hidden(training: Sequence[Hidden], every: Sequence[Hidden]) -> None:
+    """Refuse what does not come from :func:`hide_genes`, and slices that hide different genes."""
+    if not training or not all(isinstance(hidden, Hidden) for hidden in every):
+        raise InputError("impute takes what hide_genes returned, one or a list.")
+    genes = set(every[0].genes)
+    for i, hidden in enumerate(every):
+        differing = genes ^ set(hidden.genes)
+        if differing:
+            shown = ", ".join(sorted(differing)[:5])
+            raise InputError(
+                f"slice {i + 1} of {len(every)} hides other genes than the first ({shown}); "
+                "hide them alike."
+            )
 
 
 def _target(hidden: Sequence[Hidden]) -> Target:
-    return targets.read_values(
-        [one.visible for one in hidden], [one.targets for one in hidden], "hidden genes"
-    )
+    """Return the hidden genes of slices as what is to be learned."""
+    visible = [one.visible for one in hidden]
+    tables = [one.targets for one in hidden]
+    return targets.read_values(visible, tables, "hidden genes")
 
 
 class _Panel:
     """The genes of a slice: which columns are one gene, and which genes have counts."""
 
-    def __init__(self, found: CountsFound) -> None:
-        self.found, self.read = found, read_gene_names(found.var)
-        self.gene, first = merge_plan(self.read)
-        names = found.var.index.astype(str)
-        self.place = {name: int(self.gene[i]) for i, name in reversed(list(enumerate(names)))}
-        self.names = [str(names[i]) for i in first]  # each gene under the name of its first column
-        totals = np.asarray(found.matrix.sum(axis=0)).ravel()
-        self.counted = np.bincount(self.gene, weights=totals, minlength=len(first)) > 0
+    def __init__(self, counts: CountsFound) -> None:
+        self.matrix = counts.matrix
+        self.var = counts.var
+        self.gene_names = read_gene_names(counts.var)
+        self.gene_of, first = merge_plan(self.gene_names)  # number of the gene in each column
+        columns = counts.var.index.astype(str)
+        self.names = [str(columns[i]) for i in first]  # each gene by the name of its first column
+        self.place: dict[str, int] = {}
+        for name, number in zip(columns, self.gene_of, strict=True):
+            self.place.setdefault(name, int(number))
+        totals = counts.matrix.sum(axis=0)
+        totals = np.asarray(totals).ravel()
+        gene_totals = np.bincount(self.gene_of, weights=totals, minlength=len(first))
+        self.counted = gene_totals > 0
 
-    def columns(self, gene: str) -> NDArray[np.int64]:
+    def has_counts(self, name: str) -> bool:
+        """Return whether a gene is in the panel and is counted at least once."""
+        return name in self.place and bool(self.counted[self.place[name]])
+
+    def columns(self, gene: str) -> Ints:
         """Return every column that is this gene."""
-        return np.flatnonzero(self.gene == self.place[gene])
+        return np.flatnonzero(self.gene_of == self.place[gene])
 
-    def texts(self, columns: NDArray[np.int64]) -> set[str]:
+    def texts(self, columns: Ints) -> set[str]:
         """Return all names of columns: of the index, Ensembl ids and symbols."""
-        found = (self.found.var.index.astype(str), self.read.gene_ids, self.read.gene_symbols)
-        return {str(names[i]) for names in found for i in columns} - {""}
+        texts = set()
+        for names in (
+            self.var.index.astype(str),
+            self.gene_names.gene_ids,
+            self.gene_names.gene_symbols,
+        ):
+            texts |= {str(names[i]) for i in columns}
+        return texts - {""}
 
 
 def _draw(panels: Sequence[_Panel], n: int, seed: int) -> list[str]:
+    """Draw genes that every slice has and counts."""
     if n < 1:
         raise ConfigError(f"n is {n}; at least one gene must be hidden.")
-    able = [
-        name
-        for name in panels[0].names
-        if all(name in panel.place and panel.counted[panel.place[name]] for panel in panels)
-    ]
-    if len(able) <= n:
-        where = "the panel has" if len(panels) == 1 else f"the {len(panels)} slices share"
+    candidates = []
+    for name in panels[0].names:
+        if all(panel.has_counts(name) for panel in panels):
+            candidates.append(name)
+    n_candidates = len(candidates)
+    if n_candidates <= n:
+        n_slices = len(panels)
+        where = "the panel has" if n_slices == 1 else f"the {n_slices} slices share"
         raise InputError(
-            f"{n} genes cannot be hidden: {where} {len(able)} genes with counts, and some must be left."
+            f"{n} genes cannot be hidden: {where} {n_candidates} genes with counts, "
+            "and some must be left."
         )
-    drawn = np.random.default_rng([seed, 106]).choice(len(able), n, replace=False)
-    return [able[i] for i in np.sort(drawn)]
+    rng = np.random.default_rng([seed, 106])
+    drawn = rng.choice(n_candidates, n, replace=False)
+    return [candidates[i] for i in np.sort(drawn)]
 
 
-def _named(panels: Sequence[_Panel], genes: Sequence[str]) -> list[str]:
-    wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError("genes must name at least one gene, each of them once.")
+def _check_genes(panels: Sequence[_Panel], genes: Sequence[str]) -> list[str]:
+    """Return genes that a user named; refuse those that a panel lacks, and all genes of a panel."""
+    names = listed_genes(genes)
     for i, panel in enumerate(panels):
         with targets.at(i, len(panels)):
-            for gene in wanted:
+            for gene in names:
                 if gene not in panel.place:
-                    near = difflib.get_close_matches(gene, panel.place, n=1, cutoff=0.0)
+                    nearest = nearest_name(gene, panel.place)
                     raise InputError(
-                        f"gene {gene!r} is not in the panel; the nearest name is {near[0]!r}."
+                        f"gene {gene!r} is not in the panel; the nearest name is {nearest!r}."
                     )
-            if len({panel.place[gene] for gene in wanted}) < len(wanted):
-                raise ConfigError("genes names one gene twice, under two names of it.")
-            if len(wanted) >= len(panel.names):
+            check_distinct(names, panel.place)
+            if len(names) >= len(panel.names):
                 raise InputError(
                     f"all {len(panel.names)} genes of the panel would be hidden; some must be left."
                 )
-    return wanted
+    return names
 
 
 def _hide(adata: AnnData, panel: _Panel, genes: Sequence[str]) -> Hidden:
-    matrix, var = panel.found.matrix, panel.found.var
-    columns = [panel.columns(gene) for gene in genes]
-    hidden = np.concatenate(columns)
-    kept, gone = np.setdiff1d(np.arange(matrix.shape[1]), hidden), panel.texts(hidden)
-    shown = sp.csr_matrix(matrix[:, kept])
-    visible = AnnData(
-        shown,
-        obs=adata.obs[[c for c in adata.obs if str(c) not in gone]].copy(),
-        var=_without(var.iloc[kept]),
-        uns={
-            k: copy.deepcopy(v)
-            for k, v in adata.uns.items()
-            if k not in (keys.UNS, keys.SPATIAL) and not _names(k, v, gone)
-        },
+    """Take genes out of a slice."""
+    groups = [panel.columns(gene) for gene in genes]
+    hidden = np.concatenate(groups)
+    all_columns = np.arange(panel.matrix.shape[1])
+    visible = np.setdiff1d(all_columns, hidden)
+    counts = sp.csr_matrix(panel.matrix[:, visible])
+    var = _drop_unused_categories(panel.var.iloc[visible])
+    hidden_names = panel.texts(hidden)
+    obs_columns = [name for name in adata.obs if str(name) not in hidden_names]
+    shown = AnnData(
+        counts,
+        obs=adata.obs[obs_columns].copy(),
+        var=var,
+        uns=_visible_uns(adata, hidden_names),
     )
     if keys.SPATIAL in adata.uns:
-        visible.uns[keys.SPATIAL] = adata.uns[keys.SPATIAL]  # images: not copied
+        shown.uns[keys.SPATIAL] = adata.uns[keys.SPATIAL]  # images: not copied
     if keys.SPATIAL in adata.obsm:
-        visible.obsm[keys.SPATIAL] = np.array(adata.obsm[keys.SPATIAL])
-    total = np.asarray(shown.sum(axis=1, dtype=np.float64)).ravel()
+        shown.obsm[keys.SPATIAL] = np.array(adata.obsm[keys.SPATIAL])
+    scale = _scale(counts)
+    values = np.empty((adata.n_obs, len(genes)), dtype=np.float32)
+    for i, columns in enumerate(groups):
+        gene_counts = panel.matrix[:, columns].sum(axis=1)
+        gene_counts = np.asarray(gene_counts).ravel()
+        values[:, i] = np.log1p(gene_counts * scale)
+    table = pd.DataFrame(values, index=adata.obs_names, columns=list(genes))
+    return Hidden(shown, table)
+
+
+def _scale(counts: sp.csr_matrix) -> Floats:
+    """Return the median total over the total of each cell; NaN for a cell without counts."""
+    total = counts.sum(axis=1, dtype=np.float64)
+    total = np.asarray(total).ravel()
+    measured = total > 0
     scale = np.full(len(total), np.nan)
-    scale[total > 0] = (
-        np.median(total[total > 0]) / total[total > 0] if (total > 0).any() else np.nan
-    )
-    counts = np.stack(
-        [np.asarray(matrix[:, group].sum(axis=1)).ravel() for group in columns], axis=1
-    )
-    values = np.log1p(counts * scale[:, None]).astype(np.float32)
-    return Hidden(visible, pd.DataFrame(values, index=adata.obs_names, columns=list(genes)))
+    if measured.any():
+        median = np.median(total[measured])
+        scale[measured] = median / total[measured]
+    return scale
 
 
-def _without(var: pd.DataFrame) -> pd.DataFrame:
-    """Forget categories that no visible gene is in: they may name hidden ones."""
+def _visible_uns(adata: AnnData, hidden_names: set[str]) -> dict[str, Any]:
+    """Return copies of the entries of ``uns`` that name no hidden gene, without images and terrazzo's records."""
+    uns = {}
+    for key, value in adata.uns.items():
+        if key in (keys.UNS, keys.SPATIAL):
+            continue
+        if key not in hidden_names and hidden_names.isdisjoint(_texts(value)):
+            uns[key] = copy.deepcopy(value)
+    return uns
+
+
+def _drop_unused_categories(var: pd.DataFrame) -> pd.DataFrame:
+    """Drop categories that no visible gene is in: they may name hidden ones."""
     out = var.copy()
     for name in out.columns:
-        if isinstance(out[name].dtype, pd.CategoricalDtype):
-            out[name] = out[name].cat.remove_unused_categories()
+        column = out[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            out[name] = column.cat.remove_unused_categories()
     return out
 
 
-def _names(key: str, value: Any, genes: set[str]) -> bool:
-    """Say whether a hidden gene is named anywhere in an entry of ``uns``."""
-    return key in genes or any(text in genes for text in _texts(value))
-
-
 def _texts(value: Any) -> Iterator[str]:
+    """Yield every text that is anywhere in an entry of ``uns``."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for key, held in value.items():
+        for key, item in value.items():
             yield str(key)
-            yield from _texts(held)
+            yield from _texts(item)
     elif isinstance(value, pd.DataFrame):
-        for axis in (
-            value.index,
-            value.columns,
-            *(value[c] for c in value if value[c].dtype.kind not in "biufc"),
-        ):
-            yield from (str(one) for one in axis)
-    elif isinstance(value, pd.Series | pd.Index):
-        yield from (str(one) for one in value)
-        yield from _texts(value.index) if isinstance(value, pd.Series) else ()
-    elif (
-        isinstance(value, np.ndarray) and value.dtype.names is not None
-    ):  # as scanpy's tables of marker genes
+        yield from map(str, value.index)
+        yield from map(str, value.columns)
+        for name in value:
+            column = value[name]
+            if column.dtype.kind not in "biufc":
+                yield from map(str, column)
+    elif isinstance(value, pd.Series):
+        yield from map(str, value)
+        yield from map(str, value.index)
+    elif isinstance(value, pd.Index):
+        yield from map(str, value)
+    elif isinstance(value, np.ndarray):
+        yield from _texts_of_array(value)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _texts(item)
+
+
+def _texts_of_array(value: np.ndarray) -> Iterator[str]:
+    """Yield the texts of an array; one with named fields is scanpy's table of marker genes."""
+    if value.dtype.names is not None:
         for name in value.dtype.names:
             yield name
-            yield from _texts(value[name])
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "OUS":
-        yield from (str(one) for one in value.ravel())
-    elif isinstance(value, list | tuple | set | frozenset):
-        for held in value:
-            yield from _texts(held)
+            yield from _texts_of_array(value[name])
+    elif value.dtype.kind in "OUS":
+        yield from map(str, value.ravel())

@@ -1,8 +1,9 @@
-"""Scores, on arrays alone: classes, clusters, values, and how well domains hang together in space."""
+"""Scores of plain arrays: of classes, clusters and values, and of how contiguous domains are in space."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,21 @@ from numpy.typing import ArrayLike, NDArray
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import InputError
 
-PAS_NEIGHBORS = (
-    10  # of SpatialPCA's fx_PAS: more than half of them in another domain makes a cell abnormal
-)
+__all__ = [
+    "PAS_NEIGHBORS",
+    "LabeledPlaces",
+    "chaos",
+    "classification",
+    "clustering",
+    "labeled_places",
+    "nearest",
+    "pas",
+    "regression",
+    "regression_by_column",
+]
+
+# of SpatialPCA's fx_PAS: more than half of them in another domain makes a cell abnormal
+PAS_NEIGHBORS = 10
 
 
 def classification(
@@ -38,32 +51,35 @@ def classification(
     """
     from sklearn.metrics import accuracy_score, f1_score
 
-    truth, guess = _labels(true, "true"), _labels(predicted, "predicted")
-    _same_length(truth, guess)
-    if _is_number(truth) != _is_number(guess):
-        kinds = ["numbers" if _is_number(one) else "words" for one in (truth, guess)]
-        raise InputError(
-            f"true holds {kinds[0]} and predicted {kinds[1]}; give both as codes or both as names."
-        )
-    codes, names = pd.factorize(np.concatenate([truth, guess]))
-    t, p = codes[: len(truth)], codes[len(truth) :]
+    true_labels = _labels(true, "true")
+    predicted_labels = _labels(predicted, "predicted")
+    _same_length(true_labels, predicted_labels)
+    _same_kind(true_labels, predicted_labels)
+    both = np.concatenate([true_labels, predicted_labels])
+    codes, names = pd.factorize(both)
+    n_cells = len(true_labels)
+    true_codes = codes[:n_cells]
+    predicted_codes = codes[n_cells:]
+    occurring = np.unique(true_codes)
     if classes is not None:
-        unknown = [str(name) for name in names[np.unique(t)] if name not in set(classes)]
-        if unknown:
-            raise InputError(f"true holds {', '.join(unknown[:5])}, which the classes do not name.")
-    scores = {
-        "accuracy": accuracy_score(t, p),
-        "macro_f1": f1_score(t, p, labels=np.unique(t), average="macro", zero_division=0),
-    }
-    return {name: float(value) for name, value in scores.items()}
+        _check_classes(names[occurring], classes)
+    accuracy = accuracy_score(true_codes, predicted_codes)
+    macro_f1 = f1_score(
+        true_codes,
+        predicted_codes,
+        labels=occurring,
+        average="macro",
+        zero_division=0,
+    )
+    return {"accuracy": float(accuracy), "macro_f1": float(macro_f1)}
 
 
-def clustering(true: ArrayLike, found: ArrayLike) -> dict[str, float]:
+def clustering(true: ArrayLike, clusters: ArrayLike) -> dict[str, float]:
     """Return ``ari`` (adjusted Rand index) and ``nmi`` (normalized mutual information, arithmetic mean).
 
     Parameters
     ----------
-    true, found
+    true, clusters
         ``(n,)``, one label a cell, words or integers; only which cells share one matters, not its name.
 
     Raises
@@ -73,13 +89,14 @@ def clustering(true: ArrayLike, found: ArrayLike) -> dict[str, float]:
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    truth, groups = _labels(true, "true"), _labels(found, "found")
-    _same_length(truth, groups, "found")
-    t, f = pd.factorize(truth)[0], pd.factorize(groups)[0]
-    return {
-        "ari": float(adjusted_rand_score(t, f)),
-        "nmi": float(normalized_mutual_info_score(t, f)),
-    }
+    true_labels = _labels(true, "true")
+    cluster_labels = _labels(clusters, "clusters")
+    _same_length(true_labels, cluster_labels, "clusters")
+    true_codes, _ = pd.factorize(true_labels)
+    cluster_codes, _ = pd.factorize(cluster_labels)
+    ari = adjusted_rand_score(true_codes, cluster_codes)
+    nmi = normalized_mutual_info_score(true_codes, cluster_codes)
+    return {"ari": float(ari), "nmi": float(nmi)}
 
 
 def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
@@ -94,8 +111,8 @@ def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     -------
     ``pearson``
         Mean of the correlations of the columns. A column whose truth is constant has none and is left out of the mean;
-        a column that varies but is predicted by a constant counts as 0, so that saying nothing about a hard gene is
-        no gain. NaN where every column is constant.
+        a column that varies but is predicted by a constant counts as 0, so that leaving out a hard gene gains nothing.
+        NaN where every column is constant.
     ``pearson_overall``
         Correlation of all values together, whatever their column.
     ``rmse``, ``mae``, ``mse``
@@ -108,18 +125,26 @@ def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     InputError
         Shapes differ, no value, not numbers, or values that are not finite.
     """
-    t, p = _matrices(true, predicted)
-    columns = _pearson(t, p)
-    defined = columns[~np.isnan(columns)]
-    error = p - t
+    true_values, predicted_values = _matrices(true, predicted)
+    by_column = _pearson(true_values, predicted_values)
+    defined = by_column[~np.isnan(by_column)]
+    n_defined = len(defined)
+    n_constant = len(by_column) - n_defined
+    pearson = defined.mean() if n_defined else np.nan
+    overall = _pearson(
+        true_values.reshape(-1, 1),
+        predicted_values.reshape(-1, 1),
+    )
+    error = predicted_values - true_values
     mse = float(np.mean(error**2))
+    mae = np.mean(np.abs(error))
     return {
-        "pearson": float(defined.mean()) if len(defined) else float("nan"),
-        "pearson_overall": float(_pearson(t.reshape(-1, 1), p.reshape(-1, 1))[0]),
+        "pearson": float(pearson),
+        "pearson_overall": float(overall[0]),
         "rmse": float(np.sqrt(mse)),
-        "mae": float(np.mean(np.abs(error))),
+        "mae": float(mae),
         "mse": mse,
-        "constant_columns": float(len(columns) - len(defined)),
+        "constant_columns": float(n_constant),
     }
 
 
@@ -144,18 +169,22 @@ def regression_by_column(
     InputError
         As in :func:`regression`, or another number of names than of columns.
     """
-    t, p = _matrices(true, predicted)
-    if len(names) != t.shape[1]:
-        raise InputError(f"there are {len(names)} names for {t.shape[1]} columns.")
-    error = p - t
+    true_values, predicted_values = _matrices(true, predicted)
+    n_columns = true_values.shape[1]
+    if len(names) != n_columns:
+        n_names = len(names)
+        raise InputError(f"there are {n_names} names for {n_columns} columns.")
+    error = predicted_values - true_values
     mse = np.mean(error**2, axis=0)
+    mae = np.mean(np.abs(error), axis=0)
     scores = {
-        "pearson": _pearson(t, p),
+        "pearson": _pearson(true_values, predicted_values),
         "rmse": np.sqrt(mse),
-        "mae": np.mean(np.abs(error), axis=0),
+        "mae": mae,
         "mse": mse,
     }
-    return pd.DataFrame(scores, index=pd.Index([str(name) for name in names], name="part"))
+    index = pd.Index([str(name) for name in names], name="part")
+    return pd.DataFrame(scores, index=index)
 
 
 def chaos(coords: ArrayLike, labels: ArrayLike) -> float:
@@ -180,15 +209,23 @@ def chaos(coords: ArrayLike, labels: ArrayLike) -> float:
     """
     from scipy.spatial import cKDTree
 
-    places, codes, _ = places_and_codes(coords, labels)
+    cells = labeled_places(coords, labels)
+    places = cells.places
+    codes = cells.codes
     if len(places) == 1:
         return 0.0
     spread = places.std(axis=0, ddof=1)
-    scaled = (places - places.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    scale = np.where(spread > 0, spread, 1.0)
+    scaled = (places - places.mean(axis=0)) / scale
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes))
     total = 0.0
-    for rows in np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]):
-        if len(rows) > 1:
-            total += float(cKDTree(scaled[rows]).query(scaled[rows], k=2)[0][:, 1].sum())
+    for rows in np.split(order, ends[:-1]):
+        if len(rows) < 2:
+            continue
+        members = scaled[rows]
+        distance, _ = cKDTree(members).query(members, k=2)
+        total += float(distance[:, 1].sum())
     return total / len(places)
 
 
@@ -210,33 +247,56 @@ def pas(coords: ArrayLike, labels: ArrayLike) -> float:
     InputError
         As in :func:`chaos`.
     """
-    places, codes, _ = places_and_codes(coords, labels)
-    near = nearest(places, min(PAS_NEIGHBORS, len(places) - 1))
-    other = (codes[near] != codes[:, None]).sum(axis=1)
-    return float(np.mean(other > near.shape[1] / 2))
+    cells = labeled_places(coords, labels)
+    codes = cells.codes
+    n_neighbors = min(PAS_NEIGHBORS, len(codes) - 1)
+    neighbors = nearest(cells.places, n_neighbors)
+    differs = codes[neighbors] != codes[:, None]
+    abnormal = differs.sum(axis=1) > n_neighbors / 2
+    return float(np.mean(abnormal))
 
 
-def places_and_codes(coords: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints, NDArray[Any]]:
-    """Check positions and labels; return positions, the code of each label, and the labels that the codes stand for.
+@dataclass(frozen=True, eq=False)
+class LabeledPlaces:
+    """Positions with labels.
+
+    Attributes
+    ----------
+    places
+        float64 ``(n, d)``: positions.
+    codes
+        int64 ``(n,)``: number of each cell's label.
+    names
+        The labels that the codes stand for.
+    """
+
+    places: Floats
+    codes: Ints
+    names: NDArray[Any]
+
+
+def labeled_places(coords: ArrayLike, labels: ArrayLike) -> LabeledPlaces:
+    """Check positions and labels, one each a cell.
 
     Raises
     ------
     InputError
         Lengths differ, no cell, a label is missing, or coordinates that are not finite.
     """
-    places, groups = _matrix(coords, "coords"), _labels(labels, "labels")
+    places = _matrix(coords, "coords")
+    groups = _labels(labels, "labels")
     if len(places) != len(groups):
         raise InputError(
             f"there are {len(places)} positions and {len(groups)} labels; there must be one a cell."
         )
     codes, names = pd.factorize(groups)
-    return places, np.asarray(codes, dtype=np.int64), np.asarray(names)
+    return LabeledPlaces(places, codes.astype(np.int64), np.asarray(names))
 
 
 def nearest(coords: ArrayLike, k: int) -> Ints:
     """Return the ``k`` nearest other cells of each cell, int64 ``(n, k)``, the nearest first.
 
-    A cell is never its own neighbor, also where several lie at one place. ``k`` is at most n - 1.
+    A cell is never its own neighbor, also where several are at one place. ``k`` is at most n - 1.
     """
     from scipy.spatial import cKDTree
 
@@ -244,86 +304,125 @@ def nearest(coords: ArrayLike, k: int) -> Ints:
     n = len(places)
     if k == 0:
         return np.empty((n, 0), dtype=np.int64)
-    _, index = cKDTree(places).query(places, k=k + 1, workers=-1)
-    keep = index != np.arange(n)[:, None]
-    keep[keep.all(axis=1), -1] = (
-        False  # more than k cells lie at this place and the cell itself is not among them
-    )
-    return np.asarray(index[keep].reshape(n, k), dtype=np.int64)
+    tree = cKDTree(places)
+    _, index = tree.query(places, k=k + 1, workers=-1)
+    is_other = index != np.arange(n)[:, None]
+    # where more than k cells are at one place, the cell itself may be missing among its neighbors
+    lacks_itself = is_other.all(axis=1)
+    is_other[lacks_itself, -1] = False
+    return index[is_other].reshape(n, k).astype(np.int64)
 
 
 def _labels(values: ArrayLike, name: str) -> NDArray[Any]:
-    plain = isinstance(
-        values, list | tuple
-    )  # as objects: numpy would make a NaN among words the word "nan"
-    out = np.asarray(values, dtype=object) if plain else np.asarray(values)
-    if out.ndim != 1:
-        raise InputError(f"{name} has shape {out.shape}; it must be (n,): one label a cell.")
-    if not len(out):
+    """Return labels as an array, checked: one for each cell, none missing."""
+    # lists as objects: numpy would turn a NaN among words into the word "nan"
+    dtype = object if isinstance(values, list | tuple) else None
+    labels = np.asarray(values, dtype=dtype)
+    if labels.ndim != 1:
+        raise InputError(f"{name} has shape {labels.shape}; it must be (n,): one label a cell.")
+    if not len(labels):
         raise InputError(f"{name} is empty: there is no cell to score.")
-    missing = np.asarray(pd.isna(out))
-    if _is_number(out) and name == "true":
-        missing |= np.asarray(out < 0)  # how tasks.labels marks a cell that is not scored
+    missing = np.asarray(pd.isna(labels))
+    if name == "true" and _is_number(labels):
+        missing |= np.asarray(labels < 0)  # how tasks.labels marks a cell that is not scored
     if missing.any():
+        n_missing = int(missing.sum())
+        first = int(np.argmax(missing))
         raise InputError(
-            f"{name} has no label for {int(missing.sum())} of {len(out)} cells (first: row {int(np.argmax(missing))}); "
+            f"{name} has no label for {n_missing} of {len(labels)} cells (first: row {first}); "
             "leave these cells out of scoring."
         )
-    return out
+    return labels
 
 
-def _is_number(values: NDArray[Any]) -> bool:
-    if values.dtype == object:
-        return all(isinstance(v, int | float | np.number) for v in values)
-    return bool(np.issubdtype(values.dtype, np.number))
+def _is_number(labels: NDArray[Any]) -> bool:
+    """Tell numbers from words."""
+    if labels.dtype == object:
+        numbers = (int, float, np.number)
+        return all(isinstance(label, numbers) for label in labels)
+    return bool(np.issubdtype(labels.dtype, np.number))
 
 
 def _same_length(true: NDArray[Any], other: NDArray[Any], name: str = "predicted") -> None:
-    if len(true) != len(other):
+    """Refuse labels of different lengths."""
+    n_true = len(true)
+    n_other = len(other)
+    if n_true != n_other:
         raise InputError(
-            f"true has {len(true)} labels and {name} {len(other)}; there must be one a cell in both."
+            f"true has {n_true} labels and {name} {n_other}; there must be one a cell in both."
         )
+
+
+def _same_kind(true: NDArray[Any], predicted: NDArray[Any]) -> None:
+    """Refuse words on one side and numbers on the other."""
+    true_kind = "numbers" if _is_number(true) else "words"
+    predicted_kind = "numbers" if _is_number(predicted) else "words"
+    if true_kind != predicted_kind:
+        raise InputError(
+            f"true holds {true_kind} and predicted {predicted_kind}; "
+            "give both as codes or both as names."
+        )
+
+
+def _check_classes(occurring: NDArray[Any], classes: Sequence[Any]) -> None:
+    """Refuse true labels that ``classes`` lacks."""
+    known = set(classes)
+    unknown = [str(name) for name in occurring if name not in known]
+    if unknown:
+        shown = ", ".join(unknown[:5])
+        raise InputError(f"true holds {shown}, which classes does not name.")
 
 
 def _matrices(true: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
-    t, p = _matrix(true, "true"), _matrix(predicted, "predicted")
-    if t.shape != p.shape:
+    """Return both sides as matrices of one shape."""
+    true_values = _matrix(true, "true")
+    predicted_values = _matrix(predicted, "predicted")
+    if true_values.shape != predicted_values.shape:
         raise InputError(
-            f"true has shape {t.shape} and predicted {p.shape}; they must be the same."
+            f"true has shape {true_values.shape} and predicted {predicted_values.shape}; "
+            "they must be the same."
         )
-    return t, p
+    return true_values, predicted_values
 
 
 def _matrix(values: Any, name: str) -> Floats:
+    """Return finite numbers as float64 ``(n, m)``."""
     dense = values.toarray() if hasattr(values, "toarray") else values
     try:
-        out = np.asarray(dense, dtype=np.float64)
+        matrix = np.asarray(dense, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} does not hold numbers ({error}).") from error
-    if out.ndim not in (1, 2) or not out.size:
-        raise InputError(f"{name} has shape {out.shape}; it must be (n,) or (n, m), with a value.")
-    bad = ~np.isfinite(out)
-    if bad.any():
+    if matrix.ndim not in (1, 2) or not matrix.size:
         raise InputError(
-            f"{name} holds {int(bad.sum())} values that are not finite (first: row {int(np.argwhere(bad)[0][0])})."
+            f"{name} has shape {matrix.shape}; it must be (n,) or (n, m), with a value."
         )
-    return out.reshape(len(out), -1)
+    not_finite = ~np.isfinite(matrix)
+    if not_finite.any():
+        n_bad = int(not_finite.sum())
+        first_row = int(np.argwhere(not_finite)[0][0])
+        raise InputError(
+            f"{name} holds {n_bad} values that are not finite (first: row {first_row})."
+        )
+    return matrix.reshape(len(matrix), -1)
 
 
 def _pearson(true: Floats, predicted: Floats) -> Floats:
-    """Correlation of each column: NaN where the truth is constant, 0 where only the prediction is."""
-    r = np.clip((_unit(true) * _unit(predicted)).sum(axis=0), -1.0, 1.0)
-    r[np.ptp(true, axis=0) == 0] = np.nan
-    return np.asarray(r)
+    """Return the correlation of each column: NaN where the truth is constant, 0 where only the prediction is."""
+    products = _unit(true) * _unit(predicted)
+    correlations = np.clip(products.sum(axis=0), -1.0, 1.0)
+    is_constant = np.ptp(true, axis=0) == 0
+    correlations[is_constant] = np.nan
+    return np.asarray(correlations)
 
 
 def _unit(columns: Floats) -> Floats:
-    """Columns centered and of length one; zero where constant (by the range: a mean of equal values may be off)."""
+    """Return columns centered and of length one; zero where constant (by the range: a mean may be off by rounding)."""
+    is_constant = np.ptp(columns, axis=0) == 0
     centered = columns - columns.mean(axis=0)
-    centered[:, np.ptp(columns, axis=0) == 0] = 0.0
+    centered[:, is_constant] = 0.0
+    # divide by the largest first, so that squares of tiny values do not vanish
     largest = np.abs(centered).max(axis=0)
-    centered /= np.where(
-        largest > 0, largest, 1.0
-    )  # first, so that squares of tiny values do not vanish
+    centered /= np.where(largest > 0, largest, 1.0)
     length = np.sqrt((centered**2).sum(axis=0))
-    return np.asarray(centered / np.where(length > 0, length, 1.0))
+    length = np.where(length > 0, length, 1.0)
+    return np.asarray(centered / length)

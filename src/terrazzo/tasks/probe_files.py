@@ -1,8 +1,7 @@
-"""A probe's folder: probe.json and probe.safetensors, written whole or not at all, and read as data only."""
+"""Probes on disk: a folder with probe.json and probe.safetensors, written whole or not at all, read as data only."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import shutil
@@ -13,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
-from terrazzo.tasks.readouts import Readout, State, head_from_record, make
+from terrazzo.records import stamp
+from terrazzo.tasks.heads import Head, State, head_from_record, make
 
-RECORD, ARRAYS = "probe.json", "probe.safetensors"
+__all__ = ["read", "write"]
+
+RECORD = "probe.json"
+ARRAYS = "probe.safetensors"
 FORMAT = 1
 KINDS = ("classes", "values", "proportions")
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -40,42 +42,36 @@ def write(
     Raises
     ------
     OutputError
-        The folder holds something already (and ``overwrite`` is not given, or it is no probe), or cannot be written.
+        The folder holds something already (and ``overwrite`` is not set, or it is not a probe), or cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save
 
     target = Path(folder)
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        ours = _is_ours(target)
-        if not overwrite or not ours:
-            mend = (
-                "pass overwrite=True"
-                if ours
-                else "choose another folder (it holds other files, and no probe)"
-            )
-            raise OutputError(f"{target} exists already and is not empty: {mend}.")
+    _check_free(target, overwrite)
     draft = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        arrays = save({name: np.ascontiguousarray(value) for name, value in state.items()})
-        header = {
+        prefix = f".{target.name}."
+        draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        contiguous = {name: np.ascontiguousarray(value) for name, value in state.items()}
+        arrays = save(contiguous)
+        content = {
             "format": FORMAT,
             **record,
             "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
-            "terrazzo_version": __version__,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **stamp(),
         }
+        text = json.dumps(content, indent=2) + "\n"
         (draft / ARRAYS).write_bytes(arrays)
-        (draft / RECORD).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        (draft / RECORD).write_text(text, encoding="utf-8")
         draft.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
     except (OSError, SafetensorError) as error:
         raise OutputError(
-            f"The probe could not be written to {target} ({error}); nothing was kept."
+            f"The probe could not be written to {target} ({error}); nothing was left there."
         ) from error
     finally:
         if draft is not None:
@@ -83,8 +79,23 @@ def write(
     return target
 
 
-def read(folder: str | Path) -> tuple[dict[str, Any], Readout]:
-    """Return a probe's record and its fitted read-out.
+def _check_free(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds anything but a probe that may be overwritten."""
+    if not target.exists():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    is_probe = _is_probe(target)
+    if is_probe and overwrite:
+        return
+    problem = f"{target} exists already and is not empty"
+    if is_probe:
+        raise OutputError(f"{problem}: pass overwrite=True.")
+    raise OutputError(f"{problem}: choose another folder (it holds other files, and no probe).")
+
+
+def read(folder: str | Path) -> tuple[dict[str, Any], Head]:
+    """Return a probe's record and its fitted head.
 
     Raises
     ------
@@ -95,52 +106,61 @@ def read(folder: str | Path) -> tuple[dict[str, Any], Readout]:
     from safetensors.numpy import load
 
     path = Path(folder)
-    absent = [name for name in (RECORD, ARRAYS) if not (path / name).is_file()]
-    if absent:
-        raise CheckpointError(f"{path} is no probe's folder: it lacks {', '.join(absent)}.")
+    missing = [name for name in (RECORD, ARRAYS) if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path} is not a probe's folder: it lacks {', '.join(missing)}.")
     record = _record(path / RECORD)
+    arrays_path = path / ARRAYS
     try:
-        found = (path / ARRAYS).read_bytes()
-        if hashlib.sha256(found).hexdigest() != record["arrays_sha256"]:
+        arrays = arrays_path.read_bytes()
+        if hashlib.sha256(arrays).hexdigest() != record["arrays_sha256"]:
             raise CheckpointError(
-                f"{path / ARRAYS} is damaged, or does not belong to {RECORD}; save the probe again."
+                f"{arrays_path} is damaged, or does not belong to {RECORD}; save the probe again."
             )
-        state = load(found)
-        readout = make(
-            head_from_record(record["head"]), record["kind"], len(record["names"])
-        ).load_state(state)
+        state = load(arrays)
+        config = head_from_record(record["head"])
+        head = make(config, record["kind"], len(record["names"]))
+        head.load_state(state)
     except (OSError, SafetensorError, ConfigError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged, or of another version ({error}).") from error
-    odd = [name for name, value in state.items() if not np.isfinite(value).all()]
-    if odd:
+    not_finite = []
+    for name, value in state.items():
+        if not np.isfinite(value).all():
+            not_finite.append(name)
+    if not_finite:
         raise CheckpointError(
-            f"{path / ARRAYS} holds values that are not finite: {', '.join(odd)}."
+            f"{arrays_path} holds values that are not finite: {', '.join(not_finite)}."
         )
-    return record, readout
+    return record, head
 
 
 def _record(path: Path) -> dict[str, Any]:
+    """Read a probe's record, its fields checked."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
     if not isinstance(record, dict) or "format" not in record:
         raise CheckpointError(f"{path} is not the record of a probe.")
-    if record["format"] != FORMAT:
+    version = record["format"]
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path} has format {record['format']!r}; this version reads {FORMAT}. Upgrade terrazzo?"
+            f"{path} has format {version!r}; this version reads {FORMAT}. Upgrade terrazzo?"
         )
-    wrong = [
-        k for k, kinds in _FIELDS.items() if k not in record or not isinstance(record[k], kinds)
-    ]
-    if wrong or record["kind"] not in KINDS or not all(isinstance(n, str) for n in record["names"]):
-        raise CheckpointError(
-            f"{path} lacks or misstates {', '.join(wrong) or 'kind or names'}; it is damaged."
-        )
+    wrong = []
+    for name, types in _FIELDS.items():
+        if name not in record or not isinstance(record[name], types):
+            wrong.append(name)
+    if wrong:
+        raise CheckpointError(f"{path} lacks or misstates {', '.join(wrong)}; it is damaged.")
+    names_are_text = all(isinstance(name, str) for name in record["names"])
+    if record["kind"] not in KINDS or not names_are_text:
+        raise CheckpointError(f"{path} lacks or misstates kind or names; it is damaged.")
     return record
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_probe(folder: Path) -> bool:
+    """Return whether a folder holds a probe's record."""
     try:
         _record(folder / RECORD)
     except CheckpointError:

@@ -1,8 +1,7 @@
-"""Probes: a small read-out that is fitted to one embedding, annotates other slices, and is saved without pickle."""
+"""Probes: a head fitted to one embedding, that annotates other slices and is saved without pickle."""
 
 from __future__ import annotations
 
-import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,28 +13,28 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from terrazzo import keys
-from terrazzo import records as representation
-from terrazzo._version import __version__
-from terrazzo.arrays import AnyFloats
+from terrazzo import records
+from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import InputError
 from terrazzo.progress import Progress
-from terrazzo.tasks import probe_files, splits, targets
-from terrazzo.tasks.experiments import Plan, across, fit_readout, within
+from terrazzo.tasks import display, probe_files, splits, targets
+from terrazzo.tasks.experiments import Plan, across, fit_head, within
+from terrazzo.tasks.heads import Head, HeadConfig, Kind, head_record
 from terrazzo.tasks.labels import LEAST_SHARE
-from terrazzo.tasks.readouts import HeadConfig, Kind, Readout, head_record
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.targets import Data
+
+__all__ = ["Probe", "fit_probe", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A fitted read-out, and what its answers mean.
+    """A fitted head, and what its predictions mean.
 
     Attributes
     ----------
-    readout
-        What answers.
+    head
+        What predicts.
     names
         Of the classes, or of the columns.
     use_rep
@@ -48,22 +47,58 @@ class Probe:
         How it was fitted, JSON-able.
     """
 
-    readout: Readout
+    head: Head
     names: tuple[str, ...]
     use_rep: str | None
     target: str
     origins: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Return what it predicts from what, in two lines."""
+        size = self._size()
+        source = self._source()
+        first = f"Probe({self.target!r}, {size}, from {source})"
+        return f"{first}\n  {display.line(self.names)}"
+
+    def _repr_html_(self) -> str:
+        """Return what it predicts from what, the notes, and the settings folded, for notebooks."""
+        rows = [
+            ("predicts", f"{self.target}: {self._size()}"),
+            ("names", display.line(self.names)),
+            ("from", self._source()),
+        ]
+        settings = dict(self.info)
+        notes = settings.pop("notes", [])
+        return display.card(
+            "Probe",
+            display.table((), rows),
+            display.bullets(notes),
+            display.fold("settings", display.settings_table(settings)),
+            display.fold("embeddings", display.bullets(self.origins)),
+        )
+
+    def _size(self) -> str:
+        """Return how many classes or columns it predicts."""
+        nouns = "classes" if self.kind == "classes" else "columns"
+        return f"{len(self.names)} {nouns}"
+
+    def _source(self) -> str:
+        """Return the embedding that it reads, in words."""
+        width = self.head.input_dim
+        if self.use_rep is None:
+            return f"an array of width {width}"
+        return f"obsm[{self.use_rep!r}] of width {width}"
+
     @property
     def kind(self) -> Kind:
         """``"classes"``, ``"values"`` or ``"proportions"``."""
-        return self.readout.kind
+        return self.head.kind
 
     def predict(
         self, data: AnnData | AnyFloats, *, use_rep: str | AnyFloats | None = None
     ) -> NDArray[Any]:
-        """Return an answer for every row.
+        """Predict every row.
 
         Parameters
         ----------
@@ -81,20 +116,23 @@ class Probe:
         InputError
             No such embedding, another width, or values that are not finite.
         """
-        found = self.readout.predict(self._vectors(data, use_rep))
-        return np.array(self.names, dtype=object)[found] if self.kind == "classes" else found
+        predicted = self.head.predict(self._vectors(data, use_rep))
+        if self.kind != "classes":
+            return predicted
+        names = np.array(self.names, dtype=object)
+        return names[predicted]
 
     def predict_proba(
         self, data: AnnData | AnyFloats, *, use_rep: str | AnyFloats | None = None
-    ) -> NDArray[np.float32]:
+    ) -> Vectors:
         """Return the probability of each class, ``(n, classes)``; arguments and errors as :meth:`predict`.
 
         Raises
         ------
         ConfigError
-            The probe answers with values or proportions.
+            The probe predicts values or proportions.
         """
-        return self.readout.predict_proba(self._vectors(data, use_rep))
+        return self.head.predict_proba(self._vectors(data, use_rep))
 
     def annotate(
         self,
@@ -103,7 +141,7 @@ class Probe:
         key_added: str | None = None,
         use_rep: str | AnyFloats | None = None,
     ) -> AnnData:
-        """Write the answers into a slice, with their provenance in ``uns["terrazzo"]``.
+        """Write the predictions into a slice, with their provenance in ``uns["terrazzo"]``.
 
         Parameters
         ----------
@@ -115,23 +153,22 @@ class Probe:
         use_rep
             As in :meth:`predict`.
         """
-        key, found = key_added or f"{self.target}_predicted", self.predict(adata, use_rep=use_rep)
+        key = key_added or f"{self.target}_predicted"
+        predicted = self.predict(adata, use_rep=use_rep)
         if self.kind == "classes":
-            adata.obs[key] = pd.Categorical(found, categories=list(self.names))
+            adata.obs[key] = pd.Categorical(predicted, categories=list(self.names))
         else:
-            adata.obsm[key] = found
+            adata.obsm[key] = predicted
             adata.uns[f"{key}_names"] = np.array(self.names, dtype=object)
-        used = use_rep if use_rep is not None else self.use_rep
+        source = self.use_rep if use_rep is None else use_rep
         record = {
             "task": "probe",
             "kind": self.kind,
             "target": self.target,
-            "use_rep": used if isinstance(used, str) else "array",
+            "use_rep": records.source_name(source),
             "probe": json.dumps(self.info),
-            "terrazzo_version": __version__,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
+        records.add_record(adata, key, record)
         return adata
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -140,7 +177,7 @@ class Probe:
         Raises
         ------
         OutputError
-            The folder holds something already (and ``overwrite`` is not given, or it is no probe), or cannot be
+            The folder holds something already (and ``overwrite`` is not set, or it is not a probe), or cannot be
             written.
         """
         record = {
@@ -149,10 +186,10 @@ class Probe:
             "use_rep": self.use_rep,
             "target": self.target,
             "origins": list(self.origins),
-            "head": head_record(self.readout.config),
+            "head": head_record(self.head.config),
             "info": self.info,
         }
-        return probe_files.write(folder, record, self.readout.state(), overwrite=overwrite)
+        return probe_files.write(folder, record, self.head.state(), overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> Probe:
@@ -163,37 +200,40 @@ class Probe:
         CheckpointError
             Not a probe's folder, or a damaged one.
         """
-        record, readout = probe_files.read(folder)
+        record, head = probe_files.read(folder)
         return cls(
-            readout,
-            tuple(record["names"]),
-            record["use_rep"],
-            record["target"],
-            tuple(record["origins"]),
-            record["info"],
+            head=head,
+            names=tuple(record["names"]),
+            use_rep=record["use_rep"],
+            target=record["target"],
+            origins=tuple(record["origins"]),
+            info=record["info"],
         )
 
     def _vectors(self, data: AnnData | AnyFloats, use_rep: str | AnyFloats | None) -> AnyFloats:
+        """Return the vectors of a slice, or an array of them, checked; warns where another model made them."""
         if isinstance(data, AnnData):
-            used = use_rep if use_rep is not None else self.use_rep
-            if used is None:
+            source = self.use_rep if use_rep is None else use_rep
+            if source is None:
                 raise InputError(
-                    "the probe was fitted to an array; say with use_rep= which embedding it is to read."
+                    "the probe was fitted to an array; pass the embedding to read as use_rep=."
                 )
-            x = representation.vectors(data, used)
-            made = targets.origin(data, used)
-            if made and self.origins and made not in self.origins:
-                targets.warn_origins({made, *self.origins})
+            vectors = records.vectors(data, source)
+            origin = targets.origin(data, source)
+            if origin and self.origins and origin not in self.origins:
+                targets.warn_origins({origin, *self.origins})
         else:
             rows = np.asarray(data)
-            empty = AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(rows))]))
-            x = representation.vectors(empty, rows)
-        if x.shape[1] != self.readout.input_dim:
+            names = [str(i) for i in range(len(rows))]
+            cells = AnnData(obs=pd.DataFrame(index=names))
+            vectors = records.vectors(cells, rows)
+        width = vectors.shape[1]
+        if width != self.head.input_dim:
             raise InputError(
-                f"the probe was fitted to vectors of width {self.readout.input_dim}, these have {x.shape[1]}; "
-                "embed with the same model."
+                f"the probe was fitted to vectors of width {self.head.input_dim}, "
+                f"these have {width}; embed with the same model."
             )
-        return x
+        return vectors
 
 
 def fit_probe(
@@ -208,7 +248,7 @@ def fit_probe(
     least_share: float = LEAST_SHARE,
     progress: bool | None = None,
 ) -> Probe:
-    """Fit a read-out to the embedding of one slice or of several; every labeled cell is used.
+    """Fit a head to the embedding of one slice or of several; every labeled cell is used.
 
     Parameters
     ----------
@@ -221,11 +261,11 @@ def fit_probe(
     values
         Key of ``obsm``, DataFrame or array ``(n, m)`` (or list of these): regression of each column.
     proportions
-        The same, rows that sum to one, as do those of the answers.
+        The same, rows that sum to one, as do those that are predicted.
     head
         ``"mlp3"``, three layers with LeakyReLU, 10 % of the labeled cells drawn to stop it early (SToFM, C.2);
         ``"mlp512"``, the MLP [512, 256, 128] of ST as images; ``"knn"``, the 10 nearest cells; ``"linear"``; or
-        settings from :mod:`terrazzo.tasks.readouts`.
+        settings from :mod:`terrazzo.tasks.heads`.
     seed
         Of the validation cells, and of the head's start.
     least_share
@@ -241,12 +281,12 @@ def fit_probe(
         No such head; not exactly one of ``label``, ``values``, ``proportions``.
     """
     target = targets.read_target(data, label, values, proportions, least_share)
-    given = next(one for one in (label, values, proportions) if one is not None)
-    x = targets.stack(data, use_rep)
+    vectors = targets.stack(data, use_rep)
+    split = splits.all_rows(target.known, seed=seed)
     with Progress(progress).stage("fit probe", None):
-        readout = fit_readout(x, target, splits.all_rows(target.known, seed=seed), head, seed)
+        fitted = fit_head(vectors, target, split, head, seed)
     slices = targets.as_list(data)
-    rep = use_rep if isinstance(use_rep, str) else None
+    named = [source for source in (label, values, proportions) if isinstance(source, str)]
     info = {
         "head": head_record(head),
         "seed": seed,
@@ -255,9 +295,13 @@ def fit_probe(
         "n_cells": int(target.known.sum()),
         "notes": list(target.notes),
     }
-    origins = tuple(sorted({made for one in slices if (made := targets.origin(one, use_rep))}))
     return Probe(
-        readout, target.names, rep, given if isinstance(given, str) else target.kind, origins, info
+        head=fitted,
+        names=target.names,
+        use_rep=use_rep if isinstance(use_rep, str) else None,
+        target=named[0] if named else target.kind,
+        origins=tuple(sorted(targets.origins(slices, use_rep))),
+        info=info,
     )
 
 
@@ -295,7 +339,7 @@ def probe(
     seed
         Seed.
     progress
-        Show a bar; None where there is a terminal.
+        Show a bar; None: on a terminal.
 
     Returns
     -------

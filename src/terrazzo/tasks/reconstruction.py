@@ -1,293 +1,34 @@
-"""A slice with a square of it hidden: what a predictor may see of it, and what trivial answers say."""
+"""Reconstruction: squares of a slice are hidden, and predictors are scored on what was in them."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
-from anndata.utils import make_index_unique
-from numpy.typing import NDArray
-from scipy.interpolate import LinearNDInterpolator
-from scipy.spatial import QhullError, cKDTree
 
-from terrazzo import keys
 from terrazzo.arrays import Bools, Floats, Ints
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.expression import LEAST_VARIANCE, PAPER_TOTAL, log_values, variance
-from terrazzo.genes.names import merge_plan, read_gene_names
 from terrazzo.progress import Progress
-from terrazzo.slices import Slice
-from terrazzo.slices.counts import find_counts
-from terrazzo.slices.geometry import library_of
-from terrazzo.slices.grids import Grid, Layout, grid_of, observed
+from terrazzo.slices.grids import Layout
+from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
+from terrazzo.tasks.hidden_regions import BASELINES, Choose, Region, Tissue, trivial
 from terrazzo.tasks.metrics import regression
 from terrazzo.tasks.results import TaskResult, tidy
 
-NEAREST = (16, 6)  # the paper's rule for scGPT-spatial; the neighbors of a Visium spot
+__all__ = ["BASELINES", "Choose", "Predictor", "reconstruct"]
 
-
-GENE_MEAN, LINEAR = "gene mean", "linear interpolation"
-
-
-BASELINES = (GENE_MEAN, *(f"mean of {k} nearest" for k in NEAREST), LINEAR)
-
-
-LEAST_AROUND = 8  # sites around a region that interpolation looks at, at least
-
-
-# of var only these: means or flags of variable genes were computed from all cells
-NAMES_OF_GENES = (*keys.ENSEMBL_COLUMNS, *keys.SYMBOL_COLUMNS)
-
-
-MEAN_BINS = 20  # Seurat's and scanpy's
-
-
-Choose = Literal["variance", "dispersion"]
-
-
-@dataclass(frozen=True, eq=False)
-class Region:
-    """A hidden square.
-
-    Attributes
-    ----------
-    size
-        Its side in sites.
-    corner
-        int64 ``(2,)``: row and column of its first site.
-    hidden
-        bool ``(n_cells,)``: cells in it.
-    genes
-        int64: genes that are predicted, the most variable first.
-    values
-        Of these genes, CSR float32 ``(n_cells, genes)``, those of hidden cells among them: for scoring.
-    """
-
-    size: int
-    corner: Ints
-    hidden: Bools
-    genes: Ints
-    values: sp.csr_matrix
-
-    def dense(self, cells: Ints) -> NDArray[np.float32]:
-        """Return values ``(cells, genes)``."""
-        return np.asarray(self.values[cells].toarray(), dtype=np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Tissue:
-    """A slice on its grid.
-
-    Attributes
-    ----------
-    counts
-        CSR ``(n_cells, n_genes)``, one column a gene.
-    names
-        str ``(n_genes,)``: each gene under the name of its first column.
-    place
-        Number of every gene by each of its names in ``var_names``.
-    coords, unit
-        float64 ``(n_cells, 2)``, and what they are measured in.
-    grid
-        Where the cells lie on it.
-    bare
-        Names, coordinates and array positions of the slice, and nothing else.
-    """
-
-    counts: sp.csr_matrix
-    names: NDArray[np.str_]
-    place: dict[str, int]
-    coords: Floats
-    unit: str
-    grid: Grid
-    bare: AnnData
-
-    @classmethod
-    def read(cls, data: AnnData, layer: str | None, layout: Layout, bin_um: float) -> Tissue:
-        """Read a slice; errors as :meth:`terrazzo.Slice.from_anndata` and :func:`terrazzo.slices.grids.grid_of`."""
-        found = Slice.from_anndata(data, layer=layer)
-        grid = grid_of(found, layout=layout, bin_um=bin_um)
-        table = find_counts(data, layer, False).var
-        column, first = merge_plan(read_gene_names(table))
-        texts = table.index.astype(str)
-        place = {name: int(column[i]) for i, name in reversed(list(enumerate(texts)))}
-        var = table.iloc[first][[c for c in NAMES_OF_GENES if c in table]].copy()
-        var.index = make_index_unique(var.index.astype(str))
-        uns = {k: data.uns[k] for k in (keys.TECHNOLOGY,) if k in data.uns}
-        if found.organism != "unknown":
-            uns[keys.ORGANISM] = found.organism
-        if library := library_of(data):
-            uns[keys.SPATIAL] = {"slice": library}
-        obs = data.obs[[c for c in (keys.ARRAY_ROW, keys.ARRAY_COL) if c in data.obs]].copy()
-        obs.index = make_index_unique(obs.index.astype(str))
-        bare = AnnData(obs=obs, var=var, obsm={keys.SPATIAL: found.native_coords}, uns=uns)
-        names = np.asarray(var.index, dtype=np.str_)
-        return cls(found.counts, names, place, found.coords, found.unit, grid, bare)
-
-    @property
-    def obs_names(self) -> pd.Index:
-        """Names of the cells."""
-        return self.bare.obs_names
-
-    @cached_property
-    def values(self) -> sp.csr_matrix:
-        """log1p of counts scaled to 10,000, CSR float32."""
-        return log_values(self.counts, PAPER_TOTAL)
-
-    @cached_property
-    def measured(self) -> Bools:
-        """Cells that have counts, bool ``(n_cells,)``."""
-        return np.diff(self.counts.indptr) > 0
-
-    @cached_property
-    def _seats(self) -> tuple[Ints, Ints]:
-        """Row and column of every cell's site."""
-        row, column = np.divmod(self.grid.site, self.grid.shape[1])
-        return row, column
-
-    def draw(self, size: int, n: int, occupancy: float, seed: int) -> Ints:
-        """Draw corners of squares that are full enough and leave something visible, ``(n, 2)``, each at most once.
-
-        Raises
-        ------
-        InputError
-            There is none.
-        """
-        rows, columns = self.grid.shape
-        if size > min(rows, columns):
-            raise InputError(
-                f"a region of {size} x {size} sites does not fit into the slice, whose grid has {rows} x {columns}; "
-                "take a smaller size."
-            )
-        full = observed(
-            Grid(self.grid.shape, self.grid.site[self.measured], self.grid.layout), size
-        )
-        allowed = np.argwhere(
-            (full >= occupancy * size**2) & (full < len(np.unique(self.grid.site[self.measured])))
-        )
-        if not len(allowed):
-            raise InputError(
-                f"no region of {size} x {size} sites holds cells with counts in {occupancy:.0%} of its sites (at most "
-                f"{full.max() / size**2:.0%}) and leaves others visible; take a smaller size or occupancy."
-            )
-        rng = np.random.default_rng([seed, size, 107])
-        return allowed[rng.choice(len(allowed), min(n, len(allowed)), replace=False)].astype(
-            np.int64
-        )
-
-    def hide(
-        self, size: int, corner: Ints, n_genes: int, genes: Ints | None, choose: Choose = "variance"
-    ) -> Region:
-        """Hide a square; genes that are not given are chosen by how they vary over the visible cells."""
-        hidden = self._within(corner, corner + size)
-        if genes is None:
-            visible = self.values[np.flatnonzero(~hidden & self.measured)]
-            spread = variance(visible)
-            score = spread if choose == "variance" else dispersion(visible)
-            score = np.where(spread > LEAST_VARIANCE, score, -np.inf)
-            order = np.argsort(-score, kind="stable")[:n_genes]
-            genes = order[np.isfinite(score[order])].astype(np.int64)
-        if not len(genes):
-            raise InputError("no gene varies among the visible cells: there is nothing to predict.")
-        return Region(size, corner, hidden, genes, sp.csr_matrix(self.values[:, genes]))
-
-    def around(self, region: Region, margin: int) -> Bools:
-        """Return the cells of a region and of so many sites around it."""
-        return self._within(region.corner - margin, region.corner + region.size + margin)
-
-    def _within(self, low: Ints, high: Ints) -> Bools:
-        row, column = self._seats
-        return (row >= low[0]) & (row < high[0]) & (column >= low[1]) & (column < high[1])
-
-    def seen(self, hidden: Bools) -> AnnData:
-        """Return what a predictor may see: a copy in which the hidden cells have no counts."""
-        lengths = np.diff(self.counts.indptr)
-        kept = np.repeat(~hidden, lengths)
-        starts = np.append(0, np.cumsum(np.where(hidden, 0, lengths))).astype(
-            self.counts.indptr.dtype
-        )
-        parts = (self.counts.data[kept], self.counts.indices[kept], starts)
-        out = self.bare.copy()
-        out.X = sp.csr_matrix(parts, shape=self.counts.shape)
-        return out
-
-
-def dispersion(values: sp.csr_matrix) -> Floats:
-    """Return how far each gene's log variance to mean ratio lies above that of genes of its mean (Seurat, scanpy).
-
-    Parameters
-    ----------
-    values
-        log1p of scaled counts, CSR ``(cells, genes)``; ratios are those of the counts.
-
-    Returns
-    -------
-    float64 ``(genes,)``: standard deviations above the mean of its bin; -inf for a gene that does not vary.
-    """
-    raw = sp.csr_matrix(
-        (np.expm1(values.data.astype(np.float64)), values.indices, values.indptr),
-        shape=values.shape,
-    )
-    mean = np.asarray(raw.mean(axis=0)).ravel()
-    spread = variance(raw) * raw.shape[0] / max(raw.shape[0] - 1, 1)
-    varies = (spread > 0) & (mean > 0)
-    table = pd.DataFrame({"ratio": np.nan, "bin": pd.cut(pd.Series(np.log1p(mean)), MEAN_BINS)})
-    table.loc[varies, "ratio"] = np.log(spread[varies] / mean[varies])
-    bins = table.groupby("bin", observed=True)["ratio"]
-    average, deviation = bins.transform("mean"), bins.transform("std")
-    alone = deviation.isna() & table["ratio"].notna()  # in its bin: it counts as one above
-    out = ((table["ratio"] - average) / deviation).mask(alone, 1.0)
-    return out.fillna(-np.inf).to_numpy(dtype=np.float64)
-
-
-def trivial(tissue: Tissue, region: Region) -> dict[str, Floats]:
-    """Return what :data:`BASELINES` say of the hidden cells, ``(hidden cells, genes)`` each."""
-    visible = np.flatnonzero(~region.hidden & tissue.measured)
-    targets = tissue.coords[region.hidden]
-    mean = np.asarray(region.values[visible].astype(np.float64).mean(axis=0)).ravel()
-    answers = [np.tile(mean, (len(targets), 1))]
-    tree = cKDTree(tissue.coords[visible])
-    near = tree.query(targets, k=np.arange(1, min(max(NEAREST), len(visible)) + 1))[1]
-    used, place = np.unique(near, return_inverse=True)
-    values = region.dense(visible[used]).astype(np.float64)[place.reshape(near.shape)]
-    answers += [values[:, :k].mean(axis=1) for k in NEAREST]
-    answers.append(_interpolated(tissue, region, targets, values[:, 0]))
-    return dict(zip(BASELINES, answers, strict=True))
-
-
-def _interpolated(tissue: Tissue, region: Region, targets: Floats, nearest: Floats) -> Floats:
-    """Interpolate linearly between the visible cells around a region; beyond their hull, the nearest one."""
-    close = tissue.around(region, max(region.size, LEAST_AROUND))
-    visible = np.flatnonzero(close & ~region.hidden & tissue.measured)
-    try:
-        plane = LinearNDInterpolator(
-            tissue.coords[visible], region.dense(visible).astype(np.float64)
-        )
-    except QhullError:  # fewer than three cells, or all on one line
-        return nearest
-    found = plane(targets)
-    beyond = np.isnan(found).any(axis=1)
-    found[beyond] = nearest[beyond]
-    return np.asarray(found)
-
-
-N_GENES, REPEATS, SIZE = 512, 20, 8
-
-
+N_GENES = 512
+REPEATS = 20
+SIZE = 8
 OCCUPANCY = 0.5  # least share of a region's sites that hold a cell
+SHOWN = 16  # genes whose values are in the result, of the first region of each size
+SCORES = ("mse", "mae")
 
-
-SHOWN = 16  # genes whose values are kept, of the first region of each size
-
-
-Predictor = Callable[[AnnData, NDArray[np.bool_], list[str]], Any]
+Predictor = Callable[[AnnData, Bools, list[str]], Any]
 
 
 def reconstruct(
@@ -306,7 +47,7 @@ def reconstruct(
     layer: str | None = None,
     progress: bool | None = None,
 ) -> TaskResult:
-    """Hide squares of a slice and score who can say what was there (ST as images, table 7).
+    """Hide squares of a slice and score how well their values are predicted (ST as images, table 7).
 
     Values are ``log1p(counts / total * 10,000)``, totals over all genes. Scored are the hidden cells that have counts.
 
@@ -339,7 +80,7 @@ def reconstruct(
     layer
         Layer of the counts; see :meth:`terrazzo.Slice.from_anndata`.
     progress
-        A bar; None: where there is a terminal.
+        Show a bar; None: on a terminal.
 
     Returns
     -------
@@ -353,41 +94,38 @@ def reconstruct(
     Raises
     ------
     InputError
-        No counts; no lattice and no bin size; no square of this size; a gene that is not there; a predictor that
+        No counts; no lattice and no bin size; no square of this size; a gene that the slice lacks; a predictor that
         returns anything but finite numbers of the right shape.
     ConfigError
         A size, number or share that is impossible; a predictor that has a baseline's name.
     """
-    asked = dict(predictors or {})
+    systems = dict(predictors or {})
     sizes = _sizes(size)
-    if choose not in get_args(Choose):
-        raise ConfigError(
-            f"choose is {choose!r}; it must be one of {', '.join(map(repr, get_args(Choose)))}."
-        )
-    _check(asked, n_genes, repeats, occupancy, bin_um)
+    plan = _Plan(sizes, n_genes, choose, repeats, occupancy, seed)
+    plan.check(systems, bin_um)
     tissue = Tissue.read(data, layer, layout, bin_um)
-    columns = None if genes is None else _named(tissue, genes)
-    corners = {side: tissue.draw(side, repeats, occupancy, seed) for side in sizes}
+    gene_numbers = None if genes is None else _numbers_of(tissue, genes)
+    corners = {}
+    for side in sizes:
+        corners[side] = tissue.draw(side, repeats, occupancy, seed)
     rows: list[dict[str, Any]] = []
     shown: list[pd.DataFrame] = []
-    fewest = n_genes
-    with Progress(progress).stage(
-        "reconstruction", sum(map(len, corners.values())), "regions"
-    ) as advance:
-        for side, drawn in corners.items():
-            for number, corner in enumerate(drawn):
-                region = tissue.hide(side, corner, n_genes, columns, choose)
-                answers = trivial(tissue, region)
-                for name, predictor in asked.items():
-                    answers[name] = _answer(name, predictor, tissue, region)
-                rows += _scores(tissue, region, answers, number)
-                shown += [_kept(tissue, region, answers)] if number == 0 else []
-                fewest = min(fewest, len(region.genes))
-                advance(1)
+    fewest_genes = n_genes
+    n_regions = sum(len(drawn) for drawn in corners.values())
+    with Progress(progress).stage("reconstruction", n_regions, "regions") as advance:
+        for number, region in _regions(tissue, corners, plan, gene_numbers):
+            answers = trivial(tissue, region)
+            for name, predictor in systems.items():
+                answers[name] = _answer(name, predictor, tissue, region)
+            rows += _scores(tissue, region, answers, number)
+            if number == 0:
+                shown.append(_shown_values(tissue, region, answers))
+            fewest_genes = min(fewest_genes, len(region.genes))
+            advance(1)
     config = {
-        "systems": [*BASELINES, *asked],
+        "systems": [*BASELINES, *systems],
         "sizes": sizes,
-        "n_genes": n_genes if columns is None else len(columns),
+        "n_genes": n_genes if gene_numbers is None else len(gene_numbers),
         "choose": choose,
         "genes": None if genes is None else list(genes),
         "repeats": repeats,
@@ -398,135 +136,191 @@ def reconstruct(
         "layer": layer,
         "n_cells": int(data.n_obs),
         "grid": list(tissue.grid.shape),
-        "corners": {str(side): c.tolist() for side, c in corners.items()},
+        "corners": {str(side): drawn.tolist() for side, drawn in corners.items()},
     }
-    notes = _notes(tissue, corners, repeats, n_genes if columns is None else 0, fewest)
-    return TaskResult("reconstruction", pd.DataFrame(rows), pd.concat(shown), config, notes)
+    notes = _notes_on_corners(corners, repeats)
+    if gene_numbers is None and fewest_genes < n_genes:
+        notes.append(
+            f"{fewest_genes} genes are predicted, not {n_genes}: "
+            "no more vary among the visible cells"
+        )
+    notes += _notes_on_tissue(tissue)
+    return TaskResult(
+        "reconstruction",
+        pd.DataFrame(rows),
+        pd.concat(shown),
+        config,
+        tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is hidden; see :func:`reconstruct`."""
+
+    sizes: list[int]
+    n_genes: int
+    choose: Choose
+    repeats: int
+    occupancy: float
+    seed: int
+
+    def check(self, systems: Mapping[str, Predictor], bin_um: float) -> None:
+        """Refuse impossible settings."""
+        choices = get_args(Choose)
+        if self.choose not in choices:
+            known = ", ".join(map(repr, choices))
+            raise ConfigError(f"choose is {self.choose!r}; it must be one of {known}.")
+        if self.n_genes < 1 or self.repeats < 1:
+            raise ConfigError(
+                f"n_genes is {self.n_genes} and repeats {self.repeats}; both must be at least 1."
+            )
+        if not 0 < self.occupancy <= 1:
+            raise ConfigError(f"occupancy is {self.occupancy}; it must be above 0 and at most 1.")
+        if not 0 <= bin_um < np.inf:
+            raise ConfigError(f"bin_um is {bin_um}; it must be at least 0 (0: no bins).")
+        for name in systems:
+            if name in BASELINES:
+                raise ConfigError(
+                    f"a predictor is called {name!r}, which is the name of a baseline; "
+                    "choose another."
+                )
+
+
+def _regions(
+    tissue: Tissue,
+    corners: Mapping[int, Ints],
+    plan: _Plan,
+    gene_numbers: Ints | None,
+) -> Iterator[tuple[int, Region]]:
+    """Yield every hidden square, with its number among those of its size."""
+    for side, drawn in corners.items():
+        for number, corner in enumerate(drawn):
+            yield number, tissue.hide(side, corner, plan.n_genes, gene_numbers, plan.choose)
 
 
 def _sizes(size: int | Sequence[int]) -> list[int]:
-    given = list(size) if isinstance(size, Sequence) else [size]
-    if not given or not all(isinstance(one, int | np.integer) and one >= 1 for one in given):
+    """Return the sides of the squares, checked, each once."""
+    sides = list(size) if isinstance(size, Sequence) else [size]
+    are_whole = all(isinstance(side, int | np.integer) for side in sides)
+    if not sides or not are_whole or min(sides) < 1:
         raise ConfigError(
             f"size is {size}; it must be a whole number of sites, at least 1, or several of them."
         )
-    return [int(one) for one in dict.fromkeys(given)]
+    return [int(side) for side in dict.fromkeys(sides)]
 
 
-def _check(
-    asked: Mapping[str, Predictor], n_genes: int, repeats: int, occupancy: float, bin_um: float
-) -> None:
-    if n_genes < 1 or repeats < 1:
-        raise ConfigError(f"n_genes is {n_genes} and repeats {repeats}; both must be at least 1.")
-    if not 0 < occupancy <= 1:
-        raise ConfigError(f"occupancy is {occupancy}; it must be above 0 and at most 1.")
-    if not 0 <= bin_um < np.inf:
-        raise ConfigError(f"bin_um is {bin_um}; it must be at least 0 (0: no bins).")
-    if taken := [name for name in asked if name in BASELINES]:
-        raise ConfigError(
-            f"a predictor is called {taken[0]!r}, which is the name of a baseline; choose another."
-        )
-
-
-def _named(tissue: Tissue, genes: Sequence[str]) -> NDArray[np.int64]:
-    wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ConfigError("genes must name at least one gene, each of them once.")
-    for gene in wanted:
+def _numbers_of(tissue: Tissue, genes: Sequence[str]) -> Ints:
+    """Return the numbers of genes that a user named."""
+    names = listed_genes(genes)
+    for gene in names:
         if gene not in tissue.place:
-            near = difflib.get_close_matches(gene, tissue.place, n=1, cutoff=0.0)
-            raise InputError(f"gene {gene!r} is not in the slice; the nearest name is {near[0]!r}.")
-    found = np.array([tissue.place[gene] for gene in wanted], dtype=np.int64)
-    if len(np.unique(found)) < len(found):
-        raise ConfigError("genes names one gene twice, under two names of it.")
-    return found
+            nearest = nearest_name(gene, tissue.place)
+            raise InputError(f"gene {gene!r} is not in the slice; the nearest name is {nearest!r}.")
+    check_distinct(names, tissue.place)
+    numbers = [tissue.place[gene] for gene in names]
+    return np.array(numbers, dtype=np.int64)
 
 
 def _answer(name: str, predictor: Predictor, tissue: Tissue, region: Region) -> Floats:
-    """Ask a predictor, which gets a slice of its own: what it does to it reaches nobody else."""
-    names = tissue.names[region.genes].tolist()
-    given = predictor(tissue.seen(region.hidden), region.hidden.copy(), list(names))
-    given = given.toarray() if hasattr(given, "toarray") else given
+    """Return what a predictor predicts; it gets copies, so that what it does to them reaches nobody else."""
+    genes = tissue.names[region.genes].tolist()
+    hidden = region.hidden
+    returned = predictor(tissue.seen(hidden), hidden.copy(), list(genes))
+    dense = returned.toarray() if hasattr(returned, "toarray") else returned
     try:
-        out = np.asarray(given, dtype=np.float64)
+        values = np.asarray(dense, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} returned no numbers ({error}).") from error
-    expected = (int(region.hidden.sum()), len(names))
-    if out.shape != expected:
+    expected = (int(hidden.sum()), len(genes))
+    if values.shape != expected:
         raise InputError(
-            f"{name} returned shape {out.shape}; it must be (hidden cells, genes), {expected}."
+            f"{name} returned shape {values.shape}; it must be (hidden cells, genes), {expected}."
         )
-    if not np.isfinite(out).all():
-        bad = ~np.isfinite(out)
+    not_finite = np.argwhere(~np.isfinite(values))
+    n_bad = len(not_finite)
+    if n_bad:
+        cell, gene = not_finite[0]
         raise InputError(
-            f"{name} returned {int(bad.sum())} values that are not finite (first: hidden cell "
-            f"{int(np.argwhere(bad)[0][0])}, gene {names[int(np.argwhere(bad)[0][1])]})."
+            f"{name} returned {n_bad} values that are not finite "
+            f"(first: hidden cell {cell}, gene {genes[gene]})."
         )
-    return out
+    return values
 
 
 def _scores(
-    tissue: Tissue, region: Region, answers: Mapping[str, Floats], number: int
+    tissue: Tissue,
+    region: Region,
+    answers: Mapping[str, Floats],
+    number: int,
 ) -> list[dict[str, Any]]:
+    """Return the rows of the scores of every system on one square."""
     scored = tissue.measured[region.hidden]
-    true = region.dense(np.flatnonzero(region.hidden)[scored])
-    out = []
+    cells = np.flatnonzero(region.hidden)[scored]
+    true = region.dense(cells)
+    rows = []
     for name, answer in answers.items():
-        found = regression(true, answer[scored])
-        kept = {metric: found[metric] for metric in ("mse", "mae")}
-        out += [
-            row | {"system": name, "size": region.size}
-            for row in tidy(kept, _split(region.size), number)
-        ]
-    return out
+        values = regression(true, answer[scored])
+        scores = {metric: values[metric] for metric in SCORES}
+        for row in tidy(scores, _split_name(region.size), number):
+            row["system"] = name
+            row["size"] = region.size
+            rows.append(row)
+    return rows
 
 
-def _split(size: int) -> str:
+def _split_name(size: int) -> str:
+    """Return how scores of squares of a size are labeled."""
     return f"{size} x {size}"
 
 
-def _kept(tissue: Tissue, region: Region, answers: Mapping[str, Floats]) -> pd.DataFrame:
+def _shown_values(tissue: Tissue, region: Region, answers: Mapping[str, Floats]) -> pd.DataFrame:
     """Return true and predicted values of a few genes, in the region and as far around it as it is wide."""
-    rows, genes = np.flatnonzero(tissue.around(region, region.size)), region.genes[:SHOWN]
-    names, hidden = tissue.names[genes], region.hidden[rows]
-    true = region.dense(rows)[:, :SHOWN]
-    true[~tissue.measured[rows]] = np.nan
+    cells = np.flatnonzero(tissue.around(region, region.size))
+    genes = region.genes[:SHOWN]
+    names = tissue.names[genes]
+    hidden = region.hidden[cells]
+    true = region.dense(cells)[:, :SHOWN]
+    true[~tissue.measured[cells]] = np.nan
     columns: dict[str, Any] = {
         "size": region.size,
-        "cell": rows,
-        "x": tissue.coords[rows, 0],
-        "y": tissue.coords[rows, 1],
+        "cell": cells,
+        "x": tissue.coords[cells, 0],
+        "y": tissue.coords[cells, 1],
         "hidden": hidden,
     }
-    columns |= {f"true:{name}": true[:, i] for i, name in enumerate(names)}
-    order = np.cumsum(region.hidden) - 1  # row of a hidden cell among the answers
+    for i, name in enumerate(names):
+        columns[f"true:{name}"] = true[:, i]
+    answer_row = np.cumsum(region.hidden) - 1  # of a hidden cell
+    rows = answer_row[cells[hidden]]
     for system, answer in answers.items():
         values = np.full(true.shape, np.nan, dtype=np.float32)
-        values[hidden] = answer[order[rows[hidden]]][:, : len(genes)]
-        columns |= {f"{system}:{name}": values[:, i] for i, name in enumerate(names)}
-    return pd.DataFrame(columns, index=tissue.obs_names[rows])
+        values[hidden] = answer[rows, : len(genes)]
+        for i, name in enumerate(names):
+            columns[f"{system}:{name}"] = values[:, i]
+    return pd.DataFrame(columns, index=tissue.obs_names[cells])
 
 
-def _notes(
-    tissue: Tissue,
-    corners: Mapping[int, NDArray[np.int64]],
-    repeats: int,
-    n_genes: int,
-    fewest: int,
-) -> tuple[str, ...]:
-    out = [
-        f"{_split(side)}: there are only {len(drawn)} squares to draw, not {repeats}"
-        for side, drawn in corners.items()
-        if len(drawn) < repeats
-    ]
-    if fewest < n_genes:
-        out.append(
-            f"{fewest} genes are predicted, not {n_genes}: no more vary among the visible cells"
-        )
-    if empty := int((~tissue.measured).sum()):
-        out.append(f"{empty} cells without counts are neither scored nor learned from")
+def _notes_on_corners(corners: Mapping[int, Ints], repeats: int) -> list[str]:
+    """Return a note for every size of which there are fewer squares than repeats."""
+    notes = []
+    for side, drawn in corners.items():
+        n_drawn = len(drawn)
+        if n_drawn < repeats:
+            name = _split_name(side)
+            notes.append(f"{name}: there are only {n_drawn} squares to draw, not {repeats}")
+    return notes
+
+
+def _notes_on_tissue(tissue: Tissue) -> list[str]:
+    """Return notes about empty cells and the unit of bins."""
+    notes = []
+    n_empty = int((~tissue.measured).sum())
+    if n_empty:
+        notes.append(f"{n_empty} cells without counts are neither scored nor learned from")
     if tissue.unit != "um" and tissue.grid.layout == "bin":
-        out.append(
-            f"the coordinates' unit is {tissue.unit}, not micrometers: bin_um was taken in that unit"
+        notes.append(
+            f"the coordinates' unit is {tissue.unit}, not micrometers: "
+            "bin_um was taken in that unit"
         )
-    return tuple(out)
+    return notes

@@ -1,8 +1,7 @@
-"""What every task returns: tidy scores, predictions, and what is needed to repeat it; to Parquet + JSON and back."""
+"""Results of tasks: tidy scores, predictions and what is needed to repeat them; to Parquet and JSON and back."""
 
 from __future__ import annotations
 
-import datetime
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,20 @@ import pandas as pd
 from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
 from terrazzo.files import whole_file, write_text
+from terrazzo.records import now
+from terrazzo.tasks import display
 
-METRICS, PREDICTIONS, RECORD = "metrics.parquet", "predictions.parquet", "result.json"
+__all__ = ["METRICS", "PREDICTIONS", "RECORD", "TaskResult", "tidy"]
+
+METRICS = "metrics.parquet"
+PREDICTIONS = "predictions.parquet"
+RECORD = "result.json"
 FORMAT = 1
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+_GROUPS = (
+    "system",
+    "split",
+    "metric",
+)  # columns whose values name a score; the first may be absent
 
 
 @dataclass(frozen=True)
@@ -50,17 +56,62 @@ class TaskResult:
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
     version: str = __version__
-    date: str = field(default_factory=_now)
+    date: str = field(default_factory=now)
+
+    def __repr__(self) -> str:
+        """Return what it holds in one line, and the scores of the first splits in one or two more."""
+        scores: dict[str, list[str]] = {}
+        for *where, metric, mean, sd, _ in self._score_rows():
+            of_split = scores.setdefault(" ".join(where), [])
+            of_split.append(f"{metric} {mean} ± {sd}")
+        n_predictions = display.count(len(self.predictions), "prediction")
+        n_notes = display.count(len(self.notes), "note")
+        lines = [f"TaskResult({self.task!r}, {n_predictions}, {n_notes})"]
+        for split, texts in scores.items():
+            lines.append(f"  {split}: {display.line(texts)}")
+        n_more = len(lines) - 2
+        if n_more > 1:
+            lines[2:] = [f"  and {n_more} more, see summary()"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return a table of the scores, the notes, and the settings folded, for notebooks."""
+        rows = self._score_rows()
+        header = [*_known_groups(self.metrics), "mean", "sd", "n"]
+        return display.card(
+            f"Result of {self.task}",
+            display.table(header, rows),
+            display.bullets(self.notes),
+            display.fold("settings", display.settings_table(self.config)),
+            display.fold("origin", display.settings_table(self._origin())),
+        )
+
+    def _score_rows(self) -> list[list[str]]:
+        """Return the rows of the summary as texts."""
+        if self.metrics.empty:
+            return []
+        rows = []
+        for *where, mean, sd, n in self.summary().itertuples(index=False):
+            texts = [str(name) for name in where]
+            texts.append(display.number(mean))
+            texts.append(display.number(sd))
+            texts.append(str(n))
+            rows.append(texts)
+        return rows
+
+    def _origin(self) -> dict[str, str]:
+        return {"terrazzo": self.version, "date": self.date}
 
     def summary(self) -> pd.DataFrame:
         """Return mean, sd and number of every score over all cells, a row for each split and metric (and system)."""
-        whole = self.metrics[self.metrics["part"] == ""]
-        by = [column for column in ("system", "split", "metric") if column in whole]
-        grouped = whole.groupby(by, sort=False, observed=True)["value"]
-        return grouped.agg(mean="mean", sd=lambda v: v.std(ddof=0), n="size").reset_index()
+        of_all_cells = self.metrics[self.metrics["part"] == ""]
+        by = _known_groups(of_all_cells)
+        values = of_all_cells.groupby(by, sort=False, observed=True)["value"]
+        table = values.agg(mean="mean", sd=_population_sd, n="size")
+        return table.reset_index()
 
     def score(self, metric: str, split: str | None = None, system: str | None = None) -> float:
-        """Return the mean of one score; ``split`` and ``system`` may be left out where there is one.
+        """Return the mean of one score; ``split`` and ``system`` may be left out where there is only one.
 
         Raises
         ------
@@ -68,19 +119,19 @@ class TaskResult:
             No such score.
         """
         table = self.summary()
-        found = table[(table["metric"] == metric) & ((table["split"] == split) | (split is None))]
+        wanted = table["metric"] == metric
+        if split is not None:
+            wanted &= table["split"] == split
         if system is not None:
-            found = found[found["system"] == system] if "system" in found else found[:0]
-        if len(found) != 1:
-            known = table[[column for column in ("system", "split", "metric") if column in table]]
-            have = ", ".join(
-                f"{row[-1]} ({', '.join(row[-2::-1])})" for row in known.itertuples(index=False)
-            )
-            wanted = ", ".join(repr(word) for word in (split, system) if word)
-            raise InputError(
-                f"there is no single score {metric!r}{f' of {wanted}' if wanted else ''}; there are: {have}."
-            )
-        return float(found["mean"].iloc[0])
+            is_system = table["system"] == system if "system" in table else False
+            wanted &= is_system
+        rows = table[wanted]
+        if len(rows) == 1:
+            return float(rows["mean"].iloc[0])
+        names = ", ".join(repr(name) for name in (split, system) if name)
+        of_names = f" of {names}" if names else ""
+        known = ", ".join(_score_names(table))
+        raise InputError(f"there is no single score {metric!r}{of_names}; there are: {known}.")
 
     def save(self, folder: str | Path) -> Path:
         """Write ``metrics.parquet``, ``predictions.parquet`` and, last, ``result.json`` into a folder.
@@ -91,6 +142,7 @@ class TaskResult:
             The folder cannot be written.
         """
         target = Path(folder)
+        summary = self.summary().to_json(orient="records")
         record = {
             "format": FORMAT,
             "task": self.task,
@@ -98,8 +150,9 @@ class TaskResult:
             "notes": list(self.notes),
             "terrazzo_version": self.version,
             "date": self.date,
-            "summary": json.loads(self.summary().to_json(orient="records")),
+            "summary": json.loads(summary),
         }
+        text = json.dumps(record, indent=2) + "\n"
         try:
             target.mkdir(parents=True, exist_ok=True)
             (target / RECORD).unlink(missing_ok=True)  # a folder without it is not a result
@@ -107,11 +160,10 @@ class TaskResult:
                 self.metrics.to_parquet(draft, index=False)
             with whole_file(target / PREDICTIONS) as draft:
                 self.predictions.to_parquet(draft)
-            write_text(target / RECORD, json.dumps(record, indent=2) + "\n")
+            write_text(target / RECORD, text)
         except OSError as error:
-            raise OutputError(
-                f"{target} could not be written ({error.strerror or error})."
-            ) from error
+            reason = error.strerror or error
+            raise OutputError(f"{target} could not be written ({reason}).") from error
         return target
 
     @classmethod
@@ -130,26 +182,49 @@ class TaskResult:
             )
         try:
             record = json.loads((source / RECORD).read_text(encoding="utf-8"))
-            metrics, predictions = (
-                pd.read_parquet(source / METRICS),
-                pd.read_parquet(source / PREDICTIONS),
-            )
             return cls(
-                record["task"],
-                metrics,
-                predictions,
-                record["config"],
-                tuple(record["notes"]),
-                record["terrazzo_version"],
-                record["date"],
+                task=record["task"],
+                metrics=pd.read_parquet(source / METRICS),
+                predictions=pd.read_parquet(source / PREDICTIONS),
+                config=record["config"],
+                notes=tuple(record["notes"]),
+                version=record["terrazzo_version"],
+                date=record["date"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{source} is damaged ({type(error).__name__}: {error}).") from error
+            kind = type(error).__name__
+            raise InputError(f"{source} is damaged ({kind}: {error}).") from error
+
+
+def _known_groups(table: pd.DataFrame) -> list[str]:
+    """Return the columns of a table whose values name a score."""
+    return [name for name in _GROUPS if name in table]
+
+
+def _population_sd(values: pd.Series) -> float:
+    return values.std(ddof=0)
+
+
+def _score_names(summary: pd.DataFrame) -> list[str]:
+    """Return every score of a summary with its split and system, as an error names it."""
+    names = []
+    groups = summary[_known_groups(summary)]
+    for *where, metric in groups.itertuples(index=False):
+        of_split = ", ".join(reversed(where))
+        names.append(f"{metric} ({of_split})")
+    return names
 
 
 def tidy(scores: dict[str, float], split: str, number: int, part: str = "") -> list[dict[str, Any]]:
     """Return the rows of :attr:`TaskResult.metrics` for some scores."""
-    return [
-        {"split": split, "number": number, "metric": name, "value": float(value), "part": part}
-        for name, value in scores.items()
-    ]
+    rows = []
+    for name, value in scores.items():
+        row = {
+            "split": split,
+            "number": number,
+            "metric": name,
+            "value": float(value),
+            "part": part,
+        }
+        rows.append(row)
+    return rows

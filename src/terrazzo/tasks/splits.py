@@ -1,4 +1,4 @@
-"""Which cells are learned from, which stop training early, which are scored: random, blocked, few, across patients."""
+"""Splits of cells: which are learned from, which stop training early, which are scored; and the patients of slices."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from terrazzo import keys
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.slices.slice import stated
 
-BLOCKS, FOLDS = 16, 4
+__all__ = [
+    "Split",
+    "all_rows",
+    "blocked_splits",
+    "cross_split",
+    "donor_of",
+    "patients",
+    "random_splits",
+    "spatial_folds",
+]
 
-
+BLOCKS = 16
+FOLDS = 4
 VALIDATION = 0.1  # share of the training cells that stops training early (SToFM, C.2)
+LEAST_CELLS = 5
 
 
 @dataclass(frozen=True)
@@ -53,16 +64,19 @@ def random_splits(
     ConfigError, InputError
         A share outside (0, 1); fewer than 5 labeled cells.
     """
-    rows = _rows(known)
+    rows = _labeled_rows(known)
     if not 0 < train_share < 1:
-        raise ConfigError(f"train_share is {train_share}; it must lie between 0 and 1.")
-    out = []
+        raise ConfigError(f"train_share is {train_share}; it must be between 0 and 1.")
+    n_train = max(2, round(train_share * len(rows)))
+    n_train = min(n_train, len(rows) - 1)
+    splits = []
     for number in range(n):
         rng = np.random.default_rng([seed, number, 101])
         drawn = rng.permutation(rows)
-        cut = min(max(2, round(train_share * len(rows))), len(rows) - 1)
-        out.append(_split(kind, number, drawn[:cut], drawn[cut:], rng))
-    return out
+        train = drawn[:n_train]
+        test = drawn[n_train:]
+        splits.append(_split(kind, number, train, test, rng))
+    return splits
 
 
 def blocked_splits(coords: ArrayLike, known: ArrayLike, *, seed: int = 0) -> list[Split]:
@@ -77,34 +91,38 @@ def blocked_splits(coords: ArrayLike, known: ArrayLike, *, seed: int = 0) -> lis
     seed
         Of the draw of validation cells.
     """
-    rows, fold = _rows(known), spatial_folds(coords)
-    out = []
+    rows = _labeled_rows(known)
+    fold = spatial_folds(coords)[rows]
+    splits = []
     for number in range(FOLDS):
-        here = fold[rows] == number
-        if here.any() and not here.all():
-            rng = np.random.default_rng([seed, number, 102])
-            out.append(_split("blocked", number, rows[~here], rows[here], rng))
-    if not out:
+        is_test = fold == number
+        if not is_test.any() or is_test.all():
+            continue
+        rng = np.random.default_rng([seed, number, 102])
+        train = rows[~is_test]
+        test = rows[is_test]
+        splits.append(_split("blocked", number, train, test, rng))
+    if not splits:
         raise InputError(
-            "the labeled cells lie in one spatial block; they cannot be split in space."
+            "the labeled cells are in one spatial block; they cannot be split in space."
         )
-    return out
+    return splits
 
 
-def spatial_folds(coords: ArrayLike, blocks: int = BLOCKS, folds: int = FOLDS) -> NDArray[np.int64]:
+def spatial_folds(coords: ArrayLike, blocks: int = BLOCKS, folds: int = FOLDS) -> Ints:
     """Return the fold of each cell: blocks of equal size, four strips along x, each cut in four along y.
 
     Blocks of a fold touch at corners only: one in each row and each column of blocks.
     """
     places = np.asarray(coords, dtype=np.float64)
     side = int(np.sqrt(blocks))
-    out = np.empty(len(places), dtype=np.int64)
-    for i, strip in enumerate(np.array_split(np.argsort(places[:, 0], kind="stable"), side)):
-        for j, part in enumerate(
-            np.array_split(strip[np.argsort(places[strip, 1], kind="stable")], side)
-        ):
-            out[part] = (i + j) % folds
-    return out
+    fold = np.empty(len(places), dtype=np.int64)
+    by_x = np.argsort(places[:, 0], kind="stable")
+    for i, strip in enumerate(np.array_split(by_x, side)):
+        by_y = np.argsort(places[strip, 1], kind="stable")
+        for j, block in enumerate(np.array_split(strip[by_y], side)):
+            fold[block] = (i + j) % folds
+    return fold
 
 
 def cross_split(
@@ -122,19 +140,22 @@ def cross_split(
         Of the draw of validation cells.
     """
     rng = np.random.default_rng([seed, 103])
-    return _split("cross", 0, _rows(known_train), _rows(known_test) + n_train, rng)
+    train = _labeled_rows(known_train)
+    test = _labeled_rows(known_test) + n_train
+    return _split("cross", 0, train, test, rng)
 
 
 def all_rows(known: ArrayLike, *, seed: int = 0) -> Split:
     """Return the split that scores nothing: every labeled cell trains, but for those that stop training early."""
-    return _split(
-        "whole", 0, _rows(known), np.zeros(0, dtype=np.int64), np.random.default_rng([seed, 104])
-    )
+    rng = np.random.default_rng([seed, 104])
+    nothing = np.zeros(0, dtype=np.int64)
+    return _split("whole", 0, _labeled_rows(known), nothing, rng)
 
 
 def donor_of(adata: AnnData, key: str | None = None) -> str:
-    """Return whom a slice is of, by this key of ``obs`` or ``uns``, None: of ``keys.DONOR``; "" where nothing says."""
-    return stated(adata, keys.DONOR if key is None else (key,))
+    """Return the donor of a slice, by this key of ``obs`` or ``uns``, None: of ``keys.DONOR``; "" where unknown."""
+    names = keys.DONOR if key is None else (key,)
+    return stated(adata, names)
 
 
 def patients(
@@ -156,42 +177,54 @@ def patients(
     """
     from terrazzo.corpus.splits import donor_groups
 
+    n_slices = len(slices)
     if donors is None or isinstance(donors, str):
-        whose = [donor_of(one, donors) for one in slices]
+        names = [donor_of(adata, donors) for adata in slices]
     else:
-        whose = [str(name).strip() for name in donors]
-        if len(whose) != len(slices):
+        names = [str(name).strip() for name in donors]
+        if len(names) != n_slices:
             raise InputError(
-                f"donors has {len(whose)} names for {len(slices)} slices; give one for each."
+                f"donors has {len(names)} names for {n_slices} slices; give one for each."
             )
-    if unknown := [str(i + 1) for i, name in enumerate(whose) if not name]:
-        where = (
-            f"obs or uns {donors!r}"
-            if isinstance(donors, str)
-            else f"obs or uns ({', '.join(keys.DONOR)})"
-        )
+    unknown = []
+    for i, name in enumerate(names):
+        if not name:
+            unknown.append(str(i + 1))
+    if unknown:
+        key = ", ".join(keys.DONOR) if donors is None else donors
         raise InputError(
-            f"the patient of slice {', '.join(unknown)} of {len(slices)} is not known: put it into {where}, or pass "
-            "donors= with one name a slice."
+            f"the patient of slice {', '.join(unknown)} of {n_slices} is not known: "
+            f"put it into obs or uns ({key}), or pass donors= with one name a slice."
         )
-    groups = donor_groups(whose, whose)
+    groups = donor_groups(names, names)
     if len(set(groups)) < 2:
         raise InputError(
-            f"all {len(slices)} slices are of one patient, {whose[0]!r}: none can be held out; pass test=."
+            f"all {n_slices} slices are of one patient, {names[0]!r}: "
+            "none can be held out; pass test=."
         )
-    return whose, groups
+    return names, groups
 
 
-def _rows(known: ArrayLike) -> Ints:
-    rows = np.flatnonzero(np.asarray(known, dtype=bool)).astype(np.int64)
-    if len(rows) < 5:
+def _labeled_rows(known: ArrayLike) -> Ints:
+    """Return the rows of the cells with a label."""
+    is_known = np.asarray(known, dtype=bool)
+    rows = np.flatnonzero(is_known).astype(np.int64)
+    if len(rows) < LEAST_CELLS:
         raise InputError(
-            f"only {len(rows)} cells have a label that is scored; at least 5 are needed."
+            f"only {len(rows)} cells have a label that is scored; "
+            f"at least {LEAST_CELLS} are needed."
         )
     return rows
 
 
 def _split(kind: str, number: int, train: Ints, test: Ints, rng: np.random.Generator) -> Split:
+    """Draw the validation cells out of the training cells."""
     drawn = rng.permutation(train)
-    cut = max(1, round(VALIDATION * len(drawn)))
-    return Split(kind, number, np.sort(drawn[cut:]), np.sort(drawn[:cut]), np.sort(test))
+    n_validation = max(1, round(VALIDATION * len(drawn)))
+    return Split(
+        kind=kind,
+        number=number,
+        train=np.sort(drawn[n_validation:]),
+        validation=np.sort(drawn[:n_validation]),
+        test=np.sort(test),
+    )

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from terrazzo import keys
-from terrazzo.arrays import AnyFloats
-from terrazzo.records import vectors
+from terrazzo import keys, records
+from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.slices.geometry import read_coords
-from terrazzo.tasks import labels as reading
-from terrazzo.tasks import metrics
-from terrazzo.tasks.domains import (
-    Method,
-    check_settings,
-    cluster_runs,
-    named,
-    refine_labels,
-    shortfall,
-)
+from terrazzo.tasks import labels, metrics
+from terrazzo.tasks.clustering import Method, cluster_runs, refine_labels
+from terrazzo.tasks.domains import check_settings, shortfall
+from terrazzo.tasks.labels import Labels
 from terrazzo.tasks.results import TaskResult, tidy
+
+__all__ = ["evaluate_domains"]
 
 
 def evaluate_domains(
@@ -38,7 +34,7 @@ def evaluate_domains(
     spatial_key: str = keys.SPATIAL,
     progress: bool | None = None,
 ) -> TaskResult:
-    """Cluster an embedding once a seed and say how well the clusters agree with labels, and hang together in space.
+    """Cluster an embedding with several seeds and score its agreement with labels and its continuity in space.
 
     All cells are clustered, labels unseen (but for how many classes there are, where ``n_domains`` is left out). ARI
     and NMI are of the cells with a label that is scored; CHAOS and PAS of all. The AnnData is not changed.
@@ -48,7 +44,7 @@ def evaluate_domains(
     adata
         Holds the embedding, or the cells that an array belongs to, and coordinates.
     use_rep
-        As in :func:`terrazzo.tasks.domains.domains`: a bare key stands for the niche block where there are two.
+        As in :func:`terrazzo.tasks.domains`: a bare key stands for the niche block where there are two.
     label
         Column of ``obs``, or an array with one value a cell.
     n_domains
@@ -58,7 +54,7 @@ def evaluate_domains(
     seeds
         How many: 0, 1, ... A single one may move ARI by .17; five or more are needed to claim anything.
     refine
-        Neighbors of :func:`terrazzo.tasks.domains.refine_labels`; 0: off.
+        Neighbors of :func:`terrazzo.tasks.clustering.refine_labels`; 0: off.
     spatial_key
         ``obsm`` key of the coordinates.
     progress
@@ -67,8 +63,8 @@ def evaluate_domains(
     Returns
     -------
     Scores ``ari``, ``nmi``, ``chaos``, ``pas`` of each seed (``number``), of the clusters as they are (split
-    ``"whole"``) and, apart, of the refined ones (``"refined"``). Predictions: every cell's ``domain`` by the first
-    seed, ``refined`` where asked, and its ``label``, None where it is not scored.
+    ``"whole"``) and, separately, of the refined ones (``"refined"``). Predictions: every cell's ``domain`` by the first
+    seed, ``refined`` with ``refine``, and its ``label``, None where it is not scored.
 
     Raises
     ------
@@ -77,28 +73,35 @@ def evaluate_domains(
     ConfigError
         ``n_domains``, ``seeds`` or ``refine`` do not fit the number of cells; an unknown method.
     """
-    truth = reading.read(adata, label)
-    values = vectors(adata, use_rep, purpose="niche")
+    truth = labels.read(adata, label)
+    values = records.vectors(adata, use_rep, purpose="niche")
     coords = read_coords(adata, spatial_key)
     k = len(truth.classes) if n_domains is None else n_domains
     check_settings(adata.n_obs, k, method, seeds, refine)
-    runs = cluster_runs(np.asarray(values, dtype=np.float64), k, method, range(seeds), progress)
-    found = {"whole": runs}
+    vectors = values.astype(np.float64)
+    runs = cluster_runs(vectors, k, method, range(seeds), progress)
+    runs_of = {"whole": runs}
+    first = {"domain": runs[0].astype(str)}
     if refine:
-        found["refined"] = np.stack([refine_labels(run, coords, refine) for run in runs])
-    rows = [
-        row
-        for split, labeled in found.items()
-        for number, run in enumerate(labeled)
-        for row in tidy(_scores(truth, run, coords), split, number)
-    ]
-    first = {"domain": found["whole"][0].astype(str)}
+        refined_runs = [refine_labels(run, coords, refine) for run in runs]
+        refined = np.stack(refined_runs)
+        runs_of["refined"] = refined
+        first["refined"] = refined[0].astype(str)
+    first["label"] = truth.names
+    rows = []
+    for split, split_runs in runs_of.items():
+        for number, run in enumerate(split_runs):
+            rows += tidy(_scores(truth, run, coords), split, number)
+    notes = _notes_on_labels(truth)
+    for number, run in enumerate(runs):
+        message = shortfall(run, k, values, method)
+        if message:
+            notes.append(f"seed {number}: {message}")
     if refine:
-        first["refined"] = found["refined"][0].astype(str)
-    predictions = pd.DataFrame({**first, "label": truth.names}, index=adata.obs_names.astype(str))
+        notes += _notes_on_refining(runs, refined)
     config: dict[str, Any] = {
-        "use_rep": named(use_rep),
-        "label": named(label),
+        "use_rep": records.source_name(use_rep),
+        "label": records.source_name(label),
         "n_domains": int(k),
         "method": method,
         "seeds": list(range(seeds)),
@@ -108,40 +111,33 @@ def evaluate_domains(
         "n_scored": int(truth.known.sum()),
         "classes": list(truth.classes),
     }
-    return TaskResult(
-        "domains", pd.DataFrame(rows), predictions, config, _notes(truth, found, k, values, method)
-    )
+    predictions = pd.DataFrame(first, index=adata.obs_names.astype(str))
+    return TaskResult("domains", pd.DataFrame(rows), predictions, config, tuple(notes))
 
 
-def _scores(
-    truth: reading.Labels, found: NDArray[np.int64], coords: NDArray[np.float64]
-) -> dict[str, float]:
-    agreement = metrics.clustering(truth.codes[truth.known], found[truth.known])
-    return {**agreement, "chaos": metrics.chaos(coords, found), "pas": metrics.pas(coords, found)}
+def _scores(truth: Labels, run: Ints, coords: Floats) -> dict[str, float]:
+    """Score one run: its agreement with the labels, and how contiguous it is in space."""
+    scored = truth.known
+    scores = metrics.clustering(truth.codes[scored], run[scored])
+    scores["chaos"] = metrics.chaos(coords, run)
+    scores["pas"] = metrics.pas(coords, run)
+    return scores
 
 
-def _notes(
-    truth: reading.Labels,
-    found: dict[str, NDArray[np.int64]],
-    k: int,
-    values: AnyFloats,
-    method: str,
-) -> tuple[str, ...]:
-    out = []
+def _notes_on_labels(truth: Labels) -> list[str]:
+    """Return notes about cells that are not scored."""
+    notes = []
     if truth.missing:
-        out.append(f"{truth.missing} cells without a label are clustered and not scored")
+        notes.append(f"{truth.missing} cells without a label are clustered and not scored")
     if truth.rare:
-        rare = ", ".join(f"{name} ({cells})" for name, cells in truth.rare.items())
-        out.append(f"classes too rare to be scored (cells): {rare}")
-    short = {
-        number: text
-        for number, run in enumerate(found["whole"])
-        if (text := shortfall(run, k, values, method))
-    }
-    out += [f"seed {number}: {text}" for number, text in short.items()]
-    for number, (run, refined) in enumerate(
-        zip(found["whole"], found.get("refined", []), strict=False)
-    ):
-        if (lost := len(np.unique(run)) - len(np.unique(refined))) > 0:
-            out.append(f"seed {number}: refining dissolved {lost} of {len(np.unique(run))} domains")
-    return tuple(out)
+        notes.append(f"classes too rare to be scored (cells): {truth.rare_in_words}")
+    return notes
+
+
+def _notes_on_refining(runs: Ints, refined: Ints) -> Iterator[str]:
+    """Yield a note for every run that lost a domain."""
+    for number, (before, after) in enumerate(zip(runs, refined, strict=True)):
+        n_before = len(np.unique(before))
+        lost = n_before - len(np.unique(after))
+        if lost > 0:
+            yield f"seed {number}: refining dissolved {lost} of {n_before} domains"

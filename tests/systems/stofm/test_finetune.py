@@ -44,7 +44,7 @@ def split_of(adata: Any, label: str = "region") -> Any:
 
 def weights(tuned: FineTuned) -> dict[str, torch.Tensor]:
     held = {f"model.{k}": v for k, v in tuned.model.module.state_dict().items()}
-    return held | {f"head.{k}": torch.as_tensor(v) for k, v in tuned.probe.readout.state().items()}
+    return held | {f"head.{k}": torch.as_tensor(v) for k, v in tuned.probe.head.state().items()}
 
 
 def same(a: FineTuned, b: FineTuned) -> bool:
@@ -122,7 +122,7 @@ def test_all_parameters_are_tuned_and_the_best_state_is_kept(
         model, adata, label="region", config=replace(SHORT, encoder_lr=0, se2_lr=0, head_lr=0)
     )
     assert start.log[0] == tuned.log[0]
-    heads = [t.probe.readout.state() for t in (start, tuned)]
+    heads = [t.probe.head.state() for t in (start, tuned)]
     assert not np.array_equal(
         heads[0]["module.layers.0.weight"], heads[1]["module.layers.0.weight"]
     )

@@ -24,9 +24,9 @@ from terrazzo.progress import Progress
 from terrazzo.systems.stofm.labeled import Scene, prepare, refresh, scene_vectors, subslice_vectors
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import targets
+from terrazzo.tasks.heads import head_config, head_record, make, statistics
 from terrazzo.tasks.mlp import LabelHead
 from terrazzo.tasks.probes import Probe
-from terrazzo.tasks.readouts import head_config, head_record, make, statistics
 from terrazzo.tasks.splits import Split, all_rows
 from terrazzo.training.recipe import OptimConfig
 from terrazzo.training.resuming import seed_everything

@@ -6,23 +6,14 @@ import random
 from dataclasses import dataclass
 
 import igraph
-import numba
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.spatial import cKDTree
 
 from terrazzo.arrays import Floats
+from terrazzo.tasks.graphs import fuzzy_graph
 
 ROWS = 65_536  # rows per pass over the embeddings: float64 copies stay small
-
-
-WEIGHT_DIGITS = (
-    6  # edge weights are rounded, so that the last bits of an embedding do not move a cluster
-)
-
-
-BANDWIDTH_STEPS = 64  # bisection steps of the fuzzy weights, as in UMAP
 
 
 @dataclass(frozen=True)
@@ -133,64 +124,6 @@ def leiden_labels(
 def _fuzzy_graph(points: Floats, k: int) -> igraph.Graph:
     distance, index = cKDTree(points).query(points, k=k, workers=-1)
     return fuzzy_graph(distance[:, 1:], index[:, 1:])
-
-
-def fuzzy_graph(distance: Floats, index: NDArray[np.int64]) -> igraph.Graph:
-    """Build the weighted neighbor graph of scanpy's ``pp.neighbors``.
-
-    Parameters
-    ----------
-    distance, index
-        ``(n, k - 1)``: the nearest neighbors of each point, itself left out.
-    """
-    n, others = distance.shape
-    weight = _fuzzy_weights(distance, np.log2(others + 1))
-    rows = np.repeat(np.arange(n), others)
-    directed = sparse.csr_matrix((weight.ravel(), (rows, index.ravel())), shape=(n, n))
-    both = directed + directed.T - directed.multiply(directed.T)
-    upper = sparse.triu(both, k=1).tocoo()
-    values = np.round(upper.data, WEIGHT_DIGITS)
-    keep = values > 0
-    edges = np.column_stack([upper.row[keep], upper.col[keep]]).astype(
-        np.int64
-    )  # igraph takes int64 without copying
-    graph = igraph.Graph(n=n, edges=edges)
-    graph.es["weight"] = values[keep].tolist()
-    return graph
-
-
-@numba.njit(cache=True)
-def _fuzzy_weights(distance: Floats, target: float) -> Floats:  # pragma: no cover - compiled
-    """UMAP's smoothed exponential weights: nearest neighbor 1, the sum of each row ``target``."""
-    n, k = distance.shape
-    out = np.empty((n, k))
-    overall = distance.mean()
-    for i in range(n):
-        row = distance[i]
-        rho = 0.0
-        for j in range(k):
-            if row[j] > 0.0:
-                rho = row[j]
-                break
-        low, high, sigma = 0.0, np.inf, 1.0
-        for _ in range(BANDWIDTH_STEPS):
-            total = 0.0
-            for j in range(k):
-                gap = row[j] - rho
-                total += np.exp(-gap / sigma) if gap > 0 else 1.0
-            if abs(total - target) < 1e-5:
-                break
-            if total > target:
-                high = sigma
-                sigma = (low + high) / 2
-            else:
-                low = sigma
-                sigma = sigma * 2 if high == np.inf else (low + high) / 2
-        sigma = max(sigma, 1e-3 * (row.mean() if rho > 0 else overall))
-        for j in range(k):
-            gap = row[j] - rho
-            out[i, j] = 1.0 if gap <= 0 or sigma == 0 else np.exp(-gap / sigma)
-    return out
 
 
 def virtual_cells(

@@ -1,4 +1,4 @@
-"""Read-outs: what turns vectors into classes, values or proportions; k-NN, linear, and the MLPs of the papers."""
+"""Heads: small models that turn vectors into classes, values or proportions; k-NN, linear, and the papers' MLPs."""
 
 from __future__ import annotations
 
@@ -6,33 +6,42 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from terrazzo.arrays import AnyFloats
+from terrazzo.arrays import AnyFloats, Floats, Vectors
 from terrazzo.errors import ConfigError
 
+__all__ = [
+    "HEADS",
+    "Head",
+    "HeadConfig",
+    "KNNConfig",
+    "KNNHead",
+    "Kind",
+    "LinearConfig",
+    "LinearHead",
+    "MLPConfig",
+    "State",
+    "head_config",
+    "head_from_record",
+    "head_record",
+    "make",
+    "nearest_proportions",
+    "statistics",
+]
+
 Kind = Literal["classes", "values", "proportions"]
-
-
 State = dict[str, NDArray[Any]]
 
-
 ALPHAS = tuple(10.0**power for power in range(-1, 6))  # of the ridge; the validation rows choose
-
-
+DEFAULT_ALPHA = 1.0  # without validation rows
 NEVER = (
     -1e9
-)  # score of a class that no training row has; finite, so that a saved read-out can be checked
-
-
-CONSTANT = (
-    1e-6  # a column whose sd is below this share of its mean is rounding noise and is not blown up
-)
-
-
+)  # score of a class that no training row has; finite, so that saved heads can be checked
+CONSTANT = 1e-6  # a column whose sd is a smaller share of its mean is rounding noise: not scaled up
 CHUNK = 2**16  # rows predicted at a time
 
 
@@ -50,7 +59,7 @@ class MLPConfig:
         Ends training on many rows before ``max_epochs``; 0: no limit.
     patience, floor
         Training ends where the loss has not fallen by 1 % in so many epochs, or is below this share of the loss of the
-        trivial answer, the training rows' mean.
+        trivial answer, which is the training rows' mean.
     early_stopping
         True: that loss is the validation rows', and the weights of its best epoch are restored. False: it is the mean
         training loss of an epoch; validation rows are training rows like all others.
@@ -82,7 +91,7 @@ class MLPConfig:
 
 @dataclass(frozen=True)
 class KNNConfig:
-    """Settings of the mean answer of the nearest training rows, Euclidean; k = 10 is ST as images (section 4)."""
+    """Settings of the mean of the nearest training rows, Euclidean; k = 10 is ST as images (section 4)."""
 
     neighbors: int = 10
     standardize: bool = False
@@ -109,18 +118,21 @@ class LinearConfig:
 
 
 def _check_positive(config: object, *names: str) -> None:
+    """Refuse settings that are not above 0."""
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} of a head is {getattr(config, name)!r}; it must be above 0.")
+        value = getattr(config, name)
+        if not value > 0:
+            raise ConfigError(f"{name} of a head is {value!r}; it must be above 0.")
 
 
 HeadConfig = MLPConfig | KNNConfig | LinearConfig
 
-
 HEADS: dict[str, HeadConfig] = {
-    "mlp3": MLPConfig(),  # SToFM, C.2: three layers, LeakyReLU, early stopping; the rest is ours
-    # ST as images, section 4. When training ends is ours, to stay affordable: on a fifth of a Visium slice the floor is
-    # reached after some 1,000 steps; only vectors that do not tell the classes apart go on to 10,000
+    # SToFM, C.2: three layers, LeakyReLU, early stopping; the paper leaves the rest open
+    "mlp3": MLPConfig(),
+    # ST as images, section 4. The paper does not say when training ends; these limits keep it affordable: on a fifth of
+    # a Visium slice the floor is reached after some 1,000 steps; only vectors that do not separate the classes go on
+    # to 10,000
     "mlp512": MLPConfig(
         (512, 256, 128),
         "relu",
@@ -135,12 +147,11 @@ HEADS: dict[str, HeadConfig] = {
     "linear": LinearConfig(),
 }
 
-
 _TYPES: dict[str, type[HeadConfig]] = {"mlp": MLPConfig, "knn": KNNConfig, "linear": LinearConfig}
 
 
 def head_config(head: str | HeadConfig) -> HeadConfig:
-    """Return the settings of a head given by name.
+    """Return the settings of a head by its name; settings are returned as they are.
 
     Raises
     ------
@@ -150,8 +161,9 @@ def head_config(head: str | HeadConfig) -> HeadConfig:
     if not isinstance(head, str):
         return head
     if head not in HEADS:
+        known = ", ".join(HEADS)
         raise ConfigError(
-            f"head is {head!r}; it must be one of {', '.join(HEADS)}, or settings such as MLPConfig()."
+            f"head is {head!r}; it must be one of {known}, or settings such as MLPConfig()."
         )
     return HEADS[head]
 
@@ -159,11 +171,13 @@ def head_config(head: str | HeadConfig) -> HeadConfig:
 def head_record(head: str | HeadConfig) -> dict[str, Any]:
     """Return a head's settings as JSON-able dict; :func:`head_from_record` reads it back."""
     config = head_config(head)
-    kind = next(name for name, cls in _TYPES.items() if isinstance(config, cls))
-    return {
-        "type": kind,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()},
-    }
+    record: dict[str, Any] = {}
+    for name, config_type in _TYPES.items():
+        if isinstance(config, config_type):
+            record["type"] = name
+    for name, value in asdict(config).items():
+        record[name] = list(value) if isinstance(value, tuple) else value
+    return record
 
 
 def head_from_record(record: Mapping[str, Any]) -> HeadConfig:
@@ -174,19 +188,20 @@ def head_from_record(record: Mapping[str, Any]) -> HeadConfig:
     ConfigError
         Not such a record.
     """
-    values: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k != "type"
-    }
+    settings: dict[str, Any] = {}
+    for name, value in record.items():
+        if name != "type":
+            settings[name] = tuple(value) if isinstance(value, list) else value
     try:
-        return _TYPES[record["type"]](**values)
+        return _TYPES[record["type"]](**settings)
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"the settings of the head are not those of terrazzo ({error})."
         ) from error
 
 
-class Readout(ABC):
-    """Something that is fitted to vectors and answers for others.
+class Head(ABC):
+    """Base of all heads: fitted to vectors with targets, and predicts for other vectors.
 
     Parameters
     ----------
@@ -194,16 +209,17 @@ class Readout(ABC):
         Its settings.
     kind
         ``"classes"``: targets are int64 codes ``(n,)``. ``"values"``: floats ``(n, n_outputs)``. ``"proportions"``:
-        the same, rows that sum to one, as do those of the answer.
+        the same, rows that sum to one, as do those of the prediction.
     n_outputs
         Number of classes, or of columns.
     """
 
-    type: ClassVar[str]
-
     def __init__(self, config: HeadConfig, kind: Kind, n_outputs: int) -> None:
-        self.config, self.kind, self.n_outputs = config, kind, n_outputs
-        self.shift, self.scale = np.zeros(0), np.ones(0)
+        self.config = config
+        self.kind = kind
+        self.n_outputs = n_outputs
+        self.shift = np.zeros(0)
+        self.scale = np.ones(0)
 
     @property
     def input_dim(self) -> int:
@@ -218,41 +234,56 @@ class Readout(ABC):
         Every statistic is that of the training rows; a head without use for validation rows trains on them, too. The
         global random generators are left alone.
         """
-        x, x_val, y, y_val = np.asarray(x), np.asarray(x_val), np.asarray(y), np.asarray(y_val)
+        x_train = np.asarray(x)
+        y_train = np.asarray(y)
+        x_validation = np.asarray(x_val)
+        y_validation = np.asarray(y_val)
         if not self.needs_validation:
-            x, y = np.concatenate([x, x_val]), np.concatenate([y, y_val])
-            x_val, y_val = x[:0], y[:0]
-        self.shift, self.scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
+            x_train = np.concatenate([x_train, x_validation])
+            y_train = np.concatenate([y_train, y_validation])
+            x_validation = x_train[:0]
+            y_validation = y_train[:0]
         if self.config.standardize:
-            self.shift, self.scale = statistics(x)
-        self._fit(self._ready(x), y, self._ready(x_val), y_val, seed)
+            self.shift, self.scale = statistics(x_train)
+        else:
+            self.shift = np.zeros(x_train.shape[1])
+            self.scale = np.ones(x_train.shape[1])
+        self._fit(
+            self._standardized(x_train),
+            y_train,
+            self._standardized(x_validation),
+            y_validation,
+            seed,
+        )
         return self
 
-    def outputs(self, x: ArrayLike) -> NDArray[np.float32]:
+    def outputs(self, x: ArrayLike) -> Vectors:
         """Return probabilities of classes, values, or proportions, ``(n, n_outputs)``."""
         vectors = np.asarray(x)
-        parts = [
-            self._outputs(self._ready(vectors[i : i + CHUNK]))
-            for i in range(0, len(vectors), CHUNK)
-        ]
-        return np.concatenate([np.zeros((0, self.n_outputs)), *parts]).astype(np.float32)
+        parts = [np.zeros((0, self.n_outputs))]
+        for start in range(0, len(vectors), CHUNK):
+            rows = vectors[start : start + CHUNK]
+            parts.append(self._outputs(self._standardized(rows)))
+        return np.concatenate(parts).astype(np.float32)
 
     def predict(self, x: ArrayLike) -> NDArray[Any]:
         """Return codes of classes, int64 ``(n,)``; or values or proportions, float32 ``(n, n_outputs)``."""
-        found = self.outputs(x)
-        return found.argmax(axis=1).astype(np.int64) if self.kind == "classes" else found
+        outputs = self.outputs(x)
+        if self.kind == "classes":
+            return outputs.argmax(axis=1).astype(np.int64)
+        return outputs
 
-    def predict_proba(self, x: ArrayLike) -> NDArray[np.float32]:
+    def predict_proba(self, x: ArrayLike) -> Vectors:
         """Return the probability of each class, ``(n, n_outputs)``.
 
         Raises
         ------
         ConfigError
-            It does not answer with classes.
+            It does not predict classes.
         """
         if self.kind != "classes":
             raise ConfigError(
-                f"this read-out answers with {self.kind}, which have no probabilities; use predict."
+                f"this head predicts {self.kind}, which have no probabilities; use predict."
             )
         return self.outputs(x)
 
@@ -268,18 +299,19 @@ class Readout(ABC):
         KeyError, ValueError
             Arrays are missing, or of another shape.
         """
-        self.shift, self.scale = state["shift"], state["scale"]
-        if self.shift.ndim != 1 or self.shift.shape != self.scale.shape:
-            raise ValueError(
-                f"shift {self.shift.shape} and scale {self.scale.shape} do not belong together"
-            )
+        self.shift = state["shift"]
+        self.scale = state["scale"]
+        shape = self.shift.shape
+        if len(shape) != 1 or shape != self.scale.shape:
+            raise ValueError(f"shift {shape} and scale {self.scale.shape} do not belong together")
         self._load(state)
         return self
 
-    def _ready(self, x: NDArray[Any]) -> NDArray[np.float32]:
+    def _standardized(self, x: NDArray[Any]) -> Vectors:
         if not self.config.standardize:
             return x.astype(np.float32)
-        return ((x - self.shift) / self.scale).astype(np.float32)
+        centered = x - self.shift
+        return (centered / self.scale).astype(np.float32)
 
     @property
     def needs_validation(self) -> bool:
@@ -301,42 +333,51 @@ class Readout(ABC):
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None: ...
 
 
-class KNNReadout(Readout):
-    """The mean answer of the nearest training rows; votes where the targets are classes."""
+class KNNHead(Head):
+    """The mean of the nearest training rows; votes where the targets are classes."""
 
     config: KNNConfig
 
     def _fit(
         self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int
     ) -> None:
-        self._x, self._y = x, y
+        self._x = x
+        self._y = y
 
     def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         from sklearn.neighbors import NearestNeighbors
 
-        finder = NearestNeighbors(n_neighbors=min(self.config.neighbors, len(self._x))).fit(self._x)
-        near = finder.kneighbors(x, return_distance=False)
-        answers = np.eye(self.n_outputs)[self._y] if self.kind == "classes" else self._y
-        return sum(answers[column].astype(np.float64) for column in near.T) / near.shape[1]
+        k = min(self.config.neighbors, len(self._x))
+        tree = NearestNeighbors(n_neighbors=k).fit(self._x)
+        neighbors = tree.kneighbors(x, return_distance=False)
+        targets = self._y
+        if self.kind == "classes":
+            targets = np.eye(self.n_outputs)[targets]
+        total: Any = 0
+        for column in neighbors.T:
+            total = total + targets[column].astype(np.float64)
+        return total / k
 
     def _state(self) -> State:
         return {"x": self._x, "y": self._y}
 
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._x, self._y = state["x"], state["y"]
-        wanted = (len(self._x),) if self.kind == "classes" else (len(self._x), self.n_outputs)
-        if (
-            self._x.ndim != 2
-            or self._x.shape[1] != self.input_dim
-            or self._y.shape != wanted
-            or not len(self._x)
-        ):
-            raise ValueError(f"x {self._x.shape} and y {self._y.shape} do not belong together")
-        if self.kind == "classes" and not ((self._y >= 0) & (self._y < self.n_outputs)).all():
-            raise ValueError("y names classes that there are not")
+        x = state["x"]
+        y = state["y"]
+        n_rows = len(x)
+        is_classes = self.kind == "classes"
+        expected = (n_rows,) if is_classes else (n_rows, self.n_outputs)
+        if not n_rows or x.shape != (n_rows, self.input_dim) or y.shape != expected:
+            raise ValueError(f"x {x.shape} and y {y.shape} do not belong together")
+        if is_classes:
+            exists = (y >= 0) & (y < self.n_outputs)
+            if not exists.all():
+                raise ValueError("y holds codes of classes that do not exist")
+        self._x = x
+        self._y = y
 
 
-class LinearReadout(Readout):
+class LinearHead(Head):
     """Logistic regression for classes; ridge for values, and for proportions with the nearest point that is one."""
 
     config: LinearConfig
@@ -349,12 +390,13 @@ class LinearReadout(Readout):
     def _fit(
         self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any], seed: int
     ) -> None:
-        fit = self._fit_classes if self.kind == "classes" else self._fit_values
-        fit(x.astype(np.float64), y, x_val.astype(np.float64), y_val)
+        wide = x.astype(np.float64)
+        if self.kind == "classes":
+            self._fit_classes(wide, y)
+        else:
+            self._fit_values(wide, y, x_val.astype(np.float64), y_val)
 
-    def _fit_classes(
-        self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]
-    ) -> None:
+    def _fit_classes(self, x: AnyFloats, y: NDArray[Any]) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
@@ -365,30 +407,31 @@ class LinearReadout(Readout):
         if len(present) < 2:
             return
         model = LogisticRegression(C=self.config.C, max_iter=self.config.max_iter)
-        with (
-            warnings.catch_warnings()
-        ):  # 300 steps are the protocol; the answer is used as it is then
+        with warnings.catch_warnings():
+            # 300 steps are the protocol; what they reach is used
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x, y)
-        rows = (
-            present[-1:] if len(present) == 2 else present
-        )  # of two classes sklearn keeps one row, for the second
-        self._weight[:, rows], self._bias[rows] = model.coef_.T, model.intercept_
+        # of two classes sklearn keeps one row, for the second
+        classes = present[-1:] if len(present) == 2 else present
+        self._weight[:, classes] = model.coef_.T
+        self._bias[classes] = model.intercept_
 
     def _fit_values(
         self, x: AnyFloats, y: NDArray[Any], x_val: AnyFloats, y_val: NDArray[Any]
     ) -> None:
         from sklearn.linear_model import Ridge
 
-        fits = [Ridge(alpha=alpha).fit(x, y) for alpha in (ALPHAS if len(x_val) else (1.0,))]
-        errors = [
-            np.square(fit.predict(x_val) - y_val).sum() if len(x_val) else 0.0 for fit in fits
-        ]
-        best = fits[int(np.argmin(errors))]
-        self._weight, self._bias = (
-            best.coef_.reshape(self.n_outputs, -1).T,
-            np.atleast_1d(best.intercept_),
-        )
+        if not len(x_val):
+            best = Ridge(alpha=DEFAULT_ALPHA).fit(x, y)
+        else:
+            fits = [Ridge(alpha=alpha).fit(x, y) for alpha in ALPHAS]
+            errors = []
+            for fit in fits:
+                difference = fit.predict(x_val) - y_val
+                errors.append(np.square(difference).sum())
+            best = fits[int(np.argmin(errors))]
+        self._weight = best.coef_.reshape(self.n_outputs, -1).T
+        self._bias = np.atleast_1d(best.intercept_)
 
     def _outputs(self, x: AnyFloats) -> NDArray[Any]:
         scores = x.astype(np.float64) @ self._weight + self._bias
@@ -403,20 +446,22 @@ class LinearReadout(Readout):
         return {"weight": self._weight, "bias": self._bias}
 
     def _load(self, state: Mapping[str, NDArray[Any]]) -> None:
-        self._weight, self._bias = state["weight"], state["bias"]
-        if self._weight.shape != (self.input_dim, self.n_outputs) or self._bias.shape != (
-            self.n_outputs,
-        ):
-            raise ValueError(
-                f"weight {self._weight.shape} and bias {self._bias.shape} do not belong together"
-            )
+        weight = state["weight"]
+        bias = state["bias"]
+        weight_fits = weight.shape == (self.input_dim, self.n_outputs)
+        if not weight_fits or bias.shape != (self.n_outputs,):
+            raise ValueError(f"weight {weight.shape} and bias {bias.shape} do not belong together")
+        self._weight = weight
+        self._bias = bias
 
 
-def statistics(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def statistics(x: NDArray[Any]) -> tuple[Floats, Floats]:
     """Return mean and sd of each column, float64 ``(d,)``; 1 for the sd of a column that is constant."""
     wide = x.astype(np.float64)
-    shift, sd = wide.mean(axis=0), wide.std(axis=0)
-    return shift, np.where(sd > CONSTANT * np.abs(shift) + 1e-30, sd, 1.0)
+    mean = wide.mean(axis=0)
+    sd = wide.std(axis=0)
+    varies = sd > CONSTANT * np.abs(mean) + 1e-30
+    return mean, np.where(varies, sd, 1.0)
 
 
 def nearest_proportions(values: NDArray[Any]) -> NDArray[Any]:
@@ -424,14 +469,16 @@ def nearest_proportions(values: NDArray[Any]) -> NDArray[Any]:
 
     The projection onto the simplex: a common shift is taken off and what is negative is cut (Held et al., 1974).
     """
-    down = -np.sort(-values, axis=1)
-    excess = (np.cumsum(down, axis=1) - 1) / np.arange(1, values.shape[1] + 1)
-    last = (down > excess).sum(axis=1, keepdims=True) - 1
-    return np.maximum(values - np.take_along_axis(excess, last, axis=1), 0.0)
+    falling = -np.sort(-values, axis=1)
+    counts = np.arange(1, values.shape[1] + 1)
+    excess = (np.cumsum(falling, axis=1) - 1) / counts
+    n_positive = (falling > excess).sum(axis=1, keepdims=True)
+    shift = np.take_along_axis(excess, n_positive - 1, axis=1)
+    return np.maximum(values - shift, 0.0)
 
 
-def make(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Readout:
-    """Return a read-out that is not fitted yet, by name (``HEADS``) or by its settings.
+def make(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
+    """Return a head that is not fitted yet, by name (``HEADS``) or by its settings.
 
     Raises
     ------
@@ -440,9 +487,9 @@ def make(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Readout:
     """
     config = head_config(head)
     if isinstance(config, KNNConfig):
-        return KNNReadout(config, kind, n_outputs)
+        return KNNHead(config, kind, n_outputs)
     if isinstance(config, LinearConfig):
-        return LinearReadout(config, kind, n_outputs)
-    from terrazzo.tasks.mlp import MLPReadout
+        return LinearHead(config, kind, n_outputs)
+    from terrazzo.tasks.mlp import MLPHead
 
-    return MLPReadout(config, kind, n_outputs)
+    return MLPHead(config, kind, n_outputs)

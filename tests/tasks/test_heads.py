@@ -1,7 +1,8 @@
-"""The read-outs: right answers, statistics of training rows only, and no trace on the global generators."""
+"""Heads: right answers, statistics of training rows only, and no trace on the global generators."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from terrazzo.errors import ConfigError
-from terrazzo.tasks import readouts
-from terrazzo.tasks.readouts import (
+from terrazzo.tasks import heads
+from terrazzo.tasks.heads import (
     HEADS,
     KNNConfig,
     LinearConfig,
@@ -22,9 +23,11 @@ from terrazzo.tasks.readouts import (
     nearest_proportions,
 )
 
-SMALL = replace(HEADS["mlp512"], hidden=(32, 16), max_epochs=25)  # of the same kind, and quick
+# of the same kinds, and quick
+SMALL = replace(HEADS["mlp512"], hidden=(32, 16), max_epochs=25)
+STOPPED = replace(HEADS["mlp3"], hidden=(64, 64), learning_rate=3e-3)
 EVERY = pytest.mark.parametrize(
-    "head", ["mlp3", SMALL, "knn", "linear"], ids=["mlp3", "mlp512", "knn", "linear"]
+    "head", [STOPPED, SMALL, "knn", "linear"], ids=["mlp3", "mlp512", "knn", "linear"]
 )
 KINDS = pytest.mark.parametrize("kind", ["classes", "values", "proportions"])
 
@@ -46,7 +49,13 @@ def data(
     return (x * 7 + 40).astype(np.float32), y
 
 
-def fitted(head: Any, kind: Any, seed: int = 1) -> readouts.Readout:
+@functools.cache
+def fitted(head: Any, kind: Any, seed: int = 1) -> heads.Head:
+    """Fit a head; once for equal arguments."""
+    return fit(head, kind, seed)
+
+
+def fit(head: Any, kind: Any, seed: int = 1) -> heads.Head:
     x, y = data(kind)
     return make(head, kind, 3).fit(x[:200], y[:200], x[200:230], y[200:230], seed)
 
@@ -55,27 +64,27 @@ def fitted(head: Any, kind: Any, seed: int = 1) -> readouts.Readout:
 @KINDS
 def test_the_truth_is_found(head: Any, kind: Any) -> None:
     x, y = data(kind, seed=1)
-    found = fitted(head, kind).predict(x)
+    output = fitted(head, kind).predict(x)
     if kind == "classes":
-        assert found.dtype == np.int64
-        assert (found == y).mean() > 0.8
+        assert output.dtype == np.int64
+        assert (output == y).mean() > 0.8
         return
-    assert found.shape == y.shape
-    assert found.dtype == np.float32
+    assert output.shape == y.shape
+    assert output.dtype == np.float32
     for column in range(3):
-        assert np.corrcoef(found[:, column], y[:, column])[0, 1] > 0.85
+        assert np.corrcoef(output[:, column], y[:, column])[0, 1] > 0.85
     if kind == "proportions":
-        np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
-        assert found.min() >= 0
+        np.testing.assert_allclose(output.sum(1), 1, atol=1e-5)
+        assert output.min() >= 0
 
 
 @EVERY
 def test_probabilities_sum_to_one_and_decide(head: Any) -> None:
     x, _ = data("classes", seed=1)
-    read_out = fitted(head, "classes")
-    chances = read_out.predict_proba(x)
+    trained = fitted(head, "classes")
+    chances = trained.predict_proba(x)
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-5)
-    assert (chances.argmax(1) == read_out.predict(x)).all()
+    assert (chances.argmax(1) == trained.predict(x)).all()
     with pytest.raises(ConfigError, match="values, which have no probabilities"):
         fitted(head, "values").predict_proba(x)
 
@@ -87,7 +96,7 @@ def test_same_seed_same_answer_and_global_generators_untouched(head: Any, kind: 
     torch.manual_seed(3)
     np.random.seed(3)  # noqa: NPY002
     before, state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, second = fitted(head, kind).outputs(x), fitted(head, kind).outputs(x)
+    first, second = fit(head, kind).outputs(x), fit(head, kind).outputs(x)
     assert torch.equal(before, torch.random.get_rng_state())
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
     np.testing.assert_array_equal(first, second)
@@ -96,7 +105,7 @@ def test_same_seed_same_answer_and_global_generators_untouched(head: Any, kind: 
 def test_another_seed_is_another_start() -> None:
     x, _ = data("classes", seed=1)
     assert not np.array_equal(
-        fitted("mlp3", "classes", 1).outputs(x), fitted("mlp3", "classes", 2).outputs(x)
+        fitted(STOPPED, "classes", 1).outputs(x), fitted(STOPPED, "classes", 2).outputs(x)
     )
 
 
@@ -105,8 +114,8 @@ def test_another_seed_is_another_start() -> None:
 def test_state_and_settings_carry_everything(head: Any, kind: Any) -> None:
     x, _ = data(kind, seed=1)
     first = fitted(head, kind)
-    settings = readouts.head_from_record(readouts.head_record(head))
-    assert settings == readouts.head_config(head)
+    settings = heads.head_from_record(heads.head_record(head))
+    assert settings == heads.head_config(head)
     again = make(settings, kind, 3).load_state({k: v.copy() for k, v in first.state().items()})
     np.testing.assert_array_equal(again.outputs(x), first.outputs(x))
 
@@ -132,16 +141,19 @@ def test_without_use_for_validation_rows_they_are_learned_from() -> None:
 def test_k_nearest_is_scikit_learns() -> None:
     x, y = data("classes")
     new, _ = data("classes", seed=1)
-    theirs = KNeighborsClassifier(10).fit(x, y)
+    expected = KNeighborsClassifier(10).fit(x, y)
     np.testing.assert_allclose(
         make("knn", "classes", 3).fit(x, y, x[:0], y[:0]).outputs(new),
-        theirs.predict_proba(new),
+        expected.predict_proba(new),
         atol=1e-6,
     )
     _, values = data("values")
-    ours = make("knn", "values", 3).fit(x, values, x[:0], values[:0])
+    trained = make("knn", "values", 3).fit(x, values, x[:0], values[:0])
     np.testing.assert_allclose(
-        ours.outputs(new), KNeighborsRegressor(10).fit(x, values).predict(new), rtol=1e-4, atol=1e-4
+        trained.outputs(new),
+        KNeighborsRegressor(10).fit(x, values).predict(new),
+        rtol=1e-4,
+        atol=1e-4,
     )
     few = make("knn", "classes", 3).fit(x[:4], y[:4], x[:0], y[:0])  # fewer rows than neighbors
     assert few.predict(new).shape == (300,)
@@ -150,31 +162,31 @@ def test_k_nearest_is_scikit_learns() -> None:
 def test_linear_is_scikit_learns() -> None:
     x, y = data("classes")
     ready = ((x - x.mean(0, dtype=float)) / x.std(0, dtype=float)).astype(np.float32).astype(float)
-    ours = make("linear", "classes", 3).fit(x, y, x[:0], y[:0])
-    theirs = LogisticRegression(C=0.1, max_iter=300).fit(ready, y)
-    np.testing.assert_allclose(ours.outputs(x), theirs.predict_proba(ready), atol=1e-6)
+    trained = make("linear", "classes", 3).fit(x, y, x[:0], y[:0])
+    expected = LogisticRegression(C=0.1, max_iter=300).fit(ready, y)
+    np.testing.assert_allclose(trained.outputs(x), expected.predict_proba(ready), atol=1e-6)
     two = (y > 0).astype(int)
-    ours = make("linear", "classes", 2).fit(x, two, x[:0], two[:0])
-    theirs = LogisticRegression(C=0.1, max_iter=300).fit(ready, two)
-    np.testing.assert_allclose(ours.outputs(x), theirs.predict_proba(ready), atol=1e-6)
+    trained = make("linear", "classes", 2).fit(x, two, x[:0], two[:0])
+    expected = LogisticRegression(C=0.1, max_iter=300).fit(ready, two)
+    np.testing.assert_allclose(trained.outputs(x), expected.predict_proba(ready), atol=1e-6)
 
 
 def test_the_ridges_penalty_is_the_validation_rows_choice() -> None:
     x, y = data("values", n=60, d=40, k=3)
-    ours = make("linear", "values", 3).fit(x[:45], y[:45], x[45:], y[45:])
-    ready = ((x - ours.shift) / ours.scale).astype(np.float32).astype(float)
-    fits = [Ridge(alpha=a).fit(ready[:45], y[:45]) for a in readouts.ALPHAS]
+    trained = make("linear", "values", 3).fit(x[:45], y[:45], x[45:], y[45:])
+    ready = ((x - trained.shift) / trained.scale).astype(np.float32).astype(float)
+    fits = [Ridge(alpha=a).fit(ready[:45], y[:45]) for a in heads.ALPHAS]
     best = min(fits, key=lambda fit: np.square(fit.predict(ready[45:]) - y[45:]).sum())
-    np.testing.assert_allclose(ours.outputs(x), best.predict(ready), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(trained.outputs(x), best.predict(ready), rtol=1e-4, atol=1e-4)
 
 
 def test_classes_that_are_not_in_training_are_never_the_answer() -> None:
     x, y = data("classes")
     for present in ([0, 2], [1]):
-        kept = np.isin(y, present)
-        read_out = make("linear", "classes", 3).fit(x[kept], y[kept], x[:0], y[:0])
-        assert set(read_out.predict(x)) <= set(present)
-        assert np.isfinite(read_out.state()["bias"]).all()
+        rows = np.isin(y, present)
+        head = make("linear", "classes", 3).fit(x[rows], y[rows], x[:0], y[:0])
+        assert set(head.predict(x)) <= set(present)
+        assert np.isfinite(head.state()["bias"]).all()
 
 
 def test_dead_columns_do_not_matter() -> None:
@@ -182,9 +194,9 @@ def test_dead_columns_do_not_matter() -> None:
     noise = 1e-7 * np.random.default_rng(0).normal(size=(300, 2))
     wide = np.hstack([x, np.full((300, 1), 3.0), 1000 * (1 + noise)]).astype(np.float32)
     for head in ("mlp3", "linear"):
-        found = make(head, "classes", 3).fit(wide[:200], y[:200], wide[200:230], y[200:230])
-        assert (found.scale[-3:] == 1).all()
-        assert (found.predict(wide[230:]) == y[230:]).mean() > 0.85
+        output = make(head, "classes", 3).fit(wide[:200], y[:200], wide[200:230], y[200:230])
+        assert (output.scale[-3:] == 1).all()
+        assert (output.predict(wide[230:]) == y[230:]).mean() > 0.85
 
 
 def test_a_constant_column_is_answered_with_its_value() -> None:
@@ -192,8 +204,8 @@ def test_a_constant_column_is_answered_with_its_value() -> None:
     y = y.copy()
     y[:, 1] = 4.25
     for head in ("mlp3", "knn", "linear"):
-        found = make(head, "values", 3).fit(x[:200], y[:200], x[200:230], y[200:230]).predict(x)
-        np.testing.assert_allclose(found[:, 1], 4.25, atol=1e-4)
+        output = make(head, "values", 3).fit(x[:200], y[:200], x[200:230], y[200:230]).predict(x)
+        np.testing.assert_allclose(output[:, 1], 4.25, atol=1e-4)
 
 
 def test_early_stopping_restores_the_best_weights() -> None:
@@ -203,8 +215,8 @@ def test_early_stopping_restores_the_best_weights() -> None:
         rng.integers(3, size=60),
     )  # nothing to learn: overfits soon
     losses: list[float] = []
-    read_out = make(MLPConfig(learning_rate=1e-2, patience=5, max_epochs=60), "classes", 3)
-    module = type(read_out)
+    head = make(MLPConfig(learning_rate=1e-2, patience=5, max_epochs=60), "classes", 3)
+    module = type(head)
     original = module._loss
 
     def spy(self: Any, scores: Any, target: Any) -> Any:
@@ -215,13 +227,13 @@ def test_early_stopping_restores_the_best_weights() -> None:
 
     module._loss = spy
     try:
-        read_out.fit(x[:40], y[:40], x[40:], y[40:])
+        head.fit(x[:40], y[:40], x[40:], y[40:])
     finally:
         module._loss = original
-    chances = read_out.predict_proba(x[40:])
-    kept = -np.log(chances[np.arange(20), y[40:]]).mean()
+    chances = head.predict_proba(x[40:])
+    rows = -np.log(chances[np.arange(20), y[40:]]).mean()
     assert len(losses) < 60
-    assert kept == pytest.approx(min(losses), rel=1e-5)
+    assert rows == pytest.approx(min(losses), rel=1e-5)
     assert losses[-1] > min(losses)
 
 
@@ -232,9 +244,9 @@ def test_an_mlp_starts_from_the_trivial_answer(kind: Any) -> None:
     _, y = data(kind)
     x = rng.normal(size=(300, 6))
     config = MLPConfig(learning_rate=1e-12, max_epochs=1)
-    found = make(config, kind, 3).fit(x[:200], y[:200], x[200:], y[200:]).outputs(x)
+    output = make(config, kind, 3).fit(x[:200], y[:200], x[200:], y[200:]).outputs(x)
     mean = np.eye(3)[y[:200]].mean(0) if kind == "classes" else y[:200].mean(0)
-    np.testing.assert_allclose(found, np.broadcast_to(mean, found.shape), rtol=1e-4)
+    np.testing.assert_allclose(output, np.broadcast_to(mean, output.shape), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -251,17 +263,17 @@ def test_training_without_validation_ends_at_the_floor_or_after_so_many_steps(
     x, y = (values[:200] for values in data("classes"))
     counted = []
     for changes in settings:
-        read_out = make(replace(SMALL, **changes), "classes", 3)
+        head = make(replace(SMALL, **changes), "classes", 3)
         epochs = 0
-        original = read_out._epoch  # type: ignore[attr-defined]
+        original = head._epoch  # type: ignore[attr-defined]
 
-        def count(*given: Any, run: Any = original) -> float:
+        def count(*arguments: Any, run: Any = original) -> float:
             nonlocal epochs
             epochs += 1
-            return run(*given)
+            return run(*arguments)
 
-        read_out._epoch = count  # type: ignore[attr-defined]
-        read_out.fit(x, y, x[:0], y[:0])
+        head._epoch = count  # type: ignore[attr-defined]
+        head.fit(x, y, x[:0], y[:0])
         counted.append(epochs)
     assert counted[0] == first < counted[1]
 
@@ -269,12 +281,12 @@ def test_training_without_validation_ends_at_the_floor_or_after_so_many_steps(
 def test_the_nearest_proportions() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(50, 4))
-    found = nearest_proportions(values)
-    np.testing.assert_allclose(found.sum(1), 1)
-    assert found.min() >= 0
+    output = nearest_proportions(values)
+    np.testing.assert_allclose(output.sum(1), 1)
+    assert output.min() >= 0
     others = rng.dirichlet(np.ones(4), size=2000)
     nearest = ((values[:, None] - others[None]) ** 2).sum(-1).min(1)
-    assert (((values - found) ** 2).sum(1) <= nearest + 1e-12).all()
+    assert (((values - output) ** 2).sum(1) <= nearest + 1e-12).all()
     np.testing.assert_allclose(nearest_proportions(others), others, atol=1e-12)
 
 
@@ -287,8 +299,8 @@ def test_the_nearest_proportions() -> None:
         (lambda: MLPConfig(max_steps=-1), "max_steps"),
         (lambda: KNNConfig(neighbors=0), "neighbors"),
         (lambda: LinearConfig(C=-1), "C of a head"),
-        (lambda: readouts.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),
-        (lambda: readouts.head_from_record({}), "not those of terrazzo"),
+        (lambda: heads.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),
+        (lambda: heads.head_from_record({}), "not those of terrazzo"),
     ],
 )
 def test_impossible_settings_are_refused(make_it: Any, message: str) -> None:
