@@ -14,12 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from terrazzo.errors import ConfigError
 from terrazzo.tasks import heads
+from terrazzo.tasks.experiments import make_head
 from terrazzo.tasks.heads import (
     HEADS,
     KNNConfig,
     LinearConfig,
     MLPConfig,
-    make,
     nearest_proportions,
 )
 
@@ -57,7 +57,7 @@ def fitted(head: Any, kind: Any, seed: int = 1) -> heads.Head:
 
 def fit(head: Any, kind: Any, seed: int = 1) -> heads.Head:
     x, y = data(kind)
-    return make(head, kind, 3).fit(x[:200], y[:200], x[200:230], y[200:230], seed)
+    return make_head(head, kind, 3).fit(x[:200], y[:200], x[200:230], y[200:230], seed)
 
 
 @EVERY
@@ -116,14 +116,14 @@ def test_state_and_settings_carry_everything(head: Any, kind: Any) -> None:
     first = fitted(head, kind)
     settings = heads.head_from_record(heads.head_record(head))
     assert settings == heads.head_config(head)
-    again = make(settings, kind, 3).load_state({k: v.copy() for k, v in first.state().items()})
+    again = make_head(settings, kind, 3).load_state({k: v.copy() for k, v in first.state().items()})
     np.testing.assert_array_equal(again.outputs(x), first.outputs(x))
 
 
 @pytest.mark.parametrize("head", ["mlp3", "linear"])
 def test_statistics_are_those_of_the_training_rows(head: str) -> None:
     x, y = data("values")
-    alone = make(head, "values", 3).fit(x[:200], y[:200], x[200:230], y[200:230])
+    alone = make_head(head, "values", 3).fit(x[:200], y[:200], x[200:230], y[200:230])
     np.testing.assert_allclose(alone.shift, x[:200].mean(0, dtype=float))
     np.testing.assert_allclose(alone.scale, x[:200].std(0, dtype=float))
     if head == "mlp3":
@@ -133,8 +133,8 @@ def test_statistics_are_those_of_the_training_rows(head: str) -> None:
 def test_without_use_for_validation_rows_they_are_learned_from() -> None:
     x, y = data("classes")
     for head in (SMALL, "knn", "linear"):
-        split = make(head, "classes", 3).fit(x[:200], y[:200], x[200:230], y[200:230], 5)
-        joined = make(head, "classes", 3).fit(x[:230], y[:230], x[:0], y[:0], 5)
+        split = make_head(head, "classes", 3).fit(x[:200], y[:200], x[200:230], y[200:230], 5)
+        joined = make_head(head, "classes", 3).fit(x[:230], y[:230], x[:0], y[:0], 5)
         np.testing.assert_array_equal(split.outputs(x), joined.outputs(x))
 
 
@@ -143,37 +143,39 @@ def test_k_nearest_is_scikit_learns() -> None:
     new, _ = data("classes", seed=1)
     expected = KNeighborsClassifier(10).fit(x, y)
     np.testing.assert_allclose(
-        make("knn", "classes", 3).fit(x, y, x[:0], y[:0]).outputs(new),
+        make_head("knn", "classes", 3).fit(x, y, x[:0], y[:0]).outputs(new),
         expected.predict_proba(new),
         atol=1e-6,
     )
     _, values = data("values")
-    trained = make("knn", "values", 3).fit(x, values, x[:0], values[:0])
+    trained = make_head("knn", "values", 3).fit(x, values, x[:0], values[:0])
     np.testing.assert_allclose(
         trained.outputs(new),
         KNeighborsRegressor(10).fit(x, values).predict(new),
         rtol=1e-4,
         atol=1e-4,
     )
-    few = make("knn", "classes", 3).fit(x[:4], y[:4], x[:0], y[:0])  # fewer rows than neighbors
+    few = make_head("knn", "classes", 3).fit(
+        x[:4], y[:4], x[:0], y[:0]
+    )  # fewer rows than neighbors
     assert few.predict(new).shape == (300,)
 
 
 def test_linear_is_scikit_learns() -> None:
     x, y = data("classes")
     ready = ((x - x.mean(0, dtype=float)) / x.std(0, dtype=float)).astype(np.float32).astype(float)
-    trained = make("linear", "classes", 3).fit(x, y, x[:0], y[:0])
+    trained = make_head("linear", "classes", 3).fit(x, y, x[:0], y[:0])
     expected = LogisticRegression(C=0.1, max_iter=300).fit(ready, y)
     np.testing.assert_allclose(trained.outputs(x), expected.predict_proba(ready), atol=1e-6)
     two = (y > 0).astype(int)
-    trained = make("linear", "classes", 2).fit(x, two, x[:0], two[:0])
+    trained = make_head("linear", "classes", 2).fit(x, two, x[:0], two[:0])
     expected = LogisticRegression(C=0.1, max_iter=300).fit(ready, two)
     np.testing.assert_allclose(trained.outputs(x), expected.predict_proba(ready), atol=1e-6)
 
 
 def test_the_ridges_penalty_is_the_validation_rows_choice() -> None:
     x, y = data("values", n=60, d=40, k=3)
-    trained = make("linear", "values", 3).fit(x[:45], y[:45], x[45:], y[45:])
+    trained = make_head("linear", "values", 3).fit(x[:45], y[:45], x[45:], y[45:])
     ready = ((x - trained.shift) / trained.scale).astype(np.float32).astype(float)
     fits = [Ridge(alpha=a).fit(ready[:45], y[:45]) for a in heads.ALPHAS]
     best = min(fits, key=lambda fit: np.square(fit.predict(ready[45:]) - y[45:]).sum())
@@ -184,7 +186,7 @@ def test_classes_that_are_not_in_training_are_never_the_answer() -> None:
     x, y = data("classes")
     for present in ([0, 2], [1]):
         rows = np.isin(y, present)
-        head = make("linear", "classes", 3).fit(x[rows], y[rows], x[:0], y[:0])
+        head = make_head("linear", "classes", 3).fit(x[rows], y[rows], x[:0], y[:0])
         assert set(head.predict(x)) <= set(present)
         assert np.isfinite(head.state()["bias"]).all()
 
@@ -194,7 +196,7 @@ def test_dead_columns_do_not_matter() -> None:
     noise = 1e-7 * np.random.default_rng(0).normal(size=(300, 2))
     wide = np.hstack([x, np.full((300, 1), 3.0), 1000 * (1 + noise)]).astype(np.float32)
     for head in ("mlp3", "linear"):
-        output = make(head, "classes", 3).fit(wide[:200], y[:200], wide[200:230], y[200:230])
+        output = make_head(head, "classes", 3).fit(wide[:200], y[:200], wide[200:230], y[200:230])
         assert (output.scale[-3:] == 1).all()
         assert (output.predict(wide[230:]) == y[230:]).mean() > 0.85
 
@@ -204,7 +206,9 @@ def test_a_constant_column_is_answered_with_its_value() -> None:
     y = y.copy()
     y[:, 1] = 4.25
     for head in ("mlp3", "knn", "linear"):
-        output = make(head, "values", 3).fit(x[:200], y[:200], x[200:230], y[200:230]).predict(x)
+        output = (
+            make_head(head, "values", 3).fit(x[:200], y[:200], x[200:230], y[200:230]).predict(x)
+        )
         np.testing.assert_allclose(output[:, 1], 4.25, atol=1e-4)
 
 
@@ -215,7 +219,7 @@ def test_early_stopping_restores_the_best_weights() -> None:
         rng.integers(3, size=60),
     )  # nothing to learn: overfits soon
     losses: list[float] = []
-    head = make(MLPConfig(learning_rate=1e-2, patience=5, max_epochs=60), "classes", 3)
+    head = make_head(MLPConfig(learning_rate=1e-2, patience=5, max_epochs=60), "classes", 3)
     module = type(head)
     original = module._loss
 
@@ -244,7 +248,7 @@ def test_an_mlp_starts_from_the_trivial_answer(kind: Any) -> None:
     _, y = data(kind)
     x = rng.normal(size=(300, 6))
     config = MLPConfig(learning_rate=1e-12, max_epochs=1)
-    output = make(config, kind, 3).fit(x[:200], y[:200], x[200:], y[200:]).outputs(x)
+    output = make_head(config, kind, 3).fit(x[:200], y[:200], x[200:], y[200:]).outputs(x)
     mean = np.eye(3)[y[:200]].mean(0) if kind == "classes" else y[:200].mean(0)
     np.testing.assert_allclose(output, np.broadcast_to(mean, output.shape), rtol=1e-4)
 
@@ -263,7 +267,7 @@ def test_training_without_validation_ends_at_the_floor_or_after_so_many_steps(
     x, y = (values[:200] for values in data("classes"))
     counted = []
     for changes in settings:
-        head = make(replace(SMALL, **changes), "classes", 3)
+        head = make_head(replace(SMALL, **changes), "classes", 3)
         epochs = 0
         original = head._epoch  # type: ignore[attr-defined]
 
@@ -293,7 +297,7 @@ def test_the_nearest_proportions() -> None:
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
-        (lambda: make("mlp4", "classes", 3), "mlp3, mlp512, knn, linear"),
+        (lambda: make_head("mlp4", "classes", 3), "mlp3, mlp512, knn, linear"),
         (lambda: MLPConfig(learning_rate=0), "learning_rate"),
         (lambda: MLPConfig(patience=0), "patience"),
         (lambda: MLPConfig(max_steps=-1), "max_steps"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tifffile.zarr import ZarrTiffStore
 
 from terrazzo.errors import InputError
-from terrazzo.images.files import BROKEN, check_size, decode_picture
+from terrazzo.images.pillow import BROKEN, check_size, decode_picture
 from terrazzo.images.pixels import Colors, LazyPixels, to_bytes, to_rgb, warn_if_dark
 
 __all__ = ["TiffPixels", "TiffStore", "open_tiff"]

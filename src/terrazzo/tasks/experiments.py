@@ -17,13 +17,23 @@ from terrazzo.progress import Progress
 from terrazzo.records import ARRAY
 from terrazzo.slices.geometry import read_coords
 from terrazzo.tasks import metrics, targets
-from terrazzo.tasks.heads import Head, HeadConfig, head_config, head_record, make
+from terrazzo.tasks.heads import (
+    Head,
+    HeadConfig,
+    Kind,
+    KNNConfig,
+    KNNHead,
+    LinearConfig,
+    LinearHead,
+    head_config,
+    head_record,
+)
 from terrazzo.tasks.labels import Labels, differences, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
 from terrazzo.tasks.targets import Data, Target
 
-__all__ = ["ERRORS", "KINDS", "Outcome", "Plan", "across", "fit_head", "within"]
+__all__ = ["ERRORS", "KINDS", "Outcome", "Plan", "across", "fit_head", "make_head", "within"]
 
 KINDS = ("random", "blocked", "few-shot")
 RANDOM_SHARE = 0.8  # of the labeled cells, for training
@@ -118,11 +128,29 @@ class _Sides:
     adata: AnnData
 
 
+def make_head(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
+    """Return a head that is not fitted yet, by name (``HEADS``) or by its settings.
+
+    Raises
+    ------
+    ConfigError
+        No such head.
+    """
+    config = head_config(head)
+    if isinstance(config, KNNConfig):
+        return KNNHead(config, kind, n_outputs)
+    if isinstance(config, LinearConfig):
+        return LinearHead(config, kind, n_outputs)
+    from terrazzo.tasks.mlp import MLPHead  # imports torch, which takes a while
+
+    return MLPHead(config, kind, n_outputs)
+
+
 def fit_head(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Head:
     """Fit a head to the training and validation rows of a split; no other row is looked at."""
     train = split.train
     validation = split.validation
-    unfitted = make(head, target.kind, len(target.names))
+    unfitted = make_head(head, target.kind, len(target.names))
     return unfitted.fit(
         x[train],
         target.values[train],

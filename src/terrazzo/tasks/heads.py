@@ -28,7 +28,6 @@ __all__ = [
     "head_config",
     "head_from_record",
     "head_record",
-    "make",
     "nearest_proportions",
     "statistics",
 ]
@@ -475,21 +474,3 @@ def nearest_proportions(values: NDArray[Any]) -> NDArray[Any]:
     n_positive = (falling > excess).sum(axis=1, keepdims=True)
     shift = np.take_along_axis(excess, n_positive - 1, axis=1)
     return np.maximum(values - shift, 0.0)
-
-
-def make(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
-    """Return a head that is not fitted yet, by name (``HEADS``) or by its settings.
-
-    Raises
-    ------
-    ConfigError
-        No such head.
-    """
-    config = head_config(head)
-    if isinstance(config, KNNConfig):
-        return KNNHead(config, kind, n_outputs)
-    if isinstance(config, LinearConfig):
-        return LinearHead(config, kind, n_outputs)
-    from terrazzo.tasks.mlp import MLPHead
-
-    return MLPHead(config, kind, n_outputs)

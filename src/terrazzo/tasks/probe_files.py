@@ -14,7 +14,8 @@ import numpy as np
 
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.records import stamp
-from terrazzo.tasks.heads import Head, State, head_from_record, make
+from terrazzo.tasks.experiments import make_head
+from terrazzo.tasks.heads import Head, State, head_from_record
 
 __all__ = ["read", "write"]
 
@@ -119,7 +120,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], Head]:
             )
         state = load(arrays)
         config = head_from_record(record["head"])
-        head = make(config, record["kind"], len(record["names"]))
+        head = make_head(config, record["kind"], len(record["names"]))
         head.load_state(state)
     except (OSError, SafetensorError, ConfigError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged, or of another version ({error}).") from error

@@ -24,7 +24,8 @@ from terrazzo.progress import Progress
 from terrazzo.systems.stofm.labeled import Scene, prepare, refresh, scene_vectors, subslice_vectors
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import targets
-from terrazzo.tasks.heads import head_config, head_record, make, statistics
+from terrazzo.tasks.experiments import make_head
+from terrazzo.tasks.heads import head_config, head_record, statistics
 from terrazzo.tasks.mlp import LabelHead
 from terrazzo.tasks.probes import Probe
 from terrazzo.tasks.splits import Split, all_rows
@@ -408,7 +409,7 @@ class FineTuning(LightningModule):
             f"module.{k}": v.detach().cpu().numpy() for k, v in self.head.state_dict().items()
         }
         moved = {name: getattr(self, name).double().cpu().numpy() for name in ("shift", "scale")}
-        return make(HEAD, "classes", self.start.n_outputs).load_state(
+        return make_head(HEAD, "classes", self.start.n_outputs).load_state(
             {**self.start.state(), **moved, **weights}
         )
 
@@ -445,7 +446,7 @@ def _frozen_head(model: SToFM, scenes: list[Scene], n_classes: int, seed: int) -
         validation.append(scene.validation)
     rows, stop = np.concatenate(train), np.concatenate(validation)
     stacked, codes = np.concatenate(x), np.concatenate(y)
-    readout = make(HEAD, "classes", n_classes)
+    readout = make_head(HEAD, "classes", n_classes)
     return readout.fit(stacked[rows], codes[rows], stacked[stop], codes[stop], seed)
 
 
