@@ -1,6 +1,6 @@
-"""What histology says without any training here: colors of the crops, and frozen encoders, behind the verb ``embed``.
+"""Image baselines, which need no training: color statistics of the crops, and frozen encoders.
 
-Also the one way to a model that reads histology alone, whatever it is (:func:`image_model`).
+Also :func:`image_model`, which loads any model that reads histology alone.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ from terrazzo.systems.stalign.features import moments, standardized
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 from terrazzo.systems.stalign.model import STAlign
 
-COLORS, OWN = "colors", "-own"
+__all__ = ["NAMES", "ImageBaseline", "ImageModel", "image_model"]
 
+COLORS = "colors"
+
+OWN = "-own"
 
 NAMES = (COLORS, COLORS + OWN)
-
 
 _BATCH = 64  # crops that are read together
 
 
 class ImageBaseline:
-    """Vectors of the histology at each spot that nothing was trained for; counts are not looked at.
+    """Vectors of the histology at each spot, without training; counts are not read.
 
     Parameters
     ----------
     name
         ``"colors"``: mean and standard deviation of red, green and blue at two scales, the spot and its niche, 12
-        numbers. ``"encoder"``: what a frozen encoder says of the niche. With ``-own``, ``"colors-own"``: each number
-        standardized over its slice, which takes away most of what stains and scanners do.
+        numbers. ``"encoder"``: a frozen encoder's vector of the niche. With ``-own``, ``"colors-own"``: each number
+        standardized over its slice, which removes most of the effects of stains and scanners.
     encoder
         Of ``"encoder"``: a loaded one, or the folder of a transformers vision model.
     config
-        How spots and niches are cut, as :class:`STAlign` does; None: its preset ``tiny`` for colors, and niches as
+        How spots and niches are cut, as in :class:`STAlign`; None: its preset ``tiny`` for colors, and niches as
         large as the encoder takes them.
     title
         For tables; None: from the name.
@@ -60,7 +62,7 @@ class ImageBaseline:
     Raises
     ------
     ConfigError
-        No such baseline; an encoder is needed, or given and not looked at.
+        No such baseline; an encoder is needed, or passed and not used.
     CheckpointError
         A folder that holds no vision model.
     """
@@ -81,13 +83,17 @@ class ImageBaseline:
             raise ConfigError(
                 f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one."
             )
-        self.name, self.own_scale = name, name.endswith(OWN)
-        self.encoder = (
-            FrozenImageEncoder.from_folder(encoder) if isinstance(encoder, str | Path) else encoder
-        )
-        self.config = config or _cut_for(self.encoder)
-        plain = "Color statistics" if self.encoder is None else "Frozen image encoder"
-        self.title = title or plain + (", by slice" if self.own_scale else "")
+        self.name = name
+        self.own_scale = name.endswith(OWN)
+        if isinstance(encoder, str | Path):
+            encoder = FrozenImageEncoder.from_folder(encoder)
+        self.encoder = encoder
+        self.config = config or _config_for(encoder)
+        self.title = title or self._title()
+
+    def _title(self) -> str:
+        title = "Color statistics" if self.encoder is None else "Frozen image encoder"
+        return f"{title}, by slice" if self.own_scale else title
 
     @property
     def default_key(self) -> str:
@@ -121,89 +127,106 @@ class ImageBaseline:
         InputError
             No image, or one of unknown scale; spots outside it; x and y swapped.
         """
-        tissue = Slice.from_anndata(
-            adata, **(slice_options | ({} if image is None else {"image": image}))
-        )
-        cut = AlignedSlice.make(tissue, self.config, np.zeros(0, dtype=np.int64), spot_um=spot_um)
-        key, bars = key_added or self.default_key, Progress(progress)
-        found = (
-            self._colors(cut, bars)
-            if self.encoder is None
-            else self._encoded(cut, cache, spot_um, bars)
-        )
+        if image is not None:
+            slice_options["image"] = image
+        tissue = Slice.from_anndata(adata, **slice_options)
+        no_genes = np.zeros(0, dtype=np.int64)
+        aligned = AlignedSlice.make(tissue, self.config, no_genes, spot_um=spot_um)
+        key = key_added or self.default_key
+        bars = Progress(progress)
+        fingerprint = ""
+        if self.encoder is None:
+            vectors = _colors(aligned, bars)
+        else:
+            vectors = self._encoded(self.encoder, aligned, cache, spot_um, bars)
+            fingerprint = self.encoder.fingerprint()
         if self.own_scale:
-            found = standardized(found, *moments(found))
-        adata.obsm[key] = found
+            mean, deviation = moments(vectors)
+            vectors = standardized(vectors, mean, deviation)
+        adata.obsm[key] = vectors
         record = {
             "model": self.title,
             "model_type": f"image baseline:{self.name}",
-            "checkpoint_sha256": "" if self.encoder is None else self.encoder.fingerprint(),
-            "microns_per_pixel": cut.microns_per_pixel,
-            "spot_um": cut.diameter,
+            "checkpoint_sha256": fingerprint,
+            "microns_per_pixel": aligned.microns_per_pixel,
+            "spot_um": aligned.diameter,
             "terrazzo_version": __version__,
         }
         adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
         return adata
 
     def _encoded(
-        self, cut: AlignedSlice, cache: str | Path | None, spot_um: float | None, bars: Progress
+        self,
+        encoder: FrozenImageEncoder,
+        aligned: AlignedSlice,
+        cache: str | Path | None,
+        spot_um: float | None,
+        bars: Progress,
     ) -> Vectors:
-        """Return what the encoder says; found where a model with the same encoder and cut has left it."""
-        held: Any = self.encoder
-        nobody: Any = None  # no gene is read
-        store = None if cache is None else FeatureCache(cache)
+        """Return the encoder's vectors; from the cache where a model with the same encoder and crops stored them."""
+        no_gene_encoder: Any = None
+        store = None
+        identity = None
+        fingerprints = None
+        if cache is not None:
+            store = FeatureCache(cache)
+            identity = Identity.of(aligned.tissue, None)
+            fingerprints = (encoder.fingerprint(), "")
         reader = FeatureReader(
             self.config,
-            cut.genes,
-            held,
-            nobody,
-            lambda: cut,
+            aligned.genes,
+            encoder,
+            no_gene_encoder,
+            lambda: aligned,
             cache=store,
             spot_um=spot_um,
             bars=bars,
-            identity=None if store is None else Identity.of(cut.tissue, None),
-            marks=None if store is None else (held.fingerprint(), ""),
+            identity=identity,
+            fingerprints=fingerprints,
         )
-        return np.asarray(reader.read("image", ("niche",)).niche_image)
-
-    def _colors(self, cut: AlignedSlice, bars: Progress) -> Vectors:
-        parts = [crops for crops in (cut.spots, cut.surroundings) if crops is not None]
-        with bars.stage("colors", sum(map(len, parts))) as advance:
-            return np.concatenate(
-                [_statistics(crops.batches(_BATCH), advance) for crops in parts], axis=1
-            )
+        features = reader.read("image", ("niche",))
+        return np.asarray(features.niche_image)
 
 
-def _cut_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
+def _config_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
     if encoder is None:
         return preset("tiny", 1)
-    return replace(
-        preset("paper", 1, image_encoder=encoder), niche_pixels=encoder.image_size, square=True
-    )
+    config = preset("paper", 1, image_encoder=encoder)
+    return replace(config, niche_pixels=encoder.image_size, square=True)
+
+
+def _colors(aligned: AlignedSlice, bars: Progress) -> Vectors:
+    """Return the color statistics of spots and niches, side by side."""
+    parts = [crops for crops in (aligned.spots, aligned.surroundings) if crops is not None]
+    n_crops = sum(len(crops) for crops in parts)
+    with bars.stage("colors", n_crops) as advance:
+        statistics = [_statistics(crops.batches(_BATCH), advance) for crops in parts]
+    return np.concatenate(statistics, axis=1)
 
 
 def _statistics(batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], None]) -> Vectors:
     """Return mean and standard deviation of each channel of each crop, on a scale from 0 to 1, ``(n, 6)``."""
-    out = []
+    blocks = []
     for crops in batches:
         pixels = crops.reshape(len(crops), -1, 3) / 255.0
-        out.append(np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1))
+        statistics = [pixels.mean(axis=1), pixels.std(axis=1)]
+        blocks.append(np.concatenate(statistics, axis=1))
         advance(len(crops))
-    return np.concatenate(out).astype(np.float32)
+    return np.concatenate(blocks).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class ImageModel:
-    """Something that reads the histology of a slice and nothing else.
+    """A model that reads the histology of a slice and nothing else.
 
     Attributes
     ----------
     title
-        What it is.
+        Its name in tables.
     write
-        Takes a slice, ``key_added`` and the other options of ``embed``.
+        Its ``embed``: takes a slice, ``key_added`` and other options.
     options
-        Of every call.
+        Options that are passed in every call.
     key
         ``obsm`` key that it writes.
     """
@@ -218,33 +241,31 @@ class ImageModel:
         return self.write(adata, **{"key_added": self.key, **self.options, **more})
 
     def read(self, path: str | Path) -> tuple[AnnData, TissueImage | None]:
-        """Read a slice and the picture beside it, and embed it; returns both, the picture not within the slice.
+        """Read a slice and the image beside it, and embed it; return the slice and the image apart.
 
         Raises
         ------
         InputError
             As the model's ``embed``, with the path in front.
         """
-        beside = datasets.picture(path)
+        image = datasets.picture(path)
         opened = open_slice(path)
-        told = opened.arguments(**({} if beside is None else {"image": beside}))
+        options = opened.arguments() if image is None else opened.arguments(image=image)
         try:
-            self.embed(opened.adata, **told)
+            self.embed(opened.adata, **options)
         except InputError as error:
-            sheet = Path(path).with_suffix(".json").name
-            mend = (
-                ""
-                if told.get("image") is not None
-                else f' Or say in {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
-            )
-            raise type(error)(f"{path}: {error}{mend}") from error
-        return opened.adata, told.get("image")
+            fix = ""
+            if options.get("image") is None:
+                sheet = Path(path).with_suffix(".json").name
+                fix = f' Or write into {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            raise type(error)(f"{path}: {error}{fix}") from error
+        return opened.adata, options.get("image")
 
 
 def image_model(
     source: str | Path, *, device: str = "cpu", cache: str | Path | None = None
 ) -> ImageModel:
-    """Return what reads histology alone, by name or folder.
+    """Return a model that reads histology alone, by name or folder.
 
     Parameters
     ----------
@@ -254,7 +275,7 @@ def image_model(
     device
         Where encoders run.
     cache
-        Folder in which frozen features are kept and found again.
+        Folder that frozen features are stored in.
 
     Raises
     ------
@@ -270,8 +291,8 @@ def image_model(
     folder = Path(source)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{source} is no folder here, and not {' or '.join(NAMES)}: give a checkpoint of ST-Align, or the folder "
-            "of a transformers vision model."
+            f"{source} is not a folder, and not {' or '.join(NAMES)}: pass a checkpoint of ST-Align, or the folder of "
+            "a transformers vision model."
         )
     if not (folder / ckpt.VOCABULARY).is_file():
         encoder = FrozenImageEncoder.from_folder(folder)
@@ -280,6 +301,6 @@ def image_model(
     model = load(folder, device=device)
     if not isinstance(model, STAlign):
         raise ConfigError(
-            f"{source} holds a {model.title}, which sees no image; give a checkpoint of ST-Align."
+            f"{source} holds a {model.title}, which sees no image; pass a checkpoint of ST-Align."
         )
     return ImageModel(model.title, model.embed, {**options, "modality": "image"})

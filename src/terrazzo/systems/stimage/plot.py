@@ -283,8 +283,7 @@ def _column_of(tissue: Slice, gene: str) -> int:
 def _gene_values(tissue: Slice, grid: Grid, column: int) -> _GeneValues:
     counts = sparse.csr_matrix(tissue.counts[:, [column]])
     place = np.searchsorted(grid.occupied, grid.site)
-    totals = np.bincount(place, tissue.total_counts)
-    totals = totals.astype(np.float64)
+    totals = np.bincount(place, tissue.total_counts).astype(np.float64)
     site_counts = sum_by_site(counts, place, len(grid.occupied))
     cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray()
     sites = log_values(site_counts, PAPER_TOTAL, totals).toarray()
