@@ -1,4 +1,4 @@
-"""What ``embed`` takes: AnnData, SpatialData, a path, or a list of these; each is opened, and written back into."""
+"""Inputs of ``embed``: AnnData, SpatialData, a path, or a list of these; each is opened, and written back into."""
 
 from __future__ import annotations
 
@@ -47,28 +47,32 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
             )
         return [embed_each(one, slice_options, embed_one) for one in data]
     if slice_options.get("image") is not None:
-        slice_options = {**slice_options, "image": image_of(slice_options["image"], data)}
+        image = image_of(slice_options["image"], data)
+        slice_options = {**slice_options, "image": image}
     if isinstance(data, AnnData):
-        embed_one(Slice.from_anndata(data, **slice_options), data)
+        tissue = Slice.from_anndata(data, **slice_options)
+        embed_one(tissue, data)
         return data
-    opened, rest = _open(data, slice_options)
-    embed_one(opened.to_slice(**rest), opened.adata)
-    home = opened.bring_home()
-    return home if isinstance(data, str | Path) else data
+    opened, remaining = _open(data, slice_options)
+    tissue = opened.to_slice(**remaining)
+    embed_one(tissue, opened.adata)
+    adata = opened.bring_home()
+    return adata if isinstance(data, str | Path) else data
 
 
 def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
-    """Return a picture: a path is read with a scale of 1; the name of one within a store or folder stays a name."""
+    """Return an image: a path is read with a scale of 1; the name of one within a store or folder stays a name."""
     if isinstance(image, TissueImage):
         return image
     in_memory = data is None or isinstance(data, AnnData | Slice)
-    if isinstance(image, str) and not Path(image).suffix and not in_memory:
+    is_name = isinstance(image, str) and not Path(image).suffix
+    if is_name and not in_memory:
         return image
     return TissueImage.from_file(image)
 
 
 def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
-    """Open a path, or a SpatialData without importing its package; also returns the options that are left."""
+    """Open a path, or a SpatialData without importing its package; also return the options that remain."""
     choices, rest = split_choices(options)
     if isinstance(data, str | Path):
         return open_slice(data, choices), rest

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terrazzo.arrays import Bools, Ints, Vectors
+from terrazzo.models.baselines import standardized
 from terrazzo.systems.stalign.aligned import AlignedSlice
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "Standards",
     "batches",
     "moments",
-    "standardized",
 ]
 
 Modality = Literal["both", "genes", "image"]
@@ -203,14 +203,6 @@ def moments(rows: Rows, size: int = 4096) -> Standards:
     mean = total / n
     variance = np.maximum(square_total / n - mean**2, 0)
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def standardized(values: Vectors, mean: Vectors, deviation: Vectors) -> Vectors:
-    """Return values of mean 0 and sd 1; 0 where they do not vary, so that rounding is not amplified."""
-    flat = deviation <= 1e-6 + 1e-5 * np.abs(mean)
-    divisor = np.where(flat, 1, deviation)
-    scaled = (values - mean) / divisor
-    return np.where(flat, 0, scaled).astype(np.float32)
 
 
 def batches(n: int, size: int) -> Iterator[Ints]:

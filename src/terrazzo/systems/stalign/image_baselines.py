@@ -20,6 +20,7 @@ from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
+from terrazzo.models.baselines import standardized
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice, open_slice
@@ -27,7 +28,7 @@ from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stalign.config import STAlignConfig, preset
 from terrazzo.systems.stalign.feature_cache import FeatureCache
 from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity
-from terrazzo.systems.stalign.features import moments, standardized
+from terrazzo.systems.stalign.features import moments
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 from terrazzo.systems.stalign.model import STAlign
 
