@@ -134,8 +134,8 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         )
         return replace(config, net=net)
 
-    def given_weights(self) -> list[str]:
-        """Return the folders whose weights decide the start."""
+    def weight_folders(self) -> list[str]:
+        """Return the folders whose weights the initial model has; "" for one that is not set."""
         source = self.recipe.model
         return [source.checkpoint, source.image_encoder, source.gene_encoder]
 
