@@ -102,7 +102,7 @@ def make_bar(name: str, total: int | None, unit: str, *, done: int = 0) -> Any:
 
 
 def in_notebook() -> bool:
-    """Say whether this runs in a Jupyter kernel, without importing IPython."""
+    """Return True if this runs in a Jupyter kernel, without importing IPython."""
     ipython = sys.modules.get("IPython")
     if ipython is None:
         return False

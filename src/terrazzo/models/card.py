@@ -1,4 +1,4 @@
-"""Model card of a checkpoint: a README for people and for the hub, filled from the provenance of a run."""
+"""Model card of a checkpoint: a README for readers and for the hub, filled from the provenance of a run."""
 
 from __future__ import annotations
 

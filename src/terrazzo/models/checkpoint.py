@@ -27,7 +27,7 @@ __all__ = [
     "Checkpoint",
     "check_tensors",
     "fingerprint",
-    "is_ours",
+    "is_checkpoint",
     "read",
     "read_header",
     "read_json",
@@ -97,7 +97,7 @@ def write(
     """
     from safetensors.torch import save_file
 
-    with whole_folder(folder, overwrite=overwrite, ours=is_ours) as draft:
+    with whole_folder(folder, overwrite=overwrite, is_replaceable=is_checkpoint) as draft:
         header = {
             "format": FORMAT,
             "model_type": checkpoint.model_type,
@@ -119,7 +119,7 @@ def write(
 
 @contextlib.contextmanager
 def whole_folder(
-    folder: str | Path, *, overwrite: bool, ours: Callable[[Path], bool]
+    folder: str | Path, *, overwrite: bool, is_replaceable: Callable[[Path], bool]
 ) -> Iterator[Path]:
     """Yield a draft folder that becomes ``folder`` when all of it is written, and is removed otherwise.
 
@@ -128,8 +128,8 @@ def whole_folder(
     folder
         The folder to write.
     overwrite
-        Replace an existing folder, if ``ours`` returns True for it.
-    ours
+        Replace an existing folder, if ``is_replaceable`` returns True for it.
+    is_replaceable
         Returns True for a folder that terrazzo wrote.
 
     Raises
@@ -142,7 +142,7 @@ def whole_folder(
     target = Path(folder)
     is_empty_folder = target.is_dir() and not any(target.iterdir())
     if target.exists() and not is_empty_folder:
-        if not ours(target):
+        if not is_replaceable(target):
             raise OutputError(
                 f"{target} exists already and is not empty: choose another folder (it has other files, and is not a "
                 "checkpoint that terrazzo wrote)."
@@ -172,8 +172,8 @@ def whole_folder(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def is_ours(folder: Path) -> bool:
-    """Say whether a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
+def is_checkpoint(folder: Path) -> bool:
+    """Return True if a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
     try:
         header = read_json(folder / CONFIG)
     except CheckpointError:

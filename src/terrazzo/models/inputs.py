@@ -31,7 +31,7 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
 
     Returns
     -------
-    The AnnData (loaded, if a path was given; of a store its table), the SpatialData, or a list of them.
+    The AnnData (loaded, if ``data`` is a path; of a store its table), the SpatialData, or a list of them.
 
     Raises
     ------

@@ -85,7 +85,7 @@ class EmbedOptions:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], model: str) -> Self:
-        """Return options from keyword arguments; None stands for the default.
+        """Return options from keyword arguments; None means the default.
 
         Raises
         ------
@@ -184,7 +184,7 @@ def _foreign(name: str, shown: str, known: list[str], model: str) -> str:
 
 
 def _takes_text(hint: Any) -> bool:
-    """Say whether an option takes a text as it is typed."""
+    """Return True if an option takes a text as it is typed."""
     if hint is Any or hint is str:
         return True
     if get_origin(hint) is Literal:

@@ -163,7 +163,7 @@ def make_stage(recipe: Recipe, *, progress: bool | None = None) -> Stage[Any, An
 
 def _initial_weights(stage: Stage[Any, Any]) -> str:
     """Return a hash of the weights that a run starts from, where they come from files."""
-    model = stage.model  # an impossible one is refused here, before a folder is created
+    model = stage.model  # an impossible one raises before a folder is created
     if not any(stage.weight_folders()):
         return ""
     return model.fingerprint()
@@ -202,7 +202,7 @@ def _train(
 
 
 def first_process() -> bool:
-    """Say whether this process is the first of the run, which alone writes files and messages."""
+    """Return True if this process is the first of the run, which alone writes files and messages."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 

@@ -146,7 +146,7 @@ def convert_uni(
         "image_std": IMAGENET_STD,
         MARK: f"terrazzo {__version__}, convert uni",
     }
-    with ckpt.whole_folder(out, overwrite=overwrite, ours=_is_ours) as draft:
+    with ckpt.whole_folder(out, overwrite=overwrite, is_replaceable=_is_converted) as draft:
         save_file(_renamed(state), str(draft / ckpt.WEIGHTS), metadata={"format": "pt"})
         config.save_pretrained(draft)
         text = json.dumps(preprocessor, indent=2)
@@ -190,8 +190,8 @@ def _renamed_block(stem: str, kind: str, tensor: Tensor) -> dict[str, Tensor]:
     return {f"{layer}.{NAMES[part]}.{kind}": tensor}
 
 
-def _is_ours(folder: Path) -> bool:
-    """Say whether a folder was written by this converter."""
+def _is_converted(folder: Path) -> bool:
+    """Return True if a folder was written by this converter."""
     try:
         return MARK in ckpt.read_json(folder / PREPROCESSOR)
     except CheckpointError:

@@ -139,7 +139,7 @@ class Features:
         rows
             Integers.
         first
-            Number of this slice's first spot, so that spots of several slices can be told apart.
+            Number of this slice's first spot, so that spots of several slices are distinct.
         """
         rows = np.asarray(rows, dtype=np.int64)
         members = self.members[rows]

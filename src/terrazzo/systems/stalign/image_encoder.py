@@ -407,7 +407,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def _can_drop_pooler(model_class: Any) -> bool:
-    """Say whether a model can be made without its pooling layer."""
+    """Return True if a model can be made without its pooling layer."""
     return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
 
 
@@ -456,7 +456,7 @@ def _load(folder: Path) -> Any:
 
 
 def _has_pooler(folder: Path) -> bool:
-    """Say whether the weights of a pooling layer are in the folder (else transformers would draw random ones)."""
+    """Return True if the weights of a pooling layer are in the folder (else transformers would draw random ones)."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):

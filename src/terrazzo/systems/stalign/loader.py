@@ -64,7 +64,7 @@ class SpotLoader(ItemLoader[Any]):
     Raises
     ------
     CorpusError
-        The split has no slice, or none that is kept.
+        The split has no slice, or none that is read.
     ConfigError
         Settings that are impossible.
     """

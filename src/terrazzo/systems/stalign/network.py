@@ -163,7 +163,7 @@ class AlignConfig:
         False: the ablation of table 3 without AE-Img and AE-Gene. Spot crops and niche genes then come as features of
         the frozen encoders, too, each with a trained linear map only.
     temperature, learn_temperature
-        Of the contrast, and whether it is trained.
+        Of the contrast; train it, too.
 
     Raises
     ------

@@ -53,7 +53,7 @@ class SpotData(DataConfig):
 
 @dataclass(frozen=True)
 class STAlignObjective:
-    """What is read of a spot, what its vectors are, and what is contrasted (sections 3.1 to 3.4).
+    """Settings of spots and their vectors, and weights of the contrasts (sections 3.1 to 3.4).
 
     The first six are settings of the model; a checkpoint that training starts from must have the same, but for
     ``genes``, which are chosen already.

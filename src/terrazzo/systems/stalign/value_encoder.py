@@ -68,8 +68,8 @@ class ValueEncoderConfig:
 class ValueEncoder(nn.Module):
     """AE-Gene: linear projection and transformer encoder.
 
-    The paper does not state how a vector becomes tokens. A transformer on one token would be a plain network, and with
-    one token a gene there would be 15,000. So genes are assigned to ``n_tokens`` groups, gene ``i`` to group ``i mod
+    The paper does not state how a vector becomes tokens. A transformer on one token would be a plain network, and one
+    token a gene would be 15,000 tokens. So genes are assigned to ``n_tokens`` groups, gene ``i`` to group ``i mod
     n_tokens``, as an image is cut into patches; each group has a linear map of its own to one token. All maps together
     are as large as one from all genes to ``width``. The tokens' mean after the last layer is normalized and mapped to
     ``output_dim``.

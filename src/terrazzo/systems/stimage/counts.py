@@ -202,7 +202,7 @@ def row_sums(counts: sparse.csr_matrix, rows: Ints | None = None) -> Floats:
 
 
 def _each_once(token: Int32s) -> bool:
-    """Say whether no two columns share a token."""
+    """Return True if no two columns share a token."""
     n_columns = np.bincount(token[token >= 0], minlength=1)
     return bool(n_columns.max() <= 1)
 

@@ -2,10 +2,10 @@
 
 They release the interpreter's lock, so that a loader's thread reads ahead while the model trains. None is parallel:
 numba's threads may not be entered from two threads at once on every platform. None uses a global generator: random
-numbers come from a seed. :mod:`terrazzo.systems.stimage.counts` says what they are for.
+numbers come from a seed. They are used by :mod:`terrazzo.systems.stimage.counts`.
 
 In all of them ``indptr``, ``indices`` and ``data`` are a CSR matrix; ``rows`` is the row of each site, -1 for none;
-``column`` is the place of each of its columns in the output; the number of places stands for no place.
+``column`` is the place of each of its columns in the output; the number of places means no place.
 
 Two things are for speed: an unsigned index needs no check for a negative one, and a loop without a branch has no
 mispredicted branches.
@@ -168,7 +168,7 @@ def spread_out(indptr, indices, data, rows, column, factor, sites, less, times, 
 
 @compiled
 def thin(indptr, data, rate, seed):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Draw how many of each count below ``MANY`` are kept, at the rate of its row: binomial.
+    """Draw how many of each count below ``MANY`` remain, binomially at the rate of its row.
 
     A uniform number becomes a binomial one by the distribution; larger counts are drawn a few at a time.
     """
@@ -203,11 +203,11 @@ def thin(indptr, data, rate, seed):  # type: ignore[no-untyped-def]  # pragma: n
 
 @compiled
 def _distribution(reach, rate):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Write the probability that at most ``k`` of ``n`` are kept; 2 where ``k`` is not below ``n``."""
+    """Write the probability that at most ``k`` of ``n`` remain; 2 where ``k`` is not below ``n``."""
     lost = 1.0 - rate
     reach[:] = 2.0
     reach[1, 0] = lost
-    for n in range(2, FEW + 1):  # one more, which is kept or lost
+    for n in range(2, FEW + 1):  # one more, which remains or is lost
         before = reach[n - 1]
         reach[n, 0] = before[0] * lost
         for k in range(1, n):

@@ -27,14 +27,14 @@ __all__ = ["MaskedWindows", "ThinnedCounts", "WindowMasking", "thin_window"]
 
 @dataclass(frozen=True)
 class MaskedWindows(Movable):
-    """Windows with what is shown, hidden and predicted. ``B`` windows of ``S`` sites with ``m`` channels.
+    """Windows with their shown, hidden and predicted values. ``B`` windows of ``S`` sites with ``m`` channels.
 
     Attributes
     ----------
     values
-        float32 ``(B, S, m)``: what enters, 0 where hidden.
+        float32 ``(B, S, m)``: input of the model, 0 where hidden.
     target
-        float32 ``(B, S, m)``: what is predicted.
+        float32 ``(B, S, m)``: values that are predicted.
     genes
         int64 ``(B, m)``: tokens of the channels, -1 for none.
     mean
@@ -45,7 +45,7 @@ class MaskedWindows(Movable):
         bool ``(B, S)``: sites that enter.
     hidden, visible
         bool ``(B, S, m)``: values that are hidden and predicted, and that are shown and predicted from another split of
-        the same counts. False on sites without a cell or count, and on channels without a gene: no loss sees these.
+        the same counts. False on sites without a cell or count, and on channels without a gene: no loss depends on these.
     domain
         int64 ``(B, S)``: macro-domain of each site, -1 for none; None but for the scheme ``"slice"``.
     ids
@@ -74,7 +74,7 @@ class MaskedWindows(Movable):
 
 @dataclass(frozen=True)
 class WindowMasking:
-    """What turns windows into :class:`MaskedWindows`.
+    """Masking of windows, from :class:`WindowItem` to :class:`MaskedWindows`.
 
     Attributes
     ----------

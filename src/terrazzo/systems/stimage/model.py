@@ -354,7 +354,7 @@ def _depth(grid: Grid, units: list[Ints]) -> Ints:
 
 
 def _among(sites: Ints, some: Ints) -> tuple[Bools, Ints]:
-    """Return a mask of the sites that are among ``some`` (ascending), and the index of each of these there."""
+    """Return a mask of the sites that are among ``some`` (ascending), and the index in ``some`` of each of these."""
     place = np.minimum(np.searchsorted(some, sites), len(some) - 1)
     present = some[place] == sites
     return present, place[present].astype(np.int64)

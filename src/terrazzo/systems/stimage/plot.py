@@ -97,7 +97,7 @@ class _GeneValues:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What the four panels are drawn from; ``norm`` is the scale of colors of the first three."""
+    """Contents of the four panels; ``norm`` is the scale of colors of the first three."""
 
     tissue: Slice
     grid: Grid

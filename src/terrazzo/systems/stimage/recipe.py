@@ -56,7 +56,7 @@ class WindowData(DataConfig):
 
 @dataclass(frozen=True)
 class STImageObjective:
-    """What a training sample is, what of it is hidden, and what is predicted.
+    """Settings of training samples and masking, and weights of the losses.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class STImageObjective:
         Share of them (paper 0.30).
     target
         Of what is shown: ``"values"``: nothing is predicted; ``"thinned"``: the counts of every site are split, one
-        part is shown and the other predicted. What is hidden is predicted whole either way.
+        part is shown and the other predicted. Hidden values are predicted whole either way.
     thin_low, thin_high
         Share of a site's counts that is shown, drawn between these for each site.
     hidden_weight, visible_weight

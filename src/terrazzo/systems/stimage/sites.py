@@ -1,6 +1,6 @@
 """Grids, site counts and scales of a corpus's slices, measured once and stored.
 
-What is measured of a slice is in a small file beside the corpus, ``<corpus>/cache/sites/<hash>.npz``, named after all
+The measures of a slice are in a small file beside the corpus, ``<corpus>/cache/sites/<hash>.npz``, named after all
 that decides its content and written whole or not at all: one file of grid and scale, and one of the autocorrelation
 where it is needed. A run's first process measures what is missing; all others read. No step has more counts in memory
 than those of a few thousand cells, so a slice of a million cells fits.
