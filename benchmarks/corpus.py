@@ -1,20 +1,24 @@
 """How fast a corpus feeds training: random cells and sub-slices, against backed .h5ad files and against a model's need.
 
 Simulated slices, written as plain .h5ad and built into a corpus; then the same rows are read from both, in one process,
-all files warm. ``python benchmarks/corpus.py [--quick] [--million] [--out FILE]``; ``--million`` also builds and
-streams a corpus of a million cells, and reads from one of 88 million; more than 4 GB is an error.
+all files warm. ``python benchmarks/corpus.py [--quick] [--million] [--shards] [--out FILE]``; ``--million`` also builds
+and streams a corpus of a million cells, and reads from one of 88 million; more than 4 GB is an error. ``--shards``
+measures only the reader of sharded arrays, beside zarr alone and, where it is installed, zarr with ``zarrs``.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
+import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +31,19 @@ import common
 PANEL, SEQUENCED = (8, 20_000, 300), (8, 5_000, 8_000)
 QUICK_PANEL, QUICK_SEQUENCED = (3, 4_000, 300), (3, 1_200, 4_000)
 MILLION = (20, 50_000, 300)
+SHARDS, QUICK_SHARDS = (
+    ((4, 20_000, 300), (4, 5_000, 5_000)),
+    ((2, 3_000, 300), (2, 1_500, 2_000)),
+)
 COPIES = 88  # of each slice, under other names: 1,760 slices, 88 million cells
 LIMIT_GB = 4.0
 PEAKS = ("million_build_gb", "million_stream_gb", "88_million_gb")
+SHARD_NOTES = [
+    "values and columns of the same rows, read in turn in one process; files in the page cache, nothing decoded kept",
+    "zarr: the better of one call for each run of chunks, and one call for all stretches",
+    "/ corpus: times as long as the corpus's own reader, the median over the rounds",
+    f"on {len(os.sched_getaffinity(0))} of the machine's cores; zarrs decodes with all of them, the others with one",
+]
 BATCH_CELLS, BATCH_SLICES, WIDTH = 32, 16, 256
 PRESET = "small"
 
@@ -279,6 +293,154 @@ def compare(folder: Path, quick: bool) -> dict[str, Any]:
     return {"rows": rows}
 
 
+PIPELINES = {
+    "zarr": "zarr.core.codec_pipeline.BatchedCodecPipeline",
+    "zarr with zarrs": "zarrs.ZarrsCodecPipeline",
+}
+
+
+def in_turn(array: Any, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Read stretches that share chunks with one call of zarr, and others with another."""
+    chunk = array.chunks[0]
+    apart = np.flatnonzero(starts[1:] // chunk > stops[:-1] // chunk) + 1
+    parts = []
+    for group in np.split(np.arange(len(starts)), apart):
+        first = starts[group[0]]
+        block = array[first : stops[group[-1]]]
+        parts += [block[starts[i] - first : stops[i] - first] for i in group]
+    return np.concatenate(parts)
+
+
+def at_once(array: Any, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Read all stretches with one call, which zarr has for indexers of its own only."""
+    from zarr.core.buffer import default_buffer_prototype
+    from zarr.core.indexing import BasicIndexer, ChunkProjection, Indexer
+    from zarr.core.sync import sync
+
+    grid, ends = array.metadata.chunk_grid, np.cumsum(stops - starts)
+
+    class Stretches(Indexer):
+        shape, drop_axes = (int(ends[-1]),), ()
+
+        def __iter__(self) -> Iterator[ChunkProjection]:
+            for start, stop, end in zip(
+                starts.tolist(), stops.tolist(), ends.tolist(), strict=True
+            ):
+                before = end - (stop - start)
+                for part in BasicIndexer((slice(start, stop),), array.shape, grid):
+                    (place,) = part.out_selection
+                    moved = slice(place.start + before, place.stop + before)
+                    yield part._replace(out_selection=(moved,))
+
+    asynchronous = array._async_array
+    return sync(asynchronous._get_selection(Stretches(), prototype=default_buffer_prototype()))
+
+
+def stretches(indptr: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return starts and stops of the values of sorted rows; neighboring rows are one stretch."""
+    first, last = indptr[rows], indptr[rows + 1]
+    new = np.flatnonzero(first[1:] != last[:-1]) + 1
+    return first[np.append(0, new)], last[np.append(new, len(last)) - 1]
+
+
+def access(corpus: Any, cells: int, n: int) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Return slices and rows to read: single cells, 1,000 neighbors, 256 rows that stand beside each other on disk."""
+    from scipy.spatial import cKDTree
+
+    rng, ids = np.random.default_rng(0), corpus.ids()
+    trees = {member: cKDTree(corpus.coords(member)) for member in ids}
+    out: dict[str, list[tuple[str, np.ndarray]]] = {name: [] for name in ACCESS}
+    for number in range(n):
+        member, middle = ids[number % len(ids)], rng.integers(cells)
+        near = trees[member].query(trees[member].data[middle], 1000)[1]
+        start = rng.integers(cells - 256)
+        rows = (np.array([middle]), np.sort(near), np.arange(start, start + 256))
+        for name, some in zip(ACCESS, rows, strict=True):
+            out[name].append((member, some))
+    return out
+
+
+ACCESS = ("one random cell", "1,000 neighbors", "256 rows in a block")
+
+
+def readers() -> list[str]:
+    """Return the ways of zarr that can be measured here."""
+    return [name for name in PIPELINES if name == "zarr" or importlib.util.find_spec("zarrs")]
+
+
+def shards(folder: Path, cells: int, n: int, rounds: int) -> dict[str, Any]:
+    """Read values and columns of the same rows with each reader, in turn; nothing decoded is kept by any of them."""
+    import zarr
+
+    from terrazzo.corpus import Corpus
+    from terrazzo.corpus.shards import gather, open_flat
+
+    corpus = Corpus.open(folder / "corpus")
+    names, opened, pointer = ("data", "indices"), {}, {}
+    for member in corpus.ids():
+        place = corpus.path(member) / "X"
+        pointer[member] = np.asarray(zarr.open_array(place / "indptr", mode="r")[:], dtype=np.int64)
+        opened["corpus", member] = [open_flat(place / name) for name in names]
+        for way in readers():
+            with zarr.config.set({"codec_pipeline.path": PIPELINES[way]}):
+                opened[way, member] = [zarr.open_array(place / name, mode="r") for name in names]
+
+    def ours(array: Any, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        return gather(array, starts, stops, array.dtype.newbyteorder("="))
+
+    ways = [("corpus", ours), *((way, how) for way in readers() for how in (in_turn, at_once))]
+    rows = []
+    for what, reads in access(corpus, cells, n).items():
+        places = [(member, *stretches(pointer[member], some)) for member, some in reads]
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for repeat in range(rounds + 1):
+            for way, how in ways:
+                start = time.perf_counter()
+                got = [[how(a, *cut) for a in opened[way, m]] for m, *cut in places]
+                took = time.perf_counter() - start
+                if repeat:
+                    seconds.setdefault((way, how.__name__), []).append(took)
+                elif way == "corpus":
+                    wanted = got
+                for one, other in zip(got, wanted, strict=True):
+                    assert all(map(np.array_equal, one, other)), (way, how)
+        rows.append({"what": what, **compared(seconds, n)})
+    return {"rows": rows}
+
+
+def compared(seconds: dict[tuple[str, str], list[float]], n: int) -> dict[str, float]:
+    """Return milliseconds a read, and times as long as ours: medians; of zarr's two ways the better."""
+    (own,) = (took for (way, _), took in seconds.items() if way == "corpus")
+    out = {"corpus ms": 1e3 * statistics.median(own) / n}
+    for way in readers():
+        took = [times for (name, _), times in seconds.items() if name == way]
+        ratios = [
+            statistics.median(a / b for a, b in zip(times, own, strict=True)) for times in took
+        ]
+        out[f"{way} ms"] = 1e3 * min(map(statistics.median, took)) / n
+        out[f"{way} / corpus"] = min(ratios)
+    return out
+
+
+def shard_rows(quick: bool) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Measure the readers on both kinds of slices."""
+    rows: list[dict[str, Any]] = []
+    result: dict[str, float] = {}
+    for name, (slices, cells, genes) in zip(
+        ("panel", "sequenced"), QUICK_SHARDS if quick else SHARDS, strict=True
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            fresh("simulate", Path(folder), slices, cells, genes)
+            fresh("build", Path(folder), 1)
+            repeats = (8, 2) if quick else (40, 9)
+            found = fresh("shards", Path(folder), cells, *repeats)["rows"]
+        rows += [{"slices": f"{slices} x {cells:,} x {genes:,}", **one} for one in found]
+        for one, short in zip(found, ("cell", "neighbors", "block"), strict=True):
+            for way in readers():
+                result[f"{name}_{short}_{way.split()[-1]}"] = one[f"{way} / corpus"]
+    return rows, result
+
+
 def work(what: str, folder: Path, arguments: list[int]) -> dict[str, Any]:
     """Do one thing in this process."""
     if what == "simulate":
@@ -288,6 +450,8 @@ def work(what: str, folder: Path, arguments: list[int]) -> dict[str, Any]:
         simulate(folder, *size)
         built(folder, 1)
         return compare(folder, bool(quick))
+    if what == "shards":
+        return shards(folder, *arguments)
     return (
         built(folder, *arguments)
         if what == "build"
@@ -332,7 +496,16 @@ def main() -> None:
     options.add_argument(
         "--million", action="store_true", help="also build and stream a million cells"
     )
+    options.add_argument(
+        "--shards", action="store_true", help="measure the reader of sharded arrays only"
+    )
     chosen = options.parse_args()
+    if chosen.shards:
+        rows, result = shard_rows(chosen.quick)
+        found = [f"{way.split()[-1]} {version(way.split()[-1])}" for way in readers()]
+        notes = [*SHARD_NOTES, ", ".join(found)]
+        common.finish("Corpus: its reader of sharded arrays", rows, notes, result, chosen.out)
+        return
     sizes = (QUICK_PANEL, QUICK_SEQUENCED) if chosen.quick else (PANEL, SEQUENCED)
     rows: list[dict[str, Any]] = []
     result: dict[str, float] = {}

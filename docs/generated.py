@@ -6,6 +6,7 @@ repository; `mended` turns such links into links between pages.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
@@ -66,6 +67,7 @@ def write_pages() -> None:
         write(page, mended(source.read_text(encoding="utf-8"), source, page))
     write(OUT / "settings.md", settings())
     write(OUT / "cli.md", command_line())
+    write(OUT / "house.md", house())
 
 
 def command_line() -> str:
@@ -80,6 +82,40 @@ def command_line() -> str:
     )  # how this process was started, which the usage lines take up
     text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
     return COMMAND_LINE + text
+
+
+# the file tree
+
+
+def house() -> str:
+    """Return the page of the file tree: every file of the package with the first line of its docstring."""
+    lines = []
+    package = ROOT / "src" / "terrazzo"
+    for path in sorted(package.rglob("*.py"), key=tree_order):
+        place = path.relative_to(package)
+        indent = "  " * (len(place.parts) - 1)
+        about = first_line(path)
+        if place.name == "__init__.py":
+            folder = f"{place.parent.name}/" if place.parent.parts else "terrazzo/"
+            folder_indent = "  " * max(len(place.parts) - 2, 0)
+            lines.append(f"{folder_indent}{folder:<22} {about}")
+        else:
+            lines.append(f"{indent}{place.name:<22} {about}")
+    return HOUSE.format(tree="\n".join(lines))
+
+
+def tree_order(path: Path) -> tuple[tuple[int, str], ...]:
+    """Sort a folder's own files before its folders, each by name, and the ``__init__.py`` first."""
+    parts = path.relative_to(ROOT / "src" / "terrazzo").parts
+    key = [(1, part) for part in parts[:-1]]
+    name = parts[-1]
+    return (*key, (-1 if name == "__init__.py" else 0, name))
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a file's docstring."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return (docstring or "").split("\n")[0]
 
 
 # settings of a recipe
@@ -162,6 +198,15 @@ COMMAND_LINE = """# Command line
 Made from the program itself, which says the same with `--help`. Exit code 0: done; 2: wrong usage or bad input, with
 one line that says how to mend it; 1: anything else. `--debug`, with any command, shows the traceback.
 
+"""
+HOUSE = """# The house
+
+What every file of `src/terrazzo` is for, from its own first line. Imports go one way, from the ground up; the
+[rules](contributing.md#the-house) are tested.
+
+```text
+{tree}
+```
 """
 SETTINGS = """# Settings of a recipe
 

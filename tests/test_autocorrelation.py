@@ -14,7 +14,7 @@ from terrazzo.expression import spatial_autocorrelation
 def test_it_is_the_correlation_with_the_mean_of_the_nearest(
     monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(autocorrelation, "GENES", block)
+    monkeypatch.setattr(autocorrelation, "GENES_AT_ONCE", block)
     rng = np.random.default_rng(0)
     coords, values = rng.uniform(0, 1, (40, 2)), rng.poisson(1.0, (40, 5)).astype(np.float32)
     values[:, 3] = coords[:, 0]  # smooth

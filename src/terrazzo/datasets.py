@@ -1,4 +1,4 @@
-"""Public datasets by name: what they are, where their slices lie on this machine, and where they come from."""
+"""Public datasets by name: what they are, where their slices are on this machine, and where they come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.config import from_dict
-from terrazzo.downloads import NOTE, cache_folder, noted, retrieve
+from terrazzo.downloads import NOTE, cache_folder, noted_sha256, retrieve
 from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.slices.reading import read_anndata
@@ -25,7 +25,24 @@ from terrazzo.slices.reading import read_anndata
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DATA_VARIABLE, SHARED_VARIABLE = "TERRAZZO_DATA", "TERRAZZO_SHARED"
+__all__ = [
+    "DATA_VARIABLE",
+    "SHARED_VARIABLE",
+    "Dataset",
+    "Source",
+    "SourceFile",
+    "fetch",
+    "find",
+    "folder",
+    "info",
+    "load",
+    "picture",
+    "registry",
+    "table",
+]
+
+DATA_VARIABLE = "TERRAZZO_DATA"
+SHARED_VARIABLE = "TERRAZZO_SHARED"
 SUFFIXES = (".h5ad", ".zarr")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 RAW = "https://raw.githubusercontent.com"
@@ -45,7 +62,7 @@ class Source:
     slices
         Which slices; all of the dataset where empty.
     sha256, size
-        Hexadecimal sum and bytes by path, of the files that somebody has checked.
+        Hexadecimal sha256 and number of bytes by path, of the files that somebody has checked.
     """
 
     repo: str
@@ -58,7 +75,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One public file: its path in the repository, its address, and sum and size where they are known."""
+    """One public file: its path in the repository, its address, and sha256 and size where they are known."""
 
     file: str
     url: str
@@ -68,7 +85,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset, that is a folder with one ``.h5ad`` or ``.zarr`` a slice.
+    """A dataset: a folder with one ``.h5ad`` or ``.zarr`` a slice.
 
     Attributes
     ----------
@@ -79,7 +96,7 @@ class Dataset:
     technology, organism
         Platform and species.
     labels
-        Columns of ``obs`` or keys of ``obsm`` that hold annotation.
+        Columns of ``obs`` or keys of ``obsm`` with annotations.
     citation, license
         Whom to cite; what the source says about use.
     where
@@ -107,26 +124,30 @@ class Dataset:
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """Every public file behind the dataset."""
-        out = []
+        files = []
         for source in self.sources:
+            names = source.slices or self.slices
             for template in source.files:
-                names = (source.slices or self.slices) if "{slice}" in template else [""]
-                for path in (template.replace("{slice}", name) for name in names):
+                paths = [template.replace("{slice}", name) for name in names]
+                if "{slice}" not in template:
+                    paths = [template]
+                for path in paths:
                     url = f"{RAW}/{source.repo}/{source.commit}/{path}"
-                    out.append(
-                        SourceFile(path, url, source.sha256.get(path), source.size.get(path))
-                    )
-        return tuple(out)
+                    sha256 = source.sha256.get(path)
+                    files.append(SourceFile(path, url, sha256, source.size.get(path)))
+        return tuple(files)
 
 
 @cache
 def registry() -> Mapping[str, Dataset]:
     """Return every dataset by name, as ``datasets.yaml`` has them."""
-    text = (resources.files("terrazzo") / "datasets.yaml").read_text(encoding="utf-8")
-    return {
-        k: from_dict(Dataset, {**v, "name": k}, f"datasets.yaml: {k}")
-        for k, v in yaml.safe_load(text).items()
-    }
+    file = resources.files("terrazzo") / "datasets.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    datasets = {}
+    for name, fields in content.items():
+        where = f"datasets.yaml: {name}"
+        datasets[name] = from_dict(Dataset, {**fields, "name": name}, where)
+    return datasets
 
 
 def info(dataset: str) -> Dataset:
@@ -139,9 +160,9 @@ def info(dataset: str) -> Dataset:
     """
     known = registry()
     if dataset not in known:
-        raise ConfigError(
-            f"there is no dataset {dataset!r}.{did_you_mean(dataset, known)} Known: {', '.join(known)}."
-        )
+        hint = did_you_mean(dataset, known)
+        names = ", ".join(known)
+        raise ConfigError(f"there is no dataset {dataset!r}.{hint} Known: {names}.")
     return known[dataset]
 
 
@@ -171,15 +192,19 @@ def folder(data: str | os.PathLike[str] | None = None) -> Path:
     The last is ``data/`` in ``$TERRAZZO_SHARED`` (which may name that folder itself), or in ``../shared``. It is not
     checked that the folder exists.
     """
-    stated = data if data is not None else os.environ.get(DATA_VARIABLE)
-    if stated:
-        return Path(stated).expanduser()
-    shared = Path(os.environ.get(SHARED_VARIABLE) or Path("..") / "shared").expanduser()
-    return shared if shared.name == "data" and not (shared / "data").is_dir() else shared / "data"
+    if data is None:
+        data = os.environ.get(DATA_VARIABLE)
+    if data:
+        return Path(data).expanduser()
+    shared = Path(os.environ.get(SHARED_VARIABLE) or "../shared").expanduser()
+    inner = shared / "data"
+    if shared.name == "data" and not inner.is_dir():
+        return shared
+    return inner
 
 
 def find(dataset: str, slice: str, data: str | os.PathLike[str] | None = None) -> Path:
-    """Return where a slice lies: ``<folder>/<dataset>/<slice>.h5ad``, or ``.zarr``.
+    """Return the path of a slice: ``<folder>/<dataset>/<slice>.h5ad``, or ``.zarr``.
 
     Parameters
     ----------
@@ -191,21 +216,21 @@ def find(dataset: str, slice: str, data: str | os.PathLike[str] | None = None) -
     Raises
     ------
     DataMissing
-        It is not there; says what to put where, and where to get it.
+        There is no such file; the message says what to put where, and where to get it.
     ConfigError
         A name that is a path.
     """
-    for what, name in (("dataset", dataset), ("slice", slice)):
+    for kind, name in (("dataset", dataset), ("slice", slice)):
         if not _is_plain(name):
             raise ConfigError(
-                f"{name!r} cannot be the name of a {what}: a name holds no / or \\ and is not empty."
+                f"{name!r} cannot be the name of a {kind}: a name has no / or \\ and is not empty."
             )
     base = folder(data)
-    places = [base / dataset / f"{slice}{suffix}" for suffix in SUFFIXES]
-    for place in places:
+    for suffix in SUFFIXES:
+        place = base / dataset / f"{slice}{suffix}"
         if place.exists():
             return place
-    raise DataMissing(_missing(dataset, slice, base, places[0]))
+    raise DataMissing(_missing(dataset, slice, base))
 
 
 def load(
@@ -220,16 +245,17 @@ def load(
     dataset, slice, data
         As in :func:`find`.
     image
-        Read the picture beside the slice too, where one lies there: ``<slice>.json`` names it and holds ``scale``
-        (``image_xy = obsm["spatial"] * scale``, both ways). It becomes ``uns["spatial"][slice]["images"]["hires"]``,
-        where scanpy and :class:`terrazzo.Slice` look first, whatever its resolution.
+        Read the image beside the slice too, if there is one: ``<slice>.json`` has its file name and ``scale``
+        (``image_xy = obsm["spatial"] * scale``, along both axes). It becomes
+        ``uns["spatial"][slice]["images"]["hires"]``, where scanpy and :class:`terrazzo.Slice` look first, whatever its
+        resolution.
 
     Raises
     ------
     DataMissing, ConfigError
         As :func:`find`.
     InputError
-        A slice or a picture that cannot be read; a picture that is too large.
+        A slice or an image that cannot be read; an image that is too large.
     """
     path = find(dataset, slice, data)
     adata = read_anndata(path)
@@ -239,7 +265,8 @@ def load(
         if known.microns_per_unit is not None:
             factors = _library(adata, slice)["scalefactors"]
             factors.setdefault("microns_per_pixel", known.microns_per_unit)
-    if image and (sheet := path.with_name(f"{slice}.json")).is_file():
+    sheet = path.with_name(f"{slice}.json")
+    if image and sheet.is_file():
         _add_image(adata, slice, sheet)
     return adata
 
@@ -255,8 +282,8 @@ def fetch(
 ) -> Path:
     """Download one of the public files behind a dataset, checked by its sha256; it is neither opened nor unpacked.
 
-    A file that is there with the right sum is kept, and nothing is asked of the network; one with another sum, such as
-    a part of one, is downloaded again. A download that is cut short or has another sum leaves what was there before.
+    An existing file with the right sha256 is kept, without any use of the network; one with another sha256, such as a
+    part of the file, is downloaded again. A download that is cut short or has another sha256 changes nothing.
 
     Parameters
     ----------
@@ -267,148 +294,160 @@ def fetch(
     folder
         Where to; None: :func:`terrazzo.downloads.cache_folder`. The file goes to ``<folder>/<dataset>/<file>``.
     sha256
-        The sum that is expected, needed where the registry has none.
+        The expected sha256, needed where the registry has none.
     unchecked
-        Take a file whose sum nobody has checked. Its sum is noted beside it, ``<file>.sha256``, and holds from then on.
+        Take a file whose sha256 nobody has checked. It is noted beside the file, in ``<file>.sha256``, and is the
+        expected one from then on.
     progress
         Show a bar; None: only on a terminal.
 
     Raises
     ------
     ConfigError
-        No such dataset or file; a sum that is none, or not the registry's.
+        No such dataset or file; a sha256 that is not one, or not the registry's.
     DownloadError
-        No sum is known; the download failed, which says what to put where by hand; another sum.
+        No sha256 is known; the download failed (the message says what to put where by hand); another sha256.
     OutputError
         The folder cannot be written.
     """
-    known = {f.file: f for f in info(dataset).files}
-    if file not in known:
-        listed = ", ".join(list(known)[:5]) or "none: it is supplied by the user"
-        raise ConfigError(
-            f"{dataset} has no public file {file!r}.{did_you_mean(file, known)} Its files: {listed}."
-        )
-    target = (
-        (Path(folder) if folder is not None else cache_folder()) / dataset / PurePosixPath(file)
-    )
+    files = {public.file: public for public in info(dataset).files}
+    if file not in files:
+        hint = did_you_mean(file, files)
+        first_files = ", ".join(list(files)[:5]) or "none: it is supplied by the user"
+        raise ConfigError(f"{dataset} has no public file {file!r}.{hint} Its files: {first_files}.")
+    public = files[file]
+    base = cache_folder() if folder is None else Path(folder)
+    target = base / dataset / PurePosixPath(file)
     note = target.with_name(f"{target.name}{NOTE}")
-    wanted = _expected(known[file], sha256, note, unchecked)
-    return retrieve(
-        known[file].url, target, wanted, note=note, size=known[file].size, progress=progress
-    )
+    expected = _expected(public, sha256, note, unchecked)
+    return retrieve(public.url, target, expected, note=note, size=public.size, progress=progress)
 
 
-def _expected(source: SourceFile, stated: str | None, note: Path, unchecked: bool) -> str | None:
-    """Return the sum that a file must have; None: it is to be noted."""
-    said = stated.strip().lower() if stated is not None else None
-    if said is not None and not _SHA256.fullmatch(said):
-        raise ConfigError(f"sha256 is {stated!r}; it must be 64 hexadecimal digits.")
-    if said is not None and source.sha256 is not None and said != source.sha256:
-        raise ConfigError(f"sha256 of {source.file} is {source.sha256}, not {said}.")
-    if (wanted := said or source.sha256 or noted(note)) is None and not unchecked:
+def _expected(public: SourceFile, stated: str | None, note: Path, unchecked: bool) -> str | None:
+    """Return the sha256 that a file must have; None: any, which is to be noted."""
+    known = public.sha256
+    if stated is not None:
+        sha256 = stated.strip().lower()
+        if not _SHA256.fullmatch(sha256):
+            raise ConfigError(f"sha256 is {stated!r}; it must be 64 hexadecimal digits.")
+        if known is not None and sha256 != known:
+            raise ConfigError(f"sha256 of {public.file} is {known}, not {sha256}.")
+        return sha256
+    expected = known or noted_sha256(note)
+    if expected is None and not unchecked:
         raise DownloadError(
-            f"nobody has checked the sha256 of {source.url}, and a file without one is not downloaded: "
-            "pass sha256= of the file that you expect, or unchecked=True, which notes the sum of what comes."
+            f"nobody has checked the sha256 of {public.url}, and a file without one is not downloaded: "
+            "pass sha256= of the file that you expect, or unchecked=True, which notes that of the file that comes."
         )
-    return wanted
+    return expected
 
 
 def _is_plain(name: Any) -> bool:
-    return (
-        isinstance(name, str)
-        and bool(name.strip())
-        and not set(name) & set("/\\\0")
-        and name not in (".", "..")
-    )
+    """Return whether a value is a file name without a path."""
+    if not isinstance(name, str) or not name.strip():
+        return False
+    has_separator = bool(set(name) & set("/\\\0"))
+    return not has_separator and name not in (".", "..")
 
 
-def _missing(dataset: str, slice: str, base: Path, place: Path) -> str:
+def _missing(dataset: str, slice: str, base: Path) -> str:
+    """Say where a slice is expected, what is there instead, and where to get it."""
     known = registry().get(dataset)
-    other = place.with_suffix(SUFFIXES[1]).name
+    parent = base / dataset
+    names = [f"{slice}{suffix}" for suffix in SUFFIXES]
     text = (
-        f"slice {slice!r} of dataset {dataset!r} is not here: put it at {place} (or {other}), or say where your data "
-        f"lie with data=, --data or {DATA_VARIABLE}."
+        f"slice {slice!r} of dataset {dataset!r} is missing: put it at {parent / names[0]} (or {names[1]}), or pass "
+        f"the folder of your data with data=, --data or {DATA_VARIABLE}."
     )
     if not base.is_dir():
         text = f"{text} The folder {base} does not exist."
-    elif place.parent.is_dir():
-        there = sorted(
-            {p.name.removesuffix(p.suffix) for p in place.parent.iterdir() if p.suffix in SUFFIXES}
-        )
-        hint = "" if known and slice in known.slices else did_you_mean(slice, there)
-        text = f"{text} Slices there: {', '.join(there) or 'none'}.{hint}"
+    elif parent.is_dir():
+        present = sorted({path.stem for path in parent.iterdir() if path.suffix in SUFFIXES})
+        is_known = known is not None and slice in known.slices
+        hint = "" if is_known else did_you_mean(slice, present)
+        text = f"{text} Slices there: {', '.join(present) or 'none'}.{hint}"
     elif known is None:
-        text = text + did_you_mean(
-            dataset, sorted({*registry(), *(p.name for p in base.iterdir() if p.is_dir())})
-        )
+        folders = {path.name for path in base.iterdir() if path.is_dir()}
+        text = text + did_you_mean(dataset, sorted(folders | set(registry())))
     if known is None:
         return text
-    labels = f", labels: {', '.join(known.labels)}" if known.labels else ""
-    return f"{text} It is {known.title} ({known.technology}{labels}); to be had from {known.where}."
+    description = known.technology
+    if known.labels:
+        description = f"{description}, labels: {', '.join(known.labels)}"
+    return f"{text} It is {known.title} ({description}); get it from {known.where}."
 
 
 def _library(adata: AnnData, name: str) -> dict[str, Any]:
-    """Return the entry of ``uns["spatial"]`` that belongs to the slice, made where it is not there."""
+    """Return the entry of ``uns["spatial"]`` that belongs to the slice, made where it is missing."""
     spatial = adata.uns.get(keys.SPATIAL)
     if not isinstance(spatial, dict):
-        adata.uns[keys.SPATIAL] = spatial = {}
-    entry = next(iter(spatial.values())) if len(spatial) == 1 else spatial.get(name)
+        spatial = {}
+        adata.uns[keys.SPATIAL] = spatial
+    own_name = next(iter(spatial)) if len(spatial) == 1 else name
+    entry = spatial.get(own_name)
     if not isinstance(entry, dict):
-        spatial[name] = entry = {}
+        entry = {}
+        spatial[name] = entry
     for part in ("images", "scalefactors"):
         entry.setdefault(part, {})
     return entry
 
 
 def picture(path: str | os.PathLike[str]) -> TissueImage | None:
-    """Return the picture that lies beside the file of a slice, None where there is none.
+    """Return the image beside the file of a slice, None where there is none.
 
     Parameters
     ----------
     path
-        Of the slice, ``<name>.h5ad`` or ``.zarr``. ``<name>.json`` beside it names the picture, a file of the same
-        folder, and holds ``scale`` and, where pixels are no squares, ``scale_y``: ``image_xy = obsm["spatial"] *
+        Of the slice, ``<name>.h5ad`` or ``.zarr``. ``<name>.json`` beside it has the name of the image, a file of the
+        same folder, and ``scale`` and, where pixels are not square, ``scale_y``: ``image_xy = obsm["spatial"] *
         scale``.
 
     Raises
     ------
     InputError
-        A sheet or a picture that cannot be read; a picture that is too large.
+        A JSON file or an image that cannot be read; an image that is too large.
     """
     sheet = Path(path).with_suffix(".json")
-    return _pictured(sheet, _said(sheet)) if sheet.is_file() else None
+    if not sheet.is_file():
+        return None
+    return _sheet_image(sheet, _read_sheet(sheet))
 
 
-def _said(sheet: Path) -> dict[str, Any]:
+def _read_sheet(sheet: Path) -> dict[str, Any]:
+    """Read the JSON file that describes the image of a slice."""
     try:
-        said = json.loads(sheet.read_text(encoding="utf-8"))
+        content = json.loads(sheet.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{sheet} is not readable JSON ({error}); it describes the image beside the slice."
         ) from error
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _pictured(sheet: Path, said: Mapping[str, Any]) -> TissueImage:
-    name = said.get("image", "")
+def _sheet_image(sheet: Path, content: Mapping[str, Any]) -> TissueImage:
+    """Read the image that a JSON file describes."""
+    name = content.get("image", "")
     if not _is_plain(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise InputError(
             f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds})."
         )
-    return TissueImage.from_file(
-        sheet.with_name(name), scale=said.get("scale", 0.0), scale_y=said.get("scale_y")
-    )
+    scale = content.get("scale", 0.0)
+    scale_y = content.get("scale_y")
+    return TissueImage.from_file(sheet.with_name(name), scale=scale, scale_y=scale_y)
 
 
 def _add_image(adata: AnnData, name: str, sheet: Path) -> None:
-    said = _said(sheet)
-    image = _pictured(sheet, said)
+    """Put the image beside a slice into its ``uns``."""
+    content = _read_sheet(sheet)
+    image = _sheet_image(sheet, content)
     entry = _library(adata, name)
+    factors = entry["scalefactors"]
     entry["images"] = {**entry["images"], "hires": image.pixels}
-    entry["scalefactors"]["tissue_hires_scalef"] = image.scale
+    factors["tissue_hires_scalef"] = image.scale
     if image.scale_y is not None:
-        entry["scalefactors"]["tissue_hires_scalef_y"] = image.scale_y
-    diameter = said.get("spot_diameter_fullres")
+        factors["tissue_hires_scalef_y"] = image.scale_y
+    diameter = content.get("spot_diameter_fullres")
     if isinstance(diameter, int | float) and diameter > 0:
-        entry["scalefactors"].setdefault("spot_diameter_fullres", float(diameter))
+        factors.setdefault("spot_diameter_fullres", float(diameter))

@@ -14,24 +14,38 @@ from typing import Any
 
 from terrazzo.errors import CorpusError
 
+__all__ = [
+    "hash_file",
+    "hash_files",
+    "hash_json",
+    "hash_path",
+    "read_record",
+    "whole_file",
+    "why_not",
+    "write_bytes",
+    "write_record",
+    "write_text",
+]
+
+_BLOCK = 2**20  # bytes that are read at a time
+_OWN_HASH = "record_sha256"  # the key under which a record carries its hash
+
 
 @contextmanager
 def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a name beside the target to write to; it takes the target's place at the end, or is removed.
 
-    The name ends in ``.part``: what the operating system killed in between is known by it.
+    The name ends in ``.part``, so that drafts left by a killed process can be recognized.
     """
     place = Path(target)
-    draft = place.with_name(
-        f".{place.name}.{uuid.uuid4().hex}.part"
-    )  # no other process or thread has this name
+    unique = uuid.uuid4().hex  # no other process or thread has this name
+    draft = place.with_name(f".{place.name}.{unique}.part")
     try:
         yield draft
         draft.replace(place)
     finally:
-        with suppress(
-            OSError
-        ):  # it is there only where something went wrong, and what did is what is to be said
+        # The draft still exists only after an error, and that error is the one to report
+        with suppress(OSError):
             draft.unlink()
 
 
@@ -42,15 +56,11 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 
 
 def why_not(error: Exception) -> str:
-    """Say why something could not be written; libraries tell of a full disk in words of their own."""
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    return "the disk is full" if full else str(error)
-
-
-_BLOCK = 2**20
-
-
-_SELF = "record_sha256"
+    """Say why something could not be written; libraries have their own words for a full disk."""
+    is_full = getattr(error, "errno", None) == errno.ENOSPC
+    if is_full or "No space left" in str(error):
+        return "the disk is full"
+    return str(error)
 
 
 def hash_file(path: Path) -> str:
@@ -64,18 +74,25 @@ def hash_file(path: Path) -> str:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """Return relative name -> sha256 of every file below a folder, sorted by name."""
-    files = sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
-    return {name: hash_file(path) for name, path in files}
+    files = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(folder).as_posix()
+            files[name] = path
+    return {name: hash_file(files[name]) for name in sorted(files)}
 
 
 def hash_json(content: Any) -> str:
     """Return the sha256 (hex) of a JSON-able value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def hash_path(path: Path) -> str:
     """Return the sha256 of a file, or of all files of a folder with their names."""
-    return hash_json(hash_files(path)) if path.is_dir() else hash_file(path)
+    if path.is_dir():
+        return hash_json(hash_files(path))
+    return hash_file(path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -86,7 +103,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON record with its own checksum, whole or not at all."""
-    write_bytes(path, _text(content).encode())
+    text = _record_text(content)
+    write_bytes(path, text.encode())
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -104,11 +122,16 @@ def read_record(path: Path) -> dict[str, Any]:
         raise CorpusError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
         raise CorpusError(f"{path} is damaged ({type(error).__name__})") from error
-    stated = content.pop(_SELF, None) if isinstance(content, dict) else None
-    if stated is None or text != _text(content):
+    if not isinstance(content, dict) or _OWN_HASH not in content:
+        raise CorpusError(f"{path} is damaged: it is not a record with its hash")
+    del content[_OWN_HASH]
+    if text != _record_text(content):
         raise CorpusError(f"{path} is damaged: it is not as it was written")
-    return dict(content)
+    return content
 
 
-def _text(content: Mapping[str, Any]) -> str:
-    return json.dumps({**content, _SELF: hash_json(dict(content))}, indent=1, sort_keys=True) + "\n"
+def _record_text(content: Mapping[str, Any]) -> str:
+    """Return the JSON text of a record, with its own hash in it."""
+    record = dict(content)
+    record[_OWN_HASH] = hash_json(dict(content))
+    return json.dumps(record, indent=1, sort_keys=True) + "\n"

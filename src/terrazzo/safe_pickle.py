@@ -1,4 +1,4 @@
-"""The airlock: read a pickle that holds plain containers and numbers, and nothing that could run code."""
+"""Restricted unpickler: reads plain containers, strings and numbers, and nothing that could run code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from terrazzo.errors import CheckpointError
+
+__all__ = ["MAX_BYTES", "safe_unpickle"]
 
 MAX_BYTES = 512 * 2**20
 """Largest pickle file that is read by default."""
@@ -36,7 +38,7 @@ _BROKEN = (
 
 
 class _Call:
-    """A function that a pickle may call but not alter."""
+    """A function that a pickle may call but not change."""
 
     __slots__ = ("_function",)
 
@@ -51,7 +53,7 @@ class _Call:
 
 
 class _Dtype:
-    """A numeric dtype in the making: numpy pickles the byte order as state."""
+    """A numeric dtype that gets its byte order later: numpy pickles it as state."""
 
     __slots__ = ("dtype",)
 
@@ -59,42 +61,46 @@ class _Dtype:
         self.dtype = dtype
 
     def __setstate__(self, state: Any) -> None:
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        order = None
+        if isinstance(state, tuple) and len(state) > 1:
+            order = state[1]
         if order not in ("<", ">", "|", "="):
             raise pickle.UnpicklingError("unexpected dtype state")
         self.dtype = self.dtype.newbyteorder(order)
 
 
 def _dtype(name: Any, *_: Any) -> _Dtype:
+    """Build a numeric dtype."""
     if not isinstance(name, str) or _NUMERIC_DTYPE.fullmatch(name) is None:
         raise pickle.UnpicklingError(f"dtype {name!r} is not numeric")
     return _Dtype(np.dtype(name))
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
-    if (
-        not isinstance(dtype, _Dtype)
-        or not isinstance(raw, bytes)
-        or len(raw) != dtype.dtype.itemsize
-    ):
+    """Build a Python number from the bytes of a numpy one."""
+    is_fine = isinstance(dtype, _Dtype) and isinstance(raw, bytes)
+    if not is_fine or len(raw) != dtype.dtype.itemsize:
         raise pickle.UnpicklingError("malformed numpy scalar")
-    return np.frombuffer(raw, dtype=dtype.dtype)[0].item()
+    values = np.frombuffer(raw, dtype=dtype.dtype)
+    return values[0].item()
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    """Build bytes from a text, as pickles of protocol 2 store them."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("only latin1 bytes are read")
     return text.encode("latin-1")
 
 
 def _plain(kind: type) -> Callable[..., Any]:
-    """Call str, bytes or a number type on what is already one; never on a size (``bytes(10**12)``) or a container."""
+    """Build str, bytes or a number from what is already one; never from a size (``bytes(10**12)``) or a container."""
 
     def build(*args: Any) -> Any:
         if kind is bytes and args and not isinstance(args[0], bytes):
             raise pickle.UnpicklingError("bytes of something else than bytes")
-        if any(not isinstance(arg, str | bytes | int | float | complex) for arg in args):
-            raise pickle.UnpicklingError(f"{kind.__name__} of a container")
+        for arg in args:
+            if not isinstance(arg, str | bytes | int | float | complex):
+                raise pickle.UnpicklingError(f"{kind.__name__} of a container")
         return kind(*args)
 
     return build
@@ -118,10 +124,11 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _SafeUnpickler(pickle.Unpickler):
-    """Knows builtin containers and numbers, and numpy numbers (which become builtin ones)."""
+    """Unpickler of builtin containers and numbers, and of numpy numbers (which become builtin ones)."""
 
     def find_class(self, module: str, name: str) -> Any:
-        key = ("builtins" if module == "__builtin__" else module, name)
+        is_builtin = module in ("builtins", "__builtin__")  # as Python 2 calls it
+        key = ("builtins" if is_builtin else module, name)
         if key in _CONTAINERS:
             return _CONTAINERS[key]
         if key in _FUNCTIONS:
@@ -149,8 +156,8 @@ def safe_unpickle(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> A
     Raises
     ------
     CheckpointError
-        Missing, too large, truncated or damaged file; or one that names anything else (a class, a function): the
-        message says what was refused, and nothing of it has run.
+        Missing, too large, truncated or damaged file; or one with anything else (a class, a function): the message
+        says what was refused, and nothing of it has run.
     """
     path = Path(path)
     if not path.is_file():
@@ -158,7 +165,7 @@ def safe_unpickle(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> A
     size = path.stat().st_size
     if size > max_bytes:
         raise CheckpointError(
-            f"{path} has {size} bytes, over the limit of {max_bytes}; it is no gene dictionary"
+            f"{path} has {size} bytes, over the limit of {max_bytes}; it is not a gene dictionary"
         )
     try:
         with path.open("rb") as file:

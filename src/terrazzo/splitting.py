@@ -1,18 +1,29 @@
-"""Mask, move and thin: pure functions of a random generator."""
+"""Choose cells and tokens to mask, move cells, and split counts: pure functions of a random generator."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats, Int32s, Ints
 from terrazzo.errors import ConfigError, InputError
+
+__all__ = [
+    "IGNORED",
+    "MASKED",
+    "RANDOM",
+    "mask_cells",
+    "mask_tokens",
+    "noisy_positions",
+    "perturb_cells",
+    "thin_counts",
+]
 
 IGNORED = -100  # label of a token that is not predicted (torch's cross-entropy skips it)
 
-
-MASKED, RANDOM = 0.8, 0.1  # of the chosen tokens, as in BERT; the rest stays as it is
+# Shares of the chosen tokens that are masked, or replaced by a random gene, as in BERT; the rest stays as it is
+MASKED = 0.8
+RANDOM = 0.1
 
 
 def mask_cells(
@@ -32,7 +43,7 @@ def mask_cells(
     share
         Share of the ``n`` cells whose embedding is replaced by the mask value (paper 0.10; published collator 0.12).
     rng
-        Source of chance.
+        Random generator.
     kept_share
         Share of cells that are predicted but not replaced (published collator 0.03).
     exclude
@@ -40,7 +51,7 @@ def mask_cells(
 
     Returns
     -------
-    (masked, kept), sorted and disjoint, numbers of cells. A share above 0 gives at least one cell where one is free.
+    (masked, kept): numbers of cells, sorted and disjoint. A share above 0 gives at least one cell where one is free.
 
     Raises
     ------
@@ -52,10 +63,13 @@ def mask_cells(
             f"share {share} and kept_share {kept_share} must be at least 0, together at most 1."
         )
     free = _free(n, exclude)
-    n_masked = _amount(share, n, len(free))
-    n_kept = _amount(kept_share, n, len(free) - n_masked)
-    chosen = rng.permutation(free)[: n_masked + n_kept]
-    return np.sort(chosen[:n_masked]), np.sort(chosen[n_masked:])
+    n_free = len(free)
+    n_masked = _amount(share, n, n_free)
+    n_kept = _amount(kept_share, n, n_free - n_masked)
+    shuffled = rng.permutation(free)
+    masked = shuffled[:n_masked]
+    kept = shuffled[n_masked : n_masked + n_kept]
+    return np.sort(masked), np.sort(kept)
 
 
 def perturb_cells(
@@ -78,16 +92,25 @@ def perturb_cells(
     if not 0 <= share <= 1:
         raise ConfigError(f"share is {share}; it must be between 0 and 1.")
     free = _free(n, exclude)
-    return np.sort(rng.permutation(free)[: _amount(share, n, len(free))])
+    n_moved = _amount(share, n, len(free))
+    shuffled = rng.permutation(free)
+    return np.sort(shuffled[:n_moved])
 
 
 def _free(n: int, exclude: Ints | None) -> Ints:
+    """Return the cells that may be chosen."""
     cells = np.arange(n, dtype=np.int64)
-    return cells if exclude is None else np.setdiff1d(cells, exclude)
+    if exclude is None:
+        return cells
+    return np.setdiff1d(cells, exclude)
 
 
-def _amount(share: float, n: int, free: int) -> int:
-    return min(free, max(1, round(share * n))) if share > 0 else 0
+def _amount(share: float, n: int, n_free: int) -> int:
+    """Return how many cells a share of ``n`` is: at least one, unless the share is 0, and no more than are free."""
+    if share <= 0:
+        return 0
+    wanted = max(1, round(share * n))
+    return min(n_free, wanted)
 
 
 def noisy_positions(
@@ -109,19 +132,21 @@ def noisy_positions(
     spacing
         Mean distance between neighbors, in units of ``positions``.
     rng
-        Source of chance.
+        Random generator.
     sigma_spacing
         Standard deviation of the noise along each axis, in multiples of ``spacing``.
     """
-    out = positions.copy()
-    out[which] += rng.normal(0.0, sigma_spacing * spacing, (len(which), positions.shape[1]))
-    return out
+    moved = positions.copy()
+    n_axes = positions.shape[1]
+    sigma = sigma_spacing * spacing
+    moved[which] += rng.normal(0.0, sigma, (len(which), n_axes))
+    return moved
 
 
 def thin_counts(
     counts: sparse.csr_matrix, rate: float | Floats, rng: np.random.Generator
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Split every count by chance: each molecule goes to ``part`` with probability ``rate``, else to ``rest``.
+    """Split every count at random: each molecule goes to ``part`` with probability ``rate``, else to ``rest``.
 
     Parameters
     ----------
@@ -130,7 +155,7 @@ def thin_counts(
     rate
         One number, or one a cell ``(n_cells,)``.
     rng
-        Source of chance.
+        Random generator.
 
     Returns
     -------
@@ -144,35 +169,42 @@ def thin_counts(
         A rate that is not between 0 and 1.
     """
     rates = np.asarray(rate, dtype=np.float64)
-    if not ((rates >= 0) & (rates <= 1)).all():
+    in_range = (rates >= 0) & (rates <= 1)
+    if not in_range.all():
         raise ConfigError(f"rate is {rate}; it must be between 0 and 1.")
     values = counts.data
-    if not (np.isfinite(values) & (values >= 0) & (values == np.floor(values))).all():
+    is_count = np.isfinite(values) & (values >= 0) & (values == np.floor(values))
+    if not is_count.all():
         raise InputError(
             "only counts can be thinned: the matrix holds values that are negative or not whole numbers."
         )
     whole = values.astype(np.int64)
-    chance = np.repeat(rates, np.diff(counts.indptr)) if rates.ndim else rates
-    part = rng.binomial(whole, chance)
-    return _like(counts, part), _like(counts, whole - part)
+    if rates.ndim:  # one a cell
+        n_values = np.diff(counts.indptr)
+        rates = np.repeat(rates, n_values)
+    part = rng.binomial(whole, rates)
+    rest = whole - part
+    return _with_values(counts, part), _with_values(counts, rest)
 
 
-def _like(counts: sparse.csr_matrix, values: Ints) -> sparse.csr_matrix:
-    """Return these values at the places of ``counts``, without zeros."""
+def _with_values(counts: sparse.csr_matrix, values: Ints) -> sparse.csr_matrix:
+    """Return ``counts`` with other values, without zeros."""
     filled = values > 0
-    before = np.concatenate([[0], np.cumsum(filled)])
-    parts = (values[filled].astype(counts.dtype), counts.indices[filled], before[counts.indptr])
-    return sparse.csr_matrix(parts, shape=counts.shape)
+    n_before = np.concatenate([[0], np.cumsum(filled)])
+    data = values[filled].astype(counts.dtype)
+    indices = counts.indices[filled]
+    indptr = n_before[counts.indptr]
+    return sparse.csr_matrix((data, indices, indptr), shape=counts.shape)
 
 
 def mask_tokens(
-    tokens: NDArray[np.int32],
+    tokens: Int32s,
     rng: np.random.Generator,
     *,
     mask_token: int,
-    gene_tokens: NDArray[np.int32],
+    gene_tokens: Int32s,
     share: float = 0.15,
-) -> tuple[NDArray[np.int32], Ints]:
+) -> tuple[Int32s, Ints]:
     """Hide tokens as BERT does: of the chosen ones 80 % are masked, 10 % replaced by a random gene, 10 % left.
 
     Parameters
@@ -180,7 +212,7 @@ def mask_tokens(
     tokens
         int32, gene tokens of many cells, one after the other, without ``<cls>``.
     rng
-        Source of chance.
+        Random generator.
     mask_token
         The vocabulary's ``special["<mask>"]``.
     gene_tokens
@@ -199,11 +231,17 @@ def mask_tokens(
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"share is {share}; it must be between 0 and 1.")
-    chosen = np.flatnonzero(rng.random(len(tokens)) < share)
+    n = len(tokens)
+    is_chosen = rng.random(n) < share
+    chosen = np.flatnonzero(is_chosen)
     fate = rng.random(len(chosen))
-    ids, labels = tokens.copy(), np.full(len(tokens), IGNORED, dtype=np.int64)
+    is_masked = fate < MASKED
+    is_replaced = (fate >= MASKED) & (fate < MASKED + RANDOM)
+    masked = chosen[is_masked]
+    replaced = chosen[is_replaced]
+    labels = np.full(n, IGNORED, dtype=np.int64)
     labels[chosen] = tokens[chosen]
-    ids[chosen[fate < MASKED]] = mask_token
-    replaced = chosen[(fate >= MASKED) & (fate < MASKED + RANDOM)]
+    ids = tokens.copy()
+    ids[masked] = mask_token
     ids[replaced] = rng.choice(gene_tokens, size=len(replaced))
     return ids, labels

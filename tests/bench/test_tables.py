@@ -328,5 +328,5 @@ def test_the_data_at_hand_have_what_a_table_asks_for(name: str, shared_dir: Path
 @pytest.mark.parametrize("name", sorted(USER_SUPPLIED))
 def test_data_that_the_user_supplies_are_asked_for_by_name(name: str, tmp_path: Path) -> None:
     part = TABLES[name].parts[0]
-    with pytest.raises(datasets.DataMissing, match=f"put it at .*{part.dataset}.*to be had from"):
+    with pytest.raises(datasets.DataMissing, match=f"put it at .*{part.dataset}.*get it from"):
         datasets.find(part.dataset, part.test, tmp_path)

@@ -193,7 +193,7 @@ def test_pictures_that_are_not_there(refused: Any, files: list[Path], spoilt: An
     said = refused("predict-genes", bare, "--predict", files[1], *words)
     assert "spoilt.h5ad: spoilt has no histology image" in said
     off = spoilt(0, swapped)
-    assert "90 of 90 spots lie outside the image" in refused(
+    assert "90 of 90 spots are outside the image" in refused(
         "predict-genes", off, "--predict", files[1], *words
     )
     files[2].with_name("c.png").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrazzo.corpus.shards import FlatArray, KeptChunks, gather, open_flat
+from terrazzo.corpus.shards import ChunkCache, FlatArray, gather, open_flat
 from terrazzo.errors import CorpusError
 
 
@@ -24,6 +25,21 @@ def written(
     )
     array[:] = values
     return array
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write an array as a corpus does; equal ones are written once."""
+    paths: dict[tuple[bytes, str, int, int], Path] = {}
+
+    def path_of(values: np.ndarray, chunk: int, shard: int) -> Path:
+        key = (values.tobytes(), values.dtype.str, chunk, shard)
+        if key not in paths:
+            paths[key] = tmp_path_factory.mktemp("array") / "a"
+            written(paths[key], values, chunk, shard)
+        return paths[key]
+
+    return path_of
 
 
 @given(
@@ -72,22 +88,24 @@ def test_slices_are_those_of_zarr(
 @settings(max_examples=60, deadline=None)
 def test_stretches_are_gathered_as_any_type(
     tmp_path_factory: pytest.TempPathFactory,
+    stored: Callable[..., Path],
     chunk: int,
     shard: int,
     stretches: list[tuple[int, int]],
 ) -> None:
     values = np.arange(80, dtype=np.int32)
-    path = tmp_path_factory.mktemp("array")
-    written(path / "ours", values, chunk, shard)
-    zarr.create_array(path / "zarr's", data=values, chunks=(chunk,))
+    other = tmp_path_factory.getbasetemp() / "not-sharded"
+    if not other.exists():
+        zarr.create_array(other, data=values, chunks=(7,))
     starts = np.array([start for start, _ in stretches], dtype=np.int64)
     stops = starts + np.array([length for _, length in stretches], dtype=np.int64)
     wanted = [
         value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]
     ]
-    for name in ("ours", "zarr's"):
+    for path in (stored(values, chunk, shard), other):
+        array = open_flat(path)
         for dtype in (np.int32, np.float32):
-            got = gather(open_flat(path / name), starts, stops, dtype)
+            got = gather(array, starts, stops, dtype)
             assert got.dtype == dtype
             assert got.tolist() == wanted
 
@@ -105,12 +123,12 @@ def test_other_arrays_are_left_to_zarr(tmp_path: Path) -> None:
         open_flat(tmp_path / "nothing")
 
 
-@pytest.mark.parametrize("damage", ["cut", "zeroed", "gone", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "zeroed", "missing", "empty"])
 def test_a_damaged_shard_is_named(tmp_path: Path, damage: str) -> None:
     written(tmp_path / "a", np.arange(100.0), 10, 5)
     path = tmp_path / "a" / "c" / "1"
     content = path.read_bytes()
-    if damage == "gone":  # not zeros, as zarr has it
+    if damage == "missing":  # not zeros, as zarr has it
         path.unlink()
     else:
         path.write_bytes(
@@ -139,8 +157,8 @@ def test_a_chunk_that_was_never_written_is_damage(tmp_path: Path) -> None:
     st.sampled_from(["<f4", "<i4", "<i8"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_kept_chunks_change_nothing(
-    tmp_path_factory: pytest.TempPathFactory,
+def test_cached_chunks_change_nothing(
+    stored: Callable[..., Path],
     chunk: int,
     shard: int,
     most: int,
@@ -148,29 +166,27 @@ def test_kept_chunks_change_nothing(
     dtype: str,
 ) -> None:
     values = (np.arange(80) * np.where(np.arange(80) % 13 == 4, -70_000, 9)).astype(dtype)
-    path = tmp_path_factory.mktemp("array") / "a"
-    written(path, values, chunk, shard)
-    flat, kept = open_flat(path), KeptChunks(most)
+    flat, cache = open_flat(stored(values, chunk, shard)), ChunkCache(most)
     for stretches in reads:  # in any order
         starts = np.array([start for start, _ in stretches], dtype=np.int64)
         stops = starts + np.array([length for _, length in stretches], dtype=np.int64)
         wanted = [
             value for start, stop in zip(starts, stops, strict=True) for value in values[start:stop]
         ]
-        assert gather(flat, starts, stops, np.float64, kept).tolist() == wanted
-        assert kept.bytes <= most
+        assert gather(flat, starts, stops, np.float64, cache).tolist() == wanted
+        assert cache.bytes <= most
 
 
 def test_few_bytes_hold_small_numbers_and_the_oldest_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(tmp_path / "a", np.arange(100, dtype=np.int32), 10, 5)
-    flat, kept = open_flat(tmp_path / "a"), KeptChunks(30)
+    flat, cache = open_flat(tmp_path / "a"), ChunkCache(30)
     assert isinstance(flat, FlatArray)
     decoded: list[int] = []
-    unpack = flat._unpack
+    decode = flat._decode
     monkeypatch.setattr(
-        flat, "_unpack", lambda content, out: decoded.append(len(content)) or unpack(content, out)
+        flat, "_decode", lambda content, out: decoded.append(len(content)) or decode(content, out)
     )
 
     def read(*chunks: int) -> int:
@@ -178,17 +194,19 @@ def test_few_bytes_hold_small_numbers_and_the_oldest_go(
         before = len(decoded)
         for number in chunks:
             got = gather(
-                flat, np.array([10 * number]), np.array([10 * number + 10]), np.float32, kept
+                flat, np.array([10 * number]), np.array([10 * number + 10]), np.float32, cache
             )
             np.testing.assert_array_equal(got, np.arange(10 * number, 10 * number + 10))
         return len(decoded) - before
 
     assert read(0, 1, 2) == 3
-    assert kept.bytes == 30  # one each
+    assert cache.bytes == 30  # one each
     assert read(0, 2, 1, 0) == 0
     assert read(3) == 1
-    assert kept.bytes == 30
+    assert cache.bytes == 30
     assert read(0, 1) == 0
     assert read(2) == 1  # was not asked for longest
+    assert repr(cache) == "ChunkCache(3 chunks, 30 of 30 bytes)"
+    assert repr(flat) == f"FlatArray({str(tmp_path / 'a')!r}, 100 values, int32)"
     gather(flat, np.array([0]), np.array([100]), np.float32)
-    assert kept.bytes == 30  # a pass without it leaves it alone
+    assert cache.bytes == 30  # a pass without it leaves it alone

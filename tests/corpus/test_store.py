@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from terrazzo import corpus, simulate
 from terrazzo.corpus.members import hilbert_order, plain_table
+from terrazzo.corpus.sources import Orthologs, list_sources
 from terrazzo.errors import CorpusError
 from terrazzo.slices import Slice, read
 
@@ -127,14 +129,14 @@ def test_any_rows_in_any_order(built: corpus.Corpus) -> None:
 def test_memory_does_not_grow_with_the_corpus(
     built: corpus.Corpus, monkeypatch: pytest.MonkeyPatch, piece: int, pieces: int, members: int
 ) -> None:
-    kept = 9000 * members
+    limit = 9000 * members
     for name, value in (
-        ("PIECE", piece),
-        ("KEPT_PIECES", pieces),
-        ("KEPT_OPEN", members),
-        ("KEPT_BYTES", kept),
+        ("POINTER_ROWS", piece),
+        ("CACHED_POINTERS", pieces),
+        ("OPEN_MEMBERS", members),
+        ("CACHED_BYTES", limit),
     ):
-        monkeypatch.setattr(f"terrazzo.corpus.genes.{name}", value)
+        monkeypatch.setattr(f"terrazzo.corpus.rows.{name}", value)
     small = corpus.Corpus.open(built.folder)
     whole = {name: built.slice(name).counts for name in built.ids()}
     rng = np.random.default_rng(0)
@@ -143,15 +145,15 @@ def test_memory_does_not_grow_with_the_corpus(
         start, stop = sorted(rng.integers(0, whole[name].shape[0] + 1, 2).tolist())
         assert (small.rows(name, start, stop) != whole[name][start:stop]).nnz == 0
     reader = small._reader
-    assert reader._kept.bytes == 0  # a pass leaves nothing behind
+    assert reader._chunks.bytes == 0  # a pass leaves nothing behind
     for _ in range(40):
         name = str(rng.choice(built.ids()))
         rows = rng.permutation(whole[name].shape[0])[:9]
         assert (small.take(name, rows) != whole[name][rows]).nnz == 0
-    assert 0 < reader._kept.bytes <= kept
-    assert reader._piece.cache_info().currsize <= pieces
+    assert 0 < reader._chunks.bytes <= limit
+    assert reader._pointers.cache_info().currsize <= pieces
     assert reader._open.cache_info().currsize <= members
-    assert reader._piece(name, 0).nbytes <= 8 * (piece + 1)
+    assert reader._pointers(name, 0).nbytes <= 8 * (piece + 1)
 
 
 def test_counts_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -189,6 +191,8 @@ def test_manifest_and_summary(built: corpus.Corpus) -> None:
     assert tables["technology"].set_index("technology").loc["MERFISH", "cells"] == 300
     assert tables["organism"]["slices"].tolist() == [3]
     assert built.ids("test") == []
+    assert built.image("slice_1") is None
+    assert built.about["notes"] == {}
     with pytest.raises(CorpusError, match="no split 'tset'"):
         built.ids("tset")
     with pytest.raises(CorpusError, match="no slice 'nope'"):
@@ -205,18 +209,29 @@ def test_pickles_and_opens_again(built: corpus.Corpus) -> None:
     assert again.vocabulary().content_hash() == built.vocabulary().content_hash()
 
 
+def flip(path: Path) -> bytes:
+    """Change one bit in the middle of a file; return what it was."""
+    content = path.read_bytes()
+    at = len(content) // 2
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    return content
+
+
 def test_any_flipped_byte_is_found_and_its_file_named(built: corpus.Corpus, tmp_path: Path) -> None:
     assert corpus.verify(built, progress=False) == []
-    shutil.copytree(built.folder, tmp_path / "copy")
     folder = tmp_path / "copy"
+    shutil.copytree(built.folder, folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
-    chosen = [
-        p for p in files if "members/slice_2.zarr" not in p.as_posix()
-    ]  # one panel and the spots will do
-    for path in chosen:
-        content = path.read_bytes()
-        at = len(content) // 2
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    of_members = [path for path in files if ".zarr/" in path.as_posix()]
+    assert len(of_members) > 150
+    before = {path: flip(path) for path in of_members}
+    wanted = [f"{path.relative_to(folder).as_posix()} is damaged" for path in of_members]
+    problems = corpus.verify(folder, progress=False)
+    assert sorted(problem.split(": ")[1] for problem in problems) == wanted
+    for path, content in before.items():
+        path.write_bytes(content)
+    for path in set(files) - set(of_members):  # each alone: nothing else is looked at without them
+        content = flip(path)
         try:
             problems = corpus.verify(folder, progress=False)
         except CorpusError as error:
@@ -224,8 +239,6 @@ def test_any_flipped_byte_is_found_and_its_file_named(built: corpus.Corpus, tmp_
         path.write_bytes(content)
         assert len(problems) == 1, path
         assert path.name in problems[0], problems
-        if ".zarr" in path.as_posix():
-            assert problems[0].endswith(f"{path.relative_to(folder).as_posix()} is damaged")
     assert corpus.verify(folder, progress=False) == []
 
 
@@ -237,19 +250,19 @@ def test_missing_and_extra_members_are_named(built: corpus.Corpus, tmp_path: Pat
     (folder / "members" / "spots.zarr" / "odd").write_text("odd")
     (folder / "members" / "slice_2.zarr" / "X" / "data" / "zarr.json").unlink()
     problems = " ".join(corpus.verify(folder, progress=False))
-    for said in (
+    for part in (
         "slice_1.zarr is missing",
         "more.zarr is not in",
         "spots.zarr/odd",
         "slice_2.zarr/X/data/zarr.json is",
     ):
-        assert said in problems
+        assert part in problems
     with pytest.raises(CorpusError, match=r"1 of 3 members are missing, e.g. members/slice_1.zarr"):
         corpus.Corpus.open(folder)
 
 
-def test_what_is_no_corpus_says_so(built: corpus.Corpus, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="is no corpus"):
+def test_what_is_not_a_corpus_is_an_error(built: corpus.Corpus, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="is not a corpus"):
         corpus.Corpus.open(tmp_path)
     folder = tmp_path / "copy"
     shutil.copytree(built.folder, folder)
@@ -262,3 +275,25 @@ def test_what_is_no_corpus_says_so(built: corpus.Corpus, tmp_path: Path) -> None
     (folder / "corpus.json").unlink()
     with pytest.raises(CorpusError, match="was not finished"):
         corpus.Corpus.open(folder)
+
+
+def test_reprs(built: corpus.Corpus) -> None:
+    assert repr(built) == f"Corpus({str(built.folder)!r}, 3 slices, 390 cells)"
+    assert repr(corpus.Splits("donor", test=0.5)).startswith("Splits(by='donor', validation=0.0")
+    assert repr(corpus.QualityControl(5)) == "QualityControl(min_genes=5, min_cells=1)"
+    (source,) = list_sources(built.row("spots")["source"])
+    assert repr(source) == f"Source('spots', {str(source.path)!r})"
+    pairs = {f"ENSMUSG{i:011d}": f"ENSG{i:011d}" for i in range(1000)}
+    assert repr(Orthologs.from_table(pairs)) == "Orthologs(1,000 pairs to human genes)"
+
+
+def test_html_repr_counts_by_technology_and_escapes(built: corpus.Corpus) -> None:
+    odd = "<script>alert('x')</script>"
+    manifest = built.manifest.assign(n_cells=1000)
+    manifest.loc[manifest["id"] == "spots", "technology"] = odd
+    html = corpus.Corpus(built.folder / odd, manifest)._repr_html_()
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;") == 2
+    rows = re.findall(r"<td>(.*?)</td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>", html)
+    shown = "&lt;script&gt;alert('x')&lt;/script&gt;"
+    assert rows == [(shown, "1", "1,000"), ("MERFISH", "2", "2,000"), ("total", "3", "3,000")]

@@ -61,3 +61,11 @@ def test_links_between_files_become_links_between_pages(generated: ModuleType) -
         generated.mended("[a](docs/input.md)", fenced.REPOSITORY / "README.md", readme)
         == "[a](../input.md)"
     )
+
+
+def test_the_house_page_says_of_every_file_what_it_is_for() -> None:
+    page = generated.house()
+    for path in (fenced.REPOSITORY / "src" / "terrazzo").rglob("*.py"):
+        about = generated.first_line(path)
+        assert about.endswith((".", "?")), f"{path} has no first line that says what it is for"
+        assert about in page

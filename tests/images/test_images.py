@@ -126,7 +126,7 @@ def test_from_file_refuses_what_is_missing_foreign_or_large(tmp_path, pixels):
         with pytest.raises(InputError, match=name):
             TissueImage.from_file(tmp_path / name)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb")
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="zlib")
     for name in ("a.png", "a.tif"):
         with pytest.raises(InputError, match="over the limit"):
             TissueImage.from_file(tmp_path / name, max_pixels=599)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.images import IMAGENET, ChannelStatistics, Crops, TissueImage
+from terrazzo.images import Crops, TissueImage
 from terrazzo.images.pixels import ArrayPixels
 
 
@@ -235,26 +235,6 @@ def test_impossible_crops_are_refused():
         TissueImage(ramp(), offset=(1.0, np.inf))
     with pytest.raises(InputError, match="scale_y"):
         TissueImage(ramp(), scale_y=-1.0)
-
-
-def test_channels_are_standardized_by_fixed_numbers():
-    crops = np.random.default_rng(0).integers(0, 255, (5, 6, 7, 3), dtype=np.uint8)
-    found = ChannelStatistics.fit(iter([crops[:2], crops[2:]]))
-    np.testing.assert_allclose(found.mean, crops.mean(axis=(0, 1, 2)) / 255)
-    np.testing.assert_allclose(found.std, crops.std(axis=(0, 1, 2)) / 255)
-    values = found.apply(crops)
-    assert (values.shape, values.dtype) == ((5, 3, 6, 7), np.float32)
-    np.testing.assert_allclose(values.mean(axis=(0, 2, 3)), 0, atol=1e-5)
-    np.testing.assert_allclose(values.std(axis=(0, 2, 3)), 1, atol=1e-5)
-    dark = IMAGENET.apply(crops // 2)
-    assert (
-        dark.mean(axis=(0, 2, 3)) < IMAGENET.apply(crops).mean(axis=(0, 2, 3)) - 0.5
-    ).all()  # dark stays dark
-    for crops in ([], [np.full((2, 4, 4, 3), 9, np.uint8)]):
-        with pytest.raises(InputError):
-            ChannelStatistics.fit(crops)
-    with pytest.raises(ConfigError, match="std"):
-        ChannelStatistics((0.5, 0.5, 0.5), (1.0, 0.0, 1.0))
 
 
 def test_crops_of_nothing():

@@ -52,13 +52,13 @@ def test_the_scale_counts():
 
 def test_a_swap_on_an_image_that_is_no_square_is_named():
     image, xy = section(height=250)
-    with pytest.raises(InputError, match=r"lie outside the image.*look swapped"):
+    with pytest.raises(InputError, match=r"are outside the image.*look swapped"):
         check_spots(image, xy[:, ::-1])
 
 
 def test_spots_outside_the_image_are_refused_or_few_allowed():
     image, xy = section()
-    with pytest.raises(InputError, match=r"slide: \d+ of \d+ spots lie outside.*mend its scale"):
+    with pytest.raises(InputError, match=r"slide: \d+ of \d+ spots are outside.*fix its scale"):
         check_spots(image, xy * 3, name="slide")
     xy[:3] += 1000
     with pytest.raises(InputError, match="3 of"):

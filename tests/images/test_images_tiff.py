@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,6 @@ from PIL import Image
 
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.images import TissueImage
-from terrazzo.images.files import TiffPixels
 from terrazzo.images.pixels import LazyPixels
 
 
@@ -96,10 +98,13 @@ def test_only_the_tiles_under_a_crop_are_read(tmp_path, monkeypatch):
         tmp_path / "a.tif", pixels, photometric="rgb", tile=(64, 64), compression="zlib"
     )
     read = []
-    plain = TiffPixels._read
-    monkeypatch.setattr(
-        TiffPixels, "_read", lambda self, offset, n: (read.append(n), plain(self, offset, n))[1]
-    )
+    plain = tifffile.FileCache.read
+
+    def counted(self, file, offset, n):
+        read.append(n)
+        return plain(self, file, offset, n)
+
+    monkeypatch.setattr(tifffile.FileCache, "read", counted)
     image = TissueImage.from_file(tmp_path / "a.tif", microns_per_pixel=1.0)
     crops = image.crops([[96.0, 96.0], [100.0, 100.0]], 20, pixels=20)
     assert read == []
@@ -110,9 +115,8 @@ def test_only_the_tiles_under_a_crop_are_read(tmp_path, monkeypatch):
     assert len(read) == 1  # the tile is still there
 
 
-def test_strips_without_compression_are_read_by_rows(tmp_path, monkeypatch, smooth):
+def test_one_strip_without_compression_is_read_in_part(tmp_path, smooth):
     tifffile.imwrite(tmp_path / "a.tif", smooth, photometric="rgb", rowsperstrip=150)
-    monkeypatch.setattr("terrazzo.images.files._CHUNK", 2100)
     image = TissueImage.from_file(
         tmp_path / "a.tif", max_pixels=20_000
     )  # fewer than the 31,500 of the whole
@@ -155,6 +159,34 @@ def test_jpeg_strips_with_shared_tables(tmp_path, smooth):
     Image.fromarray(smooth).save(tmp_path / "a.tif", compression="jpeg", quality=95)
     image = TissueImage.from_file(tmp_path / "a.tif")
     assert np.abs(np.asarray(image.pixels).astype(int) - smooth).max() <= 12
+
+
+def test_jpeg_of_four_inks_is_read_whole(tmp_path, smooth):
+    Image.fromarray(smooth).convert("CMYK").save(tmp_path / "a.tif", compression="jpeg")
+    pixels = np.asarray(TissueImage.from_file(tmp_path / "a.tif").pixels)
+    assert np.abs(pixels.astype(int) - smooth).max() <= 12
+
+
+def test_no_file_stays_open(tmp_path, smooth):
+    tifffile.imwrite(tmp_path / "a.tif", smooth, photometric="rgb", tile=(32, 32))
+    open_files = Path("/proc/self/fd")
+    if not open_files.is_dir():
+        pytest.skip("no list of open files on this system")
+    image = TissueImage.from_file(tmp_path / "a.tif")
+    np.asarray(image.pixels)
+    names = [os.path.realpath(link) for link in open_files.iterdir()]
+    assert str(tmp_path / "a.tif") not in names
+
+
+def test_threads_read_the_same(tmp_path, smooth):
+    tifffile.imwrite(
+        tmp_path / "a.tif", smooth, photometric="rgb", tile=(32, 32), compression="zlib"
+    )
+    pixels = TissueImage.from_file(tmp_path / "a.tif").pixels
+    starts = list(range(0, 150, 3))
+    with ThreadPoolExecutor(8) as pool:
+        bands = list(pool.map(lambda y: pixels[y : y + 3], starts))
+    np.testing.assert_array_equal(np.concatenate(bands), smooth)
 
 
 def test_lzw_is_read_whole(tmp_path, smooth):
@@ -223,7 +255,7 @@ def test_twelve_bits_in_sixteen_are_dark_and_said_to_be(tmp_path, name):
         TissueImage.from_array(raw)
 
 
-def test_a_damaged_tile_is_named(tmp_path, smooth):
+def test_where_a_file_is_damaged_is_said(tmp_path, smooth):
     tifffile.imwrite(
         tmp_path / "a.tif", smooth, photometric="rgb", tile=(64, 64), compression="zlib"
     )
@@ -234,7 +266,7 @@ def test_a_damaged_tile_is_named(tmp_path, smooth):
     (tmp_path / "a.tif").write_bytes(bytes(data))
     image = TissueImage.from_file(tmp_path / "a.tif")
     np.testing.assert_array_equal(image.pixels[:64, :64], smooth[:64, :64])
-    with pytest.raises(InputError, match="column 64, row 0"):
+    with pytest.raises(InputError, match="columns 60 and 70, rows 0 and 10"):
         image.pixels[:10, 60:70]
 
 

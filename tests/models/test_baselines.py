@@ -216,8 +216,8 @@ def test_nothing_in_common_is_refused(fitted: dict[str, Baseline], slices: list[
 def test_of_many_genes_the_spatial_ones_are_taken(
     slices: list[Slice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projections, "GENOME_WIDE", 40)
-    monkeypatch.setattr(projections, "AUTOCORRELATED", 20)
+    monkeypatch.setattr("terrazzo.expression.GENOME_WIDE", 40)
+    monkeypatch.setattr("terrazzo.expression.AUTOCORRELATED", 20)
     rng, tissue = np.random.default_rng(0), slices[0]
     left = tissue.coords[:, :1] < np.median(tissue.coords[:, 0])
     mean = np.hstack(

@@ -379,13 +379,13 @@ def test_duplicate_genes_are_summed() -> None:
     x = np.arange(30, dtype=np.float32).reshape(6, 5)
     adata = make(genes=list("abcde"), x=x)
     adata.var["ensembl_id"] = [f"ENSG0000000000{i}" for i in ("1.1", "2", "1.2", "3", "2")]
-    with pytest.warns(TerrazzoWarning, match="2 genes stand in more than one column.*summed: a, b"):
+    with pytest.warns(TerrazzoWarning, match="2 genes are in more than one column.*summed: a, b"):
         piece = Slice.from_anndata(adata)
     assert piece.gene_symbols.tolist() == ["a", "b", "d"]
     np.testing.assert_array_equal(
         piece.counts.toarray(), np.c_[x[:, 0] + x[:, 2], x[:, 1] + x[:, 4], x[:, 3]]
     )
-    with pytest.warns(TerrazzoWarning, match="1 genes stand"):
+    with pytest.warns(TerrazzoWarning, match="1 genes are in"):
         assert Slice.from_anndata(make(genes=["A1", "B1", "A1", "C1", "D1"])).n_genes == 4
     distinct = make(genes=["A1", "A1", "B1", "C1", "D1"])
     distinct.var["ensembl_id"] = [f"ENSG0000000000{i}" for i in range(5)]

@@ -320,7 +320,7 @@ def test_predictors_cannot_spoil_each_other() -> None:
 def test_genes_that_stand_in_two_columns_are_one() -> None:
     adata, seen = lattice(), []
     adata.var["gene_symbol"] = ["A", "B", "A", "C", "D", "E", "F", "G"]
-    with pytest.warns(UserWarning, match="1 genes stand in more than one column"):
+    with pytest.warns(UserWarning, match="1 genes are in more than one column"):
         found = reconstruct(adata, {"spy": spy(seen)}, size=3, repeats=1, genes=["GENE2"], **NO_BAR)
     shown, hidden, genes = seen[0]
     assert genes == ["GENE0"]

@@ -1,4 +1,4 @@
-"""The command line's verbs for corpora: ``terrazzo corpus build|info|verify|plan``."""
+"""Verbs for corpora: ``terrazzo corpus build|info|verify|plan``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from terrazzo.cli.options import OPTIONS, TRAINING, out_console
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["corpus_app"]
 
 corpus_app = App(
     name="corpus",
@@ -24,11 +25,9 @@ corpus_app = App(
 )
 
 
-QUALITY, SPLIT = Group.create_ordered("What is kept"), Group.create_ordered("Who is held out")
-
-
+QUALITY = Group.create_ordered("What is kept")
+SPLIT = Group.create_ordered("What is held out")
 RUN = Group.create_ordered("Where it runs")
-
 
 Share = Annotated[float, Parameter(group=SPLIT, help="Share of the donors or slices, from 0.")]
 
@@ -41,22 +40,23 @@ def build(
     /,
     *,
     out: Annotated[Path, Parameter(help="Folder of the corpus.")],
-    recipe: Annotated[
-        Path | None, Parameter(help="YAML of a published corpus; SOURCES are then folders.")
+    published: Annotated[
+        str | None,
+        Parameter(help="Published corpus, by name or YAML file; SOURCES are then folders."),
     ] = None,
     min_genes: Annotated[
         int | None,
-        Parameter(group=QUALITY, help="Expressed genes a cell; default: the recipe's, else 100."),
+        Parameter(group=QUALITY, help="Expressed genes a cell; default: as published, else 100."),
     ] = None,
     min_cells: Annotated[
-        int | None, Parameter(group=QUALITY, help="Cells a slice; default: the recipe's, else 1.")
+        int | None, Parameter(group=QUALITY, help="Cells a slice; default: as published, else 1.")
     ] = None,
     orthologs: Annotated[
         Path | None, Parameter(group=QUALITY, help="Two-column table to the genes of the corpus.")
     ] = None,
     exclude: Annotated[
         list[Path] | None,
-        Parameter(group=QUALITY, help="Slices whose content must not be there (repeatable)."),
+        Parameter(group=QUALITY, help="Slices whose content must stay out (repeatable)."),
     ] = None,
     skip_failed: Annotated[
         bool, Parameter(group=QUALITY, negative=(), help="Leave out slices that cannot be used.")
@@ -84,15 +84,16 @@ def build(
     """
     from terrazzo import corpus
 
+    splits = corpus.Splits(split_by, validation=validation, test=test, seed=seed)
     built = corpus.build(
         sources,
         out,
-        recipe=recipe,
+        published=published,
         min_genes=min_genes,
         min_cells=min_cells,
         orthologs=orthologs,
         vocabulary=vocabulary,
-        splits=corpus.Splits(split_by, validation=validation, test=test, seed=seed),
+        splits=splits,
         exclude=exclude or (),
         skip_failed=skip_failed,
         scheduler=scheduler,
@@ -100,14 +101,15 @@ def build(
     )
     console = out_console()
     _print_tables(console, corpus.info(built))
+    n_dropped = len(built.about["dropped"])
     console.print(
-        f"{out}: {len(built)} slices, {built.n_cells():,} cells; {len(built.about['dropped'])} slices left out"
+        f"{out}: {len(built)} slices, {built.n_cells():,} cells; {n_dropped} slices left out"
     )
 
 
 @corpus_app.command
 def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> None:
-    """Say what is in a corpus, by technology, organism, tissue and split.
+    """Print what is in a corpus, by technology, organism, tissue and split.
 
     Example: terrazzo corpus info corpus
     """
@@ -116,9 +118,8 @@ def info(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) -> N
     opened = corpus.Corpus.open(folder)
     console = out_console()
     _print_tables(console, corpus.info(opened))
-    console.print(
-        f"{folder}: {len(opened)} slices, {opened.n_cells():,} cells; content {opened.content_hash()[:16]}"
-    )
+    content = opened.content_hash()[:16]
+    console.print(f"{folder}: {len(opened)} slices, {opened.n_cells():,} cells; content {content}")
     for row in opened.about["dropped"]:
         console.print(f"  left out: {row['id']}: {row['reason']}", markup=False)
 
@@ -132,36 +133,37 @@ def verify(folder: Annotated[Path, Parameter(help="Folder of a corpus.")], /) ->
     Example: terrazzo corpus verify corpus
     """
     from terrazzo import corpus
-    from terrazzo.corpus.verify import MEND
+    from terrazzo.corpus.verify import FIX
     from terrazzo.errors import CorpusError
 
     problems = corpus.verify(folder)
     if problems:
         shown = "".join(f"\n  {problem}" for problem in problems[:50])
-        raise CorpusError(f"{folder}: {len(problems)} problems; {MEND}:{shown}")
+        raise CorpusError(f"{folder}: {len(problems)} problems; {FIX}:{shown}")
     out_console().print(f"{folder}: every file is as it was written")
 
 
 @corpus_app.command
 def plan(
-    recipe: Annotated[Path, Parameter(help="YAML of a published corpus, as in configs/corpora/.")],
+    published: Annotated[str, Parameter(help="Published corpus, by name or YAML file.")],
     folders: Annotated[list[Path], Parameter(help="Folders of downloaded slices.")],
     /,
 ) -> None:
-    """Say which downloaded files a recipe takes, and what is missing.
+    """List which downloaded files belong to a published corpus, and what is missing.
 
-    Example: terrazzo corpus plan configs/corpora/stocorpus-88m.yaml downloads
+    Example: terrazzo corpus plan stocorpus-88m downloads
     """
     from terrazzo import corpus
 
-    planned = corpus.plan(recipe, folders)
+    planned = corpus.plan_corpus(published, folders)
     console = out_console()
-    _print_tables(console, {planned.recipe.name: planned.table()})
+    _print_tables(console, {planned.published.name: planned.table()})
     matched = planned.of("match")
-    cells = sum(file.n_cells for file in matched)
+    n_cells = sum(file.n_cells for file in matched)
+    min_genes = planned.published.quality.min_genes
     console.print(
-        f"will hold {len(matched)} slices, {cells:,} cells before quality control "
-        f"(cells need {planned.recipe.quality.min_genes} expressed genes)"
+        f"will hold {len(matched)} slices, {n_cells:,} cells before quality control "
+        f"(cells need {min_genes} expressed genes)"
     )
     for line in planned.missing():
         console.print(f"  missing: {line}", markup=False)
@@ -174,9 +176,9 @@ def _print_tables(console: Console, tables: dict[str, pd.DataFrame]) -> None:
     for name, frame in tables.items():
         table = Table(title=name, title_justify="left", title_style="bold")
         for column in frame.columns:
-            words = frame[column].dtype.kind == "O"
+            is_text = frame[column].dtype.kind == "O"
             header = str(column).replace("_", "\n", 1).replace("_", " ")
-            table.add_column(header, justify="left" if words else "right", no_wrap=True)
+            table.add_column(header, justify="left" if is_text else "right", no_wrap=True)
         for row in frame.itertuples(index=False):
             table.add_row(*(_shown(value) for value in row))
         console.print(table)

@@ -1,7 +1,13 @@
-"""The library's stacks: many slices on disk, checked, in spatial order, ready to be streamed."""
+"""Corpora: many slices on disk, checked, in spatial order, ready to be streamed."""
 
 from terrazzo.corpus.build import build
-from terrazzo.corpus.recipes import Plan, Recipe, load_recipe, plan
+from terrazzo.corpus.published import (
+    CorpusPlan,
+    PublishedCorpus,
+    load_published,
+    plan_corpus,
+    published_names,
+)
 from terrazzo.corpus.sources import QualityControl
 from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
@@ -9,13 +15,14 @@ from terrazzo.corpus.verify import info, verify
 
 __all__ = [
     "Corpus",
-    "Plan",
+    "CorpusPlan",
+    "PublishedCorpus",
     "QualityControl",
-    "Recipe",
     "Splits",
     "build",
     "info",
-    "load_recipe",
-    "plan",
+    "load_published",
+    "plan_corpus",
+    "published_names",
     "verify",
 ]

@@ -8,16 +8,16 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from terrazzo._version import __version__
-from terrazzo.corpus.members import Job, make_member, remove_member
-from terrazzo.corpus.recipes import Recipe, load_recipe, planned_sources
+from terrazzo.corpus.members import Job, Record, make_member, remove_member
+from terrazzo.corpus.published import PublishedCorpus, load_published, planned_sources
 from terrazzo.corpus.scheduler import LOCK, alone, run_tasks
-from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint, gather
+from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint, list_sources
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
     ABOUT,
@@ -36,18 +36,20 @@ from terrazzo.genes import Vocabulary
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice, read
 
-PART_ROWS = 50_000
-"""Cells that the vocabulary's pass holds at a time."""
+__all__ = ["build"]
 
-_HELD_OUT_FIRST = {"test": 0, "validation": 1}
-Record = dict[str, Any]
+PART_ROWS = 50_000
+"""Cells that the vocabulary's pass has in memory at a time."""
+
+_MAX_SHOWN = 20  # slices in one message
+_SUFFIX = ".part"  # of what is half-written
 
 
 def build(
     sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    recipe: Recipe | str | os.PathLike[str] | None = None,
+    published: PublishedCorpus | str | os.PathLike[str] | None = None,
     min_genes: int | None = None,
     min_cells: int | None = None,
     orthologs: Mapping[str, str] | pd.DataFrame | str | os.PathLike[str] | None = None,
@@ -61,19 +63,22 @@ def build(
 ) -> Corpus:
     """Build a corpus from slices, or finish one whose build was stopped.
 
-    Members that are there from the same source bytes and options, and are as they were written, are not made again.
+    Members that exist from the same source bytes and options, and are as they were written, are not made again.
     Building twice gives the same bytes.
 
     Parameters
     ----------
     sources
-        Slices, folders and tables, see :func:`~terrazzo.corpus.sources.gather`; with a recipe, folders of downloads.
+        Slices, folders and tables, see :func:`~terrazzo.corpus.sources.list_sources`; of a published corpus, folders of
+        downloads.
     out
         Folder of the corpus.
-    recipe
-        Which of the files belong to the corpus, and its quality control; a file or a :class:`Recipe`.
+    published
+        A published corpus, its name, or a YAML file that describes it: which of the files belong to it, and its quality
+        control.
     min_genes, min_cells
-        Expressed genes that a cell needs, cells that a slice needs. None: the recipe's, else 100 (SToFM) and 1.
+        Expressed genes that a cell needs, cells that a slice needs. None: those of the published corpus, else 100
+        (SToFM) and 1.
     orthologs
         Two-column table from the genes of other organisms to those of the corpus.
     vocabulary
@@ -88,35 +93,44 @@ def build(
         None: local processes; "synchronous": this process; else the address of a ``dask.distributed`` scheduler whose
         workers see the same folders.
     workers
-        Local processes; None: one a core, at most one a slice. Each holds one slice.
+        Local processes; None: one a core, at most one a slice. Each has one slice in memory.
     progress
         Show a bar; None: on a terminal.
 
     Raises
     ------
     CorpusError
-        No slice left; several organisms and no ``orthologs``; slices that cannot be used; a folder that is no corpus,
-        holds members that are not among the sources, or is being built by another process.
+        No slice left; several organisms and no ``orthologs``; slices that cannot be used; a folder that is not a
+        corpus, has members that are not among the sources, or is being built by another process.
     OutputError
         The folder cannot be written, or the disk is full; what is finished is kept.
     """
     folder = Path(out)
-    plan = load_recipe(recipe) if isinstance(recipe, str | os.PathLike) else recipe
-    quality = _quality(plan, min_genes, min_cells)
-    table = None if orthologs is None else Orthologs.from_table(orthologs)
-    found = gather(sources) if plan is None else planned_sources(plan, sources)
-    jobs = [Job(source, folder.absolute(), quality, table) for source in found]
-    unwanted = _contents(exclude)
+    if isinstance(published, str | os.PathLike):
+        published = load_published(published)
+    options = _Options(
+        published=published,
+        quality=_quality(published, min_genes, min_cells),
+        orthologs=None if orthologs is None else Orthologs.from_table(orthologs),
+        splits=splits,
+    )
+    slices = list_sources(sources) if published is None else planned_sources(published, sources)
+    jobs = options.jobs(slices, folder.absolute())
+    excluded = _contents(exclude)
     _claim(folder)
     try:
         with alone(folder):
-            _clear(folder, found)
-            records = _run(jobs, table, scheduler, workers, Progress(progress))
-            dropped = _settle(jobs, records, unwanted, skip_failed)
-            _warn_poor(records, quality)
+            _clear(folder, slices)
+            records = _run(jobs, scheduler, workers, Progress(progress))
+            _check_failed(records, skip_failed)
+            _refuse_duplicates(jobs, records, excluded)
+            dropped = _left_out(jobs, records)
+            _warn_poor(records, options.quality)
             _check_organisms(records)
             rows = _manifest(jobs, records, splits or Splits())
-            about = _about(plan, quality, table, splits, dropped, records)
+            about = options.about()
+            about["dropped"] = dropped
+            about["notes"] = _notes(records)
             return _finish(folder, rows, about, vocabulary, Progress(progress))
     except KeyboardInterrupt:
         _sweep(folder)
@@ -127,32 +141,74 @@ def build(
         ) from error
 
 
-def _quality(plan: Recipe | None, min_genes: int | None, min_cells: int | None) -> QualityControl:
-    base = QualityControl() if plan is None else plan.quality
-    return QualityControl(
-        base.min_genes if min_genes is None else min_genes,
-        base.min_cells if min_cells is None else min_cells,
-    )
+@dataclass(frozen=True)
+class _Options:
+    """What decides which cells are in a corpus, and in which split."""
+
+    published: PublishedCorpus | None
+    quality: QualityControl
+    orthologs: Orthologs | None
+    splits: Splits | None
+
+    def jobs(self, slices: list[Source], out: Path) -> list[Job]:
+        """Return the task of each slice."""
+        return [Job(source, out, self.quality, self.orthologs) for source in slices]
+
+    def about(self) -> Record:
+        """Return what ``corpus.json`` says of them."""
+        options: Record = {
+            "min_genes": self.quality.min_genes,
+            "min_cells": self.quality.min_cells,
+            "orthologs_sha256": None,
+            "splits": None,
+        }
+        if self.orthologs is not None:
+            options["orthologs_sha256"] = self.orthologs.content_hash()
+        if self.splits is not None:
+            options["splits"] = vars(self.splits)
+        about: Record = {
+            "format_version": FORMAT_VERSION,
+            "terrazzo_version": __version__,
+            "published": None,
+            "options": options,
+        }
+        if self.published is not None:
+            about["published"] = self.published.to_dict()
+        return about
+
+
+def _quality(
+    published: PublishedCorpus | None, min_genes: int | None, min_cells: int | None
+) -> QualityControl:
+    quality = QualityControl()
+    if published is not None:
+        quality = published.quality
+    if min_genes is not None:
+        quality = replace(quality, min_genes=min_genes)
+    if min_cells is not None:
+        quality = replace(quality, min_cells=min_cells)
+    return quality
 
 
 def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
     """Return content -> name of the slices that must stay out."""
-    given = list(paths)
-    return {
-        fingerprint(read(source.path)): str(source.path)
-        for source in (gather(given) if given else [])
-    }
+    paths = list(paths)
+    if not paths:
+        return {}
+    names = {}
+    for source in list_sources(paths):
+        content = fingerprint(read(source.path))
+        names[content] = str(source.path)
+    return names
 
 
 def _claim(folder: Path) -> None:
     """Make the folder, and prove that it can be written; a foreign one stays as it is."""
     members = folder / MEMBERS
-    if (
-        folder.is_dir()
-        and {path.name for path in folder.iterdir()} - {LOCK}
-        and not members.is_dir()
-    ):
-        raise CorpusError(f"{folder} is not empty and is no corpus: choose another --out")
+    if folder.is_dir() and not members.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if names - {LOCK}:
+            raise CorpusError(f"{folder} is not empty and is not a corpus: choose another --out")
     try:
         members.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -165,34 +221,34 @@ def _claim(folder: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what is half-written."""
-    for path in [*folder.glob(".*.part"), *(folder / MEMBERS).glob(".*.part")]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for place in (folder, folder / MEMBERS):
+        for path in place.glob(f".*{_SUFFIX}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _clear(folder: Path, sources: list[Source]) -> None:
-    """Remove what a killed build left, and see that nothing in the folder is foreign."""
+    """Remove what a killed build left, and check that nothing in the folder is foreign."""
     _sweep(folder)
     members = folder / MEMBERS
     ids = {source.id for source in sources}
-    strangers = sorted(path.stem for path in members.glob("*.zarr") if path.stem not in ids)
-    if strangers:
+    present = {path.stem for path in members.glob("*.zarr")}
+    foreign = sorted(present - ids)
+    if foreign:
+        first = foreign[0]
         raise CorpusError(
-            f"{folder} holds {len(strangers)} members that are not among the sources, e.g. {strangers[0]!r}: add them, "
-            f"or choose another --out, or delete {MEMBERS}/{strangers[0]}.zarr"
+            f"{folder} has {len(foreign)} members that are not among the sources, e.g. {first!r}: add them, "
+            f"or choose another --out, or delete {MEMBERS}/{first}.zarr"
         )
     for path in members.glob("*.json"):
-        if (
-            path.stem not in ids
-        ):  # the record of a slice that was left out, and is no source any more
+        if path.stem not in ids:  # the record of a slice that was left out and is not a source now
             path.unlink()
 
 
 def _run(
-    jobs: list[Job],
-    table: Orthologs | None,
-    scheduler: str | None,
-    workers: int | None,
-    progress: Progress,
+    jobs: list[Job], scheduler: str | None, workers: int | None, progress: Progress
 ) -> list[Record]:
     """Do the tasks; stop as soon as organisms contradict each other."""
     records: dict[str, Record] = {}
@@ -200,137 +256,178 @@ def _run(
         for record in run_tasks(make_member, jobs, scheduler, workers):
             records[record["id"]] = record
             advance(1)
-            if table is None:
+            if jobs[0].orthologs is None:
                 _check_organisms(list(records.values()))
     return [records[job.source.id] for job in jobs]
 
 
+def _kept(records: list[Record]) -> list[Record]:
+    """Return the records of the slices that are in the corpus."""
+    return [record for record in records if record["status"] == "kept"]
+
+
+def _reasons(records: list[Record]) -> list[str]:
+    """Return why slices are left out, one text a slice, not more than fit a message."""
+    reasons = []
+    for record in records[:_MAX_SHOWN]:
+        id = record["id"]
+        reason = record["reason"]
+        reasons.append(f"{id}: {reason}")
+    return reasons
+
+
 def _check_organisms(records: list[Record]) -> None:
-    seen: dict[str, str] = {}
-    for record in records:
-        if record["status"] == "kept" and record["gene_organism"] != "unknown":
-            seen.setdefault(record["gene_organism"], record["id"])
-    if len(seen) > 1:
-        shown = ", ".join(f"{organism} ({id})" for organism, id in sorted(seen.items()))
+    """Check that the genes of all slices are of one organism."""
+    example: dict[str, str] = {}  # organism -> first slice
+    for record in _kept(records):
+        organism = record["gene_organism"]
+        if organism != "unknown":
+            example.setdefault(organism, record["id"])
+    if len(example) > 1:
+        pairs = [f"{organism} ({id})" for organism, id in example.items()]
+        listed = ", ".join(sorted(pairs))
         raise CorpusError(
-            f"the slices are of several organisms: {shown}. Pass a table of orthologs (--orthologs, two columns: mouse "
-            "gene, human gene), state organism in the table of sources if one is wrong, or build one corpus each."
+            f"the slices are of several organisms: {listed}. Pass a table of orthologs (--orthologs, two columns: "
+            "mouse gene, human gene), state organism in the table of sources if one is wrong, or build one corpus each."
         )
 
 
-def _settle(
-    jobs: list[Job], records: list[Record], unwanted: Mapping[str, str], skip_failed: bool
-) -> list[Record]:
-    """Refuse duplicates, the held-out one of them last; return what is left out, and say it."""
+def _check_failed(records: list[Record], skip_failed: bool) -> None:
+    """Check that no slice failed, unless those are to be skipped."""
     failed = [record for record in records if record["status"] == "failed"]
     if failed and not skip_failed:
-        lines = "".join(f"\n  {record['id']}: {record['reason']}" for record in failed[:20])
+        lines = "\n  ".join(_reasons(failed))
         raise CorpusError(
-            f"{len(failed)} of {len(records)} slices cannot be used; the others are done and kept. Mend these or leave "
-            f"them out (--skip-failed), and run it again:{lines}"
+            f"{len(failed)} of {len(records)} slices cannot be used; the others are done and kept. Fix these or leave "
+            f"them out (--skip-failed), and run it again:\n  {lines}"
         )
-    first: dict[str, str] = {}
-    order = sorted(
-        range(len(jobs)), key=lambda i: _HELD_OUT_FIRST.get(jobs[i].source.split or "", 2)
-    )
-    for at in order:
-        record, job = records[at], jobs[at]
+
+
+def _held_out_first(jobs: list[Job]) -> list[int]:
+    """Return the places of the jobs: test slices, validation slices, the others."""
+    test = []
+    validation = []
+    others = []
+    for place, job in enumerate(jobs):
+        if job.source.split == "test":
+            test.append(place)
+        elif job.source.split == "validation":
+            validation.append(place)
+        else:
+            others.append(place)
+    return test + validation + others
+
+
+def _refuse_duplicates(jobs: list[Job], records: list[Record], excluded: Mapping[str, str]) -> None:
+    """Keep one slice of each content, a held-out one before a training one; ``records`` is changed in place."""
+    first: dict[str, str] = {}  # content -> slice
+    for at in _held_out_first(jobs):
+        job = jobs[at]
+        record = records[at]
         if record["status"] not in ("kept", "duplicate"):
             continue
         content = record["content"]
-        if content in unwanted:
-            reason = f"its content is that of {unwanted[content]}, which is excluded"
+        if content in excluded:
+            reason = f"its content is that of {excluded[content]}, which is excluded"
         elif content in first:
             reason = f"duplicate of {first[content]}: the same counts and coordinates"
         else:
             first[content] = record["id"]
-            if record["status"] == "duplicate":  # of a slice that is no source any more
+            if record["status"] == "duplicate":  # of a slice that is not a source any more
                 job.sidecar.unlink()
                 records[at] = make_member(job)
             continue
-        if record["status"] == "duplicate" and record["reason"] == reason:
+        if record["status"] != "duplicate" or record["reason"] != reason:
+            records[at] = _remove_duplicate(job, record, reason)
+
+
+def _remove_duplicate(job: Job, record: Record, reason: str) -> Record:
+    """Delete a member that must stay out; return its new record, which is in the place of the old one."""
+    remove_member(job.out, record["id"])
+    new = {
+        "id": record["id"],
+        "options": record["options"],
+        "source_sha256": record["source_sha256"],
+        "content": record["content"],
+        "status": "duplicate",
+        "reason": reason,
+    }
+    write_record(job.sidecar, new)
+    return {**new, "made": True}
+
+
+def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
+    """Return slices that are left out, and warn of them."""
+    dropped = []
+    for job, record in zip(jobs, records, strict=True):
+        if record["status"] == "kept":
             continue
-        remove_member(job.out, record["id"])
-        kept = {name: record[name] for name in ("id", "options", "source_sha256", "content")}
-        records[at] = {**kept, "status": "duplicate", "reason": reason, "made": True}
-        write_record(job.sidecar, {k: v for k, v in records[at].items() if k != "made"})
-    dropped = [
-        {
+        row = {
             "id": record["id"],
             "source": str(job.source.path),
             "status": record["status"],
             "reason": record["reason"],
         }
-        for record, job in zip(records, jobs, strict=True)
-        if record["status"] != "kept"
-    ]
-    lines = "; ".join(f"{row['id']}: {row['reason']}" for row in dropped[:20])
+        dropped.append(row)
+    if not dropped:
+        return []
+    lines = "; ".join(_reasons(dropped))
     if len(dropped) == len(records):
-        poor = any(record["status"] == "dropped" for record in records)
-        mend = ". Small panels need a smaller --min-genes (and --min-cells)" if poor else ""
-        raise CorpusError(f"no slice is left: {lines}{mend}")
-    if dropped:
-        more = f" and {len(dropped) - 20} more (corpus.json lists all)" if len(dropped) > 20 else ""
-        warnings.warn(
-            f"{len(dropped)} slices are left out: {lines}{more}", TerrazzoWarning, stacklevel=3
-        )
+        message = f"no slice is left: {lines}"
+        if any(row["status"] == "dropped" for row in dropped):
+            message += ". Small panels need a smaller --min-genes (and --min-cells)"
+        raise CorpusError(message)
+    message = f"{len(dropped)} slices are left out: {lines}"
+    n_more = len(dropped) - _MAX_SHOWN
+    if n_more > 0:
+        message += f" and {n_more} more (corpus.json lists all)"
+    warnings.warn(message, TerrazzoWarning, stacklevel=3)
     return dropped
 
 
 def _warn_poor(records: list[Record], quality: QualityControl) -> None:
-    """Say where most cells are lost: a limit for whole transcriptomes on a small panel, more often than bad tissue."""
-    poor = [r for r in records if r["status"] == "kept" and 2 * r["n_cells"] < r["n_cells_read"]]
+    """Warn where most cells are lost: a limit for whole transcriptomes on a small panel, more often than bad tissue."""
+    poor = []
+    for record in _kept(records):
+        if 2 * record["n_cells"] < record["n_cells_read"]:
+            poor.append(record)
     if poor:
-        first = poor[0]
+        id = poor[0]["id"]
+        n_cells = poor[0]["n_cells"]
+        n_read = poor[0]["n_cells_read"]
         warnings.warn(
-            f"{len(poor)} slices lose more than half of their cells, e.g. {first['id']}: {first['n_cells']:,} of "
-            f"{first['n_cells_read']:,} have at least {quality.min_genes} expressed genes. Small panels need a smaller "
-            "--min-genes",
+            f"{len(poor)} slices lose more than half of their cells, e.g. {id}: {n_cells:,} of {n_read:,} have at "
+            f"least {quality.min_genes} expressed genes. Small panels need a smaller --min-genes",
             TerrazzoWarning,
             stacklevel=3,
         )
 
 
 def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Record]:
-    rows, stated = [], []
-    for job, record in zip(jobs, records, strict=True):
-        if record["status"] != "kept":
-            continue
-        facts = {name: record[name] for name in COLUMNS if name in record}
-        told = {name: getattr(job.source, name) or record[name] for name in ("tissue", "donor")}
-        where = {"file": f"{MEMBERS}/{job.source.id}.zarr", "source": str(job.source.path)}
-        rows.append({**facts, **told, **where, "origin": job.source.origin or ""})
-        stated.append(job.source.split)
-    dealt = assign([row["id"] for row in rows], [row["donor"] for row in rows], stated, splits)
-    return [{**row, "split": split} for row, split in zip(rows, dealt, strict=True)]
+    """Return the rows of the manifest."""
+    sources = {job.source.id: job.source for job in jobs}
+    rows = []
+    for record in _kept(records):
+        source = sources[record["id"]]
+        row = {name: record[name] for name in COLUMNS if name in record}
+        row["tissue"] = source.tissue or record["tissue"]
+        row["donor"] = source.donor or record["donor"]
+        row["file"] = f"{MEMBERS}/{source.id}.zarr"
+        row["source"] = str(source.path)
+        row["origin"] = source.origin or ""
+        rows.append(row)
+    ids = [row["id"] for row in rows]
+    donors = [row["donor"] for row in rows]
+    stated = [sources[id].split for id in ids]
+    dealt = assign(ids, donors, stated, splits)
+    for row, split in zip(rows, dealt, strict=True):
+        row["split"] = split
+    return rows
 
 
-def _about(
-    plan: Recipe | None,
-    quality: QualityControl,
-    table: Orthologs | None,
-    splits: Splits | None,
-    dropped: list[Record],
-    records: list[Record],
-) -> Record:
-    notes = {
-        record["id"]: record["notes"]
-        for record in records
-        if record["status"] == "kept" and record["notes"]
-    }
-    return {
-        "format_version": FORMAT_VERSION,
-        "terrazzo_version": __version__,
-        "recipe": None if plan is None else plan.to_dict(),
-        "options": {
-            "min_genes": quality.min_genes,
-            "min_cells": quality.min_cells,
-            "orthologs_sha256": None if table is None else table.content_hash(),
-            "splits": None if splits is None else vars(splits),
-        },
-        "dropped": dropped,
-        "notes": notes,
-    }
+def _notes(records: list[Record]) -> dict[str, list[str]]:
+    """Return what there is to say of each slice of the corpus."""
+    return {record["id"]: record["notes"] for record in _kept(records) if record["notes"]}
 
 
 def _finish(
@@ -346,40 +443,51 @@ def _finish(
     draft = None
     if vocabulary:
         train = [row for row in rows if row["split"] == "train"]
-        about["vocabulary_of"] = hash_json([[row["id"], row["sha256"]] for row in train])
-        held, known = (
-            folder / VOCABULARY,
-            old.get("files", {}).get(VOCABULARY, [])[:1],
-        )  # the first is that of these
-        if (
-            old.get("vocabulary_of") != about["vocabulary_of"]
-            or not held.is_file()
-            or hash_file(held) not in known
-        ):
-            draft = folder / f".{VOCABULARY}.part"
-            Vocabulary.from_slices(
-                _stream(Corpus(folder, pd.DataFrame(rows)), train, progress)
-            ).to_parquet(draft)
-        files[VOCABULARY] = [hash_file(draft or held)]
-    both = dict(files)
-    if (folder / MANIFEST).is_file():
-        both = {
-            name: list(dict.fromkeys([*new, *old.get("files", {}).get(name, [])]))
-            for name, new in files.items()
-        }
-    write_record(folder / ABOUT, {**about, "files": both})
+        content = hash_json([[row["id"], row["sha256"]] for row in train])
+        about["vocabulary_of"] = content
+        if not _vocabulary_is_current(folder, old, content):
+            draft = folder / f".{VOCABULARY}{_SUFFIX}"
+            corpus = Corpus(folder, pd.DataFrame(rows))
+            parts = _stream(corpus, train, progress)
+            Vocabulary.from_slices(parts).to_parquet(draft)
+        current = folder / VOCABULARY if draft is None else draft
+        files[VOCABULARY] = [hash_file(current)]
+    accepted = files
+    if (folder / MANIFEST).is_file():  # until it is replaced, old and new tables are valid
+        accepted = _with_old(files, old.get("files", {}))
+    write_record(folder / ABOUT, {**about, "files": accepted})
     if draft is not None:
         draft.replace(folder / VOCABULARY)
     elif not vocabulary:
         (folder / VOCABULARY).unlink(missing_ok=True)
     write_bytes(folder / MANIFEST, manifest)
-    if both != files:
+    if accepted != files:
         write_record(folder / ABOUT, {**about, "files": files})
     return Corpus.open(folder)
 
 
+def _vocabulary_is_current(folder: Path, old: Record, content: str) -> bool:
+    """Return whether the vocabulary that exists is undamaged, and of these training slices."""
+    path = folder / VOCABULARY
+    if old.get("vocabulary_of") != content or not path.is_file():
+        return False
+    hashes = old.get("files", {}).get(VOCABULARY, [])
+    return hash_file(path) in hashes[:1]  # the first is that of these slices
+
+
+def _with_old(files: dict[str, list[str]], old: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return the hashes of new files, followed by those of the old ones."""
+    both = {}
+    for name, hashes in files.items():
+        older = [digest for digest in old.get(name, []) if digest not in hashes]
+        both[name] = hashes + older
+    return both
+
+
 def _stream(corpus: Corpus, train: list[Record], progress: Progress) -> Iterator[Slice]:
-    with progress.stage("vocabulary", sum(row["n_cells"] for row in train)) as advance:
+    """Yield the training slices in parts."""
+    n_cells = sum(row["n_cells"] for row in train)
+    with progress.stage("vocabulary", n_cells) as advance:
         for row in train:
             for part in corpus.parts(row["id"], PART_ROWS):
                 yield part

@@ -1,4 +1,4 @@
-"""How a member of a corpus is asked for things: its columns in a model's vocabulary, and any of its rows."""
+"""Genes of the members of a corpus: their columns in a model's vocabulary, and how much of them it knows."""
 
 from __future__ import annotations
 
@@ -6,27 +6,20 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import sparse
 
+from terrazzo.arrays import Floats, Int32s
+from terrazzo.corpus.store import Corpus
 from terrazzo.genes import Vocabulary
 from terrazzo.genes.matching import GeneTable
 
-if TYPE_CHECKING:
-    from terrazzo.corpus.store import Corpus
+__all__ = ["Columns", "Match", "columns_by_token", "member_match", "shares_known"]
 
-
-Columns = tuple[
-    NDArray[np.int32], NDArray[np.float64]
-]  # token and median of each column of a member
-
-
+Columns = tuple[Int32s, Floats]  # token and median of each column of a member
 Match = Callable[[str], Columns]
-
 
 SAMPLE_ROWS = 256  # rows on which the coverage of a member is measured
 
@@ -51,7 +44,7 @@ class _Sampled:
         return len(self.gene_ids)
 
     @cached_property
-    def total_counts(self) -> np.ndarray:
+    def total_counts(self) -> Floats:
         return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()
 
 
@@ -73,45 +66,46 @@ def member_match(
     Raises
     ------
     GeneError
-        (When called.) The member does not meet the vocabulary.
+        (When called.) Too few genes of the member are in the vocabulary.
     """
-    found: dict[str, Columns] = {}
-    shared: dict[bytes, Columns] = {}
+    by_member: dict[str, Columns] = {}
+    by_content: dict[bytes, Columns] = {}
     table = corpus.manifest.set_index("id")
 
     def match(member: str) -> Columns:
-        if member not in found:
-            got = vocabulary.match(_sampled(corpus, table, member), orthologs=orthologs)
-            mark = hashlib.sha256(got.column_token.tobytes() + got.column_median.tobytes()).digest()
-            found[member] = shared.setdefault(mark, (got.column_token, got.column_median))
-        return found[member]
+        if member not in by_member:
+            matched = vocabulary.match(_sample(corpus, table, member), orthologs=orthologs)
+            content = matched.column_token.tobytes() + matched.column_median.tobytes()
+            columns = (matched.column_token, matched.column_median)
+            digest = hashlib.sha256(content).digest()
+            by_member[member] = by_content.setdefault(digest, columns)
+        return by_member[member]
 
     return match
 
 
-def shares_known(
-    corpus: Corpus, vocabulary: Vocabulary, members: Sequence[str]
-) -> NDArray[np.float64]:
-    """Return the share of each member's counts that lies on genes of the vocabulary, measured on a few of its rows."""
+def shares_known(corpus: Corpus, vocabulary: Vocabulary, members: Sequence[str]) -> Floats:
+    """Return the share of each member's counts that is on genes of the vocabulary, measured on a few of its rows."""
     table = corpus.manifest.set_index("id")
-    return np.array(
-        [vocabulary.coverage(_sampled(corpus, table, name)).share_counts for name in members]
-    )
+    shares = []
+    for member in members:
+        coverage = vocabulary.coverage(_sample(corpus, table, member))
+        shares.append(coverage.share_counts)
+    return np.array(shares)
 
 
-def _sampled(corpus: Corpus, table: pd.DataFrame, member: str) -> _Sampled:
-    organism = (
-        "gene_organism" if "gene_organism" in table else "organism"
-    )  # of the genes, after ortholog mapping
-    n = int(table.at[member, "n_cells"])
-    start = max(0, (n - SAMPLE_ROWS) // 2)
-    rows = corpus.rows(member, start, min(n, start + SAMPLE_ROWS))
-    return _Sampled(member, str(table.at[member, organism]), *corpus.genes(member), rows)
+def _sample(corpus: Corpus, table: pd.DataFrame, member: str) -> _Sampled:
+    """Return a member's genes and the counts of a few cells in its middle."""
+    # the organism of the genes, which is not that of the tissue after ortholog mapping
+    column = "gene_organism" if "gene_organism" in table else "organism"
+    n_cells = int(table.at[member, "n_cells"])
+    start = max(0, (n_cells - SAMPLE_ROWS) // 2)
+    counts = corpus.rows(member, start, min(n_cells, start + SAMPLE_ROWS))
+    gene_ids, gene_symbols = corpus.genes(member)
+    return _Sampled(member, str(table.at[member, column]), gene_ids, gene_symbols, counts)
 
 
-def columns_by_token(
-    counts: sparse.csr_matrix, token: NDArray[np.int32], n_tokens: int
-) -> sparse.csr_matrix:
+def columns_by_token(counts: sparse.csr_matrix, token: Int32s, n_tokens: int) -> sparse.csr_matrix:
     """Return counts with the vocabulary's tokens as columns, CSR ``(n_cells, n_tokens)``.
 
     Parameters
@@ -124,8 +118,10 @@ def columns_by_token(
         Tokens of the vocabulary, special ones included.
     """
     known = token[counts.indices] >= 0
-    pointer = np.concatenate([[0], np.cumsum(known)])[counts.indptr]
-    parts = (counts.data[known], token[counts.indices[known]], pointer)
-    out = sparse.csr_matrix(parts, shape=(counts.shape[0], n_tokens))
+    n_known_before = np.concatenate([[0], np.cumsum(known)])
+    data = counts.data[known]
+    indices = token[counts.indices[known]]
+    indptr = n_known_before[counts.indptr]
+    out = sparse.csr_matrix((data, indices, indptr), shape=(counts.shape[0], n_tokens))
     out.sum_duplicates()
     return out

@@ -1,4 +1,4 @@
-"""A slice's picture in a corpus: taken from beside the slice or out of it, stored by tile, read where it is needed."""
+"""Histology in a corpus: a slice's picture, taken from beside the slice or out of it, stored and read by tile."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from terrazzo.errors import CorpusError
 from terrazzo.images import TissueImage
 from terrazzo.slices.geometry import library_of
 
-TILE, SHARD = (
-    512,
-    4096,
-)  # pixels on a side of what is read at once, and of a file; a file's tiles are written together
-KEPT_BYTES = 2**26  # of decoded tiles of a picture
-_PACKED = BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle")
-_SCALES = ("tissue_hires_scalef", "tissue_hires_scalef_y")  # where Space Ranger, and we, have them
+__all__ = ["CachedTiles", "left_out", "libraries", "library_entry", "write_image"]
+
+TILE = 512  # pixels on a side of what is read at once
+SHARD = 4096  # and of a file, whose tiles are written together
+CACHED_BYTES = 2**26  # of decoded tiles of a picture
+_COMPRESSOR = BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle")
+_SCALE_X = "tissue_hires_scalef"  # where Space Ranger and this library have the picture's scale
+_SCALE_Y = "tissue_hires_scalef_y"
 
 
 def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[str, Any]:
-    """Return ``uns["spatial"]`` of a member without its picture: the slice's library, and where the picture lies.
+    """Return ``uns["spatial"]`` of a member without its picture: the slice's library, and a place for the picture.
 
     Parameters
     ----------
@@ -45,60 +46,73 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
     -------
     {} where there is neither a library nor a picture.
     """
-    held = library_of(adata)
-    names = (
-        [str(key) for key, entry in adata.uns[keys.SPATIAL].items() if entry is held]
-        if held
-        else [name]
-    )
-    entry = {key: value for key, value in held.items() if key != "images"}
+    library = library_of(adata)
+    if library:
+        entries = adata.uns[keys.SPATIAL].items()
+        name = next(str(key) for key, value in entries if value is library)
+    entry = dict(library)
+    entry.pop("images", None)
     if image is not None:
-        factors = entry.get("scalefactors", {})
-        kept = (
-            {k: v for k, v in factors.items() if k not in _SCALES}
-            if isinstance(factors, Mapping)
-            else {}
-        )
-        scales = dict(zip(_SCALES, (image.scale, image.scale_y), strict=True))
-        entry["scalefactors"] = {**kept, **{k: v for k, v in scales.items() if v is not None}}
+        factors = entry.get("scalefactors")
+        entry["scalefactors"] = _scale_factors(factors, image)
         entry["images"] = {}
-    return {names[0]: entry} if entry else {}
+    return {name: entry} if entry else {}
+
+
+def _scale_factors(factors: Any, image: TissueImage) -> dict[str, Any]:
+    """Return a library's scale factors with those of the picture that is stored."""
+    out: dict[str, Any] = {}
+    if isinstance(factors, Mapping):
+        out.update(factors)
+    out.pop(_SCALE_Y, None)
+    out[_SCALE_X] = image.scale
+    if image.scale_y is not None:
+        out[_SCALE_Y] = image.scale_y
+    return out
 
 
 def left_out(adata: AnnData, image: TissueImage | None) -> list[str]:
-    """Say that a slice brings a picture that cannot be used, in a list of at most one note."""
-    there = bool(library_of(adata).get("images"))
-    return (
-        ["the picture in its uns['spatial'] has no scale and is left out"]
-        if there and image is None
-        else []
-    )
+    """Return a note where a slice brings a picture that cannot be used; else no note."""
+    images = library_of(adata).get("images")
+    if image is not None or not images:
+        return []
+    return ["the picture in its uns['spatial'] has no scale and is left out"]
 
 
 def write_image(group: Any, image: TissueImage) -> None:
-    """Write a picture as ``group["hires"]``, uint8 (H, W, 3), a file's worth at a time: it is never held whole.
+    """Write a picture as ``group["hires"]``, uint8 (H, W, 3), a file's worth at a time: it is never in memory whole.
 
     Parameters
     ----------
     group
         zarr group ``uns/spatial/<library>/images``.
     image
-        The picture; its pixels may lie in a file.
+        The picture; its pixels may be in a file.
 
     Raises
     ------
     InputError
         A part of it cannot be read.
     """
-    height, width = image.height, image.width
-    cut = {"chunks": (TILE, TILE, 3), "shards": (SHARD, SHARD, 3)}
-    packed = {"compressors": _PACKED, "fill_value": 255, "config": {"write_empty_chunks": True}}
-    array = group.create_array("hires", shape=(height, width, 3), dtype=np.uint8, **cut, **packed)
+    height = image.height
+    width = image.width
+    array = group.create_array(
+        "hires",
+        shape=(height, width, 3),
+        dtype=np.uint8,
+        chunks=(TILE, TILE, 3),
+        shards=(SHARD, SHARD, 3),
+        compressors=_COMPRESSOR,
+        fill_value=255,
+        config={"write_empty_chunks": True},
+    )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    for y in range(0, height, SHARD):
-        for x in range(0, width, SHARD):
-            part = (slice(y, min(y + SHARD, height)), slice(x, min(x + SHARD, width)))
-            array[part] = np.asarray(image.pixels[part])
+    for top in range(0, height, SHARD):
+        rows = slice(top, min(top + SHARD, height))
+        for left in range(0, width, SHARD):
+            columns = slice(left, min(left + SHARD, width))
+            part = image.pixels[rows, columns]
+            array[rows, columns] = np.asarray(part)
 
 
 class CachedTiles:
@@ -111,40 +125,67 @@ class CachedTiles:
     """
 
     def __init__(self, array: zarr.Array) -> None:
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
-        self._array, self._lock, self._kept = (
-            array,
-            threading.Lock(),
-            OrderedDict[tuple[int, int], np.ndarray](),
-        )
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self.ndim = array.ndim
+        self._array = array
+        self._lock = threading.Lock()
+        self._tiles: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._bytes = 0
+
+    def __repr__(self) -> str:
+        return f"CachedTiles({self.shape}, {self.dtype})"
 
     def __getitem__(self, region: tuple[slice, slice]) -> np.ndarray:
         """Return a region of whole pixels within the picture."""
-        (y0, y1, _), (x0, x1, _) = (
-            part.indices(side) for part, side in zip(region, self.shape, strict=False)
-        )
-        out = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), *self.shape[2:]), dtype=self.dtype)
-        rows, columns = self._array.chunks[:2]
-        for i in range(y0 // rows, -(-y1 // rows)):
-            for j in range(x0 // columns, -(-x1 // columns)):
-                top, left = i * rows, j * columns
-                tile = self._tile(i, j)[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
-                y, x = max(top - y0, 0), max(left - x0, 0)
-                out[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+        height, width = self.shape[:2]
+        tile_height, tile_width = self._array.chunks[:2]
+        y0, y1, _ = region[0].indices(height)
+        x0, x1, _ = region[1].indices(width)
+        n_rows = max(y1 - y0, 0)
+        n_columns = max(x1 - x0, 0)
+        out = np.empty((n_rows, n_columns, *self.shape[2:]), dtype=self.dtype)
+        for i in _tiles_of(y0, y1, tile_height):
+            to_rows, from_rows = _overlap(y0, y1, i, tile_height)
+            for j in _tiles_of(x0, x1, tile_width):
+                to_columns, from_columns = _overlap(x0, x1, j, tile_width)
+                tile = self._tile(i, j)
+                out[to_rows, to_columns] = tile[from_rows, from_columns]
         return out
 
     def _tile(self, i: int, j: int) -> np.ndarray:
         with self._lock:
-            if (i, j) not in self._kept:
-                rows, columns = self._array.chunks[:2]
-                read: Any = self._array[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
-                self._kept[i, j] = np.asarray(read)
-                self._bytes += read.nbytes
-            self._kept.move_to_end((i, j))
-            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
-            return self._kept[i, j]
+            place = (i, j)
+            tile = self._tiles.get(place)
+            if tile is None:
+                tile = self._read_tile(i, j)
+                self._tiles[place] = tile
+                self._bytes += tile.nbytes
+            self._tiles.move_to_end(place)
+            while self._bytes > CACHED_BYTES and len(self._tiles) > 1:
+                _, dropped = self._tiles.popitem(last=False)
+                self._bytes -= dropped.nbytes
+            return tile
+
+    def _read_tile(self, i: int, j: int) -> np.ndarray:
+        height, width = self._array.chunks[:2]
+        top = i * height
+        left = j * width
+        tile = self._array[top : top + height, left : left + width]
+        return np.asarray(tile)
+
+
+def _tiles_of(start: int, stop: int, size: int) -> range:
+    """Return the numbers of the tiles that pixels ``start:stop`` are on, along one axis."""
+    return range(start // size, math.ceil(stop / size))
+
+
+def _overlap(start: int, stop: int, number: int, size: int) -> tuple[slice, slice]:
+    """Return where a tile and pixels ``start:stop`` meet, along one axis: within these pixels, and within the tile."""
+    first = number * size
+    low = max(start, first)
+    high = min(stop, first + size)
+    return slice(low - start, high - start), slice(low - first, high - first)
 
 
 def libraries(root: Any, folder: Path) -> dict[str, Any]:
@@ -155,33 +196,39 @@ def libraries(root: Any, folder: Path) -> dict[str, Any]:
     root
         zarr group of the member.
     folder
-        Where it lies.
+        Where it is.
 
     Raises
     ------
     CorpusError
-        A file of a picture is gone; its pixels would read as white.
+        A file of a picture is missing; its pixels would read as white.
     """
-    found: dict[str, Any] = {}
-    for name, group in root["uns"][keys.SPATIAL].groups() if keys.SPATIAL in root["uns"] else ():
-        pictures = dict(group["images"].arrays()) if "images" in group else {}
-        for picture in pictures.values():
-            _check_whole(picture, folder)
-        entry: dict[str, Any] = {
-            "images": {key: CachedTiles(picture) for key, picture in pictures.items()}
-        }
-        found[name] = entry | (
-            {"scalefactors": read_elem(group["scalefactors"])} if "scalefactors" in group else {}
-        )
-    return found
+    out: dict[str, Any] = {}
+    uns = root["uns"]
+    if keys.SPATIAL not in uns:
+        return out
+    for name, group in uns[keys.SPATIAL].groups():
+        images = {}
+        if "images" in group:
+            for key, picture in group["images"].arrays():
+                _check_whole(picture, folder)
+                images[key] = CachedTiles(picture)
+        entry: dict[str, Any] = {"images": images}
+        if "scalefactors" in group:
+            entry["scalefactors"] = read_elem(group["scalefactors"])
+        out[name] = entry
+    return out
 
 
 def _check_whole(picture: zarr.Array, folder: Path) -> None:
-    if picture.shards != (SHARD, SHARD, 3):  # of another hand, which may leave out what is empty
+    """Check that every file of a picture exists."""
+    if picture.shards != (SHARD, SHARD, 3):  # another program's, which may leave out what is empty
         return
-    expected = math.prod(-(-side // SHARD) for side in picture.shape[:2])
+    height, width = picture.shape[:2]
+    n_expected = math.ceil(height / SHARD) * math.ceil(width / SHARD)
     place = folder / picture.path
-    if sum(path.is_file() for path in (place / "c").rglob("*")) < expected:
+    files = [path for path in place.glob("c/**/*") if path.is_file()]
+    if len(files) < n_expected:
         raise CorpusError(
             f"{place}: parts of this picture are missing; run the same `terrazzo corpus build` again."
         )

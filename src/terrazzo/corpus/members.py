@@ -1,8 +1,8 @@
-"""One slice of a corpus, from its source to its place on disk: a pure function of a job, safe to kill at any point."""
+"""Members of a corpus: one slice, from its source to its place on disk; safe to kill at any point."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,36 +15,46 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import zarr
-from anndata import AnnData
 from anndata.io import write_elem
 from zarr.codecs import BloscCodec
 
 from terrazzo import keys
+from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import left_out, library_entry, write_image
 from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
-from terrazzo.images import check_spots
+from terrazzo.images import TissueImage, check_spots
 from terrazzo.slices import Slice, open_slice
 from terrazzo.slices.slice import stated
 
-CHUNK, SHARD = 2**14, 2**22  # values a compressed chunk, and at most a file
+__all__ = [
+    "Job",
+    "Record",
+    "finished",
+    "hilbert_index",
+    "hilbert_order",
+    "make_member",
+    "plain",
+    "plain_table",
+    "remove_member",
+    "write_member",
+]
 
+Record = dict[str, Any]  # what is known of a member; JSON-able
+
+CHUNK = 2**14  # values that are compressed together
+SHARD = 2**22  # values in a file, at most
+HILBERT_BITS = 20  # a slice is seen as a square of 2**20 by 2**20 places (0.01 um of a centimeter)
 
 # With counts as integers as small as zstd, 2.5 times as quick to read; the price is paid once, by the build.
-_PACKED = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")
-
-
+_COMPRESSOR = BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")
 _TISSUE = ("tissue", "organ")
-
-
-_LOCAL = (
-    "tissue",
-    "donor",
-    "split",
-    "origin",
-)  # facts that are not in the member: a change needs no new one
+_NUMBERS = "biuf"  # kinds of dtypes, booleans included
+_SCALARS = (str, bool, int, float, np.number, np.bool_)
+# What is stated of a source but not part of its member: a change needs no new member. Pictures count by their bytes.
+_NOT_IN_MEMBER = ("path", "image", "tissue", "donor", "split", "origin")
 
 
 @dataclass(frozen=True)
@@ -78,22 +88,23 @@ class Job:
 
     def options_hash(self) -> str:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
-        known = {
-            k: v for k, v in self.source.to_dict().items() if k not in ("path", "image", *_LOCAL)
-        }
-        known = {
-            k: v for k, v in known.items() if v is not None or not k.startswith("image_")
-        }  # as before there were
+        options = {}
+        for name, value in self.source.to_dict().items():
+            # no scale without a picture: corpora that were built before there were pictures stay valid
+            without_picture = value is None and name.startswith("image_")
+            if name not in _NOT_IN_MEMBER and not without_picture:
+                options[name] = value
         quality = [self.quality.min_genes, self.quality.min_cells]
-        return hash_json(
-            [FORMAT_VERSION, known, quality, self.orthologs and self.orthologs.content_hash()]
-        )
+        orthologs = None
+        if self.orthologs is not None:
+            orthologs = self.orthologs.content_hash()
+        return hash_json([FORMAT_VERSION, options, quality, orthologs])
 
 
-def make_member(job: Job) -> dict[str, Any]:
-    """Make one member, unless it is there from the same source and options, and undamaged; return its record.
+def make_member(job: Job) -> Record:
+    """Make one member, unless it exists from the same source and options, and is undamaged; return its record.
 
-    The store is written under another name, renamed, and then described by its sidecar: without a sidecar it is none.
+    The store is written under another name, renamed, and then described by its sidecar: without one it does not count.
     ``record["status"]`` is "kept", "dropped" (quality control) or "failed" (the slice cannot be used);
     ``record["made"]`` tells whether there was work to do.
 
@@ -106,23 +117,26 @@ def make_member(job: Job) -> dict[str, Any]:
     try:
         wanted["source_sha256"] = _source_hash(job.source)
     except OSError as error:
-        return _failed(wanted, InputError(f"cannot be read ({error.strerror or error})"))
-    held = finished(job)
-    if held is not None and all(held.get(name) == value for name, value in wanted.items()):
-        return {**held, "made": False}
+        reason = error.strerror or error
+        return _failed(wanted, f"cannot be read ({reason})")
+    old = finished(job)
+    if old is not None and _agrees(old, wanted):
+        return {**old, "made": False}
     remove_member(job.out, job.source.id)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TerrazzoWarning)
         try:
             record = {**wanted, **_make(job)}
         except InputError as error:
-            return _failed(wanted, error)
+            return _failed(wanted, str(error))
         except Exception as error:
-            error.add_note(
-                f"in slice {job.source.id}: {job.source.path}"
-            )  # among thousands, the one to look at
+            # among thousands of slices, the one to look at
+            error.add_note(f"in slice {job.source.id}: {job.source.path}")
             raise
-    notes = [str(w.message) for w in caught if issubclass(w.category, TerrazzoWarning)]
+    notes = []
+    for warning in caught:
+        if issubclass(warning.category, TerrazzoWarning):
+            notes.append(str(warning.message))
     record["notes"] = notes + record.get("notes", [])
     write_record(job.sidecar, record)
     return {**record, "made": True}
@@ -130,27 +144,36 @@ def make_member(job: Job) -> dict[str, Any]:
 
 def _source_hash(source: Source) -> str:
     """Return the sha256 of a slice's bytes, and of those of the picture beside it."""
-    own = hash_path(source.path)
-    return own if source.image is None else hash_json([own, hash_file(source.image)])
+    slice_hash = hash_path(source.path)
+    if source.image is None:
+        return slice_hash
+    return hash_json([slice_hash, hash_file(source.image)])
 
 
-def _failed(wanted: Mapping[str, Any], error: InputError) -> dict[str, Any]:
+def _failed(wanted: Mapping[str, str], reason: str) -> Record:
     """Describe a slice that cannot be used; not written, so that the next build tries again."""
-    return {**wanted, "status": "failed", "reason": str(error), "made": True}
+    return {**wanted, "status": "failed", "reason": reason, "made": True}
 
 
-def finished(job: Job) -> dict[str, Any] | None:
+def _agrees(record: Record, wanted: Mapping[str, str]) -> bool:
+    """Return whether a record is of this source and these options."""
+    return all(record.get(name) == value for name, value in wanted.items())
+
+
+def finished(job: Job) -> Record | None:
     """Return the record of a member that is as it was written, or of a slice that was left out; None for neither."""
     try:
         record = read_record(job.sidecar)
     except CorpusError:
         return None
-    return record if hash_files(job.target) == record.get("files", {}) else None
+    files = record.get("files", {})
+    return record if hash_files(job.target) == files else None
 
 
 def remove_member(out: Path, id: str) -> None:
     """Delete a member; a manifest that may list it goes first."""
-    target, sidecar = out / MEMBERS / f"{id}.zarr", out / MEMBERS / f"{id}.json"
+    target = out / MEMBERS / f"{id}.zarr"
+    sidecar = out / MEMBERS / f"{id}.json"
     if target.exists() or sidecar.exists():
         (out / MANIFEST).unlink(missing_ok=True)
     sidecar.unlink(missing_ok=True)
@@ -158,44 +181,101 @@ def remove_member(out: Path, id: str) -> None:
         shutil.rmtree(target)
 
 
-def _make(job: Job) -> dict[str, Any]:
-    opened, picture = open_slice(job.source.path), job.source.picture()
-    stated = {
-        "name": job.source.id,
-        **({} if picture is None else {"image": picture}),
-        **job.source.slice_options(),
+def _make(job: Job) -> Record:
+    """Read, check, order and write a slice; return what its record says beside the job."""
+    opened = open_slice(job.source.path)
+    picture = job.source.picture()
+    options = job.source.slice_options()
+    if picture is not None:
+        options["image"] = picture
+    piece = opened.to_slice(name=job.source.id, **options)
+    adata = opened.adata
+    organisms = job.source.organisms
+    if organisms and piece.organism not in organisms:
+        taken = ", ".join(organisms)
+        return _dropped(f"its organism is {piece.organism}; the published corpus takes {taken}")
+    n_read = piece.n_cells
+    facts: Record = {
+        "organism": piece.organism,
+        "donor": stated(adata, keys.DONOR) or "unknown",
+        "tissue": stated(adata, _TISSUE) or "unknown",
+        "n_cells_read": n_read,
+        "content": fingerprint(piece),
     }
-    adata, piece = opened.adata, opened.to_slice(**stated)
-    about, n_read = _about(adata), piece.n_cells
-    if job.source.organisms and piece.organism not in job.source.organisms:
-        return _dropped(
-            f"its organism is {piece.organism}; the recipe takes {', '.join(job.source.organisms)}"
-        )
-    content, organism = fingerprint(piece), piece.organism
     rows = np.flatnonzero(job.quality.keep(piece))
     reason = job.quality.reason(len(rows), n_read)
     if reason:
-        return {**_dropped(reason), "content": content}
-    notes = (
-        []
-        if len(rows) == n_read
-        else [f"{n_read - len(rows):,} of {n_read:,} cells left out: too few genes"]
-    )
-    if piece.image is not None and piece.image.offset != (0.0, 0.0):  # a corpus holds a scale only
-        piece = dataclasses.replace(piece, image=None)
+        return {**_dropped(reason), "content": facts["content"]}
+    notes = []
+    n_poor = n_read - len(rows)
+    if n_poor:
+        notes.append(f"{n_poor:,} of {n_read:,} cells left out: too few genes")
+    if _is_shifted(piece.image):
+        piece = replace(piece, image=None)
         notes.append("its picture is left out: it is shifted against the cells")
-    median_genes = float(np.median(np.diff(piece.counts.indptr)[rows]))
-    rows = rows[hilbert_order(piece.coords[rows])]
-    obs, library = plain_table(adata.obs.iloc[rows]), library_entry(adata, piece.name, piece.image)
+    n_expressed = np.diff(piece.counts.indptr)
+    facts["median_genes"] = float(np.median(n_expressed[rows]))
+    order = hilbert_order(piece.coords[rows])
+    rows = rows[order]
+    obs = plain_table(adata.obs.iloc[rows])
+    library = library_entry(adata, piece.name, piece.image)
     notes += left_out(adata, piece.image)
-    del adata, opened
+    del adata, opened  # before the counts are copied
     piece = _take(piece, rows)
     if picture is not None and piece.image is not None:
         check_spots(piece.image, piece.native_coords, piece.name)
-    if job.orthologs is not None and piece.organism != job.orthologs.organism:
-        piece, note = job.orthologs.apply(piece)
+    orthologs = job.orthologs
+    if orthologs is not None and piece.organism != orthologs.organism:
+        piece, note = orthologs.apply(piece)
         notes.append(note)
-    draft = job.target.with_name(f".{job.target.name}.part")
+    files = _write_whole(job.target, piece, obs, library, facts["organism"])
+    record = {
+        "status": "kept",
+        "files": files,
+        "sha256": hash_json(files),
+        "notes": notes,
+    }
+    return {**record, **facts, **_slice_facts(piece)}
+
+
+def _dropped(reason: str) -> Record:
+    return {"status": "dropped", "reason": reason}
+
+
+def _is_shifted(image: TissueImage | None) -> bool:
+    """Return whether a picture has an offset; a corpus can store a scale only."""
+    return image is not None and image.offset != (0.0, 0.0)
+
+
+def _slice_facts(piece: Slice) -> Record:
+    """Return what the manifest says of a slice as it is stored."""
+    return {
+        "technology": piece.technology,
+        "gene_organism": piece.organism,
+        "n_cells": piece.n_cells,
+        "n_genes": piece.n_genes,
+        "total_counts": float(piece.total_counts.sum()),
+        "unit": piece.unit,
+        "spacing": float(piece.spacing),
+    }
+
+
+def _take(piece: Slice, rows: Ints) -> Slice:
+    """Return some cells of a slice, in the order of ``rows``."""
+    return replace(
+        piece,
+        counts=sp.csr_matrix(piece.counts[rows]),
+        coords=piece.coords[rows],
+        obs_names=piece.obs_names[rows],
+        lattice=None if piece.lattice is None else piece.lattice[rows],
+    )
+
+
+def _write_whole(
+    target: Path, piece: Slice, obs: pd.DataFrame, library: Mapping[str, Any], organism: str
+) -> dict[str, str]:
+    """Write a member under another name and rename it; return the hashes of its files."""
+    draft = target.with_name(f".{target.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -204,46 +284,8 @@ def _make(job: Job) -> dict[str, Any]:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     files = hash_files(draft)
-    draft.replace(job.target)
-    facts = {
-        "technology": piece.technology,
-        "organism": organism,
-        "gene_organism": piece.organism,
-        **about,
-        "n_cells": piece.n_cells,
-        "n_genes": piece.n_genes,
-        "n_cells_read": n_read,
-        "median_genes": median_genes,
-        "total_counts": float(piece.total_counts.sum()),
-        "unit": piece.unit,
-        "spacing": float(piece.spacing),
-        "content": content,
-    }
-    return {"status": "kept", **facts, "files": files, "sha256": hash_json(files), "notes": notes}
-
-
-def _dropped(reason: str) -> dict[str, Any]:
-    return {"status": "dropped", "reason": reason}
-
-
-def _take(piece: Slice, rows: np.ndarray) -> Slice:
-    lattice = None if piece.lattice is None else piece.lattice[rows]
-    counts = sp.csr_matrix(piece.counts[rows])
-    return replace(
-        piece,
-        counts=counts,
-        coords=piece.coords[rows],
-        obs_names=piece.obs_names[rows],
-        lattice=lattice,
-    )
-
-
-def _about(adata: AnnData) -> dict[str, str]:
-    """Return donor and tissue where ``obs`` or ``uns`` tell them; several donors are joined by "|"."""
-    return {
-        fact: stated(adata, names) or "unknown"
-        for fact, names in (("donor", keys.DONOR), ("tissue", _TISSUE))
-    }
+    draft.replace(target)
+    return files
 
 
 def write_member(
@@ -264,12 +306,39 @@ def write_member(
     organism
         Of the tissue; ``piece.organism`` is that of the genes.
     """
-    named = np.where(piece.gene_symbols != "", piece.gene_symbols, piece.gene_ids)
-    columns = {
-        "ensembl_id": piece.gene_ids.astype(object),
-        "symbol": piece.gene_symbols.astype(object),
+    root = zarr.open_group(path, mode="w", zarr_format=3)
+    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    elements: dict[str, Any] = {
+        "obs": obs,
+        "var": _gene_table(piece),
+        "uns": _unstructured(piece, library, organism),
+        "obsm": {},
     }
-    var = pd.DataFrame(columns, index=pd.Index(named.astype(object)))
+    for name in ("layers", "obsp", "varm", "varp"):
+        elements[name] = {}
+    with anndata.settings.override(auto_shard_zarr_v3=True):
+        for name, value in elements.items():
+            write_elem(root, name, value)
+    if piece.image is not None:
+        (name,) = library
+        images = root[f"uns/{keys.SPATIAL}/{name}/images"]
+        write_image(images, piece.image)
+    _write_counts(root.create_group("X"), piece)
+    spatial = _write_array(root["obsm"], keys.SPATIAL, piece.native_coords)
+    spatial.attrs[SCALE] = float(piece.coord_scale)
+
+
+def _gene_table(piece: Slice) -> pd.DataFrame:
+    """Return ``var`` of a member: ids and symbols, named by symbol where there is one."""
+    ids = piece.gene_ids.astype(object)
+    symbols = piece.gene_symbols.astype(object)
+    names = np.where(symbols != "", symbols, ids)
+    columns = {"ensembl_id": ids, "symbol": symbols}
+    return pd.DataFrame(columns, index=pd.Index(names))
+
+
+def _unstructured(piece: Slice, library: Mapping[str, Any], organism: str) -> dict[str, Any]:
+    """Return ``uns`` of a member."""
     facts = {"unit": piece.unit, "coord_scale": piece.coord_scale, "organism": organism}
     uns = {
         keys.TECHNOLOGY: piece.technology,
@@ -278,39 +347,44 @@ def write_member(
     }
     if library:
         uns[keys.SPATIAL] = plain(library)
-    root = zarr.open_group(path, mode="w", zarr_format=3)
-    root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    with anndata.settings.override(auto_shard_zarr_v3=True):
-        empty: dict[str, Any] = {name: {} for name in ("layers", "obsp", "varm", "varp")}
-        for name, value in {"obs": obs, "var": var, "uns": uns, "obsm": {}, **empty}.items():
-            write_elem(root, name, value)
-    if piece.image is not None:
-        (place,) = library
-        write_image(root[f"uns/{keys.SPATIAL}/{place}/images"], piece.image)
-    matrix = root.create_group("X")
-    matrix.attrs.update(
+    return uns
+
+
+def _write_counts(group: Any, piece: Slice) -> None:
+    """Write the counts as CSR; whole numbers are stored as integers."""
+    counts = piece.counts
+    group.attrs.update(
         {
             "encoding-type": "csr_matrix",
             "encoding-version": "0.1.0",
-            "shape": list(piece.counts.shape),
+            "shape": list(counts.shape),
         }
     )
-    whole = piece.is_counts and piece.counts.dtype == np.float32  # else above 2**24: as they are
-    _write_array(matrix, "data", piece.counts.data.astype(np.int32) if whole else piece.counts.data)
-    _write_array(matrix, "indices", piece.counts.indices)
-    _write_array(matrix, "indptr", piece.counts.indptr)
-    spatial = _write_array(root["obsm"], keys.SPATIAL, piece.native_coords)
-    spatial.attrs[SCALE] = float(piece.coord_scale)
+    data = counts.data
+    if piece.is_counts and data.dtype == np.float32:  # float64: some are above 2**24
+        data = data.astype(np.int32)
+    _write_array(group, "data", data)
+    _write_array(group, "indices", counts.indices)
+    _write_array(group, "indptr", counts.indptr)
 
 
 def _write_array(group: Any, name: str, values: np.ndarray) -> zarr.Array:
     """Write an array in chunks along its first axis."""
-    chunk = max(1, min(CHUNK, len(values)))
-    shard = chunk * max(1, min(SHARD // CHUNK, -(-len(values) // chunk)))
+    n_values = len(values)
+    chunk = max(1, min(CHUNK, n_values))
+    n_chunks = max(1, math.ceil(n_values / chunk))
+    shard = chunk * min(SHARD // CHUNK, n_chunks)
     rest = values.shape[1:]
-    cut = {"chunks": (chunk, *rest), "shards": (shard, *rest)}
-    packed = {"compressors": _PACKED, "fill_value": 0, "config": {"write_empty_chunks": True}}
-    array = group.create_array(name, shape=values.shape, dtype=values.dtype, **cut, **packed)
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=(chunk, *rest),
+        shards=(shard, *rest),
+        compressors=_COMPRESSOR,
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     array[:] = values
     return array
@@ -321,44 +395,50 @@ def plain_table(obs: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name, column in obs.items():
         key = str(name).replace("/", "_")
-        key = f"{key}_" if key in columns or key == "_index" else key
-        if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf":
+        if key in columns or key == "_index":
+            key = f"{key}_"
+        kind = column.dtype.kind if isinstance(column.dtype, np.dtype) else ""
+        if kind and kind in _NUMBERS:
             columns[key] = column.to_numpy()
-            continue
-        if not isinstance(column.dtype, pd.CategoricalDtype):
-            texts = [
-                None if missing else str(value)
-                for value, missing in zip(column, column.isna(), strict=True)
-            ]
-            column = pd.Series(pd.Categorical(texts))
-        labels = column.cat.categories
-        if labels.dtype.kind not in "biuf":
-            labels = pd.Index(labels.astype(str).to_numpy(dtype=object), dtype=object)
-        columns[key] = pd.Categorical.from_codes(
-            column.cat.codes, labels, ordered=column.cat.ordered
-        )
-    return pd.DataFrame(
-        columns, index=pd.Index(obs.index.astype(str).to_numpy(dtype=object), dtype=object)
-    )
+        else:
+            columns[key] = _plain_categories(column)
+    names = obs.index.astype(str).to_numpy(dtype=object)
+    return pd.DataFrame(columns, index=pd.Index(names, dtype=object))
+
+
+def _plain_categories(column: pd.Series) -> pd.Categorical:
+    """Return a column as categories that are numbers or texts."""
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        texts = []
+        for value, missing in zip(column, column.isna(), strict=True):
+            texts.append(None if missing else str(value))
+        column = pd.Series(pd.Categorical(texts))
+    categories = column.cat
+    labels = categories.categories
+    if labels.dtype.kind not in _NUMBERS:
+        texts = labels.astype(str).to_numpy(dtype=object)
+        labels = pd.Index(texts, dtype=object)
+    return pd.Categorical.from_codes(categories.codes, labels, ordered=categories.ordered)
 
 
 def plain(value: Any) -> Any:
-    """Return what of a nested mapping zarr can hold: numbers, texts, and arrays of them."""
-    if isinstance(value, Mapping):
-        held = {str(k): plain(v) for k, v in value.items() if "/" not in str(k)}
-        return {k: v for k, v in held.items() if v is not None}
-    if isinstance(value, str | bool | int | float | np.number | np.bool_):
+    """Return what of a nested mapping zarr can hold: numbers, texts, and arrays of numbers."""
+    if isinstance(value, _SCALARS):
         return value
-    return value if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" else None
+    if isinstance(value, np.ndarray):
+        return value if value.dtype.kind in _NUMBERS else None
+    if not isinstance(value, Mapping):
+        return None
+    entries = {}
+    for key, inner in value.items():
+        name = str(key)
+        stored = plain(inner)
+        if stored is not None and "/" not in name:
+            entries[name] = stored
+    return entries
 
 
-BITS = 20
-
-
-"""Levels of the curve: a slice is seen as a square of 2**20 by 2**20 places (0.01 um of a centimeter)."""
-
-
-def hilbert_index(coords: np.ndarray, bits: int = BITS) -> np.ndarray:
+def hilbert_index(coords: Floats, bits: int = HILBERT_BITS) -> Ints:
     """Return the place of each point along the Hilbert curve through the square around all points.
 
     Parameters
@@ -376,21 +456,32 @@ def hilbert_index(coords: np.ndarray, bits: int = BITS) -> np.ndarray:
     if not len(coords):
         return np.zeros(0, dtype=np.int64)
     low = coords.min(axis=0)
-    extent = float((coords.max(axis=0) - low).max())
-    places = (coords - low) / extent * (2**bits - 1) if extent > 0 else np.zeros_like(coords)
-    x, y = np.rint(places).astype(np.int64).T.copy()
+    high = coords.max(axis=0)
+    extent = float((high - low).max())
+    places = np.zeros_like(coords)
+    if extent > 0:
+        last = 2**bits - 1
+        places = (coords - low) / extent * last
+    places = np.rint(places).astype(np.int64)
+    x, y = places.T.copy()
     index = np.zeros(len(coords), dtype=np.int64)
     for level in range(bits - 1, -1, -1):
-        right, up = (x >> level) & 1, (y >> level) & 1
+        right = (x >> level) & 1
+        up = (y >> level) & 1
         index += (3 * right ^ up) << (2 * level)
-        side = (1 << level) - 1  # only the bits below this level matter from here on
-        x, y = x & side, y & side
-        turned = (up == 0) & (right == 1)
-        x, y = np.where(turned, side - x, x), np.where(turned, side - y, y)
-        x, y = np.where(up == 0, y, x), np.where(up == 0, x, y)
+        side = (1 << level) - 1
+        x = x & side  # only the bits below this level matter from here on
+        y = y & side
+        lower = up == 0
+        mirrored = lower & (right == 1)
+        x = np.where(mirrored, side - x, x)
+        y = np.where(mirrored, side - y, y)
+        swapped = np.where(lower, y, x)
+        y = np.where(lower, x, y)
+        x = swapped
     return index
 
 
-def hilbert_order(coords: np.ndarray) -> np.ndarray:
+def hilbert_order(coords: Floats) -> Ints:
     """Return the rows in Hilbert order, int64 (n,); points at one place keep their order."""
     return np.argsort(hilbert_index(coords), kind="stable")

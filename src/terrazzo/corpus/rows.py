@@ -12,91 +12,111 @@ import zarr
 from scipy import sparse
 
 from terrazzo.arrays import Ints
-from terrazzo.corpus.shards import FlatArray, KeptChunks, gather, open_flat
+from terrazzo.corpus.shards import ChunkCache, FlatArray, gather, open_flat
 
-PIECE = 2**14  # rows whose places are read at a time
+__all__ = ["RowReader"]
 
-
-KEPT_PIECES = 512  # and as many stay in memory: at most 64 MB, whatever the size of the corpus
-
-
-KEPT_BYTES = 2**28  # of decoded chunks; windows of a slice overlap, and come again in every epoch
-
-
-KEPT_OPEN = 4096  # members; each with the places of its chunks, 32 bytes a chunk of 16,384 counts
+POINTER_ROWS = 2**14  # rows whose places are read at a time
+CACHED_POINTERS = (
+    512  # of these pieces stay in memory: at most 64 MB, whatever the size of the corpus
+)
+CACHED_BYTES = 2**28  # of decoded chunks; windows of a slice overlap, and come again in every epoch
+OPEN_MEMBERS = 4096  # each with the places of its chunks, 32 bytes a chunk of 16,384 counts
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Open arrays of one member; ``dtype``: what its counts are read as."""
+    """Open arrays of one member."""
 
     data: FlatArray | zarr.Array
     indices: FlatArray | zarr.Array
     indptr: FlatArray | zarr.Array
     n_genes: int
-    dtype: np.dtype
+    has_doubles: bool  # a count exceeds 2**24
 
 
 class RowReader:
-    """Rows of any member of a corpus, in memory that does not grow with the corpus.
+    """Reader of rows of any member of a corpus; several threads may share it.
 
     Parameters
     ----------
-    place
+    locate
         From a member's id to the folder of its matrix and its number of genes.
     """
 
-    def __init__(self, place: Callable[[str], tuple[Path, int]]) -> None:
-        self._place, self._kept = place, KeptChunks(KEPT_BYTES)
-        self._open = lru_cache(KEPT_OPEN)(self._open_member)  # safe to call from several threads
-        self._piece = lru_cache(KEPT_PIECES)(self._read_piece)
+    def __init__(self, locate: Callable[[str], tuple[Path, int]]) -> None:
+        self._locate = locate
+        self._chunks = ChunkCache(CACHED_BYTES)
+        self._open = lru_cache(OPEN_MEMBERS)(self._open_member)
+        self._pointers = lru_cache(CACHED_POINTERS)(self._read_pointers)
 
     def take(self, id: str, rows: Ints, *, once: bool = False) -> sparse.csr_matrix:
-        """Return rows of a member in the order asked for; see :meth:`terrazzo.corpus.Corpus.take`.
+        """Return rows of a member in the order of ``rows``; see :meth:`terrazzo.corpus.Corpus.take`.
 
-        ``once``: a pass over many rows, of which nothing is kept for the next time.
+        ``once``: a pass over many rows, of which nothing is cached for the next time.
         """
-        if len(rows) and not (np.diff(rows) > 0).all():
-            wanted, back = np.unique(rows, return_inverse=True)
-            return self.take(id, wanted, once=once)[back]
-        matrix, kept = self._open(id), None if once else self._kept
+        steps = np.diff(rows)
+        if (steps <= 0).any():
+            unique, position = np.unique(rows, return_inverse=True)
+            return self.take(id, unique, once=once)[position]
+        matrix = self._open(id)
+        cache = None if once else self._chunks
         first, last = self._bounds(id, rows)
-        new = (
-            np.flatnonzero(first[1:] != last[:-1]) + 1
-        )  # rows that do not lie right behind the one before
-        starts, stops = (
-            first[np.append(0, new)[: len(first)]],
-            last[np.append(new, len(last))[: len(last)] - 1],
-        )
-        data = gather(matrix.data, starts, stops, matrix.dtype, kept)
-        indices = gather(matrix.indices, starts, stops, np.int32, kept)
-        pointer = np.zeros(len(rows) + 1, dtype=np.int32 if len(data) < 2**31 else np.int64)
-        np.cumsum(last - first, out=pointer[1:])
-        out = sparse.csr_matrix(
-            (data, indices, pointer), shape=(len(rows), matrix.n_genes), copy=False
-        )
+        starts, stops = _stretches(first, last)
+        data_type = np.float64 if matrix.has_doubles else np.float32
+        data = gather(matrix.data, starts, stops, data_type, cache)
+        indices = gather(matrix.indices, starts, stops, np.int32, cache)
+        pointer_type = np.int32 if len(data) < 2**31 else np.int64
+        indptr = np.zeros(len(rows) + 1, dtype=pointer_type)
+        np.cumsum(last - first, out=indptr[1:])
+        shape = (len(rows), matrix.n_genes)
+        out = sparse.csr_matrix((data, indices, indptr), shape=shape, copy=False)
         out.has_sorted_indices = True
         out.has_canonical_format = True
         return out
 
     def _bounds(self, id: str, rows: Ints) -> tuple[Ints, Ints]:
         """Return where the values of sorted rows start and stop."""
-        numbers = rows // PIECE
-        cuts = np.append(0, np.flatnonzero(np.diff(numbers)) + 1)[: len(rows)]
-        first, last = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.int64)
-        for low, high in zip(cuts.tolist(), [*cuts[1:].tolist(), len(rows)], strict=False):
-            number = int(numbers[low])
-            piece, local = self._piece(id, number), rows[low:high] - number * PIECE
-            first[low:high], last[low:high] = piece[local], piece[local + 1]
+        first = np.empty(len(rows), dtype=np.int64)
+        last = np.empty(len(rows), dtype=np.int64)
+        pieces = rows // POINTER_ROWS
+        done = 0
+        while done < len(rows):
+            piece = int(pieces[done])
+            stop = int(np.searchsorted(pieces, piece, side="right"))
+            part = slice(done, stop)
+            local = rows[part] - piece * POINTER_ROWS
+            indptr = self._pointers(id, piece)
+            first[part] = indptr[local]
+            last[part] = indptr[local + 1]
+            done = stop
         return first, last
 
-    def _read_piece(self, id: str, number: int) -> Ints:
+    def _read_pointers(self, id: str, piece: int) -> Ints:
+        """Return the row pointers of a piece of a member, and the one behind it."""
         indptr = self._open(id).indptr
-        start, stop = number * PIECE, min((number + 1) * PIECE + 1, indptr.shape[0])
-        return gather(indptr, np.array([start]), np.array([stop]), np.int64)
+        start = piece * POINTER_ROWS
+        stop = start + POINTER_ROWS + 1
+        return np.asarray(indptr[start:stop], dtype=np.int64)
 
     def _open_member(self, id: str) -> _Matrix:
-        path, n_genes = self._place(id)
-        data, indices, indptr = (open_flat(path / name) for name in ("data", "indices", "indptr"))
-        dtype = np.dtype(np.float64 if data.dtype == np.float64 else np.float32)
-        return _Matrix(data, indices, indptr, n_genes, dtype)
+        path, n_genes = self._locate(id)
+        data = open_flat(path / "data")
+        return _Matrix(
+            data=data,
+            indices=open_flat(path / "indices"),
+            indptr=open_flat(path / "indptr"),
+            n_genes=n_genes,
+            has_doubles=data.dtype == np.float64,
+        )
+
+
+def _stretches(first: Ints, last: Ints) -> tuple[Ints, Ints]:
+    """Return starts and stops of the values of rows; rows that follow each other on disk are one stretch."""
+    if not len(first):
+        return first, last
+    follows = first[1:] == last[:-1]
+    new = np.flatnonzero(~follows)
+    starts = np.append(first[0], first[new + 1])
+    stops = np.append(last[new], last[-1])
+    return starts, stops

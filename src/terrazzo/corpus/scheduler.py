@@ -1,4 +1,4 @@
-"""Where tasks run: this process, local processes, or the workers of a Dask scheduler; and that one build runs alone."""
+"""Scheduler of tasks: this process, local processes, or a Dask scheduler's workers; and the lock of a build."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ except ImportError:  # not on Windows: builds are not guarded against each other
     fcntl = None  # type: ignore[assignment]
 
 
-T = TypeVar("T")
+__all__ = ["LOCK", "alone", "run_tasks"]
 
+T = TypeVar("T")
 
 LOCK = ".lock"
 
@@ -74,26 +75,25 @@ def run_tasks(
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder for one build; the system lets go of it with the process, however that ends.
+    """Lock a folder for one build; the system lets go of the lock with the process, however that ends.
 
     Raises
     ------
     CorpusError
-        Another build holds it.
+        Another build has the lock.
     """
     path = folder / LOCK
-    held = _acquire(path)
+    file = _lock(path)
     try:
         yield
     finally:
-        if held is not None:
-            path.unlink(
-                missing_ok=True
-            )  # before it is let go of: who takes it afterwards sees that it is gone
-            os.close(held)
+        if file is not None:
+            # before the lock is let go of: whoever gets it then sees that the file is gone
+            path.unlink(missing_ok=True)
+            os.close(file)
 
 
-def _acquire(path: Path) -> int | None:
+def _lock(path: Path) -> int | None:
     """Return an open, locked file; None where the file system has no locks."""
     while fcntl is not None:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -110,7 +110,7 @@ def _acquire(path: Path) -> int | None:
                 f"{path.parent} is being built by {holder}: wait until that is done, or stop it, and run it again; or "
                 "choose another --out."
             ) from None
-        except FileNotFoundError:  # its holder has just finished and removed it
+        except FileNotFoundError:  # the build that had it has just finished and removed it
             pass
         except OSError as error:
             os.close(file)
@@ -120,26 +120,32 @@ def _acquire(path: Path) -> int | None:
         os.close(file)
     if fcntl is not None:
         warnings.warn(
-            f"the file system of {path.parent} has no locks: see to it that only one build writes there",
+            f"the file system of {path.parent} has no locks: make sure that only one build writes there",
             TerrazzoWarning,
             stacklevel=5,
         )
     return None
 
 
-def _be_a_worker() -> None:
-    """Let Ctrl-C stop a task, not the waiting for one; and end this worker when the build is killed.
+def _start_worker() -> None:
+    """Prepare a local process: Ctrl-C stops its task, not its waiting for one, and it ends when the build is killed.
 
     Otherwise it would print a traceback of its own, and write beside the next build, or wait for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_wait_and_die, args=(parent.sentinel,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    """Wait for a process to end, and end this one."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
 def _stoppable(task: Callable[[T], Any], job: T) -> Any:
-    """Do a task of a worker; Ctrl-C, which a terminal sends to it as well, stops it here."""
+    """Do a task in a local process; Ctrl-C, which a terminal sends to it as well, stops it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return task(job)
@@ -147,14 +153,10 @@ def _stoppable(task: Callable[[T], Any], job: T) -> Any:
         signal.signal(signal.SIGINT, before)
 
 
-def _wait_and_die(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
-
-
 def _local(
     task: Callable[[T], Any], jobs: Sequence[T], scheduler: str, n_workers: int
 ) -> Iterator[Any]:
+    """Yield results of this machine's processes or threads as they come; Dask computes in a thread."""
     from concurrent.futures.process import BrokenProcessPool
 
     import dask
@@ -162,7 +164,7 @@ def _local(
 
     options: dict[str, Any] = {"num_workers": n_workers, "chunksize": 1, "optimize_graph": False}
     if scheduler == "processes":
-        options["initializer"] = _be_a_worker
+        options["initializer"] = _start_worker
         task = functools.partial(_stoppable, task)
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     stop = threading.Event()
@@ -191,23 +193,26 @@ def _local(
         runner.join()
     if isinstance(result.error, BrokenProcessPool):
         raise CorpusError(
-            "a process of the build died, most likely for want of memory: run it again with fewer --workers; what is "
-            "finished is kept"
+            "a process of the build died, most likely because memory ran out: run it again with fewer --workers; what "
+            "is finished is kept"
         ) from result.error
     if result.error is not None:
         raise result.error
 
 
 class _Stopped(Exception):
-    """The consumer wants no more."""
+    """Nobody waits for more results."""
 
 
 class _Done:
+    """All tasks are done, or one of them failed."""
+
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 def _distributed(task: Callable[[T], Any], jobs: Sequence[T], address: str) -> Iterator[Any]:
+    """Yield results of a Dask scheduler's workers as they come."""
     from distributed import Client, as_completed
 
     try:

@@ -1,7 +1,8 @@
-"""A quick way into one long array: stretches of a sharded zarr v3 array, decoded without zarr's own machinery.
+"""Reader of stretches of a long sharded zarr v3 array, without zarr's own machinery.
 
 zarr takes about a millisecond for any read, however small, which is more than a sub-slice's rows take to decode. What
-is read here is the plain case that a corpus is written in; anything else is left to zarr.
+is read here is the plain case that a corpus is written in; anything else is left to zarr. Measured beside zarr by
+``benchmarks/corpus.py --shards``.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ import zarr
 from numcodecs import blosc, zstd
 from numpy.typing import NDArray
 
+from terrazzo.arrays import Ints
 from terrazzo.errors import CorpusError
 
-_LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-_ENTRY = 16  # bytes a chunk in a shard's index: offset and length
-_CHECKSUM = 4  # bytes of the index's crc32c
+__all__ = ["ChunkCache", "FlatArray", "gather", "open_flat"]
+
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+_CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
+_ENTRY_BYTES = 16  # of a chunk in a shard's index: offset and length
+_CHECKSUM_BYTES = 4  # crc32c of the index
 
 
 def _from_bytes(content: bytes, out: NDArray[Any]) -> None:
@@ -42,45 +47,56 @@ def _from_blosc(content: bytes, out: NDArray[Any]) -> None:
     blosc.decompress(content, out)
 
 
-_UNPACK = {"": _from_bytes, "zstd": _from_zstd, "blosc": _from_blosc}
+_DECODERS = {"": _from_bytes, "zstd": _from_zstd, "blosc": _from_blosc}
 
 
-class KeptChunks:
-    """Decoded chunks that were asked for last, in the narrowest type that holds them; several threads may share it.
+class ChunkCache:
+    """Cache of the chunks decoded last, each in the narrowest type that fits; several threads may share it.
 
     Counts and columns mostly fit one and two bytes, so that a little memory holds many slices.
 
     Parameters
     ----------
-    most
-        Bytes that are kept.
+    max_bytes
+        Size of the cache.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.bytes = most, 0
-        self._held: OrderedDict[tuple[FlatArray, int], NDArray[Any]] = OrderedDict()
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._chunks: OrderedDict[tuple[FlatArray, int], NDArray[Any]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, array: FlatArray, chunk: int) -> NDArray[Any] | None:
-        """Return a chunk, None where it is not held."""
-        with self._lock:
-            found = self._held.get((array, chunk))
-            if found is not None:
-                self._held.move_to_end((array, chunk))
-            return found
+    def __repr__(self) -> str:
+        n_chunks = len(self._chunks)
+        return f"ChunkCache({n_chunks} chunks, {self.bytes:,} of {self.max_bytes:,} bytes)"
 
-    def put(self, array: FlatArray, chunk: int, values: NDArray[Any]) -> None:
-        """Keep a copy of a chunk, in place of those that were not asked for longest."""
-        small = values.astype(_narrowest(values))
+    def get(self, array: FlatArray, number: int) -> NDArray[Any] | None:
+        """Return a chunk of an array, None where it is not in the cache."""
+        key = (array, number)
         with self._lock:
-            old = self._held.pop((array, chunk), None)
-            self._held[array, chunk] = small
-            self.bytes += small.nbytes - (0 if old is None else old.nbytes)
-            while self.bytes > self.most:
-                self.bytes -= self._held.popitem(last=False)[1].nbytes
+            chunk = self._chunks.get(key)
+            if chunk is not None:
+                self._chunks.move_to_end(key)
+            return chunk
+
+    def put(self, array: FlatArray, number: int, values: NDArray[Any]) -> None:
+        """Add a copy of a chunk; those that were not used for longest are dropped for it."""
+        key = (array, number)
+        chunk = values.astype(_narrowest(values))
+        with self._lock:
+            old = self._chunks.pop(key, None)
+            if old is not None:
+                self.bytes -= old.nbytes
+            self._chunks[key] = chunk
+            self.bytes += chunk.nbytes
+            while self.bytes > self.max_bytes:
+                _, dropped = self._chunks.popitem(last=False)
+                self.bytes -= dropped.nbytes
 
 
 def _narrowest(values: NDArray[Any]) -> np.dtype[Any]:
+    """Return the smallest unsigned type for whole numbers from 0, else their own type."""
     if values.dtype.kind not in "iu" or values.min() < 0:
         return values.dtype.newbyteorder("=")
     return np.min_scalar_type(values.max())
@@ -89,38 +105,45 @@ def _narrowest(values: NDArray[Any]) -> np.dtype[Any]:
 class FlatArray:
     """Stretches of a one-dimensional sharded array; made by :func:`open_flat`.
 
-    Only the shards' indices are kept, and no file stays open.
+    Only the shards' indices stay in memory, and no file stays open.
 
     Parameters
     ----------
     path
         Folder of the array.
-    about
+    metadata
         Its ``zarr.json``.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any]) -> None:
-        self.path, self.dtype = path, np.dtype(about["data_type"]).newbyteorder("<")
-        self.shape: tuple[int] = (int(about["shape"][0]),)
-        shard = int(about["chunk_grid"]["configuration"]["chunk_shape"][0])
-        sharding = about["codecs"][0]["configuration"]
-        self._chunk = int(sharding["chunk_shape"][0])
-        self._chunks = shard // self._chunk  # in a shard
-        self._unpack = _UNPACK["".join(codec["name"] for codec in sharding["codecs"][1:])]
+    def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
+        (size,) = metadata["shape"]
+        (shard_size,) = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        sharding = metadata["codecs"][0]["configuration"]
+        (chunk_size,) = sharding["chunk_shape"]
+        data_type = np.dtype(metadata["data_type"])
+        self.path = path
+        self.dtype = data_type.newbyteorder("<")
+        self.shape: tuple[int] = (size,)
+        self._chunk_size: int = chunk_size
+        self._chunks_a_shard: int = shard_size // self._chunk_size
+        self._decode = _DECODERS[_compressor(sharding)]
         self._index: dict[int, NDArray[np.uint64]] = {}
 
+    def __repr__(self) -> str:
+        path = str(self.path)
+        (size,) = self.shape
+        return f"FlatArray({path!r}, {size:,} values, {self.dtype.name})"
+
     def __getitem__(self, where: slice) -> NDArray[Any]:
-        start, stop, _ = where.indices(self.shape[0])
-        return self.gather(
-            np.array([start]), np.array([max(start, stop)]), self.dtype.newbyteorder("=")
-        )
+        (size,) = self.shape
+        start, stop, _ = where.indices(size)
+        starts = np.array([start])
+        stops = np.array([max(start, stop)])
+        native = self.dtype.newbyteorder("=")
+        return self.gather(starts, stops, native)
 
     def gather(
-        self,
-        starts: NDArray[np.int64],
-        stops: NDArray[np.int64],
-        dtype: Any,
-        kept: KeptChunks | None = None,
+        self, starts: Ints, stops: Ints, dtype: Any, cache: ChunkCache | None = None
     ) -> NDArray[Any]:
         """Return stretches ``start:stop``, one after the other; no chunk is decoded twice where they are sorted.
 
@@ -128,39 +151,38 @@ class FlatArray:
         ----------
         starts, stops, dtype
             Stretches, and what they are read as.
-        kept
+        cache
             Where chunks are looked for, and left; None: each is decoded, straight to its place where that can be.
 
         Raises
         ------
         CorpusError
-            A file of the array is damaged or gone.
+            A file of the array is damaged or missing.
         """
-        out = np.empty(int((stops - starts).sum()), dtype=dtype)
-        scratch, direct = (
-            np.empty(self._chunk, dtype=self.dtype),
-            out.dtype == self.dtype and kept is None,
-        )
-        at, held, chunk = 0, -1, scratch
+        n_values = int((stops - starts).sum())
+        out = np.empty(n_values, dtype=dtype)
+        scratch = np.empty(self._chunk_size, dtype=self.dtype)
+        direct = out.dtype == self.dtype and cache is None
+        done = 0  # values of `out`
+        current = -1  # number of the chunk in `chunk`
+        chunk = scratch
         with _Shards(self) as shards:
             for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
                 while start < stop:
-                    number = start // self._chunk
-                    first = number * self._chunk
-                    end = min(stop, first + self._chunk)
-                    piece = out[at : at + end - start]
-                    if direct and len(piece) == self._chunk:
-                        shards.read(number, piece)
+                    number = start // self._chunk_size
+                    first = number * self._chunk_size
+                    end = min(stop, first + self._chunk_size)
+                    after = done + end - start
+                    part = out[done:after]
+                    if direct and len(part) == self._chunk_size:
+                        shards.read(number, part)
                     else:
-                        if number != held:
-                            found = None if kept is None else kept.get(self, number)
-                            if found is None:
-                                shards.read(number, scratch)
-                                if kept is not None:
-                                    kept.put(self, number, scratch)
-                            held, chunk = number, scratch if found is None else found
-                        piece[:] = chunk[start - first : end - first]
-                    at, start = at + end - start, end
+                        if number != current:
+                            chunk = shards.decoded(number, scratch, cache)
+                            current = number
+                        part[:] = chunk[start - first : end - first]
+                    done = after
+                    start = end
         return out
 
 
@@ -171,70 +193,90 @@ class _Shards:
     """
 
     def __init__(self, array: FlatArray) -> None:
-        self._array, self._number, self._file, self._size = array, -1, -1, 0
+        self._array = array
+        self._number = -1  # of the open file
+        self._file = -1
+        self._size = 0
 
     def __enter__(self) -> _Shards:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the open file, if any."""
         if self._file >= 0:
             os.close(self._file)
+        self._number = -1
+        self._file = -1
 
-    def read(self, chunk: int, out: NDArray[Any]) -> None:
+    def decoded(self, number: int, scratch: NDArray[Any], cache: ChunkCache | None) -> NDArray[Any]:
+        """Return a whole chunk, from the cache where it is there; ``scratch`` is overwritten where it is not."""
+        if cache is None:
+            self.read(number, scratch)
+            return scratch
+        chunk = cache.get(self._array, number)
+        if chunk is not None:
+            return chunk
+        self.read(number, scratch)
+        cache.put(self._array, number, scratch)
+        return scratch
+
+    def read(self, number: int, out: NDArray[Any]) -> None:
         """Fill ``out`` with a whole chunk."""
         array = self._array
-        shard, number = divmod(chunk, array._chunks)
+        shard, place = divmod(number, array._chunks_a_shard)
         try:
             if shard != self._number:
                 self._open(shard)
-            offset, length = array._index[shard][number].tolist()
+            offset, length = array._index[shard][place].tolist()
             if offset + length > self._size:  # also where the index says that there is none
                 raise ValueError("a chunk is missing, or ends behind the file's end")
-            array._unpack(os.pread(self._file, length, offset), out)
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ) as error:  # RuntimeError: from the decompressor
-            path = array.path / "c" / str(shard)
+            content = os.pread(self._file, length, offset)
+            array._decode(content, out)
+        except (OSError, RuntimeError, ValueError, IndexError) as error:
+            # a RuntimeError comes from the decompressor
             raise CorpusError(
-                f"{path} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
+                f"{self._path(shard)} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
             ) from error
+
+    def _path(self, shard: int) -> Path:
+        return self._array.path / "c" / str(shard)
 
     def _open(self, shard: int) -> None:
         """Open a shard, and read its index where that is not known: offset and length of each chunk."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._number = self._file = -1
-        self._file = os.open(self._array.path / "c" / str(shard), os.O_RDONLY)
+        array = self._array
+        self.close()
+        self._file = os.open(self._path(shard), os.O_RDONLY)
         self._size = os.fstat(self._file).st_size
-        if shard not in self._array._index:
-            size = _ENTRY * self._array._chunks
-            content = os.pread(self._file, size, max(0, self._size - size - _CHECKSUM))
-            self._array._index[shard] = np.frombuffer(content, dtype="<u8").reshape(-1, 2)
+        if shard not in array._index:
+            n_bytes = _ENTRY_BYTES * array._chunks_a_shard
+            start = max(0, self._size - n_bytes - _CHECKSUM_BYTES)
+            content = os.pread(self._file, n_bytes, start)
+            index = np.frombuffer(content, dtype="<u8")
+            array._index[shard] = index.reshape(-1, 2)
         self._number = shard
 
 
 def gather(
     array: FlatArray | zarr.Array,
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
+    starts: Ints,
+    stops: Ints,
     dtype: Any,
-    kept: KeptChunks | None = None,
+    cache: ChunkCache | None = None,
 ) -> NDArray[Any]:
-    """Return stretches of an array, one after the other, as this type; ``kept`` as in :meth:`FlatArray.gather`."""
+    """Return stretches of an array, one after the other, as this type; ``cache`` as in :meth:`FlatArray.gather`."""
     if isinstance(array, FlatArray):
-        return array.gather(starts, stops, dtype, kept)
-    parts = [
-        np.asarray(array[start:stop])
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
-    ]
-    return np.concatenate([np.empty(0, dtype=dtype), *parts]).astype(dtype, copy=False)
+        return array.gather(starts, stops, dtype, cache)
+    parts = [np.empty(0, dtype=dtype)]
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        parts.append(np.asarray(array[start:stop]))
+    return np.concatenate(parts).astype(dtype, copy=False)
 
 
 def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
-    """Open an array for slices; zarr's own array where it is not stored in the plain way.
+    """Open an array to read stretches of it; zarr's own array where it is not stored in the plain way.
 
     Parameters
     ----------
@@ -242,34 +284,51 @@ def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
         Folder of an array on disk.
     """
     path = Path(path)
+    file = path / "zarr.json"
     try:
-        about = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        plain = _is_plain(about)
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        plain = _is_plain(metadata)
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         plain = False
+    if plain and hasattr(os, "pread"):
+        return FlatArray(path, metadata)
+    return zarr.open_array(path, mode="r")
+
+
+def _compressor(sharding: dict[str, Any]) -> str:
+    """Return the name of the compressor of the chunks in a shard, "" for none."""
+    return "".join(codec["name"] for codec in sharding["codecs"][1:])
+
+
+def _is_plain(metadata: dict[str, Any]) -> bool:
+    """Return whether an array is one-dimensional numbers, sharded as :class:`FlatArray` reads it."""
+    (sharding,) = metadata["codecs"]
+    if sharding["name"] != "sharding_indexed":
+        return False
+    return _has_plain_layout(metadata) and _has_plain_shards(sharding["configuration"])
+
+
+def _has_plain_layout(metadata: dict[str, Any]) -> bool:
+    """Return whether an array is one-dimensional numbers, in files named in the usual way."""
+    data_type = metadata["data_type"]
     return (
-        FlatArray(path, about)
-        if plain and hasattr(os, "pread")
-        else zarr.open_array(path, mode="r")
+        len(metadata["shape"]) == 1
+        and isinstance(data_type, str)
+        and np.dtype(data_type).kind in "iuf"
+        and metadata["chunk_grid"]["name"] == "regular"
+        and metadata["chunk_key_encoding"] == _CHUNK_KEYS
+        and metadata.get("storage_transformers", []) == []
     )
 
 
-def _is_plain(about: dict[str, Any]) -> bool:
-    """Say whether an array is a plain one: one-dimensional numbers, sharded in a way that is read here."""
-    (sharding,) = about["codecs"]
-    inner = sharding["configuration"]
-    packed = [codec["name"] for codec in inner["codecs"][1:]]
+def _has_plain_shards(sharding: dict[str, Any]) -> bool:
+    """Return whether shards end in an index with a checksum, and their chunks have a known compressor."""
+    codecs = sharding["codecs"]
+    index_codecs = [codec["name"] for codec in sharding["index_codecs"]]
     return (
-        len(about["shape"]) == 1
-        and about["chunk_grid"]["name"] == "regular"
-        and about["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
-        and isinstance(about["data_type"], str)
-        and np.dtype(about["data_type"]).kind in "iuf"
-        and sharding["name"] == "sharding_indexed"
-        and inner["codecs"][0] == _LITTLE
-        and len(inner["codecs"]) <= 2
-        and "".join(packed) in _UNPACK
-        and inner.get("index_location", "end") == "end"
-        and [codec["name"] for codec in inner["index_codecs"]] == ["bytes", "crc32c"]
-        and about.get("storage_transformers", []) == []
+        codecs[0] == _LITTLE_ENDIAN
+        and len(codecs) <= 2
+        and _compressor(sharding) in _DECODERS
+        and index_codecs == ["bytes", "crc32c"]
+        and sharding.get("index_location", "end") == "end"
     )

@@ -1,4 +1,4 @@
-"""Which slices go into a corpus: paths, folders and tables of paths become one list of sources with an id each."""
+"""Sources of a corpus: paths, folders and tables of paths as one list of slices, each with an id and what is stated."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
-from terrazzo.corpus.store import SPLITS
+from terrazzo.arrays import Bools
+from terrazzo.corpus.splits import SPLITS
 from terrazzo.errors import ConfigError, CorpusError, GeneError, InputError, did_you_mean
 from terrazzo.files import hash_json
 from terrazzo.genes import load_orthologs
@@ -24,18 +27,29 @@ from terrazzo.images import TissueImage
 from terrazzo.slices import Slice
 from terrazzo.sparse import merge_columns
 
+__all__ = [
+    "Orthologs",
+    "QualityControl",
+    "Source",
+    "clean_id",
+    "fingerprint",
+    "is_slice",
+    "list_sources",
+    "name_sources",
+    "walk",
+]
+
+Hashes = NDArray[np.uint64]
+
 _TABLES = (".csv", ".tsv", ".parquet")
-
-
 _SETTINGS = ("technology", "organism", "layer", "spatial_key", "unit", "microns_per_unit")
-
-
 _NUMBERS = ("microns_per_unit", "image_scale", "image_scale_y")
+_HASHED_VALUES = 2**22  # counts that are hashed at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Source:
-    """A slice to be, and what its user or recipe states of it; None where the slice itself is asked.
+    """A slice to read, and what the user or a published corpus states of it; None: as the slice itself says.
 
     Attributes
     ----------
@@ -50,9 +64,9 @@ class Source:
     split
         "train", "validation" or "test".
     origin
-        Name of the recipe's source that it belongs to.
+        Name of the source of a published corpus that it belongs to.
     organisms
-        Organisms that the recipe takes; () for any.
+        Organisms that the published corpus takes; () for any.
     """
 
     path: Path
@@ -72,14 +86,26 @@ class Source:
     origin: str | None = None
     organisms: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Source({self.id!r}, {str(self.path)!r})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, JSON-able."""
-        paths = {"path": str(self.path), "image": self.image and str(self.image)}
-        return {**dataclasses.asdict(self), **paths, "organisms": list(self.organisms)}
+        fields = dataclasses.asdict(self)
+        fields["path"] = str(self.path)
+        if self.image is not None:
+            fields["image"] = str(self.image)
+        fields["organisms"] = list(self.organisms)
+        return fields
 
     def slice_options(self) -> dict[str, Any]:
         """Return what is stated, as arguments of ``Slice.from_anndata``."""
-        return {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+        options = {}
+        for name in _SETTINGS:
+            value = getattr(self, name)
+            if value is not None:
+                options[name] = value
+        return options
 
     def picture(self) -> TissueImage | None:
         """Open the histology beside the slice; a TIFF stays in its file. None where there is none.
@@ -87,19 +113,22 @@ class Source:
         Raises
         ------
         InputError
-            No picture, one that cannot be read, or an impossible scale.
+            Not a picture, one that cannot be read, or an impossible scale.
         """
         if self.image is None:
             return None
-        return TissueImage.from_file(
-            self.image, scale=self.image_scale or 0.0, scale_y=self.image_scale_y
-        )
+        scale = self.image_scale or 0.0
+        return TissueImage.from_file(self.image, scale=scale, scale_y=self.image_scale_y)
 
 
-COLUMNS = tuple(f.name for f in dataclasses.fields(Source) if f.name not in ("origin", "organisms"))
+_COLUMNS = [field.name for field in dataclasses.fields(Source)]
+_COLUMNS.remove("origin")
+_COLUMNS.remove("organisms")
 
 
-def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Source]:
+def list_sources(
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+) -> list[Source]:
     """List slices in a fixed order, each with an id of its own.
 
     Parameters
@@ -113,34 +142,40 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     Raises
     ------
     InputError
-        A path that is not there, or of another kind.
+        A path that does not exist, or of another kind.
     CorpusError
-        Nothing found; an unknown column or split; two slices of one id.
+        No slice among them; an unknown column or split; two slices of one id.
     """
-    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    found: list[tuple[Path, dict[str, Any]]] = []
-    for path in map(Path, given):
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        if path.suffix.lower() in _TABLES and path.is_file():
-            found += _read_table(path)
-        elif is_slice(path):
-            found.append((path, {}))
-        elif path.is_dir():
-            found += [(inner, {}) for inner in walk(path)]
-        else:
-            raise InputError(
-                f"{path} is no .h5ad file, .zarr folder, folder of these, or table ({', '.join(_TABLES)})"
-            )
-    if not found:
-        raise CorpusError(
-            f"no .h5ad or .zarr slices in {', '.join(map(str, given)) or 'an empty list'}"
-        )
-    return name_sources(found)
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    paths = [Path(source) for source in sources]
+    named: list[tuple[Path, dict[str, Any]]] = []
+    for path in paths:
+        named += _expand(path)
+    if not named:
+        listed = ", ".join(map(str, paths)) or "an empty list"
+        raise CorpusError(f"no .h5ad or .zarr slices in {listed}")
+    return name_sources(named)
+
+
+def _expand(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the slices of a path, and what is stated of each."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.suffix.lower() in _TABLES and path.is_file():
+        return _read_table(path)
+    if is_slice(path):
+        return [(path, {})]
+    if path.is_dir():
+        return [(inner, {}) for inner in walk(path)]
+    tables = ", ".join(_TABLES)
+    raise InputError(
+        f"{path} is not an .h5ad file, a .zarr folder, a folder of these, or a table ({tables})"
+    )
 
 
 def is_slice(path: Path) -> bool:
-    """Say whether a path is an ``.h5ad`` file or an AnnData ``.zarr`` folder, by its look."""
+    """Return whether a path looks like an ``.h5ad`` file or an AnnData ``.zarr`` folder."""
     if path.is_dir():
         return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
     return path.suffix.lower() == ".h5ad"
@@ -157,80 +192,105 @@ def walk(folder: Path) -> Iterator[Path]:
             yield from walk(path)
 
 
-def name_sources(found: list[tuple[Path, dict[str, Any]]]) -> list[Source]:
-    """Give every path an id: the one stated, its name without suffix, or folder and name where names repeat."""
-    stems = [clean_id(str(facts.get("id") or path.stem)) for path, facts in found]
-    lower = [stem.lower() for stem in stems]
-    repeated = (
-        {name for name in lower if lower.count(name) > 1} if len(set(lower)) < len(lower) else set()
-    )
+def name_sources(named: list[tuple[Path, dict[str, Any]]]) -> list[Source]:
+    """Make sources of paths and what is stated of them.
+
+    The id is the one stated, else the path's name without suffix, or folder and name where names repeat.
+    """
+    ids = []
+    for path, facts in named:
+        stated = facts.get("id")
+        ids.append(clean_id(stated or path.stem))
+    times = Counter(id.lower() for id in ids)
     sources: dict[str, Source] = {}
-    for (path, facts), stem in zip(found, stems, strict=True):
-        longer = stem.lower() in repeated and not facts.get("id")
-        name = clean_id(f"{path.resolve().parent.name}_{stem}") if longer else stem
-        if name.lower() in sources:
+    for (path, facts), id in zip(named, ids, strict=True):
+        if times[id.lower()] > 1 and "id" not in facts:
+            folder = path.resolve().parent
+            id = clean_id(f"{folder.name}_{id}")
+        key = id.lower()
+        if key in sources:
+            first = sources[key].path
             raise CorpusError(
-                f"{sources[name.lower()].path} and {path} would both be called {name!r}: list them in a table with a "
-                "column id (path,id)"
+                f"{first} and {path} would both be called {id!r}: list them in a table with a column id (path,id)"
             )
-        sources[name.lower()] = Source(**{**facts, "path": path, "id": name})
+        facts = {**facts, "path": path, "id": id}
+        sources[key] = Source(**facts)
     return list(sources.values())
 
 
 def clean_id(text: str) -> str:
     """Return a text as a file name: letters, digits, ``_ . + -``."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip(".") or "slice"
+    name = re.sub(r"[^\w.+-]+", "_", text)
+    return name.strip(".") or "slice"
 
 
 def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            table = pd.read_csv(path, sep="," if path.suffix.lower() == ".csv" else "\t", dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from error
-    for name in table.columns:
-        if name not in COLUMNS:
-            hint = did_you_mean(name, COLUMNS, f"Columns: {', '.join(COLUMNS)}.", cutoff=0.5)
-            raise CorpusError(f"{path} has an unknown column {name!r}.{hint}")
-    if "path" not in table.columns:
-        raise CorpusError(f"{path} needs a column path; others may be {', '.join(COLUMNS[1:])}")
+    """Return path and stated facts of each row of a table of sources."""
+    table = _load_table(path)
     rows = []
     for line, row in enumerate(table.to_dict("records"), start=2):
-        facts = {
-            str(k): str(v).strip() for k, v in row.items() if not pd.isna(v) and str(v).strip()
-        }
         where = f"{path}, line {line}"
-        if "path" not in facts:
-            raise CorpusError(f"{where}: no path")
-        if facts.get("split", "train") not in SPLITS:
-            raise CorpusError(f"{where}: split {facts['split']!r} is none of {', '.join(SPLITS)}")
-        files = {name: path.parent / facts[name] for name in ("path", "image") if name in facts}
-        for file in files.values():
-            if not file.exists():
-                raise InputError(f"{where}: {file} does not exist")
-        if ("image" in facts) != ("image_scale" in facts):
-            raise CorpusError(
-                f"{where}: image and image_scale (image_xy = spatial * image_scale) belong together"
-            )
-        told: dict[str, Any] = {**facts, **_numbers(facts, where)}
-        rows.append((files["path"], told | files))
+        facts = {}
+        for column, value in row.items():
+            text = "" if pd.isna(value) else str(value).strip()
+            if text:
+                facts[str(column)] = text
+        rows.append(_parse_row(facts, path.parent, where))
     return rows
 
 
-def _numbers(facts: dict[str, str], where: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _load_table(path: Path) -> pd.DataFrame:
+    """Read a table of sources and check its columns."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            separator = "," if suffix == ".csv" else "\t"
+            table = pd.read_csv(path, sep=separator, dtype=str)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}") from error
+    listed = ", ".join(_COLUMNS)
+    for name in table.columns:
+        if name not in _COLUMNS:
+            hint = did_you_mean(name, _COLUMNS, f"Columns: {listed}.", cutoff=0.5)
+            raise CorpusError(f"{path} has an unknown column {name!r}.{hint}")
+    if "path" not in table.columns:
+        others = listed.removeprefix("path, ")
+        raise CorpusError(f"{path} needs a column path; others may be {others}")
+    return table
+
+
+def _parse_row(facts: dict[str, str], folder: Path, where: str) -> tuple[Path, dict[str, Any]]:
+    """Return the slice's path and what is stated of it, checked; ``where`` is for messages."""
+    if "path" not in facts:
+        raise CorpusError(f"{where}: no path")
+    split = facts.get("split")
+    if split is not None and split not in SPLITS:
+        known = ", ".join(SPLITS)
+        raise CorpusError(f"{where}: split {split!r} is none of {known}")
+    parsed: dict[str, Any] = dict(facts)
+    for name in ("path", "image"):
+        if name in facts:
+            file = folder / facts[name]
+            if not file.exists():
+                raise InputError(f"{where}: {file} does not exist")
+            parsed[name] = file
+    if ("image" in facts) != ("image_scale" in facts):
+        raise CorpusError(
+            f"{where}: image and image_scale (image_xy = spatial * image_scale) belong together"
+        )
     for name in _NUMBERS:
-        try:
-            if name in facts:
-                found[name] = float(facts[name])
-        except ValueError as error:
-            raise CorpusError(f"{where}: {name} {facts[name]!r} is no number") from error
-    return found
+        if name in facts:
+            parsed[name] = _number(facts[name], name, where)
+    return parsed["path"], parsed
 
 
-_BLOCK_VALUES = 2**22
+def _number(text: str, name: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise CorpusError(f"{where}: {name} {text!r} is not a number") from error
 
 
 @dataclass(frozen=True)
@@ -254,12 +314,13 @@ class QualityControl:
                 "quality control: min_genes must be at least 0, and min_cells at least 1."
             )
 
-    def keep(self, piece: Slice) -> np.ndarray:
-        """Say which cells stay, bool (n_cells,)."""
-        return np.asarray(np.diff(piece.counts.indptr) >= self.min_genes)
+    def keep(self, piece: Slice) -> Bools:
+        """Return which cells stay, bool (n_cells,)."""
+        n_expressed = np.diff(piece.counts.indptr)
+        return n_expressed >= self.min_genes
 
     def reason(self, n_kept: int, n_cells: int) -> str:
-        """Say why a slice of which so many cells stay is left out, "" if it is not."""
+        """Return why a slice of which so many cells stay is left out, "" if it is not."""
         if n_kept >= self.min_cells:
             return ""
         return (
@@ -268,7 +329,7 @@ class QualityControl:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Orthologs:
     """One-to-one pairs of genes, from those of other organisms to those of the corpus.
 
@@ -283,6 +344,10 @@ class Orthologs:
     pairs: Mapping[str, str]
     organism: str
 
+    def __repr__(self) -> str:
+        n_pairs = len(self.pairs)
+        return f"Orthologs({n_pairs:,} pairs to {self.organism} genes)"
+
     @classmethod
     def from_table(
         cls, table: Mapping[str, str] | pd.DataFrame | str | os.PathLike[str]
@@ -296,22 +361,21 @@ class Orthologs:
         """
         if isinstance(table, str | os.PathLike):
             table = load_orthologs(table)
-        frame = pd.DataFrame(list(table.items())) if isinstance(table, Mapping) else table
-        if not isinstance(frame, pd.DataFrame) or frame.shape[1] != 2:
+        if isinstance(table, Mapping):
+            table = pd.DataFrame(list(table.items()))
+        if not isinstance(table, pd.DataFrame) or table.shape[1] != 2:
             raise InputError(
                 "orthologs must be a dict or a two-column table (slice gene, gene of the corpus)"
             )
-        frame = (
-            frame.set_axis(["source", "target"], axis=1)
-            .dropna()
-            .astype(str)
-            .map(lambda s: ensembl_id(s) or s)
-        )
+        frame = table.set_axis(["source", "target"], axis=1)
+        frame = frame.dropna().astype(str)
+        frame = frame.map(lambda name: ensembl_id(name) or name)
         frame = frame.drop_duplicates()
-        once = ~frame["source"].duplicated(keep=False) & ~frame["target"].duplicated(keep=False)
-        pairs = dict(zip(frame.loc[once, "source"], frame.loc[once, "target"], strict=True))
-        names = read_gene_names(pd.DataFrame(index=pd.Index(list(pairs.values()), dtype=object)))
-        organism = find_organism(pd.DataFrame(), {}, names) if pairs else "unknown"
+        repeated_source = frame["source"].duplicated(keep=False)
+        repeated_target = frame["target"].duplicated(keep=False)
+        frame = frame[~repeated_source & ~repeated_target]
+        pairs = dict(zip(frame["source"], frame["target"], strict=True))
+        organism = _organism_of(list(pairs.values()))
         if organism not in ("human", "mouse"):
             raise InputError(
                 f"orthologs: {len(pairs)} one-to-one pairs whose second column reads as {organism} genes; "
@@ -321,7 +385,8 @@ class Orthologs:
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) of the pairs."""
-        return hash_json([sorted(self.pairs.items()), self.organism])
+        pairs = sorted(self.pairs.items())
+        return hash_json([pairs, self.organism])
 
     def apply(self, piece: Slice) -> tuple[Slice, str]:
         """Return the slice on genes of the corpus, and what was lost; genes without one-to-one ortholog are left out.
@@ -331,59 +396,91 @@ class Orthologs:
         GeneError
             No gene of the slice is in the table.
         """
+        known = []  # columns of the slice that have an ortholog
+        targets = []  # and the ortholog of each
         names = zip(piece.gene_ids.tolist(), piece.gene_symbols.tolist(), strict=True)
-        target = [self.pairs.get(gene, "") or self.pairs.get(symbol, "") for gene, symbol in names]
-        known = np.flatnonzero([name != "" for name in target])
-        if not len(known):
+        for column, (gene_id, symbol) in enumerate(names):
+            target = self.pairs.get(gene_id, "") or self.pairs.get(symbol, "")
+            if target:
+                known.append(column)
+                targets.append(target)
+        if not known:
             raise GeneError(
                 f"none of its {piece.n_genes} genes ({piece.organism}) is in the ortholog table"
             )
-        kept = sorted({target[i] for i in known})
-        place = {name: at for at, name in enumerate(kept)}
-        column = np.asarray([place[target[i]] for i in known], dtype=np.int64)
-        counts = merge_columns(sp.csr_matrix(piece.counts[:, known]), column, len(kept))
-        ids = np.asarray([ensembl_id(name) for name in kept], dtype=np.str_)
-        symbols = np.asarray(["" if ensembl_id(name) else name for name in kept], dtype=np.str_)
-        share = float(counts.sum()) / max(1.0, float(piece.counts.sum()))
+        genes = sorted(set(targets))
+        number_of = {gene: number for number, gene in enumerate(genes)}
+        columns = np.array([number_of[target] for target in targets], dtype=np.int64)
+        counts = sp.csr_matrix(piece.counts[:, known])
+        counts = merge_columns(counts, columns, len(genes))
+        ids = [ensembl_id(gene) for gene in genes]
+        symbols = ["" if id else gene for id, gene in zip(ids, genes, strict=True)]
+        n_counts = float(piece.counts.sum())
+        share = float(counts.sum()) / max(1.0, n_counts)
         note = (
             f"{len(known)} of {piece.n_genes} {piece.organism} genes have a one-to-one {self.organism} ortholog, "
             f"holding {share:.1%} of the counts; the others are left out"
         )
-        return replace(
-            piece, counts=counts, gene_ids=ids, gene_symbols=symbols, organism=self.organism
-        ), note
+        mapped = replace(
+            piece,
+            counts=counts,
+            gene_ids=np.array(ids, dtype=np.str_),
+            gene_symbols=np.array(symbols, dtype=np.str_),
+            organism=self.organism,
+        )
+        return mapped, note
+
+
+def _organism_of(genes: list[str]) -> str:
+    """Return the organism that the names of genes tell, "unknown" for none."""
+    if not genes:
+        return "unknown"
+    var = pd.DataFrame(index=pd.Index(genes, dtype=object))
+    names = read_gene_names(var)
+    return find_organism(pd.DataFrame(), {}, names)
 
 
 def fingerprint(piece: Slice) -> str:
     """Return a sha256 (hex) of counts and native coordinates that does not depend on the order of cells or genes.
 
-    Gene names do not count, so that a slice is known again where one database has symbols and another ids.
+    Gene names do not count, so that a slice is recognized where one database has symbols and another ids.
     """
     rows = _row_hashes(piece.counts)
     for axis in (0, 1):
-        bits = (piece.native_coords[:, axis].astype(np.float32) + np.float32(0)).view(np.uint32)
-        rows = _mix(rows ^ _mix(bits.astype(np.uint64) + np.uint64(axis + 1)))
-    return hashlib.sha256(np.sort(rows).astype("<u8").tobytes()).hexdigest()
+        positions = piece.native_coords[:, axis].astype(np.float32)
+        positions += np.float32(0)  # -0 becomes 0
+        bits = positions.view(np.uint32).astype(np.uint64)
+        hashes = _mix(bits + np.uint64(axis + 1))
+        rows = _mix(rows ^ hashes)
+    content = np.sort(rows).astype("<u8")
+    return hashlib.sha256(content.tobytes()).hexdigest()
 
 
-def _row_hashes(counts: sp.csr_matrix) -> np.ndarray:
+def _row_hashes(counts: sp.csr_matrix) -> Hashes:
     """Hash the set of values of each row, uint64 (n,)."""
     rows = np.empty(counts.shape[0], dtype=np.uint64)
-    pointer = counts.indptr.astype(np.int64)
+    indptr = counts.indptr.astype(np.int64)
     start = 0
     while start < len(rows):
-        stop = int(np.searchsorted(pointer, pointer[start] + _BLOCK_VALUES, side="right")) - 1
-        stop = min(max(stop, start + 1), len(rows))
-        values = counts.data[pointer[start] : pointer[stop]].astype(np.float64).view(np.uint64)
-        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mix(values), dtype=np.uint64)])
-        at = pointer[start : stop + 1] - pointer[start]
-        rows[start:stop] = total[at[1:]] - total[at[:-1]] + np.diff(at).astype(np.uint64)
+        most = indptr[start] + _HASHED_VALUES
+        stop = int(np.searchsorted(indptr, most, side="right")) - 1
+        stop = max(stop, start + 1)
+        bounds = indptr[start : stop + 1]
+        values = counts.data[bounds[0] : bounds[-1]].astype(np.float64)
+        hashes = _mix(values.view(np.uint64))
+        total = np.zeros(len(hashes) + 1, dtype=np.uint64)
+        np.cumsum(hashes, dtype=np.uint64, out=total[1:])
+        ends = total[bounds - bounds[0]]
+        n_values = np.diff(bounds).astype(np.uint64)
+        rows[start:stop] = np.diff(ends) + n_values
         start = stop
     return _mix(rows)
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def _mix(value: Hashes) -> Hashes:
     """Scramble 64 bits (the finalizer of splitmix64)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    value = value ^ (value >> np.uint64(30))
+    value = value * np.uint64(0xBF58476D1CE4E5B9)
+    value = value ^ (value >> np.uint64(27))
+    value = value * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

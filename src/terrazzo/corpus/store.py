@@ -2,7 +2,7 @@
 
 ::
 
-    corpus.json         format and library version, recipe, checksums of the two tables below, what was left out and why
+    corpus.json         format and library version, options, checksums of the two tables below, what was left out
     manifest.parquet    one row a slice; written last, so that only whole corpora have one
     vocab.parquet       genes and medians of the training slices
     members/<id>.zarr   AnnData, zarr v3; rows in Hilbert order; opens with anndata.read_zarr
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,20 +31,39 @@ from anndata.io import read_elem
 from numpy.typing import ArrayLike
 
 from terrazzo import keys
+from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import libraries
 from terrazzo.corpus.rows import RowReader
+from terrazzo.corpus.splits import SPLITS
 from terrazzo.errors import CheckpointError, CorpusError
 from terrazzo.files import hash_file, hash_json, read_record
 from terrazzo.genes import Vocabulary
 from terrazzo.slices import Slice
-from terrazzo.slices.geometry import find_geometry, find_image
+from terrazzo.slices.geometry import Geometry, find_geometry, find_image
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
+__all__ = [
+    "ABOUT",
+    "COLUMNS",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "MEMBERS",
+    "SCALE",
+    "VOCABULARY",
+    "Corpus",
+    "content_hash",
+    "manifest_bytes",
+    "read_about",
+    "read_manifest",
+]
+
 FORMAT_VERSION = 1
-MANIFEST, VOCABULARY, ABOUT, MEMBERS = "manifest.parquet", "vocab.parquet", "corpus.json", "members"
-SPLITS = ("train", "validation", "test")
+MANIFEST = "manifest.parquet"
+VOCABULARY = "vocab.parquet"
+ABOUT = "corpus.json"
+MEMBERS = "members"
 SCALE = "coord_scale"  # in the attributes of obsm/spatial: unit = stored * coord_scale
 COLUMNS = {
     "id": pa.string(),
@@ -60,16 +80,15 @@ COLUMNS = {
     "source": pa.string(),
     "sha256": pa.string(),
     "split": pa.string(),
-    # beyond the contract
-    "origin": pa.string(),  # source of the recipe it came from, "" without one
-    "gene_organism": pa.string(),  # organism of the genes: differs from `organism` after ortholog mapping
+    "origin": pa.string(),  # source of the published corpus it came from, "" without one
+    "gene_organism": pa.string(),  # of the genes: differs from `organism` after ortholog mapping
     "n_cells_read": pa.int64(),  # before quality control
     "median_genes": pa.float64(),  # expressed genes a cell
     "content": pa.string(),  # sha256 of counts and coordinates, whatever their order
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Corpus:
     """Many slices on disk. Cheap to open, to copy and to pickle: arrays are opened where they are first used.
 
@@ -82,12 +101,12 @@ class Corpus:
         source, sha256, split ("train", "validation" or "test"); also origin, gene_organism, n_cells_read,
         median_genes, content.
     about
-        Format, library version, recipe, options; under "dropped" what was left out, and why.
+        Format, library version, published corpus, options; under "dropped" what was left out, and why.
     """
 
     folder: Path
     manifest: pd.DataFrame
-    about: dict[str, Any] = field(default_factory=dict, repr=False)
+    about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Corpus:
@@ -96,16 +115,19 @@ class Corpus:
         Raises
         ------
         CorpusError
-            Not a corpus; one whose build was not finished; a damaged or foreign manifest; a member that is gone.
+            Not a corpus; one whose build was not finished; a damaged or foreign manifest; a missing member.
         """
         folder = Path(folder)
         about = read_about(folder)
         manifest = read_manifest(folder, about)
-        gone = [name for name in manifest["file"] if not (folder / name / "zarr.json").is_file()]
-        if gone:
+        missing = []
+        for name in manifest["file"]:
+            if not (folder / name / "zarr.json").is_file():
+                missing.append(name)
+        if missing:
             raise CorpusError(
-                f"{folder}: {len(gone)} of {len(manifest)} members are missing, e.g. {gone[0]}. Copy the whole folder "
-                "again, or run the same `terrazzo corpus build`, which makes what is missing."
+                f"{folder}: {len(missing)} of {len(manifest)} members are missing, e.g. {missing[0]}. Copy the whole "
+                "folder again, or run the same `terrazzo corpus build`, which makes what is missing."
             )
         return cls(folder, manifest, about)
 
@@ -121,8 +143,21 @@ class Corpus:
         return len(self.manifest)
 
     def __repr__(self) -> str:
-        """Say what the corpus is in one line."""
+        """Return what the corpus is in one line."""
         return f"Corpus({str(self.folder)!r}, {len(self)} slices, {self.n_cells():,} cells)"
+
+    def _repr_html_(self) -> str:
+        """Return slices and cells by technology as a table, for notebooks; texts are escaped."""
+        rows = []
+        for technology, part in self.manifest.groupby("technology"):
+            n_cells = int(part["n_cells"].sum())
+            rows.append({"technology": technology, "slices": len(part), "cells": n_cells})
+        total = {"technology": "total", "slices": len(self), "cells": self.n_cells()}
+        rows.append(total)
+        numbers = dict.fromkeys(("slices", "cells"), "{:,}".format)
+        table = pd.DataFrame(rows).to_html(index=False, escape=True, formatters=numbers)
+        folder = html.escape(str(self.folder))
+        return f"<p>Corpus <code>{folder}</code></p>{table}"
 
     def ids(self, split: str | None = None) -> list[str]:
         """Return the ids of all slices, or of those of one split, in the order of the manifest."""
@@ -144,9 +179,8 @@ class Corpus:
 
     def _at(self, id: str) -> int:
         if id not in self._number:
-            raise CorpusError(
-                f"{self.folder} holds no slice {id!r}; it has {', '.join(self.ids()[:5])}, ..."
-            )
+            some = ", ".join(self.ids()[:5])
+            raise CorpusError(f"{self.folder} has no slice {id!r}; it has {some}, ...")
         return self._number[id]
 
     def path(self, id: str) -> Path:
@@ -161,13 +195,15 @@ class Corpus:
     def rows(self, id: str, start: int, stop: int) -> sp.csr_matrix:
         """Return rows ``start:stop`` of a slice's counts, CSR float32 (float64 where a count exceeds 2**24).
 
-        Neighboring rows lie near each other in the tissue, so a part of a slice is few such reads.
+        Neighboring rows are near each other in the tissue, so a part of a slice is few such reads.
         """
         n_cells = int(self.row(id)["n_cells"])
-        return self._reader.take(id, np.arange(*slice(start, stop).indices(n_cells)), once=True)
+        first, last, _ = slice(start, stop).indices(n_cells)
+        wanted = np.arange(first, last)
+        return self._reader.take(id, wanted, once=True)
 
     def take(self, id: str, rows: ArrayLike) -> sp.csr_matrix:
-        """Return any rows of a slice's counts in the order asked for, as :meth:`rows` does.
+        """Return any rows of a slice's counts in the order of ``rows``, as :meth:`rows` does.
 
         Parameters
         ----------
@@ -181,20 +217,22 @@ class Corpus:
         CorpusError
             No such slice or row.
         """
-        wanted, n_cells = (
-            np.asarray(rows, dtype=np.int64),
-            int(self._sizes[self._at(id)]),
-        )  # a row takes 0.1 ms
-        if len(wanted) and not 0 <= wanted.min() <= wanted.max() < n_cells:
-            raise CorpusError(
-                f"slice {id!r} has rows 0 to {n_cells - 1}, not {wanted.min()} to {wanted.max()}"
-            )
+        wanted = np.asarray(rows, dtype=np.int64)
+        n_cells = int(self._sizes[self._at(id)])  # not from `row`, which takes 0.1 ms
+        if len(wanted):
+            first = wanted.min()
+            last = wanted.max()
+            if first < 0 or last >= n_cells:
+                raise CorpusError(
+                    f"slice {id!r} has rows 0 to {n_cells - 1}, not {first} to {last}"
+                )
         return self._reader.take(id, wanted)
 
-    def coords(self, id: str) -> np.ndarray:
+    def coords(self, id: str) -> Floats:
         """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
-        array = zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
-        return np.asarray(array[:], dtype=np.float64) * float(array.attrs[SCALE])  # type: ignore[arg-type]
+        array = self._spatial(id)
+        native = np.asarray(array[:], dtype=np.float64)
+        return native * _scale(array)
 
     def image(self, id: str) -> TissueImage | None:
         """Return a slice's histology, None where it has none; its tiles stay on disk until a crop covers them.
@@ -202,25 +240,27 @@ class Corpus:
         Raises
         ------
         CorpusError
-            A file of it is gone.
+            A file of it is missing.
         """
-        bare = self._bare(id)
-        native = np.asarray(bare.obsm[keys.SPATIAL])
-        return find_image(bare, find_geometry(bare, native, **self._unit(id), technology=None))
+        adata = self._read(id)
+        return find_image(adata, self._geometry(id, adata))
 
-    def lattice(self, id: str) -> tuple[np.ndarray | None, str | None]:
+    def lattice(self, id: str) -> tuple[Ints | None, str | None]:
         """Return (row, column) of a slice's cells on its array, int64 (n_cells, 2), and the array's kind.
 
         As ``lattice`` and ``lattice_kind`` of the :meth:`slice`, without reading its counts; None where it has none.
         """
         root: Any = zarr.open_group(self.path(id), mode="r")
-        if keys.ARRAY_ROW not in root["obs"] or keys.ARRAY_COL not in root["obs"]:
+        obs = root["obs"]
+        if keys.ARRAY_ROW not in obs or keys.ARRAY_COL not in obs:
             return None, None
-        bare = self._bare(id)
-        found = find_geometry(
-            bare, np.asarray(bare.obsm[keys.SPATIAL]), **self._unit(id), technology=None
-        )
-        return found.lattice, found.lattice_kind
+        geometry = self._geometry(id, self._read(id))
+        return geometry.lattice, geometry.lattice_kind
+
+    def _geometry(self, id: str, adata: AnnData) -> Geometry:
+        """Return what is known of where the cells of a slice are."""
+        native = np.asarray(adata.obsm[keys.SPATIAL])
+        return find_geometry(adata, native, **self._unit(id), technology=None)
 
     def slice(self, id: str) -> Slice:
         """Return a whole slice, rows in Hilbert order; of its histology no pixel is read.
@@ -230,47 +270,60 @@ class Corpus:
         CorpusError
             No such slice, or a damaged one.
         """
-        known = {name: value for name, value in self._unit(id).items() if value is not None}
-        return Slice.from_anndata(self._bare(id, whole=True), layer="X", name=id, **known)
+        unit = self._unit(id)
+        stated = {name: value for name, value in unit.items() if value is not None}
+        adata = self._read(id, whole=True)
+        return Slice.from_anndata(adata, layer="X", name=id, **stated)
 
-    def _bare(self, id: str, whole: bool = False) -> AnnData:
-        """Return a member, its pictures still on disk; unless ``whole``, only what says where its cells lie."""
+    def _read(self, id: str, whole: bool = False) -> AnnData:
+        """Return a member, its pictures still on disk; unless ``whole``, only what tells where its cells are."""
         folder = self.path(id)
         root: Any = zarr.open_group(folder, mode="r")
         try:
-            names = [n for n in (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY) if n in root["obs"]]
-            cells = read_elem(root["obs"][root["obs"].attrs["_index"]])
-            part = pd.DataFrame({name: read_elem(root["obs"][name]) for name in names}, index=cells)
-            more = {"X": read_elem(root["X"]), "var": read_elem(root["var"])} if whole else {}
-            where = {keys.SPATIAL: root["obsm"][keys.SPATIAL][:]}
-            facts = {n: read_elem(root["uns"][n]) for n in (keys.TECHNOLOGY, keys.ORGANISM)}
-            uns = {**facts, keys.SPATIAL: libraries(root, folder)}
-            return AnnData(
-                obs=read_elem(root["obs"]) if whole else part, obsm=where, uns=uns, **more
-            )
+            uns = {}
+            for name in (keys.TECHNOLOGY, keys.ORGANISM):
+                uns[name] = read_elem(root["uns"][name])
+            uns[keys.SPATIAL] = libraries(root, folder)
+            spatial = root["obsm"][keys.SPATIAL]
+            obsm = {keys.SPATIAL: spatial[:]}
+            if not whole:
+                obs = _read_places(root["obs"])
+                return AnnData(obs=obs, obsm=obsm, uns=uns)
+            counts = read_elem(root["X"])
+            obs = read_elem(root["obs"])
+            var = read_elem(root["var"])
+            return AnnData(X=counts, obs=obs, var=var, obsm=obsm, uns=uns)
         except CorpusError:
             raise
         except Exception as error:  # readers of damaged files raise almost anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
             raise CorpusError(
-                f"{folder} cannot be read ({str(error).splitlines()[0]}): run the same `terrazzo corpus build` again."
+                f"{folder} cannot be read ({reason}): run the same `terrazzo corpus build` again."
             ) from error
+
+    def _spatial(self, id: str) -> zarr.Array:
+        path = self.path(id) / "obsm" / keys.SPATIAL
+        return zarr.open_array(path, mode="r")
 
     def _unit(self, id: str) -> dict[str, Any]:
         """Return what is known of a slice's native coordinates, as :meth:`Slice.from_anndata` takes it."""
         unit = str(self.row(id)["unit"])
         if unit != "um":
             return {"unit": unit, "microns_per_unit": None}
-        array = zarr.open_array(self.path(id) / "obsm" / keys.SPATIAL, mode="r")
-        return {"unit": None, "microns_per_unit": float(array.attrs[SCALE])}  # type: ignore[arg-type]
+        return {"unit": None, "microns_per_unit": _scale(self._spatial(id))}
 
     def parts(self, id: str, n_rows: int) -> Iterator[Slice]:
         """Yield a slice as consecutive parts of at most ``n_rows`` cells: counts, genes and organism; no positions."""
         ids, symbols = self.genes(id)
         row = self.row(id)
-        for start in range(0, int(row["n_cells"]), n_rows):
-            counts = self.rows(id, start, min(start + n_rows, int(row["n_cells"])))
-            empty = np.zeros((counts.shape[0], 2)), np.full(counts.shape[0], "")
-            yield Slice(counts, ids, symbols, *empty, name=id, organism=str(row["gene_organism"]))
+        n_cells = int(row["n_cells"])
+        organism = str(row["gene_organism"])
+        for start in range(0, n_cells, n_rows):
+            counts = self.rows(id, start, start + n_rows)
+            n_part = counts.shape[0]
+            coords = np.zeros((n_part, 2))
+            names = np.full(n_part, "")
+            yield Slice(counts, ids, symbols, coords, names, name=id, organism=organism)
 
     def vocabulary(self) -> Vocabulary:
         """Return the genes and medians of the training slices.
@@ -285,9 +338,10 @@ class Corpus:
             raise CorpusError(
                 f"{self.folder} has no {VOCABULARY}: build it without vocabulary=False (--no-vocabulary)."
             )
-        if hash_file(path) not in self.about["files"].get(VOCABULARY, []):
+        hashes = self.about["files"].get(VOCABULARY, [])
+        if hash_file(path) not in hashes:
             raise CorpusError(
-                f"{path} is damaged: run the same `terrazzo corpus build` again to mend it."
+                f"{path} is damaged: run the same `terrazzo corpus build` again to fix it."
             )
         try:
             return Vocabulary.from_parquet(path)
@@ -299,21 +353,44 @@ class Corpus:
         return content_hash(self.manifest)
 
     def _of(self, split: str | None) -> pd.DataFrame:
-        if split is not None and split not in SPLITS:
+        """Return the manifest's rows of a split; None: all."""
+        if split is None:
+            return self.manifest
+        if split not in SPLITS:
             raise CorpusError(f"there is no split {split!r}; use one of {', '.join(SPLITS)}")
-        return self.manifest if split is None else self.manifest[self.manifest["split"] == split]
+        return self.manifest[self.manifest["split"] == split]
+
+    def _locate(self, id: str) -> tuple[Path, int]:
+        """Return the folder of a slice's counts, and its number of genes."""
+        n_genes = int(self.row(id)["n_genes"])
+        return self.path(id) / "X", n_genes
 
     @cached_property
     def _reader(self) -> RowReader:
-        return RowReader(lambda id: (self.path(id) / "X", int(self.row(id)["n_genes"])))
+        return RowReader(self._locate)
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
+    def _sizes(self) -> Ints:
         return self.manifest["n_cells"].to_numpy(dtype=np.int64)
 
     @cached_property
     def _number(self) -> dict[str, int]:
-        return {str(name): number for number, name in enumerate(self.manifest["id"])}
+        return {id: number for number, id in enumerate(self.ids())}
+
+
+def _scale(array: zarr.Array) -> float:
+    """Return what stored positions are multiplied by to be in the manifest's unit."""
+    return float(array.attrs[SCALE])  # type: ignore[arg-type]
+
+
+def _read_places(obs: Any) -> pd.DataFrame:
+    """Read those columns of ``obs`` that tell where cells are."""
+    columns = {}
+    for name in (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY):
+        if name in obs:
+            columns[name] = read_elem(obs[name])
+    index = read_elem(obs[obs.attrs["_index"]])
+    return pd.DataFrame(columns, index=index)
 
 
 def _read_texts(path: Path) -> np.ndarray:
@@ -323,7 +400,8 @@ def _read_texts(path: Path) -> np.ndarray:
 
 def content_hash(manifest: pd.DataFrame) -> str:
     """Return the sha256 (hex) of id, bytes and split of every row."""
-    rows = manifest[["id", "sha256", "split"]].astype(str).to_numpy().tolist()
+    columns = manifest[["id", "sha256", "split"]].astype(str)
+    rows = columns.to_numpy().tolist()
     return hash_json(sorted(rows))
 
 
@@ -340,12 +418,13 @@ def read_about(folder: Path) -> dict[str, Any]:
             raise CorpusError(
                 f"{folder}: the build of this corpus was not finished; run the same build again."
             )
-        lacks = f"is no corpus: it has no {ABOUT}" if folder.exists() else "does not exist"
-        raise CorpusError(f"{folder} {lacks}. Make a corpus with `terrazzo corpus build`.")
+        reason = f"is not a corpus: it has no {ABOUT}" if folder.exists() else "does not exist"
+        raise CorpusError(f"{folder} {reason}. Make a corpus with `terrazzo corpus build`.")
     about = read_record(folder / ABOUT)
-    if about.get("format_version") != FORMAT_VERSION:
+    version = about.get("format_version")
+    if version != FORMAT_VERSION:
         raise CorpusError(
-            f"{folder} has corpus format {about.get('format_version')!r}; this terrazzo reads {FORMAT_VERSION}: "
+            f"{folder} has corpus format {version!r}; this terrazzo reads {FORMAT_VERSION}: "
             "install the version that wrote it, or build it again."
         )
     return about
@@ -365,12 +444,14 @@ def read_manifest(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
             f"{folder}: the build of this corpus was not finished (no {MANIFEST}); run it again."
         )
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() not in about["files"][MANIFEST]:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest not in about["files"][MANIFEST]:
         raise CorpusError(
-            f"{path} is damaged: it is not as it was written. Run the same build again to mend it."
+            f"{path} is damaged: it is not as it was written. Run the same build again to fix it."
         )
     table = pq.read_table(pa.BufferReader(content))
-    if dict(zip(table.column_names, table.schema.types, strict=True)) != COLUMNS:
+    columns = dict(zip(table.column_names, table.schema.types, strict=True))
+    if columns != COLUMNS:
         raise CorpusError(
             f"{path} has unexpected columns {table.column_names}; a manifest has {list(COLUMNS)}"
         )
@@ -379,6 +460,7 @@ def read_manifest(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
 
 def manifest_bytes(rows: list[dict[str, Any]]) -> bytes:
     """Return the manifest of these rows as parquet."""
+    schema = pa.schema(list(COLUMNS.items()))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(COLUMNS.items()))), sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     return bytes(sink.getvalue().to_pybytes())

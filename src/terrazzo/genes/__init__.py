@@ -1,4 +1,4 @@
-"""Genes: the vocabulary that a model knows, how a slice's genes meet it, and what is lost."""
+"""Genes: the vocabulary of a model, how the genes of a slice are matched to it, and what is lost."""
 
 from terrazzo.genes.matching import Coverage, GeneMatch, load_orthologs
 from terrazzo.genes.vocabulary import Vocabulary

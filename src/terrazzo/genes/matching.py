@@ -1,4 +1,4 @@
-"""What the gene rooms need to know of a slice and of a vocabulary, so that they need not know either itself."""
+"""Match the genes of a slice to a vocabulary: by id, symbol, ortholog or alias, with a report of what is lost."""
 
 from __future__ import annotations
 
@@ -8,19 +8,40 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from terrazzo.arrays import Bools, Ints
 from terrazzo.errors import CheckpointError, GeneError, InputError, TerrazzoWarning
 from terrazzo.genes.names import ensembl_id
 from terrazzo.safe_pickle import safe_unpickle
 
+if TYPE_CHECKING:
+    from terrazzo.genes.vocabulary import Vocabulary
+
+__all__ = [
+    "Counted",
+    "Coverage",
+    "GeneMatch",
+    "GeneTable",
+    "check_floor",
+    "load_orthologs",
+    "match_genes",
+]
+
+GeneTable: TypeAlias = Mapping[str, Any] | pd.DataFrame | str | os.PathLike[str]
+"""Pairs of genes: a dict, a two-column DataFrame, or the path of a .csv, .tsv, .parquet or .pkl file."""
+
+_WAYS = ("ensembl", "symbol", "symbol_case", "alias", "ortholog")
+_N_EXAMPLES = 5
+_UNMATCHED = -1
+
 
 class Counted(Protocol):
-    """Counts with named genes; :class:`terrazzo.Slice` is one."""
+    """What matching needs of a slice, its counts and gene names; :class:`terrazzo.Slice` has it."""
 
     @property
     def counts(self) -> sp.csr_matrix:
@@ -59,42 +80,6 @@ class Counted(Protocol):
         """float64 (n_cells,)."""
 
 
-class GeneBook(Protocol):
-    """Genes with tokens and medians; :class:`~terrazzo.genes.Vocabulary` is one."""
-
-    @property
-    def ensembl_id(self) -> np.ndarray:
-        """Ensembl ids, str (n,)."""
-
-    @property
-    def symbol(self) -> np.ndarray:
-        """Symbols, str (n,)."""
-
-    @property
-    def token(self) -> np.ndarray:
-        """Tokens, int32 (n,)."""
-
-    @property
-    def median(self) -> np.ndarray:
-        """Non-zero medians, float64 (n,)."""
-
-    @property
-    def organism(self) -> str:
-        """One of "human", "mouse"."""
-
-
-GeneTable: TypeAlias = Mapping[str, Any] | pd.DataFrame | str | os.PathLike[str]
-
-
-"""Pairs of genes: a dict, a two-column DataFrame, or the path of a .csv, .tsv, .parquet or .pkl file."""
-
-
-_WAYS = ("ensembl", "symbol", "symbol_case", "alias", "ortholog")
-
-
-_N_EXAMPLES = 5
-
-
 @dataclass(frozen=True)
 class Coverage:
     """How much of a slice a vocabulary knows.
@@ -104,7 +89,7 @@ class Coverage:
     n_genes, n_matched, n_unmatched
         Genes of the slice.
     share_counts
-        Share of all counts of the slice that fall on matched genes (0 for a slice without counts).
+        Share of all counts of the slice that are of matched genes (0 for a slice without counts).
     min_cell_share
         Smallest such share over the cells that have counts (0 if none has).
     n_empty_after
@@ -132,9 +117,10 @@ class Coverage:
 
     def __str__(self) -> str:
         """Return one paragraph for people."""
-        ways = ", ".join(f"{n} by {way}" for way, n in self.by.items() if n) or "none"
+        ways = [f"{n} by {way}" for way, n in self.by.items() if n]
         parts = [
-            f"{self.n_matched} of {self.n_genes} genes matched ({ways}), holding {self.share_counts:.1%} of the counts",
+            f"{self.n_matched} of {self.n_genes} genes matched ({', '.join(ways) or 'none'}), "
+            f"holding {self.share_counts:.1%} of the counts",
             f"the least covered cell keeps {self.min_cell_share:.1%}",
         ]
         if self.n_empty_after:
@@ -149,7 +135,9 @@ class Coverage:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-able dict."""
-        return {**dataclasses.asdict(self), "unmatched_examples": list(self.unmatched_examples)}
+        content = dataclasses.asdict(self)
+        content["unmatched_examples"] = list(self.unmatched_examples)
+        return content
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,98 +160,149 @@ class GeneMatch:
 
 
 def match_genes(
-    vocabulary: GeneBook, piece: Counted, orthologs: GeneTable | None, aliases: GeneTable | None
+    vocabulary: Vocabulary,
+    tissue: Counted,
+    orthologs: GeneTable | None,
+    aliases: GeneTable | None,
 ) -> GeneMatch:
     """Match every gene of a slice; see ``Vocabulary.match`` for the order. Raises no error for a low coverage."""
-    row = np.full(piece.n_genes, -1, dtype=np.int64)
-    by = dict.fromkeys(_WAYS, 0)
-    names = list(zip(piece.gene_ids.tolist(), piece.gene_symbols.tolist(), strict=True))
-    by_id = _index(vocabulary.ensembl_id.tolist())
-    by_symbol = _index(vocabulary.symbol.tolist())
-    by_upper = _index([symbol.upper() for symbol in vocabulary.symbol.tolist()], unique=True)
-
-    def apply(way: str, find: Callable[[str, str], int]) -> None:
-        for column in np.flatnonzero(row < 0).tolist():
-            found = find(*names[column])
-            if found >= 0:
-                row[column] = found
-                by[way] += 1
-
-    def target(name: str) -> int:
-        return by_id.get(ensembl_id(name) or name, by_symbol.get(name, -1))
-
-    def through(table: Mapping[str, str]) -> Callable[[str, str], int]:
-        return lambda gene, symbol: target(table.get(gene, "") or table.get(symbol, ""))
-
-    pair = (piece.organism, vocabulary.organism)
-    foreign = pair in (("mouse", "human"), ("human", "mouse"))
+    matcher = _Matcher(vocabulary, tissue)
+    organisms = (tissue.organism, vocabulary.organism)
+    other_species = organisms in (("mouse", "human"), ("human", "mouse"))
     n_lost = 0
-    apply("ensembl", lambda gene, _: by_id.get(gene, -1))
-    if foreign and orthologs is not None:
+    matcher.apply("ensembl", matcher.by_id)
+    if other_species and orthologs is not None:
         one_to_one, lost = _one_to_one(_pairs(orthologs, "orthologs"))
-        apply("ortholog", through(one_to_one))
-        n_lost = sum(
-            row[i] < 0 and (gene in lost or symbol in lost)
-            for i, (gene, symbol) in enumerate(names)
-        )
-    elif foreign:
-        _warn_letter_case(*pair)
-        apply("symbol_case", lambda _, symbol: by_upper.get(symbol.upper(), -1))
-    elif piece.organism == "mixed" and vocabulary.organism != "mixed":
+        matcher.apply("ortholog", matcher.through(one_to_one))
+        n_lost = matcher.count_unmatched(lost)
+    elif other_species:
+        _warn_letter_case(*organisms)
+        matcher.apply("symbol_case", matcher.by_symbol_case)
+    elif tissue.organism == "mixed" and vocabulary.organism != "mixed":
         _warn_mixed(vocabulary.organism)
-        other = "ENSMUSG" if vocabulary.organism == "human" else "ENSG"
-        apply(
-            "symbol",
-            lambda gene, symbol: -1 if gene.startswith(other) else by_symbol.get(symbol, -1),
-        )
+        matcher.apply("symbol", matcher.by_symbol_of_organism)
     else:
-        apply("symbol", lambda _, symbol: by_symbol.get(symbol, -1))
-        apply("symbol_case", lambda _, symbol: by_upper.get(symbol.upper(), -1))
+        matcher.apply("symbol", matcher.by_symbol)
+        matcher.apply("symbol_case", matcher.by_symbol_case)
     if aliases is not None:
-        apply("alias", through(_unambiguous(_pairs(aliases, "aliases"))))
-    token = np.where(row >= 0, vocabulary.token[row], -1).astype(np.int32)
+        matcher.apply("alias", matcher.through(_unambiguous(_pairs(aliases, "aliases"))))
+    row = matcher.row
+    token = np.where(row >= 0, vocabulary.token[row], _UNMATCHED)
     median = np.where(row >= 0, vocabulary.median[row], 1.0)
-    return GeneMatch(token, median, _coverage(piece, row, by, n_lost))
+    return GeneMatch(token.astype(np.int32), median, _coverage(tissue, row, matcher.by, n_lost))
+
+
+class _Matcher:
+    """Rows of the vocabulary for the genes of a slice, found in one way after the other.
+
+    Attributes
+    ----------
+    row
+        int64 (n_genes,): row of the vocabulary, -1 while unmatched.
+    by
+        How many genes each way has matched.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, tissue: Counted) -> None:
+        self.row = np.full(tissue.n_genes, _UNMATCHED, dtype=np.int64)
+        self.by = dict.fromkeys(_WAYS, 0)
+        ids = tissue.gene_ids.tolist()
+        symbols = tissue.gene_symbols.tolist()
+        self._names: list[tuple[str, str]] = list(zip(ids, symbols, strict=True))
+        known_symbols = vocabulary.symbol.tolist()
+        self._by_id = _first_positions(vocabulary.ensembl_id.tolist())
+        self._by_symbol = _first_positions(known_symbols)
+        self._by_upper = _only_positions([symbol.upper() for symbol in known_symbols])
+        self._other_prefix = "ENSMUSG" if vocabulary.organism == "human" else "ENSG"
+
+    def apply(self, way: str, find: Callable[[str, str], int]) -> None:
+        """Look for a row of every gene that has none, by its id and symbol."""
+        for column in np.flatnonzero(self.row < 0).tolist():
+            row = find(*self._names[column])
+            if row >= 0:
+                self.row[column] = row
+                self.by[way] += 1
+
+    def count_unmatched(self, names: set[str]) -> int:
+        """Return how many genes with one of these names have no row."""
+        n = 0
+        for row, (gene, symbol) in zip(self.row.tolist(), self._names, strict=True):
+            if row < 0 and (gene in names or symbol in names):
+                n += 1
+        return n
+
+    def by_id(self, gene: str, symbol: str) -> int:
+        """Find a gene by its Ensembl id."""
+        return self._by_id.get(gene, _UNMATCHED)
+
+    def by_symbol(self, gene: str, symbol: str) -> int:
+        """Find a gene by its symbol."""
+        return self._by_symbol.get(symbol, _UNMATCHED)
+
+    def by_symbol_of_organism(self, gene: str, symbol: str) -> int:
+        """Find a gene by its symbol, unless its id is of the other organism."""
+        if gene.startswith(self._other_prefix):
+            return _UNMATCHED
+        return self.by_symbol(gene, symbol)
+
+    def by_symbol_case(self, gene: str, symbol: str) -> int:
+        """Find a gene by its symbol, without regard to case."""
+        return self._by_upper.get(symbol.upper(), _UNMATCHED)
+
+    def through(self, table: Mapping[str, str]) -> Callable[[str, str], int]:
+        """Return a way to find a gene by the name that a table has for its id or symbol."""
+
+        def find(gene: str, symbol: str) -> int:
+            name = table.get(gene, "") or table.get(symbol, "")
+            row = self._by_id.get(ensembl_id(name) or name)
+            if row is not None:
+                return row
+            return self._by_symbol.get(name, _UNMATCHED)
+
+        return find
 
 
 def check_floor(
-    match: GeneMatch, vocabulary: GeneBook, piece: Counted, floor: float, min_genes: int
+    match: GeneMatch, vocabulary: Vocabulary, tissue: Counted, floor: float, min_genes: int
 ) -> None:
     """Raise ``GeneError`` where too few genes or counts of the slice are known."""
     coverage = match.coverage
-    needed = min(min_genes, piece.n_genes)
-    has_counts = bool(piece.counts.nnz)
-    if coverage.n_matched >= needed and (coverage.share_counts >= floor or not has_counts):
+    needed = min(min_genes, tissue.n_genes)
+    has_counts = bool(tissue.counts.nnz)
+    enough_counts = coverage.share_counts >= floor or not has_counts
+    if coverage.n_matched >= needed and enough_counts:
         return
-    theirs = ", ".join(coverage.unmatched_examples[:3]) or "none"
-    ours = ", ".join(_shown(gene, symbol) for gene, symbol in _first_genes(vocabulary, 3))
-    column = 'a gene id column, e.g. adata.var["ensembl_id"]'
-    if not (vocabulary.ensembl_id != "").any():
+    unmatched = ", ".join(coverage.unmatched_examples[:3]) or "none"
+    known = [
+        _shown(gene, symbol)
+        for gene, symbol in zip(vocabulary.ensembl_id[:3], vocabulary.symbol[:3], strict=True)
+    ]
+    if (vocabulary.ensembl_id != "").any():
+        column = 'a gene id column, e.g. adata.var["ensembl_id"]'
+    else:
         column = 'a column of symbols, e.g. adata.var["gene_symbols"]: this vocabulary knows no Ensembl ids'
     raise GeneError(
-        f"slice {piece.name!r} ({piece.organism}) does not meet the vocabulary ({vocabulary.organism}): "
+        f"slice {tissue.name!r} ({tissue.organism}) does not fit the vocabulary ({vocabulary.organism}): "
         f"{coverage.n_matched} of {coverage.n_genes} genes matched, {coverage.share_counts:.1%} of the counts covered "
-        f"(needed: {needed} genes and {floor:.0%}). Unmatched genes of the slice: {theirs}; genes of the vocabulary: "
-        f"{ours}. Mend: pass the right organism= (--organism) when reading; for another species pass orthologs= "
-        "(--orthologs: slice gene -> vocabulary gene, with the same kind of names as the slice); or add "
-        f"{column}."
-    )
-
-
-def _first_genes(vocabulary: GeneBook, n: int) -> list[tuple[str, str]]:
-    return list(
-        zip(vocabulary.ensembl_id[:n].tolist(), vocabulary.symbol[:n].tolist(), strict=True)
+        f"(needed: {needed} genes and {floor:.0%}). Unmatched genes of the slice: {unmatched}; genes of the "
+        f"vocabulary: {', '.join(known)}. Fix: pass the right organism= (--organism) when reading; for another "
+        "species pass orthologs= (--orthologs: slice gene -> vocabulary gene, with the same kind of names as the "
+        f"slice); or add {column}."
     )
 
 
 def _shown(gene: str, symbol: str) -> str:
-    return f"{symbol} ({gene})" if gene and symbol else symbol or gene or "(no name)"
+    """Return the names of a gene for messages."""
+    if gene and symbol:
+        return f"{symbol} ({gene})"
+    return str(symbol or gene or "(no name)")
 
 
-def _warn_letter_case(mine: str, theirs: str) -> None:
+def _warn_letter_case(organism: str, vocabulary_organism: str) -> None:
     warnings.warn(
-        f"{mine} genes are matched to the {theirs} vocabulary by symbol without regard to case (Ace2 = ACE2), which "
-        "only approximates one-to-one orthologs; pass orthologs= (a two-column table: slice gene, vocabulary gene)",
+        f"{organism} genes are matched to the {vocabulary_organism} vocabulary by symbol without regard to case "
+        "(Ace2 = ACE2), which only approximates one-to-one orthologs; pass orthologs= (a two-column table: slice gene, "
+        "vocabulary gene)",
         TerrazzoWarning,
         stacklevel=5,
     )
@@ -277,40 +316,64 @@ def _warn_mixed(organism: str) -> None:
     )
 
 
-def _index(names: list[str], unique: bool = False) -> dict[str, int]:
-    """Name -> first position; with ``unique`` names that occur twice are left out."""
-    found: dict[str, int] = {}
-    repeated: set[str] = set()
+def _first_positions(names: list[str]) -> dict[str, int]:
+    """Return the first position of each name."""
+    positions: dict[str, int] = {}
     for position, name in enumerate(names):
-        if name and name in found:
-            repeated.add(name)
-        elif name:
-            found[name] = position
-    return {name: at for name, at in found.items() if name not in repeated} if unique else found
+        if name:
+            positions.setdefault(name, position)
+    return positions
 
 
-def _coverage(piece: Counted, row: np.ndarray, by: dict[str, int], n_lost: int) -> Coverage:
-    known = row >= 0
-    matched = np.asarray(piece.counts @ known.astype(np.float64)).ravel()
-    total = piece.total_counts
-    filled = total > 0
-    per_gene = np.bincount(piece.counts.indices, weights=piece.counts.data, minlength=piece.n_genes)
-    unmatched = np.flatnonzero(~known)
-    top = unmatched[np.argsort(-per_gene[unmatched], kind="stable")[:_N_EXAMPLES]]
-    examples = tuple(_shown(str(piece.gene_ids[i]), str(piece.gene_symbols[i])) for i in top)
-    n_matched = int(known.sum())
+def _only_positions(names: list[str]) -> dict[str, int]:
+    """Return the position of each name that occurs once."""
+    positions = _first_positions(names)
+    for position, name in enumerate(names):
+        if name in positions and positions[name] != position:
+            del positions[name]
+    return positions
+
+
+def _coverage(tissue: Counted, row: Ints, by: dict[str, int], n_lost: int) -> Coverage:
+    """Measure what is matched: row of each gene in the vocabulary, genes by way, genes lost to orthologs."""
+    is_matched = row >= 0
+    n_matched = int(is_matched.sum())
+    n_tokens = len(np.unique(row[is_matched]))
+    matched_counts = np.asarray(tissue.counts @ is_matched.astype(np.float64)).ravel()
+    total = tissue.total_counts
+    has_counts = total > 0
+    share_counts = 0.0
+    min_cell_share = 0.0
+    if has_counts.any():
+        share_counts = float(matched_counts.sum() / total.sum())
+        cell_share = matched_counts[has_counts] / total[has_counts]
+        min_cell_share = float(cell_share.min())
     return Coverage(
-        n_genes=piece.n_genes,
+        n_genes=tissue.n_genes,
         n_matched=n_matched,
-        n_unmatched=piece.n_genes - n_matched,
-        share_counts=float(matched.sum() / total.sum()) if filled.any() else 0.0,
-        min_cell_share=float((matched[filled] / total[filled]).min()) if filled.any() else 0.0,
-        n_empty_after=int((matched == 0).sum()),
-        n_merged=n_matched - len(np.unique(row[known])),
+        n_unmatched=tissue.n_genes - n_matched,
+        share_counts=share_counts,
+        min_cell_share=min_cell_share,
+        n_empty_after=int((matched_counts == 0).sum()),
+        n_merged=n_matched - n_tokens,
         by=by,
-        unmatched_examples=examples,
-        n_ortholog_lost=int(n_lost),
+        unmatched_examples=_examples(tissue, ~is_matched),
+        n_ortholog_lost=n_lost,
     )
+
+
+def _examples(tissue: Counted, is_unmatched: Bools) -> tuple[str, ...]:
+    """Return names of the unmatched genes with most counts."""
+    counts = tissue.counts
+    per_gene = np.bincount(counts.indices, weights=counts.data, minlength=tissue.n_genes)
+    unmatched = np.flatnonzero(is_unmatched)
+    falling = np.argsort(-per_gene[unmatched], kind="stable")
+    examples = []
+    for column in unmatched[falling[:_N_EXAMPLES]]:
+        gene = str(tissue.gene_ids[column])
+        symbol = str(tissue.gene_symbols[column])
+        examples.append(_shown(gene, symbol))
+    return tuple(examples)
 
 
 def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -325,7 +388,7 @@ def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        str columns ``source``, ``target``; Ensembl versions stripped, incomplete rows left out.
+        str columns ``source``, ``target``; Ensembl versions removed, incomplete rows left out.
 
     Raises
     ------
@@ -343,26 +406,27 @@ def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
     if suffix in (".pkl", ".pickle"):
         content = safe_unpickle(path)
         if not isinstance(content, dict):
-            raise CheckpointError(
-                f"{path} holds a {type(content).__name__}, not a dict of gene -> gene"
-            )
+            kind = type(content).__name__
+            raise CheckpointError(f"{path} contains a {kind}, not a dict of gene -> gene")
         return _pairs(content, str(path))
+    if suffix not in (".parquet", ".csv", ".tsv", ".txt"):
+        raise InputError(f"{path}: a gene table is .csv, .tsv, .parquet or .pkl")
     try:
         if suffix == ".parquet":
             return _pairs(pd.read_parquet(path), str(path))
-        if suffix in (".csv", ".tsv", ".txt"):
-            lines = pd.read_csv(path, sep="," if suffix == ".csv" else "\t", header=None, dtype=str)
-            headless = any(ensembl_id(str(name)) for name in lines.iloc[0])
-            return _pairs(lines if headless else lines.iloc[1:], str(path))
+        return _pairs(_read_text_table(path, "," if suffix == ".csv" else "\t"), str(path))
     except InputError:
         raise
-    except (
-        OSError,
-        ValueError,
-        IndexError,
-    ) as error:  # pandas and pyarrow errors are ValueErrors or OSErrors
+    except (OSError, ValueError, IndexError) as error:  # those of pandas and pyarrow are among them
         raise InputError(f"{path} cannot be read as a table: {error}") from error
-    raise InputError(f"{path}: a gene table is .csv, .tsv, .parquet or .pkl")
+
+
+def _read_text_table(path: Path, separator: str) -> pd.DataFrame:
+    """Read a table of text, without its header line if it has one: a line without Ensembl ids."""
+    lines = pd.read_csv(path, sep=separator, header=None, dtype=str)
+    if any(ensembl_id(str(name)) for name in lines.iloc[0]):
+        return lines
+    return lines.iloc[1:]
 
 
 def _pairs(table: GeneTable, what: str) -> pd.DataFrame:
@@ -370,37 +434,39 @@ def _pairs(table: GeneTable, what: str) -> pd.DataFrame:
     if isinstance(table, str | os.PathLike):
         return load_orthologs(table)
     if isinstance(table, Mapping):
-        rows = [
-            (key, one)
-            for key, value in table.items()
-            for one in (value if _is_many(value) else (value,))
-        ]
-        frame = pd.DataFrame(rows, columns=["source", "target"], dtype=object)
+        frame = _mapping_pairs(table)
     elif isinstance(table, pd.DataFrame) and table.shape[1] == 2:
         frame = table.set_axis(["source", "target"], axis=1)
     else:
-        shown = list(table.columns) if isinstance(table, pd.DataFrame) else type(table).__name__
+        is_frame = isinstance(table, pd.DataFrame)
+        shown = list(table.columns) if is_frame else type(table).__name__
         raise InputError(
             f"{what} must be a dict or a two-column table (slice gene, vocabulary gene), not {shown}"
         )
-    frame = frame.dropna().astype(str)
-    frame = frame.map(lambda name: ensembl_id(name) or name.strip())
-    return frame[(frame["source"] != "") & (frame["target"] != "")].drop_duplicates(
-        ignore_index=True
-    )
+    names = frame.dropna().astype(str).map(lambda name: ensembl_id(name) or name.strip())
+    is_complete = (names["source"] != "") & (names["target"] != "")
+    return names[is_complete].drop_duplicates(ignore_index=True)
 
 
-def _is_many(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | frozenset)
+def _mapping_pairs(table: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the pairs of a dict, whose values may be several genes."""
+    rows = []
+    for source, value in table.items():
+        is_many = isinstance(value, list | tuple | set | frozenset)
+        for target in value if is_many else (value,):
+            rows.append((source, target))
+    return pd.DataFrame(rows, columns=["source", "target"], dtype=object)
 
 
 def _one_to_one(pairs: pd.DataFrame) -> tuple[dict[str, str], set[str]]:
     """Split the pairs into one-to-one ones and the sources of all others."""
-    once = ~pairs["source"].duplicated(keep=False) & ~pairs["target"].duplicated(keep=False)
-    used = pairs[once]
-    return dict(zip(used["source"], used["target"], strict=True)), set(pairs.loc[~once, "source"])
+    source, target = pairs["source"], pairs["target"]
+    is_repeated = source.duplicated(keep=False) | target.duplicated(keep=False)
+    one_to_one = dict(zip(source[~is_repeated], target[~is_repeated], strict=True))
+    return one_to_one, set(source[is_repeated])
 
 
 def _unambiguous(pairs: pd.DataFrame) -> dict[str, str]:
+    """Return the pairs whose source occurs once."""
     used = pairs[~pairs["source"].duplicated(keep=False)]
     return dict(zip(used["source"], used["target"], strict=True))

@@ -1,10 +1,10 @@
-"""Gene names of a slice: Ensembl ids, symbols, duplicates, and the organism they tell."""
+"""Gene names of a slice: Ensembl ids, symbols, duplicates, and the organism that they belong to."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,27 @@ import numpy as np
 import pandas as pd
 
 from terrazzo import keys
+from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, TerrazzoWarning
+
+__all__ = [
+    "ORGANISMS",
+    "GeneNames",
+    "ensembl_id",
+    "find_organism",
+    "merge_plan",
+    "parse_organism",
+    "read_gene_names",
+    "strip_genome",
+    "warn_merged",
+]
 
 ORGANISMS = ("human", "mouse", "mixed", "unknown")
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G(?:R\d{10}|\d{11}))(?:\.\d+)?(?:_PAR_Y)?")
 _GENOME = re.compile(r"(GRCh\d+|hg\d+|GRCm\d+|mm\d+)(?:[.-][\w.-]*?)?_+(?=\S)")
 _TITLE = re.compile(r"[A-Z][^A-Z]*[a-z][^A-Z]*")
+_SPECIES = {"": "human", "MUS": "mouse"}  # between ENS and G of an Ensembl id
+_N_SHOWN = 5  # genes that a warning names
 _MIXED_SHARE = 0.01  # a second organism counts from this share of the named genes on
 _ORGANISM_WORDS = {
     "human": ("human", "homo sapiens", "h sapiens", "hsapiens", "9606", "ncbitaxon:9606"),
@@ -27,13 +42,21 @@ _ORGANISM_WORDS = {
 
 @dataclass(frozen=True)
 class GeneNames:
-    """Names of the g columns of a matrix: Ensembl ids and symbols ("" unknown), and the organism each one tells."""
+    """Names of the g columns of a matrix.
+
+    Attributes
+    ----------
+    gene_ids, gene_symbols
+        str (g,): Ensembl ids and symbols, "" where unknown.
+    column_organism
+        str (g,): "human", "mouse" or "other", by id or genome prefix; "" where neither says it.
+    """
 
     gene_ids: np.ndarray
     gene_symbols: np.ndarray
     column_organism: np.ndarray
 
-    def take(self, columns: np.ndarray) -> GeneNames:
+    def take(self, columns: Ints) -> GeneNames:
         """Return the names of some columns."""
         return GeneNames(
             self.gene_ids[columns], self.gene_symbols[columns], self.column_organism[columns]
@@ -42,13 +65,15 @@ class GeneNames:
 
 def strip_genome(name: str) -> str:
     """Remove a genome prefix: ``GRCh38_TP53`` -> ``TP53``, ``mm10___Trp53`` -> ``Trp53``."""
-    return _GENOME.sub("", name, count=1) if _GENOME.match(name) else name
+    if _GENOME.match(name) is None:
+        return name
+    return _GENOME.sub("", name, count=1)
 
 
 def ensembl_id(name: str) -> str:
     """Return the Ensembl gene id in ``name`` without genome prefix and version, "" if it is none."""
-    found = _ENSEMBL.fullmatch(strip_genome(name))
-    return found.group(1) if found else ""
+    match = _ENSEMBL.fullmatch(strip_genome(name))
+    return match.group(1) if match else ""
 
 
 def read_gene_names(var: pd.DataFrame) -> GeneNames:
@@ -58,26 +83,36 @@ def read_gene_names(var: pd.DataFrame) -> GeneNames:
     ``keys.SYMBOL_COLUMNS``, else in the index (an Ensembl id is not a symbol).
     """
     index = _texts(var.index)
-    id_columns = [_texts(var[name]) for name in keys.ENSEMBL_COLUMNS if name in var.columns]
-    symbol_columns = [_texts(var[name]) for name in keys.SYMBOL_COLUMNS if name in var.columns]
-    ids = [""] * len(index)
-    for source in [*id_columns, index, *symbol_columns]:
-        ids = [known or ensembl_id(name) for known, name in zip(ids, source, strict=True)]
-    symbols = [""] * len(index)
-    for source in [*symbol_columns, index]:
-        symbols = [
-            known or ("" if ensembl_id(name) else strip_genome(name))
-            for known, name in zip(symbols, source, strict=True)
-        ]
-    organisms = ["" for _ in index]
-    for source in [*id_columns, index, *symbol_columns]:
-        organisms = [
-            known or _name_organism(name) for known, name in zip(organisms, source, strict=True)
-        ]
-    return GeneNames(_array(ids), _array(symbols), _array(organisms))
+    id_columns = _text_columns(var, keys.ENSEMBL_COLUMNS)
+    symbol_columns = _text_columns(var, keys.SYMBOL_COLUMNS)
+    all_columns = [*id_columns, index, *symbol_columns]
+    return GeneNames(
+        gene_ids=_first_found(all_columns, ensembl_id),
+        gene_symbols=_first_found([*symbol_columns, index], _symbol),
+        column_organism=_first_found(all_columns, _name_organism),
+    )
 
 
-def merge_plan(names: GeneNames) -> tuple[np.ndarray, np.ndarray]:
+def _text_columns(var: pd.DataFrame, names: Iterable[str]) -> list[list[str]]:
+    """Return the columns of these names that the table has."""
+    return [_texts(var[name]) for name in names if name in var.columns]
+
+
+def _first_found(columns: list[list[str]], read: Callable[[str], str]) -> np.ndarray:
+    """Return for each gene what is read from the first column that says something, str (g,)."""
+    values = [""] * len(columns[0])
+    for column in columns:
+        for i, name in enumerate(column):
+            values[i] = values[i] or read(name)
+    return np.asarray(values, dtype=np.str_)
+
+
+def _symbol(name: str) -> str:
+    """Return a symbol without genome prefix, "" for an Ensembl id."""
+    return "" if ensembl_id(name) else strip_genome(name)
+
+
+def merge_plan(names: GeneNames) -> tuple[Ints, Ints]:
     """Find the columns that are one gene: same Ensembl id, or same symbol where neither has an id.
 
     Returns
@@ -87,33 +122,41 @@ def merge_plan(names: GeneNames) -> tuple[np.ndarray, np.ndarray]:
     first
         int64 (merged,), the first column of each merged one; merged columns keep the order of first occurrence.
     """
-    seen: dict[tuple[str, str], int] = {}
+    merged_of: dict[tuple[str, str], int] = {}
     column = np.empty(len(names.gene_ids), dtype=np.int64)
     first: list[int] = []
-    rows = zip(
-        names.gene_ids.tolist(),
-        names.gene_symbols.tolist(),
-        names.column_organism.tolist(),
-        strict=True,
-    )
+    ids = names.gene_ids.tolist()
+    symbols = names.gene_symbols.tolist()
+    organisms = names.column_organism.tolist()
+    rows = zip(ids, symbols, organisms, strict=True)
     for position, (gene, symbol, organism) in enumerate(rows):
-        key = ("id", gene) if gene else (f"symbol {organism}", symbol)
-        if not gene and not symbol:
+        if gene:
+            key = ("id", gene)
+        elif symbol:
+            key = (f"symbol {organism}", symbol)
+        else:
             key = ("unnamed", str(position))
-        if key not in seen:
-            seen[key] = len(first)
+        if key not in merged_of:
+            merged_of[key] = len(first)
             first.append(position)
-        column[position] = seen[key]
+        column[position] = merged_of[key]
     return column, np.asarray(first, dtype=np.int64)
 
 
-def warn_merged(names: GeneNames, column: np.ndarray, first: np.ndarray) -> None:
+def warn_merged(names: GeneNames, column: Ints, first: Ints) -> None:
     """Warn that columns of the same gene were summed, naming up to five genes."""
-    repeated = first[np.bincount(column, minlength=len(first)) > 1]
-    shown = [str(names.gene_symbols[i] or names.gene_ids[i]) for i in repeated[:5]]
-    more = f" and {len(repeated) - 5} more" if len(repeated) > 5 else ""
+    n_columns = np.bincount(column, minlength=len(first))
+    repeated = first[n_columns > 1]
+    shown = []
+    for position in repeated[:_N_SHOWN]:
+        name = names.gene_symbols[position] or names.gene_ids[position]
+        shown.append(str(name))
+    text = ", ".join(shown)
+    n_more = len(repeated) - _N_SHOWN
+    if n_more > 0:
+        text = f"{text} and {n_more} more"
     warnings.warn(
-        f"{len(repeated)} genes stand in more than one column; their columns were summed: {', '.join(shown)}{more}",
+        f"{len(repeated)} genes are in more than one column; their columns were summed: {text}",
         TerrazzoWarning,
         stacklevel=4,
     )
@@ -127,45 +170,50 @@ def parse_organism(value: str) -> str:
     ConfigError
         If it is none of them (nor a usual name of one, such as "Homo sapiens").
     """
-    found = _recognize(value)
-    if found is None:
-        raise ConfigError(f"organism {value!r} is not known; use one of: {', '.join(ORGANISMS)}")
-    return found
+    organism = _recognize(value)
+    if organism is None:
+        known = ", ".join(ORGANISMS)
+        raise ConfigError(f"organism {value!r} is not known; use one of: {known}")
+    return organism
 
 
 def find_organism(obs: pd.DataFrame, uns: Mapping[str, Any], names: GeneNames) -> str:
-    """Tell the organism from ``uns["organism"]``, ``obs["organism"]``, Ensembl ids or genome prefixes, then symbols.
+    """Find the organism in ``uns["organism"]``, ``obs["organism"]``, Ensembl ids or genome prefixes, then symbols.
 
-    Warns (``TerrazzoWarning``) when human and mouse genes are both there.
+    Warns (``TerrazzoWarning``) when there are both human and mouse genes.
     """
     stated = _stated_organism(obs, uns)
     if stated is not None:
         return stated
-    known, n_of = np.unique(names.column_organism[names.column_organism != ""], return_counts=True)
-    if len(known):
-        share = dict(zip(known.tolist(), (n_of / n_of.sum()).tolist(), strict=True))
-        human, mouse = share.get("human", 0.0), share.get("mouse", 0.0)
-        if human > _MIXED_SHARE and mouse > _MIXED_SHARE:
-            warnings.warn(
-                f"the slice holds human ({human:.0%}) and mouse ({mouse:.0%}) genes: a model uses those of its "
-                "own organism only. Pass organism= if one of them is not meant.",
-                TerrazzoWarning,
-                stacklevel=4,
-            )
-            return "mixed"
-        best = max(share, key=lambda name: share[name])
-        return best if best in ("human", "mouse") else "unknown"
-    return _symbol_organism(names.gene_symbols.tolist())
+    is_known = names.column_organism != ""
+    organisms, n_genes = np.unique(names.column_organism[is_known], return_counts=True)
+    if len(organisms) == 0:
+        return _symbol_organism(names.gene_symbols.tolist())
+    shares = n_genes / n_genes.sum()
+    share_of = dict(zip(organisms.tolist(), shares.tolist(), strict=True))
+    human = share_of.get("human", 0.0)
+    mouse = share_of.get("mouse", 0.0)
+    if human > _MIXED_SHARE and mouse > _MIXED_SHARE:
+        warnings.warn(
+            f"the slice has human ({human:.0%}) and mouse ({mouse:.0%}) genes: a model uses those of its "
+            "own organism only. Pass organism= if one of them is not meant.",
+            TerrazzoWarning,
+            stacklevel=4,
+        )
+        return "mixed"
+    commonest = str(organisms[np.argmax(shares)])
+    return commonest if commonest in ("human", "mouse") else "unknown"
 
 
 def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
+    """Return the organism that the slice states, if it is one that we know."""
     value = uns.get(keys.ORGANISM) if isinstance(uns, Mapping) else None
-    if isinstance(value, str | bytes | np.str_):
-        found = _recognize(
-            value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-        )
-        if found is not None:
-            return found
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        organism = _recognize(value)
+        if organism is not None:
+            return organism
     if keys.ORGANISM in obs.columns:
         values = obs[keys.ORGANISM].dropna().unique()
         if len(values) == 1:
@@ -174,38 +222,49 @@ def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
 
 
 def _recognize(value: str) -> str | None:
+    """Return the organism of this name, None for a name that is not known."""
     text = re.sub(r"[\s._]+", " ", value.strip().lower())
     if text in ORGANISMS:
         return text
-    return next((organism for organism, words in _ORGANISM_WORDS.items() if text in words), None)
+    for organism, words in _ORGANISM_WORDS.items():
+        if text in words:
+            return organism
+    return None
 
 
 def _name_organism(name: str) -> str:
+    """Return the organism that an Ensembl id or a genome prefix says, "" for neither."""
     gene = ensembl_id(name)
     if gene:
         species = gene[3:-12]
-        return {"": "human", "MUS": "mouse"}.get(species, "other")
-    prefix = _GENOME.match(name)
-    if prefix is None:
+        return _SPECIES.get(species, "other")
+    genome = _GENOME.match(name)
+    if genome is None:
         return ""
-    return "human" if prefix.group(1).startswith(("GRCh", "hg")) else "mouse"
+    is_human = genome.group(1).startswith(("GRCh", "hg"))
+    return "human" if is_human else "mouse"
 
 
 def _symbol_organism(symbols: Iterable[str]) -> str:
-    letters = [symbol for symbol in symbols if re.search("[A-Za-z]{2}", symbol)]
-    title = sum(_TITLE.fullmatch(symbol) is not None for symbol in letters)
-    upper = sum(symbol == symbol.upper() for symbol in letters)
-    if 2 * title > len(letters):
+    """Guess the organism from the letters of most symbols: human ones are in capitals, mouse ones start with one."""
+    n_symbols = 0
+    n_title = 0
+    n_upper = 0
+    for symbol in symbols:
+        if re.search("[A-Za-z]{2}", symbol):
+            n_symbols += 1
+            n_title += _TITLE.fullmatch(symbol) is not None
+            n_upper += symbol == symbol.upper()
+    if 2 * n_title > n_symbols:
         return "mouse"
-    return "human" if 2 * upper > len(letters) else "unknown"
+    if 2 * n_upper > n_symbols:
+        return "human"
+    return "unknown"
 
 
 def _texts(values: pd.Index | pd.Series) -> list[str]:
-    return [
-        "" if missing else str(value).strip()
-        for value, missing in zip(values, pd.isna(values), strict=True)
-    ]
-
-
-def _array(values: list[str]) -> np.ndarray:
-    return np.asarray(values, dtype=np.str_)
+    """Return values as stripped texts, "" where missing."""
+    texts = []
+    for value, is_missing in zip(values, pd.isna(values), strict=True):
+        texts.append("" if is_missing else str(value).strip())
+    return texts

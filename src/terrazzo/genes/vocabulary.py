@@ -1,4 +1,4 @@
-"""The dictionary of the house: which genes a model knows, under which token, and how a slice's genes meet it."""
+"""Vocabulary: the genes that a model knows, with tokens and medians; built from slices or published files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from terrazzo.errors import CheckpointError, ConfigError
 from terrazzo.files import whole_file
@@ -22,19 +23,24 @@ from terrazzo.genes.matching import (
     GeneMatch,
     GeneTable,
     check_floor,
-    load_orthologs,
     match_genes,
 )
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
 from terrazzo.safe_pickle import safe_unpickle
 
-__all__ = ["Coverage", "GeneMatch", "GeneTable", "Vocabulary", "load_orthologs", "safe_unpickle"]
+__all__ = ["Vocabulary"]
 
 _FORMAT_VERSION = 1
 _METADATA_KEY = b"terrazzo_vocabulary"
 _GENE_NAMES = "gene_name_id_dict.pkl"  # symbol -> Ensembl id
 _SCGPT_SPECIAL = ("<pad>", "<cls>", "<eoc>")
+_DTYPES = {
+    "ensembl_id": np.str_,
+    "symbol": np.str_,
+    "token": np.int32,
+    "median": np.float64,
+}
 _COLUMNS = {
     "ensembl_id": pa.string(),
     "symbol": pa.string(),
@@ -74,70 +80,65 @@ class Vocabulary:
     organism: str = "human"
 
     def __post_init__(self) -> None:
-        for name, dtype in (
-            ("ensembl_id", np.str_),
-            ("symbol", np.str_),
-            ("token", np.int32),
-            ("median", np.float64),
-        ):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype).reshape(-1))
+        for name, dtype in _DTYPES.items():
+            column: NDArray[Any] = np.asarray(getattr(self, name), dtype=dtype)
+            object.__setattr__(self, name, column.reshape(-1))
         special = {str(name): int(token) for name, token in self.special.items()}
         object.__setattr__(self, "special", special)
         fault = self._fault()
         if fault:
-            raise ConfigError(f"this is no vocabulary: {fault}")
+            raise ConfigError(f"this is not a vocabulary: {fault}")
 
     def _fault(self) -> str:
-        if len({len(self.ensembl_id), len(self.symbol), len(self.token), len(self.median)}) > 1:
+        """Say what is wrong with the table, "" if nothing is."""
+        lengths = {len(getattr(self, name)) for name in _DTYPES}
+        if len(lengths) > 1:
             return "ensembl_id, symbol, token and median differ in length"
-        tokens = np.concatenate(
-            [self.token, np.asarray(list(self.special.values()), dtype=np.int64)]
-        )
-        values, n_of = np.unique(tokens, return_counts=True)
-        if (n_of > 1).any():
-            return f"token {int(values[n_of > 1][0])} is used more than once"
-        if len(tokens) and tokens.min() < 0:
+        special = np.asarray(list(self.special.values()), dtype=np.int64)
+        tokens, n_rows = np.unique(np.concatenate([self.token, special]), return_counts=True)
+        repeated = tokens[n_rows > 1]
+        if len(repeated):
+            return f"token {int(repeated[0])} is used more than once"
+        if len(tokens) and tokens[0] < 0:
             return "a token is negative"
-        known = self.ensembl_id[self.ensembl_id != ""]
-        if len(np.unique(known)) < len(known):
-            return "an Ensembl id stands in more than one row"
-        if ((self.ensembl_id == "") & (self.symbol == "")).any():
+        has_id = self.ensembl_id != ""
+        has_symbol = self.symbol != ""
+        ids = self.ensembl_id[has_id]
+        if len(np.unique(ids)) < len(ids):
+            return "an Ensembl id is in more than one row"
+        if not (has_id | has_symbol).all():
             return "a gene has neither Ensembl id nor symbol"
-        if not (np.isfinite(self.median) & (self.median > 0)).all():
+        is_fine = np.isfinite(self.median) & (self.median > 0)
+        if not is_fine.all():
             return "medians must be positive finite numbers"
-        return (
-            ""
-            if self.organism in ORGANISMS
-            else f"organism {self.organism!r} is not one of {', '.join(ORGANISMS)}"
-        )
+        if self.organism not in ORGANISMS:
+            return f"organism {self.organism!r} is not one of {', '.join(ORGANISMS)}"
+        return ""
 
     def __len__(self) -> int:
         """Return the number of genes (special tokens not counted)."""
         return len(self.token)
 
     def __repr__(self) -> str:
-        """Say what the vocabulary is in one line."""
-        return f"Vocabulary({len(self)} genes, {self.organism}, n_tokens={self.n_tokens}, special={self.special})"
+        """Describe the vocabulary in one line."""
+        genes = f"{len(self)} genes, {self.organism}"
+        return f"Vocabulary({genes}, n_tokens={self.n_tokens}, special={self.special})"
 
     @property
     def n_tokens(self) -> int:
         """Rows that an embedding table needs: the largest token, special ones included, plus one."""
-        return 1 + max([-1, *self.token.tolist(), *self.special.values()])
+        return _next_token([*self.token.tolist(), *self.special.values()])
 
     def content_hash(self) -> str:
         """Return the sha256 (hex) of all that is in the vocabulary."""
-        table = [
-            self.ensembl_id.tolist(),
-            self.symbol.tolist(),
-            self.token.tolist(),
-            self.median.tolist(),
-        ]
-        text = json.dumps([table, sorted(self.special.items()), self.organism])
+        table = [getattr(self, name).tolist() for name in _DTYPES]
+        special = sorted(self.special.items())
+        text = json.dumps([table, special, self.organism])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def match(
         self,
-        piece: Counted,
+        tissue: Counted,
         *,
         orthologs: GeneTable | None = None,
         aliases: GeneTable | None = None,
@@ -152,7 +153,7 @@ class Vocabulary:
 
         Parameters
         ----------
-        piece
+        tissue
             The slice.
         orthologs
             Slice gene -> vocabulary gene (ids or symbols), as dict, two-column table or path; one-to-one pairs are
@@ -169,21 +170,21 @@ class Vocabulary:
         GeneError
             Coverage under ``floor`` or ``min_genes``.
         InputError
-            ``orthologs`` or ``aliases`` that are no two-column table.
+            ``orthologs`` or ``aliases`` that are not a two-column table.
         """
-        found = match_genes(self, piece, orthologs, aliases)
-        check_floor(found, self, piece, floor, min_genes)
-        return found
+        match = match_genes(self, tissue, orthologs, aliases)
+        check_floor(match, self, tissue, floor, min_genes)
+        return match
 
     def coverage(
         self,
-        piece: Counted,
+        tissue: Counted,
         *,
         orthologs: GeneTable | None = None,
         aliases: GeneTable | None = None,
     ) -> Coverage:
         """Report how much of a slice the vocabulary knows; never raises for too little."""
-        return match_genes(self, piece, orthologs, aliases).coverage
+        return match_genes(self, tissue, orthologs, aliases).coverage
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write one row a gene (``ensembl_id, symbol, token, median``); special tokens go to the schema's metadata."""
@@ -192,13 +193,13 @@ class Vocabulary:
             "organism": self.organism,
             "special": dict(self.special),
         }
-        schema = pa.schema(
-            list(_COLUMNS.items()), metadata={_METADATA_KEY: json.dumps(about).encode()}
-        )
-        columns = [self.ensembl_id.tolist(), self.symbol.tolist(), self.token, self.median]
-        arrays = [
-            pa.array(column, kind) for column, kind in zip(columns, _COLUMNS.values(), strict=True)
-        ]
+        metadata = {_METADATA_KEY: json.dumps(about).encode()}
+        schema = pa.schema(list(_COLUMNS.items()), metadata=metadata)
+        arrays = []
+        for name, kind in _COLUMNS.items():
+            column = getattr(self, name)
+            is_text = column.dtype.kind == "U"
+            arrays.append(pa.array(column.tolist() if is_text else column, kind))
         with whole_file(path) as draft:
             pq.write_table(pa.table(arrays, schema=schema), draft)
 
@@ -221,9 +222,9 @@ class Vocabulary:
                 f"{path} is damaged, truncated or not a parquet file ({error})"
             ) from error
         about = _read_about(path, table)
-        if {name: table.schema.field(name).type for name in table.column_names} != _COLUMNS or any(
-            column.null_count for column in table.columns
-        ):
+        types = {name: table.schema.field(name).type for name in table.column_names}
+        has_missing = any(column.null_count for column in table.columns)
+        if types != _COLUMNS or has_missing:
             raise CheckpointError(
                 f"{path} has columns {table.column_names} of unexpected types or with missing values; "
                 f"a vocabulary has {list(_COLUMNS)}"
@@ -267,29 +268,26 @@ class Vocabulary:
         ConfigError
             No slices or no named genes; an unknown organism.
         """
-        stated = None if organism is None else parse_organism(organism)
+        organism = None if organism is None else parse_organism(organism)
         union, share, organisms = survey(slices)
         if not union.gene_ids:
             raise ConfigError("a vocabulary needs at least one slice with named genes")
-        known = organisms - {"unknown"}
-        found = next(iter(known)) if len(known) == 1 else "mixed" if known else "unknown"
         median = share * target_sum
-        seen = np.isfinite(median)
-        median = np.where(seen, median, np.median(median[seen]) if seen.any() else 1.0)
-        ids, symbols = (
-            np.asarray(union.gene_ids, dtype=np.str_),
-            np.asarray(union.gene_symbols, dtype=np.str_),
-        )
+        has_counts = np.isfinite(median)
+        usual = np.median(median[has_counts]) if has_counts.any() else 1.0
+        median = np.where(has_counts, median, usual)
+        ids = np.asarray(union.gene_ids, dtype=np.str_)
+        symbols = np.asarray(union.gene_symbols, dtype=np.str_)
         order = np.lexsort((symbols, ids))
-        token = np.arange(len(order), dtype=np.int32) + len(special)
-        names = {name: position for position, name in enumerate(special)}
+        n_special = len(special)
+        token = np.arange(len(order), dtype=np.int32) + n_special
         return cls(
-            ids[order],
-            symbols[order],
-            token,
-            median[order],
-            names,
-            found if stated is None else stated,
+            ensembl_id=ids[order],
+            symbol=symbols[order],
+            token=token,
+            median=median[order],
+            special=dict(zip(special, range(n_special), strict=True)),
+            organism=organism or _common_organism(organisms),
         )
 
     @classmethod
@@ -299,8 +297,8 @@ class Vocabulary:
         Parameters
         ----------
         folder
-            Holds ``token_dictionary.pkl``, ``gene_median_dictionary.pkl`` and ``gene_name_id_dict.pkl``. ``<cls>`` gets
-            the first free token (25,426 there) unless it is in the dictionary.
+            With ``token_dictionary.pkl``, ``gene_median_dictionary.pkl`` and ``gene_name_id_dict.pkl``. ``<cls>`` gets
+            the first free token (25,426 for these files) unless it is in the dictionary.
 
         Raises
         ------
@@ -311,7 +309,7 @@ class Vocabulary:
         tokens = _geneformer_dict(folder / "token_dictionary.pkl", int)
         medians = _geneformer_dict(folder / "gene_median_dictionary.pkl", float)
         names = _geneformer_dict(folder / _GENE_NAMES, str)
-        special = {name: int(token) for name, token in tokens.items() if name.startswith("<")}
+        special = _special_tokens(tokens)
         genes = [name for name in tokens if name not in special]
         missing = [name for name in genes if name not in medians]
         if missing:
@@ -322,14 +320,17 @@ class Vocabulary:
         for symbol, gene in names.items():
             symbol_of.setdefault(ensembl_id(gene) or gene, symbol)
         if "<cls>" not in special:
-            special["<cls>"] = 1 + max([-1, *tokens.values()])
+            special["<cls>"] = _next_token(tokens.values())
         ids = [ensembl_id(name) or name for name in genes]
+        symbols = [symbol_of.get(gene, "") for gene in ids]
+        gene_tokens = [tokens[name] for name in genes]
+        gene_medians = [medians[name] for name in genes]
         try:
             return cls(
                 ensembl_id=np.asarray(ids, dtype=np.str_),
-                symbol=np.asarray([symbol_of.get(gene, "") for gene in ids], dtype=np.str_),
-                token=np.asarray([tokens[name] for name in genes], dtype=np.int32),
-                median=np.asarray([medians[name] for name in genes], dtype=np.float64),
+                symbol=np.asarray(symbols, dtype=np.str_),
+                token=np.asarray(gene_tokens, dtype=np.int32),
+                median=np.asarray(gene_medians, dtype=np.float64),
                 special=special,
                 organism="human",
             )
@@ -356,33 +357,28 @@ class Vocabulary:
             A file is missing, damaged or unsafe, or holds anything but tokens by name.
         """
         path = Path(path)
-        try:
-            tokens = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is not readable JSON ({error})") from error
-        if not isinstance(tokens, dict) or not all(type(token) is int for token in tokens.values()):
-            raise CheckpointError(
-                f"{path} is not scGPT's vocabulary: it must hold one whole number a gene name"
-            )
-        for name in _SCGPT_SPECIAL:
-            tokens.setdefault(name, len(tokens))
-        special = {name: tokens.pop(name) for name in list(tokens) if name.startswith("<")}
+        tokens = _scgpt_tokens(path)
+        special = _special_tokens(tokens)
+        genes = [name for name in tokens if name not in special]
         id_of: dict[str, str] = {}
         if gene_dictionaries is not None:
             id_of = _geneformer_dict(Path(gene_dictionaries) / _GENE_NAMES, str)
-        ids, taken = [], set()
-        for name in tokens:
-            gene = ensembl_id(name) or ensembl_id(id_of.get(name, ""))
+        ids = []
+        symbols = []
+        taken = set()
+        for name in genes:
+            own_id = ensembl_id(name)
+            gene = own_id or ensembl_id(id_of.get(name, ""))
             ids.append("" if gene in taken else gene)
             taken.add(gene)
+            symbols.append("" if own_id else name)
+        gene_tokens = [tokens[name] for name in genes]
         try:
             return cls(
                 ensembl_id=np.asarray(ids, dtype=np.str_),
-                symbol=np.asarray(
-                    ["" if ensembl_id(name) else name for name in tokens], dtype=np.str_
-                ),
-                token=np.asarray(list(tokens.values()), dtype=np.int32),
-                median=np.ones(len(tokens)),
+                symbol=np.asarray(symbols, dtype=np.str_),
+                token=np.asarray(gene_tokens, dtype=np.int32),
+                median=np.ones(len(genes)),
                 special=special,
                 organism="human",
             )
@@ -390,16 +386,38 @@ class Vocabulary:
             raise CheckpointError(f"{path}: {error}") from error
 
 
+def _next_token(tokens: Iterable[int]) -> int:
+    """Return the first number above all tokens."""
+    return 1 + max(tokens, default=-1)
+
+
+def _special_tokens(tokens: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens that are not genes, such as ``<pad>``."""
+    return {name: int(token) for name, token in tokens.items() if name.startswith("<")}
+
+
+def _common_organism(organisms: set[str]) -> str:
+    """Return the organism of slices: "mixed" where they differ."""
+    known = organisms - {"unknown"}
+    if not known:
+        return "unknown"
+    if len(known) > 1:
+        return "mixed"
+    return next(iter(known))
+
+
 def _read_about(path: Path, table: pa.Table) -> dict[str, Any]:
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if raw is None:
+    """Read organism and special tokens from the metadata of a parquet file."""
+    metadata = table.schema.metadata or {}
+    if _METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a parquet file but no terrazzo vocabulary")
     try:
-        about = json.loads(raw)
-        version, complete = about["format_version"], {"special", "organism"} <= set(about)
+        about = json.loads(metadata[_METADATA_KEY])
+        version = about["format_version"]
+        is_complete = {"special", "organism"} <= set(about)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the vocabulary's metadata is damaged ({error})") from error
-    if version != _FORMAT_VERSION or not complete:
+    if version != _FORMAT_VERSION or not is_complete:
         raise CheckpointError(
             f"{path} has vocabulary format {version!r}; this terrazzo reads {_FORMAT_VERSION}: install a newer one"
         )
@@ -407,10 +425,31 @@ def _read_about(path: Path, table: pa.Table) -> dict[str, Any]:
 
 
 def _geneformer_dict(path: Path, kind: type) -> dict[str, Any]:
+    """Read a pickled dict of names to values of this kind."""
     content = safe_unpickle(path)
-    allowed = (int, float) if kind is float else (kind,)
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, allowed) for key, value in content.items()
-    ):
+    kinds = (int, float) if kind is float else (kind,)
+    is_fine = isinstance(content, dict)
+    if is_fine:
+        named = all(isinstance(name, str) for name in content)
+        is_fine = named and all(isinstance(value, kinds) for value in content.values())
+    if not is_fine:
         raise CheckpointError(f"{path} is not a dict of names to {kind.__name__}")
     return content
+
+
+def _scgpt_tokens(path: Path) -> dict[str, int]:
+    """Read scGPT's tokens by name, with its special tokens appended where they are missing."""
+    try:
+        tokens = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error})") from error
+    is_fine = isinstance(tokens, dict)
+    if is_fine:
+        is_fine = all(type(token) is int for token in tokens.values())
+    if not is_fine:
+        raise CheckpointError(
+            f"{path} is not scGPT's vocabulary: it must have one whole number for each gene name"
+        )
+    for name in _SCGPT_SPECIAL:
+        tokens.setdefault(name, len(tokens))
+    return tokens

@@ -1,30 +1,79 @@
-"""Crops: boxes of an image, each resized to one size, read when they are asked for."""
+"""Crops: boxes of an image, each resized to one size, read when they are indexed."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from terrazzo.arrays import Bools, Floats
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.images.pixels import MAX_PIXELS, LazyPixels, Padding, read_padded
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["Crops", "boxes_around", "shrink"]
 
-_BAND = 2**22  # pixels of the image that are read at once to be shrunken
+_BAND = 2**22  # pixels of the image that are read at a time to be shrunken
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box on an image, in pixels of one of its levels; pixel i spans i to i + 1."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """Pixels from left to right."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """Pixels from top to bottom."""
+        return self.bottom - self.top
+
+    def moved(self, left: float, top: float) -> Box:
+        """Return a box of the same sides elsewhere."""
+        return Box(
+            left=left,
+            top=top,
+            right=left + self.width,
+            bottom=top + self.height,
+        )
+
+    def scaled(self, x: float, y: float) -> Box:
+        """Return the box on a level of which a pixel of this one is ``x`` wide and ``y`` high."""
+        return Box(
+            left=self.left * x,
+            top=self.top * y,
+            right=self.right * x,
+            bottom=self.bottom * y,
+        )
+
+    def within(self, left: int, top: int) -> tuple[float, float, float, float]:
+        """Return left, top, right and bottom in pixels of a part of the image that starts there, as Pillow has it."""
+        return (
+            self.left - left,
+            self.top - top,
+            self.right - left,
+            self.bottom - top,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Crops:
     """Crops of one image; ``crops[i]``, ``crops[2:5]`` and ``crops[rows]`` read them.
 
-    A box is cut where it lies, between pixels too, and resized by linear interpolation, over all the pixels that it
-    covers where it shrinks (as Pillow does). Where there are coarser levels, the coarsest that still has the pixels
-    serves. What lies beyond the border repeats its pixels, or is white.
+    A box need not start at whole pixels. It is resized by linear interpolation, over all the pixels that it covers
+    where it shrinks (as Pillow does), from the coarsest level of the image that still has the pixels. What is beyond
+    the border repeats its pixels, or is white.
 
     Parameters
     ----------
@@ -44,27 +93,29 @@ class Crops:
     """
 
     source: NDArray[np.uint8] | LazyPixels
-    boxes: NDArray[np.float64]
+    boxes: Floats
     pixels: int = 224
     padding: Padding = "edge"
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.pixels, bool)
-            or not isinstance(self.pixels, (int, np.integer))
-            or self.pixels < 1
-        ):
-            raise ConfigError(
-                f"crops: pixels must be a whole number of at least 1, got {self.pixels!r}."
-            )
+        side = self.pixels
+        is_whole = isinstance(side, (int, np.integer)) and not isinstance(side, bool)
+        if not is_whole or side < 1:
+            raise ConfigError(f"crops: pixels must be a whole number of at least 1, got {side!r}.")
         if self.padding not in ("edge", "white"):
             raise ConfigError(f'crops: padding must be "edge" or "white", got {self.padding!r}.')
-        sides = self.boxes[:, 2:] - self.boxes[:, :2]
-        bad = np.flatnonzero(~(sides > 0).all(axis=1))
-        if len(bad):
-            raise ConfigError(f"crops: box {bad[0]} has no inside: {self.boxes[bad[0]].tolist()}.")
-        largest = float((sides + 2).prod(axis=1).max(initial=0.0))
-        if max(largest, float(self.pixels) ** 2) > MAX_PIXELS:
+        left, top, right, bottom = self.boxes.T
+        width = right - left
+        height = bottom - top
+        has_inside = (width > 0) & (height > 0)
+        if not has_inside.all():
+            number = int(np.argmin(has_inside))
+            box = self.boxes[number].tolist()
+            raise ConfigError(f"crops: box {number} has no inside: {box}.")
+        area = (width + 2) * (height + 2)
+        largest = float(area.max(initial=0.0))
+        returned = float(side) ** 2
+        if max(largest, returned) > MAX_PIXELS:
             raise ConfigError(
                 f"crops: a crop of {largest:.3g} pixels of the image is over the limit of {MAX_PIXELS}."
             )
@@ -77,10 +128,12 @@ class Crops:
         chosen = np.arange(len(self))[rows]
         if chosen.ndim == 0:
             return self._read(self.boxes[chosen])
-        out = np.empty((len(chosen), self.pixels, self.pixels, 3), dtype=np.uint8)
-        for k, row in enumerate(chosen):
-            out[k] = self._read(self.boxes[row])
-        return out
+        side = self.pixels
+        shape = (len(chosen), side, side, 3)
+        crops = np.empty(shape, dtype=np.uint8)
+        for k, box in enumerate(self.boxes[chosen]):
+            crops[k] = self._read(box)
+        return crops
 
     def batches(self, size: int = 64) -> Iterator[NDArray[np.uint8]]:
         """Yield all crops in order, ``size`` at a time, uint8 (size, pixels, pixels, 3); the last may be smaller."""
@@ -89,64 +142,81 @@ class Crops:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def outside(self) -> NDArray[np.bool_]:
-        """Say of each crop whether a part of it lies beyond the border, bool (n,)."""
+    def outside(self) -> Bools:
+        """Return whether a part of each crop is beyond the border, bool (n,)."""
         height, width = self.source.shape[:2]
-        return np.any(
-            np.concatenate([self.boxes[:, :2] < 0, self.boxes[:, 2:] > [width, height]], axis=1),
-            axis=1,
-        )
+        left, top, right, bottom = self.boxes.T
+        beyond_x = (left < 0) | (right > width)
+        beyond_y = (top < 0) | (bottom > height)
+        return beyond_x | beyond_y
 
     def settings_hash(self) -> str:
         """Return the sha256 (hex) of boxes, size and padding: with the image's own hash, what the crops depend on."""
-        digest = hashlib.sha256(f"terrazzo-crops-1 {self.pixels} {self.padding}".encode())
-        digest.update((self.boxes + 0.0).astype("<f8").tobytes())
+        settings = f"terrazzo-crops-1 {self.pixels} {self.padding}"
+        digest = hashlib.sha256(settings.encode())
+        boxes = self.boxes + 0.0  # no negative zeros
+        digest.update(boxes.astype("<f8").tobytes())
         return digest.hexdigest()
 
-    def _read(self, box: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def _read(self, box: Floats) -> NDArray[np.uint8]:
+        """Read one crop."""
         from PIL import Image
 
-        source, box = _level(self.source, _near(box, self.source.shape), self.pixels)
-        shrink = np.maximum(
-            (box[2:] - box[:2]) / self.pixels, 1.0
-        )  # the filter reaches so many pixels over the box
-        low, high = np.floor(box[:2] - shrink).astype(int), np.ceil(box[2:] + shrink).astype(int)
-        held = read_padded(source, low[0], low[1], high[0], high[1], self.padding)
-        place = (*(box[:2] - low), *(box[2:] - low))
-        side = (self.pixels, self.pixels)
-        return np.asarray(Image.fromarray(held).resize(side, Image.Resampling.BILINEAR, box=place))
+        side = self.pixels
+        whole = Box(*box.tolist())
+        near = _near(whole, self.source)
+        source, place = _level(self.source, near, side, side)
+        # The filter reaches so many pixels over the box
+        reach_x = max(place.width / side, 1.0)
+        reach_y = max(place.height / side, 1.0)
+        left = math.floor(place.left - reach_x)
+        top = math.floor(place.top - reach_y)
+        right = math.ceil(place.right + reach_x)
+        bottom = math.ceil(place.bottom + reach_y)
+        around = read_padded(source, left, top, right, bottom, self.padding)
+        picture = Image.fromarray(around)
+        size = (side, side)
+        inside = place.within(left, top)
+        crop = picture.resize(size, Image.Resampling.BILINEAR, box=inside)
+        return np.asarray(crop)
 
 
-def boxes_around(centers: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+def boxes_around(centers: Floats, sides: Floats) -> Floats:
     """Return boxes (n, 4) of these sides, (2,) or (n, 2), around centers (n, 2)."""
     half = np.broadcast_to(sides / 2, centers.shape)
     return np.concatenate([centers - half, centers + half], axis=1)
 
 
-def _near(box: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Move a box that lies far outside to where it sees the same, so that its pixels can be counted."""
-    sides = box[2:] - box[:2]
-    low = np.clip(box[:2], -sides - 4, np.array([shape[1], shape[0]]) + 4.0)
-    return np.concatenate([low, low + sides])
+def _near(box: Box, source: NDArray[np.uint8] | LazyPixels) -> Box:
+    """Move a box that is far outside to where it sees the same, so that its pixels can be counted."""
+    height, width = source.shape[:2]
+    least_left = -box.width - 4
+    least_top = -box.height - 4
+    left = min(max(box.left, least_left), width + 4.0)
+    top = min(max(box.top, least_top), height + 4.0)
+    return box.moved(left, top)
 
 
 def _level(
-    source: NDArray[np.uint8] | LazyPixels,
-    box: NDArray[np.float64],
-    wanted: float | NDArray[np.float64],
-) -> tuple[NDArray[np.uint8] | LazyPixels, NDArray[np.float64]]:
-    """Return the coarsest level on which the box is still ``wanted`` pixels wide and high, and the box there."""
+    source: NDArray[np.uint8] | LazyPixels, box: Box, width: float, height: float
+) -> tuple[NDArray[np.uint8] | LazyPixels, Box]:
+    """Return the coarsest level on which the box still has these sides, in pixels, and the box there."""
     if not isinstance(source, LazyPixels):
         return source, box
-    size = np.array(source.shape[1::-1], dtype=np.float64)
+    full_height, full_width, _ = source.shape
     for level in reversed(source.levels):
-        there = box * np.tile(np.array(level.shape[1::-1]) / size, 2)
-        if level is source or (there[2:] - there[:2] >= wanted).all():
-            return level, there
+        level_height, level_width, _ = level.shape
+        x = level_width / full_width
+        y = level_height / full_height
+        level_box = box.scaled(x, y)
+        is_wide = level_box.width >= width
+        is_high = level_box.height >= height
+        if level is source or (is_wide and is_high):
+            return level, level_box
     return source, box
 
 
-def shrunken(
+def shrink(
     source: NDArray[np.uint8] | LazyPixels, box: tuple[int, int, int, int], max_side: int
 ) -> NDArray[np.uint8]:
     """Return a box of whole pixels, shrunken by averaging to at most ``max_side`` on either side, never enlarged.
@@ -156,40 +226,59 @@ def shrunken(
     InputError
         A box that is empty or reaches outside.
     """
+    x0, y0, x1, y1 = box
+    full_height, full_width = source.shape[:2]
+    in_x = 0 <= x0 < x1 <= full_width
+    in_y = 0 <= y0 < y1 <= full_height
+    is_inside = in_x and in_y
+    if not is_inside or max_side < 1:
+        raise InputError(f"no view of {box} in an image of {full_width} x {full_height} pixels.")
+    whole = Box(*map(float, box))
+    factor = min(1.0, max_side / max(whole.width, whole.height))
+    width = max(1, round(whole.width * factor))
+    height = max(1, round(whole.height * factor))
+    # A level that is only a rounding smaller will do
+    level, place = _level(source, whole, 0.999 * width, 0.999 * height)
+    has_size = place.width == width and place.height == height
+    is_whole = place.left.is_integer() and place.top.is_integer()
+    if has_size and is_whole:
+        left = int(place.left)
+        top = int(place.top)
+        right = int(place.right)
+        bottom = int(place.bottom)
+        return np.array(level[top:bottom, left:right])
+    return _shrink_by_bands(level, place, width, height)
+
+
+def _shrink_by_bands(
+    source: NDArray[np.uint8] | LazyPixels, box: Box, width: int, height: int
+) -> NDArray[np.uint8]:
+    """Average a box to ``width`` x ``height`` pixels, reading a band of it at a time."""
     from PIL import Image
 
-    x0, y0, x1, y1 = box
-    if not (0 <= x0 < x1 <= source.shape[1] and 0 <= y0 < y1 <= source.shape[0]) or max_side < 1:
-        raise InputError(
-            f"no view of {box} in an image of {source.shape[1]} x {source.shape[0]} pixels."
+    full_height, full_width = source.shape[:2]
+    left = math.floor(box.left)
+    right = min(math.ceil(box.right), full_width)
+    source_rows = box.height / height  # for a row of the view
+    area = box.width * source_rows
+    n_rows = max(1, int(_BAND / area))
+    view = np.empty((height, width, 3), dtype=np.uint8)
+    for start in range(0, height, n_rows):
+        stop = min(start + n_rows, height)
+        upper = box.top + start * source_rows
+        lower = box.top + stop * source_rows
+        top = math.floor(upper)
+        bottom = min(math.ceil(lower), full_height)
+        pixels = np.ascontiguousarray(source[top:bottom, left:right])
+        # Rounding may put the end a trifle beyond the border
+        inside = (
+            box.left - left,
+            upper - top,
+            min(box.right - left, right - left),
+            min(lower - top, bottom - top),
         )
-    factor = min(1.0, max_side / max(x1 - x0, y1 - y0))
-    width, height = max(1, round((x1 - x0) * factor)), max(1, round((y1 - y0) * factor))
-    source, (left, top, right, bottom) = _level(
-        source, np.array(box, dtype=np.float64), 0.999 * np.array([width, height])
-    )
-    if (
-        (right - left, bottom - top) == (width, height)
-        and float(left).is_integer()
-        and float(top).is_integer()
-    ):
-        return np.array(source[int(top) : int(bottom), int(left) : int(right)])
-    out = np.empty((height, width, 3), dtype=np.uint8)
-    row = (bottom - top) / height  # pixels of the source in a row of the view
-    rows = max(1, int(_BAND / ((right - left) * row)))
-    first, last = int(np.floor(left)), min(int(np.ceil(right)), source.shape[1])
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        a, b = top + start * row, top + stop * row
-        upper, lower = int(np.floor(a)), min(int(np.ceil(b)), source.shape[0])
-        held = Image.fromarray(np.ascontiguousarray(source[upper:lower, first:last]))
-        place = (
-            left - first,
-            a - upper,
-            min(right - first, held.width),
-            min(b - upper, held.height),
-        )
-        out[start:stop] = np.asarray(
-            held.resize((width, stop - start), Image.Resampling.BOX, box=place)
-        )
-    return out
+        band = Image.fromarray(pixels)
+        size = (width, stop - start)
+        small = band.resize(size, Image.Resampling.BOX, box=inside)
+        view[start:stop] = np.asarray(small)
+    return view

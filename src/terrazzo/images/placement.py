@@ -1,4 +1,4 @@
-"""Do the spots lie on the tissue? A wrong scale or a swap of x and y gives crops of glass, and no error anywhere."""
+"""Check that spots are on the tissue: a wrong scale, or x and y swapped, gives crops of glass and no error."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from terrazzo.arrays import Bools, Floats, Ints
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.images.tissue import TissueImage
 
-_SIDE = 512  # pixels of the picture in which tissue is looked for
+__all__ = ["Placement", "check_spots", "needed", "place_spots", "tissue_mask"]
+
+_SIDE = 512  # pixels of the view in which tissue is looked for
 _RING = 0.04  # share of the longer side at the border from which the color of the glass is taken
-_BLUR = 1.5  # pixels: dust and the dots of the frame are no tissue
-_ENOUGH = 0.95  # of the spots on tissue: nothing to ask
-_GAIN = 0.1  # share of the spots that a swap must bring onto tissue before it is called one
-_LEAST = 0.5  # of the spots on tissue: below it something is wrong, whatever it is
+_BLUR = 1.5  # pixels: dust and the dots of the frame are not tissue
+_ENOUGH = 0.95  # share of the spots on tissue with which the axes are not doubted
+_GAIN = 0.1  # share of the spots that a swap must bring onto tissue to be reported
+_LEAST = 0.5  # share of the spots on tissue below which a warning is given
 _CONTRAST = 12.0  # of 255: two kinds of pixels that are nearer than this are one
+_UNKNOWN = float("nan")
+_SWAP = "swap the two columns (adata.obsm['spatial'] = adata.obsm['spatial'][:, ::-1])"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the spots lie on their image.
+    """Where the spots are on their image.
 
     Attributes
     ----------
     n
         Spots.
     inside, inside_swapped
-        Share of the spots whose center lies on the image: as given, and with x and y swapped.
+        Share of the spots whose center is on the image: as given, and with x and y swapped.
     on_tissue, on_tissue_swapped
         Share whose center looks like tissue; NaN where the image has no glass to tell it from.
     tissue_area
@@ -45,13 +50,14 @@ class Placement:
 
     @property
     def looks_swapped(self) -> bool:
-        """Too few spots lie on tissue, and clearly more would with x and y swapped."""
+        """Whether too few spots are on tissue, and clearly more would be with x and y swapped."""
         gain = self.on_tissue_swapped - self.on_tissue
-        return self.on_tissue < _ENOUGH and gain >= max(_GAIN, 2 / max(self.n, 1) ** 0.5)
+        noise = 2 / max(self.n, 1) ** 0.5
+        return self.on_tissue < _ENOUGH and gain >= max(_GAIN, noise)
 
 
 def needed(image: TissueImage | None, name: str = "slice", scale: bool = True) -> TissueImage:
-    """Return the image that a task cannot do without.
+    """Return the image of a slice, for a task that needs one.
 
     Raises
     ------
@@ -73,32 +79,40 @@ def needed(image: TissueImage | None, name: str = "slice", scale: bool = True) -
 
 
 def place_spots(image: TissueImage, native_xy: ArrayLike) -> Placement:
-    """Say where spots (n, 2), x and y in native coordinates, lie; nothing is refused.
+    """Measure where spots (n, 2), x and y in native coordinates, are; nothing is refused.
 
     Raises
     ------
     InputError
         Positions that are not (n, 2) or not finite.
     """
-    given = image.to_pixels(native_xy)
-    swapped = image.to_pixels(np.asarray(native_xy, dtype=np.float64)[:, ::-1])
-    if len(given) == 0:
-        return Placement(0, 1.0, 1.0, float("nan"), float("nan"), float("nan"))
+    pixels = image.to_pixels(native_xy)
+    native_yx = np.asarray(native_xy, dtype=np.float64)[:, ::-1]
+    swapped_pixels = image.to_pixels(native_yx)
+    if len(pixels) == 0:
+        return Placement(
+            n=0,
+            inside=1.0,
+            inside_swapped=1.0,
+            on_tissue=_UNKNOWN,
+            on_tissue_swapped=_UNKNOWN,
+            tissue_area=_UNKNOWN,
+        )
     tissue = tissue_mask(image)
     return Placement(
-        n=len(given),
-        inside=float(_inside(given, image).mean()),
-        inside_swapped=float(_inside(swapped, image).mean()),
-        on_tissue=_share(tissue, given, image),
-        on_tissue_swapped=_share(tissue, swapped, image),
-        tissue_area=float("nan") if tissue is None else float(tissue.mean()),
+        n=len(pixels),
+        inside=float(_inside(pixels, image).mean()),
+        inside_swapped=float(_inside(swapped_pixels, image).mean()),
+        on_tissue=_share_on_tissue(tissue, pixels, image),
+        on_tissue_swapped=_share_on_tissue(tissue, swapped_pixels, image),
+        tissue_area=_UNKNOWN if tissue is None else float(tissue.mean()),
     )
 
 
 def check_spots(
     image: TissueImage, native_xy: ArrayLike, name: str = "slice", outside: float = 0.0
 ) -> Placement:
-    """Check that spots lie on the image, and on its tissue.
+    """Check that spots are on the image, and on its tissue.
 
     Parameters
     ----------
@@ -109,94 +123,126 @@ def check_spots(
     name
         Of the slice, for messages.
     outside
-        Share of the spots whose center may lie outside the image.
+        Share of the spots whose center may be outside the image.
 
     Returns
     -------
-    What was found.
+    Placement
+        As :func:`place_spots` measures it.
 
     Raises
     ------
     InputError
-        More spots than ``outside`` lie off the image; x and y are swapped: clearly more spots would lie on tissue the
+        More spots than ``outside`` are off the image; x and y are swapped: clearly more spots would be on tissue the
         other way round.
 
     Warns
     -----
     TerrazzoWarning
-        Less than half of the spots lie on tissue, either way.
+        Less than half of the spots are on tissue, either way.
     """
-    found = place_spots(image, native_xy)
-    swap = "swap the two columns (adata.obsm['spatial'] = adata.obsm['spatial'][:, ::-1])"
-    if found.inside < 1 - outside:
-        xy = image.to_pixels(native_xy)
-        (left, top), (right, bottom) = xy.min(axis=0), xy.max(axis=0)
-        mend = "mend its scale (image_xy = native_xy * scale + offset), or leave out the spots that have no image"
+    placement = place_spots(image, native_xy)
+    if placement.inside < 1 - outside:
+        swap_helps = placement.inside_swapped >= 1 - outside
+        pixels = image.to_pixels(native_xy)
+        raise InputError(f"{name}: {_outside_message(placement, image, pixels, swap_helps)}")
+    on_tissue = f"{placement.on_tissue:.0%}"
+    if placement.looks_swapped:
         raise InputError(
-            f"{name}: {round((1 - found.inside) * found.n)} of {found.n} spots lie outside the image: it spans 0 to "
-            f"{image.width} by 0 to {image.height} pixels, they {left:.6g} to {right:.6g} by {top:.6g} to "
-            f"{bottom:.6g}; {f'x and y look swapped: {swap}' if found.inside_swapped >= 1 - outside else mend}."
+            f"{name}: only {on_tissue} of the spots are on tissue, and {placement.on_tissue_swapped:.0%} would be "
+            f"with x and y swapped: {_SWAP}, or look at terrazzo.plot.overlay(adata)."
         )
-    if found.looks_swapped:
-        raise InputError(
-            f"{name}: only {found.on_tissue:.0%} of the spots lie on tissue, and {found.on_tissue_swapped:.0%} would "
-            f"with x and y swapped: {swap}, or look at terrazzo.plot.overlay(adata)."
-        )
-    if found.on_tissue < _LEAST:
+    if placement.on_tissue < _LEAST:
         warnings.warn(
-            f"{name}: only {found.on_tissue:.0%} of the spots lie on what looks like tissue; look at "
-            "terrazzo.plot.overlay(adata) and mend the scale of the image if they are misplaced.",
+            f"{name}: only {on_tissue} of the spots are on what looks like tissue; look at "
+            "terrazzo.plot.overlay(adata) and fix the scale of the image if they are misplaced.",
             TerrazzoWarning,
             stacklevel=2,
         )
-    return found
+    return placement
 
 
-def tissue_mask(image: TissueImage) -> NDArray[np.bool_] | None:
+def _outside_message(
+    placement: Placement, image: TissueImage, pixels: Floats, swap_helps: bool
+) -> str:
+    """Say how many spots are outside the image, and what to do."""
+    n_outside = round((1 - placement.inside) * placement.n)
+    left, top = pixels.min(axis=0)
+    right, bottom = pixels.max(axis=0)
+    if swap_helps:
+        advice = f"x and y look swapped: {_SWAP}"
+    else:
+        advice = "fix its scale (image_xy = native_xy * scale + offset), or leave out the spots that have no image"
+    return (
+        f"{n_outside} of {placement.n} spots are outside the image: it spans 0 to {image.width} by 0 to "
+        f"{image.height} pixels, they {left:.6g} to {right:.6g} by {top:.6g} to {bottom:.6g}; {advice}."
+    )
+
+
+def tissue_mask(image: TissueImage) -> Bools | None:
     """Return where a small view of the image is unlike its border, bool; None where nothing stands out.
 
     The color of the glass is the median of a ring at the border; Otsu's threshold on the distance from it, halved so
-    that pale tissue counts, parts the two.
+    that pale tissue counts, separates the two.
     """
     from scipy.ndimage import gaussian_filter
 
-    small = image.view(max_side=_SIDE).astype(np.float64)
-    n = max(1, int(_RING * max(small.shape)))
-    if min(small.shape[:2]) <= 2 * n:
+    view = image.view(max_side=_SIDE).astype(np.float64)
+    sides = view.shape[:2]
+    n = max(1, int(_RING * max(view.shape)))
+    if min(sides) <= 2 * n:
         return None
-    ring = np.ones(small.shape[:2], dtype=bool)
-    ring[n:-n, n:-n] = False
-    distance = gaussian_filter(np.abs(small - np.median(small[ring], axis=0)).max(axis=2), _BLUR)
+    is_ring = np.ones(sides, dtype=bool)
+    is_ring[n:-n, n:-n] = False
+    glass = np.median(view[is_ring], axis=0)
+    difference = np.abs(view - glass).max(axis=2)
+    distance = gaussian_filter(difference, _BLUR)
     threshold = _otsu(distance)
     if threshold is None:
         return None
-    mask: NDArray[np.bool_] = distance > threshold / 2
+    mask: Bools = distance > threshold / 2
     return mask
 
 
-def _otsu(values: NDArray[np.float64]) -> float | None:
-    """Threshold that parts the values in two as far from each other as can be; None where they are one."""
+def _otsu(values: Floats) -> float | None:
+    """Return the threshold that separates values into the two most distant groups; None where there is only one."""
     counts, edges = np.histogram(values, 256)
     level = (edges[1:] + edges[:-1]) / 2
-    below, total = np.cumsum(counts)[:-1], counts.sum()
+    n_below = np.cumsum(counts)[:-1]
+    n_above = counts.sum() - n_below
     sums = np.cumsum(counts * level)
-    low, high = (
-        sums[:-1] / np.maximum(below, 1),
-        (sums[-1] - sums[:-1]) / np.maximum(total - below, 1),
-    )
-    at = int(np.argmax(below * (total - below) * (high - low) ** 2))
-    return float(level[at]) if high[at] - low[at] >= _CONTRAST else None
+    sum_below = sums[:-1]
+    sum_above = sums[-1] - sum_below
+    mean_below = sum_below / np.maximum(n_below, 1)
+    mean_above = sum_above / np.maximum(n_above, 1)
+    contrast = mean_above - mean_below
+    best = int(np.argmax(n_below * n_above * contrast**2))
+    if contrast[best] < _CONTRAST:
+        return None
+    return float(level[best])
 
 
-def _inside(xy: NDArray[np.float64], image: TissueImage) -> NDArray[np.bool_]:
-    return np.all((xy >= 0) & (xy <= [image.width, image.height]), axis=1)
+def _inside(pixels: Floats, image: TissueImage) -> Bools:
+    """Return which positions are on the image."""
+    x, y = pixels.T
+    in_x = (x >= 0) & (x <= image.width)
+    in_y = (y >= 0) & (y <= image.height)
+    return in_x & in_y
 
 
-def _share(mask: NDArray[np.bool_] | None, xy: NDArray[np.float64], image: TissueImage) -> float:
-    """Share of all spots that lie on tissue; those outside do not."""
+def _share_on_tissue(mask: Bools | None, pixels: Floats, image: TissueImage) -> float:
+    """Return the share of all spots that are on tissue; those outside are not."""
     if mask is None:
-        return float("nan")
-    inside = _inside(xy, image)
-    factor = np.array(mask.shape[::-1]) / [image.width, image.height]
-    at = np.minimum((xy[inside] * factor).astype(int), np.array(mask.shape[::-1]) - 1)
-    return float(mask[at[:, 1], at[:, 0]].sum() / len(xy))
+        return _UNKNOWN
+    x, y = pixels[_inside(pixels, image)].T
+    height, width = mask.shape
+    column = _scaled(x, width / image.width, width)
+    row = _scaled(y, height / image.height, height)
+    n_on_tissue = mask[row, column].sum()
+    return float(n_on_tissue / len(pixels))
+
+
+def _scaled(position: Floats, factor: float, size: int) -> Ints:
+    """Return the pixel of a mask at each position along an axis."""
+    pixel = (position * factor).astype(int)
+    return np.minimum(pixel, size - 1)

@@ -1,9 +1,9 @@
 """One histology image, its scale against the slice, and crops out of it.
 
-Three lengths meet here. *Native* coordinates are those of ``obsm["spatial"]``; *image* pixels are columns and rows of
-``TissueImage.pixels``; micrometers are what biology is measured in. ``image_xy = native_xy * scale + offset`` joins the
-first two, ``microns_per_pixel`` (of this image, not of the full-resolution scan) the last two. Pixel ``i`` spans ``i``
-to ``i + 1``.
+There are three kinds of coordinates. *Native* ones are those of ``obsm["spatial"]``; *image* pixels are columns and
+rows of ``TissueImage.pixels``; micrometers are what biology is measured in. ``image_xy = native_xy * scale + offset``
+relates the first two, ``microns_per_pixel`` (of this image, not of the full-resolution scan) the last two. Pixel ``i``
+spans ``i`` to ``i + 1``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.images.crops import Crops, boxes_around, shrunken
+from terrazzo.images.crops import Crops, boxes_around, shrink
 from terrazzo.images.files import open_pixels
 from terrazzo.images.pixels import (
     MAX_PIXELS,
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+__all__ = ["TissueImage"]
 
-_FAR = 1e9  # pixels: what lies beyond sees the same border, and a box there still has an inside in float64
+_FAR = 1e9  # pixels: boxes beyond it see the same border, and still have an inside in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class TissueImage:
     scale
         ``image_xy = native_xy * scale + offset`` with x the column and y the row; both positive-down.
     scale_y
-        Of y, where it is not that of x; the pixels are then no squares.
+        Of y, where it is not that of x; the pixels are then not square.
     offset
         Image pixel (x, y) of the native origin: not (0, 0) where the image was cut out of the scan.
 
@@ -79,21 +81,11 @@ class TissueImage:
     offset: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        pixels = self.pixels
-        lazy = isinstance(pixels, LazyPixels)
-        if (
-            not (lazy or isinstance(pixels, np.ndarray))
-            or pixels.dtype != np.uint8
-            or pixels.shape[2:] != (3,)
-        ):
-            raise InputError(
-                f"TissueImage needs uint8 pixels of shape (height, width, 3), got {_describe(pixels)}; "
-                "build it with TissueImage.from_array, which converts float, gray and RGBA images."
-            )
-        if 0 in pixels.shape:
-            raise InputError(
-                f"TissueImage has no pixels: shape {pixels.shape}; leave the image out instead."
-            )
+        _check_pixels(self.pixels)
+        if isinstance(self.pixels, np.ndarray):
+            view = self.pixels.view()
+            view.flags.writeable = False
+            object.__setattr__(self, "pixels", view)
         for name in ("scale", "scale_y", "microns_per_pixel"):
             value = getattr(self, name)
             if value is not None or name == "scale":
@@ -103,11 +95,7 @@ class TissueImage:
             raise InputError(
                 f"TissueImage: offset must be two finite numbers, x and y, got {self.offset!r}."
             )
-        object.__setattr__(self, "offset", (float(offset[0]), float(offset[1])))
-        if isinstance(pixels, np.ndarray):
-            view = pixels.view()
-            view.flags.writeable = False
-            object.__setattr__(self, "pixels", view)
+        object.__setattr__(self, "offset", tuple(offset.tolist()))
 
     @property
     def height(self) -> int:
@@ -120,9 +108,10 @@ class TissueImage:
         return int(self.pixels.shape[1])
 
     @property
-    def scales(self) -> NDArray[np.float64]:
+    def scales(self) -> Floats:
         """Image pixels along x and along y in one native unit, float64 (2,)."""
-        return np.array([self.scale, self.scale if self.scale_y is None else self.scale_y])
+        scale_y = self.scale if self.scale_y is None else self.scale_y
+        return np.array([self.scale, scale_y])
 
     @classmethod
     def from_array(
@@ -177,11 +166,8 @@ class TissueImage:
         InputError
             Another shape.
         """
-        return cls(
-            ArrayPixels(array, channels_first=channels_first, max_pixels=max_pixels),
-            microns_per_pixel,
-            **where,
-        )
+        pixels = ArrayPixels(array, channels_first=channels_first, max_pixels=max_pixels)
+        return cls(pixels, microns_per_pixel, **where)
 
     @classmethod
     def from_file(
@@ -204,15 +190,16 @@ class TissueImage:
         microns_per_pixel, scale, **where
             As in :class:`TissueImage`; never guessed from the file's metadata.
         max_pixels
-            Most pixels (width x height) that are decoded at once, default 2**28: the whole of a PNG or JPEG, a segment
-            or a region of a TIFF. Raise it only for a file that you trust.
+            Most pixels (width x height) that are decoded at once, default 2**28: the whole of a PNG or JPEG, a tile or
+            a region of a TIFF. Raise it only for a file that you trust.
 
         Raises
         ------
         InputError
             No such file, another kind of file, too many pixels, or a damaged or truncated file.
         """
-        return cls(open_pixels(Path(path), max_pixels), microns_per_pixel, scale, **where)
+        pixels = open_pixels(Path(path), max_pixels)
+        return cls(pixels, microns_per_pixel, scale, **where)
 
     @classmethod
     def from_spatialdata(cls, sdata: Any, image: str | None = None, **options: Any) -> TissueImage:
@@ -221,7 +208,7 @@ class TissueImage:
 
         return read_image(sdata, image, **options)
 
-    def to_pixels(self, native_xy: ArrayLike) -> NDArray[np.float64]:
+    def to_pixels(self, native_xy: ArrayLike) -> Floats:
         """Return image pixels (column, row) of native coordinates, float64 (n, 2).
 
         Raises
@@ -232,10 +219,11 @@ class TissueImage:
         xy = np.asarray(native_xy, dtype=np.float64)
         if xy.ndim != 2 or xy.shape[1] != 2:
             raise InputError(f"positions must be (n, 2), x and y; got shape {xy.shape}.")
-        if not np.isfinite(xy).all():
-            row = int(np.flatnonzero(~np.isfinite(xy).all(axis=1))[0])
+        is_finite = np.isfinite(xy).all(axis=1)
+        if not is_finite.all():
+            row = int(np.argmin(is_finite))
             raise InputError(
-                f"Cannot crop at {xy[row]} (row {row}): centers must be finite; drop or mend them."
+                f"Cannot crop at {xy[row]} (row {row}): centers must be finite; drop or fix them."
             )
         return xy * self.scales + self.offset
 
@@ -263,7 +251,7 @@ class TissueImage:
         Returns
         -------
         numpy.ndarray
-            uint8, (size, size, 3), a copy. With ``scale_y``, ``size_um`` is other numbers of rows and columns.
+            uint8, (size, size, 3), a copy. With ``scale_y``, ``size_um`` gives different numbers of rows and columns.
 
         Raises
         ------
@@ -274,11 +262,12 @@ class TissueImage:
         """
         size = self._sides(size_px, size_um)
         center = self.to_pixels([[x, y]])[0]
-        limit = size + max(
-            self.height, self.width
-        )  # beyond this every crop is the same: keeps the integers small
-        left, top = np.clip(np.floor(center - size / 2 + 0.5), -limit, limit).astype(int).tolist()
-        return read_padded(self.pixels, left, top, left + int(size[0]), top + int(size[1]), padding)
+        corner = np.floor(center - size / 2 + 0.5)
+        limit = size + max(self.height, self.width)  # beyond it, every crop is the same
+        corner = np.clip(corner, -limit, limit)
+        left, top = corner.astype(int).tolist()
+        width, height = size.tolist()
+        return read_padded(self.pixels, left, top, left + width, top + height, padding)
 
     def crops(
         self,
@@ -309,16 +298,17 @@ class TissueImage:
         """
         centers = np.clip(self.to_pixels(native_xy), -_FAR, _FAR)
         size = np.asarray(size_um, dtype=np.float64)
-        if size.shape not in ((), (len(centers),)) or not (
-            np.isfinite(size).all() and (size > 0).all()
-        ):
+        has_shape = size.shape in ((), (len(centers),))
+        is_positive = np.isfinite(size).all() and (size > 0).all()
+        if not has_shape or not is_positive:
             raise ConfigError(
                 f"crops: size_um must be a positive number of micrometers, or one a row; got {size_um!r}."
             )
         if self.microns_per_pixel is None:
             raise ConfigError("crops: size_um needs an image with microns_per_pixel; set it.")
-        per_um = self.scales / (self.scale * self.microns_per_pixel)
-        return Crops(self.pixels, boxes_around(centers, size[..., None] * per_um), pixels, padding)
+        pixels_per_um = self.scales / (self.scale * self.microns_per_pixel)
+        sides = size[..., None] * pixels_per_um
+        return Crops(self.pixels, boxes_around(centers, sides), pixels, padding)
 
     def box_crops(
         self, native_boxes: ArrayLike, pixels: int = 224, padding: Padding = "edge"
@@ -345,9 +335,8 @@ class TissueImage:
             raise InputError(
                 f"boxes must be (n, 4): left, top, right, bottom; got shape {boxes.shape}."
             )
-        return Crops(
-            self.pixels, self.to_pixels(boxes.reshape(-1, 2)).reshape(-1, 4), pixels, padding
-        )
+        corners = self.to_pixels(boxes.reshape(-1, 2))
+        return Crops(self.pixels, corners.reshape(-1, 4), pixels, padding)
 
     def view(
         self,
@@ -359,15 +348,17 @@ class TissueImage:
     ) -> NDArray[np.uint8]:
         """Return a box of the image (in its pixels) no longer than ``max_side`` on either side, for looking at.
 
-        Read from the coarsest level that will do, and by bands: a large image is never held whole.
+        It is read from the coarsest level that will do, and by bands: a large image is never in memory as a whole.
         """
-        box = (x0, y0, self.width if x1 is None else x1, self.height if y1 is None else y1)
-        return shrunken(self.pixels, box, max_side)
+        right = self.width if x1 is None else x1
+        bottom = self.height if y1 is None else y1
+        return shrink(self.pixels, (x0, y0, right, bottom), max_side)
 
     @cached_property
     def content_hash(self) -> str:
         """Sha256 (hex) of the pixels, or of the bytes of the file that they are in; without scale and offset."""
-        digest = hashlib.sha256(f"terrazzo-image-1 {self.height} {self.width}".encode())
+        sides = f"terrazzo-image-1 {self.height} {self.width}"
+        digest = hashlib.sha256(sides.encode())
         if isinstance(self.pixels, LazyPixels):
             for part in self.pixels.content():
                 digest.update(part)
@@ -375,45 +366,64 @@ class TissueImage:
             digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
 
-    def _sides(self, size_px: int | None, size_um: float | None) -> NDArray[np.int64]:
-        """Columns and rows of a crop."""
+    def _sides(self, size_px: int | None, size_um: float | None) -> Ints:
+        """Return the columns and rows of a crop."""
         if (size_px is None) == (size_um is None):
             raise ConfigError("crop needs either size_px or size_um, one of the two.")
         if size_um is not None:
-            if self.microns_per_pixel is None:
-                raise ConfigError(
-                    "crop: size_um needs an image with microns_per_pixel; set it, or pass size_px."
-                )
-            if not (np.isfinite(size_um) and size_um > 0):
-                raise ConfigError(
-                    f"crop: size_um must be a positive number of micrometers, got {size_um}."
-                )
-            wanted = size_um / self.microns_per_pixel * self.scales / self.scale
-            size = np.maximum(1, np.rint(np.minimum(wanted, MAX_PIXELS))).astype(np.int64)
+            size = self._sides_of_um(size_um)
         else:
-            if (
-                isinstance(size_px, bool)
-                or not isinstance(size_px, (int, np.integer))
-                or size_px < 1
-            ):
-                raise ConfigError(
-                    f"crop: size_px must be a whole number of at least 1, got {size_px!r}."
-                )
-            size = np.full(2, min(int(size_px), MAX_PIXELS), dtype=np.int64)
+            side = min(_whole(size_px, "size_px"), MAX_PIXELS)
+            size = np.full(2, side, dtype=np.int64)
         if size.prod() > MAX_PIXELS:
             raise ConfigError(
                 f"crop: a size of {size[0]} x {size[1]} pixels is over the limit of {MAX_PIXELS} pixels in all."
             )
         return size
 
+    def _sides_of_um(self, size_um: float) -> Ints:
+        """Return the columns and rows of a crop of a physical size, at least one each."""
+        if self.microns_per_pixel is None:
+            raise ConfigError(
+                "crop: size_um needs an image with microns_per_pixel; set it, or pass size_px."
+            )
+        if not (np.isfinite(size_um) and size_um > 0):
+            raise ConfigError(
+                f"crop: size_um must be a positive number of micrometers, got {size_um}."
+            )
+        wanted = size_um / self.microns_per_pixel * self.scales / self.scale
+        rounded = np.rint(np.minimum(wanted, MAX_PIXELS))
+        return np.maximum(1, rounded).astype(np.int64)
 
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
-    return type(value).__name__
+
+def _check_pixels(pixels: Any) -> None:
+    """Refuse what is not uint8 RGB, or empty."""
+    shown = type(pixels).__name__
+    is_rgb = False
+    if isinstance(pixels, (np.ndarray, LazyPixels)):
+        shown = f"{pixels.dtype} {pixels.shape}"
+        is_rgb = pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)
+    if not is_rgb:
+        raise InputError(
+            f"TissueImage needs uint8 pixels of shape (height, width, 3), got {shown}; "
+            "build it with TissueImage.from_array, which converts float, gray and RGBA images."
+        )
+    if 0 in pixels.shape:
+        raise InputError(
+            f"TissueImage has no pixels: shape {pixels.shape}; leave the image out instead."
+        )
+
+
+def _whole(value: Any, name: str) -> int:
+    """Return a whole number of at least 1."""
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or value < 1:
+        raise ConfigError(f"crop: {name} must be a whole number of at least 1, got {value!r}.")
+    return int(value)
 
 
 def _positive(value: Any, name: str) -> float:
+    """Return a positive finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):

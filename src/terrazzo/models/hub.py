@@ -45,7 +45,7 @@ class Located:
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Return True if a source is a name on the hub, ``organization/name`` or with ``@revision``, and not a local path."""
+    """Return True for a name on the hub, ``organization/name`` or with ``@revision``, that is not a local path."""
     name = str(source)
     if _NAME.fullmatch(name) is None or name.startswith("."):
         return False

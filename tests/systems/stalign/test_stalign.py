@@ -113,7 +113,7 @@ def test_genes_need_no_image_and_the_image_no_genes(model: Any, adata: AnnData) 
     np.testing.assert_array_equal(
         embedded(model, foreign, modality="image"), embedded(model, adata, modality="image")
     )
-    with pytest.raises(GeneError, match="does not meet"):
+    with pytest.raises(GeneError, match="does not fit"):
         embedded(model, foreign)
 
 
@@ -367,7 +367,7 @@ def test_two_scales_that_contradict_each_other_are_said(model: Any, adata: AnnDa
 def test_spots_outside_the_image_are_said(model: Any, adata: AnnData) -> None:
     shifted = adata.copy()
     shifted.obsm["spatial"] = shifted.obsm["spatial"] + np.ptp(adata.obsm["spatial"], axis=0) * 2
-    with pytest.raises(InputError, match="90 of 90 spots lie outside the image"):
+    with pytest.raises(InputError, match="90 of 90 spots are outside the image"):
         embedded(model, shifted)
 
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, sum_by_site, variance
+from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, variance
+from terrazzo.sparse import merge_rows
 
 Array = np.ndarray
 
@@ -86,18 +87,18 @@ def test_sums_equal_a_loop(seed: int, n_sites: int) -> None:
     expected = np.zeros((n_sites, counts.shape[1]))
     for cell, site in enumerate(where):
         expected[site] += counts[cell]
-    np.testing.assert_array_equal(sum_by_site(csr(counts), where, n_sites).toarray(), expected)
+    np.testing.assert_array_equal(merge_rows(csr(counts), where, n_sites).toarray(), expected)
 
 
 def test_one_cell_a_site_in_order_is_what_it_was() -> None:
     counts = csr(counts_of(1))
-    assert sum_by_site(counts, np.arange(40), 40) is counts
-    backwards = sum_by_site(counts, np.arange(40)[::-1], 40)
+    assert merge_rows(counts, np.arange(40), 40) is counts
+    backwards = merge_rows(counts, np.arange(40)[::-1], 40)
     np.testing.assert_array_equal(backwards.toarray(), counts.toarray()[::-1])
 
 
 def test_sites_without_cells_have_rows() -> None:
-    found = sum_by_site(csr(np.zeros((0, 3))), np.zeros(0, np.int64), 4)
+    found = merge_rows(csr(np.zeros((0, 3))), np.zeros(0, np.int64), 4)
     assert found.shape == (4, 3)
     assert found.nnz == 0
 

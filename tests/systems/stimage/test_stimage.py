@@ -305,7 +305,7 @@ def test_foreign_genes_and_impossible_settings_are_refused(loud: Any) -> None:
     other = visium(seed=1, organism="mouse")
     other.var_names = [f"Other{i}" for i in range(60)]
     other.var = other.var[[]]
-    with pytest.raises(GeneError, match="does not meet"), pytest.warns(TerrazzoWarning):
+    with pytest.raises(GeneError, match="does not fit"), pytest.warns(TerrazzoWarning):
         embedded(model, other)
     with pytest.raises(ConfigError, match="window"):
         embedded(model, adata, window=0)

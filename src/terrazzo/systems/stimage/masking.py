@@ -45,7 +45,7 @@ class MaskedWindows(Movable):
         bool ``(B, S)``: sites that enter.
     hidden, visible
         bool ``(B, S, m)``: values that are hidden and predicted, and that are shown and predicted from another split of
-        the same counts. False on sites without a cell or count, and on channels without a gene: no loss depends on these.
+        the same counts. False on sites without a cell or count, and on channels without a gene, which no loss reads.
     domain
         int64 ``(B, S)``: macro-domain of each site, -1 for none; None but for the scheme ``"slice"``.
     ids

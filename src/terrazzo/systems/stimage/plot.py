@@ -13,12 +13,13 @@ from scipy import sparse
 from terrazzo.arrays import Floats, Ints
 from terrazzo.config import from_dict
 from terrazzo.errors import InputError, did_you_mean
-from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, sum_by_site, variance
+from terrazzo.expression import PAPER_TOTAL, SliceScale, log_values, variance
 from terrazzo.plot.figures import add_scale, legend_width, scale_of
 from terrazzo.plot.palettes import MISSING_COLOR, color_map
 from terrazzo.plot.tissue import Place, draw, touching_distance
 from terrazzo.slices import Slice
 from terrazzo.slices.grids import Grid, Layout, grid_of
+from terrazzo.sparse import merge_rows
 from terrazzo.systems.stimage.windows import (
     WindowConfig,
     corners,
@@ -260,7 +261,7 @@ def _most_variable_gene(tissue: Slice, grid: Grid, crop: _Crop) -> int:
     cell_sites = grid.site[crop.cells]
     sites, where = np.unique(cell_sites, return_inverse=True)
     cell_counts = tissue.counts[crop.cells]
-    counts = sum_by_site(cell_counts, where, len(sites))
+    counts = merge_rows(cell_counts, where, len(sites))
     values = log_values(counts, PAPER_TOTAL)
     spread = variance(values)
     if spread.any():
@@ -284,7 +285,7 @@ def _gene_values(tissue: Slice, grid: Grid, column: int) -> _GeneValues:
     counts = sparse.csr_matrix(tissue.counts[:, [column]])
     place = np.searchsorted(grid.occupied, grid.site)
     totals = np.bincount(place, tissue.total_counts).astype(np.float64)
-    site_counts = sum_by_site(counts, place, len(grid.occupied))
+    site_counts = merge_rows(counts, place, len(grid.occupied))
     cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray()
     sites = log_values(site_counts, PAPER_TOTAL, totals).toarray()
     scale = SliceScale.fit([site_counts], totals, "paper")
