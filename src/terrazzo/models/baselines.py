@@ -1,4 +1,4 @@
-"""Baselines: principal components of expression, and their means over neighbors, fitted without labels."""
+"""Baselines: principal components of expression, fitted without labels, and their means over neighbors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo._version import __version__
-from terrazzo.arrays import Floats, Vectors
+from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.expression import Choice, chosen_genes, gene_columns, log_counts
+from terrazzo.models.inputs import embed_each
 from terrazzo.slices import Slice
 
 __all__ = [
@@ -42,7 +43,7 @@ WITHIN_3_HOPS = 36
 
 RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
 
-SHORT = 20  # components that are averaged over neighbors
+N_SMOOTHED = 20  # components that are averaged over neighbors
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ class Projection:
 
         genes = chosen_genes(slices, choose)
         tables = [_values(tissue, genes, pearson) for tissue in slices]
-        mean: Vectors | None = None
-        scale: Vectors | None = None
+        mean = None
+        scale = None
         if own_scale:
             by_slice = [standardized(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
             stacked = np.concatenate(by_slice)
@@ -115,22 +116,22 @@ class Projection:
             mean = joined.mean(axis=0)
             scale = joined.std(axis=0)
             stacked = standardized(joined, mean, scale)
-        loadings = np.zeros((len(genes), n_components))  # of slices without variation, all zero
+        loadings = np.zeros((len(genes), n_components))  # stay zero for slices without variation
         if len(stacked) > 1 and stacked.any():
-            n_fitted = min(n_components, *stacked.shape)
-            pca = PCA(n_fitted, random_state=seed).fit(stacked)
+            n_found = min(n_components, *stacked.shape)
+            pca = PCA(n_found, random_state=seed).fit(stacked)
             loadings[:, : len(pca.components_)] = pca.components_.T
         return cls(tuple(genes), loadings, mean, scale, pearson)
 
     def __call__(self, tissue: Slice) -> Vectors:
-        """Return the components of every cell, float32 ``(n_cells, n_components)``; a missing gene counts as average.
+        """Return the components of every cell, float32 ``(n_cells, n_components)``; missing genes count as average.
 
         Raises
         ------
         InputError
             The slice has none of the genes.
         """
-        rows = _measured(self.genes, tissue)
+        rows = _measured(tissue, self.genes)
         values = _values(tissue, [self.genes[row] for row in rows], self.pearson)
         mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
         scale = values.std(axis=0) if self.scale is None else self.scale[rows]
@@ -138,8 +139,8 @@ class Projection:
         return components.astype(np.float32)
 
 
-def _measured(genes: Sequence[str], tissue: Slice) -> list[int]:
-    """Return which of the genes a slice has measured, by their numbers; InputError where it has none."""
+def _measured(tissue: Slice, genes: Sequence[str]) -> list[int]:
+    """Return the numbers of the genes that a slice has; InputError where it has none."""
     columns = gene_columns(tissue)
     numbers = [number for number, gene in enumerate(genes) if gene in columns]
     if not numbers:
@@ -152,13 +153,14 @@ def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
     if not pearson:
         return log_counts(tissue, genes).toarray()
     columns = gene_columns(tissue)
-    chosen = tissue.counts[:, [columns[gene] for gene in genes]]
-    counts = chosen.toarray().astype(np.float32)
+    counts = tissue.counts[:, [columns[gene] for gene in genes]]
+    counts = counts.toarray().astype(np.float32)
     total = np.asarray(tissue.total_counts, dtype=np.float32)
-    share = counts.sum(axis=0) / max(float(total.sum()), 1.0)
+    all_counts = max(float(total.sum()), 1.0)
+    share = counts.sum(axis=0) / all_counts
     expected = total[:, None] * share[None]
-    variance = np.maximum(expected + expected**2 / np.float32(THETA), 1e-12)
-    residual = (counts - expected) / np.sqrt(variance)
+    variance = expected + expected**2 / np.float32(THETA)
+    residual = (counts - expected) / np.sqrt(np.maximum(variance, 1e-12))
     limit = np.float32(np.sqrt(len(counts)))
     return np.clip(residual, -limit, limit)
 
@@ -175,16 +177,14 @@ def neighbor_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
     """Average each row over the cell itself and its ``k`` nearest neighbors."""
     if k == 0 or len(values) == 1:
         return values
-    tree = cKDTree(coords)
-    _, index = tree.query(coords, k=min(k + 1, len(values)), workers=-1)
+    index = _nearest(coords, min(k + 1, len(values)))
     return values[index].mean(axis=1)
 
 
 def rings(values: Vectors, coords: Floats) -> list[Vectors]:
     """Return the mean over five rings of nearest neighbors (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
     n_nearest = min(RINGS[-1] + 1, len(values))
-    tree = cKDTree(coords)
-    _, index = tree.query(coords, k=list(range(1, n_nearest + 1)), workers=-1)
+    index = _nearest(coords, list(range(1, n_nearest + 1)))
     means = []
     for inner, outer in pairwise(RINGS):
         ring = index[:, inner + 1 : outer + 1]
@@ -195,10 +195,15 @@ def rings(values: Vectors, coords: Floats) -> list[Vectors]:
     return means
 
 
+def _nearest(coords: Floats, k: int | list[int]) -> Ints:
+    _, index = cKDTree(coords).query(coords, k=k, workers=-1)
+    return np.asarray(index)
+
+
 def unit(block: Vectors) -> Vectors:
     """Scale a block to a mean norm of one."""
-    norm = float(np.linalg.norm(block, axis=1).mean())
-    return block / max(norm, 1e-12)
+    mean_norm = float(np.linalg.norm(block, axis=1).mean())
+    return block / max(mean_norm, 1e-12)
 
 
 def _own(components: Vectors, coords: Floats) -> Vectors:
@@ -214,23 +219,20 @@ def _three_hops(components: Vectors, coords: Floats) -> Vectors:
 
 
 def _all_hops(components: Vectors, coords: Floats) -> Vectors:
-    one_hop = _one_hop(components, coords)
-    three_hops = _three_hops(components, coords)
-    return np.hstack([components, one_hop, three_hops])
+    return np.hstack([components, _one_hop(components, coords), _three_hops(components, coords)])
 
 
-def _smooth(components: Vectors, coords: Floats) -> Vectors:
-    return _three_hops(components[:, :SHORT], coords)
+def _smoothed(components: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(components[:, :N_SMOOTHED], coords, WITHIN_3_HOPS)
 
 
-def _own_and_smooth(components: Vectors, coords: Floats) -> Vectors:
-    smooth = _smooth(components, coords)
-    return np.hstack([unit(components), unit(smooth)])
+def _own_and_smoothed(components: Vectors, coords: Floats) -> Vectors:
+    return np.hstack([unit(components), unit(_smoothed(components, coords))])
 
 
 def _own_and_rings(components: Vectors, coords: Floats) -> Vectors:
-    short = components[:, :SHORT]
-    return np.hstack([short, *rings(short, coords)])
+    first = components[:, :N_SMOOTHED]
+    return np.hstack([first, *rings(first, coords)])
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ class Kind:
     projection: dict[str, Any] = field(default_factory=dict)
 
 
-_STRONG = {"choose": "autocorrelation", "own_scale": True}
+_SPATIAL = {"choose": "autocorrelation", "own_scale": True}
 
 _PEARSON = {"choose": "autocorrelation", "pearson": True}
 
@@ -263,10 +265,10 @@ KINDS = {
     "pca-nb3": Kind("PCA + neighbor mean, 3 hops", _three_hops),
     "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
     "pearson": Kind("Pearson-residual PCA", _own, _PEARSON),
-    "z50": Kind("Z50 (own cell)", _own, _STRONG),
-    "t1": Kind("T1 (Z20, 3 hops)", _smooth, _STRONG),
-    "t2": Kind("T2 [Z50 ; T1]", _own_and_smooth, _STRONG),
-    "t3": Kind("T3 (Z20, rings)", _own_and_rings, _STRONG),
+    "z50": Kind("Z50 (own cell)", _own, _SPATIAL),
+    "t1": Kind("T1 (Z20, 3 hops)", _smoothed, _SPATIAL),
+    "t2": Kind("T2 [Z50 ; T1]", _own_and_smoothed, _SPATIAL),
+    "t3": Kind("T3 (Z20, rings)", _own_and_rings, _SPATIAL),
 }
 
 
@@ -278,7 +280,7 @@ class VariableGenes:
 
     def __call__(self, tissue: Slice) -> Vectors:
         """Return float32 ``(n_cells, genes)``."""
-        columns = _measured(self.genes, tissue)
+        columns = _measured(tissue, self.genes)
         values = log_counts(tissue, [self.genes[column] for column in columns])
         expression = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
         expression[:, columns] = values.toarray()
@@ -333,51 +335,61 @@ class Baseline:
             The slices have fewer than two genes in common.
         """
         tissues = _tissues(slices)
-        self._use(self._fitted(tissues), tissues)
+        self._set(self._fitted(tissues), tissues)
         return self
 
     def transform(self, tissue: Slice) -> Vectors:
         """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
         project = self._project or self._fitted([tissue])
-        vectors = KINDS[self.name].combine(project(tissue), tissue.coords)
-        return vectors.astype(np.float32)
+        combined = KINDS[self.name].combine(project(tissue), tissue.coords)
+        return combined.astype(np.float32)
 
-    def embed(
-        self, adata: AnnData, *, key_added: str | None = None, **slice_options: Any
-    ) -> AnnData:
-        """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
+    def embed(self, data: Any, *, key_added: str | None = None, **slice_options: Any) -> Any:
+        """Write one vector for every cell into ``obsm["X_<name>"]`` (float32, n x d), with provenance in ``uns``.
 
         Parameters
         ----------
-        adata
-            Raw counts and ``obsm["spatial"]``.
+        data
+            AnnData, SpatialData, path, or a list of these; raw counts.
         key_added
             Another ``obsm`` key.
         **slice_options
-            Passed to :meth:`terrazzo.Slice.from_anndata`.
+            Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
+
+        Returns
+        -------
+        The AnnData (loaded, if ``data`` is a path), the SpatialData, or a list of them.
+
+        Raises
+        ------
+        InputError
+            A slice that cannot be used, or that has none of the genes.
         """
-        tissue = Slice.from_anndata(adata, **slice_options)
         key = key_added or self.default_key
-        adata.obsm[key] = self.transform(tissue)
-        record = {
-            "model": self.title,
-            "model_type": f"baseline:{self.name}",
-            "n_components": self.n_components,
-            "fitted_on": ", ".join(self.fitted_on or (tissue.name,)),
-            "seed": self.seed,
-            "terrazzo_version": __version__,
-        }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
-        return adata
+
+        def embed_one(tissue: Slice, adata: AnnData) -> None:
+            vectors = self.transform(tissue)
+            fitted_on = self.fitted_on or (tissue.name,)
+            record = {
+                "model": self.title,
+                "model_type": f"baseline:{self.name}",
+                "n_components": self.n_components,
+                "fitted_on": ", ".join(fitted_on),
+                "seed": self.seed,
+                "terrazzo_version": __version__,
+            }
+            records.write(adata, key, vectors, record)
+
+        return embed_each(data, slice_options, embed_one)
 
     def _fitted(self, tissues: Sequence[Slice]) -> Callable[[Slice], Vectors]:
         """Return the projection, fitted on slices."""
         if self.name == "expression":
             return VariableGenes(tuple(chosen_genes(tissues, "variance")))
-        options = KINDS[self.name].projection
-        return Projection.fit(tissues, self.n_components, seed=self.seed, **options)
+        settings = KINDS[self.name].projection
+        return Projection.fit(tissues, self.n_components, seed=self.seed, **settings)
 
-    def _use(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
+    def _set(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
         self._project = project
         self.fitted_on = tuple(tissue.name for tissue in tissues)
 
@@ -403,13 +415,15 @@ def fit_baselines(
         key = name if name == "expression" else str(KINDS[name].projection)
         if key not in projections:
             projections[key] = baseline._fitted(tissues)
-        baseline._use(projections[key], tissues)
+        baseline._set(projections[key], tissues)
         fitted[name] = baseline
     return fitted
 
 
 def _tissues(slices: Sequence[AnnData | Slice] | AnnData | Slice) -> list[Slice]:
-    several = [slices] if isinstance(slices, AnnData | Slice) else list(slices)
-    if not several:
+    if isinstance(slices, AnnData | Slice):
+        slices = [slices]
+    tissues = [one if isinstance(one, Slice) else Slice.from_anndata(one) for one in slices]
+    if not tissues:
         raise InputError("a baseline needs at least one slice to be fitted on.")
-    return [one if isinstance(one, Slice) else Slice.from_anndata(one) for one in several]
+    return tissues

@@ -14,13 +14,14 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from terrazzo import datasets, keys
+from terrazzo import datasets, keys, records
 from terrazzo._version import __version__
 from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.baselines import standardized
+from terrazzo.models.inputs import embed_each
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice, open_slice
@@ -32,15 +33,17 @@ from terrazzo.systems.stalign.features import moments
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 from terrazzo.systems.stalign.model import STAlign
 
-__all__ = ["NAMES", "ImageBaseline", "ImageModel", "image_model"]
+__all__ = ["COLORS", "NAMES", "ImageBaseline", "ImageModel", "image_model"]
 
 COLORS = "colors"
 
-OWN = "-own"
+ENCODER = "encoder"
+
+OWN = "-own"  # end of a name: standardized over each slice
 
 NAMES = (COLORS, COLORS + OWN)
 
-_BATCH = 64  # crops that are read together
+BATCH = 64  # crops that are read together
 
 
 class ImageBaseline:
@@ -50,8 +53,8 @@ class ImageBaseline:
     ----------
     name
         ``"colors"``: mean and standard deviation of red, green and blue at two scales, the spot and its niche, 12
-        numbers. ``"encoder"``: a frozen encoder's vector of the niche. With ``-own``, ``"colors-own"``: each number
-        standardized over its slice, which removes most of the effects of stains and scanners.
+        numbers. ``"encoder"``: the vector of a frozen encoder for the niche. With ``-own`` (``"colors-own"``), each
+        number is standardized over its slice, which removes most of the differences between stains and scanners.
     encoder
         Of ``"encoder"``: a loaded one, or the folder of a transformers vision model.
     config
@@ -76,25 +79,24 @@ class ImageBaseline:
         config: STAlignConfig | None = None,
         title: str | None = None,
     ) -> None:
-        known = (*NAMES, "encoder", "encoder" + OWN)
+        known = (*NAMES, ENCODER, ENCODER + OWN)
         if name not in known:
             hint = did_you_mean(name, known, f"There are: {', '.join(known)}.")
             raise ConfigError(f"there is no image baseline {name!r}.{hint}")
-        if name.startswith("encoder") != (encoder is not None):
+        if name.startswith(ENCODER) != (encoder is not None):
             raise ConfigError(
                 f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one."
             )
-        self.name = name
-        self.own_scale = name.endswith(OWN)
         if isinstance(encoder, str | Path):
             encoder = FrozenImageEncoder.from_folder(encoder)
+        self.name = name
+        self.own_scale = name.endswith(OWN)
         self.encoder = encoder
         self.config = config or _config_for(encoder)
-        self.title = title or self._title()
-
-    def _title(self) -> str:
-        title = "Color statistics" if self.encoder is None else "Frozen image encoder"
-        return f"{title}, by slice" if self.own_scale else title
+        default_title = "Color statistics" if encoder is None else "Frozen image encoder"
+        if self.own_scale:
+            default_title += ", by slice"
+        self.title = title or default_title
 
     @property
     def default_key(self) -> str:
@@ -103,58 +105,69 @@ class ImageBaseline:
 
     def embed(
         self,
-        adata: AnnData,
+        data: Any,
         *,
         key_added: str | None = None,
-        image: TissueImage | None = None,
         spot_um: float | None = None,
         cache: str | Path | None = None,
         progress: bool | None = None,
         **slice_options: Any,
-    ) -> AnnData:
-        """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
+    ) -> Any:
+        """Write one vector for every spot into ``obsm["X_<name>"]`` (float32, n x d), with provenance in ``uns``.
 
         Parameters
         ----------
-        adata
-            A slice with its histology.
+        data
+            AnnData, SpatialData, path, or a list of these; with histology.
         key_added
             Another ``obsm`` key.
-        image, spot_um, cache, progress, **slice_options
+        spot_um, cache
             As for :meth:`terrazzo.STAlign.embed`.
+        progress
+            Show progress bars; None: in a terminal and in a notebook.
+        **slice_options
+            Of :meth:`terrazzo.Slice.from_anndata` (``image``, ...) and :class:`terrazzo.slices.Choices`.
+
+        Returns
+        -------
+        The AnnData (loaded, if ``data`` is a path), the SpatialData, or a list of them.
 
         Raises
         ------
         InputError
             No image, or one of unknown scale; spots outside it; x and y swapped.
         """
-        if image is not None:
-            slice_options["image"] = image
-        tissue = Slice.from_anndata(adata, **slice_options)
-        no_genes = np.zeros(0, dtype=np.int64)
-        aligned = AlignedSlice.make(tissue, self.config, no_genes, spot_um=spot_um)
         key = key_added or self.default_key
         bars = Progress(progress)
-        fingerprint = ""
+        encoder_hash = "" if self.encoder is None else self.encoder.fingerprint()
+
+        def embed_one(tissue: Slice, adata: AnnData) -> None:
+            no_genes = np.zeros(0, dtype=np.int64)
+            aligned = AlignedSlice.make(tissue, self.config, no_genes, spot_um=spot_um)
+            vectors = self._vectors(aligned, cache, spot_um, bars)
+            record = {
+                "model": self.title,
+                "model_type": f"image baseline:{self.name}",
+                "checkpoint_sha256": encoder_hash,
+                "microns_per_pixel": aligned.microns_per_pixel,
+                "spot_um": aligned.diameter,
+                "terrazzo_version": __version__,
+            }
+            records.write(adata, key, vectors, record)
+
+        return embed_each(data, slice_options, embed_one)
+
+    def _vectors(
+        self, aligned: AlignedSlice, cache: str | Path | None, spot_um: float | None, bars: Progress
+    ) -> Vectors:
         if self.encoder is None:
-            vectors = _colors(aligned, bars)
+            vectors = self._colors(aligned, bars)
         else:
             vectors = self._encoded(self.encoder, aligned, cache, spot_um, bars)
-            fingerprint = self.encoder.fingerprint()
-        if self.own_scale:
-            mean, deviation = moments(vectors)
-            vectors = standardized(vectors, mean, deviation)
-        adata.obsm[key] = vectors
-        record = {
-            "model": self.title,
-            "model_type": f"image baseline:{self.name}",
-            "checkpoint_sha256": fingerprint,
-            "microns_per_pixel": aligned.microns_per_pixel,
-            "spot_um": aligned.diameter,
-            "terrazzo_version": __version__,
-        }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
-        return adata
+        if not self.own_scale:
+            return vectors
+        mean, deviation = moments(vectors)
+        return standardized(vectors, mean, deviation)
 
     def _encoded(
         self,
@@ -164,7 +177,7 @@ class ImageBaseline:
         spot_um: float | None,
         bars: Progress,
     ) -> Vectors:
-        """Return the encoder's vectors; from the cache where a model with the same encoder and crops stored them."""
+        """Return the encoder's vectors of niches; taken from the cache of a model with the same encoder and crops."""
         no_gene_encoder: Any = None
         store = None
         identity = None
@@ -188,6 +201,13 @@ class ImageBaseline:
         features = reader.read("image", ("niche",))
         return np.asarray(features.niche_image)
 
+    def _colors(self, aligned: AlignedSlice, bars: Progress) -> Vectors:
+        parts = [crops for crops in (aligned.spots, aligned.surroundings) if crops is not None]
+        n_crops = sum(len(crops) for crops in parts)
+        with bars.stage("colors", n_crops) as advance:
+            statistics = [_statistics(crops.batches(BATCH), advance) for crops in parts]
+        return np.concatenate(statistics, axis=1)
+
 
 def _config_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
     if encoder is None:
@@ -196,22 +216,14 @@ def _config_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
     return replace(config, niche_pixels=encoder.image_size, square=True)
 
 
-def _colors(aligned: AlignedSlice, bars: Progress) -> Vectors:
-    """Return the color statistics of spots and niches, side by side."""
-    parts = [crops for crops in (aligned.spots, aligned.surroundings) if crops is not None]
-    n_crops = sum(len(crops) for crops in parts)
-    with bars.stage("colors", n_crops) as advance:
-        statistics = [_statistics(crops.batches(_BATCH), advance) for crops in parts]
-    return np.concatenate(statistics, axis=1)
-
-
 def _statistics(batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], None]) -> Vectors:
     """Return mean and standard deviation of each channel of each crop, on a scale from 0 to 1, ``(n, 6)``."""
     blocks = []
     for crops in batches:
         pixels = crops.reshape(len(crops), -1, 3) / 255.0
-        statistics = [pixels.mean(axis=1), pixels.std(axis=1)]
-        blocks.append(np.concatenate(statistics, axis=1))
+        means = pixels.mean(axis=1)
+        deviations = pixels.std(axis=1)
+        blocks.append(np.concatenate([means, deviations], axis=1))
         advance(len(crops))
     return np.concatenate(blocks).astype(np.float32)
 
@@ -224,22 +236,23 @@ class ImageModel:
     ----------
     title
         Its name in tables.
-    write
-        Its ``embed``: takes a slice, ``key_added`` and other options.
+    model
+        With the method ``embed``.
     options
-        Options that are passed in every call.
+        Of every call of ``embed``.
     key
         ``obsm`` key that it writes.
     """
 
     title: str
-    write: Callable[..., Any]
+    model: ImageBaseline | STAlign
     options: dict[str, Any]
     key: str = "X_image"
 
-    def embed(self, adata: AnnData, **more: Any) -> AnnData:
-        """Write the vectors of a slice."""
-        return self.write(adata, **{"key_added": self.key, **self.options, **more})
+    def embed(self, data: Any, **more: Any) -> Any:
+        """Write the vectors of a slice; as the model's ``embed``."""
+        options = {"key_added": self.key, **self.options, **more}
+        return self.model.embed(data, **options)
 
     def read(self, path: str | Path) -> tuple[AnnData, TissueImage | None]:
         """Read a slice and the image beside it, and embed it; return the slice and the image apart.
@@ -249,18 +262,19 @@ class ImageModel:
         InputError
             As the model's ``embed``, with the path in front.
         """
-        image = datasets.picture(path)
+        beside = datasets.picture(path)
         opened = open_slice(path)
-        options = opened.arguments() if image is None else opened.arguments(image=image)
+        arguments = opened.arguments() if beside is None else opened.arguments(image=beside)
+        image = arguments.get("image")
         try:
-            self.embed(opened.adata, **options)
+            self.embed(opened.adata, **arguments)
         except InputError as error:
             fix = ""
-            if options.get("image") is None:
+            if image is None:
                 sheet = Path(path).with_suffix(".json").name
                 fix = f' Or write into {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
             raise type(error)(f"{path}: {error}{fix}") from error
-        return opened.adata, options.get("image")
+        return opened.adata, image
 
 
 def image_model(
@@ -276,7 +290,7 @@ def image_model(
     device
         Where encoders run.
     cache
-        Folder that frozen features are stored in.
+        Folder for frozen features, which are read from it the next time.
 
     Raises
     ------
@@ -288,20 +302,20 @@ def image_model(
     options: dict[str, Any] = {"cache": cache}
     if source in NAMES:
         baseline = ImageBaseline(str(source))
-        return ImageModel(baseline.title, baseline.embed, options)
+        return ImageModel(baseline.title, baseline, options)
     folder = Path(source)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{source} is not a folder, and not {' or '.join(NAMES)}: pass a checkpoint of ST-Align, or the folder of "
-            "a transformers vision model."
+            f"{source} is not a folder, and not {' or '.join(NAMES)}: pass a checkpoint of ST-Align, or the folder "
+            "of a transformers vision model."
         )
     if not (folder / ckpt.VOCABULARY).is_file():
-        encoder = FrozenImageEncoder.from_folder(folder)
-        baseline = ImageBaseline("encoder", encoder=encoder.to(device), title=folder.resolve().name)
-        return ImageModel(baseline.title, baseline.embed, options)
+        encoder = FrozenImageEncoder.from_folder(folder).to(device)
+        title = folder.resolve().name
+        return ImageModel(title, ImageBaseline(ENCODER, encoder=encoder, title=title), options)
     model = load(folder, device=device)
     if not isinstance(model, STAlign):
         raise ConfigError(
             f"{source} holds a {model.title}, which sees no image; pass a checkpoint of ST-Align."
         )
-    return ImageModel(model.title, model.embed, {**options, "modality": "image"})
+    return ImageModel(model.title, model, {**options, "modality": "image"})
