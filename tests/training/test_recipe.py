@@ -1,72 +1,64 @@
-"""Recipes: each loads, every key has its comment, and `paper` says what the paper says."""
+"""Recipes: each loads, every key has its comment, `paper` is as published, and nothing foreign passes."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-import terrazzo as tz
 from terrazzo.errors import ConfigError
-from terrazzo.training.recipe import PretrainConfig, changed, load, save
+from terrazzo.systems import registry
+from terrazzo.systems.stofm.config import preset
+from terrazzo.training.recipe import (
+    load_recipe,
+    recipe_about,
+    recipe_from_dict,
+    recipe_text,
+    save_recipe,
+)
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RECIPES = sorted(CONFIGS.glob("st*-*.yaml"))
+NAMES = sorted(registry.recipe_files())
 SCHEMES = ("patch", "spot", "multi-spot", "slice")
-# settings of one system alone, which the recipes of the others need not state
-OWN = {
-    "stofm": (
-        "adapt.",
-        "pretrain.",
-        "model.subslices.",
-        "data.batch_cells",
-        "data.batch_subslices",
-        "data.block",
-        "data.buffer_blocks",
-    ),
-    "stimage": ("patches.", "model.patches", "data.batch_windows", "data.windows_per_slice"),
-    "stalign": ("align.", "model.image_encoder", "model.gene_encoder", "data.batch_spots"),
-}
-FOREIGN = {name: tuple(key for other in OWN if other != name for key in OWN[other]) for name in OWN}
 
 
 def test_there_are_recipes_of_each_size_stage_and_scheme() -> None:
     names = {
-        f"stofm-{size}-{stage}.yaml"
+        f"stofm-{size}-{stage}"
         for size in ("tiny", "small", "paper")
         for stage in ("adapt", "pretrain")
     }
-    names |= {f"stimage-tiny-{scheme}.yaml" for scheme in SCHEMES}
-    names |= {"stimage-small-patch.yaml", "stimage-paper.yaml"}
-    names |= {f"stalign-{size}.yaml" for size in ("tiny", "small", "paper")}
-    assert {path.name for path in RECIPES} == names
+    names |= {f"stimage-tiny-{scheme}" for scheme in SCHEMES}
+    names |= {"stimage-small-patch", "stimage-paper"}
+    names |= {f"stalign-{size}" for size in ("tiny", "small", "paper")}
+    assert set(NAMES) == names
 
 
 def keys(nested: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return ``{"optim.lr", ...}``."""
     out = set()
     for key, value in nested.items():
         out |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}"}
     return out
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_every_recipe_states_and_comments_every_key(path: Path) -> None:
-    config, text = load(path), path.read_text(encoding="utf-8")
-    system, size, *rest = path.stem.split("-", 2)
-    assert config.model.preset == size
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_states_and_comments_every_key(name: str) -> None:
+    recipe, text = load_recipe(name), recipe_text(name)
+    system, size, *rest = name.split("-", 2)
+    assert type(recipe) is registry.stage_class(recipe.stage).recipe_class
+    assert recipe.model.preset == size
     if system == "stofm":
-        assert [config.stage] == rest
-    elif system == "stalign":
-        assert (config.stage, rest) == ("align", [])
+        assert [recipe.stage] == [f"stofm-{stage}" for stage in rest]
     else:
-        assert (config.stage, [config.patches.scheme]) == ("patches", rest or ["patch"])
-    wanted = {
-        key for key in keys(dataclasses.asdict(config)) if not key.startswith(FOREIGN[system])
-    }
-    assert keys(yaml.safe_load(text)) == wanted
+        assert recipe.stage == f"{system}-pretrain"
+    if system == "stimage":
+        assert [recipe.objective.scheme] == (rest or ["patch"])
+    assert keys(yaml.safe_load(text)) == keys(dataclasses.asdict(recipe))
+    assert recipe_about(text).endswith(".")
     above = ""
     for line in text.splitlines():
         if line.strip() and not line.lstrip().startswith("#") and not line.rstrip().endswith(":"):
@@ -75,9 +67,7 @@ def test_every_recipe_states_and_comments_every_key(path: Path) -> None:
 
 
 def test_paper_is_as_published() -> None:
-    adapt, pretrain = (
-        load(CONFIGS / f"stofm-paper-{stage}.yaml") for stage in ("adapt", "pretrain")
-    )
+    adapt, pretrain = (load_recipe(f"stofm-paper-{stage}") for stage in ("adapt", "pretrain"))
     for config in (adapt, pretrain):  # table A.8
         assert (config.optim.lr, config.optim.warmup_steps, config.optim.accumulate) == (
             1e-4,
@@ -87,15 +77,12 @@ def test_paper_is_as_published() -> None:
         cut = config.model.subslices
         assert (cut.leiden_resolution, cut.alpha, cut.subslice_size) == (1.0, 0.8, 1000)
     assert adapt.data.batch_cells == pretrain.data.batch_subslices == 16
-    assert (adapt.adapt.masked_weight, adapt.adapt.contrastive_weight, adapt.adapt.own_weight) == (
-        1,
-        1,
-        0,
-    )
-    assert adapt.adapt.view == "dropout"
+    losses = adapt.objective
+    assert (losses.masked_weight, losses.contrastive_weight, losses.own_weight) == (1, 1, 0)
+    assert losses.view == "dropout"
     assert (adapt.optim.epochs, pretrain.optim.epochs) == (1, 3)  # section 4.1
-    goal = pretrain.pretrain
-    assert (goal.objective, goal.loss, goal.gamma, goal.frozen_epochs, goal.reencode) == (
+    goal = pretrain.objective
+    assert (goal.kind, goal.loss, goal.gamma, goal.frozen_epochs, goal.reencode) == (
         "paper",
         "mse",
         0.5,
@@ -103,7 +90,7 @@ def test_paper_is_as_published() -> None:
         12,
     )
     assert (goal.mask_share, goal.perturb_share) == (0.1, 0.1)
-    encoder, se2 = tz.preset("paper").cell_encoder, tz.preset("paper").se2
+    encoder, se2 = preset("paper").cell_encoder, preset("paper").se2
     assert (encoder.vocab_size, encoder.hidden_size, encoder.num_layers, encoder.max_length) == (
         25_427,
         512,
@@ -120,23 +107,23 @@ def test_paper_is_as_published() -> None:
 
 
 def test_paper_recipe_of_st_as_images_is_as_published() -> None:
-    config = load(CONFIGS / "stimage-paper.yaml")  # section 4.2
-    optim, goal, patches = config.optim, config.patches, config.model.patches
+    config = load_recipe("stimage-paper")  # section 4.2
+    optim, goal, windows = config.optim, config.objective, config.model.windows
     assert (optim.lr, optim.beta1, optim.beta2, optim.weight_decay) == (1e-4, 0.9, 0.999, 0.01)
     assert (optim.schedule, optim.epochs, config.data.batch_windows) == ("cosine", 40, 32)
-    assert (goal.scheme, goal.recipe, goal.mask_share, goal.target) == (
+    assert (goal.scheme, goal.flavor, goal.mask_share, goal.target) == (
         "patch",
         "paper",
         0.3,
         "values",
     )
-    assert patches is not None
-    assert (patches.window, patches.channels, patches.choose) == (16, 512, "weighted")
+    assert windows is not None
+    assert (windows.window, windows.channels, windows.choose) == (16, 512, "weighted")
 
 
 def test_paper_recipe_of_st_align_is_as_published() -> None:
-    config = load(CONFIGS / "stalign-paper.yaml")  # sections 3.1, 3.4 and 4.1
-    optim, goal = config.optim, config.align
+    config = load_recipe("stalign-paper")  # sections 3.1, 3.4 and 4.1
+    optim, goal = config.optim, config.objective
     assert (optim.lr, optim.schedule, optim.weight_decay, optim.weight_decay_end) == (
         5e-4,
         "cosine",
@@ -149,7 +136,7 @@ def test_paper_recipe_of_st_align_is_as_published() -> None:
         0.3,
         3,
     )
-    assert (goal.recipe, goal.adaptive, goal.fusion, goal.modality) == (
+    assert (goal.flavor, goal.adaptive, goal.fusion, goal.modality) == (
         "paper",
         True,
         "attention",
@@ -161,60 +148,72 @@ def test_paper_recipe_of_st_align_is_as_published() -> None:
 
 def test_schemes_differ_in_the_scheme_alone() -> None:
     def settings(scheme: str) -> dict[str, Any]:
-        whole = dataclasses.asdict(load(CONFIGS / f"stimage-tiny-{scheme}.yaml", out="out"))
-        del (
-            whole["patches"]["scheme"],
-            whole["patches"]["mask"],
-        )  # a site that sees no other cannot be hidden
+        whole = dataclasses.asdict(load_recipe(f"stimage-tiny-{scheme}", out="out"))
+        del whole["objective"]["scheme"]
+        del whole["objective"]["mask"]  # a site that sees no other cannot be hidden
         return whole
 
     assert settings("patch") == settings("spot") == settings("multi-spot") == settings("slice")
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    config = load(RECIPES[0], corpus="here", out="there", seed=3)
-    assert (config.corpus, config.out, config.seed) == ("here", "there", 3)
-    save(config, tmp_path / "recipe.yaml")
-    assert load(tmp_path / "recipe.yaml") == config
+    recipe = load_recipe(NAMES[0], corpus="here", out=Path("there"), seed=3)
+    assert (recipe.corpus, recipe.out, recipe.seed) == ("here", "there", 3)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert load_recipe(tmp_path / "recipe.yaml", seed=None, optim={"lr": None}) == recipe
+
+
+def short(stage: str, **sections: Any) -> dict[str, Any]:
+    return {"stage": stage, "corpus": "c", "out": "o", **sections}
 
 
 def test_changed_changes_what_is_given() -> None:
-    config = PretrainConfig("adapt", "c", "o")
-    assert changed(config, run={"devices": None}) == config
-    assert changed(config, run={"devices": 2}, optim={"max_steps": 7}).run.devices == 2
+    recipe = recipe_from_dict(short("stofm-adapt"))
+    assert recipe.changed(run={"devices": None}) == recipe
+    assert recipe.changed(run={"devices": 2}, optim={"max_steps": 7}).run.devices == 2
+    assert recipe.changed(seed=5).seed == 5
     with pytest.raises(ConfigError, match="'devices'"):
-        changed(config, run={"device": 2})
+        recipe.changed(run={"device": 2})
+    with pytest.raises(ConfigError, match="Did you mean 'run'"):
+        recipe.changed(runs={"devices": 2})
+    with pytest.raises(ConfigError, match="seed"):
+        recipe.changed(seed={"devices": 2})
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (
-            "stage: adapt\ncorpus: c\nout: o\noptim: {learning_rate: 1}",
+            "stage: stofm-adapt\ncorpus: c\nout: o\noptim: {learning_rate: 1}",
             "optim has an unknown key 'learning_rate'",
         ),
         (
-            "stage: adapt\ncorpus: c\nout: o\noptim: {warm_up_steps: 1}",
+            "stage: stofm-adapt\ncorpus: c\nout: o\noptim: {warm_up_steps: 1}",
             "Did you mean 'warmup_steps'",
         ),
         (
-            "stage: adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}",
+            "stage: stofm-adapt\ncorpus: c\nout: o\nmodel: {subslices: {split_sise: 1}}",
             "Did you mean 'subslice_size'",
         ),
+        ("stage: stofm-adopt\ncorpus: c\nout: o", "Did you mean 'stofm-adapt'"),
         (
-            "stage: adopt\ncorpus: c\nout: o",
-            "must be one of 'adapt', 'pretrain', 'patches', 'align'",
+            "stage: nothing\ncorpus: c\nout: o",
+            "The stages are stofm-adapt, stofm-pretrain, stimage-pretrain, stalign-pretrain",
         ),
+        ("stage: [stofm-adapt]\ncorpus: c\nout: o", "there is no stage"),
+        ("corpus: c\nout: o", "lacks stage"),
         (
-            "stage: adapt\ncorpus: c\nout: o\nrun: {strategy: magic}",
+            "stage: stofm-adapt\ncorpus: c\nout: o\nrun: {strategy: magic}",
             "must be one of 'auto', 'ddp', 'fsdp'",
         ),
-        ("stage: adapt\nout: o", "lacks corpus"),
+        ("stage: stofm-adapt\nout: o", "lacks corpus"),
         (
-            "stage: adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}",
+            "stage: stofm-adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}",
             "must be of type float",
         ),  # YAML 1.1 reads a string
-        ("stage: patches\ncorpus: c\nout: o\nseed: -1", "seed is -1; it must be at least 0"),
+        ("stage: stimage-pretrain\ncorpus: c\nout: o\nseed: -1", "seed is -1; it must be at least 0"),
+        ("stage: stofm-adapt\ncorpus: c\nout: o\ndata:", "data must be a mapping"),
         ("- a", "must hold settings"),
         ("a: [", "not a readable YAML"),
     ],
@@ -222,43 +221,159 @@ def test_changed_changes_what_is_given() -> None:
 def test_bad_recipes_are_refused(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
-        load(path)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_recipe(path)
+
+
+def test_a_misspelled_name_is_corrected() -> None:
+    with pytest.raises(ConfigError, match="neither a recipe's name nor a file.*'stofm-tiny-adapt'"):
+        load_recipe("stofm-tiny-adopt")
+
+
+# stage, sections that it does not have, and what the message says of them
+FOREIGN = [
+    ("stofm-adapt", {"align": {"spot_weight": 7}}, "has an unknown key 'align'. Valid keys: stage,"),
+    ("stofm-adapt", {"pretrain": {"gamma": 0.5}}, "has an unknown key 'pretrain'. Valid keys:"),
+    (
+        "stofm-adapt",
+        {"model": {"image_encoder": "/nowhere"}},
+        "model has an unknown key 'image_encoder'. Valid keys: preset, checkpoint, init, subslices.",
+    ),
+    (
+        "stofm-adapt",
+        {"data": {"batch_spots": 3}},
+        "data has an unknown key 'batch_spots'. Did you mean 'batch_cells'?",
+    ),
+    (
+        "stofm-adapt",
+        {"data": {"batch_subslices": 3}},
+        "data has an unknown key 'batch_subslices'. Did you mean 'batch_cells'?",
+    ),
+    (
+        "stofm-pretrain",
+        {"objective": {"mask_weight": 1}},
+        "objective has an unknown key 'mask_weight'. Did you mean 'mask_share'?",
+    ),
+    (
+        "stofm-pretrain",
+        {"objective": {"contrastive_weight": 1}},
+        "objective has an unknown key 'contrastive_weight'. Valid keys: kind, loss, gamma,",
+    ),
+    (
+        "stimage-pretrain",
+        {"model": {"subslices": {}}},
+        "model has an unknown key 'subslices'. Valid keys: preset, checkpoint, init, windows.",
+    ),
+    (
+        "stimage-pretrain",
+        {"data": {"batch_cells": 3}},
+        "data has an unknown key 'batch_cells'. Did you mean 'batch_windows'?",
+    ),
+    (
+        "stalign-pretrain",
+        {"model": {"init": "informed"}},
+        "model has an unknown key 'init'. Valid keys: preset, checkpoint, image_encoder, gene_encoder.",
+    ),
+    (
+        "stalign-pretrain",
+        {"objective": {"hidden_weight": 3}},
+        "objective has an unknown key 'hidden_weight'. Did you mean 'niche_weight'?",
+    ),
+]
+foreign = pytest.mark.parametrize(("stage", "sections", "says"), FOREIGN)
+
+
+@foreign
+def test_settings_of_another_stage_are_refused(
+    tmp_path: Path, stage: str, sections: dict[str, Any], says: str
+) -> None:
+    """From a dict, and from a file."""
+    data = short(stage, **sections)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        recipe_from_dict(data)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=rf"recipe\.yaml.*{re.escape(says)}"):
+        load_recipe(path)
+
+
+@foreign
+def test_settings_of_another_stage_are_refused_by_the_command(
+    refused: Any, tmp_path: Path, stage: str, sections: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(short(stage, **sections)))
+    assert says in refused("pretrain", path)
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "says"),
+    ("stage", "section", "values", "says"),
     [
-        ("data", {"batch_cells": 0}, "data: batch_cells is 0; it must be at least 1"),
-        ("data", {"share": 0}, "share is 0.0; it must be above 0"),
-        ("optim", {"lr": -1}, "lr is -1.0"),
-        ("optim", {"lr": float("nan")}, "lr is nan"),
-        ("optim", {"epochs": 0}, "epochs is 0"),
-        ("optim", {"max_steps": 0}, "-1 for no limit"),
-        ("adapt", {"temperature": 0}, "temperature is 0.0"),
-        ("adapt", {"masked_weight": 0, "contrastive_weight": 0}, "nothing would be learned"),
-        ("adapt", {"thin_low": 0.9, "thin_high": 0.5}, "in order"),
-        ("pretrain", {"gamma": 1.5}, "gamma is 1.5; it must be at least 0 and at most 1"),
-        ("pretrain", {"mask_share": 0.9, "kept_share": 0.2}, "more than 1 together"),
-        ("data", {"windows_per_slice": -1}, "windows_per_slice is -1"),
-        ("model", {"patches": {"window": 0}}, "window and channels must be at least 1"),
-        ("optim", {"beta2": 1.0}, "beta2 is 1.0"),
-        ("patches", {"mask_share": 1.2}, "mask_share is 1.2"),
-        ("patches", {"scheme": "spot"}, "take mask 'entry'"),
-        ("patches", {"mask_share": 0}, "nothing would be learned"),
-        ("patches", {"thin_high": 1.0}, "in order"),
-        ("align", {"temperature": 0}, "temperature is 0.0"),
-        ("align", {"neighbors": -1}, "neighbors is -1"),
         (
-            "align",
+            "stofm-adapt",
+            "data",
+            {"batch_cells": 0},
+            "data: batch_cells is 0; it must be at least 1",
+        ),
+        ("stofm-adapt", "data", {"share": 0}, "share is 0.0; it must be above 0"),
+        ("stofm-adapt", "optim", {"lr": -1}, "lr is -1.0"),
+        ("stofm-adapt", "optim", {"lr": float("nan")}, "lr is nan"),
+        ("stofm-adapt", "optim", {"epochs": 0}, "epochs is 0"),
+        ("stofm-adapt", "optim", {"max_steps": 0}, "-1 for no limit"),
+        ("stofm-adapt", "optim", {"beta2": 1.0}, "beta2 is 1.0"),
+        ("stofm-adapt", "run", {"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ("stofm-adapt", "objective", {"temperature": 0}, "temperature is 0.0"),
+        (
+            "stofm-adapt",
+            "objective",
+            {"masked_weight": 0, "contrastive_weight": 0},
+            "nothing would be learned",
+        ),
+        ("stofm-adapt", "objective", {"thin_low": 0.9, "thin_high": 0.5}, "in order"),
+        ("stofm-pretrain", "data", {"batch_subslices": 0}, "batch_subslices is 0"),
+        (
+            "stofm-pretrain",
+            "objective",
+            {"gamma": 1.5},
+            "gamma is 1.5; it must be at least 0 and at most 1",
+        ),
+        (
+            "stofm-pretrain",
+            "objective",
+            {"mask_share": 0.9, "kept_share": 0.2},
+            "more than 1 together",
+        ),
+        ("stimage-pretrain", "data", {"windows_per_slice": -1}, "windows_per_slice is -1"),
+        (
+            "stimage-pretrain",
+            "model",
+            {"windows": {"window": 0}},
+            "window and channels must be at least 1",
+        ),
+        ("stimage-pretrain", "objective", {"mask_share": 1.2}, "mask_share is 1.2"),
+        ("stimage-pretrain", "objective", {"scheme": "spot"}, "take mask 'entry'"),
+        ("stimage-pretrain", "objective", {"mask_share": 0}, "nothing would be learned"),
+        ("stimage-pretrain", "objective", {"thin_high": 1.0}, "in order"),
+        ("stalign-pretrain", "objective", {"temperature": 0}, "temperature is 0.0"),
+        ("stalign-pretrain", "objective", {"neighbors": -1}, "neighbors is -1"),
+        (
+            "stalign-pretrain",
+            "objective",
             {"spot_weight": 0, "niche_weight": 0, "cross_weight": 0},
             "leave nothing to be learned",
         ),
-        ("align", {"modality": "image", "cross_weight": 0}, "leave nothing to be learned"),
-        ("data", {"batch_spots": 1}, "batch_spots is 1"),
-        ("run", {"checkpoint_every": 0}, "checkpoint_every is 0"),
+        (
+            "stalign-pretrain",
+            "objective",
+            {"modality": "image", "cross_weight": 0},
+            "leave nothing to be learned",
+        ),
+        ("stalign-pretrain", "data", {"batch_spots": 1}, "batch_spots is 1"),
     ],
 )
-def test_impossible_numbers_are_refused(section: str, values: dict[str, object], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        changed(PretrainConfig("adapt", "c", "o"), **{section: values})
+def test_impossible_numbers_are_refused(
+    stage: str, section: str, values: dict[str, object], says: str
+) -> None:
+    recipe = recipe_from_dict(short(stage))
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        recipe.changed(**{section: values})

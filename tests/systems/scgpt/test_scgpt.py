@@ -192,7 +192,7 @@ def test_saved_and_loaded_it_is_the_same(
 ) -> None:
     model = convert_scgpt(published)
     loaded = tz.load(model.save_pretrained(tmp_path / "checkpoint"))
-    assert isinstance(loaded, tz.ScGPT)
+    assert isinstance(loaded, ScGPT)
     assert loaded.fingerprint() == model.fingerprint()
     first, second = (m.embed(adata.copy(), progress=False) for m in (model, loaded))
     np.testing.assert_allclose(first.obsm["X_scgpt"], second.obsm["X_scgpt"], rtol=0, atol=2e-6)

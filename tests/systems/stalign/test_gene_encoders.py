@@ -103,7 +103,7 @@ def test_with_training_means_a_slice_of_its_own_level_stays_apart(
 def test_a_gene_that_lacks_counts_as_average(
     tissue: tz.Slice, vocabulary: tz.Vocabulary, histology: Make
 ) -> None:
-    model = tz.STAlign("tiny", vocabulary, recipe="paper").fit([tissue])
+    model = tz.STAlign("tiny", vocabulary, flavor="paper").fit([tissue])
     encoder = model.module.gene_encoder
     few = tz.Slice.from_anndata(histology(300)[:, 5:].copy())
     found, match = vectors(encoder, few, vocabulary), vocabulary.match(few)
@@ -182,7 +182,7 @@ def test_normalized_values_cannot_be_fitted(vocabulary: tz.Vocabulary, histology
 def test_standards_of_the_paper_recipe_are_those_of_all_training_slices(histology: Make) -> None:
     tissues = [tz.Slice.from_anndata(histology(90, seed=s)) for s in (0, 1)]
     vocabulary = tz.Vocabulary.from_slices(tissues)
-    model = tz.STAlign("tiny", vocabulary, recipe="paper").fit(tissues)
+    model = tz.STAlign("tiny", vocabulary, flavor="paper").fit(tissues)
     features = [model.reader(t, vocabulary.match(t)).read() for t in tissues]
     net = model.module.net
     align_start.fit_standards(net, features)

@@ -31,7 +31,7 @@ def opened(recipe: Any, histology_folder: Path) -> Callable[..., Any]:
 
     def make(**sections: Any) -> Any:
         config, corpus = (
-            recipe("align", corpus=str(histology_folder), **sections),
+            recipe("stalign-pretrain", corpus=str(histology_folder), **sections),
             Corpus.open(histology_folder),
         )
         model = stages.initial_model(config, corpus)
@@ -84,7 +84,7 @@ def test_genes_alone_need_no_histology(opened: Any) -> None:
 
 
 def test_a_corpus_without_histology_says_what_it_needs(recipe: Any, corpus_folder: Path) -> None:
-    config = recipe("align")
+    config = recipe("stalign-pretrain")
     with pytest.raises(
         CorpusError, match=r"none of the 3 slices of the split 'train' has histology: .*image_scale"
     ):
@@ -276,9 +276,9 @@ def test_impossible_starts_are_refused(
         ({"model": {"checkpoint": held, "gene_encoder": held}}, "brings its frozen encoders"),
     ):
         with pytest.raises(ConfigError, match=says):
-            stages.initial_model(recipe("align", **sections), corpus)
+            stages.initial_model(recipe("stalign-pretrain", **sections), corpus)
     again = stages.initial_model(
-        recipe("align", model={"checkpoint": held}, align={"neighbors": 4, "temperature": 0.1}),
+        recipe("stalign-pretrain", model={"checkpoint": held}, align={"neighbors": 4, "temperature": 0.1}),
         corpus,
     )
     assert torch.equal(
@@ -323,7 +323,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def test_every_ablation_trains_and_leaves_a_model(
     recipe: Any, histology_folder: Path, name: str
 ) -> None:
-    config = recipe("align", corpus=str(histology_folder), align=ABLATIONS[name], optim=SHORT)
+    config = recipe("stalign-pretrain", corpus=str(histology_folder), align=ABLATIONS[name], optim=SHORT)
     model = tz.load(tz.pretrain(config, progress=False))
     assert isinstance(model, tz.STAlign)
     assert model.provenance["steps"] == 2
@@ -366,7 +366,7 @@ def test_encoders_from_folders(
     cells = tz.SToFM(tiny_model().config, Corpus.open(histology_folder).vocabulary(), seed=4)
     cells.save_pretrained(tmp_path / "cells")
     given = {"image_encoder": str(tmp_path / "vit"), "gene_encoder": str(tmp_path / "cells")}
-    config = recipe("align", corpus=str(histology_folder), model=given, optim=SHORT)
+    config = recipe("stalign-pretrain", corpus=str(histology_folder), model=given, optim=SHORT)
     model = tz.load(tz.pretrain(config, progress=False))
     assert (model.provenance["image encoder"], model.provenance["gene encoder"]) == ("vit", "cells")
     held = model.module.image_encoder.backbone.state_dict()
@@ -378,7 +378,7 @@ def test_encoders_from_folders(
     assert all(torch.equal(kept[name], value) for name, value in own.items())
     (tmp_path / "vit").rename(tmp_path / "moved")  # a checkpoint brings its encoders
     trained = {"checkpoint": str(Path(config.out) / "model")}
-    again = recipe("align", "again", corpus=str(histology_folder), model=trained, optim=SHORT)
+    again = recipe("stalign-pretrain", "again", corpus=str(histology_folder), model=trained, optim=SHORT)
     assert tz.load(tz.pretrain(again, progress=False)).provenance["image encoder"] == "vit"
 
 

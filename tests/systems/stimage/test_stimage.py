@@ -19,7 +19,7 @@ from terrazzo.errors import ConfigError, GeneError, InputError, TerrazzoWarning
 from terrazzo.slices.grids import grid_of
 from terrazzo.systems.stimage import model as room
 from terrazzo.systems.stimage.config import STImageConfig, preset
-from terrazzo.systems.stimage.windows import PatchConfig, tile_corners, window_sites
+from terrazzo.systems.stimage.windows import WindowConfig, tile_corners, window_sites
 
 
 def visium(n: int = 300, seed: int = 0, **options: Any) -> AnnData:
@@ -30,7 +30,7 @@ def model_of(adata: AnnData, loud: Any = None, **changes: Any) -> tz.STImage:
     """Return a tiny model; ``loud`` weights so that an error in any part of it moves the output."""
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
     config = preset(
-        "tiny", vocabulary.n_tokens, patches=PatchConfig(window=6, channels=40, choose="spatial")
+        "tiny", vocabulary.n_tokens, windows=WindowConfig(window=6, channels=40, choose="spatial")
     )
     model = tz.STImage(replace(config, **changes), vocabulary, seed=1)
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_every_spot_gets_a_vector(output: Any, loud: Any) -> None:
 def test_blocks_are_named_and_of_one_norm(loud: Any) -> None:
     adata = visium()
     model_of(adata, loud).embed(adata, progress=False)
-    own, niche = tz.block(adata, "X_stimage", "own"), tz.block(adata, "X_stimage", "niche")
+    own, niche = tz.get(adata, "X_stimage:own"), tz.get(adata, "X_stimage:niche")
     assert own.shape == niche.shape == (300, 64)
     assert np.linalg.norm(own, axis=1).mean() == pytest.approx(1, rel=1e-5)
     assert np.linalg.norm(niche, axis=1).mean() == pytest.approx(1, rel=1e-5)
@@ -145,7 +145,7 @@ def test_spots_of_one_array_position_share_a_vector(loud: Any) -> None:
 
 def test_drawn_channels_depend_on_the_seed_alone(loud: Any) -> None:
     adata = visium()
-    config = preset("tiny", 1, recipe="paper").patches
+    config = preset("tiny", 1, flavor="paper").patches
     model = model_of(adata, loud, patches=replace(config, window=6, channels=20), output="decoder")
     first = embedded(model, adata, seed=3)
     np.testing.assert_array_equal(first, embedded(model, adata, seed=3))
@@ -183,7 +183,7 @@ def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:
     most = np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())
     adata = adata[:, most[:n]].copy()
     vectors = embedded(
-        model_of(visium(), loud, patches=PatchConfig(window=6, channels=40, choose=choose)), adata
+        model_of(visium(), loud, windows=WindowConfig(window=6, channels=40, choose=choose)), adata
     )
     assert np.isfinite(vectors).all()
     assert vectors.std(axis=0).max() > 0
@@ -194,7 +194,7 @@ def test_windows_with_a_single_cell(choose: Any, loud: Any) -> None:
     adata = tz.simulate.tissue(40, n_genes=60, seed=0)
     adata.obsm["spatial"] = np.stack(np.divmod(np.arange(40), 8), axis=1) * 1000.0
     model = model_of(
-        adata, loud, patches=PatchConfig(window=6, bin_um=20.0, channels=40, choose=choose)
+        adata, loud, windows=WindowConfig(window=6, bin_um=20.0, channels=40, choose=choose)
     )
     vectors = embedded(model, adata)
     assert np.isfinite(vectors).all()
@@ -278,7 +278,7 @@ def test_windows_are_looked_at_as_often_as_their_fullest_bin_has_cells(
 ) -> None:
     adata = tz.simulate.tissue(300, n_genes=60, seed=0)
     model = model_of(
-        adata, loud, patches=PatchConfig(window=4, bin_um=25.0, channels=40, choose="spatial")
+        adata, loud, windows=WindowConfig(window=4, bin_um=25.0, channels=40, choose="spatial")
     )
     tissue = tz.Slice.from_anndata(adata)
     grid = grid_of(tissue, bin_um=25.0)
@@ -467,10 +467,10 @@ def test_slice_based_predictions_pass_the_layer_that_joins(loud: Any) -> None:
 def test_a_preset_takes_recipe_scheme_and_windows() -> None:
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(visium())])
     model = tz.STImage(
-        "tiny", vocabulary, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
+        "tiny", vocabulary, flavor="paper", scheme="spot", patches=tz.WindowConfig(window=4)
     )
     assert model.config == preset(
-        "tiny", vocabulary.n_tokens, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
+        "tiny", vocabulary.n_tokens, flavor="paper", scheme="spot", patches=tz.WindowConfig(window=4)
     )
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import terrazzo as tz
-from terrazzo.systems.stimage.windows import PatchConfig
+from terrazzo.systems.stimage.windows import WindowConfig
 from terrazzo.training import recipe as c
 
 
@@ -36,11 +36,11 @@ def test_hidden_squares_are_predicted_better_than_by_trivial_answers_and_untrain
         model=c.ModelSource(
             preset="tiny",
             init="informed",
-            patches=PatchConfig(window=12, channels=300, choose="spatial"),
+            windows=WindowConfig(window=12, channels=300, choose="spatial"),
         ),
         data=c.DataConfig(batch_windows=4, windows_per_slice=8),
         optim=c.OptimConfig(lr=1e-3, warmup_steps=10, epochs=1000, max_steps=40),
-        patches=c.PatchObjective(target="thinned"),
+        patches=c.STImageObjective(target="thinned"),
     )
     trained = tz.load(tz.pretrain(recipe, progress=False))
     assert isinstance(trained, tz.STImage)

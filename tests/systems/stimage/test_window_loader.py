@@ -26,11 +26,11 @@ from terrazzo.systems.stimage.sites import (
     site_counts,
     site_scale,
 )
-from terrazzo.systems.stimage.windows import PatchConfig
+from terrazzo.systems.stimage.windows import WindowConfig
 
 ARRAY, BINS = (
-    PatchConfig(window=4, channels=8),
-    PatchConfig(window=4, channels=8, layout="bin", bin_um=30.0),
+    WindowConfig(window=4, channels=8),
+    WindowConfig(window=4, channels=8, layout="bin", bin_um=30.0),
 )
 
 
@@ -72,7 +72,7 @@ def some_genes(held: corpus.Corpus) -> Vocabulary:
     return Vocabulary(*(p[kept] for p in parts), special=whole.special)
 
 
-def store_of(held: corpus.Corpus, config: PatchConfig = ARRAY, **options: Any) -> SiteStore:
+def store_of(held: corpus.Corpus, config: WindowConfig = ARRAY, **options: Any) -> SiteStore:
     return SiteStore(held, some_genes(held), config, options.pop("normalize", "median"), **options)
 
 
@@ -181,7 +181,7 @@ def test_genes_that_share_a_token_are_summed(opened: corpus.Corpus) -> None:
 def test_what_is_measured_is_kept_and_mended(
     opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = store_of(opened, PatchConfig(window=5))
+    first = store_of(opened, WindowConfig(window=5))
     scale, near, grid = first.scale("v0"), first.autocorrelation("v0"), first.grid("v0")
     assert near.shape == (first.n_tokens,)
     assert first.n_sites("v0") == len(grid.occupied)
@@ -195,7 +195,7 @@ def test_what_is_measured_is_kept_and_mended(
     monkeypatch.setattr(
         sites_room, "site_scale", lambda *args: made.append(args[1]) or plain(*args)
     )
-    again = store_of(opened, PatchConfig(window=9))  # a window's size changes nothing that is kept
+    again = store_of(opened, WindowConfig(window=9))  # a window's size changes nothing that is kept
     np.testing.assert_array_equal(again.scale("v0").mean, scale.mean)
     assert (again.grid("v0").shape, again.grid("v0").layout, made) == (grid.shape, "hex", [])
     assert store_of(opened, normalize="paper").scale("v0").total == 1e4
@@ -311,7 +311,7 @@ def test_another_loader_continues_with_the_very_next_batch(
 def test_as_many_windows_as_hold_the_sites_once(opened: corpus.Corpus) -> None:
     loader = loader_of(opened, windows_per_slice=0, batch_windows=1)
     assert len(loader) == 3 * 6  # 90 sites, 16 a window
-    small = store_of(opened, PatchConfig(window=40))  # larger than the slices: padded
+    small = store_of(opened, WindowConfig(window=40))  # larger than the slices: padded
     windows = [item for b in loader_of(opened, store=small, windows_per_slice=0) for item in b]
     assert len(windows) == 3
     for item in windows:
@@ -331,7 +331,7 @@ def test_sites_from_all_over_a_slice(opened: corpus.Corpus) -> None:
             assert item.window.present.all()
             drawn.setdefault(item.id, set()).update(item.sites.tolist())
     assert all(drawn[id] == set(store.grid(id).occupied.tolist()) for id in opened.ids("train"))
-    large = store_of(opened, PatchConfig(window=10))
+    large = store_of(opened, WindowConfig(window=10))
     for item in itertools.chain(*loader_of(opened, store=large, unit="sites", windows_per_slice=0)):
         assert (item.sites >= 0).sum() == item.window.present.sum() == 90
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from terrazzo.training.goals import PatchObjective
+from terrazzo.training.goals import STImageObjective
 
 import terrazzo as tz
 from terrazzo import simulate
@@ -20,7 +20,7 @@ from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
 from terrazzo.systems import stages
 from terrazzo.systems.stimage.counts import SiteCounts
-from terrazzo.systems.stimage.masking import PatchPack, split
+from terrazzo.systems.stimage.masking import MaskedWindows, split
 from terrazzo.systems.stimage.network import nearest
 from terrazzo.systems.stimage.objective import squared_error
 from terrazzo.systems.stimage.windows import Window
@@ -91,7 +91,7 @@ def opened(recipe: Any, folder: Path) -> Callable[..., Any]:
     return make
 
 
-def equal(one: PatchPack, other: PatchPack) -> bool:
+def equal(one: MaskedWindows, other: MaskedWindows) -> bool:
     pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one)]
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
@@ -157,7 +157,7 @@ def test_training_continues_with_the_very_next_batch(recipe: Any) -> None:
 
     class Follow(Callback):
         def __init__(self, last: int | None = None) -> None:
-            self.seen: list[PatchPack] = []
+            self.seen: list[MaskedWindows] = []
             self.last = last
 
         def on_train_batch_end(
@@ -293,7 +293,7 @@ def test_counts_are_split_in_two() -> None:
     chosen = sparse.csr_matrix(whole[:, :20])
     totals = np.asarray(whole.sum(axis=1)).ravel()
     window = Window(SiteCounts.of(whole), totals, totals > 0, np.zeros((400, 2), np.float32))
-    goal = PatchObjective(target="thinned", thin_low=0.3, thin_high=0.5)
+    goal = STImageObjective(target="thinned", thin_low=0.3, thin_high=0.5)
     (part, part_totals), (rest, rest_totals) = split(window, chosen, goal, rng)
     np.testing.assert_array_equal((part + rest).toarray(), chosen.toarray())
     np.testing.assert_array_equal(part_totals + rest_totals, totals)
@@ -317,7 +317,7 @@ def test_counts_are_split_in_two() -> None:
 def test_a_window_with_one_site_is_shown(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import terrazzo.training.patch_batches as room
 
-    goal = PatchObjective()
+    goal = STImageObjective()
     rng = np.random.default_rng(0)
     for n, hidden in [(0, 0), (1, 0), (2, 1), (3, 1), (10, 3)]:
         usable = np.zeros(16, dtype=bool)

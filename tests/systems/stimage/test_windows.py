@@ -21,7 +21,7 @@ from terrazzo.slices.grids import Grid, observed
 from terrazzo.systems.stimage.counts import SiteCounts
 from terrazzo.systems.stimage.windows import (
     EPSILON,
-    PatchConfig,
+    WindowConfig,
     Window,
     choose_channels,
     corners,
@@ -107,7 +107,7 @@ def test_the_floor_by_hand() -> None:
         (0.75, [0, 1]),
         (1.0, [0, 1]),
     ]:
-        assert corners(grid, PatchConfig(window=2, occupancy=share))[:, 1].tolist() == columns
+        assert corners(grid, WindowConfig(window=2, occupancy=share))[:, 1].tolist() == columns
 
 
 @given(pictures(), st.integers(1, 16), st.floats(0.01, 1))
@@ -116,14 +116,14 @@ def test_windows_are_full_enough_or_the_fullest(held: Array, window: int, share:
     counts = counted(held, window)
     enough = counts >= max(share * window**2, 1)
     allowed = enough if enough.any() else counts == counts.max()
-    found = corners(grid_from(held), PatchConfig(window=window, occupancy=share))
+    found = corners(grid_from(held), WindowConfig(window=window, occupancy=share))
     assert found.tolist() == np.argwhere(allowed).tolist()
     assert len(found)
 
 
 def test_a_single_cell_has_one_window() -> None:
     grid = grid_from([[1]])
-    assert corners(grid, PatchConfig()).tolist() == [[0, 0]]
+    assert corners(grid, WindowConfig()).tolist() == [[0, 0]]
     assert tile_corners(grid, 16, 8).tolist() == [[0, 0]]
     assert window_sites(grid, np.array([0, 0]), 3).tolist() == [0, -1, -1, -1, -1, -1, -1, -1, -1]
 
@@ -185,7 +185,7 @@ def test_corners_are_drawn_uniformly() -> None:
     """Eq 6, among the windows that are full enough."""
     held = np.ones((9, 11), bool)
     held[:3, :4] = False
-    allowed = corners(grid_from(held), PatchConfig(window=4, occupancy=0.8))
+    allowed = corners(grid_from(held), WindowConfig(window=4, occupancy=0.8))
     assert 20 < len(allowed) < 48
     drawn = draw_corners(allowed, 40_000, np.random.default_rng(3))
     count = Counter(map(tuple, drawn.tolist()))
@@ -204,10 +204,10 @@ def test_drawing_depends_on_the_seed_alone() -> None:
 
 def test_a_line_about_a_grid() -> None:
     grid = Grid((2, 3), np.array([0, 0, 0, 1, 3]), "bin")
-    assert describe(grid, PatchConfig(window=2)) == (
+    assert describe(grid, WindowConfig(window=2)) == (
         "bin, 2 rows x 3 columns, 3 of 6 sites occupied (50%), 1.67 cells each (most 3); 2 windows of 2 x 2"
     )
-    assert describe(grid_from([[1]]), PatchConfig()) == (
+    assert describe(grid_from([[1]]), WindowConfig()) == (
         "square, 1 row x 1 column, 1 of 1 site occupied (100%), 1 cell each; 1 window of 16 x 16, the fullest with "
         "cells on 1 of 256 sites"
     )
@@ -333,7 +333,7 @@ def test_variance_is_that_of_observed_sites_only() -> None:
     counts = np.array([[9, 1, 0, 4], [0, 0, 0, 0], [9, 0, 1, 4], [0, 0, 0, 0]])
     window = window_of(counts, np.array([True, False, True, False]))
     scale = SliceScale(14.0, np.zeros(4), np.ones(4))
-    config = PatchConfig(channels=2, choose="hvg")
+    config = WindowConfig(channels=2, choose="hvg")
     found = window.channels(config, np.arange(4), np.zeros(4), scale, np.random.default_rng(0))
     assert found.tolist() == [1, 2]  # with the empty sites as zeros, genes 0 and 3 would vary most
 
@@ -345,7 +345,7 @@ def test_a_window_with_a_single_observed_site() -> None:
     scale = SliceScale(17.0, np.zeros(6), np.ones(6))
     for how in ("weighted", "hvg", "random", "spatial"):
         genes = window.channels(
-            PatchConfig(channels=3, choose=how),
+            WindowConfig(channels=3, choose=how),
             np.array([0, 2, 3, 4, 5]),
             np.arange(6.0),
             scale,
@@ -376,4 +376,4 @@ def test_a_window_with_a_single_observed_site() -> None:
 )
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        from_dict(PatchConfig, wrong, "patches")
+        from_dict(WindowConfig, wrong, "patches")

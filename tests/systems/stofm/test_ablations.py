@@ -90,11 +90,11 @@ def test_domain_adaptation_and_without_it(
 ) -> None:
     short = {"max_steps": 1, "accumulate": 1}
     adapted = train(
-        recipe("adapt", "adapted", adapt=adapt, optim=short, run={"precision": precision})
+        recipe("stofm-adapt", "adapted", adapt=adapt, optim=short, run={"precision": precision})
     )
     assert_trained(adapted, simulated(50, 40))  # table 5: cell encoder with domain adaptation
     source = {"checkpoint": str(adapted), "subslices": {"subslice_size": 16}}
-    folder = train(recipe("pretrain", "pretrained", model=source, optim=short))
+    folder = train(recipe("stofm-pretrain", "pretrained", model=source, optim=short))
     assert_trained(folder, simulated(50, 40))
     story = tz.load(folder).provenance
     assert story["started from"] == str(adapted)

@@ -200,7 +200,7 @@ def test_own_and_niche_recovers_no_distances(made: Any) -> None:
 def test_domain_adaptation_adds_its_parts(
     made: Any, weights: dict[str, Any], parts: set[str]
 ) -> None:
-    objective, batches, _ = made("adapt", adapt=weights)
+    objective, batches, _ = made("stofm-adapt", adapt=weights)
     found = objective.losses(batches[0])
     assert set(found) == {"loss", *parts}
     names = {
@@ -218,7 +218,7 @@ def test_domain_adaptation_adds_its_parts(
 
 
 def test_two_passes_differ_by_dropout_alone(made: Any) -> None:
-    objective, batches, _ = made("adapt")
+    objective, batches, _ = made("stofm-adapt")
     batch = batches[0]
     objective.train()
     assert not torch.equal(
@@ -228,7 +228,7 @@ def test_two_passes_differ_by_dropout_alone(made: Any) -> None:
 
 
 def test_own_head_is_measured_against_the_mean_of_the_slice(made: Any) -> None:
-    objective, _, held_out = made("adapt", adapt={"own_weight": 1.0})
+    objective, _, held_out = made("stofm-adapt", adapt={"own_weight": 1.0})
     batch = held_out[0]
     parts = objective.eval().losses(batch)
     torch.testing.assert_close(
@@ -273,7 +273,7 @@ def test_multi_scale_pretraining_learns(made: Any, frozen_epochs: int) -> None:
 
 def test_domain_adaptation_learns(made: Any) -> None:
     torch.manual_seed(0)
-    objective, batches, held_out = made("adapt", adapt={"own_weight": 1.0, "view": "thinned"})
+    objective, batches, held_out = made("stofm-adapt", adapt={"own_weight": 1.0, "view": "thinned"})
     before = held_out_losses(objective, held_out)
     learn(objective, batches, 10)
     after = held_out_losses(objective, held_out)

@@ -459,11 +459,11 @@ def test_presets_and_configs_that_do_not_fit() -> None:
     from dataclasses import replace
 
     for name in ("tiny", "small", "paper"):
-        assert tz.preset(name, 77).cell_encoder.vocab_size == 77
-    assert tz.preset("paper").cell_encoder.vocab_size == 25_427
+        assert preset(name, 77).cell_encoder.vocab_size == 77
+    assert preset("paper").cell_encoder.vocab_size == 25_427
     with pytest.raises(ConfigError, match="tiny, small, paper"):
-        tz.preset("huge")
-    config = tz.preset("tiny")
+        preset("huge")
+    config = preset("tiny")
     with pytest.raises(ValueError, match="output_dim"):
         replace(config, se2=replace(config.se2, input_dim=7))
     with pytest.raises(ValueError, match="multiple"):
@@ -482,7 +482,7 @@ def test_cell_model_sees_no_tissue(simulated: Any, loud: Any, small_config: Any)
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
     encoder = small_config(vocabulary.n_tokens).cell_encoder
     for pooling, width in (("cls", 16), ("mean", 32)):
-        model = tz.CellModel(
+        model = CellModel(
             CellModelConfig(replace(encoder, pooling=pooling, output_dim=width)), vocabulary
         )
         loud(model.module)

@@ -192,14 +192,14 @@ def test_adaptation_needs_no_stored_vectors(opened: Any, corpus_folder: Path) ->
 def test_both_stages_start_from_a_cell_encoder_alone(
     opened: Any, recipe: Any, corpus_folder: Path, tmp_path: Path, stage: str, pooling: Any
 ) -> None:
-    sizes = replace(tz.preset("tiny").cell_encoder, pooling=pooling, hidden_size=32, output_dim=32)
+    sizes = replace(preset("tiny").cell_encoder, pooling=pooling, hidden_size=32, output_dim=32)
     vocabulary = Corpus.open(corpus_folder).vocabulary()
     encoder = CellModel(
         CellModelConfig(replace(sizes, vocab_size=vocabulary.n_tokens)), vocabulary, seed=7
     )
     encoder.save_pretrained(tmp_path / "encoder")
     config, corpus, model = opened(stage, model={"checkpoint": str(tmp_path / "encoder")})
-    assert model.config.se2 == tz.preset("tiny").se2
+    assert model.config.se2 == preset("tiny").se2
     assert model.config.subslices == config.model.subslices
     taken = model.module.cell_encoder.bert.state_dict()
     assert all(

@@ -266,7 +266,7 @@ def test_all_other_branches_start_at_zero() -> None:
 def test_only_an_untrained_transformer_is_changed(
     recipe: Any, corpus: Corpus, init: str, held: str, changed: bool
 ) -> None:
-    config = recipe("pretrain")
+    config = recipe("stofm-pretrain")
     config = replace(config, model=replace(config.model, init=init))
     model = stages.initial_model(config, corpus)
     model.provenance["se2"] = held
@@ -281,10 +281,10 @@ def test_only_an_untrained_transformer_is_changed(
 def test_whose_transformer_is_trained_is_remembered(
     recipe: Any, corpus: Corpus, tmp_path: Path
 ) -> None:
-    model = stages.initial_model(recipe("pretrain"), corpus)
+    model = stages.initial_model(recipe("stofm-pretrain"), corpus)
     assert model.provenance["se2"] == "untrained"
     foreign = SToFM(model.config, model.vocabulary, provenance={"weights": "converted"})
-    config = recipe("pretrain")
+    config = recipe("stofm-pretrain")
     source = replace(config.model, checkpoint=str(foreign.save_pretrained(tmp_path / "foreign")))
     assert (
         stages.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"
