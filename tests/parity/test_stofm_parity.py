@@ -24,6 +24,7 @@ from terrazzo.models.published import read_pickled_tensors
 from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
 from terrazzo.systems.stofm.cell_model import tokenize
+from terrazzo.systems.stofm.config import preset
 from terrazzo.systems.stofm.convert import convert_stofm
 from terrazzo.systems.stofm.model import subslice_tensors
 from terrazzo.systems.stofm.pair_bias import SparseBias

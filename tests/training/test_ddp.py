@@ -129,7 +129,9 @@ def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(
         "model": {"init": "informed", "windows": windows},
         "optim": {"accumulate": 1, "epochs": 2},
     }
-    one = recipe("stimage-pretrain", "one", data={"batch_windows": 4, "windows_per_slice": 4}, **common)
+    one = recipe(
+        "stimage-pretrain", "one", data={"batch_windows": 4, "windows_per_slice": 4}, **common
+    )
     two = recipe(
         "stimage-pretrain",
         "two",
@@ -159,7 +161,9 @@ def test_negatives_are_those_of_both_processes(
         "objective": {"exclude_neighbors": exclude, "learn_temperature": True},
     }
     one = recipe("stalign-pretrain", "one", data={"batch_spots": 24}, run=run, **common)
-    two = recipe("stalign-pretrain", "two", data={"batch_spots": 12}, run={**run, "devices": 2}, **common)
+    two = recipe(
+        "stalign-pretrain", "two", data={"batch_spots": 12}, run={**run, "devices": 2}, **common
+    )
     alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
     assert len(alone["losses"]) == len(both["losses"]) == 6
     torch.testing.assert_close(

@@ -212,7 +212,10 @@ def test_changed_changes_what_is_given() -> None:
             "stage: stofm-adapt\ncorpus: c\nout: o\noptim: {lr: 1e-4}",
             "must be of type float",
         ),  # YAML 1.1 reads a string
-        ("stage: stimage-pretrain\ncorpus: c\nout: o\nseed: -1", "seed is -1; it must be at least 0"),
+        (
+            "stage: stimage-pretrain\ncorpus: c\nout: o\nseed: -1",
+            "seed is -1; it must be at least 0",
+        ),
         ("stage: stofm-adapt\ncorpus: c\nout: o\ndata:", "data must be a mapping"),
         ("- a", "must hold settings"),
         ("a: [", "not a readable YAML"),
@@ -226,13 +229,19 @@ def test_bad_recipes_are_refused(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_a_misspelled_name_is_corrected() -> None:
-    with pytest.raises(ConfigError, match="neither a recipe's name nor a file.*'stofm-tiny-adapt'"):
+    with pytest.raises(
+        ConfigError, match=r"neither a recipe's name nor a file.*'stofm-tiny-adapt'"
+    ):
         load_recipe("stofm-tiny-adopt")
 
 
 # stage, sections that it does not have, and what the message says of them
 FOREIGN = [
-    ("stofm-adapt", {"align": {"spot_weight": 7}}, "has an unknown key 'align'. Valid keys: stage,"),
+    (
+        "stofm-adapt",
+        {"align": {"spot_weight": 7}},
+        "has an unknown key 'align'. Valid keys: stage,",
+    ),
     ("stofm-adapt", {"pretrain": {"gamma": 0.5}}, "has an unknown key 'pretrain'. Valid keys:"),
     (
         "stofm-adapt",

@@ -16,7 +16,7 @@ from PIL import Image
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.systems.stalign.aligned import AlignedSlice
-from terrazzo.systems.stalign.image_baselines import image_model
+from terrazzo.systems.stalign.image_baselines import ImageBaseline, image_model
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
 Make = Callable[..., Any]
@@ -75,9 +75,7 @@ def test_by_slice_takes_brightness_away(histology: Make) -> None:
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(found.std(0), 1, atol=1e-4)
     assert np.corrcoef(found.ravel(), vectors(own, darker).ravel())[0, 1] > 0.99
-    assert (
-        np.abs(vectors(ImageBaseline(), darker) - vectors(ImageBaseline(), adata)).max() > 0.2
-    )
+    assert np.abs(vectors(ImageBaseline(), darker) - vectors(ImageBaseline(), adata)).max() > 0.2
 
 
 @pytest.mark.parametrize("name", ["colors", "colors-own", "encoder"])

@@ -278,7 +278,11 @@ def test_impossible_starts_are_refused(
         with pytest.raises(ConfigError, match=says):
             stages.initial_model(recipe("stalign-pretrain", **sections), corpus)
     again = stages.initial_model(
-        recipe("stalign-pretrain", model={"checkpoint": held}, align={"neighbors": 4, "temperature": 0.1}),
+        recipe(
+            "stalign-pretrain",
+            model={"checkpoint": held},
+            align={"neighbors": 4, "temperature": 0.1},
+        ),
         corpus,
     )
     assert torch.equal(
@@ -323,7 +327,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def test_every_ablation_trains_and_leaves_a_model(
     recipe: Any, histology_folder: Path, name: str
 ) -> None:
-    config = recipe("stalign-pretrain", corpus=str(histology_folder), align=ABLATIONS[name], optim=SHORT)
+    config = recipe(
+        "stalign-pretrain", corpus=str(histology_folder), align=ABLATIONS[name], optim=SHORT
+    )
     model = tz.load(tz.pretrain(config, progress=False))
     assert isinstance(model, tz.STAlign)
     assert model.provenance["steps"] == 2
@@ -378,7 +384,9 @@ def test_encoders_from_folders(
     assert all(torch.equal(kept[name], value) for name, value in own.items())
     (tmp_path / "vit").rename(tmp_path / "moved")  # a checkpoint brings its encoders
     trained = {"checkpoint": str(Path(config.out) / "model")}
-    again = recipe("stalign-pretrain", "again", corpus=str(histology_folder), model=trained, optim=SHORT)
+    again = recipe(
+        "stalign-pretrain", "again", corpus=str(histology_folder), model=trained, optim=SHORT
+    )
     assert tz.load(tz.pretrain(again, progress=False)).provenance["image encoder"] == "vit"
 
 

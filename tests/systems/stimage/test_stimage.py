@@ -470,7 +470,11 @@ def test_a_preset_takes_recipe_scheme_and_windows() -> None:
         "tiny", vocabulary, flavor="paper", scheme="spot", patches=tz.WindowConfig(window=4)
     )
     assert model.config == preset(
-        "tiny", vocabulary.n_tokens, flavor="paper", scheme="spot", patches=tz.WindowConfig(window=4)
+        "tiny",
+        vocabulary.n_tokens,
+        flavor="paper",
+        scheme="spot",
+        patches=tz.WindowConfig(window=4),
     )
 
 

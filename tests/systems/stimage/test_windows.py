@@ -21,8 +21,8 @@ from terrazzo.slices.grids import Grid, observed
 from terrazzo.systems.stimage.counts import SiteCounts
 from terrazzo.systems.stimage.windows import (
     EPSILON,
-    WindowConfig,
     Window,
+    WindowConfig,
     choose_channels,
     corners,
     describe,

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, TerrazzoWarning
 from terrazzo.models.published import read_pickled_tensors
-from terrazzo.systems.stofm.convert import LAYER_NAMES
+from terrazzo.systems.stofm.convert import LAYER_NAMES, convert_geneformer, convert_stofm
 
 GENES = 60
 
@@ -119,7 +119,10 @@ def test_stofm_goes_there_and_back(
     found = convert_stofm(folder, dictionaries)
     assert found.config.cell_encoder == model.config.cell_encoder
     assert found.config.se2 == model.config.se2
-    assert (found.config.subslices.geometry, found.config.subslices.split) == ("published", "grid")
+    assert (found.config.subslices.geometry, found.config.subslices.partition) == (
+        "published",
+        "grid",
+    )
     assert found.trained
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(found.module.state_dict()[name], tensor), name

@@ -22,6 +22,8 @@ from terrazzo import keys
 from terrazzo.errors import ConfigError, GeneError, InputError, TerrazzoWarning
 from terrazzo.systems.stofm import model as stofm_module
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
+from terrazzo.systems.stofm.cell_model import CellModel
+from terrazzo.systems.stofm.config import preset
 
 Vectors = Callable[..., np.ndarray]
 few = settings(
@@ -163,13 +165,13 @@ def details(adata: AnnData, key: str = "X_stofm") -> dict[str, Any]:
     return json.loads(adata.uns["terrazzo"][key]["details"])
 
 
-@pytest.mark.parametrize("split", ["balanced", "grid"])
-def test_split_and_size_are_taken(tiny_model: Any, simulated: Any, split: str) -> None:
-    adata = tiny_model().embed(simulated(), split=split, subslice_size=50, progress=False)
+@pytest.mark.parametrize("partition", ["balanced", "grid"])
+def test_partition_and_size_are_taken(tiny_model: Any, simulated: Any, partition: str) -> None:
+    adata = tiny_model().embed(simulated(), partition=partition, subslice_size=50, progress=False)
     check(adata)
     assert details(adata)["n_subslices"] >= 4
-    kept = json.loads(adata.uns["terrazzo"]["X_stofm"]["settings"])["subslices"]
-    assert (kept["split"], kept["subslice_size"]) == (split, 50)
+    subslices = json.loads(adata.uns["terrazzo"]["X_stofm"]["settings"])["subslices"]
+    assert (subslices["partition"], subslices["subslice_size"]) == (partition, 50)
     adata = tiny_model().embed(simulated(), subslice_size=10_000, progress=False)
     assert details(adata)["n_subslices"] == 1
 
@@ -423,7 +425,7 @@ def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"split": "hexagons"},
+        {"partition": "hexagons"},
         {"pair": "some"},
         {"subslice_size": 0},
         {"subslice_size": -3},
