@@ -12,12 +12,13 @@ import pytest
 from scipy import sparse
 
 from terrazzo import corpus, simulate
+from terrazzo.corpus.loader import Shard
 from terrazzo.corpus.splits import Splits
 from terrazzo.errors import ConfigError, TerrazzoWarning
 from terrazzo.expression import SliceScale, log_values, spatial_autocorrelation
 from terrazzo.genes import Vocabulary
 from terrazzo.slices.grids import grid_of, lay_out
-from terrazzo.systems.stimage import sites as sites_room
+from terrazzo.systems.stimage import sites as sites_module
 from terrazzo.systems.stimage.loader import WindowItem, WindowLoader
 from terrazzo.systems.stimage.sites import (
     SiteStore,
@@ -110,7 +111,7 @@ def test_the_grid_is_that_of_the_slice(opened: corpus.Corpus, mixed: corpus.Corp
         assert np.array_equal(ours.site, theirs.site)
 
 
-def test_bins_without_micrometers_are_told(mixed: corpus.Corpus) -> None:
+def test_bins_without_micrometers_warn(mixed: corpus.Corpus) -> None:
     with pytest.warns(TerrazzoWarning, match="micrometers are not known"):
         member_grid(mixed, "pixels", BINS)
 
@@ -139,7 +140,7 @@ def test_sites_hold_the_sums_of_their_cells(
     held, id, config = (opened, "v1", ARRAY) if kind == "array" else (mixed, "cells", BINS)
     store = store_of(held, config)
     wanted, totals = dense(held, store, id)
-    monkeypatch.setattr(sites_room, "BLOCK", block)
+    monkeypatch.setattr(sites_module, "BLOCK", block)
     read: list[int] = []
     for name in ("rows", "take"):
         plain = getattr(corpus.Corpus, name)
@@ -178,7 +179,7 @@ def test_genes_that_share_a_token_are_summed(opened: corpus.Corpus) -> None:
     )
 
 
-def test_what_is_measured_is_kept_and_mended(
+def test_what_is_measured_is_stored_and_made_again_where_damaged(
     opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = store_of(opened, WindowConfig(window=5))
@@ -191,9 +192,9 @@ def test_what_is_measured_is_kept_and_mended(
     np.testing.assert_allclose(near[first.measured("v0")], wanted, atol=1e-6)
     assert set(np.flatnonzero(near)) <= set(first.measured("v0").tolist())
     made: list[str] = []
-    plain = sites_room.site_scale
+    plain = sites_module.site_scale
     monkeypatch.setattr(
-        sites_room, "site_scale", lambda *args: made.append(args[1]) or plain(*args)
+        sites_module, "site_scale", lambda *args: made.append(args[1]) or plain(*args)
     )
     again = store_of(opened, WindowConfig(window=9))  # a window's size changes nothing that is kept
     np.testing.assert_array_equal(again.scale("v0").mean, scale.mean)
@@ -276,7 +277,7 @@ def test_held_out_slices_are_not_read(opened: corpus.Corpus) -> None:
 def test_ranks_share_the_windows_of_one_process(opened: corpus.Corpus, world: int) -> None:
     alone = [marks(b) for b in loader_of(opened, batch_windows=2 * world)]
     ranks = [
-        [marks(b) for b in loader_of(opened, batch_windows=2, rank=r, world=world)]
+        [marks(b) for b in loader_of(opened, batch_windows=2, shard=Shard(r, world))]
         for r in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -369,7 +370,7 @@ def test_sampled_sites_lie_side_by_side() -> None:
 
 
 def test_few_grids_stay_in_memory(opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sites_room, "KEPT_CELLS", 200)
+    monkeypatch.setattr(sites_module, "KEPT_CELLS", 200)
     store = store_of(opened)
     for id in [*opened.ids(), "v0"]:
         assert len(store.grid(id).site) == 90

@@ -34,18 +34,18 @@ from terrazzo.systems.stimage.windows import (
 Array = np.ndarray
 
 
-def grid_from(held: Any) -> Grid:
+def grid_from(picture: Any) -> Grid:
     """Make a grid from a picture of it: True where there is a cell."""
-    held = np.asarray(held, dtype=bool)
-    return Grid(held.shape, np.flatnonzero(held), "square")
+    occupied = np.asarray(picture, dtype=bool)
+    return Grid(occupied.shape, np.flatnonzero(occupied), "square")
 
 
-def counted(held: Array, window: int) -> Array:
+def counted(occupied: Array, window: int) -> Array:
     """Count a window's occupied sites by looking at each window."""
-    h, w = min(window, held.shape[0]), min(window, held.shape[1])
-    rows, columns = held.shape[0] - h + 1, held.shape[1] - w + 1
+    h, w = min(window, occupied.shape[0]), min(window, occupied.shape[1])
+    rows, columns = occupied.shape[0] - h + 1, occupied.shape[1] - w + 1
     return np.array(
-        [[held[r : r + h, c : c + w].sum() for c in range(columns)] for r in range(rows)]
+        [[occupied[r : r + h, c : c + w].sum() for c in range(columns)] for r in range(rows)]
     )
 
 
@@ -53,27 +53,27 @@ def counted(held: Array, window: int) -> Array:
 def pictures(draw: st.DrawFn) -> Array:
     """Grids of any shape, one row and one column among them, with at least one cell."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    held = rng.random((draw(st.integers(1, 14)), draw(st.integers(1, 14)))) < draw(
+    occupied = rng.random((draw(st.integers(1, 14)), draw(st.integers(1, 14)))) < draw(
         st.sampled_from([0.03, 0.3, 1.0])
     )
-    held.flat[rng.integers(held.size)] = True
-    return held
+    occupied.flat[rng.integers(occupied.size)] = True
+    return occupied
 
 
 # Windows (eq 6)
 
 
 def test_observed_by_hand() -> None:
-    held = [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
-    np.testing.assert_array_equal(observed(grid_from(held), 2), [[3, 2], [1, 1]])
-    np.testing.assert_array_equal(observed(grid_from(held), 3), [[3]])
-    np.testing.assert_array_equal(observed(grid_from(held), 16), [[3]])
+    occupied = [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(observed(grid_from(occupied), 2), [[3, 2], [1, 1]])
+    np.testing.assert_array_equal(observed(grid_from(occupied), 3), [[3]])
+    np.testing.assert_array_equal(observed(grid_from(occupied), 16), [[3]])
 
 
 @given(pictures(), st.integers(1, 16))
 @settings(max_examples=80, deadline=None)
-def test_observed_equals_brute_force(held: Array, window: int) -> None:
-    np.testing.assert_array_equal(observed(grid_from(held), window), counted(held, window))
+def test_observed_equals_brute_force(occupied: Array, window: int) -> None:
+    np.testing.assert_array_equal(observed(grid_from(occupied), window), counted(occupied, window))
 
 
 def test_a_huge_grid_is_counted_in_little_more_than_itself() -> None:
@@ -95,10 +95,10 @@ def test_cells_of_one_site_count_once() -> None:
 
 
 def test_the_floor_by_hand() -> None:
-    held = np.zeros((2, 6), bool)
-    held[:, :3] = True
-    held[0, 4] = True
-    grid = grid_from(held)
+    occupied = np.zeros((2, 6), bool)
+    occupied[:, :3] = True
+    occupied[0, 4] = True
+    grid = grid_from(occupied)
     assert observed(grid, 2).tolist() == [[4, 4, 2, 1, 1]]
     for share, columns in [
         (0.25, [0, 1, 2, 3, 4]),
@@ -112,11 +112,11 @@ def test_the_floor_by_hand() -> None:
 
 @given(pictures(), st.integers(1, 16), st.floats(0.01, 1))
 @settings(max_examples=80, deadline=None)
-def test_windows_are_full_enough_or_the_fullest(held: Array, window: int, share: float) -> None:
-    counts = counted(held, window)
+def test_windows_are_full_enough_or_the_fullest(occupied: Array, window: int, share: float) -> None:
+    counts = counted(occupied, window)
     enough = counts >= max(share * window**2, 1)
     allowed = enough if enough.any() else counts == counts.max()
-    found = corners(grid_from(held), WindowConfig(window=window, occupancy=share))
+    found = corners(grid_from(occupied), WindowConfig(window=window, occupancy=share))
     assert found.tolist() == np.argwhere(allowed).tolist()
     assert len(found)
 
@@ -130,8 +130,8 @@ def test_a_single_cell_has_one_window() -> None:
 
 @given(pictures(), st.integers(1, 16), st.data())
 @settings(max_examples=80, deadline=None)
-def test_tiles_hold_every_occupied_site(held: Array, window: int, data: st.DataObject) -> None:
-    grid = grid_from(held)
+def test_tiles_hold_every_occupied_site(occupied: Array, window: int, data: st.DataObject) -> None:
+    grid = grid_from(occupied)
     tiles = tile_corners(grid, window, data.draw(st.integers(1, window)))
     seen = [set(window_sites(grid, corner, window).tolist()) for corner in tiles]
     assert set(grid.occupied.tolist()) <= set().union(*seen)
@@ -139,7 +139,7 @@ def test_tiles_hold_every_occupied_site(held: Array, window: int, data: st.DataO
         sites & set(grid.occupied.tolist()) for sites in seen
     )  # an empty window is not worth a pass
     assert len(np.unique(tiles, axis=0)) == len(tiles)
-    rows, columns = counted(held, window).shape
+    rows, columns = counted(occupied, window).shape
     assert (tiles >= 0).all()
     assert (tiles < [rows, columns]).all()  # no tile stands over an edge that it could stay within
 
@@ -183,9 +183,9 @@ def test_a_grid_smaller_than_a_window_is_padded(shape: tuple[int, int]) -> None:
 
 def test_corners_are_drawn_uniformly() -> None:
     """Eq 6, among the windows that are full enough."""
-    held = np.ones((9, 11), bool)
-    held[:3, :4] = False
-    allowed = corners(grid_from(held), WindowConfig(window=4, occupancy=0.8))
+    occupied = np.ones((9, 11), bool)
+    occupied[:3, :4] = False
+    allowed = corners(grid_from(occupied), WindowConfig(window=4, occupancy=0.8))
     assert 20 < len(allowed) < 48
     drawn = draw_corners(allowed, 40_000, np.random.default_rng(3))
     count = Counter(map(tuple, drawn.tolist()))
@@ -376,4 +376,4 @@ def test_a_window_with_a_single_observed_site() -> None:
 )
 def test_impossible_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        from_dict(WindowConfig, wrong, "patches")
+        from_dict(WindowConfig, wrong, "windows")
