@@ -59,11 +59,11 @@ def test_every_spot_gets_two_blocks_of_one_norm(model: Any, adata: AnnData) -> N
     assert np.isfinite(vectors).all()
     assert (vectors.std(axis=0) > 0).all()
     for name in ("own", "niche"):
-        block = tz.block(out, "X_stalign", name)
+        block = tz.get(out, f"X_stalign:{name}")
         assert block.shape == (90, 64)
         assert np.linalg.norm(block, axis=1).mean() == pytest.approx(1, rel=1e-5)
-    story = out.uns[keys.UNS]["X_stalign"]
-    assert (story["model_type"], story["trained"]) == ("stalign", False)
+    record = out.uns[keys.UNS]["X_stalign"]
+    assert (record["model_type"], record["trained"]) == ("stalign", False)
     found = details(out)
     assert (found["modality"], found["scale"], found["spot_um"]) == ("both", "both", 55.0)
     microns = adata.uns["simulation"]["microns_per_pixel"] / scale_of(adata)
@@ -82,7 +82,7 @@ def test_a_scale_alone_is_its_block(model: Any, adata: AnnData, modality: Any) -
         assert vectors.shape == (90, 64)
         assert "blocks" not in details(alone)
         norm = np.linalg.norm(vectors, axis=1).mean()
-        np.testing.assert_allclose(vectors / norm, tz.block(out, "X_stalign", name), atol=1e-5)
+        np.testing.assert_allclose(vectors / norm, tz.get(out, f"X_stalign:{name}"), atol=1e-5)
 
 
 def test_each_vector_is_made_of_what_its_modality_names(model: Any, adata: AnnData) -> None:

@@ -323,8 +323,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(ABLATIONS))
 def test_every_ablation_trains_and_leaves_a_model(short: Any, name: str) -> None:
-    config = short(objective=ABLATIONS[name], optim=SHORT), align=ABLATIONS[name], optim=SHORT
-    )
+    config = short(objective=ABLATIONS[name], optim=SHORT)
     model = tz.load(tz.pretrain(config, progress=False))
     assert isinstance(model, tz.STAlign)
     assert model.provenance["steps"] == 2
