@@ -185,7 +185,8 @@ class Recipe:
         for name, value in sections.items():
             if isinstance(value, Mapping):
                 known = {k: v for k, v in value.items() if v is not None}
-                data[name] = {**data[name], **known}
+                before = data.get(name)
+                data[name] = {**before, **known} if isinstance(before, Mapping) else known
             elif value is not None:
                 data[name] = value
         return from_dict(type(self), data, f"recipe of {self.stage}")
