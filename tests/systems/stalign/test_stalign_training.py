@@ -125,7 +125,7 @@ def test_features_are_made_once(opened: Any, monkeypatch: pytest.MonkeyPatch) ->
     folder = stage.cache_folder / "features"
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(files) >= 4 * 6
-    monkeypatch.setattr(FeatureStore, "_cut", lambda *a: pytest.fail("a slice was cut again"))
+    monkeypatch.setattr(FeatureStore, "_aligned", lambda *a: pytest.fail("a slice was cut again"))
     opened().prepare()
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
 

@@ -374,7 +374,7 @@ def test_few_grids_stay_in_memory(opened: corpus.Corpus, monkeypatch: pytest.Mon
     store = store_of(opened)
     for id in [*opened.ids(), "v0"]:
         assert len(store.grid(id).site) == 90
-    assert list(store._laid) == ["v3", "v0"]
+    assert list(store._grids) == ["v3", "v0"]
 
 
 def test_the_files_lie_beside_the_corpus(opened: corpus.Corpus, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
             )
         if source.image_encoder or source.gene_encoder:
             raise ConfigError(
-                "a checkpoint has its own frozen encoders: leave model.image_encoder and gene_encoder empty."
+                "a checkpoint brings its frozen encoders: leave model.image_encoder and gene_encoder empty."
             )
         config = loaded.config
         checkpoint_settings: dict[str, Any] = {
