@@ -13,6 +13,7 @@ from terrazzo.cli.options import FIRST, Reading, out_console, say
 __all__ = ["register", "system_help"]
 
 VERB = "embed"
+
 HELP_FLAGS = ("--help", "-h")
 
 

@@ -79,26 +79,20 @@ Embedded = Annotated[
     list[Path], Parameter(help="Embedded slices (.h5ad, .zarr), as `terrazzo embed` writes them.")
 ]
 
-
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
 
-
 Out = Annotated[Path, Parameter(help="Folder for the results.")]
-
 
 Head = Annotated[
     Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="Model fitted on the embeddings.")
 ]
 
-
 Runs = Annotated[int, Parameter(group=SCORES, help="Seeds or draws.")]
-
 
 Test = Annotated[
     Path | None,
     Parameter(group=SCORES, help="Score on this slice; else SLICES are split (one slice)."),
 ]
-
 
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
 

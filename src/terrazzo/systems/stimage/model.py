@@ -33,8 +33,11 @@ from terrazzo.systems.stimage.windows import WindowConfig, tile_corners, window_
 __all__ = ["STImage"]
 
 BATCH_SITES = {"cpu": 4096, "cuda": 65536}  # sites of the windows of one batch
+
 PARTS = 4  # a site and its neighbors are never hidden together: rows and columns, each by two
+
 REACH = 0.5  # share of the matrix-product rate, for estimates
+
 WHY_COUNTS = "ST as images scales counts and takes their logarithm"
 
 
