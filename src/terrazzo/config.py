@@ -151,7 +151,7 @@ def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
 
 
 def _items(kinds: Sequence[Any], values: Sequence[Any], where: str) -> list[Any]:
-    items = []
+    items: list[Any] = []
     for kind, value in zip(kinds, values, strict=True):
         place = f"{where}[{len(items)}]"
         items.append(_converted(kind, value, place))

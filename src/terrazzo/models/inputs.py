@@ -65,8 +65,7 @@ def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage |
     if isinstance(image, TissueImage):
         return image
     in_memory = data is None or isinstance(data, AnnData | Slice)
-    is_name = isinstance(image, str) and not Path(image).suffix
-    if is_name and not in_memory:
+    if isinstance(image, str) and not Path(image).suffix and not in_memory:
         return image
     return TissueImage.from_file(image)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -306,7 +306,8 @@ def _place(coords: Floats, shown: Floats) -> Place:
     low = shown.min(axis=0)
     high = shown.max(axis=0)
     touching = touching_distance(coords)
-    longer_side = float((high - low).max())
+    size = high - low
+    longer_side = float(size.max())
     edge = max(touching / 2, MARGIN * longer_side)
     return Place(coords, touching, low - edge, high + edge)
 
@@ -346,7 +347,7 @@ def _draw_cropped(axes: Axes, drawing: _Drawing, place: Place) -> None:
     crop = drawing.crop
     values = drawing.values
     coords = drawing.tissue.coords[crop.cells]
-    shown = Place(coords, place.touching, place.low, place.high)
+    shown = replace(place, coords=coords)
     cell_values = pd.Series(values.cells[crop.cells])
     draw(axes, shown, cell_values, {}, None, legend=True, norm=drawing.norm)
     _draw_frame(axes, crop.frame)
