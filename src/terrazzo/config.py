@@ -1,11 +1,11 @@
-"""Strict configuration: frozen nested dataclasses from and to plain dicts; a misspelled key is an error that helps."""
+"""Strict settings: nested dataclasses from and to plain dicts; the error on a misspelled key names the nearest."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from terrazzo.errors import ConfigError, did_you_mean
@@ -13,22 +13,25 @@ from terrazzo.errors import ConfigError, did_you_mean
 __all__ = ["INF", "from_dict", "to_dict", "within"]
 
 T = TypeVar("T")
+
 INF = math.inf
 
 
 def within(settings: object, **limits: tuple[float, float]) -> None:
-    """Check numbers against their lowest and highest value; ``from_dict`` says where a refused one stands.
+    """Check numbers against their lowest and highest value; ``from_dict`` adds the place to the error.
 
     Raises
     ------
     ValueError
-        One of them lies outside.
+        One of them is outside.
     """
     for name, (low, high) in limits.items():
         value = getattr(settings, name)
         if not low <= value <= high:
-            most = f" and at most {high:g}" if high < INF else ""
-            raise ValueError(f"{name} is {value}; it must be at least {low:g}{most}.")
+            bounds = f"at least {low:g}"
+            if high < INF:
+                bounds = f"{bounds} and at most {high:g}"
+            raise ValueError(f"{name} is {value}; it must be {bounds}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         A dataclass; its fields are dataclasses, numbers, strings, booleans, ``Literal``, optional ones or lists of
         these, tuples of a fixed length, or plain dicts.
     data
-        Plain nested dict, as JSON or YAML gives it.
+        Plain nested dict, as from JSON or YAML.
     where
         Name of the place, for error messages.
 
@@ -55,65 +58,112 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         Unknown keys (the nearest valid key is named), missing keys, values of the wrong kind.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} must be a mapping of settings, not {type(data).__name__}.")
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in fields:
-            hint = did_you_mean(key, fields, f"Valid keys: {', '.join(fields)}.", cutoff=0.5)
-            raise ConfigError(f"{where} has an unknown key {key!r}.{hint}")
+        kind = type(data).__name__
+        raise ConfigError(f"{where} must be a mapping of settings, not {kind}.")
+    _check_keys(cls, data, where)
     hints = get_type_hints(cls)
-    required = (
-        name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    )
-    missing = [name for name in required if name not in data]
-    if missing:
-        raise ConfigError(f"{where} lacks {', '.join(missing)}.")
-    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    values = {}
+    for key, value in data.items():
+        place = f"{where}.{key}"
+        values[key] = _converted(hints[key], value, place)
     try:
         return cls(**values)
     except ValueError as error:  # a dataclass's own check of its values
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    origin = get_origin(kind)
+def _check_keys(cls: type[Any], data: Mapping[Any, Any], where: str) -> None:
+    """Refuse unknown keys, and missing ones."""
+    names = []
+    missing = []
+    for field in dataclasses.fields(cls):
+        names.append(field.name)
+        if field.name not in data and _is_required(field):
+            missing.append(field.name)
+    for key in data:
+        if key not in names:
+            valid = ", ".join(names)
+            hint = did_you_mean(key, names, f"Valid keys: {valid}.", cutoff=0.5)
+            raise ConfigError(f"{where} has an unknown key {key!r}.{hint}")
+    if missing:
+        lacking = ", ".join(missing)
+        raise ConfigError(f"{where} lacks {lacking}.")
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    if field.default is not dataclasses.MISSING:
+        return False
+    return field.default_factory is dataclasses.MISSING
+
+
+def _converted(kind: Any, value: Any, where: str) -> Any:
+    """Return a value as the type of its field has it."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return from_dict(kind, value, where)
+    origin = get_origin(kind)
     if origin is Literal:
-        if value not in get_args(kind):
-            raise ConfigError(
-                f"{where} is {value!r}; it must be one of {', '.join(map(repr, get_args(kind)))}."
-            )
-        return value
+        return _one_of(get_args(kind), value, where)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in get_args(kind):
-            return None
-        return _convert(next(a for a in get_args(kind) if a is not type(None)), value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _optional(get_args(kind), value, where)
     if origin is list or kind is list:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where} must be a list, not {value!r}.")
-        inner = get_args(kind)
-        return (
-            [_convert(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
-            if inner
-            else list(value)
-        )
+        return _list(get_args(kind), value, where)
     if origin is tuple:
-        inner = get_args(kind)
-        if not isinstance(value, (list, tuple)) or len(value) != len(inner):
-            raise ConfigError(f"{where} must be a list of {len(inner)}, not {value!r}.")
-        return tuple(
-            _convert(k, v, f"{where}[{i}]")
-            for i, (k, v) in enumerate(zip(inner, value, strict=True))
-        )
+        return _tuple(get_args(kind), value, where)
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a mapping, not {value!r}.")
+            raise _mismatch(where, "a mapping", value)
         return dict(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"{where} is {value!r}; it must be of type {kind.__name__}.")
+    return _plain(kind, value, where)
+
+
+def _mismatch(where: str, expected: str, value: Any) -> ConfigError:
+    return ConfigError(f"{where} must be {expected}, not {value!r}.")
+
+
+def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ConfigError(f"{where} is {value!r}; it must be one of {names}.")
+    return value
+
+
+def _optional(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    none = type(None)
+    if value is None and none in kinds:
+        return None
+    others = [kind for kind in kinds if kind is not none]
+    return _converted(others[0], value, where)
+
+
+def _list(kinds: tuple[Any, ...], value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _mismatch(where, "a list", value)
+    if not kinds:
+        return list(value)
+    return _items(list(kinds) * len(value), value, where)
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    n = len(kinds)
+    if not isinstance(value, list | tuple) or len(value) != n:
+        raise _mismatch(where, f"a list of {n}", value)
+    return tuple(_items(kinds, value, where))
+
+
+def _items(kinds: Sequence[Any], values: Sequence[Any], where: str) -> list[Any]:
+    items: list[Any] = []
+    for kind, value in zip(kinds, values, strict=True):
+        place = f"{where}[{len(items)}]"
+        items.append(_converted(kind, value, place))
+    return items
+
+
+def _plain(kind: type, value: Any, where: str) -> Any:
+    """Check a number, text or truth value; whole numbers become floats where those are wanted."""
+    is_bool = isinstance(value, bool)
+    if kind is float and isinstance(value, int) and not is_bool:
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and is_bool):
+        name = kind.__name__
+        raise ConfigError(f"{where} is {value!r}; it must be of type {name}.")
     return value

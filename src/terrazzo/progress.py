@@ -1,4 +1,4 @@
-"""Progress of long work: tqdm's bars, in a terminal and in a notebook; nothing elsewhere.
+"""Progress bars of tqdm, in a terminal and in a notebook; none elsewhere.
 
 Stages may be nested: the bar of an inner one is below that of the outer one, while it runs.
 """
@@ -13,33 +13,37 @@ from typing import Any
 __all__ = ["BYTES", "Advance", "Progress", "Stage", "in_notebook", "make_bar"]
 
 Advance = Callable[[int], None]
+
 BYTES = "B"  # the one unit whose amounts are shown in thousands and millions
 
+# formats of bars: with a total, without one, and of a single step
 COUNTED = "{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit} [{rate_fmt}{postfix}, left {remaining}]"
+
 UNCOUNTED = "{desc}: {n_fmt} {unit} [{elapsed}]"
+
 ONE_STEP = "{desc} [{elapsed}]"
 
 
 class Stage:
-    """One stage that is under way; called with the amount done."""
+    """The bar of one stage; call it with the amount done."""
 
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar
 
     def __call__(self, amount: int) -> None:
-        """So much more is done; after the end of the stage nothing happens."""
+        """Advance the bar; does nothing after the end of the stage."""
         if self._bar is not None:
             self._bar.update(amount)
 
     def of(self, total: int) -> None:
-        """Say how much there is, where that is known only now."""
+        """Set a total that is known only now."""
         if self._bar is not None and total > 0:
             self._bar.bar_format = COUNTED
             self._bar.total = total
             self._bar.refresh()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
         self._bar = None
@@ -61,9 +65,9 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, total: int | None, unit: str = "cells") -> Iterator[Stage]:
-        """Show one stage; the value is a function to call with the amount done.
+        """Show one stage; yields its bar, which is called with the amount done.
 
-        Without a total (one step that cannot be counted) the time that went by is shown.
+        Without a total (one step that cannot be counted) the elapsed time is shown.
         """
         if not self.enabled:
             yield Stage()
@@ -76,7 +80,7 @@ class Progress:
 
 
 def make_bar(name: str, total: int | None, unit: str, *, done: int = 0) -> Any:
-    """Return a tqdm bar that goes away when it is closed."""
+    """Return a tqdm bar that is removed when it is closed."""
     from tqdm.auto import tqdm
 
     bar_format = COUNTED
@@ -98,7 +102,7 @@ def make_bar(name: str, total: int | None, unit: str, *, done: int = 0) -> Any:
 
 
 def in_notebook() -> bool:
-    """Say whether this runs in a Jupyter kernel, without importing IPython."""
+    """Return True if this runs in a Jupyter kernel, without importing IPython."""
     ipython = sys.modules.get("IPython")
     if ipython is None:
         return False

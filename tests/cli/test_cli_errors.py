@@ -97,7 +97,7 @@ def test_a_device_that_is_not_there(
         "embed", labeled[0], "--model", model, "--device", device, "--out", tmp_path / "out"
     )
     assert code == 2
-    assert f"device '{device}' cannot be used; here there is: cpu" in err
+    assert f"device '{device}' cannot be used; this machine has: cpu" in err
 
 
 def test_misspelled_clusters_name_the_nearest_column(tiny_model: Any, labeled: list[Path]) -> None:

@@ -18,7 +18,14 @@ import pytest
 
 import terrazzo as tz
 from terrazzo.cli.main import app
-from terrazzo.cli.stop import AGAIN, EXIT_CODE, KEPT, PATIENCE, kept, stoppable
+from terrazzo.cli.stop import (
+    EXIT_CODE,
+    MESSAGES,
+    PATIENCE,
+    RESTART,
+    how_to_go_on,
+    stoppable,
+)
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 WRITING = "anndata:AnnData.write_h5ad"
@@ -72,7 +79,7 @@ def rest(folder: Path) -> list[str]:
 
 def check(code: int, err: str, words: list[str], folder: Path) -> None:
     said = [line for line in err.strip().splitlines() if "warning: " not in line]
-    assert (code, said[-1]) == (EXIT_CODE, f"stopped: {kept(words)}"), err
+    assert (code, said[-1]) == (EXIT_CODE, f"stopped: {how_to_go_on(words)}"), err
     assert "Traceback" not in err
     assert rest(folder) == []
 
@@ -156,7 +163,7 @@ def test_what_is_finished_is_kept(call: Any, stop: Any, sentence: Any, tmp_path:
 @pytest.mark.slow
 def test_a_stopped_run_is_resumed(call: Any, stop: Any, sentence: Any, tmp_path: Path) -> None:
     words = sentence("pretrain", "RECIPE --out OUT")
-    stop("terrazzo.training.callbacks:Keeper._save")
+    stop("terrazzo.training.callbacks:CheckpointWriter._save")
     code, _, err = call(*words)
     check(code, err, words, tmp_path)
     assert (tmp_path / "out" / "checkpoints" / "last.ckpt").is_file()
@@ -165,16 +172,17 @@ def test_a_stopped_run_is_resumed(call: Any, stop: Any, sentence: Any, tmp_path:
     assert tz.load(tmp_path / "out" / "model").trained
 
 
-@pytest.mark.parametrize("line", KEPT)
+@pytest.mark.parametrize("line", MESSAGES)
 def test_what_is_said_of_a_verb_is_of_one_that_is_there(line: str) -> None:
     *_, unused = app.parse_commands(line.split())
     assert unused == []
 
 
 def test_what_is_said() -> None:
-    assert "--resume" in kept(["pretrain", "recipe.yaml"])
-    assert kept(["corpus", "build", "a"]) == kept(["embed", "a"])
-    assert kept(["corpus", "verify", "a"]) == kept(["report"]) == kept([]) == AGAIN
+    assert "--resume" in how_to_go_on(["pretrain", "recipe.yaml"])
+    assert how_to_go_on(["corpus", "build", "a"]) == how_to_go_on(["embed", "a"])
+    for words in (["corpus", "verify", "a"], ["report"], []):
+        assert how_to_go_on(words) == RESTART
 
 
 def test_a_second_press_lets_the_tidying_up_go_on(stop: Any) -> None:

@@ -473,7 +473,7 @@ def test_several_slices_need_one_to_be_scored_on(
 ) -> None:
     more = ("--model", "pca") if verb == "impute" else ("--use-rep", KEY)
     said = refused(verb, *files, *more, *(("--label", "region") if verb == "probe" else ()))
-    assert "2 slices were given; pass --test, or one slice" in said
+    assert "there are 2 slices; pass --test, or one slice" in said
 
 
 def test_an_input_is_never_overwritten(call: Any, files: list[Path]) -> None:

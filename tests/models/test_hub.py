@@ -181,11 +181,12 @@ def test_offline_reads_the_cache(
     assert tz.load(pushed).fingerprint() == tiny_model().fingerprint()
     assert hub.asked == []
     with pytest.raises(
-        CheckpointError, match=r"HF_HUB_OFFLINE is set, and someone/other is not whole in the cache"
+        CheckpointError,
+        match=r"HF_HUB_OFFLINE is set, and someone/other is not complete in the cache",
     ) as told:
         tz.load("someone/other")
     assert str(tmp_path / "cache") in one_line(told)
-    with pytest.raises(CheckpointError, match="at revision v7 is not whole"):
+    with pytest.raises(CheckpointError, match="at revision v7 is not complete"):
         tz.load(f"{NAME}@v7")
     with pytest.raises(OutputError, match="HF_HUB_OFFLINE"):
         tiny_model().push_to_hub(NAME)
@@ -218,7 +219,7 @@ def test_nothing_listens(
 
 def test_what_is_not_there_is_said(hub: Hub, pushed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        CheckpointError, match=r"neither a folder here nor.*someone/none is not on http"
+        CheckpointError, match=r"is not a local folder.*someone/none is not on http"
     ) as told:
         tz.load("someone/none")
     assert "hf auth login" in one_line(told)
@@ -236,13 +237,13 @@ def test_a_repository_that_is_no_checkpoint(hub: Hub) -> None:
     hub.repos["someone/bert"].commit({"config.json": b"{}", "pytorch_model.bin": b"x"})
     with pytest.raises(
         CheckpointError,
-        match=r"no terrazzo checkpoint: it lacks model\.safetensors, vocab\.parquet",
+        match=r"not a terrazzo checkpoint: it lacks model\.safetensors, vocab\.parquet",
     ):
         tz.load("someone/bert")
 
 
 def test_a_push_that_is_refused(hub: Hub, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match="is no name on the hub"):
+    with pytest.raises(OutputError, match="is not a name on the hub"):
         tiny_model().push_to_hub("stofm")
     model = tz.SToFM(tiny_model().config, tiny_model().vocabulary)
     with pytest.raises(OutputError, match=r"license.* must be one of") as told:

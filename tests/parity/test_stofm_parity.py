@@ -24,6 +24,7 @@ from terrazzo.models.published import read_pickled_tensors
 from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.cell_encoder import CellEncoder, CellEncoderConfig
 from terrazzo.systems.stofm.cell_model import tokenize
+from terrazzo.systems.stofm.config import preset
 from terrazzo.systems.stofm.convert import convert_stofm
 from terrazzo.systems.stofm.model import subslice_tensors
 from terrazzo.systems.stofm.pair_bias import SparseBias
@@ -372,7 +373,7 @@ def test_no_cell_of_a_far_border_lattice_is_lost() -> None:
 def test_distances_against_dense_code() -> None:
     rng = np.random.default_rng(3)
     positions, virtual = rng.normal(size=(120, 2)) * 20, rng.normal(size=(5, 2)) * 10
-    config = replace(tz.preset("tiny").subslices, geometry="published", n_neighbors=12)
+    config = replace(preset("tiny").subslices, geometry="published", n_neighbors=12)
     sub = next(iterate(positions, virtual, [np.arange(120)], config))
     features = np.zeros((120, 4), dtype=np.float32)
     _, _, pairs = subslice_tensors([sub], features, features[:5], torch.device("cpu"))

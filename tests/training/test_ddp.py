@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from terrazzo.training.recipe import save
+from terrazzo.training.recipe import save_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from lightning import Callback
 from terrazzo.training.callbacks import gathered
-from terrazzo.training.config import load
+from terrazzo.training.recipe import load_recipe
 from terrazzo.training.run import pretrain
 
 class Watch(Callback):
@@ -33,10 +33,10 @@ class Watch(Callback):
         module.train = lambda mode=True: module  # eval mode: no dropout, which no two processes share
 
     def on_train_start(self, trainer, module):
-        loader = trainer.train_dataloader.loader
-        stream = loader._stream
+        loader = trainer.train_dataloader
+        read = loader._batches  # before a batch is collated
         def watched(epoch, first):
-            for batch in stream(epoch, first):
+            for batch in read(epoch, first):
                 if hasattr(batch, "hidden"):  # windows of ST as images, told apart by what is shown of them
                     shown = zip(batch.ids, batch.values, batch.target)
                     self.seen += [(epoch, id, hashlib.sha256(v.numpy().tobytes() + t.numpy().tobytes()).hexdigest())
@@ -49,7 +49,7 @@ class Watch(Callback):
                 else:
                     self.seen += [(epoch, loader.ids[m], int(r)) for m, r in zip(batch.member, batch.rows)]
                 yield batch
-        loader._stream = watched
+        loader._batches = watched
         for part in module.modules():
             part.training = False
 
@@ -62,13 +62,13 @@ class Watch(Callback):
         if trainer.is_global_zero:
             Path(sys.argv[2]).write_text(json.dumps({"losses": self.losses, "seen": seen}))
 
-pretrain(load(sys.argv[1]), progress=False, callbacks=[Watch()])
+pretrain(load_recipe(sys.argv[1]), progress=False, callbacks=[Watch()])
 """
 
 
 def watch(config: Any, folder: Path, name: str) -> dict[str, Any]:
     """Run in processes of their own; return the loss of each step, and the cells of each process."""
-    save(config, folder / f"{name}.yaml")
+    save_recipe(config, folder / f"{name}.yaml")
     (folder / "watch.py").write_text(WATCHED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -95,7 +95,7 @@ def watch(config: Any, folder: Path, name: str) -> dict[str, Any]:
 def test_two_processes_equal_one_with_twice_the_batch(recipe: Any, tmp_path: Path) -> None:
     # masked cells only: of these every sub-slice has as many, so that the mean of two means is the mean of all
     common: dict[str, Any] = {
-        "pretrain": {"objective": "paper", "gamma": 1.0, "frozen_epochs": 2, "reencode": 0}
+        "objective": {"kind": "paper", "gamma": 1.0, "frozen_epochs": 2, "reencode": 0}
     }
     optim = {"accumulate": 1, "epochs": 2}
     one = recipe(out="one", optim=optim, data={"batch_subslices": 4}, **common)
@@ -116,7 +116,7 @@ def test_two_processes_equal_one_with_twice_the_batch(recipe: Any, tmp_path: Pat
 
 
 def test_random_cells_are_shared_without_overlap(recipe: Any, tmp_path: Path) -> None:
-    config = recipe("adapt", optim={"epochs": 2}, run={"devices": 2})
+    config = recipe("stofm-adapt", optim={"epochs": 2}, run={"devices": 2})
     assert_every_cell_once(watch(config, tmp_path, "cells")["seen"], 2)
 
 
@@ -124,14 +124,16 @@ def test_windows_are_shared_without_overlap_and_losses_are_those_of_one_process(
     recipe: Any, tmp_path: Path
 ) -> None:
     # windows without an empty site: as many hidden values in each, so that the mean of two means is the mean of all
-    patches = {"window": 2, "occupancy": 1.0, "bin_um": 30.0, "channels": 16, "choose": "spatial"}
+    windows = {"window": 2, "occupancy": 1.0, "bin_um": 30.0, "channels": 16, "choose": "spatial"}
     common: dict[str, Any] = {
-        "model": {"init": "informed", "patches": patches},
+        "model": {"init": "informed", "windows": windows},
         "optim": {"accumulate": 1, "epochs": 2},
     }
-    one = recipe("patches", "one", data={"batch_windows": 4, "windows_per_slice": 4}, **common)
+    one = recipe(
+        "stimage-pretrain", "one", data={"batch_windows": 4, "windows_per_slice": 4}, **common
+    )
     two = recipe(
-        "patches",
+        "stimage-pretrain",
         "two",
         data={"batch_windows": 2, "windows_per_slice": 4},
         run={"devices": 2},
@@ -156,10 +158,12 @@ def test_negatives_are_those_of_both_processes(
     common: dict[str, Any] = {
         "corpus": str(histology_folder),
         "optim": {"accumulate": 1, "epochs": 1, "max_steps": 6},
-        "align": {"exclude_neighbors": exclude, "learn_temperature": True},
+        "objective": {"exclude_neighbors": exclude, "learn_temperature": True},
     }
-    one = recipe("align", "one", data={"batch_spots": 24}, run=run, **common)
-    two = recipe("align", "two", data={"batch_spots": 12}, run={**run, "devices": 2}, **common)
+    one = recipe("stalign-pretrain", "one", data={"batch_spots": 24}, run=run, **common)
+    two = recipe(
+        "stalign-pretrain", "two", data={"batch_spots": 12}, run={**run, "devices": 2}, **common
+    )
     alone, both = watch(one, tmp_path, "one"), watch(two, tmp_path, "two")
     assert len(alone["losses"]) == len(both["losses"]) == 6
     torch.testing.assert_close(

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from terrazzo.training.logs import read
-from terrazzo.training.recipe import save
+from terrazzo.training.recipe import save_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ from lightning.pytorch.strategies import FSDPStrategy, fsdp
 from torch.distributed.fsdp import FullOptimStateDictConfig, FullStateDictConfig, FullyShardedDataParallel
 from torch.distributed.fsdp import StateDictType
 from terrazzo.training import run
-from terrazzo.training.config import load
+from terrazzo.training.recipe import load_recipe
 
 def whole(module, world_size, rank0_only=True):
     # Lightning moves the whole state to the CPU; where it is there already, torch frees what it returns
@@ -55,13 +55,13 @@ def on_cpu(config):
 
 fsdp._get_full_state_dict_context = whole
 make_strategy, run.make_strategy = run.make_strategy, on_cpu
-run.pretrain(load(sys.argv[1]), resume="--resume" in sys.argv, progress=False, callbacks=[Kill()])
+run.pretrain(load_recipe(sys.argv[1]), resume="--resume" in sys.argv, progress=False, callbacks=[Kill()])
 """
 
 
 def train(config: Any, folder: Path, *words: str, kill_at: int = -1) -> dict[str, torch.Tensor]:
     """Run in two processes; return the trained weights."""
-    save(config, folder / "recipe.yaml")
+    save_recipe(config, folder / "recipe.yaml")
     (folder / "on_cpu.py").write_text(ON_CPU)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -98,17 +98,23 @@ def losses(config: Any) -> torch.Tensor:
     return torch.tensor([float(row["train/loss"]) for row in rows if row["train/loss"]])
 
 
-@pytest.mark.parametrize("stage", ["adapt", "pretrain"])
-def test_fsdp_equals_ddp(recipe: Any, tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "objective"),
+    [("stofm-adapt", {"own_weight": 1.0}), ("stofm-pretrain", {})],
+    ids=["adapt", "pretrain"],
+)
+def test_fsdp_equals_ddp(
+    recipe: Any, tmp_path: Path, stage: str, objective: dict[str, Any]
+) -> None:
     run, optim = (
         {"devices": 2},
         {"accumulate": 1, "epochs": 2},
     )  # the second epoch of pretraining encodes cells again
     sharded = recipe(
-        stage, "sharded", optim=optim, run={**run, "strategy": "fsdp"}, adapt={"own_weight": 1.0}
+        stage, "sharded", optim=optim, run={**run, "strategy": "fsdp"}, objective=objective
     )
     copied = recipe(
-        stage, "copied", optim=optim, run={**run, "strategy": "ddp"}, adapt={"own_weight": 1.0}
+        stage, "copied", optim=optim, run={**run, "strategy": "ddp"}, objective=objective
     )
     one, two = train(sharded, tmp_path), train(copied, tmp_path)
     # Where the encoder was frozen, AdamW has counted its steps under FSDP: its first changes are larger

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from terrazzo import corpus, simulate
 from terrazzo.errors import ConfigError
 from terrazzo.training.logs import read
-from terrazzo.training.recipe import save
+from terrazzo.training.recipe import save_recipe
 
 pytestmark = pytest.mark.slow
 
 KILLED = """
 import os, signal, sys
 from lightning import Callback
-from terrazzo.training.config import load
+from terrazzo.training.recipe import load_recipe
 from terrazzo.training.run import pretrain
 
 class Kill(Callback):
@@ -31,7 +31,7 @@ class Kill(Callback):
         if trainer.fit_loop.total_batch_idx == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-pretrain(load(sys.argv[1]), callbacks=[Kill()])
+pretrain(load_recipe(sys.argv[1]), callbacks=[Kill()])
 """
 
 
@@ -120,7 +120,7 @@ def test_killed_anywhere(recipe: Any, sections: dict[str, Any], stops: tuple[int
 
 
 def test_killed_twice(recipe: Any) -> None:
-    whole, config = recipe("adapt", out="whole"), recipe("adapt", out="stopped")
+    whole, config = recipe("stofm-adapt", out="whole"), recipe("stofm-adapt", out="stopped")
     every = follow(whole)
     follow(config, kill_after=5)
     follow(config, resume=True, kill_after=6)
@@ -132,21 +132,24 @@ def test_killed_twice(recipe: Any) -> None:
 @pytest.mark.parametrize(
     ("stage", "sections"),
     [
-        ("adapt", {"adapt": {"own_weight": 1.0, "view": "thinned"}}),
-        ("pretrain", {}),  # the seventh batch is the first with cells encoded again
-        ("pretrain", {"pretrain": {"objective": "own+niche", "mask_share": 0.5}}),
-        ("align", {"align": {"learn_temperature": True}, "optim": {"weight_decay_end": 0.4}}),
+        ("stofm-adapt", {"objective": {"own_weight": 1.0, "view": "thinned"}}),
+        ("stofm-pretrain", {}),  # the seventh batch is the first with cells encoded again
+        ("stofm-pretrain", {"objective": {"kind": "own+niche", "mask_share": 0.5}}),
+        (
+            "stalign-pretrain",
+            {"objective": {"learn_temperature": True}, "optim": {"weight_decay_end": 0.4}},
+        ),
     ],
-    ids=["own head", "paper", "own+niche", "align"],
+    ids=["own head", "paper", "own+niche", "stalign"],
 )
 def test_killed_by_the_system(
     recipe: Any, tmp_path: Path, histology_folder: Path, stage: str, sections: dict[str, Any]
 ) -> None:
-    if stage == "align":
+    if stage == "stalign-pretrain":
         sections = {"corpus": str(histology_folder), **sections}
     whole, config = recipe(stage, out="whole", **sections), recipe(stage, out="killed", **sections)
     follow(whole)
-    save(config, tmp_path / "recipe.yaml")
+    save_recipe(config, tmp_path / "recipe.yaml")
     words = [sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), "7"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(

@@ -19,9 +19,10 @@ import torch
 import terrazzo as tz
 from terrazzo.cli.main import main
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TrainingError
+from terrazzo.systems.stofm.stages import Pretrain
 from terrazzo.training.callbacks import CsvLog
 from terrazzo.training.logs import final, read
-from terrazzo.training.recipe import save
+from terrazzo.training.recipe import save_recipe
 
 pytestmark = pytest.mark.slow
 SHORT = {"epochs": 1, "max_steps": 2}
@@ -39,7 +40,7 @@ def train() -> Callable[..., Path]:
     return run
 
 
-@pytest.mark.parametrize("stage", ["adapt", "pretrain"])
+@pytest.mark.parametrize("stage", ["stofm-adapt", "stofm-pretrain"])
 def test_a_run_leaves_a_model_with_its_story(
     train: Any, recipe: Any, simulated: Any, stage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,16 +118,14 @@ class Poison:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, at: int, value: float) -> None:
-    from terrazzo.training import run
+    make = Pretrain.objective
 
-    made = run.make_objective
-
-    def poisoned(*args: Any) -> Any:
-        objective = made(*args)
+    def poisoned(stage: Pretrain) -> Any:
+        objective: Any = make(stage)
         objective.losses = Poison(objective, at, value)
         return objective
 
-    monkeypatch.setattr(run, "make_objective", poisoned)
+    monkeypatch.setattr(Pretrain, "objective", poisoned)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -291,7 +290,7 @@ def test_the_log_continues_and_widens(tmp_path: Path) -> None:
 def test_the_command(
     recipe: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus_folder: Path
 ) -> None:
-    save(recipe("adapt"), tmp_path / "recipe.yaml")
+    save_recipe(recipe("stofm-adapt"), tmp_path / "recipe.yaml")
     words = [
         "pretrain",
         str(tmp_path / "recipe.yaml"),

@@ -1,4 +1,4 @@
-"""The command line's verb ``convert``: published weights to a checkpoint folder."""
+"""Verb ``convert``: published weights to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def convert(
         ),
     ] = None,
     overwrite: Annotated[
-        bool, Parameter(negative=(), help="Replace a checkpoint that is there.")
+        bool, Parameter(negative=(), help="Replace an existing checkpoint.")
     ] = False,
 ) -> None:
     """Convert published weights to a checkpoint folder, for equal outputs.

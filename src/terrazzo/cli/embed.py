@@ -1,4 +1,4 @@
-"""The command line's verb ``embed``: options that all systems share, and those of the checkpoint's system."""
+"""Verb ``embed``, with the options of all systems and those of the checkpoint's system."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from terrazzo.cli.options import FIRST, Reading, out_console, say
 __all__ = ["register", "system_help"]
 
 VERB = "embed"
+
 HELP_FLAGS = ("--help", "-h")
 
 
@@ -42,9 +43,9 @@ def embed(
         bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")
     ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
-    **of_system: Annotated[str, Parameter(show=False)],
+    **system_options: Annotated[str, Parameter(show=False)],
 ) -> None:
-    """Give every cell one vector, in obsm; slices that are finished are left alone.
+    """Compute one vector for every cell, in obsm; finished slices are left alone.
 
     Options of one system, such as --halo: terrazzo embed --help SYSTEM.
     Example: terrazzo embed a.h5ad b.h5ad --model checkpoint --out embedded
@@ -53,7 +54,7 @@ def embed(
     from terrazzo.errors import InputError
 
     loaded = tz.load(model, device=device)
-    typed = {name.replace("-", "_"): text for name, text in of_system.items()}
+    typed = {name.replace("-", "_"): text for name, text in system_options.items()}
     options: dict[str, Any] = loaded.options_class.parsed(typed, loaded.title)
     options["orthologs"] = None if orthologs is None else str(orthologs)
     options.update((reading or Reading()).options())
@@ -75,7 +76,8 @@ def embed(
     )
     for done in embedded:
         say(str(done))
-        n_failed += done.status == "failed"
+        if done.status == "failed":
+            n_failed += 1
     if n_failed:
         raise InputError(
             f"{n_failed} of {len(slices)} slices could not be used; the others are done."
@@ -83,7 +85,7 @@ def embed(
 
 
 def system_help(words: Sequence[str]) -> list[str] | None:
-    """Return the lines that ``terrazzo embed --help SYSTEM`` prints; None where something else was typed.
+    """Return the lines that ``terrazzo embed --help SYSTEM`` prints; None for other commands.
 
     Raises
     ------
@@ -108,10 +110,10 @@ def system_help(words: Sequence[str]) -> list[str] | None:
     for model_type, reference in system.options.items():
         lines.append(f"Options of {system.title} ({model_type})")
         options = registry.resolve(reference).help()
-        widths = [len(f"{one.flag} {one.kind}") for one in options]
-        for one in options:
-            left = f"{one.flag} {one.kind}"
-            lines.append(f"  {left:<{max(widths)}}  {one.text}")
+        flags = [f"{one.flag} {one.kind}" for one in options]
+        width = max((len(flag) for flag in flags), default=0)
+        for flag, one in zip(flags, options, strict=True):
+            lines.append(f"  {flag:<{width}}  {one.text}")
         if not options:
             lines.append("  none of its own")
     lines.append("Options that all systems share: terrazzo embed --help")

@@ -1,4 +1,4 @@
-"""The command line's verbs that predict expression: impute, reconstruct, predict-genes."""
+"""Verbs that predict expression: impute, reconstruct, predict-genes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cyclopts import App, Parameter
 from terrazzo.cli.options import (
     SCORES,
     TASKS,
-    Chosen,
     Head,
     Out,
     Runs,
     Seed,
+    SlicePart,
     Test,
     only_one,
     read_slice,
@@ -27,6 +27,8 @@ from terrazzo.cli.options import (
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+__all__ = ["register"]
 
 
 def register(app: App) -> None:
@@ -55,10 +57,10 @@ def impute(
     head: Head = "mlp3",
     test: Test = None,
     runs: Runs = 3,
-    part: Chosen | None = None,
+    part: SlicePart | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Hide genes of a panel, embed what is left, and predict the hidden ones.
+    """Hide genes of a panel, embed slices without them, and predict them.
 
     Example: terrazzo impute a.h5ad --test b.h5ad --model checkpoint --out imputed
     """
@@ -66,23 +68,26 @@ def impute(
 
     if test is None:
         only_one(slices)
-    loaded = [read_slice(p, part) for p in [*slices, *([test] if test is not None else [])]]
+    paths = slices if test is None else [*slices, test]
+    loaded = [read_slice(path, part) for path in paths]
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
-    learned = hidden[:-1] if test is not None else hidden
-    held = "/" in model or Path(model).is_dir()
-    with working(f"load {model}" if held else f"fit {model}"):
-        embedder: Any = (
-            tz.load(model) if held else tz.Baseline(model).fit([h.visible for h in learned])
-        )
-    with working("embed what is left", len(hidden)) as advance:
+    training = hidden if test is None else hidden[:-1]
+    embedder: Any
+    if "/" in model or Path(model).is_dir():
+        with working(f"load {model}"):
+            embedder = tz.load(model)
+    else:
+        with working(f"fit {model}"):
+            embedder = tz.Baseline(model).fit([one.visible for one in training])
+    with working("embed the visible genes", len(hidden)) as advance:
         for one in hidden:
             embedder.embed(one.visible, key_added="X_visible")
             advance(1)
-    given: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
+    options: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
     if test is not None:
-        result = tz.tasks.impute(learned, test=hidden[-1], **given)
+        result = tz.tasks.impute(training, test=hidden[-1], **options)
     else:
-        result = tz.tasks.impute(only_one(learned), **given)
+        result = tz.tasks.impute(only_one(training), **options)
     report(result, out / "scores")
 
 
@@ -110,10 +115,10 @@ def reconstruct(
         Literal["auto", "hex", "square", "rank", "bin"], Parameter(help="Grid of the slice.")
     ] = "auto",
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
-    part: Chosen | None = None,
+    part: SlicePart | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Hide squares of a slice and predict them, beside what trivial answers say.
+    """Hide squares of a slice and predict them; scores beside trivial predictions.
 
     Example: terrazzo reconstruct a.h5ad --model checkpoint --size 4 8 16 --out reconstructed
     """
@@ -121,26 +126,29 @@ def reconstruct(
     from terrazzo.models.embed_files import check_writable
 
     check_writable(out)
-    held, adata = tz.load(model), read_slice(path, part)
-    if not hasattr(held, "reconstruct"):
+    loaded: Any = tz.load(model)
+    adata = read_slice(path, part)
+    if not hasattr(loaded, "reconstruct"):
         raise tz.errors.ConfigError(
-            f"{model} holds a {held.title}, which cannot fill in hidden tissue: give one of ST as images."
+            f"{model} holds a {loaded.title}, which cannot fill in hidden tissue: pass one of ST as images."
         )
-    grid: dict[str, Any] = {"layout": layout, "bin_um": bin_um}
-    given = {
-        key: value for key, value in grid.items() if value not in ("auto", 0.0)
-    }  # else as the model was trained
+    grid: dict[str, Any] = {}  # of the model; what is not set is as in training
+    if layout != "auto":
+        grid["layout"] = layout
+    if bin_um:
+        grid["bin_um"] = bin_um
 
     def predict(shown: AnnData, hidden: Any, genes: list[str]) -> Any:
-        return held.reconstruct(shown, hidden, genes, **given)
+        return loaded.reconstruct(shown, hidden, genes, **grid)
 
-    title = held.title if held.trained else f"{held.title} (untrained)"
+    title = loaded.title if loaded.trained else f"{loaded.title} (untrained)"
     options: dict[str, Any] = {
         "n_genes": n_genes,
         "choose": choose,
         "repeats": repeats,
         "seed": seed,
-        **grid,
+        "layout": layout,
+        "bin_um": bin_um,
     }
     result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
     report(result, out / "scores")
@@ -149,9 +157,7 @@ def reconstruct(
 
 
 def predict_genes(
-    slices: Annotated[
-        list[Path], Parameter(help="Slices with counts and histology, to learn from.")
-    ],
+    slices: Annotated[list[Path], Parameter(help="Training slices with counts and histology.")],
     /,
     *,
     predict: Annotated[
@@ -170,7 +176,7 @@ def predict_genes(
     ] = None,
     gene: Annotated[list[str] | None, Parameter(help="A gene to predict (repeatable).")] = None,
     n_genes: Annotated[
-        int, Parameter(help="Where none is named: so many, the most variable of SLICES.")
+        int, Parameter(help="Number of genes where none is named: the most variable of SLICES.")
     ] = 50,
     scale: Annotated[
         Literal["10000", "median"],
@@ -178,7 +184,7 @@ def predict_genes(
     ] = "10000",
     head: Head = "linear",
     cache: Annotated[
-        Path | None, Parameter(help="Keep what frozen encoders say of a slice in this folder.")
+        Path | None, Parameter(help="Folder to store the features of frozen encoders in.")
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     runs: Runs = 3,
@@ -186,7 +192,7 @@ def predict_genes(
 ) -> None:
     """Predict expression from histology, as obsm["expression_predicted"], with scores.
 
-    A picture lies in a slice's uns["spatial"], or beside its file: NAME.json with image and scale.
+    An image is in a slice's uns["spatial"], or beside its file: NAME.json with image and scale.
 
     Example: terrazzo predict-genes a.h5ad --model stalign --gene MOBP --predict b.h5ad --out predicted
     """
@@ -194,40 +200,44 @@ def predict_genes(
     from terrazzo.models.embed_files import check_writable
     from terrazzo.systems.stalign.image_baselines import image_model
 
-    places = targets_of(predict, out)
-    named = [*(tz.tasks.read_gene_list(genes) if genes is not None else []), *(gene or [])]
+    targets = targets_of(predict, out)
+    names: list[str] = []
+    if genes is not None:
+        names.extend(tz.tasks.read_gene_list(genes))
+    names.extend(gene or [])
     check_writable(out)
     reader = image_model(model, device=device, cache=cache)
-    learned = []
+    training = []
     with working("read histology", len(slices)) as advance:
         for path in slices:
-            learned.append(reader.read(path)[0])
+            adata, _ = reader.read(path)
+            training.append(adata)
             advance(1)
-    chosen: dict[str, Any] = {
+    options: dict[str, Any] = {
         "use_rep": reader.key,
-        "genes": named or n_genes,
+        "genes": names or n_genes,
         "head": head,
         "seed": seed,
+        "scale": scale if scale == "median" else float(scale),
     }
-    chosen["scale"] = scale if scale == "median" else float(scale)
-    probe = tz.tasks.fit_image_to_gene(learned, **chosen)
+    probe = tz.tasks.fit_image_to_gene(training, **options)
     say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
     for note in probe.info["notes"]:
         say(f"  note: {note}")
-    known: dict[str, AnnData] = {}
-    for path, place in zip(predict, places, strict=True):
-        adata, picture = reader.read(path)
-        write_slice(probe.annotate(adata), place, path)
-        tz.plot.save(
-            tz.plot.predicted_genes(adata, image=picture or "auto"), place.with_suffix(".png")
+    scored: dict[str, AnnData] = {}
+    for path, target in zip(predict, targets, strict=True):
+        adata, image = reader.read(path)
+        write_slice(probe.annotate(adata), target, path)
+        figure = tz.plot.predicted_genes(adata, image=image or "auto")
+        tz.plot.save(figure, target.with_suffix(".png"))
+        line = f"{path.name}: {len(probe.names)} genes, {target} and .png"
+        if tz.tasks.measured(adata, probe.names):
+            scored[path.stem] = adata
+        else:
+            line = f"{line}; none was measured: no score"
+        say(line)
+    if scored:
+        result = tz.tasks.image_to_gene(
+            training, test=list(scored.values()), names=list(scored), runs=runs, **options
         )
-        there = tz.tasks.measured(adata, probe.names)
-        say(
-            f"{path.name}: {len(probe.names)} genes, {place} and .png{'' if there else '; none was measured: no score'}"
-        )
-        known |= {path.stem: adata} if there else {}
-    if known:
-        found = tz.tasks.image_to_gene(
-            learned, test=list(known.values()), names=list(known), runs=runs, **chosen
-        )
-        report(found, out / "scores")
+        report(result, out / "scores")

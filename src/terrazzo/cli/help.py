@@ -1,4 +1,4 @@
-"""How help looks: no boxes, so that all options of a verb stand on one screen (40 lines of 100 columns)."""
+"""Format of the help: no boxes, so that all options of a verb fit on one screen (40 lines of 100 columns)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from cyclopts.help import HelpPanel
     from rich.console import Console, ConsoleOptions
 
+__all__ = ["OneScreen"]
+
 
 class OneScreen:
-    """Prints groups of options as a title and a table; takes the place of cyclopts' panels."""
+    """Formatter of groups of options as a title and a table, in place of cyclopts' panels."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Print one group."""
@@ -26,12 +28,11 @@ class OneScreen:
 
         if not panel.entries:
             return
-        columns = (
-            get_default_command_columns
-            if panel.format == "command"
-            else get_default_parameter_columns
-        )
-        table = TableSpec().build(columns(console, options, panel.entries), panel.entries)
+        if panel.format == "command":
+            columns = get_default_command_columns(console, options, panel.entries)
+        else:
+            columns = get_default_parameter_columns(console, options, panel.entries)
+        table = TableSpec().build(columns, panel.entries)
         title = panel.title if isinstance(panel.title, Text) else Text(str(panel.title))
         title.stylize("bold")
         console.print(DefaultStyled(Group(title, Padding(table, (0, 0, 0, 2)))))
@@ -42,18 +43,14 @@ class OneScreen:
         from rich.text import Text
 
         if usage:
-            console.print(
-                DefaultStyled(Text(f"Usage: {str(usage).strip()}", style="cyclopts.usage"))
-            )
+            line = f"Usage: {str(usage).strip()}"
+            console.print(DefaultStyled(Text(line, style="cyclopts.usage")))
 
     def render_description(
         self, console: Console, options: ConsoleOptions, description: Any
     ) -> None:
-        """Print what the verb does and its examples, without empty lines."""
+        """Print the description of a verb and its examples, without empty lines."""
         if description:
             text = str(getattr(description, "primary_renderable", description))
-            console.print(
-                "\n".join(line for line in text.splitlines() if line.strip()),
-                markup=False,
-                highlight=False,
-            )
+            lines = [line for line in text.splitlines() if line.strip()]
+            console.print("\n".join(lines), markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""The command line's verb ``info``: what a slice was recognized as, facts with their units, what it is good for."""
+"""Verb ``info``: facts of a slice with their units, and what each system can do with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from terrazzo.cli.options import FIRST, GRID, PICTURE, Reading, out_console, say, working
+from terrazzo.cli.options import FIRST, GRID, HISTOLOGY, Reading, out_console, say, working
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-SHOWN = 8  # names of one kind
+SHOWN = 8  # names of embeddings, or of labels
 
 
 def register(app: App) -> None:
@@ -33,12 +33,12 @@ def info(
     /,
     *,
     model: Annotated[
-        Path | None, Parameter(help="Also say how the genes meet this checkpoint.")
+        Path | None, Parameter(help="Also print how many genes this checkpoint knows.")
     ] = None,
     grid: Annotated[
         Path | None,
         Parameter(
-            group=GRID, help="Draw to this file how one slice becomes windows, and say its grid."
+            group=GRID, help="Draw to this file how one slice becomes windows; print its grid."
         ),
     ] = None,
     layout: Annotated[
@@ -53,18 +53,18 @@ def info(
     overlay: Annotated[
         Path | None,
         Parameter(
-            group=PICTURE, help="Draw to this file where one slice's spots are on its histology."
+            group=HISTOLOGY, help="Draw to this file where one slice's spots are on its histology."
         ),
     ] = None,
     spot_um: Annotated[
         float | None,
         Parameter(
-            group=PICTURE, help="Diameter of a spot in micrometers; default: the platform's."
+            group=HISTOLOGY, help="Diameter of a spot in micrometers; default: the platform's."
         ),
     ] = None,
     reading: Reading | None = None,
 ) -> None:
-    """Say what is in a slice: cells, genes, units, spacing, and what it can be used for.
+    """Print what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
     Example: terrazzo info slice.h5ad --model checkpoint
     Example: terrazzo info cells.h5ad --grid grid.png --bin-um 20
@@ -74,10 +74,10 @@ def info(
     from terrazzo.errors import ConfigError
 
     settings: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
-    of_grid = {name: value for name, value in settings.items() if value is not None}
-    if of_grid and grid is None:
+    grid_options = {name: value for name, value in settings.items() if value is not None}
+    if grid_options and grid is None:
         raise ConfigError(
-            f"{', '.join(of_grid)} belong to the picture of a grid: add --grid FILE.png."
+            f"{', '.join(grid_options)} belong to the figure of a grid: add --grid FILE.png."
         )
     for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
         if figure_file is not None and len(slices) > 1:
@@ -87,26 +87,26 @@ def info(
         raise ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
     loaded = tz.load(model) if model is not None else None
     for path in slices:
-        tissue = say_slice(path, spot_um, options)
+        tissue = print_slice(path, spot_um, options)
         if loaded is not None:
-            say_fact("coverage", loaded.vocabulary.coverage(tissue))
+            print_fact("coverage", loaded.vocabulary.coverage(tissue))
         if grid is not None:
-            figure = tz.plot.grid(tissue, **of_grid)
-            say_fact("grid", figure.get_suptitle())
-            say_fact("figure", tz.plot.save(figure, grid))
+            figure = tz.plot.grid(tissue, **grid_options)
+            print_fact("grid", figure.get_suptitle())
+            print_fact("figure", tz.plot.save(figure, grid))
         if overlay is not None:
             figure = tz.plot.overlay(tissue, spot_um=spot_um)
-            say_fact("overlay", figure.get_suptitle())
-            say_fact("figure", tz.plot.save(figure, overlay))
+            print_fact("overlay", figure.get_suptitle())
+            print_fact("figure", tz.plot.save(figure, overlay))
 
 
-def say_fact(name: str, value: object) -> None:
-    """Print a fact and its name."""
+def print_fact(name: str, value: object) -> None:
+    """Print a fact after its name."""
     say(f"  {name.replace('_', ' '):<22}{value}")
 
 
-def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Slice:
-    """Read a slice and print all about it; ``options`` as of :func:`terrazzo.read`."""
+def print_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Slice:
+    """Read a slice and print its facts; ``options`` as of :func:`terrazzo.read`."""
     from terrazzo.errors import InputError
     from terrazzo.models.uses import uses
     from terrazzo.slices import Slice, open_slice, split_choices
@@ -120,43 +120,51 @@ def say_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Sli
             raise type(error)(f"{path}: {error}") from error
     out_console().print(f"[bold]{escape(str(path))}[/bold]")
     for name, value in tissue.describe().items():
-        say_fact(name, _in_words(name, value, tissue.unit))
+        print_fact(name, _in_words(name, value, tissue.unit))
     for name, value in _tables(opened.adata).items():
-        say_fact(name, value)
+        print_fact(name, value)
     for name, line in uses(tissue, spot_um).items():
-        say_fact(name, line)
+        print_fact(name, line)
     return tissue
 
 
 def _in_words(name: str, value: Any, unit: str) -> str:
-    """Give a fact its unit, and no more digits than say something."""
+    """Return a fact with its unit, and at most four digits."""
     if value is None or value == "":
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no: normalized values"
-    of = f" {unit}" if name in ("extent", "spacing") and unit in ("um", "pixel") else ""
+    suffix = ""
+    if name in ("extent", "spacing") and unit in ("um", "pixel"):
+        suffix = f" {unit}"
+    elif name == "image":
+        suffix = " pixels"
     if isinstance(value, list):
-        return " x ".join(_number(one) for one in value) + (" pixels" if name == "image" else of)
-    return (_number(value) if isinstance(value, int | float) else str(value)) + of
+        return " x ".join(_number(one) for one in value) + suffix
+    if isinstance(value, int | float):
+        return _number(value) + suffix
+    return f"{value}{suffix}"
 
 
 def _number(value: float) -> str:
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:,.4g}"
-        if abs(value) < 1000
-        else f"{value:,.0f}"
-    )
+    if isinstance(value, int):
+        return f"{value:,}"
+    if abs(value) < 1000:
+        return f"{value:,.4g}"
+    return f"{value:,.0f}"
 
 
 def _tables(adata: AnnData) -> dict[str, str]:
-    """Name what tasks may be asked of: embeddings (``--use-rep``) and labels (``--label``)."""
+    """Return the names of embeddings (``--use-rep``) and labels (``--label``)."""
     labels = [str(name) for name in adata.obs if adata.obs[name].dtype.kind not in "fiu"]
     reps = [str(name) for name in adata.obsm if str(name).startswith("X_")]
     return {"embeddings": _some(reps), "labels": _some(labels)}
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return (", ".join(names[:SHOWN]) or "none") + more
+    if not names:
+        return "none"
+    shown = ", ".join(names[:SHOWN])
+    if len(names) > SHOWN:
+        return f"{shown} and {len(names) - SHOWN} more"
+    return shown

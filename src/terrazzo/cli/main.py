@@ -1,4 +1,4 @@
-"""The command line: one thin function a verb. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C; 1 else."""
+"""The command line. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C; 1 another error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from terrazzo.cli import convert, embed, genes, info, report, tasks, training
 from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
 from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, out_console, say
-from terrazzo.cli.stop import EXIT_CODE, kept, stoppable
+from terrazzo.cli.stop import EXIT_CODE, how_to_go_on, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
 __all__ = ["app", "main"]
@@ -29,7 +29,7 @@ HINT = "Add --debug to any command for a full traceback."
 
 app = App(
     name="terrazzo",
-    help="Foundation models for spatial transcriptomics: one good vector per cell.\n\n"
+    help="Foundation models for spatial transcriptomics: one vector for each cell.\n\n"
     f"Example: terrazzo embed slice.h5ad --model checkpoint --out embedded\n\nMore: terrazzo VERB --help. {HINT}",
     group_arguments=OPTIONS,
     group_parameters=OPTIONS,
@@ -38,7 +38,7 @@ app = App(
     help_format="plaintext",
     help_formatter=OneScreen(),
     version=__version__,
-    suppress_keyboard_interrupt=False,  # main says what an interrupt leaves
+    suppress_keyboard_interrupt=False,  # main prints how to go on after an interrupt
 )
 info.register(app)
 embed.register(app)
@@ -76,12 +76,12 @@ def demo(
 @app.command(group=OTHERS)
 def completion(
     shell: Annotated[
-        Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the shell you are in.")
+        Literal["bash", "zsh", "fish"] | None, Parameter(help="Default: the current shell.")
     ] = None,
     /,
     *,
     install: Annotated[
-        bool, Parameter(negative=(), help="Write it to where the shell looks, for good.")
+        bool, Parameter(negative=(), help="Write it to the shell's folder of completions.")
     ] = False,
 ) -> None:
     """Print the script that lets a shell complete verbs and options with the Tab key.
@@ -99,12 +99,12 @@ def completion(
         script = app.install_completion(shell=shell)
     except ShellDetectionError as error:
         raise ConfigError(
-            "which shell this is cannot be found out: name it, e.g. terrazzo completion bash."
+            "the shell could not be detected: name it, e.g. terrazzo completion bash."
         ) from error
     except OSError as error:
-        where = f"{error.filename} cannot be written ({error.strerror})"
         raise OutputError(
-            f"{where}: leave out --install, and put what is printed where your shell looks."
+            f"{error.filename} cannot be written ({error.strerror}): leave out --install, and save the printed script "
+            "in your shell's folder of completions."
         ) from error
     out_console().print(
         f"Written to {script}; it works in the next shell that you open.", markup=False
@@ -112,7 +112,7 @@ def completion(
 
 
 def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-    """Print our own warnings as one line; others stay out of the user's way."""
+    """Print the library's own warnings as one line; others are not shown."""
     if issubclass(category, TerrazzoWarning):
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"[yellow]warning:[/yellow] {escape(str(message))}"
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [w for w in words if w != "--debug"]
+    words = [word for word in words if word != "--debug"]
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
@@ -148,11 +148,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except CycloptsError as error:
         errors.print("[red]error:[/red]", escape(str(error)))
-        known = app.parse_commands(words)[0]  # a misspelled verb has no help
-        errors.print(f"Try: {' '.join(['terrazzo', *known])} --help")
+        known, *_ = app.parse_commands(words)  # a misspelled verb has no help
+        command = " ".join(["terrazzo", *known])
+        errors.print(f"Try: {command} --help")
         return 2
     except KeyboardInterrupt:
-        errors.print(f"stopped: {kept(words)}")
+        errors.print(f"stopped: {how_to_go_on(words)}")
         return EXIT_CODE
     except Exception as error:
         if debug:

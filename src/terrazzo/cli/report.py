@@ -1,4 +1,4 @@
-"""The command line's verb that shows what came out: report."""
+"""Verb ``report``: one HTML file of slices, results and runs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from cyclopts.validators import Number
 
 from terrazzo.cli.options import SHOWING, Reading, Seed, say
 
+__all__ = ["register"]
+
 
 def register(app: App) -> None:
     """Add the verb to the command line."""
@@ -19,9 +21,7 @@ def register(app: App) -> None:
 def report(
     sources: Annotated[
         list[Path],
-        Parameter(
-            help="Slices, results of tasks, tables of bench, runs, or folders that hold such."
-        ),
+        Parameter(help="Slices, results of tasks, tables of bench, runs, or folders of these."),
     ],
     /,
     *,
@@ -31,9 +31,9 @@ def report(
         list[str] | None,
         Parameter(name="--use-rep", help="Draw this embedding, or key:block (repeatable)."),
     ] = None,
-    gene: Annotated[list[str] | None, Parameter(help="Hold this gene, too (repeatable).")] = None,
+    gene: Annotated[list[str] | None, Parameter(help="Store this gene, too (repeatable).")] = None,
     n_genes: Annotated[
-        int, Parameter(help="Genes held in the file.", validator=Number(gte=0))
+        int, Parameter(help="Genes stored in the file.", validator=Number(gte=0))
     ] = 100,
     projection: Annotated[
         Literal["auto", "umap", "pca"],
@@ -48,7 +48,7 @@ def report(
     """
     import terrazzo as tz
 
-    read = (reading or Reading()).options()
+    slice_options = (reading or Reading()).options()
     target = tz.report.write(
         sources,
         out,
@@ -58,6 +58,7 @@ def report(
         n_genes=n_genes,
         projection=projection,
         seed=seed,
-        **read,
+        **slice_options,
     )
-    say(f"Report: {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    size_mb = target.stat().st_size / 1e6
+    say(f"Report: {target} ({size_mb:.1f} MB)")

@@ -1,4 +1,4 @@
-"""Ctrl-C on the command line: exit code 130, one line that says what is kept and how to go on, nothing half-written."""
+"""Ctrl-C on the command line: exit code 130, and one line on how to go on; no incomplete file remains."""
 
 from __future__ import annotations
 
@@ -9,44 +9,45 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-EXIT_CODE = 130  # as shells have it: 128 and the number of the signal
+__all__ = ["EXIT_CODE", "MESSAGES", "PATIENCE", "RESTART", "how_to_go_on", "stoppable"]
 
+EXIT_CODE = 130  # as in shells: 128 and the number of the signal
 
-PATIENCE = (
-    2.0  # seconds in which an impatient second Ctrl-C does not spoil the tidying up after the first
-)
+PATIENCE = 2.0  # seconds in which a second Ctrl-C does not disturb the cleaning up after the first
 
+RESTART = "nothing half-written is left; the same command starts again."
 
-AGAIN = "nothing half-written is left; the same command starts again."
-
-
-KEPT = {  # by the words of the command; all others say AGAIN
+# by the words of the command; RESTART for all others
+MESSAGES = {
     "embed": "finished slices are kept; the same command goes on with the others.",
     "pretrain": "the last checkpoint is kept; the same command with --resume goes on from it.",
     "corpus build": "finished slices are kept; the same command goes on with the others.",
     "finetune": "scores that were printed are kept, nothing half-written is left; the same command starts again.",
-    "bench": "finished rows are kept; the same command goes on with the others (with --work, what was trained, too).",
+    "bench": "finished rows are kept (with --work, trained models, too); the same command goes on with the others.",
     "domains": "finished slices are kept, nothing half-written is left; the same command starts again.",
     "predict-genes": "finished slices are kept, nothing half-written is left; the same command starts again.",
 }
 
 
-def kept(words: Sequence[str]) -> str:
-    """Say what is kept of a command (its words, without the program's name) that was stopped, and how to go on."""
-    return KEPT.get(" ".join(words[:2]), KEPT.get(words[0] if words else "", AGAIN))
+def how_to_go_on(words: Sequence[str]) -> str:
+    """Return a line on the results of a command that was stopped; ``words``: without the program's name."""
+    for n_words in (2, 1):
+        message = MESSAGES.get(" ".join(words[:n_words]))
+        if message is not None:
+            return message
+    return RESTART
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Make a KeyboardInterrupt of Ctrl-C, once in a while, and put the former handler back.
+    """Raise KeyboardInterrupt on Ctrl-C, at most every few seconds; restore the former handler at the end.
 
-    A process that is to ignore it (``nohup``, a job in the background of a script) goes on ignoring it.
+    A process that ignores the signal (``nohup``, a job in the background of a script) goes on ignoring it.
     """
-    before = (
-        signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is threading.main_thread()
-        else None
-    )
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
     if before in (None, signal.SIG_IGN):
         yield
         return

@@ -1,9 +1,10 @@
-"""The command line's verbs for tasks and tables: domains, probe, deconvolve, finetune, bench."""
+"""Verbs for tasks and tables: domains, probe, deconvolve, finetune, bench."""
 
 from __future__ import annotations
 
 import shlex
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,6 @@ from terrazzo.cli.options import (
     SHOWING,
     TASKS,
     TRAINING,
-    Chosen,
     Embedded,
     Head,
     Out,
@@ -22,6 +22,7 @@ from terrazzo.cli.options import (
     Rep,
     Runs,
     Seed,
+    SlicePart,
     Test,
     about,
     only_one,
@@ -32,6 +33,8 @@ from terrazzo.cli.options import (
     targets_of,
     write_slice,
 )
+
+__all__ = ["register"]
 
 
 def register(app: App) -> None:
@@ -55,7 +58,7 @@ def domains(
     label: Annotated[
         str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")
     ] = None,
-    part: Chosen | None = None,
+    part: SlicePart | None = None,
     seed: Seed = 0,
 ) -> None:
     """Find tissue domains in embedded slices; write the slices and a figure of each.
@@ -65,20 +68,19 @@ def domains(
     import terrazzo as tz
 
     for path, target in zip(slices, targets_of(slices, out), strict=True):
-        adata, column = read_slice(path, part), tz.keys.domain_key(use_rep.replace(":", "_"))
-        chosen: dict[str, Any] = {
+        adata = read_slice(path, part)
+        column = tz.keys.domain_key(use_rep.replace(":", "_"))
+        options: dict[str, Any] = {
             "use_rep": use_rep,
             "n_domains": n_domains,
             "method": method,
             "refine": refine,
         }
+        result = None
         with about(path):
-            tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **chosen)
-            result = (
-                tz.tasks.evaluate_domains(adata, label=label, **chosen)
-                if label is not None
-                else None
-            )
+            tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **options)
+            if label is not None:
+                result = tz.tasks.evaluate_domains(adata, label=label, **options)
         write_slice(adata, target, path, part)
         figure: Any = tz.plot.spatial(adata, color=column).figure
         tz.plot.save(figure, target.with_suffix(".png"))
@@ -101,23 +103,24 @@ def probe(
     test: Test = None,
     predict: Predict = None,
     runs: Runs = 3,
-    part: Chosen | None = None,
+    part: SlicePart | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Learn labels from embedded slices, score that, and annotate other slices.
+    """Learn labels from embedded slices, score the head, and annotate other slices.
 
     Example: terrazzo probe a.h5ad --use-rep X_stofm --label region --test b.h5ad --out probe
     """
     import terrazzo as tz
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "use_rep": use_rep,
         "label": label,
         "values": values,
         "head": head,
         "seed": seed,
     }
-    _learn(tz.tasks.probe, slices, given, runs, test, predict or [], out, part)
+    files = _Files(slices, test, predict or [], out, part)
+    _learn(tz.tasks.probe, files, options, runs)
 
 
 def deconvolve(
@@ -133,22 +136,23 @@ def deconvolve(
     test: Test = None,
     predict: Predict = None,
     runs: Runs = 3,
-    part: Chosen | None = None,
+    part: SlicePart | None = None,
     seed: Seed = 0,
 ) -> None:
-    """Learn cell-type proportions from embedded slices, score that, and transfer them.
+    """Learn cell-type proportions from embedded slices, score the head, and transfer them.
 
     Example: terrazzo deconvolve a.h5ad --use-rep X_stofm --predict b.h5ad --out deconvolved
     """
     import terrazzo as tz
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "use_rep": use_rep,
         "proportions": proportions,
         "head": head,
         "seed": seed,
     }
-    _learn(tz.tasks.deconvolve, slices, given, runs, test, predict or [], out, part)
+    files = _Files(slices, test, predict or [], out, part)
+    _learn(tz.tasks.deconvolve, files, options, runs)
 
 
 def finetune(
@@ -164,10 +168,10 @@ def finetune(
     predict: Predict = None,
     epochs: Annotated[int, Parameter(help="Passes at most; it stops early.")] = 12,
     score: Annotated[
-        bool, Parameter(group=SCORES, help="Score it, too; without --test by splits of one slice.")
+        bool, Parameter(group=SCORES, help="Score, too; without --test by splits of one slice.")
     ] = True,
     runs: Runs = 1,
-    part: Chosen | None = None,
+    part: SlicePart | None = None,
     seed: Seed = 0,
 ) -> None:
     """Tune all parameters of SToFM on labeled slices; annotate other slices.
@@ -175,22 +179,29 @@ def finetune(
     Example: terrazzo finetune a.h5ad --model checkpoint --label region --test b.h5ad --out tuned
     """
     import terrazzo as tz
-    from terrazzo.systems.stofm.finetune import free_folder
+    from terrazzo.systems.stofm.finetune import FineTuneConfig, free_folder
+    from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
 
-    config, targets = tz.FineTuneConfig(max_epochs=epochs), targets_of(predict or [], out)
+    config = FineTuneConfig(max_epochs=epochs)
+    targets = targets_of(predict or [], out)
     free_folder(out / "tuned")
     if score and test is None:
         only_one(slices)
-    loaded, held = [read_slice(p, part) for p in slices], tz.load(model)
-    if not isinstance(held, tz.SToFM):
-        raise tz.errors.ConfigError(f"{model} holds a {held.title}; only SToFM can be fine-tuned.")
-    if score:
-        given: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
-        data, scored = (
-            (only_one(loaded), None) if test is None else (loaded, read_slice(test, part))
+    loaded = [read_slice(path, part) for path in slices]
+    model_to_tune = tz.load(model)
+    if not isinstance(model_to_tune, tz.SToFM):
+        raise tz.errors.ConfigError(
+            f"{model} holds a {model_to_tune.title}; only SToFM can be fine-tuned."
         )
-        report(tz.evaluate_finetuning(held, data, test=scored, **given), out / "scores")
-    tuned = tz.finetune(held, loaded, label=label, config=config, seed=seed)
+    if score:
+        options: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
+        if test is None:
+            result = evaluate_finetuning(model_to_tune, only_one(loaded), **options)
+        else:
+            test_slice = read_slice(test, part)
+            result = evaluate_finetuning(model_to_tune, loaded, test=test_slice, **options)
+        report(result, out / "scores")
+    tuned = tz.finetune(model_to_tune, loaded, label=label, config=config, seed=seed)
     say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
     for path, target in zip(predict or [], targets, strict=True):
         adata = read_slice(path, part)
@@ -219,10 +230,10 @@ def bench(
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
     work: Annotated[
-        Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")
+        Path | None, Parameter(help="Folder for finished rows and models of ablations.")
     ] = None,
 ) -> None:
-    """Make a paper's table, or one of the data at hand: ours beside the published.
+    """Make a paper's table, or one of your own data, beside the published numbers.
 
     Example: terrazzo bench stofm-1-dlpfc --data data --models stofm=run/model --out tables
     """
@@ -236,52 +247,69 @@ def bench(
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
-    rows = (
-        work or out
-    ) / f"{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
-    found = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
-    options: list[tuple[str, list[Any]]] = [
-        ("--data", [data]),
-        ("--models", models or [None]),
-        ("--seeds", [seeds]),
-        ("--out", [out]),
-        ("--work", [work]),
-    ]
-    words = [str(w) for name, values in options for w in (name, *values) if None not in values]
-    target = render.write(found, out, command=shlex.join(["terrazzo", "bench", table, *words]))
+    rows = (work or out) / f"{protocol.name}.rows"  # finished ones, for the next run
+    scores = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
+    command = ["terrazzo", "bench", table]
+    if data is not None:
+        command += ["--data", str(data)]
+    if models:
+        command += ["--models", *models]
+    if seeds is not None:
+        command += ["--seeds", str(seeds)]
+    command += ["--out", str(out)]
+    if work is not None:
+        command += ["--work", str(work)]
+    target = render.write(scores, out, command=shlex.join(command))
     if work is None:
-        shutil.rmtree(rows, ignore_errors=True)  # the table holds them now
+        shutil.rmtree(rows, ignore_errors=True)  # the table has them
     say(target.read_text(encoding="utf-8"))
     say(f"Table: {target}, .html, .json, .png")
 
 
-def _learn(
-    task: Any,
-    slices: list[Path],
-    given: dict[str, Any],
-    runs: int,
-    test: Path | None,
-    predict: list[Path],
-    out: Path,
-    part: Chosen | None,
-) -> None:
-    """Score what can be learned from some slices, then learn it from all of their cells, and annotate others."""
+@dataclass(frozen=True)
+class _Files:
+    """Files of a probe.
+
+    Attributes
+    ----------
+    slices
+        To learn from.
+    test
+        To score on; None: splits of the one slice.
+    predict
+        To annotate.
+    out
+        Folder for scores, probe and annotated slices.
+    part
+        Part of each path that is the slice.
+    """
+
+    slices: list[Path]
+    test: Path | None
+    predict: list[Path]
+    out: Path
+    part: SlicePart | None
+
+
+def _learn(task: Any, files: _Files, options: dict[str, Any], runs: int) -> None:
+    """Score a head by a task, then fit it on all cells of the slices, and annotate others."""
     import terrazzo as tz
 
-    targets = targets_of(predict, out)
-    if test is None:
-        only_one(slices)
-    loaded, more = [read_slice(p, part) for p in slices], given | {"runs": runs}
-    result = (
-        task(loaded, test=read_slice(test, part), **more)
-        if test is not None
-        else task(only_one(loaded), **more)
-    )
-    fitted = tz.tasks.fit_probe(loaded, **given)
-    report(result, out / "scores")
-    say(f"Probe: {fitted.save(out / 'probe', overwrite=True)}")
-    for path, target in zip(predict, targets, strict=True):
-        adata = read_slice(path, part)
+    targets = targets_of(files.predict, files.out)
+    if files.test is None:
+        only_one(files.slices)
+    loaded = [read_slice(path, files.part) for path in files.slices]
+    if files.test is None:
+        result = task(only_one(loaded), runs=runs, **options)
+    else:
+        test_slice = read_slice(files.test, files.part)
+        result = task(loaded, test=test_slice, runs=runs, **options)
+    fitted = tz.tasks.fit_probe(loaded, **options)
+    report(result, files.out / "scores")
+    folder = fitted.save(files.out / "probe", overwrite=True)
+    say(f"Probe: {folder}")
+    for path, target in zip(files.predict, targets, strict=True):
+        adata = read_slice(path, files.part)
         fitted.annotate(adata)
-        write_slice(adata, target, path, part)
+        write_slice(adata, target, path, files.part)
         say(f"{path.name}: annotated, {target}")

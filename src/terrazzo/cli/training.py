@@ -1,4 +1,4 @@
-"""The command line's verbs for training: pretrain, recipes."""
+"""Verbs for training: pretrain, recipes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def pretrain(
     devices: Annotated[int | None, Parameter(help="Processes on each node, one a GPU.")] = None,
     nodes: Annotated[int | None, Parameter(help="Nodes.")] = None,
     strategy: Annotated[
-        Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Several processes: how.")
+        Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Of several processes.")
     ] = None,
     max_steps: Annotated[int | None, Parameter(help="Steps of the optimizer at most.")] = None,
     seed: Annotated[int | None, Parameter(help="Of weights, order and noise.")] = None,
@@ -58,7 +58,7 @@ def pretrain(
     from terrazzo.training.recipe import load_recipe
 
     run: dict[str, Any] = {"devices": devices, "nodes": nodes, "strategy": strategy}
-    chosen = load_recipe(
+    loaded = load_recipe(
         recipe,
         corpus=corpus,
         out=out,
@@ -67,9 +67,9 @@ def pretrain(
         run=run,
         optim={"max_steps": max_steps},
     )
-    from terrazzo.training import run as runs
+    from terrazzo.training import run as runs  # after the recipe was checked: it takes seconds
 
-    folder = runs.pretrain(chosen, resume=resume)
+    folder = runs.pretrain(loaded, resume=resume)
     if runs.first_process():
         say(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}")
 
@@ -85,7 +85,8 @@ def list_recipes() -> None:
     files = registry.recipe_files()
     width = max(len(name) for name in files)
     for name, file in files.items():
-        say(f"{name:<{width}}  {recipe_about(file.read_text(encoding='utf-8'))}")
+        about = recipe_about(file.read_text(encoding="utf-8"))
+        say(f"{name:<{width}}  {about}")
     say("Train: terrazzo pretrain NAME --corpus CORPUS --out RUN")
     say("Change one: terrazzo recipes show NAME > mine.yaml")
 

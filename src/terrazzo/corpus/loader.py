@@ -1,8 +1,8 @@
 """Resumable loader of training samples: random slices, rows or items of a split, shared by several processes.
 
-Every loader keeps the same promises. It reads one split and no other. Every sample is handed out exactly once an epoch
-over all processes, on no two of them, and every process has the same number of batches. Its state is small, counts the
-batches handed out, and is the same in every process; a loader that takes it on continues with the very next batch.
+Every loader reads one split and no other. Every sample is returned exactly once an epoch over all processes, in no two
+of them, and every process has the same number of batches. The state of a loader is small, counts the batches that were
+returned, and is the same in every process; a loader that loads it continues with the very next batch.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["BlockLoader", "ItemLoader", "Loader", "Members", "Shard", "Shares", "Stream", "spread"]
 
 T = TypeVar("T")
+
 K = TypeVar("K")
 
-SPREAD = 64  # slices that are looked at where not all are, from all over a list
+SPREAD = 64  # slices of a sample that is spread over a list
 
 Collate = Callable[[Any, int, int], Any]  # a batch as it was read, its epoch, its step
 
 
 class Stream(IntEnum):
-    """What a stream of random numbers is for. The numbers seed the streams: another one, other results."""
+    """Streams of random numbers, by their purpose. The numbers seed the streams: another number, other results."""
 
     BLOCK_ORDER = 1
     CELL_ORDER = 2
@@ -78,14 +79,14 @@ class Members:
     share
         Share of the slices; the choice depends on their names only, and smaller shares are nested in larger ones.
     keep
-        Says of a slice whether it is used; None: all are.
+        Returns True for a slice that is used; None: all are.
 
     Raises
     ------
     ConfigError
         A share that is not above 0 and at most 1.
     CorpusError
-        The split has no slice, or none that is kept.
+        The split has no slice, or none that is used.
     """
 
     def __init__(
@@ -131,15 +132,15 @@ class Members:
 
 
 def spread(ids: list[str]) -> list[str]:
-    """Return at most 64 slices, from all over a list."""
+    """Return at most 64 slices, spread over a list."""
     n_wanted = min(SPREAD, len(ids))
-    places = np.unique(np.linspace(0, len(ids) - 1, n_wanted).astype(int))
-    return [ids[place] for place in places]
+    steps = np.linspace(0, len(ids) - 1, n_wanted)
+    return [ids[place] for place in np.unique(steps.astype(int))]
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How ``n`` samples become batches in ``world`` processes.
+    """Division of ``n`` samples into batches of ``world`` processes.
 
     Every process has ``steps`` batches of ``batch`` samples. Unless ``drop_last``, all samples are used: processes
     differ by at most one sample, and the last batch (or the last two, so that none is empty) may be smaller.
@@ -176,14 +177,14 @@ class Shares:
         return self.n // size if self.drop_last else -(-self.n // size)
 
     def segment(self, rank: int) -> tuple[int, int]:
-        """Return the samples of a process where each takes one stretch of the order."""
+        """Return first and last + 1 of a process's samples where each process has one segment of the order."""
         if self.drop_last:
             size = self.steps * self.batch
             return rank * size, (rank + 1) * size
         return self.n * rank // self.world, self.n * (rank + 1) // self.world
 
     def bound(self, rank: int, step: int) -> int:
-        """Return how many samples a process has seen after ``step`` batches."""
+        """Return the number of a process's samples in its first ``step`` batches."""
         start, stop = self.segment(rank)
         total = stop - start
         if step == self.steps - 1 and total == step * self.batch:
@@ -191,7 +192,7 @@ class Shares:
         return min(step * self.batch, total)
 
     def span(self, rank: int, step: int) -> tuple[int, int]:
-        """Return the samples of a batch where all processes together take one stretch of the order a step."""
+        """Return first and last + 1 of a batch where all processes together have one segment of the order a step."""
         before = [self.bound(one, step) for one in range(self.world)]
         after = [self.bound(one, step + 1) for one in range(self.world)]
         start = sum(before)
@@ -201,9 +202,9 @@ class Shares:
 
 
 class Loader(Generic[T]):
-    """Order, state and reading ahead of all loaders; iterating goes from the state to the end of the epoch.
+    """Order, state and prefetching of all loaders; iteration goes from the state to the end of the epoch.
 
-    It then stands at the start of the next epoch.
+    The state is then the start of the next epoch.
 
     Parameters
     ----------
@@ -218,10 +219,10 @@ class Loader(Generic[T]):
     prefetch
         Read the next batch in a thread; order and state are the same.
     settings
-        What else decides the order: a loader with other settings refuses the state.
+        Further settings that decide the order: a loader with other settings refuses the state.
     collate
-        Called with what was read, its epoch and its step, in the thread that asks for batches; None: it is handed out
-        as it was read.
+        Called with a batch as it was read, its epoch and its step, in the thread that iterates; None: batches are
+        returned as they were read.
     """
 
     def __init__(
@@ -265,13 +266,13 @@ class Loader(Generic[T]):
         return self._shares.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; within the epoch that is under way nothing changes."""
+        """Go to the start of an epoch; does nothing for the current one."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return epoch, number of batches handed out of it, and the settings that decide the order."""
+        """Return epoch, number of its batches that were returned, and the settings that decide the order."""
         return {"epoch": self._epoch, "step": self._step, "settings": dict(self._settings)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -282,11 +283,14 @@ class Loader(Generic[T]):
         ConfigError
             The other loader had other settings or another corpus; the differences are shown.
         """
-        then = state["settings"]
+        before = state["settings"]
         now = self._settings
-        names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
-        if names:
-            shown = "; ".join(f"{n}: {then.get(n)!r} then, {now.get(n)!r} now" for n in names)
+        differences = []
+        for name in {**now, **before}:
+            if now.get(name) != before.get(name):
+                differences.append(f"{name}: {before.get(name)!r} then, {now.get(name)!r} now")
+        if differences:
+            shown = "; ".join(differences)
             raise ConfigError(f"the data loader cannot resume, its settings differ: {shown}.")
         self._epoch = int(state["epoch"])
         self._step = int(state["step"])
@@ -295,13 +299,17 @@ class Loader(Generic[T]):
         epoch = self._epoch
         step = self._step
         for batch in self._batches(epoch, step):
-            made = batch if self._collate is None else self._collate(batch, epoch, step)
+            if self._collate is not None:
+                batch = self._collate(batch, epoch, step)
             step += 1
+            # the state is set before the batch is returned: it counts it
             if step < len(self):
-                self._epoch, self._step = epoch, step
+                self._epoch = epoch
+                self._step = step
             else:
-                self._epoch, self._step = epoch + 1, 0
-            yield made
+                self._epoch = epoch + 1
+                self._step = 0
+            yield batch
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         raise NotImplementedError
@@ -311,7 +319,7 @@ class Loader(Generic[T]):
         return np.random.default_rng([self._seed, int(stream), *numbers])
 
     def _ahead(self, read: Callable[[K], Any], keys: Iterable[K]) -> Iterator[Any]:
-        """Read one thing after the other, the next one in a thread while the last is used."""
+        """Yield what is read for each key, the next one read in a thread while the last is used."""
 
         def alone(key: K) -> Any:
             with self._reading:  # an iterator that was abandoned may still be reading
@@ -334,8 +342,8 @@ class Loader(Generic[T]):
 class ItemLoader(Loader[T]):
     """Numbered items (windows, sub-slices, spots) in random order.
 
-    All processes together take one stretch of the order a step, so that two of them see in a step what one with twice
-    the batch sees (but for the last two steps of an epoch).
+    All processes together have one segment of the order a step, so that the batches of two processes are together that
+    of one process with twice the batch size (but for the last two steps of an epoch).
 
     Parameters
     ----------
@@ -348,7 +356,7 @@ class ItemLoader(Loader[T]):
     read
         Called with the items of a batch (in the order drawn), the epoch and the step, in the reading thread.
     members, shard, seed, drop_last, prefetch, settings, collate
-        As in :class:`Loader`; ``drop_last``: what does not fill a batch in every process is left out.
+        As in :class:`Loader`; ``drop_last``: items that do not fill a batch in every process are left out.
     """
 
     def __init__(
@@ -391,7 +399,7 @@ class ItemLoader(Loader[T]):
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Contiguous rows: of which member, first row, last row + 1; int64 ``(n_blocks,)`` each."""
+    """Contiguous rows: member, first row, last row + 1 of each block; int64 ``(n_blocks,)`` each."""
 
     member: Ints
     start: Ints
@@ -409,12 +417,12 @@ class _Blocks:
 
 
 class BlockLoader(Loader[T]):
-    """Random rows of members, read in contiguous blocks and mixed row by row in a buffer.
+    """Random rows of members, read in contiguous blocks and shuffled row by row in a buffer.
 
     Parameters
     ----------
     block, buffer_blocks
-        Rows of a block, and blocks that are mixed; memory holds ``block * buffer_blocks`` rows.
+        Rows of a block, and blocks of a buffer; ``block * buffer_blocks`` rows are in memory.
     batch
         Rows of a batch in each process.
     members, shard, seed, drop_last, prefetch, settings, collate

@@ -1,1 +1,1 @@
-"""The systems: each joins units and neural modules behind the same verbs (from_pretrained, save_pretrained, embed)."""
+"""Models: base class, checkpoints and hub, loading, options of embed, baselines; the systems subclass the base."""

@@ -1,4 +1,4 @@
-"""What every model shares: construction, checkpoints, and ``embed`` on whatever a slice is in."""
+"""Base class of all models: construction, checkpoints, ``embed``."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vectors of one slice, and what is recorded of them.
+    """Vectors of one slice, with their provenance.
 
     Attributes
     ----------
     vectors
         float32 ``(n_cells, d)``, rows as in the slice.
     empty
-        bool ``(n_cells,)``: cells without a count that the model can use; they have a vector all the same.
+        bool ``(n_cells,)``: cells without a count that the model can use; they have a vector, too.
     coverage
-        How the slice's genes met the vocabulary.
+        Share of the slice's genes and counts that the vocabulary covers.
     details
         More provenance, JSON-able.
     """
@@ -61,19 +61,19 @@ class Embedding:
 
 
 class Prepared(abc.ABC):
-    """One slice made ready for a model: read once, its genes matched once, cut once.
+    """One slice prepared for a model: its genes matched, its parts cut, once for plan and vectors.
 
     Attributes
     ----------
     settings
-        What decides the vectors beside model and slice, JSON-able; recorded in ``uns``.
+        Settings that decide the vectors beside model and slice, JSON-able; recorded in ``uns``.
     """
 
     settings: dict[str, Any]
 
     @cached_property
     def plan(self) -> Plan:
-        """What :meth:`embed` is about to do, and how long it will take."""
+        """Size and estimated time of :meth:`embed`."""
         return self._plan()
 
     @abc.abstractmethod
@@ -86,10 +86,10 @@ class Prepared(abc.ABC):
 
 
 class FoundationModel(abc.ABC):
-    """A model that gives each cell of a slice one vector.
+    """A model that computes one vector for each cell of a slice.
 
-    A system's class says what it is (the class variables), makes its network (:meth:`_build`) and makes a slice ready
-    (:meth:`prepare`); everything else is here.
+    A system's class sets the class variables, builds its network (:meth:`_build`) and prepares a slice
+    (:meth:`prepare`); everything else is in this class.
 
     Parameters
     ----------
@@ -111,11 +111,11 @@ class FoundationModel(abc.ABC):
     config_class, options_class
         Hyperparameters, and the options of ``embed``.
     title
-        As people call it.
+        Name in texts and tables.
     citation
         What a user of the model cites; for the model card.
     limits
-        A sentence each, likewise.
+        Known limits, a sentence each; for the model card.
     """
 
     model_type: ClassVar[str]
@@ -144,13 +144,13 @@ class FoundationModel(abc.ABC):
 
     @abc.abstractmethod
     def _build(self) -> nn.Module:
-        """Make the neural module from the config."""
+        """Return the neural module of the config."""
 
     @abc.abstractmethod
     def prepare(
         self, tissue: Slice, options: Any = None, *, obs: pd.DataFrame | None = None
     ) -> Prepared:
-        """Match, tokenize and cut one slice.
+        """Match one slice to the vocabulary, and cut it into the model's inputs.
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ class FoundationModel(abc.ABC):
         progress: bool | None = None,
         **options: Any,
     ) -> Any:
-        """Give every cell its vector, in ``obsm[default_key]`` (float32, n x d), with provenance in ``uns``.
+        """Write one vector for every cell into ``obsm[default_key]`` (float32, n x d), with provenance in ``uns``.
 
         Nothing is dropped: n cells in, n rows out, same order.
 
@@ -194,33 +194,34 @@ class FoundationModel(abc.ABC):
 
         Returns
         -------
-        The AnnData (loaded, if a path was given), the SpatialData, or a list of them.
+        The AnnData (loaded, if ``data`` is a path), the SpatialData, or a list of them.
 
         Raises
         ------
         InputError, GeneError, ConfigError
             The slice, its genes, or the options cannot be used; the message says how to fix it.
         """
-        of_model, of_slice = split_options(options)
-        checked = self.options_class.checked(of_model, self.title)
+        model_options, slice_options = split_options(options)
+        checked = self.options_class.checked(model_options, self.title)
         bars = Progress(progress)
 
         def embed_one(tissue: Slice, adata: AnnData) -> None:
             prepared = self.prepare(tissue, checked, obs=adata.obs)
-            self.write(adata, tissue, prepared, prepared.embed(bars), key_added)
+            embedding = prepared.embed(bars)
+            self.write(adata, tissue, prepared, embedding, key_added)
 
-        return embed_each(data, of_slice, embed_one)
+        return embed_each(data, slice_options, embed_one)
 
     def plan(self, data: AnnData | Slice, **options: Any) -> Plan:
-        """Return what :meth:`embed` would do with one slice and how long it would take; same options.
+        """Return size and estimated time of :meth:`embed` of one slice; same options.
 
         Counts operations and measures this machine's matrix-product rate for a moment.
         """
-        of_model, of_slice = split_options(options)
-        checked = self.options_class.checked(of_model, self.title)
+        model_options, slice_options = split_options(options)
+        checked = self.options_class.checked(model_options, self.title)
         if isinstance(data, Slice):
             return self.prepare(data, checked).plan
-        tissue = Slice.from_anndata(data, **of_slice)
+        tissue = Slice.from_anndata(data, **slice_options)
         return self.prepare(tissue, checked, obs=data.obs).plan
 
     def write(
@@ -270,7 +271,7 @@ class FoundationModel(abc.ABC):
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def _facts(self) -> dict[str, str]:
-        """Return what the model is, for people: name to value."""
+        """Return the main facts of the model, name to text."""
         source = self.provenance.get("source") or self.provenance.get("corpus") or ""
         started = self.provenance.get("started from")
         origin = str(source)
@@ -292,12 +293,12 @@ class FoundationModel(abc.ABC):
         return f"<{self.title} model, {parts}>"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(value)}</td></tr>"
-            for name, value in self._facts().items()
-        )
-        return f"<table>{rows}</table>"
+        rows = []
+        for name, value in self._facts().items():
+            head = f"<th style='text-align:left'>{html.escape(name)}</th>"
+            cell = f"<td style='text-align:left'>{html.escape(value)}</td>"
+            rows.append(f"<tr>{head}{cell}</tr>")
+        return f"<table>{''.join(rows)}</table>"
 
     @property
     def device(self) -> torch.device:
@@ -310,18 +311,16 @@ class FoundationModel(abc.ABC):
         Raises
         ------
         ConfigError
-            There is no such device here.
+            This machine has no such device.
         """
         try:
             self.module.to(device)
-        except (
-            RuntimeError,
-            AssertionError,
-        ) as error:  # torch asserts where it was built without CUDA
-            here = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-            told = str(error).splitlines()[0].split(" device type at start")[0][:200]
+        except (RuntimeError, AssertionError) as error:  # the second of a torch without CUDA
+            available = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+            first_line = str(error).splitlines()[0]
+            reason = first_line.split(" device type at start")[0][:200]
             raise ConfigError(
-                f"device {str(device)!r} cannot be used; here there is: {here}. ({told})"
+                f"device {str(device)!r} cannot be used; this machine has: {available}. ({reason})"
             ) from error
         return self
 
@@ -357,19 +356,19 @@ class FoundationModel(abc.ABC):
         message: str | None = None,
         token: str | None = None,
     ) -> str:
-        """Put the checkpoint, with its model card, on the Hugging Face hub.
+        """Upload the checkpoint, with its model card, to the Hugging Face hub.
 
         Parameters
         ----------
         repo_id
-            ``"organization/name"`` or ``"user/name"``; made where it is not there.
+            ``"organization/name"`` or ``"user/name"``; created if it does not exist.
         license
-            Of the weights, an identifier of the hub such as ``"cc-by-4.0"``; kept in the provenance. None: what the
-            provenance says already, else "not stated".
+            Of the weights, an identifier of the hub such as ``"cc-by-4.0"``; recorded in the provenance. None: the
+            license in the provenance, else "not stated".
         private
-            Of a repository that is made now; an existing one stays as visible as it is.
+            Of a repository that is created; the visibility of an existing one is not changed.
         revision
-            Branch, made where it is not there; None: the main one.
+            Branch, created if it does not exist; None: the main one.
         message
             Of the commit.
         token
@@ -386,13 +385,15 @@ class FoundationModel(abc.ABC):
         """
         if license is not None:
             self.provenance = {**self.provenance, LICENSE: license}
-        how: dict[str, Any] = {
-            "private": private,
-            "revision": revision,
-            "message": message,
-            "token": token,
-        }
-        return hub.push(self._checkpoint(), repo_id, card=card(self, repo_id), **how)
+        return hub.push(
+            self._checkpoint(),
+            repo_id,
+            card=card(self, repo_id),
+            private=private,
+            revision=revision,
+            message=message,
+            token=token,
+        )
 
     @classmethod
     def from_pretrained(
@@ -403,8 +404,8 @@ class FoundationModel(abc.ABC):
         Parameters
         ----------
         source
-            A folder, or ``"organization/name"``, or ``"organization/name@revision"``. The commit that a name stands for
-            is kept in the provenance, and recorded with every embedding.
+            A folder, or ``"organization/name"``, or ``"organization/name@revision"``. The commit of a name is recorded
+            in the provenance, and with every embedding.
         revision
             Branch, tag or commit on the hub.
         device
@@ -413,33 +414,37 @@ class FoundationModel(abc.ABC):
         Raises
         ------
         CheckpointError
-            The folder is incomplete, damaged, or holds another kind of model; the hub does not have it, or cannot be
-            reached and the cache does not hold it.
+            The folder is incomplete, damaged, or has another kind of model; the hub does not have it, or cannot be
+            reached and the cache does not have it.
         """
         return cls.from_located(hub.locate(source, revision), source, device)
 
     @classmethod
     def from_located(cls, place: hub.Located, source: str | Path, device: str | None) -> Self:
-        """Load what :func:`terrazzo.models.hub.locate` found; ``source`` is what the user called it."""
-        folder, held = place.folder, ckpt.read(place.folder)
-        if held.model_type != cls.model_type:
+        """Load a checkpoint that :func:`terrazzo.models.hub.locate` returned; ``source`` is its name in messages."""
+        folder = place.folder
+        checkpoint = ckpt.read(folder)
+        if checkpoint.model_type != cls.model_type:
             raise CheckpointError(
-                f"{source} holds a {held.model_type!r} model, not {cls.model_type!r}; "
+                f"{source} holds a {checkpoint.model_type!r} model, not {cls.model_type!r}; "
                 f"terrazzo.load({str(source)!r}) picks the right class."
             )
-        config: Any = from_dict(cls.config_class, held.model, f"{folder / ckpt.CONFIG}: model")
-        origin = {**(held.provenance or {"weights": "unknown"}), **place.origin}
-        model = cls(config, held.vocabulary, provenance=origin)
-        ckpt.check_tensors(model.module.state_dict(), held.state, str(folder / ckpt.WEIGHTS))
-        model.module.load_state_dict(held.state)
+        where = f"{folder / ckpt.CONFIG}: model"
+        config: Any = from_dict(cls.config_class, checkpoint.model, where)
+        provenance = dict(checkpoint.provenance or {"weights": "unknown"})
+        provenance.update(place.origin)
+        model = cls(config, checkpoint.vocabulary, provenance=provenance)
+        expected = model.module.state_dict()
+        ckpt.check_tensors(expected, checkpoint.state, str(folder / ckpt.WEIGHTS))
+        model.module.load_state_dict(checkpoint.state)
         return model.to(device) if device else model
 
     def _hub_record(self) -> dict[str, str]:
-        return {
-            name: str(self.provenance[name])
-            for name in (hub.HUB, hub.COMMIT)
-            if name in self.provenance
-        }
+        record = {}
+        for name in (hub.HUB, hub.COMMIT):
+            if name in self.provenance:
+                record[name] = str(self.provenance[name])
+        return record
 
 
 def require_counts(tissue: Slice, why: str) -> Slice:
@@ -464,10 +469,10 @@ def joined(blocks: dict[str, Vectors]) -> tuple[Vectors, dict[str, list[int]]]:
     ends = np.cumsum([0, *widths]).tolist()
     columns = {name: [ends[i], ends[i + 1]] for i, name in enumerate(blocks)}
     n_rows = len(next(iter(blocks.values())))
-    out = np.empty((n_rows, ends[-1]), dtype=np.float32)
+    vectors = np.empty((n_rows, ends[-1]), dtype=np.float32)
     for name, block in blocks.items():
         start, stop = columns[name]
         squares = np.einsum("ij,ij->i", block, block)  # no array as large as the vectors
         norm = float(np.sqrt(squares).mean())
-        np.divide(block, np.float32(max(norm, 1e-12)), out=out[:, start:stop])
-    return out, columns
+        np.divide(block, np.float32(max(norm, 1e-12)), out=vectors[:, start:stop])
+    return vectors, columns

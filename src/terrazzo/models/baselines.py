@@ -1,4 +1,4 @@
-"""Principal components of expression, fitted on slices without labels: what the trivial baselines are made of."""
+"""Baselines: principal components of expression, fitted without labels, and their means over neighbors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,46 @@ from typing import Any, Self
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo._version import __version__
-from terrazzo.arrays import Floats, Vectors
+from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.expression import Choice, chosen_genes, gene_columns, log_counts
+from terrazzo.models.inputs import embed_each
 from terrazzo.slices import Slice
 
+__all__ = [
+    "KINDS",
+    "RINGS",
+    "WITHIN_1_HOP",
+    "WITHIN_3_HOPS",
+    "Baseline",
+    "Kind",
+    "Projection",
+    "VariableGenes",
+    "fit_baselines",
+    "neighbor_mean",
+    "rings",
+    "standardized",
+    "unit",
+]
+
 THETA = 100.0  # of Pearson residuals (Lause et al. 2021)
+
+WITHIN_1_HOP = 6  # neighbors within one hop on a hexagonal lattice
+
+WITHIN_3_HOPS = 36
+
+RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
+
+N_SMOOTHED = 20  # components that are averaged over neighbors
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A PCA of expression.
+    """PCA of expression.
 
     Attributes
     ----------
@@ -39,7 +63,7 @@ class Projection:
     """
 
     genes: tuple[str, ...]
-    loadings: NDArray[np.float64]
+    loadings: Floats
     mean: Vectors | None
     scale: Vectors | None
     pearson: bool = False
@@ -60,14 +84,14 @@ class Projection:
         Parameters
         ----------
         slices
-            Training slices, at least one; labels are not looked at.
+            Training slices, at least one; labels are not read.
         n_components
-            Components kept.
+            Number of components.
         choose
             Where more than 2,000 genes are common to the slices: the 2,000 of largest variance, or the 1,000 most
             spatially autocorrelated, on average over the slices.
         own_scale
-            Standardize each slice by its own mean and sd: takes away most of what differs between slices.
+            Standardize each slice by its own mean and sd, which removes most of what differs between slices.
         pearson
             Pearson residuals in place of log counts.
         seed
@@ -81,156 +105,190 @@ class Projection:
         from sklearn.decomposition import PCA
 
         genes = chosen_genes(slices, choose)
-        tables = [_values(s, genes, pearson) for s in slices]
+        tables = [_values(tissue, genes, pearson) for tissue in slices]
+        mean = None
+        scale = None
         if own_scale:
-            mean = scale = None
-            stacked = np.concatenate(
-                [_standardized(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
-            )
+            by_slice = [standardized(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
+            stacked = np.concatenate(by_slice)
         else:
             joined = np.concatenate(tables)
-            mean, scale = joined.mean(axis=0), joined.std(axis=0)
-            stacked = _standardized(joined, mean, scale)
-        loadings = np.zeros((len(genes), n_components))  # of slices without variation, all zero
+            mean = joined.mean(axis=0)
+            scale = joined.std(axis=0)
+            stacked = standardized(joined, mean, scale)
+        loadings = np.zeros((len(genes), n_components))  # stay zero for slices without variation
         if len(stacked) > 1 and stacked.any():
-            found = (
-                PCA(min(n_components, *stacked.shape), random_state=seed).fit(stacked).components_
-            )
-            loadings[:, : len(found)] = found.T
+            n_found = min(n_components, *stacked.shape)
+            pca = PCA(n_found, random_state=seed).fit(stacked)
+            loadings[:, : len(pca.components_)] = pca.components_.T
         return cls(tuple(genes), loadings, mean, scale, pearson)
 
     def __call__(self, tissue: Slice) -> Vectors:
-        """Return the components of every cell, float32 ``(n_cells, n_components)``; genes that lack count as average.
+        """Return the components of every cell, float32 ``(n_cells, n_components)``; missing genes count as average.
 
         Raises
         ------
         InputError
             The slice has none of the genes.
         """
-        here = gene_columns(tissue)
-        rows = [i for i, g in enumerate(self.genes) if g in here]
-        if not rows:
-            raise InputError(
-                f"{tissue.name} has none of the {len(self.genes)} genes of the baseline."
-            )
-        values = _values(tissue, [self.genes[i] for i in rows], self.pearson)
+        rows = _measured(tissue, self.genes)
+        values = _values(tissue, [self.genes[row] for row in rows], self.pearson)
         mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
         scale = values.std(axis=0) if self.scale is None else self.scale[rows]
-        return (_standardized(values, mean, scale) @ self.loadings[rows]).astype(np.float32)
+        components = standardized(values, mean, scale) @ self.loadings[rows]
+        return components.astype(np.float32)
+
+
+def _measured(tissue: Slice, genes: Sequence[str]) -> list[int]:
+    """Return the numbers of the genes that a slice has; InputError where it has none."""
+    columns = gene_columns(tissue)
+    numbers = [number for number, gene in enumerate(genes) if gene in columns]
+    if not numbers:
+        raise InputError(f"{tissue.name} has none of the {len(genes)} genes of the baseline.")
+    return numbers
 
 
 def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
+    """Return log counts or Pearson residuals of some genes, ``(n_cells, genes)``."""
     if not pearson:
         return log_counts(tissue, genes).toarray()
     columns = gene_columns(tissue)
-    counts = tissue.counts[:, [columns[g] for g in genes]].toarray().astype(np.float32)
+    counts = tissue.counts[:, [columns[gene] for gene in genes]]
+    counts = counts.toarray().astype(np.float32)
     total = np.asarray(tissue.total_counts, dtype=np.float32)
-    expected = total[:, None] * (counts.sum(axis=0) / max(float(total.sum()), 1.0))[None]
-    residual = (counts - expected) / np.sqrt(
-        np.maximum(expected + expected**2 / np.float32(THETA), 1e-12)
-    )
+    all_counts = max(float(total.sum()), 1.0)
+    share = counts.sum(axis=0) / all_counts
+    expected = total[:, None] * share[None]
+    variance = expected + expected**2 / np.float32(THETA)
+    residual = (counts - expected) / np.sqrt(np.maximum(variance, 1e-12))
     limit = np.float32(np.sqrt(len(counts)))
     return np.clip(residual, -limit, limit)
 
 
-def _standardized(values: Vectors, mean: Vectors, scale: Vectors) -> Vectors:
-    # a gene that is the same everywhere says nothing: rounding must not be blown up to unit variance
-    flat = scale <= 1e-6 + 1e-5 * np.abs(mean)
-    return np.where(flat, 0, (values - mean) / np.where(flat, 1, scale)).astype(np.float32)
-
-
-WITHIN_1_HOP, WITHIN_3_HOPS = 6, 36  # spots within so many hops on a hexagonal lattice
-
-
-RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
-
-
-SHORT = 20  # components that are averaged over neighbors
+def standardized(values: Vectors, mean: Vectors, deviation: Vectors) -> Vectors:
+    """Return values of mean 0 and sd 1; 0 where they do not vary, so that rounding is not amplified."""
+    flat = deviation <= 1e-6 + 1e-5 * np.abs(mean)
+    divisor = np.where(flat, 1, deviation)
+    scaled = (values - mean) / divisor
+    return np.where(flat, 0, scaled).astype(np.float32)
 
 
 def neighbor_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
     """Average each row over the cell itself and its ``k`` nearest neighbors."""
     if k == 0 or len(values) == 1:
         return values
-    _, index = cKDTree(coords).query(coords, k=min(k + 1, len(values)), workers=-1)
+    index = _nearest(coords, min(k + 1, len(values)))
     return values[index].mean(axis=1)
 
 
 def rings(values: Vectors, coords: Floats) -> list[Vectors]:
     """Return the mean over five rings of nearest neighbors (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
-    reach = min(RINGS[-1] + 1, len(values))
-    _, index = cKDTree(coords).query(coords, k=[*range(1, reach + 1)], workers=-1)
-    out = []
+    n_nearest = min(RINGS[-1] + 1, len(values))
+    index = _nearest(coords, list(range(1, n_nearest + 1)))
+    means = []
     for inner, outer in pairwise(RINGS):
         ring = index[:, inner + 1 : outer + 1]
-        out.append(values[ring].mean(axis=1) if ring.shape[1] else np.zeros_like(values))
-    return out
+        if ring.shape[1]:
+            means.append(values[ring].mean(axis=1))
+        else:
+            means.append(np.zeros_like(values))
+    return means
+
+
+def _nearest(coords: Floats, k: int | list[int]) -> Ints:
+    _, index = cKDTree(coords).query(coords, k=k, workers=-1)
+    return np.asarray(index)
 
 
 def unit(block: Vectors) -> Vectors:
     """Scale a block to a mean norm of one."""
-    return block / max(float(np.linalg.norm(block, axis=1).mean()), 1e-12)
+    mean_norm = float(np.linalg.norm(block, axis=1).mean())
+    return block / max(mean_norm, 1e-12)
 
 
-def _smooth(z: Vectors, coords: Floats) -> Vectors:
-    return neighbor_mean(z[:, :SHORT], coords, WITHIN_3_HOPS)
+def _own(components: Vectors, coords: Floats) -> Vectors:
+    return components
 
 
-def _all_hops(z: Vectors, coords: Floats) -> Vectors:
-    return np.hstack([z, *(neighbor_mean(z, coords, k) for k in (WITHIN_1_HOP, WITHIN_3_HOPS))])
+def _one_hop(components: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(components, coords, WITHIN_1_HOP)
+
+
+def _three_hops(components: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(components, coords, WITHIN_3_HOPS)
+
+
+def _all_hops(components: Vectors, coords: Floats) -> Vectors:
+    return np.hstack([components, _one_hop(components, coords), _three_hops(components, coords)])
+
+
+def _smoothed(components: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(components[:, :N_SMOOTHED], coords, WITHIN_3_HOPS)
+
+
+def _own_and_smoothed(components: Vectors, coords: Floats) -> Vectors:
+    return np.hstack([unit(components), unit(_smoothed(components, coords))])
+
+
+def _own_and_rings(components: Vectors, coords: Floats) -> Vectors:
+    first = components[:, :N_SMOOTHED]
+    return np.hstack([first, *rings(first, coords)])
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a baseline is: a projection, and what is made of it with the coordinates."""
+    """One kind of baseline.
+
+    Attributes
+    ----------
+    title
+        For tables.
+    combine
+        Called with the components and the coordinates of a slice's cells; returns their vectors.
+    projection
+        Arguments of :meth:`Projection.fit`.
+    """
 
     title: str
     combine: Callable[[Vectors, Floats], Vectors]
     projection: dict[str, Any] = field(default_factory=dict)
 
 
-_STRONG = {"choose": "autocorrelation", "own_scale": True}
+_SPATIAL = {"choose": "autocorrelation", "own_scale": True}
 
+_PEARSON = {"choose": "autocorrelation", "pearson": True}
 
 KINDS = {
-    "expression": Kind("Expression of variable genes", lambda z, c: z),
-    "pca": Kind("PCA", lambda z, c: z),
-    "pca-nb1": Kind("PCA + neighbor mean, 1 hop", lambda z, c: neighbor_mean(z, c, WITHIN_1_HOP)),
-    "pca-nb3": Kind("PCA + neighbor mean, 3 hops", lambda z, c: neighbor_mean(z, c, WITHIN_3_HOPS)),
+    "expression": Kind("Expression of variable genes", _own),
+    "pca": Kind("PCA", _own),
+    "pca-nb1": Kind("PCA + neighbor mean, 1 hop", _one_hop),
+    "pca-nb3": Kind("PCA + neighbor mean, 3 hops", _three_hops),
     "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
-    "pearson": Kind(
-        "Pearson-residual PCA", lambda z, c: z, {"choose": "autocorrelation", "pearson": True}
-    ),
-    "z50": Kind("Z50 (own cell)", lambda z, c: z, _STRONG),
-    "t1": Kind("T1 (Z20, 3 hops)", _smooth, _STRONG),
-    "t2": Kind("T2 [Z50 ; T1]", lambda z, c: np.hstack([unit(z), unit(_smooth(z, c))]), _STRONG),
-    "t3": Kind(
-        "T3 (Z20, rings)", lambda z, c: np.hstack([z[:, :SHORT], *rings(z[:, :SHORT], c)]), _STRONG
-    ),
+    "pearson": Kind("Pearson-residual PCA", _own, _PEARSON),
+    "z50": Kind("Z50 (own cell)", _own, _SPATIAL),
+    "t1": Kind("T1 (Z20, 3 hops)", _smoothed, _SPATIAL),
+    "t2": Kind("T2 [Z50 ; T1]", _own_and_smoothed, _SPATIAL),
+    "t3": Kind("T3 (Z20, rings)", _own_and_rings, _SPATIAL),
 }
 
 
 @dataclass(frozen=True)
 class VariableGenes:
-    """Log-normalized expression of the variable genes of the training slices; genes that lack are zero."""
+    """Log-normalized expression of the variable genes of the training slices; missing genes are zero."""
 
     genes: tuple[str, ...]
 
     def __call__(self, tissue: Slice) -> Vectors:
         """Return float32 ``(n_cells, genes)``."""
-        here = gene_columns(tissue)
-        kept = [i for i, g in enumerate(self.genes) if g in here]
-        if not kept:
-            raise InputError(
-                f"{tissue.name} has none of the {len(self.genes)} genes of the baseline."
-            )
-        out = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
-        out[:, kept] = log_counts(tissue, [self.genes[i] for i in kept]).toarray()
-        return out
+        columns = _measured(tissue, self.genes)
+        values = log_counts(tissue, [self.genes[column] for column in columns])
+        expression = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
+        expression[:, columns] = values.toarray()
+        return expression
 
 
 class Baseline:
-    """A baseline by name: fitted on slices without labels, then one vector a cell.
+    """Baseline by name: fitted on slices without labels, then one vector a cell.
 
     Parameters
     ----------
@@ -256,8 +314,10 @@ class Baseline:
         if name not in KINDS:
             hint = did_you_mean(name, KINDS, f"There are: {', '.join(KINDS)}.")
             raise ConfigError(f"there is no baseline {name!r}.{hint}")
-        self.name, self.title = name, KINDS[name].title
-        self.n_components, self.seed = n_components, seed
+        self.name = name
+        self.title = KINDS[name].title
+        self.n_components = n_components
+        self.seed = seed
         self.fitted_on: tuple[str, ...] = ()
         self._project: Callable[[Slice], Vectors] | None = None
 
@@ -267,7 +327,7 @@ class Baseline:
         return keys.baseline_key(self.name)
 
     def fit(self, slices: Sequence[AnnData | Slice] | AnnData | Slice) -> Self:
-        """Fit genes and components on slices; labels are not looked at.
+        """Fit genes and components on slices; labels are not read.
 
         Raises
         ------
@@ -275,48 +335,63 @@ class Baseline:
             The slices have fewer than two genes in common.
         """
         tissues = _tissues(slices)
-        self._use(
-            _fitted(KINDS[self.name], self.name, tissues, self.n_components, self.seed), tissues
-        )
+        self._set(self._fitted(tissues), tissues)
         return self
 
     def transform(self, tissue: Slice) -> Vectors:
         """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
-        project = self._project or _fitted(
-            KINDS[self.name], self.name, [tissue], self.n_components, self.seed
-        )
-        return KINDS[self.name].combine(project(tissue), tissue.coords).astype(np.float32)
+        project = self._project or self._fitted([tissue])
+        combined = KINDS[self.name].combine(project(tissue), tissue.coords)
+        return combined.astype(np.float32)
 
-    def embed(
-        self, adata: AnnData, *, key_added: str | None = None, **slice_options: Any
-    ) -> AnnData:
-        """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
+    def embed(self, data: Any, *, key_added: str | None = None, **slice_options: Any) -> Any:
+        """Write one vector for every cell into ``obsm["X_<name>"]`` (float32, n x d), with provenance in ``uns``.
 
         Parameters
         ----------
-        adata
-            Raw counts and ``obsm["spatial"]``.
+        data
+            AnnData, SpatialData, path, or a list of these; raw counts.
         key_added
             Another ``obsm`` key.
         **slice_options
-            Passed to :meth:`terrazzo.Slice.from_anndata`.
-        """
-        tissue = Slice.from_anndata(adata, **slice_options)
-        key = key_added or self.default_key
-        adata.obsm[key] = self.transform(tissue)
-        record = {
-            "model": self.title,
-            "model_type": f"baseline:{self.name}",
-            "n_components": self.n_components,
-            "fitted_on": ", ".join(self.fitted_on or (tissue.name,)),
-            "seed": self.seed,
-            "terrazzo_version": __version__,
-        }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
-        return adata
+            Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
 
-    def _use(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
-        self._project, self.fitted_on = project, tuple(t.name for t in tissues)
+        Returns
+        -------
+        The AnnData (loaded, if ``data`` is a path), the SpatialData, or a list of them.
+
+        Raises
+        ------
+        InputError
+            A slice that cannot be used, or that has none of the genes.
+        """
+        key = key_added or self.default_key
+
+        def embed_one(tissue: Slice, adata: AnnData) -> None:
+            vectors = self.transform(tissue)
+            fitted_on = self.fitted_on or (tissue.name,)
+            record = {
+                "model": self.title,
+                "model_type": f"baseline:{self.name}",
+                "n_components": self.n_components,
+                "fitted_on": ", ".join(fitted_on),
+                "seed": self.seed,
+                "terrazzo_version": __version__,
+            }
+            records.write(adata, key, vectors, record)
+
+        return embed_each(data, slice_options, embed_one)
+
+    def _fitted(self, tissues: Sequence[Slice]) -> Callable[[Slice], Vectors]:
+        """Return the projection, fitted on slices."""
+        if self.name == "expression":
+            return VariableGenes(tuple(chosen_genes(tissues, "variance")))
+        settings = KINDS[self.name].projection
+        return Projection.fit(tissues, self.n_components, seed=self.seed, **settings)
+
+    def _set(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
+        self._project = project
+        self.fitted_on = tuple(tissue.name for tissue in tissues)
 
 
 def fit_baselines(
@@ -332,28 +407,23 @@ def fit_baselines(
     -------
     Name to fitted :class:`Baseline`.
     """
-    tissues, shared = _tissues(slices), {}
-    out = {}
+    tissues = _tissues(slices)
+    projections: dict[str, Callable[[Slice], Vectors]] = {}
+    fitted = {}
     for name in names:
-        baseline, kind = Baseline(name, n_components=n_components, seed=seed), KINDS[name]
-        which = "expression" if name == "expression" else str(sorted(kind.projection.items()))
-        if which not in shared:
-            shared[which] = _fitted(kind, name, tissues, n_components, seed)
-        baseline._use(shared[which], tissues)
-        out[name] = baseline
-    return out
-
-
-def _fitted(
-    kind: Kind, name: str, tissues: Sequence[Slice], n: int, seed: int
-) -> Callable[[Slice], Vectors]:
-    if name == "expression":
-        return VariableGenes(tuple(chosen_genes(tissues, "variance")))
-    return Projection.fit(tissues, n, seed=seed, **kind.projection)
+        baseline = Baseline(name, n_components=n_components, seed=seed)
+        key = name if name == "expression" else str(KINDS[name].projection)
+        if key not in projections:
+            projections[key] = baseline._fitted(tissues)
+        baseline._set(projections[key], tissues)
+        fitted[name] = baseline
+    return fitted
 
 
 def _tissues(slices: Sequence[AnnData | Slice] | AnnData | Slice) -> list[Slice]:
-    given = [slices] if isinstance(slices, AnnData | Slice) else list(slices)
-    if not given:
+    if isinstance(slices, AnnData | Slice):
+        slices = [slices]
+    tissues = [one if isinstance(one, Slice) else Slice.from_anndata(one) for one in slices]
+    if not tissues:
         raise InputError("a baseline needs at least one slice to be fitted on.")
-    return [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in given]
+    return tissues

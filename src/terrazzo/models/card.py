@@ -1,29 +1,62 @@
-"""The model card of a checkpoint: a README that the hub reads too, filled from what the run recorded."""
+"""Model card of a checkpoint: a README for readers and for the hub, filled from the provenance of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
 from terrazzo.models import checkpoint as ckpt
 
-LICENSE = "license"  # in the provenance
-COUNTS_KNOWN = "counts known"  # in the provenance: share of a training slice's counts on genes of the vocabulary
-TRAINED_ON = "train slices, hashed"  # in the provenance: see `name_hash`; a name may be a patient's
+__all__ = [
+    "COUNTS_KNOWN",
+    "LICENSE",
+    "TRAINED_ON",
+    "PartLoss",
+    "card",
+    "losses",
+    "name_hash",
+]
+
+# keys of the provenance
+LICENSE = "license"
+
+COUNTS_KNOWN = "counts known"  # share of a training slice's counts on genes of the vocabulary
+
+TRAINED_ON = "train slices, hashed"  # see `name_hash`; a name may be a patient's
+
 EVERY_MODEL = (
     "Vectors depend on the platform, the panel of genes and the tissue; check on labeled slices of your own, beside "
     "the baselines of `terrazzo.Baseline`, before you rely on them.",
-    "Genes that the vocabulary does not know are not seen; `terrazzo info SLICE --model ...` says how many.",
+    "Genes that the vocabulary does not know are not read; `terrazzo info SLICE --model ...` reports how many.",
     "For research; not a medical device.",
 )
 
 
+class PartLoss(NamedTuple):
+    """One part of the loss at the end of training.
+
+    Attributes
+    ----------
+    name
+        Of the part.
+    training, validation
+        Its value on either split; None where it was not logged.
+    trivial
+        Validation loss of trivial predictions, by their names.
+    """
+
+    name: str
+    training: float | None
+    validation: float | None
+    trivial: dict[str, float]
+
+
 def name_hash(name: str) -> str:
-    """Return what is kept of the name of a training slice: enough to find out that a slice was trained on."""
+    """Return a short hash of the name of a training slice, to find out later that a slice was trained on."""
     return hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
@@ -35,40 +68,41 @@ def card(model: Any, name: str = "FOLDER") -> str:
     model
         A :class:`~terrazzo.models.base.FoundationModel`.
     name
-        What to load it by: its name on the hub, or a word for its folder.
+        What to load it by: its name on the hub, or a placeholder for its folder.
     """
-    held: Mapping[str, Any] = model.provenance
+    provenance: Mapping[str, Any] = model.provenance
     state = "" if model.trained else "\n**These weights are random: they were never trained.**\n"
-    parts = {
+    limits = [*model.limits, *EVERY_MODEL]
+    sections = {
         "How to use": _use(model, name),
-        "Data": _data(held),
-        "Training": _training(held),
-        "Losses": _losses(held),
+        "Data": _data(provenance),
+        "Training": _training(provenance),
+        "Losses": _losses(provenance),
         "Genes": _genes(model),
-        "License": _license(held),
-        "Limits": "\n".join(f"- {line}" for line in (*model.limits, *EVERY_MODEL)),
+        "License": _license(provenance),
+        "Limits": _bullets(limits),
         "Citation": model.citation,
         "Hyperparameters": f"```json\n{json.dumps(to_dict(model.config), indent=2)}\n```",
-        "Where the weights come from": _table(("", ""), [(k, v) for k, v in held.items()]),
+        "Where the weights come from": _table(("", ""), list(provenance.items())),
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items() if text)
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
     return (
         f"{_front_matter(model)}\n# {model.title}\n{state}\nA terrazzo {__version__} checkpoint: one "
-        f" vector a cell of a slice of spatial transcriptomics.\n\n{body}\n"
+        f"vector a cell of a slice of spatial transcriptomics.\n\n{body}\n"
     )
 
 
 def _front_matter(model: Any) -> str:
-    """Return what the hub files a model by; values are quoted as JSON, which YAML reads."""
-    lines = {
+    """Return the metadata that the hub indexes; values are quoted as JSON, which YAML reads."""
+    metadata = {
         "library_name": "terrazzo",
         "tags": ["spatial-transcriptomics", "biology", "terrazzo", model.model_type],
     }
-    if stated := model.provenance.get(LICENSE):
-        lines["license"] = str(stated).lower()
-    return "\n".join(
-        ["---", *(f"{key}: {json.dumps(value)}" for key, value in lines.items()), "---"]
-    )
+    license = model.provenance.get(LICENSE)
+    if license:
+        metadata["license"] = str(license).lower()
+    lines = [f"{key}: {json.dumps(value)}" for key, value in metadata.items()]
+    return "\n".join(["---", *lines, "---"])
 
 
 def _use(model: Any, name: str) -> str:
@@ -80,26 +114,30 @@ def _use(model: Any, name: str) -> str:
     )
 
 
-def _data(held: Mapping[str, Any]) -> str:
-    rows = [
-        (split, f"{held[f'{split} slices']:,}", f"{held[f'{split} cells']:,}")
-        for split in ("train", "validation")
-        if f"{split} slices" in held
-    ]
+def _data(provenance: Mapping[str, Any]) -> str:
+    rows = []
+    for split in ("train", "validation"):
+        if f"{split} slices" in provenance:
+            n_slices = provenance[f"{split} slices"]
+            n_cells = provenance[f"{split} cells"]
+            rows.append((split, f"{n_slices:,}", f"{n_cells:,}"))
     if not rows:
-        return f"Not known here: {held['source']}." if "source" in held else ""
-    told = [f"{k}: {held[k]}" for k in ("technology", "organism", "tissue") if held.get(k)]
-    known = held.get(COUNTS_KNOWN)
-    told += [f"share of a training slice's counts on known genes: {known}"] if known else []
-    return (
-        _table(("split", "slices", "cells"), rows)
-        + "\n\n"
-        + "\n".join(f"- {line}" for line in told)
-    )
+        if "source" not in provenance:
+            return ""
+        return f"Not recorded. Source: {provenance['source']}."
+    lines = []
+    for name in ("technology", "organism", "tissue"):
+        if provenance.get(name):
+            lines.append(f"{name}: {provenance[name]}")
+    known = provenance.get(COUNTS_KNOWN)
+    if known:
+        lines.append(f"share of a training slice's counts on known genes: {known}")
+    table = _table(("split", "slices", "cells"), rows)
+    return f"{table}\n\n{_bullets(lines)}"
 
 
-def _training(held: Mapping[str, Any]) -> str:
-    named = (
+def _training(provenance: Mapping[str, Any]) -> str:
+    names = (
         "stage",
         "objective",
         "started from",
@@ -109,57 +147,73 @@ def _training(held: Mapping[str, Any]) -> str:
         "date",
         "git_revision",
     )
-    return "\n".join(f"- {name.replace('_', ' ')}: {held[name]}" for name in named if name in held)
+    lines = []
+    for name in names:
+        if name in provenance:
+            lines.append(f"{name.replace('_', ' ')}: {provenance[name]}")
+    return _bullets(lines)
 
 
-def losses(
-    held: Mapping[str, Any],
-) -> list[tuple[str, float | None, float | None, dict[str, float]]]:
-    """Return each part of the loss: its name, training, held out, and what trivial answers cost on the held-out slices.
+def losses(provenance: Mapping[str, Any]) -> list[PartLoss]:
+    """Return the parts of the loss that a run recorded.
 
-    A trivial answer is a validation column that begins with a trained part's name: ``val/masked_cells_zero``.
+    The loss of a trivial prediction is a validation column whose name begins with that of a trained part:
+    ``val/masked_cells_zero``.
     """
-    parts = [
-        k.removeprefix("train/")
-        for k in held
-        if k.startswith("train/") and k != "train/gradient_norm"
-    ]
-    out = []
+    parts = []
+    for column in provenance:
+        if column.startswith("train/") and column != "train/gradient_norm":
+            parts.append(column.removeprefix("train/"))
+    recorded = []
     for part in parts:
-        longer = [p for p in parts if p.startswith(f"{part}_")]
-        trivial = {
-            k.removeprefix(f"val/{part}_").replace("_", " "): float(v)
-            for k, v in held.items()
-            if k.startswith(f"val/{part}_") and not any(k.startswith(f"val/{p}") for p in longer)
-        }
-        out.append((part, held.get(f"train/{part}"), held.get(f"val/{part}"), trivial))
-    return out
+        trivial = _trivial_losses(provenance, part, parts)
+        training = provenance.get(f"train/{part}")
+        validation = provenance.get(f"val/{part}")
+        recorded.append(PartLoss(part, training, validation, trivial))
+    return recorded
 
 
-def _losses(held: Mapping[str, Any]) -> str:
-    rows = [
-        (
-            part.replace("_", " "),
-            _number(train),
-            _number(val),
-            "; ".join(f"{k} {_number(v)}" for k, v in trivial.items()),
+def _trivial_losses(
+    provenance: Mapping[str, Any], part: str, parts: Sequence[str]
+) -> dict[str, float]:
+    """Return the losses of trivial predictions of a part; not those of a part whose longer name begins the same."""
+    prefix = f"val/{part}_"
+    longer = tuple(f"val/{other}" for other in parts if other.startswith(f"{part}_"))
+    trivial = {}
+    for column, value in provenance.items():
+        if column.startswith(prefix) and not column.startswith(longer):
+            name = column.removeprefix(prefix).replace("_", " ")
+            trivial[name] = float(value)
+    return trivial
+
+
+def _losses(provenance: Mapping[str, Any]) -> str:
+    rows = []
+    for part in losses(provenance):
+        trivial = [f"{name} {_number(value)}" for name, value in part.trivial.items()]
+        rows.append(
+            (
+                part.name.replace("_", " "),
+                _number(part.training),
+                _number(part.validation),
+                "; ".join(trivial),
+            )
         )
-        for part, train, val, trivial in losses(held)
-    ]
-    return (
-        _table(("part", "training", "held out", "trivial answers, held out"), rows) if rows else ""
-    )
+    if not rows:
+        return ""
+    return _table(("part", "training", "validation", "trivial predictions, validation"), rows)
 
 
 def _genes(model: Any) -> str:
     vocabulary = model.vocabulary
-    return f"{len(vocabulary):,} genes ({vocabulary.organism}), kept in `{ckpt.VOCABULARY}`."
+    return f"{len(vocabulary):,} genes ({vocabulary.organism}), listed in `{ckpt.VOCABULARY}`."
 
 
-def _license(held: Mapping[str, Any]) -> str:
-    if stated := held.get(LICENSE):
-        return f"{stated}, as stated by who published these weights."
-    return "Not stated. Weights may be bound by the terms of the data and of the weights that they were made from."
+def _license(provenance: Mapping[str, Any]) -> str:
+    license = provenance.get(LICENSE)
+    if license:
+        return f"{license}, as stated by the publishers of these weights."
+    return "Not stated. The terms of the training data and of the initial weights may apply."
 
 
 def _number(value: Any) -> str:
@@ -167,7 +221,16 @@ def _number(value: Any) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = [[str(v).replace("|", "\\|").replace("\n", " ") for v in row] for row in rows]
-    return "\n".join(
-        "| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *cells]
-    )
+    """Return a Markdown table."""
+    lines = [list(head), ["---"] * len(head)]
+    for row in rows:
+        lines.append([_cell(value) for value in row])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -18,22 +18,51 @@ from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, OutputError
 from terrazzo.genes import Vocabulary
 
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "FORMAT",
+    "VOCABULARY",
+    "WEIGHTS",
+    "Checkpoint",
+    "check_tensors",
+    "fingerprint",
+    "is_checkpoint",
+    "read",
+    "read_header",
+    "read_json",
+    "read_tensors",
+    "whole_folder",
+    "write",
+]
+
 FORMAT = 1
-CONFIG, WEIGHTS, VOCABULARY, CARD = "config.json", "model.safetensors", "vocab.parquet", "README.md"
+
+CONFIG = "config.json"
+
+WEIGHTS = "model.safetensors"
+
+VOCABULARY = "vocab.parquet"
+
+CARD = "README.md"
+
+# files of published checkpoints, and how to convert them
 PUBLISHED = {
     "se2transformer.pth": " It looks like SToFM's published layout: run `terrazzo convert stofm` first.",
     "best_model.pt": " It looks like scGPT's published layout: run `terrazzo convert scgpt` first.",
 }
-_IT_IS = (
+
+_LAYOUT = (
     f"a folder with {CONFIG}, {WEIGHTS} and {VOCABULARY}, as `terrazzo pretrain` and `terrazzo convert` write, or "
     "organization/name on the hub"
 )
+
 KEYS = {"format", "model_type", "library_version", "model", "provenance", "vocabulary_sha256"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds.
+    """Contents of a checkpoint folder.
 
     Attributes
     ----------
@@ -64,11 +93,11 @@ def write(
     Raises
     ------
     OutputError
-        The folder exists (and ``overwrite`` is not given, or it is no checkpoint of terrazzo), or cannot be written.
+        The folder exists (and ``overwrite`` is False, or it is not a checkpoint of terrazzo), or cannot be written.
     """
     from safetensors.torch import save_file
 
-    with whole_folder(folder, overwrite=overwrite, ours=is_ours) as draft:
+    with whole_folder(folder, overwrite=overwrite, is_replaceable=is_checkpoint) as draft:
         header = {
             "format": FORMAT,
             "model_type": checkpoint.model_type,
@@ -77,43 +106,51 @@ def write(
             "provenance": checkpoint.provenance,
             "vocabulary_sha256": checkpoint.vocabulary.content_hash(),
         }
-        (draft / CONFIG).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(header, indent=2)
+        (draft / CONFIG).write_text(f"{text}\n", encoding="utf-8")
         (draft / CARD).write_text(card, encoding="utf-8")
         checkpoint.vocabulary.to_parquet(draft / VOCABULARY)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in checkpoint.state.items()},
-            str(draft / WEIGHTS),
-        )
+        tensors = {}
+        for name, tensor in checkpoint.state.items():
+            tensors[name] = tensor.detach().cpu().contiguous()
+        save_file(tensors, str(draft / WEIGHTS))
     return Path(folder)
 
 
 @contextlib.contextmanager
 def whole_folder(
-    folder: str | Path, *, overwrite: bool, ours: Callable[[Path], bool]
+    folder: str | Path, *, overwrite: bool, is_replaceable: Callable[[Path], bool]
 ) -> Iterator[Path]:
-    """Give a draft folder that becomes ``folder`` when all of it is written, and vanishes otherwise.
+    """Yield a draft folder that becomes ``folder`` when all of it is written, and is removed otherwise.
 
     Parameters
     ----------
     folder
-        Where it goes.
+        The folder to write.
     overwrite
-        Replace a folder that is there already, if ``ours`` says that terrazzo wrote it.
+        Replace an existing folder, if ``is_replaceable`` returns True for it.
+    is_replaceable
+        Returns True for a folder that terrazzo wrote.
 
     Raises
     ------
     OutputError
-        The folder is there already (or is not ours), or cannot be written.
+        The folder exists already (or terrazzo did not write it), or cannot be written.
     """
     from safetensors import SafetensorError
 
     target = Path(folder)
-    if target.exists() and any(target.iterdir() if target.is_dir() else [target]):
-        replaceable = ours(target)
-        if not overwrite or not replaceable:
-            other = "choose another folder (it holds other files, and no checkpoint that terrazzo wrote)"
-            mend = "pass overwrite=True (--overwrite)" if replaceable else other
-            raise OutputError(f"{target} exists already and is not empty: {mend}.")
+    is_empty_folder = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not is_empty_folder:
+        if not is_replaceable(target):
+            raise OutputError(
+                f"{target} exists already and is not empty: choose another folder (it has other files, and is not a "
+                "checkpoint that terrazzo wrote)."
+            )
+        if not overwrite:
+            raise OutputError(
+                f"{target} exists already and is not empty: pass overwrite=True (--overwrite)."
+            )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -127,10 +164,7 @@ def whole_folder(
         if target.exists():
             shutil.rmtree(target)
         draft.rename(target)
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # safetensors has an error of its own for a full disk
+    except (OSError, SafetensorError) as error:  # the second is safetensors' for a full disk
         raise OutputError(
             f"The checkpoint could not be written to {target} ({error}); nothing was kept."
         ) from error
@@ -138,13 +172,13 @@ def whole_folder(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def is_ours(folder: Path) -> bool:
-    """Say whether a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
+def is_checkpoint(folder: Path) -> bool:
+    """Return True if a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
     try:
-        held = read_json(folder / CONFIG)
+        header = read_json(folder / CONFIG)
     except CheckpointError:
         return False
-    return {"format", "model_type", "model"} <= set(held)
+    return {"format", "model_type", "model"} <= set(header)
 
 
 def read(folder: str | Path) -> Checkpoint:
@@ -153,28 +187,37 @@ def read(folder: str | Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        A file is missing, truncated or of another kind, or the config does not say what it must.
+        A file is missing, truncated or of another kind, or the config lacks a key.
     """
     path = Path(folder)
     if not path.is_dir():
-        what = "is a file" if path.is_file() else "does not exist"
-        raise CheckpointError(f"{path} {what}; it must be a checkpoint: {_IT_IS}.")
-    absent = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
-    if absent:
-        hint = next((PUBLISHED[name] for name in PUBLISHED if (path / name).exists()), "")
-        raise CheckpointError(
-            f"{path} lacks {', '.join(absent)}.{hint or f' It must be a checkpoint: {_IT_IS}.'}"
-        )
+        problem = "is a file" if path.is_file() else "does not exist"
+        raise CheckpointError(f"{path} {problem}; it must be a checkpoint: {_LAYOUT}.")
+    missing = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}.{_layout_hint(path)}")
     header = read_header(path)
     vocabulary = Vocabulary.from_parquet(path / VOCABULARY)
-    if header.get("vocabulary_sha256", vocabulary.content_hash()) != vocabulary.content_hash():
+    vocabulary_sha256 = vocabulary.content_hash()
+    if header.get("vocabulary_sha256", vocabulary_sha256) != vocabulary_sha256:
         raise CheckpointError(
             f"{path / VOCABULARY} is not the vocabulary that this checkpoint was saved with."
         )
-    tensors = read_tensors(path / WEIGHTS)
     return Checkpoint(
-        header["model_type"], header["model"], tensors, vocabulary, header.get("provenance", {})
+        model_type=header["model_type"],
+        model=header["model"],
+        state=read_tensors(path / WEIGHTS),
+        vocabulary=vocabulary,
+        provenance=header.get("provenance", {}),
     )
+
+
+def _layout_hint(path: Path) -> str:
+    """Return what to do with a folder that lacks files of a checkpoint."""
+    for name, hint in PUBLISHED.items():
+        if (path / name).exists():
+            return hint
+    return f" It must be a checkpoint: {_LAYOUT}."
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -201,7 +244,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must hold a JSON object.")
+        raise CheckpointError(f"{path} must be a JSON object.")
     return data
 
 
@@ -214,46 +257,51 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(str(path))
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} is truncated or no safetensors file ({error}). Download or convert it again."
+            f"{path} is truncated or not a safetensors file ({error}). Download or convert it again."
         ) from error
 
 
-def check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Check that the tensors are those of the model, by name and shape.
+def check_tensors(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str
+) -> None:
+    """Check that tensors are those of the model, by name and shape.
 
     Raises
     ------
     CheckpointError
         Names the first few that are missing, left over or of another shape.
     """
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted))
-    shapes = [
-        f"{k}: {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
-        for k in sorted(set(wanted) & set(found))
-        if wanted[k].shape != found[k].shape
-    ]
-    for label, names in (
-        ("lacks", missing),
-        ("has foreign tensors", extra),
-        ("has tensors of another shape", shapes),
-    ):
+    missing = sorted(set(expected) - set(tensors))
+    foreign = sorted(set(tensors) - set(expected))
+    reshaped = []
+    for name in sorted(set(expected) & set(tensors)):
+        shape = tuple(tensors[name].shape)
+        expected_shape = tuple(expected[name].shape)
+        if shape != expected_shape:
+            reshaped.append(f"{name}: {shape} instead of {expected_shape}")
+    problems = {
+        "lacks": missing,
+        "has foreign tensors": foreign,
+        "has tensors of another shape": reshaped,
+    }
+    for problem, names in problems.items():
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            shown = "; ".join(names[:3]) + more
+            shown = "; ".join(names[:3])
+            if len(names) > 3:
+                shown = f"{shown} and {len(names) - 3} more"
             raise CheckpointError(
-                f"{where} {label}: {shown}. It belongs to another model or config."
+                f"{where} {problem}: {shown}. It belongs to another model or config."
             )
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a sha256 of what decides the outputs: hyperparameters, tensors and vocabulary."""
-    digest = hashlib.sha256(
-        json.dumps([checkpoint.model_type, checkpoint.model], sort_keys=True).encode()
-    )
+    """Return a sha256 of all that decides the vectors: hyperparameters, tensors and vocabulary."""
+    settings = json.dumps([checkpoint.model_type, checkpoint.model], sort_keys=True)
+    digest = hashlib.sha256(settings.encode())
     for name in sorted(checkpoint.state):
         tensor = checkpoint.state[name].detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        shape = tuple(tensor.shape)
+        digest.update(f"{name}{shape}{tensor.dtype}".encode())
         digest.update(tensor.numpy().tobytes())
     digest.update(checkpoint.vocabulary.content_hash().encode())
     return digest.hexdigest()

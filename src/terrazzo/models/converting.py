@@ -1,4 +1,4 @@
-"""Published weights of any system to a checkpoint folder."""
+"""Conversion of published weights of any system to a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert(
     gene_dictionaries
         Folder with Geneformer's dictionaries (``.pkl``); SToFM and Geneformer need it.
     overwrite
-        Replace a checkpoint that is there.
+        Replace an existing checkpoint.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def convert(
     Raises
     ------
     ConfigError
-        No such kind; dictionaries that are needed and not given.
+        No such kind; dictionaries that are needed and not passed.
     CheckpointError
         A file is missing, damaged or not what it should be.
     OutputError
@@ -53,7 +53,8 @@ def convert(
         hint = did_you_mean(kind, known, f"There are {', '.join(known)}.")
         raise ConfigError(f"there are no published weights {kind!r} that can be converted.{hint}")
     dictionaries = None if gene_dictionaries is None else Path(gene_dictionaries)
-    folder: Path = registry.resolve(known[kind])(
+    convert_kind = registry.resolve(known[kind])
+    folder: Path = convert_kind(
         Path(published), Path(out), gene_dictionaries=dictionaries, overwrite=overwrite
     )
     return folder

@@ -1,4 +1,4 @@
-"""Embedding from files to files: atomic, resumable, never half-written."""
+"""Embedding from files to files, atomic and resumable."""
 
 from __future__ import annotations
 
@@ -35,18 +35,28 @@ from terrazzo.slices import (
     store_of,
 )
 
+__all__ = [
+    "Done",
+    "check_writable",
+    "embed_files",
+    "plan_targets",
+    "read_record",
+    "write_atomically",
+    "write_back",
+    "write_opened",
+]
+
 logger = logging.getLogger(__name__)
 
+# names in uns["terrazzo"][key], by which a finished file is recognized
+INPUT_HASH = "input_sha256"
 
-INPUT_HASH, OPTIONS = (
-    "input_sha256",
-    "options",
-)  # in uns["terrazzo"][key]: what a finished file is recognized by
+OPTIONS = "options"
 
 
 @dataclass(frozen=True)
 class Done:
-    """One slice that is finished.
+    """The result of one slice.
 
     Attributes
     ----------
@@ -58,7 +68,7 @@ class Done:
         ``"embedded"`` now; ``"unchanged"``: finished before from the same input, model and options; ``"planned"``: a
         dry run; ``"failed"``: the slice cannot be used.
     note
-        What there is to say: why it failed, or the measured error of bfloat16.
+        Why it failed, or the measured error of bfloat16.
     """
 
     source: Path
@@ -77,7 +87,8 @@ class Done:
             )
         if self.status == "failed":
             return f"{self.source}: failed: {self.note}"
-        return f"{self.target}: {self.cells:,} cells embedded{self.note and f' ({self.note})'}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.target}: {self.cells:,} cells embedded{note}"
 
 
 def embed_files(
@@ -101,7 +112,7 @@ def embed_files(
     Parameters
     ----------
     model
-        Any model with the verb ``embed``.
+        Any foundation model.
     sources
         ``.h5ad`` files, AnnData ``.zarr`` folders, vendors' folders, SpatialData stores (or a table of one).
     out
@@ -113,9 +124,9 @@ def embed_files(
     dry_run
         Only plan; nothing is written.
     keep_going
-        A slice that cannot be used is reported as ``"failed"`` and the next is taken, instead of raising.
+        Report a slice that cannot be used as ``"failed"`` and go on with the next, instead of raising.
     announce
-        Called with each slice's plan (cells, sub-slices, coverage, time) before the work begins.
+        Called with each slice's plan (cells, sub-slices, coverage, time) before it is embedded.
     progress
         Show progress bars; None: in a terminal and in a notebook.
     **options
@@ -123,7 +134,7 @@ def embed_files(
 
     Yields
     ------
-    One :class:`Done` a slice, in the order given.
+    One :class:`Done` a slice, in the order of ``sources``.
 
     Raises
     ------
@@ -132,7 +143,7 @@ def embed_files(
     ConfigError
         One ``image=`` for several slices; an option that the model does not have.
     OutputError
-        The folder or a file cannot be written; no half-written file stays.
+        The folder or a file cannot be written; no incomplete file remains.
     """
     folder = Path(out)
     if options.get("image") is not None and len(sources) > 1:
@@ -143,7 +154,13 @@ def embed_files(
     if not dry_run:
         check_writable(folder)
     job = _Job(
-        model, key_added or model.default_key, options, overwrite, dry_run, announce, progress
+        model,
+        key_added or model.default_key,
+        options,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        announce=announce,
+        progress=progress,
     )
     for source, target in targets:
         try:
@@ -155,41 +172,42 @@ def embed_files(
 
 
 class _Job:
-    """What all slices of a call have in common."""
+    """One call of :func:`embed_files`; arguments as there."""
 
     def __init__(
         self,
         model: FoundationModel,
         key: str,
         options: dict[str, Any],
+        *,
         overwrite: bool,
         dry_run: bool,
         announce: Callable[[str], None] | None,
         progress: bool | None,
     ) -> None:
-        of_model, of_slice = split_options(options)
+        model_options, slice_options = split_options(options)
         self.model = model
         self.key = key
-        self.options = model.options_class.checked(of_model, model.title)
-        self.choices, self.of_slice = split_choices(of_slice)
+        self.options = model.options_class.checked(model_options, model.title)
+        self.choices, self.slice_options = split_choices(slice_options)
         self.overwrite = overwrite
         self.dry_run = dry_run
         self.announce = announce
         self.bars = Progress(progress)
-        deciding = {**self.options.deciding(), **of_slice}
+        deciding = {**self.options.deciding(), **slice_options}
         self.recorded = json.dumps(deciding, sort_keys=True, default=_option_text)
 
     def run(self, source: Path, target: Path) -> Done:
         """Embed one slice, unless that was done before."""
-        wanted = {"checkpoint_sha256": self.model.fingerprint(), OPTIONS: self.recorded}
-        finished = _finished(target, self.key, self.overwrite)
+        identity = {"checkpoint_sha256": self.model.fingerprint(), OPTIONS: self.recorded}
+        before = _record_before(target, self.key, self.overwrite)
         with self.bars.stage(f"check {source.name}", None):
-            wanted[INPUT_HASH] = _hash_input(source, self.choices)
-        if finished is not None and all(finished.get(k) == v for k, v in wanted.items()):
-            return Done(source, target, int(finished.get("n_cells", 0)), "unchanged")
+            identity[INPUT_HASH] = _hash_input(source, self.choices)
+        if before is not None and all(before.get(k) == v for k, v in identity.items()):
+            return Done(source, target, int(before.get("n_cells", 0)), "unchanged")
         with self.bars.stage(f"read {source.name}", None):
             opened = open_slice(source, self.choices)
-            tissue = Slice.from_opened(opened, **self.of_slice)
+            tissue = Slice.from_opened(opened, **self.slice_options)
         adata = opened.adata
         prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
         if self.announce is not None:
@@ -200,7 +218,7 @@ class _Job:
         embedding = prepared.embed(self.bars)
         self.model.write(adata, tissue, prepared, embedding, self.key)
         record = adata.uns[keys.UNS][self.key]
-        record.update(wanted)
+        record.update(identity)
         record["n_cells"] = adata.n_obs
         with self.bars.stage(f"write {target.name}", None):
             write_opened(opened, target)
@@ -208,12 +226,12 @@ class _Job:
 
 
 def write_opened(opened: Opened, target: Path) -> None:
-    """Write a slice with what was added to it: a SpatialData as a whole copy of its store, all else as ``.h5ad``.
+    """Write a slice with all additions to it: a SpatialData as a whole copy of its store, all else as ``.h5ad``.
 
     Raises
     ------
     OutputError
-        It cannot be written; nothing half-written stays.
+        It cannot be written; no incomplete file remains.
     """
     adata = opened.copy_results_to_table()
     if opened.store is not None and opened.table_name is not None:
@@ -223,28 +241,29 @@ def write_opened(opened: Opened, target: Path) -> None:
 
 
 def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> None:
-    """Write a slice that :func:`terrazzo.slices.read_anndata` read from a source, with what was added to it since.
+    """Write a slice that :func:`terrazzo.slices.read_anndata` read from a source, with all additions to it.
 
     Raises
     ------
     OutputError
-        It cannot be written; nothing half-written stays.
+        It cannot be written; no incomplete file remains.
     """
     if store_of(source) is None:
         write_atomically(adata, target)
-    else:
-        write_opened(replace(open_slice(source, Choices(**choices)), adata=adata), target)
+        return
+    opened = open_slice(source, Choices(**choices))
+    write_opened(replace(opened, adata=adata), target)
 
 
 def _hash_input(source: Path, choices: Choices) -> str:
-    """Return the sha256 of what a slice is read from: one file or folder, or the parts of a store that belong to it."""
+    """Return the sha256 of a slice's input: one file or folder, or the parts of a store that belong to it."""
     if store_of(source) is None:
         return hash_path(source)
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 
 def _option_text(value: Any) -> Any:
-    """Return what is recorded of an option: of an image its content and place, not where its file is."""
+    """Return an option as it is recorded: of an image its content and place, not the path of its file."""
     if isinstance(value, TissueImage):
         place = [*value.scales.tolist(), *value.offset]
         return [value.content_hash, value.microns_per_pixel, *place]
@@ -253,19 +272,19 @@ def _option_text(value: Any) -> Any:
 
 def _precision_note(record: dict[str, Any]) -> str:
     cosine = json.loads(record["details"]).get("bfloat16_min_cosine")
-    return (
-        "" if cosine is None else f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
-    )
+    if cosine is None:
+        return ""
+    return f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
 
 
-def _finished(target: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
-    """Return what an earlier run recorded in the target; refuse to replace a file that is not ours."""
-    held = read_record(target, key)
-    if target.exists() and held is None and not overwrite:
+def _record_before(target: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
+    """Return the record of an earlier run in the target; refuse to replace a file that terrazzo did not write."""
+    record = read_record(target, key)
+    if target.exists() and record is None and not overwrite:
         raise OutputError(
             f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite."
         )
-    return held
+    return record
 
 
 def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path, Path]]:
@@ -274,12 +293,7 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
     seen: dict[Path, Path] = {}
     for source in map(Path, sources):
         if not source.exists():
-            near = difflib.get_close_matches(
-                source.name, [path.name for path in source.parent.glob("*")], n=1
-            )
-            raise InputError(
-                f"{source} does not exist.{f' Did you mean {source.with_name(near[0])}?' if near else ''}"
-            )
+            raise InputError(f"{source} does not exist.{_nearest_hint(source)}")
         store = store_of(source)
         target = folder / (f"{source.stem}.h5ad" if store is None else f"{store.stem}.zarr")
         if target in seen:
@@ -295,8 +309,17 @@ def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path
     return pairs
 
 
+def _nearest_hint(path: Path) -> str:
+    """Return a hint on the file of the most similar name; "" where none is similar."""
+    names = [one.name for one in path.parent.glob("*")]
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    if not similar:
+        return ""
+    return f" Did you mean {path.with_name(similar[0])}?"
+
+
 def check_writable(folder: Path) -> None:
-    """Make the output folder and prove that it can be written, before any work is done."""
+    """Create the output folder and check that it can be written, before any work is done."""
     if folder.is_file():
         raise OutputError(f"{folder} is a file, and results need a folder: choose another --out.")
     try:
@@ -310,7 +333,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_atomically(adata: AnnData, target: Path) -> None:
-    """Write ``.h5ad`` beside the target, then rename: the target is whole or is not there.
+    """Write ``.h5ad`` beside the target, then rename: the target is complete or does not exist.
 
     Raises
     ------
@@ -335,11 +358,11 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
         group = file["uns"][keys.UNS][key]
         if key in file["obsm"]:
-            return {
-                name: _scalar(value)
-                for name, value in group.items()
-                if isinstance(value, h5py.Dataset)
-            }
+            record = {}
+            for name, value in group.items():
+                if isinstance(value, h5py.Dataset):
+                    record[name] = _scalar(value)
+            return record
     return None
 
 
@@ -348,19 +371,18 @@ def _read_store(target: Path, key: str) -> dict[str, Any] | None:
     import zarr
     from anndata.io import read_elem
 
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for table in sorted((target / TABLES).glob("*")):
         with contextlib.suppress(OSError, KeyError, ValueError, InputError):
             folder = table / "uns" / keys.UNS / key
             refuse_code(folder)
             if (table / "obsm" / key).is_dir():
-                held = read_elem(zarr.open_group(folder, mode="r", use_consolidated=False))
-                found.append(
-                    {name: value for name, value in held.items() if not isinstance(value, dict)}
-                )
-    return max(found, key=lambda one: str(one.get("date", "")), default=None)
+                stored = read_elem(zarr.open_group(folder, mode="r", use_consolidated=False))
+                scalars = {k: v for k, v in stored.items() if not isinstance(v, dict)}
+                records.append(scalars)
+    return max(records, key=lambda record: str(record.get("date", "")), default=None)
 
 
-def _scalar(value: h5py.Dataset) -> Any:
-    held = value[()]
-    return held.decode() if isinstance(held, bytes) else held
+def _scalar(dataset: h5py.Dataset) -> Any:
+    value = dataset[()]
+    return value.decode() if isinstance(value, bytes) else value

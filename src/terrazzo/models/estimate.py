@@ -1,4 +1,4 @@
-"""How long an embedding will take: operation counts over this machine's measured rate."""
+"""Estimates of the time of an embedding: operation counts over this machine's measured rate."""
 
 from __future__ import annotations
 
@@ -28,15 +28,19 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Precision = Literal["float32", "bfloat16"]
+
 ENCODER_SHARE = 0.7  # share of the matrix-product rate that the encoder reaches, for estimates
-LONG_FLOPS = 1e12  # below this no machine is slow; measuring it would cost more than it tells
-SLOW_SECONDS = 60.0  # advice is given for jobs longer than this
+
+LONG_FLOPS = 1e12  # below this no machine is slow, and its rate is not measured
+
+SLOW_SECONDS = 60.0  # there is advice on jobs longer than this
+
 MEASURED_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``embed`` is about to do with one slice.
+    """Size and estimated time of the embedding of one slice.
 
     Attributes
     ----------
@@ -47,7 +51,7 @@ class Plan:
     seconds
         Estimated time, from operation counts and this machine's measured rate.
     faster
-        What would make it faster, in words; empty where it is fast already.
+        Advice on making it faster, in words; empty where it is fast already.
     """
 
     cells: int
@@ -107,25 +111,25 @@ def measured_rates(device: torch.device) -> Rates:
 def advice(
     seconds: float, device: torch.device, precision: Precision, rates: Rates
 ) -> tuple[str, ...]:
-    """Return what would make a long job shorter on this machine, in words."""
+    """Return advice on making a long job shorter on this machine, in words."""
     if seconds < SLOW_SECONDS:
         return ()
-    out = []
+    lines = []
     if device.type == "cpu" and torch.cuda.is_available():
-        out.append('move the model to the GPU: model.to("cuda") or --device cuda')
+        lines.append('move the model to the GPU: model.to("cuda") or --device cuda')
     elif device.type == "cpu":
-        out.append("a GPU")
+        lines.append("a GPU")
     gain = rates.bfloat16 / rates.float32
     if precision == "float32" and gain > 1.5:
-        out.append(
+        lines.append(
             f"precision='bfloat16' (measured here: {gain:.1f} times the matrix-product rate)"
         )
-    out.append("a smaller model (the presets `small` and `tiny`)")
-    return tuple(out)
+    lines.append("a smaller model (the presets `small` and `tiny`)")
+    return tuple(lines)
 
 
 class Counting(Protocol):
-    """An encoder that knows what sequences cost."""
+    """An encoder that counts its operations."""
 
     def flops(self, lengths: Ints) -> float:
         """Return the operations that sequences of these lengths, ``<cls>`` included, take."""
@@ -139,7 +143,7 @@ def encoding_seconds(encoder: Counting, lengths: Ints, precision: Precision, rat
 def warn_if_long(
     encoder: Counting, lengths: Ints, precision: Precision, device: torch.device, name: str
 ) -> None:
-    """Log, before a long encoding begins, how long it will take and what would make it faster.
+    """Log, before a long encoding begins, how long it will take, with advice on making it faster.
 
     ``lengths`` are those of the sequences, int64 ``(n_cells,)``, ``<cls>`` included.
     """
@@ -159,7 +163,7 @@ def warn_if_long(
 
 
 def duration(seconds: float) -> str:
-    """Return a time span in words a person reads at a glance."""
+    """Return a time span as a short text: ``"40 s"``, ``"12 min"``, ``"1.5 h"``."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
     if seconds < 5400:

@@ -30,7 +30,7 @@ class FrozenEncoder(nn.Module):
     Attributes
     ----------
     settings
-        All that decides it but the weights, JSON-able.
+        All settings that decide its vectors beside the weights, JSON-able.
     output_dim
         Width of its vectors.
     origin
@@ -54,7 +54,7 @@ class FrozenEncoder(nn.Module):
         counts
             CSR ``(n, n_genes)``, all genes of the slice and all its rows; means of several spots need not be whole.
         match
-            How these genes meet the model's vocabulary.
+            Match of these genes to the model's vocabulary.
         advance
             Called with the number of rows done.
 
@@ -69,12 +69,12 @@ class FrozenEncoder(nn.Module):
         return super().train(False)
 
     def freeze(self) -> Self:
-        """Let nothing be trained."""
+        """Disable training of all weights."""
         self.requires_grad_(False)
         return self.train(False)
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) of settings and weights: what vectors depend on beside counts and genes."""
+        """Return the sha256 (hex) of settings and weights: all that vectors depend on but counts and genes."""
         settings = json.dumps(self.settings, sort_keys=True)
         digest = hashlib.sha256(f"terrazzo-gene-encoder-1 {settings}".encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -102,7 +102,7 @@ class FrozenCells(FrozenEncoder):
 
     @classmethod
     def settings_of(cls, model: Any) -> dict[str, Any]:
-        """Return the settings that a model's cell encoder is made from."""
+        """Return the settings that a model's cell encoder is built from."""
         raise NotImplementedError
 
     @classmethod
@@ -112,21 +112,21 @@ class FrozenCells(FrozenEncoder):
 
 
 def cells_class(model_type: str) -> type[FrozenCells]:
-    """Return the class that reads cells as a model does.
+    """Return the class of the frozen cell encoder of a type of model.
 
     Raises
     ------
     ConfigError
         No system has such a model, or it encodes no single cell.
     """
-    able: list[str] = []
+    known: list[str] = []
     for system in registry.systems().values():
         if model_type in system.cell_encoders:
-            found: type[FrozenCells] = registry.resolve(system.cell_encoders[model_type])
-            return found
-        able.extend(system.cell_encoders)
+            encoder_class: type[FrozenCells] = registry.resolve(system.cell_encoders[model_type])
+            return encoder_class
+        known.extend(system.cell_encoders)
     raise ConfigError(
-        f"a {model_type!r} model encodes no single cell; models that do: {', '.join(able)}."
+        f"a {model_type!r} model encodes no single cell; models that do: {', '.join(known)}."
     )
 
 
@@ -149,9 +149,9 @@ def frozen_cells(
         A folder that is not a checkpoint.
     """
     model = source if isinstance(source, FoundationModel) else load(source)
-    reader = cells_class(model.model_type)
-    cells = reader(reader.settings_of(model), model.vocabulary.special)
-    cells.encoder.load_state_dict(reader.weights_of(model))
+    encoder_class = cells_class(model.model_type)
+    cells = encoder_class(encoder_class.settings_of(model), model.vocabulary.special)
+    cells.encoder.load_state_dict(encoder_class.weights_of(model))
     weights = model.provenance.get("weights", "unknown")
     cells.origin = f"{model.title}, {model.provenance.get('source', weights)}"
     return model.model_type, cells.freeze(), model.vocabulary

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face hub: fetched at one commit, which is remembered; pushed with their card."""
+"""Checkpoints on the Hugging Face hub: fetched at one commit, which is recorded; pushed with their card."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, OutputError, TerrazzoError
 from terrazzo.models import checkpoint as ckpt
 
+__all__ = ["COMMIT", "HUB", "Located", "is_hub_name", "locate", "push"]
+
 FILES = (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY, ckpt.CARD)
-HUB, COMMIT = "hub", "hub_commit"  # in the provenance of what came from there
+
+# keys of the provenance
+HUB = "hub"
+
+COMMIT = "hub_commit"
+
 LONGEST = 300  # characters of a foreign message
+
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class Located:
-    """Where a checkpoint lies on this machine.
+    """A checkpoint's local folder.
 
     Attributes
     ----------
@@ -37,16 +45,15 @@ class Located:
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Say whether a source means the hub: ``organization/name``, or with ``@revision``, and no folder of that name."""
-    return (
-        _NAME.fullmatch(str(source)) is not None
-        and not str(source).startswith(".")
-        and not Path(source).exists()
-    )
+    """Return True for a name on the hub, ``organization/name`` or with ``@revision``, that is not a local path."""
+    name = str(source)
+    if _NAME.fullmatch(name) is None or name.startswith("."):
+        return False
+    return not Path(source).exists()
 
 
 def locate(source: str | Path, revision: str | None = None) -> Located:
-    """Return the local folder of a checkpoint, fetched from the hub where ``source`` names one there.
+    """Return the local folder of a checkpoint, fetched from the hub where ``source`` is a name on the hub.
 
     What is in the hub's cache already is not fetched again; with ``HF_HUB_OFFLINE=1`` only the cache is read.
 
@@ -60,7 +67,7 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
     Raises
     ------
     CheckpointError
-        Not a folder, and not to be had from the hub; a repository that holds no checkpoint of terrazzo; two revisions.
+        Not a folder, and not available from the hub; a repository without a checkpoint of terrazzo; two revisions.
     """
     if not is_hub_name(source):
         return Located(Path(source))
@@ -72,25 +79,23 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
     revision = stated or revision
     from huggingface_hub import snapshot_download
 
-    with _told(
-        name, revision, f"{source} is neither a folder here nor could it be fetched from the hub"
-    ):
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(FILES),
-                library_name="terrazzo",
-                library_version=__version__,
-            )
+    what = f"{source} is not a local folder, and could not be fetched from the hub"
+    with _readable_errors(name, revision, what):
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(FILES),
+            library_name="terrazzo",
+            library_version=__version__,
         )
-    if absent := [file for file in FILES[:3] if not (folder / file).is_file()]:
+    folder = Path(path)
+    missing = [file for file in FILES[:3] if not (folder / file).is_file()]
+    if missing:
         raise CheckpointError(
-            f"{source} on the hub is no terrazzo checkpoint: it lacks {', '.join(absent)}."
+            f"{source} on the hub is not a terrazzo checkpoint: it lacks {', '.join(missing)}."
         )
-    return Located(
-        folder, {HUB: name, COMMIT: folder.name}
-    )  # the cache keeps each commit in a folder of its name
+    commit = folder.name  # the cache stores each commit in a folder of its name
+    return Located(folder, {HUB: name, COMMIT: commit})
 
 
 def push(
@@ -103,75 +108,86 @@ def push(
     message: str | None,
     token: str | None,
 ) -> str:
-    """Put a checkpoint on the hub; see :meth:`terrazzo.models.base.FoundationModel.push_to_hub`."""
+    """Upload a checkpoint to the hub; see :meth:`terrazzo.models.base.FoundationModel.push_to_hub`."""
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise OutputError(
-            f"{repo_id!r} is no name on the hub; it is organization/name, or your user name/name."
+            f"{repo_id!r} is not a name on the hub; it is organization/name, or your user name/name."
         )
+    if message is None:
+        message = f"A {checkpoint.model_type} checkpoint of terrazzo {__version__}"
     api = HfApi(library_name="terrazzo", library_version=__version__, token=token)
     with (
         tempfile.TemporaryDirectory(prefix="terrazzo-") as work,
-        _told(repo_id, revision, f"{repo_id} could not be written on the hub", OutputError),
+        _readable_errors(
+            repo_id, revision, f"{repo_id} could not be written on the hub", OutputError
+        ),
     ):
         folder = ckpt.write(checkpoint, Path(work) / "model", card=card)
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        done = api.upload_folder(
+        commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
-            commit_message=message
-            or f"A {checkpoint.model_type} checkpoint of terrazzo {__version__}",
+            commit_message=message,
         )
-    return f"{repo_id}@{done.oid}"
+    return f"{repo_id}@{commit.oid}"
 
 
 @contextmanager
-def _told(
+def _readable_errors(
     name: str, revision: str | None, what: str, kind: type[TerrazzoError] = CheckpointError
 ) -> Iterator[None]:
-    """Turn the hub's errors into one line of ours."""
+    """Raise an error of terrazzo, in one line, in place of the hub's."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    transport: Any = HfHubHTTPError.__bases__[
-        0
-    ]  # the error of whichever HTTP client the hub's library uses
+    # the error of whichever HTTP client the hub's library uses
+    transport: Any = HfHubHTTPError.__bases__[0]
     try:
         yield
     except TerrazzoError:
         raise
     except (HfHubHTTPError, transport, OSError, ValueError) as error:
         if constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled):
-            wanted = f"{name} at revision {revision}" if revision else name
-            here = f"{wanted} is not whole in the cache ({constants.HF_HUB_CACHE}): load it once with the network"
-            reason = f"HF_HUB_OFFLINE is set{f', and {here}' if kind is CheckpointError else ''}."
+            reason = "HF_HUB_OFFLINE is set"
+            if kind is CheckpointError:
+                checkpoint = f"{name} at revision {revision}" if revision else name
+                reason += (
+                    f", and {checkpoint} is not complete in the cache ({constants.HF_HUB_CACHE}): "
+                )
+                reason += "load it once with the network"
+            reason += "."
         else:
             reason = _reason(error, name, revision)
         raise kind(f"{what}: {reason}") from error
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:
+    """Return what is wrong and how to fix it, from an error of the hub's library."""
     from huggingface_hub import constants, errors
 
-    hub, status = constants.ENDPOINT, getattr(getattr(error, "response", None), "status_code", None)
-    said = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+    hub = constants.ENDPOINT
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    text = " ".join(str(error).split())[:LONGEST] or type(error).__name__
     if isinstance(error, errors.GatedRepoError):
         return f"its owners ask you to accept their terms first: {hub}/{name}."
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision!r}; its branches and tags are at {hub}/{name}."
     if status == 403:
-        return f"your token may not do that with {name}; `hf auth whoami` says whose it is."
+        return f"your token may not do that with {name}; `hf auth whoami` shows whose it is."
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return f"{name} is not on {hub}, or is private; check the name, or log in with `hf auth login`."
     if isinstance(error, errors.LocalEntryNotFoundError):
+        files = ", ".join(FILES[:3])
         return (
             f"{hub} cannot be reached, and the cache ({constants.HF_HUB_CACHE}) does not have it. Check the network, "
-            f"or fetch {', '.join(FILES[:3])} elsewhere and pass their folder."
+            f"or fetch {files} elsewhere and pass their folder."
         )
     if isinstance(error, ValueError) and status is None:  # refused before anything was sent
-        return said
-    return f"{hub} did not answer as it should ({type(error).__name__}: {said}). Try again later."
+        return text
+    return f"{hub} returned an error ({type(error).__name__}: {text}). Try again later."

@@ -1,4 +1,4 @@
-"""What ``embed`` takes: AnnData, SpatialData, a path, or a list of these; each is opened, and written back into."""
+"""Inputs of ``embed``: AnnData, SpatialData, a path, or a list of these; each is opened, and written back into."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
 
     Returns
     -------
-    The AnnData (loaded, if a path was given; of a store its table), the SpatialData, or a list of them.
+    The AnnData (loaded, if ``data`` is a path; of a store its table), the SpatialData, or a list of them.
 
     Raises
     ------
@@ -47,18 +47,21 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
             )
         return [embed_each(one, slice_options, embed_one) for one in data]
     if slice_options.get("image") is not None:
-        slice_options = {**slice_options, "image": image_of(slice_options["image"], data)}
+        image = image_of(slice_options["image"], data)
+        slice_options = {**slice_options, "image": image}
     if isinstance(data, AnnData):
-        embed_one(Slice.from_anndata(data, **slice_options), data)
+        tissue = Slice.from_anndata(data, **slice_options)
+        embed_one(tissue, data)
         return data
-    opened, rest = _open(data, slice_options)
-    embed_one(Slice.from_opened(opened, **rest), opened.adata)
+    opened, remaining = _open(data, slice_options)
+    tissue = Slice.from_opened(opened, **remaining)
+    embed_one(tissue, opened.adata)
     table = opened.copy_results_to_table()
     return table if isinstance(data, str | Path) else data
 
 
 def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
-    """Return a picture: a path is read with a scale of 1; the name of one within a store or folder stays a name."""
+    """Return an image: a path is read with a scale of 1; the name of one within a store or folder stays a name."""
     if isinstance(image, TissueImage):
         return image
     in_memory = data is None or isinstance(data, AnnData | Slice)
@@ -68,7 +71,7 @@ def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage |
 
 
 def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
-    """Open a path, or a SpatialData without importing its package; also returns the options that are left."""
+    """Open a path, or a SpatialData without importing its package; also return the options that remain."""
     choices, rest = split_choices(options)
     if isinstance(data, str | Path):
         return open_slice(data, choices), rest

@@ -26,12 +26,13 @@ def load(
     Raises
     ------
     CheckpointError
-        As there; or a kind of model that no installed system has.
+        As :meth:`~terrazzo.models.base.FoundationModel.from_pretrained`; or a kind of model that no installed system
+        has.
     """
     place = locate(source, revision)
     files = (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)
     if not all((place.folder / name).is_file() for name in files):
-        ckpt.read(place.folder)  # says what is missing
+        ckpt.read(place.folder)  # raises an error that names the missing file
     model_type = ckpt.read_header(place.folder)["model_type"]
     model_class = registry.model_class(model_type)
     if model_class is None:

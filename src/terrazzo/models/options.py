@@ -1,10 +1,11 @@
-"""Options of ``embed``: what all systems share, and how a system declares its own."""
+"""Options of ``embed``: those of all systems, and how a system declares its own."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import yaml
@@ -23,7 +24,7 @@ __all__ = [
     "split_options",
 ]
 
-# arguments of Slice.from_anndata, and choices of readers, that embed hands on: how the slice is read
+# arguments of Slice.from_anndata, and choices of readers, that embed passes on: how the slice is read
 SLICE_OPTIONS = (
     "layer",
     "spatial_key",
@@ -47,19 +48,19 @@ def option(default: Any, help: str, *, decides: bool = True) -> Any:
     Parameters
     ----------
     default
-        Value where nothing is given.
+        Value where the option is not passed.
     help
         One line for ``terrazzo embed --help SYSTEM``.
     decides
-        False: another value gives the same vectors (where features are kept, say), so that a finished slice is not
-        done again because of it.
+        False: another value gives the same vectors (a cache folder, say), so that a finished slice is not embedded
+        again because of it.
     """
     return dataclasses.field(default=default, metadata={"help": help, "decides": decides})
 
 
 @dataclass(frozen=True)
 class OptionHelp:
-    """One option for people: ``--subslice-size``, ``"number"``, what it does."""
+    """One option in the help: ``--subslice-size``, ``"number"``, and a line of text."""
 
     flag: str
     kind: str
@@ -85,7 +86,7 @@ class EmbedOptions:
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], model: str) -> Self:
-        """Return options from keyword arguments; None stands for the default.
+        """Return options from keyword arguments; None means the default.
 
         Raises
         ------
@@ -97,14 +98,16 @@ class EmbedOptions:
         for name in values:
             if name not in known:
                 raise ConfigError(_foreign(name, name, known, model))
-        given = {k: v for k, v in values.items() if v is not None}
-        plain = {k: v for k, v in given.items() if k != "orthologs"}
+        plain: dict[str, Any] = {}
+        for name, value in values.items():
+            if value is not None and name != "orthologs":
+                plain[name] = str(value) if isinstance(value, Path) else value
         checked = from_dict(cls, plain, f"embed ({model})")
-        return dataclasses.replace(checked, orthologs=given.get("orthologs"))
+        return dataclasses.replace(checked, orthologs=values.get("orthologs"))
 
     @classmethod
     def parsed(cls, texts: Mapping[str, str], model: str) -> dict[str, Any]:
-        """Return keyword arguments from what was typed on the command line.
+        """Return keyword arguments from words of the command line.
 
         Raises
         ------
@@ -112,67 +115,77 @@ class EmbedOptions:
             As :meth:`checked`, with flags in place of names.
         """
         hints = get_type_hints(cls)
-        out: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for name, text in texts.items():
             if name not in hints:
                 flags = [flag_of(known) for known in cls.names()]
                 raise ConfigError(_foreign(name, flag_of(name), flags, model))
-            out[name] = text if _takes_text(hints[name]) else _value_of(text)
-        return out
+            options[name] = text if _takes_text(hints[name]) else _value_of(text)
+        return options
 
     @classmethod
     def help(cls) -> list[OptionHelp]:
-        """Return the options that are the system's own, for people."""
+        """Return the help on the options that are the system's own."""
         hints = get_type_hints(cls)
         shared = EmbedOptions.names() if cls is not EmbedOptions else []
-        return [
-            OptionHelp(flag_of(field.name), _kind(hints[field.name]), field.metadata["help"])
-            for field in dataclasses.fields(cls)
-            if field.name not in shared
-        ]
+        lines = []
+        for field in dataclasses.fields(cls):
+            if field.name not in shared:
+                kind = _kind(hints[field.name])
+                lines.append(OptionHelp(flag_of(field.name), kind, field.metadata["help"]))
+        return lines
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that change the vectors, and differ from their defaults."""
-        out: dict[str, Any] = {}
+        deciding: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.metadata["decides"] and value is not None and value != field.default:
-                out[field.name] = value
-        return out
+                deciding[field.name] = value
+        return deciding
 
 
 def flag_of(name: str) -> str:
-    """Return an option as it is typed: ``--split-size``."""
+    """Return an option as it is typed: ``--subslice-size``."""
     return f"--{name.replace('_', '-')}"
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part the options of a model from those of reading a slice; returns both, in this order."""
-    of_model = {k: v for k, v in options.items() if k not in SLICE_OPTIONS}
-    of_slice = {k: v for k, v in options.items() if k in SLICE_OPTIONS and v is not None}
-    return of_model, of_slice
+    """Separate the options of a model from those of reading a slice; return both, in this order."""
+    model_options = {}
+    slice_options = {}
+    for name, value in options.items():
+        if name not in SLICE_OPTIONS:
+            model_options[name] = value
+        elif value is not None:
+            slice_options[name] = value
+    return model_options, slice_options
 
 
 def owners(name: str) -> list[str]:
     """Return the titles of the systems that have an option of this name."""
-    out = []
+    titles = []
     for system in registry.systems().values():
         classes = [registry.resolve(reference) for reference in system.options.values()]
         if any(name in one.names() for one in classes):
-            out.append(system.title)
-    return out
+            titles.append(system.title)
+    return titles
 
 
 def _foreign(name: str, shown: str, known: list[str], model: str) -> str:
+    """Return the message on an option that a model does not have; ``shown``, ``known``: as the user writes them."""
     systems = owners(name)
     if systems:
         return f"{shown} belongs to {' and '.join(systems)}; this checkpoint is {model}."
-    reading = [*known, *(flag_of(one) if shown.startswith("--") else one for one in SLICE_OPTIONS)]
-    hint = did_you_mean(shown, reading, f"It has {', '.join(known)}.")
+    of_slices = list(SLICE_OPTIONS)
+    if shown.startswith("--"):
+        of_slices = [flag_of(one) for one in SLICE_OPTIONS]
+    hint = did_you_mean(shown, [*known, *of_slices], f"It has {', '.join(known)}.")
     return f"{model} has no option {shown}.{hint}"
 
 
 def _takes_text(hint: Any) -> bool:
+    """Return True if an option takes a text as it is typed."""
     if hint is Any or hint is str:
         return True
     if get_origin(hint) is Literal:
@@ -188,7 +201,7 @@ def _value_of(text: str) -> Any:
 
 
 def _kind(hint: Any) -> str:
-    """Return what an option takes, in a word."""
+    """Return the kind of an option's value, in a word."""
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
     words = {int: "whole number", float: "number", bool: "true|false", str: "text"}

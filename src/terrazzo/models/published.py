@@ -1,4 +1,4 @@
-"""What converters of published weights share: files that must be there, tensors read without unpickling."""
+"""Functions that all converters of published weights share: files that must exist, tensors without unpickling."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ from torch import Tensor
 from terrazzo.errors import CheckpointError, TerrazzoWarning
 from terrazzo.models import checkpoint as ckpt
 
+__all__ = ["filled", "need", "provenance", "read_pickled_tensors"]
+
 
 def filled(model: Any, state: dict[str, Tensor], root: Path) -> Any:
-    """Put the tensors into a model, and return it; those without a place in it are left out with a warning.
+    """Load tensors into a model, and return it; those that it does not have are left out with a warning.
 
     Raises
     ------
     CheckpointError
         A tensor is missing, or of another shape.
     """
-    wanted = model.module.state_dict()
-    foreign = sorted(set(state) - set(wanted))
+    expected = model.module.state_dict()
+    foreign = sorted(set(state) - set(expected))
     if foreign:
+        shown = ", ".join(foreign[:3])
         warnings.warn(
-            f"{root}: {len(foreign)} tensors have no place in the model and are left out: {', '.join(foreign[:3])}.",
+            f"{root}: {len(foreign)} tensors have no place in the model and are left out: {shown}.",
             TerrazzoWarning,
             stacklevel=3,
         )
-    kept = {k: v for k, v in state.items() if k in wanted}
-    ckpt.check_tensors(wanted, kept, str(root))
-    model.module.load_state_dict(kept)
+    known = {name: tensor for name, tensor in state.items() if name in expected}
+    ckpt.check_tensors(expected, known, str(root))
+    model.module.load_state_dict(known)
     return model
 
 
 def provenance(what: str, root: Path) -> dict[str, Any]:
-    """Return where converted weights come from, as a checkpoint keeps it."""
+    """Return the provenance of converted weights."""
     return {"weights": "imported", "source": what, "folder": root.resolve().name}
 
 
 def need(*files: Path) -> None:
     """Raise :class:`CheckpointError` where one of the published files is missing."""
-    absent = [str(f) for f in files if not f.is_file()]
-    if absent:
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
         raise CheckpointError(
-            f"The published checkpoint is incomplete: {', '.join(absent)} is missing."
+            f"The published checkpoint is incomplete: {', '.join(missing)} is missing."
         )
 
 
@@ -57,7 +60,7 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
     Raises
     ------
     CheckpointError
-        The file is damaged, or holds anything but tensors in plain containers (it is not executed).
+        The file is damaged, or contains anything but tensors in plain containers (it is not executed).
     """
     try:
         with warnings.catch_warnings():  # torch warns of what it then refuses
@@ -68,8 +71,11 @@ def read_pickled_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} was refused: it is damaged, or holds more than tensors (it may try to run code). Nothing was run."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        detail = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} is truncated or no PyTorch file ({detail}).") from error
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path} is truncated or not a PyTorch file ({lines[0]}).") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} does not hold a state dict (tensor by name).")
-    return {str(k): v.float() if v.is_floating_point() else v for k, v in state.items()}
+    tensors = {}
+    for name, tensor in state.items():
+        tensors[str(name)] = tensor.float() if tensor.is_floating_point() else tensor
+    return tensors

@@ -1,10 +1,11 @@
-"""Sequences of genes: tokens of many cells, batches of almost equal length, encoding with measured precision."""
+"""Sequences of gene tokens: those of many cells, batches of almost equal length, encoding with measured precision."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,27 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from terrazzo.arrays import Int32s, Ints, Vectors
 from terrazzo.errors import ConfigError
 from terrazzo.genes import Vocabulary
 from terrazzo.models.estimate import Precision
 from terrazzo.progress import Progress
 from terrazzo.sparse import merge_columns
+
+__all__ = [
+    "PADDING",
+    "Tokens",
+    "check_vocabulary",
+    "encode_measured",
+    "length_batches",
+    "merge_tokens",
+    "pack",
+    "padding_mask",
+]
+
+PADDING = 0.03  # share of a batch that may be padding before a shorter cell begins the next batch
+
+SAMPLE = 16  # cells on which the error of bfloat16 is measured
 
 
 @dataclass(frozen=True)
@@ -32,25 +49,26 @@ class Tokens:
         int64 ``(n_cells + 1,)``: cell ``i`` is ``flat[offsets[i]:offsets[i + 1]]``.
     """
 
-    flat: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    flat: Int32s
+    offsets: Ints
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ints:
         """Number of tokens of each cell, int64 ``(n_cells,)``."""
         return np.diff(self.offsets)
 
-    def __getitem__(self, cell: int) -> NDArray[np.int32]:
+    def __getitem__(self, cell: int) -> Int32s:
         return self.flat[self.offsets[cell] : self.offsets[cell + 1]]
 
-    def take(self, cells: NDArray[np.int64]) -> Tokens:
+    def take(self, cells: Ints) -> Tokens:
         """Return the sequences of these cells, in this order."""
         lengths = self.lengths[cells]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        source = np.repeat(self.offsets[cells] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        offsets = _offsets(lengths)
+        shift = self.offsets[cells] - offsets[:-1]
+        source = np.arange(offsets[-1]) + np.repeat(shift, lengths)
         return Tokens(self.flat[source], offsets)
 
     @classmethod
@@ -58,83 +76,79 @@ class Tokens:
         """Return the sequences of several, one after the other."""
         flat = np.concatenate([part.flat for part in parts])
         lengths = np.concatenate([part.lengths for part in parts])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return cls(flat, offsets)
+        return cls(flat, _offsets(lengths))
 
     def digests(self) -> NDArray[np.uint64]:
         """Return a 64-bit digest of each cell's sequence: equal sequences, equal digests, in any slice."""
-        raw, bounds = self.flat.tobytes(), self.offsets * self.flat.itemsize
-        out = [
-            int.from_bytes(hashlib.blake2b(raw[a:b], digest_size=8).digest(), "little")
-            for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-        ]
-        return np.array(out, dtype=np.uint64)
+        raw = self.flat.tobytes()
+        bounds = (self.offsets * self.flat.itemsize).tolist()
+        numbers = []
+        for start, end in pairwise(bounds):
+            digest = hashlib.blake2b(raw[start:end], digest_size=8)
+            numbers.append(int.from_bytes(digest.digest(), "little"))
+        return np.array(numbers, dtype=np.uint64)
 
 
-def merge_tokens(
-    counts: sparse.csr_matrix, token: NDArray[np.int32]
-) -> tuple[sparse.csr_matrix, NDArray[np.int32]]:
-    """Sum columns that share a token into the first of them, whose alone the token then is (upstream repeats it)."""
+def _offsets(lengths: Ints) -> Ints:
+    """Return where each sequence begins, and where the last ends."""
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def merge_tokens(counts: sparse.csr_matrix, token: Int32s) -> tuple[sparse.csr_matrix, Int32s]:
+    """Sum columns that share a token into the first of them, and leave the token to it alone (upstream repeats it)."""
     matched = np.flatnonzero(token >= 0)
     _, first, inverse = np.unique(token[matched], return_index=True, return_inverse=True)
     if len(first) == len(matched):
         return counts, token
+    first_columns = matched[first]
     target = np.arange(len(token))
-    target[matched] = matched[first][inverse]
-    alone = np.full_like(token, -1)
-    alone[matched[first]] = token[matched[first]]
-    return merge_columns(counts, target, len(token)), alone
+    target[matched] = first_columns[inverse]
+    merged_token = np.full_like(token, -1)
+    merged_token[first_columns] = token[first_columns]
+    return merge_columns(counts, target, len(token)), merged_token
 
 
-PADDING = 0.03  # share of a batch that may be padding before a shorter cell opens the next batch
-
-
-def length_batches(lengths: NDArray[np.int64], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
+def length_batches(lengths: Ints, batch_tokens: int) -> Iterator[Ints]:
     """Yield index sets of cells of almost the same length, longest first.
 
-    A batch holds at most ``batch_tokens`` tokens (one cell at least) and at most 3 % padding; cells of length 0 are
+    A batch has at most ``batch_tokens`` tokens (one cell at least) and at most 3 % padding; cells of length 0 are
     left out.
     """
-    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    longest_first = np.argsort(-lengths, kind="stable")
+    order = longest_first[: np.count_nonzero(lengths)]
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]])
-        stop = min(len(order), start + max(1, batch_tokens // longest))
-        taken = lengths[order[start:stop]]
-        padding = longest * np.arange(1, len(taken) + 1) - np.cumsum(taken)
-        stop = (
-            start
-            + int(np.flatnonzero(padding <= PADDING * longest * np.arange(1, len(taken) + 1))[-1])
-            + 1
-        )
+        most = max(1, batch_tokens // longest)
+        candidates = lengths[order[start : start + most]]
+        n_cells = np.arange(1, len(candidates) + 1)
+        padding = longest * n_cells - np.cumsum(candidates)
+        fits = np.flatnonzero(padding <= PADDING * longest * n_cells)
+        stop = start + int(fits[-1]) + 1
         yield order[start:stop]
         start = stop
 
 
-def pack(
-    flat: NDArray[np.int32] | NDArray[np.float32],
-    offsets: NDArray[np.int64],
-    cells: NDArray[np.int64],
-    lead: Sequence[float],
-) -> Tensor:
+def pack(flat: Int32s | Vectors, offsets: Ints, cells: Ints, lead: Sequence[float]) -> Tensor:
     """Return the sequences of some cells, ``lead`` in front and zeros behind: int64 or float32 ``(batch, longest)``."""
-    lengths = offsets[cells + 1] - offsets[cells] + len(lead)
+    n_lead = len(lead)
+    lengths = offsets[cells + 1] - offsets[cells] + n_lead
+    shape = (len(cells), int(lengths.max()))
     dtype = np.int64 if np.issubdtype(flat.dtype, np.integer) else np.float32
-    out: NDArray[Any] = np.zeros((len(cells), int(lengths.max())), dtype=dtype)
-    out[:, : len(lead)] = lead
+    packed: NDArray[Any] = np.zeros(shape, dtype=dtype)
+    packed[:, :n_lead] = lead
     for row, cell in enumerate(cells):
-        out[row, len(lead) : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
-    return torch.from_numpy(out)
+        packed[row, n_lead : lengths[row]] = flat[offsets[cell] : offsets[cell + 1]]
+    return torch.from_numpy(packed)
 
 
-def padding_mask(lengths: NDArray[np.int64]) -> Tensor | None:
+def padding_mask(lengths: Ints) -> Tensor | None:
     """Return int64 ``(batch, longest)``, 1 on tokens and 0 on padding; None where nothing is padding."""
-    if lengths.min() == lengths.max():
+    longest = lengths.max()
+    if lengths.min() == longest:
         return None
-    return torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
-
-
-SAMPLE = 16  # cells on which the error of bfloat16 is measured before it is used
+    is_token = np.arange(longest) < lengths[:, None]
+    return torch.from_numpy(is_token.astype(np.int64))
 
 
 def check_vocabulary(
@@ -160,11 +174,11 @@ def check_vocabulary(
 
 
 def encode_measured(
-    encode: Callable[..., NDArray[np.float32]],
+    encode: Callable[..., Vectors],
     n_cells: int,
     precision: Precision,
     progress: Progress,
-) -> tuple[NDArray[np.float32], dict[str, Any]]:
+) -> tuple[Vectors, dict[str, Any]]:
     """Encode all cells; with bfloat16 also measure its error on a few of them.
 
     Parameters
@@ -182,11 +196,16 @@ def encode_measured(
     with progress.stage("encode cells", n_cells) as advance:
         vectors = encode(None, precision=precision, advance=advance)
     if precision == "bfloat16":
-        rows = np.unique(np.linspace(0, n_cells - 1, SAMPLE).astype(np.int64))
-        exact = encode(rows)
-        norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(vectors[rows], axis=1)
-        cosine = (exact * vectors[rows]).sum(axis=1)[norms > 0] / norms[
-            norms > 0
-        ]  # an empty cell may have none
-        details["bfloat16_min_cosine"] = float(cosine.min(initial=1.0))
+        steps = np.linspace(0, n_cells - 1, SAMPLE)
+        rows = np.unique(steps.astype(np.int64))
+        details["bfloat16_min_cosine"] = _least_cosine(encode(rows), vectors[rows])
     return vectors, details
+
+
+def _least_cosine(exact: Vectors, rough: Vectors) -> float:
+    """Return the least cosine between two vectors of one cell; an empty cell may have no direction."""
+    norms = np.linalg.norm(exact, axis=1) * np.linalg.norm(rough, axis=1)
+    products = (exact * rough).sum(axis=1)
+    some = norms > 0
+    cosine = products[some] / norms[some]
+    return float(cosine.min(initial=1.0))

@@ -1,4 +1,4 @@
-"""What each system can do with a slice, a line each: asked of the same checks that the models make."""
+"""Lines on what each system can do with a slice, by the same checks that the models make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from terrazzo.systems import registry
 __all__ = ["LACKS", "READY", "counts_problem", "uses"]
 
 READY = "yes: "
+
 LACKS = "no: "
+
 WHY_COUNTS = "it learns from counts"
 
 
@@ -22,25 +24,26 @@ def uses(tissue: Slice, spot_um: float | None = None) -> dict[str, str]:
     Parameters
     ----------
     tissue
-        The slice; normalized values and no image are no errors here.
+        The slice; normalized values or a missing image are not errors.
     spot_um
-        Diameter of a spot, where the platform's is not meant.
+        Diameter of a spot, in place of the platform's.
 
     Returns
     -------
     Title to a line that begins with ``"yes: "`` or ``"no: "``.
     """
-    out: dict[str, str] = {}
+    lines: dict[str, str] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TerrazzoWarning)  # what they say is in the lines
+        warnings.simplefilter("ignore", TerrazzoWarning)  # the lines state the same
         for system in registry.systems().values():
             if system.uses:
-                out.update(registry.resolve(system.uses)(tissue, spot_um))
-    return out
+                uses_of_system = registry.resolve(system.uses)
+                lines.update(uses_of_system(tissue, spot_um))
+    return lines
 
 
 def counts_problem(tissue: Slice) -> str:
-    """Return why a slice cannot be learned from; "" where it has counts."""
+    """Return why a slice cannot be trained on; "" where it has counts."""
     try:
         require_counts(tissue, WHY_COUNTS)
     except TerrazzoError as error:

@@ -162,7 +162,7 @@ def stage_class(name: object) -> Any:
     known: dict[str, Reference] = {}
     for system in systems().values():
         known.update(system.stages)
-    if name not in known:
+    if str(name) not in known:
         hint = did_you_mean(name, known, f"The stages are {', '.join(known)}.")
         raise ConfigError(f"there is no stage {name!r}.{hint}")
     return resolve(known[str(name)])

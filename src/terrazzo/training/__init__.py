@@ -1,1 +1,1 @@
-"""Pretraining: the only place that knows Lightning."""
+"""Pretraining: recipes, stages and runs. With fine-tuning the only code that uses Lightning."""

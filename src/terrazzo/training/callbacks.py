@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: checkpoints, a guard against losses that are no numbers, progress."""
+"""Callbacks of a run: checkpoints, a check that losses are finite, progress, logs."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from terrazzo.training.resuming import (
     set_random_state,
 )
 
-SHOWN_IDS = 20
+__all__ = ["CheckpointWriter", "CsvLog", "Guard", "Meter", "cells_of", "gathered", "loggers"]
 
+SHOWN_IDS = 20  # slices that a message names
 
-REFRESH = 0.5  # seconds
-
+REFRESH = 0.5  # seconds between two drawings of the bar
 
 RANK_SEED = 1_000_003  # distance between the seeds of two processes
 
@@ -41,20 +41,22 @@ def gathered(value: Any) -> list[Any]:
     """Return every process's value."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return [value]
-    out: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(out, value)
-    return out
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def cells_of(batch: Any) -> int:
     """Return the number of cells in a batch: its own count (halos counted, sites for cells), else its length."""
-    return int(batch.cells) if hasattr(batch, "cells") else len(batch)
+    if hasattr(batch, "cells"):
+        return int(batch.cells)
+    return len(batch)
 
 
-class Keeper(Callback):
-    """Writes ``last.ckpt`` after every few steps of the optimizer and at the end, with the random streams' state.
+class CheckpointWriter(Callback):
+    """Writer of ``last.ckpt`` after every few steps of the optimizer and at the end, with the random streams' state.
 
-    Validation leaves the random streams as they were, so that how often it runs changes no weight.
+    Validation does not change the random streams, so that weights do not depend on how often it runs.
 
     Parameters
     ----------
@@ -63,9 +65,9 @@ class Keeper(Callback):
     every
         Steps of the optimizer between two.
     io
-        What writes it.
+        Writes the file.
     record
-        What the run is; written into it.
+        Record of the run, stored in the checkpoint.
     seed
         Of the random streams; each process has another one.
     """
@@ -73,7 +75,11 @@ class Keeper(Callback):
     def __init__(
         self, path: Path, every: int, io: AtomicCheckpoints, record: dict[str, Any], seed: int
     ) -> None:
-        self._path, self._every, self._io, self._record, self._seed = path, every, io, record, seed
+        self._path = path
+        self._every = every
+        self._io = io
+        self._record = record
+        self._seed = seed
         self._resumed: list[dict[str, Any]] = []
         self._before: dict[str, Any] | None = None
         self._saved = -1
@@ -88,8 +94,9 @@ class Keeper(Callback):
             seed_everything(self._seed + RANK_SEED * trainer.global_rank)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save where the optimizer has just done a step."""
-        if trainer.global_step != self._saved and trainer.global_step % self._every == 0:
+        """Save after a step of the optimizer."""
+        step = trainer.global_step
+        if step != self._saved and step % self._every == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,20 +106,21 @@ class Keeper(Callback):
     def _save(self, trainer: Trainer) -> None:
         self._saved = trainer.global_step
         trainer.save_checkpoint(self._path)
-        if failure := trainer.strategy.broadcast(self._io.failure):
+        failure = trainer.strategy.broadcast(self._io.failure)
+        if failure:
             raise OutputError(
-                f"{failure}; the checkpoint before it is whole. Free some space, then use --resume."
+                f"{failure}; the checkpoint before it is complete. Free some space, then use --resume."
             )
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add what Lightning does not keep."""
-        loader = cast(Any, trainer.train_dataloader).state_dict()
+        """Add the state that Lightning does not store."""
+        loader = cast(Any, trainer.train_dataloader)
         checkpoint[KEY] = {
             "record": self._record,
             "random": gathered(random_state()),
-            "loader": loader,
+            "loader": loader.state_dict(),
         }
 
     def on_load_checkpoint(
@@ -122,22 +130,24 @@ class Keeper(Callback):
         self._resumed = checkpoint[KEY]["random"]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let every validation see the same batches."""
+        """Use the same batches and random streams in every validation."""
         self._before = random_state()
         self.validated = trainer.global_step
-        held_out: Any = trainer.val_dataloaders
-        for loader in held_out if isinstance(held_out, list) else [held_out]:
+        loaders: Any = trainer.val_dataloaders
+        if not isinstance(loaders, list):
+            loaders = [loaders]
+        for loader in loaders:
             loader.set_epoch(0)
         seed_everything(self._seed)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the random streams back."""
+        """Restore the random streams."""
         if self._before is not None:
             set_random_state(self._before)
 
 
 class Guard(Callback):
-    """Clips gradients, and stops before a loss or gradient that is no number reaches the weights.
+    """Clip gradients, and stop before a loss or gradient that is not finite changes the weights.
 
     Parameters
     ----------
@@ -160,16 +170,16 @@ class Guard(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Look at the loss."""
+        """Check the loss."""
         self._check(trainer, "the loss", loss.detach(), set(self._last))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        """Clip, log the norm, and look at it."""
-        whole: Any = trainer.strategy.model
-        if hasattr(whole, "clip_grad_norm_"):  # FSDP: each process holds a part of every gradient
-            norm = whole.clip_grad_norm_(self._clip)
+        """Clip the gradient; log its norm, and check it."""
+        wrapped: Any = trainer.strategy.model
+        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP: each process has a part of every gradient
+            norm = wrapped.clip_grad_norm_(self._clip)
         else:
             norm = torch.nn.utils.clip_grad_norm_(pl_module.parameters(), self._clip)
         self._check(trainer, "the gradient", norm, self._since)
@@ -177,26 +187,30 @@ class Guard(Callback):
         self._since = set()
 
     def _check(self, trainer: Trainer, what: str, value: Tensor, ids: set[str]) -> None:
+        """Raise TrainingError in all processes where the value of one of them is not finite."""
         bad = (~torch.isfinite(value)).any().float()
         if trainer.world_size > 1:  # all stop, or none
             bad = torch.as_tensor(trainer.strategy.reduce(bad, reduce_op="sum"))
         if not bad:
             return
-        found = [(float(v), names) for v, names in gathered((float(value), sorted(ids)))]
-        names = sorted({name for v, names in found if not math.isfinite(v) for name in names})
-        shown = ", ".join(names[:SHOWN_IDS]) + (
-            f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else ""
-        )
-        worst = next((v for v, _ in found if not math.isfinite(v)), math.nan)
+        values = []
+        names: set[str] = set()
+        for one, names_of_process in gathered((float(value), sorted(ids))):
+            if not math.isfinite(one):
+                values.append(one)
+                names.update(names_of_process)
+        shown = ", ".join(sorted(names)[:SHOWN_IDS])
+        if len(names) > SHOWN_IDS:
+            shown = f"{shown} and {len(names) - SHOWN_IDS} more"
         raise TrainingError(
-            f"{what} is {worst} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}); slices in the "
-            f"batch: {shown}. The weights are not touched by it. Look at these slices, or start another run with a "
+            f"{what} is {values[0]} at step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1}); slices in "
+            f"the batch: {shown}. The weights are not changed by it. Check these slices, or start another run with a "
             "lower optim.lr, or with run.precision 32-true."
         )
 
 
 class Meter(Callback):
-    """Cells a second and the learning rate in the logs, and a bar with the loss parts.
+    """Log cells a second and the learning rate, and draw a bar with the parts of the loss.
 
     Parameters
     ----------
@@ -230,8 +244,9 @@ class Meter(Callback):
         started, _ = self._window[0]
         n_cells = sum(n for _, n in list(self._window)[1:])
         rate = n_cells / max(now - started, 1e-9)
+        first_group = trainer.optimizers[0].param_groups[0]
         pl_module.log("cells_per_second", rate, batch_size=1)
-        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
+        pl_module.log("lr", first_group["lr"], batch_size=1)
         if self._bar is not None and now - self._drawn > REFRESH:
             self._drawn = now
             self._draw(trainer, rate)
@@ -241,15 +256,14 @@ class Meter(Callback):
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("train/", "val/loss")):
                 parts.append(f"{name.removeprefix('train/')} {float(value):.3g}")
-        self._bar.set_description(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False
-        )
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._bar.set_description(epoch, refresh=False)
         self._bar.set_postfix_str(" ".join(parts), refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
         self._bar.refresh()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock anew: validation is not training."""
+        """Restart the clock: validation is not training."""
         self._window.clear()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -271,7 +285,7 @@ class Meter(Callback):
 
 
 class CsvLog(Logger):
-    """One wide CSV file, a line a logged step, written at once; columns join when they are first logged.
+    """Log of one wide CSV file, a line a logged step; columns are added when they are first logged.
 
     Parameters
     ----------
@@ -283,17 +297,18 @@ class CsvLog(Logger):
 
     def __init__(self, path: Path, resumed: int = 0) -> None:
         super().__init__()
-        self._path, self._resumed = path, resumed
+        self._path = path
+        self._resumed = resumed
         self._columns: list[str] | None = None
 
     @property
     def name(self) -> str:
-        """Nothing: the file has a fixed place."""
+        """Empty: the file has a fixed path."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: the file has a fixed place."""
+        """Empty: the file has a fixed path."""
         return ""
 
     @rank_zero_only
@@ -303,28 +318,38 @@ class CsvLog(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a line."""
-        row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
+        row: dict[str, Any] = {"step": step}
+        for name, value in metrics.items():
+            row[name] = float(value)
         row["epoch"] = int(row.get("epoch") or 0)
-        if self._columns is None or set(row) - set(self._columns):
-            self._widen(sorted(set(row) - {*FIRST, *(self._columns or ())}))
+        columns = self._columns
+        if columns is None or not set(row) <= set(columns):
+            columns = self._widen(row)
         with self._path.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, self._columns or []).writerow(row)
+            csv.DictWriter(stream, columns).writerow(row)
 
-    def _widen(self, new: list[str]) -> None:
-        """Write the file again with more columns; at first, with what a resumed run keeps of it."""
+    def _widen(self, row: dict[str, Any]) -> list[str]:
+        """Write the file again with the columns of a row; at first without the lines that a resumed run writes again.
+
+        Return the columns.
+        """
         rows = read(self._path)
-        if self._columns is None:
-            rows = [row for row in rows if int(row["step"]) < self._resumed]
-            self._columns = list(rows[0]) if rows else list(FIRST)
-        self._columns += [name for name in new if name not in self._columns]
+        columns = self._columns
+        if columns is None:
+            rows = [line for line in rows if int(line["step"]) < self._resumed]
+            columns = list(rows[0]) if rows else list(FIRST)
+        new = sorted(set(row) - set(columns) - set(FIRST))
+        columns = [*columns, *new]
+        self._columns = columns
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with (
             whole_file(self._path) as draft,
             draft.open("w", newline="", encoding="utf-8") as stream,
         ):
-            writer = csv.DictWriter(stream, self._columns)
+            writer = csv.DictWriter(stream, columns)
             writer.writeheader()
             writer.writerows(rows)
+        return columns
 
 
 def loggers(folder: Path, resumed: int) -> list[Logger]:

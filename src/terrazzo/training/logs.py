@@ -1,35 +1,47 @@
-"""The CSV file of a run's numbers, read: without Lightning, which writes it."""
+"""Reader of the CSV log of a run; it needs no Lightning."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
-LOGS, CSV = "logs", "metrics.csv"  # in the folder of a run
+__all__ = ["CSV", "FIRST", "LOGS", "TAIL", "final", "read"]
 
+LOGS = "logs"  # in the folder of a run
 
-FIRST = ("step", "epoch")
+CSV = "metrics.csv"
 
+FIRST = ("step", "epoch")  # columns of every log
 
 TAIL = 20  # logged lines whose mean is a run's final training loss
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a log, without a last one that a kill cut short; none where there is no file."""
+    """Return the lines of a log, without a last one that a kill cut short; an empty list without a file."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-    return [row for row in rows if None not in row.values() and row.get("step")]
+    end = text.rfind("\n") + 1
+    complete = []
+    for row in csv.DictReader(text[:end].splitlines()):
+        if None not in row.values() and row.get("step"):
+            complete.append(row)
+    return complete
 
 
 def final(path: Path) -> dict[str, float]:
     """Return the last validation losses of a log, and the mean of the last training losses."""
-    rows, out = read(path), {}
-    for name in rows[0] if rows else ():
+    rows = read(path)
+    if not rows:
+        return {}
+    losses = {}
+    for name in rows[0]:
         values = [float(row[name]) for row in rows if row[name]]
-        if name.startswith("train/") and values:
-            out[name] = sum(values[-TAIL:]) / len(values[-TAIL:])
-        elif name.startswith("val/") and values:
-            out[name] = values[-1]
-    return out
+        if not values:
+            continue
+        if name.startswith("train/"):
+            last = values[-TAIL:]
+            losses[name] = sum(last) / len(last)
+        elif name.startswith("val/"):
+            losses[name] = values[-1]
+    return losses

@@ -1,4 +1,4 @@
-"""Training recipes: what all stages share. Each stage has a recipe class of its own, with only what it reads."""
+"""Training recipes: the settings of all stages. Each stage has a recipe class of its own, with only what it reads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read.
+    """Data that is read.
 
     Attributes
     ----------
@@ -69,11 +69,13 @@ class OptimConfig:
 
     Attributes
     ----------
-    lr, warmup_steps, weight_decay, clip
-        Peak rate 1e-4 after 500 steps as published.
+    lr, warmup_steps
+        Peak of the learning rate, and the steps to it; 1e-4 after 500 steps as published.
+    weight_decay, clip
+        Of AdamW; largest norm of the gradient, 0 for no limit.
     weight_decay_end
         Weight decay at the last step, reached by half a cosine from ``weight_decay`` (ST-Align, section 4.1: 0.04 to
-        0.4); None: it stays as it is.
+        0.4); None: constant.
     beta1, beta2
         Of AdamW's running means.
     schedule
@@ -109,12 +111,12 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how it runs (Lightning).
+    """Devices, logs and checkpoints of a run.
 
     Attributes
     ----------
     devices, nodes, strategy, precision, accelerator
-        As Lightning's Trainer names them; ``strategy`` ``"ddp"`` or ``"fsdp"`` for several processes.
+        As in Lightning's Trainer; ``strategy`` ``"ddp"`` or ``"fsdp"`` for several processes.
     log_every, checkpoint_every
         Steps between log lines and between resumable checkpoints.
     validate_every
@@ -147,9 +149,9 @@ class Recipe:
     model
         Where training starts.
     data
-        What is read.
+        Data that is read.
     objective
-        What is minimized.
+        The loss that is minimized.
     optim, run
         Optimizer; devices, logs and checkpoints.
     seed
@@ -183,22 +185,23 @@ class Recipe:
         for name, value in sections.items():
             if isinstance(value, Mapping):
                 known = {k: v for k, v in value.items() if v is not None}
-                data[name] = {**data[name], **known}
+                before = data.get(name)
+                data[name] = {**before, **known} if isinstance(before, Mapping) else known
             elif value is not None:
                 data[name] = value
         return from_dict(type(self), data, f"recipe of {self.stage}")
 
 
 def check_thinning(low: float, high: float) -> None:
-    """Check the shares between which counts are split."""
+    """Check the bounds of the share at which counts are split."""
     if not 0 < low <= high < 1:
         raise ValueError(
-            f"thin_low is {low} and thin_high {high}; they must lie between 0 and 1, in order."
+            f"thin_low is {low} and thin_high {high}; they must be between 0 and 1, in order."
         )
 
 
 def recipe_from_dict(data: Any, where: str = "recipe") -> Recipe:
-    """Return the recipe that a mapping of settings describes: of the class that its ``stage`` has.
+    """Return the recipe of a mapping of settings, of the class of its ``stage``.
 
     Raises
     ------
@@ -235,21 +238,30 @@ def load_recipe(source: str | Path, **overrides: object) -> Recipe:
     ConfigError
         No such recipe; not a readable YAML mapping; unknown or misspelled keys; values of the wrong kind.
     """
-    text = recipe_text(source)
+    data = _parsed(recipe_text(source), source)
+    sections: dict[str, Mapping[str, Any]] = {}
+    values: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if isinstance(value, Mapping):
+            sections[name] = value
+        elif isinstance(value, Path):
+            values[name] = str(value)
+        elif value is not None:
+            values[name] = value
+    if isinstance(data, Mapping):
+        data = {**data, **values}
+    return recipe_from_dict(data, str(source)).changed(**sections)
+
+
+def _parsed(text: str, source: str | Path) -> Any:
+    """Parse YAML."""
     try:
-        data = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{source}{line}: not a readable YAML file ({reason}).") from error
-    sections = {k: v for k, v in overrides.items() if isinstance(v, Mapping)}
-    values = {
-        k: str(v) if isinstance(v, Path) else v for k, v in overrides.items() if v is not None
-    }
-    if isinstance(data, Mapping):
-        data = {**data, **{k: v for k, v in values.items() if k not in sections}}
-    return recipe_from_dict(data, str(source)).changed(**sections)
 
 
 def recipe_text(source: str | Path) -> str:
@@ -276,11 +288,14 @@ def recipe_text(source: str | Path) -> str:
 
 
 def recipe_about(text: str) -> str:
-    """Return what a recipe's first comment line says."""
-    first = text.lstrip().splitlines()[0] if text.strip() else ""
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """Return the text of a recipe's first line, a comment; "" where it has none."""
+    lines = text.lstrip().splitlines()
+    if not lines or not lines[0].startswith("#"):
+        return ""
+    return lines[0].removeprefix("#").strip()
 
 
 def save_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write a recipe back as YAML."""
-    write_text(path, yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
+    """Write a recipe as YAML."""
+    settings = dataclasses.asdict(recipe)
+    write_text(path, yaml.safe_dump(settings, sort_keys=False))

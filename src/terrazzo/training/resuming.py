@@ -1,4 +1,4 @@
-"""What makes a run resumable: its record, checkpoints written whole or not at all, the state of random streams."""
+"""Resuming of runs: their record, atomic checkpoints, the state of random streams."""
 
 from __future__ import annotations
 
@@ -21,8 +21,29 @@ from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.files import whole_file, write_text
 from terrazzo.training.recipe import Recipe, recipe_from_dict, save_recipe
 
-RECORD, RECIPE, KEY = "run.json", "recipe.yaml", "terrazzo"
-# what may differ on resuming: where things are (corpus and weights go by content), and how often to look at them
+__all__ = [
+    "FREE",
+    "KEY",
+    "RECIPE",
+    "RECORD",
+    "AtomicCheckpoints",
+    "check",
+    "describe",
+    "flat",
+    "random_state",
+    "read_checkpoint",
+    "seed_everything",
+    "set_random_state",
+    "start",
+]
+
+RECORD = "run.json"
+
+RECIPE = "recipe.yaml"
+
+KEY = "terrazzo"  # in a checkpoint
+
+# settings that may differ on resuming: paths (corpus and weights are compared by content), and how often to log
 FREE = {
     "corpus",
     "out",
@@ -44,9 +65,9 @@ UNREADABLE = (
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """Writes a checkpoint whole or not at all, and reads one without running code from it.
+    """Checkpoints that are written whole or not at all, and read without running code from them.
 
-    A failed write raises nothing, because other processes would wait for this one: it is kept in ``failure``.
+    A failed write does not raise, because other processes would wait for this one: its message is in ``failure``.
     """
 
     failure: str = ""
@@ -65,7 +86,7 @@ class AtomicCheckpoints(CheckpointIO):
         except (
             OSError,
             RuntimeError,
-        ) as error:  # torch's zip writer has an error of its own for a full disk
+        ) as error:  # the second is of torch's zip writer on a full disk
             self.failure = f"{target} could not be written ({error})"
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -83,39 +104,36 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        It is damaged, or holds more than tensors and plain containers.
+        It is damaged, or contains more than tensors and plain containers.
     """
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(held, dict) or not {KEY, "state_dict", "global_step"} <= set(held):
-            raise ValueError("it is no checkpoint of a run")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        needed = {KEY, "state_dict", "global_step"}
+        if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+            raise ValueError("it is not a checkpoint of a run")
     except UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        lines = str(error).splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{path} cannot be read ({reason}); start again in another folder."
+            f"{path} cannot be read ({lines[0]}); start again in another folder."
         ) from error
-    return dict(held)
+    return dict(checkpoint)
 
 
 def random_state() -> dict[str, Any]:
     """Return the state of python's, numpy's and torch's random streams, as plain containers and tensors."""
-    name, key, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global stream, whoever uses it
+    name, key, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - the global stream
+    words = torch.from_numpy(np.asarray(key, np.int64))
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
-        "numpy": (
-            str(name),
-            torch.from_numpy(np.asarray(key, np.int64)),
-            int(position),
-            int(has_gauss),
-            float(gauss),
-        ),
+        "numpy": (str(name), words, int(position), int(has_gauss), float(gauss)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": cuda,
     }
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put the random streams where :func:`random_state` found them."""
+    """Restore the random streams to a state from :func:`random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, key, *rest = state["numpy"]
@@ -133,7 +151,7 @@ def seed_everything(seed: int) -> None:
 
 
 def describe(recipe: Recipe, corpus_sha256: str, initial: str) -> dict[str, Any]:
-    """Return what a run is, in plain containers: recipe, corpus, initial weights."""
+    """Return the record of a run, in plain containers: recipe, corpus, initial weights."""
     return {
         "recipe": asdict(recipe),
         "corpus_sha256": corpus_sha256,
@@ -143,12 +161,12 @@ def describe(recipe: Recipe, corpus_sha256: str, initial: str) -> dict[str, Any]
 
 
 def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
-    """Make the folder of a new run, with its recipe and its record.
+    """Create the folder of a new run, with its recipe and its record.
 
     Raises
     ------
     OutputError
-        The folder has something in it already, or cannot be written.
+        The folder is not empty, or cannot be written.
     """
     is_run = (out / RECORD).is_file()
     in_use = out.is_file() or (out.is_dir() and any(out.iterdir()))
@@ -161,7 +179,8 @@ def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_recipe(recipe, out / RECIPE)
-        write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
+        text = json.dumps(record, indent=1)
+        write_text(out / RECORD, f"{text}\n")
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}).") from error
 
@@ -174,10 +193,10 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
     ConfigError
         There is none, or its recipe, corpus or initial weights differ; the differences are shown.
     """
-    place = out / RECORD
+    path = out / RECORD
     try:
-        then = json.loads(place.read_text(encoding="utf-8"))
-        recipe = recipe_from_dict(then["recipe"], f"{place}: recipe")
+        before = json.loads(path.read_text(encoding="utf-8"))
+        recipe = recipe_from_dict(before["recipe"], f"{path}: recipe")
     except FileNotFoundError as error:
         raise ConfigError(
             f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one."
@@ -186,7 +205,7 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
         raise
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{place} cannot be read ({error}); start again in another folder."
+            f"{path} cannot be read ({error}); start again in another folder."
         ) from error
     old = flat(asdict(recipe))
     new = flat(now["recipe"])
@@ -196,8 +215,8 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
             lines.append(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now")
     names = {"corpus_sha256": "content of the corpus", "initial_weights": "initial weights"}
     for key, name in names.items():
-        if then.get(key) != now[key]:
-            lines.append(f"{name}: {str(then.get(key))[:12]} then, {str(now[key])[:12]} now")
+        if before.get(key) != now[key]:
+            lines.append(f"{name}: {str(before.get(key))[:12]} then, {str(now[key])[:12]} now")
     if lines:
         shown = "".join(f"\n  {line}" for line in lines)
         raise ConfigError(
@@ -207,10 +226,10 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return ``{"optim.lr": 1e-4, ...}``."""
-    out: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            out.update(flat(value, f"{prefix}{key}."))
+            settings.update(flat(value, f"{prefix}{key}."))
         else:
-            out[f"{prefix}{key}"] = value
-    return out
+            settings[f"{prefix}{key}"] = value
+    return settings

@@ -1,4 +1,4 @@
-"""One training run: from a recipe and a corpus to a checkpoint folder, through Lightning; it can be resumed."""
+"""Training runs with Lightning, from a recipe and a corpus to a checkpoint folder; they can be resumed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import datetime
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.systems import registry
 from terrazzo.training import logs
-from terrazzo.training.callbacks import Guard, Keeper, Meter, loggers
+from terrazzo.training.callbacks import CheckpointWriter, Guard, Meter, loggers
 from terrazzo.training.recipe import Recipe, RunConfig
 from terrazzo.training.resuming import (
     KEY,
@@ -55,18 +56,21 @@ __all__ = ["first_process", "make_stage", "pretrain"]
 
 logger = logging.getLogger(__name__)
 
+# in the folder of a run
 LAST = Path("checkpoints") / "last.ckpt"
+
 LOGS = Path(logs.LOGS)
+
 MODEL = "model"
-RANKS = (
-    "RANK",
-    "SLURM_PROCID",
-    "NODE_RANK",
-    "LOCAL_RANK",
-)  # as torchrun, srun, Lightning tell a process which it is
+
+# variables in which torchrun, srun and Lightning pass its rank to a process
+RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 QUIET = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
-# Lightning's advice that does not apply here: loaders have no workers to add, models start in eval mode on purpose, ...
+
+# Lightning's advice that does not apply: loaders have no workers to add, models start in eval mode on purpose, ...
 ADVICE = (
     r".*does not have many workers.*",
     r".*module\(s\) in eval mode.*",
@@ -92,7 +96,7 @@ def pretrain(
 ) -> Path:
     """Train, and write the trained model.
 
-    ``recipe.out`` then holds ``model/`` (a checkpoint folder for ``from_pretrained``), ``logs/metrics.csv`` and
+    ``recipe.out`` then has ``model/`` (a checkpoint folder for ``from_pretrained``), ``logs/metrics.csv`` and
     ``logs/tensorboard/``, ``checkpoints/last.ckpt`` (to resume from), ``recipe.yaml`` and ``run.json``.
 
     Parameters
@@ -100,7 +104,7 @@ def pretrain(
     recipe
         From :func:`terrazzo.load_recipe`.
     resume
-        Continue the run in ``recipe.out`` with the very next sample. One that is finished is not done again.
+        Continue the run in ``recipe.out`` with the very next sample. A finished run is not repeated.
     progress
         Show a bar; None: in a terminal and in a notebook.
     callbacks
@@ -126,9 +130,7 @@ def pretrain(
         stage = make_stage(recipe, progress=progress)
         record = describe(recipe, stage.corpus.content_hash(), _initial_weights(stage))
         if resume:
-            check(
-                out, record
-            )  # in every process: one that passed would wait for those that did not
+            check(out, record)  # in every process: one that passed would wait for those that failed
         elif first_process():
             start(out, recipe, record)
         if resume and (out / MODEL / CONFIG).is_file():
@@ -137,9 +139,9 @@ def pretrain(
         try:
             _train(stage, record, resume, callbacks)
         except TerrazzoError:
-            worth_keeping = any((out / one).exists() for one in (LAST, LOGS / logs.CSV))
-            if first_process() and not resume and not worth_keeping:
-                shutil.rmtree(out)  # made above, and nothing is in it
+            has_results = (out / LAST).exists() or (out / LOGS / logs.CSV).exists()
+            if first_process() and not resume and not has_results:
+                shutil.rmtree(out)  # created by start()
             raise
     return out / MODEL
 
@@ -161,10 +163,10 @@ def make_stage(recipe: Recipe, *, progress: bool | None = None) -> Stage[Any, An
 
 def _initial_weights(stage: Stage[Any, Any]) -> str:
     """Return a hash of the weights that a run starts from, where they come from files."""
-    model = (
-        stage.model
-    )  # made in any case: what cannot be started from is refused before a folder is made
-    return model.fingerprint() if any(stage.given_weights()) else ""
+    model = stage.model  # an impossible one raises before a folder is created
+    if not any(stage.weight_folders()):
+        return ""
+    return model.fingerprint()
 
 
 def _train(
@@ -180,19 +182,19 @@ def _train(
     objective = stage.objective()
     validates = bool(stage.corpus.ids("validation"))
     io = AtomicCheckpoints()
-    keeper = Keeper(out / LAST, recipe.run.checkpoint_every, io, record, recipe.seed)
+    writer = CheckpointWriter(out / LAST, recipe.run.checkpoint_every, io, record, recipe.seed)
     meter = Meter(Progress(stage.progress).enabled)
     trainer = make_trainer(
         recipe,
         io,
-        [Guard(recipe.optim.clip), meter, keeper, *callbacks],
+        [Guard(recipe.optim.clip), meter, writer, *callbacks],
         loggers(out / LOGS, resumed_step),
         validates=validates,
     )
     data = _Data(stage, loader_state)
     with interruptible():
         _fit(trainer, objective, data, last)
-        if validates and keeper.validated != trainer.global_step:
+        if validates and writer.validated != trainer.global_step:
             trainer.validate(objective, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         finish(stage, objective, trainer)
@@ -200,12 +202,12 @@ def _train(
 
 
 def first_process() -> bool:
-    """Say whether this process is the first of the run, which alone writes and speaks."""
+    """Return True if this process is the first of the run, which alone writes files and messages."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 class _Data(LightningDataModule):
-    """The loaders, made in every process once it knows its rank; stored vectors are made by the first one alone."""
+    """The loaders, made in every process once its rank is known; the first one alone prepares the stage."""
 
     def __init__(self, stage: Stage[Any, Any], loader_state: dict[str, Any] | None) -> None:
         super().__init__()
@@ -213,17 +215,16 @@ class _Data(LightningDataModule):
         self._stage = stage
         self._state = loader_state
         self._train: Any = None
-        self._held_out: Any = None
+        self._validation: Any = None
         self._prepared = False
 
     def prepare_data(self) -> None:
-        if self._prepared:  # a last validation asks again
+        if self._prepared:  # a last validation calls it again
             return
         module = self._stage.model.module
         trainer = cast(Trainer, self.trainer)
-        module.to(
-            trainer.strategy.root_device
-        )  # every cell goes through the encoder: not on the CPU beside a GPU
+        # every cell may be encoded: not on the CPU where there is a GPU
+        module.to(trainer.strategy.root_device)
         self._stage.prepare()
         module.to("cpu")
         self._prepared = True
@@ -231,18 +232,19 @@ class _Data(LightningDataModule):
     def setup(self, stage: str) -> None:
         if self._train is not None:
             return
-        # before a checkpoint's weights come in: stored vectors go by the first ones
+        # before a checkpoint's weights are loaded: stored vectors are of the initial ones
         trainer: Any = self.trainer
         shard = Shard(trainer.global_rank, trainer.world_size)
         self._train = self._stage.loader("train", shard)
         if "validation" in self._stage.splits():
-            self._held_out = self._stage.loader("validation", shard)
+            self._validation = self._stage.loader("validation", shard)
         if self._state is None:
             self._stage.start(trainer.lightning_module)
-        else:  # a checkpoint holds what came of it
+        else:  # a checkpoint has the result of start()
             self._train.load_state_dict(self._state)
         optim = self._stage.recipe.optim
-        steps = -(-len(self._train) // optim.accumulate) * optim.epochs
+        steps_per_epoch = math.ceil(len(self._train) / optim.accumulate)
+        steps = steps_per_epoch * optim.epochs
         if optim.max_steps > 0:
             steps = min(steps, optim.max_steps)
         trainer.log_every_n_steps = min(self._stage.recipe.run.log_every, steps)
@@ -251,7 +253,7 @@ class _Data(LightningDataModule):
         return [] if self._train is None else self._train
 
     def val_dataloader(self) -> Any:
-        return [] if self._held_out is None else self._held_out
+        return [] if self._validation is None else self._validation
 
 
 def make_trainer(
@@ -274,10 +276,10 @@ def make_trainer(
     plugins: list[Any] = [io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    when: dict[str, Any] = {}
+    validation: dict[str, Any] = {}
     if run.validate_every:
-        when["val_check_interval"] = run.validate_every * optim.accumulate
-        when["check_val_every_n_epoch"] = None
+        validation["val_check_interval"] = run.validate_every * optim.accumulate
+        validation["check_val_every_n_epoch"] = None
     try:
         return Trainer(
             accelerator=run.accelerator,
@@ -299,7 +301,7 @@ def make_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=recipe.out,
-            **when,
+            **validation,
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"run: {str(error).strip().splitlines()[0]}") from error
@@ -314,24 +316,24 @@ def _fit(
         if error.errno not in DISK_FULL:
             raise
         raise OutputError(
-            f"{trainer.default_root_dir} cannot be written ({error}); the last checkpoint is whole. Free some space, "
-            "then use --resume."
+            f"{trainer.default_root_dir} cannot be written ({error}); the last checkpoint is complete. Free some "
+            "space, then use --resume."
         ) from error
 
 
 def finish(stage: Stage[Any, Any], objective: Any, trainer: Trainer) -> Path:
-    """Write the trained weights as a checkpoint folder, with where they come from."""
+    """Write the trained weights as a checkpoint folder, with their provenance."""
     out = Path(stage.recipe.out)
     model = stage.model
-    prefix = next(name for name, part in objective.named_modules() if part is model.module) + "."
-    checkpoint = read_checkpoint(out / LAST)  # whole on every strategy, unlike the module in memory
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    origin = provenance(stage, trainer)
-    trained: Any = type(model)(model.config, model.vocabulary, provenance=origin)
+    names = [name for name, part in objective.named_modules() if part is model.module]
+    prefix = f"{names[0]}."
+    checkpoint = read_checkpoint(out / LAST)  # complete on every strategy, unlike the module
+    state = {}
+    for name, tensor in checkpoint["state_dict"].items():
+        if name.startswith(prefix):
+            state[name.removeprefix(prefix)] = tensor
+    model_class: Any = type(model)
+    trained = model_class(model.config, model.vocabulary, provenance=provenance(stage, trainer))
     trained.module.load_state_dict(state)
     stage.finish(trained)
     folder: Path = trained.save_pretrained(out / MODEL, overwrite=True)
@@ -339,76 +341,78 @@ def finish(stage: Stage[Any, Any], objective: Any, trainer: Trainer) -> Path:
 
 
 def provenance(stage: Stage[Any, Any], trainer: Trainer) -> dict[str, Any]:
-    """Return where trained weights come from, a flat dict for ``config.json`` and the model card."""
-    recipe, corpus, model = stage.recipe, stage.corpus, stage.model
+    """Return the provenance of trained weights, a flat dict for ``config.json`` and the model card."""
+    recipe = stage.recipe
+    corpus = stage.corpus
     source = recipe.model
-    fresh = (
-        f"{getattr(source, 'init', 'random')} weights, preset {source.preset}, seed {recipe.seed}"
-    )
-    out: dict[str, Any] = {
+    init = getattr(source, "init", "random")
+    initial = f"{init} weights, preset {source.preset}, seed {recipe.seed}"
+    record: dict[str, Any] = {
         "weights": "trained",
         "stage": recipe.stage,
         **stage.describe(),
-        "started from": source.checkpoint or fresh,
+        "started from": source.checkpoint or initial,
         "corpus": Path(recipe.corpus).resolve().name,
         "corpus_sha256": corpus.content_hash(),
+        **_data_record(stage),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "processes": trainer.world_size,
     }
+    losses = {}
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith(("train/", "val/")):
+            losses[name] = float(value)
+    losses.update(logs.final(Path(recipe.out) / LOGS / logs.CSV))
+    for name, loss in losses.items():
+        record[name] = float(f"{loss:.6g}")
+    record["git_revision"] = git_revision()
+    record["terrazzo_version"] = __version__
+    record["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record["recipe"] = json.dumps(to_dict(recipe))
+    if source.checkpoint and stage.model.provenance:
+        record["before"] = json.dumps(stage.model.provenance)
+    return record
+
+
+def _data_record(stage: Stage[Any, Any]) -> dict[str, Any]:
+    """Return the part of the provenance that is about the training data."""
+    corpus = stage.corpus
+    share = stage.recipe.data.share
+    record: dict[str, Any] = {}
     sizes = corpus.manifest.set_index("id")["n_cells"]
     for split in ("train", "validation"):
         ids = stage.members(split) if corpus.ids(split) else []
-        out[f"{split} slices"] = len(ids)
-        out[f"{split} cells"] = int(sizes[ids].sum())
+        record[f"{split} slices"] = len(ids)
+        record[f"{split} cells"] = int(sizes[ids].sum())
         if split == "train":
-            out[TRAINED_ON] = " ".join(name_hash(name) for name in ids)
-    if recipe.data.share < 1:
-        out["share of slices"] = recipe.data.share
-    known = shares_known(corpus, model.vocabulary, corpus.ids("train"))
-    out[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
+            record[TRAINED_ON] = " ".join(name_hash(name) for name in ids)
+    if share < 1:
+        record["share of slices"] = share
+    known = shares_known(corpus, stage.model.vocabulary, corpus.ids("train"))
+    record[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
     for name in ("technology", "organism", "tissue"):
-        out[name] = ", ".join(sorted({str(value) for value in corpus.manifest[name] if value}))
-    out["epochs"] = trainer.current_epoch
-    out["steps"] = trainer.global_step
-    out["processes"] = trainer.world_size
-    losses = {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(("train/", "val/"))
-    }
-    losses.update(logs.final(Path(recipe.out) / LOGS / logs.CSV))
-    out.update({name: float(f"{value:.6g}") for name, value in losses.items()})
-    out["git_revision"] = git_revision()
-    out["terrazzo_version"] = __version__
-    out["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    out["recipe"] = json.dumps(to_dict(recipe))
-    if source.checkpoint and model.provenance:
-        out["before"] = json.dumps(model.provenance)
-    return out
+        values = {str(value) for value in corpus.manifest[name] if value}
+        record[name] = ", ".join(sorted(values))
+    return record
 
 
 def git_revision() -> str:
     """Return the commit that this library is checked out at, with ``-dirty`` where files differ; else ``"unknown"``."""
     root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():  # installed: a repository around it would be somebody else's
+    if not (root / ".git").exists():  # installed: a repository around it would be another one
         return "unknown"
-    words = [
-        "git",
-        "-C",
-        str(root),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    command = ["git", "-C", str(root), "describe"]
+    command += ["--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 class WholeInputs(FSDPPrecision):
-    """FSDP's precision for weights and gradients, with batches left as they are.
+    """FSDP's precision for weights and gradients, without conversion of batches.
 
     Lightning's own refuses frozen dataclasses, and rounds batches to bfloat16: distances and counts need all digits.
     """
@@ -419,7 +423,7 @@ class WholeInputs(FSDPPrecision):
 
     @property
     def mixed_precision_config(self) -> MixedPrecision:
-        """What FSDP is told; autocast casts where it does no harm."""
+        """Settings of FSDP; casting is left to autocast, which knows where it is safe."""
         return replace(super().mixed_precision_config, cast_root_forward_inputs=False)
 
 
@@ -428,17 +432,16 @@ def make_strategy(run: RunConfig) -> str | Strategy:
     if run.strategy == "fsdp":
         precision = WholeInputs(run.precision)
         return FSDPStrategy(state_dict_type="full", precision_plugin=precision)
-    several = run.devices != 1 or run.nodes > 1  # -1: all there are
+    several = run.devices != 1 or run.nodes > 1  # devices -1: all of the machine
     if run.strategy == "ddp" or several:
-        return DDPStrategy(
-            find_unused_parameters=True
-        )  # a frozen encoder, a head whose weight is 0
+        # unused: a frozen encoder, a part of the loss whose weight is 0
+        return DDPStrategy(find_unused_parameters=True)
     return "auto"
 
 
 @contextmanager
 def own_streams() -> Iterator[None]:
-    """Leave the caller's random streams as they were."""
+    """Restore the caller's random streams at the end."""
     before = random_state()
     try:
         yield
@@ -448,7 +451,7 @@ def own_streams() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's chatter, and its advice that does not apply; its errors and other warnings pass."""
+    """Silence Lightning's messages, and its advice that does not apply; errors and other warnings are shown."""
     levels = {name: logging.getLogger(name).level for name in QUIET}
     with warnings.catch_warnings():
         for message in ADVICE:
@@ -464,12 +467,12 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let an interrupt of a Trainer out as KeyboardInterrupt, and give back the handlers that were there before.
+    """Raise an interrupt of a Trainer as KeyboardInterrupt, and restore the signal handlers.
 
     Raises
     ------
     KeyboardInterrupt
-        In place of the SystemExit that Lightning makes of it.
+        In place of Lightning's SystemExit.
     """
     handlers: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # no other thread may set handlers

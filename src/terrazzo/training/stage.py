@@ -1,4 +1,4 @@
-"""A stage of training as an object: what it starts from, reads, minimizes and leaves. Systems subclass these two."""
+"""Base classes of a training stage and its objective, which systems subclass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=FoundationModel)
 
 
 class Movable:
-    """Dataclass of tensors that goes to a device as one."""
+    """Dataclass of tensors that can be moved to a device."""
 
     def to(self, device: torch.device | str, **options: Any) -> Self:
         """Return the same on another device."""
@@ -45,7 +45,7 @@ def _moved(value: Any, device: torch.device | str) -> Any:
 
 
 class Objective(LightningModule):
-    """What is minimized: the losses of a batch, the optimizer, and the names of what is logged.
+    """The loss of a stage: its parts for a batch, the optimizer, and what is logged.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Objective(LightningModule):
         self.total_steps = 1  # of the optimizer; known once there is one
 
     def losses(self, batch: Any) -> dict[str, Tensor]:
-        """Return the parts of the loss by name; ``"loss"`` is what is minimized."""
+        """Return the parts of the loss by name; ``"loss"`` is minimized."""
         raise NotImplementedError
 
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
@@ -88,11 +88,11 @@ class Objective(LightningModule):
         return []
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Return the parameters that no weight decay touches."""
+        """Return the parameters without weight decay."""
         return []
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Bring the weight decay to where its schedule is at this step."""
+        """Set the weight decay of this step."""
         undecayed = {id(parameter) for parameter in self.undecayed()}
         for group in optimizer.param_groups:
             if id(group["params"][0]) not in undecayed:
@@ -151,7 +151,7 @@ def decay(step: int, optim: OptimConfig, total: int) -> float:
 
 
 class Stage(abc.ABC, Generic[R, M]):
-    """One stage of training on one corpus. A run makes one, and asks it for everything that depends on the system.
+    """One training stage on one corpus: everything of a run that depends on the system.
 
     Parameters
     ----------
@@ -165,9 +165,9 @@ class Stage(abc.ABC, Generic[R, M]):
     Attributes
     ----------
     recipe_class
-        Settings of this stage and no other.
+        Settings of this stage.
     objective_class
-        What is minimized.
+        Its loss.
     """
 
     recipe_class: ClassVar[type[Recipe]]
@@ -180,7 +180,7 @@ class Stage(abc.ABC, Generic[R, M]):
 
     @cached_property
     def model(self) -> M:
-        """The model that is trained: at first the one that training starts from.
+        """The model that is trained, made by :meth:`initial_model`.
 
         Raises
         ------
@@ -195,23 +195,24 @@ class Stage(abc.ABC, Generic[R, M]):
 
     @abc.abstractmethod
     def loader(self, split: str, shard: Shard = Shard()) -> Loader[Any]:
-        """Return batches of a split as tensors, one process's share of them; held-out ones are always the same."""
+        """Return the loader of a split, of one process's batches of tensors; in validation they are always the same."""
 
     def objective(self) -> Objective:
-        """Return what is minimized, in training mode."""
-        return self.objective_class(self.model, self.recipe).train()
+        """Return the objective, in training mode."""
+        objective = self.objective_class(self.model, self.recipe)
+        return objective.train()
 
     def prepare(self) -> None:
-        """Store what will be read and is not made while it is read; called in the first process alone."""
+        """Compute and store all that the loaders only read; called in the first process alone."""
 
     def start(self, objective: Any) -> None:
-        """Set what is trained beside the model, before the first step; a resumed run has it in its checkpoint."""
+        """Change the objective before the first step; not called in a resumed run, whose checkpoint has the result."""
 
     def finish(self, model: M) -> None:
         """Change the trained model before it is written."""
 
     def describe(self) -> dict[str, str]:
-        """Return what the model card says of the stage."""
+        """Return lines on the stage for the model card, by name."""
         return {}
 
     def members(self, split: str) -> list[str]:
@@ -226,11 +227,11 @@ class Stage(abc.ABC, Generic[R, M]):
         """Return the splits that are read: training, and validation where the corpus has it."""
         return ["train", "validation"] if self.corpus.ids("validation") else ["train"]
 
-    def given_weights(self) -> list[str]:
-        """Return the folders whose weights decide the start; "" for those that are not given."""
+    def weight_folders(self) -> list[str]:
+        """Return the folders whose weights the initial model has; "" for one that is not set."""
         return [self.recipe.model.checkpoint]
 
     @property
     def cache_folder(self) -> Path:
-        """Folder beside the corpus for what can be made again."""
+        """Folder beside the corpus for results that can be computed again."""
         return Path(self.corpus.folder) / "cache"

@@ -14,17 +14,17 @@ from anndata import AnnData
 
 import terrazzo as tz
 from terrazzo.errors import OutputError, TerrazzoWarning
-from terrazzo.systems.stalign.feature_cache import FeatureCache
+from terrazzo.systems.stalign.feature_cache import FeatureCache, NewArray
 from terrazzo.systems.stalign.features import AlignBatch, moments, standardized
 
 Make = Callable[..., Any]
 
 
-def made(values: np.ndarray, calls: list[int] | None = None) -> Callable[[], Any]:
-    def make() -> Any:
+def made(values: np.ndarray, calls: list[int] | None = None) -> Callable[[], NewArray]:
+    def make() -> NewArray:
         if calls is not None:
             calls.append(1)
-        return values.shape, values.dtype, [values[:2], values[2:]]
+        return NewArray(values.shape, values.dtype, [values[:2], values[2:]])
 
     return make
 
@@ -50,7 +50,7 @@ def test_a_killed_writer_leaves_nothing(tmp_path: Path) -> None:
             yield np.zeros((2, 3))
             raise KeyboardInterrupt
 
-        return (4, 3), np.float64, blocks()
+        return NewArray((4, 3), np.float64, blocks())
 
     cache = FeatureCache(tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -88,7 +88,7 @@ def test_fewer_rows_than_said_are_no_array(tmp_path: Path) -> None:
         pytest.warns(TerrazzoWarning, match="more or fewer bytes"),
         pytest.raises(OutputError, match="changed while"),
     ):
-        cache.array("x", lambda: ((9, 3), np.float32, [np.zeros((2, 3))]))
+        cache.array("x", lambda: NewArray((9, 3), np.float32, [np.zeros((2, 3))]))
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:

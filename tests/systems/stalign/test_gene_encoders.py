@@ -14,10 +14,11 @@ import torch
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.models.baselines import Projection
+from terrazzo.models.frozen import frozen_cells
 from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
 from terrazzo.systems.scgpt.network import ScGPTEncoderConfig
 from terrazzo.systems.stalign import start as align_start
-from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, frozen_genes, scaled_values
+from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, scaled_values
 
 Make = Callable[..., Any]
 
@@ -86,15 +87,15 @@ def test_with_training_means_a_slice_of_its_own_level_stays_apart(
     other = tz.Slice.from_anndata(histology(300, seed=5, batch=0.8))
     vocabulary = tz.Vocabulary.from_slices([tissue, other])
     gap = {}
-    for recipe in ("terrazzo", "paper"):
+    for flavor in ("terrazzo", "paper"):
         encoder = (
-            tz.STAlign("tiny", vocabulary, recipe=recipe).fit([tissue, other]).module.gene_encoder
+            tz.STAlign("tiny", vocabulary, flavor=flavor).fit([tissue, other]).module.gene_encoder
         )
         one, two = (vectors(encoder, s, vocabulary) for s in (tissue, other))
-        gap[recipe] = np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) / np.linalg.norm(
+        gap[flavor] = np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) / np.linalg.norm(
             one.std(axis=0)
         )
-        if recipe == "paper":
+        if flavor == "paper":
             both = np.concatenate([one, two])
             np.testing.assert_allclose(both.mean(axis=0), 0, atol=1e-2 * both.std())
     assert gap["terrazzo"] < 1e-3 < 0.5 < gap["paper"]
@@ -103,7 +104,7 @@ def test_with_training_means_a_slice_of_its_own_level_stays_apart(
 def test_a_gene_that_lacks_counts_as_average(
     tissue: tz.Slice, vocabulary: tz.Vocabulary, histology: Make
 ) -> None:
-    model = tz.STAlign("tiny", vocabulary, recipe="paper").fit([tissue])
+    model = tz.STAlign("tiny", vocabulary, flavor="paper").fit([tissue])
     encoder = model.module.gene_encoder
     few = tz.Slice.from_anndata(histology(300)[:, 5:].copy())
     found, match = vectors(encoder, few, vocabulary), vocabulary.match(few)
@@ -179,10 +180,10 @@ def test_normalized_values_cannot_be_fitted(vocabulary: tz.Vocabulary, histology
             tz.STAlign("tiny", vocabulary).fit(given)
 
 
-def test_standards_of_the_paper_recipe_are_those_of_all_training_slices(histology: Make) -> None:
+def test_standards_of_the_paper_flavor_are_those_of_all_training_slices(histology: Make) -> None:
     tissues = [tz.Slice.from_anndata(histology(90, seed=s)) for s in (0, 1)]
     vocabulary = tz.Vocabulary.from_slices(tissues)
-    model = tz.STAlign("tiny", vocabulary, recipe="paper").fit(tissues)
+    model = tz.STAlign("tiny", vocabulary, flavor="paper").fit(tissues)
     features = [model.reader(t, vocabulary.match(t)).read() for t in tissues]
     net = model.module.net
     align_start.fit_standards(net, features)
@@ -198,7 +199,8 @@ def test_a_cell_encoder_is_frozen_as_it_is(
     tissue: tz.Slice, tiny_model: Make, simulated: Make
 ) -> None:
     source = tiny_model()
-    encoder, vocabulary = frozen_genes(source)
+    model_type, encoder, vocabulary = frozen_cells(source)
+    assert model_type == "stofm"
     assert vocabulary is source.vocabulary
     adata = simulated()
     own = tz.Slice.from_anndata(adata)
@@ -210,9 +212,9 @@ def test_a_cell_encoder_is_frozen_as_it_is(
         next(encoder.parameters()).view(-1)[0] += 1
     assert encoder.fingerprint() != before
     with pytest.raises(ConfigError, match="encodes no single cell"):
-        frozen_genes(tz.STAlign("tiny", vocabulary))
-    with pytest.raises(ConfigError, match="needs cell_encoder"):
-        GeneEncoderConfig("cell-encoder", 16)
+        frozen_cells(tz.STAlign("tiny", vocabulary))
+    with pytest.raises(ConfigError, match="needs model_type and settings"):
+        GeneEncoderConfig("cells", 16)
 
 
 def test_scgpt_is_frozen_as_it_is(
@@ -222,9 +224,10 @@ def test_scgpt_is_frozen_as_it_is(
         vocabulary.n_tokens, hidden_size=16, num_layers=1, num_heads=2, ffn_size=16
     )
     source = ScGPT(ScGPTConfig(sizes, max_length=40), vocabulary, seed=3)
-    encoder, theirs = frozen_genes(source)
+    model_type, encoder, theirs = frozen_cells(source)
+    assert model_type == "scgpt"
     assert theirs is vocabulary
-    wanted = source.encode(tissue, vocabulary.match(tissue))
+    wanted = source.prepare(tissue).embed().vectors
     np.testing.assert_allclose(vectors(encoder, tissue, vocabulary), wanted, atol=1e-6)
     assert not any(p.requires_grad for p in encoder.parameters())
     tz.STAlign("tiny", vocabulary, gene_encoder=source).save_pretrained(tmp_path / "held")
@@ -232,5 +235,3 @@ def test_scgpt_is_frozen_as_it_is(
     np.testing.assert_allclose(
         vectors(held.module.gene_encoder, tissue, vocabulary), wanted, atol=1e-6
     )
-    with pytest.raises(ConfigError, match="needs scgpt"):
-        GeneEncoderConfig("scgpt", 16)

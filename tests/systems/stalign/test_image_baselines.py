@@ -16,7 +16,7 @@ from PIL import Image
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.systems.stalign.aligned import AlignedSlice
-from terrazzo.systems.stalign.image_baselines import image_model
+from terrazzo.systems.stalign.image_baselines import ImageBaseline, image_model
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
 Make = Callable[..., Any]
@@ -48,7 +48,7 @@ def without_counts(adata: AnnData) -> AnnData:
 
 
 def test_colors_by_hand(histology: Make) -> None:
-    adata, baseline = histology(), tz.ImageBaseline()
+    adata, baseline = histology(), ImageBaseline()
     found = vectors(baseline, adata)
     assert found.shape == (90, 12)
     assert found.dtype == np.float32
@@ -62,7 +62,7 @@ def test_colors_by_hand(histology: Make) -> None:
                 found[row, first + 3 : first + 6], pixels.std(0), rtol=1e-4, atol=1e-6
             )
     assert baseline.default_key == "X_colors"
-    assert tz.ImageBaseline("colors-own").default_key == "X_colors_own"
+    assert ImageBaseline("colors-own").default_key == "X_colors_own"
 
 
 def test_by_slice_takes_brightness_away(histology: Make) -> None:
@@ -70,19 +70,17 @@ def test_by_slice_takes_brightness_away(histology: Make) -> None:
     darker = adata.copy()
     entry = next(iter(darker.uns["spatial"].values()))["images"]
     entry["hires"] = (np.asarray(entry["hires"]) * 0.5).astype(np.uint8)
-    own = tz.ImageBaseline("colors-own")
+    own = ImageBaseline("colors-own")
     found = vectors(own, adata)
     np.testing.assert_allclose(found.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(found.std(0), 1, atol=1e-4)
     assert np.corrcoef(found.ravel(), vectors(own, darker).ravel())[0, 1] > 0.99
-    assert (
-        np.abs(vectors(tz.ImageBaseline(), darker) - vectors(tz.ImageBaseline(), adata)).max() > 0.2
-    )
+    assert np.abs(vectors(ImageBaseline(), darker) - vectors(ImageBaseline(), adata)).max() > 0.2
 
 
 @pytest.mark.parametrize("name", ["colors", "colors-own", "encoder"])
 def test_counts_say_nothing(histology: Make, encoder: FrozenImageEncoder, name: str) -> None:
-    baseline = tz.ImageBaseline(name, encoder=encoder if name == "encoder" else None)
+    baseline = ImageBaseline(name, encoder=encoder if name == "encoder" else None)
     adata = histology()
     np.testing.assert_array_equal(
         vectors(baseline, adata), vectors(baseline, without_counts(adata))
@@ -92,7 +90,7 @@ def test_counts_say_nothing(histology: Make, encoder: FrozenImageEncoder, name: 
 def test_a_frozen_encoder_sees_niches_and_is_found_in_the_cache(
     histology: Make, encoder: FrozenImageEncoder, tmp_path: Path
 ) -> None:
-    adata, baseline = histology(), tz.ImageBaseline("encoder", encoder=encoder)
+    adata, baseline = histology(), ImageBaseline("encoder", encoder=encoder)
     cut = AlignedSlice.make(tz.Slice.from_anndata(adata), baseline.config, NO_GENES)
     assert cut.surroundings is not None
     assert cut.surroundings.pixels == 32
@@ -104,12 +102,12 @@ def test_a_frozen_encoder_sees_niches_and_is_found_in_the_cache(
     assert files
     np.testing.assert_array_equal(vectors(baseline, adata, cache=tmp_path), found)
     assert sorted(tmp_path.iterdir()) == files
-    own = vectors(tz.ImageBaseline("encoder-own", encoder=encoder), adata)
+    own = vectors(ImageBaseline("encoder-own", encoder=encoder), adata)
     np.testing.assert_allclose(own, (found - found.mean(0)) / found.std(0), rtol=1e-3, atol=1e-3)
 
 
 def test_provenance(histology: Make, encoder: FrozenImageEncoder) -> None:
-    adata = tz.ImageBaseline("encoder", encoder=encoder, title="My ViT").embed(
+    adata = ImageBaseline("encoder", encoder=encoder, title="My ViT").embed(
         histology().copy(), progress=False
     )
     record = adata.uns["terrazzo"]["X_encoder"]
@@ -129,14 +127,14 @@ def test_provenance(histology: Make, encoder: FrozenImageEncoder) -> None:
 )
 def test_what_there_is_not(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        tz.ImageBaseline(**given)
+        ImageBaseline(**given)
 
 
 def test_no_image(histology: Make) -> None:
     adata = histology().copy()
     del adata.uns["spatial"]
     with pytest.raises(InputError, match="has no histology image"):
-        tz.ImageBaseline().embed(adata)
+        ImageBaseline().embed(adata)
 
 
 def test_three_ways_to_a_model_of_images(
@@ -149,9 +147,9 @@ def test_three_ways_to_a_model_of_images(
     adata, align = histology(), align_model()
     folder = align.save_pretrained(tmp_path / "align")
     expected = {
-        "colors": vectors(tz.ImageBaseline(), adata),
+        "colors": vectors(ImageBaseline(), adata),
         str(folder): vectors(align, adata, modality="image"),
-        str(vision_folder): vectors(tz.ImageBaseline("encoder", encoder=vision_folder), adata),
+        str(vision_folder): vectors(ImageBaseline("encoder", encoder=vision_folder), adata),
     }
     for source, found in expected.items():
         model = image_model(source)
@@ -166,7 +164,7 @@ def test_three_ways_to_a_model_of_images(
 def test_what_reads_no_image_alone(tiny_model: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a SToFM, which sees no image"):
         image_model(tiny_model().save_pretrained(tmp_path / "stofm"))
-    with pytest.raises(CheckpointError, match="is no folder here, and not colors or colors-own"):
+    with pytest.raises(CheckpointError, match="is not a folder, and not colors or colors-own"):
         image_model(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         image_model(tmp_path)
@@ -184,7 +182,7 @@ def test_a_picture_beside_its_slice(histology: Make, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"image": "a.png", "scale": scale}))
     found, picture = model.read(tmp_path / "a.h5ad")
     np.testing.assert_allclose(
-        found.obsm["X_image"], vectors(tz.ImageBaseline(), histology()), atol=1e-6
+        found.obsm["X_image"], vectors(ImageBaseline(), histology()), atol=1e-6
     )
     assert picture is not None
     assert "spatial" not in found.uns  # the picture stays out of what is written

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from terrazzo import corpus, simulate
+from terrazzo.corpus.loader import Shard
 from terrazzo.corpus.splits import Splits
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.systems.stalign.loader import SpotBatch, SpotLoader
@@ -47,7 +48,7 @@ def seen(batches: Any, ids: list[str]) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_every_spot_once_an_epoch_over_all_ranks(opened: corpus.Corpus, world: int) -> None:
-    parts = [loader(opened, rank=rank, world=world) for rank in range(world)]
+    parts = [loader(opened, shard=Shard(rank, world)) for rank in range(world)]
     assert len({len(part) for part in parts}) == 1
     found = Counter(spot for part in parts for spot in seen(part, part.ids))
     sizes = dict(zip(opened.manifest["id"], opened.manifest["n_cells"], strict=True))
@@ -69,7 +70,7 @@ def test_batches_mix_slices_and_epochs_differ(opened: corpus.Corpus) -> None:
 def test_ranks_together_take_what_one_process_takes(opened: corpus.Corpus) -> None:
     alone = list(loader(opened, batch_spots=8))
     both = zip(
-        *(loader(opened, batch_spots=4, rank=rank, world=2) for rank in range(2)), strict=True
+        *(loader(opened, batch_spots=4, shard=Shard(rank, 2)) for rank in range(2)), strict=True
     )
     ids = opened.ids("train")
     for whole, parts in zip(alone, both, strict=True):

@@ -59,11 +59,11 @@ def test_every_spot_gets_two_blocks_of_one_norm(model: Any, adata: AnnData) -> N
     assert np.isfinite(vectors).all()
     assert (vectors.std(axis=0) > 0).all()
     for name in ("own", "niche"):
-        block = tz.block(out, "X_stalign", name)
+        block = tz.get(out, f"X_stalign:{name}")
         assert block.shape == (90, 64)
         assert np.linalg.norm(block, axis=1).mean() == pytest.approx(1, rel=1e-5)
-    story = out.uns[keys.UNS]["X_stalign"]
-    assert (story["model_type"], story["trained"]) == ("stalign", False)
+    record = out.uns[keys.UNS]["X_stalign"]
+    assert (record["model_type"], record["trained"]) == ("stalign", False)
     found = details(out)
     assert (found["modality"], found["scale"], found["spot_um"]) == ("both", "both", 55.0)
     microns = adata.uns["simulation"]["microns_per_pixel"] / scale_of(adata)
@@ -82,7 +82,7 @@ def test_a_scale_alone_is_its_block(model: Any, adata: AnnData, modality: Any) -
         assert vectors.shape == (90, 64)
         assert "blocks" not in details(alone)
         norm = np.linalg.norm(vectors, axis=1).mean()
-        np.testing.assert_allclose(vectors / norm, tz.block(out, "X_stalign", name), atol=1e-5)
+        np.testing.assert_allclose(vectors / norm, tz.get(out, f"X_stalign:{name}"), atol=1e-5)
 
 
 def test_each_vector_is_made_of_what_its_modality_names(model: Any, adata: AnnData) -> None:
@@ -185,13 +185,13 @@ def test_twice_the_pixels_of_one_image_are_the_same_crops(
     )
 
 
-@pytest.mark.parametrize("recipe", ["terrazzo", "paper"])
+@pytest.mark.parametrize("flavor", ["terrazzo", "paper"])
 @pytest.mark.parametrize(("adaptive", "fusion"), [(True, "concatenation"), (False, "attention")])
 def test_the_ablations_of_table_3_run(
-    align_model: Make, adata: AnnData, recipe: Any, adaptive: bool, fusion: Any
+    align_model: Make, adata: AnnData, flavor: Any, adaptive: bool, fusion: Any
 ) -> None:
     sides = {} if adaptive else {"spot_pixels": 32}
-    vectors = embedded(align_model(recipe, adaptive, fusion, **sides), adata)
+    vectors = embedded(align_model(flavor, adaptive, fusion, **sides), adata)
     assert vectors.shape == (90, 128)
     assert (vectors.std(axis=0) > 0).all()
 
@@ -234,7 +234,7 @@ def test_a_checkpoint_comes_back_as_it_was(model: Any, adata: AnnData, tmp_path:
     np.testing.assert_array_equal(embedded(model, adata), embedded(again, adata))
 
 
-def test_a_checkpoint_of_the_paper_recipe_keeps_means_and_deviations(
+def test_a_checkpoint_of_the_paper_flavor_keeps_means_and_deviations(
     align_model: Make, adata: AnnData, tmp_path: Path
 ) -> None:
     model = align_model("paper")
@@ -305,10 +305,10 @@ def test_impossible_settings_are_refused(model: Any, adata: AnnData, tmp_path: P
         tz.STAlign("tiny", model.vocabulary, image_encoder=tmp_path)
 
 
-@pytest.mark.parametrize("recipe", ["terrazzo", "paper"])
+@pytest.mark.parametrize("flavor", ["terrazzo", "paper"])
 @pytest.mark.parametrize("name", ["tiny", "small", "paper"])
-def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
-    config = preset(name, 20_000, recipe=recipe)
+def test_presets_hold_the_papers_sizes(name: str, flavor: Any) -> None:
+    config = preset(name, 20_000, flavor=flavor)
     assert config.neighbors == 3
     if name == "paper":
         genes = config.net.niche_genes
@@ -320,7 +320,7 @@ def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
         )
         assert (config.spot_pixels, config.net.spot_side, config.niche_pixels) == (28, 224, 224)
         assert (config.net.spot_image.size, config.net.dim) == ("resnet50", 512)
-    if recipe == "paper":
+    if flavor == "paper":
         assert (config.normalize, config.standardize, config.colors, config.square) == (
             "paper",
             "training",

@@ -12,7 +12,7 @@ from terrazzo import plot
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.plot.palettes import MISSING_COLOR, as_hex
 from terrazzo.slices.grids import grid_of
-from terrazzo.systems.stimage.windows import PatchConfig, corners
+from terrazzo.systems.stimage.windows import WindowConfig, corners
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 
@@ -68,7 +68,7 @@ def test_the_four_stages(simulated: Any, layout: str, options: dict[str, Any]) -
     # the window is one that training could draw, and the same cells are in it in every stage
     left, top = frame_of(found["compacted"]).min(axis=0) + 0.5
     corner = [int(top), int(left)]
-    assert corner in corners(laid, PatchConfig(window=7)).tolist()
+    assert corner in corners(laid, WindowConfig(window=7)).tolist()
     row, column = np.divmod(laid.site, laid.shape[1])
     here = (row >= top) & (row < top + 7) & (column >= left) & (column < left + 7)
     shown = found["cropped"].collections[0].get_offsets()

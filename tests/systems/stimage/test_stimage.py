@@ -17,9 +17,9 @@ import terrazzo as tz
 from terrazzo import keys
 from terrazzo.errors import ConfigError, GeneError, InputError, TerrazzoWarning
 from terrazzo.slices.grids import grid_of
-from terrazzo.systems.stimage import model as room
-from terrazzo.systems.stimage.config import STImageConfig, preset
-from terrazzo.systems.stimage.windows import PatchConfig, tile_corners, window_sites
+from terrazzo.systems.stimage import model as stimage_model
+from terrazzo.systems.stimage.config import preset
+from terrazzo.systems.stimage.windows import WindowConfig, tile_corners, window_sites
 
 
 def visium(n: int = 300, seed: int = 0, **options: Any) -> AnnData:
@@ -30,7 +30,7 @@ def model_of(adata: AnnData, loud: Any = None, **changes: Any) -> tz.STImage:
     """Return a tiny model; ``loud`` weights so that an error in any part of it moves the output."""
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
     config = preset(
-        "tiny", vocabulary.n_tokens, patches=PatchConfig(window=6, channels=40, choose="spatial")
+        "tiny", vocabulary.n_tokens, windows=WindowConfig(window=6, channels=40, choose="spatial")
     )
     model = tz.STImage(replace(config, **changes), vocabulary, seed=1)
     rng = np.random.default_rng(0)
@@ -55,15 +55,15 @@ def test_every_spot_gets_a_vector(output: Any, loud: Any) -> None:
     assert np.isfinite(vectors).all()
     assert (vectors.std(axis=0) > 0).all()
     assert not out.obs[keys.EMPTY].any()
-    story = out.uns[keys.UNS]["X_stimage"]
-    assert story["model_type"] == "stimage"
-    assert json.loads(story["details"])["grid"] == "hex"
+    record = out.uns[keys.UNS]["X_stimage"]
+    assert record["model_type"] == "stimage"
+    assert json.loads(record["details"])["grid"] == "hex"
 
 
 def test_blocks_are_named_and_of_one_norm(loud: Any) -> None:
     adata = visium()
     model_of(adata, loud).embed(adata, progress=False)
-    own, niche = tz.block(adata, "X_stimage", "own"), tz.block(adata, "X_stimage", "niche")
+    own, niche = tz.get(adata, "X_stimage:own"), tz.get(adata, "X_stimage:niche")
     assert own.shape == niche.shape == (300, 64)
     assert np.linalg.norm(own, axis=1).mean() == pytest.approx(1, rel=1e-5)
     assert np.linalg.norm(niche, axis=1).mean() == pytest.approx(1, rel=1e-5)
@@ -78,20 +78,17 @@ def test_the_niche_block_reads_nothing_of_the_spot_itself(loud: Any) -> None:
     counts = other.X.tolil()
     counts[spot] = counts[spot][:, ::-1]  # the same total, other genes
     other.X = counts.tocsr()
-    config = model.config
-    first, second = (states_of(model, a, config) for a in (adata, other))
+    first, second = (blocks_of(model, a) for a in (adata, other))
     moved = np.abs(first["niche"] - second["niche"]).max(axis=1)
     assert moved[spot] < 1e-6 < np.delete(moved, spot).max()
     assert np.abs(first["own"] - second["own"])[spot].max() > 1e-3
 
 
-def states_of(model: tz.STImage, adata: AnnData, config: STImageConfig) -> dict[str, np.ndarray]:
+def blocks_of(model: tz.STImage, adata: AnnData) -> dict[str, np.ndarray]:
+    """Return the blocks of all vectors as they are before they are brought to one norm."""
     from terrazzo.progress import Progress
-    from terrazzo.systems.stimage.gridded import GriddedSlice
 
-    tissue = tz.Slice.from_anndata(adata)
-    held = GriddedSlice.make(tissue, model.vocabulary.match(tissue), config, config.vit.n_genes)
-    return model._vectors(held, config, 0, Progress(False))
+    return model.prepare(tz.Slice.from_anndata(adata))._blocks(Progress(False))
 
 
 def test_the_order_of_rows_does_not_matter(loud: Any) -> None:
@@ -145,8 +142,8 @@ def test_spots_of_one_array_position_share_a_vector(loud: Any) -> None:
 
 def test_drawn_channels_depend_on_the_seed_alone(loud: Any) -> None:
     adata = visium()
-    config = preset("tiny", 1, recipe="paper").patches
-    model = model_of(adata, loud, patches=replace(config, window=6, channels=20), output="decoder")
+    config = preset("tiny", 1, flavor="paper").windows
+    model = model_of(adata, loud, windows=replace(config, window=6, channels=20), output="decoder")
     first = embedded(model, adata, seed=3)
     np.testing.assert_array_equal(first, embedded(model, adata, seed=3))
     assert np.abs(first - embedded(model, adata, seed=4)).max() > 1e-4
@@ -183,7 +180,7 @@ def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:
     most = np.argsort(-np.asarray(adata.X.sum(axis=0)).ravel())
     adata = adata[:, most[:n]].copy()
     vectors = embedded(
-        model_of(visium(), loud, patches=PatchConfig(window=6, channels=40, choose=choose)), adata
+        model_of(visium(), loud, windows=WindowConfig(window=6, channels=40, choose=choose)), adata
     )
     assert np.isfinite(vectors).all()
     assert vectors.std(axis=0).max() > 0
@@ -194,7 +191,7 @@ def test_windows_with_a_single_cell(choose: Any, loud: Any) -> None:
     adata = tz.simulate.tissue(40, n_genes=60, seed=0)
     adata.obsm["spatial"] = np.stack(np.divmod(np.arange(40), 8), axis=1) * 1000.0
     model = model_of(
-        adata, loud, patches=PatchConfig(window=6, bin_um=20.0, channels=40, choose=choose)
+        adata, loud, windows=WindowConfig(window=6, bin_um=20.0, channels=40, choose=choose)
     )
     vectors = embedded(model, adata)
     assert np.isfinite(vectors).all()
@@ -278,7 +275,7 @@ def test_windows_are_looked_at_as_often_as_their_fullest_bin_has_cells(
 ) -> None:
     adata = tz.simulate.tissue(300, n_genes=60, seed=0)
     model = model_of(
-        adata, loud, patches=PatchConfig(window=4, bin_um=25.0, channels=40, choose="spatial")
+        adata, loud, windows=WindowConfig(window=4, bin_um=25.0, channels=40, choose="spatial")
     )
     tissue = tz.Slice.from_anndata(adata)
     grid = grid_of(tissue, bin_um=25.0)
@@ -294,8 +291,8 @@ def test_windows_are_looked_at_as_often_as_their_fullest_bin_has_cells(
     )
     embedded(model, adata)
     assert sum(looked) == passes > len(tile_corners(grid, 4, 2))
-    monkeypatch.setattr(room, "matmul_rate", lambda *args: 1.0)
-    each = 5 * model.module.flops(16, 40) / room.REACH
+    monkeypatch.setattr(stimage_model, "matmul_rate", lambda *args: 1.0)
+    each = 5 * model.module.flops(16, 40) / stimage_model.REACH
     assert model.plan(adata).seconds == pytest.approx(passes * each)
 
 
@@ -315,10 +312,10 @@ def test_foreign_genes_and_impossible_settings_are_refused(loud: Any) -> None:
         tz.STImage(preset("tiny", 3), model.vocabulary)
 
 
-@pytest.mark.parametrize("recipe", ["terrazzo", "paper"])
+@pytest.mark.parametrize("flavor", ["terrazzo", "paper"])
 @pytest.mark.parametrize("name", ["tiny", "small", "paper"])
-def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
-    config = preset(name, 100, recipe=recipe)
+def test_presets_hold_the_papers_sizes(name: str, flavor: Any) -> None:
+    config = preset(name, 100, flavor=flavor)
     if name == "paper":
         sizes = config.vit
         assert (
@@ -334,8 +331,8 @@ def test_presets_hold_the_papers_sizes(name: str, recipe: Any) -> None:
             1024,
             2,
         )
-    if recipe == "paper":
-        assert (config.patches.window, config.patches.channels, config.patches.choose) == (
+    if flavor == "paper":
+        assert (config.windows.window, config.windows.channels, config.windows.choose) == (
             16,
             512,
             "weighted",
@@ -416,7 +413,7 @@ def test_one_gene_may_be_named_alone(loud: Any) -> None:
 
 def scheme_of(base: tz.STImage, scheme: Any, loud: Any) -> tz.STImage:
     """Return a model of another scheme with the same genes and windows."""
-    config = preset("tiny", base.vocabulary.n_tokens, scheme=scheme, patches=base.config.patches)
+    config = preset("tiny", base.vocabulary.n_tokens, scheme=scheme, windows=base.config.windows)
     model = tz.STImage(config, base.vocabulary)
     loud(model.module)
     model.module.autocorrelation.copy_(base.module.autocorrelation)
@@ -450,7 +447,7 @@ def test_vectors_do_not_depend_on_how_many_windows_are_worked_on_together(
     """A GPU works on more of them than a CPU."""
     model = scheme_of(model_of(visium(), loud), scheme, loud)
     together = embedded(model, visium())
-    monkeypatch.setitem(room.BATCH_SITES, "cpu", 36)
+    monkeypatch.setitem(stimage_model.BATCH_SITES, "cpu", 36)
     np.testing.assert_allclose(together, embedded(model, visium()), atol=1e-5)
 
 
@@ -464,13 +461,17 @@ def test_slice_based_predictions_pass_the_layer_that_joins(loud: Any) -> None:
     assert np.abs(model.reconstruct(adata, hidden, genes) - before).max() > 1e-3
 
 
-def test_a_preset_takes_recipe_scheme_and_windows() -> None:
+def test_a_preset_takes_flavor_scheme_and_windows() -> None:
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(visium())])
     model = tz.STImage(
-        "tiny", vocabulary, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
+        "tiny", vocabulary, flavor="paper", scheme="spot", windows=WindowConfig(window=4)
     )
     assert model.config == preset(
-        "tiny", vocabulary.n_tokens, recipe="paper", scheme="spot", patches=tz.PatchConfig(window=4)
+        "tiny",
+        vocabulary.n_tokens,
+        flavor="paper",
+        scheme="spot",
+        windows=WindowConfig(window=4),
     )
 
 

@@ -1,384 +1,379 @@
-"""Windows of a corpus: what a site holds, how a slice is scaled, in which order and by whom windows are read."""
+"""Windows and channels: counted by hand and by brute force, and drawn as often as eqs 6 and 7 say."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
-from pathlib import Path
+import tracemalloc
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
+from scipy.stats import chisquare
 
-from terrazzo import corpus, simulate
-from terrazzo.corpus.splits import Splits
-from terrazzo.errors import ConfigError, TerrazzoWarning
-from terrazzo.expression import SliceScale, log_values, spatial_autocorrelation
-from terrazzo.genes import Vocabulary
-from terrazzo.slices.grids import grid_of, lay_out
-from terrazzo.systems.stimage import sites as sites_room
-from terrazzo.systems.stimage.loader import WindowItem, WindowLoader
-from terrazzo.systems.stimage.sites import (
-    SiteStore,
-    member_grid,
-    sample_sites,
-    site_counts,
-    site_scale,
-)
-from terrazzo.systems.stimage.windows import PatchConfig
-
-ARRAY, BINS = (
-    PatchConfig(window=4, channels=8),
-    PatchConfig(window=4, channels=8, layout="bin", bin_um=30.0),
+from terrazzo.config import from_dict
+from terrazzo.errors import ConfigError
+from terrazzo.expression import SliceScale
+from terrazzo.slices.grids import Grid, observed
+from terrazzo.systems.stimage.counts import SiteCounts
+from terrazzo.systems.stimage.windows import (
+    EPSILON,
+    Window,
+    WindowConfig,
+    choose_channels,
+    corners,
+    describe,
+    draw_corners,
+    tile_corners,
+    window_sites,
 )
 
-
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
-    folder = tmp_path_factory.mktemp("windows")
-    for number, adata in enumerate(
-        simulate.corpus(4, 90, layout="visium", n_genes=30, seed=2, n_donors=4)
-    ):
-        adata.write_h5ad(folder / f"v{number}.h5ad")
-    splits, quiet = (
-        Splits("slice", validation=0.25),
-        {"scheduler": "synchronous", "progress": False},
-    )
-    return corpus.build(
-        sorted(folder.glob("*.h5ad")), folder / "corpus", min_genes=0, splits=splits, **quiet
-    )
+Array = np.ndarray
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
-    """Cells without an array, an ST array, and pixels."""
-    folder = tmp_path_factory.mktemp("mixed")
-    simulate.tissue(300, n_genes=30, name="cells", seed=1).write_h5ad(folder / "cells.h5ad")
-    simulate.tissue(60, n_genes=30, name="st", layout="st", seed=2).write_h5ad(folder / "st.h5ad")
-    pixels = simulate.tissue(70, n_genes=30, name="pixels", seed=3)
-    pixels.uns["technology"] = "unknown"
-    pixels.write_h5ad(folder / "pixels.h5ad")
-    return corpus.build(
-        [folder], folder / "corpus", min_genes=0, scheduler="synchronous", progress=False
+def grid_from(picture: Any) -> Grid:
+    """Make a grid from a picture of it: True where there is a cell."""
+    occupied = np.asarray(picture, dtype=bool)
+    return Grid(occupied.shape, np.flatnonzero(occupied), "square")
+
+
+def counted(occupied: Array, window: int) -> Array:
+    """Count a window's occupied sites by looking at each window."""
+    h, w = min(window, occupied.shape[0]), min(window, occupied.shape[1])
+    rows, columns = occupied.shape[0] - h + 1, occupied.shape[1] - w + 1
+    return np.array(
+        [[occupied[r : r + h, c : c + w].sum() for c in range(columns)] for r in range(rows)]
     )
 
 
-def some_genes(held: corpus.Corpus) -> Vocabulary:
-    """Return a vocabulary without every third gene, so that totals hold more than what has a token."""
-    whole = held.vocabulary()
-    kept = np.arange(len(whole)) % 3 > 0
-    parts = (whole.ensembl_id, whole.symbol, whole.token, whole.median)
-    return Vocabulary(*(p[kept] for p in parts), special=whole.special)
-
-
-def store_of(held: corpus.Corpus, config: PatchConfig = ARRAY, **options: Any) -> SiteStore:
-    return SiteStore(held, some_genes(held), config, options.pop("normalize", "median"), **options)
-
-
-def loader_of(
-    held: corpus.Corpus, make: Any = lambda items, epoch: items, **options: Any
-) -> WindowLoader[Any]:
-    store = options.pop("store", None) or store_of(held)
-    return WindowLoader(
-        held, store, make, **{"batch_windows": 4, "windows_per_slice": 5, **options}
+@st.composite
+def pictures(draw: st.DrawFn) -> Array:
+    """Grids of any shape, one row and one column among them, with at least one cell."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    occupied = rng.random((draw(st.integers(1, 14)), draw(st.integers(1, 14)))) < draw(
+        st.sampled_from([0.03, 0.3, 1.0])
     )
+    occupied.flat[rng.integers(occupied.size)] = True
+    return occupied
 
 
-def marks(batch: list[WindowItem]) -> list[tuple[str, int, tuple[int, ...]]]:
-    return [(item.id, item.number, tuple(item.sites.tolist())) for item in batch]
+# Windows (eq 6)
 
 
-def test_the_lattice_is_that_of_the_slice(opened: corpus.Corpus, mixed: corpus.Corpus) -> None:
-    kinds = set()
-    for held, id in [(opened, opened.ids()[0]), *((mixed, i) for i in mixed.ids())]:
-        tissue, (lattice, kind) = held.slice(id), held.lattice(id)
-        assert kind == tissue.lattice_kind
-        assert (lattice is None) == (tissue.lattice is None)
-        assert lattice is None or np.array_equal(lattice, tissue.lattice)
-        kinds.add(kind)
-    assert kinds == {"visium", "st", None}
+def test_observed_by_hand() -> None:
+    occupied = [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(observed(grid_from(occupied), 2), [[3, 2], [1, 1]])
+    np.testing.assert_array_equal(observed(grid_from(occupied), 3), [[3]])
+    np.testing.assert_array_equal(observed(grid_from(occupied), 16), [[3]])
 
 
-def test_the_grid_is_that_of_the_slice(opened: corpus.Corpus, mixed: corpus.Corpus) -> None:
-    for held, id, config in [(opened, "v0", ARRAY), (mixed, "st", ARRAY), (mixed, "cells", BINS)]:
-        ours, theirs = (
-            member_grid(held, id, config),
-            grid_of(held.slice(id), layout=config.layout, bin_um=config.bin_um),
+@given(pictures(), st.integers(1, 16))
+@settings(max_examples=80, deadline=None)
+def test_observed_equals_brute_force(occupied: Array, window: int) -> None:
+    np.testing.assert_array_equal(observed(grid_from(occupied), window), counted(occupied, window))
+
+
+def test_a_huge_grid_is_counted_in_little_more_than_itself() -> None:
+    """One outlier, and the grid is as large as it may be: 4 bytes a site and no array more than one besides."""
+    grid = Grid((2000, 2000), np.array([0, 1, 2000 * 2000 - 1]), "bin")
+    assert grid.occupied.tolist() == [0, 1, 3_999_999]
+    tracemalloc.start()
+    counts = observed(grid, 16)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts[[0, 0, 0, -1], [0, 1, 2, -1]].tolist() == [2, 1, 0, 1]
+    assert counts.sum() == 4
+    assert most < 12.5 * 2000 * 2000
+
+
+def test_cells_of_one_site_count_once() -> None:
+    grid = Grid((2, 2), np.array([0, 0, 0, 3]), "bin")
+    assert observed(grid, 2).tolist() == [[2]]
+
+
+def test_the_floor_by_hand() -> None:
+    occupied = np.zeros((2, 6), bool)
+    occupied[:, :3] = True
+    occupied[0, 4] = True
+    grid = grid_from(occupied)
+    assert observed(grid, 2).tolist() == [[4, 4, 2, 1, 1]]
+    for share, columns in [
+        (0.25, [0, 1, 2, 3, 4]),
+        (0.3, [0, 1, 2]),
+        (0.5, [0, 1, 2]),
+        (0.75, [0, 1]),
+        (1.0, [0, 1]),
+    ]:
+        assert corners(grid, WindowConfig(window=2, occupancy=share))[:, 1].tolist() == columns
+
+
+@given(pictures(), st.integers(1, 16), st.floats(0.01, 1))
+@settings(max_examples=80, deadline=None)
+def test_windows_are_full_enough_or_the_fullest(occupied: Array, window: int, share: float) -> None:
+    counts = counted(occupied, window)
+    enough = counts >= max(share * window**2, 1)
+    allowed = enough if enough.any() else counts == counts.max()
+    found = corners(grid_from(occupied), WindowConfig(window=window, occupancy=share))
+    assert found.tolist() == np.argwhere(allowed).tolist()
+    assert len(found)
+
+
+def test_a_single_cell_has_one_window() -> None:
+    grid = grid_from([[1]])
+    assert corners(grid, WindowConfig()).tolist() == [[0, 0]]
+    assert tile_corners(grid, 16, 8).tolist() == [[0, 0]]
+    assert window_sites(grid, np.array([0, 0]), 3).tolist() == [0, -1, -1, -1, -1, -1, -1, -1, -1]
+
+
+@given(pictures(), st.integers(1, 16), st.data())
+@settings(max_examples=80, deadline=None)
+def test_tiles_hold_every_occupied_site(occupied: Array, window: int, data: st.DataObject) -> None:
+    grid = grid_from(occupied)
+    tiles = tile_corners(grid, window, data.draw(st.integers(1, window)))
+    seen = [set(window_sites(grid, corner, window).tolist()) for corner in tiles]
+    assert set(grid.occupied.tolist()) <= set().union(*seen)
+    assert all(
+        sites & set(grid.occupied.tolist()) for sites in seen
+    )  # an empty window is not worth a pass
+    assert len(np.unique(tiles, axis=0)) == len(tiles)
+    rows, columns = counted(occupied, window).shape
+    assert (tiles >= 0).all()
+    assert (tiles < [rows, columns]).all()  # no tile stands over an edge that it could stay within
+
+
+@pytest.mark.parametrize("stride", [0, -1, 5])
+def test_strides_that_would_leave_sites_out(stride: int) -> None:
+    with pytest.raises(ConfigError, match=f"stride is {stride}"):
+        tile_corners(grid_from(np.ones((20, 20))), 4, stride)
+
+
+def test_window_sites_by_hand() -> None:
+    grid = grid_from(np.ones((3, 4)))
+    assert window_sites(grid, np.array([1, 2]), 2).tolist() == [6, 7, 10, 11]
+    assert window_sites(grid, np.array([0, 0]), 4).tolist() == [
+        *range(12),
+        -1,
+        -1,
+        -1,
+        -1,
+    ]  # a row too few
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (3, 9), (9, 3)])
+def test_a_grid_smaller_than_a_window_is_padded(shape: tuple[int, int]) -> None:
+    grid = grid_from(np.ones(shape))
+    assert observed(grid, 5).shape == (max(shape[0] - 4, 1), max(shape[1] - 4, 1))
+    for corner in tile_corners(grid, 5, 2):
+        sites = window_sites(grid, corner, 5).reshape(5, 5)
+        inside = sites[: min(5, shape[0]), : min(5, shape[1])]
+        assert (inside >= 0).all()
+        assert (sites >= 0).sum() == inside.size  # all else is -1
+        row, column = np.divmod(inside, shape[1])
+        np.testing.assert_array_equal(
+            row - row[0, 0], np.arange(len(row))[:, None].repeat(row.shape[1], 1)
         )
-        assert (ours.shape, ours.layout) == (theirs.shape, theirs.layout)
-        assert np.array_equal(ours.site, theirs.site)
-
-
-def test_bins_without_micrometers_are_told(mixed: corpus.Corpus) -> None:
-    with pytest.warns(TerrazzoWarning, match="micrometers are not known"):
-        member_grid(mixed, "pixels", BINS)
-
-
-def dense(held: corpus.Corpus, store: SiteStore, id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return counts by token and totals of every occupied site, in the plain way."""
-    tissue, token = held.slice(id), store.match(id)[0]
-    grid = member_grid(held, id, store.config)
-    counts, totals = np.zeros((len(grid.occupied), store.n_tokens)), np.zeros(len(grid.occupied))
-    for cell, row in enumerate(tissue.counts.toarray()):
-        at = np.searchsorted(grid.occupied, grid.site[cell])
-        totals[at] += row.sum()
-        np.add.at(counts[at], token[token >= 0], row[token >= 0])
-    return counts, totals
-
-
-@pytest.mark.parametrize("block", [7, 10_000])
-@pytest.mark.parametrize("kind", ["array", "bins"])
-def test_sites_hold_the_sums_of_their_cells(
-    opened: corpus.Corpus,
-    mixed: corpus.Corpus,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: str,
-    block: int,
-) -> None:
-    held, id, config = (opened, "v1", ARRAY) if kind == "array" else (mixed, "cells", BINS)
-    store = store_of(held, config)
-    wanted, totals = dense(held, store, id)
-    monkeypatch.setattr(sites_room, "BLOCK", block)
-    read: list[int] = []
-    for name in ("rows", "take"):
-        plain = getattr(corpus.Corpus, name)
-
-        def watched(self: Any, *args: Any, plain: Any = plain) -> Any:
-            out = plain(self, *args)
-            read.append(out.shape[0])
-            return out
-
-        monkeypatch.setattr(corpus.Corpus, name, watched)
-    grid = member_grid(held, id, config)
-    asked = np.append(grid.occupied[::-1], -1)  # in any order, and one beyond the edge
-    counts, sums = site_counts(held, id, grid, asked, store.match(id)[0], store.n_tokens)
-    np.testing.assert_array_equal(counts.toarray()[:-1][::-1], wanted)
-    np.testing.assert_array_equal(sums[:-1][::-1], totals)
-    assert sums[-1] == counts[-1].sum() == 0
-    for normalize in ("median", "paper"):
-        scale = site_scale(held, id, grid, store.match(id)[0], store.n_tokens, normalize)
-        plain_scale = SliceScale.fit([sparse.csr_matrix(wanted)], totals, normalize)
-        assert scale.total == plain_scale.total
-        np.testing.assert_allclose(scale.mean, plain_scale.mean, rtol=1e-6)
-        np.testing.assert_allclose(scale.sd, plain_scale.sd, rtol=1e-5, atol=1e-7)
-    assert max(read) <= block  # never the whole matrix
-    assert (kind == "bins") == (len(grid.occupied) < len(grid.site))
-
-
-def test_genes_that_share_a_token_are_summed(opened: corpus.Corpus) -> None:
-    store, grid = store_of(opened), member_grid(opened, "v0", ARRAY)
-    token = store.match("v0")[0].copy()
-    first, second = np.flatnonzero(token >= 0)[:2]
-    token[second] = token[first]
-    counts, _ = site_counts(opened, "v0", grid, grid.occupied, token, store.n_tokens)
-    whole = opened.slice("v0").counts.toarray()[np.argsort(grid.site)]
-    np.testing.assert_array_equal(
-        counts[:, [token[first]]].toarray()[:, 0], whole[:, first] + whole[:, second]
-    )
-
-
-def test_what_is_measured_is_kept_and_mended(
-    opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = store_of(opened, PatchConfig(window=5))
-    scale, near, grid = first.scale("v0"), first.autocorrelation("v0"), first.grid("v0")
-    assert near.shape == (first.n_tokens,)
-    assert first.n_sites("v0") == len(grid.occupied)
-    counts, totals = dense(opened, first, "v0")
-    values = log_values(sparse.csr_matrix(counts), scale.total, totals)[:, first.measured("v0")]
-    wanted = spatial_autocorrelation(values, grid.places(grid.occupied))
-    np.testing.assert_allclose(near[first.measured("v0")], wanted, atol=1e-6)
-    assert set(np.flatnonzero(near)) <= set(first.measured("v0").tolist())
-    made: list[str] = []
-    plain = sites_room.site_scale
-    monkeypatch.setattr(
-        sites_room, "site_scale", lambda *args: made.append(args[1]) or plain(*args)
-    )
-    again = store_of(opened, PatchConfig(window=9))  # a window's size changes nothing that is kept
-    np.testing.assert_array_equal(again.scale("v0").mean, scale.mean)
-    assert (again.grid("v0").shape, again.grid("v0").layout, made) == (grid.shape, "hex", [])
-    assert store_of(opened, normalize="paper").scale("v0").total == 1e4
-    assert made == ["v0"]
-    path = again.path("v0")
-    path.write_bytes(path.read_bytes()[:100])
-    np.testing.assert_array_equal(store_of(opened).scale("v0").sd, scale.sd)
-    assert made == ["v0", "v0"]
-    assert not list(path.parent.glob(".*"))
-
-
-def test_a_window_is_what_its_sites_hold(opened: corpus.Corpus) -> None:
-    store = store_of(opened)
-    for item in itertools.chain(*loader_of(opened, store=store)):
-        wanted, totals = dense(opened, store, item.id)
-        grid, window = store.grid(item.id), item.window
-        assert item.sites.shape == (16,)
-        assert window.present.any()
-        assert np.array_equal(window.present, np.isin(item.sites, grid.occupied))
-        at = np.searchsorted(grid.occupied, item.sites[window.present])
-        counts = window.counts.by_token()
-        np.testing.assert_array_equal(counts.toarray()[window.present], wanted[at])
-        np.testing.assert_array_equal(window.totals[window.present], totals[at])
-        assert counts[~window.present].nnz == window.totals[~window.present].sum() == 0
-        inside = item.sites >= 0
-        apart = window.places[inside] - grid.places(item.sites[inside])
-        np.testing.assert_allclose(
-            apart, np.broadcast_to(apart[0], apart.shape), atol=1e-4
-        )  # places up to a shift
-        assert window.places.min() == 0
-
-
-def test_only_the_columns_asked_for_are_read(opened: corpus.Corpus) -> None:
-    store = store_of(opened)
-    few = {
-        id: np.where(np.arange(30) < 9, store.match(id)[0], -1).astype(np.int32)
-        for id in opened.ids()
-    }
-    for all_of, some in zip(loader_of(opened), loader_of(opened, token_of=few.get), strict=True):
-        for whole, part in zip(all_of, some, strict=True):
-            kept = few[whole.id][few[whole.id] >= 0]
-            np.testing.assert_array_equal(part.window.totals, whole.window.totals)
-            some_of, all_of_them = part.window.counts.by_token(), whole.window.counts.by_token()
-            np.testing.assert_array_equal(
-                some_of[:, kept].toarray(), all_of_them[:, kept].toarray()
-            )
-            assert some_of.sum() == all_of_them[:, kept].sum() < all_of_them.sum()
-
-
-@pytest.mark.parametrize("prefetch", [True, False])
-def test_order_depends_on_seed_and_epoch_alone(opened: corpus.Corpus, prefetch: bool) -> None:
-    loader = loader_of(opened, prefetch=prefetch)
-    first, second = [marks(b) for b in loader], [marks(b) for b in loader]
-    assert len(first) == len(loader) == 4
-    assert [len(b) for b in first] == [4, 4, 4, 3]
-    assert sorted((m[0], m[1]) for b in first for m in b) == sorted(
-        itertools.product(opened.ids("train"), range(5))
-    )
-    assert first != second
-    assert {m[2] for b in first for m in b} != {
-        m[2] for b in second for m in b
-    }  # windows are drawn anew
-    assert [marks(b) for b in loader_of(opened)] == first
-    assert [marks(b) for b in loader_of(opened, seed=1)] != first
-
-
-def test_held_out_slices_are_not_read(opened: corpus.Corpus) -> None:
-    seen = {
-        split: {item.id for b in loader_of(opened, split=split) for item in b}
-        for split in ("train", "validation")
-    }
-    assert seen == {split: set(opened.ids(split)) for split in seen}
-    half = {item.id for b in loader_of(opened, share=0.4) for item in b}
-    assert len(half) == 1
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_windows_of_one_process(opened: corpus.Corpus, world: int) -> None:
-    alone = [marks(b) for b in loader_of(opened, batch_windows=2 * world)]
-    ranks = [
-        [marks(b) for b in loader_of(opened, batch_windows=2, rank=r, world=world)]
-        for r in range(world)
-    ]
-    assert len({len(batches) for batches in ranks}) == 1
-    together = [m for batches in ranks for b in batches for m in b]
-    assert len(together) == len(set(together)) == 15
-    assert set(together) == {m for b in alone for m in b}
-    first = [m for batches in ranks for m in batches[0]]
-    assert sorted(first) == sorted(
-        alone[0]
-    )  # a step of all ranks is a step of one with a larger batch
-
-
-@pytest.mark.parametrize("stop", [1, 3, 4, 6])
-def test_another_loader_continues_with_the_very_next_batch(
-    opened: corpus.Corpus, stop: int
-) -> None:
-    whole, loader, left = loader_of(opened), loader_of(opened), loader_of(opened)
-    every = [marks(b) for _ in range(3) for b in whole]
-    seen = []
-    while len(seen) < stop:
-        for batch in loader:
-            seen.append(marks(batch))
-            if len(seen) == stop:
-                break
-    left.load_state_dict(loader.state_dict())
-    rest = [marks(b) for _ in range(2) for b in left]
-    assert seen + rest == every[: len(seen) + len(rest)]
-    with pytest.raises(ConfigError, match=r"windows_per_slice: 5 then, 4 now"):
-        loader_of(opened, windows_per_slice=4).load_state_dict(loader.state_dict())
-
-
-def test_as_many_windows_as_hold_the_sites_once(opened: corpus.Corpus) -> None:
-    loader = loader_of(opened, windows_per_slice=0, batch_windows=1)
-    assert len(loader) == 3 * 6  # 90 sites, 16 a window
-    small = store_of(opened, PatchConfig(window=40))  # larger than the slices: padded
-    windows = [item for b in loader_of(opened, store=small, windows_per_slice=0) for item in b]
-    assert len(windows) == 3
-    for item in windows:
-        assert item.sites.shape == item.window.present.shape == (1600,)
-        assert item.window.present.sum() == 90
-        assert (item.sites < 0).any()
-    with pytest.raises(ConfigError, match="at least 0"):
-        loader_of(opened, windows_per_slice=-1)
-
-
-def test_sites_from_all_over_a_slice(opened: corpus.Corpus) -> None:
-    store = store_of(opened)
-    drawn: dict[str, set[int]] = {}
-    for _ in range(8):
-        for item in itertools.chain(*loader_of(opened, store=store, unit="sites", seed=_)):
-            assert len(set(item.sites.tolist())) == 16
-            assert item.window.present.all()
-            drawn.setdefault(item.id, set()).update(item.sites.tolist())
-    assert all(drawn[id] == set(store.grid(id).occupied.tolist()) for id in opened.ids("train"))
-    large = store_of(opened, PatchConfig(window=10))
-    for item in itertools.chain(*loader_of(opened, store=large, unit="sites", windows_per_slice=0)):
-        assert (item.sites >= 0).sum() == item.window.present.sum() == 90
-
-
-def test_batches_are_made_in_the_thread_that_reads(opened: corpus.Corpus) -> None:
-    import threading
-
-    names = [
-        n
-        for b in loader_of(
-            opened, lambda items, epoch: [threading.current_thread().name, str(epoch)]
+        np.testing.assert_array_equal(
+            column - column[0, 0], np.arange(row.shape[1])[None].repeat(len(row), 0)
         )
-        for n in b
-    ]
-    assert {n for n in names if n != "0"} == {"terrazzo-loader_0"}
+        assert (row[0, 0], column[0, 0]) == tuple(corner)
 
 
-def test_sampled_sites_lie_side_by_side() -> None:
-    side = 150
-    coords = (
-        np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1)
-        .reshape(-1, 2)
-        .astype(float)
+def test_corners_are_drawn_uniformly() -> None:
+    """Eq 6, among the windows that are full enough."""
+    occupied = np.ones((9, 11), bool)
+    occupied[:3, :4] = False
+    allowed = corners(grid_from(occupied), WindowConfig(window=4, occupancy=0.8))
+    assert 20 < len(allowed) < 48
+    drawn = draw_corners(allowed, 40_000, np.random.default_rng(3))
+    count = Counter(map(tuple, drawn.tolist()))
+    assert set(count) == set(map(tuple, allowed.tolist()))
+    assert chisquare(list(count.values())).pvalue > 1e-3
+
+
+def test_drawing_depends_on_the_seed_alone() -> None:
+    allowed = np.argwhere(np.ones((6, 6)))
+    first, again, other = (
+        draw_corners(allowed, 50, np.random.default_rng(s)).tolist() for s in (1, 1, 2)
     )
-    grid = lay_out(coords, layout="bin", bin_size=1.0)
-    assert np.array_equal(sample_sites(grid, side**2), grid.occupied)
-    found = sample_sites(grid, 3000)
-    assert 0 < len(found) <= 3000
-    assert (np.diff(found) > 0).all()
-    right = np.isin(found + 1, found).mean()
-    assert right > 0.9  # all but those on the right edge of a square
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert len(sample_sites(grid, 1)) == 1
+    assert first == again
+    assert first != other
 
 
-def test_few_grids_stay_in_memory(opened: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sites_room, "KEPT_CELLS", 200)
-    store = store_of(opened)
-    for id in [*opened.ids(), "v0"]:
-        assert len(store.grid(id).site) == 90
-    assert list(store._laid) == ["v3", "v0"]
+def test_a_line_about_a_grid() -> None:
+    grid = Grid((2, 3), np.array([0, 0, 0, 1, 3]), "bin")
+    assert describe(grid, WindowConfig(window=2)) == (
+        "bin, 2 rows x 3 columns, 3 of 6 sites occupied (50%), 1.67 cells each (most 3); 2 windows of 2 x 2"
+    )
+    assert describe(grid_from([[1]]), WindowConfig()) == (
+        "square, 1 row x 1 column, 1 of 1 site occupied (100%), 1 cell each; 1 window of 16 x 16, the fullest with "
+        "cells on 1 of 256 sites"
+    )
 
 
-def test_the_files_lie_beside_the_corpus(opened: corpus.Corpus, tmp_path: Path) -> None:
-    store = store_of(opened)
-    store.measure("v2")
-    assert store.path("v2").is_file()
-    assert store.path("v2").parent == Path(opened.folder) / "cache" / "sites"
-    assert corpus.verify(opened, progress=False) == []
+# Channels (eq 7)
+
+WEIGHT = np.array([0.0, 0.2, 0.5, 1.0, 3.0])
+
+
+def subset_probabilities(weight: Array, m: int) -> dict[tuple[int, ...], float]:
+    """Draw one gene after the other without replacement, every order of them: the probability of each set."""
+    out: dict[tuple[int, ...], float] = Counter()
+    for order in itertools.permutations(range(len(weight)), m):
+        chance, left = 1.0, float(weight.sum())
+        for gene in order:
+            chance, left = chance * weight[gene] / left, left - weight[gene]
+        out[tuple(sorted(order))] += chance
+    return out
+
+
+def drawn_sets(
+    weight: Array, m: int, n: int, seed: int, **options: Any
+) -> Counter[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    return Counter(
+        tuple(choose_channels(weight, m, "weighted", rng, **options).tolist()) for _ in range(n)
+    )
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_channels_are_drawn_as_eq_7_says(m: int) -> None:
+    n, epsilon = 8000, 0.05
+    expected = subset_probabilities(WEIGHT + epsilon, m)
+    assert sum(expected.values()) == pytest.approx(1)
+    found = drawn_sets(WEIGHT, m, n, seed=m, epsilon=epsilon)
+    sets = sorted(expected)
+    counts = [found[s] for s in sets]
+    assert sum(counts) == n  # nothing twice, nothing else
+    assert chisquare(counts, [n * expected[s] for s in sets]).pvalue > 1e-3
+    # and such a test sees a difference: without epsilon's share, and with all genes alike
+    for wrong in (np.sqrt(WEIGHT + epsilon), np.ones(5)):
+        other = subset_probabilities(wrong, m)
+        assert chisquare(counts, [n * other[s] for s in sets]).pvalue < 1e-6
+
+
+def test_channels_against_a_sequential_draw() -> None:
+    """Many genes: how often each is in the set, beside numpy's own draw one after the other."""
+    rng = np.random.default_rng(11)
+    weight = rng.gamma(0.5, size=60)
+    n, m = 3000, 20
+    ours = np.bincount(
+        np.concatenate([choose_channels(weight, m, "weighted", rng) for _ in range(n)]),
+        minlength=60,
+    )
+    chance = (weight + EPSILON) / (weight + EPSILON).sum()
+    theirs = np.bincount(
+        np.concatenate([rng.choice(60, m, replace=False, p=chance) for _ in range(n)]), minlength=60
+    )
+    share = (ours + theirs) / (2 * n)
+    spread = np.sqrt(np.maximum(share * (1 - share), 1 / n) * 2 / n)
+    assert (np.abs(ours - theirs) / n / spread).max() < 4.5
+
+
+def test_a_gene_that_does_not_vary_can_be_drawn_but_hardly_is() -> None:
+    weight = np.array([0.0, 1.0, 1.0])
+    assert all(0 not in s for s in drawn_sets(weight, 2, 300, seed=0))
+    assert any(0 in s for s in drawn_sets(weight, 2, 300, seed=0, epsilon=0.5))
+    flat = drawn_sets(
+        np.zeros(3), 1, 3000, seed=1
+    )  # a window of one site: no gene varies, all are alike
+    assert chisquare([flat[(i,)] for i in range(3)]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("how", ["weighted", "spatial", "hvg", "random", "all"])
+@pytest.mark.parametrize("m", [5, 6, 512])
+def test_fewer_genes_than_channels(how: Any, m: int) -> None:
+    assert choose_channels(WEIGHT, m, how, np.random.default_rng(0)).tolist() == [0, 1, 2, 3, 4]
+    assert choose_channels(np.zeros(0), m, how, np.random.default_rng(0)).tolist() == []
+
+
+def test_the_other_rules() -> None:
+    rng = np.random.default_rng(0)
+    weight = np.array([3.0, 0.0, 5.0, 1.0, 5.0])
+    for how in ("hvg", "spatial"):
+        assert choose_channels(weight, 2, how, rng).tolist() == [2, 4]
+        assert choose_channels(weight, 3, how, rng).tolist() == [0, 2, 4]
+        assert choose_channels(np.zeros(5), 2, how, rng).tolist() == [
+            0,
+            1,
+        ]  # the same ones every time
+    assert choose_channels(weight, 2, "all", rng).tolist() == [0, 1, 2, 3, 4]
+    found = Counter(tuple(choose_channels(weight, 2, "random", rng).tolist()) for _ in range(5000))
+    assert set(found) == set(itertools.combinations(range(5), 2))
+    assert chisquare(list(found.values())).pvalue > 1e-3
+
+
+def test_channels_depend_on_the_seed_alone() -> None:
+    weight = np.random.default_rng(0).gamma(1, size=100)
+    for how in ("weighted", "random"):
+        one, again, other = (
+            choose_channels(weight, 10, how, np.random.default_rng(s)).tolist() for s in (4, 4, 5)
+        )
+        assert one == again
+        assert one != other
+        assert one == sorted(set(one))
+
+
+# A window with its values
+
+
+def window_of(counts: Array, present: Array) -> Window:
+    matrix = sparse.csr_matrix(counts.astype(np.float32))
+    return Window(
+        SiteCounts.of(matrix),
+        counts.sum(axis=1).astype(float),
+        present,
+        np.zeros((len(counts), 2), np.float32),
+    )
+
+
+def test_variance_is_that_of_observed_sites_only() -> None:
+    counts = np.array([[9, 1, 0, 4], [0, 0, 0, 0], [9, 0, 1, 4], [0, 0, 0, 0]])
+    window = window_of(counts, np.array([True, False, True, False]))
+    scale = SliceScale(14.0, np.zeros(4), np.ones(4))
+    config = WindowConfig(channels=2, choose="hvg")
+    found = window.channels(config, np.arange(4), np.zeros(4), scale, np.random.default_rng(0))
+    assert found.tolist() == [1, 2]  # with the empty sites as zeros, genes 0 and 3 would vary most
+
+
+def test_a_window_with_a_single_observed_site() -> None:
+    counts = np.zeros((4, 6))
+    counts[2] = [5, 0, 1, 0, 9, 2]
+    window = window_of(counts, np.array([False, False, True, False]))
+    scale = SliceScale(17.0, np.zeros(6), np.ones(6))
+    for how in ("weighted", "hvg", "random", "spatial"):
+        genes = window.channels(
+            WindowConfig(channels=3, choose=how),
+            np.array([0, 2, 3, 4, 5]),
+            np.arange(6.0),
+            scale,
+            np.random.default_rng(0),
+        )
+        assert len(set(genes.tolist())) == 3
+        assert 1 not in genes  # the slice did not measure it
+        values = window.values(genes, scale, standardize=False)
+        np.testing.assert_allclose(values[2], np.log1p(counts[2, genes]), rtol=1e-6)
+        assert not values[[0, 1, 3]].any()
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"window": 0},
+        {"channels": 0},
+        {"occupancy": 0.0},
+        {"occupancy": 1.1},
+        {"layout": "round"},
+        {"bin_um": -1.0},
+        {"bin_um": float("nan")},
+        {"bin_um": float("inf")},
+    ],
+)
+def test_impossible_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        from_dict(WindowConfig, wrong, "windows")

@@ -32,7 +32,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     },
     "A.3: no distance matrix": {"model": {"subslices": {"subslice_size": 16, "pair": "none"}}},
     **{
-        f"A.4: {n} cells encoded again": {"pretrain": {"frozen_epochs": 0, "reencode": n}}
+        f"A.4: {n} cells encoded again": {"objective": {"frozen_epochs": 0, "reencode": n}}
         for n in (0, 4, 12)
     },
     **{f"A.5: {share:.1%} of the data": {"data": {"share": share}} for share in (0.125, 0.5)},
@@ -40,13 +40,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         f"A.6: alpha {alpha}": {"model": {"subslices": {"subslice_size": 16, "alpha": alpha}}}
         for alpha in (0.0, 0.2, 0.4, 0.6, 1.0)
     },
-    **{f"A.7: gamma {gamma}": {"pretrain": {"gamma": gamma}} for gamma in (0.0, 0.2, 0.8, 1.0)},
+    **{f"A.7: gamma {gamma}": {"objective": {"gamma": gamma}} for gamma in (0.0, 0.2, 0.8, 1.0)},
     "all distances": {"model": {"subslices": {"subslice_size": 16, "pair": "full"}}},
-    "cosine": {"pretrain": {"loss": "cosine", "mask_share": 0.12, "kept_share": 0.03}},
+    "cosine": {"objective": {"loss": "cosine", "mask_share": 0.12, "kept_share": 0.03}},
     "informed start": {"model": {"init": "informed", "subslices": {"subslice_size": 16}}},
-    "own+niche": {"pretrain": {"objective": "own+niche", "mask_share": 0.5}},
+    "own+niche": {"objective": {"kind": "own+niche", "mask_share": 0.5}},
     "halo": {"model": {"subslices": {"subslice_size": 16, "halo": 2.0}}},
-    "bfloat16": {"run": {"precision": "bf16-mixed"}, "pretrain": {"frozen_epochs": 0}},
+    "bfloat16": {"run": {"precision": "bf16-mixed"}, "objective": {"frozen_epochs": 0}},
 }
 
 
@@ -75,7 +75,7 @@ def test_every_ablation_is_a_switch(recipe: Any, simulated: Any, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    "adapt",
+    "objective",
     [
         {},
         {"own_weight": 1.0, "view": "thinned"},
@@ -86,16 +86,18 @@ def test_every_ablation_is_a_switch(recipe: Any, simulated: Any, name: str) -> N
 )
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_domain_adaptation_and_without_it(
-    recipe: Any, simulated: Any, tmp_path: Path, adapt: dict[str, Any], precision: str
+    recipe: Any, simulated: Any, tmp_path: Path, objective: dict[str, Any], precision: str
 ) -> None:
     short = {"max_steps": 1, "accumulate": 1}
     adapted = train(
-        recipe("adapt", "adapted", adapt=adapt, optim=short, run={"precision": precision})
+        recipe(
+            "stofm-adapt", "adapted", objective=objective, optim=short, run={"precision": precision}
+        )
     )
     assert_trained(adapted, simulated(50, 40))  # table 5: cell encoder with domain adaptation
     source = {"checkpoint": str(adapted), "subslices": {"subslice_size": 16}}
-    folder = train(recipe("pretrain", "pretrained", model=source, optim=short))
+    folder = train(recipe("stofm-pretrain", "pretrained", model=source, optim=short))
     assert_trained(folder, simulated(50, 40))
-    story = tz.load(folder).provenance
-    assert story["started from"] == str(adapted)
-    assert '"stage": "adapt"' in story["before"]
+    record = tz.load(folder).provenance
+    assert record["started from"] == str(adapted)
+    assert '"stage": "stofm-adapt"' in record["before"]

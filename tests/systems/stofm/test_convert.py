@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, TerrazzoWarning
 from terrazzo.models.published import read_pickled_tensors
-from terrazzo.systems.stofm.convert import LAYER_NAMES
+from terrazzo.systems.stofm.convert import LAYER_NAMES, convert_geneformer, convert_stofm
 
 GENES = 60
 
@@ -116,10 +116,13 @@ def test_stofm_goes_there_and_back(
     published: tuple[Path, Any], dictionaries: Path, simulated: Any
 ) -> None:
     folder, model = published
-    found = tz.convert_stofm(folder, dictionaries)
+    found = convert_stofm(folder, dictionaries)
     assert found.config.cell_encoder == model.config.cell_encoder
     assert found.config.se2 == model.config.se2
-    assert (found.config.subslices.geometry, found.config.subslices.split) == ("published", "grid")
+    assert (found.config.subslices.geometry, found.config.subslices.partition) == (
+        "published",
+        "grid",
+    )
     assert found.trained
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(found.module.state_dict()[name], tensor), name
@@ -150,10 +153,10 @@ def test_a_missing_or_truncated_file(
     for share in (0.0, 0.02, 0.5, 0.99):
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(CheckpointError, match=path.name):
-            tz.convert_stofm(published[0], dictionaries)
+            convert_stofm(published[0], dictionaries)
     path.unlink()
     with pytest.raises(CheckpointError, match=path.name):
-        tz.convert_stofm(published[0], dictionaries)
+        convert_stofm(published[0], dictionaries)
 
 
 def test_damaged_bytes_never_escape_as_another_error(
@@ -198,7 +201,7 @@ def test_a_malicious_pth_is_refused_and_not_run(
     target = tmp_path / "owned"
     write(published[0] / name, {"weight": torch.zeros(2, 2), "bias": Payload(target)})
     with pytest.raises(CheckpointError, match="refused"):
-        tz.convert_stofm(published[0], dictionaries)
+        convert_stofm(published[0], dictionaries)
     assert not target.exists()
 
 
@@ -218,11 +221,11 @@ def test_a_malicious_dictionary_is_refused_and_not_run(
     target = tmp_path / "owned"
     (dictionaries / f"{name}.pkl").write_bytes(pickle.dumps({"ENSG00000000001": Payload(target)}))
     with pytest.raises(CheckpointError, match=name):
-        tz.convert_stofm(published[0], dictionaries)
+        convert_stofm(published[0], dictionaries)
     assert not target.exists()
     (dictionaries / f"{name}.pkl").unlink()
     with pytest.raises(CheckpointError, match=name):
-        tz.convert_stofm(published[0], dictionaries)
+        convert_stofm(published[0], dictionaries)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def test_models_that_cannot_be_expressed(
 ) -> None:
     change_json(published[0] / name, **values)
     with pytest.raises(CheckpointError, match=says):
-        tz.convert_stofm(published[0], dictionaries)
+        convert_stofm(published[0], dictionaries)
 
 
 def test_foreign_tensors_are_named_and_left_out(
@@ -288,14 +291,14 @@ def test_foreign_tensors_are_named_and_left_out(
     state = read_pickled_tensors(path)
     torch.save(state | {"lm_head.weight": torch.zeros(2)}, path)
     with pytest.warns(TerrazzoWarning, match=r"1 tensors have no place.*lm_head"):
-        found = tz.convert_stofm(published[0], dictionaries)
+        found = convert_stofm(published[0], dictionaries)
     assert torch.equal(found.module.se2.embedding.weight, published[1].module.se2.embedding.weight)
 
 
 def test_a_projection_of_another_kind(published: tuple[Path, Any], dictionaries: Path) -> None:
     torch.save({"0.weight": torch.zeros(2, 2)}, published[0] / "cell_encoder" / "cell_proj.bin")
     with pytest.raises(CheckpointError, match="one linear layer"):
-        tz.convert_stofm(published[0], dictionaries)
+        convert_stofm(published[0], dictionaries)
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
@@ -322,7 +325,7 @@ def test_geneformer_from_what_transformers_saved(
     if layout == "bin":
         torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
-    model = tz.convert_geneformer(folder, dictionaries)
+    model = convert_geneformer(folder, dictionaries)
     assert model.trained
     assert model.vocabulary.special["<cls>"] == GENES + 2  # Geneformer V1 has none: appended
     words = model.module.bert.embeddings.word_embeddings.weight
@@ -344,7 +347,7 @@ def test_geneformer_from_what_transformers_saved(
 
 def test_geneformer_without_its_files(tmp_path: Path, dictionaries: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        tz.convert_geneformer(tmp_path / "nothing", dictionaries)
+        convert_geneformer(tmp_path / "nothing", dictionaries)
 
 
 def test_a_folder_is_not_changed_by_reading_it(
@@ -352,7 +355,7 @@ def test_a_folder_is_not_changed_by_reading_it(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(published[0], copy)
-    tz.convert_stofm(published[0], dictionaries)
+    convert_stofm(published[0], dictionaries)
     for path in copy.rglob("*"):
         other = published[0] / path.relative_to(copy)
         assert path.is_dir() or path.read_bytes() == other.read_bytes()

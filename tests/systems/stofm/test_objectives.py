@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
-from terrazzo.systems import stages
-from terrazzo.systems.stofm.objectives import (
-    DomainAdaptation,
-    MultiScale,
-    residual_loss,
-    vector_loss,
-)
+from terrazzo.systems.stofm.objectives import residual_loss, vector_loss
 from terrazzo.training.stage import decay, rate
 
 
 @pytest.fixture
-def made(recipe: Any, corpus_folder: Path) -> Any:
+def made(stage_of: Any) -> Any:
     """Return a function that makes an objective and its batches, of training and of validation."""
 
-    def make(stage: str = "pretrain", **sections: Any) -> Any:
-        config, corpus = recipe(stage, **sections), Corpus.open(corpus_folder)
-        model = stages.initial_model(config, corpus)
-        stages.prepare(config, corpus, model, progress=False)
-        training, validation = stages.loaders(config, corpus, model)
-        kind = DomainAdaptation if stage == "adapt" else MultiScale
-        return kind(model, config), list(training), list(validation or [])
+    def make(stage: str = "stofm-pretrain", **objective: Any) -> Any:
+        model = objective.pop("model", {})
+        run = stage_of(stage, objective=objective, model=model)
+        run.prepare()
+        made = run.objective_class(run.model, run.recipe)
+        return made, list(run.loader("train")), list(run.loader("validation"))
 
     return make
 
@@ -50,7 +41,7 @@ def gradients(objective: Any, part: Any) -> Tensor:
 def test_gamma_one_half_is_one_to_one(
     made: Any, gamma: float, masked: float, distances: float
 ) -> None:
-    objective, batches, _ = made(pretrain={"gamma": gamma})
+    objective, batches, _ = made(gamma=gamma)
     parts = objective.eval().losses(batches[0])
     torch.testing.assert_close(
         parts["loss"], masked * parts["masked_cells"] + distances * parts["distances"]
@@ -58,7 +49,7 @@ def test_gamma_one_half_is_one_to_one(
 
 
 def test_gamma_one_needs_no_distances(made: Any) -> None:
-    objective, batches, _ = made(pretrain={"gamma": 1.0})
+    objective, batches, _ = made(gamma=1.0)
     parts = objective.losses(batches[0])
     assert set(parts) == {"loss", "masked_cells"}
     torch.testing.assert_close(
@@ -84,7 +75,7 @@ def test_the_distance_of_vectors() -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
-    objective, _, held_out = made(pretrain={"loss": loss})
+    objective, _, held_out = made(loss=loss)
     batch = held_out[0]
     parts = objective.eval().losses(batch)
     target = batch.features[batch.predicted]
@@ -105,9 +96,7 @@ def test_masked_cells_against_trivial_answers(made: Any, loss: str) -> None:
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_a_batch_of_which_nothing_is_shown(made: Any, loss: str) -> None:
     alone = {"preset": "tiny", "subslices": {"subslice_size": 1, "halo": 0.0}}
-    objective, _, held_out = made(
-        model=alone, pretrain={"loss": loss, "mask_share": 1.0, "kept_share": 0.0}
-    )
+    objective, _, held_out = made(model=alone, loss=loss, mask_share=1.0, kept_share=0.0)
     batch = held_out[0]
     assert len(batch.shown_cells) == 0
     assert len(batch.predicted) > 0
@@ -134,7 +123,7 @@ def test_a_hidden_cell_cannot_be_seen(made: Any) -> None:
 
 
 def test_phase_one_leaves_the_encoder_alone(made: Any) -> None:
-    objective, batches, _ = made(pretrain={"frozen_epochs": 2})
+    objective, batches, _ = made(frozen_epochs=2)
     calls: list[int] = []
     objective.encoder.register_forward_hook(
         lambda module, inputs, output: calls.append(len(output))
@@ -148,7 +137,7 @@ def test_phase_one_leaves_the_encoder_alone(made: Any) -> None:
 
 @pytest.mark.parametrize("reencode", [4, 12])
 def test_phase_two_encodes_a_few_cells_with_gradient(made: Any, reencode: int) -> None:
-    objective, batches, _ = made(pretrain={"frozen_epochs": 0, "reencode": reencode})
+    objective, batches, _ = made(frozen_epochs=0, reencode=reencode)
     batch, again = batches[0], []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> None:
@@ -165,23 +154,23 @@ def test_phase_two_encodes_a_few_cells_with_gradient(made: Any, reencode: int) -
 
 
 def test_encoded_again_is_what_was_stored(made: Any) -> None:
-    objective, batches, _ = made(pretrain={"frozen_epochs": 0})
+    objective, batches, _ = made(frozen_epochs=0)
     batch = batches[0]
     fresh = objective.eval().encoder(batch.again_ids, batch.again_mask)
     torch.testing.assert_close(fresh, batch.features[batch.again_tokens], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "goal", [{"reencode": 0, "frozen_epochs": 0}, {"reencode": 12, "frozen_epochs": 3}]
+    "settings", [{"reencode": 0, "frozen_epochs": 0}, {"reencode": 12, "frozen_epochs": 3}]
 )
-def test_an_encoder_that_stays_frozen_is_not_trained(made: Any, goal: dict[str, int]) -> None:
-    objective, batches, _ = made(pretrain=goal)
+def test_an_encoder_that_stays_frozen_is_not_trained(made: Any, settings: dict[str, int]) -> None:
+    objective, batches, _ = made(**settings)
     assert not any(p.requires_grad for p in objective.encoder.parameters())
     assert all(batch.again_ids is None for batch in batches)
 
 
 def test_own_and_niche_recovers_no_distances(made: Any) -> None:
-    objective, batches, _ = made(pretrain={"objective": "own+niche", "mask_share": 0.5})
+    objective, batches, _ = made(kind="own+niche", mask_share=0.5)
     parts = objective.losses(batches[0])
     assert "distances" not in parts
     assert torch.equal(parts["loss"], parts["masked_cells"])
@@ -200,7 +189,7 @@ def test_own_and_niche_recovers_no_distances(made: Any) -> None:
 def test_domain_adaptation_adds_its_parts(
     made: Any, weights: dict[str, Any], parts: set[str]
 ) -> None:
-    objective, batches, _ = made("adapt", adapt=weights)
+    objective, batches, _ = made("stofm-adapt", **weights)
     found = objective.losses(batches[0])
     assert set(found) == {"loss", *parts}
     names = {
@@ -208,9 +197,9 @@ def test_domain_adaptation_adds_its_parts(
         "contrastive": "contrastive_weight",
         "own": "own_weight",
     }
-    goal = objective.config.adapt
+    settings = objective.recipe.objective
     torch.testing.assert_close(
-        found["loss"], sum(getattr(goal, names[p]) * found[p] for p in parts)
+        found["loss"], sum(getattr(settings, names[p]) * found[p] for p in parts)
     )
     found["loss"].backward()
     assert gradients(objective, objective.encoder) > 0
@@ -218,7 +207,7 @@ def test_domain_adaptation_adds_its_parts(
 
 
 def test_two_passes_differ_by_dropout_alone(made: Any) -> None:
-    objective, batches, _ = made("adapt")
+    objective, batches, _ = made("stofm-adapt")
     batch = batches[0]
     objective.train()
     assert not torch.equal(
@@ -228,7 +217,7 @@ def test_two_passes_differ_by_dropout_alone(made: Any) -> None:
 
 
 def test_own_head_is_measured_against_the_mean_of_the_slice(made: Any) -> None:
-    objective, _, held_out = made("adapt", adapt={"own_weight": 1.0})
+    objective, _, held_out = made("stofm-adapt", own_weight=1.0)
     batch = held_out[0]
     parts = objective.eval().losses(batch)
     torch.testing.assert_close(
@@ -261,7 +250,7 @@ def held_out_losses(objective: Any, batches: list[Any]) -> dict[str, float]:
 @pytest.mark.parametrize("frozen_epochs", [0, 3])
 def test_multi_scale_pretraining_learns(made: Any, frozen_epochs: int) -> None:
     torch.manual_seed(0)
-    objective, batches, held_out = made(pretrain={"frozen_epochs": frozen_epochs})
+    objective, batches, held_out = made(frozen_epochs=frozen_epochs)
     before = held_out_losses(objective, held_out)
     learn(objective, batches, 12)
     after = held_out_losses(objective, held_out)
@@ -273,7 +262,7 @@ def test_multi_scale_pretraining_learns(made: Any, frozen_epochs: int) -> None:
 
 def test_domain_adaptation_learns(made: Any) -> None:
     torch.manual_seed(0)
-    objective, batches, held_out = made("adapt", adapt={"own_weight": 1.0, "view": "thinned"})
+    objective, batches, held_out = made("stofm-adapt", own_weight=1.0, view="thinned")
     before = held_out_losses(objective, held_out)
     learn(objective, batches, 10)
     after = held_out_losses(objective, held_out)
@@ -310,7 +299,7 @@ def test_weight_decay_stays_or_goes_along_half_a_cosine(recipe: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["adapt", "pretrain"])
+@pytest.mark.parametrize("stage", ["stofm-adapt", "stofm-pretrain"])
 def test_a_run_follows_the_weight_decay(recipe: Any, stage: str) -> None:
     """In multi-scale pretraining the frozen cell encoder has none until it is trained."""
     from lightning import Callback
@@ -328,6 +317,6 @@ def test_a_run_follows_the_weight_decay(recipe: Any, stage: str) -> None:
     pretrain(config, progress=False, callbacks=[Watch()])
     wanted = [decay(step, config.optim, len(seen)) for step in range(len(seen))]
     assert [groups[0] for groups in seen] == pytest.approx(wanted)
-    if stage == "pretrain":
+    if stage == "stofm-pretrain":
         first = len(seen) // 2
         assert [groups[1] for groups in seen] == pytest.approx([0.0] * first + wanted[first:])

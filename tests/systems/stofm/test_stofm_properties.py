@@ -23,6 +23,8 @@ from terrazzo import keys
 from terrazzo.errors import ConfigError, GeneError, InputError, TerrazzoWarning
 from terrazzo.systems.stofm import model as stofm_module
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
+from terrazzo.systems.stofm.cell_model import CellModel
+from terrazzo.systems.stofm.config import preset
 
 Vectors = Callable[..., np.ndarray]
 few = settings(
@@ -164,13 +166,13 @@ def details(adata: AnnData, key: str = "X_stofm") -> dict[str, Any]:
     return json.loads(adata.uns["terrazzo"][key]["details"])
 
 
-@pytest.mark.parametrize("split", ["balanced", "grid"])
-def test_split_and_size_are_taken(tiny_model: Any, simulated: Any, split: str) -> None:
-    adata = tiny_model().embed(simulated(), split=split, subslice_size=50, progress=False)
+@pytest.mark.parametrize("partition", ["balanced", "grid"])
+def test_partition_and_size_are_taken(tiny_model: Any, simulated: Any, partition: str) -> None:
+    adata = tiny_model().embed(simulated(), partition=partition, subslice_size=50, progress=False)
     check(adata)
     assert details(adata)["n_subslices"] >= 4
-    kept = json.loads(adata.uns["terrazzo"]["X_stofm"]["settings"])["subslices"]
-    assert (kept["split"], kept["subslice_size"]) == (split, 50)
+    subslices = json.loads(adata.uns["terrazzo"]["X_stofm"]["settings"])["subslices"]
+    assert (subslices["partition"], subslices["subslice_size"]) == (partition, 50)
     adata = tiny_model().embed(simulated(), subslice_size=10_000, progress=False)
     assert details(adata)["n_subslices"] == 1
 
@@ -417,7 +419,7 @@ def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"split": "hexagons"},
+        {"partition": "hexagons"},
         {"pair": "some"},
         {"subslice_size": 0},
         {"subslice_size": -3},
@@ -453,11 +455,11 @@ def test_presets_and_configs_that_do_not_fit() -> None:
     from dataclasses import replace
 
     for name in ("tiny", "small", "paper"):
-        assert tz.preset(name, 77).cell_encoder.vocab_size == 77
-    assert tz.preset("paper").cell_encoder.vocab_size == 25_427
+        assert preset(name, 77).cell_encoder.vocab_size == 77
+    assert preset("paper").cell_encoder.vocab_size == 25_427
     with pytest.raises(ConfigError, match="tiny, small, paper"):
-        tz.preset("huge")
-    config = tz.preset("tiny")
+        preset("huge")
+    config = preset("tiny")
     with pytest.raises(ValueError, match="output_dim"):
         replace(config, se2=replace(config.se2, input_dim=7))
     with pytest.raises(ValueError, match="multiple"):
@@ -476,7 +478,7 @@ def test_cell_model_sees_no_tissue(simulated: Any, loud: Any, small_config: Any)
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata)])
     encoder = small_config(vocabulary.n_tokens).cell_encoder
     for pooling, width in (("cls", 16), ("mean", 32)):
-        model = tz.CellModel(
+        model = CellModel(
             CellModelConfig(replace(encoder, pooling=pooling, output_dim=width)), vocabulary
         )
         loud(model.module)

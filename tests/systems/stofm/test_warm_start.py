@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ import torch
 
 from terrazzo.corpus.genes import member_match
 from terrazzo.corpus.store import Corpus
-from terrazzo.systems import stages
-from terrazzo.systems.stofm import stages as data
 from terrazzo.systems.stofm import warm_start
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
 from terrazzo.systems.stofm.config import preset
 from terrazzo.systems.stofm.model import SToFM, pair_tensors
-from terrazzo.systems.stofm.objectives import MultiScale
 from terrazzo.systems.stofm.pair_bias import GaussianBias
 from terrazzo.systems.stofm.se2 import SE2Config, SE2Transformer
 from terrazzo.systems.stofm.statistics import (
@@ -79,9 +75,9 @@ def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
     np.testing.assert_array_equal(again, found)
 
 
-def test_an_informed_start_is_a_model_like_any_other(recipe: Any, corpus: Corpus) -> None:
-    informed = stages.initial_model(recipe(model={"init": "informed"}), corpus)
-    plain = stages.initial_model(recipe(), corpus)
+def test_an_informed_start_is_a_model_like_any_other(stage_of: Any) -> None:
+    informed = stage_of(model={"init": "informed"}).initial_model()
+    plain = stage_of().initial_model()
     assert informed.config == plain.config
     assert all(torch.isfinite(p).all() for p in informed.module.parameters())
     assert informed.fingerprint() != plain.fingerprint()
@@ -90,10 +86,8 @@ def test_an_informed_start_is_a_model_like_any_other(recipe: Any, corpus: Corpus
         1, 8
     ):  # wherever in memory its arrays come to lie: every process must find the same vectors
         kept.append(np.ones(37 * size, np.int8))
-        assert (
-            informed.fingerprint()
-            == stages.initial_model(recipe(model={"init": "informed"}), corpus).fingerprint()
-        )
+        again = stage_of(model={"init": "informed"}).initial_model()
+        assert informed.fingerprint() == again.fingerprint()
 
 
 def test_heads_look_near() -> None:
@@ -115,14 +109,13 @@ def test_radii_span_the_spacings(corpus: Corpus, recipe: Any) -> None:
     assert radii[-1] == pytest.approx(6 * spacing.max())
 
 
-def test_ridge_beats_the_neighbor_mean_where_it_is_fitted(recipe: Any, corpus: Corpus) -> None:
-    config = recipe(data={"batch_subslices": 12}, pretrain={"mask_share": 0.3})
-    model = stages.initial_model(config, corpus)
-    stages.prepare(config, corpus, model, progress=False)
-    batches = list(stages.loaders(config, corpus, model)[0])
+def test_ridge_beats_the_neighbor_mean_where_it_is_fitted(stage_of: Any) -> None:
+    stage = stage_of(data={"batch_subslices": 12}, objective={"mask_share": 0.3})
+    stage.prepare()
+    batches = list(stage.loader("train"))
     found = references(batches)
     weights = found.ridge
-    assert torch.equal(data.references(config, corpus, model).ridge, weights)
+    assert torch.equal(stage.references().ridge, weights)
     torch.testing.assert_close(
         found.mean_cell, torch.cat([b.features[b.predicted] for b in batches]).mean(0)
     )
@@ -166,9 +159,9 @@ def vectors(n: int) -> torch.Tensor:
 
 
 def test_center_takes_the_common_part_off_and_leaves_differences_alone(
-    recipe: Any, corpus: Corpus
+    stage_of: Any, corpus: Corpus
 ) -> None:
-    model = stages.initial_model(recipe(model={"init": "informed"}), corpus)
+    model = stage_of(model={"init": "informed"}).initial_model()
     encoder, match = model.module.cell_encoder, member_match(corpus, model.vocabulary)
     sample = sample_tokens(corpus, corpus.ids("train"), match, encoder.config.max_length, cells=60)
 
@@ -256,7 +249,7 @@ def test_all_other_branches_start_at_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("init", "held", "changed"),
+    ("init", "se2", "changed"),
     [
         ("informed", "untrained", True),
         ("informed", "trained", False),
@@ -264,28 +257,23 @@ def test_all_other_branches_start_at_zero() -> None:
     ],
 )
 def test_only_an_untrained_transformer_is_changed(
-    recipe: Any, corpus: Corpus, init: str, held: str, changed: bool
+    stage_of: Any, init: str, se2: str, changed: bool
 ) -> None:
-    config = recipe("pretrain")
-    config = replace(config, model=replace(config.model, init=init))
-    model = stages.initial_model(config, corpus)
-    model.provenance["se2"] = held
-    stages.prepare(config, corpus, model)
-    objective = MultiScale(model, config)
+    stage = stage_of(model={"init": init})
+    model = stage.model
+    model.provenance["se2"] = se2
+    stage.prepare()
+    objective = stage.objective()
     before = {k: v.clone() for k, v in model.module.se2.state_dict().items()}
-    objective.start(data.references(config, corpus, model))
+    stage.start(objective)
     same = all(torch.equal(v, before[k]) for k, v in model.module.se2.state_dict().items())
     assert same is not changed
 
 
-def test_whose_transformer_is_trained_is_remembered(
-    recipe: Any, corpus: Corpus, tmp_path: Path
-) -> None:
-    model = stages.initial_model(recipe("pretrain"), corpus)
+def test_whose_transformer_is_trained_is_remembered(stage_of: Any, tmp_path: Path) -> None:
+    model = stage_of().initial_model()
     assert model.provenance["se2"] == "untrained"
     foreign = SToFM(model.config, model.vocabulary, provenance={"weights": "converted"})
-    config = recipe("pretrain")
-    source = replace(config.model, checkpoint=str(foreign.save_pretrained(tmp_path / "foreign")))
-    assert (
-        stages.initial_model(replace(config, model=source), corpus).provenance["se2"] == "trained"
-    )
+    folder = foreign.save_pretrained(tmp_path / "foreign")
+    continued = stage_of(model={"checkpoint": str(folder)}).initial_model()
+    assert continued.provenance["se2"] == "trained"

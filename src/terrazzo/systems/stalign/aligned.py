@@ -1,4 +1,4 @@
-"""A slice as ST-Align reads it: spots, their niches, crops of the histology in micrometers, values of genes."""
+"""One slice as ST-Align reads it: spots, their niches, crops of the histology, values of genes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Bools, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes import GeneMatch
 from terrazzo.images import Crops, TissueImage, check_spots, needed
@@ -19,25 +18,27 @@ from terrazzo.slices.niches import Niches, find_niches, spot_boxes, spot_diamete
 from terrazzo.systems.stalign.config import STAlignConfig
 from terrazzo.systems.stalign.gene_encoders import known_genes, scaled_values
 
+__all__ = ["AlignedSlice", "microns_per_unit"]
+
 SAMPLE = 1024  # spots that colors are measured on, spread over the slice
 
+SPOTS_AT_ONCE = 128
 
-LEAST_COLOR = 0.02  # standard deviation of a channel: blank crops are not blown up
+LEAST_COLOR = 0.02  # standard deviation of a channel: noise of blank crops is not amplified
 
-
-MISMATCH = 0.1  # share by which two statements of the micrometers per pixel may differ
+MISMATCH = 0.1  # share by which two sources of the micrometers per pixel may differ
 
 
 @dataclass(frozen=True, eq=False)
 class AlignedSlice:
-    """One slice, cut.
+    """One slice with niches, crops and values.
 
     Attributes
     ----------
     tissue
         Counts and positions.
     match
-        How its genes meet the vocabulary; None where genes are not asked for.
+        Match of its genes to the vocabulary; None where no genes are read.
     config
         The model's.
     genes
@@ -45,7 +46,7 @@ class AlignedSlice:
     niches
         Neighbors of each spot.
     spots, surroundings
-        Crops of spots and of niches, none read yet; None where the image is not asked for.
+        Crops of spots and of niches, none read yet; None where no image is read.
     diameter
         Of a spot, micrometers; NaN without image.
     microns_per_pixel
@@ -78,13 +79,13 @@ class AlignedSlice:
         Parameters
         ----------
         tissue
-            With its histology, where that is asked for.
+            With its histology, where the image is read.
         config, genes
             The model's.
         match
-            None: genes are not looked at.
+            None: no genes are read.
         image
-            False: the image is not looked at.
+            False: the image is not read.
         spot_um
             In place of the config's.
 
@@ -99,27 +100,32 @@ class AlignedSlice:
         if not image:
             return cls(tissue, match, config, genes, niches)
         try:
-            picture = needed(tissue.image, tissue.name)
+            histology = needed(tissue.image, tissue.name)
         except InputError as error:
             if match is None:
                 raise
             raise InputError(
                 f"{error} For its genes alone pass modality='genes' (--modality genes)."
             ) from None
-        per_native = microns_per_unit(tissue, picture)
-        native, wanted = tissue.native_coords, config.spot_um if spot_um is None else spot_um
-        check_spots(picture, native, tissue.name)
-        known_spacing = tissue.spacing / tissue.coord_scale * per_native
-        diameter = wanted or spot_diameter(tissue.technology, tissue.lattice_kind, known_spacing)
-        side = diameter / per_native
+        microns_per_native = microns_per_unit(tissue, histology)
+        native = tissue.native_coords
+        check_spots(histology, native, tissue.name)
+        diameter = config.spot_um if spot_um is None else spot_um
+        if not diameter:
+            spacing_um = tissue.spacing / tissue.coord_scale * microns_per_native
+            diameter = spot_diameter(tissue.technology, tissue.lattice_kind, spacing_um)
+        side = diameter / microns_per_native
+        niche_boxes = niches.boxes(native, side, square=config.square)
         return cls(
-            *(tissue, match, config, genes, niches),
-            picture.box_crops(spot_boxes(native, side), config.spot_pixels),
-            picture.box_crops(
-                niches.boxes(native, side, square=config.square), config.niche_pixels
-            ),
-            diameter,
-            float(picture.microns_per_pixel or 0),
+            tissue,
+            match,
+            config,
+            genes,
+            niches,
+            spots=histology.box_crops(spot_boxes(native, side), config.spot_pixels),
+            surroundings=histology.box_crops(niche_boxes, config.niche_pixels),
+            diameter=diameter,
+            microns_per_pixel=float(histology.microns_per_pixel or 0),
         )
 
     def __len__(self) -> int:
@@ -127,27 +133,28 @@ class AlignedSlice:
         return self.tissue.n_cells
 
     @cached_property
-    def known(self) -> NDArray[np.bool_]:
+    def known(self) -> Bools:
         """Genes of AE-Gene that the slice has measured, bool ``(G,)``."""
-        return (
-            np.zeros(len(self.genes), dtype=bool)
-            if self.match is None
-            else known_genes(self.match, self.genes)
-        )
+        if self.match is None:
+            return np.zeros(len(self.genes), dtype=bool)
+        return known_genes(self.match, self.genes)
 
     @cached_property
     def values(self) -> sparse.csr_matrix:
         """Log values of each spot, CSR float32 ``(n, G)``."""
-        return scaled_values(self.tissue.counts, self.matched, self.genes, self.config.normalize)[0]
+        values, _ = scaled_values(
+            self.tissue.counts, self.matched, self.genes, self.config.normalize
+        )
+        return values
 
     @property
     def matched(self) -> GeneMatch:
-        """How the genes meet the vocabulary."""
+        """Match of the genes to the vocabulary; InputError where no genes are read."""
         if self.match is None:
             raise InputError(f"{self.tissue.name}: its genes were not matched to the vocabulary.")
         return self.match
 
-    def niche_values(self, rows: Ints) -> NDArray[np.float32]:
+    def niche_values(self, rows: Ints) -> Vectors:
         """Return the mean log values over the niches of some spots (eq 2), float32 ``(len(rows), G)``."""
         means: Any = self.niches.mean(self.values, rows)
         return means.toarray()
@@ -157,24 +164,34 @@ class AlignedSlice:
         means: Any = self.niches.mean(self.tissue.counts)
         return means
 
-    def colors(self) -> NDArray[np.float32]:
+    def colors(self) -> Vectors:
         """Return mean and standard deviation of the channels over spot crops, on a scale from 0 to 1, ``(2, 3)``.
 
-        Of at most so many spots spread over the slice, whatever the order of its rows.
+        Measured on a sample of spots spread over the slice, whatever the order of its rows.
         """
-        spots = _given(self.spots, self.tissue.name)
+        if self.spots is None:
+            raise ConfigError(f"{self.tissue.name} was read without its image.")
+        rows = self._sample()
+        n = 0
+        total = np.zeros(3)
+        square_total = np.zeros(3)
+        for start in range(0, len(rows), SPOTS_AT_ONCE):
+            crops = self.spots[rows[start : start + SPOTS_AT_ONCE]]
+            pixels = crops.reshape(-1, 3) / 255.0
+            n += len(pixels)
+            total += pixels.sum(axis=0)
+            square_total += (pixels**2).sum(axis=0)
+        mean = total / n
+        variance = np.maximum(square_total / n - mean**2, 0)
+        deviation = np.maximum(np.sqrt(variance), LEAST_COLOR)
+        return np.stack([mean, deviation]).astype(np.float32)
+
+    def _sample(self) -> Ints:
+        """Return at most ``SAMPLE`` rows that are spread over the slice."""
         order = np.lexsort(self.tissue.coords.T)
-        rows = order[np.unique(np.linspace(0, len(order) - 1, min(SAMPLE, len(order))).astype(int))]
-        n, first, second = 0, np.zeros(3), np.zeros(3)
-        for start in range(0, len(rows), 128):
-            pixels = spots[rows[start : start + 128]].reshape(-1, 3) / 255.0
-            n, first, second = (
-                n + len(pixels),
-                first + pixels.sum(axis=0),
-                second + (pixels**2).sum(axis=0),
-            )
-        sd = np.sqrt(np.maximum(second / n - (first / n) ** 2, 0))
-        return np.stack([first / n, np.maximum(sd, LEAST_COLOR)]).astype(np.float32)
+        n_sampled = min(SAMPLE, len(order))
+        steps = np.linspace(0, len(order) - 1, n_sampled)
+        return order[np.unique(steps.astype(int))]
 
 
 def microns_per_unit(tissue: Slice, image: TissueImage) -> float:
@@ -183,21 +200,16 @@ def microns_per_unit(tissue: Slice, image: TissueImage) -> float:
     Raises
     ------
     InputError
-        Both are known and say different things.
+        Both are known and differ.
     """
-    of_image = float(image.microns_per_pixel or 0) * image.scale
+    by_image = float(image.microns_per_pixel or 0) * image.scale
     if tissue.unit != "um":
-        return of_image
-    if abs(of_image / tissue.coord_scale - 1) > MISMATCH:
+        return by_image
+    if abs(by_image / tissue.coord_scale - 1) > MISMATCH:
+        expected = tissue.coord_scale / image.scale
         raise InputError(
             f"{tissue.name}: its image has {image.microns_per_pixel:.4g} um a pixel, but by its coordinates "
-            f"({tissue.technology}) it should be {tissue.coord_scale / image.scale:.4g}: mend microns_per_pixel or "
-            "scale of the image, or state microns_per_unit=."
+            f"({tissue.technology}) it should be {expected:.4g}: fix microns_per_pixel or scale of the image, or "
+            "pass microns_per_unit=."
         )
     return tissue.coord_scale
-
-
-def _given(crops: Crops | None, name: str) -> Crops:
-    if crops is None:
-        raise ConfigError(f"{name} was read without its image.")
-    return crops

@@ -1,8 +1,8 @@
-"""The hyperparameters of ST-Align and its presets, all in one place."""
+"""Settings of ST-Align and its presets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from terrazzo.errors import ConfigError
@@ -12,8 +12,9 @@ from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncod
 from terrazzo.systems.stalign.network import AlignConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
 
-Flavor = Literal["terrazzo", "paper"]
+__all__ = ["SIZES", "Colors", "Flavor", "STAlignConfig", "preset"]
 
+Flavor = Literal["terrazzo", "paper"]
 
 Colors = Literal["slice", "fixed"]
 
@@ -25,9 +26,10 @@ class STAlignConfig:
     Attributes
     ----------
     net
-        What is trained.
+        The trained part.
     image_encoder
-        The frozen encoder of niche crops: :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.description`.
+        The frozen encoder of niche crops, as
+        :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.description` returns it.
     gene_encoder
         The frozen encoder of a spot's genes.
     neighbors
@@ -36,13 +38,13 @@ class STAlignConfig:
         Side of a spot's crop in micrometers, which is also what niches are bounded by; 0: the diameter of the
         platform's spots.
     spot_pixels, niche_pixels
-        Sides of the crops as they are read and stored. What the encoders see may be larger.
+        Sides of the crops as they are read and stored. The encoders may enlarge them.
     square
         Widen the shorter side of a niche's box, so that tissue keeps its proportions.
     normalize, standardize
         Of the values that AE-Gene reads: log1p of counts scaled to the slice's median total or to 10,000 (``"paper"``);
         each gene brought to mean 0 and sd 1 within its slice, or by the training slices' mean and sd. ``standardize``
-        holds for frozen features, too.
+        applies to frozen features, too.
     colors
         Spot crops are brought to mean 0 and sd 1 by the colors of their slice's spots, or by fixed ones.
 
@@ -65,11 +67,8 @@ class STAlignConfig:
     colors: Colors = "slice"
 
     def __post_init__(self) -> None:
-        if (
-            self.neighbors < 0
-            or min(self.spot_pixels, self.niche_pixels) < 8
-            or not self.spot_um >= 0
-        ):
+        too_small = min(self.spot_pixels, self.niche_pixels) < 8
+        if self.neighbors < 0 or too_small or not self.spot_um >= 0:
             raise ConfigError(
                 f"ST-Align: neighbors ({self.neighbors}) and spot_um ({self.spot_um}) must be at least 0, spot_pixels "
                 f"({self.spot_pixels}) and niche_pixels ({self.niche_pixels}) at least 8."
@@ -79,13 +78,12 @@ class STAlignConfig:
                 f"ST-Align: gene_encoder.output_dim ({self.gene_encoder.output_dim}) must be net.spot_gene_dim "
                 f"({self.net.spot_gene_dim})."
             )
-        if (
-            self.gene_encoder.kind == "pca"
-            and self.gene_encoder.n_genes != self.net.niche_genes.n_genes
-        ):
+        n_components_of = self.gene_encoder.n_genes
+        n_read = self.net.niche_genes.n_genes
+        if self.gene_encoder.kind == "pca" and n_components_of != n_read:
             raise ConfigError(
                 f"ST-Align: components are of the genes that AE-Gene reads: gene_encoder.n_genes "
-                f"({self.gene_encoder.n_genes}) must be net.niche_genes.n_genes ({self.net.niche_genes.n_genes})."
+                f"({n_components_of}) must be net.niche_genes.n_genes ({n_read})."
             )
 
 
@@ -159,32 +157,37 @@ def preset(
     """
     if name not in SIZES:
         raise ConfigError(f"There is no preset {name!r} of ST-Align; there are {', '.join(SIZES)}.")
-    size, paper = SIZES[name], flavor == "paper"
-    frozen = FrozenImageEncoder.small(**size["vit"]) if image_encoder is None else image_encoder
-    used = max(min(n_genes, size["n_genes"]), 1)
+    size = SIZES[name]
+    dim = size["dim"]
+    paper = flavor == "paper"
+    if image_encoder is None:
+        image_encoder = FrozenImageEncoder.small(**size["vit"])
+    n_used = max(min(n_genes, size["n_genes"]), 1)
     normalize: Normalize = "paper" if paper else "median"
     standardize: Standardize = "training" if paper else "slice"
-    genes = gene_encoder or GeneEncoderConfig("pca", min(50, used), used, normalize, standardize)
-    values = ValueEncoderConfig(
-        used, **(size["genes"] | {"n_tokens": min(size["genes"]["n_tokens"], used)})
-    )
+    if gene_encoder is None:
+        n_components = min(50, n_used)
+        gene_encoder = GeneEncoderConfig("pca", n_components, n_used, normalize, standardize)
+    value_sizes = dict(size["genes"])
+    value_sizes["n_tokens"] = min(value_sizes["n_tokens"], n_used)
+    fusion_tokens, fusion_width = size["fusion"]
     net = AlignConfig(
-        size["dim"],
-        frozen.output_dim,
-        genes.output_dim,
-        replace(values, output_dim=size["dim"]),
-        SpotEncoderConfig(size["resnet"], size["dim"]),
+        dim,
+        image_encoder.output_dim,
+        gene_encoder.output_dim,
+        ValueEncoderConfig(n_used, **value_sizes, output_dim=dim),
+        SpotEncoderConfig(size["resnet"], dim),
         size["spot_side"],
-        fusion_tokens=size["fusion"][0],
-        fusion_width=size["fusion"][1],
+        fusion_tokens=fusion_tokens,
+        fusion_width=fusion_width,
         fusion_mode=fusion,
         adaptive=adaptive,
     )
     return STAlignConfig(
         net,
-        frozen.description(),
-        genes,
-        spot_pixels=size["spot_pixels" if adaptive else "niche_pixels"],
+        image_encoder.description(),
+        gene_encoder,
+        spot_pixels=size["spot_pixels"] if adaptive else size["niche_pixels"],
         niche_pixels=size["niche_pixels"],
         square=not paper,
         normalize=normalize,

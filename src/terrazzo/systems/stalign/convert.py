@@ -1,4 +1,4 @@
-"""UNI's published weights (timm's layout of a ViT) to a folder that transformers, and our frozen encoder, load."""
+"""Converter of UNI's published weights (timm's layout of a ViT) to a folder that transformers can load."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.published import need, read_pickled_tensors
 from terrazzo.systems.stalign.image_encoder import IMAGENET_MEAN, IMAGENET_STD
 
-SHEET, MARK = "preprocessor_config.json", "converted_by"
+__all__ = ["UNI", "ViTSizes", "convert_uni", "save_uni"]
 
+PREPROCESSOR = "preprocessor_config.json"
+
+MARK = "converted_by"
 
 NAMES = {  # timm -> transformers' DINOv2, a vision transformer with LayerScale
     "norm1": "norm1",
@@ -27,6 +30,8 @@ NAMES = {  # timm -> transformers' DINOv2, a vision transformer with LayerScale
     "mlp.fc2": "mlp.fc2",
     "ls2": "layer_scale2",
 }
+
+VECTORS = ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", "ls1.gamma", "ls2.gamma")
 
 
 @dataclass(frozen=True)
@@ -42,37 +47,31 @@ class ViTSizes:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of timm's layout, by name."""
-        w, hidden = self.width, self.width * self.mlp_ratio
-        out: dict[str, tuple[int, ...]] = {
-            "cls_token": (1, 1, w),
-            "pos_embed": (1, (self.side // self.patch) ** 2 + 1, w),
-            "patch_embed.proj.weight": (w, 3, self.patch, self.patch),
-            "patch_embed.proj.bias": (w,),
-            "norm.weight": (w,),
-            "norm.bias": (w,),
+        width = self.width
+        hidden = width * self.mlp_ratio
+        n_patches = (self.side // self.patch) ** 2
+        shapes: dict[str, tuple[int, ...]] = {
+            "cls_token": (1, 1, width),
+            "pos_embed": (1, n_patches + 1, width),
+            "patch_embed.proj.weight": (width, 3, self.patch, self.patch),
+            "patch_embed.proj.bias": (width,),
+            "norm.weight": (width,),
+            "norm.bias": (width,),
         }
         linear = {
-            "attn.qkv": (3 * w, w),
-            "attn.proj": (w, w),
-            "mlp.fc1": (hidden, w),
-            "mlp.fc2": (w, hidden),
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.fc1": (hidden, width),
+            "mlp.fc2": (width, hidden),
         }
-        for i in range(self.layers):
+        for number in range(self.layers):
+            block = f"blocks.{number}"
             for name, (rows, columns) in linear.items():
-                out |= {
-                    f"blocks.{i}.{name}.weight": (rows, columns),
-                    f"blocks.{i}.{name}.bias": (rows,),
-                }
-            for name in (
-                "norm1.weight",
-                "norm1.bias",
-                "norm2.weight",
-                "norm2.bias",
-                "ls1.gamma",
-                "ls2.gamma",
-            ):
-                out[f"blocks.{i}.{name}"] = (w,)
-        return out
+                shapes[f"{block}.{name}.weight"] = (rows, columns)
+                shapes[f"{block}.{name}.bias"] = (rows,)
+            for name in VECTORS:
+                shapes[f"{block}.{name}"] = (width,)
+        return shapes
 
 
 UNI = ViTSizes()
@@ -87,8 +86,9 @@ def convert_uni(
 ) -> Path:
     """Write UNI's published weights as a transformers folder, all of it or nothing.
 
-    The folder is that of a DINOv2 model, whose sum is the same: a pre-norm vision transformer with LayerScale. Load it
-    with :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.from_folder`; the vector is the normalized first token.
+    The folder is that of a DINOv2 model, which computes the same: a pre-norm vision transformer with LayerScale. Load
+    it with :meth:`terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.from_folder`; the vector is the normalized
+    first token.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def convert_uni(
     Raises
     ------
     CheckpointError
-        The file is missing, damaged, tries to run code, or holds another model (UNI2-h among them).
+        The file is missing, damaged, tries to run code, or is of another model (UNI2-h among them).
     OutputError
         The folder exists already, or cannot be written.
     """
@@ -119,9 +119,10 @@ def convert_uni(
         raise CheckpointError(
             f"{file} has register tokens, as UNI2-h has; only UNI (ViT-L/16) can be converted."
         )
-    ckpt.check_tensors(
-        {k: torch.empty(v, device="meta") for k, v in sizes.shapes().items()}, state, str(file)
-    )
+    expected = {}
+    for name, shape in sizes.shapes().items():
+        expected[name] = torch.empty(shape, device="meta")
+    ckpt.check_tensors(expected, state, str(file))
     config = Dinov2Config(
         hidden_size=sizes.width,
         num_hidden_layers=sizes.layers,
@@ -136,7 +137,7 @@ def convert_uni(
         architectures=["Dinov2Model"],
     )
     side = {"height": sizes.side, "width": sizes.side}
-    sheet = {
+    preprocessor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": side,
@@ -145,42 +146,54 @@ def convert_uni(
         "image_std": IMAGENET_STD,
         MARK: f"terrazzo {__version__}, convert uni",
     }
-    with ckpt.whole_folder(out, overwrite=overwrite, ours=_is_ours) as draft:
+    with ckpt.whole_folder(out, overwrite=overwrite, is_replaceable=_is_converted) as draft:
         save_file(_renamed(state), str(draft / ckpt.WEIGHTS), metadata={"format": "pt"})
         config.save_pretrained(draft)
-        (draft / SHEET).write_text(json.dumps(sheet, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(preprocessor, indent=2)
+        (draft / PREPROCESSOR).write_text(f"{text}\n", encoding="utf-8")
     return Path(out)
 
 
 def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give timm's tensors the names of DINOv2's checkpoints; queries, keys and values are taken apart."""
-    out = {
+    """Give timm's tensors the names of DINOv2's checkpoints; queries, keys and values are split."""
+    width = published["cls_token"].shape[-1]
+    renamed = {
         "embeddings.cls_token": published["cls_token"],
-        "embeddings.mask_token": torch.zeros(
-            1, published["cls_token"].shape[-1]
-        ),  # of its training; never read
+        "embeddings.mask_token": torch.zeros(1, width),  # of its training; never read
         "embeddings.position_embeddings": published["pos_embed"],
     }
     for name, tensor in published.items():
         stem, _, kind = name.rpartition(".")
         if stem == "patch_embed.proj":
-            out[f"embeddings.patch_embeddings.projection.{kind}"] = tensor
+            renamed[f"embeddings.patch_embeddings.projection.{kind}"] = tensor
         elif stem == "norm":
-            out[f"layernorm.{kind}"] = tensor
+            renamed[f"layernorm.{kind}"] = tensor
         elif stem:
-            _, number, part = stem.split(".", 2)
-            layer = f"encoder.layer.{number}"
-            if part == "attn.qkv":
-                for one, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                    out[f"{layer}.attention.attention.{one}.{kind}"] = piece.clone()
-            else:
-                out[f"{layer}.{NAMES[part]}.{'lambda1' if kind == 'gamma' else kind}"] = tensor
-    return {name: tensor.contiguous() for name, tensor in out.items()}
+            renamed.update(_renamed_block(stem, kind, tensor))
+    return {name: tensor.contiguous() for name, tensor in renamed.items()}
 
 
-def _is_ours(folder: Path) -> bool:
+def _renamed_block(stem: str, kind: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of DINOv2 for one tensor of a block, ``blocks.<number>.<part>``."""
+    _, number, part = stem.split(".", 2)
+    layer = f"encoder.layer.{number}"
+    if part == "attn.qkv":
+        attention = f"{layer}.attention.attention"
+        query, key, value = tensor.chunk(3)
+        return {
+            f"{attention}.query.{kind}": query.clone(),
+            f"{attention}.key.{kind}": key.clone(),
+            f"{attention}.value.{kind}": value.clone(),
+        }
+    if kind == "gamma":
+        kind = "lambda1"
+    return {f"{layer}.{NAMES[part]}.{kind}": tensor}
+
+
+def _is_converted(folder: Path) -> bool:
+    """Return True if a folder was written by this converter."""
     try:
-        return MARK in ckpt.read_json(folder / SHEET)
+        return MARK in ckpt.read_json(folder / PREPROCESSOR)
     except CheckpointError:
         return False
 

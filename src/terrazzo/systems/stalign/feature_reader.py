@@ -1,4 +1,4 @@
-"""Features of a slice, made or found: what each depends on, and nothing that lies there is made again."""
+"""Reader of the features of one slice: what each depends on; what the cache has is not computed again."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Bools, Ints, Vectors
 from terrazzo.files import hash_json
 from terrazzo.genes import GeneMatch
-from terrazzo.images import Crops
+from terrazzo.images import Crops, TissueImage
 from terrazzo.models.frozen import FrozenEncoder
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stalign.config import STAlignConfig
-from terrazzo.systems.stalign.feature_cache import FeatureCache, Made
+from terrazzo.systems.stalign.feature_cache import FeatureCache, NewArray
 from terrazzo.systems.stalign.features import (
     Features,
     Modality,
@@ -32,24 +32,25 @@ from terrazzo.systems.stalign.features import (
 )
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
+__all__ = ["FeatureReader", "Identity"]
+
 CROPS = 64  # that are read, or encoded, together
 
-
-ROWS = 4096
+ROWS = 4096  # of values that are computed together
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a slice is, in hashes: its features are found again by them.
+    """Hashes of a slice, which name its features in a cache.
 
     Attributes
     ----------
     counts
         Of counts and coordinates.
     image
-        Of the histology, and of how it lies on the slice.
+        Of the histology, and of its place on the slice.
     genes
-        Of how its genes meet the vocabulary.
+        Of the match of its genes to the vocabulary.
     """
 
     counts: str
@@ -59,46 +60,51 @@ class Identity:
     @classmethod
     def of(cls, tissue: Slice, match: GeneMatch | None) -> Identity:
         """Hash a slice in memory; a corpus has hashes of its members already."""
-        held, image = tissue.image, ""
-        if held is not None:
-            place = [
-                *held.scales.tolist(),
-                *held.offset,
-                held.microns_per_pixel,
-                tissue.coord_scale,
-                tissue.unit,
-            ]
-            spots = [tissue.technology, tissue.lattice_kind]
-            image = hash_json([held.content_hash, place, spots])
+        counts = tissue.content_hash()
+        image = "" if tissue.image is None else _image_hash(tissue, tissue.image)
         if match is None:
-            return cls(tissue.content_hash(), image)
-        return cls.of_hashes(tissue.content_hash(), image, match.column_token, match.column_median)
+            return cls(counts, image)
+        return cls.of_hashes(counts, image, match.column_token, match.column_median)
 
     @classmethod
     def of_hashes(
         cls, counts: str, image: str, token: NDArray[Any], median: NDArray[Any]
     ) -> Identity:
         """Take hashes that are known already, and hash token and median of each gene (column) of the slice."""
-        return cls(counts, image, hash_json([token.tolist(), median.tolist()]))
+        genes = hash_json([token.tolist(), median.tolist()])
+        return cls(counts, image, genes)
+
+
+def _image_hash(tissue: Slice, image: TissueImage) -> str:
+    place = [
+        *image.scales.tolist(),
+        *image.offset,
+        image.microns_per_pixel,
+        tissue.coord_scale,
+        tissue.unit,
+    ]
+    spots = [tissue.technology, tissue.lattice_kind]
+    return hash_json([image.content_hash, place, spots])
 
 
 class FeatureReader:
-    """Reads the features of one slice.
+    """Reader of the features of one slice.
 
     Parameters
     ----------
     config, genes, image_encoder, gene_encoder
         The model's settings, tokens of AE-Gene and frozen parts.
     make
-        Cuts the slice; called only where something must be made.
+        Returns the slice with niches and crops; called only where something must be computed.
     identity, cache
-        Where features are kept, and as what; None: in memory, and crops and values are made when they are asked for.
+        Hashes of the slice, and where features are stored; None: in memory, and crops and values are computed when
+        they are indexed.
     spot_um
         In place of the config's.
     bars
         Progress.
-    marks
-        Fingerprints of both encoders, where they are known: of large ones they take seconds.
+    fingerprints
+        Of both encoders, where they are known: of large ones they take seconds.
     """
 
     def __init__(
@@ -113,171 +119,179 @@ class FeatureReader:
         cache: FeatureCache | None = None,
         spot_um: float | None = None,
         bars: Progress | None = None,
-        marks: tuple[str, str] | None = None,
+        fingerprints: tuple[str, str] | None = None,
     ) -> None:
-        self.config, self.genes = config, genes
-        self.image_encoder, self.gene_encoder = image_encoder, gene_encoder
-        self._make, self._identity, self._cache = make, identity or Identity(""), cache
+        self.config = config
+        self.genes = genes
+        self.image_encoder = image_encoder
+        self.gene_encoder = gene_encoder
         self.bars = bars or Progress(False)
-        self._given_marks = marks
-        about = self._identity
-        self._cut = [about.counts, config.neighbors]
-        self._placed = [
-            *self._cut,
-            about.image,
-            config.spot_um if spot_um is None else spot_um,
-            config.square,
-        ]
-        self._read = [*self._cut, about.genes]
+        self._make = make
+        self._cache = cache
+        self._known_fingerprints = fingerprints
+        identity = identity or Identity("")
+        side = config.spot_um if spot_um is None else spot_um
+        # parts of the keys: what niches depend on, what crops do, what values do
+        self._niche_key: list[Any] = [identity.counts, config.neighbors]
+        self._crop_key: list[Any] = [*self._niche_key, identity.image, side, config.square]
+        self._match_key: list[Any] = [*self._niche_key, identity.genes]
 
     @cached_property
     def aligned(self) -> AlignedSlice:
-        """The slice, cut."""
+        """The slice with niches and crops."""
         return self._make()
 
     def read(
         self, modality: Modality = "both", scales: Sequence[Scale] = ("spot", "niche")
     ) -> Features:
         """Return the features that these vectors need."""
+        adaptive = self.config.net.adaptive
+        members = self._array(
+            ["members", *self._niche_key], lambda: NewArray.of(self.aligned.niches.members)
+        )
         parts: dict[str, Rows] = {}
-        adaptive, standards, colors = self.config.net.adaptive, {}, None
-        members = self._array(["members", *self._cut], lambda: _whole(self.aligned.niches.members))
+        colors = None
         if modality != "genes" and "spot" in scales:
-            parts["spot_image"] = (
-                self._spot_crops() if adaptive else self._images("spots", self.config.spot_pixels)
-            )
-            if adaptive and self.config.colors == "slice":
-                key = ["colors", *self._placed, self.config.spot_pixels]
-                colors = self._array(key, lambda: _whole(self.aligned.colors()))
+            if adaptive:
+                parts["spot_image"] = self._spot_crops()
+                colors = self._colors()
+            else:
+                parts["spot_image"] = self._images("spots", self.config.spot_pixels)
         if modality != "genes" and "niche" in scales:
             parts["niche_image"] = self._images("surroundings", self.config.niche_pixels)
         if modality != "image" and "spot" in scales:
             parts["spot_genes"] = self._gene_features("spot")
         if modality != "image" and "niche" in scales:
-            parts["niche_genes"] = (
-                self._niche_values() if adaptive else self._gene_features("niche")
-            )
+            if adaptive:
+                parts["niche_genes"] = self._niche_values()
+            else:
+                parts["niche_genes"] = self._gene_features("niche")
+        standards: dict[str, Standards] = {}
         if self.config.standardize == "slice":
-            standards = {
-                name: self._standards(name, rows)
-                for name, rows in parts.items()
-                if name in self._keys
-            }
+            for name, rows in parts.items():
+                if name in self._keys:
+                    standards[name] = self._standards(name, rows)
         return Features(members, self._known(modality), colors=colors, standards=standards, **parts)
 
     @cached_property
     def _keys(self) -> dict[str, Any]:
-        """What decides each part that can be standardized."""
-        net, pixels = self.config.net, self.config.niche_pixels
-        frozen = {
-            "niche_image": self._image_key("surroundings", pixels),
+        """Key of each part that can be standardized."""
+        keys: dict[str, Any] = {
+            "niche_image": self._image_key("surroundings", self.config.niche_pixels),
             "spot_genes": self._gene_key("spot"),
         }
-        if net.adaptive:
-            return {**frozen, "niche_genes": self._value_key}
-        spots = self._image_key("spots", self.config.spot_pixels)
-        return {**frozen, "spot_image": spots, "niche_genes": self._gene_key("niche")}
+        if self.config.net.adaptive:
+            keys["niche_genes"] = self._value_key
+        else:
+            keys["niche_genes"] = self._gene_key("niche")
+            keys["spot_image"] = self._image_key("spots", self.config.spot_pixels)
+        return keys
 
     @cached_property
-    def _marks(self) -> tuple[str, str]:
-        """Fingerprints of the frozen encoders; without a cache nothing is found by them."""
+    def _fingerprints(self) -> tuple[str, str]:
+        """Fingerprints of the frozen encoders; without a cache no key is used, and these are empty."""
         if self._cache is None:
             return "", ""
-        return self._given_marks or (
-            self.image_encoder.fingerprint(),
-            self.gene_encoder.fingerprint(),
-        )
+        if self._known_fingerprints is not None:
+            return self._known_fingerprints
+        return self.image_encoder.fingerprint(), self.gene_encoder.fingerprint()
 
     @cached_property
     def _value_key(self) -> list[Any]:
-        return ["values", *self._read, self.config.normalize, self.genes.tolist()]
+        return ["values", *self._match_key, self.config.normalize, self.genes.tolist()]
 
     def _image_key(self, which: str, pixels: int) -> list[Any]:
-        return ["images", which, *self._placed, pixels, self._marks[0]]
+        image_fingerprint, _ = self._fingerprints
+        return ["images", which, *self._crop_key, pixels, image_fingerprint]
 
     def _gene_key(self, scale: Scale) -> list[Any]:
-        return ["genes", scale, *self._read, self._marks[1]]
+        _, gene_fingerprint = self._fingerprints
+        return ["genes", scale, *self._match_key, gene_fingerprint]
 
-    def _array(self, key: Any, make: Callable[[], Made]) -> NDArray[Any]:
+    def _array(self, key: Any, make: Callable[[], NewArray]) -> NDArray[Any]:
+        """Return an array from the cache, or computed."""
         if self._cache is not None:
             return self._cache.array(key, make)
-        shape, dtype, blocks = make()
-        held = list(blocks)
-        return np.asarray(np.concatenate(held) if held else np.zeros(shape), dtype=dtype)
+        array = make()
+        blocks = list(array.blocks)
+        if not blocks:
+            return np.zeros(array.shape, dtype=array.dtype)
+        return np.asarray(np.concatenate(blocks), dtype=array.dtype)
 
-    def _known(self, modality: Modality) -> NDArray[np.bool_]:
+    def _known(self, modality: Modality) -> Bools:
         if modality == "image":
             return np.zeros(len(self.genes), dtype=bool)
-        return self._array(["known", *self._value_key], lambda: _whole(self.aligned.known))
+        return self._array(["known", *self._value_key], lambda: NewArray.of(self.aligned.known))
+
+    def _colors(self) -> Vectors | None:
+        if self.config.colors != "slice":
+            return None
+        key = ["colors", *self._crop_key, self.config.spot_pixels]
+        return self._array(key, lambda: NewArray.of(self.aligned.colors()))
 
     def _standards(self, name: str, rows: Rows) -> Standards:
-        both = self._array(
-            ["standards", self._keys[name]], lambda: _whole(np.stack(moments(rows, ROWS)))
-        )
-        return both[0], both[1]
+        def make() -> NewArray:
+            return NewArray.of(np.stack(moments(rows, ROWS)))
+
+        mean, deviation = self._array(["standards", self._keys[name]], make)
+        return mean, deviation
 
     def _crops(self, which: str) -> Crops:
-        found: Crops | None = getattr(self.aligned, which)
-        if found is None:
+        crops: Crops | None = getattr(self.aligned, which)
+        if crops is None:
             raise ValueError("the slice was cut without its image")
-        return found
+        return crops
 
     def _spot_crops(self) -> Rows:
         if self._cache is None:
             return self._crops("spots")
         side = self.config.spot_pixels
 
-        def made() -> Made:
+        def make() -> NewArray:
             crops = self._crops("spots")
-            return (
-                (len(crops), side, side, 3),
-                np.uint8,
-                self._counted(crops.batches(CROPS), "spot crops", len(crops)),
-            )
+            shape = (len(crops), side, side, 3)
+            blocks = self._with_bar(crops.batches(CROPS), "spot crops", len(crops))
+            return NewArray(shape, np.uint8, blocks)
 
-        return self._array(["crops", *self._placed, side], made)
+        return self._array(["crops", *self._crop_key, side], make)
 
     def _images(self, which: str, pixels: int) -> Rows:
-        def made() -> Made:
+        def make() -> NewArray:
             crops = self._crops(which)
             label = "spot images" if which == "spots" else "niche images"
-            found = self._counted(map(self._encode, crops.batches(CROPS)), label, len(crops))
-            return (len(crops), self.image_encoder.output_dim), np.float32, found
+            encoded = map(self._encode, crops.batches(CROPS))
+            shape = (len(crops), self.image_encoder.output_dim)
+            return NewArray(shape, np.float32, self._with_bar(encoded, label, len(crops)))
 
-        return self._array(self._image_key(which, pixels), made)
+        return self._array(self._image_key(which, pixels), make)
 
-    def _encode(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _encode(self, crops: NDArray[np.uint8]) -> Vectors:
         return self.image_encoder.features([crops])
 
     def _gene_features(self, scale: Scale) -> Rows:
-        def made() -> Made:
-            cut = self.aligned
-            counts = cut.tissue.counts if scale == "spot" else cut.niche_counts()
-            with self.bars.stage(f"{scale} genes", len(cut)) as advance:
-                return _whole(self.gene_encoder.encode(counts, cut.matched, advance))
+        def make() -> NewArray:
+            aligned = self.aligned
+            counts = aligned.tissue.counts if scale == "spot" else aligned.niche_counts()
+            with self.bars.stage(f"{scale} genes", len(aligned)) as advance:
+                features = self.gene_encoder.encode(counts, aligned.matched, advance)
+            return NewArray.of(features)
 
-        return self._array(self._gene_key(scale), made)
+        return self._array(self._gene_key(scale), make)
 
     def _niche_values(self) -> Rows:
         if self._cache is None:
             return NicheValues(self.aligned)
 
-        def made() -> Made:
-            cut = self.aligned
-            return (
-                (len(cut), len(self.genes)),
-                np.float32,
-                map(cut.niche_values, batches(len(cut), ROWS)),
-            )
+        def make() -> NewArray:
+            aligned = self.aligned
+            blocks = map(aligned.niche_values, batches(len(aligned), ROWS))
+            return NewArray((len(aligned), len(self.genes)), np.float32, blocks)
 
-        return self._array(self._value_key, made)
+        return self._array(self._value_key, make)
 
-    def _counted(self, blocks: Iterator[Any], label: str, n: int) -> Iterator[Any]:
+    def _with_bar(self, blocks: Iterator[Any], label: str, n: int) -> Iterator[Any]:
+        """Yield blocks of rows, and advance a progress bar."""
         with self.bars.stage(label, n) as advance:
             for block in blocks:
                 yield block
                 advance(len(block))
-
-
-def _whole(array: NDArray[Any]) -> Made:
-    return array.shape, array.dtype, [array]

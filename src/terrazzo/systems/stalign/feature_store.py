@@ -1,4 +1,4 @@
-"""Features of a corpus's slices, kept beside it and made where they are not there."""
+"""Features of a corpus's slices, stored beside it and computed where they are missing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FOLDER = ("cache", "features")  # in the corpus's folder
 
 
 class FeatureStore:
-    """Features of the slices of a corpus, kept in ``<corpus>/cache/features``.
+    """Features of the slices of a corpus, stored in ``<corpus>/cache/features``.
 
     Parameters
     ----------
     corpus
         The slices.
     model
-        Its frozen parts make the features.
+        Its frozen parts compute the features.
     modality
         What is read.
     bars
@@ -53,7 +53,7 @@ class FeatureStore:
         self.of = lru_cache(maxsize=None)(self._read)  # small: large arrays stay on disk
 
     @cached_property
-    def _marks(self) -> tuple[str, str]:
+    def _fingerprints(self) -> tuple[str, str]:
         module = self._model.module
         return module.image_encoder.fingerprint(), module.gene_encoder.fingerprint()
 
@@ -64,7 +64,11 @@ class FeatureStore:
         else:
             identity = Identity.of_hashes(content, content, *self._match(name))
         reader = self._model.stored_reader(
-            lambda: self._cut(name), identity, self._cache, marks=self._marks, bars=self._bars
+            lambda: self._aligned(name),
+            identity,
+            self._cache,
+            fingerprints=self._fingerprints,
+            bars=self._bars,
         )
         features = reader.read(self._modality)
         return replace(
@@ -77,7 +81,7 @@ class FeatureStore:
             niche_genes=_closed(features.niche_genes),
         )
 
-    def _cut(self, name: str) -> AlignedSlice:
+    def _aligned(self, name: str) -> AlignedSlice:
         model = self._model
         tissue = self._corpus.slice(name)
         match = None if self._modality == "image" else model.vocabulary.match(tissue)
@@ -86,7 +90,7 @@ class FeatureStore:
 
 
 class StoredRows:
-    """Rows of a stored array, which is open only while they are read: a process may not hold all of a corpus open."""
+    """Rows of a stored array, which is open only while they are read: a process may have only so many files open."""
 
     def __init__(self, stored: np.memmap[Any, Any]) -> None:
         self._place: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""What ST-Align's trained part reads of a slice: crops, frozen features, values; batches of spots as tensors.
+"""Features that ST-Align's trained part reads of a slice: crops, frozen features, values; batches of them as tensors.
 
-Nothing of it changes in training, so that it is made once: in memory for one ``embed``, or in a
-:class:`~terrazzo.systems.stalign.feature_cache.FeatureCache`, where each array is found by the slice's content and the settings
-that it depends on, and by nothing else.
+They do not change in training, so they are computed once: in memory for one ``embed``, or in a
+:class:`~terrazzo.systems.stalign.feature_cache.FeatureCache`, where each array is named after the slice's content and
+the settings that it depends on, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,18 +16,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Bools, Ints, Vectors
+from terrazzo.models.baselines import standardized
 from terrazzo.systems.stalign.aligned import AlignedSlice
 
+__all__ = [
+    "AlignBatch",
+    "Features",
+    "Modality",
+    "NicheValues",
+    "Rows",
+    "Scale",
+    "Standards",
+    "batches",
+    "moments",
+]
+
 Modality = Literal["both", "genes", "image"]
+
 Scale = Literal["spot", "niche"]
 
-
-Standards = tuple[NDArray[np.float32], NDArray[np.float32]]
+Standards = tuple[Vectors, Vectors]  # mean and standard deviation of each column
 
 
 class Rows(Protocol):
-    """Rows that are read when they are asked for: an array, on disk or not, or crops of an image."""
+    """Rows that are read when they are indexed: an array, on disk or in memory, or crops of an image."""
 
     def __getitem__(self, rows: Any, /) -> NDArray[Any]:
         """Return some rows."""
@@ -73,23 +86,25 @@ class AlignBatch:
 
     def to(self, device: torch.device | str) -> AlignBatch:
         """Return the batch on a device."""
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {k: None if v is None else v.to(device) for k, v in held.items()}
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            moved[field.name] = None if tensor is None else tensor.to(device)
         return AlignBatch(**moved)
 
     @classmethod
     def join(cls, batches: Sequence[AlignBatch]) -> AlignBatch:
         """Return one batch of several, in their order."""
-        parts = {f.name: [getattr(b, f.name) for b in batches] for f in fields(cls)}
-        whole: dict[str, Any] = {
-            k: None if v[0] is None else torch.cat(v) for k, v in parts.items()
-        }
-        return cls(**whole)
+        joined: dict[str, Any] = {}
+        for field in fields(cls):
+            parts = [getattr(batch, field.name) for batch in batches]
+            joined[field.name] = None if parts[0] is None else torch.cat(parts)
+        return cls(**joined)
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Everything of one slice; attributes as in :class:`AlignBatch`, of all spots.
+    """Features of all spots of one slice; attributes as in :class:`AlignBatch`.
 
     Attributes
     ----------
@@ -104,12 +119,12 @@ class Features:
     """
 
     members: Ints
-    known: NDArray[np.bool_]
+    known: Bools
     spot_image: Rows | None = None
     niche_image: Rows | None = None
     spot_genes: Rows | None = None
     niche_genes: Rows | None = None
-    colors: NDArray[np.float32] | None = None
+    colors: Vectors | None = None
     standards: dict[str, Standards] | None = None
 
     def __len__(self) -> int:
@@ -124,36 +139,45 @@ class Features:
         rows
             Integers.
         first
-            Number of this slice's first spot, so that spots of several slices can be told apart.
+            Number of this slice's first spot, so that spots of several slices are distinct.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        n, members = len(rows), self.members[rows]
+        members = self.members[rows]
+        niches = np.where(members < 0, -1, members + first)
+        colors = None
+        if self.colors is not None:
+            colors = _repeated(self.colors, len(rows))
         return AlignBatch(
-            self._part("spot_image", rows),
-            self._part("niche_image", rows),
-            self._part("spot_genes", rows),
-            self._part("niche_genes", rows),
-            torch.from_numpy(np.broadcast_to(self.known, (n, len(self.known))).copy()),
-            None
-            if self.colors is None
-            else torch.from_numpy(np.broadcast_to(self.colors, (n, 2, 3)).copy()),
-            torch.from_numpy(rows + first),
-            torch.from_numpy(np.where(members < 0, -1, members + first)),
+            spot_image=self._part("spot_image", rows),
+            niche_image=self._part("niche_image", rows),
+            spot_genes=self._part("spot_genes", rows),
+            niche_genes=self._part("niche_genes", rows),
+            known=_repeated(self.known, len(rows)),
+            colors=colors,
+            spots=torch.from_numpy(rows + first),
+            niches=torch.from_numpy(niches),
         )
 
     def _part(self, name: str, rows: Ints) -> Tensor | None:
-        held: Rows | None = getattr(self, name)
-        if held is None:
+        part: Rows | None = getattr(self, name)
+        if part is None:
             return None
-        values = np.ascontiguousarray(held[rows])
-        if name in (self.standards or {}):
-            mean, deviation = (self.standards or {})[name]
+        values = np.ascontiguousarray(part[rows])
+        standards = self.standards or {}
+        if name in standards:
+            mean, deviation = standards[name]
             values = standardized(values, mean, deviation)
         return torch.from_numpy(values)
 
 
+def _repeated(array: NDArray[Any], n: int) -> Tensor:
+    """Return an array ``n`` times along a new first axis."""
+    copies = np.broadcast_to(array, (n, *array.shape)).copy()
+    return torch.from_numpy(copies)
+
+
 class NicheValues:
-    """Mean log values over niches, made when they are asked for."""
+    """Mean log values over niches, computed when they are indexed."""
 
     def __init__(self, aligned: AlignedSlice) -> None:
         self._aligned = aligned
@@ -161,33 +185,24 @@ class NicheValues:
     def __len__(self) -> int:
         return len(self._aligned)
 
-    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+    def __getitem__(self, rows: Any) -> Vectors:
         """Return float32 ``(len(rows), G)``."""
-        return self._aligned.niche_values(np.arange(len(self))[rows])
+        numbers = np.arange(len(self))[rows]
+        return self._aligned.niche_values(numbers)
 
 
 def moments(rows: Rows, size: int = 4096) -> Standards:
     """Return mean and standard deviation of each column over all rows, read some at a time."""
-    n, first, second = 0, np.zeros(1), np.zeros(1)
-    for start in range(0, len(rows), size):
-        block = np.asarray(rows[np.arange(start, min(start + size, len(rows)))], dtype=np.float64)
-        n, first, second = (
-            n + len(block),
-            first + block.sum(axis=0),
-            second + (block**2).sum(axis=0),
-        )
-    mean = first / max(n, 1)
-    return mean.astype(np.float32), np.sqrt(np.maximum(second / max(n, 1) - mean**2, 0)).astype(
-        np.float32
-    )
-
-
-def standardized(
-    values: NDArray[np.float32], mean: NDArray[np.float32], deviation: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return values of mean 0 and sd 1; 0 where they do not vary: rounding is not blown up."""
-    flat = deviation <= 1e-6 + 1e-5 * np.abs(mean)
-    return np.where(flat, 0, (values - mean) / np.where(flat, 1, deviation)).astype(np.float32)
+    total: Any = np.zeros(1)
+    square_total: Any = np.zeros(1)
+    for numbers in batches(len(rows), size):
+        block = np.asarray(rows[numbers], dtype=np.float64)
+        total = total + block.sum(axis=0)
+        square_total = square_total + (block**2).sum(axis=0)
+    n = max(len(rows), 1)
+    mean = total / n
+    variance = np.maximum(square_total / n - mean**2, 0)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def batches(n: int, size: int) -> Iterator[Ints]:

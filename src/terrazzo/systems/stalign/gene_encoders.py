@@ -33,7 +33,7 @@ Standardize = Literal["slice", "training"]
 
 @dataclass(frozen=True)
 class GeneEncoderConfig:
-    """What encodes the genes of a spot, frozen.
+    """The frozen encoder of a spot's genes.
 
     Attributes
     ----------
@@ -46,7 +46,8 @@ class GeneEncoderConfig:
         Of ``"pca"``: genes used; counts scaled to the slice's median total or to 10,000 (``"paper"``); each gene
         brought to mean 0 and sd 1 within its slice or by the training slices' mean and sd.
     model_type, settings
-        Of ``"cells"``: which model's (``"stofm"``, ``"cell_encoder"``, ``"scgpt"``, ...), and what it is made from.
+        Of ``"cells"``: which model's (``"stofm"``, ``"cell_encoder"``, ``"scgpt"``, ...), and the settings that it is
+        built from.
 
     Raises
     ------
@@ -70,7 +71,7 @@ class GeneEncoderConfig:
 
 
 class GenePCA(FrozenEncoder):
-    """Principal components of log values: Z50 of the baselines, in a fixed list of genes.
+    """Principal components of log values, in a fixed list of genes (the baseline Z50).
 
     Genes that a slice lacks count as average. Until :meth:`fit` the components are random directions.
     """
@@ -93,12 +94,13 @@ class GenePCA(FrozenEncoder):
 
     def fit(self, genes: Ints, loadings: Floats, mean: Floats, deviation: Floats) -> None:
         """Set genes, components ``(n_genes, k)`` with k up to ``output_dim``, and the training slices' mean and sd."""
-        self.genes.copy_(torch.from_numpy(np.asarray(genes, dtype=np.int64)))
+        tokens = np.asarray(genes, dtype=np.int64)
+        self.genes.copy_(torch.from_numpy(tokens))
         self.loadings.zero_()
         n_fitted = loadings.shape[1]
-        self.loadings[:, :n_fitted] = torch.from_numpy(np.asarray(loadings, dtype=np.float32))
-        self.mean.copy_(torch.from_numpy(np.asarray(mean, dtype=np.float32)))
-        self.deviation.copy_(torch.from_numpy(np.asarray(deviation, dtype=np.float32)))
+        self.loadings[:, :n_fitted] = _float(loadings)
+        self.mean.copy_(_float(mean))
+        self.deviation.copy_(_float(deviation))
 
     def encode(
         self, counts: sparse.csr_matrix, match: GeneMatch, advance: Advance | None = None
@@ -114,14 +116,20 @@ class GenePCA(FrozenEncoder):
             sd = self.deviation.double().cpu().numpy()
         varies = (sd > 0) & known_genes(match, genes)
         stretch = np.divide(1.0, sd, out=np.zeros(len(sd)), where=varies)
-        weights = self.loadings.double().cpu().numpy() * stretch[:, None]
+        loadings = self.loadings.double().cpu().numpy()
+        weights = loadings * stretch[:, None]
         if advance is not None:
             advance(counts.shape[0])
-        return np.asarray(values @ weights - mean @ weights, dtype=np.float32)  # never dense
+        components = values @ weights - mean @ weights  # values are never dense
+        return np.asarray(components, dtype=np.float32)
+
+
+def _float(values: Floats) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
 def build(config: GeneEncoderConfig, tokens: Ints, special: Mapping[str, int]) -> FrozenEncoder:
-    """Make a gene encoder with random weights from its config, the genes' tokens and the special ones.
+    """Return a gene encoder with random weights from its config, the genes' tokens and the special ones.
 
     Raises
     ------
@@ -130,7 +138,8 @@ def build(config: GeneEncoderConfig, tokens: Ints, special: Mapping[str, int]) -
     """
     if config.kind == "pca":
         return GenePCA(config, tokens).freeze()
-    encoder = cells_class(config.model_type)(config.settings, special)
+    encoder_class = cells_class(config.model_type)
+    encoder = encoder_class(config.settings, special)
     if encoder.output_dim != config.output_dim:
         raise ConfigError(
             f"gene encoder: output_dim is {config.output_dim}, but the cell encoder's is {encoder.output_dim}."
@@ -145,13 +154,15 @@ def scaled_values(
 
     Columns that share a token are summed; a gene that the slice lacks is an empty column.
     """
-    n_tokens = int(max(genes.max(initial=0), match.column_token.max(initial=0))) + 1
-    place_of = np.full(n_tokens, -1, dtype=np.int64)
-    place_of[genes] = np.arange(len(genes))
-    place = np.where(match.column_token >= 0, place_of[match.column_token], -1)
+    column_token = match.column_token
+    last_token = max(genes.max(initial=0), column_token.max(initial=0))
+    place_of_token = np.full(int(last_token) + 1, -1, dtype=np.int64)
+    place_of_token[genes] = np.arange(len(genes))
+    place = np.where(column_token >= 0, place_of_token[column_token], -1)
     used = np.flatnonzero(place >= 0)
+    ones = np.ones(len(used))
     shape = (counts.shape[1], len(genes))
-    pick = sparse.csr_matrix((np.ones(len(used)), (used, place[used])), shape=shape)
+    pick = sparse.csr_matrix((ones, (used, place[used])), shape=shape)
     totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     chosen = sparse.csr_matrix(counts @ pick)
     scale = SliceScale.fit([chosen], totals, normalize)

@@ -1,4 +1,4 @@
-"""Crops to vectors: a ResNet trained here, and published encoders that stay as they are (ST-Align, eqs 3 and 4)."""
+"""Encoders of crops: a trained ResNet, and frozen published encoders (ST-Align, eqs 3 and 4)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,35 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "RESNETS",
+    "FrozenImageEncoder",
+    "Readout",
+    "SpotEncoder",
+    "SpotEncoderConfig",
+]
 
 Triple = tuple[float, float, float]
 
+Readout = Literal["auto", "pooler", "cls", "mean"]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 
-
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
+# settings of a transformers model that name paths and versions, and do not change its output
+NOT_HASHED = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "_attn_implementation_autoset",
+)
 
 RESNETS: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -85,37 +104,42 @@ class SpotEncoderConfig:
 
 
 class _Colors(nn.Module):
-    """uint8 crops to what a network takes; kept beside the weights, so that both go together."""
+    """Standardize the colors of uint8 crops; a module, so that it moves with the weights."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", _by_channel(mean), persistent=False)
+        self.register_buffer("std", _by_channel(std), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Return float ``(n, 3, H, W)`` of uint8 ``(n, H, W, 3)``; what is float already is returned as it is."""
+        """Return float ``(n, 3, H, W)`` of uint8 ``(n, H, W, 3)``; float crops are returned as they are."""
         if crops.dtype != torch.uint8:
             return crops
-        return (crops.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        pixels = crops.permute(0, 3, 1, 2).float() / 255
+        return (pixels - self.mean) / self.std
+
+
+def _by_channel(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values)).view(1, 3, 1, 1)
 
 
 class SpotEncoder(nn.Module):
-    """AE-Img: a ResNet over the crop of one spot (eq 3), from nothing."""
+    """AE-Img: a ResNet over the crop of one spot (eq 3), trained from random weights."""
 
     def __init__(self, config: SpotEncoderConfig) -> None:
         super().__init__()
         from transformers import ResNetConfig, ResNetModel
 
-        sizes: dict[str, Any] = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in RESNETS[config.size].items()
-        }
+        sizes = dict(RESNETS[config.size])
+        widths = list(sizes.pop("hidden_sizes"))
+        depths = list(sizes.pop("depths"))
         self.config = config
         self.colors = _Colors(config.mean, config.std)
-        self.resnet = ResNetModel(ResNetConfig(**sizes))
-        self.proj = nn.Linear(sizes["hidden_sizes"][-1], config.output_dim)
+        self.resnet = ResNetModel(ResNetConfig(hidden_sizes=widths, depths=depths, **sizes))
+        self.proj = nn.Linear(widths[-1], config.output_dim)
 
     def forward(self, crops: Tensor) -> Tensor:
         """Return ``(n, output_dim)``.
@@ -125,18 +149,20 @@ class SpotEncoder(nn.Module):
         crops
             uint8 ``(n, H, W, 3)``, or float ``(n, 3, H, W)`` that is standardized already.
         """
-        return self.proj(self.resnet(self.colors(crops)).pooler_output.flatten(1))
+        pixels = self.colors(crops)
+        pooled = self.resnet(pixels).pooler_output
+        return self.proj(pooled.flatten(1))
 
 
 class FrozenImageEncoder(nn.Module):
-    """An encoder of niche crops that nothing trains (eq 4): no gradient, always in evaluation mode.
+    """Frozen encoder of niche crops (eq 4): no gradient, always in evaluation mode.
 
     Parameters
     ----------
     backbone
-        Any vision model of ``transformers``, or one that answers like it: ``pooler_output`` or ``last_hidden_state``.
+        Any vision model of ``transformers``, or one with the same output: ``pooler_output`` or ``last_hidden_state``.
     image_size
-        Side that crops are brought to.
+        Side that crops are resized to.
     mean, std
         Of the color channels, as the encoder was trained with.
     readout
@@ -162,34 +188,30 @@ class FrozenImageEncoder(nn.Module):
         image_size: int = 224,
         mean: Iterable[float] = IMAGENET_MEAN,
         std: Iterable[float] = IMAGENET_STD,
-        readout: Literal["auto", "pooler", "cls", "mean"] = "auto",
+        readout: Readout = "auto",
     ) -> None:
         super().__init__()
         if readout not in ("auto", "pooler", "cls", "mean"):
             raise ConfigError(
                 f'frozen encoder: readout is {readout!r}; it must be "auto", "pooler", "cls" or "mean".'
             )
-        self.image_size, self.readout = int(image_size), readout
+        self.image_size = int(image_size)
+        self.readout = readout
         self.colors = _Colors(mean, std)
         self.backbone = backbone.requires_grad_(False)
         self.train(False)
         with torch.no_grad():
             dtype = next(backbone.parameters()).dtype
-            self.output_dim = int(
-                self._read(torch.zeros(1, 3, self.image_size, self.image_size, dtype=dtype)).shape[
-                    1
-                ]
-            )
+            blank = torch.zeros(1, 3, self.image_size, self.image_size, dtype=dtype)
+            self.output_dim = int(self._read(blank).shape[1])
 
     @classmethod
-    def from_folder(
-        cls, folder: str | Path, readout: Literal["auto", "pooler", "cls", "mean"] = "auto"
-    ) -> FrozenImageEncoder:
-        """Load any vision model in the layout of ``transformers`` from a folder on this machine.
+    def from_folder(cls, folder: str | Path, readout: Readout = "auto") -> FrozenImageEncoder:
+        """Load any vision model in the layout of ``transformers`` from a local folder.
 
-        ``config.json`` and safetensors; of a model of images and text (CLIP and its kin) the image part. Size and
-        colors come from ``preprocessor_config.json`` where it is there. Nothing is downloaded, and no code in the
-        folder is run.
+        ``config.json`` and safetensors; of a model of images and text (such as CLIP) the image part. Size and colors
+        come from ``preprocessor_config.json``, if the folder has one. Nothing is downloaded, and no code in the folder
+        is run.
 
         Raises
         ------
@@ -199,7 +221,7 @@ class FrozenImageEncoder(nn.Module):
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise CheckpointError(
-                f"{folder} holds no config.json; give the folder of a transformers vision model."
+                f"{folder} holds no config.json; pass the folder of a transformers vision model."
             )
         if (folder / "pytorch_model.bin").is_file() and not any(folder.glob("*.safetensors")):
             raise CheckpointError(
@@ -207,15 +229,18 @@ class FrozenImageEncoder(nn.Module):
                 "models must be saved as safetensors."
             )
         backbone = _load(folder)
-        vision = backbone.config
-        sheet = folder / "preprocessor_config.json"
+        of_model = {"size": getattr(backbone.config, "image_size", None)}
         try:
-            said = json.loads(sheet.read_text(encoding="utf-8")) if sheet.is_file() else {}
-            size = _side(said) or _side({"size": getattr(vision, "image_size", None)}) or 224
-            colors = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
-            made = cls(backbone, size, *colors, readout=readout)
-            made.origin = folder.resolve().name
-            return made
+            settings = _preprocessor(folder)
+            encoder = cls(
+                backbone,
+                _side(settings) or _side(of_model) or 224,
+                settings.get("image_mean", IMAGENET_MEAN),
+                settings.get("image_std", IMAGENET_STD),
+                readout=readout,
+            )
+            encoder.origin = folder.resolve().name
+            return encoder
         except ConfigError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError, AttributeError) as error:
@@ -232,10 +257,9 @@ class FrozenImageEncoder(nn.Module):
         width: int = 192,
         num_layers: int = 4,
     ) -> FrozenImageEncoder:
-        """Make a small vision transformer with random weights, for where no published encoder is at hand.
+        """Return a small vision transformer with random weights, for use without a published encoder.
 
-        Its vector is the mean over patches: what a random network says of a crop is a summary of colors and edges,
-        no more.
+        Its vector is the mean over patches, which of a random network is a summary of colors and edges.
         """
         from transformers import ViTConfig, ViTModel
 
@@ -253,8 +277,8 @@ class FrozenImageEncoder(nn.Module):
         return cls(backbone, image_size, readout="mean")
 
     @classmethod
-    def from_description(cls, said: dict[str, Any]) -> FrozenImageEncoder:
-        """Make an encoder with random weights from what :meth:`description` said of another.
+    def from_description(cls, description: dict[str, Any]) -> FrozenImageEncoder:
+        """Return an encoder with random weights from the :meth:`description` of another.
 
         Raises
         ------
@@ -265,15 +289,19 @@ class FrozenImageEncoder(nn.Module):
         from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
         try:
-            config = AutoConfig.for_model(**said["model"])
-            known: Any = MODEL_MAPPING[type(config)]
-            plain = (
-                not said["pooler"]
-                and "add_pooling_layer" in inspect.signature(known.__init__).parameters
+            config = AutoConfig.for_model(**description["model"])
+            model_class: Any = MODEL_MAPPING[type(config)]
+            options = {}
+            if not description["pooler"] and _can_drop_pooler(model_class):
+                options["add_pooling_layer"] = False
+            model = model_class(config, **options)
+            return cls(
+                getattr(model, "vision_model", model),
+                description["image_size"],
+                description["mean"],
+                description["std"],
+                description["readout"],
             )
-            model = known(config, add_pooling_layer=False) if plain else known(config)
-            backbone = getattr(model, "vision_model", model)
-            return cls(backbone, said["image_size"], said["mean"], said["std"], said["readout"])
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -282,7 +310,7 @@ class FrozenImageEncoder(nn.Module):
             ) from error
 
     def description(self) -> dict[str, Any]:
-        """Return all but the weights, in plain values: what :meth:`from_description` takes."""
+        """Return all but the weights, in plain values, for :meth:`from_description`."""
         return {
             "model": json.loads(_settings(self.backbone)),
             "pooler": any("pooler" in name for name in self.backbone.state_dict()),
@@ -293,7 +321,7 @@ class FrozenImageEncoder(nn.Module):
         }
 
     def train(self, mode: bool = True) -> FrozenImageEncoder:
-        """Stay in evaluation mode: dropout and running means of what is frozen never move."""
+        """Stay in evaluation mode: a frozen encoder has no dropout and keeps its running means."""
         return super().train(False)
 
     @torch.no_grad()
@@ -305,49 +333,58 @@ class FrozenImageEncoder(nn.Module):
         crops
             uint8 ``(n, H, W, 3)``, or float ``(n, 3, H, W)`` that is standardized already.
         """
-        return self._read(self.colors(crops).to(next(self.backbone.parameters()).dtype)).float()
+        pixels = self.colors(crops).to(self._weight().dtype)
+        return self._read(pixels).float()
+
+    def _weight(self) -> Tensor:
+        """Return a weight, for its type and device."""
+        return next(self.backbone.parameters())
 
     def features(
         self, batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]:
-        """Encode batches of crops, uint8 ``(n, H, W, 3)``, as :meth:`terrazzo.images.Crops.batches` gives them.
+    ) -> Vectors:
+        """Encode batches of crops, uint8 ``(n, H, W, 3)``, as :meth:`terrazzo.images.Crops.batches` yields them.
 
         Returns
         -------
         float32 ``(sum of n, output_dim)``.
         """
-        device, out = next(self.backbone.parameters()).device, []
+        device = self._weight().device
+        vectors = []
         for batch in batches:
-            out.append(self(torch.from_numpy(np.ascontiguousarray(batch)).to(device)).cpu().numpy())
+            crops = torch.from_numpy(np.ascontiguousarray(batch))
+            vectors.append(self(crops.to(device)).cpu().numpy())
             if advance is not None:
                 advance(len(batch))
-        return np.concatenate(out) if out else np.zeros((0, self.output_dim), dtype=np.float32)
+        if not vectors:
+            return np.zeros((0, self.output_dim), dtype=np.float32)
+        return np.concatenate(vectors)
 
     def fingerprint(self) -> str:
-        """Return the sha256 (hex) of weights, size, colors and readout: what vectors depend on beside the crops."""
-        digest = hashlib.sha256(
-            f"terrazzo-image-encoder-1 {self.image_size} {self.readout}".encode()
-        )
-        own = {
-            "colors.mean": self.colors.mean,
-            "colors.std": self.colors.std,
-            **self.backbone.state_dict(),
-        }
+        """Return the sha256 (hex) of weights, size, colors and readout: all that vectors depend on but the crops."""
+        head = f"terrazzo-image-encoder-1 {self.image_size} {self.readout}"
+        digest = hashlib.sha256(head.encode())
+        tensors = dict(self.backbone.state_dict())
+        tensors["colors.mean"] = self.colors.mean
+        tensors["colors.std"] = self.colors.std
         digest.update(_settings(self.backbone).encode())
-        for name, tensor in sorted(own.items()):
-            held = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {held.dtype} {tuple(held.shape)}".encode())
-            digest.update(held.view(-1).view(torch.uint8).numpy().tobytes())
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            shape = tuple(tensor.shape)
+            digest.update(f"{name} {tensor.dtype} {shape}".encode())
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def _read(self, pixels: Tensor) -> Tensor:
-        side = (self.image_size, self.image_size)
-        if pixels.shape[2:] != side:
+        """Return the vector of each crop, ``(n, output_dim)``."""
+        size = (self.image_size, self.image_size)
+        if pixels.shape[2:] != size:
             pixels = F.interpolate(
-                pixels, side, mode="bilinear", antialias=True, align_corners=False
+                pixels, size, mode="bilinear", antialias=True, align_corners=False
             )
-        out = self.backbone(pixel_values=pixels)
-        summary, states = getattr(out, "pooler_output", None), out.last_hidden_state
+        output = self.backbone(pixel_values=pixels)
+        summary = getattr(output, "pooler_output", None)
+        states = output.last_hidden_state
         if self.readout == "pooler" and summary is None:
             raise ConfigError(
                 'frozen encoder: this model has no summary; use readout="cls" or "mean".'
@@ -356,28 +393,40 @@ class FrozenImageEncoder(nn.Module):
             return summary.flatten(1)
         if states.ndim == 4:
             return states.mean(dim=(2, 3))
-        return states.mean(dim=1) if self.readout == "mean" else states[:, 0]
+        if self.readout == "mean":
+            return states.mean(dim=1)
+        return states[:, 0]
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """Return a folder's settings of image size and colors; empty where it has none."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _can_drop_pooler(model_class: Any) -> bool:
+    """Return True if a model can be made without its pooling layer."""
+    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
 
 
 def _load(folder: Path) -> Any:
-    """Load the image part of a model; a summary whose weights are not in the folder is left out."""
+    """Load the image part of a model; a pooling layer whose weights are not in the folder is left out."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        known: Any = MODEL_MAPPING[type(config)]
         options: dict[str, Any] = {
             "use_safetensors": True,
             "local_files_only": True,
             "trust_remote_code": False,
         }
-        if "add_pooling_layer" in inspect.signature(known.__init__).parameters and not _has_pooler(
-            folder
-        ):
+        if _can_drop_pooler(MODEL_MAPPING[type(config)]) and not _has_pooler(folder):
             options["add_pooling_layer"] = False
-        model, told = AutoModel.from_pretrained(
+        model, loading = AutoModel.from_pretrained(
             folder, config=config, output_loading_info=True, **options
         )
     except (
@@ -392,34 +441,36 @@ def _load(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} could not be loaded as a transformers vision model from safetensors ({error})."
         ) from error
-    if told["missing_keys"] or told.get("mismatched_keys"):
-        wrong = sorted(map(str, [*told["missing_keys"], *told.get("mismatched_keys", [])]))
+    wrong = [*loading["missing_keys"], *loading.get("mismatched_keys", [])]
+    if wrong:
+        first = min(str(name) for name in wrong)
         raise CheckpointError(
-            f"{folder}: {len(wrong)} weights are missing or of another size, the first {wrong[0]!r}."
+            f"{folder}: {len(wrong)} weights are missing or of another size, the first {first!r}."
         )
-    found = getattr(model, "vision_model", model)
-    if "pixel_values" not in inspect.signature(found.forward).parameters:
+    vision_model = getattr(model, "vision_model", model)
+    if "pixel_values" not in inspect.signature(vision_model.forward).parameters:
         raise CheckpointError(
             f"{folder} holds a {config.model_type!r} model, which sees no images."
         )
-    return found
+    return vision_model
 
 
 def _has_pooler(folder: Path) -> bool:
-    """Say whether the weights of a summary are in the folder (without them transformers would draw them)."""
+    """Return True if the weights of a pooling layer are in the folder (else transformers would draw random ones)."""
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as held:
-            if any("pooler" in name for name in held.keys()):  # noqa: SIM118 - no mapping, it only has keys()
-                return True
+        with safe_open(file, "pt") as weights:
+            names = list(weights.keys())
+        if any("pooler" in name for name in names):
+            return True
     return False
 
 
-def _side(said: dict[str, Any]) -> int | None:
-    """Side of the crops that an encoder takes, from one of the ways in which this is written."""
+def _side(settings: dict[str, Any]) -> int | None:
+    """Return the side of the crops that an encoder takes, from one of the ways in which this is written."""
     for name in ("crop_size", "size"):
-        value = said.get(name)
+        value = settings.get(name)
         if isinstance(value, dict):
             value = value.get("height") or value.get("shortest_edge")
         if isinstance(value, (list, tuple)) and value:
@@ -430,16 +481,9 @@ def _side(said: dict[str, Any]) -> int | None:
 
 
 def _settings(backbone: nn.Module) -> str:
-    """Return what a model is beside its weights, as text that says nothing of paths and versions."""
+    """Return a model's settings as JSON, without paths and versions."""
     config: Any = getattr(backbone, "config", None)
-    said = config.to_dict() if hasattr(config, "to_dict") else {}
-    left_out = (
-        "_name_or_path",
-        "transformers_version",
-        "dtype",
-        "torch_dtype",
-        "_attn_implementation_autoset",
-    )
-    return json.dumps(
-        {k: v for k, v in said.items() if k not in left_out}, sort_keys=True, default=str
-    )
+    settings = config.to_dict() if hasattr(config, "to_dict") else {}
+    for name in NOT_HASHED:
+        settings.pop(name, None)
+    return json.dumps(settings, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""Loader of spots of a corpus's slices (ST-Align): which spots; what is read of one was made before."""
+"""Loader of spots of a corpus's slices (ST-Align)."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class SpotLoader(ItemLoader[Any]):
     corpus
         Where the slices are.
     make
-        Called with a batch, its epoch and its step, in the reading thread; what it returns is handed out.
+        Called with a batch, its epoch and its step, in the reading thread; what it returns is passed on.
     split
         Only slices of this split are read.
     batch_spots
         Spots of a batch in each process.
     keep
-        Says of a slice whether it is read; None: all are.
+        Returns True for a slice that is read; None: all are.
     seed, shard, drop_last, prefetch
         As in :class:`terrazzo.corpus.loader.Loader`.
     share
@@ -64,7 +64,7 @@ class SpotLoader(ItemLoader[Any]):
     Raises
     ------
     CorpusError
-        The split has no slice, or none that is kept.
+        The split has no slice, or none that is read.
     ConfigError
         Settings that are impossible.
     """

@@ -1,4 +1,4 @@
-"""Contrast between pairs (ST-Align, equations 10 and 11), over the batches of all ranks, with gradient."""
+"""Contrastive losses (ST-Align, equations 10 and 11) over the batches of all ranks, with gradient."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from torch.nn import functional as F
 
 from terrazzo.errors import ConfigError
 
+__all__ = ["contrast", "gathered", "ranks", "same_niche", "sizes_of_ranks", "symmetric_contrast"]
+
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows, in the order of the ranks. Backward: what all ranks' losses say of this rank's rows, summed.
+    """Gather the rows of all ranks, in their order. Backward: the sum of all ranks' gradients of this rank's rows.
 
-    The same as ``torch.distributed.nn.functional.all_gather``, whose backward needs an operation that gloo has not.
+    The same as ``torch.distributed.nn.functional.all_gather``, whose backward needs an operation that gloo lacks.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
         most = max(sizes)
-        padded = F.pad(rows.contiguous(), (0, 0) * (rows.ndim - 1) + (0, most - len(rows)))
+        padded = rows.new_zeros((most, *rows.shape[1:]))
+        padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
@@ -31,8 +34,10 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
-        start = sum(ctx.sizes[: dist.get_rank()])
-        return total[start : start + ctx.sizes[dist.get_rank()]], None
+        rank = dist.get_rank()
+        start = sum(ctx.sizes[:rank])
+        end = start + ctx.sizes[rank]
+        return total[start:end], None
 
 
 def gathered(rows: Tensor, sizes: list[int] | None = None) -> Tensor:
@@ -45,17 +50,20 @@ def gathered(rows: Tensor, sizes: list[int] | None = None) -> Tensor:
     rows
         ``(n, ...)`` of this rank.
     sizes
-        Rows of each rank, where they are known; None: they are asked for.
+        Rows of each rank, where they are known; None: they are gathered first.
     """
     if ranks() == 1:
         return rows
-    sizes = sizes_of_ranks(rows) if sizes is None else sizes
+    if sizes is None:
+        sizes = sizes_of_ranks(rows)
     return _Gather.apply(rows, sizes)
 
 
 def ranks() -> int:
     """Return the number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 def sizes_of_ranks(rows: Tensor) -> list[int]:
@@ -74,7 +82,7 @@ def same_niche(
     other_spots: Tensor | None = None,
     other_niches: Tensor | None = None,
 ) -> Tensor:
-    """Say which pairs are neighbors, so that they are not held against each other.
+    """Return a mask of the pairs that are neighbors, which are no negatives of each other.
 
     Parameters
     ----------
@@ -89,11 +97,13 @@ def same_niche(
     -------
     bool ``(n, m)``: one is in the niche of the other, or they are one spot drawn twice.
     """
-    other_spots = spots if other_spots is None else other_spots
-    other_niches = niches if other_niches is None else other_niches
-    forth = (niches[:, None, :] == other_spots[None, :, None]).any(dim=-1)
-    back = (other_niches[None, :, :] == spots[:, None, None]).any(dim=-1)
-    return forth | back
+    if other_spots is None:
+        other_spots = spots
+    if other_niches is None:
+        other_niches = niches
+    other_in_niche = (niches[:, None, :] == other_spots[None, :, None]).any(dim=-1)
+    in_other_niche = (other_niches[None, :, :] == spots[:, None, None]).any(dim=-1)
+    return other_in_niche | in_other_niche
 
 
 def contrast(
@@ -118,8 +128,8 @@ def contrast(
     temperature
         The paper's tau; a tensor where it is learned.
     normalize
-        Bring vectors to length 1 first, so that products are cosines. The paper does not say; without it the length of
-        a vector takes the part of the temperature.
+        Bring vectors to length 1 first, so that products are cosines. The paper does not state this; without it the
+        length of a vector acts as a temperature.
     spots, niches
         As in :func:`same_niche`: neighbors are then no negatives of each other. None: all others are, as in the paper.
     gather
@@ -136,7 +146,8 @@ def contrast(
     """
     _check(anchors, partners, temperature, spots, niches)
     if normalize:
-        anchors, partners = F.normalize(anchors, dim=-1), F.normalize(partners, dim=-1)
+        anchors = F.normalize(anchors, dim=-1)
+        partners = F.normalize(partners, dim=-1)
     sizes = sizes_of_ranks(anchors) if gather else [len(anchors)]
     return _direction(anchors, partners, temperature, spots, niches, sizes)
 
@@ -154,10 +165,12 @@ def symmetric_contrast(
     """InfoNCE in both directions, averaged (eq 10); arguments, result and errors as in :func:`contrast`."""
     _check(image, genes, temperature, spots, niches)
     if normalize:
-        image, genes = F.normalize(image, dim=-1), F.normalize(genes, dim=-1)
+        image = F.normalize(image, dim=-1)
+        genes = F.normalize(genes, dim=-1)
     sizes = sizes_of_ranks(image) if gather else [len(image)]
-    there = _direction(image, genes, temperature, spots, niches, sizes)
-    return (there + _direction(genes, image, temperature, spots, niches, sizes)) / 2
+    from_image = _direction(image, genes, temperature, spots, niches, sizes)
+    from_genes = _direction(genes, image, temperature, spots, niches, sizes)
+    return (from_image + from_genes) / 2
 
 
 def _direction(
@@ -168,23 +181,27 @@ def _direction(
     niches: Tensor | None,
     sizes: list[int],
 ) -> Tensor:
+    """Return the cross-entropy of each anchor's partner among the partners of all ranks."""
     several = len(sizes) > 1
-    every = gathered(partners, sizes) if several else partners
-    first = sum(sizes[: dist.get_rank()]) if several else 0
+    first = 0
+    all_partners = partners
+    if several:
+        first = sum(sizes[: dist.get_rank()])
+        all_partners = gathered(partners, sizes)
     own = torch.arange(first, first + len(anchors), device=anchors.device)
-    with torch.autocast(
-        anchors.device.type, enabled=False
-    ):  # in bfloat16, cosines over tau would be off by a tenth
-        scores = anchors.float() @ every.float().T / temperature
+    # in bfloat16, cosines over tau would be off by a tenth
+    with torch.autocast(anchors.device.type, enabled=False):
+        scores = anchors.float() @ all_partners.float().T / temperature
     if spots is not None and niches is not None:
-        all_spots, all_niches = (
-            gathered(one, sizes) if several else one for one in (spots, niches)
-        )
+        all_spots = gathered(spots, sizes) if several else spots
+        all_niches = gathered(niches, sizes) if several else niches
         near = same_niche(spots, niches, all_spots, all_niches)
-        near[torch.arange(len(own), device=own.device), own] = False
+        row = torch.arange(len(own), device=own.device)
+        near[row, own] = False
         scores = scores.masked_fill(near, -torch.inf)
-    # each rank counts by its rows: the mean over ranks is then the mean over all rows
-    return F.cross_entropy(scores, own, reduction="sum") * (len(sizes) / sum(sizes))
+    # each rank is weighted by its rows: the mean over ranks is then the mean over all rows
+    weight = len(sizes) / sum(sizes)
+    return F.cross_entropy(scores, own, reduction="sum") * weight
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""ST-Align: image and genes of every spot and its niche, aligned and fused; one vector for each spot."""
+"""ST-Align: one vector for each spot from image and genes of the spot and its niche, aligned and fused."""
 
 from __future__ import annotations
 
@@ -36,16 +36,21 @@ from terrazzo.systems.stalign.start import Choice, choose_genes, fit_genes, fit_
 
 __all__ = ["AlignModule", "STAlign"]
 
-BATCH = 256  # spots that are worked on together
+BATCH = 256  # spots whose vectors are computed together
+
 TRIED = 16  # crops that are read for an estimate of the time
+
 REACH = 0.3  # share of the matrix-product rate, for estimates
+
 WHY_COUNTS = "ST-Align scales counts and takes their logarithm"
+
 SCALES: tuple[Scale, ...] = ("spot", "niche")
+
 BLOCKS: dict[Scale, str] = {"spot": "own", "niche": "niche"}
 
 
 class AlignModule(nn.Module):
-    """All weights of ST-Align: what is trained, both frozen encoders, and which genes AE-Gene reads."""
+    """All weights of ST-Align: the trained part, both frozen encoders, and the genes that AE-Gene reads."""
 
     genes: Tensor
 
@@ -61,7 +66,7 @@ class AlignModule(nn.Module):
     def states(
         self, batch: AlignBatch, modality: Modality = "both", scales: Sequence[Scale] = SCALES
     ) -> dict[Scale, Tensor]:
-        """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient where it is asked for."""
+        """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient unless it is disabled."""
         out: dict[Scale, Tensor] = {}
         for scale in scales:
             parts = []
@@ -100,7 +105,7 @@ class STAlign(FoundationModel):
     vocabulary
         Genes and their tokens. None: those of ``gene_encoder``.
     seed
-        Seed of random initial weights, those of frozen encoders that are not given too.
+        Seed of random initial weights, also of frozen encoders that are not passed.
     provenance
         Where the weights come from.
     image_encoder
@@ -108,7 +113,7 @@ class STAlign(FoundationModel):
         a small vision transformer with random weights.
     gene_encoder
         Of a preset: the frozen encoder of a spot's genes: a model that encodes single cells (SToFM, a cell encoder,
-        scGPT), as a checkpoint folder or loaded. None: principal components, which :meth:`fit` finds.
+        scGPT), as a checkpoint folder or loaded. None: principal components, which :meth:`fit` computes.
     flavor, adaptive, fusion
         Of a preset; see :func:`terrazzo.systems.stalign.config.preset`.
 
@@ -137,7 +142,7 @@ class STAlign(FoundationModel):
         "Transcriptomics via Spot-Niche Alignment, 2026."
     )
     limits: ClassVar[tuple[str, ...]] = (
-        "Histology must lie on the slice by a scale and an offset, with known micrometers per pixel.",
+        "Histology must be registered to the slice by a scale and an offset, with known micrometers per pixel.",
         "Single cells have no spot: the side of their crops is stated by the user.",
         "The frozen encoders inside keep their own licenses.",
     )
@@ -170,7 +175,7 @@ class STAlign(FoundationModel):
                 )
             vocabulary = known
         if vocabulary is None:
-            raise ConfigError("ST-Align needs a vocabulary, or a gene encoder that brings one.")
+            raise ConfigError("ST-Align needs a vocabulary, or a gene encoder that has one.")
         if isinstance(config, str):
             config = preset(
                 config,
@@ -206,15 +211,15 @@ class STAlign(FoundationModel):
         obs: pd.DataFrame | None = None,
     ) -> PreparedSTAlign:
         """Match one slice and cut its crops; see :meth:`terrazzo.models.base.FoundationModel.prepare`."""
-        chosen = options or STAlignEmbedOptions()
-        if chosen.modality == "image":
+        options = options or STAlignEmbedOptions()
+        if options.modality == "image":
             match = None
-            coverage = self.vocabulary.coverage(tissue, orthologs=chosen.orthologs)
+            coverage = self.vocabulary.coverage(tissue, orthologs=options.orthologs)
         else:
             counts = require_counts(tissue, WHY_COUNTS)
-            match = self.vocabulary.match(counts, orthologs=chosen.orthologs)
+            match = self.vocabulary.match(counts, orthologs=options.orthologs)
             coverage = match.coverage
-        return PreparedSTAlign(self, tissue, match, coverage, chosen)
+        return PreparedSTAlign(self, tissue, match, coverage, options)
 
     def reader(
         self,
@@ -226,13 +231,13 @@ class STAlign(FoundationModel):
         cache: FeatureCache | None = None,
         bars: Progress | None = None,
     ) -> FeatureReader:
-        """Return what reads the features of a slice in memory."""
+        """Return the reader of the features of a slice in memory."""
         identity = None if cache is None else Identity.of(tissue, match)
         with_image = modality != "genes"
-        cut = AlignedSlice.make(
+        aligned = AlignedSlice.make(
             tissue, self.config, self.genes, match=match, image=with_image, spot_um=spot_um
         )
-        return self.stored_reader(lambda: cut, identity, cache, spot_um=spot_um, bars=bars)
+        return self.stored_reader(lambda: aligned, identity, cache, spot_um=spot_um, bars=bars)
 
     def stored_reader(
         self,
@@ -240,13 +245,13 @@ class STAlign(FoundationModel):
         identity: Identity | None,
         cache: FeatureCache | None,
         *,
-        marks: tuple[str, str] | None = None,
+        fingerprints: tuple[str, str] | None = None,
         spot_um: float | None = None,
         bars: Progress | None = None,
     ) -> FeatureReader:
-        """Return what reads the features of a slice that is cut only where something must be made.
+        """Return the reader of the features of a slice, which ``make`` returns only where something must be computed.
 
-        ``marks``: fingerprints of the image and the gene encoder, where they are known already.
+        ``fingerprints``: of the image and the gene encoder, where they are known already.
         """
         return FeatureReader(
             self.config,
@@ -256,7 +261,7 @@ class STAlign(FoundationModel):
             make,
             identity=identity,
             cache=cache,
-            marks=marks,
+            fingerprints=fingerprints,
             spot_um=spot_um,
             bars=bars,
         )
@@ -269,12 +274,12 @@ class STAlign(FoundationModel):
     ) -> Self:
         """Choose the genes, and fit the components and the means of values, on slices without labels.
 
-        Images are not looked at. It is done before training; afterwards the trained weights would no longer fit.
+        Images are not read. It is done before training; afterwards the trained weights would no longer fit.
 
         Parameters
         ----------
         slices
-            Training slices; or what gives them one by one, called twice, for more than fit in memory.
+            Training slices; or a function that returns an iterable of them, called twice, for more than fit in memory.
         choose
             Genes of the highest spatial autocorrelation, or of the highest variance.
 
@@ -284,15 +289,15 @@ class STAlign(FoundationModel):
             No slice; one without counts, or whose genes the vocabulary does not know.
         """
         if callable(slices):
-            give = slices
+            iterate = slices
         else:
             checked = [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in slices]
 
-            def give() -> Iterable[Slice]:
+            def iterate() -> Iterable[Slice]:
                 return checked
 
         def with_counts() -> Iterator[Slice]:
-            for tissue in give():
+            for tissue in iterate():
                 yield require_counts(tissue, WHY_COUNTS)
 
         tokens = choose_genes(with_counts(), self.vocabulary, self.config, choose)
@@ -320,19 +325,19 @@ class STAlign(FoundationModel):
     ) -> dict[str, Vectors]:
         """Return the vectors of all spots of a slice by name of block, float32 ``(n, dim)``."""
         shape = (len(features), self.config.net.dim)
-        out = {BLOCKS[scale]: np.empty(shape, dtype=np.float32) for scale in scales}
-        shown = bars or Progress(False)
-        with shown.stage("vectors", len(features)) as advance:
+        blocks = {BLOCKS[scale]: np.empty(shape, dtype=np.float32) for scale in scales}
+        bars = bars or Progress(False)
+        with bars.stage("vectors", len(features)) as advance:
             for rows in batches(len(features), BATCH):
                 batch = features.take(rows).to(self.device)
                 for scale, states in self.module.states(batch, modality, scales).items():
-                    out[BLOCKS[scale]][rows] = states.float().cpu().numpy()
+                    blocks[BLOCKS[scale]][rows] = states.float().cpu().numpy()
                 advance(len(rows))
-        return out
+        return blocks
 
 
 class PreparedSTAlign(Prepared):
-    """A slice whose spots and niches are cut from genes and histology."""
+    """A slice with the crops and values of its spots and niches."""
 
     def __init__(
         self,
@@ -374,7 +379,8 @@ class PreparedSTAlign(Prepared):
     def embed(self, bars: Progress | None = None) -> Embedding:
         """Read the features, then run the trained part."""
         bars = bars or Progress(False)
-        model, reader = self.model, self.reader
+        model = self.model
+        reader = self.reader
         reader.bars = bars
         features = reader.read(self.modality, self.scales)
         blocks = model.vectors(features, self.modality, self.scales, bars)
@@ -395,25 +401,32 @@ class PreparedSTAlign(Prepared):
         vectors, details["blocks"] = joined(blocks)
         return Embedding(vectors, empty, self.coverage, details)
 
-    def _seconds(self, cut: AlignedSlice, rate: float) -> float:
-        """Estimate the time of a slice, from the operations that one spot costs and the reading of some crops."""
+    def _seconds(self, aligned: AlignedSlice, rate: float) -> float:
+        """Estimate the time of a slice from the operations of one spot and the time to read some crops."""
         from torch.utils.flop_counter import FlopCounterMode
 
         start = time.perf_counter()
-        n_spots = len(cut)
-        rows = np.unique(np.linspace(0, n_spots - 1, min(TRIED, n_spots)).astype(int))
-        spot_image = niche_image = None
-        if cut.spots is not None and "spot" in self.scales:
-            spot_image = torch.from_numpy(cut.spots[rows])[:1].to(self.model.device)
-        if cut.surroundings is not None and "niche" in self.scales:
-            niche_image = torch.from_numpy(cut.surroundings[rows])[:1].to(self.model.device)
+        n_spots = len(aligned)
+        steps = np.linspace(0, n_spots - 1, min(TRIED, n_spots))
+        rows = np.unique(steps.astype(int))
+        spot_image = None
+        niche_image = None
+        if aligned.spots is not None and "spot" in self.scales:
+            spot_image = torch.from_numpy(aligned.spots[rows])[:1].to(self.model.device)
+        if aligned.surroundings is not None and "niche" in self.scales:
+            niche_image = torch.from_numpy(aligned.surroundings[rows])[:1].to(self.model.device)
         reading = (time.perf_counter() - start) / len(rows)
         with FlopCounterMode(display=False) as counter:
-            self._run_one(cut, rows[:1], spot_image, niche_image)
-        return n_spots * (reading + counter.get_total_flops() / (rate * REACH))
+            self._run_one(aligned, rows[:1], spot_image, niche_image)
+        computing = counter.get_total_flops() / (rate * REACH)
+        return n_spots * (reading + computing)
 
     def _run_one(
-        self, cut: AlignedSlice, row: Ints, spot_image: Tensor | None, niche_image: Tensor | None
+        self,
+        aligned: AlignedSlice,
+        row: Ints,
+        spot_image: Tensor | None,
+        niche_image: Tensor | None,
     ) -> None:
         """Run one spot through all parts, for its operations to be counted."""
         module = self.model.module
@@ -422,8 +435,8 @@ class PreparedSTAlign(Prepared):
             niche_image = module.image_encoder(niche_image)
         if spot_image is not None and not net.adaptive:
             spot_image = module.image_encoder(spot_image)
-        if cut.match is not None and not isinstance(module.gene_encoder, GenePCA):
-            module.gene_encoder.encode(cut.tissue.counts[row], cut.match)
+        if aligned.match is not None and not isinstance(module.gene_encoder, GenePCA):
+            module.gene_encoder.encode(aligned.tissue.counts[row], aligned.match)
         n_genes = net.niche_genes.n_genes
         niche_width = n_genes if net.adaptive else net.spot_gene_dim
         number = torch.zeros(1, dtype=torch.int64)

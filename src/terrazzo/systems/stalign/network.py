@@ -1,4 +1,4 @@
-"""Image and genes of one place joined: symmetric cross-attention between their tokens (ST-Align, section 3.3).
+"""The trained part of ST-Align: encoders, and fusion by cross-attention of image and genes (section 3.3).
 
 A softmax over one key is always 1, so that equations 7 and 8 on single vectors would be plain concatenation. Each
 vector is therefore first expanded to several tokens, each a linear map of it.
@@ -18,10 +18,16 @@ from terrazzo.errors import ConfigError
 from terrazzo.systems.stalign.image_encoder import SpotEncoder, SpotEncoderConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoder, ValueEncoderConfig
 
+__all__ = ["AlignConfig", "AlignNet", "FrozenFeatures", "Fusion", "FusionConfig"]
+
+_COLDEST = 0.01  # lower bound of a temperature that is learned, as in CLIP
+
+_LEAST = 1e-6  # standard deviation of a frozen feature that is used at all
+
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How image and genes are joined.
+    """Settings of the fusion of image and genes.
 
     Attributes
     ----------
@@ -30,13 +36,13 @@ class FusionConfig:
     n_tokens, width
         A vector becomes so many tokens of this width.
     output_dim
-        Width of what comes out; the first half is from the image's point of view, the second from the genes'.
+        Width of the output; the first half is of the image's tokens, the second of the genes'.
     mode
         ``"attention"``: equations 7 to 9. ``"concatenation"``: both vectors, each through a linear map (the ablation of
         table 3); tokens and width are not used.
     pooling
-        The attended tokens of a side are averaged (``"mean"``), or laid one after the other (``"flatten"``), before
-        ``W_I`` and ``W_G``.
+        The attended tokens of a side are averaged (``"mean"``), or concatenated (``"flatten"``), before ``W_I`` and
+        ``W_G``.
     dropout
         Of attention weights, in training.
 
@@ -57,8 +63,11 @@ class FusionConfig:
 
     def __post_init__(self) -> None:
         sizes = {
-            name: getattr(self, name)
-            for name in ("image_dim", "gene_dim", "n_tokens", "width", "output_dim")
+            "image_dim": self.image_dim,
+            "gene_dim": self.gene_dim,
+            "n_tokens": self.n_tokens,
+            "width": self.width,
+            "output_dim": self.output_dim,
         }
         if min(sizes.values()) < 1 or self.output_dim % 2:
             raise ConfigError(f"fusion: sizes must be at least 1 and output_dim even, got {sizes}.")
@@ -71,28 +80,30 @@ class FusionConfig:
                 f'fusion: pooling is {self.pooling!r}; it must be "mean" or "flatten".'
             )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"fusion: dropout is {self.dropout}; it must lie in [0, 1).")
+            raise ConfigError(f"fusion: dropout is {self.dropout}; it must be in [0, 1).")
 
 
 class Fusion(nn.Module):
-    """Vectors of image and genes to one, ``[z_I W_I ; z_G W_G]``."""
+    """Fusion of vectors of image and genes to one, ``[z_I W_I ; z_G W_G]``."""
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.config = config
         half = config.output_dim // 2
         if config.mode == "concatenation":
-            self.out_image, self.out_genes = (
-                nn.Linear(config.image_dim, half),
-                nn.Linear(config.gene_dim, half),
-            )
+            self.out_image = nn.Linear(config.image_dim, half)
+            self.out_genes = nn.Linear(config.gene_dim, half)
             return
-        tokens, width = config.n_tokens, config.width
-        self.expand_image = nn.Linear(config.image_dim, tokens * width)
-        self.expand_genes = nn.Linear(config.gene_dim, tokens * width)
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
-        pooled = width if config.pooling == "mean" else tokens * width
-        self.out_image, self.out_genes = nn.Linear(pooled, half), nn.Linear(pooled, half)
+        width = config.width
+        all_tokens = config.n_tokens * width
+        self.expand_image = nn.Linear(config.image_dim, all_tokens)
+        self.expand_genes = nn.Linear(config.gene_dim, all_tokens)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        pooled = width if config.pooling == "mean" else all_tokens
+        self.out_image = nn.Linear(pooled, half)
+        self.out_genes = nn.Linear(pooled, half)
 
     def forward(self, image: Tensor, genes: Tensor) -> Tensor:
         """Join vectors of the same places.
@@ -111,29 +122,28 @@ class Fusion(nn.Module):
         if self.config.mode == "concatenation":
             return torch.cat([self.out_image(image), self.out_genes(genes)], dim=-1)
         shape = (len(image), self.config.n_tokens, self.config.width)
-        seen, read = self.expand_image(image).view(shape), self.expand_genes(genes).view(shape)
-        return torch.cat(
-            [self.out_image(self.attend(seen, read)), self.out_genes(self.attend(read, seen))],
-            dim=-1,
-        )
+        image_tokens = self.expand_image(image).view(shape)
+        gene_tokens = self.expand_genes(genes).view(shape)
+        image_attended = self.attend(image_tokens, gene_tokens)
+        genes_attended = self.attend(gene_tokens, image_tokens)
+        both = [self.out_image(image_attended), self.out_genes(genes_attended)]
+        return torch.cat(both, dim=-1)
 
-    def attend(self, asking: Tensor, asked: Tensor) -> Tensor:
-        """Return what one side's tokens find in the other's (eq 7, and 8 the other way round), ``(n, pooled)``."""
-        score = self.query(asking) @ self.key(asked).transpose(1, 2) / math.sqrt(self.config.width)
-        weights = nn.functional.dropout(score.softmax(dim=-1), self.config.dropout, self.training)
-        found = weights @ self.value(asked)
-        return found.mean(dim=1) if self.config.pooling == "mean" else found.flatten(1)
-
-
-_COLDEST = 0.01  # temperature that is learned ends here, as in CLIP
-
-
-_LEAST = 1e-6  # standard deviation of a frozen feature that is used at all
+    def attend(self, tokens: Tensor, others: Tensor) -> Tensor:
+        """Attend from one side's tokens to the other's (eq 7, and 8 the other way round); return ``(n, pooled)``."""
+        query = self.query(tokens)
+        key = self.key(others)
+        score = query @ key.transpose(1, 2) / math.sqrt(self.config.width)
+        weights = F.dropout(score.softmax(dim=-1), self.config.dropout, self.training)
+        attended = weights @ self.value(others)
+        if self.config.pooling == "mean":
+            return attended.mean(dim=1)
+        return attended.flatten(1)
 
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Sizes of what is trained.
+    """Sizes of the trained part.
 
     Attributes
     ----------
@@ -142,7 +152,7 @@ class AlignConfig:
     spot_image
         AE-Img; its ``output_dim`` is ``dim``.
     spot_side
-        Side that spot crops are brought to before AE-Img sees them; 0: as they come.
+        Side that spot crops are resized to for AE-Img; 0: they are not resized.
     niche_image_dim, spot_gene_dim
         Width of the frozen features.
     niche_genes
@@ -153,7 +163,7 @@ class AlignConfig:
         False: the ablation of table 3 without AE-Img and AE-Gene. Spot crops and niche genes then come as features of
         the frozen encoders, too, each with a trained linear map only.
     temperature, learn_temperature
-        Of the contrast, and whether it is trained.
+        Of the contrast; train it, too.
 
     Raises
     ------
@@ -177,15 +187,14 @@ class AlignConfig:
     learn_temperature: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.dim, self.niche_image_dim, self.spot_gene_dim) < 1 or self.spot_side < 0:
+        least = min(self.dim, self.niche_image_dim, self.spot_gene_dim)
+        if least < 1 or self.spot_side < 0:
             raise ConfigError(
                 f"ST-Align: dim ({self.dim}), niche_image_dim ({self.niche_image_dim}) and spot_gene_dim "
                 f"({self.spot_gene_dim}) must be at least 1, spot_side ({self.spot_side}) at least 0."
             )
-        if (
-            self.adaptive
-            and not self.dim == self.spot_image.output_dim == self.niche_genes.output_dim
-        ):
+        output_dims = {self.spot_image.output_dim, self.niche_genes.output_dim}
+        if self.adaptive and output_dims != {self.dim}:
             raise ConfigError(
                 f"ST-Align: spot_image.output_dim ({self.spot_image.output_dim}) and niche_genes.output_dim "
                 f"({self.niche_genes.output_dim}) must be dim ({self.dim})."
@@ -211,10 +220,10 @@ class AlignConfig:
 
 
 class FrozenFeatures(nn.Module):
-    """Features of an encoder that nothing trains, through a linear map that is trained.
+    """Features of a frozen encoder, through a linear map that is trained.
 
-    They are standardized first where :meth:`fit` was given their means and deviations, which are kept with the
-    weights: a part that is the same for all crops would otherwise drown the rest in every cosine.
+    They are standardized first where :meth:`fit` has set their means and deviations, which are stored with the
+    weights: a part that is the same for all crops would otherwise dominate every cosine.
     """
 
     mean: Tensor
@@ -229,15 +238,17 @@ class FrozenFeatures(nn.Module):
     def fit(self, mean: Tensor, deviation: Tensor) -> None:
         """Set mean and standard deviation over the training slices, ``(width,)`` each."""
         self.mean.copy_(mean)
-        self.deviation.copy_(torch.where(deviation > _LEAST, deviation, torch.inf))
+        used = deviation > _LEAST
+        self.deviation.copy_(torch.where(used, deviation, torch.inf))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return ``(n, dim)`` of ``(n, width)``."""
-        return self.proj((features - self.mean) / self.deviation)
+        standard = (features - self.mean) / self.deviation
+        return self.proj(standard)
 
 
 class AlignNet(nn.Module):
-    """Everything of ST-Align that is trained. Every vector is ``(n, dim)``."""
+    """The trained part of ST-Align. Every vector is ``(n, dim)``."""
 
     log_temperature: Tensor
 
@@ -249,10 +260,8 @@ class AlignNet(nn.Module):
         self.ae_image: SpotEncoder | FrozenFeatures
         self.ae_genes: ValueEncoder | FrozenFeatures
         if config.adaptive:
-            self.ae_image, self.ae_genes = (
-                SpotEncoder(config.spot_image),
-                ValueEncoder(config.niche_genes),
-            )
+            self.ae_image = SpotEncoder(config.spot_image)
+            self.ae_genes = ValueEncoder(config.niche_genes)
         else:
             self.ae_image = FrozenFeatures(config.niche_image_dim, config.dim)
             self.ae_genes = FrozenFeatures(config.spot_gene_dim, config.dim)
@@ -267,7 +276,9 @@ class AlignNet(nn.Module):
     def temperature(self) -> Tensor:
         """Tau of eqs 10 and 11; with gradient where it is learned, and then never below a floor."""
         tau = self.log_temperature.exp()
-        return tau.clamp_min(_COLDEST) if self.config.learn_temperature else tau
+        if self.config.learn_temperature:
+            return tau.clamp_min(_COLDEST)
+        return tau
 
     def spot_image(self, crops: Tensor, colors: Tensor | None = None) -> Tensor:
         """Return ``r`` (eq 3).
@@ -285,9 +296,10 @@ class AlignNet(nn.Module):
         if colors is None:
             pixels = self.ae_image.colors(crops)
         else:
-            mean, deviation = colors.unbind(dim=1)
+            by_channel = colors[..., None, None]
+            mean, deviation = by_channel.unbind(dim=1)
             pixels = crops.permute(0, 3, 1, 2).float() / 255
-            pixels = (pixels - mean[..., None, None]) / deviation[..., None, None]
+            pixels = (pixels - mean) / deviation
         side = self.config.spot_side
         if side and pixels.shape[-1] != side:
             pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
@@ -316,7 +328,7 @@ class AlignNet(nn.Module):
         return self.ae_genes(values, known)
 
     def fuse(self, scale: Literal["spot", "niche"], image: Tensor, genes: Tensor) -> Tensor:
-        """Return ``h`` (eq 9) of one scale; the paper has one fusion network, and so it is."""
+        """Return ``h`` (eq 9) of one scale; both scales share one fusion network, as in the paper."""
         if scale not in ("spot", "niche"):
             raise ConfigError(f"fuse: scale is {scale!r}; it must be 'spot' or 'niche'.")
         return self.fusion(image, genes)

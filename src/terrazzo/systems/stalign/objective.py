@@ -1,4 +1,4 @@
-"""The objective of ST-Align: image and genes of a spot, and a spot and its niche, find each other among all others."""
+"""The objective of ST-Align: contrast of image and genes at spots and niches, and of spots with niches."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from terrazzo.training.stage import Objective
 
 __all__ = ["AlignPack", "SpotNiche"]
 
-RECALL_AT = 10
-RECALL_SPOTS = 2000  # of a slice, on each process, among which the partner is sought
+RECALL_AT = 10  # partners that are retrieved
+
+RECALL_SPOTS = 2000  # of a slice, on each process, that the partner is retrieved from
+
 Pair = dict[str, Tensor]  # vectors of "image" and "genes"
 
 
@@ -32,7 +34,7 @@ class AlignPack:
     Attributes
     ----------
     spots
-        What the model reads.
+        Features of the spots.
     ids
         Slice of each spot.
     """
@@ -54,7 +56,7 @@ class SpotNiche(Objective):
     Parameters
     ----------
     model
-        ST-Align; its frozen encoders have done their work before.
+        ST-Align; features of its frozen encoders are computed before.
     recipe
         ``recipe.objective`` says what is contrasted.
     """
@@ -66,10 +68,10 @@ class SpotNiche(Objective):
     def __init__(self, model: FoundationModel, recipe: STAlignRecipe) -> None:
         super().__init__(model, recipe)
         self.net = model.module.net  # type: ignore[assignment]
-        self._kept: dict[str, list[dict[Scale, Pair]]] = {}  # vectors of the validation by slice
+        self._vectors: dict[str, list[dict[Scale, Pair]]] = {}  # of the validation, by slice
 
     def undecayed(self) -> list[nn.Parameter]:
-        """Return the temperature, where it is learned: weight decay would draw it to 1."""
+        """Return the temperature, where it is learned: weight decay would pull it to 1."""
         temperature = self.net.log_temperature
         return [temperature] if isinstance(temperature, nn.Parameter) else []
 
@@ -88,7 +90,7 @@ class SpotNiche(Objective):
         return {"spot": spot, "niche": niche}
 
     def losses(self, batch: AlignPack) -> dict[str, Tensor]:
-        """Compute the parts that have a weight; in validation beside what vectors that say nothing would cost."""
+        """Compute the parts that have a weight; in validation also the loss of vectors without information."""
         return self._contrasts(self.vectors(batch.spots), batch.spots)
 
     def _contrasts(self, vectors: dict[Scale, Pair], spots: AlignBatch) -> dict[str, Tensor]:
@@ -112,13 +114,14 @@ class SpotNiche(Objective):
             around = self._joined("niche", vectors["niche"])
             cross = symmetric_contrast if objective.symmetric else contrast
             parts["spot_niche"] = cross(own, around, tau, **near)
-        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        weighted = [weights[name] * part for name, part in parts.items()]
+        total = torch.stack(weighted).sum()
         if not self.training:
-            nothing = torch.zeros(len(spots), 1, device=total.device)
-            chance = contrast(
-                nothing, nothing, 1.0, **near
-            )  # log of the number of partners to choose from
-            parts.update({f"{name}_chance": chance for name in list(parts)})
+            equal = torch.zeros(len(spots), 1, device=total.device)
+            # log of the number of partners to choose from
+            chance = contrast(equal, equal, 1.0, **near)
+            for name in list(parts):
+                parts[f"{name}_chance"] = chance
         if objective.learn_temperature:
             parts["temperature"] = tau
         return {"loss": total, **parts}
@@ -129,39 +132,44 @@ class SpotNiche(Objective):
         return next(iter(pair.values()))
 
     def validation_step(self, batch: AlignPack, batch_index: int) -> None:
-        """Log the losses, and keep some vectors of every slice."""
+        """Log the losses, and store some vectors of every slice."""
         vectors = self.vectors(batch.spots)
         parts = self._contrasts(vectors, batch.spots)
         logged = {f"val/{name}": part for name, part in parts.items()}
         self.log_dict(logged, batch_size=len(batch), sync_dist=True)
         if self.recipe.objective.modality == "both":
             for name in set(batch.ids):
-                self._keep(name, batch, vectors)
+                self._store(name, batch, vectors)
 
-    def _keep(self, name: str, batch: AlignPack, vectors: dict[Scale, Pair]) -> None:
-        kept = self._kept.setdefault(name, [])
-        n_kept = sum(len(one["spot"]["image"]) for one in kept)
-        if n_kept >= RECALL_SPOTS:
+    def _store(self, name: str, batch: AlignPack, vectors: dict[Scale, Pair]) -> None:
+        """Store the vectors of one slice's spots, unless there are enough."""
+        stored = self._vectors.setdefault(name, [])
+        n_stored = sum(len(one["spot"]["image"]) for one in stored)
+        if n_stored >= RECALL_SPOTS:
             return
-        rows = torch.tensor([one == name for one in batch.ids], device=batch.spots.spots.device)
+        is_of_slice = [one == name for one in batch.ids]
+        rows = torch.tensor(is_of_slice, device=batch.spots.spots.device)
         of_slice: dict[Scale, Pair] = {}
         for scale, pair in vectors.items():
             of_slice[scale] = {kind: v[rows].float().cpu() for kind, v in pair.items()}
-        kept.append(of_slice)
+        stored.append(of_slice)
 
     def on_validation_epoch_end(self) -> None:
         """Log how often the genes of a spot are among the 10 that are most like its image, in its own slice."""
-        of_processes = gathered(self._kept)
-        self._kept = {}
-        names = sorted({name for kept in of_processes for name in kept})
+        by_slice: dict[str, list[dict[Scale, Pair]]] = {}
+        for of_process in gathered(self._vectors):
+            for name, vectors in of_process.items():
+                by_slice.setdefault(name, []).extend(vectors)
+        self._vectors = {}
         for scale in SCALES:
             scores = []
             chances = []
-            for name in names:
-                parts = [one[scale] for kept in of_processes for one in kept.get(name, [])]
+            for name in sorted(by_slice):
+                parts = [vectors[scale] for vectors in by_slice[name]]
                 image = torch.cat([part["image"] for part in parts]).numpy()
                 genes = torch.cat([part["genes"] for part in parts]).numpy()
-                scores.append(recall(image, genes, [RECALL_AT])[RECALL_AT])
+                recalls = recall(image, genes, [RECALL_AT])
+                scores.append(recalls[RECALL_AT])
                 chances.append(min(1.0, RECALL_AT / len(image)))
             if scores:
                 label = f"val/{scale}_recall_{RECALL_AT}"

@@ -1,4 +1,4 @@
-"""What a call of ``embed`` may choose: ST-Align."""
+"""Options of ``embed`` of ST-Align."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class STAlignEmbedOptions(EmbedOptions):
         ``"spot"`` or ``"niche"``: that vector. ``"both"``: side by side as the blocks ``own`` and ``niche``, each of
         mean norm one.
     modality
-        ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is looked at. ``"image"``: r and
-        e, no gene is looked at.
+        ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is read. ``"image"``: r and e, no
+        gene is read.
     spot_um
         Diameter of a spot's crop in micrometers, in place of the checkpoint's and the platform's; needed for single
         cells.
     cache
-        Folder in which frozen features are kept and found again.
+        Folder that frozen features are stored in.
     """
 
     scale: Literal["both", "spot", "niche"] = option("both", "Which vectors. Default both.")
-    modality: Literal["both", "genes", "image"] = option("both", "What is looked at. Default both.")
+    modality: Literal["both", "genes", "image"] = option("both", "What is read. Default both.")
     spot_um: float | None = option(
         None, "Diameter of a spot in micrometers; default: the platform's."
     )
-    cache: str | None = option(None, "Folder to keep frozen features in.", decides=False)
+    cache: str | None = option(None, "Folder to store frozen features in.", decides=False)

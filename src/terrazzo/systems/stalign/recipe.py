@@ -21,11 +21,11 @@ class STAlignSource(ModelSource):
     preset, checkpoint
         As in :class:`terrazzo.training.recipe.ModelSource`.
     image_encoder
-        Folder of a transformers vision model, which encodes niches and stays as it is; "": a small vision transformer
-        with random weights.
+        Folder of a transformers vision model, the frozen encoder of niches; "": a small vision transformer with random
+        weights.
     gene_encoder
-        Folder of a checkpoint that encodes single cells (SToFM, cell encoder, scGPT), which encodes the genes of spots
-        and stays as it is; "": principal components of the training slices.
+        Folder of a checkpoint that encodes single cells (SToFM, cell encoder, scGPT), the frozen encoder of the genes
+        of spots; "": principal components of the training slices.
     """
 
     image_encoder: str = ""
@@ -41,7 +41,7 @@ class SpotData(DataConfig):
     share
         As in :class:`terrazzo.training.recipe.DataConfig`.
     batch_spots
-        Spots a batch in each process; with those of all processes they are each other's negatives.
+        Spots a batch in each process; the spots of all processes' batches are each other's negatives.
     """
 
     batch_spots: int = 256
@@ -53,10 +53,10 @@ class SpotData(DataConfig):
 
 @dataclass(frozen=True)
 class STAlignObjective:
-    """ST-Align: what is read of a spot, what its vectors are, and what is contrasted (sections 3.1 to 3.4).
+    """Settings of spots and their vectors, and weights of the contrasts (sections 3.1 to 3.4).
 
-    The first six decide what the model is; one that training starts from has to have the same, but for its genes, which
-    are chosen already.
+    The first six are settings of the model; a checkpoint that training starts from must have the same, but for
+    ``genes``, which are chosen already.
 
     Attributes
     ----------
@@ -77,13 +77,13 @@ class STAlignObjective:
         Of the contrast of image and genes at spots and at niches (eq 10), and of spots with niches (eq 11); 0 leaves
         one out. The paper's are 0.4, 0.3 and 0.3.
     symmetric
-        Niches look for spots, too; in the paper only spots look for niches.
+        Contrast in both directions, niches with spots, too; in the paper only spots with niches.
     exclude_neighbors
         Spots of one niche are no negatives of each other; in the paper they are.
     temperature, learn_temperature
-        Tau, which the paper does not state, and whether it is trained.
+        Tau, which the paper does not state; train it, too.
     augment
-        Spot crops are turned and mirrored by chance.
+        Turn and mirror spot crops at random.
     """
 
     flavor: Flavor = "terrazzo"
@@ -105,9 +105,8 @@ class STAlignObjective:
     def __post_init__(self) -> None:
         within(self, neighbors=(0, INF), spot_um=(0, INF), temperature=(1e-3, INF))
         within(self, spot_weight=(0, INF), niche_weight=(0, INF), cross_weight=(0, INF))
-        if not self.cross_weight and (
-            self.modality != "both" or not (self.spot_weight or self.niche_weight)
-        ):
+        pairs = self.modality == "both" and (self.spot_weight or self.niche_weight)
+        if not self.cross_weight and not pairs:
             raise ValueError(
                 "spot_weight, niche_weight and cross_weight leave nothing to be learned."
             )

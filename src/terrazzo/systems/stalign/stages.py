@@ -1,4 +1,4 @@
-"""The stage of training of ST-Align: what it starts from, features of slices made once, spots of them as tensors."""
+"""The training stage of ST-Align: initial model, features of slices, loaders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pretrain(Stage[STAlignRecipe, STAlign]):
-    """ST-Align on spots and their histology."""
+    """Pretraining of ST-Align on spots and their histology."""
 
     recipe_class: ClassVar[type[Recipe]] = STAlignRecipe
     objective_class: ClassVar[type[Objective]] = SpotNiche
@@ -50,7 +50,9 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         """
         if self.recipe.model.checkpoint:
             return self._continued()
-        source, objective, seed = self.recipe.model, self.recipe.objective, self.recipe.seed
+        source = self.recipe.model
+        objective = self.recipe.objective
+        seed = self.recipe.seed
         image_encoder = None
         if source.image_encoder:
             image_encoder = FrozenImageEncoder.from_folder(source.image_encoder)
@@ -84,7 +86,8 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         return model.fit(lambda: map(self.corpus.slice, ids), choose=objective.genes)
 
     def _continued(self) -> STAlign:
-        source, objective = self.recipe.model, self.recipe.objective
+        source = self.recipe.model
+        objective = self.recipe.objective
         loaded = load(source.checkpoint)
         if not isinstance(loaded, STAlign):
             raise ConfigError(
@@ -95,18 +98,19 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
                 "a checkpoint brings its frozen encoders: leave model.image_encoder and gene_encoder empty."
             )
         config = loaded.config
-        of_checkpoint: dict[str, Any] = {
+        checkpoint_settings: dict[str, Any] = {
             "flavor": "paper" if config.normalize == "paper" else "terrazzo",
             "neighbors": config.neighbors,
             "spot_um": config.spot_um,
             "adaptive": config.net.adaptive,
             "fusion": config.net.fusion_mode,
         }
-        differing = [
-            name for name, value in of_checkpoint.items() if getattr(objective, name) != value
-        ]
+        differing = []
+        for name, value in checkpoint_settings.items():
+            if getattr(objective, name) != value:
+                differing.append(f"{name} {value!r}")
         if differing:
-            shown = ", ".join(f"{name} {of_checkpoint[name]!r}" for name in differing)
+            shown = ", ".join(differing)
             raise ConfigError(
                 f"{source.checkpoint} was made with {shown}: set the same in the recipe's section objective."
             )
@@ -130,8 +134,8 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         )
         return replace(config, net=net)
 
-    def given_weights(self) -> list[str]:
-        """Return the folders whose weights decide the start."""
+    def weight_folders(self) -> list[str]:
+        """Return the folders whose weights the initial model has; "" for one that is not set."""
         source = self.recipe.model
         return [source.checkpoint, source.image_encoder, source.gene_encoder]
 
@@ -148,7 +152,7 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         if not usable:
             raise CorpusError(
                 f"none of the {len(chosen)} slices of the split {split!r} has histology: build the corpus from a table "
-                "with the columns image and image_scale, or from slices that hold an image and its scale factor."
+                "with the columns image and image_scale, or from slices with an image and its scale factor."
             )
         return usable
 
@@ -158,7 +162,7 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         return self.corpus.image(name) is not None
 
     def loader(self, split: str, shard: Shard = Shard()) -> Loader[AlignPack]:
-        """Return random spots; those of another split than training are always the same."""
+        """Return the loader of random spots of a split; those of another split than training are always the same."""
         recipe = self.recipe
         modality = recipe.objective.modality
         store = FeatureStore(self.corpus, self.model, modality)
@@ -200,23 +204,24 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         return loader
 
     def describe(self) -> dict[str, str]:
-        """Say what was contrasted, and what the frozen encoders were."""
-        objective, source = self.recipe.objective, self.recipe.model
+        """Return objective and frozen encoders for the model card."""
+        objective = self.recipe.objective
+        source = self.recipe.model
         before = self.model.provenance
         weights = (
             f"{objective.spot_weight:g} spot, {objective.niche_weight:g} niche, "
             f"{objective.cross_weight:g} spot-niche"
         )
-        of_images = before.get("image encoder", "small, random weights")
-        of_genes = before.get("gene encoder", "principal components")
+        image_encoder = before.get("image encoder", "small, random weights")
+        gene_encoder = before.get("gene encoder", "principal components")
         return {
             "objective": f"contrast, {weights}, modality {objective.modality}",
-            "image encoder": _folder_name(source.image_encoder) or of_images,
-            "gene encoder": _folder_name(source.gene_encoder) or of_genes,
+            "image encoder": _folder_name(source.image_encoder) or image_encoder,
+            "gene encoder": _folder_name(source.gene_encoder) or gene_encoder,
         }
 
     def prepare(self) -> None:
-        """Make the features of every slice that will be read, and report which slices cannot be."""
+        """Compute the features of every slice of the splits, and report the slices without histology."""
         bars = Progress(self.progress)
         store = FeatureStore(self.corpus, self.model, self.recipe.objective.modality, bars)
         for split in self.splits():
@@ -232,7 +237,7 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
                 store.of(name)
 
     def start(self, objective: Any) -> None:
-        """Set means and deviations of frozen features over the training slices, where the flavor has them so."""
+        """Set means and deviations of frozen features over the training slices, where the flavor needs them."""
         by_training = self.model.config.standardize == "training"
         both = self.recipe.objective.modality == "both"
         if by_training and both and not self.recipe.model.checkpoint:
@@ -241,7 +246,7 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
 
 
 def turned(crops: Tensor, which: Tensor) -> Tensor:
-    """Return crops ``(n, P, P, c)`` in one of the eight positions of a square each; ``which`` 0 is as it was."""
+    """Return crops ``(n, P, P, c)``, each turned or mirrored to one of eight positions; ``which`` 0 is unchanged."""
     out = crops.clone()
     for position in range(1, 8):
         rows = which == position

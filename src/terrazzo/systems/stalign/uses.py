@@ -1,4 +1,4 @@
-"""What ST-Align can do with a slice, for ``terrazzo info``."""
+"""Lines on what ST-Align can do with a slice, for ``terrazzo info``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def uses(tissue: Slice, spot_um: float | None = None) -> dict[str, str]:
 
 def _image_problem(tissue: Slice, spot_um: float | None) -> str:
     try:
-        picture = needed(tissue.image, tissue.name)
-        per_native = microns_per_unit(tissue, picture)
-        check_spots(picture, tissue.native_coords, tissue.name)
+        image = needed(tissue.image, tissue.name)
+        per_native = microns_per_unit(tissue, image)
+        check_spots(image, tissue.native_coords, tissue.name)
         if spot_um is None:
             spacing = tissue.spacing / tissue.coord_scale * per_native
             spot_diameter(tissue.technology, tissue.lattice_kind, spacing)

@@ -1,4 +1,4 @@
-"""AE-Gene: a vector of expression values to one vector, by a linear map and a transformer (ST-Align, eq 6)."""
+"""AE-Gene: encoder of expression values, a linear map and a transformer (ST-Align, eq 6)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from terrazzo.errors import ConfigError
 
-_LEAST = 1e-3  # standard deviation: a gene that hardly changes is not blown up
+__all__ = ["ValueEncoder", "ValueEncoderConfig"]
+
+_LEAST = 1e-3  # standard deviation: noise of a gene that hardly varies is not amplified
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,26 @@ class ValueEncoderConfig:
             self.ffn_size,
             self.output_dim,
         ]
-        if min(sizes) < 1 or self.width % self.num_heads or self.n_genes < self.n_tokens:
+        uneven = min(sizes) < 1 or self.width % self.num_heads > 0
+        if uneven or self.n_genes < self.n_tokens:
             raise ConfigError(
                 f"AE-Gene: sizes must be at least 1, width ({self.width}) a multiple of num_heads ({self.num_heads}) "
                 f"and n_genes ({self.n_genes}) no fewer than n_tokens ({self.n_tokens})."
             )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"AE-Gene: dropout is {self.dropout}; it must lie in [0, 1).")
+            raise ConfigError(f"AE-Gene: dropout is {self.dropout}; it must be in [0, 1).")
 
 
 class ValueEncoder(nn.Module):
     """AE-Gene: linear projection and transformer encoder.
 
-    The paper does not say how a vector becomes tokens. A transformer on one token would be a plain network, and one
-    token a gene 15,000 of them. Here the genes are dealt out to ``n_tokens`` groups like cards, gene ``i`` to group ``i
-    mod n_tokens``, as an image is cut into patches; each group has a linear map of its own to one token. All maps
-    together are as large as one from all genes to ``width``. The tokens' mean after the last layer is normalized and
-    mapped to ``output_dim``.
+    The paper does not state how a vector becomes tokens. A transformer on one token would be a plain network, and one
+    token a gene would be 15,000 tokens. So genes are assigned to ``n_tokens`` groups, gene ``i`` to group ``i mod
+    n_tokens``, as an image is cut into patches; each group has a linear map of its own to one token. All maps together
+    are as large as one from all genes to ``width``. The tokens' mean after the last layer is normalized and mapped to
+    ``output_dim``.
 
-    Values are standardized gene by gene where :meth:`fit` was given means and deviations, which are kept with the
+    Values are standardized gene by gene where :meth:`fit` has set means and deviations, which are stored with the
     weights; a gene that a slice lacks then counts as its mean.
     """
 
@@ -81,17 +84,19 @@ class ValueEncoder(nn.Module):
     def __init__(self, config: ValueEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        share = -(-config.n_genes // config.n_tokens)
-        self.weight = nn.Parameter(torch.empty(config.n_tokens, share, config.width))
-        self.bias = nn.Parameter(torch.zeros(config.n_tokens, config.width))
-        bound = 1 / math.sqrt(share)
+        width = config.width
+        group_size = math.ceil(config.n_genes / config.n_tokens)
+        self.weight = nn.Parameter(torch.empty(config.n_tokens, group_size, width))
+        self.bias = nn.Parameter(torch.zeros(config.n_tokens, width))
+        bound = 1 / math.sqrt(group_size)
         nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.normal_(self.bias, std=0.02)  # it also tells the groups apart
+        nn.init.normal_(self.bias, std=0.02)  # it also makes the groups different
         self.register_buffer("mean", torch.zeros(config.n_genes))
         self.register_buffer("deviation", torch.ones(config.n_genes))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                config.width,
+        self.layers = nn.ModuleList()
+        for _ in range(config.num_layers):
+            layer = nn.TransformerEncoderLayer(
+                width,
                 config.num_heads,
                 config.ffn_size,
                 config.dropout,
@@ -99,10 +104,9 @@ class ValueEncoder(nn.Module):
                 batch_first=True,
                 norm_first=True,
             )
-            for _ in range(config.num_layers)
-        )
-        self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, config.output_dim)
+            self.layers.append(layer)
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, config.output_dim)
 
     def fit(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the mean and the standard deviation of each gene's values on the training slices, ``(n_genes,)``."""
@@ -114,10 +118,11 @@ class ValueEncoder(nn.Module):
         standard = (values - self.mean) / self.deviation
         if known is not None:
             standard = torch.where(known, standard, 0.0)
-        groups, share, _ = self.weight.shape
-        dealt = nn.functional.pad(standard, (0, groups * share - self.config.n_genes))
-        dealt = dealt.view(len(values), share, groups)
-        return torch.einsum("nsg,gsw->ngw", dealt, self.weight) + self.bias
+        n_groups, group_size, _ = self.weight.shape
+        n_missing = n_groups * group_size - self.config.n_genes
+        padded = nn.functional.pad(standard, (0, n_missing))
+        grouped = padded.view(len(values), group_size, n_groups)
+        return torch.einsum("nsg,gsw->ngw", grouped, self.weight) + self.bias
 
     def forward(self, values: Tensor, known: Tensor | None = None) -> Tensor:
         """Encode expression vectors.
@@ -136,4 +141,5 @@ class ValueEncoder(nn.Module):
         x = self.tokens(values, known)
         for layer in self.layers:
             x = layer(x)
-        return self.out(self.norm(x.mean(dim=1)))
+        mean = x.mean(dim=1)
+        return self.out(self.norm(mean))

@@ -1,4 +1,4 @@
-"""The hyperparameters of ST as images and its presets, all in one place."""
+"""Settings of ST as images and its presets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from terrazzo.expression import Normalize
 from terrazzo.systems.stimage.network import ViTConfig
 from terrazzo.systems.stimage.windows import WindowConfig
 
-Scheme = Literal["patch", "spot", "multi-spot", "slice"]
+__all__ = ["SIZES", "Flavor", "STImageConfig", "Scheme", "preset"]
 
+Scheme = Literal["patch", "spot", "multi-spot", "slice"]
 
 Flavor = Literal["terrazzo", "paper"]
 
@@ -129,7 +130,8 @@ def preset(
             f"There is no preset {name!r} of ST as images; there are {', '.join(SIZES)}."
         )
     sizes: dict[str, int] = SIZES[name]
-    paper, patch = flavor == "paper", scheme == "patch"
+    paper = flavor == "paper"
+    patch = scheme == "patch"
     vit = ViTConfig(
         n_genes,
         **sizes,
@@ -142,9 +144,13 @@ def preset(
             vit,
             windows or WindowConfig(),
             scheme,
-            "paper",
-            False,
-            "encoder" if patch else "decoder",
+            normalize="paper",
+            standardize=False,
+            output="encoder" if patch else "decoder",
         )
-    chosen = windows or WindowConfig(channels=1000, choose="spatial")
-    return STImageConfig(vit, chosen, scheme, output="own+niche" if patch else "decoder")
+    return STImageConfig(
+        vit,
+        windows or WindowConfig(channels=1000, choose="spatial"),
+        scheme,
+        output="own+niche" if patch else "decoder",
+    )

@@ -58,13 +58,13 @@ class WindowLoader(ItemLoader[Any]):
     store
         Grids of its slices.
     make
-        Called with the windows of a batch and the epoch, in the reading thread; what it returns is handed out.
+        Called with the windows of a batch and the epoch, in the reading thread; what it returns is passed on.
     split
         Only slices of this split are read.
     batch_windows
         Windows of a batch in each process.
     windows_per_slice
-        Windows of each slice in an epoch; 0: as many as it takes to hold its occupied sites once.
+        Windows of each slice in an epoch; 0: as many as it takes for all of its occupied sites once.
     unit
         ``"window"``: squares (eq 6). ``"sites"``: as many occupied sites, from anywhere in the slice; places that a
         slice with fewer leaves are empty.
@@ -155,5 +155,5 @@ class WindowLoader(ItemLoader[Any]):
 
 
 def _windows_of(n_sites: int, side: int) -> int:
-    """Return how many windows it takes to hold a slice's sites once."""
+    """Return how many windows it takes for all of a slice's sites once."""
     return max(1, -(-n_sites // side**2))

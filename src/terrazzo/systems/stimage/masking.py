@@ -1,4 +1,4 @@
-"""From windows to tensors: channels are chosen, sites or values hidden, counts split, from a generator per window."""
+"""Masked windows as tensors: channels chosen, sites or values hidden, counts split, at random for each window."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["MaskedWindows", "ThinnedCounts", "WindowMasking", "thin_window"]
 
 @dataclass(frozen=True)
 class MaskedWindows(Movable):
-    """Windows with what is shown, hidden and predicted. ``B`` windows of ``S`` sites with ``m`` channels.
+    """Windows with their shown, hidden and predicted values. ``B`` windows of ``S`` sites with ``m`` channels.
 
     Attributes
     ----------
     values
-        float32 ``(B, S, m)``: what enters, 0 where hidden.
+        float32 ``(B, S, m)``: input of the model, 0 where hidden.
     target
-        float32 ``(B, S, m)``: what is predicted.
+        float32 ``(B, S, m)``: values that are predicted.
     genes
         int64 ``(B, m)``: tokens of the channels, -1 for none.
     mean
@@ -45,7 +45,7 @@ class MaskedWindows(Movable):
         bool ``(B, S)``: sites that enter.
     hidden, visible
         bool ``(B, S, m)``: values that are hidden and predicted, and that are shown and predicted from another split of
-        the same counts. False on sites without a cell or count, and on channels without a gene: no loss sees these.
+        the same counts. False on sites without a cell or count, and on channels without a gene, which no loss reads.
     domain
         int64 ``(B, S)``: macro-domain of each site, -1 for none; None but for the scheme ``"slice"``.
     ids
@@ -74,7 +74,7 @@ class MaskedWindows(Movable):
 
 @dataclass(frozen=True)
 class WindowMasking:
-    """What turns windows into :class:`MaskedWindows`.
+    """Masking of windows, from :class:`WindowItem` to :class:`MaskedWindows`.
 
     Attributes
     ----------
@@ -133,7 +133,8 @@ class WindowMasking:
 
     def _draw(self, item: WindowItem, rng: np.random.Generator, draft: _Draft) -> None:
         """Fill in one window."""
-        window, objective = item.window, self.objective
+        window = item.window
+        objective = self.objective
         scale = self.store.scale(item.id)
         genes = draft.genes
         if not self.config.standardize:
@@ -249,20 +250,21 @@ def thin_window(
     first = sparse.csr_matrix((part, counts.indices, counts.indptr), shape=counts.shape)
     rest = counts.data - part
     second = sparse.csr_matrix((rest, counts.indices, counts.indptr), shape=counts.shape)
-    of_channels = row_sums(counts)
-    kept = row_sums(first)
-    others = np.rint(np.maximum(window.totals - of_channels, 0)).astype(np.int64)
-    others_kept = rng.binomial(others, rate)
+    channel_totals = row_sums(counts)
+    first_totals = row_sums(first)
+    others = np.rint(np.maximum(window.totals - channel_totals, 0)).astype(np.int64)
+    first_others = rng.binomial(others, rate)
+    second_totals = channel_totals - first_totals + others - first_others
     return (
-        ThinnedCounts(first, kept + others_kept),
-        ThinnedCounts(second, of_channels - kept + others - others_kept),
+        ThinnedCounts(first, first_totals + first_others),
+        ThinnedCounts(second, second_totals),
     )
 
 
 def _hidden(
     usable: Bools, n_channels: int, objective: STImageObjective, rng: np.random.Generator
 ) -> Bools:
-    """Choose what is hidden, bool ``(S, m)``; of sites, at least one where two are there, and never all."""
+    """Choose what is hidden, bool ``(S, m)``; of two or more usable sites at least one, and never all."""
     n_sites = len(usable)
     if objective.mask == "entry":
         drawn = rng.random((n_sites, n_channels), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""ST as images: a slice as a croppable multi-channel picture, a masked autoencoder, one vector for every cell."""
+"""ST as images: one vector for every cell from a masked autoencoder over windows of a slice's grid."""
 
 from __future__ import annotations
 
@@ -32,16 +32,19 @@ from terrazzo.systems.stimage.windows import WindowConfig, tile_corners, window_
 
 __all__ = ["STImage"]
 
-BATCH_SITES = {"cpu": 4096, "cuda": 65536}  # sites that are worked on together
+BATCH_SITES = {"cpu": 4096, "cuda": 65536}  # sites of the windows of one batch
+
 PARTS = 4  # a site and its neighbors are never hidden together: rows and columns, each by two
+
 REACH = 0.5  # share of the matrix-product rate, for estimates
+
 WHY_COUNTS = "ST as images scales counts and takes their logarithm"
 
 
 class STImage(FoundationModel):
     """ST as images (Zhu et al. 2026).
 
-    A vector is the mean over all overlapping windows that hold the cell's site. Cells that share a bin are shown one at
+    A vector is the mean over all overlapping windows with the cell's site. Cells that share a bin are shown one at
     a time, each for its own vector; cells that share a position of an array share their vector.
 
     Parameters
@@ -121,13 +124,12 @@ class STImage(FoundationModel):
         *,
         obs: pd.DataFrame | None = None,
     ) -> PreparedSTImage:
-        """Match one slice and lay it out; see :meth:`terrazzo.models.base.FoundationModel.prepare`."""
-        chosen = options or STImageEmbedOptions()
-        config = self._with_windows(chosen)
-        match = self.vocabulary.match(
-            require_counts(tissue, WHY_COUNTS), orthologs=chosen.orthologs
-        )
-        return PreparedSTImage(self, tissue, match, config, chosen.seed)
+        """Match one slice and put it on its grid; see :meth:`terrazzo.models.base.FoundationModel.prepare`."""
+        options = options or STImageEmbedOptions()
+        config = self._with_windows(options)
+        counted = require_counts(tissue, WHY_COUNTS)
+        match = self.vocabulary.match(counted, orthologs=options.orthologs)
+        return PreparedSTImage(self, tissue, match, config, options.seed)
 
     def reconstruct(
         self,
@@ -145,7 +147,7 @@ class STImage(FoundationModel):
         hidden
             bool ``(n_cells,)``.
         genes
-            Names as in ``adata.var_names``. One that the model does not know is answered with its mean.
+            Names as in ``adata.var_names``. Of one that the model does not know its mean is returned.
         **options
             As of :meth:`embed`.
 
@@ -160,13 +162,13 @@ class STImage(FoundationModel):
         """
         from terrazzo.systems.stimage.reconstruct import reconstruct
 
-        of_model, of_slice = split_options(options)
-        chosen = STImageEmbedOptions.checked(of_model, self.title)
-        tissue = require_counts(Slice.from_anndata(adata, **of_slice), WHY_COUNTS)
+        model_options, slice_options = split_options(options)
+        checked = STImageEmbedOptions.checked(model_options, self.title)
+        tissue = require_counts(Slice.from_anndata(adata, **slice_options), WHY_COUNTS)
         names = [genes] if isinstance(genes, str) else list(genes)
-        match = self.vocabulary.match(tissue, orthologs=chosen.orthologs)
-        config = self._with_windows(chosen)
-        return reconstruct(self, tissue, match, adata, hidden, names, config, chosen.seed)
+        match = self.vocabulary.match(tissue, orthologs=checked.orthologs)
+        config = self._with_windows(checked)
+        return reconstruct(self, tissue, match, adata, hidden, names, config, checked.seed)
 
     def _with_windows(self, options: STImageEmbedOptions) -> STImageConfig:
         settings = to_dict(self.config.windows)
@@ -201,16 +203,19 @@ class STImage(FoundationModel):
             return {"": own}
         niche = torch.zeros_like(own)
         for part in range(PARTS):
-            hidden = torch.from_numpy(_part(batch.sites) == part).to(self.device)
+            is_part = _part(batch.sites) == part
+            hidden = torch.from_numpy(is_part).to(self.device)
             shown = present & ~hidden
-            states = self.module.decode(self.module.encode(tokens, places, shown), places, shown)
+            encoded = self.module.encode(tokens, places, shown)
+            states = self.module.decode(encoded, places, shown)
             niche = torch.where(hidden[..., None], states, niche)
         return {"own": own, "niche": niche}
 
     @property
     def autocorrelation(self) -> Floats:
         """Spatial autocorrelation of every token in the training slices, ``(n_tokens,)``."""
-        return cast(Tensor, self.module.autocorrelation).double().cpu().numpy()
+        buffer = cast(Tensor, self.module.autocorrelation)
+        return buffer.double().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ class _Task:
     Attributes
     ----------
     units
-        Sets of sites that are looked at together.
+        Sets of sites that attend to each other.
     sites
         Those whose vectors are wanted, ascending.
     layer
@@ -248,8 +253,10 @@ class PreparedSTImage(Prepared):
         self.settings = {**to_dict(config.windows), "seed": seed}
 
     def _plan(self) -> Plan:
-        config, model = self.config, self.model
-        n_passes = int(_depth(self.gridded.grid, self.units).sum())
+        config = self.config
+        model = self.model
+        depth = _depth(self.gridded.grid, self.units)
+        n_passes = int(depth.sum())
         if config.output == "own+niche":
             n_passes *= 1 + PARTS
         rate = matmul_rate("float32", model.device)
@@ -259,7 +266,7 @@ class PreparedSTImage(Prepared):
         return Plan(self.tissue.n_cells, 0, self.match.coverage, seconds, faster)
 
     def embed(self, bars: Progress | None = None) -> Embedding:
-        """Look at all windows, and average each cell's states over them."""
+        """Run the model on all windows, and average each cell's states over them."""
         blocks = self._blocks(bars or Progress(False))
         known = (self.match.column_token >= 0).astype(np.float64)
         empty = self.tissue.counts @ known == 0  # no copy of the counts
@@ -296,12 +303,13 @@ class PreparedSTImage(Prepared):
         total: dict[str, Vectors] = {}
         count: Vectors = np.zeros(len(task.sites), dtype=np.float32)
         with bars.stage("windows", len(task.units), "windows") as advance:
-            for batch, blocks in self._looked_at(task):
+            for batch, blocks in self._batch_states(task):
                 wanted, place = _among(batch.sites, task.sites)
                 np.add.at(count, place, 1)
                 for name, states in blocks.items():
                     if name not in total:
-                        total[name] = np.zeros((len(task.sites), states.shape[2]), np.float32)
+                        shape = (len(task.sites), states.shape[2])
+                        total[name] = np.zeros(shape, dtype=np.float32)
                     np.add.at(total[name], place, states[wanted])
                 advance(len(batch.sites))
         weight = np.maximum(count, np.float32(1))[:, None]
@@ -310,8 +318,10 @@ class PreparedSTImage(Prepared):
         return total
 
     @torch.inference_mode()
-    def _looked_at(self, task: _Task) -> Iterator[tuple[WindowBatch, dict[str, Vectors]]]:
-        model, config = self.model, self.config
+    def _batch_states(self, task: _Task) -> Iterator[tuple[WindowBatch, dict[str, Vectors]]]:
+        """Yield batches of a task's units, and the blocks of their sites' states."""
+        model = self.model
+        config = self.config
         sites_at_once = BATCH_SITES.get(model.device.type, BATCH_SITES["cuda"])
         size = max(1, sites_at_once // config.windows.window**2)
         batches = self.gridded.batches(
@@ -323,27 +333,31 @@ class PreparedSTImage(Prepared):
 
 
 def _units(grid: Grid, config: STImageConfig, seed: int) -> list[Ints]:
-    """Return the sets of sites that are looked at together: overlapping windows, or what slice-based training sees."""
+    """Return the sets of sites that attend to each other: overlapping windows, or sets as in slice-based training."""
     side = config.windows.window
     if config.scheme != "slice":
         stride = max(side // 2, 1)
         return [window_sites(grid, corner, side) for corner in tile_corners(grid, side, stride)]
-    mixed = np.random.default_rng(seed).permutation(grid.occupied)
+    rng = np.random.default_rng(seed)
+    mixed = rng.permutation(grid.occupied)
     padded = np.pad(mixed, (0, -len(mixed) % side**2), constant_values=-1)
     return list(padded.reshape(-1, side**2))
 
 
 def _depth(grid: Grid, units: list[Ints]) -> Ints:
-    """Return in how many layers each set is looked at: as many as its fullest bin has cells."""
+    """Return the number of layers of each set: as many as its fullest bin has cells."""
     if grid.layout != "bin":
         return np.ones(len(units), dtype=np.int64)
     _, n_cells = np.unique(grid.site, return_counts=True)
-    depths = [n_cells[_among(unit, grid.occupied)[1]].max() for unit in units]
+    depths = []
+    for unit in units:
+        _, place = _among(unit, grid.occupied)
+        depths.append(n_cells[place].max())
     return np.array(depths, dtype=np.int64)
 
 
 def _among(sites: Ints, some: Ints) -> tuple[Bools, Ints]:
-    """Say which sites are among some others, ascending, and where each of these is; in time that hardly grows."""
+    """Return a mask of the sites that are among ``some`` (ascending), and the index in ``some`` of each of these."""
     place = np.minimum(np.searchsorted(some, sites), len(some) - 1)
     present = some[place] == sites
     return present, place[present].astype(np.int64)
@@ -351,19 +365,19 @@ def _among(sites: Ints, some: Ints) -> tuple[Bools, Ints]:
 
 def _domains(batch: WindowBatch, k: int, seed: int) -> Tensor:
     """Return the macro-domain of each site, ``(B, S)``, -1 for none, as training makes them."""
-    out = np.full(batch.sites.shape, -1, dtype=np.int64)
+    domain = np.full(batch.sites.shape, -1, dtype=np.int64)
     for row, present in enumerate(batch.present.numpy()):
         values = batch.values[row].numpy()[present]
         places = batch.places[row].numpy()[present]
-        rng = np.random.default_rng(
-            [seed, int(batch.sites[row].max())]
-        )  # whatever else is in the batch
-        out[row, present] = macro_domains(values, places, k, rng)
-    return torch.from_numpy(out)
+        last_site = int(batch.sites[row].max())
+        rng = np.random.default_rng([seed, last_site])  # whatever else is in the batch
+        domain[row, present] = macro_domains(values, places, k, rng)
+    return torch.from_numpy(domain)
 
 
 def _part(sites: Ints) -> Ints:
     """Return the part of each place of a window: neighbors have different ones."""
     side = round(sites.shape[1] ** 0.5)
     row, column = np.divmod(np.arange(side * side), side)
-    return np.broadcast_to((row % 2) * 2 + column % 2, sites.shape)
+    part = (row % 2) * 2 + column % 2
+    return np.broadcast_to(part, sites.shape)

@@ -26,6 +26,10 @@ __all__ = [
 
 HIDDEN_LOGIT = -1e4  # added to the logit of a site that must not be attended to
 
+SHORTEST_RADIUS = 0.7  # pitches: ranges of a new layer's heads
+
+LONGEST_RADIUS = 6.0
+
 LONGEST = 10_000.0  # wavelength of the slowest sine
 
 
@@ -46,7 +50,7 @@ class ViTConfig:
         head but the last lets its weights fall with distance, by a range that is learned; then nothing depends on where
         a window begins, and windows of any size can be taken.
     context
-        Sites look at each other; False: every site stands alone (spot-based schemes, eq 2).
+        Sites attend to each other; False: every site is encoded alone (spot-based schemes, eq 2).
     fuse
         With a layer that joins a site's state with its domain's (slice-based scheme, eq 4).
     """
@@ -70,7 +74,17 @@ class ViTConfig:
 
 
 class Block(nn.Module):
-    """Transformer layer with LayerNorm before each branch (pre-LN); values are not normalized."""
+    """Transformer layer with LayerNorm before each branch (pre-LN); values are not normalized.
+
+    Parameters
+    ----------
+    width, heads
+        Width of the states, and attention heads.
+    ffn
+        Width of the hidden layer after attention.
+    by_distance
+        Every head but the last lets its weights fall with distance.
+    """
 
     def __init__(self, width: int, heads: int, ffn: int, by_distance: bool) -> None:
         super().__init__()
@@ -85,8 +99,8 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(ffn, width)
         self.log_radius: nn.Parameter | None = None
         if by_distance:
-            radii = torch.logspace(math.log10(0.7), math.log10(6.0), max(heads - 1, 1))
-            self.log_radius = nn.Parameter(radii[: heads - 1].log())
+            radii = _radii(heads - 1)
+            self.log_radius = nn.Parameter(radii.log())
 
     def bias(self, distance: Tensor | None, seen: Tensor) -> Tensor:
         """Return what is added to the logits, ``(B, heads or 1, queries, sites)``.
@@ -99,17 +113,19 @@ class Block(nn.Module):
             bool, ``(B, queries or 1, sites)``: what may be attended to.
         """
         open_logits = torch.zeros(seen.shape, device=seen.device)
-        hidden = open_logits.masked_fill(~seen, HIDDEN_LOGIT)[:, None]
+        hidden = open_logits.masked_fill(~seen, HIDDEN_LOGIT)
+        hidden = hidden.unsqueeze(1)
         if self.log_radius is None or distance is None:
             return hidden
-        per_pitch = (-self.log_radius).exp()[None, :, None, None]
-        near = -distance[:, None] * per_pitch
-        anywhere = torch.zeros_like(distance)[:, None]  # of the last head
+        distance = distance.unsqueeze(1)
+        per_pitch = (-self.log_radius).exp()
+        per_pitch = per_pitch.view(1, -1, 1, 1)
+        near = -distance * per_pitch
+        anywhere = torch.zeros_like(distance)  # of the last head
         return torch.cat([near, anywhere], dim=1) + hidden
 
     def forward(self, x: Tensor, source: Tensor, distance: Tensor | None, seen: Tensor) -> Tensor:
         """Update ``x`` ``(B, queries, width)`` by attention to ``source`` ``(B, sites, width)``."""
-        batch, n, width = x.shape
         normed = self.attention_norm(x)
         normed_source = self.attention_norm(source)
         query = self._by_head(self.query(normed))
@@ -117,45 +133,42 @@ class Block(nn.Module):
         value = self._by_head(self.value(source))
         bias = self.bias(distance, seen)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        joined = attended.transpose(1, 2).reshape(batch, n, width)
+        by_site = attended.transpose(1, 2)
+        joined = by_site.reshape(x.shape)
         x = x + self.out(joined)
-        inner = F.gelu(self.fc1(self.norm(x)))
+        normed = self.norm(x)
+        inner = self.fc1(normed)
+        inner = F.gelu(inner)
         return x + self.fc2(inner)
 
     def _by_head(self, states: Tensor) -> Tensor:
         """Return ``(B, n, width)`` as ``(B, heads, n, width / heads)``."""
-        batch, n, width = states.shape
-        return states.view(batch, n, self.heads, width // self.heads).transpose(1, 2)
+        by_head = states.unflatten(2, (self.heads, -1))
+        return by_head.transpose(1, 2)
 
 
 class MaskedViT(nn.Module):
     """Encoder, decoder and gene embedding.
 
     Shapes: ``B`` windows of ``S`` sites with ``m`` channels. A site is *shown* (its values enter), hidden (predicted
-    from the others) or empty (neither; it is never looked at).
+    from the others) or empty (neither; it is never attended to).
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        by_distance = config.positions == "distance"
-        self.genes = nn.Embedding(config.n_genes, config.width)
-        nn.init.normal_(self.genes.weight, std=config.width**-0.5)
-        self.mask_token = nn.Parameter(torch.zeros(config.width))
+        width = config.width
+        self.genes = nn.Embedding(config.n_genes, width)
+        nn.init.normal_(self.genes.weight, std=width**-0.5)
+        self.mask_token = nn.Parameter(torch.zeros(width))
         # of each gene in the training slices
         self.register_buffer("autocorrelation", torch.zeros(config.n_genes))
-        self.encoder = nn.ModuleList()
-        for _ in range(config.num_layers):
-            self.encoder.append(Block(config.width, config.num_heads, config.ffn_size, by_distance))
-        self.decoder = nn.ModuleList()
-        for _ in range(config.decoder_layers):
-            self.decoder.append(
-                Block(config.width, config.num_heads, config.decoder_ffn_size, by_distance)
-            )
-        self.readout = nn.Linear(config.width, config.width)
+        self.encoder = _blocks(config, config.num_layers, config.ffn_size)
+        self.decoder = _blocks(config, config.decoder_layers, config.decoder_ffn_size)
+        self.readout = nn.Linear(width, width)
         self.fusion: nn.Linear | None = None
         if config.fuse:
-            self.fusion = nn.Linear(2 * config.width, config.width)
+            self.fusion = nn.Linear(2 * width, width)
 
     def tokens(self, values: Tensor, genes: Tensor, shown: Tensor | None = None) -> Tensor:
         """Return ``(B, S, width)`` from values ``(B, S, m)`` and their genes ``(B, m)``, -1 for no gene.
@@ -164,26 +177,32 @@ class MaskedViT(nn.Module):
         site's state from few genes and from many. Values of sites that are not ``shown`` ``(B, S)``, and of no gene,
         are not read: whatever they are, NaN too, they reach neither outputs nor gradients.
         """
-        used = (genes >= 0)[:, None]
+        known = genes >= 0
+        used = known.unsqueeze(1)
         if shown is not None:
-            used = used & shown[..., None]
+            is_shown = shown.unsqueeze(-1)
+            used = used & is_shown
         values = torch.where(used, values, 0.0)
         table = self.gene_table(genes)
         summed = torch.einsum("bsm,bmw->bsw", values, table)
         square = table.square().sum(dim=(1, 2))
-        return summed * self.share(square)[:, None, None]
+        factor = self.share(square)
+        factor = factor.view(-1, 1, 1)
+        return summed * factor
 
     def gene_table(self, genes: Tensor) -> Tensor:
         """Return the embeddings of genes, zero for -1."""
         embeddings = self.genes(genes.clamp_min(0))
-        return embeddings * (genes >= 0)[..., None]
+        known = genes >= 0
+        known = known.unsqueeze(-1)
+        return embeddings * known
 
     def share(self, square: Tensor) -> Tensor:
         """Return the factor that goes with a sum of squared embeddings."""
         return self.config.width / square.clamp_min(1e-6)
 
     def encode(self, tokens: Tensor, places: Tensor, shown: Tensor) -> Tensor:
-        """Return the states of shown sites, ``(B, S, width)``; zero elsewhere. Others are left out of the work.
+        """Return the states of shown sites, ``(B, S, width)``; zero elsewhere. Only shown sites are computed.
 
         Parameters
         ----------
@@ -194,14 +213,18 @@ class MaskedViT(nn.Module):
         shown
             bool ``(B, S)``.
         """
-        most = max(int(shown.sum(dim=1).max()), 1)
+        n_shown = shown.sum(dim=1)
+        most = max(int(n_shown.max()), 1)
         shown_first = torch.argsort(~shown, dim=1, stable=True)
         order = shown_first[:, :most]
-        index = order[..., None]
+        index = order.unsqueeze(-1)
         enters = shown.gather(1, order)
-        chosen = tokens.gather(1, index.expand(-1, -1, tokens.shape[2]))
-        x = torch.where(enters[..., None], chosen, 0.0)
-        shown_places = places.gather(1, index.expand(-1, -1, 2))
+        is_token = enters.unsqueeze(-1)
+        every_number = index.expand(-1, -1, tokens.shape[2])
+        chosen = tokens.gather(1, every_number)
+        x = torch.where(is_token, chosen, 0.0)
+        both_axes = index.expand(-1, -1, 2)
+        shown_places = places.gather(1, both_axes)
         if self.config.positions == "sincos":
             x = x + self.positions(shown_places, places)
         seen = self._seen(enters)
@@ -209,11 +232,12 @@ class MaskedViT(nn.Module):
         for block in self.encoder:
             x = block(x, x, distance, seen)
         states = torch.zeros_like(tokens)
-        return states.scatter(1, index.expand_as(x), x * enters[..., None])
+        return states.scatter(1, every_number, x * is_token)
 
     def decode(self, states: Tensor, places: Tensor, shown: Tensor) -> Tensor:
         """Return a state for every site, ``(B, S, width)``, from those of the shown ones."""
-        x = torch.where(shown[..., None], states, self.mask_token)
+        is_shown = shown.unsqueeze(-1)
+        x = torch.where(is_shown, states, self.mask_token)
         if self.config.positions == "sincos":
             x = x + self.positions(places, places)
         seen = self._seen(shown)
@@ -225,7 +249,8 @@ class MaskedViT(nn.Module):
     def predict(self, states: Tensor, genes: Tensor) -> Tensor:
         """Return the predicted values ``(B, S, m)`` of genes ``(B, m)``: embedding times state (eq 8)."""
         table = self.gene_table(genes)
-        return torch.einsum("bsw,bmw->bsm", self.state(states), table)
+        states = self.state(states)
+        return torch.einsum("bsw,bmw->bsm", states, table)
 
     def state(self, states: Tensor) -> Tensor:
         """Return what gene embeddings are multiplied with, ``(..., width)``."""
@@ -234,10 +259,11 @@ class MaskedViT(nn.Module):
     def positions(self, places: Tensor, window: Tensor) -> Tensor:
         """Return 2-D sines of the place in the window, ``(B, S, width)``."""
         start = window.amin(dim=1, keepdim=True)
+        offset = places - start
         quarter = self.config.width // 4
         step = torch.arange(quarter, device=places.device)
         rate = LONGEST ** (-step / quarter)
-        angle = (places - start)[..., None] * rate
+        angle = offset.unsqueeze(-1) * rate
         waves = torch.cat([angle.sin(), angle.cos()], dim=-1)
         return waves.flatten(2)
 
@@ -245,8 +271,10 @@ class MaskedViT(nn.Module):
         """Return the operations of one window of so many sites and channels, forward."""
         config = self.config
         tokens = 2 * sites * channels * config.width
-        encoder = config.num_layers * self._layer_flops(sites, config.ffn_size)
-        decoder = config.decoder_layers * self._layer_flops(sites, config.decoder_ffn_size)
+        encoder_layer = self._layer_flops(sites, config.ffn_size)
+        decoder_layer = self._layer_flops(sites, config.decoder_ffn_size)
+        encoder = config.num_layers * encoder_layer
+        decoder = config.decoder_layers * decoder_layer
         return tokens + encoder + decoder
 
     def _layer_flops(self, sites: int, ffn: int) -> float:
@@ -266,6 +294,24 @@ class MaskedViT(nn.Module):
         if self.config.positions != "distance" or not self.config.context:
             return None
         return _exact_distance(places)
+
+
+def _radii(n: int) -> Tensor:
+    """Return the ranges of the heads of a new layer, in pitches."""
+    start = math.log10(SHORTEST_RADIUS)
+    end = math.log10(LONGEST_RADIUS)
+    radii = torch.logspace(start, end, max(n, 1))
+    return radii[:n]
+
+
+def _blocks(config: ViTConfig, n_layers: int, ffn: int) -> nn.ModuleList:
+    """Return layers with random weights."""
+    by_distance = config.positions == "distance"
+    blocks = nn.ModuleList()
+    for _ in range(n_layers):
+        block = Block(config.width, config.num_heads, ffn, by_distance)
+        blocks.append(block)
+    return blocks
 
 
 def _exact_distance(places: Tensor) -> Tensor:
@@ -313,7 +359,8 @@ def scheme_states(
     if vit.fusion is not None and domain is not None:
         shown_domain = domain.masked_fill(~shown, -1)
         means = domain_means(states, shown_domain)
-        states = vit.fusion(torch.cat([states, means], dim=-1))
+        joined = torch.cat([states, means], dim=-1)
+        states = vit.fusion(joined)
     return states
 
 
@@ -322,11 +369,14 @@ def nearest(places: Tensor, present: Tensor, k: int) -> Tensor:
     distance = _exact_distance(places)
     sites = places.shape[1]
     itself = torch.eye(sites, dtype=torch.bool, device=places.device)
-    excluded = ~present[:, None] | itself
-    distance = distance.masked_fill(excluded, torch.inf)
-    near = distance.topk(min(k, sites), dim=-1, largest=False)
-    weight = near.values.isfinite().to(distance.dtype)
-    return torch.zeros_like(distance).scatter(2, near.indices, weight)
+    absent = ~present.unsqueeze(1)
+    distance = distance.masked_fill(absent | itself, torch.inf)
+    k = min(k, sites)
+    near = distance.topk(k, dim=-1, largest=False)
+    exists = near.values.isfinite()
+    weight = exists.to(distance.dtype)
+    none = torch.zeros_like(distance)
+    return none.scatter(2, near.indices, weight)
 
 
 def neighbor_average(states: Tensor, places: Tensor, present: Tensor, k: int) -> Tensor:
@@ -341,22 +391,26 @@ def neighbor_average(states: Tensor, places: Tensor, present: Tensor, k: int) ->
     present
         bool ``(B, S)``.
     k
-        Where fewer are there, the mean is over those.
+        Where fewer are present, the mean is over those.
     """
-    itself = torch.diag_embed(present.to(places.dtype))
+    present_weight = present.to(places.dtype)
+    itself = torch.diag_embed(present_weight)
     weight = nearest(places, present, k) + itself
-    total = weight.sum(dim=-1, keepdim=True).clamp_min(1)
-    states = torch.where(present[..., None], states, 0.0)
-    return weight @ states / total
+    total = weight.sum(dim=-1, keepdim=True)
+    is_present = present.unsqueeze(-1)
+    states = torch.where(is_present, states, 0.0)
+    return weight @ states / total.clamp_min(1)
 
 
 def domain_means(states: Tensor, domain: Tensor) -> Tensor:
     """Return the mean state of each site's domain (eq 4), ``(B, S, width)``; zero for a site without one (-1)."""
-    numbers = torch.arange(int(domain.max()) + 1, device=domain.device)
-    is_member = domain[..., None] == numbers
+    n_domains = int(domain.max()) + 1
+    numbers = torch.arange(n_domains, device=domain.device)
+    is_member = domain.unsqueeze(-1) == numbers
     has_domain = is_member.any(dim=-1, keepdim=True)
     member = is_member.to(states.dtype)
     states = torch.where(has_domain, states, 0.0)
-    size = member.sum(dim=1).clamp_min(1)[..., None]
-    means = member.transpose(1, 2) @ states / size
+    size = member.sum(dim=1).clamp_min(1)
+    sums = member.transpose(1, 2) @ states
+    means = sums / size.unsqueeze(-1)
     return member @ means

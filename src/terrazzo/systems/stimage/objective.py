@@ -1,4 +1,4 @@
-"""The objective of ST as images: what is hidden of a window, and what its counts' other part is, from what is shown."""
+"""The objective of ST as images: predict what is hidden of a window, and the other part of its counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from terrazzo.training.stage import Objective
 
 __all__ = ["MaskedAutoencoding", "squared_error"]
 
-NEAREST = 6  # shown sites whose mean is an answer to be beaten
+NEAREST = 6  # shown sites whose mean is a trivial prediction
 
 
 class MaskedAutoencoding(Objective):
@@ -35,7 +35,7 @@ class MaskedAutoencoding(Objective):
         self.vit = model.module  # type: ignore[assignment]
 
     def losses(self, batch: MaskedWindows) -> dict[str, Tensor]:
-        """Compute both parts; in validation each also beside what a trivial answer would cost."""
+        """Compute both parts; in validation also those of trivial predictions."""
         objective = self.recipe.objective
         states = scheme_states(
             self.vit,
@@ -52,33 +52,40 @@ class MaskedAutoencoding(Objective):
         parts = {name: hidden}
         loss = objective.hidden_weight * hidden
         if objective.target == "thinned":
-            parts["visible"] = squared_error(predicted, batch.target, batch.visible)
-            loss = loss + objective.visible_weight * parts["visible"]
+            visible = squared_error(predicted, batch.target, batch.visible)
+            parts["visible"] = visible
+            loss = loss + objective.visible_weight * visible
         if not self.training:
-            parts.update(self._trivial_answers(batch, name))
+            parts.update(self._trivial_losses(batch, name))
         return {"loss": loss, **parts}
 
-    def _trivial_answers(self, batch: MaskedWindows, masked: str) -> dict[str, Tensor]:
-        """Return the cost of trivial answers: the gene's mean over the slice, and the mean of the nearest shown sites.
+    def _trivial_losses(self, batch: MaskedWindows, masked: str) -> dict[str, Tensor]:
+        """Return the losses of trivial predictions: a gene's mean over the slice, and over the nearest shown sites.
 
-        Of standardized values the mean is zero.
+        Of standardized values the mean over the slice is zero.
         """
         mean = batch.mean[:, None].expand_as(batch.target)
-        near = nearest(batch.places, batch.shown, NEAREST)
-        seen = batch.shown[..., None] & ~batch.hidden
-        total = near @ torch.where(seen, batch.values, 0.0)
-        around = total / (near @ seen.to(near.dtype)).clamp_min(1)
-        out = {
+        around = _mean_around(batch)
+        losses = {
             f"{masked}_mean": squared_error(mean, batch.target, batch.hidden),
             f"{masked}_neighbors": squared_error(around, batch.target, batch.hidden),
         }
         if self.recipe.objective.target == "thinned":
-            out["visible_mean"] = squared_error(mean, batch.target, batch.visible)
-            out["visible_neighbors"] = squared_error(around, batch.target, batch.visible)
-        return out
+            losses["visible_mean"] = squared_error(mean, batch.target, batch.visible)
+            losses["visible_neighbors"] = squared_error(around, batch.target, batch.visible)
+        return losses
+
+
+def _mean_around(batch: MaskedWindows) -> Tensor:
+    """Return the mean value of each site's nearest shown sites, ``(B, S, m)``."""
+    near = nearest(batch.places, batch.shown, NEAREST)
+    seen = batch.shown[..., None] & ~batch.hidden
+    total = near @ torch.where(seen, batch.values, 0.0)
+    n_seen = near @ seen.to(near.dtype)
+    return total / n_seen.clamp_min(1)
 
 
 def squared_error(predicted: Tensor, target: Tensor, where: Tensor) -> Tensor:
-    """Return the mean squared error over the entries chosen by ``where``; others are not looked at, NaN or not."""
+    """Return the mean squared error over the entries chosen by ``where``; others are not read, even if they are NaN."""
     error = torch.where(where, predicted - target, 0.0).square()
     return error.sum() / where.sum().clamp_min(1)

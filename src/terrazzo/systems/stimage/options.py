@@ -1,4 +1,4 @@
-"""What a call of ``embed`` may choose: ST as images."""
+"""Options of ``embed`` of ST as images."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A slice on its way to an image: where its cells lie, its grid, a window, and what a model reads of it."""
+"""Figure of a slice on its way to an image: cells, grid, one window, and the window as a model reads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,45 +33,78 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
+__all__ = ["grid"]
 
-_HEIGHT = 3.1  # inches of a panel
+HEIGHT = 3.1  # inches of a panel
 
+ASPECTS = (0.45, 2.2)  # of a panel, at least and at most
 
-_ASPECTS = (0.45, 2.2)  # of a panel, at most
+MARGIN = 0.02  # around what is shown, in shares of the longer side
 
+FRAME: dict[str, Any] = {"color": "#d62728", "linewidth": 1.5, "clip_on": False}  # of the window
 
-_FRAME: dict[str, Any] = {"color": "#d62728", "linewidth": 1.5, "clip_on": False}  # of the window
+LINES: dict[str, Any] = {"colors": "#8a8a8a", "linewidths": 0.4, "zorder": 0.5}  # between bins
 
+# past the edge of the grid; a site without a cell has the color of what is missing
+BEYOND = "#ffffff"
 
-_LINES: dict[str, Any] = {"colors": "#8a8a8a", "linewidths": 0.4, "zorder": 0.5}  # between bins
-
-
-_BEYOND = (
-    "#ffffff"  # past the edge of the grid; a site without a cell has the color of what is missing
-)
-
-
-_SIGNED = "RdBu_r"
+SIGNED = "RdBu_r"
 
 
 @dataclass(frozen=True)
-class _Window:
-    """A window: its corner (row, column), its sites (-1 beyond the edge), its cells, its frame on the tissue (5, 2)."""
+class _Crop:
+    """One window of a grid.
+
+    Attributes
+    ----------
+    corner
+        Row and column of its first site.
+    side
+        Sites on a side.
+    sites
+        Its sites, row by row; -1 beyond the edge of the grid.
+    cells
+        Rows of its cells.
+    frame
+        ``(5, 2)``: corners of the window on the tissue, the first of them twice.
+    """
 
     corner: tuple[int, int]
+    side: int
     sites: Ints
     cells: Ints
     frame: Floats
 
 
 @dataclass(frozen=True)
-class _Shades:
-    """One gene: log1p of counts per 10,000 of each cell and of each occupied site; of the sites, standardized, too."""
+class _GeneValues:
+    """Values of one gene.
+
+    Attributes
+    ----------
+    gene
+        Its symbol, or Ensembl id.
+    cells, sites
+        log1p of counts per 10,000 of each cell, and of each occupied site.
+    standardized
+        The values of the sites with mean 0 and standard deviation 1 over the slice.
+    """
 
     gene: str
     cells: Floats
     sites: Floats
     standardized: Floats
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """Contents of the four panels; ``norm`` is the scale of colors of the first three."""
+
+    tissue: Slice
+    grid: Grid
+    crop: _Crop
+    values: _GeneValues
+    norm: Normalize
 
 
 def grid(
@@ -86,9 +119,9 @@ def grid(
 ) -> Figure:
     """Draw how a slice becomes the windows of ST as images, in the four stages of the paper's figure 2.
 
-    *Original*: the cells where they lie. *Compacted*: the dense grid; sites without a cell stay empty. *Cropped*: one
-    window, framed in the first two panels. *Normalized*: that window as a model reads it, the gene's values in rows and
-    columns, with mean 0 and standard deviation 1 over the slice. The title says what the grid is.
+    *Original*: the cells at their positions. *Compacted*: the dense grid; sites without a cell stay empty. *Cropped*:
+    one window, framed in the first two panels. *Normalized*: that window as a model reads it, the gene's values in rows
+    and columns, with mean 0 and standard deviation 1 over the slice. The title describes the grid.
 
     Parameters
     ----------
@@ -112,190 +145,272 @@ def grid(
     Raises
     ------
     InputError
-        The slice lies on no lattice and no bin size is given; it cannot be read; no such gene.
+        The slice is on no lattice and no bin size is given; it cannot be read; no such gene.
     ConfigError
         An impossible layout, bin size or window.
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    config = from_dict(
-        WindowConfig, {"layout": layout, "bin_um": float(bin_um), "window": window}, "grid"
-    )
+    settings = {"layout": layout, "bin_um": float(bin_um), "window": window}
+    config = from_dict(WindowConfig, settings, "grid")
     tissue = data if isinstance(data, Slice) else Slice.from_anndata(data, **slice_options)
-    laid = grid_of(tissue, layout=layout, bin_um=bin_um)
-    crop = _crop(tissue.coords, laid, config, seed)
-    shades = _shades(tissue, laid, _gene(tissue, laid, crop, gene))
-    whole = _place(tissue.coords, np.vstack([tissue.coords, crop.frame]), 0.02)
-    near = _place(tissue.coords, crop.frame, 0.02)
-    sides = [whole.high - whole.low, np.array(laid.shape[::-1]), near.high - near.low, np.ones(2)]
-    aspects = [float(np.clip(x / y, *_ASPECTS)) for x, y in sides]
-    inches = (_HEIGHT * sum(aspects) + 2 * legend_width((), _HEIGHT) + 0.8, _HEIGHT + 0.8)
-    airy = ConstrainedLayoutEngine(h_pad=0.08)  # between the figure's title and the panels'
-    figure, axes = plt.subplots(1, 4, layout=airy, figsize=inches, width_ratios=aspects)
-    norm = scale_of(np.concatenate([shades.cells, shades.sites]))
-    _original(axes[0], tissue, whole, crop, shades, norm)
-    _compacted(axes[1], laid, config.window, crop, shades, norm)
-    _cropped(axes[2], near, laid, tissue, crop, shades, norm)
-    _normalized(axes[3], laid, config.window, crop, shades)
-    figure.suptitle(describe(laid, config), fontsize="medium")
+    slice_grid = grid_of(tissue, layout=layout, bin_um=bin_um)
+    crop = _crop(tissue.coords, slice_grid, config, seed)
+    if gene is None:
+        column = _most_variable_gene(tissue, slice_grid, crop)
+    else:
+        column = _column_of(tissue, gene)
+    values = _gene_values(tissue, slice_grid, column)
+    norm = scale_of(np.concatenate([values.cells, values.sites]))
+    figure = _draw(_Drawing(tissue, slice_grid, crop, values, norm))
+    figure.suptitle(describe(slice_grid, config), fontsize="medium")
     return figure
 
 
-def _crop(coords: Floats, laid: Grid, config: WindowConfig, seed: int) -> _Window:
-    row, column = draw_corners(corners(laid, config), 1, np.random.default_rng(seed))[0].tolist()
-    sites = window_sites(laid, np.array([row, column]), config.window)
-    cells = np.sort(laid.cells(sites)[0])
-    to_tissue = _to_tissue(coords, laid, config.bin_um)
-    around = coords[cells] if to_tissue is None else laid.places(sites[sites >= 0])
-    half = touching_distance(coords) / 2 if to_tissue is None else 0.5
-    (left, top), (right, bottom) = around.min(axis=0) - half, around.max(axis=0) + half
-    frame = np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]])
-    return _Window(
-        (row, column), sites, cells, frame if to_tissue is None else _mapped(frame, to_tissue)
-    )
+def _draw(drawing: _Drawing) -> Figure:
+    """Draw the four panels side by side, each as wide as its content needs."""
+    import matplotlib.pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    coords = drawing.tissue.coords
+    frame = drawing.crop.frame
+    whole = _place(coords, np.vstack([coords, frame]))
+    near = _place(coords, frame)
+    n_rows, n_columns = drawing.grid.shape
+    aspects = [
+        _aspect(whole.high - whole.low),
+        _aspect(np.array([n_columns, n_rows])),
+        _aspect(near.high - near.low),
+        _aspect(np.ones(2)),
+    ]
+    width_of_scales = 2 * legend_width((), HEIGHT)
+    width = HEIGHT * sum(aspects) + width_of_scales + 0.8
+    size = (width, HEIGHT + 0.8)
+    airy = ConstrainedLayoutEngine(h_pad=0.08)  # between the figure's title and the panels'
+    figure, axes = plt.subplots(1, 4, layout=airy, figsize=size, width_ratios=aspects)
+    _draw_original(axes[0], drawing, whole)
+    _draw_compacted(axes[1], drawing)
+    _draw_cropped(axes[2], drawing, near)
+    _draw_normalized(axes[3], drawing)
+    return figure
 
 
-def _to_tissue(coords: Floats, laid: Grid, bin_um: float) -> Floats | None:
+def _aspect(size: Floats | Ints) -> float:
+    """Return width over height, within bounds."""
+    width, height = size
+    return float(np.clip(width / height, *ASPECTS))
+
+
+def _crop(coords: Floats, grid: Grid, config: WindowConfig, seed: int) -> _Crop:
+    """Draw a window as in training."""
+    rng = np.random.default_rng(seed)
+    allowed = corners(grid, config)
+    corner = draw_corners(allowed, 1, rng)[0]
+    row, column = corner.tolist()
+    sites = window_sites(grid, corner, config.window)
+    cells, _ = grid.cells(sites)
+    cells = np.sort(cells)
+    to_tissue = _to_tissue(coords, grid, config.bin_um)
+    if to_tissue is None:
+        half = touching_distance(coords) / 2
+        frame = _frame(coords[cells], half)
+    else:
+        inside = sites[sites >= 0]
+        frame = _frame(grid.places(inside), 0.5)
+        frame = np.asarray(_with_ones(frame) @ to_tissue)
+    return _Crop((row, column), config.window, sites, cells, frame)
+
+
+def _frame(points: Floats, margin: float) -> Floats:
+    """Return the frame around points; see :func:`_rectangle`."""
+    left, top = points.min(axis=0) - margin
+    right, bottom = points.max(axis=0) + margin
+    return _rectangle(left, top, right, bottom)
+
+
+def _rectangle(left: float, top: float, right: float, bottom: float) -> Floats:
+    """Return the corners of a rectangle, the first of them twice, ``(5, 2)``."""
+    top_left = [left, top]
+    top_right = [right, top]
+    bottom_right = [right, bottom]
+    bottom_left = [left, bottom]
+    return np.array([top_left, top_right, bottom_right, bottom_left, top_left])
+
+
+def _to_tissue(coords: Floats, grid: Grid, bin_um: float) -> Floats | None:
     """Return the map from places (x, y, 1) to coordinates, (3, 2); None where there is none: ranks, a single row."""
-    if laid.layout == "bin":
-        return np.vstack([bin_um * np.eye(2), coords.min(axis=0) + bin_um / 2])
-    places = np.hstack([laid.places(laid.site), np.ones((len(coords), 1))])
-    if laid.layout == "rank" or np.linalg.matrix_rank(places) < 3:
+    if grid.layout == "bin":
+        steps = bin_um * np.eye(2)
+        origin = coords.min(axis=0) + bin_um / 2
+        return np.vstack([steps, origin])
+    places = _with_ones(grid.places(grid.site))
+    if grid.layout == "rank":
         return None
-    return np.asarray(np.linalg.lstsq(places, coords, rcond=None)[0])
+    if np.linalg.matrix_rank(places) < 3:
+        return None
+    solution = np.linalg.lstsq(places, coords, rcond=None)
+    return np.asarray(solution[0])
 
 
-def _mapped(places: Floats, to_tissue: Floats) -> Floats:
-    return np.asarray(np.hstack([places, np.ones((len(places), 1))]) @ to_tissue)
+def _with_ones(places: Floats) -> Floats:
+    """Return places with a third column of ones."""
+    ones = np.ones((len(places), 1))
+    return np.hstack([places, ones])
 
 
-def _gene(tissue: Slice, laid: Grid, crop: _Window, asked: str | None) -> int:
-    """Return the column of a gene; where none is asked for, of the one that varies most in the window."""
-    if asked is None:
-        held, where = np.unique(laid.site[crop.cells], return_inverse=True)
-        counts = merge_rows(tissue.counts[crop.cells], where, len(held))
-        spread = variance(log_values(counts, PAPER_TOTAL))
-        return int(np.argmax(spread if spread.any() else counts.sum(axis=0)))
-    known = np.stack([tissue.gene_symbols, tissue.gene_ids])
-    found = np.flatnonzero((known == asked).any(axis=0))
-    if len(found):
-        return int(found[0])
-    hint = did_you_mean(asked, [name for name in known.ravel().tolist() if name])
-    raise InputError(f"{tissue.name} has no gene {asked!r}.{hint}")
+def _most_variable_gene(tissue: Slice, grid: Grid, crop: _Crop) -> int:
+    """Return the column of the gene that varies most in the window; where none varies, of the most counted one."""
+    cell_sites = grid.site[crop.cells]
+    sites, where = np.unique(cell_sites, return_inverse=True)
+    cell_counts = tissue.counts[crop.cells]
+    counts = merge_rows(cell_counts, where, len(sites))
+    values = log_values(counts, PAPER_TOTAL)
+    spread = variance(values)
+    if spread.any():
+        return int(np.argmax(spread))
+    return int(np.argmax(counts.sum(axis=0)))
 
 
-def _shades(tissue: Slice, laid: Grid, column: int) -> _Shades:
+def _column_of(tissue: Slice, gene: str) -> int:
+    """Return the column of a gene by symbol or Ensembl id."""
+    names = np.stack([tissue.gene_symbols, tissue.gene_ids])
+    is_gene = (names == gene).any(axis=0)
+    columns = np.flatnonzero(is_gene)
+    if len(columns):
+        return int(columns[0])
+    known = [name for name in names.ravel().tolist() if name]
+    hint = did_you_mean(gene, known)
+    raise InputError(f"{tissue.name} has no gene {gene!r}.{hint}")
+
+
+def _gene_values(tissue: Slice, grid: Grid, column: int) -> _GeneValues:
     counts = sparse.csr_matrix(tissue.counts[:, [column]])
-    at = np.searchsorted(laid.occupied, laid.site)
-    totals = np.bincount(at, tissue.total_counts).astype(np.float64)
-    summed = merge_rows(counts, at, len(laid.occupied))
-    cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray().ravel()
-    sites = log_values(summed, PAPER_TOTAL, totals).toarray()
-    standardized = SliceScale.fit([summed], totals, "paper").standardize(
-        sites, np.zeros(1, np.int64)
+    place = np.searchsorted(grid.occupied, grid.site)
+    totals = np.bincount(place, tissue.total_counts).astype(np.float64)
+    site_counts = merge_rows(counts, place, len(grid.occupied))
+    cells = log_values(counts, PAPER_TOTAL, tissue.total_counts).toarray()
+    sites = log_values(site_counts, PAPER_TOTAL, totals).toarray()
+    scale = SliceScale.fit([site_counts], totals, "paper")
+    only_gene = np.zeros(1, dtype=np.int64)
+    standardized = scale.standardize(sites, only_gene)
+    symbol = str(tissue.gene_symbols[column])
+    ensembl_id = str(tissue.gene_ids[column])
+    return _GeneValues(
+        gene=symbol or ensembl_id,
+        cells=cells.ravel().astype(np.float64),
+        sites=sites.ravel().astype(np.float64),
+        standardized=standardized.ravel().astype(np.float64),
     )
-    names = str(tissue.gene_symbols[column]), str(tissue.gene_ids[column])
-    numbers = (values.ravel().astype(np.float64) for values in (cells, sites, standardized))
-    return _Shades(names[0] or names[1], *numbers)
 
 
-def _place(coords: Floats, shown: Floats, margin: float) -> Place:
-    """Say what of the tissue is shown, with a margin in shares of the longer side."""
-    low, high = shown.min(axis=0), shown.max(axis=0)
+def _place(coords: Floats, shown: Floats) -> Place:
+    """Return the part of the tissue around some points."""
+    low = shown.min(axis=0)
+    high = shown.max(axis=0)
     touching = touching_distance(coords)
-    edge = max(touching / 2, margin * float((high - low).max()))
+    size = high - low
+    longer_side = float(size.max())
+    edge = max(touching / 2, MARGIN * longer_side)
     return Place(coords, touching, low - edge, high + edge)
 
 
-def _original(
-    axes: Axes, tissue: Slice, place: Place, crop: _Window, shades: _Shades, norm: Normalize
-) -> None:
-    draw(axes, place, pd.Series(shades.cells), {}, None, legend=False, norm=norm)
-    axes.plot(*crop.frame.T, **_FRAME)
+def _draw_original(axes: Axes, drawing: _Drawing, place: Place) -> None:
+    tissue = drawing.tissue
+    cell_values = pd.Series(drawing.values.cells)
+    draw(axes, place, cell_values, {}, None, legend=False, norm=drawing.norm)
+    _draw_frame(axes, drawing.crop.frame)
     width, height = np.ptp(tissue.coords, axis=0)
     unit = {"um": "µm", "pixel": "pixels"}.get(tissue.unit, "units")
-    _title(axes, "original", f"{tissue.n_cells:,} cells, {width:,.0f} x {height:,.0f} {unit}")
+    size = f"{width:,.0f} x {height:,.0f} {unit}"
+    _set_title(axes, "original", f"{tissue.n_cells:,} cells, {size}")
 
 
-def _compacted(
-    axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shades, norm: Normalize
-) -> None:
-    pixels = np.full(laid.shape, np.nan, dtype=np.float32)
-    pixels.flat[laid.occupied] = shades.sites
-    axes.imshow(pixels, cmap=_with_gaps(None), norm=norm, interpolation="nearest")
-    (row, column), (rows, columns) = crop.corner, (min(side, n) for n in laid.shape)
-    left, top = column - 0.5, row - 0.5
-    axes.plot(
-        left + columns * np.array([0, 1, 1, 0, 0]), top + rows * np.array([0, 0, 1, 1, 0]), **_FRAME
-    )
+def _draw_compacted(axes: Axes, drawing: _Drawing) -> None:
+    grid = drawing.grid
+    crop = drawing.crop
+    n_rows, n_columns = grid.shape
+    pixels = np.full(grid.shape, np.nan, dtype=np.float32)
+    pixels.flat[grid.occupied] = drawing.values.sites
+    axes.imshow(pixels, cmap=_with_gaps(None), norm=drawing.norm, interpolation="nearest")
+    row, column = crop.corner
+    left = column - 0.5
+    top = row - 0.5
+    right = left + min(crop.side, n_columns)
+    bottom = top + min(crop.side, n_rows)
+    _draw_frame(axes, _rectangle(left, top, right, bottom))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
-    _title(axes, "compacted", f"{laid.shape[0]:,} x {laid.shape[1]:,} sites, gray: no cell")
+    _set_title(axes, "compacted", f"{n_rows:,} x {n_columns:,} sites, gray: no cell")
 
 
-def _cropped(
-    axes: Axes,
-    place: Place,
-    laid: Grid,
-    tissue: Slice,
-    crop: _Window,
-    shades: _Shades,
-    norm: Normalize,
-) -> None:
+def _draw_cropped(axes: Axes, drawing: _Drawing, place: Place) -> None:
     from matplotlib.collections import LineCollection
 
-    shown = Place(tissue.coords[crop.cells], place.touching, place.low, place.high)
-    draw(axes, shown, pd.Series(shades.cells[crop.cells]), {}, None, legend=True, norm=norm)
-    axes.plot(*crop.frame.T, **_FRAME)
-    if laid.layout == "bin":
-        axes.add_collection(LineCollection(list(_bin_edges(crop)), **_LINES))
-    _title(axes, "cropped", f"{shades.gene}, log1p of counts per 10,000")
+    crop = drawing.crop
+    values = drawing.values
+    coords = drawing.tissue.coords[crop.cells]
+    shown = replace(place, coords=coords)
+    cell_values = pd.Series(values.cells[crop.cells])
+    draw(axes, shown, cell_values, {}, None, legend=True, norm=drawing.norm)
+    _draw_frame(axes, crop.frame)
+    if drawing.grid.layout == "bin":
+        edges = list(_bin_edges(crop))
+        axes.add_collection(LineCollection(edges, **LINES))
+    _set_title(axes, "cropped", f"{values.gene}, log1p of counts per 10,000")
 
 
-def _bin_edges(crop: _Window) -> Floats:
+def _bin_edges(crop: _Crop) -> Floats:
     """Return the lines between the bins of a window, (n, 2, 2), which cut its frame into equal parts."""
-    inside = (crop.sites >= 0).reshape(int(len(crop.sites) ** 0.5), -1)
+    inside = (crop.sites >= 0).reshape(crop.side, crop.side)
+    n_columns = int(inside.any(axis=0).sum())
+    n_rows = int(inside.any(axis=1).sum())
     top_left, top_right, bottom_right, bottom_left, _ = crop.frame
-    lines = []
-    for n, ends in (
-        (int(inside.any(axis=0).sum()), (top_left, top_right, bottom_left, bottom_right)),
-        (int(inside.any(axis=1).sum()), (top_left, bottom_left, top_right, bottom_right)),
-    ):
-        share = np.arange(1, n)[:, None] / n
-        lines.append(np.stack([ends[i] + share * (ends[i + 1] - ends[i]) for i in (0, 2)], axis=1))
-    return np.concatenate(lines)
+    upright = _between((top_left, top_right), (bottom_left, bottom_right), n_columns)
+    level = _between((top_left, bottom_left), (top_right, bottom_right), n_rows)
+    return np.concatenate([upright, level])
 
 
-def _normalized(axes: Axes, laid: Grid, side: int, crop: _Window, shades: _Shades) -> None:
-    from matplotlib.colors import CenteredNorm
+def _between(one: tuple[Floats, Floats], other: tuple[Floats, Floats], n: int) -> Floats:
+    """Return the ``n - 1`` lines from one side to the other that cut both into ``n`` equal parts, (n - 1, 2, 2)."""
+    share = np.arange(1, n)[:, None] / n
+    ends = []
+    for start, end in (one, other):
+        ends.append(start + share * (end - start))
+    return np.stack(ends, axis=1)
 
-    at = np.minimum(np.searchsorted(laid.occupied, crop.sites), len(laid.occupied) - 1)
-    held = laid.occupied[at] == crop.sites
-    pixels = np.where(held, shades.standardized[at], np.nan).reshape(side, side)
-    numbers = shades.standardized[at][held]
-    limit = float(np.quantile(np.abs(numbers), 0.99)) or 1.0
-    drawn = axes.imshow(
-        pixels, cmap=_with_gaps(_SIGNED), norm=CenteredNorm(0, limit), interpolation="nearest"
-    )
-    beyond = np.where((crop.sites < 0).reshape(side, side), 0.0, np.nan)
-    axes.imshow(np.ma.masked_invalid(beyond), cmap=_plain(_BEYOND), interpolation="nearest")
+
+def _draw_normalized(axes: Axes, drawing: _Drawing) -> None:
+    from matplotlib.colors import CenteredNorm, ListedColormap
+
+    crop = drawing.crop
+    occupied = drawing.grid.occupied
+    shape = (crop.side, crop.side)
+    place = np.searchsorted(occupied, crop.sites)
+    place = np.minimum(place, len(occupied) - 1)
+    present = occupied[place] == crop.sites
+    standardized = drawing.values.standardized[place]
+    pixels = np.where(present, standardized, np.nan).reshape(shape)
+    numbers = standardized[present]
+    limit = np.quantile(np.abs(numbers), 0.99)
+    norm = CenteredNorm(0, float(limit) or 1.0)
+    image = axes.imshow(pixels, cmap=_with_gaps(SIGNED), norm=norm, interpolation="nearest")
+    beyond = np.where(crop.sites < 0, 0.0, np.nan)
+    beyond = beyond.reshape(shape)
+    white = ListedColormap([BEYOND])
+    axes.imshow(np.ma.masked_invalid(beyond), cmap=white, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set(color=_FRAME["color"], linewidth=_FRAME["linewidth"])
-    add_scale(axes, drawn, numbers)
-    _title(axes, "normalized", f"{shades.gene}, in sd from the slice's mean")
+        spine.set(color=FRAME["color"], linewidth=FRAME["linewidth"])
+    add_scale(axes, image, numbers)
+    _set_title(axes, "normalized", f"{drawing.values.gene}, in sd from the slice's mean")
+
+
+def _draw_frame(axes: Axes, frame: Floats) -> None:
+    x, y = frame.T
+    axes.plot(x, y, **FRAME)
 
 
 def _with_gaps(name: str | None) -> Any:
     return color_map(name).with_extremes(bad=MISSING_COLOR)
 
 
-def _plain(color: str) -> Any:
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap([color])
-
-
-def _title(axes: Axes, stage: str, text: str) -> None:
+def _set_title(axes: Axes, stage: str, text: str) -> None:
     axes.set_title(f"{stage}\n{text}", fontsize="small")

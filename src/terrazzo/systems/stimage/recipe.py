@@ -23,7 +23,7 @@ class STImageSource(ModelSource):
         As in :class:`terrazzo.training.recipe.ModelSource`.
     init
         Weights without a checkpoint: ``"random"``, or ``"informed"``: gene embeddings from an SVD of training sites,
-        and a decoder whose heads look near.
+        and a decoder whose heads attend to nearby sites.
     windows
         Grid, windows and channels; None: those of the flavor or the checkpoint.
     """
@@ -43,7 +43,7 @@ class WindowData(DataConfig):
     batch_windows
         Windows a batch in each process (paper 32).
     windows_per_slice
-        Windows of each slice in an epoch; 0: as many as it takes to hold its sites once.
+        Windows of each slice in an epoch; 0: as many as it takes for all of its sites once.
     """
 
     batch_windows: int = 32
@@ -56,7 +56,7 @@ class WindowData(DataConfig):
 
 @dataclass(frozen=True)
 class STImageObjective:
-    """ST as images: what a training sample is, what of it is hidden, and what is predicted.
+    """Settings of training samples and masking, and weights of the losses.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class STImageObjective:
         Share of them (paper 0.30).
     target
         Of what is shown: ``"values"``: nothing is predicted; ``"thinned"``: the counts of every site are split, one
-        part is shown and the other predicted. What is hidden is predicted whole either way.
+        part is shown and the other predicted. Hidden values are predicted whole either way.
     thin_low, thin_high
         Share of a site's counts that is shown, drawn between these for each site.
     hidden_weight, visible_weight

@@ -1,4 +1,4 @@
-"""Hidden cells of a slice, predicted by ST as images from the windows around them (section 4.2, table 7)."""
+"""Prediction of hidden cells of a slice from the windows around them (ST as images, section 4.2, table 7)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def reconstruct(
 
 
 def _columns(adata: AnnData, tissue: Slice, genes: list[str]) -> Ints:
-    """Return the slice's column of each gene; duplicates of a name were summed there."""
+    """Return the slice's column of each gene; duplicates of a name were summed in it."""
     by_symbol = _first_of_each(tissue.gene_symbols.tolist())
     by_ensembl = _first_of_each(tissue.gene_ids.tolist())
     by_name: dict[str, int] = {}
@@ -87,7 +87,7 @@ def _columns(adata: AnnData, tissue: Slice, genes: list[str]) -> Ints:
 
 
 def _first_of_each(names: list[str]) -> dict[str, int]:
-    """Return where each name stands first; empty names are left out."""
+    """Return the first position of each name; empty names are left out."""
     place: dict[str, int] = {}
     for index, name in enumerate(names):
         if name:

@@ -1,13 +1,14 @@
-"""The sites of a corpus's slices: their grids, counts and the scale of their values, measured once and kept.
+"""Grids, site counts and scales of a corpus's slices, measured once and stored.
 
-What is measured of a slice lies beside the corpus, ``<corpus>/cache/sites/<hash>.npz``: small files named after all
-that decides them, written whole or not at all; one of grid and scale, one of the autocorrelation where it was asked
-for. A run's first process measures what lacks; all others read. No step holds more counts than those of a few thousand
-cells, so a slice of a million cells fits.
+The measures of a slice are in a small file beside the corpus, ``<corpus>/cache/sites/<hash>.npz``, named after all
+that decides its content and written whole or not at all: one file of grid and scale, and one of the autocorrelation
+where it is needed. A run's first process measures what is missing; all others read. No step has more counts in memory
+than those of a few thousand cells, so a slice of a million cells fits.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 import zipfile
@@ -19,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats, Int32s, Ints
 from terrazzo.corpus.genes import Match, member_match
 from terrazzo.errors import OutputError, TerrazzoWarning
 from terrazzo.expression import Normalize, SliceScale, log_values, spatial_autocorrelation
@@ -36,29 +36,33 @@ if TYPE_CHECKING:
     from terrazzo.corpus.store import Corpus
 
 
-FORMAT = 2
+__all__ = [
+    "SiteStore",
+    "iterate_values",
+    "member_grid",
+    "read_sites",
+    "sample_sites",
+    "site_counts",
+    "site_scale",
+]
 
+FORMAT = 2
 
 BLOCK = 8192  # cells whose counts are read at a time
 
+SAMPLE = 6000  # sites that autocorrelation is measured on
 
-SAMPLE, SIDE = (
-    6000,
-    32,
-)  # sites that autocorrelation is measured on, in squares of so many on a side where there are more
-
+SIDE = 32  # of the squares of sites that are measured where a slice has more
 
 KEPT_CELLS = 4_000_000  # cells whose grids stay in memory
 
-
 KEPT_SCALES = 128
-
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def member_grid(corpus: Corpus, id: str, config: WindowConfig) -> Grid:
-    """Lay a slice's cells out; where micrometers are not known a bin's side is in the unit of its coordinates."""
+    """Put a slice's cells on a grid; where micrometers are not known a bin's side is in the unit of its coordinates."""
     lattice, kind = corpus.lattice(id)
     unit = str(corpus.row(id)["unit"])
     binned = config.layout == "bin" or (config.layout == "auto" and kind is None)
@@ -80,7 +84,7 @@ def member_grid(corpus: Corpus, id: str, config: WindowConfig) -> Grid:
 
 
 def read_sites(
-    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: NDArray[np.int32], n_tokens: int
+    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: Int32s, n_tokens: int
 ) -> tuple[SiteCounts, Floats]:
     """Read the counts of some sites, summed over each one's cells.
 
@@ -101,22 +105,28 @@ def read_sites(
     """
     cells, where = grid.cells(sites)
     order = np.argsort(cells)  # neighboring rows are read together
-    cells, where = cells[order], where[order]
-    found: list[tuple[SiteCounts, Floats]] = []
-    for at in range(0, max(len(cells), 1), BLOCK):
-        rows, here = corpus.take(id, cells[at : at + BLOCK]), where[at : at + BLOCK]
-        found.append(
-            SiteCounts.summed(rows, np.arange(len(here)), here, len(sites), token, n_tokens)
+    cells = cells[order]
+    where = where[order]
+    blocks: list[SiteCounts] = []
+    block_totals: list[Floats] = []
+    for start in range(0, max(len(cells), 1), BLOCK):
+        rows = corpus.take(id, cells[start : start + BLOCK])
+        site = where[start : start + BLOCK]
+        counts, totals = SiteCounts.summed(
+            rows, np.arange(len(site)), site, len(sites), token, n_tokens
         )
-    if len(found) == 1:
-        return found[0]
-    return SiteCounts.of(sum(c.by_token() for c, _ in found)), np.sum([t for _, t in found], axis=0)
+        blocks.append(counts)
+        block_totals.append(totals)
+    if len(blocks) == 1:
+        return blocks[0], block_totals[0]
+    summed = sum(counts.by_token() for counts in blocks)
+    return SiteCounts.of(summed), np.sum(block_totals, axis=0)
 
 
 def site_counts(
-    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: NDArray[np.int32], n_tokens: int
+    corpus: Corpus, id: str, grid: Grid, sites: Ints, token: Int32s, n_tokens: int
 ) -> tuple[sparse.csr_matrix, Floats]:
-    """Return the same with counts as CSR ``(len(sites), n_tokens)``."""
+    """Return the same as :func:`read_sites` with counts as CSR ``(len(sites), n_tokens)``."""
     counts, totals = read_sites(corpus, id, grid, sites, token, n_tokens)
     return counts.by_token(), totals
 
@@ -125,13 +135,13 @@ def site_scale(
     corpus: Corpus,
     id: str,
     grid: Grid,
-    token: NDArray[np.int32],
+    token: Int32s,
     n_tokens: int,
     normalize: Normalize,
 ) -> SliceScale:
     """Measure total, means and standard deviations of a slice's values over its occupied sites.
 
-    Cells of a site may lie anywhere in the slice's rows, so counts are read by sites, some rows of the grid at a time;
+    Cells of a site may be anywhere in the slice's rows, so counts are read by sites, some rows of the grid at a time;
     the totals, which the values are scaled by, in a pass of their own before.
 
     Parameters
@@ -148,39 +158,45 @@ def site_scale(
 
 
 def _totals(corpus: Corpus, id: str, grid: Grid) -> Floats:
-    """Return the counts of every occupied site."""
-    at, out = np.searchsorted(grid.occupied, grid.site), np.zeros(len(grid.occupied))
-    for start in range(0, len(at), BLOCK):
-        rows = corpus.rows(id, start, min(start + BLOCK, len(at)))
-        np.add.at(
-            out, at[start : start + BLOCK], np.asarray(rows.sum(axis=1, dtype=np.float64)).ravel()
-        )
-    return out
+    """Return the total counts of every occupied site."""
+    place = np.searchsorted(grid.occupied, grid.site)
+    totals = np.zeros(len(grid.occupied))
+    for start in range(0, len(place), BLOCK):
+        end = min(start + BLOCK, len(place))
+        rows = corpus.rows(id, start, end)
+        row_totals = np.asarray(rows.sum(axis=1, dtype=np.float64))
+        np.add.at(totals, place[start:end], row_totals.ravel())
+    return totals
 
 
 def _pieces(grid: Grid) -> list[Ints]:
     """Cut the occupied sites into stretches with about as many cells as are read at a time."""
-    sites, cells = np.unique(grid.site, return_counts=True)
-    number = (np.cumsum(cells) - 1) // BLOCK
-    return np.split(sites, np.flatnonzero(np.diff(number)) + 1)
+    sites, n_cells = np.unique(grid.site, return_counts=True)
+    piece = (np.cumsum(n_cells) - 1) // BLOCK
+    starts = np.flatnonzero(np.diff(piece)) + 1
+    return np.split(sites, starts)
 
 
 def sample_sites(grid: Grid, most: int) -> Ints:
     """Return at most so many occupied sites, ascending: all of them, else squares full of neighbors."""
     if len(grid.occupied) <= most:
         return grid.occupied
-    counts, rng = observed(grid, SIDE), np.random.default_rng(0)
-    full = np.argwhere(counts >= 0.75 * counts.max())
-    found: Ints = np.empty(0, dtype=np.int64)
-    for corner in full[rng.permutation(len(full))[: 4 * -(-most // SIDE**2)]]:
-        found = np.union1d(found, np.intersect1d(window_sites(grid, corner, SIDE), grid.occupied))
-        if len(found) >= most:
+    counts = observed(grid, SIDE)
+    rng = np.random.default_rng(0)
+    full_corners = np.argwhere(counts >= 0.75 * counts.max())
+    n_squares = 4 * math.ceil(most / SIDE**2)
+    order = rng.permutation(len(full_corners))[:n_squares]
+    sample: Ints = np.empty(0, dtype=np.int64)
+    for corner in full_corners[order]:
+        square = np.intersect1d(window_sites(grid, corner, SIDE), grid.occupied)
+        sample = np.union1d(sample, square)
+        if len(sample) >= most:
             break
-    return found[: max(most, 1)]
+    return sample[: max(most, 1)]
 
 
 @dataclass(frozen=True)
-class _Laid:
+class _MemberGrid:
     """A member's grid, and where windows may begin."""
 
     grid: Grid
@@ -188,14 +204,14 @@ class _Laid:
 
 
 class SiteStore:
-    """Grids, scales and autocorrelation of the slices of a corpus; see the head of this file.
+    """Grids, scales and autocorrelation of the slices of a corpus, measured once and stored beside it.
 
     Parameters
     ----------
     corpus, vocabulary
         Slices, and the genes that the model knows.
     config
-        How slices are laid out, and where windows may begin.
+        How slices are put on grids, and where windows may begin.
     normalize
         Of the values.
     n_tokens
@@ -204,7 +220,7 @@ class SiteStore:
     Raises
     ------
     InputError, ConfigError
-        (When a slice is first asked for.) It cannot be laid out that way.
+        When a slice is first read: it has no such grid.
     """
 
     def __init__(
@@ -215,7 +231,8 @@ class SiteStore:
         normalize: Normalize,
         n_tokens: int | None = None,
     ) -> None:
-        self.config, self.normalize = config, normalize
+        self.config = config
+        self.normalize = normalize
         self.n_tokens = vocabulary.n_tokens if n_tokens is None else n_tokens
         self.match: Match = member_match(corpus, vocabulary)
         self._corpus = corpus
@@ -227,23 +244,25 @@ class SiteStore:
             self.n_tokens,
             vocabulary.content_hash(),
         ]
-        self._laid: OrderedDict[str, _Laid] = OrderedDict()
+        self._grids: OrderedDict[str, _MemberGrid] = OrderedDict()
         self._lock = threading.Lock()  # slices are read in the loaders' threads
         self.scale = lru_cache(KEPT_SCALES)(self._scale)
         self.measured = lru_cache(KEPT_SCALES)(self._measured)
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides windows, in plain values."""
-        return {"patches": str(asdict(self.config)), "normalize": self.normalize}
+        """Return the settings that decide windows, in plain values."""
+        return {"windows": str(asdict(self.config)), "normalize": self.normalize}
 
     def path(self, id: str, kind: str = "scale") -> Path:
         """Return the file of a slice."""
-        name = hash_json([*self._key, kind, id, str(self._corpus.row(id)["sha256"])])[:24]
+        sha256 = str(self._corpus.row(id)["sha256"])
+        name = hash_json([*self._key, kind, id, sha256])[:24]
         return Path(self._corpus.folder) / "cache" / "sites" / f"{name}.npz"
 
     def n_sites(self, id: str) -> int:
         """Return how many sites of a slice hold a cell."""
-        return int(self._read(id, "scale", "n_sites")["n_sites"])
+        record = self._read(id, "scale", "n_sites")
+        return int(record["n_sites"])
 
     def grid(self, id: str) -> Grid:
         """Return a slice's grid; those used last stay in memory."""
@@ -255,8 +274,8 @@ class SiteStore:
 
     def _scale(self, id: str) -> SliceScale:
         """Return the scale of a slice's values."""
-        held = self._read(id, "scale", "total", "mean", "sd")
-        return SliceScale(float(held["total"]), held["mean"], held["sd"])
+        record = self._read(id, "scale", "total", "mean", "sd")
+        return SliceScale(float(record["total"]), record["mean"], record["sd"])
 
     def _measured(self, id: str) -> Ints:
         """Return the tokens of a slice's genes, ascending."""
@@ -267,15 +286,18 @@ class SiteStore:
         """Return each token's spatial autocorrelation in a slice, ``(n_tokens,)``; 0 where it was not measured."""
         return self._read(id, "near", "autocorrelation")["autocorrelation"]
 
-    def window(self, id: str, sites: Ints, token: NDArray[np.int32] | None = None) -> Window:
+    def window(self, id: str, sites: Ints, token: Int32s | None = None) -> Window:
         """Read some sites of a slice, -1 for none. Places are counted from the first of them.
 
         ``token`` of each column, -1 for one that is not needed; None: of all that the vocabulary has.
         """
-        grid, token = self.grid(id), self.match(id)[0] if token is None else token
+        grid = self.grid(id)
+        if token is None:
+            token = self.match(id)[0]
         counts, totals = read_sites(self._corpus, id, grid, sites, token, self.n_tokens)
-        at = np.minimum(np.searchsorted(grid.occupied, sites), len(grid.occupied) - 1)
-        return Window(counts, totals, grid.occupied[at] == sites, grid.window_places(sites))
+        place = np.minimum(np.searchsorted(grid.occupied, sites), len(grid.occupied) - 1)
+        present = grid.occupied[place] == sites
+        return Window(counts, totals, present, grid.window_places(sites))
 
     def values(self, id: str, sites: Ints) -> sparse.csr_matrix:
         """Return normalized values of some sites, CSR float32 ``(len(sites), n_tokens)``."""
@@ -285,19 +307,21 @@ class SiteStore:
         return log_values(counts, self.scale(id).total, totals)
 
     def measure(self, id: str) -> None:
-        """Measure a slice's grid and scale and keep them, unless that was done before.
+        """Measure a slice's grid and scale and store them, unless that was done before.
 
         Raises
         ------
         OutputError
             The file cannot be written.
         """
-        self._keep(id, "scale")
+        self._store(id, "scale")
 
-    def _keep(self, id: str, kind: str) -> None:
-        if not self.path(id, kind).is_file():
-            made = self._sites_and_scale(id) if kind == "scale" else self._near(id)
-            _write(self.path(id, kind), made, id)
+    def _store(self, id: str, kind: str) -> None:
+        path = self.path(id, kind)
+        if path.is_file():
+            return
+        arrays = self._sites_and_scale(id) if kind == "scale" else self._near(id)
+        _write(path, arrays, id)
 
     def _sites_and_scale(self, id: str) -> dict[str, Any]:
         grid = member_grid(self._corpus, id, self.config)
@@ -314,40 +338,44 @@ class SiteStore:
         }
 
     def _near(self, id: str) -> dict[str, Any]:
-        grid, known, out = self.grid(id), self.measured(id), np.zeros(self.n_tokens)
+        grid = self.grid(id)
+        measured = self.measured(id)
         sites = sample_sites(grid, SAMPLE)
-        out[known] = spatial_autocorrelation(self.values(id, sites)[:, known], grid.places(sites))
-        return {"autocorrelation": out}
+        values = self.values(id, sites)[:, measured]
+        autocorrelation = np.zeros(self.n_tokens)
+        autocorrelation[measured] = spatial_autocorrelation(values, grid.places(sites))
+        return {"autocorrelation": autocorrelation}
 
     def _read(self, id: str, kind: str, *names: str) -> dict[str, Any]:
-        self._keep(id, kind)
+        self._store(id, kind)
         try:
             return self._load(id, kind, names)
-        except (
-            UNREADABLE
-        ):  # cut short by a copy or a full disk: it is only a result, and can be made again
+        except UNREADABLE:  # cut short by a copy or a full disk: it is measured again
             self.path(id, kind).unlink(missing_ok=True)
-            self._keep(id, kind)
+            self._store(id, kind)
             return self._load(id, kind, names)
 
     def _load(self, id: str, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
-        with self.path(id, kind).open("rb") as stream, np.load(stream, allow_pickle=False) as held:
-            return {name: held[name] for name in names}
+        path = self.path(id, kind)
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
 
-    def _open(self, id: str) -> _Laid:
+    def _open(self, id: str) -> _MemberGrid:
         with self._lock:
-            laid = self._laid.pop(id, None) or self._lay(id)
-            self._laid[id] = laid
-            n_cells = sum(len(one.grid.site) for one in self._laid.values())
-            while len(self._laid) > 1 and n_cells > KEPT_CELLS:
-                n_cells -= len(self._laid.popitem(last=False)[1].grid.site)
-            return laid
+            opened = self._grids.pop(id, None) or self._read_grid(id)
+            self._grids[id] = opened
+            n_cells = sum(len(one.grid.site) for one in self._grids.values())
+            while len(self._grids) > 1 and n_cells > KEPT_CELLS:
+                _, oldest = self._grids.popitem(last=False)
+                n_cells -= len(oldest.grid.site)
+            return opened
 
-    def _lay(self, id: str) -> _Laid:
-        held = self._read(id, "scale", "site", "shape", "layout")
-        rows, columns = held["shape"].tolist()
-        grid = Grid((rows, columns), held["site"].astype(np.int64), str(held["layout"]))
-        return _Laid(grid, corners(grid, self.config))
+    def _read_grid(self, id: str) -> _MemberGrid:
+        record = self._read(id, "scale", "site", "shape", "layout")
+        rows, columns = record["shape"].tolist()
+        site = record["site"].astype(np.int64)
+        grid = Grid((rows, columns), site, str(record["layout"]))
+        return _MemberGrid(grid, corners(grid, self.config))
 
 
 def _write(path: Path, arrays: dict[str, Any], id: str) -> None:
@@ -356,9 +384,7 @@ def _write(path: Path, arrays: dict[str, Any], id: str) -> None:
         with whole_file(path) as draft, draft.open("wb") as stream:
             np.savez(stream, **arrays)
     except OSError as error:
-        raise OutputError(
-            f"what was measured of {id} cannot be written to {path} ({error})."
-        ) from error
+        raise OutputError(f"measures of {id} cannot be written to {path} ({error}).") from error
 
 
 def iterate_values(

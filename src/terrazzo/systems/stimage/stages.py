@@ -1,11 +1,11 @@
-"""The stage of training of ST as images: what it starts from, measures of slices, and reads."""
+"""The training stage of ST as images: initial model, measures of slices, loaders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def site_store(corpus: Corpus, model: STImage) -> SiteStore:
 
 
 class Pretrain(Stage[STImageRecipe, STImage]):
-    """ST as images on windows, in any of its four schemes."""
+    """Pretraining of ST as images on windows, in any of its four schemes."""
 
     recipe_class: ClassVar[type[Recipe]] = STImageRecipe
     objective_class: ClassVar[type[Objective]] = MaskedAutoencoding
@@ -54,7 +54,9 @@ class Pretrain(Stage[STImageRecipe, STImage]):
         """
         if self.recipe.model.checkpoint:
             return self._continued()
-        source, objective, seed = self.recipe.model, self.recipe.objective, self.recipe.seed
+        source = self.recipe.model
+        objective = self.recipe.objective
+        seed = self.recipe.seed
         vocabulary = self.corpus.vocabulary()
         config = preset(
             source.preset,
@@ -74,7 +76,8 @@ class Pretrain(Stage[STImageRecipe, STImage]):
         return model
 
     def _continued(self) -> STImage:
-        source, scheme = self.recipe.model, self.recipe.objective.scheme
+        source = self.recipe.model
+        scheme = self.recipe.objective.scheme
         loaded = load(source.checkpoint)
         if not isinstance(loaded, STImage):
             raise ConfigError(
@@ -102,8 +105,9 @@ class Pretrain(Stage[STImageRecipe, STImage]):
         return replace(config, neighbors=objective.neighbors, domains=objective.domains)
 
     def loader(self, split: str, shard: Shard = Shard()) -> Loader[MaskedWindows]:
-        """Return windows."""
-        recipe, model = self.recipe, self.model
+        """Return the loader of windows of a split."""
+        recipe = self.recipe
+        model = self.model
         store = site_store(self.corpus, model)
         masking = WindowMasking(
             model.config, recipe.objective, store, model.autocorrelation, recipe.seed
@@ -143,15 +147,15 @@ class Pretrain(Stage[STImageRecipe, STImage]):
         return token_of
 
     def describe(self) -> dict[str, str]:
-        """Say which scheme it was."""
+        """Return scheme and objective for the model card."""
         objective = self.recipe.objective
         text = f"{objective.scheme}, {objective.mask} masking, target {objective.target}"
         return {"objective": text, "scheme": objective.scheme}
 
     def prepare(self) -> None:
-        """Measure every slice that will be read, once; see :mod:`terrazzo.systems.stimage.sites`."""
+        """Measure every slice of the splits, once; see :mod:`terrazzo.systems.stimage.sites`."""
         store = site_store(self.corpus, self.model)
-        ids: list[Any] = []
+        ids: list[str] = []
         for split in self.splits():
             ids.extend(self.members(split))
         with Progress(self.progress).stage("measuring slices", len(ids), "slices") as advance:

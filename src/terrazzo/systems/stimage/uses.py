@@ -1,4 +1,4 @@
-"""What ST as images can do with a slice, for ``terrazzo info``."""
+"""Lines on what ST as images can do with a slice, for ``terrazzo info``."""
 
 from __future__ import annotations
 

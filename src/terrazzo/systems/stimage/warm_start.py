@@ -39,7 +39,7 @@ MOST_GENES = 2000  # of the SVD where all genes are channels
 OWN_SHARE = 0.25
 NEIGHBOR_SHARE = 0.75
 
-ALONE_SHARE = 0.5  # of a site that sees no other
+ALONE_SHARE = 0.5  # of a site that attends to no other
 
 NEAR_PITCHES = 1.0  # radius of the head that averages nearby sites
 
@@ -52,7 +52,7 @@ def mean_autocorrelation(store: SiteStore, ids: list[str]) -> Floats:
 
 
 def informed_start(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[str]) -> None:
-    """Replace random starting weights by those that these slices suggest.
+    """Replace random starting weights by weights computed from the training slices.
 
     Parameters
     ----------

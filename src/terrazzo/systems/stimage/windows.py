@@ -9,16 +9,28 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from terrazzo.arrays import Bools, Floats, Ints
+from terrazzo.arrays import Bools, Floats, Ints, Vectors
 from terrazzo.errors import ConfigError
 from terrazzo.expression import SliceScale, scaling
 from terrazzo.slices.grids import Grid, Layout, observed
 from terrazzo.systems.stimage.counts import SiteCounts
 
-Channels = Literal["weighted", "spatial", "hvg", "random", "all"]
+__all__ = [
+    "Channels",
+    "Window",
+    "WindowConfig",
+    "channel_values",
+    "choose_channels",
+    "corners",
+    "describe",
+    "draw_corners",
+    "fixed_channels",
+    "tile_corners",
+    "window_sites",
+]
 
+Channels = Literal["weighted", "spatial", "hvg", "random", "all"]
 
 EPSILON = 1e-6  # of eq 7: a gene that does not vary can be drawn, too
 
@@ -67,26 +79,28 @@ def corners(grid: Grid, config: WindowConfig) -> Ints:
 
 
 def describe(grid: Grid, config: WindowConfig) -> str:
-    """Return a grid and its windows in one line for people."""
-    (rows, columns), cells, held, side = (
-        grid.shape,
-        len(grid.site),
-        len(grid.occupied),
-        config.window,
-    )
-    sites, most = rows * columns, int(grid.layer.max()) + 1
-    each = "1 cell each" if most == 1 else f"{cells / held:.3g} cells each (most {most:,})"
-    line = (
-        f"{grid.layout}, {_count(rows, 'row')} x {_count(columns, 'column')}, {held:,} of {_count(sites, 'site')} "
-        f"occupied ({held / sites:.0%}), {each}; {_count(len(corners(grid, config)), 'window')} of {side} x {side}"
-    )
+    """Return a grid and its windows in one line of text."""
+    rows, columns = grid.shape
+    n_sites = rows * columns
+    n_occupied = len(grid.occupied)
+    most = int(grid.layer.max()) + 1
+    cells = "1 cell each"
+    if most > 1:
+        mean = len(grid.site) / n_occupied
+        cells = f"{mean:.3g} cells each (most {most:,})"
+    size = f"{_count(rows, 'row')} x {_count(columns, 'column')}"
+    occupied = f"{n_occupied:,} of {_count(n_sites, 'site')} occupied ({n_occupied / n_sites:.0%})"
+    side = config.window
+    windows = _count(len(corners(grid, config)), "window")
+    line = f"{grid.layout}, {size}, {occupied}, {cells}; {windows} of {side} x {side}"
     fullest = int(observed(grid, side).max())
-    enough = fullest >= config.occupancy * side**2
-    return line if enough else f"{line}, the fullest with cells on {fullest:,} of {side**2:,} sites"
+    if fullest >= config.occupancy * side**2:
+        return line
+    return f"{line}, the fullest with cells on {fullest:,} of {side**2:,} sites"
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' * (n != 1)}"
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def draw_corners(allowed: Ints, n: int, rng: np.random.Generator) -> Ints:
@@ -101,21 +115,32 @@ def tile_corners(grid: Grid, window: int, stride: int) -> Ints:
         raise ConfigError(
             f"stride is {stride}; it must be at least 1, and at most the window's {window} sites."
         )
-    steps = [np.unique(np.append(np.arange(0, n, stride), n - 1)) for n in counts.shape]
-    rows, columns = (a.ravel() for a in np.meshgrid(*steps, indexing="ij"))
-    kept = counts[rows, columns] > 0
-    return np.stack([rows[kept], columns[kept]], axis=1).astype(np.int64)
+    n_rows, n_columns = counts.shape
+    every_row, every_column = np.meshgrid(
+        _steps(n_rows, stride), _steps(n_columns, stride), indexing="ij"
+    )
+    rows = every_row.ravel()
+    columns = every_column.ravel()
+    has_cells = counts[rows, columns] > 0
+    return np.stack([rows[has_cells], columns[has_cells]], axis=1).astype(np.int64)
+
+
+def _steps(n: int, stride: int) -> Ints:
+    """Return every ``stride``-th number below ``n``, and the last."""
+    return np.unique(np.append(np.arange(0, n, stride), n - 1))
 
 
 def window_sites(grid: Grid, corner: Ints, window: int) -> Ints:
     """Return the sites of a window, row by row, ``(window**2,)``; -1 beyond the edge of the grid."""
-    rows, columns = (corner[i] + np.arange(window) for i in (0, 1))
-    inside = (rows < grid.shape[0])[:, None] & (columns < grid.shape[1])[None]
-    return np.where(inside, rows[:, None] * grid.shape[1] + columns[None], -1).ravel()
+    n_rows, n_columns = grid.shape
+    row = (corner[0] + np.arange(window))[:, None]
+    column = (corner[1] + np.arange(window))[None]
+    inside = (row < n_rows) & (column < n_columns)
+    return np.where(inside, row * n_columns + column, -1).ravel()
 
 
 def choose_channels(
-    weight: NDArray[np.float64],
+    weight: Floats,
     m: int,
     how: Channels,
     rng: np.random.Generator,
@@ -134,7 +159,7 @@ def choose_channels(
         See :class:`WindowConfig`. ``"weighted"`` draws without replacement with probability proportional to
         ``weight + epsilon``, one after the other: the ``m`` largest of log-weights with Gumbel noise.
     rng
-        Source of chance.
+        Random generator.
     epsilon
         Added to every weight.
     """
@@ -143,12 +168,13 @@ def choose_channels(
         return np.arange(n, dtype=np.int64)
     if how == "random":
         return np.sort(rng.permutation(n)[:m]).astype(np.int64)
-    score = weight if how in ("hvg", "spatial") else np.log(weight + epsilon) + rng.gumbel(size=n)
+    score = weight
+    if how == "weighted":
+        score = np.log(weight + epsilon) + rng.gumbel(size=n)
     least = -np.partition(-score, m - 1)[m - 1]
-    above, equal = np.flatnonzero(score > least), np.flatnonzero(score == least)
-    return np.sort(np.append(above, equal[: m - len(above)])).astype(
-        np.int64
-    )  # of equal ones the first
+    above = np.flatnonzero(score > least)
+    equal = np.flatnonzero(score == least)[: m - len(above)]  # the first of equal ones
+    return np.sort(np.append(above, equal)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -170,7 +196,7 @@ class Window:
     counts: SiteCounts
     totals: Floats
     present: Bools
-    places: NDArray[np.float32]
+    places: Vectors
 
     def channels(
         self,
@@ -195,15 +221,15 @@ class Window:
         rng
             For the rules that draw.
         """
-        if config.choose in ("all", "random"):
-            weight = np.ones(len(measured))
-        elif config.choose == "spatial":
+        if config.choose == "spatial":
             return fixed_channels(config, measured, autocorrelation)
-        else:
-            weight = self.counts.variance(scaling(scale.total, self.totals), self.present)[measured]
+        weight = np.ones(len(measured))
+        if config.choose in ("weighted", "hvg"):
+            factor = scaling(scale.total, self.totals)
+            weight = self.counts.variance(factor, self.present)[measured]
         return measured[choose_channels(weight, config.channels, config.choose, rng)]
 
-    def values(self, genes: Ints, scale: SliceScale, standardize: bool) -> NDArray[np.float32]:
+    def values(self, genes: Ints, scale: SliceScale, standardize: bool) -> Vectors:
         """Return the channels' values, float32 ``(S, m)``; 0 on sites without a cell, or without a count."""
         return channel_values(self.counts, self.totals, self.present, genes, scale, standardize)
 
@@ -211,7 +237,8 @@ class Window:
 def fixed_channels(config: WindowConfig, measured: Ints, autocorrelation: Floats) -> Ints:
     """Return the channels of all windows of a slice by the rule ``"spatial"``; arguments as :meth:`Window.channels`."""
     unused = np.random.default_rng(0)
-    return measured[choose_channels(autocorrelation[measured], config.channels, "spatial", unused)]
+    weight = autocorrelation[measured]
+    return measured[choose_channels(weight, config.channels, "spatial", unused)]
 
 
 def channel_values(
@@ -222,8 +249,8 @@ def channel_values(
     scale: SliceScale,
     standardize: bool,
     where: Bools | None = None,
-    out: NDArray[np.float32] | None = None,
-) -> NDArray[np.float32]:
+    out: Vectors | None = None,
+) -> Vectors:
     """Return values of some genes, float32 ``(S, m)``; 0 on sites without a count, and where nothing is written.
 
     Parameters
@@ -234,14 +261,17 @@ def channel_values(
         bool ``(S,)``: sites that are written.
     genes
         ``(m,)``: tokens, each once.
-    scale, standardize
-        Of the slice, and whether genes are brought to mean 0 and sd 1 in it.
+    scale
+        Of the slice.
+    standardize
+        Bring each gene to mean 0 and sd 1 in the slice.
     where, out
         bool ``(S, m)``, values that are written, None: all; and what they are written into, None: zeros.
     """
-    mean, stretch = (
-        scale.standards(genes) if standardize else (np.zeros(len(genes)), np.ones(len(genes)))
-    )
-    return counts.values(
-        genes, scaling(scale.total, totals), sites & (totals > 0), mean, stretch, where, out
-    )
+    mean = np.zeros(len(genes))
+    stretch = np.ones(len(genes))
+    if standardize:
+        mean, stretch = scale.standards(genes)
+    factor = scaling(scale.total, totals)
+    written = sites & (totals > 0)
+    return counts.values(genes, factor, written, mean, stretch, where, out)

@@ -1,89 +1,30 @@
-"""What the loaders promise: every sample once, none of another split, none on two ranks, resumable to the next one."""
+"""What SToFM's loaders promise: every sample once, none of another split, none on two ranks, resumable to the next."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
+from memory_corpus import HELD_OUT, SIZES, VOCABULARY, MemoryCorpus
 
-from terrazzo.corpus.genes import columns_by_token, member_match
-from terrazzo.corpus.loader import Shares
-from terrazzo.errors import ConfigError, CorpusError, GeneError
-from terrazzo.genes import Vocabulary
+from terrazzo.corpus.genes import member_match
+from terrazzo.corpus.loader import Shard
+from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.systems.stofm import subslices
 from terrazzo.systems.stofm.cache import CacheKey, EmbeddingCache
 from terrazzo.systems.stofm.loaders import CellLoader, SubSliceItem, SubSliceLoader
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 from terrazzo.systems.stofm.tokens import rank_tokens
 
-N_GENES = 12
-SIZES = {"a": 70, "b": 33, "c": 5, "held": 40, "d": 51}
-IDS = np.array([f"ENSG{i:011d}" for i in range(N_GENES)])
-VOCABULARY = Vocabulary(
-    IDS, np.array([f"G{i}" for i in range(N_GENES)]), np.arange(3, 3 + N_GENES), np.ones(N_GENES)
-)
 CONFIG = SubSliceConfig(subslice_size=10, n_neighbors=4, halo=1.0)
-
-
-class FakeCorpus:
-    """Slices in memory with the methods of a corpus; the first two counts of a cell tell its row and its slice."""
-
-    def __init__(self, sizes: dict[str, int], unit: str = "um") -> None:
-        rows = [
-            {
-                "id": name,
-                "n_cells": n,
-                "split": "test" if name == "held" else "train",
-                "organism": "human",
-                "unit": unit,
-                "spacing": 10.0,
-                "sha256": f"sha-{name}",
-            }
-            for name, n in sizes.items()
-        ]
-        self.manifest = pd.DataFrame(rows)
-        self.counts, self.places, self.reads = {}, {}, 0
-        for number, (name, n) in enumerate(sizes.items()):
-            rng = np.random.default_rng(number)
-            counts = rng.poisson(1.0, (n, N_GENES)).astype(np.float32)
-            counts[:, 0], counts[:, 1] = np.arange(n) + 1, number + 1
-            self.counts[name] = sparse.csr_matrix(counts)
-            self.places[name] = rng.uniform(0, 10 * np.sqrt(n), (n, 2))
-
-    def ids(self, split: str | None = None) -> list[str]:
-        table = self.manifest
-        return list(table["id"] if split is None else table["id"][table["split"] == split])
-
-    def genes(self, id: str) -> tuple[np.ndarray, np.ndarray]:
-        return IDS, np.full(N_GENES, "")
-
-    def rows(self, id: str, start: int, stop: int) -> sparse.csr_matrix:
-        assert id != "held", "a held-out slice was read"
-        self.reads += 1
-        return self.counts[id][start:stop]
-
-    def take(self, id: str, rows: np.ndarray) -> sparse.csr_matrix:
-        assert id != "held", "a held-out slice was read"
-        return self.counts[id][rows]
-
-    def coords(self, id: str) -> np.ndarray:
-        return self.places[id]
-
-    def content_hash(self) -> str:
-        return hashlib.sha256(self.manifest.to_csv().encode()).hexdigest()
-
-
-CORPUS: Any = FakeCorpus(SIZES)
+CORPUS: Any = MemoryCorpus(SIZES)
 MATCH = member_match(CORPUS, VOCABULARY)
-TRAINING = sorted((name, row) for name, n in SIZES.items() if name != "held" for row in range(n))
+TRAINING = sorted((name, row) for name, n in SIZES.items() if name != HELD_OUT for row in range(n))
 
 
 def cells(**options: Any) -> CellLoader:
@@ -132,7 +73,7 @@ def every(make: Any, cache: EmbeddingCache) -> list[tuple[str, int]]:
     """Return all there is to emit."""
     if make is cells:
         return TRAINING
-    stored = {m: cache.read(m) for m in SIZES if m != "held"}
+    stored = {m: cache.read(m) for m in SIZES if m != HELD_OUT}
     return sorted((m, int(got.part(i)[0])) for m, got in stored.items() for i in range(got.n_parts))
 
 
@@ -140,7 +81,7 @@ def every(make: Any, cache: EmbeddingCache) -> list[tuple[str, int]]:
 def test_every_sample_once_an_epoch_over_all_ranks(
     make: Any, cache: EmbeddingCache, world: int
 ) -> None:
-    loaders = [make(rank=rank, world=world) for rank in range(world)]
+    loaders = [make(shard=Shard(rank, world)) for rank in range(world)]
     seen, lengths = [], []
     for loader in loaders:
         batches = [names(loader, batch) for batch in loader]
@@ -150,32 +91,6 @@ def test_every_sample_once_an_epoch_over_all_ranks(
         assert len(loader) == len(batches)
     assert sorted(seen) == every(make, cache)
     assert len(set(lengths)) == 1
-
-
-@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 7), st.booleans())
-@settings(max_examples=300, deadline=None)
-def test_shares_cover_all_once_in_equally_many_batches(
-    n: int, batch: int, world: int, drop_last: bool
-) -> None:
-    try:
-        shares = Shares(n, batch, world, drop_last)
-    except ConfigError:
-        assert n < world or (drop_last and n < batch * world) or (batch == 1 and n % world)
-        return
-    both: list[list[int]] = [[], []]
-    for rank in range(world):
-        start, stop = shares.segment(rank)
-        assert stop - start == shares.bound(rank, shares.steps)
-        both[0] += range(start, stop)
-        for step in range(shares.steps):
-            size = shares.bound(rank, step + 1) - shares.bound(rank, step)
-            low, high = shares.span(rank, step)
-            assert size == high - low
-            assert size == batch if drop_last or step < shares.steps - 2 else 0 < size <= batch
-            both[1] += range(low, high)
-    used = shares.steps * batch * world if drop_last else n
-    assert sorted(both[0]) == sorted(both[1]) == list(range(used))
-    assert n - used < batch * world
 
 
 @given(
@@ -190,7 +105,7 @@ def test_shares_cover_all_once_in_equally_many_batches(
 def test_random_cells_of_any_corpus(
     sizes: list[int], batch: int, block: int, buffer: int, world: int, drop_last: bool
 ) -> None:
-    corpus: Any = FakeCorpus({f"s{i}": n for i, n in enumerate(sizes)})
+    corpus: Any = MemoryCorpus({f"s{i}": n for i, n in enumerate(sizes)})
     if sum(sizes) < world * (batch if drop_last else 1):
         return
     seen = []
@@ -198,13 +113,12 @@ def test_random_cells_of_any_corpus(
         "batch_cells": batch,
         "block": block,
         "buffer_blocks": buffer,
-        "world": world,
         "drop_last": drop_last,
+        "prefetch": False,
     }
+    match = member_match(corpus, VOCABULARY)
     for rank in range(world):
-        loader = CellLoader(
-            corpus, member_match(corpus, VOCABULARY), rank=rank, prefetch=False, **options
-        )
+        loader = CellLoader(corpus, match, shard=Shard(rank, world), **options)
         for data in loader:
             assert not drop_last or len(data) == batch
             assert len(data.tokens) == len(data)
@@ -259,7 +173,7 @@ def endless(loader: Any) -> Iterator[Any]:
 def test_state_is_the_same_on_every_rank(make: Any) -> None:
     states = []
     for rank in range(2):
-        loader = make(rank=rank, world=2)
+        loader = make(shard=Shard(rank, 2))
         batches = iter(loader)
         next(batches), next(batches)
         states.append(loader.state_dict())
@@ -287,8 +201,8 @@ def test_another_setting_cannot_resume(make: Any) -> None:
 
 def test_another_split_is_never_read(make: Any) -> None:
     loader = make()
-    assert "held" not in loader.ids
-    assert all(member != "held" for batch in loader for member, _ in names(loader, batch))
+    assert HELD_OUT not in loader.ids
+    assert all(member != HELD_OUT for batch in loader for member, _ in names(loader, batch))
     with pytest.raises(
         CorpusError, match=r"no slice in the split 'validation'; its splits: test, train"
     ):
@@ -318,9 +232,8 @@ def test_a_share_is_a_fixed_nested_choice(make: Any) -> None:
     ("options", "message"),
     [
         ({"share": 0.0}, "share is 0.0"),
-        ({"rank": 2, "world": 2}, "rank is 2"),
-        ({"world": 1000}, "cannot fill a batch"),
-        ({"world": 500, "drop_last": True}, "drop_last=False"),
+        ({"shard": Shard(0, 1000)}, "cannot fill a batch"),
+        ({"shard": Shard(0, 500), "drop_last": True}, "drop_last=False"),
     ],
 )
 def test_impossible_settings(make: Any, options: dict[str, Any], message: str) -> None:
@@ -341,7 +254,7 @@ def test_a_block_is_read_once_an_epoch() -> None:
     loader = cells(block=8)
     before = CORPUS.reads
     list(loader)
-    assert CORPUS.reads - before == sum(-(-n // 8) for name, n in SIZES.items() if name != "held")
+    assert CORPUS.reads - before == sum(-(-n // 8) for name, n in SIZES.items() if name != HELD_OUT)
 
 
 # Sub-slices
@@ -417,7 +330,7 @@ def test_cells_are_tokenized_from_an_epoch_on(
 def test_ranks_together_take_what_one_process_takes(cache: EmbeddingCache) -> None:
     one = SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=4, drop_last=True)
     two = [
-        SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=2, rank=r, world=2, drop_last=True)
+        SubSliceLoader(CORPUS, cache, CONFIG, batch_slices=2, shard=Shard(r, 2), drop_last=True)
         for r in range(2)
     ]
     for batch, left, right in zip(one, *two, strict=True):
@@ -431,13 +344,13 @@ def test_members_are_opened_again_where_few_may_stay_open(
     monkeypatch.setattr("terrazzo.systems.stofm.loaders.KEPT_CELLS", 1)
     loader = SubSliceLoader(CORPUS, cache, CONFIG)
     found = [item.sub.positions for batch in loader for item in batch]
-    assert len(loader._scenes) == 1
+    assert len(loader._open_members) == 1
     for left, right in zip(expected, found, strict=True):
         np.testing.assert_array_equal(left, right)
 
 
 def test_without_micrometers_the_spacing_is_the_unit(tmp_path: Path) -> None:
-    corpus: Any = FakeCorpus({"a": 30}, unit="pixel")
+    corpus: Any = MemoryCorpus({"a": 30}, unit="pixel")
     config = SubSliceConfig(subslice_size=10, n_neighbors=4, virtual=False)
     made = EmbeddingCache(tmp_path, CacheKey("model", config))
     positions = subslices.model_positions(corpus.coords("a"), config, 10.0)
@@ -465,8 +378,8 @@ def test_a_cache_of_other_settings_or_content_is_refused(
     )  # decided when a sub-slice is cut
     with pytest.raises(CorpusError, match="4 of 4 slices have no stored embeddings"):
         SubSliceLoader(CORPUS, EmbeddingCache(tmp_path, CacheKey("other", CONFIG)), CONFIG)
-    changed: Any = FakeCorpus(SIZES)
-    changed.manifest.loc[0, "sha256"] = "mended"
+    changed: Any = MemoryCorpus(SIZES)
+    changed.manifest.loc[0, "sha256"] = "changed"
     with pytest.raises(
         CorpusError, match=r"1 of 4 slices have no stored embeddings of this model, e\.g\. 'a'"
     ):
@@ -474,17 +387,6 @@ def test_a_cache_of_other_settings_or_content_is_refused(
 
 
 # Reading
-
-
-def test_counts_by_token() -> None:
-    counts = sparse.csr_matrix(
-        np.array([[1, 2, 0, 4], [0, 0, 3, 0], [5, 0, 0, 1]], dtype=np.float32)
-    )
-    got = columns_by_token(counts, np.array([4, -1, 3, 4], dtype=np.int32), 6)
-    np.testing.assert_array_equal(
-        got.toarray(), [[0, 0, 0, 0, 5, 0], [0, 0, 0, 3, 0, 0], [0, 0, 0, 0, 6, 0]]
-    )
-    assert got.has_canonical_format
 
 
 def test_cells_come_with_counts_by_token_on_request() -> None:
@@ -495,23 +397,6 @@ def test_cells_come_with_counts_by_token_on_request() -> None:
             np.testing.assert_array_equal(
                 batch.counts[i].toarray()[0, 3:], CORPUS.counts[member][row].toarray()[0]
             )
-
-
-def test_a_member_is_matched_once_and_shares_its_columns() -> None:
-    match = member_match(CORPUS, VOCABULARY)
-    before = CORPUS.reads
-    token, median = match("a")
-    assert match("a")[0] is token
-    assert match("b")[0] is token
-    assert CORPUS.reads - before == 2
-    np.testing.assert_array_equal(token, np.arange(3, 3 + N_GENES))
-    np.testing.assert_array_equal(median, np.ones(N_GENES))
-
-
-def test_a_member_that_does_not_meet_the_vocabulary_is_named() -> None:
-    foreign = Vocabulary(np.array(["ENSG99900000001"]), np.array(["X1"]), np.array([3]), np.ones(1))
-    with pytest.raises(GeneError, match="slice 'a' "):
-        member_match(CORPUS, foreign)("a")
 
 
 # The real thing

@@ -15,28 +15,39 @@ import torch
 from torch.nn import functional as F
 
 import terrazzo as tz
+from terrazzo.corpus.loader import Shard
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, CorpusError
-from terrazzo.systems import stages
-from terrazzo.systems.stalign import stages as align_data
-from terrazzo.systems.stalign.stages import StoredRows, turned
+from terrazzo.systems.stalign.feature_store import FeatureStore, StoredRows
+from terrazzo.systems.stalign.recipe import SpotData, STAlignRecipe, STAlignSource
+from terrazzo.systems.stalign.stages import Pretrain, turned
 from terrazzo.training.logs import read
+from terrazzo.training.recipe import OptimConfig
+from terrazzo.training.run import make_stage
 
 SHORT = {"accumulate": 1, "epochs": 1, "max_steps": 2}
 
 
 @pytest.fixture
-def opened(recipe: Any, histology_folder: Path) -> Callable[..., Any]:
-    """Return a function that makes (config, corpus, model, loaders of training and validation)."""
+def short(recipe: Any, histology_folder: Path) -> Callable[..., STAlignRecipe]:
+    """Make a short recipe on slices with histology."""
 
-    def make(**sections: Any) -> Any:
-        config, corpus = (
-            recipe("align", corpus=str(histology_folder), **sections),
-            Corpus.open(histology_folder),
-        )
-        model = stages.initial_model(config, corpus)
-        stages.prepare(config, corpus, model, progress=False)
-        return config, corpus, model, stages.loaders(config, corpus, model)
+    def make(out: str = "run", **sections: Any) -> STAlignRecipe:
+        made = recipe("stalign-pretrain", out, corpus=str(histology_folder), **sections)
+        assert isinstance(made, STAlignRecipe)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def opened(short: Any) -> Callable[..., Pretrain]:
+    """Return a function that makes a stage; keywords change the sections of its recipe."""
+
+    def make(**sections: Any) -> Pretrain:
+        stage = make_stage(short(**sections), progress=False)
+        assert isinstance(stage, Pretrain)
+        return stage
 
     return make
 
@@ -45,10 +56,9 @@ def opened(recipe: Any, histology_folder: Path) -> Callable[..., Any]:
 def objective(opened: Any) -> Callable[..., Any]:
     """Return a function that makes an objective in evaluation mode, and a batch."""
 
-    def make(**sections: Any) -> Any:
-        config, _, model, (training, _) = opened(**sections)
-        made = stages.make_objective(config, model).eval()
-        return made, next(iter(training))
+    def make(**settings: Any) -> Any:
+        stage = opened(objective=settings)
+        return stage.objective().eval(), next(iter(stage.loader("train")))
 
     return make
 
@@ -61,45 +71,48 @@ def by_hand(image: torch.Tensor, genes: torch.Tensor, tau: float = 0.07) -> torc
 # ---- what is read
 
 
-def test_slices_without_histology_are_left_out_and_said(
+def test_slices_without_histology_are_left_out_and_logged(
     opened: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    stage = opened()
     with caplog.at_level(logging.WARNING, "terrazzo"):
-        _, corpus, _, (training, held_out) = opened()
-    said = [record.getMessage() for record in caplog.records]
-    assert said == ["s3 has no histology in the corpus and is left out of the split 'train'."]
-    assert corpus.ids("train") == ["s0", "s1", "s2", "s3"]
-    seen = [name for batch in training for name in batch.ids]
+        stage.prepare()
+    logged = [record.getMessage() for record in caplog.records]
+    assert logged == ["s3 has no histology in the corpus and is left out of the split 'train'."]
+    assert stage.corpus.ids("train") == ["s0", "s1", "s2", "s3"]
+    seen = [name for batch in stage.loader("train") for name in batch.ids]
     assert set(seen) == {"s0", "s1", "s2"}
     assert len(seen) == 180 // 24 * 24
+    held_out = stage.loader("validation")
     assert [name for batch in held_out for name in batch.ids] == ["s4"] * 60
 
 
 def test_genes_alone_need_no_histology(opened: Any) -> None:
-    _, _, model, (training, _) = opened(align={"modality": "genes"})
-    batches = list(training)
+    stage = opened(objective={"modality": "genes"})
+    model, batches = stage.model, list(stage.loader("train"))
     assert {name for batch in batches for name in batch.ids} == {"s0", "s1", "s2", "s3"}
     assert batches[0].spots.spot_image is None
     assert np.isin(model.genes, model.vocabulary.token).all()
 
 
-def test_a_corpus_without_histology_says_what_it_needs(recipe: Any, corpus_folder: Path) -> None:
-    config = recipe("align")
+def test_a_corpus_without_histology_says_what_it_needs(stage_of: Any) -> None:
+    stage = stage_of("stalign-pretrain")
     with pytest.raises(
         CorpusError, match=r"none of the 3 slices of the split 'train' has histology: .*image_scale"
     ):
-        stages.initial_model(config, Corpus.open(corpus_folder))
+        stage.initial_model()
 
 
 def test_spots_are_read_as_embed_reads_them(opened: Any) -> None:
-    _, corpus, model, (training, _) = opened(align={"augment": False})
-    pack = next(iter(training))
-    tissues = {name: corpus.slice(name) for name in sorted(set(pack.ids))}
-    found = {n: model.reader(t, model.vocabulary.match(t)).read() for n, t in tissues.items()}
-    for name, held in found.items():
+    stage = opened(objective={"augment": False})
+    model = stage.model
+    pack = next(iter(stage.loader("train")))
+    tissues = {name: stage.corpus.slice(name) for name in sorted(set(pack.ids))}
+    read_alone = {n: model.reader(t, model.vocabulary.match(t)).read() for n, t in tissues.items()}
+    for name, features in read_alone.items():
         rows = np.flatnonzero(np.array(pack.ids) == name)
         first = 60 * ["s0", "s1", "s2"].index(name)
-        wanted = held.take(pack.spots.spots[rows].numpy() - first, first)
+        wanted = features.take(pack.spots.spots[rows].numpy() - first, first)
         for field in dataclasses.fields(wanted):
             ours, theirs = getattr(pack.spots, field.name)[rows], getattr(wanted, field.name)
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=field.name)
@@ -107,16 +120,14 @@ def test_spots_are_read_as_embed_reads_them(opened: Any) -> None:
 
 
 def test_features_are_made_once(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, corpus, _, _ = opened()
-    files = {p.name: p.stat().st_mtime_ns for p in (corpus.folder / "cache" / "features").iterdir()}
+    stage = opened()
+    stage.prepare()
+    folder = stage.cache_folder / "features"
+    files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(files) >= 4 * 6
-    monkeypatch.setattr(
-        align_data.FeatureStore, "_cut", lambda *a: pytest.fail("a slice was cut again")
-    )
-    stages.prepare(config, corpus, stages.initial_model(config, corpus), progress=False)
-    assert {
-        p.name: p.stat().st_mtime_ns for p in (corpus.folder / "cache" / "features").iterdir()
-    } == files
+    monkeypatch.setattr(FeatureStore, "_aligned", lambda *a: pytest.fail("a slice was cut again"))
+    opened().prepare()
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
 
 
 def test_stored_rows_are_open_only_while_they_are_read(tmp_path: Path) -> None:
@@ -130,31 +141,24 @@ def test_stored_rows_are_open_only_while_they_are_read(tmp_path: Path) -> None:
     assert str(tmp_path / "a.npy") not in {m.path for m in psutil.Process().memory_maps()}
 
 
-def test_crops_are_turned_spot_by_spot(opened: Any, recipe: Any, histology_folder: Path) -> None:
+def test_crops_are_turned_spot_by_spot(opened: Any) -> None:
     crops = torch.arange(8 * 3 * 3 * 1).view(8, 3, 3, 1)
     crops = crops[:1].expand(8, 3, 3, 1)
     out = turned(crops, torch.arange(8))
     assert torch.equal(out[0], crops[0])
     assert len({tuple(one.flatten().tolist()) for one in out}) == 8
     assert all(sorted(one.flatten().tolist()) == list(range(9)) for one in out)
-    config, corpus, model, (training, _) = opened()
-    plain = list(
-        stages.loaders(
-            dataclasses.replace(config, align=dataclasses.replace(config.align, augment=False)),
-            corpus,
-            model,
-        )[0]
-    )
-    first = list(training)
+    plain = list(opened(objective={"augment": False}).loader("train"))
+    first = list(opened().loader("train"))
     same = [
         torch.equal(a, b)
         for p, q in zip(first, plain, strict=True)
         for a, b in zip(p.spots.spot_image, q.spots.spot_image, strict=True)
     ]
     assert 0.05 < np.mean(same) < 0.25  # one in eight stays
-    wide = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_spots=12))
+    halved = opened(data={"batch_spots": 12})
     for rank in range(2):  # the same turn whoever reads it
-        part = next(iter(align_data.spot_loader(wide, corpus, model, "train", rank, 2)))
+        part = next(iter(halved.loader("train", Shard(rank, 2))))
         at = [first[0].spots.spots.tolist().index(n) for n in part.spots.spots.tolist()]
         assert torch.equal(part.spots.spot_image, first[0].spots.spot_image[at])
 
@@ -179,7 +183,7 @@ def test_the_loss_is_that_of_the_paper(objective: Any) -> None:
 
 
 def test_both_ways_and_another_temperature(objective: Any) -> None:
-    made, pack = objective(align={"symmetric": True, "temperature": 0.2})
+    made, pack = objective(symmetric=True, temperature=0.2)
     found = made.vectors(pack.spots)
     own, around = (
         made.net.fuse(s, found[s]["image"], found[s]["genes"]) for s in ("spot", "niche")
@@ -189,7 +193,7 @@ def test_both_ways_and_another_temperature(objective: Any) -> None:
 
 
 def test_neighbors_may_be_no_negatives(objective: Any) -> None:
-    made, pack = objective(align={"exclude_neighbors": True})
+    made, pack = objective(exclude_neighbors=True)
     niches = [set(row) - {-1} for row in pack.spots.niches.tolist()]
     numbers = pack.spots.spots.tolist()
     candidates = [
@@ -202,7 +206,7 @@ def test_neighbors_may_be_no_negatives(objective: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("align", "parts"),
+    ("settings", "parts"),
     [
         ({"cross_weight": 0.0}, {"spot", "niche"}),
         ({"spot_weight": 0.0}, {"niche", "spot_niche"}),
@@ -211,9 +215,9 @@ def test_neighbors_may_be_no_negatives(objective: Any) -> None:
     ],
 )
 def test_what_has_no_weight_is_not_computed(
-    objective: Any, align: dict[str, Any], parts: set[str]
+    objective: Any, settings: dict[str, Any], parts: set[str]
 ) -> None:
-    made, pack = objective(align=align)
+    made, pack = objective(**settings)
     found = made.losses(pack)
     assert {name for name in found if not name.endswith("_chance")} == {"loss", *parts}
     found["loss"].backward()
@@ -224,9 +228,9 @@ def test_what_has_no_weight_is_not_computed(
         if p.grad is not None and p.grad.abs().sum() > 0
     }
     images, genes = {"ae_image", "niche_image_map"}, {"ae_genes", "spot_gene_map"}
-    if align.get("modality") == "image":
+    if settings.get("modality") == "image":
         assert grads == images
-    elif align.get("modality") == "genes":
+    elif settings.get("modality") == "genes":
         assert grads == genes
     else:
         assert ("fusion" in grads) == ("spot_niche" in parts)
@@ -234,7 +238,7 @@ def test_what_has_no_weight_is_not_computed(
 
 
 def test_frozen_parts_get_no_gradient_and_the_temperature_no_decay(objective: Any) -> None:
-    made, pack = objective(align={"learn_temperature": True})
+    made, pack = objective(learn_temperature=True)
     made.losses(pack)["loss"].backward()
     module = made.model.module
     frozen = [*module.image_encoder.parameters(), *module.gene_encoder.parameters()]
@@ -251,8 +255,9 @@ def test_frozen_parts_get_no_gradient_and_the_temperature_no_decay(objective: An
 # ---- where it starts
 
 
-def test_genes_and_components_are_those_of_training_slices(opened: Any, recipe: Any) -> None:
-    _, corpus, model, _ = opened()
+def test_genes_and_components_are_those_of_training_slices(opened: Any) -> None:
+    stage = opened()
+    corpus, model = stage.corpus, stage.model
     wanted = tz.STAlign(model.config, corpus.vocabulary(), seed=0).fit(
         [corpus.slice(f"s{i}") for i in range(3)]
     )
@@ -261,26 +266,22 @@ def test_genes_and_components_are_those_of_training_slices(opened: Any, recipe: 
     assert float(model.module.gene_encoder.loadings.abs().sum()) > 0
 
 
-def test_impossible_starts_are_refused(
-    opened: Any, recipe: Any, histology_folder: Path, tmp_path: Path
-) -> None:
-    _, corpus, model, _ = opened(align={"neighbors": 4})
-    model.save_pretrained(tmp_path / "held")
-    tz.STImage("tiny", corpus.vocabulary()).save_pretrained(tmp_path / "other")
-    held, other = str(tmp_path / "held"), str(tmp_path / "other")
-    for sections, says in (
-        ({"model": {"init": "informed"}}, "no informed start"),
-        ({"model": {"checkpoint": other}}, "starts from ST-Align"),
-        ({"model": {"gene_encoder": other}}, "encodes no single cell"),
-        ({"model": {"checkpoint": held}}, "was made with neighbors 4: set the same"),
-        ({"model": {"checkpoint": held, "gene_encoder": held}}, "brings its frozen encoders"),
+def test_impossible_starts_are_refused(opened: Any, tmp_path: Path) -> None:
+    model = opened(objective={"neighbors": 4}).model
+    own = str(model.save_pretrained(tmp_path / "own"))
+    foreign = tz.STImage("tiny", model.vocabulary)
+    other = str(foreign.save_pretrained(tmp_path / "other"))
+    for source, says in (
+        ({"checkpoint": other}, "starts from ST-Align"),
+        ({"gene_encoder": other}, "encodes no single cell"),
+        ({"checkpoint": own}, "was made with neighbors 4: set the same"),
+        ({"checkpoint": own, "gene_encoder": own}, "brings its frozen encoders"),
     ):
         with pytest.raises(ConfigError, match=says):
-            stages.initial_model(recipe("align", **sections), corpus)
-    again = stages.initial_model(
-        recipe("align", model={"checkpoint": held}, align={"neighbors": 4, "temperature": 0.1}),
-        corpus,
-    )
+            opened(model=source).initial_model()
+    again = opened(
+        model={"checkpoint": own}, objective={"neighbors": 4, "temperature": 0.1}
+    ).initial_model()
     assert torch.equal(
         again.module.net.fusion.out_image.weight, model.module.net.fusion.out_image.weight
     )
@@ -288,8 +289,9 @@ def test_impossible_starts_are_refused(
 
 
 def test_means_of_training_slices_where_the_paper_has_them(opened: Any) -> None:
-    config, corpus, model, (training, _) = opened(align={"recipe": "paper"})
-    align_data.standardize(config, corpus, model)
+    stage = opened(objective={"flavor": "paper"})
+    corpus, model = stage.corpus, stage.model
+    stage.start(stage.objective())
     rows = np.concatenate(
         [
             model.reader(t, model.vocabulary.match(t)).read().niche_image[:]
@@ -301,7 +303,7 @@ def test_means_of_training_slices_where_the_paper_has_them(opened: Any) -> None:
     np.testing.assert_allclose(
         net.niche_image_map.deviation, rows.std(axis=0), rtol=1e-2, atol=1e-4
     )
-    assert next(iter(training)).spots.colors is None
+    assert next(iter(stage.loader("train"))).spots.colors is None
 
 
 # ---- runs
@@ -314,20 +316,18 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "without the spot-niche loss": {"cross_weight": 0.0},
     "image alone": {"modality": "image"},
     "genes alone": {"modality": "genes"},
-    "as published": {"recipe": "paper", "genes": "variance"},
+    "as published": {"flavor": "paper", "genes": "variance"},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(ABLATIONS))
-def test_every_ablation_trains_and_leaves_a_model(
-    recipe: Any, histology_folder: Path, name: str
-) -> None:
-    config = recipe("align", corpus=str(histology_folder), align=ABLATIONS[name], optim=SHORT)
+def test_every_ablation_trains_and_leaves_a_model(short: Any, name: str) -> None:
+    config = short(objective=ABLATIONS[name], optim=SHORT)
     model = tz.load(tz.pretrain(config, progress=False))
     assert isinstance(model, tz.STAlign)
     assert model.provenance["steps"] == 2
-    modality = config.align.modality
+    modality = config.objective.modality
     assert model.provenance["train slices"] == (4 if modality == "genes" else 3)
     assert f"modality {modality}" in model.provenance["objective"]
     adata = tz.simulate.tissue(40, layout="visium", n_genes=50, image=True, image_px=200, seed=9)
@@ -337,7 +337,7 @@ def test_every_ablation_trains_and_leaves_a_model(
     rows = read(Path(config.out) / "logs" / "metrics.csv")
     logged = {name for row in rows for name, value in row.items() if value}
     assert {"train/loss", "val/loss"} <= logged
-    assert ("val/spot_niche" in logged) == (config.align.cross_weight > 0)
+    assert ("val/spot_niche" in logged) == (config.objective.cross_weight > 0)
     assert (
         ("val/spot_recall_10" in logged)
         == ("val/niche_recall_10_chance" in logged)
@@ -348,7 +348,7 @@ def test_every_ablation_trains_and_leaves_a_model(
 
 @pytest.mark.slow
 def test_encoders_from_folders(
-    recipe: Any, histology_folder: Path, tmp_path: Path, tiny_model: Any
+    short: Any, histology_folder: Path, tmp_path: Path, tiny_model: Any
 ) -> None:
     from transformers import ViTConfig, ViTModel
 
@@ -366,19 +366,17 @@ def test_encoders_from_folders(
     cells = tz.SToFM(tiny_model().config, Corpus.open(histology_folder).vocabulary(), seed=4)
     cells.save_pretrained(tmp_path / "cells")
     given = {"image_encoder": str(tmp_path / "vit"), "gene_encoder": str(tmp_path / "cells")}
-    config = recipe("align", corpus=str(histology_folder), model=given, optim=SHORT)
+    config = short(model=given, optim=SHORT)
     model = tz.load(tz.pretrain(config, progress=False))
     assert (model.provenance["image encoder"], model.provenance["gene encoder"]) == ("vit", "cells")
-    held = model.module.image_encoder.backbone.state_dict()
-    assert all(torch.equal(held[name], value) for name, value in vit.state_dict().items())
-    kept, own = (
-        model.module.gene_encoder.encoder.state_dict(),
-        cells.module.cell_encoder.state_dict(),
-    )
-    assert all(torch.equal(kept[name], value) for name, value in own.items())
+    frozen = model.module.image_encoder.backbone.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in vit.state_dict().items())
+    frozen = model.module.gene_encoder.encoder.state_dict()
+    own = cells.module.cell_encoder.state_dict()
+    assert all(torch.equal(frozen[name], value) for name, value in own.items())
     (tmp_path / "vit").rename(tmp_path / "moved")  # a checkpoint brings its encoders
     trained = {"checkpoint": str(Path(config.out) / "model")}
-    again = recipe("align", "again", corpus=str(histology_folder), model=trained, optim=SHORT)
+    again = short("again", model=trained, optim=SHORT)
     assert tz.load(tz.pretrain(again, progress=False)).provenance["image encoder"] == "vit"
 
 
@@ -388,7 +386,6 @@ def test_retrieval_is_learned(tmp_path: Path) -> None:
     import pandas as pd
 
     from terrazzo.tasks.retrieval import recall
-    from terrazzo.training import recipe as c
 
     *training, held_out = tz.simulate.corpus(
         5, 250, layout="visium", n_genes=150, seed=0, image=True, image_px=900
@@ -405,13 +402,12 @@ def test_retrieval_is_learned(tmp_path: Path) -> None:
         scheduler="synchronous",
         progress=False,
     )
-    recipe = c.PretrainConfig(
-        stage="align",
+    recipe = STAlignRecipe(
         corpus=str(tmp_path / "corpus"),
         out=str(tmp_path / "run"),
-        model=c.ModelSource(preset="tiny"),
-        data=c.DataConfig(batch_spots=64),
-        optim=c.OptimConfig(
+        model=STAlignSource(preset="tiny"),
+        data=SpotData(batch_spots=64),
+        optim=OptimConfig(
             lr=2e-3,
             warmup_steps=10,
             schedule="cosine",

@@ -11,10 +11,9 @@ from anndata import AnnData
 
 import terrazzo as tz
 from terrazzo import simulate
-from terrazzo.config import from_dict
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.training.logs import read
-from terrazzo.training.recipe import PretrainConfig
+from terrazzo.training.recipe import recipe_from_dict
 
 ARRAY = ["array_row", "array_col"]
 GENES = 24
@@ -56,7 +55,7 @@ def far_apart() -> AnnData:
 
 
 def trained(
-    slices: list[AnnData], place: Path, scheme: str = "patch", **patches: Any
+    slices: list[AnnData], place: Path, scheme: str = "patch", **windows: Any
 ) -> list[dict[str, Any]]:
     """Build a corpus, take two steps, and return the log."""
     for number, adata in enumerate(slices):
@@ -65,22 +64,22 @@ def trained(
     corpus = tz.build_corpus(
         files, place / "corpus", min_genes=0, scheduler="synchronous", progress=False
     )
-    settings = {"window": 6, "channels": 100, "choose": "spatial", **patches}
+    settings = {"window": 6, "channels": 100, "choose": "spatial", **windows}
     recipe = {
-        "stage": "patches",
+        "stage": "stimage-pretrain",
         "corpus": str(corpus.folder),
         "out": str(place / "run"),
-        "model": {"preset": "tiny", "init": "informed", "patches": settings},
+        "model": {"preset": "tiny", "init": "informed", "windows": settings},
         "data": {"batch_windows": 2, "windows_per_slice": 2},
         "optim": {"epochs": 4, "max_steps": 2, "warmup_steps": 1},
-        "patches": {
+        "objective": {
             "scheme": scheme,
             "mask": "site" if scheme == "patch" else "entry",
             "target": "thinned",
         },
         "run": {"accelerator": "cpu", "log_every": 1},
     }
-    model: Any = tz.load(tz.pretrain(from_dict(PretrainConfig, recipe), progress=False))
+    model: Any = tz.load(tz.pretrain(recipe_from_dict(recipe), progress=False))
     for adata in slices:
         assert np.isfinite(model.embed(adata, progress=False).obsm["X_stimage"]).all()
     return read(place / "run" / "logs" / "metrics.csv")
@@ -112,6 +111,6 @@ def test_windows_with_a_single_cell(tmp_path: Path, scheme: str) -> None:
 
 
 def test_cells_without_an_array_need_a_bin_which_the_recipe_has(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^s0: .* in a recipe model\.patches\.bin_um: 20"):
+    with pytest.raises(InputError, match=r"^s0: .* in a recipe model\.windows\.bin_um: 20"):
         trained([far_apart()], tmp_path)
     assert not (tmp_path / "run").exists()

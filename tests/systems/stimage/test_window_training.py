@@ -11,27 +11,28 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from terrazzo.training.goals import PatchObjective
 
 import terrazzo as tz
 from terrazzo import simulate
-from terrazzo.config import from_dict
+from terrazzo.corpus.loader import Shard
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
-from terrazzo.systems import stages
+from terrazzo.systems.stimage import masking
 from terrazzo.systems.stimage.counts import SiteCounts
-from terrazzo.systems.stimage.masking import PatchPack, split
+from terrazzo.systems.stimage.masking import MaskedWindows, thin_window
 from terrazzo.systems.stimage.network import nearest
 from terrazzo.systems.stimage.objective import squared_error
+from terrazzo.systems.stimage.recipe import STImageObjective, STImageRecipe
+from terrazzo.systems.stimage.stages import Pretrain, site_store
 from terrazzo.systems.stimage.windows import Window
 from terrazzo.training.logs import read
-from terrazzo.training.recipe import OptimConfig, PretrainConfig
+from terrazzo.training.recipe import OptimConfig, recipe_from_dict
 from terrazzo.training.stage import rate
 
 SPOTS, GENES = 250, 120
 SCHEMES = ("patch", "spot", "multi-spot", "slice")
 HIDDEN = "masked_sites"
-INFORMED = {"init": "informed", "patches": {"window": 6, "channels": 80, "choose": "spatial"}}
+INFORMED = {"init": "informed", "windows": {"window": 6, "channels": 80, "choose": "spatial"}}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a corpus of three training slices and a held-out one."""
     from terrazzo.corpus.splits import Splits
 
-    place = tmp_path_factory.mktemp("patches")
+    place = tmp_path_factory.mktemp("windows")
     options: dict[str, Any] = {"layout": "visium", "n_genes": GENES, "seed": 2, "n_donors": 4}
     for number, adata in enumerate(simulate.corpus(4, SPOTS, **options)):
         adata.write_h5ad(place / f"s{number}.h5ad")
@@ -51,21 +52,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
+def recipe(folder: Path, tmp_path: Path) -> Callable[..., STImageRecipe]:
     """Make a short recipe; keywords change its sections."""
 
-    def make(scheme: str = "patch", out: str = "run", **sections: Any) -> PretrainConfig:
+    def make(scheme: str = "patch", out: str = "run", **sections: Any) -> STImageRecipe:
         base: dict[str, Any] = {
-            "stage": "patches",
+            "stage": "stimage-pretrain",
             "corpus": str(folder),
             "out": str(tmp_path / out),
             "model": {
                 "preset": "tiny",
-                "patches": {"window": 6, "channels": 16, "choose": "spatial"},
+                "windows": {"window": 6, "channels": 16, "choose": "spatial"},
             },
             "data": {"batch_windows": 3, "windows_per_slice": 4},
             "optim": {"lr": 1e-3, "epochs": 2, "warmup_steps": 1, "schedule": "cosine"},
-            "patches": {
+            "objective": {
                 "scheme": scheme,
                 "mask": "site" if scheme == "patch" else "entry",
                 "target": "thinned",
@@ -74,24 +75,36 @@ def recipe(folder: Path, tmp_path: Path) -> Callable[..., PretrainConfig]:
         }
         for name, values in sections.items():
             base[name] = {**base[name], **values} if isinstance(values, dict) else values
-        return from_dict(PretrainConfig, base)
+        made = recipe_from_dict(base)
+        assert isinstance(made, STImageRecipe)
+        return made
 
     return make
 
 
 @pytest.fixture
-def opened(recipe: Any, folder: Path) -> Callable[..., Any]:
-    """Return a function that makes (config, corpus, model, batches of the training split)."""
+def stage_of(recipe: Any) -> Callable[..., Pretrain]:
+    """Make the stage of a short recipe."""
 
-    def make(*args: Any, **sections: Any) -> Any:
-        config, corpus = recipe(*args, **sections), Corpus.open(folder)
-        model = stages.initial_model(config, corpus)
-        return config, corpus, model, list(stages.loaders(config, corpus, model)[0])
+    def make(*args: Any, **sections: Any) -> Pretrain:
+        chosen = recipe(*args, **sections)
+        return Pretrain(chosen, Corpus.open(chosen.corpus), progress=False)
 
     return make
 
 
-def equal(one: PatchPack, other: PatchPack) -> bool:
+@pytest.fixture
+def opened(stage_of: Any) -> Callable[..., tuple[Pretrain, list[MaskedWindows]]]:
+    """Return a function that makes a stage and the batches of its training split."""
+
+    def make(*args: Any, **sections: Any) -> tuple[Pretrain, list[MaskedWindows]]:
+        stage = stage_of(*args, **sections)
+        return stage, list(stage.loader("train"))
+
+    return make
+
+
+def equal(one: MaskedWindows, other: MaskedWindows) -> bool:
     pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one)]
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
@@ -100,8 +113,9 @@ def equal(one: PatchPack, other: PatchPack) -> bool:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_trains_and_leaves_a_model(recipe: Any, scheme: str) -> None:
-    config = recipe(scheme, optim={"max_steps": 2}, model={"init": "informed"})
+def test_every_scheme_trains_and_leaves_a_model(recipe: Any, stage_of: Any, scheme: str) -> None:
+    short = {"optim": {"max_steps": 2}, "model": {"init": "informed"}}
+    config = recipe(scheme, **short)
     model = tz.load(tz.pretrain(config, progress=False))
     assert isinstance(model, tz.STImage)
     assert (model.trained, model.config.scheme, model.provenance["steps"]) == (True, scheme, 2)
@@ -121,7 +135,7 @@ def test_every_scheme_trains_and_leaves_a_model(recipe: Any, scheme: str) -> Non
         assert f"train/{name}_mean" not in logged
     numbers = [float(v) for row in rows for v in row.values() if v]
     assert np.isfinite(numbers).all()
-    before = stages.initial_model(config, Corpus.open(config.corpus)).module.state_dict()
+    before = stage_of(scheme, **short).initial_model().module.state_dict()
     after = model.module.state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before)
     torch.testing.assert_close(before["autocorrelation"], after["autocorrelation"])
@@ -129,11 +143,10 @@ def test_every_scheme_trains_and_leaves_a_model(recipe: Any, scheme: str) -> Non
     assert np.isfinite(model.embed(adata, progress=False).obsm["X_stimage"]).all()
 
 
-def test_paper_recipe(recipe: Any) -> None:
-    paper = {"recipe": "paper", "mask": "entry", "target": "values", "visible_weight": 0.0}
-    config = recipe(
-        optim={"max_steps": 2}, patches=paper, model={"patches": {"window": 6, "channels": 16}}
-    )
+def test_paper_flavor(recipe: Any) -> None:
+    paper = {"flavor": "paper", "mask": "entry", "target": "values", "visible_weight": 0.0}
+    windows = {"window": 6, "channels": 16}
+    config = recipe(optim={"max_steps": 2}, objective=paper, model={"windows": windows})
     model = tz.load(tz.pretrain(config, progress=False))
     assert (model.config.normalize, model.config.standardize, model.config.output) == (
         "paper",
@@ -157,7 +170,7 @@ def test_training_continues_with_the_very_next_batch(recipe: Any) -> None:
 
     class Follow(Callback):
         def __init__(self, last: int | None = None) -> None:
-            self.seen: list[PatchPack] = []
+            self.seen: list[MaskedWindows] = []
             self.last = last
 
         def on_train_batch_end(
@@ -190,23 +203,22 @@ def test_validation_sees_the_same_every_time(recipe: Any) -> None:
     assert len({tuple(v for k, v in r.items() if k.startswith("val/")) for r in rows}) == 1
 
 
-def test_a_checkpoint_is_trained_further_by_its_scheme_alone(
-    recipe: Any, folder: Path, tmp_path: Path
-) -> None:
-    corpus = Corpus.open(folder)
-    model = stages.initial_model(recipe(), corpus)
+def test_a_checkpoint_is_trained_further_by_its_scheme_alone(stage_of: Any, tmp_path: Path) -> None:
+    model = stage_of().initial_model()
     model.module.mask_token.data.fill_(0.5)
-    source = {"checkpoint": str(model.save_pretrained(tmp_path / "held"))}
-    again = stages.initial_model(recipe(model=source), corpus)
+    source = {"checkpoint": str(model.save_pretrained(tmp_path / "patch"))}
+    again = stage_of(model=source).initial_model()
     assert again.module.mask_token[0] == 0.5
     assert again.config == model.config
-    other = stages.initial_model(recipe(model={**source, "patches": {"window": 9}}), corpus)
-    assert (other.config.patches.window, other.config.vit) == (9, model.config.vit)
+    other = stage_of(model={**source, "windows": {"window": 9}}).initial_model()
+    assert (other.config.windows.window, other.config.vit) == (9, model.config.vit)
+    same = stage_of(model={**source, "windows": None}).initial_model()
+    assert same.config == model.config  # where the recipe has no windows, they are the checkpoint's
     with pytest.raises(ConfigError, match=r"scheme 'patch', not 'spot'"):
-        stages.initial_model(recipe("spot", model=source), corpus)
+        stage_of("spot", model=source).initial_model()
     stofm = tz.SToFM("tiny", model.vocabulary).save_pretrained(tmp_path / "stofm")
     with pytest.raises(ConfigError, match="holds a SToFM"):
-        stages.initial_model(recipe(model={"checkpoint": str(stofm)}), corpus)
+        stage_of(model={"checkpoint": str(stofm)}).initial_model()
 
 
 # ---- batches
@@ -215,7 +227,7 @@ def test_a_checkpoint_is_trained_further_by_its_scheme_alone(
 @pytest.mark.parametrize("mask", ["site", "entry"])
 @pytest.mark.parametrize("target", ["values", "thinned"])
 def test_what_is_hidden_and_predicted(opened: Any, mask: str, target: str) -> None:
-    *_, batches = opened(patches={"mask": mask, "target": target})
+    _, batches = opened(objective={"mask": mask, "target": target})
     assert sum(len(b) for b in batches) == 12
     shares = []
     for batch in batches:
@@ -237,13 +249,11 @@ def test_what_is_hidden_and_predicted(opened: Any, mask: str, target: str) -> No
 
 
 def test_targets_are_the_values_of_the_counts(opened: Any) -> None:
-    _, corpus, model, batches = opened(patches={"target": "values", "mask": "entry"})
+    stage, batches = opened(objective={"target": "values", "mask": "entry"})
     batch = batches[0]
     genes, hidden = batch.genes[0], batch.hidden[0]
     name = batch.ids[0]
-    from terrazzo.systems.stimage.stages import site_store
-
-    store = site_store(corpus, model)
+    store = site_store(stage.corpus, stage.model)
     grid, scale = store.grid(name), store.scale(name)
     whole = scale.standardize(
         store.values(name, grid.occupied)[:, genes.numpy()].toarray(), genes.numpy()
@@ -255,30 +265,25 @@ def test_targets_are_the_values_of_the_counts(opened: Any) -> None:
         batch.values[0][present], batch.target[0][present].masked_fill(hidden[present], 0)
     )
     assert (np.diff(genes.numpy()) > 0).all()
-    order = np.argsort(-model.autocorrelation[store.measured(name)], kind="stable")[:16]
+    order = np.argsort(-stage.model.autocorrelation[store.measured(name)], kind="stable")[:16]
     assert set(genes.tolist()) == set(store.measured(name)[order].tolist())
 
 
 def test_draws_depend_on_the_window_not_on_the_batch(opened: Any) -> None:
-    _, _, _, small = opened(data={"batch_windows": 1})
-    _, _, _, large = opened(data={"batch_windows": 4})
-    ones = list(small)
+    _, ones = opened(data={"batch_windows": 1})
+    _, large = opened(data={"batch_windows": 4})
     assert len(ones) == 12
     for at, batch in enumerate(large):
         for place in range(4):
             torch.testing.assert_close(batch.values[place], ones[4 * at + place].values[0])
 
 
-def test_ranks_have_windows_of_their_own(recipe: Any, folder: Path) -> None:
-    config, corpus = recipe(), Corpus.open(folder)
-    model = stages.initial_model(config, corpus)
-
+def test_ranks_have_windows_of_their_own(stage_of: Any) -> None:
     def seen(rank: int, world: int, size: int) -> list[bytes]:
-        sized = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, batch_windows=size)
-        )
-        train, _ = stages.loaders(sized, corpus, model, rank=rank, world=world)
-        return [w.numpy().tobytes() for b in train for w in b.values]
+        stage = stage_of(data={"batch_windows": size})
+        return [
+            w.numpy().tobytes() for b in stage.loader("train", Shard(rank, world)) for w in b.values
+        ]
 
     first, second, alone = seen(0, 2, 2), seen(1, 2, 2), seen(0, 1, 4)
     assert not set(first) & set(second)
@@ -293,38 +298,36 @@ def test_counts_are_split_in_two() -> None:
     chosen = sparse.csr_matrix(whole[:, :20])
     totals = np.asarray(whole.sum(axis=1)).ravel()
     window = Window(SiteCounts.of(whole), totals, totals > 0, np.zeros((400, 2), np.float32))
-    goal = PatchObjective(target="thinned", thin_low=0.3, thin_high=0.5)
-    (part, part_totals), (rest, rest_totals) = split(window, chosen, goal, rng)
-    np.testing.assert_array_equal((part + rest).toarray(), chosen.toarray())
-    np.testing.assert_array_equal(part_totals + rest_totals, totals)
-    assert part.data.min() >= 0
-    assert rest.data.min() >= 0
-    assert (part_totals >= np.asarray(part.sum(axis=1)).ravel()).all()
-    assert (rest_totals >= np.asarray(rest.sum(axis=1)).ravel()).all()
-    rates = part_totals / np.maximum(totals, 1)
+    objective = STImageObjective(target="thinned", thin_low=0.3, thin_high=0.5)
+    part, rest = thin_window(window, chosen, objective, rng)
+    np.testing.assert_array_equal((part.counts + rest.counts).toarray(), chosen.toarray())
+    np.testing.assert_array_equal(part.totals + rest.totals, totals)
+    for one in (part, rest):
+        assert one.counts.data.min() >= 0
+        assert (one.totals >= np.asarray(one.counts.sum(axis=1)).ravel()).all()
+    rates = part.totals / np.maximum(totals, 1)
     assert rates.mean() == pytest.approx(0.4, abs=0.01)
     singles = chosen.data == 1
-    assert part.data[singles].mean() == pytest.approx(0.4, abs=0.03)
-    assert part.data[~singles].sum() / chosen.data[~singles].sum() == pytest.approx(0.4, abs=0.02)
+    kept = part.counts.data
+    assert kept[singles].mean() == pytest.approx(0.4, abs=0.03)
+    assert kept[~singles].sum() / chosen.data[~singles].sum() == pytest.approx(0.4, abs=0.02)
     some = np.arange(400) % 3 > 0
-    (part, part_totals), (rest, rest_totals) = split(window, chosen, goal, rng, some)
-    np.testing.assert_array_equal(part[~some].toarray(), chosen[~some].toarray())
-    np.testing.assert_array_equal(part_totals[~some], totals[~some])
-    assert rest_totals[~some].sum() == rest[~some].sum() == 0
-    assert (part_totals / np.maximum(totals, 1))[some].mean() == pytest.approx(0.4, abs=0.01)
+    part, rest = thin_window(window, chosen, objective, rng, some)
+    np.testing.assert_array_equal(part.counts[~some].toarray(), chosen[~some].toarray())
+    np.testing.assert_array_equal(part.totals[~some], totals[~some])
+    assert rest.totals[~some].sum() == rest.counts[~some].sum() == 0
+    assert (part.totals / np.maximum(totals, 1))[some].mean() == pytest.approx(0.4, abs=0.01)
 
 
-def test_a_window_with_one_site_is_shown(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import terrazzo.training.patch_batches as room
-
-    goal = PatchObjective()
+def test_a_window_with_one_site_is_shown() -> None:
+    objective = STImageObjective()
     rng = np.random.default_rng(0)
     for n, hidden in [(0, 0), (1, 0), (2, 1), (3, 1), (10, 3)]:
         usable = np.zeros(16, dtype=bool)
         usable[:n] = True
-        assert room._hidden(usable, 4, goal, rng).all(axis=1).sum() == hidden
-    everything = dataclasses.replace(goal, mask_share=1.0)
-    assert room._hidden(usable, 4, everything, rng).all(axis=1).sum() == 9  # never all
+        assert masking._hidden(usable, 4, objective, rng).all(axis=1).sum() == hidden
+    everything = dataclasses.replace(objective, mask_share=1.0)
+    assert masking._hidden(usable, 4, everything, rng).all(axis=1).sum() == 9  # never all
 
 
 def test_windows_with_fewer_genes_are_padded(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,8 +337,8 @@ def test_windows_with_fewer_genes_are_padded(opened: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         SiteStore, "_measured", lambda self, id: plain(self, id)[: 9 if id == "s0" else 120]
     )
-    config, _, model, batches = opened()
-    objective = stages.make_objective(config, model)
+    stage, batches = opened()
+    objective = stage.objective()
     lengths = set()
     for batch in batches:
         for place, name in enumerate(batch.ids):
@@ -354,9 +357,9 @@ def test_windows_with_fewer_genes_are_padded(opened: Any, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("mode", [True, False], ids=["training", "validation"])
 def test_empty_sites_reach_no_loss(opened: Any, loud: Any, scheme: str, mode: bool) -> None:
-    config, _, model, batches = opened(scheme, model={"patches": {"window": 16, "channels": 16}})
-    loud(model.module)
-    objective = stages.make_objective(config, model).train(mode)
+    stage, batches = opened(scheme, model={"windows": {"window": 16, "channels": 16}})
+    loud(stage.model.module)
+    objective = stage.objective().train(mode)
     batch = batches[0]
     empty = ~(batch.shown | batch.hidden.any(dim=-1))
     assert empty.any()
@@ -370,16 +373,16 @@ def test_empty_sites_reach_no_loss(opened: Any, loud: Any, scheme: str, mode: bo
         torch.testing.assert_close(loss, clean[name])
     dirty["loss"].backward()
     assert all(
-        torch.isfinite(p.grad).all() for p in model.module.parameters() if p.grad is not None
+        torch.isfinite(p.grad).all() for p in stage.model.module.parameters() if p.grad is not None
     )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_losses_are_plain_means(opened: Any, loud: Any, scheme: str) -> None:
     weights = {"hidden_weight": 2.0, "visible_weight": 0.5}
-    config, _, model, batches = opened(scheme, patches=weights)
-    loud(model.module)
-    objective = stages.make_objective(config, model).eval()
+    stage, batches = opened(scheme, objective=weights)
+    loud(stage.model.module)
+    objective = stage.objective().eval()
     batch = batches[0]
     with torch.no_grad():
         parts = objective.losses(batch)
@@ -433,8 +436,8 @@ def test_cosine_decay() -> None:
 
 @torch.no_grad()
 def test_informed_start_is_components_and_what_is_near(opened: Any) -> None:
-    config, _, model, batches = opened(model=INFORMED, patches={"target": "values"})
-    vit, objective = model.module, stages.make_objective(config, model).eval()
+    stage, batches = opened(model=INFORMED, objective={"target": "values"})
+    vit, objective = stage.model.module, stage.objective().eval()
     width, size = vit.config.width, vit.config.width // vit.config.num_heads
     used = (vit.genes.weight != 0).any(dim=1)
     assert used.sum() == GENES  # those that are no channels, too
@@ -463,8 +466,8 @@ def test_informed_start_is_components_and_what_is_near(opened: Any) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("scheme", ["spot", "multi-spot", "slice"])
 def test_informed_start_of_the_other_schemes(opened: Any, scheme: str) -> None:
-    config, _, model, batches = opened(scheme, model=INFORMED)
-    objective = stages.make_objective(config, model).eval()
+    stage, batches = opened(scheme, model=INFORMED)
+    objective = stage.objective().eval()
     parts = [objective.losses(batch) for batch in batches]
     for name in ("masked_entries", "visible"):
         assert np.mean([float(p[name]) for p in parts]) < np.mean(
@@ -472,13 +475,13 @@ def test_informed_start_of_the_other_schemes(opened: Any, scheme: str) -> None:
         )
 
 
-def test_every_measured_gene_starts_with_the_components_it_follows(opened: Any) -> None:
+def test_every_measured_gene_starts_with_the_components_it_follows(stage_of: Any) -> None:
     from terrazzo.systems.stimage.sites import iterate_values
-    from terrazzo.systems.stimage.stages import site_store
 
-    patches = {"window": 6, "channels": 40, "choose": "weighted"}  # the rule may draw any of 120
-    _, corpus, model, _ = opened(model={"init": "informed", "patches": patches})
-    store, ids = site_store(corpus, model), corpus.ids("train")
+    windows = {"window": 6, "channels": 40, "choose": "weighted"}  # the rule may draw any of 120
+    stage = stage_of(model={"init": "informed", "windows": windows})
+    model, ids = stage.model, stage.members("train")
+    store = site_store(stage.corpus, model)
     known = np.unique(np.concatenate([store.measured(i) for i in ids]))
     held = model.module.genes.weight.detach().double().numpy()
     assert (np.abs(held[known]).sum(axis=1) > 0).sum() > 0.9 * len(
@@ -502,17 +505,15 @@ def test_every_measured_gene_starts_with_the_components_it_follows(opened: Any) 
     )
 
 
-def test_informed_start_is_the_same_in_every_process(recipe: Any, folder: Path) -> None:
-    config, corpus = recipe(model={"init": "informed"}), Corpus.open(folder)
-    assert len({stages.initial_model(config, corpus).fingerprint() for _ in range(3)}) == 1
-    random = stages.initial_model(recipe(), corpus)
-    torch.testing.assert_close(
-        random.module.autocorrelation, stages.initial_model(config, corpus).module.autocorrelation
-    )
-    assert random.fingerprint() != stages.initial_model(config, corpus).fingerprint()
+def test_informed_start_is_the_same_in_every_process(stage_of: Any) -> None:
+    informed = [stage_of(model={"init": "informed"}).initial_model() for _ in range(3)]
+    assert len({model.fingerprint() for model in informed}) == 1
+    random = stage_of().initial_model()
+    torch.testing.assert_close(random.module.autocorrelation, informed[0].module.autocorrelation)
+    assert random.fingerprint() != informed[0].fingerprint()
 
 
-def test_informed_start_needs_distances(recipe: Any, folder: Path) -> None:
-    config = recipe(model={"init": "informed"}, patches={"recipe": "paper"})
+def test_informed_start_needs_distances(stage_of: Any) -> None:
+    stage = stage_of(model={"init": "informed"}, objective={"flavor": "paper"})
     with pytest.raises(ConfigError, match="take init: random"):
-        stages.initial_model(config, Corpus.open(folder))
+        stage.initial_model()

@@ -10,19 +10,25 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from terrazzo.training.goals import AdaptObjective, MultiScaleObjective
 
 from terrazzo.genes import Vocabulary
 from terrazzo.models.sequences import Tokens
-from terrazzo.systems.stofm import masking as batches
+from terrazzo.systems.stofm import masking
 from terrazzo.systems.stofm.loaders import CellBatch, SubSliceItem
-from terrazzo.systems.stofm.masking import CellView, ScenePack, SceneView, token_columns
+from terrazzo.systems.stofm.masking import (
+    CellMasking,
+    MaskedCells,
+    MaskedSubSlices,
+    SubSliceMasking,
+    token_columns,
+)
+from terrazzo.systems.stofm.recipe import AdaptObjective, PretrainObjective
 from terrazzo.systems.stofm.subslices import SubSliceConfig, iterate
 from terrazzo.systems.stofm.tokens import rank_tokens
 
 N, VIRTUAL, WIDTH = 60, 3, 8
 FIRST = 1 + VIRTUAL  # token of the first cell
-PAPER = MultiScaleObjective(objective="paper", kept_share=0.05)
+PAPER = PretrainObjective(kind="paper", kept_share=0.05)
 CUT = SubSliceConfig(n_neighbors=6)
 GENES = np.array([f"ENSG{i:011d}" for i in range(9)])
 VOCABULARY = Vocabulary(
@@ -34,7 +40,7 @@ VOCABULARY = Vocabulary(
 )
 
 
-def scene(
+def sub_slice(
     seed: int = 0, cut: SubSliceConfig = CUT, member: int = 0, places: Any = None
 ) -> SubSliceItem:
     """Make a sub-slice of cells about one unit apart."""
@@ -50,12 +56,12 @@ def scene(
 
 
 def pack(
-    goal: MultiScaleObjective = PAPER, cut: SubSliceConfig = CUT, seed: int = 0, **options: Any
-) -> ScenePack:
-    return SceneView(goal, cut, 0).make([scene(cut=cut, **options)], [seed, 0])
+    objective: PretrainObjective = PAPER, cut: SubSliceConfig = CUT, seed: int = 0, **options: Any
+) -> MaskedSubSlices:
+    return SubSliceMasking(objective, cut, 0).make([sub_slice(cut=cut, **options)], [seed, 0])
 
 
-def assert_same_pairs(one: ScenePack, two: ScenePack) -> None:
+def assert_same_pairs(one: MaskedSubSlices, two: MaskedSubSlices) -> None:
     for a, b in zip(one.pairs, two.pairs, strict=True):
         assert torch.equal(a.row, b.row)
         assert torch.equal(a.col, b.col)
@@ -84,8 +90,8 @@ def test_a_cell_is_hidden_or_moved_or_neither() -> None:
 
 
 def test_own_and_niche_moves_nothing() -> None:
-    item = scene()
-    batch = SceneView(MultiScaleObjective(mask_share=0.5), CUT, 0).make([item], [0, 0])
+    item = sub_slice()
+    batch = SubSliceMasking(PretrainObjective(mask_share=0.5), CUT, 0).make([item], [0, 0])
     assert (int(batch.hidden.sum()), len(batch.moved[0])) == (N // 2, 0)
     assert torch.equal(batch.pairs[0].distance, torch.from_numpy(item.sub.distance))
     assert batch.true_distance[0].shape == (0, VIRTUAL + N)
@@ -99,10 +105,12 @@ def test_a_seed_decides_and_another_epoch_differs() -> None:
 
 
 def test_the_draw_is_the_same_whichever_process_holds_the_subslice() -> None:
-    view, items = SceneView(PAPER, CUT, 0), [scene(seed, member=seed) for seed in range(3)]
-    together = view.make(items, [5, 1])
+    masked = SubSliceMasking(PAPER, CUT, 0)
+    items = [sub_slice(seed, member=seed) for seed in range(3)]
+    together = masked.make(items, [5, 1])
     for number, item in enumerate(items):
-        alone, start = view.make([item], [5, 1]), number * item.sub.n_tokens
+        alone = masked.make([item], [5, 1])
+        start = number * item.sub.n_tokens
         assert torch.equal(together.hidden[start : start + item.sub.n_tokens], alone.hidden)
         assert torch.equal(together.moved[number], alone.moved[0])
         assert torch.equal(together.noisy_distance[number], alone.noisy_distance[0])
@@ -111,8 +119,8 @@ def test_the_draw_is_the_same_whichever_process_holds_the_subslice() -> None:
 
 
 def test_distances_are_those_of_the_true_and_of_the_noisy_places() -> None:
-    item = scene()
-    batch = SceneView(PAPER, CUT, 0).make([item], [0, 0])
+    item = sub_slice()
+    batch = SubSliceMasking(PAPER, CUT, 0).make([item], [0, 0])
     places, moved, columns = (
         item.sub.positions,
         batch.moved[0].numpy(),
@@ -132,8 +140,8 @@ def test_pairs_know_the_noisy_places_only(
     monkeypatch: pytest.MonkeyPatch, pair: Any, geometry: Any
 ) -> None:
     cut = replace(CUT, pair=pair, geometry=geometry)
-    item = scene(cut=cut)
-    chosen = SceneView(PAPER, cut, 0).make([item], [0, 0]).moved[0].numpy()
+    item = sub_slice(cut=cut)
+    chosen = SubSliceMasking(PAPER, cut, 0).make([item], [0, 0]).moved[0].numpy()
     elsewhere = item.sub.positions[FIRST:].copy()
     elsewhere[chosen - FIRST] += 3.0  # the same slice, but these cells truly are somewhere else
     noise = np.random.default_rng(9).uniform(0, 8, (len(chosen), 2))
@@ -143,7 +151,7 @@ def test_pairs_know_the_noisy_places_only(
         out[which] = noise
         return out
 
-    monkeypatch.setattr(batches, "noisy_positions", fixed)
+    monkeypatch.setattr(masking, "noisy_positions", fixed)
     one, two = pack(cut=cut), pack(cut=cut, places=elsewhere)
     assert torch.equal(one.moved[0], two.moved[0])
     assert not torch.equal(one.true_distance[0], two.true_distance[0])
@@ -151,8 +159,8 @@ def test_pairs_know_the_noisy_places_only(
 
 
 def test_rings_are_of_the_nearest_shown_cells() -> None:
-    item, goal = scene(), replace(PAPER, kept_share=0.2)
-    batch = SceneView(goal, CUT, 0).make([item], [0, 0])
+    item, objective = sub_slice(), replace(PAPER, kept_share=0.2)
+    batch = SubSliceMasking(objective, CUT, 0).make([item], [0, 0])
     places, shown = item.sub.positions[FIRST:], set(batch.shown_cells.numpy() - FIRST)
     for number, cell in enumerate(batch.predicted.numpy() - FIRST):
         distance = np.linalg.norm(places - places[cell], axis=1)
@@ -164,23 +172,23 @@ def test_rings_are_of_the_nearest_shown_cells() -> None:
 
 @pytest.mark.parametrize("kept_share", [0.0, 0.3])
 def test_rings_use_neither_the_cell_itself_nor_hidden_ones(kept_share: float) -> None:
-    goal = replace(PAPER, mask_share=0.3, kept_share=kept_share)
-    item = scene()
-    before = SceneView(goal, CUT, 0).make([item], [0, 0])
+    objective = replace(PAPER, mask_share=0.3, kept_share=kept_share)
+    item = sub_slice()
+    before = SubSliceMasking(objective, CUT, 0).make([item], [0, 0])
     hidden = before.hidden[FIRST:].numpy()
     for number, token in enumerate(before.predicted.tolist()):
         changed = item.features.copy()
         changed[hidden | (np.arange(N) == token - FIRST)] += 100
-        after = SceneView(goal, CUT, 0).make([replace(item, features=changed)], [0, 0])
+        after = SubSliceMasking(objective, CUT, 0).make([replace(item, features=changed)], [0, 0])
         assert torch.equal(after.rings[number], before.rings[number])
     nearest = before.neighbor_mean.numpy()
     assert np.abs(nearest - item.features[before.predicted.numpy() - FIRST]).mean() > 0.1
 
 
 def test_cells_to_encode_again_come_with_their_tokens() -> None:
-    goal = replace(PAPER, reencode=5)
-    items = [scene(seed, member=seed) for seed in range(2)]
-    batch = SceneView(goal, CUT, 1).make(items, [0, 0])
+    objective = replace(PAPER, reencode=5)
+    items = [sub_slice(seed, member=seed) for seed in range(2)]
+    batch = SubSliceMasking(objective, CUT, 1).make(items, [0, 0])
     assert batch.again_ids is not None
     assert batch.again_mask is not None
     assert batch.again_tokens is not None
@@ -191,7 +199,10 @@ def test_cells_to_encode_again_come_with_their_tokens() -> None:
             1,
             *items[number].tokens.flat[4 * (cell - FIRST) : 4 * (cell - FIRST) + 4].tolist(),
         ]
-    assert SceneView(goal, CUT, 1).make([replace(items[0], tokens=None)], [0, 0]).again_ids is None
+    assert (
+        SubSliceMasking(objective, CUT, 1).make([replace(items[0], tokens=None)], [0, 0]).again_ids
+        is None
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -206,10 +217,10 @@ def test_a_handful_of_cells(n: int) -> None:
         0,
         1,
     )
-    batch = SceneView(PAPER, CUT, 0).make([item], [0, 0])
+    batch = SubSliceMasking(PAPER, CUT, 0).make([item], [0, 0])
     assert torch.isfinite(batch.rings).all()
     assert all(torch.isfinite(d).all() for d in batch.true_distance + batch.noisy_distance)
-    drawn = [SceneView(PAPER, CUT, 0).make([item], [seed, 0]) for seed in range(200)]
+    drawn = [SubSliceMasking(PAPER, CUT, 0).make([item], [seed, 0]) for seed in range(200)]
     for share in (
         np.mean([int(b.hidden.sum()) for b in drawn]) / n,
         np.mean([len(b.moved[0]) for b in drawn]) / n,
@@ -228,8 +239,8 @@ def cells() -> CellBatch:
     return CellBatch(tokens, np.zeros(20, np.int64), np.arange(20), matrix)
 
 
-def view(cells: CellBatch, seed: int = 0, **goal: Any) -> batches.AdaptBatch:
-    made = CellView(VOCABULARY, AdaptObjective(**goal), 64)
+def view(cells: CellBatch, seed: int = 0, **objective: Any) -> MaskedCells:
+    made = CellMasking(VOCABULARY, AdaptObjective(**objective), 64)
     base = np.where(np.arange(VOCABULARY.n_tokens) >= 3, np.log(1 / 9), -np.inf).astype(np.float32)
     return made.make(cells, ["s0"], lambda member: base, np.random.default_rng(seed))
 

@@ -8,8 +8,14 @@ import pandas as pd
 import pytest
 
 import terrazzo as tz
-from terrazzo.systems.stimage.windows import PatchConfig
-from terrazzo.training import recipe as c
+from terrazzo.systems.stimage.recipe import (
+    STImageObjective,
+    STImageRecipe,
+    STImageSource,
+    WindowData,
+)
+from terrazzo.systems.stimage.windows import WindowConfig
+from terrazzo.training.recipe import OptimConfig
 
 
 @pytest.mark.slow
@@ -29,18 +35,17 @@ def test_hidden_squares_are_predicted_better_than_by_trivial_answers_and_untrain
         scheduler="synchronous",
         progress=False,
     )
-    recipe = c.PretrainConfig(
-        stage="patches",
+    recipe = STImageRecipe(
         corpus=str(tmp_path / "corpus"),
         out=str(tmp_path / "run"),
-        model=c.ModelSource(
+        model=STImageSource(
             preset="tiny",
             init="informed",
-            patches=PatchConfig(window=12, channels=300, choose="spatial"),
+            windows=WindowConfig(window=12, channels=300, choose="spatial"),
         ),
-        data=c.DataConfig(batch_windows=4, windows_per_slice=8),
-        optim=c.OptimConfig(lr=1e-3, warmup_steps=10, epochs=1000, max_steps=40),
-        patches=c.PatchObjective(target="thinned"),
+        data=WindowData(batch_windows=4, windows_per_slice=8),
+        optim=OptimConfig(lr=1e-3, warmup_steps=10, epochs=1000, max_steps=40),
+        objective=STImageObjective(target="thinned"),
     )
     trained = tz.load(tz.pretrain(recipe, progress=False))
     assert isinstance(trained, tz.STImage)
