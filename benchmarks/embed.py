@@ -172,7 +172,7 @@ def ours_se2(model, features: np.ndarray, macro, subs: list) -> np.ndarray:
     import torch
 
     from terrazzo.systems.stofm.model import subslice_tensors
-    from terrazzo.systems.stofm.se2 import Workspace
+    from terrazzo.systems.stofm.attention import Workspace
 
     out = np.empty((len(features), WIDTH), dtype=np.float32)
     workspace = Workspace()
