@@ -96,8 +96,8 @@ def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM
 def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> CellModel:
     """Read a Geneformer V1 checkpoint (transformers layout) as a cell encoder.
 
-    Its vector is Geneformer's own: the mean over genes of the second-to-last layer. One embedding, the mean of
-    all others, is appended for ``<cls>``, which Geneformer V1 does not have, so that domain adaptation can start from it.
+    Its vector is Geneformer's own: the mean over genes of the second-to-last layer. One embedding, the mean of all
+    others, is appended for ``<cls>``, which Geneformer V1 does not have, so that domain adaptation can start from it.
 
     Parameters
     ----------
