@@ -4,13 +4,13 @@ from terrazzo.systems.registry import System
 
 __all__ = ["SYSTEM"]
 
-_HERE = "terrazzo.systems.scgpt"
+_PACKAGE = "terrazzo.systems.scgpt"
 
 SYSTEM = System(
     name="scgpt",
     title="scGPT",
-    models={"scgpt": f"{_HERE}.model:ScGPT"},
-    options={"scgpt": f"{_HERE}.options:ScGPTEmbedOptions"},
-    cell_encoders={"scgpt": f"{_HERE}.frozen:FrozenScGPT"},
-    converters={"scgpt": f"{_HERE}.convert:save_scgpt"},
+    models={"scgpt": f"{_PACKAGE}.model:ScGPT"},
+    options={"scgpt": f"{_PACKAGE}.options:ScGPTEmbedOptions"},
+    cell_encoders={"scgpt": f"{_PACKAGE}.frozen:FrozenScGPT"},
+    converters={"scgpt": f"{_PACKAGE}.convert:save_scgpt"},
 )

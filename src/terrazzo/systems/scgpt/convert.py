@@ -15,7 +15,10 @@ from terrazzo.models.published import filled, need, provenance, read_pickled_ten
 from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
 from terrazzo.systems.scgpt.network import ScGPTEncoderConfig
 
-HEADS = (  # what scGPT is trained with beside the encoder, and does not use for the vectors of cells
+__all__ = ["convert_scgpt", "save_scgpt"]
+
+# Parts of published weights that are trained beside the encoder, and not used for the vectors of cells
+HEADS = (
     "decoder.",
     "mvc_decoder.",
     "cls_decoder.",
@@ -24,8 +27,8 @@ HEADS = (  # what scGPT is trained with beside the encoder, and does not use for
     "grad_reverse_discriminator.",
 )
 
-
-NAMES = (  # published name -> name in nn.scgpt, first match
+# Published name -> name in ScGPTEncoder, first match
+NAMES = (
     (r"^encoder\.embedding\.", "genes."),
     (r"^encoder\.enc_norm\.", "gene_norm."),
     (r"^value_encoder\.", "values."),
@@ -39,6 +42,14 @@ NAMES = (  # published name -> name in nn.scgpt, first match
     ),
     (r"^transformer_encoder\.layers\.", "layers."),
 )
+
+# Settings of args.json with one supported value
+EXPECTED = {
+    "input_style": "binned",
+    "input_emb_style": "continuous",
+    "pre_norm": False,
+    "pad_token": "<pad>",
+}
 
 
 def convert_scgpt(published: str | Path, gene_dictionaries: str | Path | None = None) -> ScGPT:
@@ -63,15 +74,15 @@ def convert_scgpt(published: str | Path, gene_dictionaries: str | Path | None = 
         cannot express.
     """
     root = Path(published)
-    vocabulary_file, args_file, weights_file = (
-        root / n for n in ("vocab.json", "args.json", "best_model.pt")
-    )
+    vocabulary_file = root / "vocab.json"
+    args_file = root / "args.json"
+    weights_file = root / "best_model.pt"
     need(vocabulary_file, args_file, weights_file)
     vocabulary = Vocabulary.from_scgpt(vocabulary_file, gene_dictionaries)
     args = ckpt.read_json(args_file)
     state = _renamed(read_pickled_tensors(weights_file))
     if "genes.weight" not in state:
-        raise CheckpointError(f"{weights_file} lacks encoder.embedding.weight: it holds no scGPT.")
+        raise CheckpointError(f"{weights_file} lacks encoder.embedding.weight: it is not scGPT.")
     rows = len(state["genes.weight"])
     if rows != vocabulary.n_tokens:
         raise CheckpointError(
@@ -80,58 +91,59 @@ def convert_scgpt(published: str | Path, gene_dictionaries: str | Path | None = 
         )
     config = _config(args, args_file, rows)
     _check_layers(state, config, args_file, weights_file)
-    return filled(
-        ScGPT(config, vocabulary, provenance=provenance("scGPT, published weights", root)),
-        state,
-        root,
-    )
+    model = ScGPT(config, vocabulary, provenance=provenance("scGPT, published weights", root))
+    return filled(model, state, root)
 
 
 def _renamed(published: dict[str, Tensor]) -> dict[str, Tensor]:
-    out = {}
-    for name, tensor in published.items():
-        if name.startswith(HEADS):
-            continue
-        rule = next(((old, new) for old, new in NAMES if re.match(old, name)), None)
-        out[re.sub(*rule, name) if rule else name] = tensor
-    return out
+    """Return the encoder's tensors by their names in :class:`ScGPTEncoder`."""
+    return {
+        _new_name(name): tensor for name, tensor in published.items() if not name.startswith(HEADS)
+    }
+
+
+def _new_name(name: str) -> str:
+    for pattern, replacement in NAMES:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name
 
 
 def _config(args: dict[str, Any], path: Path, vocab_size: int) -> ScGPTConfig:
-    expected = {
-        "input_style": "binned",
-        "input_emb_style": "continuous",
-        "pre_norm": False,
-        "pad_token": "<pad>",
-    }
-    for key, wanted in expected.items():
-        if args.get(key, wanted) != wanted:
+    """Return the hyperparameters that ``args.json`` has, checked."""
+    for key, expected in EXPECTED.items():
+        if args.get(key, expected) != expected:
             raise CheckpointError(
-                f"{path}: {key} is {args[key]!r}; only {wanted!r}, as published, is supported."
+                f"{path}: {key} is {args[key]!r}; only {expected!r}, as published, is supported."
             )
 
-    def number(key: str, default: float | None = None) -> Any:
+    def whole(key: str, default: int | None = None) -> int:
         value = args.get(key, default)
         if value is None:
             raise CheckpointError(f"{path} lacks {key!r}.")
-        real = key in ("dropout", "pad_value")
-        if isinstance(value, bool) or not isinstance(value, (int, float) if real else int):
-            raise CheckpointError(
-                f"{path}: {key} is {value!r}; it must be a {'' if real else 'whole '}number."
-            )
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CheckpointError(f"{path}: {key} is {value!r}; it must be a whole number.")
         return value
+
+    def real(key: str) -> float:
+        value = args.get(key)
+        if value is None:
+            raise CheckpointError(f"{path} lacks {key!r}.")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{path}: {key} is {value!r}; it must be a number.")
+        return float(value)
 
     try:
         encoder = ScGPTEncoderConfig(
             vocab_size=vocab_size,
-            hidden_size=number("embsize"),
-            num_layers=number("nlayers"),
-            num_heads=number("nheads"),
-            ffn_size=number("d_hid"),
-            dropout=float(number("dropout")),
-            cls_value=float(number("pad_value")),
+            hidden_size=whole("embsize"),
+            num_layers=whole("nlayers"),
+            num_heads=whole("nheads"),
+            ffn_size=whole("d_hid"),
+            dropout=real("dropout"),
+            cls_value=real("pad_value"),
         )
-        return ScGPTConfig(encoder, number("n_bins", 51), number("max_seq_len", 1200))
+        return ScGPTConfig(encoder, whole("n_bins", 51), whole("max_seq_len", 1200))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -139,11 +151,12 @@ def _config(args: dict[str, Any], path: Path, vocab_size: int) -> ScGPTConfig:
 def _check_layers(
     state: dict[str, Tensor], config: ScGPTConfig, args_file: Path, weights_file: Path
 ) -> None:
-    found = {int(name.split(".")[1]) for name in state if re.match(r"layers\.\d+\.", name)}
-    if len(found) != config.encoder.num_layers:
+    numbers = [name.split(".")[1] for name in state if re.match(r"layers\.\d+\.", name)]
+    n_layers = len(set(numbers))
+    expected = config.encoder.num_layers
+    if n_layers != expected:
         raise CheckpointError(
-            f"{args_file} says nlayers {config.encoder.num_layers}, {weights_file} has {len(found)} layers: they "
-            "belong to different models."
+            f"{args_file} has nlayers {expected}, {weights_file} {n_layers} layers: they belong to different models."
         )
 
 
@@ -151,4 +164,5 @@ def save_scgpt(
     published: Path, out: Path, *, gene_dictionaries: Path | None, overwrite: bool
 ) -> Path:
     """Convert scGPT's published weights to a folder; see :func:`terrazzo.convert`."""
-    return convert_scgpt(published, gene_dictionaries).save_pretrained(out, overwrite=overwrite)
+    model = convert_scgpt(published, gene_dictionaries)
+    return model.save_pretrained(out, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""scGPT, frozen, for other systems to read cells with; what it leaves to chance is drawn with seed 0."""
+"""scGPT, frozen, as the gene encoder of other systems; its random draws have seed 0."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FrozenScGPT(FrozenCells):
     Raises
     ------
     ConfigError
-        A vocabulary without the token that opens a sequence.
+        A vocabulary without the first token of a sequence, ``<cls>``.
     """
 
     encoder: ScGPTEncoder

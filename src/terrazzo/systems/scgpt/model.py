@@ -1,6 +1,6 @@
 """scGPT: genes and their binned values to one vector a cell, without tissue; a system to compare with.
 
-It sees one cell at a time. Its published weights are read by :mod:`terrazzo.systems.scgpt.convert`.
+Its input is one cell at a time. Its published weights are read by :mod:`terrazzo.systems.scgpt.convert`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ScGPTConfig:
     n_bins
         Bins of a cell's values, the one of 0 included.
     max_length
-        Longest sequence, ``<cls>`` included; of a cell with more genes a random part is kept.
+        Longest sequence, ``<cls>`` included; of a cell with more genes a random part is read.
 
     Raises
     ------

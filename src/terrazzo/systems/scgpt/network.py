@@ -1,4 +1,4 @@
-"""scGPT's transformer: genes and their binned values to one vector a cell (Cui et al., 2024), without wasted work.
+"""scGPT's transformer: genes and their binned values to one vector a cell (Cui et al., 2024).
 
 The layers are torch's ``TransformerEncoderLayer`` as published. The last one is computed for ``<cls>`` only, since
 nothing else of it is used; for inference, cells are sorted by length so that almost nothing is padding.
@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terrazzo.arrays import Int32s, Ints, Vectors
 from terrazzo.errors import ConfigError
 from terrazzo.models.sequences import length_batches, pack, padding_mask
+
+__all__ = ["ScGPTEncoder", "ScGPTEncoderConfig", "ValueMap"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class ScGPTEncoderConfig:
     num_layers, num_heads, ffn_size, dropout
         Of the transformer.
     cls_value
-        Value that stands beside ``<cls>`` (published: the value of padding).
+        Value of ``<cls>`` (published: the value of padding).
     max_value
         Larger values count as this one.
 
@@ -53,14 +55,16 @@ class ScGPTEncoderConfig:
     max_value: float = 512.0
 
     def __post_init__(self) -> None:
-        sizes = [self.vocab_size, self.hidden_size, self.num_layers, self.num_heads, self.ffn_size]
-        if min(sizes) < 1 or self.hidden_size % self.num_heads:
+        smallest = min(
+            self.vocab_size, self.hidden_size, self.num_layers, self.num_heads, self.ffn_size
+        )
+        if smallest < 1 or self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"scGPT: sizes must be at least 1, and hidden_size ({self.hidden_size}) a multiple of num_heads "
                 f"({self.num_heads})."
             )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"scGPT: dropout is {self.dropout}; it must lie in [0, 1).")
+            raise ConfigError(f"scGPT: dropout is {self.dropout}; it must be in [0, 1).")
 
 
 class ValueMap(nn.Module):
@@ -76,8 +80,10 @@ class ValueMap(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Return ``(..., width)`` of ``(...)``."""
-        x = values.clamp(max=self.max_value).unsqueeze(-1)
-        return self.dropout(self.norm(self.linear2(F.relu(self.linear1(x)))))
+        clamped = values.clamp(max=self.max_value)
+        x = self.linear1(clamped.unsqueeze(-1))
+        x = self.linear2(F.relu(x))
+        return self.dropout(self.norm(x))
 
 
 class ScGPTEncoder(nn.Module):
@@ -91,12 +97,12 @@ class ScGPTEncoder(nn.Module):
         nn.init.uniform_(self.genes.weight, -0.1, 0.1)
         self.gene_norm = nn.LayerNorm(width)
         self.values = ValueMap(width, config.dropout, config.max_value)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
+        self.layers = nn.ModuleList()
+        for _ in range(config.num_layers):
+            layer = nn.TransformerEncoderLayer(
                 width, config.num_heads, config.ffn_size, config.dropout, batch_first=True
             )
-            for _ in range(config.num_layers)
-        )
+            self.layers.append(layer)
 
     def forward(self, genes: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode padded sequences.
@@ -114,24 +120,28 @@ class ScGPTEncoder(nn.Module):
         -------
         float32 ``(batch, hidden_size)``, of length 1.
         """
+        attended = None
+        if mask is not None:
+            attended = mask.bool()[:, None, None, :]
         x = self.gene_norm(self.genes(genes)) + self.values(values)
-        keep = None if mask is None else mask.bool()[:, None, None, :]
         for layer in self.layers[:-1]:
-            x = _layer(layer, x, keep)
-        return F.normalize(_layer(self.layers[-1], x, keep, only_first=True)[:, 0].float(), dim=-1)
+            x = _layer(layer, x, attended)
+        x = _layer(self.layers[-1], x, attended, only_first=True)
+        cls_state = x[:, 0].float()
+        return F.normalize(cls_state, dim=-1)
 
     @torch.inference_mode()
     def encode(
         self,
-        flat: NDArray[np.int32],
-        values: NDArray[np.float32],
-        offsets: NDArray[np.int64],
+        flat: Int32s,
+        values: Vectors,
+        offsets: Ints,
         *,
         cls_token: int,
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_tokens: int = 4096,
         advance: Callable[[int], None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Vectors:
         """Encode many cells for inference.
 
         Parameters
@@ -145,7 +155,7 @@ class ScGPTEncoder(nn.Module):
 
         Returns
         -------
-        float32 ``(n_cells, hidden_size)``, in the order given.
+        float32 ``(n_cells, hidden_size)``, in the order of the sequences.
         """
         if self.training:
             try:
@@ -163,44 +173,53 @@ class ScGPTEncoder(nn.Module):
         device = self.genes.weight.device
         lengths = np.diff(offsets) + 1
         out = np.empty((len(lengths), self.config.hidden_size), dtype=np.float32)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        autocast = torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"
+        )
+        with autocast:
             for cells in length_batches(lengths, batch_tokens):
-                tokens = pack(flat, offsets, cells, [cls_token]).to(device)
-                numbers = pack(values, offsets, cells, [self.config.cls_value]).to(device)
+                genes = pack(flat, offsets, cells, [cls_token]).to(device)
+                bins = pack(values, offsets, cells, [self.config.cls_value]).to(device)
                 mask = padding_mask(lengths[cells])
-                vectors = self(tokens, numbers, None if mask is None else mask.to(device))
+                if mask is not None:
+                    mask = mask.to(device)
+                vectors = self(genes, bins, mask)
                 out[cells] = vectors.cpu().numpy()
                 if advance is not None:
                     advance(len(cells))
         return out
 
-    def flops(self, lengths: NDArray[np.int64]) -> float:
+    def flops(self, lengths: Ints) -> float:
         """Return the multiply-adds x 2 that sequences of these lengths (``<cls>`` included) cost."""
-        c, n = self.config, lengths.astype(np.float64)
-        entry = 2 * n * (c.hidden_size**2 + c.hidden_size)
-        layer = (
-            2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.ffn_size)
-            + 4 * n**2 * c.hidden_size
-        )
-        last = 2 * n * 2 * c.hidden_size**2 + 4 * n * c.hidden_size
-        return float(np.sum(entry + (c.num_layers - 1) * layer + last))
+        config = self.config
+        n = lengths.astype(np.float64)
+        size = config.hidden_size
+        inputs = 2 * n * (size**2 + size)
+        dense = 2 * n * (4 * size**2 + 2 * size * config.ffn_size)
+        layer = dense + 4 * n**2 * size
+        last = 2 * n * 2 * size**2 + 4 * n * size
+        total = inputs + (config.num_layers - 1) * layer + last
+        return float(np.sum(total))
 
 
-def _layer(layer: Any, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:
+def _layer(layer: Any, x: Tensor, attended: Tensor | None, only_first: bool = False) -> Tensor:
     """One post-norm TransformerEncoderLayer from its own parts; with ``only_first`` only the first row's output."""
     attention = layer.self_attn
     rows = x[:, :1] if only_first else x
 
-    def split(y: Tensor) -> Tensor:
+    def by_head(y: Tensor) -> Tensor:
         return y.view(y.shape[0], y.shape[1], attention.num_heads, -1).transpose(1, 2)
 
-    weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k, v = (
-        split(F.linear(y, w, b)) for y, w, b in zip((rows, x, x), weights, biases, strict=True)
-    )
-    drop = attention.dropout if attention.training else 0.0
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=drop)
-    mixed = attention.out_proj(mixed.transpose(1, 2).reshape(rows.shape))
+    query_weight, key_weight, value_weight = attention.in_proj_weight.chunk(3)
+    query_bias, key_bias, value_bias = attention.in_proj_bias.chunk(3)
+    query = by_head(F.linear(rows, query_weight, query_bias))
+    key = by_head(F.linear(x, key_weight, key_bias))
+    value = by_head(F.linear(x, value_weight, value_bias))
+    dropout = attention.dropout if attention.training else 0.0
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
+    mixed = mixed.transpose(1, 2).reshape(rows.shape)
+    mixed = attention.out_proj(mixed)
     rows = layer.norm1(rows + layer.dropout1(mixed))
-    inner = layer.linear2(layer.dropout(F.relu(layer.linear1(rows))))
+    inner = layer.dropout(F.relu(layer.linear1(rows)))
+    inner = layer.linear2(inner)
     return layer.norm2(rows + layer.dropout2(inner))

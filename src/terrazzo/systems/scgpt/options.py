@@ -1,4 +1,4 @@
-"""What a call of ``embed`` may choose: scGPT."""
+"""Options of ``embed``: scGPT."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ScGPTEmbedOptions(EmbedOptions):
     precision
         ``"float32"`` or ``"bfloat16"`` (its measured error is recorded in ``uns``).
     seed
-        Of what scGPT leaves to chance: among which of several bins equal values fall, and which genes are kept of a
-        cell that has more than fit.
+        Of scGPT's random draws: into which of several bins equal values fall, and which genes are read of a cell that
+        has more than fit.
     """
 
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "bfloat16 may be faster. Default float32."
     )
-    seed: int = option(0, "Seed of what scGPT leaves to chance. Default 0.")
+    seed: int = option(0, "Seed of scGPT's random draws. Default 0.")

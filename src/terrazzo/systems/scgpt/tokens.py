@@ -1,4 +1,4 @@
-"""A cell as genes with binned values (scGPT's input): straight from sparse counts, never a dense matrix."""
+"""Cells as genes with binned values (scGPT's input): straight from sparse counts, never a dense matrix."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
+from terrazzo.arrays import AnyFloats, Bools, Int32s, Ints, Vectors
 from terrazzo.errors import ConfigError
 from terrazzo.models.sequences import Tokens, merge_tokens
+
+__all__ = ["Binned", "bin_cells"]
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,23 @@ class Binned:
     """
 
     tokens: Tokens
-    values: NDArray[np.float32]
-    sampled: NDArray[np.bool_]
+    values: Vectors
+    sampled: Bools
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, cells: NDArray[np.int64]) -> Binned:
+    def take(self, cells: Ints) -> Binned:
         """Return these cells, in this order."""
         tokens = self.tokens.take(cells)
-        source = np.repeat(self.tokens.offsets[cells] - tokens.offsets[:-1], tokens.lengths)
-        return Binned(tokens, self.values[source + np.arange(len(source))], self.sampled[cells])
+        shift = self.tokens.offsets[cells] - tokens.offsets[:-1]
+        places = np.arange(len(tokens.flat)) + np.repeat(shift, tokens.lengths)
+        return Binned(tokens, self.values[places], self.sampled[cells])
 
 
 def bin_cells(
     counts: sparse.csr_matrix,
-    column_token: NDArray[np.int32],
+    column_token: Int32s,
     n_bins: int = 51,
     max_length: int = 1200,
     seed: int = 0,
@@ -52,7 +55,7 @@ def bin_cells(
 
     As in scGPT's published path to cell embeddings: only the order of values within a cell counts; bin 0 is left to
     genes that are not expressed, which are left out. Equal values whose quantiles span several bins are dealt out among
-    these at random, one by one; and where more genes are expressed than fit, a random part of them is kept. What is
+    these at random, one by one; and where more genes are expressed than fit, a random part of them is used. What is
     random depends on ``seed`` and on the cell's own counts, not on other cells nor on the order of cells or genes.
 
     Parameters
@@ -64,7 +67,7 @@ def bin_cells(
     n_bins
         Bins, the one of 0 included.
     max_length
-        Longest sequence with ``<cls>`` in front, so that at most ``max_length - 1`` genes are kept.
+        Longest sequence with ``<cls>`` in front, so that at most ``max_length - 1`` genes are used.
     seed
         Of what is random.
 
@@ -76,49 +79,62 @@ def bin_cells(
     if n_bins < 2 or max_length < 2:
         raise ConfigError(f"n_bins ({n_bins}) and max_length ({max_length}) must be at least 2.")
     counts, column_token = merge_tokens(counts, column_token)
+    counts, column_token = _known_by_token(counts, column_token)
+    most_genes = max_length - 1
+    n_cells = counts.shape[0]
+    sampled = np.zeros(n_cells, dtype=bool)
+    lengths = np.zeros(n_cells + 1, dtype=np.int64)
+    all_genes = [np.zeros(0, dtype=np.int32)]
+    all_bins = [np.zeros(0, dtype=np.float32)]
+    for cell in range(n_cells):
+        start, stop = counts.indptr[cell : cell + 2]
+        values = counts.data[start:stop]
+        expressed = values > 0
+        values = values[expressed]
+        if len(values) == 0:
+            continue
+        genes = column_token[counts.indices[start:stop]]
+        genes = genes[expressed]
+        rng = _generator(seed, genes, values)
+        bins = _bins(values, n_bins, rng)
+        if len(genes) > most_genes:
+            sampled[cell] = True
+            drawn = rng.permutation(len(genes))[:most_genes]
+            drawn.sort()
+            genes = genes[drawn]
+            bins = bins[drawn]
+        lengths[cell + 1] = len(genes)
+        all_genes.append(genes)
+        all_bins.append(bins.astype(np.float32))
+    tokens = Tokens(np.concatenate(all_genes), np.cumsum(lengths))
+    return Binned(tokens, np.concatenate(all_bins), sampled)
+
+
+def _known_by_token(
+    counts: sparse.csr_matrix, column_token: Int32s
+) -> tuple[sparse.csr_matrix, Int32s]:
+    """Return the columns that have a token, by ascending token, and these tokens."""
     known = np.flatnonzero(column_token >= 0)
-    known = known[np.argsort(column_token[known], kind="stable")]
-    counts, token = sparse.csr_matrix(counts[:, known]), column_token[known].astype(np.int32)
+    order = np.argsort(column_token[known], kind="stable")
+    columns = known[order]
+    counts = sparse.csr_matrix(counts[:, columns])
     counts.sort_indices()
-    genes, values, sampled = [], [], np.zeros(counts.shape[0], dtype=np.bool_)
-    for cell, (start, stop) in enumerate(
-        zip(counts.indptr[:-1].tolist(), counts.indptr[1:].tolist(), strict=True)
-    ):
-        own, held = token[counts.indices[start:stop]], counts.data[start:stop]
-        own, held = own[held > 0], held[held > 0]
-        if len(own):
-            rng = _generator(seed, own, held)
-            held = _bins(held, n_bins, rng)
-            sampled[cell] = len(own) > max_length - 1
-            if sampled[cell]:
-                kept = np.sort(rng.permutation(len(own))[: max_length - 1])
-                own, held = own[kept], held[kept]
-        genes.append(own)
-        values.append(held.astype(np.float32))
-    offsets = np.concatenate([[0], np.cumsum([len(one) for one in genes])]).astype(np.int64)
-    flat = np.concatenate([np.zeros(0, dtype=np.int32), *genes])
-    return Binned(
-        Tokens(flat, offsets), np.concatenate([np.zeros(0, dtype=np.float32), *values]), sampled
-    )
+    return counts, column_token[columns].astype(np.int32)
 
 
-def _generator(
-    seed: int, genes: NDArray[np.int32], values: NDArray[np.floating]
-) -> np.random.Generator:
+def _generator(seed: int, genes: Int32s, values: AnyFloats) -> np.random.Generator:
     """Return the cell's own generator: equal cells, equal draws, in any slice."""
     content = genes.tobytes() + values.astype(np.float64).tobytes()
-    return np.random.default_rng(
-        [seed, int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")]
-    )
+    digest = hashlib.blake2b(content, digest_size=8).digest()
+    number = int.from_bytes(digest, "little")
+    return np.random.default_rng([seed, number])
 
 
-def _bins(
-    values: NDArray[np.floating], n_bins: int, rng: np.random.Generator
-) -> NDArray[np.floating]:
+def _bins(values: AnyFloats, n_bins: int, rng: np.random.Generator) -> AnyFloats:
     """Return each value's bin, from 1 to ``n_bins - 1``; a value on several edges gets one of the bins between."""
-    edges = np.quantile(values, np.linspace(0, 1, n_bins - 1))
-    most, least = (
-        np.searchsorted(edges, values, side="right"),
-        np.searchsorted(edges, values, side="left"),
-    )
-    return np.ceil(rng.random(len(values)) * (least - most) + most)
+    shares = np.linspace(0, 1, n_bins - 1)
+    edges = np.quantile(values, shares)
+    largest = np.searchsorted(edges, values, side="right")
+    smallest = np.searchsorted(edges, values, side="left")
+    position = rng.random(len(values))
+    return np.ceil(position * (smallest - largest) + largest)

@@ -4,32 +4,32 @@ from terrazzo.systems.registry import System
 
 __all__ = ["SYSTEM"]
 
-_HERE = "terrazzo.systems.stofm"
+_PACKAGE = "terrazzo.systems.stofm"
 
 SYSTEM = System(
     name="stofm",
     title="SToFM",
     models={
-        "stofm": f"{_HERE}.model:SToFM",
-        "cell_encoder": f"{_HERE}.cell_model:CellModel",
+        "stofm": f"{_PACKAGE}.model:SToFM",
+        "cell_encoder": f"{_PACKAGE}.cell_model:CellModel",
     },
     options={
-        "stofm": f"{_HERE}.options:SToFMEmbedOptions",
-        "cell_encoder": f"{_HERE}.options:CellEmbedOptions",
+        "stofm": f"{_PACKAGE}.options:SToFMEmbedOptions",
+        "cell_encoder": f"{_PACKAGE}.options:CellEmbedOptions",
     },
     stages={
-        "stofm-adapt": f"{_HERE}.stages:Adapt",
-        "stofm-pretrain": f"{_HERE}.stages:Pretrain",
+        "stofm-adapt": f"{_PACKAGE}.stages:Adapt",
+        "stofm-pretrain": f"{_PACKAGE}.stages:Pretrain",
     },
-    recipes=f"{_HERE}.recipes",
+    recipes=f"{_PACKAGE}.recipes",
     cell_encoders={
-        "stofm": f"{_HERE}.frozen:FrozenCellEncoder",
-        "cell_encoder": f"{_HERE}.frozen:FrozenCellEncoder",
+        "stofm": f"{_PACKAGE}.frozen:FrozenCellEncoder",
+        "cell_encoder": f"{_PACKAGE}.frozen:FrozenCellEncoder",
     },
     converters={
-        "stofm": f"{_HERE}.convert:save_stofm",
-        "geneformer": f"{_HERE}.convert:save_geneformer",
+        "stofm": f"{_PACKAGE}.convert:save_stofm",
+        "geneformer": f"{_PACKAGE}.convert:save_geneformer",
     },
-    uses=f"{_HERE}.uses:uses",
+    uses=f"{_PACKAGE}.uses:uses",
     page="stofm",
 )

@@ -1,7 +1,7 @@
-"""The pantry: cell vectors, virtual cells and sub-slices of each member, computed once and read from disk ever after.
+"""Cache of cell vectors, virtual cells and sub-slices of each member: computed once, then read from disk.
 
-One folder a key, one folder a member in it, written beside its place and renamed into it, so that a killed writer
-leaves nothing that reads as finished.
+One folder a key, one folder a member in it, written under another name and renamed when it is complete, so that a
+killed writer leaves nothing that reads as finished.
 """
 
 from __future__ import annotations
@@ -20,31 +20,24 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from terrazzo.arrays import Ints
+from terrazzo.arrays import Ints, Vectors
 from terrazzo.errors import CorpusError, OutputError
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 from terrazzo.systems.stofm.virtual_cells import VirtualCells
 
+__all__ = ["CacheKey", "CachedMember", "EmbeddingCache"]
+
 FORMAT = 1
 
-
 ABOUT = "about.json"
-
-
 FEATURES = "features"
 
+CHUNK = 2**24  # bytes read at a time for a checksum
 
-PIECE = 2**24  # bytes looked at at a time when a file is checked
+# Settings of sub-slices that change nothing that is stored
+UNSTORED = ("halo", "n_neighbors", "pair")
 
-
-UNSTORED = (
-    "halo",
-    "n_neighbors",
-    "pair",
-)  # settings of sub-slices that change nothing that is stored
-
-
-_DTYPES = {
+DTYPES = {
     FEATURES: "<f4",
     "labels": "<i8",
     "virtual_features": "<f4",
@@ -56,14 +49,14 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class CacheKey:
-    """What decides the stored arrays: another model, macro scale, split or seed never reads them.
+    """Key of the stored arrays: another model, macro scale, partition or seed never reads them.
 
     Attributes
     ----------
     fingerprint
         Of the cell encoder: its weights, vocabulary, maximal length and precision.
     config
-        Sub-slices; what is decided only when a sub-slice is cut (neighbors, halo) does not count.
+        Settings of sub-slices; those that matter only when a sub-slice is cut (neighbors, halo) do not count.
     seed
         Of Leiden.
     """
@@ -75,17 +68,22 @@ class CacheKey:
     @property
     def stored(self) -> dict[str, Any]:
         """The settings that count."""
-        return {k: v for k, v in asdict(self.config).items() if k not in UNSTORED}
+        settings = asdict(self.config)
+        for name in UNSTORED:
+            del settings[name]
+        return settings
 
     def digest(self) -> str:
         """Return 24 hex digits of a sha256."""
-        text = json.dumps([FORMAT, self.fingerprint, self.stored, self.seed], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:24]
+        content = [FORMAT, self.fingerprint, self.stored, self.seed]
+        text = json.dumps(content, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return digest[:24]
 
 
 @dataclass(frozen=True)
 class CachedMember:
-    """What is stored of one slice.
+    """Stored arrays of one slice.
 
     Attributes
     ----------
@@ -94,12 +92,12 @@ class CachedMember:
     macro
         Clusters and virtual cells.
     parts
-        int64, the cells of all sub-slices, one after the other.
+        int64, the cells of all sub-slices, one sub-slice after the other.
     offsets
         int64 ``(n_parts + 1,)``: sub-slice ``i`` is ``parts[offsets[i]:offsets[i + 1]]``.
     """
 
-    features: NDArray[np.float32]
+    features: Vectors
     macro: VirtualCells
     parts: Ints
     offsets: Ints
@@ -111,7 +109,9 @@ class CachedMember:
 
     def part(self, number: int) -> Ints:
         """Return the cells of one sub-slice, without its halo."""
-        return self.parts[self.offsets[number] : self.offsets[number + 1]]
+        start = self.offsets[number]
+        stop = self.offsets[number + 1]
+        return self.parts[start:stop]
 
 
 class EmbeddingCache:
@@ -132,10 +132,12 @@ class EmbeddingCache:
     def path(self, member: str) -> Path:
         """Return the folder of one member."""
         name = quote(member, safe="")
-        return self.folder / (name.replace(".", "%2E") if name.startswith(".") else name)
+        if name.startswith("."):
+            name = name.replace(".", "%2E")
+        return self.folder / name
 
     def has(self, member: str, source: str = "") -> bool:
-        """Say whether a member is stored; with ``source``, whether from this content.
+        """Return whether a member is stored; with ``source``, whether from this content.
 
         Raises
         ------
@@ -148,18 +150,20 @@ class EmbeddingCache:
 
     def n_parts(self, member: str) -> int:
         """Return the number of sub-slices of a member, without opening its arrays."""
-        return int(self._about(member)["files"]["offsets"]["shape"][0]) - 1
+        files = self._about(member)["files"]
+        n_offsets = files["offsets"]["shape"][0]
+        return int(n_offsets) - 1
 
     def write(
         self,
         member: str,
-        features: NDArray[np.float32],
+        features: Vectors,
         macro: VirtualCells,
         parts: list[Ints],
         *,
         source: str = "",
     ) -> None:
-        """Store a member, in place of what was stored of it; all of it or nothing.
+        """Store a member, in place of what was stored before; all of it or nothing.
 
         Parameters
         ----------
@@ -181,26 +185,27 @@ class EmbeddingCache:
         OutputError
             The files cannot be written, for instance on a full disk.
         """
-        n = len(features)
+        n_cells = len(features)
         flat = np.concatenate([np.empty(0, dtype=np.int64), *parts])
-        if not len(macro.labels) == len(flat) == n or not np.array_equal(
-            np.sort(flat), np.arange(n)
-        ):
+        covers = np.array_equal(np.sort(flat), np.arange(n_cells))
+        if not covers or len(macro.labels) != n_cells:
             raise CorpusError(
-                f"{member}: the sub-slices or clusters do not cover its {n} cells exactly once."
+                f"{member}: the sub-slices or clusters do not cover its {n_cells} cells exactly once."
             )
+        sizes = [len(part) for part in parts]
         arrays: dict[str, NDArray[Any]] = {
             FEATURES: features,
             "labels": macro.labels,
             "virtual_features": macro.features,
             "virtual_positions": macro.positions,
             "parts": flat,
-            "offsets": np.concatenate([[0], np.cumsum([len(p) for p in parts])]),
+            "offsets": np.concatenate([[0], np.cumsum(sizes)]),
         }
-        place, made = self.path(member), self.folder / f".{uuid.uuid4().hex}"
+        target = self.path(member)
+        draft = self.folder / f".{uuid.uuid4().hex}"
         try:
-            made.mkdir(parents=True)
-            files = {name: _save(made, name, array) for name, array in arrays.items()}
+            draft.mkdir(parents=True)
+            files = {name: _save(draft, name, array) for name, array in arrays.items()}
             about = {
                 "format": FORMAT,
                 "key": self.key.digest(),
@@ -208,14 +213,15 @@ class EmbeddingCache:
                 "source": source,
                 "files": files,
             }
-            (made / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            _replace(made, place)
+            text = json.dumps(about, indent=1) + "\n"
+            (draft / ABOUT).write_text(text, encoding="utf-8")
+            _replace(draft, target)
         except OSError as error:
             raise OutputError(
-                f"the embeddings of {member} cannot be written to {place}: {error}"
+                f"the embeddings of {member} cannot be written to {target}: {error}"
             ) from error
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
 
     def read(self, member: str, source: str = "") -> CachedMember:
         """Open a member: small arrays in memory and checked, the cell vectors memory-mapped.
@@ -226,13 +232,16 @@ class EmbeddingCache:
             Not stored, from another content than ``source``, damaged, or of another key; the message names the file.
         """
         about = self._about(member)
+        folder = self.path(member)
         if source not in ("", about["source"]):
             raise CorpusError(
-                f"{self.path(member)} was computed from another content of {member}; compute it again."
+                f"{folder} was computed from another content of {member}; compute it again."
             )
-        got = {name: _load(self.path(member), name, about["files"]) for name in _DTYPES}
-        macro = VirtualCells(got["labels"], got["virtual_features"], got["virtual_positions"])
-        return CachedMember(got[FEATURES], macro, got["parts"], got["offsets"])
+        arrays = {name: _load(folder, name, about["files"]) for name in DTYPES}
+        macro = VirtualCells(
+            arrays["labels"], arrays["virtual_features"], arrays["virtual_positions"]
+        )
+        return CachedMember(arrays[FEATURES], macro, arrays["parts"], arrays["offsets"])
 
     def verify(self, member: str) -> None:
         """Check every byte of a member, cell vectors included.
@@ -244,56 +253,58 @@ class EmbeddingCache:
         """
         self.read(member)
         path = self.path(member) / f"{FEATURES}.npy"
-        if _checksum(path) != self._about(member)["files"][FEATURES]["crc32"]:
+        record = self._about(member)["files"][FEATURES]
+        if _checksum(path) != record["crc32"]:
             raise _damaged(path, "its checksum differs")
 
     def _about(self, member: str) -> dict[str, Any]:
+        """Read what is stored of a member, and check that it belongs to this key and is complete."""
         path = self.path(member) / ABOUT
         if not path.is_file():
             raise CorpusError(
                 f"{member} has no stored embeddings for this model and these settings ({path.parent})."
             )
+        expected = {"format": FORMAT, "key": self.key.digest(), "member": member}
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            mine = (about["format"], about["key"], about["member"]) == (
-                FORMAT,
-                self.key.digest(),
-                member,
-            )
-            fine = isinstance(about["source"], str) and set(about["files"]) == set(_DTYPES)
+            belongs = {name: about[name] for name in expected} == expected
+            complete = isinstance(about["source"], str) and set(about["files"]) == set(DTYPES)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise _damaged(path, str(error)) from error
-        if not mine:
+        if not belongs:
             raise CorpusError(
                 f"{path} belongs to another model, setting or slice; delete its folder."
             )
-        if not fine:
-            raise _damaged(path, "it does not list the arrays that belong here")
+        if not complete:
+            raise _damaged(path, "it does not list the arrays that it should")
         return dict(about)
 
 
 def _save(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:
     """Write one array; return what is needed to check it."""
     path = folder / f"{name}.npy"
+    contiguous = np.ascontiguousarray(array, dtype=DTYPES[name])
     with path.open("wb") as file:
-        np.save(file, np.ascontiguousarray(array, dtype=_DTYPES[name]), allow_pickle=False)
+        np.save(file, contiguous, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
     return {"shape": list(array.shape), "bytes": path.stat().st_size, "crc32": _checksum(path)}
 
 
 def _load(folder: Path, name: str, files: dict[str, Any]) -> NDArray[Any]:
-    path, known = folder / f"{name}.npy", files[name]
+    """Read one array and check it; a large one is memory-mapped, its content unchecked."""
+    path = folder / f"{name}.npy"
+    record = files[name]
     try:
-        if path.stat().st_size != known["bytes"]:
-            raise _damaged(
-                path, f"it has {path.stat().st_size:,} bytes instead of {known['bytes']:,}"
-            )
-        large = name == FEATURES and 0 not in known["shape"]
-        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-        if [list(array.shape), array.dtype.str] != [known["shape"], _DTYPES[name]]:
-            raise _damaged(path, f"it holds {array.dtype} {array.shape}")
-        if not large and _checksum(path) != known["crc32"]:
+        shape = record["shape"]
+        n_bytes = path.stat().st_size
+        if n_bytes != record["bytes"]:
+            raise _damaged(path, f"it has {n_bytes:,} bytes instead of {record['bytes']:,}")
+        is_mapped = name == FEATURES and 0 not in shape
+        array = np.load(path, mmap_mode="r" if is_mapped else None, allow_pickle=False)
+        if list(array.shape) != shape or array.dtype.str != DTYPES[name]:
+            raise _damaged(path, f"it has {array.dtype} {array.shape}")
+        if not is_mapped and _checksum(path) != record["crc32"]:
             raise _damaged(path, "its checksum differs")
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         if isinstance(error, CorpusError):
@@ -305,30 +316,30 @@ def _load(folder: Path, name: str, files: dict[str, Any]) -> NDArray[Any]:
 def _checksum(path: Path) -> int:
     value = 0
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            value = zlib.crc32(piece, value)
+        while chunk := file.read(CHUNK):
+            value = zlib.crc32(chunk, value)
     return value
 
 
 def _damaged(path: Path, why: str) -> CorpusError:
     return CorpusError(
-        f"{path} is damaged or no file of this cache ({why}); delete its folder and compute it again."
+        f"{path} is damaged or not a file of this cache ({why}); delete its folder and compute it again."
     )
 
 
-def _replace(made: Path, place: Path) -> None:
-    """Rename a finished folder into its place, moving aside what is there."""
+def _replace(draft: Path, target: Path) -> None:
+    """Rename a finished folder to its final name; one that has this name already is removed."""
+    aside = draft.with_name(f"{draft.name}-old")
     for _ in range(100):  # another process may write the same member at the same time
         try:
-            made.rename(place)
+            draft.rename(target)
             return
         except OSError:
-            if not place.exists():
+            if not target.exists():
                 raise
-        aside = made.with_name(f"{made.name}-old")
         try:
-            place.rename(aside)
+            target.rename(aside)
         except FileNotFoundError:
             continue
         shutil.rmtree(aside, ignore_errors=True)
-    raise OutputError(f"{place} is being rewritten by other processes without end.")
+    raise OutputError(f"{target} is being rewritten by other processes without end.")

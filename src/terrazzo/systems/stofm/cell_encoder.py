@@ -1,6 +1,6 @@
-"""The cell encoder: a ranked gene list through BERT to one vector (SToFM section A.1), without wasted work.
+"""The cell encoder: a ranked gene list through BERT to one vector (SToFM section A.1).
 
-The module holds ``transformers.BertModel`` as it is. The last layer is computed for ``<cls>`` only, since nothing else
+The module has ``transformers.BertModel`` as it is. The last layer is computed for ``<cls>`` only, since nothing else
 of it is used; for inference, cells are sorted by length so that almost nothing is padding.
 """
 
@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terrazzo.arrays import Int32s, Ints, Vectors
 from terrazzo.models.sequences import length_batches, pack, padding_mask
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
+__all__ = ["CellEncoder", "CellEncoderConfig"]
+
 
 @dataclass(frozen=True)
 class CellEncoderConfig:
-    """Sizes of the cell encoder (SToFM table A.8) and how a cell's vector is read out.
+    """Sizes of the cell encoder (SToFM table A.8), and which of its states is a cell's vector.
 
     Attributes
     ----------
@@ -36,10 +38,10 @@ class CellEncoderConfig:
         Width of the cell vector.
     pooling
         ``"cls"``: ``<cls>`` is put in front, its state -> linear -> unit length (SToFM). ``"mean"``: no ``<cls>``, the
-        mean over genes of the second-to-last layer (Geneformer's own read-out; ``output_dim`` = ``hidden_size``).
+        mean over genes of the second-to-last layer (Geneformer's own; ``output_dim`` = ``hidden_size``).
     attention_dropout
-        Of attention weights. At 0 torch takes its fused attention on a CPU in training too (3 times faster); the
-        presets ``tiny`` and ``small`` do, since thinned counts are noise enough.
+        Of attention weights. At 0 torch uses its fused attention on a CPU in training too (3 times faster); it is 0 in
+        the presets ``tiny`` and ``small``, since thinned counts are noise enough.
     """
 
     vocab_size: int = 25_427
@@ -77,7 +79,7 @@ class CellEncoderConfig:
 
 
 class CellEncoder(nn.Module):
-    """BERT over ranked genes, read out as one vector a cell.
+    """BERT over ranked genes, with one vector a cell.
 
     Parameters
     ----------
@@ -91,12 +93,12 @@ class CellEncoder(nn.Module):
 
         self.config = config
         self.bert = BertModel(config.bert(), add_pooling_layer=False)
-        self.proj = (
-            nn.Linear(config.hidden_size, config.output_dim) if config.pooling == "cls" else None
-        )
+        self.proj: nn.Linear | None = None
+        if config.pooling == "cls":
+            self.proj = nn.Linear(config.hidden_size, config.output_dim)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Encode padded sequences: transformers' own layers, of the last one only what the read-out needs.
+        """Encode padded sequences: transformers' own layers, of the last one only the part that the vector needs.
 
         Parameters
         ----------
@@ -109,29 +111,33 @@ class CellEncoder(nn.Module):
         -------
         ``(batch, output_dim)``.
         """
+        attended = None
+        if attention_mask is not None:
+            attended = attention_mask.bool()[:, None, None, :]
         x = self.bert.embeddings(input_ids=input_ids)
-        keep = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
         layers: list[Any] = list(self.bert.encoder.layer)
         for layer in layers[:-1]:
-            x = _bert_layer(layer, x, keep)
+            x = _bert_layer(layer, x, attended)
         if self.proj is None:
-            return _masked_mean(
-                x, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            )
-        state = _bert_layer(layers[-1], x, keep, only_first=True)[:, 0]
-        return F.normalize(self.proj(state).float(), dim=-1)
+            mask = attention_mask
+            if mask is None:
+                mask = torch.ones_like(input_ids)
+            return _masked_mean(x, mask)
+        x = _bert_layer(layers[-1], x, attended, only_first=True)
+        cls_state = x[:, 0]
+        return F.normalize(self.proj(cls_state).float(), dim=-1)
 
     @torch.inference_mode()
     def encode(
         self,
-        flat: NDArray[np.int32],
-        offsets: NDArray[np.int64],
+        flat: Int32s,
+        offsets: Ints,
         *,
         cls_token: int,
         precision: Literal["float32", "bfloat16"] = "float32",
         batch_tokens: int = 4096,
         advance: Callable[[int], None] | None = None,
-    ) -> NDArray[np.float32]:
+    ) -> Vectors:
         """Encode many cells for inference.
 
         Parameters
@@ -149,7 +155,7 @@ class CellEncoder(nn.Module):
 
         Returns
         -------
-        float32 ``(n_cells, output_dim)``, in the order given.
+        float32 ``(n_cells, output_dim)``, in the order of the sequences.
         """
         if self.training:  # called amid training, to store vectors: without dropout
             try:
@@ -166,51 +172,58 @@ class CellEncoder(nn.Module):
         device = self.bert.embeddings.word_embeddings.weight.device
         lead = [cls_token] if self.proj is not None else []
         lengths = np.diff(offsets) + len(lead)
-        out = np.zeros(
-            (len(lengths), self.config.output_dim), dtype=np.float32
-        )  # without <cls>, an empty cell stays 0
+        # without <cls>, the vector of an empty cell stays 0
+        out = np.zeros((len(lengths), self.config.output_dim), dtype=np.float32)
         autocast = torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"
         )
         with autocast:
             for cells in length_batches(lengths, batch_tokens):
-                ids, mask = pack(flat, offsets, cells, lead), padding_mask(lengths[cells])
-                vectors = self(ids.to(device), None if mask is None else mask.to(device))
+                ids = pack(flat, offsets, cells, lead).to(device)
+                mask = padding_mask(lengths[cells])
+                if mask is not None:
+                    mask = mask.to(device)
+                vectors = self(ids, mask)
                 out[cells] = vectors.float().cpu().numpy()
                 if advance is not None:
                     advance(len(cells))
         return out
 
-    def flops(self, lengths: NDArray[np.int64]) -> float:
+    def flops(self, lengths: Ints) -> float:
         """Return the multiply-adds x 2 that sequences of these lengths (``<cls>`` included) cost."""
-        c, n = self.config, lengths.astype(np.float64)
-        dense = 2 * n * (4 * c.hidden_size**2 + 2 * c.hidden_size * c.intermediate_size)
-        attention = 4 * n**2 * c.hidden_size
-        full = (c.num_layers - 1) * (dense + attention)
-        last = (
-            2 * n * 2 * c.hidden_size**2 + 4 * n * c.hidden_size if self.proj is not None else 0.0
-        )
-        return float(np.sum(full + last))
+        config = self.config
+        n = lengths.astype(np.float64)
+        size = config.hidden_size
+        dense = 2 * n * (4 * size**2 + 2 * size * config.intermediate_size)
+        attention = 4 * n**2 * size
+        total = (config.num_layers - 1) * (dense + attention)
+        if self.proj is not None:
+            total = total + (2 * n * 2 * size**2 + 4 * n * size)
+        return float(np.sum(total))
 
 
-def _bert_layer(layer: Any, x: Tensor, keep: Tensor | None, only_first: bool = False) -> Tensor:
+def _bert_layer(layer: Any, x: Tensor, attended: Tensor | None, only_first: bool = False) -> Tensor:
     """One BertLayer from its own submodules; with ``only_first`` only the first row's output is computed."""
     attention = layer.attention.self
     rows = x[:, :1] if only_first else x
     heads = attention.num_attention_heads
 
-    def split(y: Tensor) -> Tensor:
+    def by_head(y: Tensor) -> Tensor:
         return y.view(y.shape[0], y.shape[1], heads, -1).transpose(1, 2)
 
-    q, k, v = split(attention.query(rows)), split(attention.key(x)), split(attention.value(x))
-    drop = attention.dropout.p if attention.training else 0.0
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep, dropout_p=drop)
+    query = by_head(attention.query(rows))
+    key = by_head(attention.key(x))
+    value = by_head(attention.value(x))
+    dropout = attention.dropout.p if attention.training else 0.0
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attended, dropout_p=dropout)
     mixed = mixed.transpose(1, 2).reshape(rows.shape)
     mixed = layer.attention.output(mixed, rows)
     return layer.output(layer.intermediate(mixed), mixed)
 
 
 def _masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are not padding."""
+    """Return the mean over the tokens that are not padding."""
     weight = mask.to(states.dtype)[..., None]
-    return ((states * weight).sum(1) / weight.sum(1)).float()
+    total = (states * weight).sum(1)
+    mean = total / weight.sum(1)
+    return mean.float()

@@ -1,6 +1,6 @@
-"""The cell encoder by itself: Geneformer as published, or SToFM's gene scale, as a model of its own.
+"""The cell encoder as a model of its own: Geneformer as published, or SToFM's gene scale.
 
-It sees one cell at a time and no tissue: the baseline that SToFM's tables call "cell encoder" and "Geneformer".
+Its input is one cell at a time and no tissue: the baseline "cell encoder" and "Geneformer" of SToFM's tables.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = ["CellModel", "CellModelConfig", "encode_cells", "tokenize"]
 
 @dataclass(frozen=True)
 class CellModelConfig:
-    """Hyperparameters of a cell encoder on its own."""
+    """Hyperparameters of a cell encoder alone."""
 
     cell_encoder: CellEncoderConfig = field(default_factory=CellEncoderConfig)
 
 
 def tokenize(tissue: Slice, match: GeneMatch, max_length: int) -> Tokens:
-    """Return the ranked genes of every cell of a slice, as this model's vocabulary numbers them."""
+    """Return the ranked genes of every cell of a slice, as tokens of the matched vocabulary."""
     return rank_tokens(tissue.counts, match.column_token, match.column_median, max_length)
 
 
@@ -55,9 +55,9 @@ def encode_cells(
     float32 ``(n_cells, output_dim)``, and details for the provenance.
     """
 
-    def encode(rows: Ints | None, **how: Any) -> Vectors:
+    def encode(rows: Ints | None, **options: Any) -> Vectors:
         part = tokens if rows is None else tokens.take(rows)
-        return encoder.encode(part.flat, part.offsets, cls_token=cls_token, **how)
+        return encoder.encode(part.flat, part.offsets, cls_token=cls_token, **options)
 
     return encode_measured(encode, len(tokens), precision, bars)
 
@@ -135,7 +135,8 @@ class PreparedCells(Prepared):
         model = self.model
         lengths = self.tokens.lengths
         warn_if_long(model.module, lengths + 1, self.precision, model.device, self.tissue.name)
+        bars = bars or Progress(False)
         vectors, details = encode_cells(
-            model.module, self.tokens, model.cls_token, self.precision, bars or Progress(False)
+            model.module, self.tokens, model.cls_token, self.precision, bars
         )
         return Embedding(vectors, lengths == 0, self.coverage, details)

@@ -1,4 +1,4 @@
-"""SToFM's hyperparameters and its presets, all in one place."""
+"""SToFM's hyperparameters and its presets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from terrazzo.systems.stofm.cell_encoder import CellEncoderConfig
 from terrazzo.systems.stofm.se2 import SE2Config
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 
+__all__ = ["PRESETS", "SToFMConfig", "preset"]
+
 
 @dataclass(frozen=True)
 class SToFMConfig:
-    """Everything that decides SToFM's output, apart from weights and vocabulary.
+    """Hyperparameters of SToFM: all that decides its output, apart from weights and vocabulary.
 
     Attributes
     ----------
@@ -25,7 +27,7 @@ class SToFMConfig:
         Macro and micro scale.
     output
         What ``embed`` writes: ``"niche"``, the SE(2) Transformer's vector (paper), or ``"own+niche"``, the cell
-        encoder's vector and the SE(2) Transformer's side by side, equal in norm; their columns stand in ``uns``.
+        encoder's vector and the SE(2) Transformer's side by side, equal in norm; their columns are in ``uns``.
     """
 
     cell_encoder: CellEncoderConfig = field(default_factory=CellEncoderConfig)
@@ -39,14 +41,15 @@ class SToFMConfig:
                 f"se2.input_dim ({self.se2.input_dim}) must equal cell_encoder.output_dim "
                 f"({self.cell_encoder.output_dim})."
             )
-        for name, size, heads in (
-            ("cell_encoder", self.cell_encoder.hidden_size, self.cell_encoder.num_heads),
-            ("se2", self.se2.hidden_size, self.se2.num_heads),
-        ):
-            if size % heads:
-                raise ValueError(
-                    f"{name}.hidden_size ({size}) must be a multiple of its num_heads ({heads})."
-                )
+        _check_heads("cell_encoder", self.cell_encoder.hidden_size, self.cell_encoder.num_heads)
+        _check_heads("se2", self.se2.hidden_size, self.se2.num_heads)
+
+
+def _check_heads(part: str, hidden_size: int, num_heads: int) -> None:
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"{part}.hidden_size ({hidden_size}) must be a multiple of its num_heads ({num_heads})."
+        )
 
 
 PRESETS = {
@@ -103,7 +106,7 @@ def preset(name: str, vocab_size: int | None = None) -> SToFMConfig:
         No such preset.
     """
     if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}; there are {', '.join(PRESETS)}.")
+        raise ConfigError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
     config = PRESETS[name]
     if vocab_size is None:
         return config

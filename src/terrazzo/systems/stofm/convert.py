@@ -1,4 +1,4 @@
-"""Published weights to checkpoint folders. Pickled containers are read for tensors only; code in them is refused."""
+"""Published weights of SToFM and Geneformer to checkpoints. Of pickled files only tensors are read, no code is run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ from terrazzo.systems.stofm.model import SToFM
 from terrazzo.systems.stofm.se2 import SE2Config
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 
-PUBLISHED = SubSliceConfig(
-    geometry="published", partition="grid", mix="sum"
-)  # what published weights were trained with
+__all__ = [
+    "LAYER_NAMES",
+    "PUBLISHED",
+    "convert_geneformer",
+    "convert_stofm",
+    "save_geneformer",
+    "save_stofm",
+]
 
+# Settings that the published weights were trained with
+PUBLISHED = SubSliceConfig(geometry="published", partition="grid", mix="sum")
 
+# Published name of a layer's part -> name in SE2Transformer
 LAYER_NAMES = {
     "self_attn.q_proj": "query",
     "self_attn.k_proj": "key",
@@ -34,6 +42,12 @@ LAYER_NAMES = {
     "fc1": "fc1",
     "fc2": "fc2",
 }
+
+# Of BERT: its own pooler and language-model head, which are not used
+UNUSED = ("pooler.", "cls.", "embeddings.position_ids")
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WORDS = "embeddings.word_embeddings.weight"
 
 
 def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM:
@@ -57,23 +71,24 @@ def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM
         A file is missing, damaged, tries to run code, or describes a model that this one cannot express.
     """
     root = Path(published)
-    config_file, se2_file = root / "config.json", root / "se2transformer.pth"
-    bert_dir, proj_file = (
-        root / "cell_encoder" / "cell_bert",
-        root / "cell_encoder" / "cell_proj.bin",
-    )
-    need(config_file, se2_file, bert_dir / "config.json", proj_file)
+    config_file = root / "config.json"
+    se2_file = root / "se2transformer.pth"
+    bert_folder = root / "cell_encoder" / "cell_bert"
+    proj_file = root / "cell_encoder" / "cell_proj.bin"
+    need(config_file, se2_file, bert_folder / "config.json", proj_file)
     vocabulary = Vocabulary.from_geneformer(gene_dictionaries)
     proj = read_pickled_tensors(proj_file)
     if set(proj) != {"weight", "bias"}:
         raise CheckpointError(
-            f"{proj_file} must hold one linear layer (weight, bias), not {sorted(proj)[:4]}."
+            f"{proj_file} must have one linear layer (weight, bias), not {sorted(proj)[:4]}."
         )
-    encoder, bert = _read_bert(bert_dir, pooling="cls", output_dim=proj["weight"].shape[0])
+    output_dim = proj["weight"].shape[0]
+    encoder, bert = _read_bert(bert_folder, pooling="cls", output_dim=output_dim)
     config = SToFMConfig(encoder, _se2_config(config_file), PUBLISHED)
-    state = {f"cell_encoder.bert.{k}": v for k, v in bert.items()}
-    state |= {f"cell_encoder.proj.{k}": v for k, v in proj.items()}
-    state |= {f"se2.{k}": v for k, v in _rename_se2(read_pickled_tensors(se2_file)).items()}
+    se2 = _rename_se2(read_pickled_tensors(se2_file))
+    state = _prefixed("cell_encoder.bert.", bert)
+    state.update(_prefixed("cell_encoder.proj.", proj))
+    state.update(_prefixed("se2.", se2))
     model = SToFM(config, vocabulary, provenance=provenance("SToFM, published weights", root))
     return filled(model, state, root)
 
@@ -81,8 +96,8 @@ def convert_stofm(published: str | Path, gene_dictionaries: str | Path) -> SToFM
 def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> CellModel:
     """Read a Geneformer V1 checkpoint (transformers layout) as a cell encoder.
 
-    Its vector is Geneformer's own read-out: the mean over genes of the second-to-last layer. One embedding, the mean of
-    all others, is appended for ``<cls>``, which Geneformer V1 does not have, so that domain adaptation can start here.
+    Its vector is Geneformer's own: the mean over genes of the second-to-last layer. One embedding, the mean of all
+    others, is appended for ``<cls>``, which Geneformer V1 does not have, so that domain adaptation can start from it.
 
     Parameters
     ----------
@@ -97,39 +112,30 @@ def convert_geneformer(published: str | Path, gene_dictionaries: str | Path) -> 
     encoder, bert = _read_bert(
         root, pooling="mean", output_dim=None, vocab_size=vocabulary.n_tokens
     )
-    words = bert["embeddings.word_embeddings.weight"]
-    if len(words) < vocabulary.n_tokens:
-        extra = words.mean(dim=0, keepdim=True).expand(vocabulary.n_tokens - len(words), -1)
-        bert["embeddings.word_embeddings.weight"] = torch.cat([words, extra])
-    model = CellModel(
-        CellModelConfig(encoder), vocabulary, provenance=provenance("Geneformer", root)
-    )
-    return filled(model, {f"bert.{k}": v for k, v in bert.items()}, root)
+    words = bert[WORDS]
+    n_missing = vocabulary.n_tokens - len(words)
+    if n_missing > 0:
+        extra = words.mean(dim=0, keepdim=True).expand(n_missing, -1)
+        bert[WORDS] = torch.cat([words, extra])
+    config = CellModelConfig(encoder)
+    model = CellModel(config, vocabulary, provenance=provenance("Geneformer", root))
+    return filled(model, _prefixed("bert.", bert), root)
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _read_bert(
     folder: Path, *, pooling: Any, output_dim: int | None, vocab_size: int | None = None
 ) -> tuple[CellEncoderConfig, dict[str, Tensor]]:
-    """Read a transformers BERT folder: our config, and tensors named as in ``BertModel``."""
+    """Read a BERT folder of transformers: config of the cell encoder, and tensors named as in ``BertModel``."""
     data = ckpt.read_json(folder / "config.json")
     if data.get("model_type", "bert") != "bert":
-        raise CheckpointError(f"{folder} holds a {data['model_type']!r} model, not BERT.")
+        raise CheckpointError(f"{folder} has a {data['model_type']!r} model, not BERT.")
     if data.get("position_embedding_type", "absolute") != "absolute":
         raise CheckpointError(f"{folder}: only absolute position embeddings are supported.")
-    weights = next(
-        (folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()),
-        None,
-    )
-    if weights is None:
-        raise CheckpointError(f"{folder} has neither model.safetensors nor pytorch_model.bin.")
-    read = ckpt.read_tensors if weights.suffix == ".safetensors" else read_pickled_tensors
-    state = {k.removeprefix("bert."): v.float() for k, v in read(weights).items()}
-    ignored = (
-        "pooler.",
-        "cls.",
-        "embeddings.position_ids",
-    )  # BERT's own pooler and language-model head: unused
-    state = {k: v for k, v in state.items() if not k.startswith(ignored)}
+    tensors = _bert_tensors(folder)
     try:
         config = CellEncoderConfig(
             vocab_size=max(data["vocab_size"], vocab_size or 0),
@@ -147,16 +153,32 @@ def _read_bert(
         )
     except KeyError as error:
         raise CheckpointError(f"{folder / 'config.json'} lacks {error}.") from error
-    return config, state
+    return config, tensors
+
+
+def _bert_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read the tensors of BERT itself, by their names in ``BertModel``."""
+    existing = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not existing:
+        raise CheckpointError(f"{folder} has neither {' nor '.join(WEIGHT_FILES)}.")
+    path = existing[0]
+    if path.suffix == ".safetensors":
+        published = ckpt.read_tensors(path)
+    else:
+        published = read_pickled_tensors(path)
+    tensors = {}
+    for name, tensor in published.items():
+        inner = name.removeprefix("bert.")
+        if not inner.startswith(UNUSED):
+            tensors[inner] = tensor.float()
+    return tensors
 
 
 def _se2_config(path: Path) -> SE2Config:
     data = ckpt.read_json(path)
-    if (
-        data.get("activation_fn", "gelu") != "gelu"
-        or data.get("pre_layernorm")
-        or data.get("encoder_normalize_before")
-    ):
+    activation = data.get("activation_fn", "gelu")
+    is_pre_norm = data.get("pre_layernorm") or data.get("encoder_normalize_before")
+    if activation != "gelu" or is_pre_norm:
         raise CheckpointError(f"{path}: only post-LayerNorm with GELU, as published, is supported.")
     try:
         return SE2Config(
@@ -177,18 +199,18 @@ def _se2_config(path: Path) -> SE2Config:
 def _rename_se2(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Give the published tensors the names of :class:`~terrazzo.systems.stofm.se2.SE2Transformer`."""
     out = {}
-    for name, tensor in published.items():
-        name = name.replace("embedding_layer.", "embedding.").replace(
-            "token_type_embeddings.", "token_types."
-        )
-        name = name.replace("gaussian.means.weight", "gaussian.means").replace(
-            "gaussian.stds.weight", "gaussian.stds"
-        )
+    for published_name, tensor in published.items():
+        name = published_name.replace("embedding_layer.", "embedding.")
+        name = name.replace("token_type_embeddings.", "token_types.")
+        name = name.replace("gaussian.means.weight", "gaussian.means")
+        name = name.replace("gaussian.stds.weight", "gaussian.stds")
         if name.startswith("encoder.layers."):
             number, rest = name.removeprefix("encoder.layers.").split(".", 1)
             part, kind = rest.rsplit(".", 1)
             name = f"layers.{number}.{LAYER_NAMES.get(part, part)}.{kind}"
-        out[name] = tensor[0] if name in ("gaussian.means", "gaussian.stds") else tensor
+        if name in ("gaussian.means", "gaussian.stds"):
+            tensor = tensor[0]
+        out[name] = tensor
     return out
 
 
@@ -197,7 +219,8 @@ def save_stofm(
 ) -> Path:
     """Convert SToFM's published weights to a folder; see :func:`terrazzo.convert`."""
     dictionaries = _needed(gene_dictionaries, "SToFM")
-    return convert_stofm(published, dictionaries).save_pretrained(out, overwrite=overwrite)
+    model = convert_stofm(published, dictionaries)
+    return model.save_pretrained(out, overwrite=overwrite)
 
 
 def save_geneformer(
@@ -205,7 +228,8 @@ def save_geneformer(
 ) -> Path:
     """Convert Geneformer's published weights to a folder; see :func:`terrazzo.convert`."""
     dictionaries = _needed(gene_dictionaries, "Geneformer")
-    return convert_geneformer(published, dictionaries).save_pretrained(out, overwrite=overwrite)
+    model = convert_geneformer(published, dictionaries)
+    return model.save_pretrained(out, overwrite=overwrite)
 
 
 def _needed(gene_dictionaries: Path | None, title: str) -> Path:

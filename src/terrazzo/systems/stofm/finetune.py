@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from anndata import AnnData
 from lightning import LightningModule, Trainer
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from terrazzo import keys
+from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError, OutputError, TrainingError
 from terrazzo.progress import Progress
-from terrazzo.systems.stofm.labeled import Scene, prepare, refresh, scene_vectors, subslice_vectors
+from terrazzo.systems.stofm.labeled import (
+    LabeledSlice,
+    prepare,
+    refresh,
+    slice_vectors,
+    subslice_vectors,
+)
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import targets
 from terrazzo.tasks.experiments import make_head
@@ -34,20 +40,26 @@ from terrazzo.training.resuming import seed_everything
 from terrazzo.training.run import interruptible, own_streams, quiet
 from terrazzo.training.stage import rate
 
-HEAD = (
-    "mlp3"  # of the probes: full fine-tuning differs from head tuning in the weights below it alone
-)
+__all__ = [
+    "FineTuneConfig",
+    "FineTuned",
+    "FineTuning",
+    "Step",
+    "Steps",
+    "finetune",
+    "free_folder",
+]
 
+# That of the probes: full fine-tuning differs from a probe in the weights below the head alone.
+HEAD = "mlp3"
 
-LEAST = 16  # cells of a group that have a mean and sd of their own
-
-
-FLOOR = 0.02  # of an sd, in that of all training cells
+LEAST_CELLS = 16  # of a step, from which it uses their own mean and sd
+LEAST_SD = 0.02  # of a step, in that of all training cells
 
 
 @dataclass(frozen=True)
 class FineTuneConfig:
-    """How all parameters are tuned.
+    """Settings of fine-tuning.
 
     Attributes
     ----------
@@ -84,27 +96,25 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ("max_epochs", "patience", "batch_cells"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} of fine-tuning is {getattr(self, name)}; it must be at least 1."
-                )
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name} of fine-tuning is {value}; it must be at least 1.")
         for name in ("encoder_lr", "se2_lr", "head_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"{name} of fine-tuning is {getattr(self, name)}; it must be a number from 0."
-                )
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"{name} of fine-tuning is {value}; it must be a number from 0.")
 
 
 @dataclass(frozen=True, eq=False)
 class FineTuned:
-    """A tuned model and the probe that reads it.
+    """A tuned model and its probe.
 
     Attributes
     ----------
     model
         SToFM with the tuned weights.
     probe
-        Its head.
+        Its head, which predicts classes from the model's vectors.
     log
         Loss on the validation cells before training and after every pass.
     """
@@ -129,12 +139,14 @@ class FineTuned:
             The folder exists already, or cannot be written.
         """
         target = free_folder(folder)
+        parent = target.parent
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as draft:
-                self.model.save_pretrained(Path(draft) / "both" / "model")
-                self.probe.save(Path(draft) / "both" / "probe")
-                (Path(draft) / "both").replace(target)
+            parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent) as draft:
+                both = Path(draft) / "both"
+                self.model.save_pretrained(both / "model")
+                self.probe.save(both / "probe")
+                both.replace(target)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -150,23 +162,26 @@ class FineTuned:
         CheckpointError
             Not such a folder, or a damaged one.
         """
-        source = Path(
-            folder
-        ).resolve()  # a relative path that is not there could be a name on the hub
-        return cls(SToFM.from_pretrained(source / "model"), Probe.load(source / "probe"))
+        # resolved: a relative path that does not exist could be a name on the hub
+        source = Path(folder).resolve()
+        model = SToFM.from_pretrained(source / "model")
+        probe = Probe.load(source / "probe")
+        return cls(model, probe)
 
 
 def free_folder(folder: str | Path) -> Path:
-    """Return a folder that is not there yet, or empty.
+    """Return the path of a folder that does not exist yet, or is empty.
 
     Raises
     ------
     OutputError
-        It holds something, or is a file.
+        It is a file, or not empty.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target} holds something already; pass another folder.")
+    if not target.exists():
+        return target
+    if not target.is_dir() or any(target.iterdir()):
+        raise OutputError(f"{target} exists already and is not empty; pass another folder.")
     return target
 
 
@@ -184,7 +199,7 @@ def finetune(
     """Tune all parameters of a model on labeled slices.
 
     The head starts as a probe of the frozen vectors, so that the first steps do not spoil the weights with a random
-    head's gradients; what is kept is the state with the lowest loss on the validation cells, the start included.
+    head's gradients. The result is the state with the lowest loss on the validation cells, the start included.
 
     Parameters
     ----------
@@ -212,85 +227,130 @@ def finetune(
     TrainingError
         The loss is not a number.
     """
-    chosen, slices = config or FineTuneConfig(), targets.as_list(data)
+    slices = targets.as_list(data)
     target = targets.read_classes(slices, label)
     rows = split or all_rows(target.known, seed=seed)
-    if chosen.dropout is None:
-        chosen = replace(chosen, dropout=model.trained)
-    tuned = SToFM(
-        model.config, model.vocabulary, provenance=_provenance(model, label, chosen, slices)
-    )
+    config = config or FineTuneConfig()
+    if config.dropout is None:
+        config = replace(config, dropout=model.trained)
+    provenance = _provenance(model, label, config, slices)
+    tuned = SToFM(model.config, model.vocabulary, provenance=provenance)
     tuned.module.load_state_dict(model.module.state_dict())
     tuned.to(model.device)
-    scenes = _scenes(tuned, slices, target.values, rows, orthologs=orthologs, progress=progress)
-    readout = _frozen_head(tuned, scenes, len(target.names), seed)
-    with contextlib.ExitStack() as around:
-        around.enter_context(own_streams())
-        around.enter_context(quiet())
-        around.enter_context(interruptible())
-        seed_everything(seed)
-        run = FineTuning(tuned, readout, scenes, chosen, seed)
-        bar = Progress(progress).stage("fine-tune", len(run.steps) * chosen.max_epochs, "steps")
-        run.advance = around.enter_context(bar)
-        trainer = Trainer(
-            max_epochs=chosen.max_epochs,
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            gradient_clip_val=1.0,
-        )
-        trainer.fit(run, run.steps)
-    tuned.to(model.device).module.eval()
-    probe = Probe(
-        run.readout(),
-        target.names,
-        keys.X_STOFM,
-        label,
-        (),
-        {
-            "head": head_record(HEAD),
-            "seed": seed,
-            "fine_tuned": asdict(chosen),
-            "notes": list(target.notes),
-        },
+    labeled = _labeled_slices(
+        tuned, slices, target.values, rows, orthologs=orthologs, progress=progress
     )
+    frozen_head = _frozen_head(tuned, labeled, len(target.names), seed)
+    with own_streams(), quiet(), interruptible():
+        seed_everything(seed)
+        run = FineTuning(tuned, frozen_head, labeled, config, seed)
+        _fit(run, progress)
+    tuned.to(model.device).module.eval()
+    info = {
+        "head": head_record(HEAD),
+        "seed": seed,
+        "fine_tuned": asdict(config),
+        "notes": list(target.notes),
+    }
+    probe = Probe(run.tuned_head(), target.names, keys.X_STOFM, label, info=info)
     return FineTuned(tuned, probe, tuple(run.log_of_losses))
 
 
-class Steps:
-    """What a pass goes through: each training cell once, in groups of one sub-slice, drawn anew for every pass."""
+def _fit(run: FineTuning, progress: bool | None) -> None:
+    max_epochs = run.config.max_epochs
+    trainer = Trainer(
+        max_epochs=max_epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+    )
+    n_steps = len(run.steps) * max_epochs
+    with Progress(progress).stage("fine-tune", n_steps, "steps") as advance:
+        run.advance = advance
+        trainer.fit(run, run.steps)
 
-    def __init__(self, scenes: Sequence[Scene], size: int, rng: np.random.Generator) -> None:
+
+class Step(NamedTuple):
+    """Training cells that are scored in one step: cells of one sub-slice of one slice, by their place in it."""
+
+    slice: int
+    subslice: int
+    cells: Ints
+
+
+@dataclass(frozen=True)
+class _TrainingCells:
+    """The training cells of one sub-slice, by their place in it, and the number of steps that they are divided into."""
+
+    slice: int
+    subslice: int
+    cells: Ints
+    n_steps: int
+
+
+class Steps:
+    """Steps of a pass: each training cell once, in groups of one sub-slice, drawn anew for every pass.
+
+    Parameters
+    ----------
+    labeled
+        The slices.
+    size
+        Most cells of a step.
+    rng
+        Draws the groups and their order.
+    """
+
+    def __init__(
+        self, labeled: Sequence[LabeledSlice], size: int, rng: np.random.Generator
+    ) -> None:
         self.rng = rng
-        self.groups: list[tuple[int, int, NDArray[np.int64], int]] = []
-        for i, scene in enumerate(scenes):
-            for j, sub in enumerate(scene.subslices):
-                learned = np.flatnonzero(scene.train[sub.cells[: sub.n_core]])
-                if len(learned):
-                    self.groups.append((i, j, learned, -(-len(learned) // size)))
+        self._subslices: list[_TrainingCells] = []
+        for number, one in enumerate(labeled):
+            for sub_number, sub in enumerate(one.subslices):
+                core = sub.cells[: sub.n_core]
+                cells = np.flatnonzero(one.train[core])
+                if len(cells):
+                    n_steps = -(-len(cells) // size)
+                    self._subslices.append(_TrainingCells(number, sub_number, cells, n_steps))
 
     def __len__(self) -> int:
-        return sum(parts for _, _, _, parts in self.groups)
+        return sum(one.n_steps for one in self._subslices)
 
-    def __iter__(self) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-        """Yield scene, sub-slice, and cells by their place in it."""
-        drawn = [
-            (i, j, np.sort(part))
-            for i, j, learned, parts in self.groups
-            for part in np.array_split(self.rng.permutation(learned), parts)
-        ]
-        return iter([drawn[k] for k in self.rng.permutation(len(drawn))])
+    def __iter__(self) -> Iterator[Step]:
+        """Yield the steps of a new pass."""
+        steps = []
+        for one in self._subslices:
+            shuffled = self.rng.permutation(one.cells)
+            for part in np.array_split(shuffled, one.n_steps):
+                steps.append(Step(one.slice, one.subslice, np.sort(part)))
+        order = self.rng.permutation(len(steps))
+        return iter([steps[number] for number in order])
 
 
 class FineTuning(LightningModule):
-    """Cross-entropy of the training cells of a sub-slice; keeps the best state by the validation cells.
+    """Cross-entropy of the training cells of a sub-slice; ends with the best state by the validation cells.
 
     The head reads standardized vectors. Cells of a poorly trained model differ by a thousandth of their vectors'
-    length, and a small change that is common to all cells would be many sd: so a step takes mean and sd of its own
-    cells, and after a pass those of all training cells are taken anew.
+    length, and a small change that is common to all cells would be many sd: so a step uses mean and sd of its own
+    cells, and after a pass those of all training cells are computed anew.
+
+    Parameters
+    ----------
+    model
+        Its weights are tuned.
+    frozen_head
+        Head fitted to the vectors as they are, from which the tuned head starts.
+    labeled
+        The slices.
+    config
+        Settings.
+    seed
+        Of the order.
     """
 
     shift: Tensor
@@ -298,49 +358,49 @@ class FineTuning(LightningModule):
     advance: Callable[[int], None]
 
     def __init__(
-        self, model: SToFM, readout: Any, scenes: list[Scene], config: FineTuneConfig, seed: int
+        self,
+        model: SToFM,
+        frozen_head: Any,
+        labeled: list[LabeledSlice],
+        config: FineTuneConfig,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.model, self.scenes, self.config, self.start = model, scenes, config, readout
+        self.model = model
         self.trained = model.module
-        self.head = LabelHead(readout.input_dim, readout.n_outputs, *_head_shape()).to(model.device)
-        state = readout.state()
-        weights = {
-            k.removeprefix("module."): torch.tensor(v)
-            for k, v in state.items()
-            if k.startswith("module.")
-        }
-        self.head.load_state_dict(weights)
-        self.register_buffer(
-            "shift", torch.tensor(state["shift"], dtype=torch.float32, device=model.device)
-        )
-        self.register_buffer(
-            "scale", torch.tensor(state["scale"], dtype=torch.float32, device=model.device)
-        )
-        self.steps = Steps(scenes, config.batch_cells, np.random.default_rng([seed, 7]))
+        self.frozen_head = frozen_head
+        self.labeled = labeled
+        self.config = config
+        self.head = _label_head(frozen_head).to(model.device)
+        state = frozen_head.state()
+        for name in ("shift", "scale"):
+            values = torch.tensor(state[name], dtype=torch.float32, device=model.device)
+            self.register_buffer(name, values)
+        rng = np.random.default_rng([seed, 7])
+        self.steps = Steps(labeled, config.batch_cells, rng)
         self.log_of_losses: list[float] = []
         self._best: dict[str, Tensor] = {}
-        self._waited = 0
+        self._epochs_since_best = 0
 
-    def training_step(self, batch: tuple[int, int, NDArray[np.int64]], batch_index: int) -> Tensor:
+    def training_step(self, batch: Step, batch_index: int) -> Tensor:
         """Score a group of training cells, encoded again with gradient."""
-        scene, cells = self.scenes[batch[0]], batch[2]
-        sub = scene.subslices[batch[1]]
-        vectors = subslice_vectors(self.model, scene, sub, cells)
+        labeled = self.labeled[batch.slice]
+        sub = labeled.subslices[batch.subslice]
+        cells = batch.cells
+        vectors = subslice_vectors(self.model, labeled, sub, cells)
         vectors = vectors[torch.from_numpy(cells).to(vectors.device)]
-        shift, scale = self.shift, self.scale
-        if len(cells) >= LEAST:
-            shift, scale = (
-                vectors.mean(0),
-                torch.maximum(vectors.std(0, unbiased=False), FLOOR * self.scale),
-            )
+        shift = self.shift
+        scale = self.scale
+        if len(cells) >= LEAST_CELLS:
+            shift = vectors.mean(0)
+            sd = vectors.std(0, unbiased=False)
+            scale = torch.maximum(sd, LEAST_SD * self.scale)
         scores = self.head((vectors - shift) / scale)
-        loss = F.cross_entropy(
-            scores, torch.from_numpy(scene.codes[sub.cells[cells]]).to(scores.device)
-        )
+        codes = torch.from_numpy(labeled.codes[sub.cells[cells]])
+        loss = F.cross_entropy(scores, codes.to(scores.device))
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is not a number, in {scene.name}; lower the learning rates."
+                f"the loss is not a number, in {labeled.name}; lower the learning rates."
             )
         self.advance(1)
         return loss
@@ -349,105 +409,123 @@ class FineTuning(LightningModule):
     def held_out_loss(self) -> float:
         """Return the mean loss of the validation cells, with vectors and the training cells' statistics renewed."""
         self.eval()
-        learned, watched, codes = [], [], []
-        for scene in self.scenes:
-            refresh(self.model, scene)
-            vectors = scene_vectors(self.model, scene)
-            learned.append(vectors[scene.train])
-            watched.append(vectors[scene.validation])
-            codes.append(scene.codes[scene.validation])
-        for buffer, values in zip(
-            (self.shift, self.scale), statistics(np.concatenate(learned)), strict=True
-        ):
-            buffer.copy_(torch.from_numpy(values))
-        x, y = torch.from_numpy(np.concatenate(watched)), torch.from_numpy(np.concatenate(codes))
-        scores = self.head((x.to(self.shift.device) - self.shift) / self.scale)
+        train = []
+        validation = []
+        codes = []
+        for one in self.labeled:
+            refresh(self.model, one)
+            vectors = slice_vectors(self.model, one)
+            train.append(vectors[one.train])
+            validation.append(vectors[one.validation])
+            codes.append(one.codes[one.validation])
+        shift, scale = statistics(np.concatenate(train))
+        self.shift.copy_(torch.from_numpy(shift))
+        self.scale.copy_(torch.from_numpy(scale))
+        x = torch.from_numpy(np.concatenate(validation)).to(self.shift.device)
+        y = torch.from_numpy(np.concatenate(codes))
+        scores = self.head((x - self.shift) / self.scale)
         self.train(bool(self.config.dropout))
-        return float(F.cross_entropy(scores, y.to(scores.device)))
+        loss = F.cross_entropy(scores, y.to(scores.device))
+        return float(loss)
 
     def on_train_start(self) -> None:
-        """Take the start as the first candidate."""
-        self._judge()
+        """Make the start the best state so far."""
+        self._compare()
 
     def on_train_epoch_end(self) -> None:
-        """Keep the state if it is better; stop if nothing has been for a while."""
-        self._judge()
-        self.trainer.should_stop = self._waited >= self.config.patience
+        """Store the state if it is better; stop if none has been for a while."""
+        self._compare()
+        self.trainer.should_stop = self._epochs_since_best >= self.config.patience
 
     def on_train_end(self) -> None:
         """Go back to the best state."""
         self.load_state_dict(self._best)
 
-    def _judge(self) -> None:
+    def _compare(self) -> None:
+        """Compare the state with the best one so far."""
         loss = self.held_out_loss()
-        better = not self.log_of_losses or loss < min(self.log_of_losses)
+        is_best = not self.log_of_losses or loss < min(self.log_of_losses)
         self.log_of_losses.append(loss)
-        self._waited = 0 if better else self._waited + 1
-        if better:
-            self._best = {k: v.detach().clone() for k, v in self.state_dict().items()}
+        if not is_best:
+            self._epochs_since_best += 1
+            return
+        self._epochs_since_best = 0
+        self._best = {name: v.detach().clone() for name, v in self.state_dict().items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW, each part with its own learning rate, which rises and falls as in pretraining."""
-        config, parts = self.config, self.model.module
-        groups: list[tuple[nn.Module, float]] = [
-            (parts.cell_encoder, config.encoder_lr),
-            (parts.se2, config.se2_lr),
-            (self.head, config.head_lr),
+        config = self.config
+        parts = self.model.module
+        groups: list[dict[str, Any]] = [
+            {"params": list(parts.cell_encoder.parameters()), "lr": config.encoder_lr},
+            {"params": list(parts.se2.parameters()), "lr": config.se2_lr},
+            {"params": list(self.head.parameters()), "lr": config.head_lr},
         ]
-        optimizer = torch.optim.AdamW(
-            [{"params": list(part.parameters()), "lr": lr} for part, lr in groups],
-            weight_decay=config.weight_decay,
-        )
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         total = len(self.steps) * config.max_epochs
-        shape = OptimConfig(warmup_steps=total)  # the longest there is: a tenth
-        schedule = LambdaLR(optimizer, lambda step: rate(step, shape, total))
+        longest_warmup = OptimConfig(warmup_steps=total)  # cut to a tenth of the steps
+        schedule = LambdaLR(optimizer, lambda step: rate(step, longest_warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def readout(self) -> Any:
-        """Return the head as a read-out of :mod:`terrazzo.tasks`."""
-        weights = {
-            f"module.{k}": v.detach().cpu().numpy() for k, v in self.head.state_dict().items()
-        }
-        moved = {name: getattr(self, name).double().cpu().numpy() for name in ("shift", "scale")}
-        return make_head(HEAD, "classes", self.start.n_outputs).load_state(
-            {**self.start.state(), **moved, **weights}
-        )
+    def tuned_head(self) -> Any:
+        """Return the head as one of :mod:`terrazzo.tasks`."""
+        state = dict(self.frozen_head.state())
+        for name in ("shift", "scale"):
+            state[name] = getattr(self, name).double().cpu().numpy()
+        for name, values in self.head.state_dict().items():
+            state[f"module.{name}"] = values.detach().cpu().numpy()
+        head = make_head(HEAD, "classes", self.frozen_head.n_outputs)
+        return head.load_state(state)
 
 
-def _head_shape() -> tuple[tuple[int, ...], str, float]:
+def _label_head(frozen_head: Any) -> LabelHead:
+    """Return the network of a head of :mod:`terrazzo.tasks`, with its weights."""
     config: Any = head_config(HEAD)
-    return tuple(config.hidden), config.activation, config.dropout
+    head = LabelHead(
+        frozen_head.input_dim,
+        frozen_head.n_outputs,
+        tuple(config.hidden),
+        config.activation,
+        config.dropout,
+    )
+    weights = {}
+    for name, values in frozen_head.state().items():
+        if name.startswith("module."):
+            weights[name.removeprefix("module.")] = torch.tensor(values)
+    head.load_state_dict(weights)
+    return head
 
 
-def _scenes(
-    model: SToFM, slices: Sequence[AnnData], codes: NDArray[np.int64], rows: Split, **options: Any
-) -> list[Scene]:
-    if min(codes[rows.train].min(initial=0), codes[rows.validation].min(initial=0)) < 0:
+def _labeled_slices(
+    model: SToFM, slices: Sequence[AnnData], codes: Ints, rows: Split, **options: Any
+) -> list[LabeledSlice]:
+    """Prepare the slices, with their parts of codes and split, which are those of all slices stacked."""
+    used = np.concatenate([rows.train, rows.validation])
+    if codes[used].min(initial=0) < 0:
         raise InputError("the split names cells without a label that is learned.")
-    train, validation = np.zeros(len(codes), dtype=bool), np.zeros(len(codes), dtype=bool)
-    train[rows.train], validation[rows.validation] = True, True
-    out, start = [], 0
+    train = np.zeros(len(codes), dtype=bool)
+    train[rows.train] = True
+    validation = np.zeros(len(codes), dtype=bool)
+    validation[rows.validation] = True
+    out = []
+    start = 0
     for adata in slices:
-        here = slice(start, start + adata.n_obs)
-        out.append(prepare(model, adata, codes[here], train[here], validation[here], **options))
+        own = slice(start, start + adata.n_obs)
+        out.append(prepare(model, adata, codes[own], train[own], validation[own], **options))
         start += adata.n_obs
-    if not len(rows.train) or not len(rows.validation):
+    if len(rows.train) == 0 or len(rows.validation) == 0:
         raise InputError("fine-tuning needs labeled cells to learn from, and others to stop by.")
     return out
 
 
-def _frozen_head(model: SToFM, scenes: list[Scene], n_classes: int, seed: int) -> Any:
+def _frozen_head(model: SToFM, labeled: list[LabeledSlice], n_classes: int, seed: int) -> Any:
     """Fit the head to the vectors as they are."""
-    x, y, train, validation = [], [], [], []
-    for scene in scenes:
-        x.append(scene_vectors(model, scene))
-        y.append(scene.codes)
-        train.append(scene.train)
-        validation.append(scene.validation)
-    rows, stop = np.concatenate(train), np.concatenate(validation)
-    stacked, codes = np.concatenate(x), np.concatenate(y)
-    readout = make_head(HEAD, "classes", n_classes)
-    return readout.fit(stacked[rows], codes[rows], stacked[stop], codes[stop], seed)
+    x = np.concatenate([slice_vectors(model, one) for one in labeled])
+    y = np.concatenate([one.codes for one in labeled])
+    train = np.concatenate([one.train for one in labeled])
+    validation = np.concatenate([one.validation for one in labeled])
+    head = make_head(HEAD, "classes", n_classes)
+    return head.fit(x[train], y[train], x[validation], y[validation], seed)
 
 
 def _provenance(
@@ -457,7 +535,7 @@ def _provenance(
         "weights": "fine-tuned",
         "from_sha256": model.fingerprint(),
         "label": label,
-        "cells": sum(len(a) for a in slices),
+        "cells": sum(len(adata) for adata in slices),
         "settings": asdict(config),
         "before": model.provenance,
     }

@@ -1,4 +1,4 @@
-"""Scores of full fine-tuning, by the probes' own splits and metrics."""
+"""Scores of full fine-tuning, by the splits and metrics of probes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 
 from terrazzo import keys
-from terrazzo.arrays import Words
+from terrazzo.arrays import Bools, Words
 from terrazzo.errors import ConfigError
 from terrazzo.progress import Progress
 from terrazzo.slices.geometry import read_coords
@@ -22,6 +21,8 @@ from terrazzo.tasks import metrics, targets
 from terrazzo.tasks.labels import Labels, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
+
+__all__ = ["KINDS", "evaluate_finetuning"]
 
 KINDS = ("random", "blocked")
 
@@ -39,7 +40,7 @@ def evaluate_finetuning(
     orthologs: Any = None,
     progress: bool | None = None,
 ) -> TaskResult:
-    """Score full fine-tuning with the probes' own splits and metrics (SToFM, table A.1).
+    """Score full fine-tuning with the splits and metrics of probes (SToFM, table A.1).
 
     Parameters
     ----------
@@ -72,19 +73,28 @@ def evaluate_finetuning(
         )
     slices = targets.as_list(data)
     if test is None and len(slices) != 1:
-        raise ConfigError(
-            f"there are {len(slices)} slices; say with test= which other slice is to be scored."
-        )
-    job = _Job(model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress))
-    outcomes = (
-        _across(job, test, runs, seed) if test is not None else _within(job, kinds, runs, seed)
+        raise ConfigError(f"there are {len(slices)} slices; pass the one that is scored as test=.")
+    tuning = _Tuning(
+        model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress)
     )
-    rows, scored = [], test if test is not None else slices[0]
-    frame, notes = pd.DataFrame(index=scored.obs_names), []
-    for kind, number, true, predicted, here, said in outcomes:
-        given = true[here], predicted[here]
-        rows += tidy({**metrics.classification(*given), **metrics.clustering(*given)}, kind, number)
-        frame["true"], frame[kind], notes = true, predicted, said
+    if test is None:
+        scored_slice = slices[0]
+        outcomes = _within(tuning, kinds, runs, seed)
+    else:
+        scored_slice = test
+        outcomes = _across(tuning, test, runs, seed)
+    rows: list[dict[str, Any]] = []
+    predictions = pd.DataFrame(index=scored_slice.obs_names)
+    notes: list[str] = []
+    for outcome in outcomes:
+        true = outcome.true[outcome.scored]
+        predicted = outcome.predicted[outcome.scored]
+        scores = metrics.classification(true, predicted)
+        scores.update(metrics.clustering(true, predicted))
+        rows.extend(tidy(scores, outcome.kind, outcome.number))
+        predictions["true"] = outcome.true
+        predictions[outcome.kind] = outcome.predicted
+        notes = outcome.notes
     settings = {
         "label": label,
         "runs": runs,
@@ -92,18 +102,37 @@ def evaluate_finetuning(
         "kinds": list(kinds),
         "model": model.fingerprint(),
         "n_training_slices": len(slices),
-        "fine_tuning": asdict(job.config),
+        "fine_tuning": asdict(tuning.config),
     }
-    return TaskResult("finetune", pd.DataFrame(rows), frame, settings, tuple(notes))
-
-
-Outcome = tuple[
-    str, int, Words, Words, NDArray[np.bool_], list[str]
-]  # kind, number, true, predicted, scored, notes
+    return TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Outcome:
+    """Predictions of one run.
+
+    Attributes
+    ----------
+    kind, number
+        Of the split.
+    true, predicted
+        Class of every cell of the scored slice; None where it has none.
+    scored
+        Which cells are scored.
+    notes
+        What a reader must know.
+    """
+
+    kind: str
+    number: int
+    true: Words
+    predicted: Words
+    scored: Bools
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Tuning:
     """What all fits have in common."""
 
     model: SToFM
@@ -113,71 +142,81 @@ class _Job:
     orthologs: Any
     bars: Progress
 
-    def predict(self, scored: AnnData, split: Split, seed: int) -> Words:
-        """Tune by a split, and answer for every cell of a slice."""
-        given: dict[str, Any] = {
-            "label": self.label,
-            "config": self.config,
-            "orthologs": self.orthologs,
-        }
+    def predict(self, scored_slice: AnnData, split: Split, seed: int) -> Words:
+        """Tune by a split, and predict every cell of a slice."""
+        shows = self.bars.enabled
         tuned = finetune(
-            self.model, self.slices, split=split, seed=seed, progress=self.bars.enabled, **given
+            self.model,
+            self.slices,
+            label=self.label,
+            config=self.config,
+            split=split,
+            seed=seed,
+            progress=shows,
+            orthologs=self.orthologs,
         )
-        return tuned.predict(scored.copy(), orthologs=self.orthologs, progress=self.bars.enabled)
+        return tuned.predict(scored_slice.copy(), orthologs=self.orthologs, progress=shows)
 
 
-def _within(job: _Job, kinds: Sequence[str], runs: int, seed: int) -> Iterator[Outcome]:
-    target = targets.read_classes(job.slices, job.label)
+@dataclass(frozen=True)
+class _Run:
+    """Splits of one slice that are scored together."""
+
+    kind: str
+    number: int
+    splits: list[Split]
+
+
+def _within(tuning: _Tuning, kinds: Sequence[str], runs: int, seed: int) -> Iterator[_Outcome]:
+    """Learn from a part of a slice, and score the rest."""
+    adata = tuning.slices[0]
+    target = targets.read_classes(tuning.slices, tuning.label)
     true = target.words
-    jobs = list(_folds(job.slices[0], target.known, kinds, runs, seed))
-    with job.bars.stage("fine-tunings", sum(len(folds) for _, _, folds in jobs), "fits") as advance:
-        for kind, number, folds in jobs:
-            predicted, scored = (
-                np.full(len(true), None, dtype=object),
-                np.zeros(len(true), dtype=bool),
-            )
-            for split in folds:
-                found = job.predict(job.slices[0], split, seed + number)
-                rows = np.concatenate(
-                    [split.test, np.flatnonzero(~target.known)]
-                )  # those without a label, too
-                predicted[rows], scored[split.test] = found[rows], True
+    unlabeled = np.flatnonzero(~target.known)
+    planned = list(_runs(adata, target.known, kinds, runs, seed))
+    n_fits = sum(len(run.splits) for run in planned)
+    with tuning.bars.stage("fine-tunings", n_fits, "fits") as advance:
+        for run in planned:
+            predicted = np.full(len(true), None, dtype=object)
+            scored = np.zeros(len(true), dtype=bool)
+            for split in run.splits:
+                classes = tuning.predict(adata, split, seed + run.number)
+                predicted[split.test] = classes[split.test]
+                predicted[unlabeled] = classes[unlabeled]
+                scored[split.test] = True
                 advance(1)
-            yield kind, number, true, predicted, scored, list(target.notes)
+            yield _Outcome(run.kind, run.number, true, predicted, scored, list(target.notes))
 
 
-def _folds(
-    adata: AnnData, known: NDArray[np.bool_], kinds: Sequence[str], runs: int, seed: int
-) -> Iterator[tuple[str, int, list[Split]]]:
-    """Yield kind, number, and the splits that are scored together."""
+def _runs(
+    adata: AnnData, known: Bools, kinds: Sequence[str], runs: int, seed: int
+) -> Iterator[_Run]:
     for kind in kinds:
         if kind == "random":
-            yield from (
-                ("random", split.number, [split]) for split in random_splits(known, runs, seed=seed)
-            )
-        else:
-            coords = read_coords(adata, keys.SPATIAL)
-            yield from (
-                ("blocked", n, blocked_splits(coords, known, seed=seed + n)) for n in range(runs)
-            )
-
-
-def _across(job: _Job, test: AnnData, runs: int, seed: int) -> Iterator[Outcome]:
-    """Learn from some slices' labels alone; those of the scored slice only score."""
-    target, truth = (
-        targets.read_classes(job.slices, job.label),
-        targets.read_classes(test, job.label),
-    )
-    sides = [Labels(one.values, one.names) for one in (target, truth)]
-    shared, difference = shared_classes(sides[:1], sides[1])
-    true, scored = sides[1].names, sides[1].recoded(shared) >= 0
-    notes = [
-        *(f"training: {note}" for note in target.notes),
-        *(f"test: {note}" for note in truth.notes),
-    ]
-    notes += [f"not scored: {difference}"] if difference else []
-    with job.bars.stage("fine-tunings", runs, "fits") as advance:
+            for split in random_splits(known, runs, seed=seed):
+                yield _Run(kind, split.number, [split])
+            continue
+        coords = read_coords(adata, keys.SPATIAL)
         for number in range(runs):
-            split = cross_split(len(target.values), target.known, scored, seed=seed + number)
-            yield "cross", number, true, job.predict(test, split, seed + number), scored, notes
+            yield _Run(kind, number, blocked_splits(coords, known, seed=seed + number))
+
+
+def _across(tuning: _Tuning, test: AnnData, runs: int, seed: int) -> Iterator[_Outcome]:
+    """Learn from some slices' labels alone; those of the scored slice only score."""
+    target = targets.read_classes(tuning.slices, tuning.label)
+    truth = targets.read_classes(test, tuning.label)
+    train_labels = Labels(target.values, target.names)
+    test_labels = Labels(truth.values, truth.names)
+    shared, difference = shared_classes([train_labels], test_labels)
+    scored = test_labels.recoded(shared) >= 0
+    notes = [f"training: {note}" for note in target.notes]
+    notes.extend(f"test: {note}" for note in truth.notes)
+    if difference:
+        notes.append(f"not scored: {difference}")
+    n_cells = len(target.values)
+    with tuning.bars.stage("fine-tunings", runs, "fits") as advance:
+        for number in range(runs):
+            split = cross_split(n_cells, target.known, scored, seed=seed + number)
+            predicted = tuning.predict(test, split, seed + number)
+            yield _Outcome("cross", number, test_labels.names, predicted, scored, notes)
             advance(1)

@@ -1,4 +1,4 @@
-"""SToFM's or Geneformer's cell encoder, frozen, for other systems to read cells with."""
+"""SToFM's or Geneformer's cell encoder, frozen, as the gene encoder of other systems."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FrozenCellEncoder(FrozenCells):
     Raises
     ------
     ConfigError
-        A vocabulary without the token that opens a sequence.
+        A vocabulary without the first token of a sequence, ``<cls>``.
     """
 
     encoder: CellEncoder

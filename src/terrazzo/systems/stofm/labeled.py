@@ -1,4 +1,4 @@
-"""A labeled slice cut once for fine-tuning: its tokens, sub-slices and stored cell vectors, in canonical order."""
+"""Labeled slices prepared for fine-tuning: tokens, sub-slices and stored cell vectors, in canonical order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
-from numpy.typing import NDArray
 from torch import Tensor
 
+from terrazzo.arrays import Bools, Floats, Ints, Vectors
 from terrazzo.models.sequences import Tokens
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
@@ -25,9 +25,11 @@ from terrazzo.systems.stofm.subslices import (
     split_cells,
 )
 
+__all__ = ["LabeledSlice", "prepare", "refresh", "slice_vectors", "subslice_vectors"]
+
 
 @dataclass
-class Scene:
+class LabeledSlice:
     """One slice; rows in canonical order.
 
     Attributes
@@ -37,32 +39,32 @@ class Scene:
     tokens, positions
         As ``embed`` makes them.
     codes, train, validation
-        Class of each cell (-1: none); which cells are learned from; which stop the training.
+        Class of each cell (-1: none); which cells are learned from; which decide when training stops.
     features, virtual, subslices
         Stored vectors of cells and virtual cells, and the sub-slices around them; :func:`refresh` makes them anew.
     """
 
     name: str
     tokens: Tokens
-    positions: NDArray[np.float64]
-    codes: NDArray[np.int64]
-    train: NDArray[np.bool_]
-    validation: NDArray[np.bool_]
-    features: NDArray[np.float32] = field(init=False)
-    virtual: NDArray[np.float32] = field(init=False)
+    positions: Floats
+    codes: Ints
+    train: Bools
+    validation: Bools
+    features: Vectors = field(init=False)
+    virtual: Vectors = field(init=False)
     subslices: list[SubSlice] = field(init=False)
 
 
 def prepare(
     model: SToFM,
     adata: AnnData,
-    codes: NDArray[np.int64],
-    train: NDArray[np.bool_],
-    validation: NDArray[np.bool_],
+    codes: Ints,
+    train: Bools,
+    validation: Bools,
     *,
     orthologs: Any = None,
     progress: bool | None = False,
-) -> Scene:
+) -> LabeledSlice:
     """Cut a slice as ``embed`` would.
 
     Parameters
@@ -76,72 +78,79 @@ def prepare(
     orthologs, progress
         As in :meth:`terrazzo.SToFM.embed`.
     """
-    config, tissue = model.config.subslices, Slice.from_anndata(adata)
-    tokens = tokenize(
-        tissue,
-        model.vocabulary.match(tissue, orthologs=orthologs),
-        model.config.cell_encoder.max_length,
-    )
+    config = model.config.subslices
+    tissue = Slice.from_anndata(adata)
+    match = model.vocabulary.match(tissue, orthologs=orthologs)
+    tokens = tokenize(tissue, match, model.config.cell_encoder.max_length)
     order = canonical_order(tokens, tissue)
-    positions = model_positions(tissue.coords[order], config, slice_length_unit(tissue, config))
-    scene = Scene(
-        tissue.name, tokens.take(order), positions, codes[order], train[order], validation[order]
+    unit = slice_length_unit(tissue, config)
+    labeled = LabeledSlice(
+        name=tissue.name,
+        tokens=tokens.take(order),
+        positions=model_positions(tissue.coords[order], config, unit),
+        codes=codes[order],
+        train=train[order],
+        validation=validation[order],
     )
-    refresh(model, scene, progress)
-    return scene
+    refresh(model, labeled, progress)
+    return labeled
 
 
-def refresh(model: SToFM, scene: Scene, progress: bool | None = False) -> None:
-    """Encode all cells with the weights of this moment, and make virtual cells of them, as ``embed`` would now.
+def refresh(model: SToFM, labeled: LabeledSlice, progress: bool | None = False) -> None:
+    """Encode all cells with the present weights, and make virtual cells of them, as ``embed`` would now.
 
-    Which cells a sub-slice holds does not change: that depends on positions alone.
+    Which cells belong to a sub-slice does not change: that depends on positions alone.
     """
-    config, positions = model.config.subslices, scene.positions
+    config = model.config.subslices
     encoder = model.module.cell_encoder
-    scene.features, _ = encode_cells(
-        encoder, scene.tokens, model.cls_token, "float32", Progress(progress)
-    )
-    macro = macro_scale(scene.features, positions, config)
-    scene.virtual = macro.features
-    scene.subslices = list(
-        iterate(positions, macro.positions, split_cells(positions, config), config)
-    )
+    bars = Progress(progress)
+    features, _ = encode_cells(encoder, labeled.tokens, model.cls_token, "float32", bars)
+    macro = macro_scale(features, labeled.positions, config)
+    parts = split_cells(labeled.positions, config)
+    labeled.features = features
+    labeled.virtual = macro.features
+    labeled.subslices = list(iterate(labeled.positions, macro.positions, parts, config))
 
 
-def subslice_vectors(model: SToFM, scene: Scene, sub: SubSlice, again: NDArray[np.int64]) -> Tensor:
+def subslice_vectors(model: SToFM, labeled: LabeledSlice, sub: SubSlice, again: Ints) -> Tensor:
     """Return the vectors that ``embed`` would write for a sub-slice's own cells, ``(n_core, d)``.
 
     Parameters
     ----------
     model
         SToFM.
-    scene, sub
+    labeled, sub
         The slice, and one of its sub-slices.
     again
         Cells of the sub-slice (by their place in it) that are encoded again, with gradient.
     """
-    device, first = model.device, 1 + sub.n_virtual
-    x, types, pairs = subslice_tensors([sub], scene.features, scene.virtual, device)
+    device = model.device
+    first = 1 + sub.n_virtual  # token of the first cell
+    x, types, pairs = subslice_tensors([sub], labeled.features, labeled.virtual, device)
     if len(again):
-        tokens = scene.tokens.take(sub.cells[again])
+        tokens = labeled.tokens.take(sub.cells[again])
         ids, mask = pad(tokens, tokens.flat, model.cls_token)
         encoded = model.module.cell_encoder(ids.to(device), mask.to(device))
-        x = x.index_copy(0, torch.from_numpy(again + first).to(device), encoded)
-    hidden = model.module.se2(x, types, pairs).hidden[first : first + sub.n_core]
+        rows = torch.from_numpy(again + first).to(device)
+        x = x.index_copy(0, rows, encoded)
+    core = slice(first, first + sub.n_core)
+    niche = model.module.se2(x, types, pairs).hidden[core]
     if model.config.output != "own+niche":
-        return hidden
-    return torch.cat(
-        [x[first : first + sub.n_core], hidden / float(model.module.se2.typical_norm())], dim=1
-    )
+        return niche
+    typical_norm = float(model.module.se2.typical_norm())
+    return torch.cat([x[core], niche / typical_norm], dim=1)
 
 
 @torch.no_grad()
-def scene_vectors(model: SToFM, scene: Scene) -> NDArray[np.float32]:
+def slice_vectors(model: SToFM, labeled: LabeledSlice) -> Vectors:
     """Return the vectors that ``embed`` would write for all cells, ``(n, d)``, rows in canonical order."""
-    none, parts = np.empty(0, dtype=np.int64), scene.subslices
-    found = np.concatenate(
-        [subslice_vectors(model, scene, sub, none).cpu().numpy() for sub in parts]
-    )
-    out = np.empty_like(found)
-    out[np.concatenate([sub.cells[: sub.n_core] for sub in parts])] = found
+    none = np.empty(0, dtype=np.int64)
+    cells = []
+    vectors = []
+    for sub in labeled.subslices:
+        cells.append(sub.cells[: sub.n_core])
+        vectors.append(subslice_vectors(model, labeled, sub, none).cpu().numpy())
+    by_subslice = np.concatenate(vectors)
+    out = np.empty_like(by_subslice)
+    out[np.concatenate(cells)] = by_subslice
     return out

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from scipy import sparse
 
-from terrazzo.arrays import Floats, Ints, Vectors
+from terrazzo.arrays import Ints, Vectors
 from terrazzo.corpus.genes import Columns, Match, columns_by_token
 from terrazzo.corpus.loader import BlockLoader, Collate, ItemLoader, Members, Shard, Stream
 from terrazzo.errors import ConfigError, CorpusError
@@ -19,7 +18,7 @@ from terrazzo.systems.stofm.cache import CachedMember, CacheKey, EmbeddingCache
 from terrazzo.systems.stofm.subslices import (
     SubSlice,
     SubSliceConfig,
-    iterate,
+    SubSliceCutter,
     length_unit,
     model_positions,
 )
@@ -30,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CellBatch", "CellLoader", "SubSliceBatch", "SubSliceItem", "SubSliceLoader"]
 
-KEPT_CELLS = 4_000_000  # cells whose positions stay in memory
-KEPT_MEMBERS = 256  # and as many open files at most
+# Members stay open, up to so many cells (their positions are in memory) and files.
+MOST_OPEN_CELLS = 4_000_000
+MOST_OPEN_MEMBERS = 256
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class CellBatch:
     rows
         int64 ``(n,)``: row of each cell in its slice.
     counts
-        CSR ``(n, n_tokens)``, counts by token of the vocabulary; None unless asked for.
+        CSR ``(n, n_tokens)``, counts by token of the vocabulary; None unless they are wanted.
     """
 
     tokens: Tokens
@@ -78,14 +78,14 @@ class CellBatch:
 
 @dataclass(frozen=True)
 class SubSliceItem:
-    """One sub-slice with what is stored of its cells.
+    """One sub-slice with the stored vectors of its cells.
 
     Attributes
     ----------
     sub
         Tokens, positions and pairs; ``sub.cells`` are rows of the slice, the sub-slice's own first, then its halo.
     features
-        float32 ``(len(sub.cells), d)``, stored vector of each of these cells.
+        float32 ``(len(sub.cells), d)``, vector of each of these cells.
     virtual
         float32 ``(sub.n_virtual, d)``, virtual cells of the slice.
     id, member
@@ -93,9 +93,9 @@ class SubSliceItem:
     spacing
         The slice's median distance between neighbors, in units of ``sub.positions``.
     counts
-        CSR, rows as ``sub.cells``, columns as ``Corpus.genes(id)``; None unless asked for.
+        CSR, rows as ``sub.cells``, columns as ``Corpus.genes(id)``; None unless they are wanted.
     tokens
-        Ranked genes of these cells; None unless a match was given.
+        Ranked genes of these cells; None without a match.
     """
 
     sub: SubSlice
@@ -113,7 +113,7 @@ SubSliceBatch = list[SubSliceItem]
 
 @dataclass(frozen=True)
 class _Block:
-    """Contiguous rows of a member, as they were read."""
+    """Contiguous rows of a member."""
 
     member: int
     start: int
@@ -125,12 +125,12 @@ class _Block:
 
 
 class CellLoader(BlockLoader[Any]):
-    """Random cells of all slices of a split, tokenized: what domain adaptation reads.
+    """Loader of random cells of all slices of a split, tokenized, for domain adaptation.
 
     Parameters
     ----------
     corpus
-        Where the cells are.
+        The slices.
     match
         From :func:`terrazzo.corpus.genes.member_match`.
     split
@@ -148,14 +148,14 @@ class CellLoader(BlockLoader[Any]):
     share
         Share of the slices (data-volume ablation); see :class:`terrazzo.corpus.loader.Members`.
     drop_last
-        True: every batch has ``batch_cells`` cells, and what does not fill a batch in every process is left out
+        True: every batch has ``batch_cells`` cells, and cells that do not fill a batch in every process are left out
         (another choice each epoch). False: every cell exactly once; the last two batches may be smaller.
     prefetch
         Read the next blocks in a thread; order and state are the same.
     n_tokens
         Tokens of the vocabulary, where the counts are wanted too (thinned-count objectives); 0 for tokens only.
     collate
-        Called with a batch, its epoch and its step; None: the :class:`CellBatch` is handed out.
+        Called with a batch, its epoch and its step; None: the :class:`CellBatch` is returned.
 
     Raises
     ------
@@ -225,13 +225,15 @@ class CellLoader(BlockLoader[Any]):
         counts = blocks[0].counts
         if len(blocks) > 1:
             counts = sparse.vstack([block.counts for block in blocks], format="csr")
-        tokens = rank_tokens(counts, *columns, self._length)
-        member = np.repeat([b.member for b in blocks], [b.n_rows for b in blocks])
-        rows = np.concatenate([np.arange(b.start, b.start + b.n_rows) for b in blocks])
+        token, median = columns
+        tokens = rank_tokens(counts, token, median, self._length)
+        sizes = [block.n_rows for block in blocks]
+        member = np.repeat([block.member for block in blocks], sizes)
+        rows = [np.arange(block.start, block.start + block.n_rows) for block in blocks]
         by_token = None
         if self._n_tokens:
-            by_token = columns_by_token(counts, columns[0], self._n_tokens)
-        return CellBatch(tokens, member.astype(np.int64), rows, by_token)
+            by_token = columns_by_token(counts, token, self._n_tokens)
+        return CellBatch(tokens, member.astype(np.int64), np.concatenate(rows), by_token)
 
     def take(self, mixed: CellBatch, rows: Ints) -> CellBatch:
         """Return some cells."""
@@ -249,25 +251,25 @@ class _OpenMember:
     Attributes
     ----------
     cached
-        What is stored of it.
-    cut
-        Cuts a sub-slice around some cells.
+        Its stored arrays.
+    cutter
+        Cuts sub-slices out of it.
     spacing
         Median distance between neighbors, in units of the model's positions.
     """
 
     cached: CachedMember
-    cut: Callable[[Ints], SubSlice]
+    cutter: SubSliceCutter
     spacing: float
 
 
 class SubSliceLoader(ItemLoader[Any]):
-    """Whole sub-slices of all slices of a split, in random order: what multi-scale pretraining reads.
+    """Loader of whole sub-slices of all slices of a split, in random order, for multi-scale pretraining.
 
     Parameters
     ----------
     corpus
-        Where the coordinates (and counts) are.
+        The slices: their coordinates, and counts where they are wanted.
     cache
         Has every slice of the split under the same sub-slice settings.
     config
@@ -281,9 +283,9 @@ class SubSliceLoader(ItemLoader[Any]):
     match, max_length
         From :func:`terrazzo.corpus.genes.member_match`: also tokenize the cells (this reads their counts).
     tokens_from
-        Epoch from which cells are tokenized; in earlier ones neither counts nor tokens are needed, nor read.
+        Epoch from which on cells are tokenized; in earlier ones neither counts nor tokens are needed, nor read.
     collate
-        Called with a batch, its epoch and its step; None: the list of :class:`SubSliceItem` is handed out.
+        Called with a batch, its epoch and its step; None: the list of :class:`SubSliceItem` is returned.
 
     Raises
     ------
@@ -318,11 +320,10 @@ class SubSliceLoader(ItemLoader[Any]):
             )
         members = Members(corpus, split, share)
         self._sources = [str(value) for value in members.rows["sha256"]]
-        missing = [
-            name
-            for name, source in zip(members.ids, self._sources, strict=True)
-            if not cache.has(name, source)
-        ]
+        missing = []
+        for name, source in zip(members.ids, self._sources, strict=True):
+            if not cache.has(name, source):
+                missing.append(name)
         if missing:
             raise CorpusError(
                 f"{len(missing)} of {len(members.ids)} slices have no stored embeddings of this model, e.g. "
@@ -367,7 +368,7 @@ class SubSliceLoader(ItemLoader[Any]):
         name = self.ids[member]
         opened = self._opened(member)
         core = opened.cached.part(int(self._part_number[number]))
-        sub = opened.cut(core)
+        sub = opened.cutter.cut(core)
         return SubSliceItem(
             sub,
             features=np.asarray(opened.cached.features[sub.cells]),
@@ -385,8 +386,9 @@ class SubSliceLoader(ItemLoader[Any]):
         return batch if self._then is None else self._then(batch, epoch, step)
 
     def _with_tokens(self, item: SubSliceItem) -> SubSliceItem:
-        columns = cast(Match, self._match)(item.id)
-        tokens = rank_tokens(item.counts, *columns, self._length)
+        match = cast(Match, self._match)
+        token, median = match(item.id)
+        tokens = rank_tokens(item.counts, token, median, self._length)
         counts = item.counts if self._with_counts else None
         return replace(item, tokens=tokens, counts=counts)
 
@@ -398,7 +400,7 @@ class SubSliceLoader(ItemLoader[Any]):
         self._open_members[member] = opened
         n_cells = sum(int(self._members.n_cells[one]) for one in self._open_members)
         while len(self._open_members) > 1:
-            if n_cells <= KEPT_CELLS and len(self._open_members) <= KEPT_MEMBERS:
+            if n_cells <= MOST_OPEN_CELLS and len(self._open_members) <= MOST_OPEN_MEMBERS:
                 break
             oldest, _ = self._open_members.popitem(last=False)
             n_cells -= int(self._members.n_cells[oldest])
@@ -417,24 +419,8 @@ class SubSliceLoader(ItemLoader[Any]):
         unit = length_unit(str(row["unit"]), spacing, self._config)
         positions = model_positions(coords, self._config, unit)
         extent = float(np.ptp(coords, axis=0).max())
-        scale = float(np.ptp(positions, axis=0).max()) / extent if extent > 0 else 1.0
-        return _OpenMember(cached, _cutter(positions, cached, self._config), spacing * scale)
-
-
-def _cutter(
-    positions: Floats, cached: CachedMember, config: SubSliceConfig
-) -> Callable[[Ints], SubSlice]:
-    """Return a function that cuts single sub-slices; what `iterate` prepares for a slice is prepared once."""
-    asked: list[Ints] = []
-
-    def requests() -> Iterator[Ints]:
-        while True:
-            yield asked.pop()
-
-    made = iterate(positions, cached.macro.positions, cast("list[Ints]", requests()), config)
-
-    def cut(core: Ints) -> SubSlice:
-        asked.append(core)
-        return next(made)
-
-    return cut
+        scale = 1.0
+        if extent > 0:
+            scale = float(np.ptp(positions, axis=0).max()) / extent
+        cutter = SubSliceCutter(positions, cached.macro.positions, self._config)
+        return _OpenMember(cached, cutter, spacing * scale)

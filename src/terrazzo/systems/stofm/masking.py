@@ -1,4 +1,4 @@
-"""From loader items to tensors: what is hidden, moved or thinned is drawn here, from a seed per batch or sub-slice."""
+"""Masking: loader items to tensors; what is hidden, moved or thinned is drawn from a seed per batch or sub-slice."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from terrazzo.systems.stofm.loaders import CellBatch, SubSliceBatch, SubSliceIte
 from terrazzo.systems.stofm.model import pair_tensors, subslice_blocks
 from terrazzo.systems.stofm.pair_bias import Pairs
 from terrazzo.systems.stofm.recipe import AdaptObjective, PretrainObjective
-from terrazzo.systems.stofm.se2 import CELL
-from terrazzo.systems.stofm.subslices import SubSlice, SubSliceConfig, with_positions
+from terrazzo.systems.stofm.subslices import CELL, SubSlice, SubSliceConfig, with_positions
 from terrazzo.systems.stofm.tokens import rank_tokens
 from terrazzo.training.stage import Movable
 
@@ -76,7 +75,17 @@ class MaskedCells(Movable):
 
 @dataclass(frozen=True)
 class CellMasking:
-    """What turns cells into :class:`MaskedCells`: vocabulary, objective and longest sequence."""
+    """Masking of random cells.
+
+    Attributes
+    ----------
+    vocabulary
+        Of the counts and tokens.
+    objective
+        Its shares and rates.
+    max_length
+        Longest sequence, ``<cls>`` counted.
+    """
 
     vocabulary: Vocabulary
     objective: AdaptObjective
@@ -95,19 +104,21 @@ class CellMasking:
         rng: np.random.Generator,
     ) -> MaskedCells:
         """Draw the views of one batch; ``names`` are its slices, ``composition_of`` one's log mean composition."""
-        objective, special = self.objective, self.vocabulary.special
+        objective = self.objective
+        special = self.vocabulary.special
         first = batch.tokens
         second = batch.tokens
         rest = None
         base = None
         if self.thins and batch.counts is not None:
-            part, left = self._thin(batch.counts, rng)
+            part, others = self._thin(batch.counts, rng)
             first = self._rank(part)
             second = first
             if objective.view == "thinned" and objective.contrastive_weight > 0:
-                second = self._rank(self._thin(batch.counts, rng)[0])
+                second_part, _ = self._thin(batch.counts, rng)
+                second = self._rank(second_part)
             if objective.own_weight > 0:
-                rest = torch.from_numpy(left.toarray().astype(np.float32))
+                rest = torch.from_numpy(others.toarray().astype(np.float32))
                 compositions = [composition_of(member) for member in batch.member.tolist()]
                 base = torch.from_numpy(np.stack(compositions))
         masked, labels = mask_tokens(
@@ -119,7 +130,8 @@ class CellMasking:
         )
         cls_token = special["<cls>"]
         ids_plain, mask = pad(first, first.flat, cls_token)
-        ids_second, mask_second = ids_plain, mask
+        ids_second = ids_plain
+        mask_second = mask
         if second is not first:
             ids_second, mask_second = pad(second, second.flat, cls_token)
         ids_masked, _ = pad(first, masked, cls_token)
@@ -171,7 +183,7 @@ def pad(tokens: Tokens, values: Any, lead: int, filler: int = 0) -> tuple[Tensor
 
 @dataclass(frozen=True)
 class MaskedSubSlices(Movable):
-    """Sub-slices packed one after the other, with what is hidden and moved.
+    """Sub-slices packed one after the other, with hidden and moved cells.
 
     Attributes
     ----------
@@ -183,7 +195,7 @@ class MaskedSubSlices(Movable):
         int64: tokens that are predicted; real cells that are shown.
     rings
         ``(predicted, 3 d)``: mean features of the 1st-6th, 7th-18th and 19th-36th nearest shown cells, from which
-        the answers to beat are made.
+        trivial answers are made.
     moved, moved_columns
         Per sub-slice: tokens with noise on their position, and the tokens to which distances are recovered.
     true_distance, noisy_distance
@@ -226,7 +238,7 @@ class MaskedSubSlices(Movable):
 
 @dataclass(frozen=True)
 class _Drawn:
-    """What was drawn for one sub-slice; numbers are tokens of it, not cells.
+    """Draws for one sub-slice; numbers are tokens of it, not cells.
 
     Attributes
     ----------
@@ -261,14 +273,24 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class SubSliceMasking:
-    """What turns stored sub-slices into :class:`MaskedSubSlices`."""
+    """Masking of stored sub-slices.
+
+    Attributes
+    ----------
+    objective
+        Its shares.
+    config
+        Settings of the sub-slices.
+    cls_token
+        Token in front of a cell that is encoded again.
+    """
 
     objective: PretrainObjective
     config: SubSliceConfig
     cls_token: int
 
     def make(self, batch: SubSliceBatch, seed: list[int]) -> MaskedSubSlices:
-        """Draw what is hidden and moved, from a generator per sub-slice: the same whichever process holds it."""
+        """Draw what is hidden and moved, from a generator per sub-slice: the same in whichever process."""
         drawn = []
         for item in batch:
             rng = np.random.default_rng([*seed, item.member, int(item.sub.cells[0])])
@@ -278,30 +300,28 @@ class SubSliceMasking:
 
         def packed(parts: list[Ints]) -> Tensor:
             """Return tokens of sub-slices, numbered as those of the pack."""
-            moved = [part + start for part, start in zip(parts, starts[:-1], strict=True)]
-            return torch.from_numpy(np.concatenate(moved))
+            shifted = [part + start for part, start in zip(parts, starts[:-1], strict=True)]
+            return torch.from_numpy(np.concatenate(shifted))
 
         blocks: list[Vectors] = []
         for item in batch:
             blocks.extend(subslice_blocks(item.virtual, item.features))
+        types = [one.sub.token_types for one in drawn]
+        rings = [one.rings for one in drawn]
         hidden = torch.zeros(int(starts[-1]), dtype=torch.bool)
         hidden[packed([one.masked for one in drawn])] = True
-        again_ids, again_mask, again_tokens = self._again(
-            [
-                item.tokens.take(one.again)
-                for one, item in zip(drawn, batch, strict=True)
-                if item.tokens is not None
-            ],
-            packed([one.again_tokens for one in drawn]),
-        )
+        again_ids, again_mask = self._padded_again(batch, drawn)
+        again_tokens = None
+        if again_ids is not None:
+            again_tokens = packed([one.again_tokens for one in drawn])
         return MaskedSubSlices(
             features=torch.from_numpy(np.concatenate(blocks)),
-            types=torch.from_numpy(np.concatenate([one.sub.token_types for one in drawn])),
+            types=torch.from_numpy(np.concatenate(types)),
             pairs=[pair_tensors(one.sub, CPU) for one in drawn],
             hidden=hidden,
             predicted=packed([one.predicted for one in drawn]),
             shown_cells=packed([one.shown for one in drawn]),
-            rings=torch.from_numpy(np.concatenate([one.rings for one in drawn])),
+            rings=torch.from_numpy(np.concatenate(rings)),
             moved=[torch.from_numpy(one.moved) for one in drawn],
             moved_columns=[torch.from_numpy(one.columns) for one in drawn],
             true_distance=[torch.from_numpy(one.true_distance) for one in drawn],
@@ -312,50 +332,56 @@ class SubSliceMasking:
             ids=[item.id for item in batch],
         )
 
-    def _again(
-        self, tokens: list[Tokens], places: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return ids, mask and places in the pack of the cells that are encoded again."""
-        if not tokens or not len(places):
-            return None, None, None
-        joined = Tokens.join(tokens)
-        ids, mask = pad(joined, joined.flat, self.cls_token)
-        return ids, mask, places
+    def _padded_again(
+        self, batch: SubSliceBatch, drawn: list[_Drawn]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return ids and mask of the cells that are encoded again; None where none are."""
+        parts = []
+        for item, one in zip(batch, drawn, strict=True):
+            if item.tokens is not None:
+                parts.append(item.tokens.take(one.again))
+        if sum(len(part) for part in parts) == 0:
+            return None, None
+        joined = Tokens.join(parts)
+        return pad(joined, joined.flat, self.cls_token)
 
     def _draw(self, item: SubSliceItem, rng: np.random.Generator) -> _Drawn:
-        """Draw for one sub-slice: what is hidden, what moves, which cells are encoded again."""
-        objective, sub = self.objective, item.sub
+        """Draw for one sub-slice which cells are hidden, which move, and which are encoded again."""
+        objective = self.objective
+        sub = item.sub
         first = 1 + sub.n_virtual  # token of the first cell
         n = sub.n_core
         kept_share = _possible(objective.kept_share, n, rng)
         mask_share = _possible(objective.mask_share, n, rng)
-        masked, kept = mask_cells(n, mask_share, rng, kept_share=kept_share)
-        moves = objective.kind == "paper" and objective.gamma < 1
-        perturb_share = _possible(objective.perturb_share, n, rng) if moves else 0.0
-        moved = perturb_cells(n, perturb_share, rng, exclude=np.union1d(masked, kept))
-        predicted = np.concatenate([masked, kept])
-        positions = sub.positions
+        masked, shown_anyway = mask_cells(n, mask_share, rng, kept_share=kept_share)
+        predicted = np.concatenate([masked, shown_anyway])
+        perturb_share = 0.0
+        if objective.kind == "paper" and objective.gamma < 1:
+            perturb_share = _possible(objective.perturb_share, n, rng)
+        moved = perturb_cells(n, perturb_share, rng, exclude=predicted)
+        moved_tokens = moved + first
         noisy = noisy_positions(
-            positions, moved + first, item.spacing, rng, sigma_spacing=objective.sigma_spacing
+            sub.positions, moved_tokens, item.spacing, rng, sigma_spacing=objective.sigma_spacing
         )
-        columns = np.arange(1, sub.n_tokens)
-        places = positions[first:]
-        from_middle = np.linalg.norm(places - places.mean(axis=0), axis=1)
-        unit = np.float32(float(from_middle.mean()) or 1.0)
+        noisy_sub = with_positions(sub, noisy, self.config) if len(moved) else sub
         again = NOTHING
         if item.tokens is not None:
             again = np.sort(rng.permutation(n)[: objective.reencode])
         shown = np.setdiff1d(np.arange(len(sub.cells)), masked)
+        columns = np.arange(1, sub.n_tokens)
+        places = sub.positions[first:]
+        from_middle = np.linalg.norm(places - places.mean(axis=0), axis=1)
+        unit = np.float32(float(from_middle.mean()) or 1.0)
         return _Drawn(
-            sub=with_positions(sub, noisy, self.config) if len(moved) else sub,
+            sub=noisy_sub,
             masked=masked + first,
             predicted=predicted + first,
             shown=shown + first,
             rings=_ring_means(places, item.features, shown, predicted),
-            moved=moved + first,
+            moved=moved_tokens,
             columns=columns,
-            true_distance=_distances(positions, moved + first, columns) / unit,
-            noisy_distance=_distances(noisy, moved + first, columns) / unit,
+            true_distance=_distances(sub.positions, moved_tokens, columns) / unit,
+            noisy_distance=_distances(noisy, moved_tokens, columns) / unit,
             again=again,
             again_tokens=again + first,
         )
@@ -373,7 +399,8 @@ def _possible(share: float, n: int, rng: np.random.Generator) -> float:
 
 def _distances(positions: Floats, rows: Ints, columns: Ints) -> Vectors:
     gap = positions[rows][:, None] - positions[columns][None]
-    return np.sqrt((gap**2).sum(axis=-1)).astype(np.float32)
+    squared = (gap**2).sum(axis=-1)
+    return np.sqrt(squared).astype(np.float32)
 
 
 def _ring_means(places: Floats, features: Vectors, shown: Ints, wanted: Ints) -> Vectors:
@@ -382,16 +409,16 @@ def _ring_means(places: Floats, features: Vectors, shown: Ints, wanted: Ints) ->
     out = np.zeros((len(wanted), len(RINGS), n_features), dtype=np.float32)
     if len(shown) and len(wanted):
         k = min(RINGS[-1] + 1, len(shown))
-        _, index = cKDTree(places[shown]).query(places[wanted], k=list(range(1, k + 1)))
+        tree = cKDTree(places[shown])
+        _, index = tree.query(places[wanted], k=list(range(1, k + 1)))
         neighbor = shown[index]
-        itself = (
-            neighbor == wanted[:, None]
-        )  # a cell that is predicted but shown must not answer for itself
-        order = np.cumsum(~itself, axis=1)
+        # a cell that is predicted but shown must not answer for itself
+        is_other = neighbor != wanted[:, None]
+        order = np.cumsum(is_other, axis=1)
         near = features[neighbor]
         for ring, (inner, outer) in enumerate(pairwise((0, *RINGS))):
-            inside = ~itself & (order > inner) & (order <= outer)
-            weight = inside.astype(np.float32)
-            total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
-            out[:, ring] = np.einsum("nk,nkd->nd", weight, near) / total
+            in_ring = is_other & (order > inner) & (order <= outer)
+            weight = in_ring.astype(np.float32)
+            count = np.maximum(weight.sum(axis=1, keepdims=True), 1)
+            out[:, ring] = np.einsum("nk,nkd->nd", weight, near) / count
     return out.reshape(len(wanted), len(RINGS) * n_features)

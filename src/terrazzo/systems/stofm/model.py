@@ -27,12 +27,13 @@ from terrazzo.models.estimate import (
 from terrazzo.models.sequences import Tokens, check_vocabulary
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
+from terrazzo.systems.stofm.attention import Workspace
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
 from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig, encode_cells, tokenize
 from terrazzo.systems.stofm.config import SToFMConfig, preset
 from terrazzo.systems.stofm.options import SToFMEmbedOptions
 from terrazzo.systems.stofm.pair_bias import Pairs
-from terrazzo.systems.stofm.se2 import SE2Transformer, Workspace
+from terrazzo.systems.stofm.se2 import SE2Transformer
 from terrazzo.systems.stofm.subslices import (
     SubSlice,
     SubSliceConfig,
@@ -52,11 +53,11 @@ __all__ = [
     "subslice_tensors",
 ]
 
-PACK_TOKENS = {
-    "cpu": 1,
-    "cuda": 32_768,
-}  # sub-slices are packed up to this many tokens (one at least)
-SE2_SHARE = 0.45  # share of the matrix-product rate that it reaches, for estimates
+# Sub-slices are packed up to this many tokens (one sub-slice at least).
+PACK_TOKENS = {"cpu": 1, "cuda": 32_768}
+
+# For estimates
+SE2_SHARE = 0.45  # share of the matrix-product rate that the SE(2) Transformer reaches
 TYPICAL_VIRTUAL_CELLS = 50
 
 
@@ -117,7 +118,7 @@ class SToFM(FoundationModel):
         return _SToFMModule(self.config)
 
     def cell_model(self) -> CellModel:
-        """Return the cell encoder alone as a model of its own: what the tables call "cell encoder"."""
+        """Return the cell encoder as a model of its own, "cell encoder" in the tables."""
         config = CellModelConfig(self.config.cell_encoder)
         provenance = {**self.provenance, "part": "cell encoder of SToFM"}
         alone = CellModel(config, self.vocabulary, provenance=provenance)
@@ -141,7 +142,7 @@ class SToFM(FoundationModel):
         return PreparedSToFM(self, tissue, match, subslices, chosen, labels)
 
     def _subslices(self, options: SToFMEmbedOptions) -> SubSliceConfig:
-        """Return how the slice is cut: the checkpoint's settings, and what the options say in place of them."""
+        """Return the checkpoint's settings of sub-slices, those of the options in place of them."""
         settings = to_dict(self.config.subslices)
         for name in ("partition", "subslice_size", "halo", "pair"):
             value = getattr(options, name)
@@ -193,7 +194,7 @@ class PreparedSToFM(Prepared):
         return Plan(n_cells, n_parts, self.match.coverage, seconds, faster)
 
     def _take_tokens(self) -> Tokens:
-        """Return the tokens in canonical order and let go of them: they are as large as the counts."""
+        """Return the tokens in canonical order, and store them no longer: they are as large as the counts."""
         tokens = self._tokens
         self._tokens = None
         if tokens is None:  # embedded before
@@ -208,7 +209,9 @@ class PreparedSToFM(Prepared):
         slice changes nothing, not even the last bit.
         """
         bars = bars or Progress(False)
-        model, config, tissue = self.model, self.subslices, self.tissue
+        model = self.model
+        config = self.subslices
+        tissue = self.tissue
         encoder = model.module.cell_encoder
         precision = self.options.precision
         order = self.order
@@ -245,7 +248,7 @@ class PreparedSToFM(Prepared):
 
 
 class _SToFMModule(nn.Module):
-    """The two trained parts, under the names that a checkpoint's tensors carry."""
+    """The two trained parts, under the names of a checkpoint's tensors."""
 
     def __init__(self, config: SToFMConfig) -> None:
         super().__init__()
@@ -292,7 +295,7 @@ def _run_pack(
 def subslice_tensors(
     pack: list[SubSlice], features: Vectors, virtual: Vectors, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, list[Pairs]]:
-    """Turn sub-slices into the tensors that the SE(2) Transformer takes, packed one after the other."""
+    """Turn sub-slices into the inputs of the SE(2) Transformer, packed one after the other."""
     blocks: list[Vectors] = []
     for sub in pack:
         blocks.extend(subslice_blocks(virtual[: sub.n_virtual], features[sub.cells]))
@@ -352,7 +355,7 @@ def _cluster_labels(obs: pd.DataFrame | None, column: str) -> Ints:
         hint = did_you_mean(column, names)
         existing = ", ".join(names) or "none"
         raise InputError(
-            f"clusters={column!r} is not a column of obs; there are: {existing}.{hint}"
+            f"clusters={column!r} is not a column of obs; its columns are: {existing}.{hint}"
         )
     codes, _ = pd.factorize(obs[column], sort=True)
     n_missing = int((codes < 0).sum())

@@ -1,4 +1,4 @@
-"""What a call of ``embed`` may choose: SToFM, and its cell encoder alone."""
+"""Options of ``embed``: SToFM, and its cell encoder alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Distances to attention bias: the Gaussian module, and the sparse, shifted form that makes it cheap.
+"""Distances to attention bias: the Gaussian module, and a sparse, shifted form of its bias that is cheap.
 
-The published model evaluates the Gaussian module on all n x n pairs, although almost all of them hold one constant
+The published model evaluates the Gaussian module on all n x n pairs, although almost all of them have one constant
 ("far") distance. Softmax does not see a constant added to a row, so the fast form subtracts ``bias(far)`` everywhere:
 what is left is non-zero only on listed pairs, the graph token and the diagonal. The result is exact, not approximate.
 """
@@ -8,20 +8,19 @@ what is left is non-zero only on listed pairs, the graph token and the diagonal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+__all__ = ["GaussianBias", "Pairs", "SparseBias"]
+
 EDGE_CHUNK = 16_384  # distances per Gaussian evaluation: (chunk, kernels) stays in the cache
 
+# Below it a kernel is nothing in float32, but subnormal numbers make products 10 times slower.
+LEAST_EXPONENT = -60.0
 
-LEAST_EXPONENT = (
-    -60.0
-)  # below it a kernel is nothing in float32, but subnormal numbers make products 10 times slower
-
-
+ROOT_2_PI = math.sqrt(2 * math.pi)
 STD_FLOOR = 1e-5  # as published: std = |s| + 1e-5
 
 
@@ -42,7 +41,9 @@ class GaussianBias(nn.Module):
         self.linear = nn.Linear(1, 1)
         self.means = nn.Parameter(torch.empty(kernels))
         self.stds = nn.Parameter(torch.empty(kernels))
-        self.proj = nn.Sequential(nn.Linear(kernels, kernels), nn.ReLU(), nn.Linear(kernels, heads))
+        hidden = nn.Linear(kernels, kernels)
+        output = nn.Linear(kernels, heads)
+        self.proj = nn.Sequential(hidden, nn.ReLU(), output)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -50,26 +51,36 @@ class GaussianBias(nn.Module):
         nn.init.ones_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         with torch.no_grad():
-            position = torch.linspace(0, 1, len(self.means))
+            count = len(self.means)
+            position = torch.linspace(0, 1, count)
             self.means.copy_(100 * position**2)
             self.stds.copy_(0.5 + 5 * position)
 
     def forward(self, distance: Tensor) -> Tensor:
         """Return the bias of each distance, ``(..., heads)``; exactly 0 where the distance is exactly 0."""
         flat = distance.reshape(-1)
-        parts = [self._evaluate(part) for part in flat.split(EDGE_CHUNK)]
-        bias = torch.cat(parts) if parts else flat.new_zeros((0, self.heads))
-        return bias.reshape(*distance.shape, self.heads)
+        chunks = flat.split(EDGE_CHUNK)
+        bias = torch.cat([self._evaluate(chunk) for chunk in chunks])
+        shape = (*distance.shape, self.heads)
+        return bias.reshape(shape)
 
     def kernels(self, distance: Tensor) -> Tensor:
         """Return the Gaussian kernels of distances ``(n,)``, ``(n, kernels)``."""
-        scaled = distance[:, None] * self.linear.weight[0, 0] + self.linear.bias[0]
+        slope = self.linear.weight[0, 0]
+        offset = self.linear.bias[0]
+        scaled = distance[:, None] * slope + offset
         std = self.stds.abs() + STD_FLOOR
-        exponent = (-0.5 * ((scaled - self.means) / std).square()).clamp(min=LEAST_EXPONENT)
-        return torch.exp(exponent) / (math.sqrt(2 * math.pi) * std)
+        deviation = (scaled - self.means) / std
+        exponent = -0.5 * deviation.square()
+        exponent = exponent.clamp(min=LEAST_EXPONENT)
+        norm = ROOT_2_PI * std
+        return torch.exp(exponent) / norm
 
     def _evaluate(self, distance: Tensor) -> Tensor:
-        return self.proj(self.kernels(distance)).masked_fill((distance == 0)[:, None], 0.0)
+        kernels = self.kernels(distance)
+        bias = self.proj(kernels)
+        is_zero = distance == 0
+        return bias.masked_fill(is_zero[:, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -96,19 +107,21 @@ class Pairs:
 
     def to(self, device: torch.device) -> Pairs:
         """Return the same pairs on another device."""
-        positions = None if self.positions is None else self.positions.to(device)
-        return Pairs(
-            self.n, self.row.to(device), self.col.to(device), self.distance.to(device), positions
-        )
+        row = self.row.to(device)
+        col = self.col.to(device)
+        distance = self.distance.to(device)
+        positions = self.positions
+        if positions is not None:
+            positions = positions.to(device)
+        return Pairs(self.n, row, col, distance, positions)
 
     def dense_distance(self, far: float) -> Tensor:
         """Return the ``(n, n)`` distance matrix that the published code builds."""
         if self.positions is not None:
-            dense = torch.cdist(
-                self.positions, self.positions, compute_mode="donot_use_mm_for_euclid_dist"
-            )
+            dense = _exact_distances(self.positions, self.positions)
         else:
-            dense = self.distance.new_full((self.n, self.n), far)
+            shape = (self.n, self.n)
+            dense = self.distance.new_full(shape, far)
             dense[self.row, self.col] = self.distance
             dense[self.col, self.row] = self.distance
         dense[0, :] = 0
@@ -117,7 +130,7 @@ class Pairs:
 
 
 class SparseBias:
-    """The bias of one sub-slice minus ``bias(far)``, evaluated once per listed pair, handed out by rows.
+    """The bias of one sub-slice minus ``bias(far)``, evaluated once per listed pair and returned by rows.
 
     Parameters
     ----------
@@ -126,68 +139,102 @@ class SparseBias:
     pairs
         The listed pairs.
     far
-        The distance that stands for every pair that is not listed.
+        The distance of every pair that is not listed.
     """
 
     def __init__(self, gaussian: GaussianBias, pairs: Pairs, far: float) -> None:
-        self.pairs, self.gaussian, self.n, self.heads = pairs, gaussian, pairs.n, gaussian.heads
-        if pairs.positions is not None:
+        self.positions = pairs.positions
+        self.gaussian = gaussian
+        self.n = pairs.n
+        self.heads = gaussian.heads
+        if self.positions is not None:
             self.far_bias = gaussian.means.new_zeros(gaussian.heads)
             return
-        self.far_bias = gaussian(pairs.distance.new_full((1,), far))[0]
-        value = (gaussian(pairs.distance) - self.far_bias).T  # (heads, e)
-        place = torch.cat([pairs.row * self.n + pairs.col, pairs.col * self.n + pairs.row])
-        self.place, order = place.sort()
-        self.value = torch.cat([value, value], dim=1)[:, order]
+        far_distance = pairs.distance.new_full((1,), far)
+        self.far_bias = gaussian(far_distance)[0]
+        shifted = gaussian(pairs.distance) - self.far_bias
+        value = shifted.T  # (heads, e)
+        # each pair twice, by its place in a flat (n, n) matrix
+        row = pairs.row
+        col = pairs.col
+        above = row * pairs.n + col
+        below = col * pairs.n + row
+        places = torch.cat([above, below])
+        values = torch.cat([value, value], dim=1)
+        self.place, order = places.sort()
+        self.value = values[:, order]
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the bias of the query rows ``start:stop``, ``(heads, stop - start, n)``."""
-        if self.pairs.positions is not None:
-            return self._full_rows(self.pairs.positions, start, stop)
-        here = self._listed(start, stop)
-        out = self.value.new_zeros((self.heads, (stop - start) * self.n))
-        out = out.index_copy(1, self.place[here] - start * self.n, self.value[:, here])
-        return self._without_distance(out.view(self.heads, stop - start, self.n), start, stop)
+        if self.positions is not None:
+            return self._full_rows(self.positions, start, stop)
+        place, value = self._listed(start, stop)
+        size = (stop - start) * self.n
+        flat = self.value.new_zeros((self.heads, size))
+        flat = flat.index_copy(1, place, value)
+        return self._finished(flat, start, -self.far_bias)
 
     def write(self, start: int, stop: int, buffer: Tensor) -> Tensor:
         """Write the same into a flat buffer of zeros and return it as ``(heads, stop - start, n)``; no gradient."""
-        if self.pairs.positions is not None:
-            return self._full_rows(self.pairs.positions, start, stop)
-        here = self._listed(start, stop)
-        out = buffer[: self.heads * (stop - start) * self.n].view(self.heads, -1)
-        out.index_copy_(1, self.place[here] - start * self.n, self.value[:, here])
-        return self._without_distance(out.view(self.heads, stop - start, self.n), start, stop)
+        if self.positions is not None:
+            return self._full_rows(self.positions, start, stop)
+        place, value = self._listed(start, stop)
+        flat = self._flat(start, stop, buffer)
+        flat.index_copy_(1, place, value)
+        return self._finished(flat, start, -self.far_bias)
 
     def clear(self, start: int, stop: int, buffer: Tensor) -> None:
         """Set what :meth:`write` wrote back to zero: far cheaper than a new buffer."""
-        if self.pairs.positions is None:
-            here = self._listed(start, stop)
-            out = buffer[: self.heads * (stop - start) * self.n].view(self.heads, -1)
-            out.index_fill_(1, self.place[here] - start * self.n, 0.0)
-            self._without_distance(
-                out.view(self.heads, stop - start, self.n), start, stop, torch.zeros_like
-            )
+        if self.positions is not None:
+            return
+        place, _ = self._listed(start, stop)
+        flat = self._flat(start, stop, buffer)
+        flat.index_fill_(1, place, 0.0)
+        zero = torch.zeros_like(self.far_bias)
+        self._finished(flat, start, zero)
 
-    def _listed(self, start: int, stop: int) -> slice:
-        bounds = torch.tensor([start * self.n, stop * self.n], device=self.place.device)
-        first, last = torch.searchsorted(self.place, bounds).tolist()
-        return slice(first, last)
+    def _listed(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return the listed pairs of some rows: their places in a flat block of these rows, and their values."""
+        first_place = start * self.n
+        stop_place = stop * self.n
+        device = self.place.device
+        bounds = torch.tensor([first_place, stop_place], device=device)
+        listed = torch.searchsorted(self.place, bounds)
+        first, last = listed.tolist()
+        place = self.place[first:last] - first_place
+        value = self.value[:, first:last]
+        return place, value
 
-    def _without_distance(
-        self, out: Tensor, start: int, stop: int, value: Callable[[Tensor], Tensor] = torch.neg
-    ) -> Tensor:
-        """Give the graph token and the diagonal their bias: exactly zero, here ``-bias(far)``."""
-        zero = value(self.far_bias)[:, None]
-        diagonal = torch.arange(start, stop, device=out.device)
-        out[:, :, 0] = zero
-        out[:, diagonal - start, diagonal] = zero
-        if start == 0:
-            out[:, 0, :] = zero
-        return out
+    def _flat(self, start: int, stop: int, buffer: Tensor) -> Tensor:
+        """Return the part of a buffer that some rows fill, ``(heads, (stop - start) * n)``."""
+        n_rows = stop - start
+        part = buffer[: self.heads * n_rows * self.n]
+        return part.view(self.heads, -1)
 
     def _full_rows(self, positions: Tensor, start: int, stop: int) -> Tensor:
-        distance = torch.cdist(
-            positions[start:stop], positions, compute_mode="donot_use_mm_for_euclid_dist"
-        )
-        out = self.gaussian(distance).permute(2, 0, 1).contiguous()
-        return self._without_distance(out, start, stop)
+        from_rows = positions[start:stop]
+        distance = _exact_distances(from_rows, positions)
+        bias = self.gaussian(distance)  # (rows, n, heads)
+        heads_first = bias.permute(2, 0, 1)
+        block = heads_first.contiguous()
+        return self._finished(block, start, -self.far_bias)
+
+    def _finished(self, block: Tensor, start: int, value: Tensor) -> Tensor:
+        """Return a block as ``(heads, rows, n)``, with a value per head for pairs of the graph token and the diagonal.
+
+        Their bias is exactly zero, which is ``-bias(far)`` in the shifted form.
+        """
+        rows = block.view(self.heads, -1, self.n)
+        stop = start + rows.shape[1]
+        diagonal = torch.arange(start, stop, device=rows.device)
+        within = diagonal - start
+        column = value[:, None]
+        rows[:, :, 0] = column
+        rows[:, within, diagonal] = column
+        if start == 0:
+            rows[:, 0, :] = column
+        return rows
+
+
+def _exact_distances(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")

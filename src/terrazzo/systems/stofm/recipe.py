@@ -22,7 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SToFMSource(ModelSource):
-    """Where SToFM's training starts.
+    """Source of the weights that SToFM's training starts from.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class SToFMSource(ModelSource):
         (converted Geneformer) whose encoder is taken.
     init
         Weights without a checkpoint: ``"random"``, or ``"informed"``: gene embeddings from an SVD of training cells,
-        and heads of the SE(2) Transformer that look near.
+        and heads of the SE(2) Transformer that attend to near cells.
     subslices
-        How slices are cut, in place of the preset's.
+        Settings of sub-slices, in place of the preset's.
     """
 
     init: Literal["random", "informed"] = "random"
@@ -97,7 +97,7 @@ class AdaptObjective:
     thin_low, thin_high
         With an own head, or ``view="thinned"``: each cell's counts are split, and this share is the input.
     view
-        What makes a positive pair: ``"dropout"`` (SimCSE, the paper) or ``"thinned"`` (two independent splits).
+        Positive pairs: ``"dropout"`` (two passes, SimCSE, the paper) or ``"thinned"`` (two independent splits).
     """
 
     mask_share: float = 0.15
@@ -163,7 +163,7 @@ class PretrainObjective:
         within(self, frozen_epochs=(0, INF), reencode=(0, INF))
         if self.mask_share + self.kept_share > 1:
             raise ValueError(
-                f"mask_share {self.mask_share} and kept_share {self.kept_share} are more than 1 together."
+                f"mask_share {self.mask_share} and kept_share {self.kept_share} add up to more than 1."
             )
 
 

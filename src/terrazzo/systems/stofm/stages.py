@@ -1,4 +1,4 @@
-"""SToFM's two stages of training: what each starts from, reads, minimizes and leaves."""
+"""SToFM's two stages of training: domain adaptation of the cell encoder, multi-scale pretraining on sub-slices."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from terrazzo.systems.stofm.masking import CellMasking, SubSliceMasking
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.systems.stofm.objectives import DomainAdaptation, MultiScale
 from terrazzo.systems.stofm.recipe import AdaptRecipe, PretrainRecipe, SToFMSource
+from terrazzo.systems.stofm.references import References, fit_references
 from terrazzo.systems.stofm.statistics import (
     COMPONENTS,
-    References,
     composition,
     gene_loadings,
     head_radii,
-    references,
     sample_tokens,
 )
 from terrazzo.systems.stofm.subslices import length_unit, macro_scale, model_positions, split_cells
 from terrazzo.systems.stofm.tokens import rank_tokens
-from terrazzo.systems.stofm.warm_start import center, look_near, show_components
+from terrazzo.systems.stofm.warm_start import center, set_attention_radii, start_as_components
 from terrazzo.training.recipe import Recipe
 from terrazzo.training.stage import Objective, Stage
 
@@ -46,11 +45,11 @@ R = TypeVar("R", AdaptRecipe, PretrainRecipe)
 
 
 class _SToFMStage(Stage[R, SToFM]):
-    """What both stages share: the model that training starts from."""
+    """Model that training of both stages starts from."""
 
     @property
     def source(self) -> SToFMSource:
-        """Where training starts."""
+        """Source of the starting weights."""
         return self.recipe.model
 
     @property
@@ -86,36 +85,35 @@ class _SToFMStage(Stage[R, SToFM]):
         )
 
     def _fresh(self) -> SToFM:
-        source, seed = self.source, self.recipe.seed
+        """Return a model with random weights, or an informed start."""
+        source = self.source
+        seed = self.recipe.seed
         vocabulary = self.corpus.vocabulary()
-        config = replace(
-            preset(source.preset, vocabulary.n_tokens),
-            subslices=source.subslices,
-            output=self.output,
-        )
-        origin = {"weights": "random", "seed": seed, "se2": "untrained"}
-        model = SToFM(config, vocabulary, seed=seed, provenance=origin)
+        sizes = preset(source.preset, vocabulary.n_tokens)
+        config = replace(sizes, subslices=source.subslices, output=self.output)
+        provenance = {"weights": "random", "seed": seed, "se2": "untrained"}
+        model = SToFM(config, vocabulary, seed=seed, provenance=provenance)
         if source.init == "informed":
             self._inform(model)
         return model
 
     def _continued(self, loaded: SToFM) -> SToFM:
+        """Return SToFM with a checkpoint's weights."""
         config = replace(loaded.config, subslices=self.source.subslices, output=self.output)
-        origin = {
-            "se2": "trained",
-            **loaded.provenance,
-        }  # of weights from elsewhere nothing is thrown away
-        model = SToFM(config, loaded.vocabulary, seed=self.recipe.seed, provenance=origin)
+        # weights from elsewhere count as trained, so that none is replaced
+        provenance = {"se2": "trained", **loaded.provenance}
+        model = SToFM(config, loaded.vocabulary, seed=self.recipe.seed, provenance=provenance)
         model.module.load_state_dict(loaded.module.state_dict())
         return model
 
     def _around(self, loaded: CellModel) -> SToFM:
+        """Return SToFM with the BERT of a cell encoder."""
         se2 = preset(self.source.preset).se2
         sizes = loaded.config.cell_encoder
         encoder = replace(sizes, pooling="cls", output_dim=se2.input_dim)
         config = SToFMConfig(encoder, se2, self.source.subslices, self.output)
-        origin = {**loaded.provenance, "se2": "untrained"}
-        model = SToFM(config, loaded.vocabulary, seed=self.recipe.seed, provenance=origin)
+        provenance = {**loaded.provenance, "se2": "untrained"}
+        model = SToFM(config, loaded.vocabulary, seed=self.recipe.seed, provenance=provenance)
         bert = loaded.module.bert.state_dict()  # Geneformer has no projection
         model.module.cell_encoder.bert.load_state_dict(bert)
         return model
@@ -129,17 +127,17 @@ class _SToFMStage(Stage[R, SToFM]):
             self.corpus,
             ids,
             match,
-            sizes.vocab_size,
-            sizes.max_length,
-            min(COMPONENTS, sizes.hidden_size),
-            self.recipe.seed,
+            n_tokens=sizes.vocab_size,
+            max_length=sizes.max_length,
+            components=min(COMPONENTS, sizes.hidden_size),
+            seed=self.recipe.seed,
         )
         sample = sample_tokens(self.corpus, ids, match, sizes.max_length)
         encoder = model.module.cell_encoder
-        show_components(encoder, loadings, sample, model.cls_token, self.recipe.seed)
+        start_as_components(encoder, loadings, sample, model.cls_token, self.recipe.seed)
         n_heads = model.config.se2.num_heads
         radii = head_radii(self.corpus, ids, model.config.subslices, n_heads)
-        look_near(model.module.se2.gaussian, radii)
+        set_attention_radii(model.module.se2.gaussian, radii)
 
 
 class Adapt(_SToFMStage[AdaptRecipe]):
@@ -150,7 +148,9 @@ class Adapt(_SToFMStage[AdaptRecipe]):
 
     def loader(self, split: str, shard: Shard = Shard()) -> Loader[Any]:
         """Return random cells."""
-        corpus, data, seed = self.corpus, self.recipe.data, self.recipe.seed
+        corpus = self.corpus
+        data = self.recipe.data
+        seed = self.recipe.seed
         vocabulary = self.model.vocabulary
         max_length = self.model.config.cell_encoder.max_length
         match = self.match
@@ -160,7 +160,8 @@ class Adapt(_SToFMStage[AdaptRecipe]):
         @lru_cache(maxsize=64)
         def composition_of(member: int) -> Vectors:
             name = loader.ids[member]
-            return composition(corpus, name, match(name)[0], vocabulary.n_tokens)
+            token, _ = match(name)
+            return composition(corpus, name, token, vocabulary.n_tokens)
 
         def collate(batch: CellBatch, epoch: int, step: int) -> Any:
             names = [loader.ids[member] for member in np.unique(batch.member)]
@@ -184,14 +185,14 @@ class Adapt(_SToFMStage[AdaptRecipe]):
         return loader
 
     def describe(self) -> dict[str, str]:
-        """Say that the SE(2) Transformer was not touched."""
+        """Return the objective, and whether the SE(2) Transformer, which it does not change, was trained before."""
         se2 = str(self.model.provenance.get("se2", "trained"))
         return {"objective": "domain adaptation", "se2": se2}
 
     def finish(self, model: SToFM) -> None:
-        """Take off what training added to all cells' vectors alike (of an informed start).
+        """Subtract what training added to all cells' vectors alike (of an informed start).
 
-        Not below an SE(2) Transformer that was trained on the vectors as they were.
+        It stays below an SE(2) Transformer that was trained on these vectors.
         """
         if self.source.init != "informed" or model.provenance.get("se2") != "untrained":
             return
@@ -216,7 +217,7 @@ class Pretrain(_SToFMStage[PretrainRecipe]):
     def cache(self) -> EmbeddingCache:
         """Stored cell vectors of this model's cell encoder on this corpus."""
         encoder = self.model.config.cell_encoder
-        # not the whole model: what comes behind the encoder changes no stored vector
+        # not the whole model: what follows the encoder changes no stored vector
         checkpoint = Checkpoint(
             CellModel.model_type,
             to_dict(encoder),
@@ -261,7 +262,7 @@ class Pretrain(_SToFMStage[PretrainRecipe]):
         )
 
     def describe(self) -> dict[str, str]:
-        """Say which objective it was."""
+        """Return the objective."""
         return {"objective": self.recipe.objective.kind, "se2": "trained"}
 
     def prepare(self) -> None:
@@ -278,15 +279,18 @@ class Pretrain(_SToFMStage[PretrainRecipe]):
         source = str(row["sha256"])
         if cache.has(name, source):
             return
-        model, subslices = self.model, self.source.subslices
+        model = self.model
+        subslices = self.source.subslices
         counts = self.corpus.rows(name, 0, int(row["n_cells"]))
-        tokens = rank_tokens(counts, *match(name), model.config.cell_encoder.max_length)
+        token, median = match(name)
+        tokens = rank_tokens(counts, token, median, model.config.cell_encoder.max_length)
         encoder = model.module.cell_encoder
         features, _ = encode_cells(encoder, tokens, model.cls_token, "float32", bars)
         unit = length_unit(str(row["unit"]), float(row["spacing"]), subslices)
         positions = model_positions(self.corpus.coords(name), subslices, unit)
         macro = macro_scale(features, positions, subslices, seed=self.recipe.seed)
-        cache.write(name, features, macro, split_cells(positions, subslices), source=source)
+        parts = split_cells(positions, subslices)
+        cache.write(name, features, macro, parts, source=source)
 
     def start(self, objective: Any) -> None:
         """Let the heads start from trivial answers."""
@@ -294,4 +298,4 @@ class Pretrain(_SToFMStage[PretrainRecipe]):
 
     def references(self) -> References:
         """Return the answers that the SE(2) Transformer must beat, from training slices."""
-        return references(self._subslices("train", Shard(), with_tokens=False))
+        return fit_references(self._subslices("train", Shard(), with_tokens=False))

@@ -1,41 +1,37 @@
-"""What starting weights are made of, read from training slices: compositions, gene loadings, samples, spacings."""
+"""Statistics of training slices that starting weights are made of: compositions, gene loadings, samples, radii."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, svds
-from torch import Tensor
 
+from terrazzo.arrays import Floats, Int32s, Ints, Vectors
 from terrazzo.corpus.genes import Match
 from terrazzo.corpus.store import Corpus
 from terrazzo.expression import DIGITS, LEAST_VALUE
 from terrazzo.models.sequences import Tokens
-from terrazzo.systems.stofm.masking import MaskedSubSlices
-from terrazzo.systems.stofm.se2 import CELL
 from terrazzo.systems.stofm.subslices import SubSliceConfig, length_unit
 from terrazzo.systems.stofm.tokens import rank_tokens
 
-SAMPLE = 20_000  # cells that the SVD is made of
-
-
-PIECES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
-
+__all__ = ["COMPONENTS", "composition", "gene_loadings", "head_radii", "sample_tokens"]
 
 COMPONENTS = 50
 
+SAMPLE = 20_000  # cells that a composition or the SVD is made of
+LEAST_SAMPLE = 50  # of a slice, for the SVD
+N_STRETCHES = 8  # stretches of rows, spread over a slice, that a sample of it is taken from
 
-LEAST_SD = 0.01  # a token seen in almost no cell is not blown up
+PSEUDOCOUNT = 0.5
+LEAST_SD = 0.01  # a token of almost no cell is not blown up
+
+NEAREST_RADIUS = 0.7  # of the heads, in spacings
+FARTHEST_RADIUS = 6
 
 
-def composition(
-    corpus: Corpus, id: str, token: NDArray[np.int32], n_tokens: int
-) -> NDArray[np.float32]:
+def composition(corpus: Corpus, id: str, token: Int32s, n_tokens: int) -> Vectors:
     """Return the log mean composition of a slice, ``(n_tokens,)``; minus infinity where it measured no gene.
 
     Parameters
@@ -48,187 +44,166 @@ def composition(
         Size of the vocabulary.
     """
     known = token >= 0
+    known_tokens = token[known]
+    n_cells = _n_cells(corpus, id)
     total = np.zeros(n_tokens)
-    for rows in _pieces(int(corpus.row(id)["n_cells"]), SAMPLE):
-        np.add.at(total, token[known], np.asarray(corpus.take(id, rows).sum(axis=0)).ravel()[known])
+    for rows in _stretches(n_cells, SAMPLE):
+        counts = corpus.take(id, rows)
+        by_gene = np.asarray(counts.sum(axis=0))
+        by_gene = by_gene.ravel()
+        np.add.at(total, known_tokens, by_gene[known])
     measured = np.zeros(n_tokens, dtype=bool)
-    measured[token[known]] = True
-    share = (total + 0.5) / (total.sum() + 0.5 * measured.sum())
-    return np.where(measured, np.log(share), -np.inf).astype(np.float32)
+    measured[known_tokens] = True
+    denominator = total.sum() + PSEUDOCOUNT * measured.sum()
+    share = (total + PSEUDOCOUNT) / denominator
+    log_share = np.where(measured, np.log(share), -np.inf)
+    return log_share.astype(np.float32)
 
 
 def gene_loadings(
     corpus: Corpus,
     ids: list[str],
     match: Match,
+    *,
     n_tokens: int,
     max_length: int,
     components: int,
     seed: int,
-) -> NDArray[np.float32]:
+) -> Vectors:
     """Return right singular vectors of ranked-token bags of a sample of these slices' cells.
 
     Each cell is the row of its tokens with weights ``1 / sqrt(rank)``, standardized within its slice, so that what
     differs between slices does not lead.
 
+    Parameters
+    ----------
+    corpus, ids
+        The slices.
+    match
+        From :func:`terrazzo.corpus.genes.member_match`.
+    n_tokens, max_length
+        Size of the vocabulary, and longest sequence, ``<cls>`` counted.
+    components
+        How many vectors; those that the sample is too small for are zeros.
+    seed
+        Of the solver's start.
+
     Returns
     -------
-    ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens not seen. The sum of
-    a cell's rows, weighted the same way, is its vector of component scores up to a constant.
+    ``(n_tokens, components)``: loadings divided by each token's standard deviation; 0 for tokens of no sampled cell.
+    The sum of a cell's rows, weighted the same way, is its vector of component scores up to a constant.
     """
-    blocks = [
-        _bag(found, n_tokens) for found in _sampled(corpus, ids, match, max_length, SAMPLE, 50)
-    ]
-    bag = sparse.vstack(blocks, format="csr")
-    mean = np.stack([np.asarray(b.mean(axis=0)).ravel() for b in blocks])
-    of_slice = np.repeat(np.arange(len(blocks)), [b.shape[0] for b in blocks])
-    square = np.asarray(bag.multiply(bag).mean(axis=0)).ravel()
-    weight = np.bincount(of_slice) / len(of_slice)
-    sd = np.sqrt(np.maximum(square - weight @ mean**2, 0))
-    scale = np.where(sd > 0, 1 / np.maximum(sd, LEAST_SD), 0.0)
-    operator = _Centered(bag, mean * scale, scale, of_slice)
-    k = min(components, min(bag.shape) - 1)
-    _, values, right = svds(
-        operator, k=k, random_state=np.random.default_rng(seed), solver="arpack"
-    )
-    right *= np.sign((right**3).sum(axis=1, keepdims=True))  # the solver's sign is chance
-    right[values < LEAST_VALUE * values.max()] = 0
-    out = np.zeros((n_tokens, components), dtype=np.float32)
-    out[:, :k] = (right[::-1].round(DIGITS) * scale).T
-    return out
+    samples = _sampled(corpus, ids, match, max_length, SAMPLE, LEAST_SAMPLE)
+    bags = [_bag(tokens, n_tokens) for tokens in samples]
+    operator = _Standardized(bags)
+    most_vectors = min(operator.shape) - 1
+    n_vectors = min(components, most_vectors)
+    rng = np.random.default_rng(seed)
+    _, values, right = svds(operator, k=n_vectors, random_state=rng, solver="arpack")
+    skewness = (right**3).sum(axis=1, keepdims=True)
+    right *= np.sign(skewness)  # the solver's sign is arbitrary
+    is_noise = values < LEAST_VALUE * values.max()
+    right[is_noise] = 0
+    largest_first = right[::-1].round(DIGITS)
+    loadings = np.zeros((n_tokens, components), dtype=np.float32)
+    loadings[:, :n_vectors] = (largest_first * operator.scale).T
+    return loadings
 
 
 def sample_tokens(
     corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int = 1000
 ) -> Tokens:
     """Return the ranked genes of some cells of some slices, spread evenly."""
-    found = list(_sampled(corpus, ids, match, max_length, cells, 20))
-    ends = np.cumsum(np.concatenate([tokens.lengths for tokens in found])).astype(np.int64)
-    return Tokens(
-        np.concatenate([tokens.flat for tokens in found]),
-        np.concatenate([np.zeros(1, np.int64), ends]),
-    )
+    samples = _sampled(corpus, ids, match, max_length, cells, 20)
+    return Tokens.join(list(samples))
 
 
 def _sampled(
     corpus: Corpus, ids: list[str], match: Match, max_length: int, cells: int, least: int
 ) -> Iterator[Tokens]:
     """Yield the ranked genes of each slice's share of some cells, of at least so many."""
-    sizes = np.array([int(corpus.row(i)["n_cells"]) for i in ids])
-    for name, size in zip(ids, sizes, strict=True):
-        rows = np.concatenate(_pieces(int(size), max(least, int(cells * size / sizes.sum()))))
-        yield rank_tokens(corpus.take(name, rows), *match(name), max_length)
+    sizes = [_n_cells(corpus, id) for id in ids]
+    total = sum(sizes)
+    for id, size in zip(ids, sizes, strict=True):
+        share = int(cells * size / total)
+        stretches = _stretches(size, max(least, share))
+        counts = corpus.take(id, np.concatenate(stretches))
+        token, median = match(id)
+        yield rank_tokens(counts, token, median, max_length)
 
 
-def head_radii(
-    corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int
-) -> NDArray[np.float64]:
+def _n_cells(corpus: Corpus, id: str) -> int:
+    row = corpus.row(id)
+    return int(row["n_cells"])
+
+
+def head_radii(corpus: Corpus, ids: list[str], config: SubSliceConfig, heads: int) -> Floats:
     """Return radii for all heads but one: from below the spacing of the densest slice to 6 spacings of the sparsest."""
     table = corpus.manifest.set_index("id").loc[ids]
-    spacing = [
-        float(s) / length_unit(str(u), float(s), config)
-        for u, s in zip(table["unit"], table["spacing"], strict=True)
-    ]
-    return np.geomspace(0.7 * min(spacing), 6 * max(spacing), heads - 1)
+    spacings = []
+    for unit, spacing in zip(table["unit"], table["spacing"], strict=True):
+        length = length_unit(str(unit), float(spacing), config)
+        spacings.append(float(spacing) / length)
+    nearest = NEAREST_RADIUS * min(spacings)
+    farthest = FARTHEST_RADIUS * max(spacings)
+    return np.geomspace(nearest, farthest, heads - 1)
 
 
-class _Centered(LinearOperator):
-    """``(bag - mean of its slice) / sd`` without making it dense."""
-
-    def __init__(
-        self,
-        bag: sparse.csr_matrix,
-        mean: NDArray[np.float64],
-        scale: NDArray[np.float64],
-        of_slice: NDArray[np.int64],
-    ) -> None:
-        super().__init__(np.float64, bag.shape)
-        self._bag, self._mean, self._scale, self._of = bag, mean, scale, of_slice
-
-    def _matvec(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        x = x.ravel()
-        return self._bag @ (self._scale * x) - (self._mean @ x)[self._of]
-
-    def _rmatvec(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
-        y = y.ravel()
-        sums = np.bincount(self._of, weights=y, minlength=len(self._mean))
-        return self._scale * (self._bag.T @ y) - self._mean.T @ sums
-
-
-def _bag(tokens: Tokens, n_tokens: int) -> sparse.csr_matrix:
-    rank = np.arange(len(tokens.flat)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
-    return sparse.csr_matrix(
-        (1 / np.sqrt(1.0 + rank), tokens.flat, tokens.offsets), shape=(len(tokens), n_tokens)
-    )
-
-
-def _pieces(n: int, wanted: int) -> list[NDArray[np.int64]]:
-    """Return stretches of rows, spread evenly, that hold about ``wanted`` of ``n`` rows."""
-    if wanted >= n:
-        return [np.arange(n)]
-    length = -(-wanted // PIECES)
-    starts = np.linspace(0, n - length, PIECES).astype(np.int64)
-    return [np.arange(a, a + length) for a in starts[np.append(True, np.diff(starts) >= length)]]
-
-
-RIDGE = 1e-3  # of the mean variance of the rings
-
-
-MOST = 50_000  # hidden cells that the regression is fitted on
-
-
-@dataclass(frozen=True)
-class References:
-    """Answers that need no SE(2) Transformer, from training slices.
+class _Standardized(LinearOperator):
+    """Bags of several slices as one matrix, ``(bag - mean of its slice) / sd``, without making it dense.
 
     Attributes
     ----------
-    ridge
-        ``(rings * d + 1, d)``: weights that predict a hidden cell's vector from the rings around it; the last row is
-        the constant.
-    mean_cell
-        ``(d,)``: mean vector of hidden cells.
-    mean_distance
-        Mean of the distances to be recovered; 0 where none are.
-    mean, covariance
-        Of the vectors of all cells, ``(d,)`` and ``(d, d)``.
+    scale
+        Inverse standard deviation of each token within slices, ``(n_tokens,)``; 0 for tokens that do not vary.
     """
 
-    ridge: Tensor
-    mean_cell: Tensor
-    mean_distance: float
-    mean: Tensor
-    covariance: Tensor
+    def __init__(self, bags: list[sparse.csr_matrix]) -> None:
+        self._bag = sparse.vstack(bags, format="csr")
+        super().__init__(np.float64, self._bag.shape)
+        sizes = [bag.shape[0] for bag in bags]
+        self._slice = np.repeat(np.arange(len(bags)), sizes)
+        mean = np.stack([_column_means(bag) for bag in bags])
+        square = _column_means(self._bag.multiply(self._bag))
+        weight = np.bincount(self._slice) / len(self._slice)
+        variance = square - weight @ mean**2
+        sd = np.sqrt(np.maximum(variance, 0))
+        inverse = 1 / np.maximum(sd, LEAST_SD)
+        self.scale = np.where(sd > 0, inverse, 0.0)
+        self._mean = mean * self.scale
+
+    def _matvec(self, x: Floats) -> Floats:
+        x = x.ravel()
+        slice_means = self._mean @ x
+        scaled = self.scale * x
+        return self._bag @ scaled - slice_means[self._slice]
+
+    def _rmatvec(self, y: Floats) -> Floats:
+        y = y.ravel()
+        sums = np.bincount(self._slice, weights=y, minlength=len(self._mean))
+        by_token = self._bag.T @ y
+        return self.scale * by_token - self._mean.T @ sums
 
 
-def references(packs: Iterable[MaskedSubSlices]) -> References:
-    """Collect the answers on one pass over training sub-slices, as they are masked in training."""
-    gram: Tensor | None = None
-    n, total, pairs, moments = 0, 0.0, 0, torch.zeros(0)
-    for pack in packs:
-        cells = with_constant(pack.features[pack.types == CELL]).double()
-        moments = cells.T @ cells if not len(moments) else moments + cells.T @ cells
-        x = with_constant(pack.rings).double()
-        y = pack.features[pack.predicted].double()
-        parts = torch.cat([x.T @ x, x.T @ y], dim=1)
-        gram = parts if gram is None else gram + parts
-        total += sum(float(d.double().sum()) for d in pack.true_distance)
-        pairs += sum(d.numel() for d in pack.true_distance)
-        n += len(x)
-        if n >= MOST:
-            break
-    if gram is None:
-        raise ValueError("no sub-slices to learn from")
-    size = len(gram)
-    left = gram[:, :size] + RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
-    weights = torch.linalg.solve(left, gram[:, size:]).float()
-    moments = moments / moments[-1, -1]
-    mean = moments[-1, :-1]
-    covariance = moments[:-1, :-1] - torch.outer(mean, mean)
-    mean_cell = (gram[-1, size:] / max(n, 1)).float()
-    return References(weights, mean_cell, total / max(pairs, 1), mean.float(), covariance.float())
+def _column_means(matrix: sparse.csr_matrix) -> Floats:
+    return np.asarray(matrix.mean(axis=0)).ravel()
 
 
-def with_constant(rings: Tensor) -> Tensor:
-    """Append a column of ones."""
-    return torch.cat([rings, rings.new_ones(len(rings), 1)], dim=1)
+def _bag(tokens: Tokens, n_tokens: int) -> sparse.csr_matrix:
+    """Return the tokens of each cell with weights that fall with their rank, ``(n_cells, n_tokens)``."""
+    first = np.repeat(tokens.offsets[:-1], tokens.lengths)
+    rank = np.arange(len(tokens.flat)) - first
+    weight = 1 / np.sqrt(1.0 + rank)
+    shape = (len(tokens), n_tokens)
+    return sparse.csr_matrix((weight, tokens.flat, tokens.offsets), shape=shape)
+
+
+def _stretches(n: int, wanted: int) -> list[Ints]:
+    """Return stretches of rows, spread evenly, that hold about ``wanted`` of ``n`` rows."""
+    if wanted >= n:
+        return [np.arange(n)]
+    length = -(-wanted // N_STRETCHES)
+    starts = np.linspace(0, n - length, N_STRETCHES).astype(np.int64)
+    apart = np.diff(starts) >= length
+    starts = starts[np.append(True, apart)]
+    return [np.arange(start, start + length) for start in starts]

@@ -1,4 +1,4 @@
-"""How a slice is divided into sub-slices of about 1,000 cells: balanced, or the published square grid."""
+"""Sub-slices of about 1,000 cells: how a slice becomes them, their tokens, and the pairs with a true distance."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats, Ints, Vectors
+from terrazzo.systems.stofm.partition import halo_cells, split_balanced, split_grid
 from terrazzo.systems.stofm.virtual_cells import (
     VirtualCells,
     cluster_features,
@@ -18,130 +18,37 @@ from terrazzo.systems.stofm.virtual_cells import (
     virtual_cells,
 )
 
-CUT_TIE = 1e-7  # projections closer than this share of the extent count as equal: rounding must not move a cut
+__all__ = [
+    "CELL",
+    "GRAPH",
+    "PAD",
+    "VIRTUAL",
+    "SubSlice",
+    "SubSliceConfig",
+    "SubSliceCutter",
+    "iterate",
+    "length_unit",
+    "macro_scale",
+    "model_positions",
+    "split_cells",
+    "with_positions",
+]
 
-
-TIE_OFFSET = 0.3819660112501051  # keeps regular lattices off the edges of the rounding
-
-
-def split_balanced(positions: Floats, size: int) -> list[Ints]:
-    """Divide by recursive median cuts along the principal axis of each part.
-
-    Parts are contiguous, turn with the slice, differ by few cells, and none holds more than ``size``.
-
-    Parameters
-    ----------
-    positions
-        ``(n, 2)``.
-    size
-        Largest number of cells in a part.
-
-    Returns
-    -------
-    Index sets; every cell is in exactly one.
-    """
-    out: list[Ints] = []
-    stack = [(np.arange(len(positions)), max(1, -(-len(positions) // size)))]
-    while stack:
-        index, parts = stack.pop()
-        if parts == 1:
-            out.append(np.sort(index))
-            continue
-        order = _along_principal_axis(positions[index])
-        left = parts // 2
-        cut = (len(index) * left) // parts
-        stack.append((index[order[cut:]], parts - left))
-        stack.append((index[order[:cut]], left))
-    return out
-
-
-def _along_principal_axis(points: Floats) -> Ints:
-    """Order points along their first principal axis, ties along the second; the axes' signs follow the skewness."""
-    centered = points - points.mean(axis=0)
-    _, axes = np.linalg.eigh(centered.T @ centered)
-    keys = []
-    for axis in (axes[:, 0], axes[:, 1]):  # np.lexsort sorts by its last key first
-        along = centered @ axis
-        if np.sum(along**3) < 0:
-            along = -along
-        extent = max(float(np.ptp(along)), np.finfo(float).tiny)
-        keys.append(np.floor(along / (extent * CUT_TIE) + TIE_OFFSET))
-    return np.lexsort(keys)
-
-
-def split_grid(positions: Floats, size: int) -> list[Ints]:
-    """Divide into square tiles, as the published code does, mended so that no cell is lost.
-
-    Tiles have the side ``sqrt(area / (n // size + 1))`` and are walked column by column. Upstream loses cells on the
-    far border of some lattices (they go to the last tile here) and cuts tiles of ``2 * size`` cells and more by file
-    order (:func:`split_balanced` cuts them here).
-
-    Parameters
-    ----------
-    positions
-        ``(n, 2)``, any unit.
-    size
-        Target number of cells in a part.
-    """
-    n = len(positions)
-    low, extent = positions.min(axis=0), np.ptp(positions, axis=0)
-    if n <= size or extent.max() == 0:
-        return split_balanced(positions, max(size, 1)) if n > 2 * size else [np.arange(n)]
-    pieces = n // size + 1
-    line = extent.min() < extent.max() / n  # its area is next to nothing: tiles along it
-    side = extent.max() / pieces if line else np.sqrt(np.prod(extent) / pieces)
-    tiles = np.maximum(np.ceil(extent / side - 1e-9), 1)
-    where = np.minimum(np.floor((positions - low) / side), tiles - 1).astype(np.int64)
-    code = where[:, 0] * int(tiles[1]) + where[:, 1]
-    order = np.argsort(code, kind="stable")
-    bounds = np.flatnonzero(np.diff(code[order])) + 1
-    out: list[Ints] = []
-    for part in np.split(order, bounds):
-        if len(part) < 2 * size:
-            out.append(part)
-        else:
-            out.extend(part[inner] for inner in split_balanced(positions[part], size))
-    return out
-
-
-def halo_cells(positions: Floats, tree: cKDTree, core: Ints, width: float) -> Ints:
-    """Return the cells outside ``core`` that are at most ``width`` from one of its cells.
-
-    Parameters
-    ----------
-    positions
-        ``(n, 2)``.
-    tree
-        Search tree over all positions.
-    core
-        Index set of the sub-slice.
-    width
-        In units of ``positions``.
-    """
-    points = positions[core]
-    center = points.mean(axis=0)
-    reach = float(np.sqrt(((points - center) ** 2).sum(axis=1).max())) + width
-    near = np.setdiff1d(
-        np.asarray(tree.query_ball_point(center, reach * (1 + 1e-9)), dtype=np.int64), core
-    )
-    if len(near) == 0:
-        return near
-    distance, _ = cKDTree(points).query(positions[near])
-    return near[distance <= width * (1 + 1e-9)]
-
-
-CELL, GRAPH, VIRTUAL = 0, 1, 2  # token types as published; 3 is padding
-
+# Token types as published
+CELL = 0
+GRAPH = 1
+VIRTUAL = 2
+PAD = 3
 
 PUBLISHED_DIAGONAL = 100.0  # published geometry: the slice's bounding box has this diagonal
 
-
 TIE = 1e-6  # neighbors as near as the last one, up to rounding, all count: a lattice has many
+MORE_NEIGHBORS = 16  # that are searched at first, for ties
 
 
 @dataclass(frozen=True)
 class SubSliceConfig:
-    """How a slice becomes sub-slices (Algorithm 1; table A.8).
+    """Settings of sub-slices (Algorithm 1; table A.8).
 
     Attributes
     ----------
@@ -163,6 +70,11 @@ class SubSliceConfig:
         Add virtual cells (False: ablation of table 5).
     alpha, mix, leiden_resolution, cluster_neighbors, max_clusters
         Macro scale, see :mod:`terrazzo.systems.stofm.virtual_cells`.
+
+    Raises
+    ------
+    ValueError
+        A value out of its range.
     """
 
     geometry: Literal["um", "published"] = "um"
@@ -180,18 +92,17 @@ class SubSliceConfig:
     max_clusters: int = 200
 
     def __post_init__(self) -> None:
-        least = {
+        least_values = {
             "subslice_size": 1,
             "n_neighbors": 1,
             "cluster_neighbors": 2,
             "max_clusters": 1,
             "halo": 0.0,
         }
-        for name, value in least.items():
-            if not value <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}; it must be at least {value}, and finite."
-                )
+        for name, least in least_values.items():
+            value = getattr(self, name)
+            if not least <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be at least {least}, and finite.")
         if not (
             0 < self.length_scale < float("inf")
             and self.leiden_resolution > 0
@@ -211,7 +122,7 @@ class SubSlice:
     cells
         int64 ``(c,)``: cells of the slice behind the cell tokens, the sub-slice's own first, then its halo.
     n_core
-        How many of them are the sub-slice's own: only these receive their vector here.
+        How many of them are the sub-slice's own: only these receive their vector from it.
     n_virtual
         Number of virtual cells; tokens are ``1 + n_virtual + c``.
     positions
@@ -228,7 +139,7 @@ class SubSlice:
     positions: Floats
     row: Ints
     col: Ints
-    distance: NDArray[np.float32]
+    distance: Vectors
     full: bool = False
 
     @property
@@ -258,13 +169,16 @@ def model_positions(coords: Floats, config: SubSliceConfig, scale: float = 1.0) 
     scale
         Length of one distance unit, in units of ``coords``.
     """
-    if config.geometry == "published":
-        low, high = coords.min(axis=0), coords.max(axis=0)
-        diagonal = float(np.linalg.norm(high - low))
-        return (coords - (low + high) / 2) * (
-            PUBLISHED_DIAGONAL / diagonal if diagonal > 0 else 1.0
-        )
-    return (coords - coords.mean(axis=0)) / scale
+    if config.geometry != "published":
+        return (coords - coords.mean(axis=0)) / scale
+    low = coords.min(axis=0)
+    high = coords.max(axis=0)
+    center = (low + high) / 2
+    diagonal = float(np.linalg.norm(high - low))
+    factor = 1.0
+    if diagonal > 0:
+        factor = PUBLISHED_DIAGONAL / diagonal
+    return (coords - center) * factor
 
 
 def length_unit(unit: str, spacing: float, config: SubSliceConfig) -> float:
@@ -285,14 +199,14 @@ def length_unit(unit: str, spacing: float, config: SubSliceConfig) -> float:
 
 
 def macro_scale(
-    features: NDArray[np.float32],
+    features: Vectors,
     positions: Floats,
     config: SubSliceConfig,
     *,
     labels: Ints | None = None,
     seed: int = 0,
 ) -> VirtualCells:
-    """Cluster the slice, or take clusters that are given, and make its virtual cells (Algorithm 1, lines 2-8)."""
+    """Make the slice's virtual cells from clusters (Algorithm 1, lines 2-8); ``labels=None``: from Leiden's."""
     if labels is None:
         points = cluster_features(features, positions, config.alpha, config.mix)
         labels = leiden_labels(
@@ -306,8 +220,57 @@ def macro_scale(
 
 def split_cells(positions: Floats, config: SubSliceConfig) -> list[Ints]:
     """Return the index sets of the sub-slices; every cell is in exactly one."""
-    cut = split_grid if config.partition == "grid" else split_balanced
-    return cut(positions, config.subslice_size)
+    if config.partition == "grid":
+        return split_grid(positions, config.subslice_size)
+    return split_balanced(positions, config.subslice_size)
+
+
+class SubSliceCutter:
+    """Cuts sub-slices out of one slice (Algorithm 1, lines 9-16).
+
+    Parameters
+    ----------
+    positions
+        Cells, float64 ``(n, 2)``, from :func:`model_positions`.
+    virtual
+        Virtual cells, float64 ``(k, 2)``.
+    config
+        Settings.
+    """
+
+    def __init__(self, positions: Floats, virtual: Floats, config: SubSliceConfig) -> None:
+        self.positions = positions
+        self.virtual = virtual
+        self.config = config
+        self._tree: cKDTree | None = None
+        self._halo_width = 0.0
+        if config.halo > 0:
+            self._tree = cKDTree(positions)
+            self._halo_width = config.halo * _spacing(positions, self._tree)
+
+    def cut(self, core: Ints) -> SubSlice:
+        """Return the sub-slice of some cells, with its halo."""
+        cells = core
+        if self._tree is not None:
+            halo = halo_cells(self.positions, self._tree, core, self._halo_width)
+            cells = np.concatenate([core, halo])
+        n_virtual = len(self.virtual)
+        graph_token = np.zeros((1, 2))
+        positions = np.concatenate([graph_token, self.virtual, self.positions[cells]])
+        row = np.empty(0, dtype=np.int64)
+        col = row
+        if self.config.pair == "knn":
+            row, col = _listed_pairs(positions, n_virtual, self.config)
+        return SubSlice(
+            cells=cells,
+            n_core=len(core),
+            n_virtual=n_virtual,
+            positions=positions,
+            row=row,
+            col=col,
+            distance=_distances(positions, row, col),
+            full=self.config.pair == "full",
+        )
 
 
 def iterate(
@@ -317,68 +280,59 @@ def iterate(
 
     Parameters
     ----------
-    positions
-        Cells, float64 ``(n, 2)``, from :func:`model_positions`.
-    virtual
-        Virtual cells, float64 ``(k, 2)``.
+    positions, virtual, config
+        As in :class:`SubSliceCutter`.
     parts
         Index sets from :func:`split_cells`.
-    config
-        Settings.
     """
-    tree = cKDTree(positions) if config.halo > 0 else None
-    width = config.halo * _spacing(positions, tree) if tree is not None else 0.0
+    cutter = SubSliceCutter(positions, virtual, config)
     for core in parts:
-        around = halo_cells(positions, tree, core, width) if tree is not None else core[:0]
-        cells = np.concatenate([core, around])
-        tokens = np.concatenate([np.zeros((1, 2)), virtual, positions[cells]])
-        if config.pair != "knn":
-            row = col = np.empty(0, dtype=np.int64)
-        else:
-            row, col = _listed_pairs(tokens, len(virtual), config)
-        distance = np.sqrt(((tokens[row] - tokens[col]) ** 2).sum(axis=1)).astype(np.float32)
-        yield SubSlice(
-            cells, len(core), len(virtual), tokens, row, col, distance, config.pair == "full"
-        )
+        yield cutter.cut(core)
 
 
 def with_positions(sub: SubSlice, positions: Floats, config: SubSliceConfig) -> SubSlice:
     """Return the same sub-slice with its tokens elsewhere: pairs are listed anew, so that none betrays a move."""
-    row, col = (
-        _listed_pairs(positions, sub.n_virtual, config)
-        if config.pair == "knn"
-        else (sub.row, sub.col)
-    )
-    distance = np.sqrt(((positions[row] - positions[col]) ** 2).sum(axis=1)).astype(np.float32)
+    row = sub.row
+    col = sub.col
+    if config.pair == "knn":
+        row, col = _listed_pairs(positions, sub.n_virtual, config)
+    distance = _distances(positions, row, col)
     return replace(sub, positions=positions, row=row, col=col, distance=distance)
 
 
 def _spacing(positions: Floats, tree: cKDTree) -> float:
-    """Median distance to the nearest other cell."""
-    return (
-        float(np.median(tree.query(positions, k=2, workers=-1)[0][:, 1]))
-        if len(positions) > 1
-        else 0.0
-    )
+    """Return the median distance to the nearest other cell."""
+    if len(positions) <= 1:
+        return 0.0
+    distance, _ = tree.query(positions, k=2, workers=-1)
+    return float(np.median(distance[:, 1]))
+
+
+def _distances(positions: Floats, row: Ints, col: Ints) -> Vectors:
+    gap = positions[row] - positions[col]
+    squared = (gap**2).sum(axis=1)
+    return np.sqrt(squared).astype(np.float32)
 
 
 def _listed_pairs(tokens: Floats, n_virtual: int, config: SubSliceConfig) -> tuple[Ints, Ints]:
-    """Pairs with a true distance: nearest neighbors (either way) and virtual cells to all."""
-    n, first = len(tokens), 1 + n_virtual
-    if config.geometry == "published":  # every token takes part in the search and takes places
-        left, right = _neighbors(tokens, config.n_neighbors - 1, ties=False)
+    """Return the pairs with a true distance: virtual cells with all, cells with nearest neighbors (either way)."""
+    n = len(tokens)
+    first_cell = 1 + n_virtual
+    if config.geometry == "published":  # every token is searched for and takes a place
+        point, neighbor = _neighbors(tokens, config.n_neighbors - 1, ties=False)
     else:
-        left, right = _neighbors(tokens[first:], config.n_neighbors, ties=True)
-        left, right = left + first, right + first
-    low, high = np.minimum(left, right), np.maximum(left, right)
-    cells = low >= first
-    code = np.sort(low[cells] * n + high[cells])
-    code = code[np.concatenate([[True], code[1:] != code[:-1]])] if len(code) else code
-    virtual_row = np.repeat(np.arange(1, first), n - np.arange(2, first + 1))
-    virtual_col = np.concatenate(
-        [np.arange(v + 1, n) for v in range(1, first)] or [np.empty(0, dtype=np.int64)]
-    )
-    return np.concatenate([virtual_row, code // n]), np.concatenate([virtual_col, code % n])
+        point, neighbor = _neighbors(tokens[first_cell:], config.n_neighbors, ties=True)
+        point = point + first_cell
+        neighbor = neighbor + first_cell
+    low = np.minimum(point, neighbor)
+    high = np.maximum(point, neighbor)
+    are_cells = low >= first_cell
+    number = np.unique(low[are_cells] * n + high[are_cells])
+    # each virtual cell with all tokens behind it; the graph token is left out
+    virtual_row, virtual_col = np.triu_indices(n_virtual, k=1, m=n - 1)
+    row = np.concatenate([virtual_row + 1, number // n])
+    col = np.concatenate([virtual_col + 1, number % n])
+    return row, col
 
 
 def _neighbors(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
@@ -386,19 +340,32 @@ def _neighbors(points: Floats, k: int, *, ties: bool) -> tuple[Ints, Ints]:
     n = len(points)
     k = min(k, n - 1)
     if k < 1:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        empty = np.empty(0, dtype=np.int64)
+        return empty, empty
     tree = cKDTree(points)
-    extra = min(16, n - 1 - k) if ties else 0
+    most_extra = n - 1 - k
+    n_extra = min(MORE_NEIGHBORS, most_extra) if ties else 0
     while True:
-        distance, index = tree.query(points, k=k + 1 + extra, workers=-1)
-        own = index == np.arange(n)[:, None]
-        own[~own.any(axis=1), -1] = (
-            True  # more coincident points than neighbors: drop the last instead
-        )
-        distance, index = distance[~own].reshape(n, -1), index[~own].reshape(n, -1)
+        distance, index = _nearest_others(tree, points, k + n_extra)
         reach = distance[:, k - 1] * (1 + TIE)
-        if extra == 0 or k + extra == n - 1 or np.all(distance[:, -1] > reach):
+        if n_extra in (0, most_extra) or np.all(distance[:, -1] > reach):
             break
-        extra = min(4 * extra, n - 1 - k)
-    keep = distance <= reach[:, None] if ties else np.ones_like(distance, dtype=bool)
-    return np.repeat(np.arange(n), keep.sum(axis=1)), index[keep].astype(np.int64)
+        n_extra = min(4 * n_extra, most_extra)
+    is_neighbor = np.ones_like(distance, dtype=bool)
+    if ties:
+        is_neighbor = distance <= reach[:, None]
+    point = np.repeat(np.arange(n), is_neighbor.sum(axis=1))
+    return point, index[is_neighbor].astype(np.int64)
+
+
+def _nearest_others(tree: cKDTree, points: Floats, k: int) -> tuple[Floats, Ints]:
+    """Return distance and index of the k nearest others of each point, ``(n, k)``."""
+    n = len(points)
+    distance, index = tree.query(points, k=k + 1, workers=-1)
+    is_itself = index == np.arange(n)[:, None]
+    # where more points coincide than are searched, the last is dropped instead
+    without_itself = ~is_itself.any(axis=1)
+    is_itself[without_itself, -1] = True
+    distance = distance[~is_itself].reshape(n, -1)
+    index = index[~is_itself].reshape(n, -1)
+    return distance, index

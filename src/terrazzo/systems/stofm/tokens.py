@@ -1,21 +1,23 @@
-"""A cell as a ranked list of genes (SToFM section A.1): tokens straight from sparse counts, never a dense matrix."""
+"""Cells as ranked lists of genes (SToFM section A.1): tokens straight from sparse counts, never a dense matrix."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 
+from terrazzo.arrays import Floats, Int32s
 from terrazzo.models.sequences import Tokens, merge_tokens
+
+__all__ = ["rank_tokens"]
 
 TARGET_SUM = np.float32(10_000.0)
 
 
 def rank_tokens(
     counts: sparse.csr_matrix,
-    column_token: NDArray[np.int32],
-    column_median: NDArray[np.float64],
+    column_token: Int32s,
+    column_median: Floats,
     max_length: int = 2048,
 ) -> Tokens:
     """Rank each cell's genes by expression relative to the gene's median.
@@ -32,12 +34,15 @@ def rank_tokens(
     column_median
         float64 ``(n_genes,)``: non-zero median of each column's gene.
     max_length
-        Longest sequence with ``<cls>`` in front, so that at most ``max_length - 1`` genes are kept.
+        Longest sequence with ``<cls>`` in front, so that a cell has at most ``max_length - 1`` tokens.
     """
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    totals = np.asarray(counts.sum(axis=1, dtype=np.float64))
+    totals = totals.ravel()
     counts, column_token = merge_tokens(counts, column_token)
-    kept = _count_kept(counts.indptr, counts.indices, counts.data, column_token, max_length - 1)
-    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    most = max_length - 1
+    lengths = _lengths(counts.indptr, counts.indices, counts.data, column_token, most)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    offsets = offsets.astype(np.int64)
     flat = np.empty(offsets[-1], dtype=np.int32)
     _fill(
         counts.indptr,
@@ -53,33 +58,35 @@ def rank_tokens(
 
 
 @numba.njit(parallel=True, cache=True)
-def _count_kept(indptr, indices, data, token, limit):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _lengths(indptr, indices, data, token, most):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     n = len(indptr) - 1
     out = np.zeros(n, dtype=np.int64)
     for i in numba.prange(n):
-        kept = 0
+        length = 0
         for p in range(indptr[i], indptr[i + 1]):
             if token[indices[p]] >= 0 and data[p] > 0:
-                kept += 1
-        out[i] = min(kept, limit)
+                length += 1
+        out[i] = min(length, most)
     return out
 
 
 @numba.njit(parallel=True, cache=True)
 def _fill(indptr, indices, data, totals, token, median, offsets, flat):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     for i in numba.prange(len(indptr) - 1):
-        start, stop = indptr[i], indptr[i + 1]
+        start = indptr[i]
+        stop = indptr[i + 1]
         values = np.empty(stop - start)
-        found = np.empty(stop - start, dtype=np.int32)
-        kept = 0
+        tokens = np.empty(stop - start, dtype=np.int32)
+        length = 0
         for p in range(start, stop):
             column = indices[p]
             if token[column] >= 0 and data[p] > 0:
                 # the published order and width of operations (float32, then float64): near ties fall the same way
                 relative = np.float32(data[p]) / np.float32(totals[i]) * TARGET_SUM
-                values[kept] = -(np.float64(relative) / median[column])
-                found[kept] = token[column]
-                kept += 1
-        order = np.argsort(values[:kept], kind="mergesort")
-        for j in range(offsets[i + 1] - offsets[i]):
-            flat[offsets[i] + j] = found[order[j]]
+                values[length] = -(np.float64(relative) / median[column])
+                tokens[length] = token[column]
+                length += 1
+        order = np.argsort(values[:length], kind="mergesort")
+        first = offsets[i]
+        for j in range(offsets[i + 1] - first):
+            flat[first + j] = tokens[order[j]]

@@ -1,4 +1,4 @@
-"""What SToFM can do with a slice, for ``terrazzo info``."""
+"""Uses of SToFM for a slice, for ``terrazzo info``."""
 
 from __future__ import annotations
 

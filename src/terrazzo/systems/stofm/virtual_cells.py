@@ -7,13 +7,22 @@ from dataclasses import dataclass
 
 import igraph
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from terrazzo.arrays import Floats
+from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.tasks.graphs import fuzzy_graph
 
+__all__ = [
+    "VirtualCells",
+    "cluster_features",
+    "first_components",
+    "leiden_labels",
+    "virtual_cells",
+]
+
 ROWS = 65_536  # rows per pass over the embeddings: float64 copies stay small
+
+LEAST_RESOLUTION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -30,12 +39,12 @@ class VirtualCells:
         float64 ``(k, 2)``, mean position.
     """
 
-    labels: NDArray[np.int64]
-    features: NDArray[np.float32]
+    labels: Ints
+    features: Vectors
     positions: Floats
 
 
-def first_components(features: NDArray[np.float32], n_components: int = 2) -> Floats:
+def first_components(features: Vectors, n_components: int = 2) -> Floats:
     """Return the scores of the leading principal components, ``(n, n_components)``.
 
     Exact (from the d x d covariance, streamed), with the sign rule of scikit-learn: the largest loading is positive.
@@ -44,18 +53,22 @@ def first_components(features: NDArray[np.float32], n_components: int = 2) -> Fl
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((d, d))
     for start in range(0, n, ROWS):
-        part = features[start : start + ROWS] - mean
-        covariance += part.T @ part
+        centered = features[start : start + ROWS] - mean
+        covariance += centered.T @ centered
     _, vectors = np.linalg.eigh(covariance)
-    top = vectors[:, ::-1][:, :n_components]
-    top = top * np.sign(top[np.abs(top).argmax(axis=0), np.arange(top.shape[1])])
-    out = np.concatenate([(features[s : s + ROWS] - mean) @ top for s in range(0, n, ROWS)])
-    return np.pad(out, ((0, 0), (0, n_components - out.shape[1])))
+    leading = vectors[:, ::-1][:, :n_components]
+    count = leading.shape[1]
+    largest = np.abs(leading).argmax(axis=0)
+    signs = np.sign(leading[largest, np.arange(count)])
+    leading = leading * signs
+    scores = np.zeros((n, n_components))  # of fewer than n_components features the others stay 0
+    for start in range(0, n, ROWS):
+        centered = features[start : start + ROWS] - mean
+        scores[start : start + ROWS, :count] = centered @ leading
+    return scores
 
 
-def cluster_features(
-    features: NDArray[np.float32], positions: Floats, alpha: float, mix: str
-) -> Floats:
+def cluster_features(features: Vectors, positions: Floats, alpha: float, mix: str) -> Floats:
     """Return ``F_c`` of Algorithm 1, line 2.
 
     Parameters
@@ -74,19 +87,22 @@ def cluster_features(
     -------
     ``(n, 2)`` for ``"sum"``, ``(n, 4)`` for ``"concat"``.
     """
-    expression = alpha * _by_largest_row(first_components(features))
-    place = (1 - alpha) * _by_largest_row(positions)
-    return expression + place if mix == "sum" else np.hstack([expression, place])
+    components = first_components(features)
+    expression = alpha * _divided_by_longest_row(components)
+    place = (1 - alpha) * _divided_by_longest_row(positions)
+    if mix == "sum":
+        return expression + place
+    return np.hstack([expression, place])
 
 
-def _by_largest_row(matrix: Floats) -> Floats:
-    norm = np.linalg.norm(matrix, axis=1).max()
-    return matrix / norm if norm > 0 else matrix
+def _divided_by_longest_row(matrix: Floats) -> Floats:
+    longest = np.linalg.norm(matrix, axis=1).max()
+    return matrix / longest if longest > 0 else matrix
 
 
 def leiden_labels(
     points: Floats, n_neighbors: int, resolution: float, max_clusters: int, seed: int
-) -> NDArray[np.int64]:
+) -> Ints:
     """Cluster points: nearest-neighbor graph with UMAP's fuzzy weights, Leiden (igraph, modularity).
 
     The resolution is halved while there are more than ``max_clusters`` clusters, as published.
@@ -107,28 +123,27 @@ def leiden_labels(
     igraph.set_random_number_generator(random.Random(seed))
     try:
         while True:
-            found = graph.community_leiden(
+            clusters = graph.community_leiden(
                 objective_function="modularity",
                 weights="weight",
                 resolution=resolution,
                 n_iterations=2,
             )
-            if len(found) <= max_clusters or resolution < 1e-6:
+            if len(clusters) <= max_clusters or resolution < LEAST_RESOLUTION:
                 break
             resolution /= 2
     finally:
         igraph.set_random_number_generator(random)
-    return np.asarray(found.membership, dtype=np.int64)
+    return np.asarray(clusters.membership, dtype=np.int64)
 
 
 def _fuzzy_graph(points: Floats, k: int) -> igraph.Graph:
-    distance, index = cKDTree(points).query(points, k=k, workers=-1)
+    tree = cKDTree(points)
+    distance, index = tree.query(points, k=k, workers=-1)
     return fuzzy_graph(distance[:, 1:], index[:, 1:])
 
 
-def virtual_cells(
-    features: NDArray[np.float32], positions: Floats, labels: NDArray[np.int64]
-) -> VirtualCells:
+def virtual_cells(features: Vectors, positions: Floats, labels: Ints) -> VirtualCells:
     """Summarize each cluster (Algorithm 1, lines 4-8).
 
     Parameters
@@ -141,15 +156,20 @@ def virtual_cells(
         Cluster of each cell, 0 .. k-1, none empty.
     """
     k = int(labels.max()) + 1
-    size = np.bincount(labels, minlength=k)
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(size)[:-1])
+    sizes = np.bincount(labels, minlength=k)
+    by_label = np.argsort(labels, kind="stable")
+    bounds = np.cumsum(sizes)[:-1]
+    members = np.split(by_label, bounds)
     means = np.stack([_mean(features, rows) for rows in members])
-    return VirtualCells(labels, means, np.stack([positions[rows].mean(axis=0) for rows in members]))
+    centers = np.stack([positions[rows].mean(axis=0) for rows in members])
+    return VirtualCells(labels, means, centers)
 
 
-def _mean(features: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Mean in float64, a block of rows at a time."""
+def _mean(features: Vectors, rows: Ints) -> Vectors:
+    """Return the mean in float64, a block of rows at a time."""
     total = np.zeros(features.shape[1])
     for start in range(0, len(rows), ROWS):
-        total += features[rows[start : start + ROWS]].sum(axis=0, dtype=np.float64)
-    return (total / len(rows)).astype(np.float32)
+        block = features[rows[start : start + ROWS]]
+        total += block.sum(axis=0, dtype=np.float64)
+    mean = total / len(rows)
+    return mean.astype(np.float32)

@@ -1,8 +1,8 @@
-"""Weights that training slices suggest: genes by SVD, vectors without their common part, heads that look near.
+"""Starting weights from training slices: genes by SVD, centered cell vectors, heads that attend to near cells.
 
-A BERT with random gene embeddings spends its first thousands of steps on finding that genes go together, which a
-truncated SVD of a few thousand training cells says at once; an SE(2) Transformer whose heads all look everywhere
-spends them on finding that neighbors matter.
+A BERT with random gene embeddings spends its first thousands of steps on learning that genes go together, which a
+truncated SVD of a few thousand training cells gives at once; an SE(2) Transformer whose heads attend to all cells alike
+spends them on learning that neighbors matter.
 """
 
 from __future__ import annotations
@@ -12,158 +12,184 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from terrazzo.arrays import AnyFloats, Floats, Vectors
 from terrazzo.expression import DIGITS
 from terrazzo.models.sequences import Tokens
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
 from terrazzo.systems.stofm.pair_bias import GaussianBias
 from terrazzo.systems.stofm.se2 import SE2Transformer
 
-NEAREST, FARTHEST, GRID = 0.05, 100.0, 400  # distances at which the heads' bias is fitted
+__all__ = ["center", "set_attention_radii", "start_as_components", "start_as_neighbor_means"]
 
-
-LEAST_BIAS = 10.0  # far cells keep a little weight
-
-
-RIDGE = 1e-4  # of that fit: errors of at most .3, without weights that the first steps would upset
-
-
-HIDDEN_LOGIT = 4.0  # by which a hidden cell's weight is less than a shown one's
-
-
-LEAST_TYPE = 0.02  # token types start small beside vectors of unit length
-
-
-STATE, RANKED = (
-    1.025,
-    0.5,
-)  # length of a token's embedding (loadings at most 1), and that of the last rank
-
-
+# Of a cell encoder
+TOKEN_LENGTH = 1.025  # length of a token's embedding (loadings at most 1)
+RANK_LENGTH = 0.5  # length of the position embedding of the last rank
 CONSTANT = 0.5  # last number of a cell's vector, in typical lengths of the others
+PASSED_ON = 3.0  # by which the mean over genes exceeds <cls>'s own state
+
+# Of the heads' bias: distances at which it is fitted
+NEAREST = 0.05
+FARTHEST = 100.0
+N_DISTANCES = 400
+LEAST_BIAS = 10.0  # far cells keep a little weight
+RIDGE = 1e-4  # errors of at most .3, without weights that the first steps would upset
+
+# Of an SE(2) Transformer
+HIDDEN_LOGIT = 4.0  # by which a hidden cell's logit is below a shown one's
+LEAST_TYPE = 0.02  # token types start small beside vectors of unit length
+LEAST_VARIANCE = 1e-12
+FLOOR = 1e-2  # ridge of the common direction, in mean variances
 
 
-HANDED_ON = 3.0  # by which the mean over genes stands above <cls>'s own state
-
-
-def show_components(
-    encoder: CellEncoder, loadings: NDArray[np.float32], sample: Tokens, cls_token: int, seed: int
+def start_as_components(
+    encoder: CellEncoder, loadings: Vectors, sample: Tokens, cls_token: int, seed: int
 ) -> None:
     """Let a cell encoder start as the SVD of ranked genes: its vector is a cell's component scores, of unit length.
 
     ``<cls>`` attends to all genes of the first layer with weights ``1 / sqrt(rank)``, which the position embeddings
-    carry, and hands on their loadings; every other branch starts at zero. All token states have one length, of which
-    the loadings are a part, so that LayerNorm does not blow up genes that say little.
+    carry, and passes on their loadings; every other branch starts at zero. All token states have one length, of which
+    the loadings are a part, so that LayerNorm does not blow up genes with small loadings.
 
     Parameters
     ----------
     encoder
         Changed in place.
     loadings
-        ``(vocab_size, components)``, from :func:`gene_loadings`; at most ``hidden_size - 3`` of them are used.
+        ``(vocab_size, components)``, from :func:`terrazzo.systems.stofm.statistics.gene_loadings`; at most
+        ``hidden_size - 3`` of them are used.
     sample
-        Cells whose mean vector is taken off.
+        Cells whose mean vector is subtracted.
     cls_token
         Token in front of every cell.
     seed
         Of the rotation that spreads the components over the state.
     """
-    embedded, width = encoder.bert.embeddings, encoder.config.hidden_size
-    kept = min(loadings.shape[1], width - 3)
-    # directions without a mean, which LayerNorm would take off: components, filling, rank
-    drawn = np.random.default_rng(seed).normal(size=(width, width - 1))
-    basis = np.linalg.qr(np.concatenate([np.ones((width, 1)), drawn], axis=1))[0].round(DIGITS)
-    components, filling, rank = basis[:, 1 : 1 + kept], basis[:, 1 + kept], basis[:, 2 + kept]
-    length = np.linalg.norm(loadings[:, :kept], axis=1)
-    most = np.quantile(length[length > 0], 0.99) if length.any() else 1.0
-    shrunk = loadings[:, :kept] / np.maximum(length, most)[:, None]
-    rest = np.sqrt(np.maximum(STATE**2 - (shrunk**2).sum(axis=1), 0))
-    places = embedded.position_embeddings.weight
-    falls = -0.5 * np.log(
-        np.maximum(np.arange(len(places)), 1)
-    )  # <cls> stands at 0, the first gene at 1
-    reach = max(-float(falls.min()), 1e-6)
+    embeddings = encoder.bert.embeddings
+    positions = embeddings.position_embeddings.weight
+    width = encoder.config.hidden_size
+    n_components = min(loadings.shape[1], width - 3)
+    basis = _directions(width, seed)
+    components = basis[:, 1 : 1 + n_components]
+    filling = basis[:, 1 + n_components]
+    rank = basis[:, 2 + n_components]
+    shrunk = _shrunk(loadings[:, :n_components])
+    squared_length = (shrunk**2).sum(axis=1)
+    squared_rest = np.maximum(TOKEN_LENGTH**2 - squared_length, 0)
+    filler = np.outer(np.sqrt(squared_rest), filling)
+    words = shrunk @ components.T + filler
+    ranks = np.arange(len(positions))  # the first gene is at 1
+    ranks[0] = 1  # <cls>
+    log_weight = -0.5 * np.log(ranks)
+    reach = max(-float(log_weight.min()), 1e-6)
+    log_weight_share = RANK_LENGTH * log_weight / reach
+    key_scale = RANK_LENGTH * math.sqrt(width)
+    rank_key = rank * reach * TOKEN_LENGTH / key_scale
+    layers: list[Any] = list(encoder.bert.encoder.layer)
+    n_heads = encoder.config.num_heads
     with torch.no_grad():
-        embedded.word_embeddings.weight.copy_(
-            _float(shrunk @ components.T + rest[:, None] * filling)
-        )
-        places.copy_(_float(RANKED * falls[:, None] / reach * rank))
-        embedded.token_type_embeddings.weight.zero_()
-        layers: list[Any] = list(encoder.bert.encoder.layer)
+        embeddings.word_embeddings.weight.copy_(_float(words))
+        positions.copy_(_float(np.outer(log_weight_share, rank)))
+        embeddings.token_type_embeddings.weight.zero_()
         for layer in layers:
-            for linear in (layer.attention.output.dense, layer.output.dense):
-                linear.weight.zero_()
-                linear.bias.zero_()
-        first, heads = layers[0].attention, encoder.config.num_heads
-        first.output.dense.weight.copy_(torch.eye(width) * HANDED_ON)
-        first.self.value.weight.copy_(torch.eye(width))
-        for linear in (first.self.query, first.self.key):
-            linear.weight.zero_()
-        for linear in (first.self.query, first.self.key, first.self.value):
-            linear.bias.zero_()
-        for place in range(0, width, width // heads):
-            first.self.query.bias[place] = math.sqrt(width / heads)
-            first.self.key.weight[place] = _float(
-                rank * reach * STATE / (RANKED * math.sqrt(width))
-            )
+            _zero(layer.attention.output.dense, layer.output.dense)
+        _attend_by_rank(layers[0].attention, _float(rank_key), n_heads)
         _project(encoder, _float(components.T), sample, cls_token)
 
 
+def _directions(width: int, seed: int) -> Floats:
+    """Return an orthonormal basis whose first column is the mean, which LayerNorm removes."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.normal(size=(width, width - 1))
+    constant = np.ones((width, 1))
+    columns = np.hstack([constant, drawn])
+    basis: Floats = np.linalg.qr(columns)[0]
+    return basis.round(DIGITS)
+
+
+def _shrunk(loadings: Vectors) -> AnyFloats:
+    """Return loadings with rows of length 1 at most: those above the 99th percentile are cut to it."""
+    length = np.linalg.norm(loadings, axis=1)
+    positive = length[length > 0]
+    most = 1.0
+    if len(positive):
+        most = np.quantile(positive, 0.99)
+    divisor = np.maximum(length, most)
+    return loadings / divisor[:, None]
+
+
+def _attend_by_rank(attention: Any, rank_key: Tensor, n_heads: int) -> None:
+    """Let ``<cls>`` attend to all genes by their rank alone, and pass on their states."""
+    width = len(rank_key)
+    head_width = width // n_heads
+    query = attention.self.query
+    key = attention.self.key
+    value = attention.self.value
+    _zero(query, key)
+    _pass_on(value)
+    _pass_on(attention.output.dense, PASSED_ON)
+    root = math.sqrt(width / n_heads)
+    for start in range(0, width, head_width):
+        query.bias[start] = root
+        key.weight[start] = rank_key
+
+
 def _project(encoder: CellEncoder, rows: Tensor, sample: Tokens, cls_token: int) -> None:
-    """Read the components out, less their mean over the sample, and a constant."""
-    if encoder.proj is None:
+    """Let the projection return the components, less their mean over the sample, and a constant."""
+    projection = encoder.proj
+    if projection is None:
         return
-    encoder.proj.weight.zero_()
-    encoder.proj.bias.zero_()
-    count = min(len(rows), len(encoder.proj.weight))
-    encoder.proj.weight[:count] = rows[:count]
+    _zero(projection)
+    count = min(len(rows), projection.out_features)
+    projection.weight[:count] = rows[:count]
     center(encoder, sample, cls_token, free=count)
 
 
 def center(encoder: CellEncoder, sample: Tokens, cls_token: int, free: int | None = None) -> None:
-    """Take the mean of a sample's vectors off the projection, and add a constant in the last place.
+    """Subtract the mean of a sample's vectors in the projection, and add a constant in the last place.
 
-    Training moves all cells' vectors alike, which no linear read-out minds and every cosine does. By the constant a
-    cell differs from a hidden one, a vector of zeros, wherever its components lie.
+    Training moves all cells' vectors alike, which changes no linear head and every cosine. By the constant a cell
+    differs from a hidden one, a vector of zeros, whatever its components are.
 
     Parameters
     ----------
     encoder
         Changed in place; one without a projection is left as it is.
     sample
-        Cells whose mean vector is taken off.
+        Cells whose mean vector is subtracted.
     cls_token
         Token in front of every cell.
     free
         Numbers of the vector that are in use; where it is all of them no constant is added. None: the last is free.
     """
-    if encoder.proj is None or not len(sample):
+    projection = encoder.proj
+    if projection is None or len(sample) == 0:
         return
-    seen: list[Tensor] = []
-    hook = encoder.proj.register_forward_hook(
-        lambda module, given, out: seen.append(out.float().cpu())
-    )
+    projected: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        projected.append(output.float().cpu())
+
+    hook = projection.register_forward_hook(record)
     try:
         encoder.encode(sample.flat, sample.offsets, cls_token=cls_token)
     finally:
         hook.remove()
-    scores = torch.cat(seen).double().numpy()
+    scores = torch.cat(projected).double().numpy()
     mean = scores.mean(axis=0)
+    shift = _float(mean.round(DIGITS))
     with torch.no_grad():
-        encoder.proj.bias.sub_(_float(mean.round(DIGITS)))
+        projection.bias.sub_(shift)
         if free is None or free < len(mean):
-            spread = np.sqrt(((scores - mean) ** 2).sum(axis=1).mean())
-            encoder.proj.bias[-1] += round(CONSTANT * float(spread), DIGITS)
+            deviation = scores - mean
+            squared_distance = (deviation**2).sum(axis=1)
+            spread = float(np.sqrt(squared_distance.mean()))
+            projection.bias[-1] += round(CONSTANT * spread, DIGITS)
 
 
-def _float(values: NDArray[np.float64]) -> Tensor:
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))
-
-
-def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
-    """Let each head start with weights that fall with distance as ``exp(-distance / radius)``; the last looks anywhere.
+def set_attention_radii(bias: GaussianBias, radii: Floats) -> None:
+    """Let attention fall with distance, in each head as ``exp(-distance / radius)``; the last attends anywhere.
 
     Parameters
     ----------
@@ -172,28 +198,35 @@ def look_near(bias: GaussianBias, radii: NDArray[np.float64]) -> None:
     radii
         One a head but the last, in the units of the model's distances.
     """
-    first, last = cast("nn.Linear", bias.proj[0]), cast("nn.Linear", bias.proj[2])
-    grid = torch.logspace(math.log10(NEAREST), math.log10(FARTHEST), GRID)
-    wanted = torch.zeros(GRID, bias.heads, dtype=torch.float64)
-    wanted[:, :-1] = -(grid[:, None] / torch.from_numpy(radii)).clamp_max(LEAST_BIAS)
+    first = cast("nn.Linear", bias.proj[0])
+    last = cast("nn.Linear", bias.proj[2])
+    start = math.log10(NEAREST)
+    stop = math.log10(FARTHEST)
+    distances = torch.logspace(start, stop, N_DISTANCES)
+    in_radii = distances[:, None] / torch.from_numpy(radii)
+    wanted = torch.zeros(N_DISTANCES, bias.heads, dtype=torch.float64)
+    fall = in_radii.clamp_max(LEAST_BIAS)
+    wanted[:, :-1] = -fall
     with torch.no_grad():
-        kernels = torch.cat([bias.kernels(grid), torch.ones(GRID, 1)], dim=1).double()
-        gram = kernels.T @ kernels + RIDGE * torch.eye(kernels.shape[1], dtype=torch.float64)
-        solved = torch.linalg.solve(gram, kernels.T @ wanted).float()
-        first.weight.copy_(
-            torch.eye(len(bias.means))
-        )  # kernels are positive: they pass the ReLU as they are
-        first.bias.zero_()
+        constant = torch.ones(N_DISTANCES, 1)
+        kernels = bias.kernels(distances)
+        predictors = torch.cat([kernels, constant], dim=1).double()
+        identity = torch.eye(predictors.shape[1], dtype=torch.float64)
+        gram = predictors.T @ predictors + RIDGE * identity
+        cross = predictors.T @ wanted
+        solved = torch.linalg.solve(gram, cross).float()
+        _pass_on(first)  # kernels are positive: the ReLU changes none
         last.weight.copy_(solved[:-1].T)
         last.bias.copy_(solved[-1])
 
 
-def show_neighbors(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> None:
-    """Let an SE(2) Transformer start as what a regression on neighbors would be given, and as nothing else.
+def start_as_neighbor_means(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> None:
+    """Let an SE(2) Transformer start as the predictors of a regression on neighbors, and as nothing else.
 
-    Each head of the first layer hands on the leading components of the cells it looks at, hidden cells left out; with
-    the heads' ranges of :func:`look_near` a token's first state holds means over wider and wider surroundings, side by
-    side. All other branches start at zero. From random weights a short run ends behind the mean of six neighbors.
+    Each head of the first layer passes on the leading components of the cells it attends to, hidden cells left out;
+    with the heads' ranges of :func:`set_attention_radii` a token's first state holds means over wider and wider
+    surroundings, side by side. All other branches start at zero. From random weights a short run ends behind the mean
+    of six neighbors.
 
     Parameters
     ----------
@@ -202,39 +235,81 @@ def show_neighbors(se2: SE2Transformer, mean: Tensor, covariance: Tensor) -> Non
     mean, covariance
         Of the cells' vectors, ``(input_dim,)`` and ``(input_dim, input_dim)``.
     """
-    config, first = se2.config, se2.blocks()[0]
-    width, wide = se2.head_dim, covariance.double()
-    values, vectors = torch.linalg.eigh(wide)
-    kept = min(width, len(values))
-    values, vectors = values.flip(0)[:kept].clamp_min(1e-12), vectors.flip(1)[:, :kept]
-    # between whitening and leaving as they are: noise must not lead, and the first component not drown the others
-    components = (vectors / (values * values[0]).pow(0.25)).T
-    # the direction in which all cells are alike, and a hidden cell (a vector of zeros) is not
-    floor = 1e-2 * wide.diagonal().mean() * torch.eye(len(wide), dtype=torch.float64)
-    alike = torch.linalg.solve(wide + floor, mean.double())
-    contrast = float(
-        alike @ mean.double()
-    )  # squared; in standard deviations of the cells along that direction
-    alike = alike / max(contrast, 1e-6)
-    logit = min(
-        HIDDEN_LOGIT, math.sqrt(contrast)
-    )  # so that cells differ by about one among themselves
+    wide_mean = mean.double()
+    wide_covariance = covariance.double()
+    components = _leading_components(wide_covariance, se2.head_dim)
+    common, contrast = _common_direction(wide_mean, wide_covariance)
+    # so that cells differ by about one among themselves
+    logit = min(HIDDEN_LOGIT, math.sqrt(contrast))
+    root = math.sqrt(se2.head_dim)
+    strength = math.sqrt(logit * root)
+    value_weight = components.float()
+    value_bias = -(components @ wide_mean).float()
+    key_weight = (common * strength).float()
+    first = se2.blocks()[0]
+    query = first.query
+    key = first.key
+    value = first.value
     with torch.no_grad():
         se2.token_types.weight.mul_(LEAST_TYPE)
-        se2.embedding.weight.copy_(torch.eye(*se2.embedding.weight.shape))
-        se2.embedding.bias.zero_()
+        _pass_on(se2.embedding)
         for layer in se2.blocks():
-            for linear in (layer.out, layer.fc2):
-                linear.weight.zero_()
-                linear.bias.zero_()
-        first.out.weight.copy_(torch.eye(config.hidden_size))
-        for linear in (first.query, first.key, first.value):
-            linear.weight.zero_()
-            linear.bias.zero_()
-        strength = math.sqrt(logit * math.sqrt(width))
-        for head in range(config.num_heads):
-            place, size = head * width, len(mean)
-            first.value.weight[place : place + kept, :size] = components.float()
-            first.value.bias[place : place + kept] = -(components @ mean.double()).float()
-            first.query.bias[place] = strength
-            first.key.weight[place, :size] = (alike * strength).float()
+            _zero(layer.out, layer.fc2)
+        _pass_on(first.out)
+        _zero(query, key, value)
+        n_inputs = len(mean)
+        for head in range(se2.config.num_heads):
+            start = head * se2.head_dim
+            stop = start + len(components)
+            value.weight[start:stop, :n_inputs] = value_weight
+            value.bias[start:stop] = value_bias
+            query.bias[start] = strength
+            key.weight[start, :n_inputs] = key_weight
+
+
+def _leading_components(covariance: Tensor, most: int) -> Tensor:
+    """Return at most so many leading components, ``(components, d)``.
+
+    They are between whitened and as they are: noise must not lead, and the first must not drown the others.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    count = min(most, len(values))
+    variances = values.flip(0)  # the largest first
+    variances = variances[:count].clamp_min(LEAST_VARIANCE)
+    directions = vectors.flip(1)
+    directions = directions[:, :count]
+    lengths = (variances * variances[0]).pow(0.25)
+    return (directions / lengths).T
+
+
+def _common_direction(mean: Tensor, covariance: Tensor) -> tuple[Tensor, float]:
+    """Return the direction in which all cells are alike, and a hidden cell (a vector of zeros) is not.
+
+    Returns
+    -------
+    The direction ``(d,)``, scaled so that the mean is 1 along it, and the squared distance of the mean from zero, in
+    standard deviations of the cells along it.
+    """
+    mean_variance = covariance.diagonal().mean()
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    floor = FLOOR * mean_variance * identity
+    direction = torch.linalg.solve(covariance + floor, mean)
+    contrast = float(direction @ mean)
+    return direction / max(contrast, 1e-6), contrast
+
+
+def _zero(*layers: nn.Linear) -> None:
+    for layer in layers:
+        layer.weight.zero_()
+        layer.bias.zero_()
+
+
+def _pass_on(layer: nn.Linear, scale: float = 1.0) -> None:
+    """Let a layer pass on its input as it is, or scaled."""
+    identity = torch.eye(*layer.weight.shape)
+    layer.weight.copy_(identity * scale)
+    layer.bias.zero_()
+
+
+def _float(values: AnyFloats) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
