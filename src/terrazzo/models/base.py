@@ -211,10 +211,18 @@ class FoundationModel(abc.ABC):
 
         return embed_each(data, of_slice, embed_one)
 
-    def plan(self, data: AnnData | Slice, **options: Any) -> Plan:
+    def plan(
+        self,
+        data: AnnData | Slice,
+        *,
+        key_added: str | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Plan:
         """Return what :meth:`embed` would do with one slice and how long it would take; same options.
 
-        Counts operations and measures this machine's matrix-product rate for a moment.
+        Counts operations and measures this machine's matrix-product rate for a moment. ``key_added`` and ``progress``
+        change nothing.
         """
         of_model, of_slice = split_options(options)
         checked = self.options_class.checked(of_model, self.title)

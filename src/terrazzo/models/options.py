@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+import numpy as np
 import yaml
 
 from terrazzo.config import from_dict
@@ -98,7 +100,7 @@ class EmbedOptions:
             if name not in known:
                 raise ConfigError(_foreign(name, name, known, model))
         given = {k: v for k, v in values.items() if v is not None}
-        plain = {k: v for k, v in given.items() if k != "orthologs"}
+        plain = {k: _plain(v) for k, v in given.items() if k != "orthologs"}
         checked = from_dict(cls, plain, f"embed ({model})")
         return dataclasses.replace(checked, orthologs=given.get("orthologs"))
 
@@ -161,6 +163,13 @@ def owners(name: str) -> list[str]:
         if any(name in one.names() for one in classes):
             out.append(system.title)
     return out
+
+
+def _plain(value: Any) -> Any:
+    """Return a path as text and a number of numpy as one of Python."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _foreign(name: str, shown: str, known: list[str], model: str) -> str:

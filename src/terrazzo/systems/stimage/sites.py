@@ -234,7 +234,7 @@ class SiteStore:
 
     def settings(self) -> dict[str, Any]:
         """Return what decides windows, in plain values."""
-        return {"patches": str(asdict(self.config)), "normalize": self.normalize}
+        return {"windows": str(asdict(self.config)), "normalize": self.normalize}
 
     def path(self, id: str, kind: str = "scale") -> Path:
         """Return the file of a slice."""

@@ -63,7 +63,7 @@ def inform(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids: list[st
     """
     if config.vit.positions != "distance" or not config.standardize:
         raise ConfigError(
-            "model.init 'informed' needs standardized values and attention by distance (patches.recipe: terrazzo); "
+            "model.init 'informed' needs standardized values and attention by distance (objective.flavor: terrazzo); "
             "take init: random."
         )
     score = cast(Tensor, vit.autocorrelation).double().numpy()
