@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import warnings
@@ -155,14 +156,17 @@ def histology(simulated: Callable[..., AnnData]) -> Callable[..., AnnData]:
 
 @pytest.fixture(scope="session")
 def align_model(histology: Callable[..., AnnData], loud: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a very small ST-Align with loud weights, fitted on a slice; keywords are the preset's, or its config's."""
+    """Make a very small ST-Align with loud weights, fitted on a slice; keywords are the preset's, or its config's.
+
+    Each is fitted once, and every call returns a copy.
+    """
     from terrazzo import Slice, STAlign, Vocabulary
     from terrazzo.systems.stalign.config import preset
     from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
-    def make(
-        flavor: Any = "terrazzo", adaptive: bool = True, fusion: Any = "attention", **changes: Any
-    ) -> Any:
+    made: dict[Any, Any] = {}
+
+    def fitted(flavor: Any, adaptive: bool, fusion: Any, **changes: Any) -> Any:
         tissue = Slice.from_anndata(histology(seed=7))
         vocabulary = Vocabulary.from_slices([tissue])
         eye = FrozenImageEncoder.small(image_size=32, patch_size=16, width=64, num_layers=1)
@@ -178,6 +182,14 @@ def align_model(histology: Callable[..., AnnData], loud: Callable[..., Any]) -> 
         model = STAlign(config, vocabulary, seed=1, image_encoder=eye)
         loud(model.module.net)
         return model.fit([tissue])
+
+    def make(
+        flavor: Any = "terrazzo", adaptive: bool = True, fusion: Any = "attention", **changes: Any
+    ) -> Any:
+        key = (flavor, adaptive, fusion, *sorted(changes.items()))
+        if key not in made:
+            made[key] = fitted(flavor, adaptive, fusion, **changes)
+        return copy.deepcopy(made[key])
 
     return make
 

@@ -17,6 +17,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import brentq
 from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
@@ -196,11 +197,24 @@ def test_no_cell_of_the_lattice_is_lost(shared_dir: Path) -> None:
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(stored["coords"])))
 
 
-def test_fuzzy_graph_of_the_stored_points_is_scanpys(shared_dir: Path) -> None:
-    points = np.load(shared_dir / "reference" / "tiny" / "split100" / "multiscale.npz")[
-        "cluster_features"
-    ]
-    compare_with_scanpy(points)
+@pytest.fixture(scope="module")
+def stored_points(shared_dir: Path) -> np.ndarray:
+    folder = shared_dir / "reference" / "tiny" / "split100"
+    points: np.ndarray = np.load(folder / "multiscale.npz")["cluster_features"]
+    return points
+
+
+def test_fuzzy_graph_of_the_stored_points(stored_points: np.ndarray) -> None:
+    np.testing.assert_allclose(
+        fuzzy_weights(stored_points), plain_fuzzy_weights(stored_points), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_fuzzy_graph_of_the_stored_points_is_scanpys(stored_points: np.ndarray) -> None:
+    np.testing.assert_allclose(
+        fuzzy_weights(stored_points), scanpy_fuzzy_weights(stored_points), rtol=0, atol=1e-4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +273,39 @@ def test_bfloat16_of_published_size(
 # -- the same without stored outputs: random weights, plain code written here ------------------------------------------
 
 
-def compare_with_scanpy(points: np.ndarray, k: int = 10) -> None:
+def fuzzy_weights(points: np.ndarray, k: int = 10) -> np.ndarray:
+    """Return the weights of our graph as a dense matrix."""
+    graph = _fuzzy_graph(points, k)
+    out = np.zeros((len(points), len(points)))
+    for (a, b), weight in zip(graph.get_edgelist(), graph.es["weight"], strict=True):
+        out[a, b] = out[b, a] = weight
+    assert (out > 0.5).sum() > len(points)  # a graph worth comparing
+    return out
+
+
+def plain_fuzzy_weights(points: np.ndarray, k: int = 10) -> np.ndarray:
+    """Return UMAP's weights: of each point's neighbors they fall from 1 and sum to log2 k; then a fuzzy union."""
+    n = len(points)
+    out = np.zeros((n, n))
+    for i in range(n):
+        distance = np.linalg.norm(points - points[i], axis=1)
+        distance[i] = -1  # itself first, also where another point lies in the same place
+        near = np.argsort(distance, kind="stable")[1:k]
+        nearest = distance[near][distance[near] > 0].min()
+        beyond = np.maximum(distance[near] - nearest, 0)
+
+        def excess(log_width: float, beyond: np.ndarray = beyond) -> float:
+            return float(np.exp(-beyond / np.exp(log_width)).sum() - np.log2(k))
+
+        width = np.exp(brentq(excess, -30, 30))
+        width = max(width, 1e-3 * distance[near].mean())
+        out[i, near] = np.exp(-beyond / width)
+    union: np.ndarray = out + out.T - out * out.T
+    return union
+
+
+def scanpy_fuzzy_weights(points: np.ndarray, k: int = 10) -> np.ndarray:
+    """Return scanpy's connectivities; it compiles UMAP for many seconds."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
@@ -271,17 +317,27 @@ def compare_with_scanpy(points: np.ndarray, k: int = 10) -> None:
         adata = anndata.AnnData(np.zeros((len(points), 1), dtype=np.float32))
         adata.obsm["points"] = points
         sc.pp.neighbors(adata, n_neighbors=k, use_rep="points")
-    theirs = adata.obsp["connectivities"].toarray()
-    graph = _fuzzy_graph(points, k)
-    ours = np.zeros_like(theirs)
-    for (a, b), weight in zip(graph.get_edgelist(), graph.es["weight"], strict=True):
-        ours[a, b] = ours[b, a] = weight
-    assert (theirs > 0.5).sum() > len(points)  # a graph worth comparing
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    weights: np.ndarray = adata.obsp["connectivities"].toarray()
+    return weights
 
 
+def random_points() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(250, 3))
+
+
+def test_fuzzy_graph_of_random_points() -> None:
+    points = random_points()
+    np.testing.assert_allclose(
+        fuzzy_weights(points), plain_fuzzy_weights(points), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.slow
 def test_fuzzy_graph_of_random_points_is_scanpys() -> None:
-    compare_with_scanpy(np.random.default_rng(0).normal(size=(250, 3)))
+    points = random_points()
+    np.testing.assert_allclose(
+        fuzzy_weights(points), scanpy_fuzzy_weights(points), rtol=0, atol=1e-4
+    )
 
 
 def published_distances(positions: np.ndarray, virtual: np.ndarray, n_neighbors: int) -> np.ndarray:

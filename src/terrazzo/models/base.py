@@ -212,10 +212,18 @@ class FoundationModel(abc.ABC):
 
         return embed_each(data, slice_options, embed_one)
 
-    def plan(self, data: AnnData | Slice, **options: Any) -> Plan:
-        """Return size and estimated time of :meth:`embed` of one slice; same options.
+    def plan(
+        self,
+        data: AnnData | Slice,
+        *,
+        key_added: str | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Plan:
+        """Return what :meth:`embed` would do with one slice and how long it would take; same options.
 
-        Counts operations and measures this machine's matrix-product rate for a moment.
+        Counts operations and measures this machine's matrix-product rate for a moment. ``key_added`` and ``progress``
+        change nothing.
         """
         model_options, slice_options = split_options(options)
         checked = self.options_class.checked(model_options, self.title)

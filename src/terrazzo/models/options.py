@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
+import numpy as np
 import yaml
 
 from terrazzo.config import from_dict
@@ -101,7 +102,7 @@ class EmbedOptions:
         plain: dict[str, Any] = {}
         for name, value in values.items():
             if value is not None and name != "orthologs":
-                plain[name] = str(value) if isinstance(value, Path) else value
+                plain[name] = _plain(value)
         checked = from_dict(cls, plain, f"embed ({model})")
         return dataclasses.replace(checked, orthologs=values.get("orthologs"))
 
@@ -170,6 +171,13 @@ def owners(name: str) -> list[str]:
         if any(name in one.names() for one in classes):
             titles.append(system.title)
     return titles
+
+
+def _plain(value: Any) -> Any:
+    """Return a path as text and a number of numpy as one of Python."""
+    if isinstance(value, Path):
+        return str(value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _foreign(name: str, shown: str, known: list[str], model: str) -> str:

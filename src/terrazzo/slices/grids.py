@@ -220,7 +220,7 @@ def _on_lattice(
         raise InputError(
             f"{name}: the coordinates are not on {wanted}, and obs has no array_row and array_col. For single-cell "
             "platforms give the side of a bin in micrometers, bin_um=20 (--bin-um 20), in a recipe "
-            "model.patches.bin_um: 20; about the distance between neighboring cells puts one or two into a bin."
+            "model.windows.bin_um: 20; about the distance between neighboring cells puts one or two into a bin."
         )
     return recovered
 

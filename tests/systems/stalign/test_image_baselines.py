@@ -119,7 +119,7 @@ def test_provenance(histology: Make, encoder: FrozenImageEncoder) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"name": "colors"}, "Did you mean 'colors'"),
+        ({"name": "colrs"}, "Did you mean 'colors'"),
         ({"name": "zzz"}, "There are: colors, colors-own, encoder, encoder-own"),
         ({"name": "encoder"}, "needs one"),
         ({"name": "colors", "encoder": "folder"}, "belongs to 'encoder'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,29 @@ from terrazzo.systems.stofm.tokens import rank_tokens
 from terrazzo.systems.stofm.warm_start import center, look_near, show_components, show_neighbors
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def corpus(corpus_folder: Path) -> Corpus:
     return Corpus.open(corpus_folder)
+
+
+@pytest.fixture(scope="module")
+def started() -> dict[str, Any]:
+    """Models of the short recipe by their start, made once."""
+    return {}
+
+
+@pytest.fixture
+def stage_from(stage_of: Any, started: dict[str, Any]) -> Callable[[str], Any]:
+    """Return a function that makes the stage of a short recipe with a model of its own, by how it starts."""
+
+    def make(init: str) -> Any:
+        stage = stage_of(model={"init": init})
+        if init not in started:
+            started[init] = stage.initial_model()
+        stage.model = copy.deepcopy(started[init])
+        return stage
+
+    return make
 
 
 def test_composition_is_the_mean_of_the_slice(corpus: Corpus) -> None:
@@ -75,18 +97,16 @@ def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
     np.testing.assert_array_equal(again, found)
 
 
-def test_an_informed_start_is_a_model_like_any_other(stage_of: Any) -> None:
-    informed = stage_of(model={"init": "informed"}).initial_model()
-    plain = stage_of().initial_model()
+def test_an_informed_start_is_a_model_like_any_other(stage_from: Any) -> None:
+    informed, plain = stage_from("informed").model, stage_from("random").model
     assert informed.config == plain.config
     assert all(torch.isfinite(p).all() for p in informed.module.parameters())
     assert informed.fingerprint() != plain.fingerprint()
-    kept = []
-    for size in range(
-        1, 8
-    ):  # wherever in memory its arrays come to lie: every process must find the same vectors
-        kept.append(np.ones(37 * size, np.int8))
-        again = stage_of(model={"init": "informed"}).initial_model()
+    # wherever in memory its arrays come to lie: every process must find the same vectors
+    in_the_way = []
+    for size in (1, 4, 7):
+        in_the_way.append(np.ones(37 * size, np.int8))
+        again = stage_from("informed").initial_model()
         assert informed.fingerprint() == again.fingerprint()
 
 
@@ -153,15 +173,15 @@ def test_the_encoder_starts_as_component_scores(corpus: Corpus) -> None:
 
 def vectors(n: int) -> torch.Tensor:
     """Return vectors of unit length with components of falling size and, last, about a constant."""
-    found = torch.randn(n, 16) * torch.linspace(1, 0.1, 16)
-    found[:, -1] = 2.0
-    return torch.nn.functional.normalize(found, dim=1)
+    drawn = torch.randn(n, 16) * torch.linspace(1, 0.1, 16)
+    drawn[:, -1] = 2.0
+    return torch.nn.functional.normalize(drawn, dim=1)
 
 
 def test_center_takes_the_common_part_off_and_leaves_differences_alone(
-    stage_of: Any, corpus: Corpus
+    stage_from: Any, corpus: Corpus
 ) -> None:
-    model = stage_of(model={"init": "informed"}).initial_model()
+    model = stage_from("informed").model
     encoder, match = model.module.cell_encoder, member_match(corpus, model.vocabulary)
     sample = sample_tokens(corpus, corpus.ids("train"), match, encoder.config.max_length, cells=60)
 
@@ -257,9 +277,9 @@ def test_all_other_branches_start_at_zero() -> None:
     ],
 )
 def test_only_an_untrained_transformer_is_changed(
-    stage_of: Any, init: str, se2: str, changed: bool
+    stage_from: Any, init: str, se2: str, changed: bool
 ) -> None:
-    stage = stage_of(model={"init": init})
+    stage = stage_from(init)
     model = stage.model
     model.provenance["se2"] = se2
     stage.prepare()

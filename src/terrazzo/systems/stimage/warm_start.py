@@ -70,7 +70,7 @@ def informed_start(vit: MaskedViT, config: STImageConfig, store: SiteStore, ids:
     """
     if config.vit.positions != "distance" or not config.standardize:
         raise ConfigError(
-            "model.init 'informed' needs standardized values and attention by distance (windows.flavor: terrazzo); "
+            "model.init 'informed' needs standardized values and attention by distance (objective.flavor: terrazzo); "
             "take init: random."
         )
     some_ids = spread(ids)
