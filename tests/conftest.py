@@ -161,7 +161,7 @@ def align_model(histology: Callable[..., AnnData], loud: Callable[..., Any]) -> 
     from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
     def make(
-        recipe: Any = "terrazzo", adaptive: bool = True, fusion: Any = "attention", **changes: Any
+        flavor: Any = "terrazzo", adaptive: bool = True, fusion: Any = "attention", **changes: Any
     ) -> Any:
         tissue = Slice.from_anndata(histology(seed=7))
         vocabulary = Vocabulary.from_slices([tissue])
@@ -169,7 +169,7 @@ def align_model(histology: Callable[..., AnnData], loud: Callable[..., Any]) -> 
         config = preset(
             "tiny",
             len(vocabulary),
-            recipe=recipe,
+            flavor=flavor,
             image_encoder=eye,
             adaptive=adaptive,
             fusion=fusion,

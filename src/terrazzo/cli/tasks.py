@@ -236,10 +236,9 @@ def bench(
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
-    rows = (
-        work or out
-    ) / f"{protocol.name}.rows"  # a run that is stopped leaves them, and the next goes on
-    found = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
+    # a run that is stopped leaves its finished rows, and the next goes on
+    rows = (work or out) / f"{protocol.name}.rows"
+    found = run(protocol, data=data, models=models or (), work=work, rows=rows, say=say_aside)
     options: list[tuple[str, list[Any]]] = [
         ("--data", [data]),
         ("--models", models or [None]),
