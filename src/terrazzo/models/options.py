@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import yaml
@@ -97,10 +98,12 @@ class EmbedOptions:
         for name in values:
             if name not in known:
                 raise ConfigError(_foreign(name, name, known, model))
-        given = {k: v for k, v in values.items() if v is not None}
-        plain = {k: v for k, v in given.items() if k != "orthologs"}
+        plain: dict[str, Any] = {}
+        for name, value in values.items():
+            if value is not None and name != "orthologs":
+                plain[name] = str(value) if isinstance(value, Path) else value
         checked = from_dict(cls, plain, f"embed ({model})")
-        return dataclasses.replace(checked, orthologs=given.get("orthologs"))
+        return dataclasses.replace(checked, orthologs=values.get("orthologs"))
 
     @classmethod
     def parsed(cls, texts: Mapping[str, str], model: str) -> dict[str, Any]:
