@@ -170,7 +170,7 @@ def swapped(adata: AnnData) -> None:
         (("--genes", "gone.txt"), "gone.txt cannot be read as a list of genes"),
         (
             ("--gene", "SIM3", "--model", "nowhere"),
-            "nowhere is no folder here, and not colors or colors-own",
+            "nowhere is not a folder, and not colors or colors-own",
         ),
     ],
 )

@@ -14,7 +14,7 @@ import yaml
 
 import terrazzo as tz
 from terrazzo.systems.stimage import config as stimage_config
-from terrazzo.systems.stimage.windows import PatchConfig
+from terrazzo.systems.stimage.windows import WindowConfig
 from terrazzo.systems.stofm.finetune import FineTuned
 from terrazzo.tasks import Probe, TaskResult
 
@@ -242,9 +242,9 @@ def test_reconstruct(
 def test_st_as_images_from_checkpoint_to_files(
     call: Any, made: list[Any], files: list[Path], tmp_path: Path
 ) -> None:
-    patches = PatchConfig(window=6, channels=40, choose="spatial")
+    windows = WindowConfig(window=6, channels=40, choose="spatial")
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(made[0])])
-    config = stimage_config.preset("tiny", vocabulary.n_tokens, patches=patches)
+    config = stimage_config.preset("tiny", vocabulary.n_tokens, windows=windows)
     checkpoint = tz.STImage(config, vocabulary).save_pretrained(tmp_path / "stimage")
     grid = ("--model", checkpoint, "--bin-um", 40)
     code, _, err = call("embed", files[0], *grid, "--window", 4, "--out", tmp_path / "embedded")
@@ -356,7 +356,7 @@ def test_bench(call: Any, files: list[Path], tmp_path: Path) -> None:
     call(*words, "--work", tmp_path / "work")
     code, _, err = call(*words, "--work", tmp_path / "work")
     assert code == 0
-    assert err.count("(kept from an earlier run)") == 7  # the baselines
+    assert err.count("(from an earlier run)") == 7  # the baselines
     code, _, err = call(
         "bench", tmp_path / "small.yaml", "--data", tmp_path / "gone", "--out", tmp_path / "out2"
     )

@@ -175,9 +175,10 @@ def finetune(
     Example: terrazzo finetune a.h5ad --model checkpoint --label region --test b.h5ad --out tuned
     """
     import terrazzo as tz
-    from terrazzo.systems.stofm.finetune import free_folder
+    from terrazzo.systems.stofm.finetune import FineTuneConfig, free_folder
+    from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
 
-    config, targets = tz.FineTuneConfig(max_epochs=epochs), targets_of(predict or [], out)
+    config, targets = FineTuneConfig(max_epochs=epochs), targets_of(predict or [], out)
     free_folder(out / "tuned")
     if score and test is None:
         only_one(slices)
@@ -189,7 +190,7 @@ def finetune(
         data, scored = (
             (only_one(loaded), None) if test is None else (loaded, read_slice(test, part))
         )
-        report(tz.evaluate_finetuning(held, data, test=scored, **given), out / "scores")
+        report(evaluate_finetuning(held, data, test=scored, **given), out / "scores")
     tuned = tz.finetune(held, loaded, label=label, config=config, seed=seed)
     say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
     for path, target in zip(predict or [], targets, strict=True):
@@ -222,7 +223,7 @@ def bench(
         Path | None, Parameter(help="Keep finished rows and what an ablation trains here.")
     ] = None,
 ) -> None:
-    """Make a paper's table, or one of the data at hand: ours beside the published.
+    """Make a paper's table, or one of the data at hand: measured beside published numbers.
 
     Example: terrazzo bench stofm-1-dlpfc --data data --models stofm=run/model --out tables
     """

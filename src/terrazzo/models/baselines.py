@@ -1,4 +1,4 @@
-"""Principal components of expression, fitted on slices without labels: what the trivial baselines are made of."""
+"""Trivial baselines: principal components of expression, fitted on slices without labels, and their neighbor means."""
 
 from __future__ import annotations
 
@@ -9,17 +9,33 @@ from typing import Any, Self
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo._version import __version__
-from terrazzo.arrays import Floats, Vectors
+from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.expression import Choice, chosen_genes, gene_columns, log_counts
+from terrazzo.models.inputs import embed_each
 from terrazzo.slices import Slice
 
+__all__ = [
+    "KINDS",
+    "Baseline",
+    "Kind",
+    "Projection",
+    "VariableGenes",
+    "fit_baselines",
+    "neighbor_mean",
+    "rings",
+    "unit",
+]
+
 THETA = 100.0  # of Pearson residuals (Lause et al. 2021)
+WITHIN_1_HOP = 6  # spots within so many hops on a hexagonal lattice
+WITHIN_3_HOPS = 36
+RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
+N_SMOOTHED = 20  # components that are averaged over neighbors
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Projection:
     """
 
     genes: tuple[str, ...]
-    loadings: NDArray[np.float64]
+    loadings: Floats
     mean: Vectors | None
     scale: Vectors | None
     pearson: bool = False
@@ -81,151 +97,171 @@ class Projection:
         from sklearn.decomposition import PCA
 
         genes = chosen_genes(slices, choose)
-        tables = [_values(s, genes, pearson) for s in slices]
+        tables = [_values(tissue, genes, pearson) for tissue in slices]
+        mean = None
+        scale = None
         if own_scale:
-            mean = scale = None
-            stacked = np.concatenate(
-                [_standardized(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
-            )
+            standardized = []
+            for table in tables:
+                standardized.append(_standardized(table, table.mean(axis=0), table.std(axis=0)))
+            stacked = np.concatenate(standardized)
         else:
             joined = np.concatenate(tables)
-            mean, scale = joined.mean(axis=0), joined.std(axis=0)
+            mean = joined.mean(axis=0)
+            scale = joined.std(axis=0)
             stacked = _standardized(joined, mean, scale)
-        loadings = np.zeros((len(genes), n_components))  # of slices without variation, all zero
+        loadings = np.zeros((len(genes), n_components))  # stay zero for slices without variation
         if len(stacked) > 1 and stacked.any():
-            found = (
-                PCA(min(n_components, *stacked.shape), random_state=seed).fit(stacked).components_
-            )
-            loadings[:, : len(found)] = found.T
+            n_found = min(n_components, *stacked.shape)
+            pca = PCA(n_found, random_state=seed).fit(stacked)
+            loadings[:, : len(pca.components_)] = pca.components_.T
         return cls(tuple(genes), loadings, mean, scale, pearson)
 
     def __call__(self, tissue: Slice) -> Vectors:
-        """Return the components of every cell, float32 ``(n_cells, n_components)``; genes that lack count as average.
+        """Return the components of every cell, float32 ``(n_cells, n_components)``; missing genes count as average.
 
         Raises
         ------
         InputError
             The slice has none of the genes.
         """
-        here = gene_columns(tissue)
-        rows = [i for i, g in enumerate(self.genes) if g in here]
-        if not rows:
-            raise InputError(
-                f"{tissue.name} has none of the {len(self.genes)} genes of the baseline."
-            )
-        values = _values(tissue, [self.genes[i] for i in rows], self.pearson)
+        rows = _measured(tissue, self.genes)
+        values = _values(tissue, [self.genes[row] for row in rows], self.pearson)
         mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
         scale = values.std(axis=0) if self.scale is None else self.scale[rows]
-        return (_standardized(values, mean, scale) @ self.loadings[rows]).astype(np.float32)
+        components = _standardized(values, mean, scale) @ self.loadings[rows]
+        return components.astype(np.float32)
+
+
+def _measured(tissue: Slice, genes: Sequence[str]) -> list[int]:
+    """Return the places of the genes that a slice has."""
+    columns = gene_columns(tissue)
+    places = [place for place, gene in enumerate(genes) if gene in columns]
+    if not places:
+        raise InputError(f"{tissue.name} has none of the {len(genes)} genes of the baseline.")
+    return places
 
 
 def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
     if not pearson:
         return log_counts(tissue, genes).toarray()
     columns = gene_columns(tissue)
-    counts = tissue.counts[:, [columns[g] for g in genes]].toarray().astype(np.float32)
+    counts = tissue.counts[:, [columns[gene] for gene in genes]]
+    counts = counts.toarray().astype(np.float32)
     total = np.asarray(tissue.total_counts, dtype=np.float32)
-    expected = total[:, None] * (counts.sum(axis=0) / max(float(total.sum()), 1.0))[None]
-    residual = (counts - expected) / np.sqrt(
-        np.maximum(expected + expected**2 / np.float32(THETA), 1e-12)
-    )
+    all_counts = max(float(total.sum()), 1.0)
+    share = counts.sum(axis=0) / all_counts
+    expected = total[:, None] * share[None]
+    variance = expected + expected**2 / np.float32(THETA)
+    residual = (counts - expected) / np.sqrt(np.maximum(variance, 1e-12))
     limit = np.float32(np.sqrt(len(counts)))
     return np.clip(residual, -limit, limit)
 
 
 def _standardized(values: Vectors, mean: Vectors, scale: Vectors) -> Vectors:
-    # a gene that is the same everywhere says nothing: rounding must not be blown up to unit variance
+    # a gene that is the same everywhere carries no information: rounding must not be blown up to unit variance
     flat = scale <= 1e-6 + 1e-5 * np.abs(mean)
-    return np.where(flat, 0, (values - mean) / np.where(flat, 1, scale)).astype(np.float32)
-
-
-WITHIN_1_HOP, WITHIN_3_HOPS = 6, 36  # spots within so many hops on a hexagonal lattice
-
-
-RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
-
-
-SHORT = 20  # components that are averaged over neighbors
+    divisor = np.where(flat, 1, scale)
+    return np.where(flat, 0, (values - mean) / divisor).astype(np.float32)
 
 
 def neighbor_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
     """Average each row over the cell itself and its ``k`` nearest neighbors."""
     if k == 0 or len(values) == 1:
         return values
-    _, index = cKDTree(coords).query(coords, k=min(k + 1, len(values)), workers=-1)
+    index = _nearest(coords, min(k + 1, len(values)))
     return values[index].mean(axis=1)
 
 
 def rings(values: Vectors, coords: Floats) -> list[Vectors]:
     """Return the mean over five rings of nearest neighbors (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
-    reach = min(RINGS[-1] + 1, len(values))
-    _, index = cKDTree(coords).query(coords, k=[*range(1, reach + 1)], workers=-1)
+    n_nearest = min(RINGS[-1] + 1, len(values))
+    index = _nearest(coords, list(range(1, n_nearest + 1)))
     out = []
     for inner, outer in pairwise(RINGS):
         ring = index[:, inner + 1 : outer + 1]
-        out.append(values[ring].mean(axis=1) if ring.shape[1] else np.zeros_like(values))
+        is_empty = ring.shape[1] == 0
+        out.append(np.zeros_like(values) if is_empty else values[ring].mean(axis=1))
     return out
+
+
+def _nearest(coords: Floats, k: int | list[int]) -> Ints:
+    _, index = cKDTree(coords).query(coords, k=k, workers=-1)
+    return np.asarray(index)
 
 
 def unit(block: Vectors) -> Vectors:
     """Scale a block to a mean norm of one."""
-    return block / max(float(np.linalg.norm(block, axis=1).mean()), 1e-12)
+    mean_norm = float(np.linalg.norm(block, axis=1).mean())
+    return block / max(mean_norm, 1e-12)
 
 
-def _smooth(z: Vectors, coords: Floats) -> Vectors:
-    return neighbor_mean(z[:, :SHORT], coords, WITHIN_3_HOPS)
+def _own(z: Vectors, coords: Floats) -> Vectors:
+    return z
+
+
+def _one_hop(z: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(z, coords, WITHIN_1_HOP)
+
+
+def _three_hops(z: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(z, coords, WITHIN_3_HOPS)
 
 
 def _all_hops(z: Vectors, coords: Floats) -> Vectors:
-    return np.hstack([z, *(neighbor_mean(z, coords, k) for k in (WITHIN_1_HOP, WITHIN_3_HOPS))])
+    return np.hstack([z, _one_hop(z, coords), _three_hops(z, coords)])
+
+
+def _smoothed(z: Vectors, coords: Floats) -> Vectors:
+    return neighbor_mean(z[:, :N_SMOOTHED], coords, WITHIN_3_HOPS)
+
+
+def _own_and_smoothed(z: Vectors, coords: Floats) -> Vectors:
+    return np.hstack([unit(z), unit(_smoothed(z, coords))])
+
+
+def _own_and_rings(z: Vectors, coords: Floats) -> Vectors:
+    first = z[:, :N_SMOOTHED]
+    return np.hstack([first, *rings(first, coords)])
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a baseline is: a projection, and what is made of it with the coordinates."""
+    """What a baseline is: a projection (settings of :meth:`Projection.fit`), combined with the coordinates."""
 
     title: str
     combine: Callable[[Vectors, Floats], Vectors]
     projection: dict[str, Any] = field(default_factory=dict)
 
 
-_STRONG = {"choose": "autocorrelation", "own_scale": True}
-
-
+_SPATIAL = {"choose": "autocorrelation", "own_scale": True}
+_PEARSON = {"choose": "autocorrelation", "pearson": True}
 KINDS = {
-    "expression": Kind("Expression of variable genes", lambda z, c: z),
-    "pca": Kind("PCA", lambda z, c: z),
-    "pca-nb1": Kind("PCA + neighbor mean, 1 hop", lambda z, c: neighbor_mean(z, c, WITHIN_1_HOP)),
-    "pca-nb3": Kind("PCA + neighbor mean, 3 hops", lambda z, c: neighbor_mean(z, c, WITHIN_3_HOPS)),
+    "expression": Kind("Expression of variable genes", _own),
+    "pca": Kind("PCA", _own),
+    "pca-nb1": Kind("PCA + neighbor mean, 1 hop", _one_hop),
+    "pca-nb3": Kind("PCA + neighbor mean, 3 hops", _three_hops),
     "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
-    "pearson": Kind(
-        "Pearson-residual PCA", lambda z, c: z, {"choose": "autocorrelation", "pearson": True}
-    ),
-    "z50": Kind("Z50 (own cell)", lambda z, c: z, _STRONG),
-    "t1": Kind("T1 (Z20, 3 hops)", _smooth, _STRONG),
-    "t2": Kind("T2 [Z50 ; T1]", lambda z, c: np.hstack([unit(z), unit(_smooth(z, c))]), _STRONG),
-    "t3": Kind(
-        "T3 (Z20, rings)", lambda z, c: np.hstack([z[:, :SHORT], *rings(z[:, :SHORT], c)]), _STRONG
-    ),
+    "pearson": Kind("Pearson-residual PCA", _own, _PEARSON),
+    "z50": Kind("Z50 (own cell)", _own, _SPATIAL),
+    "t1": Kind("T1 (Z20, 3 hops)", _smoothed, _SPATIAL),
+    "t2": Kind("T2 [Z50 ; T1]", _own_and_smoothed, _SPATIAL),
+    "t3": Kind("T3 (Z20, rings)", _own_and_rings, _SPATIAL),
 }
 
 
 @dataclass(frozen=True)
 class VariableGenes:
-    """Log-normalized expression of the variable genes of the training slices; genes that lack are zero."""
+    """Log-normalized expression of the variable genes of the training slices; missing genes are zero."""
 
     genes: tuple[str, ...]
 
     def __call__(self, tissue: Slice) -> Vectors:
         """Return float32 ``(n_cells, genes)``."""
-        here = gene_columns(tissue)
-        kept = [i for i, g in enumerate(self.genes) if g in here]
-        if not kept:
-            raise InputError(
-                f"{tissue.name} has none of the {len(self.genes)} genes of the baseline."
-            )
+        columns = _measured(tissue, self.genes)
+        values = log_counts(tissue, [self.genes[column] for column in columns])
         out = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
-        out[:, kept] = log_counts(tissue, [self.genes[i] for i in kept]).toarray()
+        out[:, columns] = values.toarray()
         return out
 
 
@@ -256,8 +292,10 @@ class Baseline:
         if name not in KINDS:
             hint = did_you_mean(name, KINDS, f"There are: {', '.join(KINDS)}.")
             raise ConfigError(f"there is no baseline {name!r}.{hint}")
-        self.name, self.title = name, KINDS[name].title
-        self.n_components, self.seed = n_components, seed
+        self.name = name
+        self.title = KINDS[name].title
+        self.n_components = n_components
+        self.seed = seed
         self.fitted_on: tuple[str, ...] = ()
         self._project: Callable[[Slice], Vectors] | None = None
 
@@ -275,48 +313,62 @@ class Baseline:
             The slices have fewer than two genes in common.
         """
         tissues = _tissues(slices)
-        self._use(
-            _fitted(KINDS[self.name], self.name, tissues, self.n_components, self.seed), tissues
-        )
+        self._set(self._fitted(tissues), tissues)
         return self
 
     def transform(self, tissue: Slice) -> Vectors:
         """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
-        project = self._project or _fitted(
-            KINDS[self.name], self.name, [tissue], self.n_components, self.seed
-        )
-        return KINDS[self.name].combine(project(tissue), tissue.coords).astype(np.float32)
+        project = self._project or self._fitted([tissue])
+        combined = KINDS[self.name].combine(project(tissue), tissue.coords)
+        return combined.astype(np.float32)
 
-    def embed(
-        self, adata: AnnData, *, key_added: str | None = None, **slice_options: Any
-    ) -> AnnData:
-        """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
+    def embed(self, data: Any, *, key_added: str | None = None, **slice_options: Any) -> Any:
+        """Give every cell its vector, in ``obsm["X_<name>"]`` (float32, n x d), with provenance in ``uns``.
 
         Parameters
         ----------
-        adata
-            Raw counts and ``obsm["spatial"]``.
+        data
+            AnnData, SpatialData, path, or a list of these; raw counts.
         key_added
             Another ``obsm`` key.
         **slice_options
-            Passed to :meth:`terrazzo.Slice.from_anndata`.
-        """
-        tissue = Slice.from_anndata(adata, **slice_options)
-        key = key_added or self.default_key
-        adata.obsm[key] = self.transform(tissue)
-        record = {
-            "model": self.title,
-            "model_type": f"baseline:{self.name}",
-            "n_components": self.n_components,
-            "fitted_on": ", ".join(self.fitted_on or (tissue.name,)),
-            "seed": self.seed,
-            "terrazzo_version": __version__,
-        }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
-        return adata
+            Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
 
-    def _use(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
-        self._project, self.fitted_on = project, tuple(t.name for t in tissues)
+        Returns
+        -------
+        The AnnData (loaded, if a path was given), the SpatialData, or a list of them.
+
+        Raises
+        ------
+        InputError
+            A slice that cannot be used, or that has none of the genes.
+        """
+        key = key_added or self.default_key
+
+        def embed_one(tissue: Slice, adata: AnnData) -> None:
+            vectors = self.transform(tissue)
+            fitted_on = self.fitted_on or (tissue.name,)
+            record = {
+                "model": self.title,
+                "model_type": f"baseline:{self.name}",
+                "n_components": self.n_components,
+                "fitted_on": ", ".join(fitted_on),
+                "seed": self.seed,
+                "terrazzo_version": __version__,
+            }
+            records.write(adata, key, vectors, record)
+
+        return embed_each(data, slice_options, embed_one)
+
+    def _fitted(self, tissues: Sequence[Slice]) -> Callable[[Slice], Vectors]:
+        if self.name == "expression":
+            return VariableGenes(tuple(chosen_genes(tissues, "variance")))
+        settings = KINDS[self.name].projection
+        return Projection.fit(tissues, self.n_components, seed=self.seed, **settings)
+
+    def _set(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
+        self._project = project
+        self.fitted_on = tuple(tissue.name for tissue in tissues)
 
 
 def fit_baselines(
@@ -332,28 +384,25 @@ def fit_baselines(
     -------
     Name to fitted :class:`Baseline`.
     """
-    tissues, shared = _tissues(slices), {}
+    tissues = _tissues(slices)
+    projections: dict[str, Callable[[Slice], Vectors]] = {}
     out = {}
     for name in names:
-        baseline, kind = Baseline(name, n_components=n_components, seed=seed), KINDS[name]
-        which = "expression" if name == "expression" else str(sorted(kind.projection.items()))
-        if which not in shared:
-            shared[which] = _fitted(kind, name, tissues, n_components, seed)
-        baseline._use(shared[which], tissues)
+        baseline = Baseline(name, n_components=n_components, seed=seed)
+        shared = name
+        if name != "expression":
+            shared = str(sorted(KINDS[name].projection.items()))
+        if shared not in projections:
+            projections[shared] = baseline._fitted(tissues)
+        baseline._set(projections[shared], tissues)
         out[name] = baseline
     return out
 
 
-def _fitted(
-    kind: Kind, name: str, tissues: Sequence[Slice], n: int, seed: int
-) -> Callable[[Slice], Vectors]:
-    if name == "expression":
-        return VariableGenes(tuple(chosen_genes(tissues, "variance")))
-    return Projection.fit(tissues, n, seed=seed, **kind.projection)
-
-
 def _tissues(slices: Sequence[AnnData | Slice] | AnnData | Slice) -> list[Slice]:
-    given = [slices] if isinstance(slices, AnnData | Slice) else list(slices)
-    if not given:
+    if isinstance(slices, AnnData | Slice):
+        slices = [slices]
+    tissues = [one if isinstance(one, Slice) else Slice.from_anndata(one) for one in slices]
+    if not tissues:
         raise InputError("a baseline needs at least one slice to be fitted on.")
-    return [s if isinstance(s, Slice) else Slice.from_anndata(s) for s in given]
+    return tissues

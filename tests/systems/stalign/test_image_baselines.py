@@ -166,7 +166,7 @@ def test_three_ways_to_a_model_of_images(
 def test_what_reads_no_image_alone(tiny_model: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a SToFM, which sees no image"):
         image_model(tiny_model().save_pretrained(tmp_path / "stofm"))
-    with pytest.raises(CheckpointError, match="is no folder here, and not colors or colors-own"):
+    with pytest.raises(CheckpointError, match="is not a folder, and not colors or colors-own"):
         image_model(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         image_model(tmp_path)

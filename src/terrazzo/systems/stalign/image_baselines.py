@@ -1,6 +1,6 @@
-"""What histology says without any training here: colors of the crops, and frozen encoders, behind the verb ``embed``.
+"""Image baselines: colors of the crops, and frozen encoders, which nothing is trained for.
 
-Also the one way to a model that reads histology alone, whatever it is (:func:`image_model`).
+Also :func:`image_model`, which returns whatever reads histology alone, by name or folder.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from terrazzo import datasets, keys
+from terrazzo import datasets, keys, records
 from terrazzo._version import __version__
 from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
+from terrazzo.models.inputs import embed_each
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice, open_slice
@@ -31,13 +32,13 @@ from terrazzo.systems.stalign.features import moments, standardized
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 from terrazzo.systems.stalign.model import STAlign
 
-COLORS, OWN = "colors", "-own"
+__all__ = ["COLORS", "NAMES", "ImageBaseline", "ImageModel", "image_model"]
 
-
+COLORS = "colors"
+ENCODER = "encoder"
+OWN = "-own"  # end of a name: standardized over each slice
 NAMES = (COLORS, COLORS + OWN)
-
-
-_BATCH = 64  # crops that are read together
+BATCH = 64  # crops that are read together
 
 
 class ImageBaseline:
@@ -47,8 +48,8 @@ class ImageBaseline:
     ----------
     name
         ``"colors"``: mean and standard deviation of red, green and blue at two scales, the spot and its niche, 12
-        numbers. ``"encoder"``: what a frozen encoder says of the niche. With ``-own``, ``"colors-own"``: each number
-        standardized over its slice, which takes away most of what stains and scanners do.
+        numbers. ``"encoder"``: the vector of a frozen encoder for the niche. With ``-own`` (``"colors-own"``), each
+        number is standardized over its slice, which removes most of the differences between stains and scanners.
     encoder
         Of ``"encoder"``: a loaded one, or the folder of a transformers vision model.
     config
@@ -73,21 +74,24 @@ class ImageBaseline:
         config: STAlignConfig | None = None,
         title: str | None = None,
     ) -> None:
-        known = (*NAMES, "encoder", "encoder" + OWN)
+        known = (*NAMES, ENCODER, ENCODER + OWN)
         if name not in known:
             hint = did_you_mean(name, known, f"There are: {', '.join(known)}.")
             raise ConfigError(f"there is no image baseline {name!r}.{hint}")
-        if name.startswith("encoder") != (encoder is not None):
+        if name.startswith(ENCODER) != (encoder is not None):
             raise ConfigError(
                 f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one."
             )
-        self.name, self.own_scale = name, name.endswith(OWN)
-        self.encoder = (
-            FrozenImageEncoder.from_folder(encoder) if isinstance(encoder, str | Path) else encoder
-        )
-        self.config = config or _cut_for(self.encoder)
-        plain = "Color statistics" if self.encoder is None else "Frozen image encoder"
-        self.title = title or plain + (", by slice" if self.own_scale else "")
+        if isinstance(encoder, str | Path):
+            encoder = FrozenImageEncoder.from_folder(encoder)
+        self.name = name
+        self.own_scale = name.endswith(OWN)
+        self.encoder = encoder
+        self.config = config or _config_for(encoder)
+        default_title = "Color statistics" if encoder is None else "Frozen image encoder"
+        if self.own_scale:
+            default_title += ", by slice"
+        self.title = title or default_title
 
     @property
     def default_key(self) -> str:
@@ -96,90 +100,115 @@ class ImageBaseline:
 
     def embed(
         self,
-        adata: AnnData,
+        data: Any,
         *,
         key_added: str | None = None,
-        image: TissueImage | None = None,
         spot_um: float | None = None,
         cache: str | Path | None = None,
         progress: bool | None = None,
         **slice_options: Any,
-    ) -> AnnData:
-        """Write ``obsm["X_<name>"]``, float32 ``(n_cells, d)``.
+    ) -> Any:
+        """Give every spot its vector, in ``obsm["X_<name>"]`` (float32, n x d), with provenance in ``uns``.
 
         Parameters
         ----------
-        adata
-            A slice with its histology.
+        data
+            AnnData, SpatialData, path, or a list of these; with histology.
         key_added
             Another ``obsm`` key.
-        image, spot_um, cache, progress, **slice_options
+        spot_um, cache
             As for :meth:`terrazzo.STAlign.embed`.
+        progress
+            Show progress bars; None: in a terminal and in a notebook.
+        **slice_options
+            Of :meth:`terrazzo.Slice.from_anndata` (``image``, ...) and :class:`terrazzo.slices.Choices`.
+
+        Returns
+        -------
+        The AnnData (loaded, if a path was given), the SpatialData, or a list of them.
 
         Raises
         ------
         InputError
             No image, or one of unknown scale; spots outside it; x and y swapped.
         """
-        tissue = Slice.from_anndata(
-            adata, **(slice_options | ({} if image is None else {"image": image}))
-        )
-        cut = AlignedSlice.make(tissue, self.config, np.zeros(0, dtype=np.int64), spot_um=spot_um)
-        key, bars = key_added or self.default_key, Progress(progress)
-        found = (
-            self._colors(cut, bars)
-            if self.encoder is None
-            else self._encoded(cut, cache, spot_um, bars)
-        )
-        if self.own_scale:
-            found = standardized(found, *moments(found))
-        adata.obsm[key] = found
-        record = {
-            "model": self.title,
-            "model_type": f"image baseline:{self.name}",
-            "checkpoint_sha256": "" if self.encoder is None else self.encoder.fingerprint(),
-            "microns_per_pixel": cut.microns_per_pixel,
-            "spot_um": cut.diameter,
-            "terrazzo_version": __version__,
-        }
-        adata.uns[keys.UNS] = {**dict(adata.uns.get(keys.UNS, {})), key: record}
-        return adata
+        key = key_added or self.default_key
+        bars = Progress(progress)
+        encoder_hash = "" if self.encoder is None else self.encoder.fingerprint()
 
-    def _encoded(
+        def embed_one(tissue: Slice, adata: AnnData) -> None:
+            no_genes = np.zeros(0, dtype=np.int64)
+            cut = AlignedSlice.make(tissue, self.config, no_genes, spot_um=spot_um)
+            vectors = self._vectors(cut, cache, spot_um, bars)
+            record = {
+                "model": self.title,
+                "model_type": f"image baseline:{self.name}",
+                "checkpoint_sha256": encoder_hash,
+                "microns_per_pixel": cut.microns_per_pixel,
+                "spot_um": cut.diameter,
+                "terrazzo_version": __version__,
+            }
+            records.write(adata, key, vectors, record)
+
+        return embed_each(data, slice_options, embed_one)
+
+    def _vectors(
         self, cut: AlignedSlice, cache: str | Path | None, spot_um: float | None, bars: Progress
     ) -> Vectors:
-        """Return what the encoder says; found where a model with the same encoder and cut has left it."""
-        held: Any = self.encoder
-        nobody: Any = None  # no gene is read
-        store = None if cache is None else FeatureCache(cache)
+        if self.encoder is None:
+            vectors = self._colors(cut, bars)
+        else:
+            vectors = self._encoded(self.encoder, cut, cache, spot_um, bars)
+        if not self.own_scale:
+            return vectors
+        mean, deviation = moments(vectors)
+        return standardized(vectors, mean, deviation)
+
+    def _encoded(
+        self,
+        encoder: FrozenImageEncoder,
+        cut: AlignedSlice,
+        cache: str | Path | None,
+        spot_um: float | None,
+        bars: Progress,
+    ) -> Vectors:
+        """Return the encoder's vectors of niches; taken from the cache of a model with the same encoder and crops."""
+        no_gene_encoder: Any = None
+        store = None
+        identity = None
+        marks = None
+        if cache is not None:
+            store = FeatureCache(cache)
+            identity = Identity.of(cut.tissue, None)
+            marks = (encoder.fingerprint(), "")
         reader = FeatureReader(
             self.config,
             cut.genes,
-            held,
-            nobody,
+            encoder,
+            no_gene_encoder,
             lambda: cut,
             cache=store,
             spot_um=spot_um,
             bars=bars,
-            identity=None if store is None else Identity.of(cut.tissue, None),
-            marks=None if store is None else (held.fingerprint(), ""),
+            identity=identity,
+            marks=marks,
         )
-        return np.asarray(reader.read("image", ("niche",)).niche_image)
+        features = reader.read("image", ("niche",))
+        return np.asarray(features.niche_image)
 
     def _colors(self, cut: AlignedSlice, bars: Progress) -> Vectors:
         parts = [crops for crops in (cut.spots, cut.surroundings) if crops is not None]
-        with bars.stage("colors", sum(map(len, parts))) as advance:
-            return np.concatenate(
-                [_statistics(crops.batches(_BATCH), advance) for crops in parts], axis=1
-            )
+        n_crops = sum(len(crops) for crops in parts)
+        with bars.stage("colors", n_crops) as advance:
+            statistics = [_statistics(crops.batches(BATCH), advance) for crops in parts]
+        return np.concatenate(statistics, axis=1)
 
 
-def _cut_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
+def _config_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
     if encoder is None:
         return preset("tiny", 1)
-    return replace(
-        preset("paper", 1, image_encoder=encoder), niche_pixels=encoder.image_size, square=True
-    )
+    config = preset("paper", 1, image_encoder=encoder)
+    return replace(config, niche_pixels=encoder.image_size, square=True)
 
 
 def _statistics(batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], None]) -> Vectors:
@@ -187,7 +216,9 @@ def _statistics(batches: Iterable[NDArray[np.uint8]], advance: Callable[[int], N
     out = []
     for crops in batches:
         pixels = crops.reshape(len(crops), -1, 3) / 255.0
-        out.append(np.concatenate([pixels.mean(axis=1), pixels.std(axis=1)], axis=1))
+        means = pixels.mean(axis=1)
+        deviations = pixels.std(axis=1)
+        out.append(np.concatenate([means, deviations], axis=1))
         advance(len(crops))
     return np.concatenate(out).astype(np.float32)
 
@@ -199,23 +230,24 @@ class ImageModel:
     Attributes
     ----------
     title
-        What it is.
-    write
-        Takes a slice, ``key_added`` and the other options of ``embed``.
+        For people.
+    model
+        With the method ``embed``.
     options
-        Of every call.
+        Of every call of ``embed``.
     key
         ``obsm`` key that it writes.
     """
 
     title: str
-    write: Callable[..., Any]
+    model: ImageBaseline | STAlign
     options: dict[str, Any]
     key: str = "X_image"
 
-    def embed(self, adata: AnnData, **more: Any) -> AnnData:
-        """Write the vectors of a slice."""
-        return self.write(adata, **{"key_added": self.key, **self.options, **more})
+    def embed(self, data: Any, **more: Any) -> Any:
+        """Write the vectors of a slice; as the model's ``embed``."""
+        options = {"key_added": self.key, **self.options, **more}
+        return self.model.embed(data, **options)
 
     def read(self, path: str | Path) -> tuple[AnnData, TissueImage | None]:
         """Read a slice and the picture beside it, and embed it; returns both, the picture not within the slice.
@@ -227,18 +259,17 @@ class ImageModel:
         """
         beside = datasets.picture(path)
         opened = open_slice(path)
-        told = opened.arguments(**({} if beside is None else {"image": beside}))
+        arguments = opened.arguments() if beside is None else opened.arguments(image=beside)
+        image = arguments.get("image")
         try:
-            self.embed(opened.adata, **told)
+            self.embed(opened.adata, **arguments)
         except InputError as error:
-            sheet = Path(path).with_suffix(".json").name
-            mend = (
-                ""
-                if told.get("image") is not None
-                else f' Or say in {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
-            )
-            raise type(error)(f"{path}: {error}{mend}") from error
-        return opened.adata, told.get("image")
+            fix = ""
+            if image is None:
+                sheet = Path(path).with_suffix(".json").name
+                fix = f' Or say in {sheet} beside it: {{"image": "he.png", "scale": 1.0}}.'
+            raise type(error)(f"{path}: {error}{fix}") from error
+        return opened.adata, image
 
 
 def image_model(
@@ -254,7 +285,7 @@ def image_model(
     device
         Where encoders run.
     cache
-        Folder in which frozen features are kept and found again.
+        Folder for frozen features, which are read from it the next time.
 
     Raises
     ------
@@ -266,20 +297,20 @@ def image_model(
     options: dict[str, Any] = {"cache": cache}
     if source in NAMES:
         baseline = ImageBaseline(str(source))
-        return ImageModel(baseline.title, baseline.embed, options)
+        return ImageModel(baseline.title, baseline, options)
     folder = Path(source)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{source} is no folder here, and not {' or '.join(NAMES)}: give a checkpoint of ST-Align, or the folder "
+            f"{source} is not a folder, and not {' or '.join(NAMES)}: give a checkpoint of ST-Align, or the folder "
             "of a transformers vision model."
         )
     if not (folder / ckpt.VOCABULARY).is_file():
-        encoder = FrozenImageEncoder.from_folder(folder)
-        baseline = ImageBaseline("encoder", encoder=encoder.to(device), title=folder.resolve().name)
-        return ImageModel(baseline.title, baseline.embed, options)
+        encoder = FrozenImageEncoder.from_folder(folder).to(device)
+        title = folder.resolve().name
+        return ImageModel(title, ImageBaseline(ENCODER, encoder=encoder, title=title), options)
     model = load(folder, device=device)
     if not isinstance(model, STAlign):
         raise ConfigError(
             f"{source} holds a {model.title}, which sees no image; give a checkpoint of ST-Align."
         )
-    return ImageModel(model.title, model.embed, {**options, "modality": "image"})
+    return ImageModel(model.title, model, {**options, "modality": "image"})
