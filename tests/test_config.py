@@ -39,7 +39,9 @@ def test_round_trip_through_json() -> None:
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
     for name in ("tiny", "small", "paper"):
         preset = stofm_config.preset(name)
-        assert from_dict(stofm_config.SToFMConfig, json.loads(json.dumps(to_dict(preset)))) == preset
+        assert (
+            from_dict(stofm_config.SToFMConfig, json.loads(json.dumps(to_dict(preset)))) == preset
+        )
 
 
 def test_defaults_and_conversions() -> None:

@@ -212,9 +212,9 @@ def test_an_option_of_the_whole_model_and_its_cell_encoder(
     from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig
 
     base = tiny_model()
-    cells = CellModel(
-        CellModelConfig(base.config.cell_encoder), base.vocabulary
-    ).save_pretrained(tmp_path / "cells")
+    cells = CellModel(CellModelConfig(base.config.cell_encoder), base.vocabulary).save_pretrained(
+        tmp_path / "cells"
+    )
     code, _, err = call("embed", sample, "--model", cells, "--out", tmp_path / "out", "--halo", 2)
     assert code == 2
     assert "--halo belongs to SToFM; this checkpoint is Cell encoder." in err

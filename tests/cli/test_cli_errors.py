@@ -60,7 +60,10 @@ WRONG = [  # command, and what its line must say
     ("info s0.h5ad --model s1.h5ad", ["s1.h5ad is a file", "must be a checkpoint"]),
     ("bench stofm-1-dlfpc", ["Did you mean 'stofm-1-dlpfc'"]),
     ("corpus info gone", ["gone does not exist", "`terrazzo corpus build`"]),
-    ("pretrain gone.yaml", ["gone.yaml is neither a recipe's name nor a file", "`terrazzo recipes`"]),
+    (
+        "pretrain gone.yaml",
+        ["gone.yaml is neither a recipe's name nor a file", "`terrazzo recipes`"],
+    ),
     ("pretrain stofm-tiny-adpt", ["Did you mean 'stofm-tiny-adapt'"]),
     ("pretrain broken.yaml", ["broken.yaml, line 3: not a readable YAML file"]),
     ("pretrain words.yaml", ["words.yaml must hold settings", "key: value"]),

@@ -41,9 +41,9 @@ def shown(words: tuple[str, ...], columns: int = COLUMNS) -> str:
 
 
 def examples(text: str) -> list[list[str]]:
-    """Return the words of the command lines in a text; the rest of a line that goes on in the next is found."""
-    found = re.findall(r"^(?:Example: )?terrazzo (.+)$", text.replace("\\\n", " "), flags=re.M)
-    return [shlex.split(line, comments=True) for line in found]
+    """Return the words of the command lines in a text, of those over several lines too, without `> FILE` at the end."""
+    lines = re.findall(r"^(?:Example: )?terrazzo (.+)$", text.replace("\\\n", " "), flags=re.M)
+    return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines]
 
 
 def bind(words: list[str]) -> None:

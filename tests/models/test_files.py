@@ -94,15 +94,15 @@ def test_another_key_is_another_job(tiny_model: Any, sources: list[Path], out: P
 def test_an_interrupted_run_continues(
     tiny_model: Any, sources: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = tz.SToFM.embed
+    prepare = tz.SToFM.prepare
 
-    def stop_at_second(self: Any, adata: AnnData, **options: Any) -> Any:
-        if adata.n_obs == 41:
+    def stop_at_second(self: Any, tissue: Any, *args: Any, **options: Any) -> Any:
+        if tissue.n_cells == 41:
             raise KeyboardInterrupt
-        return embed(self, adata, **options)
+        return prepare(self, tissue, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tz.SToFM, "embed", stop_at_second)
+        patch.setattr(tz.SToFM, "prepare", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
             run(tiny_model(), sources, out)
     assert [p.name for p in out.iterdir()] == ["slice0.h5ad"]
