@@ -166,7 +166,7 @@ def recipe(
     checkpoint: str,
     seed: int,
 ):
-    """Return the recipe of one stage; the paper's objective starts from random weights unless its name says otherwise."""
+    """Return the recipe of one stage; the paper's objective starts from random weights by default."""
     from terrazzo.training.recipe import recipe_from_dict
 
     own = objective == "own+niche"
