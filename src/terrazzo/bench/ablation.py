@@ -61,7 +61,9 @@ def train(
     ConfigError
         Settings that no recipe has.
     """
-    recipes = {variant.name: recipes_of(protocol, variant) for variant in protocol.variants}
+    recipes = {}
+    for variant in protocol.variants:
+        recipes[variant.name] = recipes_of(protocol, variant)
     with contextlib.ExitStack() as stack:
         folder = work
         if folder is None:
@@ -76,7 +78,8 @@ def train(
                 try:
                     model = runs.train(variant, of_variant)
                     entries.append(_entry_of(protocol, variant, of_variant, model))
-                    say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
+                    seconds = time.perf_counter() - start
+                    say(f"{variant.name}: trained in {seconds:.0f} s")
                 except TerrazzoError as error:  # its row says so; the others go on
                     entries.append(Entry(variant.name, missing=str(error)))
                 advance(1)

@@ -202,7 +202,9 @@ def trained_on(entry: Entry) -> set[str]:
         hashes = str(provenance.get(TRAINED_ON, ""))
         out.update(hashes.split())
         before = provenance.get("before", {})
-        provenance = json.loads(before) if isinstance(before, str) else before
+        if isinstance(before, str):
+            before = json.loads(before)
+        provenance = before
     return out
 
 
@@ -218,8 +220,10 @@ def _of_patient(protocol: Protocol, loaded: LoadedPart) -> set[str]:
 def _of_the_mean(result: TaskResult) -> TaskResult:
     """Return the scores of the mean of the training cells in place of those of the head."""
     table = result.metrics
-    errors = table[table["metric"].isin([f"{name}_mean" for name in ERRORS])]
+    of_the_mean = table["metric"].isin([f"{name}_mean" for name in ERRORS])
+    errors = table[of_the_mean]
     errors = errors.assign(metric=errors["metric"].str.removesuffix("_mean"))
-    pearson = table[(table["metric"] == "pearson") & table["value"].notna()]
+    is_pearson = table["metric"] == "pearson"
+    pearson = table[is_pearson & table["value"].notna()]
     constant = pearson.assign(value=0.0)  # a constant correlates with nothing
     return replace(result, metrics=pd.concat([errors, constant], ignore_index=True))

@@ -90,9 +90,10 @@ def measured(table: Table, head: str, part: str) -> pd.DataFrame:
     scores = summary[of_head & (summary["part"] == part)]
     cells: dict[tuple[str, str, str], str] = {}
     for score in scores.itertuples():
-        mean = f"{score.mean:.3f}"
-        spread = f" ± {score.sd:.3f}" if score.n > 1 else ""
-        cells[score.system, score.split, score.metric] = mean + spread
+        text = f"{score.mean:.3f}"
+        if score.n > 1:
+            text += f" ± {score.sd:.3f}"
+        cells[score.system, score.split, score.metric] = text
     scored = {(split, metric) for _, split, metric in cells}
     columns = []
     for split in ordered_splits(scores):
@@ -103,7 +104,8 @@ def measured(table: Table, head: str, part: str) -> pd.DataFrame:
     for title in dict.fromkeys(scores["system"]):
         row = {"system": title}
         for split, metric in columns:
-            row[_column(split, metric)] = cells.get((title, split, metric), "")
+            column = _column(split, metric)
+            row[column] = cells.get((title, split, metric), "")
         rows.append(row)
     of_part = table.absent["part"].isin(["", part])
     absent = table.absent[of_part]
@@ -122,8 +124,10 @@ def _column(split: str, metric: str) -> str:
 def by_gene(table: Table, head: str, part: str, metric: str) -> pd.DataFrame:
     """Return the printed table of the named genes: a row an entry, a column a gene."""
     scores = table.by_gene
-    of_part = (scores["head"] == head) & (scores["part"] == part)
-    scores = scores[of_part & (scores["metric"] == metric)]
+    of_head = scores["head"] == head
+    of_part = scores["part"] == part
+    of_metric = scores["metric"] == metric
+    scores = scores[of_head & of_part & of_metric]
     means = scores.groupby(["system", "gene"], sort=False)["value"].mean()
     rows = []
     for title in dict.fromkeys(scores["system"]):
@@ -147,17 +151,19 @@ def published(table: Table) -> pd.DataFrame:
             text = str(value)
             if f"{metric}_sd" in stated:
                 text += f" ± {stated[f'{metric}_sd']}"
-            column = f"{stated.get('part', '')} {metric_title(metric)}"
+            part = stated.get("part", "")
+            column = f"{part} {metric_title(metric)}"
             row[column.strip()] = text
     return pd.DataFrame(list(rows.values())).fillna("")
 
 
 def sections(table: Table) -> list[Section]:
     """Return the printed tables of what was measured, one for each part and head."""
+    if table.scores.empty and table.absent.empty:
+        return []
     if table.scores.empty:
-        if table.absent.empty:
-            return []
-        return [Section("Measured", table.absent.rename(columns={"reason": ABSENT}))]
+        frame = table.absent.rename(columns={"reason": ABSENT})
+        return [Section("Measured", frame)]
     scored_heads = set(table.scores["head"])
     heads = [head for head in table.protocol.heads if head in scored_heads]
     out = []

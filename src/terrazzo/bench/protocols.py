@@ -247,7 +247,8 @@ class Protocol:
             for stage in (*variant.change, *variant.skip):
                 if stage in self.training:
                     continue
-                hint = did_you_mean(stage, self.training, f"It has {', '.join(self.training)}.")
+                stages = ", ".join(self.training)
+                hint = did_you_mean(stage, self.training, f"It has {stages}.")
                 raise ConfigError(
                     f"{self.name}: variant {variant.name!r} names the stage {stage!r}, which training does not "
                     f"have.{hint}"
@@ -265,12 +266,12 @@ class Protocol:
             )
 
     def _check_image_to_gene(self) -> None:
-        all_cross = all(part.settings == ["cross"] for part in self.parts)
-        n_genes = self.genes + len(self.gene_names)
-        if not all_cross or n_genes < 1:
-            raise ConfigError(
-                f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross]."
-            )
+        has_genes = self.genes > 0 or self.gene_names
+        for part in self.parts:
+            if part.settings != ["cross"] or not has_genes:
+                raise ConfigError(
+                    f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross]."
+                )
         if not self.variants:
             return
         scored = {part.test for part in self.parts}
@@ -310,13 +311,16 @@ def load(name: str | Path) -> Protocol:
         known = names()
         if str(name) not in known:
             hint = did_you_mean(name, known, cutoff=0.4)
-            raise ConfigError(f"there is no table {str(name)!r}.{hint} Tables: {', '.join(known)}.")
+            listed = ", ".join(known)
+            raise ConfigError(f"there is no table {str(name)!r}.{hint} Tables: {listed}.")
         where = f"tables/{name}.yaml"
-        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        file = _folder() / f"{name}.yaml"
+        text = file.read_text(encoding="utf-8")
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where} is not YAML: {reason}.") from error
     return from_dict(Protocol, data, where)
 
 
@@ -363,7 +367,9 @@ def _check_published(table: str, row: dict) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float)
 
 
 def _folder() -> Any:

@@ -27,8 +27,10 @@ from terrazzo.progress import Progress
 __all__ = ["COLUMNS", "Absence", "Runner", "Table", "run", "uncovered"]
 
 COLUMNS = ["system", "part", "split", "head", "metric", "seed", "number", "value"]
+GENE_COLUMNS = [*COLUMNS, "gene"]
 ABSENCES = ["system", "part", "reason"]
 ALL_ENTRIES = "all systems"
+NO_WEIGHTS_FOR_PART = "no weights were given for it (--models NAME@PART=FOLDER)"
 Say = Callable[[str], None]
 
 
@@ -42,7 +44,7 @@ class Absence:
 
 
 def _no_genes() -> pd.DataFrame:
-    return pd.DataFrame(columns=[*COLUMNS, "gene"])
+    return pd.DataFrame(columns=GENE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ def run(
     reader = _Reader(protocol, data, bars, image=_needs_images(protocol, entries))
     parts = reader.parts()
     absent += reader.absent
-    finished = None if rows is None else FinishedRows(Path(rows), protocol)
+    finished = None
+    if rows is not None:
+        finished = FinishedRows(Path(rows), protocol)
     runner = Runner(protocol, say, finished)
     with contextlib.ExitStack() as stack:
         if protocol.variants and parts:
@@ -144,14 +148,15 @@ def run(
     if parts and not runner.scores:
         reason = next(one.reason for one in failed if one.part)
         raise InputError(f"{protocol.name}: no system could be run. {reason}")
+    now = datetime.datetime.now(datetime.UTC)
     return Table(
         protocol,
         pd.DataFrame(runner.scores, columns=COLUMNS),
-        _absence_table([*absent, *failed]),
+        _absence_table(absent + failed),
         runner.seconds,
         tuple(dict.fromkeys(runner.notes)),
-        datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-        by_gene=pd.DataFrame(runner.by_gene, columns=[*COLUMNS, "gene"]),
+        now.isoformat(timespec="minutes"),
+        by_gene=pd.DataFrame(runner.by_gene, columns=GENE_COLUMNS),
     )
 
 
@@ -164,7 +169,9 @@ def _select(protocol: Protocol, entries: list[Entry]) -> list[Entry]:
 
 
 def _absence_table(absences: Iterable[Absence]) -> pd.DataFrame:
-    rows = [(one.title, one.part, one.reason) for one in absences]
+    rows = []
+    for one in absences:
+        rows.append((one.title, one.part, one.reason))
     return pd.DataFrame(rows, columns=ABSENCES)
 
 
@@ -181,18 +188,21 @@ def uncovered(protocol: Protocol, entries: Sequence[Entry]) -> list[Absence]:
         names[part.name] = None
         if part.patient:
             names[part.patient] = None
+    seeds: dict[str, list[Entry]] = {}
     for entry in entries:
-        if entry.part and entry.part not in names:
+        if not entry.part:
+            continue
+        if entry.part not in names:
+            known = ", ".join(names)
             raise ConfigError(
-                f"{protocol.name} has no part or patient {entry.part!r} ({entry.title}); it has: {', '.join(names)}."
+                f"{protocol.name} has no part or patient {entry.part!r} ({entry.title}); it has: {known}."
             )
+        seeds[entry.title] = [one for one in entries if one.title == entry.title]
     out = []
-    for title in dict.fromkeys(entry.title for entry in entries if entry.part):
-        seeds = [entry for entry in entries if entry.title == title]
+    for title, of_title in seeds.items():
         for part in protocol.parts:
-            if not any(entry.serves(part) for entry in seeds):
-                reason = "no weights were given for it (--models NAME@PART=FOLDER)"
-                out.append(Absence(title, part.name, reason))
+            if not any(entry.serves(part) for entry in of_title):
+                out.append(Absence(title, part.name, NO_WEIGHTS_FOR_PART))
     return out
 
 
@@ -202,9 +212,11 @@ def _needs_images(protocol: Protocol, entries: Sequence[Entry]) -> bool:
         return True
     from terrazzo.bench.ablation import modality_of, recipes_of
 
-    return any(
-        modality_of(recipes_of(protocol, variant)) != "genes" for variant in protocol.variants
-    )
+    for variant in protocol.variants:
+        recipes = recipes_of(protocol, variant)
+        if modality_of(recipes) != "genes":
+            return True
+    return False
 
 
 def _training_slices(parts: Sequence[LoadedPart]) -> list[AnnData]:
@@ -249,8 +261,9 @@ class _Reader:
         if key not in self._samples:
             label = self.protocol.label
             with self.bars.stage(f"read {name}", None):
-                sample = Sample.read(part.dataset, name, label, self.data, image=self.image)
-            self._samples[key] = sample
+                self._samples[key] = Sample.read(
+                    part.dataset, name, label, self.data, image=self.image
+                )
         return self._samples[key]
 
 
@@ -283,7 +296,9 @@ class Runner:
         if entry.fit is None:
             self._failed.append(Absence(entry.title, "", entry.missing))
             return
-        stored = self.finished.get(loaded, entry) if self.finished else None
+        stored = None
+        if self.finished:
+            stored = self.finished.get(loaded, entry)
         try:
             row = stored or self._compute(loaded, entry)
         except TerrazzoError as error:
@@ -320,7 +335,8 @@ class Runner:
         notes: list[str] = []
         for one in scored:
             metrics = one.result.metrics
-            wanted = metrics[metrics["metric"].isin(self.protocol.metrics)]
+            is_wanted = metrics["metric"].isin(self.protocol.metrics)
+            wanted = metrics[is_wanted]
             for found in wanted.itertuples():
                 score = {
                     "system": entry.title + one.suffix,
@@ -337,7 +353,8 @@ class Runner:
                     by_gene.append({**score, "gene": found.part})
             notes += [f"{part}: {note}" for note in one.result.notes]
         headline = _headline(scored, self.protocol)
-        return Row(scores, by_gene, notes, headline, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Row(scores, by_gene, notes, headline, seconds)
 
     def _add(self, row: Row, part: str, title: str) -> None:
         """Take over the scores of a row, with the number of its seed."""
@@ -355,6 +372,7 @@ def _headline(scored: Sequence[Scored], protocol: Protocol) -> str:
     parts = []
     for one in scored[:2]:
         summary = one.result.summary()
-        for row in summary[summary["metric"] == metric].itertuples():
+        of_metric = summary[summary["metric"] == metric]
+        for row in of_metric.itertuples():
             parts.append(f"{row.split} {row.mean:.3f}")
     return f"{metric} {', '.join(parts)}"

@@ -54,8 +54,10 @@ class Sample:
     def content(self) -> str:
         """Hash of all that was read: counts, genes, names, labels, coordinates, stored vectors, pictures."""
         adata = self.labeled
-        obsm = {name: values for name, values in adata.obsm.items() if name != KEY}
-        uns = {name: value for name, value in adata.uns.items() if name != keys.UNS}
+        obsm = dict(adata.obsm)
+        obsm.pop(KEY, None)
+        uns = dict(adata.uns)
+        uns.pop(keys.UNS, None)
         parts = (adata.X, dict(adata.layers), adata.obs, adata.var, obsm, uns)
         return str(tokenize(*parts, ensure_deterministic=True))
 
@@ -81,7 +83,8 @@ def without_labels(adata: AnnData, labels: Collection[str]) -> AnnData:
     if pictures is not None:  # shared: they are large, and nothing writes into them
         adata.uns[keys.SPATIAL] = pictures
         out.uns[keys.SPATIAL] = pictures
-    out.obs = out.obs[[column for column in OBS_OF_READING if column in out.obs]]
+    columns = [column for column in OBS_OF_READING if column in out.obs]
+    out.obs = out.obs[columns]
     for name in labels:
         out.obsm.pop(name, None)
         out.uns.pop(f"{name}_names", None)

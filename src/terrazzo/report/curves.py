@@ -14,7 +14,18 @@ from terrazzo.arrays import Floats
 from terrazzo.errors import InputError
 from terrazzo.training import logs as log_files
 
-__all__ = ["Line", "Panel", "Run", "Trivial", "is_log", "parts", "read", "ticks", "trivial_of"]
+__all__ = [
+    "Line",
+    "Panel",
+    "Run",
+    "Tick",
+    "Trivial",
+    "is_log",
+    "parts",
+    "read",
+    "ticks",
+    "trivial_of",
+]
 
 WIDTH = 460  # of a drawing
 HEIGHT = 260
@@ -50,14 +61,22 @@ class Trivial:
 
 
 @dataclass(frozen=True)
+class Tick:
+    """A mark on an axis: its place in the drawing, its number."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """One loss over the steps."""
 
     title: str
     lines: list[Line]
     trivial: list[Trivial]
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
 
 
 @dataclass(frozen=True)
@@ -180,7 +199,8 @@ def _panel(part: str, table: Mapping[str, Floats]) -> Panel | None:
         return None
     costs = {}
     for name, column in trivial_of(part, list(table)).items():
-        finite = table[column][np.isfinite(table[column])]
+        values = table[column]
+        finite = values[np.isfinite(values)]
         if len(finite):
             costs[name] = float(finite[-1])
     axes = _axes(step, curves, costs)
@@ -192,11 +212,13 @@ def _panel(part: str, table: Mapping[str, Floats]) -> Panel | None:
         height = float(axes.y(cost))
         trivial.append(Trivial(name, cost, height, height))
     x_ticks = []
-    for tick in ticks(axes.first, axes.last):
-        x_ticks.append((float(axes.x(tick)), f"{tick:,.0f}"))
+    for step_shown in ticks(axes.first, axes.last):
+        place = float(axes.x(step_shown))
+        x_ticks.append(Tick(place, f"{step_shown:,.0f}"))
     y_ticks = []
-    for tick in ticks(axes.low, axes.high):
-        y_ticks.append((float(axes.y(tick)), f"{tick:.4g}"))
+    for loss_shown in ticks(axes.low, axes.high):
+        place = float(axes.y(loss_shown))
+        y_ticks.append(Tick(place, f"{loss_shown:.4g}"))
     title = part.replace("_", " ")
     return Panel(title, lines, _apart(trivial), x_ticks, y_ticks)
 

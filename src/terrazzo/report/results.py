@@ -170,8 +170,10 @@ def _whole_scores(result: TaskResult) -> pd.DataFrame:
     summary = result.summary()
     scores = []
     for row in summary.itertuples():
-        spread = f" ± {row.sd:.3f}" if row.n > 1 else ""
-        scores.append(f"{row.mean:.3f}{spread}")
+        text = f"{row.mean:.3f}"
+        if row.n > 1:
+            text += f" ± {row.sd:.3f}"
+        scores.append(text)
     summary["score"] = scores
     rows = [column for column in ("system", "split") if column in summary]
     wide = summary.pivot_table(

@@ -253,7 +253,8 @@ def _packed(adata: AnnData, column: str, values: pd.Series, blocks: Blocks) -> d
     colors = label_colors(adata, column, values, None)
     categories = values.cat.categories
     codes = values.cat.codes.to_numpy()
-    counts = np.bincount(codes[codes >= 0], minlength=len(categories))
+    known = codes[codes >= 0]
+    counts = np.bincount(known, minlength=len(categories))
     labels = []
     for name, count in zip(categories, counts.tolist(), strict=True):
         labels.append({"name": str(name), "color": colors[name], "cells": count})
@@ -318,7 +319,9 @@ def _plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if not isinstance(value, str) or not value.startswith(("{", "[")):
+    if not isinstance(value, str):
+        return value
+    if not value.startswith(("{", "[")):
         return value
     try:
         return json.loads(value)

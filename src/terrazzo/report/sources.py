@@ -106,7 +106,9 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _is_one_thing(folder: Path) -> bool:
-    return _is_zarr(folder) or (folder / RECORD).is_file() or _log_of(folder).is_file()
+    if _is_zarr(folder):
+        return True
+    return (folder / RECORD).is_file() or _log_of(folder).is_file()
 
 
 def _is_zarr(folder: Path) -> bool:
@@ -157,13 +159,15 @@ def _take_folder(folder: Path, found: Found, seen: set[Path]) -> bool:
 def _take_json(path: Path, found: Found, strict: bool) -> bool:
     record = results.read_json(path)
     kind = results.kind_of(record)
+    where = str(path)
     if kind == "bench":
-        found.results.append(results.bench(record, str(path)))
+        found.results.append(results.bench(record, where))
     elif kind == "rows":
-        found.results.append(results.rows(record, str(path)))
+        found.results.append(results.rows(record, where))
     elif kind == "task":
-        result = TaskResult.load(path.parent)
-        found.results.append(results.task(result, path.parent.name))
+        folder = path.parent
+        result = TaskResult.load(folder)
+        found.results.append(results.task(result, folder.name))
     elif strict:
         raise InputError(f"{path} is not a result that terrazzo wrote; a report takes {TAKES}.")
     return bool(kind)
@@ -174,7 +178,9 @@ def _take_csv(path: Path, found: Found, strict: bool) -> bool:
         with path.open(newline="", encoding="utf-8") as stream:
             header = next(csv.reader(stream), [])
         if curves.is_log(header):
-            name = path.parent.parent.name if path.name == log_files.CSV else path.stem
+            name = path.stem
+            if path.name == log_files.CSV:
+                name = path.parent.parent.name
             found.runs.append(curves.read(path, name))
         else:
             found.results.append(results.plain(path))
