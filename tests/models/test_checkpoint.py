@@ -46,7 +46,9 @@ def test_round_trip(tiny_model: Any, simulated: Any, folder: Path) -> None:
     assert loaded.config == model.config
     assert loaded.provenance == model.provenance
     assert not loaded.trained
-    first, second = (m.embed(simulated(), progress=False).obsm["X_stofm"] for m in (model, loaded))
+    first, second = (
+        m.embed(simulated(50), progress=False).obsm["X_stofm"] for m in (model, loaded)
+    )
     np.testing.assert_array_equal(first, second)
     assert [p.name for p in folder.parent.iterdir()] == ["checkpoint"]  # no draft is left
 
