@@ -1,9 +1,9 @@
-"""Pretrain ST as images on real slices without labels, by every scheme and recipe, and score the held-out slice.
+"""Pretrain ST as images on real slices without labels, by every scheme and flavor, and score the held-out slice.
 
 ``python benchmarks/patches.py DATA --task dlpfc|merfish|starmap|simulated [--schemes patch spot ...] [--out FILE]``
 
-What is trained, the read-outs and the baselines are those of ``pretrain.py``. All schemes have one backbone, one
-budget of steps and one number of sites a step, the same slices, genes and read-outs. The test slice is the corpus's
+What is trained, the heads and the baselines are those of ``pretrain.py``. All schemes have one backbone, one budget
+of steps and one number of sites a step, the same slices, genes and heads. The test slice is the corpus's
 validation slice: its losses are logged beside what trivial answers cost; nothing is chosen by them. ``--keep FOLDER``
 keeps corpus and runs, and takes over those that are finished.
 """
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import common
 import pretrain
 
-VARIANTS = {  # name: (scheme, recipe, init)
+VARIANTS = {  # name: (scheme, flavor, init)
     "patch": ("patch", "terrazzo", "informed"),
     "patch, random start": ("patch", "terrazzo", "random"),
     "patch, paper": ("patch", "paper", "random"),
@@ -53,44 +53,42 @@ BINS = {
 
 def recipe(name: str, root: Path, out: Path, options, seed: int):
     """Return the recipe of one variant."""
-    from terrazzo.systems.stimage.windows import PatchConfig
-    from terrazzo.training import recipe as c
+    from terrazzo.training.recipe import recipe_from_dict
 
-    scheme, kind, init = VARIANTS.get(name, VARIANTS["patch"])
-    paper = kind == "paper"
-    settings = (
-        {"channels": 512, "choose": "weighted"}
-        if paper
-        else {"channels": 1000, "choose": "spatial"}
-    )
-    patches = PatchConfig(
-        **{"bin_um": options.bin, "window": options.window, **settings, **ABLATIONS.get(name, {})}
-    )
-    batch = max(1, options.batch * options.window**2 // patches.window**2)  # as many sites a step
+    scheme, flavor, init = VARIANTS.get(name, VARIANTS["patch"])
+    paper = flavor == "paper"
+    windows = {"bin_um": options.bin, "window": options.window, "channels": 1000}
+    windows["choose"] = "spatial"
+    if paper:
+        windows |= {"channels": 512, "choose": "weighted"}
+    windows |= ABLATIONS.get(name, {})
+    # as many sites a step
+    batch = max(1, options.batch * options.window**2 // windows["window"] ** 2)
     alone = scheme != "patch"
-    return c.PretrainConfig(
-        stage="patches",
-        corpus=str(root / "corpus"),
-        out=str(out),
-        model=c.ModelSource(preset=options.preset, init=init, patches=patches),
-        data=c.DataConfig(batch_windows=batch, windows_per_slice=4 * batch),
-        optim=c.OptimConfig(
-            lr=options.lr,
-            warmup_steps=20,
-            epochs=100_000,
-            max_steps=options.steps,
-            schedule="cosine",
-        ),
-        patches=c.PatchObjective(
-            scheme=scheme,
-            recipe=kind,
-            mask="entry" if alone or paper else "site",
-            target="values" if paper else "thinned",
-        ),
-        run=c.RunConfig(
-            log_every=10, validate_every=100_000, checkpoint_every=100_000
-        ),  # validated at the end
-        seed=seed,
+    return recipe_from_dict(
+        {
+            "stage": "stimage-pretrain",
+            "corpus": str(root / "corpus"),
+            "out": str(out),
+            "model": {"preset": options.preset, "init": init, "windows": windows},
+            "data": {"batch_windows": batch, "windows_per_slice": 4 * batch},
+            "optim": {
+                "lr": options.lr,
+                "warmup_steps": 20,
+                "epochs": 100_000,
+                "max_steps": options.steps,
+                "schedule": "cosine",
+            },
+            "objective": {
+                "scheme": scheme,
+                "flavor": flavor,
+                "mask": "entry" if alone or paper else "site",
+                "target": "values" if paper else "thinned",
+            },
+            # validated at the end
+            "run": {"log_every": 10, "validate_every": 100_000, "checkpoint_every": 100_000},
+            "seed": seed,
+        }
     )
 
 

@@ -166,43 +166,54 @@ def recipe(
     checkpoint: str,
     seed: int,
 ):
-    """Return the recipe of one stage; the paper's objective starts from random weights unless it is told otherwise."""
-    from terrazzo.systems.stofm.subslices import SubSliceConfig
-    from terrazzo.training import recipe as c
+    """Return the recipe of one stage; the paper's objective starts from random weights by default."""
+    from terrazzo.training.recipe import recipe_from_dict
 
-    own, informed = objective == "own+niche", objective != "paper"
-    return c.PretrainConfig(
-        stage=stage,
-        corpus=str(root / "corpus"),
-        out=str(out),
-        model=c.ModelSource(
-            preset=options.preset,
-            checkpoint=checkpoint,
-            init="informed" if informed else "random",
-            subslices=SubSliceConfig(pair=options.pair),
-        ),
-        data=c.DataConfig(batch_cells=64, batch_subslices=2),
-        optim=c.OptimConfig(
-            lr=options.lr,
-            warmup_steps=50,
-            epochs=budget[f"{stage}_epochs"],
-            max_steps=options.adapt_steps if stage == "adapt" else -1,
-        ),
-        adapt=c.AdaptObjective(
-            own_weight=1.0, masked_weight=0.0, contrastive_weight=0.0, view="thinned"
-        )
-        if own
-        else c.AdaptObjective(),
-        pretrain=c.MultiScaleObjective(
-            objective="own+niche" if own else "paper",
-            mask_share=0.5 if own else 0.1,
-            frozen_epochs=10_000,
-            reencode=0,
-        ),
-        run=c.RunConfig(
-            log_every=5, validate_every=10_000, checkpoint_every=10_000
-        ),  # validated at the end
-        seed=seed,
+    own = objective == "own+niche"
+    of_stage = {
+        "adapt": {
+            "data": {"batch_cells": 64},
+            "objective": {
+                "own_weight": 1.0,
+                "masked_weight": 0.0,
+                "contrastive_weight": 0.0,
+                "view": "thinned",
+            }
+            if own
+            else {},
+        },
+        "pretrain": {
+            "data": {"batch_subslices": 2},
+            "objective": {
+                "kind": "own+niche" if own else "paper",
+                "mask_share": 0.5 if own else 0.1,
+                "frozen_epochs": 10_000,
+                "reencode": 0,
+            },
+        },
+    }
+    return recipe_from_dict(
+        {
+            "stage": f"stofm-{stage}",
+            "corpus": str(root / "corpus"),
+            "out": str(out),
+            "model": {
+                "preset": options.preset,
+                "checkpoint": checkpoint,
+                "init": "random" if objective == "paper" else "informed",
+                "subslices": {"pair": options.pair},
+            },
+            "optim": {
+                "lr": options.lr,
+                "warmup_steps": 50,
+                "epochs": budget[f"{stage}_epochs"],
+                "max_steps": options.adapt_steps if stage == "adapt" else -1,
+            },
+            # validated at the end
+            "run": {"log_every": 5, "validate_every": 10_000, "checkpoint_every": 10_000},
+            "seed": seed,
+            **of_stage[stage],
+        }
     )
 
 

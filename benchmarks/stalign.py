@@ -4,8 +4,8 @@
 
 Simulated Visium slices with histology in a corpus. Both ways train on the same spots and end with the same losses. The
 baseline cuts the crops of a batch out of the stored picture at every step, sends those of the niches through the frozen
-image encoder, the counts through the frozen gene encoder, and averages the niches' values. Published encoders are stood
-for by their shape, with random weights: what they say does not matter for how long it takes.
+image encoder, the counts through the frozen gene encoder, and averages the niches' values. Published encoders are
+represented by their shape, with random weights, which take as long.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def vit_folder(folder: Path, name: str) -> str:
 
 
 class Encoded:
-    """Niche crops that are cut and encoded whenever they are asked for."""
+    """Niche crops that are cut and encoded whenever they are read."""
 
     def __init__(self, crops, encoder) -> None:
         self.crops, self.encoder = crops, encoder
@@ -81,7 +81,7 @@ class Encoded:
 
 
 class Counted:
-    """Spots whose counts are encoded whenever they are asked for (at the scale of the rows: its cost is the same)."""
+    """Spots whose counts are encoded whenever they are read (the stored rows are returned: the cost is the same)."""
 
     def __init__(self, cut, encoder, stored) -> None:
         self.cut, self.encoder, self.stored = cut, encoder, stored
@@ -113,26 +113,29 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
     """Time steps both ways; returns a row of the table."""
     import torch
 
-    from terrazzo.systems import stages
-    from terrazzo.systems.stalign import stages as align_data
+    from terrazzo.systems.stalign.feature_store import FeatureStore
     from terrazzo.systems.stalign.features import AlignBatch
-    from terrazzo.systems.stalign.stages import AlignPack
-    from terrazzo.training import recipe as c
+    from terrazzo.systems.stalign.objective import AlignPack
+    from terrazzo.training.recipe import recipe_from_dict
     from terrazzo.training.resuming import seed_everything
+    from terrazzo.training.run import make_stage
 
-    config = c.PretrainConfig(
-        stage="align",
-        corpus=str(corpus.folder),
-        out=str(folder / "run"),
-        model=c.ModelSource(preset=preset, image_encoder=vit_folder(folder, encoder)),
-        data=c.DataConfig(batch_spots=batch),
+    recipe = recipe_from_dict(
+        {
+            "stage": "stalign-pretrain",
+            "corpus": str(corpus.folder),
+            "out": str(folder / "run"),
+            "model": {"preset": preset, "image_encoder": vit_folder(folder, encoder)},
+            "data": {"batch_spots": batch},
+        }
     )
-    model = stages.initial_model(config, corpus)
+    stage = make_stage(recipe, progress=False)
+    model = stage.model
     start = time.perf_counter()
-    stages.prepare(config, corpus, model, progress=False)
+    stage.prepare()
     prepared = time.perf_counter() - start
     ids = corpus.ids("train")
-    store = align_data.FeatureStore(corpus, model)
+    store = FeatureStore(corpus, model)
     ways = {
         "stored": [store.of(name) for name in ids],
         "at every step": [fresh(store, name, model) for name in ids],
@@ -144,8 +147,7 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
     seconds, losses = {}, {}
     for way, features in ways.items():
         seed_everything(0)
-        trained = stages.initial_model(config, corpus)
-        objective = stages.make_objective(config, trained)
+        objective = make_stage(recipe, progress=False).objective()
         optimizer = torch.optim.AdamW(
             [p for p in objective.parameters() if p.requires_grad], lr=1e-4
         )

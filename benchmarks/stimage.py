@@ -42,23 +42,21 @@ def corpus_of(folder: Path, spots: int, genes: int, slices: int):
     ), made
 
 
-def config_of(folder: Path, preset: str, choose: str, batch: int, steps: int):
+def recipe_of(folder: Path, preset: str, choose: str, batch: int, steps: int):
     """Return a recipe: the paper's channels, or the fixed ones."""
-    from terrazzo.systems.stimage.windows import PatchConfig
-    from terrazzo.training import recipe as c
+    from terrazzo.training.recipe import recipe_from_dict
 
     paper = choose == "weighted"
-    return c.PretrainConfig(
-        stage="patches",
-        corpus=str(folder / "corpus"),
-        out=str(folder / "run"),
-        model=c.ModelSource(
-            preset=preset, patches=PatchConfig(choose=choose, channels=512 if paper else 1000)
-        ),
-        data=c.DataConfig(batch_windows=batch, windows_per_slice=steps * batch),
-        patches=c.PatchObjective(recipe="paper", mask="entry")
-        if paper
-        else c.PatchObjective(target="thinned"),
+    windows = {"choose": choose, "channels": 512 if paper else 1000}
+    return recipe_from_dict(
+        {
+            "stage": "stimage-pretrain",
+            "corpus": str(folder / "corpus"),
+            "out": str(folder / "run"),
+            "model": {"preset": preset, "windows": windows},
+            "data": {"batch_windows": batch, "windows_per_slice": steps * batch},
+            "objective": {"flavor": "paper", "mask": "entry"} if paper else {"target": "thinned"},
+        }
     )
 
 
@@ -89,21 +87,22 @@ def speeds(options) -> tuple[list[dict], dict[str, float]]:
     """Time loading, training and both together, and the dense way of loading."""
     import torch
 
-    from terrazzo.systems import stages
     from terrazzo.training.resuming import seed_everything
+    from terrazzo.training.run import make_stage
 
     spots, genes, steps = (600, 1500, 6) if options.quick else (SPOTS, GENES, 30)
     rows, result = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        corpus, made = corpus_of(folder, spots, genes, SLICES)
+        _, made = corpus_of(folder, spots, genes, SLICES)
         dense = dense_windows(made[0], 3 * steps, 512)
         for choose in ("weighted", "spatial"):
-            config = config_of(folder, options.preset, choose, 4, steps)
+            recipe = recipe_of(folder, options.preset, choose, 4, steps)
             seed_everything(0)
-            model = stages.initial_model(config, corpus)
-            stages.prepare(config, corpus, model)
-            objective = stages.make_objective(config, model)
+            stage = make_stage(recipe)
+            model = stage.model
+            stage.prepare()
+            objective = stage.objective()
             objective.log_dict = lambda *a, **k: None
             optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-4)
 
@@ -112,7 +111,7 @@ def speeds(options) -> tuple[list[dict], dict[str, float]]:
                 objective.losses(batch)["loss"].backward()
                 optimizer.step()
 
-            loader = stages.loaders(config, corpus, model)[0]
+            loader = stage.loader("train")
             found = []
             start = time.perf_counter()
             for batch, _ in zip(loader, range(steps), strict=False):
@@ -122,7 +121,7 @@ def speeds(options) -> tuple[list[dict], dict[str, float]]:
             for batch in found:
                 step(batch)
             training = (time.perf_counter() - start) / steps
-            batches = iter(stages.loaders(config, corpus, model)[0])
+            batches = iter(stage.loader("train"))
             step(next(batches))
             waiting, start = 0.0, time.perf_counter()
             for _ in range(steps - 1):
@@ -160,7 +159,7 @@ def memory(cells: int) -> dict[str, float]:
 
     import terrazzo as tz
     from terrazzo.systems.stimage.config import preset
-    from terrazzo.systems.stimage.windows import PatchConfig
+    from terrazzo.systems.stimage.windows import WindowConfig
 
     rng = np.random.default_rng(0)
     side = int(np.ceil(np.sqrt(cells)))
@@ -185,8 +184,8 @@ def memory(cells: int) -> dict[str, float]:
     adata.var_names = names
     adata.uns["technology"] = "MERFISH"
     vocabulary = tz.Vocabulary.from_slices([tz.Slice.from_anndata(adata[:2000].copy())])
-    patches = PatchConfig(bin_um=10.0, choose="spatial", channels=genes)
-    model = tz.STImage(preset("tiny", vocabulary.n_tokens, patches=patches), vocabulary)
+    windows = WindowConfig(bin_um=10.0, choose="spatial", channels=genes)
+    model = tz.STImage(preset("tiny", vocabulary.n_tokens, windows=windows), vocabulary)
     model.provenance = {"weights": "trained"}
     model.embed(adata[:2000].copy(), progress=False)
     before, start = common.peak_mb(), time.perf_counter()

@@ -21,7 +21,7 @@ os.environ.update(
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, in notebooks without widgets
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
-from generated import mended, write_pages  # noqa: E402
+from generated import with_page_links, write_pages  # noqa: E402
 
 import terrazzo  # noqa: E402
 
@@ -65,13 +65,13 @@ html_show_sourcelink = False
 html_theme_options = {"home_page_in_toc": True, "use_download_button": False, "show_toc_level": 2}
 
 
-def mend_links(app: object, docname: str, content: list[str]) -> None:
+def fix_links(app: object, docname: str, content: list[str]) -> None:
     """Turn links to files of the repository into links between pages."""
     page = HERE / f"{docname}.md"
-    content[0] = mended(content[0], page, page)
+    content[0] = with_page_links(content[0], page, page)
 
 
 def setup(app: Any) -> None:
     """Write the generated pages before sources are read."""
     write_pages()
-    app.connect("source-read", mend_links)
+    app.connect("source-read", fix_links)

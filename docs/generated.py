@@ -1,7 +1,7 @@
 """Pages made from other files at build time: README and changes, measured tables, the command line, recipes' settings.
 
 They are written to ``_generated/``, which git ignores. Pages of the repository link each other as files of the
-repository; `mended` turns such links into links between pages.
+repository; `with_page_links` turns such links into links between pages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = DOCS.parent
 OUT = DOCS / "_generated"
 RESULTS = ROOT / "benchmarks" / "results"
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
-RECIPES = ("stofm-tiny-adapt", "stofm-tiny-pretrain", "stimage-tiny-patch", "stalign-tiny")
+SECTIONS = ("model", "data", "objective")  # of a recipe that every stage has of its own
 
 
 def pages() -> dict[Path, Path]:
@@ -32,7 +32,7 @@ def pages() -> dict[Path, Path]:
     }
 
 
-def mended(text: str, written: Path, page: Path) -> str:
+def with_page_links(text: str, written: Path, page: Path) -> str:
     """Return a page's text with its links to files of the repository as links to pages.
 
     Parameters
@@ -64,7 +64,7 @@ def write(path: Path, text: str) -> None:
 def write_pages() -> None:
     """Write all generated pages."""
     for source, page in pages().items():
-        write(page, mended(source.read_text(encoding="utf-8"), source, page))
+        write(page, with_page_links(source.read_text(encoding="utf-8"), source, page))
     write(OUT / "settings.md", settings())
     write(OUT / "cli.md", command_line())
     write(OUT / "house.md", house())
@@ -72,16 +72,21 @@ def write_pages() -> None:
 
 def command_line() -> str:
     """Return the page of every verb and option, as the program itself has them."""
+    from terrazzo.cli.embed import system_help
     from terrazzo.cli.main import app
+    from terrazzo.systems import registry
 
     text = app.generate_docs(output_format="markdown")
-    # from its first list of commands on: title and table of contents stand on every page of ours
+    # from its first list of commands on: every page has its own title and table of contents
     text = text[text.index("\n**", text.index("## Table of Contents")) + 1 :]
-    text = re.sub(
-        r" -m sphinx\b", "", text
-    )  # how this process was started, which the usage lines take up
+    text = re.sub(r" -m sphinx\b", "", text)  # how this process was started, in the usage lines
     text = re.sub(r"^Example: (.*)$", r"Example: `\1`", text, flags=re.MULTILINE)
-    return COMMAND_LINE + text
+    of_systems = []
+    for name, system in registry.systems().items():
+        if system.options:
+            lines = "\n".join(system_help(["embed", "--help", name]) or [])
+            of_systems.append(f"```text\n$ terrazzo embed --help {name}\n{lines}\n```")
+    return COMMAND_LINE + text + "\n\n" + EMBED + "\n\n".join(of_systems) + "\n"
 
 
 # the file tree
@@ -121,22 +126,44 @@ def first_line(path: Path) -> str:
 # settings of a recipe
 
 
-def comments() -> dict[str, str]:
-    """Return what the recipes say of each key, ``optim.lr`` -> its comment; the first recipe that has it."""
-    told = {"stage": "adapt and pretrain: the two of SToFM; patches: ST as images; align: ST-Align"}
-    for name in RECIPES:
-        path: list[str] = []
+def stages() -> dict[str, Any]:
+    """Return the name of every stage and its recipe class."""
+    from terrazzo.systems import registry
+
+    out = {}
+    for system in registry.systems().values():
+        for name in system.stages:
+            out[name] = registry.stage_class(name).recipe_class
+    return out
+
+
+def comments(stage: str) -> dict[str, str]:
+    """Return the comment of each key in the recipes of a stage, ``optim.lr`` -> its comment; the first recipe's."""
+    from terrazzo.systems import registry
+
+    out: dict[str, str] = {}
+    for file in registry.recipe_files().values():
+        text = file.read_text(encoding="utf-8")
+        if f"\nstage: {stage} " in text:
+            out = {**comments_of(text), **out}
+    return out
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """Return the comment of each key of a recipe: behind it, or in the line above."""
+    out: dict[str, str] = {}
+    path: list[str] = []
+    above = ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            above = line.strip(" #") if path else ""
+            continue
+        if match := re.match(r"( *)([\w+]+):([^#]*)(?:#\s*(.*))?$", line):
+            indent, key, _, comment = match.groups()
+            path = [*path[: len(indent) // 2], key]
+            out[".".join(path)] = comment or above
         above = ""
-        for line in (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
-            if line.lstrip().startswith("#"):
-                above = line.strip(" #") if path else ""
-                continue
-            if found := re.match(r"( *)([\w+]+):([^#]*)(?:#\s*(.*))?$", line):
-                path = [*path[: len(found[1]) // 2], found[2]]
-                if comment := found[4] or above:
-                    told.setdefault(".".join(path), comment)
-            above = ""
-    return told
+    return out
 
 
 def named(kind: Any) -> str:
@@ -147,56 +174,67 @@ def named(kind: Any) -> str:
     return " or ".join(part.__name__ for part in parts) if parts else kind.__name__
 
 
-def rows(kind: Any, told: dict[str, str], prefix: str = "") -> list[str]:
+def rows(kind: Any, about: dict[str, str], prefix: str = "") -> list[str]:
     """Return the table rows of a dataclass; sections within it are read likewise."""
-    hints, found = get_type_hints(kind), []
+    hints = get_type_hints(kind)
+    out = []
     for field in dataclasses.fields(kind):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
-        inner = next(
-            (part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)), None
-        )
-        if inner is not None:
-            found += rows(inner, told, f"{key}.")
-            continue
-        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-        about = told.get(key, "").replace("|", "\\|")
-        found.append(f"| `{key}` | {named(hint)} | `{default}` | {about} |")
-    return found
+        key = f"{prefix}{field.name}"
+        inner = section_class(hints[field.name])
+        if inner is None:
+            out.append(row(key, hints[field.name], field.default, about))
+        else:
+            out += rows(inner, about, f"{key}.")
+    return out
+
+
+def section_class(hint: Any) -> Any:
+    """Return the dataclass that a field holds; None where it holds none."""
+    for part in (hint, *get_args(hint)):
+        if dataclasses.is_dataclass(part):
+            return part
+    return None
+
+
+def row(key: str, hint: Any, default: Any, about: dict[str, str]) -> str:
+    """Return one row: key, values, default, meaning."""
+    shown = "required" if default is dataclasses.MISSING else repr(default)
+    meaning = about.get(key, "").replace("|", "\\|")
+    return f"| `{key}` | {named(hint)} | `{shown}` | {meaning} |"
 
 
 def settings() -> str:
-    """Return the page of every key of a recipe."""
-    from terrazzo.training.recipe import PretrainConfig
+    """Return the page of every key of a recipe: those of all stages, then each stage's own."""
+    from terrazzo.training.recipe import OptimConfig, Recipe, RunConfig
 
-    told, sections = comments(), []
-    hints = get_type_hints(PretrainConfig)
-    top = [
-        f for f in dataclasses.fields(PretrainConfig) if not dataclasses.is_dataclass(hints[f.name])
-    ]
-    head = "| key | values | default | meaning |\n|---|---|---|---|\n"
-    first = dataclasses.make_dataclass(
-        "Top",
-        [
-            (f.name, hints[f.name], dataclasses.field(default=f.default))
-            for f in sorted(top, key=_has_default)
-        ],
-    )
-    sections.append(f"## Recipe\n\n{head}" + "\n".join(rows(first, told)))
-    for field in dataclasses.fields(PretrainConfig):
-        if field not in top:
-            lines = rows(hints[field.name], told, f"{field.name}.")
-            sections.append(f"## `{field.name}`\n\n{head}" + "\n".join(lines))
+    about = comments(next(iter(stages())))
+    hints = get_type_hints(Recipe)
+    lines = []
+    for field in dataclasses.fields(Recipe):
+        if field.name not in (*SECTIONS, "optim", "run"):
+            lines.append(row(field.name, hints[field.name], field.default, about))
+    lines += rows(OptimConfig, about, "optim.") + rows(RunConfig, about, "run.")
+    sections = ["## All stages\n\n" + HEAD + "\n".join(lines)]
+    for name, recipe_class in stages().items():
+        about = comments(name)
+        hints = get_type_hints(recipe_class)
+        lines = []
+        for section in SECTIONS:
+            lines += rows(hints[section], about, f"{section}.")
+        sections.append(f"## `{name}`\n\n" + HEAD + "\n".join(lines))
     return SETTINGS + "\n\n".join(sections) + "\n"
 
 
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    return field.default is not dataclasses.MISSING
-
-
+HEAD = "| key | values | default | meaning |\n|---|---|---|---|\n"
 COMMAND_LINE = """# Command line
 
-Made from the program itself, which says the same with `--help`. Exit code 0: done; 2: wrong usage or bad input, with
-one line that says how to mend it; 1: anything else. `--debug`, with any command, shows the traceback.
+Made from the program itself, which prints the same with `--help`. Exit code 0: done; 2: wrong usage or bad input, with
+one line that says how to fix it; 1: anything else. `--debug`, with any command, shows the traceback.
+
+"""
+EMBED = """## Options of one system
+
+`terrazzo embed` also takes the options of the system whose checkpoint it loads.
 
 """
 HOUSE = """# The house
@@ -210,8 +248,9 @@ What every file of `src/terrazzo` is for, from its own first line. Imports go on
 """
 SETTINGS = """# Settings of a recipe
 
-Every key of the YAML files in `configs/`, which `terrazzo pretrain` reads, with the default that holds where a recipe
-leaves it out. A key that does not exist is an error that names the nearest one. In Python they are the frozen
-dataclasses of `terrazzo.training.recipe`, with the same names. [Training](../training.md) says which matter when.
+Every key of the recipes that `terrazzo pretrain` reads (`terrazzo recipes` lists them), with the default that holds
+where a recipe leaves it out. A stage has no other keys than those of all stages and its own; a key that does not exist
+is an error that names the nearest one. In Python they are the frozen dataclasses of `terrazzo.training.recipe` and of
+`terrazzo.systems.*.recipe`, with the same names. [Training](../training.md) says which matter when.
 
 """

@@ -91,9 +91,8 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
         if block.language in SHELLS:
             for line in lines(block):
                 if found := re.match(r"(?:\S+=\S+ |srun (?:-\S+ )*|\$ )?terrazzo (.*)$", line):
-                    words = shlex.split(
-                        found[1]
-                    )  # $SLICE stands for a file, $again for an option or nothing
+                    typed = found[1].partition(" > ")[0]
+                    words = shlex.split(typed)  # $SLICE stands for a file, $again for an option
                     yield (
                         block.line,
                         [w.lstrip("$") for w in words if not re.fullmatch(r"\$[a-z]+", w)],
@@ -174,10 +173,14 @@ class Reader:
             return done.stdout
         from terrazzo.cli.main import main
 
-        words = [found for word in shlex.split(line)[1:] for found in self.expand(word)]
+        typed, _, target = line.partition(" > ")
+        words = [found for word in shlex.split(typed)[1:] for found in self.expand(word)]
         with contextlib.redirect_stdout(out):
             code = main(words)
         assert code == 0, f"{where}: {line} ended with {code}\n{out.getvalue()}"
+        if target:
+            (self.folder / target.strip()).write_text(out.getvalue())
+            return ""
         return out.getvalue()
 
     def expand(self, word: str) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
-import terrazzo as tz
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import ConfigError
+from terrazzo.systems.stofm import config as stofm_config
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,10 @@ def test_round_trip_through_json() -> None:
     config = Outer("x", "b", True, 4, Inner(7, 0.25), {"k": 1}, (3, 0.5))
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
     for name in ("tiny", "small", "paper"):
-        preset = tz.preset(name)
-        assert from_dict(tz.SToFMConfig, json.loads(json.dumps(to_dict(preset)))) == preset
+        preset = stofm_config.preset(name)
+        assert (
+            from_dict(stofm_config.SToFMConfig, json.loads(json.dumps(to_dict(preset)))) == preset
+        )
 
 
 def test_defaults_and_conversions() -> None:
@@ -95,4 +97,4 @@ def test_what_is_wrong_is_said(data: Any, says: str) -> None:
 )
 def test_impossible_sub_slices_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        from_dict(tz.SToFMConfig, {"subslices": wrong})
+        from_dict(stofm_config.SToFMConfig, {"subslices": wrong})

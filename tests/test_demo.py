@@ -14,7 +14,7 @@ import pytest
 from anndata import AnnData
 
 import terrazzo as tz
-from terrazzo import demo
+from terrazzo import demo, keys
 from terrazzo.errors import OutputError
 
 pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains all systems
@@ -26,10 +26,10 @@ FILES = {
     "losses.png",
     "demo.md",
     "demo.csv",
-    "adapt.csv",
-    "pretrain.csv",
-    "patches.csv",
-    "align.csv",
+    "stofm-adapt.csv",
+    "stofm-pretrain.csv",
+    "stimage-pretrain.csv",
+    "stalign-pretrain.csv",
 } | MODELS
 
 
@@ -71,7 +71,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
             n_cells=150,
             adapt_epochs=1,
             pretrain_epochs=2,
-            patch_epochs=2,
+            window_epochs=2,
             align_epochs=2,
             progress=False,
         )
@@ -109,19 +109,18 @@ def test_the_models_are_trained(done: Done, name: str, key: str) -> None:
     assert model.trained
     assert name == "stalign" or model.config.output == "own+niche"
     assert model.provenance["epochs"] == 2
-    story = done.embedded.uns["terrazzo"]
-    assert (story[key]["trained"], story[f"{key}_untrained"]["trained"]) == (True, False)
-    assert story[key]["checkpoint_sha256"] == model.fingerprint()
+    records = done.embedded.uns["terrazzo"]
+    assert (records[key]["trained"], records[f"{key}_untrained"]["trained"]) == (True, False)
+    assert records[key]["checkpoint_sha256"] == model.fingerprint()
 
 
 def test_the_embedded_slice_holds_every_method(done: Done) -> None:
     adata = done.embedded
     assert adata.n_obs == 150
-    assert {"X_stofm", "X_stimage", "X_stalign"} | {key for _, key in demo.METHODS} <= set(
-        adata.obsm
-    )
-    assert {tz.keys.domain_key(key) for _, key in demo.METHODS} <= set(adata.obs)
-    assert set(demo.DRAWN) <= {key for _, key in demo.METHODS}
+    methods = set(demo.METHODS.values())
+    assert {"X_stofm", "X_stimage", "X_stalign"} | methods <= set(adata.obsm)
+    assert {keys.domain_key(key) for key in methods} <= set(adata.obs)
+    assert set(demo.DRAWN) <= methods
     for key in ("X_stofm", "X_stimage", "X_stalign"):
         blocks = np.hstack([adata.obsm[f"{key}_own"], adata.obsm[f"{key}_niche"]])
         np.testing.assert_array_equal(blocks, adata.obsm[key])
@@ -147,7 +146,7 @@ def test_the_embedded_slice_was_never_seen(done: Done) -> None:
 
 def test_the_table(done: Done) -> None:
     table = pd.read_csv(done.folder / "demo.csv")
-    assert list(table["embedding"]) == [title for title, _ in demo.METHODS]
+    assert list(table["embedding"]) == list(demo.METHODS)
     assert (table["seeds"] == demo.SEEDS).all()
     assert table["ARI"].between(-1, 1).all()
     assert table.set_index("embedding").loc["PCA + neighbor mean, 3 hops", "ARI"] > 0.3
@@ -169,7 +168,7 @@ def test_a_second_run_replaces_the_first(done: Done, tmp_path: Path) -> None:
         n_cells=100,
         adapt_epochs=1,
         pretrain_epochs=1,
-        patch_epochs=1,
+        window_epochs=1,
         align_epochs=1,
         seed=1,
         progress=False,

@@ -1,4 +1,4 @@
-"""Running a table on simulated slices: who gets a row, what reaches whom, and that the numbers mean something."""
+"""Running a table on simulated slices: which entries get a row, what they see, and that the numbers mean something."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import anndata
 import numpy as np
 import pytest
 
-from terrazzo.bench import run as room
+from terrazzo.bench import run as running
+from terrazzo.bench.entries import ALWAYS, Entry, resolve
 from terrazzo.bench.run import run
 from terrazzo.bench.samples import KEY
-from terrazzo.bench.systems import ALWAYS, System, resolve
 from terrazzo.errors import ConfigError, InputError, TrainingError
 from terrazzo.models.baselines import KINDS
 from terrazzo.tasks import reconstruction as hidden_regions
@@ -30,13 +30,13 @@ def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let these systems take part, and few baselines: what is tested does not depend on all of them."""
+    """Let these entries take part, and few baselines: what is tested does not depend on all of them."""
 
-    def choose(*systems: System, keep: tuple[str, ...] = ("PCA",)) -> None:
-        def resolved(*given: Any) -> list[System]:
-            return [*(s for s in resolve(*given) if s.title in keep or s.missing), *systems]
+    def choose(*entries: Entry, keep: tuple[str, ...] = ("PCA",)) -> None:
+        def resolved(*given: Any) -> list[Entry]:
+            return [*(s for s in resolve(*given) if s.title in keep or s.missing), *entries]
 
-        monkeypatch.setattr(room, "resolve", resolved)
+        monkeypatch.setattr(running, "resolve", resolved)
 
     return choose
 
@@ -119,7 +119,7 @@ def test_imputation_hides_before_anything_sees_the_slices(
         seen.extend(slices)
         return lambda adata: (seen.append(adata), random_vectors(adata))[1]
 
-    only(System("Spy", fit))
+    only(Entry("Spy", fit))
     parts = [{**PART, "settings": ["within", "cross"]}]
     protocol = table(task="imputation", label="", genes=7, parts=parts, **OF_VALUES)
     found = run(protocol, data=data_folder, models=["given=obsm:X_given"])
@@ -162,7 +162,7 @@ class Filler:
 
 def test_hidden_squares_beside_trivial_answers(table: Any, data_folder: Path, only: Any) -> None:
     filler, told = Filler(), []
-    only(System("Filler", lambda slices: random_vectors, model=filler), keep=tuple(BASELINES))
+    only(Entry("Filler", lambda slices: random_vectors, model=filler), keep=tuple(BASELINES))
     found = run(
         table(**SQUARES, models=["stimage", "scgpt-spatial", "pearson"]),
         data=data_folder,
@@ -191,7 +191,7 @@ def test_hidden_squares_beside_trivial_answers(table: Any, data_folder: Path, on
 def test_seeds_of_one_model_on_hidden_squares_are_one_row(
     table: Any, data_folder: Path, only: Any
 ) -> None:
-    only(*(System("Filler", lambda slices: random_vectors, model=Filler(v)) for v in (0.0, 1.0)))
+    only(*(Entry("Filler", lambda slices: random_vectors, model=Filler(v)) for v in (0.0, 1.0)))
     found = run(table(**SQUARES), data=data_folder)
     here = found.scores[found.scores["system"] == "Filler"]
     assert set(here["seed"]) == {0, 1}
@@ -230,7 +230,7 @@ def test_labels_reach_no_system(table: Any, data_folder: Path, only: Any) -> Non
             look(one)
         return look
 
-    only(System("Spy", fit))
+    only(Entry("Spy", fit))
     parts = [{**PART, "settings": ["within", "cross"]}]
     found = run(table(parts=parts), data=data_folder)
     assert set(found.scores["system"]) == {"PCA", "Spy"}
@@ -250,7 +250,7 @@ def test_baselines_are_fitted_on_training_slices_where_there_are_any(
         fitted.append([a.X.sum() for a in slices])
         return random_vectors
 
-    only(System("Spy", fit))
+    only(Entry("Spy", fit))
     parts = [PART, {"name": "alone", "dataset": "made", "test": "s0"}]
     run(table(parts=parts), data=data_folder)
     total = [anndata.read_h5ad(data_folder / "made" / f"{s}.h5ad").X.sum() for s in ("s1", "s0")]
@@ -267,13 +267,13 @@ def test_an_error_of_ours_stops_one_system_and_a_bug_stops_all(
         raise RuntimeError("a bug")
 
     told: list[str] = []
-    only(System("Refuses", refuse), System("After", lambda slices: random_vectors))
+    only(Entry("Refuses", refuse), Entry("After", lambda slices: random_vectors))
     found = run(table(), data=data_folder, say=told.append)
     assert set(found.scores["system"]) == {"PCA", "After"}
     assert found.absent.to_numpy().tolist() == [["Refuses", "one", "its genes are not ours"]]
     assert len(told) == 3
     assert "not available (its genes are not ours)" in told[1]
-    only(System("Broken", broken))
+    only(Entry("Broken", broken))
     with pytest.raises(RuntimeError, match="a bug"):
         run(table(), data=data_folder)
 
@@ -287,7 +287,7 @@ def test_two_seeds_are_one_row_and_one_that_fails_is_a_note(
     def fit(slices: Any) -> Any:
         return random_vectors
 
-    only(System("Twice", fit), System("Twice", fit), System("Half", fit), System("Half", refuse))
+    only(Entry("Twice", fit), Entry("Twice", fit), Entry("Half", fit), Entry("Half", refuse))
     found = run(table(), data=data_folder)
     table_ = found.summary()
     assert (table_[table_["system"] == "Twice"]["n"] == 4).all()
@@ -350,27 +350,27 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune_scores, "FineTuneConfig", lambda: short)
 
 
-RECIPE = {
-    "recipe": {
-        "model": {"preset": "tiny"},
-        "data": {"batch_cells": 64, "batch_subslices": 2},
-        "run": {"accelerator": "cpu"},
-        "optim": {"lr": 1e-3, "max_steps": 1},
-    },
-    "adapt": {
-        "adapt": {
-            "own_weight": 1.0,
-            "masked_weight": 0.0,
-            "contrastive_weight": 0.0,
-            "view": "thinned",
-        }
-    },
+SHORT = {
+    "model": {"preset": "tiny"},
+    "run": {"accelerator": "cpu"},
+    "optim": {"lr": 1e-3, "max_steps": 1},
 }
+THINNED = {
+    "own_weight": 1.0,
+    "masked_weight": 0.0,
+    "contrastive_weight": 0.0,
+    "view": "thinned",
+}
+TRAINING = {
+    "stofm-adapt": {**SHORT, "data": {"batch_cells": 64}, "objective": THINNED},
+    "stofm-pretrain": {**SHORT, "data": {"batch_subslices": 2}},
+}
+FAST = {"optim": {"lr": 0.5}}
 VARIANTS = [
-    {"name": "encoder", "skip_adapt": True, "vector": "cell_encoder"},
+    {"name": "encoder", "skip": ["stofm-adapt"], "vector": "cell_encoder"},
     {"name": "adapted encoder", "vector": "cell_encoder"},
     {"name": "whole"},
-    {"name": "diverges", "recipe": {"optim": {"lr": 0.5}}},
+    {"name": "diverges", "change": {"stofm-adapt": FAST, "stofm-pretrain": FAST}},
 ]
 
 
@@ -391,12 +391,16 @@ def test_an_ablation_trains_every_variant_and_can_go_on(
 
     monkeypatch.setattr(ablation, "pretrain", counted)
     only()
-    protocol = table(variants=VARIANTS, training=RECIPE, runs=1)
+    protocol = table(variants=VARIANTS, training=TRAINING, runs=1)
     first = run(protocol, data=data_folder, work=tmp_path / "work")
     blocks = {"whole [own ; niche]", "whole, own block", "whole, niche block"}
     assert set(first.scores["system"]) == {"PCA", "encoder", "adapted encoder", *blocks}
     assert first.absent.to_numpy().tolist() == [["diverges", "", "the loss is nan at step 1"]]
-    assert runs == ["adapt-1", "pretrain-2", "adapt-3"]  # the adapted encoder is taken over
+    assert runs == [
+        "stofm-adapt-0",
+        "stofm-pretrain-1",
+        "stofm-adapt-2",
+    ]  # the adapted encoder is taken over
     held = anndata.read_h5ad(tmp_path / "work" / "slice_0.h5ad")
     assert (list(held.obs), list(held.obsm)) == ([], ["spatial"])
     assert (
@@ -415,36 +419,42 @@ def test_an_ablation_of_st_as_images(
         "model": {
             "preset": "tiny",
             "init": "informed",
-            "patches": {"window": 6, "bin_um": 30.0, "channels": 32},
+            "windows": {"window": 6, "bin_um": 30.0, "channels": 32},
         },
         "data": {"batch_windows": 4},
         "run": {"accelerator": "cpu"},
         "optim": {"lr": 1e-3, "max_steps": 2},
-        "patches": {"target": "thinned"},
+        "objective": {"target": "thinned"},
     }
     variants = [
         {"name": "patch"},
-        {"name": "spot", "patches": {"patches": {"scheme": "spot", "mask": "entry"}}},
+        {
+            "name": "spot",
+            "change": {"stimage-pretrain": {"objective": {"scheme": "spot", "mask": "entry"}}},
+        },
     ]
     only()
-    protocol = table(variants=variants, training={"patches": recipe}, runs=1)
+    protocol = table(variants=variants, training={"stimage-pretrain": recipe}, runs=1)
     found = run(protocol, data=data_folder, work=tmp_path / "work")
     assert found.absent.empty
     blocks = {"patch [own ; niche]", "patch, own block", "patch, niche block"}
     assert set(found.scores["system"]) == {"PCA", *blocks, "spot"}
-    assert {"patches-0", "patches-1"} <= {p.name for p in (tmp_path / "work").iterdir()}
+    assert {"stimage-pretrain-0", "stimage-pretrain-1"} <= {
+        p.name for p in (tmp_path / "work").iterdir()
+    }
     again = run(protocol, data=data_folder, work=tmp_path / "work")  # taken over
     columns = ["system", "split", "metric", "value"]
     assert again.scores[columns].equals(found.scores[columns])
-    squares = table(**{**SQUARES, "runs": 1}, variants=variants[:1], training={"patches": recipe})
+    squares = table(
+        **{**SQUARES, "runs": 1}, variants=variants[:1], training={"stimage-pretrain": recipe}
+    )
     filled = run(squares, data=data_folder)
     assert set(filled.scores["system"]) == {*hidden_regions.BASELINES, "patch"}
 
 
 def test_an_ablation_whose_recipe_is_wrong(table: Any, data_folder: Path) -> None:
-    protocol = table(variants=[{"name": "a", "recipe": {"modle": {}}}], training={})
-    with pytest.raises(ConfigError, match="variant 'a', adapt has an unknown key 'modle'"):
-        run(protocol, data=data_folder)
-    protocol = table(variants=[{"name": "a", "patches": {"modle": {}}}], training={})
-    with pytest.raises(ConfigError, match="variant 'a', patches has an unknown key 'modle'"):
-        run(protocol, data=data_folder)
+    for stage in ("stofm-adapt", "stimage-pretrain"):
+        variant = {"name": "a", "change": {stage: {"modle": {}}}}
+        protocol = table(variants=[variant], training={stage: {}})
+        with pytest.raises(ConfigError, match=f"variant 'a', {stage} has an unknown key 'modle'"):
+            run(protocol, data=data_folder)

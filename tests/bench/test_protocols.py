@@ -100,14 +100,23 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         ({"published": {"rows": [{"accuracy": 0.5}]}}, "a model and a number"),
         ({"published": {"rows": [{"model": "A", "accuracy": "0.5"}]}}, "a model and a number"),
         ({"variants": [VARIANT]}, "does not say how they are trained"),
-        ({"variants": [VARIANT, VARIANT], "training": {}}, "two variants have one name"),
         (
-            {"variants": [{**VARIANT, "patches": {"seed": 1}}], "training": {"adapt": {"seed": 1}}},
-            "variant 'plain' has settings of SToFM .adapt, pretrain. and of ST as images",
+            {"variants": [VARIANT, VARIANT], "training": {"stofm-adapt": {}}},
+            "two variants have one name",
         ),
         (
-            {"variants": [{**VARIANT, "patches": {"seed": 1}}], "training": {"align": {"seed": 1}}},
-            "of ST as images .patches. and of ST-Align .align.; it can be one",
+            {
+                "variants": [{**VARIANT, "change": {"stofm-adpt": {"seed": 1}}}],
+                "training": {"stofm-adapt": {"seed": 1}},
+            },
+            "variant 'plain' names the stage 'stofm-adpt', .* Did you mean 'stofm-adapt'",
+        ),
+        (
+            {
+                "variants": [{**VARIANT, "skip": ["stimage-pretrain"]}],
+                "training": {"stalign-pretrain": {"seed": 1}},
+            },
+            "the stage 'stimage-pretrain', which training does not have. Did you mean 'stalign-",
         ),
         ({**SQUARES, "sizes": []}, "sizes are \\[\\]; name at least one"),
         ({**SQUARES, "sizes": [4, 0]}, "each at least 1"),
@@ -184,7 +193,7 @@ def test_expression_from_histology_needs_no_label_but_genes_and_other_slices(tab
                     },
                 ],
                 "variants": [VARIANT],
-                "training": {"align": {"seed": 1}},
+                "training": {"stalign-pretrain": {"seed": 1}},
             },
             "trained on all training slices together, and s1 is scored",
         ),

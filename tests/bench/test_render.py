@@ -1,4 +1,4 @@
-"""A table on paper: ours and theirs apart, who is absent, and the same numbers everywhere."""
+"""A table on paper: measured and published apart, what is absent, and the same numbers everywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from terrazzo.bench import render
+from terrazzo.bench import figure, render
 from terrazzo.bench.run import COLUMNS, Table
 from terrazzo.errors import OutputError
 
@@ -129,25 +129,25 @@ def test_markdown(found: Table) -> None:
     assert "| SToFM, all parameters tuned | 0.950 | 0.850 |  |  |" in text
 
 
-def test_ours_and_theirs_stand_apart(found: Table) -> None:
+def test_measured_and_published_stand_apart(found: Table) -> None:
     text = render.to_markdown(found, COMMAND)
-    ours, theirs = text.split("## Theirs, published")
-    assert [line for line in ours.splitlines() if line.startswith("## ")] == [
-        "## Ours: one",
-        "## Ours: two",
+    measured, published = text.split("## Published")
+    assert [line for line in measured.splitlines() if line.startswith("## ")] == [
+        "## Measured: one",
+        "## Measured: two",
     ]
-    assert "0.7014" not in ours
-    assert "| SToFM | 0.7014 ± 0.02 | 0.6 |" in theirs
-    assert "| A & B | 0.5 |  |" in theirs
-    assert "PCA" not in theirs
-    assert "theirs <other> data" in theirs
+    assert "0.7014" not in measured
+    assert "| SToFM | 0.7014 ± 0.02 | 0.6 |" in published
+    assert "| A & B | 0.5 |  |" in published
+    assert "PCA" not in published
+    assert "theirs <other> data" in published
     page = render.to_html(found, COMMAND)
-    assert page.index('<div class="published">') > page.index("Ours: two")
+    assert page.index('<div class="published">') > page.index("Measured: two")
 
 
 def test_who_is_absent_has_a_row_and_a_reason(found: Table) -> None:
     text = render.to_markdown(found, COMMAND)
-    one, two = text.split("## Ours: two")
+    one, two = text.split("## Measured: two")
     assert "| scGPT | not available | not available | not available | not available |" in one
     assert "| T1 <x> | not available | not available |" in two.split("##")[0]
     assert one.count("| T1 <x> |") == 1
@@ -175,17 +175,17 @@ def test_numbers_of_the_json_are_those_of_the_markdown(found: Table, tmp_path: P
     assert record["protocol"]["published"]["rows"][0]["accuracy"] == 0.7014
     assert {r["system"] for r in record["not_available"]} == {"scGPT", "T1 <x>", "all systems"}
     assert record["seconds"]["PCA"] == 61
-    ours = target.read_text(encoding="utf-8").split("## Theirs")[0]
-    printed = sorted(re.findall(r"\d\.\d{3}(?: ± \d\.\d{3})?(?= \|)", ours))
+    measured = target.read_text(encoding="utf-8").split("## Published")[0]
+    printed = sorted(re.findall(r"\d\.\d{3}(?: ± \d\.\d{3})?(?= \|)", measured))
     said = [
         f"{r['mean']:.3f}" + (f" ± {r['sd']:.3f}" if r["n"] > 1 else "") for r in record["summary"]
     ]
     assert printed == sorted(said)
 
 
-def test_the_figure_has_a_panel_a_part_and_one_for_theirs(found: Table) -> None:
-    drawn = render.figure(found)
-    assert [ax.get_title() for ax in drawn.axes] == ["ours: one", "ours: two", "theirs, published"]
+def test_the_figure_has_a_panel_a_part_and_one_for_published_numbers(found: Table) -> None:
+    drawn = figure.figure(found)
+    assert [ax.get_title() for ax in drawn.axes] == ["measured: one", "measured: two", "published"]
     systems = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
     assert systems == ["PCA", "T1 <x>", "SToFM, all parameters tuned"]
     assert [label.get_text() for label in drawn.axes[2].get_yticklabels()] == [
@@ -206,9 +206,9 @@ def test_several_heads_are_several_tables(table: Any) -> None:
     scores = [*rows("PCA", "one", 0.5), *rows("PCA", "one", 0.6, head="knn")]
     none = pd.DataFrame(columns=["system", "part", "reason"])
     text = render.to_markdown(Table(protocol, pd.DataFrame(scores, columns=COLUMNS), none), "c")
-    assert "## Ours: one, linear" in text
-    assert "## Ours: one, knn" in text
-    assert "Theirs" not in text
+    assert "## Measured: one, linear" in text
+    assert "## Measured: one, knn" in text
+    assert "## Published" not in text
 
 
 def test_sizes_of_hidden_squares_are_columns_as_they_come(table: Any) -> None:
@@ -243,7 +243,7 @@ def test_sizes_of_hidden_squares_are_columns_as_they_come(table: Any) -> None:
     assert "| mine | 0.550 ± 0.050 | 0.550 ± 0.050 |" in text
     assert "| scGPT-spatial | not available | not available |" in text
     assert "| system | 10 x 10 MSE |" in text
-    drawn = render.figure(made)
+    drawn = figure.figure(made)
     assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == ["10 x 10", "4 x 4"]
     assert "lower is better" in drawn.axes[0].get_xlabel()
 

@@ -9,8 +9,8 @@ import pytest
 
 from terrazzo import datasets
 from terrazzo.bench import protocols
-from terrazzo.bench.ablation import STOFM, recipe, stages
-from terrazzo.bench.systems import resolve
+from terrazzo.bench.ablation import recipes_of
+from terrazzo.bench.entries import resolve
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.heads import HEADS
 
@@ -60,6 +60,12 @@ def row(table: str, model: str, part: str) -> dict:
     ]
     assert len(found) == 1, (table, model, part)
     return found[0]
+
+
+def only_recipes(table: str, stage: str) -> dict:
+    """Return the recipe of one stage of each variant."""
+    protocol = TABLES[table]
+    return {v.name: recipes_of(protocol, v)[stage] for v in protocol.variants}
 
 
 def test_every_table_that_was_asked_for_is_there() -> None:
@@ -118,14 +124,12 @@ def test_the_rules_of_honesty(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, table in TABLES.items() if table.variants])
 def test_every_variant_is_a_recipe(name: str) -> None:
     table = TABLES[name]
-    assert table.training is not None
+    assert table.training
     recipes = [
-        recipe(table.training, v, stage)
-        for v in table.variants
-        for stage in stages(table.training, v)
+        recipe for variant in table.variants for recipe in recipes_of(table, variant).values()
     ]
     assert all(r.model.preset == "tiny" for r in recipes)
-    trained = [r for r in recipes if r.stage == "adapt"]
+    trained = [r for r in recipes if r.stage == "stofm-adapt"]
     assert all(
         r == trained[0] for r in trained
     )  # so that the cell encoder is adapted once for all of them
@@ -140,23 +144,23 @@ def test_every_variant_is_a_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, t in TABLES.items() if t.training is not None and t.training.patches]
+    "name", [name for name, table in TABLES.items() if "stimage-pretrain" in table.training]
 )
 def test_variants_of_st_as_images_have_one_stage_and_one_budget(name: str) -> None:
     table = TABLES[name]
-    found = {v.name: recipe(table.training, v, "patches") for v in table.variants}
-    assert all(stages(table.training, v) == ("patches",) for v in table.variants)
+    found = only_recipes(name, "stimage-pretrain")
+    assert set(table.training) == {"stimage-pretrain"}
     assert len({(r.optim, r.run, r.seed, r.data.windows_per_slice) for r in found.values()}) == 1
-    sites = [r.data.batch_windows * r.model.patches.window**2 for r in found.values()]
+    sites = [r.data.batch_windows * r.model.windows.window**2 for r in found.values()]
     assert max(sites) < 1.2 * min(sites)
 
 
 def test_variants_of_st_align_have_one_budget_and_change_what_their_name_says() -> None:
     for table in ("st-align-3", "st-align-3-genes"):
-        found = {v.name: recipe(TABLES[table].training, v, "align") for v in TABLES[table].variants}
-        assert all(stages(TABLES[table].training, v) == ("align",) for v in TABLES[table].variants)
+        found = only_recipes(table, "stalign-pretrain")
+        assert set(TABLES[table].training) == {"stalign-pretrain"}
         assert len({(r.optim, r.run, r.seed, r.data) for r in found.values()}) == 1
-        goals = {name: r.align for name, r in found.items()}
+        goals = {name: r.objective for name, r in found.items()}
         assert goals["AE + ABFN (w/o L_NS)"].cross_weight == 0
         assert goals["ABFN + L_NS (w/o AEs)"].adaptive is False
         assert goals["AE + L_NS (concatenation)"].fusion == "concatenation"
@@ -179,35 +183,30 @@ def test_nobody_learns_from_the_patient_that_is_scored() -> None:
 
 def test_variants_of_st_as_images_change_what_their_name_says() -> None:
     def of(table: str) -> dict:
-        return {
-            v.name: recipe(TABLES[table].training, v, "patches") for v in TABLES[table].variants
-        }
+        return only_recipes(table, "stimage-pretrain")
 
     for window in (8, 16, 24):
         assert (
-            of("st-images-4")[f"ST as images, windows of {window}"].model.patches.window == window
+            of("st-images-4")[f"ST as images, windows of {window}"].model.windows.window == window
         )
     for channels in (128, 256, 512):
         assert (
-            of("st-images-5")[f"ST as images, {channels} channels"].model.patches.channels
+            of("st-images-5")[f"ST as images, {channels} channels"].model.windows.channels
             == channels
         )
     for name, choose in (("Weighted", "weighted"), ("HVGs", "hvg"), ("Random", "random")):
-        assert of("st-images-6")[f"ST as images, channels {name}"].model.patches.choose == choose
+        assert of("st-images-6")[f"ST as images, channels {name}"].model.windows.choose == choose
     schemes = of("st-images-schemes")
     assert len(schemes) == 8
     for name, found in schemes.items():
-        scheme, _, own = name.partition(", recipe ")
-        assert (found.patches.scheme, found.patches.recipe) == (scheme, own)
+        scheme, _, own = name.partition(", flavor ")
+        assert (found.objective.scheme, found.objective.flavor) == (scheme, own)
         assert found.model.init == {"terrazzo": "informed", "paper": "random"}[own]
 
 
 def test_variants_change_what_their_name_says() -> None:
     def second(table: str, name: str):
-        protocol = TABLES[table]
-        return recipe(
-            protocol.training, next(v for v in protocol.variants if v.name == name), "pretrain"
-        )
+        return only_recipes(table, "stofm-pretrain")[name]
 
     assert second("stofm-5", "SToFM w/o VCs").model.subslices.virtual is False
     assert (
@@ -222,16 +221,14 @@ def test_variants_change_what_their_name_says() -> None:
     )
     assert second("stofm-a3", "w/o micro").model.subslices.subslice_size == 1
     assert second("stofm-a3", "w/o spatial matrix").model.subslices.pair == "none"
-    assert second("stofm-a4", "SToFM, 4 cells encoded again").pretrain.reencode == 4
+    assert second("stofm-a4", "SToFM, 4 cells encoded again").objective.reencode == 4
     assert second("stofm-a5", "SToFM, 12.5% of the data").data.share == 0.125
     assert second("stofm-a6", "SToFM, alpha 0.4").model.subslices.alpha == 0.4
-    assert second("stofm-a7", "SToFM, gamma 0.8").pretrain.gamma == 0.8
-    assert STOFM == ("adapt", "pretrain")
+    assert second("stofm-a7", "SToFM, gamma 0.8").objective.gamma == 0.8
     for table in ("stofm-a3", "stofm-a4", "stofm-a7"):
-        assert all(
-            recipe(TABLES[table].training, v, "pretrain").pretrain.objective == "paper"
-            for v in TABLES[table].variants
-        )
+        assert list(TABLES[table].training) == ["stofm-adapt", "stofm-pretrain"]
+        recipes = only_recipes(table, "stofm-pretrain").values()
+        assert {recipe.objective.kind for recipe in recipes} == {"paper"}
 
 
 @pytest.mark.parametrize(

@@ -206,18 +206,18 @@ def test_warnings_go_to_standard_error(
     assert "micrometers" not in err
 
 
-def test_options_that_mean_nothing_to_a_cell_encoder(
+def test_an_option_of_the_whole_model_and_its_cell_encoder(
     call: Any, sample: Path, tiny_model: Any, tmp_path: Path
 ) -> None:
-    from terrazzo.systems.stofm.cell_model import CellModelConfig
+    from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig
 
     base = tiny_model()
-    cells = tz.CellModel(
-        CellModelConfig(base.config.cell_encoder), base.vocabulary
-    ).save_pretrained(tmp_path / "cells")
+    cells = CellModel(CellModelConfig(base.config.cell_encoder), base.vocabulary).save_pretrained(
+        tmp_path / "cells"
+    )
     code, _, err = call("embed", sample, "--model", cells, "--out", tmp_path / "out", "--halo", 2)
     assert code == 2
-    assert "halo mean nothing" in err
+    assert "--halo belongs to SToFM; this checkpoint is Cell encoder." in err
     assert call("embed", sample, "--model", cells, "--out", tmp_path / "out")[0] == 0
     assert anndata.read_h5ad(tmp_path / "out" / "sample.h5ad").obsm["X_cell"].shape == (60, 16)
 
@@ -251,7 +251,7 @@ def test_convert_and_embed_published_weights(
     )
     code, out, _ = call(*words, "--out", tmp_path / "converted")
     assert code == 0
-    assert "Checkpoint written to" in out
+    assert "Written to" in out
     assert tz.load(tmp_path / "converted").config.subslices.geometry == "published"
     code, _, err = call(*words, "--out", tmp_path / "converted")
     assert code == 2

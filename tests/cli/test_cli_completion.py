@@ -20,7 +20,7 @@ def test_a_script_names_verbs_and_options(call: Any, shell: str) -> None:
     assert (code, err) == (0, "")
     assert "terrazzo" in script
     assert [verb for verb in VERBS if verb not in script] == []
-    for word in ("verify", "geneformer", "use-rep", "overwrite", "bfloat16"):
+    for word in ("verify", "recipes", "gene-dictionaries", "use-rep", "overwrite", "leiden"):
         assert word in script, word
 
 

@@ -60,7 +60,11 @@ WRONG = [  # command, and what its line must say
     ("info s0.h5ad --model s1.h5ad", ["s1.h5ad is a file", "must be a checkpoint"]),
     ("bench stofm-1-dlfpc", ["Did you mean 'stofm-1-dlpfc'"]),
     ("corpus info gone", ["gone does not exist", "`terrazzo corpus build`"]),
-    ("pretrain gone.yaml", ["gone.yaml cannot be read", "configs/"]),
+    (
+        "pretrain gone.yaml",
+        ["gone.yaml is neither a recipe's name nor a file", "`terrazzo recipes`"],
+    ),
+    ("pretrain stofm-tiny-adpt", ["Did you mean 'stofm-tiny-adapt'"]),
     ("pretrain broken.yaml", ["broken.yaml, line 3: not a readable YAML file"]),
     ("pretrain words.yaml", ["words.yaml must hold settings", "key: value"]),
     ("pretrain misspelled.yaml", ["unknown key 'corpsu'", "Did you mean 'corpus'"]),
@@ -69,9 +73,9 @@ WRONG = [  # command, and what its line must say
 
 @pytest.mark.parametrize(("line", "said"), WRONG, ids=[line for line, _ in WRONG])
 def test_a_line_says_what_where_and_how(wrong: Any, line: str, said: list[str]) -> None:
-    Path("broken.yaml").write_text("stage: pretrain\nmodel: [1\n")
+    Path("broken.yaml").write_text("stage: stofm-pretrain\nmodel: [1\n")
     Path("words.yaml").write_text("hello\n")
-    Path("misspelled.yaml").write_text("stage: pretrain\ncorpsu: x\n")
+    Path("misspelled.yaml").write_text("stage: stofm-pretrain\ncorpsu: x\n")
     told = wrong(line)
     for words in said:
         assert words in told, told

@@ -27,7 +27,14 @@ def files(histology: Any, tmp_path: Path) -> list[Path]:
     folder.mkdir()
     for i, name in enumerate("abc"):
         adata = histology(
-            n_genes=40, n_regions=3, n_types=4, seed=i, depth=4000.0, donor=f"donor_{name}"
+            50,
+            40,
+            n_regions=3,
+            n_types=4,
+            seed=i,
+            depth=4000.0,
+            donor=f"donor_{name}",
+            image_px=280,
         ).copy()
         if name == "c":
             entry = next(iter(adata.uns.pop("spatial").values()))
@@ -193,7 +200,7 @@ def test_pictures_that_are_not_there(refused: Any, files: list[Path], spoilt: An
     said = refused("predict-genes", bare, "--predict", files[1], *words)
     assert "spoilt.h5ad: spoilt has no histology image" in said
     off = spoilt(0, swapped)
-    assert "90 of 90 spots are outside the image" in refused(
+    assert "50 of 50 spots are outside the image" in refused(
         "predict-genes", off, "--predict", files[1], *words
     )
     files[2].with_name("c.png").unlink()

@@ -104,7 +104,7 @@ def test_options_that_do_not_go_together(
         "embed", sample, "--model", other, *out, "--image", image, "--scale", "niche"
     )
     assert code == 2
-    assert "scale, image mean nothing to this model (SToFM)" in err
+    assert "--scale belongs to ST-Align; this checkpoint is SToFM." in err
     code, _, err = call("embed", sample, sample, "--model", checkpoint, *out, "--image", image)
     assert code == 2
     assert "one image cannot belong to 2 slices" in err

@@ -230,7 +230,7 @@ from typing import Any
 {inspect.getsource(stop_at)}
 if __name__ == "__main__":
     stop_at({place!r}, {to})
-    from terrazzo.cli import main
+    from terrazzo.cli.main import main
     sys.exit(main(sys.argv[1:]))
 """
     done = subprocess.run(

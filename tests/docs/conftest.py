@@ -1,4 +1,4 @@
-"""The folder that the how-to pages speak of: simulated slices by the names they use, and models trained a little."""
+"""The folder of the how-to pages: simulated slices by the names that they use, and models trained a little."""
 
 from __future__ import annotations
 
@@ -36,23 +36,21 @@ def write_slices(folder: Path) -> None:
 def train(folder: Path) -> None:
     """Train each system for a few steps on slices a to c into ``runs/<system>/model``."""
     import terrazzo as tz
-    from terrazzo.training import recipe as config
 
-    configs = fenced.REPOSITORY / "configs"
     paths = [folder / "slices" / f"{name}.h5ad" for name in "abc"]
-    corpus = str(
-        tz.build_corpus(
-            paths, folder / "corpus", min_genes=1, scheduler="synchronous", progress=False
-        ).folder
+    corpus = tz.build_corpus(
+        paths, folder / "corpus", min_genes=1, scheduler="synchronous", progress=False
     )
 
     def run(recipe: str, name: str, **changes: Any) -> Path:
-        read = config.load(
-            configs / f"{recipe}.yaml", corpus=corpus, out=str(folder / "runs" / name)
+        read = tz.load_recipe(
+            recipe,
+            corpus=corpus.folder,
+            out=folder / "runs" / name,
+            optim={"max_steps": STEPS},
+            **changes,
         )
-        return tz.pretrain(
-            config.changed(read, optim={"max_steps": STEPS}, **changes), progress=False
-        )
+        return tz.pretrain(read, progress=False)
 
     adapted = run("stofm-tiny-adapt", "adapt")
     run("stofm-tiny-pretrain", "stofm", model={"checkpoint": str(adapted)})
@@ -68,7 +66,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_slices(folder)
     train(folder)
     shutil.rmtree(folder / "corpus")  # pages build their own
-    (folder / "configs").symlink_to(fenced.REPOSITORY / "configs")
     return folder
 
 

@@ -12,7 +12,10 @@ import pytest
 from cyclopts import CycloptsError
 
 import terrazzo as tz
+from terrazzo.cli.embed import embed
 from terrazzo.cli.main import app
+from terrazzo.models.options import SLICE_OPTIONS, owners
+from terrazzo.systems import registry
 
 PAGES = fenced.pages()
 every_page = pytest.mark.parametrize(
@@ -35,10 +38,29 @@ def test_commands_can_be_typed(page: Path) -> None:
 
 @every_page
 def test_recipes_that_commands_name_are_there(page: Path) -> None:
-    named = [
-        word for _, words in fenced.commands(page) for word in words if word.startswith("configs/")
-    ]
-    assert [word for word in named if not (fenced.REPOSITORY / word).is_file()] == []
+    files, recipes = [], []
+    for _, words in fenced.commands(page):
+        files += [word for word in words if word.startswith("configs/")]
+        if words[0] == "pretrain":
+            recipes.append(words[1])
+        elif words[:2] == ["recipes", "show"]:
+            recipes.append(words[2])
+    assert [file for file in files if not (fenced.REPOSITORY / file).is_file()] == []
+    shipped = registry.recipe_files()
+    named = [name for name in recipes if not name.endswith(".yaml")]  # else one's own file
+    assert [name for name in named if name not in shipped] == []
+
+
+@every_page
+def test_options_of_embed_belong_to_a_system(page: Path) -> None:
+    shared = set(inspect.signature(embed).parameters) | set(SLICE_OPTIONS) | {"image_scale"}
+    unknown = []
+    for line, words in fenced.commands(page):
+        for word in words if words[0] == "embed" else ():
+            name = word.removeprefix("--").replace("-", "_")
+            if word.startswith("--") and name not in shared and not owners(name):
+                unknown.append(f"line {line}: {word}")
+    assert unknown == []
 
 
 def chain(node: ast.AST) -> list[str]:

@@ -9,6 +9,8 @@ import fenced
 import pytest
 import yaml
 
+from terrazzo.systems import registry
+
 
 @pytest.fixture(scope="module")
 def generated() -> ModuleType:
@@ -29,36 +31,51 @@ def keys(settings: dict, before: str = "") -> list[str]:
     return found
 
 
+def tables(page: str) -> dict[str, dict[str, str]]:
+    """Return the rows of each section of the page of settings, by key."""
+    out = {}
+    for section in page.split("\n## ")[1:]:
+        title, *lines = section.splitlines()
+        out[title.strip("`")] = {
+            line.split("`")[1]: line for line in lines if line.startswith("| `")
+        }
+    return out
+
+
 def test_every_key_of_every_recipe_has_a_row_with_a_meaning(generated: ModuleType) -> None:
-    rows = {
-        line.split("`")[1]: line
-        for line in generated.settings().splitlines()
-        if line.startswith("| `")
-    }
-    for recipe in (fenced.REPOSITORY / "configs").glob("*.yaml"):
-        named = keys(yaml.safe_load(recipe.read_text(encoding="utf-8")))
-        assert [key for key in named if key not in rows] == [], recipe.name
-        assert [key for key in named if rows[key].endswith("|  |")] == [], recipe.name
-    assert "`1000`" in rows["model.subslices.subslice_size"]
-    assert "required" in rows["corpus"]
+    sections = tables(generated.settings())
+    assert len(sections) == 5
+    recipes = registry.recipe_files()
+    assert len(recipes) > 10
+    for name, file in recipes.items():
+        recipe = yaml.safe_load(file.read_text(encoding="utf-8"))
+        rows = sections["All stages"] | sections[recipe["stage"]]
+        named = keys(recipe)
+        assert [key for key in named if key not in rows] == [], name
+        assert [key for key in named if rows[key].endswith("|  |")] == [], name
+    assert "`1000`" in sections["stofm-pretrain"]["model.subslices.subslice_size"]
+    assert "required" in sections["All stages"]["corpus"]
+    assert "data.batch_subslices" not in sections["stofm-adapt"]  # another stage's
 
 
 def test_the_command_line_is_whole(generated: ModuleType) -> None:
     text = generated.command_line()
-    for verb in ("embed", "corpus build", "convert uni", "predict-genes", "report"):
+    for verb in ("embed", "corpus build", "convert", "recipes show", "predict-genes", "report"):
         assert f" terrazzo {verb}\n" in text
     assert "--microns-per-unit" in text
+    for option in ("--subslice-size", "--bin-um", "--modality"):  # of one system
+        assert f"  {option} " in text
 
 
 def test_links_between_files_become_links_between_pages(generated: ModuleType) -> None:
     page = fenced.DOCS / "howto" / "x.md"
     text = "[a](../../README.md#b), [c](../../benchmarks/results/embed.md), [d](../input.md#e), [f](https://x.org/y.md)"
-    assert generated.mended(text, page, page) == (
+    assert generated.with_page_links(text, page, page) == (
         "[a](../_generated/readme.md#b), [c](../_generated/results/embed.md), [d](../input.md#e), [f](https://x.org/y.md)"
     )
     readme = generated.pages()[fenced.REPOSITORY / "README.md"]
     assert (
-        generated.mended("[a](docs/input.md)", fenced.REPOSITORY / "README.md", readme)
+        generated.with_page_links("[a](docs/input.md)", fenced.REPOSITORY / "README.md", readme)
         == "[a](../input.md)"
     )
 

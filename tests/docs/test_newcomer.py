@@ -1,4 +1,4 @@
-"""A newcomer's path: the page "Your own slice", typed as it stands, on the slice it shows and on a simulated twin."""
+"""The page "Your own slice", typed as it stands, on the slice it shows and on a simulated one."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ def written(folder: Path) -> list[str]:
     return [name for name in MADE if not (folder / "build" / "own" / name).exists()]
 
 
-def test_the_page_on_a_simulated_twin(
+def test_the_page_on_a_simulated_slice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_figures: None
 ) -> None:
     from terrazzo import simulate
 
     adata = simulate.tissue(100, layout="visium", n_genes=160, n_regions=7, seed=4)
     adata.write_h5ad(tmp_path / "151673.h5ad")
-    (tmp_path / "configs").symlink_to(fenced.REPOSITORY / "configs")
     monkeypatch.chdir(tmp_path)
     assert NAMED in PAGE.read_text(encoding="utf-8")
     quicker = {
@@ -55,7 +54,6 @@ def test_the_page_as_it_stands(shared_dir: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     (clone / ".venv" / "bin").mkdir(parents=True)
     (clone / ".venv" / "bin" / "activate").touch()  # the environment of this run is used
-    (clone / "configs").symlink_to(fenced.REPOSITORY / "configs")
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "data").symlink_to(slice_file.parents[1])
     variables, printed = "", ""

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
-from terrazzo import Slice, simulate
+from terrazzo import Slice, expression, simulate
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models import baselines as projections
 from terrazzo.models.baselines import (
@@ -216,15 +216,15 @@ def test_nothing_in_common_is_refused(fitted: dict[str, Baseline], slices: list[
 def test_of_many_genes_the_spatial_ones_are_taken(
     slices: list[Slice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("terrazzo.expression.GENOME_WIDE", 40)
-    monkeypatch.setattr("terrazzo.expression.AUTOCORRELATED", 20)
+    monkeypatch.setattr(expression, "GENOME_WIDE", 40)
+    monkeypatch.setattr(expression, "AUTOCORRELATED", 20)
     rng, tissue = np.random.default_rng(0), slices[0]
     left = tissue.coords[:, :1] < np.median(tissue.coords[:, 0])
     mean = np.hstack(
         [np.full((CELLS, 50), 5), np.repeat(np.where(left, [2, 8], [8, 2]), 10, axis=1)]
     )
     counts = sparse.csr_matrix(rng.poisson(mean).astype(np.float32))
-    chosen = projections.chosen_genes([replace(tissue, counts=counts)], "autocorrelation")
+    chosen = expression.chosen_genes([replace(tissue, counts=counts)], "autocorrelation")
     assert chosen == list(tissue.gene_ids[50:])
 
 

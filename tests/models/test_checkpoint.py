@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TerrazzoError
 from terrazzo.models import card
-from terrazzo.systems.stofm.cell_model import CellModelConfig
+from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig
 
 FILES = ["config.json", "model.safetensors", "vocab.parquet"]
 
@@ -29,7 +29,7 @@ def folder(tiny_model: Any, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def cell_model(tiny_model: Any) -> Any:
     model = tiny_model()
-    return tz.CellModel(CellModelConfig(model.config.cell_encoder), model.vocabulary, seed=1)
+    return CellModel(CellModelConfig(model.config.cell_encoder), model.vocabulary, seed=1)
 
 
 def edit(folder: Path, change: Any) -> None:
@@ -46,7 +46,9 @@ def test_round_trip(tiny_model: Any, simulated: Any, folder: Path) -> None:
     assert loaded.config == model.config
     assert loaded.provenance == model.provenance
     assert not loaded.trained
-    first, second = (m.embed(simulated(), progress=False).obsm["X_stofm"] for m in (model, loaded))
+    first, second = (
+        m.embed(simulated(50), progress=False).obsm["X_stofm"] for m in (model, loaded)
+    )
     np.testing.assert_array_equal(first, second)
     assert [p.name for p in folder.parent.iterdir()] == ["checkpoint"]  # no draft is left
 
@@ -75,7 +77,7 @@ def test_the_card_says_what_is_inside(tiny_model: Any, folder: Path) -> None:
 def test_load_picks_the_class(folder: Path, cell_model: Any, tmp_path: Path) -> None:
     assert type(tz.load(folder)) is tz.SToFM
     cells = cell_model.save_pretrained(tmp_path / "cells")
-    assert type(tz.load(cells)) is tz.CellModel
+    assert type(tz.load(cells)) is CellModel
     with pytest.raises(CheckpointError, match=r"terrazzo\.load"):
         tz.SToFM.from_pretrained(cells)
 

@@ -10,8 +10,8 @@ import anndata
 import numpy as np
 import pytest
 from anndata import AnnData
+from plain_system import Plain, plain_model
 
-import terrazzo as tz
 from terrazzo.errors import InputError, OutputError
 from terrazzo.files import hash_path
 from terrazzo.models.embed_files import embed_files, read_record
@@ -29,6 +29,16 @@ def sources(tmp_path: Path, simulated: Any) -> list[Path]:
     return paths
 
 
+@pytest.fixture(scope="module")
+def plain(simulated: Any) -> Any:
+    """Make a model that costs nothing; equal arguments, equal weights."""
+
+    def make(width: int = 4) -> Plain:
+        return plain_model(simulated(40, seed=0), width)
+
+    return make
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
@@ -42,12 +52,10 @@ def state(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(out.iterdir())}
 
 
-def test_each_slice_is_written_with_its_vectors(
-    tiny_model: Any, sources: list[Path], out: Path
-) -> None:
+def test_each_slice_is_written_with_its_vectors(plain: Any, sources: list[Path], out: Path) -> None:
     said: list[str] = []
     before = [hash_path(p) for p in sources]
-    done = list(embed_files(tiny_model(), sources, out, announce=said.append, **OPTIONS))
+    done = list(embed_files(plain(), sources, out, announce=said.append, **OPTIONS))
     assert [d.target for d in done] == [out / p.name for p in sources]
     assert [d.cells for d in done] == [40, 41, 42]
     assert [hash_path(p) for p in sources] == before
@@ -55,16 +63,16 @@ def test_each_slice_is_written_with_its_vectors(
     for source, line, item in zip(sources, said, done, strict=True):
         assert line.startswith(f"{source}: ")
         adata, expected = anndata.read_h5ad(item.target), anndata.read_h5ad(source)
-        tiny_model().embed(expected, progress=False)
-        np.testing.assert_array_equal(adata.obsm["X_stofm"], expected.obsm["X_stofm"])
+        plain().embed(expected, progress=False)
+        np.testing.assert_array_equal(adata.obsm["X_plain"], expected.obsm["X_plain"])
         assert (adata.obs_names == expected.obs_names).all()
         assert f"{adata.n_obs} cells" in str(item)
 
 
-def test_finished_work_is_recognized(tiny_model: Any, sources: list[Path], out: Path) -> None:
-    assert run(tiny_model(), sources, out) == ["embedded"] * 3
+def test_finished_work_is_recognized(plain: Any, sources: list[Path], out: Path) -> None:
+    assert run(plain(), sources, out) == ["embedded"] * 3
     held = state(out)
-    done = list(embed_files(tiny_model(), sources, out, **OPTIONS))
+    done = list(embed_files(plain(), sources, out, **OPTIONS))
     assert [d.status for d in done] == ["unchanged"] * 3
     assert [d.cells for d in done] == [40, 41, 42]
     assert "left alone" in str(done[0])
@@ -72,63 +80,63 @@ def test_finished_work_is_recognized(tiny_model: Any, sources: list[Path], out: 
 
 
 def test_what_changed_is_done_again(
-    tiny_model: Any, simulated: Any, sources: list[Path], out: Path
+    plain: Any, simulated: Any, sources: list[Path], out: Path
 ) -> None:
-    run(tiny_model(), sources, out)
+    run(plain(), sources, out)
     simulated(45, seed=9).write_h5ad(sources[1])
-    assert run(tiny_model(), sources, out) == ["unchanged", "embedded", "unchanged"]
+    assert run(plain(), sources, out) == ["unchanged", "embedded", "unchanged"]
     assert anndata.read_h5ad(out / "slice1.h5ad").n_obs == 45
-    assert run(tiny_model(), sources, out, seed=1) == ["embedded"] * 3
-    assert run(tiny_model(), sources, out, seed=1) == ["unchanged"] * 3
-    assert run(tiny_model(subslice_size=30), sources, out, seed=1) == ["embedded"] * 3
+    assert run(plain(), sources, out, shift=1) == ["embedded"] * 3
+    assert run(plain(), sources, out, shift=1) == ["unchanged"] * 3
+    assert run(plain(width=5), sources, out, shift=1) == ["embedded"] * 3
 
 
-def test_another_key_is_another_job(tiny_model: Any, sources: list[Path], out: Path) -> None:
-    run(tiny_model(), sources[:1], out)
+def test_another_key_is_another_job(plain: Any, sources: list[Path], out: Path) -> None:
+    run(plain(), sources[:1], out)
     with pytest.raises(OutputError, match="overwrite"):
-        run(tiny_model(), sources[:1], out, key_added="other")
-    assert run(tiny_model(), sources[:1], out, key_added="other", overwrite=True) == ["embedded"]
+        run(plain(), sources[:1], out, key_added="other")
+    assert run(plain(), sources[:1], out, key_added="other", overwrite=True) == ["embedded"]
     assert read_record(out / "slice0.h5ad", "other") is not None
 
 
 def test_an_interrupted_run_continues(
-    tiny_model: Any, sources: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Any, sources: list[Path], out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed = tz.SToFM.embed
+    prepare = Plain.prepare
 
-    def stop_at_second(self: Any, adata: AnnData, **options: Any) -> Any:
-        if adata.n_obs == 41:
+    def stop_at_second(self: Any, tissue: Any, *args: Any, **options: Any) -> Any:
+        if tissue.n_cells == 41:
             raise KeyboardInterrupt
-        return embed(self, adata, **options)
+        return prepare(self, tissue, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tz.SToFM, "embed", stop_at_second)
+        patch.setattr(Plain, "prepare", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
-            run(tiny_model(), sources, out)
+            run(plain(), sources, out)
     assert [p.name for p in out.iterdir()] == ["slice0.h5ad"]
-    assert run(tiny_model(), sources, out) == ["unchanged", "embedded", "embedded"]
+    assert run(plain(), sources, out) == ["unchanged", "embedded", "embedded"]
 
 
 def test_two_inputs_of_one_name(
-    tiny_model: Any, simulated: Any, sources: list[Path], out: Path, tmp_path: Path
+    plain: Any, simulated: Any, sources: list[Path], out: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "slice0.h5ad"
     simulated(40).write_h5ad(other)
     with pytest.raises(InputError, match="would both be written"):
-        run(tiny_model(), [*sources, other], out)
+        run(plain(), [*sources, other], out)
     assert not out.exists()
 
 
-def test_onto_its_own_input(tiny_model: Any, sources: list[Path]) -> None:
+def test_onto_its_own_input(plain: Any, sources: list[Path]) -> None:
     before = hash_path(sources[0])
     with pytest.raises(InputError, match="its own input"):
-        run(tiny_model(), sources, sources[0].parent, overwrite=True)
+        run(plain(), sources, sources[0].parent, overwrite=True)
     assert hash_path(sources[0]) == before
 
 
 @pytest.mark.parametrize("content", [b"not hdf5", None])
 def test_a_foreign_file_is_not_replaced_unless_asked(
-    tiny_model: Any, simulated: Any, sources: list[Path], out: Path, content: bytes | None
+    plain: Any, simulated: Any, sources: list[Path], out: Path, content: bytes | None
 ) -> None:
     out.mkdir()
     target = out / "slice0.h5ad"
@@ -138,31 +146,27 @@ def test_a_foreign_file_is_not_replaced_unless_asked(
         target.write_bytes(content)
     before = target.read_bytes()
     with pytest.raises(OutputError, match=r"not written by terrazzo.*--overwrite"):
-        run(tiny_model(), sources[:1], out)
+        run(plain(), sources[:1], out)
     assert target.read_bytes() == before
-    assert run(tiny_model(), sources[:1], out, overwrite=True) == ["embedded"]
+    assert run(plain(), sources[:1], out, overwrite=True) == ["embedded"]
 
 
-def test_a_dry_run_writes_nothing(tiny_model: Any, sources: list[Path], out: Path) -> None:
+def test_a_dry_run_writes_nothing(plain: Any, sources: list[Path], out: Path) -> None:
     said: list[str] = []
-    done = list(
-        embed_files(tiny_model(), sources, out, dry_run=True, announce=said.append, **OPTIONS)
-    )
+    done = list(embed_files(plain(), sources, out, dry_run=True, announce=said.append, **OPTIONS))
     assert [d.status for d in done] == ["planned"] * 3
     assert len(said) == 3
     assert "dry run" in str(done[0])
     assert not out.exists()
 
 
-def test_a_folder_that_cannot_be_written(
-    tiny_model: Any, sources: list[Path], tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written(plain: Any, sources: list[Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(
             OutputError, match=r"is a file, and results need a folder|cannot be written"
         ):
-            run(tiny_model(), sources, folder)
+            run(plain(), sources, folder)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +181,14 @@ def test_a_folder_that_cannot_be_written(
     ],
 )
 def test_a_failing_write_leaves_what_was_there(
-    tiny_model: Any,
+    plain: Any,
     sources: list[Path],
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: OSError,
     says: str,
 ) -> None:
-    run(tiny_model(), sources[:1], out)
+    run(plain(), sources[:1], out)
     held = state(out)
 
     def fail(self: AnnData, path: Path, *args: Any, **kwargs: Any) -> None:
@@ -193,25 +197,23 @@ def test_a_failing_write_leaves_what_was_there(
 
     monkeypatch.setattr(AnnData, "write_h5ad", fail)
     with pytest.raises(OutputError, match=says):
-        run(tiny_model(), sources, out, seed=2)
+        run(plain(), sources, out, shift=2)
     assert state(out) == held
 
 
-def test_a_bad_slice_is_named(
-    tiny_model: Any, simulated: Any, sources: list[Path], out: Path
-) -> None:
+def test_a_bad_slice_is_named(plain: Any, simulated: Any, sources: list[Path], out: Path) -> None:
     adata = simulated(41, seed=1)
     del adata.obsm["spatial"]
     adata.write_h5ad(sources[1])
     with pytest.raises(InputError, match=r"slice1\.h5ad.*no spatial coordinates"):
-        run(tiny_model(), sources, out)
+        run(plain(), sources, out)
     assert [p.name for p in out.iterdir()] == ["slice0.h5ad"]
     sources[1].write_bytes(b"broken")
     with pytest.raises(InputError, match=r"slice1\.h5ad"):
-        run(tiny_model(), sources, out)
+        run(plain(), sources, out)
     with pytest.raises(InputError, match="does not exist"):
-        run(tiny_model(), [out / "gone.h5ad"], out)
+        run(plain(), [out / "gone.h5ad"], out)
 
 
 def test_a_folder_holds_no_record(tmp_path: Path) -> None:
-    assert read_record(tmp_path, "X_stofm") is None
+    assert read_record(tmp_path, "X_plain") is None

@@ -69,13 +69,13 @@ def test_what_is_pushed_comes_back(hub: Hub, pushed: str, tiny_model: Any, simul
     for loaded in (tz.load(NAME), tz.SToFM.from_pretrained(NAME), tz.load(pushed)):
         assert loaded.fingerprint() == model.fingerprint()
         assert loaded.provenance == {**model.provenance, "hub": NAME, "hub_commit": sha}
-    adata = tz.load(NAME).embed(simulated(), progress=False)
+    adata = tz.load(NAME).embed(simulated(50), progress=False)
     np.testing.assert_array_equal(
-        adata.obsm["X_stofm"], model.embed(simulated(), progress=False).obsm["X_stofm"]
+        adata.obsm["X_stofm"], model.embed(simulated(50), progress=False).obsm["X_stofm"]
     )
     record = adata.uns["terrazzo"]["X_stofm"]
     assert (record["hub"], record["hub_commit"]) == (NAME, sha)
-    assert "hub" not in model.embed(simulated(), progress=False).uns["terrazzo"]["X_stofm"]
+    assert "hub" not in model.embed(simulated(50), progress=False).uns["terrazzo"]["X_stofm"]
 
 
 def test_the_commit_stays_with_a_copy(pushed: str, tmp_path: Path) -> None:

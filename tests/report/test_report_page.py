@@ -62,7 +62,7 @@ def test_nothing_comes_from_elsewhere(embedded: Any, page: Any) -> None:
         for name in ADDRESSES:
             value = attributes.get(name) or "#"
             assert value.startswith(("#", "data:image/")), f"{tag} {name}={value[:60]}"
-    own = [pages._own(name) for name in (*pages.SCRIPTS, pages.STYLE, "report.html")]
+    own = [pages._template(name) for name in (*pages.SCRIPTS, pages.STYLE, "report.html")]
     for text in own:
         assert not re.search(r"https?:|//[a-z0-9-]+\.|@import|url\(", text)
 
@@ -87,7 +87,7 @@ def test_the_policy_runs_this_script_and_no_other(embedded: Any, page: Any) -> N
 
 def test_the_script_makes_no_html_of_data() -> None:
     for name in pages.SCRIPTS:
-        text = pages._own(name)
+        text = pages._template(name)
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text
         )

@@ -18,7 +18,7 @@ from terrazzo.report.packing import Blocks, jpeg, smallest
 
 def unpacked(blocks: Blocks, field: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(
-        zlib.decompress(base64.b64decode(blocks.held[field["block"]])), f"<{field['kind']}"
+        zlib.decompress(base64.b64decode(blocks.encoded[field["block"]])), f"<{field['kind']}"
     )
 
 

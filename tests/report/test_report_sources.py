@@ -159,8 +159,8 @@ def test_a_folder_is_looked_through(
         ("a.csv", "", "is not a readable table"),
         ("a.csv", "step,train/loss\n", "is not the log of a run"),
         ("a.csv", "step,train/loss\n0,one\n", "is not the log of a run"),
-        ("a.csv", "x\n" + "1\n" * 1000, "is no table for a page"),
-        ("a.json", '{"title": "t", "rows": 5}', "rows are no table"),
+        ("a.csv", "x\n" + "1\n" * 1000, "is not a table for a page"),
+        ("a.json", '{"title": "t", "rows": 5}', "rows are not a table"),
         ("a.json", '{"table": 1, "protocol": {}, "scores": []}', "protocol"),
     ],
 )

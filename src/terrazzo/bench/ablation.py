@@ -1,4 +1,4 @@
-"""Ablations: every variant of a table is trained here, on the unlabeled training slices, with the same budget."""
+"""Ablations: every variant of a table is trained, on the unlabeled training slices, with the same budget."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pandas as pd
 from anndata import AnnData
 
 from terrazzo import keys
+from terrazzo.bench.entries import Entry, of_model
 from terrazzo.bench.protocols import Protocol, Variant
 from terrazzo.bench.samples import without_labels
-from terrazzo.bench.systems import System, trained
 from terrazzo.corpus.build import build
 from terrazzo.errors import TerrazzoError
 from terrazzo.models.base import FoundationModel
@@ -27,8 +27,9 @@ from terrazzo.training.recipe import Recipe, recipe_from_dict
 from terrazzo.training.resuming import RECORD
 from terrazzo.training.run import make_stage, pretrain
 
-__all__ = ["merge", "reads_images", "recipes_of", "train"]
+__all__ = ["merge", "modality_of", "recipes_of", "train"]
 
+UNS_OF_READING = (keys.TECHNOLOGY, keys.ORGANISM, keys.SPATIAL)
 Recipes = dict[str, Recipe]  # of one variant, by stage, in the order of training
 
 
@@ -39,7 +40,7 @@ def train(
     work: str | Path | None,
     say: Callable[[str], None],
     progress: bool | None = None,
-) -> Iterator[list[System]]:
+) -> Iterator[list[Entry]]:
     """Train every variant of a table.
 
     Parameters
@@ -49,7 +50,7 @@ def train(
     slices
         To train on; labels are taken off before anything is built.
     work
-        Folder for corpus and runs, kept, so that a run that was stopped continues; None: a temporary one.
+        Folder for corpus and runs, so that a run that was stopped continues; None: a temporary one.
     say
         Called with a line for every variant.
     progress
@@ -60,25 +61,29 @@ def train(
     ConfigError
         Settings that no recipe has.
     """
-    recipes = {variant.name: recipes_of(protocol, variant) for variant in protocol.variants}
+    recipes = {}
+    for variant in protocol.variants:
+        recipes[variant.name] = recipes_of(protocol, variant)
     with contextlib.ExitStack() as stack:
         folder = work
         if folder is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
         runs = _Runs(Path(folder))
         runs.build_corpus(slices)
-        systems: list[System] = []
+        entries: list[Entry] = []
         with Progress(progress).stage("train", len(protocol.variants), "variants") as advance:
             for variant in protocol.variants:
+                of_variant = recipes[variant.name]
                 start = time.perf_counter()
                 try:
-                    model = runs.train(variant, recipes[variant.name])
-                    systems.append(_scored(protocol, variant, recipes[variant.name], model))
-                    say(f"{variant.name}: trained in {time.perf_counter() - start:.0f} s")
+                    model = runs.train(variant, of_variant)
+                    entries.append(_entry_of(protocol, variant, of_variant, model))
+                    seconds = time.perf_counter() - start
+                    say(f"{variant.name}: trained in {seconds:.0f} s")
                 except TerrazzoError as error:  # its row says so; the others go on
-                    systems.append(System(variant.name, missing=str(error)))
+                    entries.append(Entry(variant.name, missing=str(error)))
                 advance(1)
-        yield systems
+        yield entries
 
 
 def recipes_of(protocol: Protocol, variant: Variant) -> Recipes:
@@ -97,16 +102,16 @@ def recipes_of(protocol: Protocol, variant: Variant) -> Recipes:
     return out
 
 
-def reads_images(recipes: Recipes) -> str:
+def modality_of(recipes: Recipes) -> str:
     """Return what the trained model reads: ``"genes"``, or where its objective has a modality, that."""
-    *_, last = recipes.values()
+    last = list(recipes.values())[-1]
     return str(getattr(last.objective, "modality", "genes"))
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with those of ``above`` in place of those of ``below``."""
-    out = dict(below)
-    for key, value in above.items():
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with those of ``changes`` in place of those of ``base``."""
+    out = dict(base)
+    for key, value in changes.items():
         before = out.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
             out[key] = merge(before, value)
@@ -115,18 +120,19 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _scored(
+def _entry_of(
     protocol: Protocol, variant: Variant, recipes: Recipes, model: FoundationModel
-) -> System:
-    """Return a trained variant as a system; one with images reads what it was trained on, or histology alone."""
+) -> Entry:
+    """Return a trained variant as an entry; one with images reads what it was trained on, or histology alone."""
     if variant.vector == "cell_encoder" and isinstance(model, SToFM):
         model = model.cell_model()
-    reads: Any = reads_images(recipes)
+    modality: Any = modality_of(recipes)
     if protocol.task == "image_to_gene":
-        if reads == "genes":
-            return System(variant.name, missing="it sees no image")
-        reads = "image"
-    return replace(trained(variant.name, model, [reads])[0], title=variant.name)
+        if modality == "genes":
+            return Entry(variant.name, missing="it sees no image")
+        modality = "image"
+    entry = of_model(variant.name, model, [modality])[0]
+    return replace(entry, title=variant.name)
 
 
 class _Runs:
@@ -135,9 +141,7 @@ class _Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.corpus = folder / "corpus"
-        self._done: dict[
-            str, Path
-        ] = {}  # recipe of a run, without its folder, to the trained model
+        self._done: dict[str, Path] = {}  # recipe without its folder to trained model
         folder.mkdir(parents=True, exist_ok=True)
 
     def build_corpus(self, slices: Sequence[AnnData]) -> None:
@@ -146,8 +150,7 @@ class _Runs:
         for number, adata in enumerate(slices):
             embeddings = list(adata.obsm.keys() - {keys.SPATIAL})
             bare = without_labels(adata, embeddings)
-            kept = (keys.TECHNOLOGY, keys.ORGANISM, keys.SPATIAL)
-            bare.uns = {name: value for name, value in bare.uns.items() if name in kept}
+            bare.uns = {name: value for name, value in bare.uns.items() if name in UNS_OF_READING}
             path = self.folder / f"slice_{number}.h5ad"
             bare.write_h5ad(path)
             rows.append({"path": path.name, "split": "train"})
@@ -157,30 +160,29 @@ class _Runs:
 
     def train(self, variant: Variant, recipes: Recipes) -> FoundationModel:
         """Train the stages of a variant one after the other, each from the model of the one before."""
-        trained_model: Path | None = None
-        last = len(recipes) - 1
+        stages = list(recipes)
         if variant.vector == "cell_encoder":  # the first stage's; the others do not touch it
-            last = 0
-        for number, (stage, recipe) in enumerate(recipes.items()):
-            if number > last:
-                break
-            if stage in variant.skip:
-                continue
-            trained_model = self._pretrained(stage, recipe, trained_model)
-        if trained_model is None:  # as it was before any training
-            first = next(iter(recipes.values()))
-            model: FoundationModel = make_stage(replace(first, corpus=str(self.corpus))).model
-            return model
-        return load(trained_model)
+            stages = stages[:1]
+        trained: Path | None = None
+        for stage in stages:
+            if stage not in variant.skip:
+                trained = self._pretrained(stage, recipes[stage], trained)
+        if trained is not None:
+            return load(trained)
+        first = replace(recipes[stages[0]], corpus=str(self.corpus))
+        untrained: FoundationModel = make_stage(first).model
+        return untrained
 
     def _pretrained(self, stage: str, recipe: Recipe, before: Path | None) -> Path:
         """Train, or take over what an earlier call left in the folder; another recipe's run there is refused."""
         recipe = replace(recipe, corpus=str(self.corpus))
         if before is not None:
             recipe = replace(recipe, model=replace(recipe.model, checkpoint=str(before)))
-        same = repr(recipe)
-        if same not in self._done:
+        identity = repr(recipe)
+        if identity not in self._done:
             out = self.folder / f"{stage}-{len(self._done)}"
-            run = replace(recipe, out=str(out))
-            self._done[same] = pretrain(run, resume=(out / RECORD).is_file(), progress=False)
-        return self._done[same]
+            resume = (out / RECORD).is_file()
+            self._done[identity] = pretrain(
+                replace(recipe, out=str(out)), resume=resume, progress=False
+            )
+        return self._done[identity]

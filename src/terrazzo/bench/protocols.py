@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -16,10 +17,23 @@ from terrazzo.tasks.experiments import KINDS as SPLITS
 from terrazzo.tasks.heads import HEADS
 from terrazzo.tasks.reconstruction import Choose
 
+__all__ = [
+    "KEYS_OF_ROW",
+    "METRICS",
+    "NO_HEAD",
+    "Part",
+    "Protocol",
+    "Published",
+    "Variant",
+    "changed",
+    "load",
+    "names",
+]
+
 Task = Literal[
     "probe", "domains", "deconvolution", "imputation", "finetune", "reconstruction", "image_to_gene"
 ]
-UNLABELED = ("imputation", "reconstruction", "image_to_gene")  # tasks whose truth are counts
+UNLABELED = ("imputation", "reconstruction", "image_to_gene")  # the truth of these tasks are counts
 KEYS_OF_ROW = ("model", "part", "note")
 _OF_CLASSES = ("accuracy", "macro_f1", "ari", "nmi")
 _OF_VALUES = (
@@ -41,8 +55,8 @@ METRICS = {
     "reconstruction": ("mse", "mae"),
     "image_to_gene": ("mse", "pearson", "pearson_overall", "rmse", "mae"),
 }
-NO_HEAD = "none"  # of tasks that read nothing out of an embedding
-LEAST_SEEDS = 5  # of zero-shot domains (DESIGN, section 8): a single seed moves ARI by up to .17
+NO_HEAD = "none"  # the head of tasks that fit none
+LEAST_SEEDS = 5  # of zero-shot domains: another seed moves the ARI by up to 0.17
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,8 @@ class Part:
     published_name
         The part's name in the published rows, where it differs.
     patient
-        Whom the scored slice is of. Weights may be given for all parts of a patient, ``NAME@PATIENT=FOLDER``, and no
-        part learns from a slice that another one scores for the same patient.
+        The patient of the scored slice. Weights may be given for all parts of a patient, ``NAME@PATIENT=FOLDER``, and
+        no part learns from a slice that another part of the same patient scores.
     """
 
     name: str
@@ -102,7 +116,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper printed: a dict a row, ``model``, ``part`` and metrics; ``data`` says what it was measured on."""
+    """Published numbers: a dict a row, ``model``, ``part`` and metrics; ``data`` says what they were measured on."""
 
     data: str = ""
     rows: list[dict] = field(default_factory=list)
@@ -125,14 +139,14 @@ class Protocol:
     metrics
         What is printed, in this order.
     heads
-        Read-outs of :mod:`terrazzo.tasks.readouts`, or clustering methods of :mod:`terrazzo.tasks.domains`; ``none``
+        Heads of :mod:`terrazzo.tasks.readouts`, or clustering methods of :mod:`terrazzo.tasks.domains`; ``none``
         where expression is predicted (reconstruction).
     splits
         Splits of the within setting; ``blocked`` is added where ``random`` or ``few-shot`` stand alone.
     runs
         Seeds or draws of each.
     models
-        Systems compared; those that a table always carries are added.
+        Entries compared; those of every table are added.
     genes
         Genes hidden (imputation) or predicted (reconstruction; image to gene: the most variable of the training
         slices, in columns of their own; 0: none).
@@ -146,7 +160,7 @@ class Protocol:
     variants, training
         An ablation: what is trained, and how.
     published
-        Theirs.
+        The paper's numbers.
     note
         How this differs from the paper.
     """
@@ -177,10 +191,45 @@ class Protocol:
         """Refuse what would only show as an empty table, or as numbers of two things under one name."""
         if self.runs < 1:
             raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
-        self._check_words()
-        if not self.parts or (not self.label and self.task not in UNLABELED):
+        self._check_words("metrics", METRICS[self.task])
+        self._check_words("heads", _heads_of(self.task))
+        self._check_words("splits", SPLITS)
+        self._check_task()
+        self._check_names("parts", [part.name for part in self.parts])
+        self._check_names("variants", [variant.name for variant in self.variants])
+        self._check_training()
+        for part in self.parts:
+            self._check_patient(part)
+        if self.task == "image_to_gene":
+            self._check_image_to_gene()
+        for part in self.parts:
+            _check_part(self.name, part)
+        for row in self.published.rows:
+            _check_published(self.name, row)
+
+    def _check_words(self, key: str, known: Sequence[str]) -> None:
+        words: list[str] = getattr(self, key)
+        unknown = [word for word in words if word not in known]
+        if words and not unknown:
+            return
+        problem = f"names {unknown[0]!r}" if unknown else "is empty"
+        raise ConfigError(
+            f"{self.name}: {key} {problem}; known for {self.task}: {', '.join(known)}."
+        )
+
+    def _check_names(self, kind: str, used: list[str]) -> None:
+        if len(set(used)) < len(used):
+            raise ConfigError(
+                f"{self.name}: two {kind} have one name; their numbers would be pooled."
+            )
+
+    def _check_task(self) -> None:
+        """Refuse a table without what its task needs."""
+        lacks_label = self.task not in UNLABELED and not self.label
+        if lacks_label or not self.parts:
             raise ConfigError(f"{self.name}: the task {self.task!r} needs parts and a label.")
-        if self.task == "reconstruction" and not (self.sizes and min(self.sizes) >= 1):
+        lacks_size = not self.sizes or min(self.sizes) < 1
+        if self.task == "reconstruction" and lacks_size:
             raise ConfigError(
                 f"{self.name}: sizes are {self.sizes}; name at least one, each at least 1."
             )
@@ -188,26 +237,6 @@ class Protocol:
             raise ConfigError(
                 f"{self.name}: zero-shot scores need at least {LEAST_SEEDS} seeds, not {self.runs}."
             )
-        for kind, named in (("parts", self.parts), ("variants", self.variants)):
-            once = {one.name for one in named}
-            if len(once) < len(named):
-                raise ConfigError(
-                    f"{self.name}: two {kind} have one name; their numbers would be pooled."
-                )
-        self._check_training()
-        self._check_patients()
-        for part in self.parts:
-            _check_part(self.name, part)
-        for row in self.published.rows:
-            numbers = {k: v for k, v in row.items() if k not in KEYS_OF_ROW}
-            if (
-                "model" not in row
-                or not numbers
-                or not all(_is_number(v) for v in numbers.values())
-            ):
-                raise ConfigError(
-                    f"{self.name}: a published row needs a model and a number: {row}."
-                )
 
     def _check_training(self) -> None:
         if self.variants and not self.training:
@@ -216,69 +245,59 @@ class Protocol:
             )
         for variant in self.variants:
             for stage in (*variant.change, *variant.skip):
-                if stage not in self.training:
-                    hint = did_you_mean(stage, self.training, f"It has {', '.join(self.training)}.")
-                    raise ConfigError(
-                        f"{self.name}: variant {variant.name!r} names the stage {stage!r}, which training does not "
-                        f"have.{hint}"
-                    )
-
-    def _check_patients(self) -> None:
-        for part in self.parts:
-            theirs = {
-                other.test for other in self.parts if part.patient and other.patient == part.patient
-            }
-            if both := theirs & set(part.train):
-                named = ", ".join(sorted(both))
+                if stage in self.training:
+                    continue
+                stages = ", ".join(self.training)
+                hint = did_you_mean(stage, self.training, f"It has {stages}.")
                 raise ConfigError(
-                    f"{self.name}: part {part.name} learns from {named}, of the patient that it scores."
+                    f"{self.name}: variant {variant.name!r} names the stage {stage!r}, which training does not "
+                    f"have.{hint}"
                 )
-        if self.task != "image_to_gene":
+
+    def _check_patient(self, part: Part) -> None:
+        """Refuse a part that learns from a slice of the patient that it scores."""
+        if not part.patient:
             return
-        if (
-            any(part.settings != ["cross"] for part in self.parts)
-            or self.genes + len(self.gene_names) < 1
-        ):
+        scored = {other.test for other in self.parts if other.patient == part.patient}
+        learned = sorted(scored & set(part.train))
+        if learned:
             raise ConfigError(
-                f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross]."
+                f"{self.name}: part {part.name} learns from {', '.join(learned)}, of the patient that it scores."
             )
-        if self.variants and (
-            both := {p.test for p in self.parts} & {s for p in self.parts for s in p.train}
-        ):
+
+    def _check_image_to_gene(self) -> None:
+        has_genes = self.genes > 0 or self.gene_names
+        for part in self.parts:
+            if part.settings != ["cross"] or not has_genes:
+                raise ConfigError(
+                    f"{self.name}: image to gene has genes or gene_names, and parts with settings: [cross]."
+                )
+        if not self.variants:
+            return
+        scored = {part.test for part in self.parts}
+        learned = {name for part in self.parts for name in part.train}
+        both = sorted(scored & learned)
+        if both:
             raise ConfigError(
-                f"{self.name}: variants are trained on all training slices together, and {', '.join(sorted(both))} is "
+                f"{self.name}: variants are trained on all training slices together, and {', '.join(both)} is "
                 "scored: give each patient a table."
             )
-
-    def _check_words(self) -> None:
-        heads = {"domains": get_args(Method), "reconstruction": (NO_HEAD,)}.get(
-            self.task, tuple(HEADS)
-        )
-        known = {"metrics": METRICS[self.task], "heads": heads, "splits": SPLITS}
-        for key, words in known.items():
-            given = getattr(self, key)
-            if not given or (unknown := [word for word in given if word not in words]):
-                wrong = f"names {unknown[0]!r}" if given else "is empty"
-                raise ConfigError(
-                    f"{self.name}: {key} {wrong}; known for {self.task}: {', '.join(words)}."
-                )
 
     @property
     def all_splits(self) -> tuple[str, ...]:
         """Return the splits of the within setting: a split that leaks space never stands without a blocked one."""
-        given = tuple(self.splits)
-        return given if "blocked" in given else (*given, "blocked")
+        splits = tuple(self.splits)
+        return splits if "blocked" in splits else (*splits, "blocked")
 
 
 def names() -> list[str]:
     """Return the names of all tables, sorted."""
-    return sorted(
-        f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml")
-    )
+    files = [file.name for file in _folder().iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml"))
 
 
 def load(name: str | Path) -> Protocol:
-    """Read a table by name, or from a YAML file of one's own.
+    """Read a table by name, or from a YAML file.
 
     Raises
     ------
@@ -286,39 +305,53 @@ def load(name: str | Path) -> Protocol:
         No such table (the nearest is named), or a file that is not a protocol.
     """
     if str(name).endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"{path} does not exist.")
-        try:
-            text, where = path.read_text(encoding="utf-8"), str(path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}).") from error
+        where = str(name)
+        text = _read_file(Path(name))
     else:
-        if str(name) not in names():
-            hint = did_you_mean(name, names(), cutoff=0.4)
-            raise ConfigError(
-                f"there is no table {str(name)!r}.{hint} Tables: {', '.join(names())}."
-            )
-        text, where = (
-            (_folder() / f"{name}.yaml").read_text(encoding="utf-8"),
-            f"tables/{name}.yaml",
-        )
+        known = names()
+        if str(name) not in known:
+            hint = did_you_mean(name, known, cutoff=0.4)
+            listed = ", ".join(known)
+            raise ConfigError(f"there is no table {str(name)!r}.{hint} Tables: {listed}.")
+        where = f"tables/{name}.yaml"
+        file = _folder() / f"{name}.yaml"
+        text = file.read_text(encoding="utf-8")
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}.") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{where} is not YAML: {reason}.") from error
     return from_dict(Protocol, data, where)
 
 
 def changed(protocol: Protocol, **values: Any) -> Protocol:
     """Return the protocol with other values; those that are None stay."""
-    return replace(protocol, **{k: v for k, v in values.items() if v is not None})
+    stated = {name: value for name, value in values.items() if value is not None}
+    return replace(protocol, **stated)
+
+
+def _read_file(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}).") from error
+
+
+def _heads_of(task: Task) -> tuple[str, ...]:
+    if task == "domains":
+        return get_args(Method)
+    if task == "reconstruction":
+        return (NO_HEAD,)
+    return tuple(HEADS)
 
 
 def _check_part(table: str, part: Part) -> None:
-    if not part.settings or (unknown := set(part.settings) - {"within", "cross"}):
-        wrong = f"the setting {unknown.pop()!r}" if part.settings else "no setting"
-        raise ConfigError(f"{table}: part {part.name} has {wrong}; within, cross, or both.")
+    unknown = [setting for setting in part.settings if setting not in ("within", "cross")]
+    if unknown or not part.settings:
+        problem = f"the setting {unknown[0]!r}" if unknown else "no setting"
+        raise ConfigError(f"{table}: part {part.name} has {problem}; within, cross, or both.")
     if "cross" in part.settings and not part.train:
         raise ConfigError(f"{table}: part {part.name} is cross-slice and names no training slice.")
     if part.test in part.train:
@@ -327,8 +360,16 @@ def _check_part(table: str, part: Part) -> None:
         )
 
 
+def _check_published(table: str, row: dict) -> None:
+    numbers = [value for key, value in row.items() if key not in KEYS_OF_ROW]
+    if "model" not in row or not numbers or not all(map(_is_number, numbers)):
+        raise ConfigError(f"{table}: a published row needs a model and a number: {row}.")
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float)
 
 
 def _folder() -> Any:

@@ -1,4 +1,4 @@
-"""Running a table: every system on every part, through the same task; what cannot be run says why."""
+"""Running a table: every entry on every part, through the same task; what cannot be run says why."""
 
 from __future__ import annotations
 
@@ -6,48 +6,64 @@ import contextlib
 import datetime
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from terrazzo import tasks
 from terrazzo._version import __version__
-from terrazzo.bench import histology as pictures
-from terrazzo.bench import squares
-from terrazzo.bench.protocols import NO_HEAD, Protocol
-from terrazzo.bench.rows import Kept
-from terrazzo.bench.samples import KEY, Sample, Scene, record_of, set_record
-from terrazzo.bench.systems import Fitted, System, representations, resolve
+from terrazzo.bench import histology, squares
+from terrazzo.bench.entries import Entry, resolve
+from terrazzo.bench.protocols import Part, Protocol
+from terrazzo.bench.rows import FinishedRows, Row, Scored
+from terrazzo.bench.samples import LoadedPart, Sample
+from terrazzo.bench.scoring import Scorer
 from terrazzo.errors import ConfigError, DataMissing, InputError, TerrazzoError, TerrazzoWarning
 from terrazzo.progress import Progress
-from terrazzo.systems.stofm.model import SToFM
-from terrazzo.tasks.results import TaskResult
+
+__all__ = ["COLUMNS", "Absence", "Runner", "Table", "run", "uncovered"]
 
 COLUMNS = ["system", "part", "split", "head", "metric", "seed", "number", "value"]
+GENE_COLUMNS = [*COLUMNS, "gene"]
+ABSENCES = ["system", "part", "reason"]
+ALL_ENTRIES = "all systems"
+NO_WEIGHTS_FOR_PART = "no weights were given for it (--models NAME@PART=FOLDER)"
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Absence:
+    """A row, or one part of it, without a score; part "": of all parts."""
+
+    title: str
+    part: str
+    reason: str
+
+
+def _no_genes() -> pd.DataFrame:
+    return pd.DataFrame(columns=GENE_COLUMNS)
+
+
+@dataclass(frozen=True)
 class Table:
-    """What a run of a protocol found.
+    """The results of a run.
 
     Attributes
     ----------
     protocol
         What was run.
     scores
-        Tidy: a row a score of a seed, fold or draw; ``system``, ``part``, ``split``, ``head``, ``metric``, ``seed`` (of
-        the weights), ``number`` (of the draw), ``value``.
+        Tidy: a row a score of a seed, fold or draw; ``system`` (the entry's title), ``part``, ``split``, ``head``,
+        ``metric``, ``seed`` (of the weights), ``number`` (of the draw), ``value``.
     absent
         ``system``, ``part``, ``reason``.
     seconds
-        Of each system, embedding and heads together.
+        Of each entry, embedding and heads together.
     notes
-        What the tasks said: classes left out, cells without a label.
+        Of the tasks: classes left out, cells without a label.
     date, version
         UTC; of the library.
     by_gene
@@ -61,7 +77,7 @@ class Table:
     notes: tuple[str, ...] = ()
     date: str = ""
     version: str = __version__
-    by_gene: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*COLUMNS, "gene"]))
+    by_gene: pd.DataFrame = field(default_factory=_no_genes)
 
     def summary(self) -> pd.DataFrame:
         """Return mean, sd and number of draws of each score."""
@@ -76,7 +92,7 @@ def run(
     data: str | Path | None = None,
     models: Sequence[str] = (),
     work: str | Path | None = None,
-    kept: str | Path | None = None,
+    rows: str | Path | None = None,
     say: Say = lambda line: None,
     progress: bool | None = None,
 ) -> Table:
@@ -89,11 +105,11 @@ def run(
     data
         Folder of the datasets; see :func:`terrazzo.datasets.find`.
     models
-        As in :func:`terrazzo.bench.systems.resolve`.
+        As ``supplied`` of :func:`terrazzo.bench.entries.resolve`.
     work
         Folder for what an ablation trains; None: a temporary one.
-    kept
-        Folder for finished rows, so that a run that was stopped goes on where it stopped; None: none are kept.
+    rows
+        Folder for finished rows, so that a run that was stopped goes on where it stopped; None: none are stored.
     say
         Called with a line whenever something is done.
     progress
@@ -102,323 +118,261 @@ def run(
     Raises
     ------
     InputError
-        None of the table's slices is there, or no system could be run on them.
+        None of the table's slices is there, or no entry could be run on them.
     ConfigError, CheckpointError
         A model that does not exist or cannot be read.
     """
-    systems = resolve(protocol.models, models)
-    if protocol.task in _WHO:
-        systems = _WHO[protocol.task](systems)
-    absent = uncovered(protocol, systems)
+    entries = _select(protocol, resolve(protocol.models, models))
+    absent = uncovered(protocol, entries)
     bars = Progress(progress)
-    image = any(system.reads != "genes" for system in systems) or _trains_on_images(protocol)
-    scenes, gone = _scenes(protocol, data, bars, image=image)
-    absent += gone
+    reader = _Reader(protocol, data, bars, image=_needs_images(protocol, entries))
+    parts = reader.parts()
+    absent += reader.absent
+    finished = None
+    if rows is not None:
+        finished = FinishedRows(Path(rows), protocol)
+    runner = Runner(protocol, say, finished)
     with contextlib.ExitStack() as stack:
-        if protocol.variants and scenes:
+        if protocol.variants and parts:
             from terrazzo.bench.ablation import train
 
-            slices = list({id(a): a for scene in scenes for a in scene.unlabeled}.values())
-            systems += stack.enter_context(train(protocol, slices, work, say, progress))
-        runner = Runner(protocol, say, Kept(Path(kept), protocol) if kept is not None else None)
-        advance = stack.enter_context(bars.stage(protocol.name, len(scenes) * len(systems), "rows"))
-        for scene in scenes:
-            for system in systems:
-                runner.one(scene, system)
+            trained = train(protocol, _training_slices(parts), work, say, progress)
+            entries += stack.enter_context(trained)
+        total = len(parts) * len(entries)
+        advance = stack.enter_context(bars.stage(protocol.name, total, "rows"))
+        for loaded in parts:
+            for entry in entries:
+                runner.run(loaded, entry)
                 advance(1)
-    gone = runner.gone()
-    if scenes and not runner.rows:
-        raise InputError(
-            f"{protocol.name}: no system could be run. {next(why for _, part, why in gone if part)}"
-        )
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    failed = runner.absent()
+    if parts and not runner.scores:
+        reason = next(one.reason for one in failed if one.part)
+        raise InputError(f"{protocol.name}: no system could be run. {reason}")
+    now = datetime.datetime.now(datetime.UTC)
     return Table(
         protocol,
-        pd.DataFrame(runner.rows, columns=COLUMNS),
-        pd.DataFrame([*absent, *gone], columns=["system", "part", "reason"]),
+        pd.DataFrame(runner.scores, columns=COLUMNS),
+        _absence_table(absent + failed),
         runner.seconds,
         tuple(dict.fromkeys(runner.notes)),
-        date,
-        by_gene=pd.DataFrame(runner.by_gene, columns=[*COLUMNS, "gene"]),
+        now.isoformat(timespec="minutes"),
+        by_gene=pd.DataFrame(runner.by_gene, columns=GENE_COLUMNS),
     )
 
 
-def uncovered(protocol: Protocol, systems: Sequence[System]) -> list[tuple[str, str, str]]:
-    """Return systems that have weights for some parts alone, with each part that they have none for, and why.
+def _select(protocol: Protocol, entries: list[Entry]) -> list[Entry]:
+    if protocol.task == "reconstruction":
+        return squares.select(entries)
+    if protocol.task == "image_to_gene":
+        return histology.select(entries)
+    return entries
+
+
+def _absence_table(absences: Iterable[Absence]) -> pd.DataFrame:
+    rows = []
+    for one in absences:
+        rows.append((one.title, one.part, one.reason))
+    return pd.DataFrame(rows, columns=ABSENCES)
+
+
+def uncovered(protocol: Protocol, entries: Sequence[Entry]) -> list[Absence]:
+    """Return entries that have weights for some parts alone, with each part that they have none for.
 
     Raises
     ------
     ConfigError
         Weights for a part that the table does not have.
     """
-    known = list(
-        dict.fromkeys(word for p in protocol.parts for word in (p.name, p.patient) if word)
-    )
-    for system in systems:
-        if system.part and system.part not in known:
-            there = ", ".join(known)
-            raise ConfigError(
-                f"{protocol.name} has no part or patient {system.part!r} ({system.title}); it has: {there}."
-            )
-    reason = "no weights were given for it (--models NAME@PART=FOLDER)"
-    return [
-        (title, part.name, reason)
-        for title in dict.fromkeys(system.title for system in systems if system.part)
-        for part in protocol.parts
-        if not any(system.title == title and system.serves(part) for system in systems)
-    ]
-
-
-def _trains_on_images(protocol: Protocol) -> bool:
-    """Say whether a variant is trained on histology."""
-    from terrazzo.bench.ablation import reads_images, recipes_of
-
-    return any(
-        reads_images(recipes_of(protocol, variant)) != "genes" for variant in protocol.variants
-    )
-
-
-def _scenes(
-    protocol: Protocol, data: str | Path | None, bars: Progress, *, image: bool
-) -> tuple[list[Scene], list[tuple[str, str, str]]]:
-    scenes, absent = [], []
-    loaded: dict[tuple[str, str], Sample] = {}
+    names: dict[str, None] = {}  # in order, once each
     for part in protocol.parts:
-        try:
-            for name in (part.test, *part.train):
-                if (part.dataset, name) not in loaded:
-                    with bars.stage(f"read {name}", None):
-                        sample = Sample.read(part.dataset, name, protocol.label, data, image=image)
-                    loaded[part.dataset, name] = sample
-        except DataMissing as error:
-            absent.append(("all systems", part.name, str(error)))
+        names[part.name] = None
+        if part.patient:
+            names[part.patient] = None
+    seeds: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if not entry.part:
             continue
-        train, test = (
-            [loaded[part.dataset, name] for name in part.train],
-            loaded[part.dataset, part.test],
-        )
-        scenes.append(Scene(part, test, train))
-    if protocol.parts and not scenes:
-        raise InputError(f"{protocol.name}: none of its slices is here. {absent[0][2]}")
-    return scenes, absent
+        if entry.part not in names:
+            known = ", ".join(names)
+            raise ConfigError(
+                f"{protocol.name} has no part or patient {entry.part!r} ({entry.title}); it has: {known}."
+            )
+        seeds[entry.title] = [one for one in entries if one.title == entry.title]
+    out = []
+    for title, of_title in seeds.items():
+        for part in protocol.parts:
+            if not any(entry.serves(part) for entry in of_title):
+                out.append(Absence(title, part.name, NO_WEIGHTS_FOR_PART))
+    return out
+
+
+def _needs_images(protocol: Protocol, entries: Sequence[Entry]) -> bool:
+    """Return whether an entry, or a variant that is trained, reads histology."""
+    if any(entry.reads != "genes" for entry in entries):
+        return True
+    from terrazzo.bench.ablation import modality_of, recipes_of
+
+    for variant in protocol.variants:
+        recipes = recipes_of(protocol, variant)
+        if modality_of(recipes) != "genes":
+            return True
+    return False
+
+
+def _training_slices(parts: Sequence[LoadedPart]) -> list[AnnData]:
+    """Return the slices that variants are trained on, each once."""
+    slices = {}
+    for loaded in parts:
+        for adata in loaded.unlabeled:
+            slices[id(adata)] = adata
+    return list(slices.values())
+
+
+class _Reader:
+    """Reads the slices of a table, each once."""
+
+    def __init__(
+        self, protocol: Protocol, data: str | Path | None, bars: Progress, *, image: bool
+    ) -> None:
+        self.protocol = protocol
+        self.data = data
+        self.bars = bars
+        self.image = image
+        self.absent: list[Absence] = []
+        self._samples: dict[tuple[str, str], Sample] = {}
+
+    def parts(self) -> list[LoadedPart]:
+        """Return the parts whose slices are there; the others are noted as absent."""
+        out = []
+        for part in self.protocol.parts:
+            try:
+                test, *train = [self._sample(part, name) for name in (part.test, *part.train)]
+            except DataMissing as error:
+                self.absent.append(Absence(ALL_ENTRIES, part.name, str(error)))
+                continue
+            out.append(LoadedPart(part, test, train))
+        if self.protocol.parts and not out:
+            reason = self.absent[0].reason
+            raise InputError(f"{self.protocol.name}: none of its slices is here. {reason}")
+        return out
+
+    def _sample(self, part: Part, name: str) -> Sample:
+        key = (part.dataset, name)
+        if key not in self._samples:
+            label = self.protocol.label
+            with self.bars.stage(f"read {name}", None):
+                self._samples[key] = Sample.read(
+                    part.dataset, name, label, self.data, image=self.image
+                )
+        return self._samples[key]
 
 
 class Runner:
-    """Embeds and scores; remembers what a system without a fit wrote for a slice."""
+    """Runs entries one after the other and collects their scores.
 
-    def __init__(self, protocol: Protocol, say: Say, kept: Kept | None = None) -> None:
-        self.protocol, self.say, self._squares = protocol, say, squares.Squares(protocol)
-        self.kept = kept
-        self.rows: list[dict[str, Any]] = []
+    Attributes
+    ----------
+    scores, by_gene, notes, seconds
+        As of :class:`Table`.
+    """
+
+    def __init__(self, protocol: Protocol, say: Say, finished: FinishedRows | None = None) -> None:
+        self.protocol = protocol
+        self.say = say
+        self.finished = finished
+        self.scores: list[dict[str, Any]] = []
         self.by_gene: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
-        self._kept: dict[tuple[int, int], tuple[Any, dict[str, Any]]] = {}
-        self._seed: dict[tuple[str, str], int] = {}
-        self._failed: list[tuple[str, str, str]] = []
+        self._scorer = Scorer(protocol)
+        self._seeds: dict[tuple[str, str], int] = {}  # of title and part: how many ran
+        self._failed: list[Absence] = []
 
-    def one(self, scene: Scene, system: System) -> None:
-        """Run one system on one part; an error of ours becomes a row that says why."""
-        if not system.serves(scene.part):
+    def run(self, loaded: LoadedPart, entry: Entry) -> None:
+        """Run one entry on one part; an error of the library becomes a row that says why."""
+        part = loaded.part.name
+        if not entry.serves(loaded.part):
             return
-        if system.fit is None:
-            self._failed.append((system.title, "", system.missing))
+        if entry.fit is None:
+            self._failed.append(Absence(entry.title, "", entry.missing))
             return
-        before = self.kept.get(scene, system) if self.kept else None
+        stored = None
+        if self.finished:
+            stored = self.finished.get(loaded, entry)
         try:
-            row = before or self._made(scene, system)
+            row = stored or self._compute(loaded, entry)
         except TerrazzoError as error:
-            self._failed.append((system.title, scene.part.name, str(error)))
-            self.say(f"{scene.part.name}: {system.title}: not available ({error})")
+            self._failed.append(Absence(entry.title, part, str(error)))
+            self.say(f"{part}: {entry.title}: not available ({error})")
             return
-        if self.kept and not before:
-            self.kept.put(scene, system, row)
-        seed = self._seed.get((scene.part.name, system.title), 0)
-        self._seed[scene.part.name, system.title] = seed + 1
-        self.rows += [one | {"seed": seed} for one in row["rows"]]
-        self.by_gene += [one | {"seed": seed} for one in row["by_gene"]]
-        self.notes += row["notes"]
-        self.seconds[system.title] = self.seconds.get(system.title, 0.0) + row["seconds"]
-        how = "kept from an earlier run" if before else f"{row['seconds']:.0f} s"
-        self.say(f"{scene.part.name}: {system.title}: {row['headline']} ({how})")
+        if self.finished and stored is None:
+            self.finished.put(loaded, entry, row)
+        self._add(row, part, entry.title)
+        how = "from an earlier run" if stored else f"{row.seconds:.0f} s"
+        self.say(f"{part}: {entry.title}: {row.headline} ({how})")
 
-    def _made(self, scene: Scene, system: System) -> dict[str, Any]:
-        """Embed and score; return the rows, JSON-able."""
-        start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", TerrazzoWarning
-            )  # what matters of them is in the tasks' notes
-            found = self._score(scene, system)
-        made: dict[str, Any] = {
-            "rows": [],
-            "by_gene": [],
-            "notes": [],
-            "headline": _headline(found, self.protocol),
-        }
-        for suffix, head, result in found:
-            self._add(made, scene.part.name, system.title + suffix, head, result)
-        return made | {"seconds": time.perf_counter() - start}
-
-    def gone(self) -> list[tuple[str, str, str]]:
-        """Return system, part and reason of what could not be run; of what ran with another seed, a note is made."""
-        ran = {(title, part) for part, title in self._seed}
-        some = [row for row in self._failed if row[:2] in ran]
-        self.notes += [
-            f"{part}: one seed of {title} is not available ({reason})"
-            for title, part, reason in some
-        ]
-        return [row for row in dict.fromkeys(self._failed) if row[:2] not in ran]
-
-    def _add(
-        self, made: dict[str, Any], part: str, title: str, head: str, result: TaskResult
-    ) -> None:
-        wanted = result.metrics[result.metrics["metric"].isin(self.protocol.metrics)]
-        for r in wanted.itertuples():
-            row = {
-                "system": title,
-                "part": part,
-                "split": r.split,
-                "head": head,
-                "metric": r.metric,
-                "number": int(r.number),
-                "value": float(r.value),
-            }
-            if not r.part:
-                made["rows"].append(row)
-            elif r.split == pictures.NAMED:
-                made["by_gene"].append(row | {"gene": r.part})
-        made["notes"] += [f"{part}: {note}" for note in result.notes]
-
-    def _score(self, scene: Scene, system: System) -> list[tuple[str, str, TaskResult]]:
-        task = self.protocol.task
-        if task == "reconstruction":
-            return [("", NO_HEAD, self._squares.score(scene, system))]
-        if task == "imputation":
-            return list(_imputation(self.protocol, scene, system))
-        if system.fit is None:
-            return []
-        write = system.fit(scene.unlabeled)
-        if task == "image_to_gene":
-            return list(
-                pictures.score(
-                    self.protocol, scene, system, lambda one: self._embed(system, write, one)
+    def absent(self) -> list[Absence]:
+        """Return what could not be run; of what ran with another seed, a note is made."""
+        out: dict[Absence, None] = {}  # in order, once each
+        for one in self._failed:
+            if (one.title, one.part) in self._seeds:
+                self.notes.append(
+                    f"{one.part}: one seed of {one.title} is not available ({one.reason})"
                 )
-            )
-        for sample in [scene.test, *(scene.train if scene.cross else [])]:
-            self._embed(system, write, sample)
-        out = []
-        for suffix, use_rep in representations(scene.test.labeled).items():
-            for head in self.protocol.heads:
-                out += [
-                    (suffix, head, result)
-                    for result in _SCORERS[task](self.protocol, scene, use_rep, head)
-                ]
-        if task == "finetune" and isinstance(system.model, SToFM):
-            found = _finetune(self.protocol, scene, system.model)
-            out += [(", all parameters tuned", "fine-tuning", result) for result in found]
-        return out
+            else:
+                out[one] = None
+        return list(out)
 
-    def _embed(self, system: System, write: Fitted, sample: Sample) -> None:
-        """Write ``obsm[KEY]``, from a slice without labels; vectors that depend on nothing but the slice are kept."""
-        found = self._kept.get((id(system), id(sample)))
-        if found is None:
-            shown = sample.blind if self.protocol.task == "image_to_gene" else sample.bare
-            set_record(shown, {})
-            write(shown)
-            found = (np.array(shown.obsm[KEY]), record_of(shown))
-            if system.fixed:
-                self._kept[id(system), id(sample)] = found
-        sample.take(*found)
+    def _compute(self, loaded: LoadedPart, entry: Entry) -> Row:
+        """Embed and score."""
+        start = time.perf_counter()
+        part = loaded.part.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TerrazzoWarning)  # the tasks' notes have what matters
+            scored = self._scorer.score(loaded, entry)
+        scores: list[dict[str, Any]] = []
+        by_gene: list[dict[str, Any]] = []
+        notes: list[str] = []
+        for one in scored:
+            metrics = one.result.metrics
+            is_wanted = metrics["metric"].isin(self.protocol.metrics)
+            wanted = metrics[is_wanted]
+            for found in wanted.itertuples():
+                score = {
+                    "system": entry.title + one.suffix,
+                    "part": part,
+                    "split": found.split,
+                    "head": one.head,
+                    "metric": found.metric,
+                    "number": int(found.number),
+                    "value": float(found.value),
+                }
+                if not found.part:
+                    scores.append(score)
+                elif found.split == histology.NAMED:
+                    by_gene.append({**score, "gene": found.part})
+            notes += [f"{part}: {note}" for note in one.result.notes]
+        headline = _headline(scored, self.protocol)
+        seconds = time.perf_counter() - start
+        return Row(scores, by_gene, notes, headline, seconds)
 
-
-def _probe(protocol: Protocol, scene: Scene, use_rep: str, head: str) -> Iterator[TaskResult]:
-    yield from _heads(
-        tasks.probe, protocol, scene, use_rep=use_rep, label=protocol.label, head=head
-    )
-
-
-def _deconvolution(
-    protocol: Protocol, scene: Scene, use_rep: str, head: str
-) -> Iterator[TaskResult]:
-    yield from _heads(
-        tasks.deconvolve, protocol, scene, use_rep=use_rep, proportions=protocol.label, head=head
-    )
-
-
-def _heads(
-    task: Callable[..., TaskResult], protocol: Protocol, scene: Scene, **given: Any
-) -> Iterator[TaskResult]:
-    if scene.within:
-        yield task(scene.test.labeled, splits=protocol.all_splits, runs=protocol.runs, **given)
-    if scene.cross:
-        yield task(
-            [s.labeled for s in scene.train], test=scene.test.labeled, runs=protocol.runs, **given
-        )
+    def _add(self, row: Row, part: str, title: str) -> None:
+        """Take over the scores of a row, with the number of its seed."""
+        seed = self._seeds.get((title, part), 0)
+        self._seeds[title, part] = seed + 1
+        self.scores += [{**score, "seed": seed} for score in row.scores]
+        self.by_gene += [{**score, "seed": seed} for score in row.by_gene]
+        self.notes += row.notes
+        self.seconds[title] = self.seconds.get(title, 0.0) + row.seconds
 
 
-def _domains(protocol: Protocol, scene: Scene, use_rep: str, head: Any) -> Iterator[TaskResult]:
-    yield tasks.evaluate_domains(
-        scene.test.labeled,
-        use_rep=use_rep,
-        label=protocol.label,
-        method=head,
-        seeds=protocol.runs,
-        refine=protocol.refine,
-    )
-
-
-def _imputation(
-    protocol: Protocol, scene: Scene, system: System
-) -> Iterator[tuple[str, str, TaskResult]]:
-    """Hide genes before anything is fitted, tokenized or normalized; then embed what is left."""
-    if system.stored:
-        raise InputError("its vectors were made before genes were hidden, and have seen them")
-    if system.fit is None:
-        return
-    test, *train = scene.hidden(protocol.genes)
-    write = system.fit(scene.unlabeled)
-    for one in [test, *(train if scene.cross else [])]:
-        write(one.visible)
-    for suffix, use_rep in representations(test.visible).items():
-        for head in protocol.heads:
-            given: dict[str, Any] = {"use_rep": use_rep, "head": head, "runs": protocol.runs}
-            if scene.within:
-                yield suffix, head, tasks.impute(test, splits=protocol.all_splits, **given)
-            if scene.cross:
-                yield suffix, head, tasks.impute(train, test=test, **given)
-
-
-def _finetune(protocol: Protocol, scene: Scene, model: SToFM) -> Iterator[TaskResult]:
-    from terrazzo.systems.stofm.finetune_scores import KINDS, evaluate_finetuning
-
-    given: dict[str, Any] = {"label": protocol.label, "runs": protocol.runs}
-    if scene.within:
-        kinds = [kind for kind in protocol.all_splits if kind in KINDS]
-        yield evaluate_finetuning(model, scene.test.labeled, kinds=kinds, **given)
-    if scene.cross:
-        yield evaluate_finetuning(
-            model, [s.labeled for s in scene.train], test=scene.test.labeled, **given
-        )
-
-
-_WHO: dict[str, Callable[[Sequence[System]], list[System]]] = {
-    "reconstruction": squares.who,
-    "image_to_gene": pictures.who,
-}
-_SCORERS: dict[str, Callable[[Protocol, Scene, str, str], Iterator[TaskResult]]] = {
-    "probe": _probe,
-    "finetune": _probe,
-    "domains": _domains,
-    "deconvolution": _deconvolution,
-}
-
-
-def _headline(found: list[tuple[str, str, TaskResult]], protocol: Protocol) -> str:
-    """Say the first metric of every split, of the whole embedding."""
-    first = protocol.metrics[0]
+def _headline(scored: Sequence[Scored], protocol: Protocol) -> str:
+    """Return the first metric of every split, of the whole embedding."""
+    metric = protocol.metrics[0]
     parts = []
-    for _, _, result in found[:2]:
-        table = result.summary()
-        parts += [f"{r.split} {r.mean:.3f}" for r in table[table["metric"] == first].itertuples()]
-    return f"{first} {', '.join(parts)}"
+    for one in scored[:2]:
+        summary = one.result.summary()
+        of_metric = summary[summary["metric"] == metric]
+        for row in of_metric.itertuples():
+            parts.append(f"{row.split} {row.mean:.3f}")
+    return f"{metric} {', '.join(parts)}"

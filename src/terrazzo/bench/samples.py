@@ -13,18 +13,14 @@ from anndata import AnnData
 from dask.base import tokenize
 from scipy import sparse
 
-from terrazzo import keys
+from terrazzo import datasets, keys
 from terrazzo.bench.protocols import Part
-from terrazzo.datasets import load, registry
 from terrazzo.tasks import Hidden, hide_genes
 
+__all__ = ["KEY", "LoadedPart", "Sample", "record_of", "set_record", "without_labels"]
+
 KEY = "X_bench"  # obsm key that a table works with
-SEEN_IN_OBS = (
-    keys.ARRAY_ROW,
-    keys.ARRAY_COL,
-    keys.LIBRARY,
-    keys.ORGANISM,
-)  # what reading a slice looks at
+OBS_OF_READING = (keys.ARRAY_ROW, keys.ARRAY_COL, keys.LIBRARY, keys.ORGANISM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +32,7 @@ class Sample:
     labeled
         As it was read; gets the vectors under :data:`KEY`.
     bare
-        A copy without labels or proportions: all that a system ever sees.
+        A copy without labels or proportions: all that an entry ever sees.
     """
 
     labeled: AnnData
@@ -47,32 +43,35 @@ class Sample:
         cls, dataset: str, name: str, label: str, data: str | Path | None, *, image: bool = False
     ) -> Sample:
         """Read a slice of a dataset, with its picture or without; errors as :func:`terrazzo.datasets.load`."""
-        adata, known = load(dataset, name, data, image=image), registry().get(dataset)
-        return cls(adata, without_labels(adata, {label, *(known.labels if known else ())}))
+        adata = datasets.load(dataset, name, data, image=image)
+        labels = {label}
+        known = datasets.registry().get(dataset)
+        if known is not None:
+            labels.update(known.labels)
+        return cls(adata, without_labels(adata, labels))
 
     @cached_property
     def content(self) -> str:
         """Hash of all that was read: counts, genes, names, labels, coordinates, stored vectors, pictures."""
-        one = self.labeled
-        obsm = {name: values for name, values in one.obsm.items() if name != KEY}
-        uns = {name: value for name, value in one.uns.items() if name != keys.UNS}
-        parts = (one.X, dict(one.layers), one.obs, one.var, obsm, uns)
+        adata = self.labeled
+        obsm = dict(adata.obsm)
+        obsm.pop(KEY, None)
+        uns = dict(adata.uns)
+        uns.pop(keys.UNS, None)
+        parts = (adata.X, dict(adata.layers), adata.obs, adata.var, obsm, uns)
         return str(tokenize(*parts, ensure_deterministic=True))
 
     @cached_property
     def blind(self) -> AnnData:
         """The bare slice without a single count: what expression is predicted from."""
-        out = AnnData(
-            sparse.csr_matrix(self.bare.shape, dtype=np.float32),
-            obs=self.bare.obs,
-            var=self.bare.var,
-        )
+        zeros = sparse.csr_matrix(self.bare.shape, dtype=np.float32)
+        out = AnnData(zeros, obs=self.bare.obs, var=self.bare.var)
         out.obsm.update(dict(self.bare.obsm))
         out.uns.update(dict(self.bare.uns))
         return out
 
     def take(self, vectors: Any, record: dict[str, Any]) -> None:
-        """Take over what a system wrote."""
+        """Write the vectors of an entry, and their record, into the labeled slice."""
         self.labeled.obsm[KEY] = np.array(vectors)
         set_record(self.labeled, record)
 
@@ -81,9 +80,11 @@ def without_labels(adata: AnnData, labels: Collection[str]) -> AnnData:
     """Return a copy with no column of ``obs`` that reading a slice does not need, and no ``obsm`` of these names."""
     pictures = adata.uns.pop(keys.SPATIAL, None)
     out = adata.copy()
-    if pictures is not None:  # shared: they are large, and nobody writes into them
-        adata.uns[keys.SPATIAL] = out.uns[keys.SPATIAL] = pictures
-    out.obs = out.obs[[c for c in SEEN_IN_OBS if c in out.obs]]
+    if pictures is not None:  # shared: they are large, and nothing writes into them
+        adata.uns[keys.SPATIAL] = pictures
+        out.uns[keys.SPATIAL] = pictures
+    columns = [column for column in OBS_OF_READING if column in out.obs]
+    out.obs = out.obs[columns]
     for name in labels:
         out.obsm.pop(name, None)
         out.uns.pop(f"{name}_names", None)
@@ -91,19 +92,33 @@ def without_labels(adata: AnnData, labels: Collection[str]) -> AnnData:
 
 
 def record_of(adata: AnnData, key: str = KEY) -> dict[str, Any]:
-    """Return what is recorded of ``obsm[key]``; nothing where it is not ours."""
-    return dict(dict(adata.uns.get(keys.UNS, {})).get(key, {}))
+    """Return what terrazzo recorded of ``obsm[key]``; empty where it did not write it."""
+    records = dict(adata.uns.get(keys.UNS, {}))
+    return dict(records.get(key, {}))
 
 
 def set_record(adata: AnnData, record: dict[str, Any]) -> None:
     """Record what ``obsm[KEY]`` is: an older record would name blocks that these vectors do not have."""
-    others = {k: v for k, v in dict(adata.uns.get(keys.UNS, {})).items() if k != KEY}
-    adata.uns[keys.UNS] = others | ({KEY: record} if record else {})
+    records = dict(adata.uns.get(keys.UNS, {}))
+    records.pop(KEY, None)
+    if record:
+        records[KEY] = record
+    adata.uns[keys.UNS] = records
 
 
 @dataclass(eq=False)
-class Scene:
-    """One part with its slices in memory."""
+class LoadedPart:
+    """One part of a table with its slices in memory.
+
+    Attributes
+    ----------
+    part
+        The part.
+    test, train
+        The slice that is scored, and its training slices.
+    unlabeled
+        What an entry may be fitted on.
+    """
 
     part: Part
     test: Sample
@@ -112,8 +127,9 @@ class Scene:
     _hidden: list[Hidden] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        """List what a system may be fitted on, once: baselines recognize it and share a fit."""
-        self.unlabeled = [s.bare for s in self.train or [self.test]]
+        """List what an entry may be fitted on, once: baselines recognize the list and share a fit."""
+        samples = self.train or [self.test]
+        self.unlabeled = [sample.bare for sample in samples]
 
     @property
     def cross(self) -> bool:
@@ -125,11 +141,16 @@ class Scene:
         """Whether the scored slice is split."""
         return "within" in self.part.settings
 
-    def hidden(self, genes: int) -> list[Hidden]:
-        """Return the scored slice and the training slices without some genes, the same for every system."""
+    @property
+    def samples(self) -> list[Sample]:
+        """The scored slice, then the training slices."""
+        return [self.test, *self.train]
+
+    def hidden(self, n_genes: int) -> list[Hidden]:
+        """Return the scored slice and the training slices without some genes, the same for every entry."""
         if not self._hidden:
-            self._hidden = hide_genes(
-                [self.test.bare, *(s.bare for s in self.train)], genes, seed=0
-            )
-            self.unlabeled = [h.visible for h in self._hidden[1:] or self._hidden]
+            slices = [sample.bare for sample in self.samples]
+            self._hidden = hide_genes(slices, n_genes, seed=0)
+            fitted_on = self._hidden[1:] or self._hidden
+            self.unlabeled = [one.visible for one in fitted_on]
         return self._hidden

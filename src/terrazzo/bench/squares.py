@@ -1,73 +1,79 @@
-"""Hidden squares in a table: the trivial answers always, models that can fill them in, and why the others cannot."""
+"""Hidden squares in a table: trivial answers always, models that can fill them in, and why the others cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from anndata import AnnData
+
 from terrazzo import tasks
+from terrazzo.bench.entries import ALWAYS, Entry, Write
 from terrazzo.bench.protocols import Protocol
-from terrazzo.bench.samples import Scene
-from terrazzo.bench.systems import ALWAYS, System
+from terrazzo.bench.samples import LoadedPart
 from terrazzo.errors import InputError
 from terrazzo.models.baselines import KINDS
 from terrazzo.tasks.reconstruction import BASELINES
 from terrazzo.tasks.results import TaskResult
 
-CANNOT = "vectors of cells that are shown say nothing of one that is hidden"
+__all__ = ["Squares", "select"]
+
+REASON = "vectors of cells that are shown say nothing of one that is hidden"
 
 
-def who(found: Sequence[System]) -> list[System]:
-    """Return who takes part: the trivial answers in place of the baselines that embed.
+def select(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries of such a table: trivial answers in place of the baselines that embed.
 
-    A baseline that a table or a person asks for by name beyond those of every table gets its row, which says why.
+    A baseline that is named beyond those of every table gets its row, which says why it has no score.
     """
-    embedded = {kind.title for name, kind in KINDS.items() if name in ALWAYS}
-    rest = [system for system in found if system.title not in embedded]
-    for i, system in enumerate(rest):
-        if "obsm:" in system.missing:
-            rest[i] = replace(system, missing=f"not part of terrazzo, and {CANNOT}")
-    return [*(System(name, fit=_nothing, mark="trivial") for name in BASELINES), *rest]
+    out = [Entry(name, fit=_no_fit, mark="trivial") for name in BASELINES]
+    embedding_baselines = {KINDS[name].title for name in ALWAYS}
+    for entry in entries:
+        if entry.title in embedding_baselines:
+            continue
+        if "obsm:" in entry.missing:
+            entry = replace(entry, missing=f"not part of terrazzo, and {REASON}")
+        out.append(entry)
+    return out
 
 
-def _nothing(slices: Any) -> Callable[[Any], None]:
+def _no_fit(slices: Sequence[AnnData]) -> Write:
     raise NotImplementedError("a trivial answer to a hidden square embeds nothing")
 
 
 class Squares:
-    """Scores systems on the squares of a table; what is trivial is answered once for each part."""
+    """Scores entries on the squares of a table; trivial answers are computed once for each part."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
         self._trivial: dict[int, TaskResult] = {}
 
-    def score(self, scene: Scene, system: System) -> TaskResult:
-        """Return the scores of one system; whatever it is, it sees the slice without labels and without the square.
+    def score(self, loaded: LoadedPart, entry: Entry) -> TaskResult:
+        """Return the scores of one entry, which sees the slice without labels and without the square.
 
         Raises
         ------
         InputError
-            It has nothing to say of hidden tissue.
+            It cannot fill in hidden tissue.
         """
-        if system.title in BASELINES:
-            if id(scene) not in self._trivial:
-                self._trivial[id(scene)] = self._run(scene, {})
-            return _of(self._trivial[id(scene)], system.title)
-        fill_in = getattr(system.model, "reconstruct", None)
+        if entry.title in BASELINES:
+            if id(loaded) not in self._trivial:
+                self._trivial[id(loaded)] = self._run(loaded, {})
+            return _of(self._trivial[id(loaded)], entry.title)
+        fill_in = getattr(entry.model, "reconstruct", None)
         if fill_in is None:
-            kind = f"a {system.model.title} cannot fill in hidden tissue: " if system.model else ""
-            raise InputError(f"{kind}{CANNOT}")
-        grid = (
-            {"bin_um": self.protocol.bin_um} if self.protocol.bin_um else {}
-        )  # else as the model was trained
-        return _of(self._run(scene, {system.title: partial(fill_in, **grid)}), system.title)
+            start = f"a {entry.model.title} cannot fill in hidden tissue: " if entry.model else ""
+            raise InputError(f"{start}{REASON}")
+        if self.protocol.bin_um:  # else as the model was trained
+            fill_in = partial(fill_in, bin_um=self.protocol.bin_um)
+        return _of(self._run(loaded, {entry.title: fill_in}), entry.title)
 
-    def _run(self, scene: Scene, predictors: dict[str, Any]) -> TaskResult:
+    def _run(self, loaded: LoadedPart, predictors: dict[str, Any]) -> TaskResult:
         protocol = self.protocol
         return tasks.reconstruct(
-            scene.test.bare,
+            loaded.test.bare,
             predictors,
             size=protocol.sizes,
             n_genes=protocol.genes,
@@ -78,5 +84,7 @@ class Squares:
         )
 
 
-def _of(result: TaskResult, system: str) -> TaskResult:
-    return replace(result, metrics=result.metrics[result.metrics["system"] == system])
+def _of(result: TaskResult, title: str) -> TaskResult:
+    """Return the scores of one entry alone."""
+    metrics = result.metrics
+    return replace(result, metrics=metrics[metrics["system"] == title])

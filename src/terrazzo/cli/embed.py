@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from terrazzo.cli.options import FIRST, Reading, out_console, say
 
-__all__ = ["register", "system_help"]
+__all__ = ["check_options", "register", "system_help"]
 
 VERB = "embed"
 
@@ -95,7 +95,7 @@ def system_help(words: Sequence[str]) -> list[str] | None:
     if not words or words[0] != VERB or not any(word in HELP_FLAGS for word in words):
         return None
     names = [word for word in words[1:] if word not in HELP_FLAGS]
-    if len(names) != 1:
+    if len(names) != 1 or not names[0].isidentifier():  # a slice, or options
         return None
     from terrazzo.errors import ConfigError, did_you_mean
     from terrazzo.systems import registry
@@ -118,3 +118,30 @@ def system_help(words: Sequence[str]) -> list[str] | None:
             lines.append("  none of its own")
     lines.append("Options that all systems share: terrazzo embed --help")
     return lines
+
+
+def check_options(app: App, words: Sequence[str]) -> None:
+    """Refuse an option that neither the verb nor any system has, before anything is loaded.
+
+    Raises
+    ------
+    ConfigError
+        The nearest option is named.
+    """
+    if not words or words[0] != VERB:
+        return
+    from terrazzo.errors import ConfigError, did_you_mean
+    from terrazzo.models.options import flag_of
+    from terrazzo.systems import registry
+
+    known = [*HELP_FLAGS]
+    for argument in app[VERB].assemble_argument_collection():
+        known += [name for name in argument.names if name.startswith("--")]
+    for system in registry.systems().values():
+        for reference in system.options.values():
+            known += [flag_of(name) for name in registry.resolve(reference).names()]
+    for word in words[1:]:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            hint = did_you_mean(flag, known, f"All options: terrazzo {VERB} --help.")
+            raise ConfigError(f"{VERB} has no option {flag}.{hint}")

@@ -140,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if lines is not None:
                 say("\n".join(lines))
                 return 0
+            embed.check_options(app, words)
             app(words, exit_on_error=False, print_error=False, result_action="return_none")
     except TerrazzoError as error:
         if debug:

@@ -248,7 +248,7 @@ def bench(
     protocol = protocols.changed(protocols.load(table), runs=seeds)
     check_writable(out)
     rows = (work or out) / f"{protocol.name}.rows"  # finished ones, for the next run
-    scores = run(protocol, data=data, models=models or (), work=work, kept=rows, say=say_aside)
+    scores = run(protocol, data=data, models=models or (), work=work, rows=rows, say=say_aside)
     command = ["terrazzo", "bench", table]
     if data is not None:
         command += ["--data", str(data)]

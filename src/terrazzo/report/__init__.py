@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from anndata import AnnData
 
@@ -14,6 +15,9 @@ from terrazzo.progress import Progress
 from terrazzo.report.layouts import METHODS, Method
 from terrazzo.report.packing import Blocks
 from terrazzo.slices import Choices, Opened, open_slice, open_spatialdata, split_choices
+
+if TYPE_CHECKING:
+    from terrazzo.report.slices import Sheet
 
 __all__ = ["write"]
 
@@ -49,10 +53,10 @@ def write(
     title, about
         Headline, and a paragraph below it.
     genes
-        Symbols or Ensembl ids whose values the file is to hold, whatever else it holds.
+        Symbols or Ensembl ids of genes that the file holds in any case.
     n_genes
-        Genes in the file, for each slice: the spatially most telling ones fill it up. Fewer where cells are many
-        (10 million values).
+        Genes in the file, for each slice: those with the strongest spatial pattern fill it up. Fewer where cells are
+        many (10 million values).
     embeddings
         ``obsm`` keys or ``"key:block"`` to draw; None: the first three that terrazzo wrote, or else named ``X_...``.
     projection
@@ -73,33 +77,31 @@ def write(
     ------
     InputError
         Nothing to show, or something that is neither a slice nor a result; a slice without coordinates; a gene or an
-        embedding that was asked for is not there.
+        embedding that was named is missing.
     ConfigError
-        ``out`` is no ``.html`` file, or is one of the sources; an impossible setting.
+        ``out`` is not an ``.html`` file; an impossible setting.
     OutputError
         The file cannot be written.
     """
     from terrazzo.report import page, slices
-    from terrazzo.report import sources as given
+    from terrazzo.report.sources import collect
 
-    alone = isinstance(sources, str | Path | AnnData) or hasattr(sources, "tables")
-    target, wanted = Path(out), [sources] if alone else list(sources)
+    target = Path(out)
     _check(target, n_genes, projection)
-    found, blocks = given.collect(wanted), Blocks()
-    if slice_options.get("image") is not None and len(found.slices) != 1:
-        raise ConfigError(f"an image belongs to one slice; there are {len(found.slices)}.")
+    is_one = isinstance(sources, str | Path | AnnData) or hasattr(sources, "tables")
+    found = collect([sources] if is_one else list(sources))
+    n_slices = len(found.slices)
+    if slice_options.get("image") is not None and n_slices != 1:
+        raise ConfigError(f"an image belongs to one slice; there are {n_slices}.")
     choices, rest = split_choices(slice_options)
-    how = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, rest)
+    settings = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, rest)
+    blocks = Blocks()
     sheets = []
-    with Progress(progress).stage("report", len(found.slices) + 1, "parts") as advance:
+    with Progress(progress).stage("report", n_slices + 1, "parts") as advance:
         for name, source in found.slices:
-            try:
-                sheets.append(slices.sheet(_opened(source, name, choices), name, how, blocks))
-            except InputError as error:
-                where = str(source) if isinstance(source, Path) else name
-                raise type(error)(
-                    str(error) if str(error).startswith(where) else f"{where}: {error}"
-                ) from error
+            with _naming(source, name):
+                opened = _opened(source, name, choices)
+                sheets.append(slices.sheet(opened, name, settings, blocks))
             advance(1)
         _check_genes(genes, sheets)
         notes = [f"not shown: {', '.join(found.skipped)}"] if found.skipped else []
@@ -114,11 +116,21 @@ def write(
 def _opened(source: Any, name: str, choices: Choices) -> Opened:
     if isinstance(source, AnnData):
         return Opened(source, "AnnData", name)
-    return (
-        open_slice(source, choices)
-        if isinstance(source, Path)
-        else open_spatialdata(source, choices)
-    )
+    if isinstance(source, Path):
+        return open_slice(source, choices)
+    return open_spatialdata(source, choices)
+
+
+@contextmanager
+def _naming(source: Any, name: str) -> Iterator[None]:
+    """Put the file or name of a slice in front of what is wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        where = str(source) if isinstance(source, Path) else name
+        if str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error
 
 
 def _check(target: Path, n_genes: int, projection: str) -> None:
@@ -130,10 +142,11 @@ def _check(target: Path, n_genes: int, projection: str) -> None:
         raise ConfigError(f"projection is {projection!r}; it must be one of {', '.join(METHODS)}.")
 
 
-def _check_genes(genes: Sequence[str], sheets: Sequence[Any]) -> None:
-    lost = [gene for gene in genes if all(gene in sheet.missing for sheet in sheets)]
-    if lost and sheets:
-        raise InputError(f"no slice has the gene {lost[0]!r}.{sheets[0].missing[lost[0]]}")
+def _check_genes(genes: Sequence[str], sheets: Sequence[Sheet]) -> None:
+    for gene in genes:
+        if sheets and all(gene in sheet.missing for sheet in sheets):
+            hint = sheets[0].missing[gene]
+            raise InputError(f"no slice has the gene {gene!r}.{hint}")
 
 
 def _write(text: str, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Embeddings in two dimensions: UMAP where it is quick, else the first two principal components; which, is said."""
+"""Embeddings in two dimensions: UMAP where it is quick, else the first two principal components; which, is noted."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Literal
 
 import numpy as np
 from anndata import AnnData
-from numpy.typing import NDArray
 
-from terrazzo import keys
-from terrazzo import records as representation
+from terrazzo import keys, records
+from terrazzo.arrays import AnyFloats, Floats
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.plot.results import LEAST_CELLS, umap_layout
+
+__all__ = ["METHODS", "Drawn", "Method", "draw"]
 
 Method = Literal["auto", "umap", "pca"]
 METHODS = ("auto", "umap", "pca")
 UMAP_CELLS = 10_000  # up to which "auto" takes UMAP: half a minute
-MOST = 3  # embeddings that are drawn where none is named
-_READY = ("X_umap", "X_tsne")  # two columns that somebody made: drawn as they are
+MAX_UNNAMED = 3  # embeddings that are drawn where none is named
+READY = ("X_umap", "X_tsne")  # in two dimensions already: drawn as they are
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Drawn:
 
     key: str
     method: str
-    places: NDArray[np.float64]
+    places: Floats
 
 
 def draw(
-    adata: AnnData, asked: Sequence[str] | None, method: Method, spatial_key: str, seed: int
+    adata: AnnData, names: Sequence[str] | None, method: Method, spatial_key: str, seed: int
 ) -> tuple[list[Drawn], list[str]]:
     """Return the embeddings of a slice in two dimensions, and notes on those that are not drawn.
 
@@ -40,13 +41,13 @@ def draw(
     ----------
     adata
         The slice.
-    asked
+    names
         ``obsm`` keys, or ``"key:block"``. None: those that terrazzo wrote, or else those named ``X_...``, the first
         three; and ``X_umap`` and ``X_tsne`` as they are.
     method
         ``"auto"``: UMAP up to 10,000 cells.
     spatial_key
-        The coordinates, which are no embedding.
+        The coordinates, which are not an embedding.
     seed
         Of UMAP.
 
@@ -60,60 +61,74 @@ def draw(
     if method not in METHODS:
         raise ConfigError(f"projection is {method!r}; it must be one of {', '.join(METHODS)}.")
     notes: list[str] = []
-    if asked is None:
-        found = _worth_drawing(adata, spatial_key)
-        names = [
-            *found[:MOST],
-            *(key for key in _READY if key in adata.obsm and key not in found[:MOST]),
-        ]
-        if found[MOST:]:
-            notes.append(
-                f"embeddings that are not drawn: {', '.join(found[MOST:])}; name those that you want to see"
-            )
+    if names is None:
+        chosen, left_out = _unnamed(adata, spatial_key)
+        if left_out:
+            text = ", ".join(left_out)
+            notes.append(f"embeddings that are not drawn: {text}; name those that you want to see")
     else:
-        names = list(dict.fromkeys(asked))
+        chosen = list(dict.fromkeys(names))
     drawn = []
-    for name in names:
+    for name in chosen:
         try:
-            drawn.append(_one(adata, name, method, seed))
+            drawn.append(_draw_one(adata, name, method, seed))
         except InputError as error:
-            if asked is not None:
+            if names is not None:
                 raise
             notes.append(f"{name} is not drawn: {error}")
     return drawn, notes
 
 
-def _worth_drawing(adata: AnnData, spatial_key: str) -> list[str]:
-    wide = [str(key) for key in adata.obsm if key != spatial_key and np.ndim(adata.obsm[key]) == 2]
-    wide = [key for key in wide if adata.obsm[key].shape[1] > 2]
-    ours = [key for key in wide if key in dict(adata.uns.get(keys.UNS, {}))]
-    return ours or [key for key in wide if key.startswith("X_")]
+def _unnamed(adata: AnnData, spatial_key: str) -> tuple[list[str], list[str]]:
+    """Return the keys that are drawn where none is named, and those that are left out."""
+    wide = []
+    for key in adata.obsm:
+        values = adata.obsm[key]
+        if key == spatial_key or np.ndim(values) != 2:
+            continue
+        if values.shape[1] > 2:
+            wide.append(str(key))
+    recorded = dict(adata.uns.get(keys.UNS, {}))
+    candidates = [key for key in wide if key in recorded]
+    if not candidates:
+        candidates = [key for key in wide if key.startswith("X_")]
+    chosen = candidates[:MAX_UNNAMED]
+    for key in READY:
+        if key in adata.obsm and key not in chosen:
+            chosen.append(key)
+    return chosen, candidates[MAX_UNNAMED:]
 
 
-def _one(adata: AnnData, name: str, method: Method, seed: int) -> Drawn:
-    vectors = representation.vectors(adata, name)
+def _draw_one(adata: AnnData, name: str, method: Method, seed: int) -> Drawn:
+    vectors = records.vectors(adata, name)
     n, width = vectors.shape
     if width <= 2:
-        both = np.zeros((n, 2))
-        both[:, :width] = vectors
-        return Drawn(name, "as it is" if width == 2 else "its only dimension", both)
-    if n < LEAST_CELLS or method == "pca" or (method == "auto" and n > UMAP_CELLS):
-        places, shares = _components(vectors)
-        slow = (
-            f"; UMAP of {n:,} cells would take long" if method == "auto" and n > UMAP_CELLS else ""
-        )
-        spread = " and ".join(f"{share:.0%}" for share in shares)
-        return Drawn(
-            name, f"first two principal components, {spread} of the variance{slow}", places
-        )
-    return Drawn(name, "UMAP, 15 neighbors", umap_layout(vectors, seed).astype(np.float64))
+        places = np.zeros((n, 2))
+        places[:, :width] = vectors
+        text = "as it is" if width == 2 else "its only dimension"
+        return Drawn(name, text, places)
+    too_many = method == "auto" and n > UMAP_CELLS
+    if method != "pca" and not too_many and n >= LEAST_CELLS:
+        layout = umap_layout(vectors, seed)
+        return Drawn(name, "UMAP, 15 neighbors", layout.astype(np.float64))
+    places, shares = _components(vectors)
+    percent = " and ".join(f"{share:.0%}" for share in shares)
+    text = f"first two principal components, {percent} of the variance"
+    if too_many:
+        text += f"; UMAP of {n:,} cells would take long"
+    return Drawn(name, text, places)
 
 
-def _components(vectors: NDArray[np.floating]) -> tuple[NDArray[np.float64], list[float]]:
-    """First two principal components (n, 2), signs such that the longest arm is positive, and their shares."""
-    centered = vectors - vectors.mean(axis=0, dtype=np.float64)
-    spread, axes = np.linalg.eigh(centered.T @ centered)
+def _components(vectors: AnyFloats) -> tuple[Floats, list[float]]:
+    """Return the first two principal components (n, 2), their longest arms positive, and their shares of variance."""
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    centered = vectors - mean
+    variances, axes = np.linalg.eigh(centered.T @ centered)
     places = centered @ axes[:, :-3:-1]
-    places *= np.sign(places[np.abs(places).argmax(axis=0), range(2)] + 1e-300)
-    total = max(float(spread.sum()), 1e-300)
-    return np.asarray(places), [max(float(value), 0.0) / total for value in spread[:-3:-1]]
+    longest = np.abs(places).argmax(axis=0)
+    signs = np.sign(places[longest, range(2)] + 1e-300)
+    places *= signs
+    total = max(float(variances.sum()), 1e-300)
+    first_two = variances[:-3:-1].tolist()
+    shares = [max(value, 0.0) / total for value in first_two]
+    return np.asarray(places), shares

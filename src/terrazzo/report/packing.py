@@ -1,4 +1,4 @@
-"""Numbers and texts inside a page: compressed, as base64, which holds no character that HTML knows."""
+"""Numbers and texts inside a page: compressed, as base64, which has no character that HTML interprets."""
 
 from __future__ import annotations
 
@@ -11,18 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrazzo.arrays import AnyFloats
+
+__all__ = ["FINE", "KINDS", "Blocks", "address", "jpeg", "smallest"]
+
 KINDS = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "f4": np.float32}
 FINE = 65_535  # steps between the ends of what is stored in two bytes
 
 
 class Blocks:
-    """The binary blocks of one page; ``held`` is the base64 of each by its name."""
+    """The binary blocks of one page.
+
+    Attributes
+    ----------
+    encoded
+        Name of each block to its base64.
+    """
 
     def __init__(self) -> None:
-        self.held: dict[str, str] = {}
+        self.encoded: dict[str, str] = {}
 
     def numbers(self, values: NDArray[Any], kind: str) -> dict[str, str]:
-        """Keep an array; returns what the page's script needs to find it.
+        """Store an array; returns what the page's script needs to find it.
 
         Parameters
         ----------
@@ -31,26 +41,29 @@ class Blocks:
         kind
             One of :data:`KINDS`.
         """
-        return {
-            "block": self._keep(np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()),
-            "kind": kind,
-        }
+        content = np.ascontiguousarray(values, dtype=f"<{kind}").tobytes()
+        return {"block": self._store(content), "kind": kind}
 
-    def places(self, values: NDArray[np.floating]) -> dict[str, Any]:
-        """Keep numbers ``(n,)`` in 65,536 even steps between the least and the greatest."""
-        low, high = float(values.min()), float(values.max())
+    def places(self, values: AnyFloats) -> dict[str, Any]:
+        """Store numbers ``(n,)`` in 65,536 even steps between the least and the greatest."""
+        low = float(values.min())
+        high = float(values.max())
         step = (high - low) / FINE or 1.0
-        return {**self.numbers(np.rint((values - low) / step), "u2"), "low": low, "step": step}
+        steps = np.rint((values - low) / step)
+        return {**self.numbers(steps, "u2"), "low": low, "step": step}
 
     def texts(self, values: list[str]) -> dict[str, str]:
-        """Keep a list of texts."""
-        return {"block": self._keep(json.dumps(values).encode()), "kind": "json"}
+        """Store a list of texts."""
+        content = json.dumps(values).encode()
+        return {"block": self._store(content), "kind": "json"}
 
-    def _keep(self, content: bytes) -> str:
-        name = f"block-{len(self.held)}"
-        # counts are mostly runs of zeros, which run lengths hold best; texts and labels repeat in longer patterns
-        tried = (_deflate(content, strategy) for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_RLE))
-        self.held[name] = base64.b64encode(min(tried, key=len)).decode()
+    def _store(self, content: bytes) -> str:
+        name = f"block-{len(self.encoded)}"
+        # counts are mostly runs of zeros, which run lengths pack best; texts and labels repeat in longer patterns
+        by_pattern = _deflate(content, zlib.Z_DEFAULT_STRATEGY)
+        by_runs = _deflate(content, zlib.Z_RLE)
+        smaller = min(by_pattern, by_runs, key=len)
+        self.encoded[name] = base64.b64encode(smaller).decode()
         return name
 
 
@@ -62,7 +75,9 @@ def _deflate(content: bytes, strategy: int) -> bytes:
 def smallest(values: NDArray[np.integer]) -> str:
     """Return the smallest of the unsigned kinds that holds whole numbers from 0."""
     most = int(values.max(initial=0))
-    return "u1" if most < 2**8 else "u2" if most < 2**16 else "u4"
+    if most < 2**8:
+        return "u1"
+    return "u2" if most < 2**16 else "u4"
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> str:
@@ -76,4 +91,5 @@ def jpeg(pixels: NDArray[np.uint8]) -> str:
 
 def address(content: bytes, kind: str) -> str:
     """Return the bytes of a picture as a data address."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    encoded = base64.b64encode(content).decode()
+    return f"data:image/{kind};base64,{encoded}"

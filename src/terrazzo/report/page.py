@@ -1,4 +1,4 @@
-"""The page: what was found, through a template that escapes everything, as one file without an address in it."""
+"""The page: slices, results and runs through a template that escapes everything; one file without an address."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from terrazzo.report.packing import Blocks, address
 from terrazzo.report.results import Result
 from terrazzo.report.slices import Sheet
 
+__all__ = ["Record", "data", "records", "render", "still"]
+
 SCRIPTS = ("data.js", "raster.js", "plane.js", "legend.js", "viewer.js", "start.js")
 STYLE = "report.css"
-_STILLS = 3  # pictures of a slice for paper, and where no script runs
-_SHADES = 256
-_FIRST = (
+N_STILLS = 3  # pictures of a slice for paper, and where no script runs
+N_SHADES = 256
+FACTS = (
     "model",
     "task",
     "trained",
@@ -34,12 +36,12 @@ _FIRST = (
     "terrazzo_version",
     "date",
 )
-_APART = ("key", "coverage")  # has a table of its own
+SHOWN_ELSEWHERE = ("key", "coverage")
 
 
 @dataclass(frozen=True)
 class Record:
-    """Where one embedding or column comes from: the facts that identify it, and all the rest as JSON."""
+    """Provenance of one embedding or column: the facts that identify it, and all the rest as JSON."""
 
     key: str
     facts: list[tuple[str, str]]
@@ -67,30 +69,29 @@ def render(
     title, about
         Headline, and a paragraph below it ("" for none).
     notes
-        What was left out of all of it.
+        What was left out.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    rooms = Environment(
+    templates = Environment(
         loader=PackageLoader("terrazzo.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script, style = (
-        '(() => {{\n"use strict";\n{}}})();\n'.format("\n".join(map(_own, SCRIPTS))),
-        _own(STYLE),
-    )
-    stills = [still(one) for one in sheets]
-    page = rooms.get_template("report.html").render(
+    scripts = "\n".join(_template(name) for name in SCRIPTS)
+    script = '(() => {\n"use strict";\n' + scripts + "})();\n"
+    style = _template(STYLE)
+    stills = [still(sheet) for sheet in sheets]
+    page = templates.get_template("report.html").render(
         title=title,
         about=about,
         notes=list(notes),
         sheets=list(zip(sheets, stills, strict=True)),
         runs=runs,
         results=results,
-        blocks=blocks.held,
+        blocks=blocks.encoded,
         data=data(sheets),
         curves=curves,
         records=records,
@@ -106,23 +107,33 @@ def render(
 
 def data(sheets: Sequence[Sheet]) -> dict[str, Any]:
     """Return what the script reads: the slices, and the colors that all of them share."""
-    shades = (color_map(None)(range(_SHADES))[:, :3] * 255).round().astype(int)
-    colors = ["#" + "".join(f"{part:02x}" for part in shade) for shade in shades.tolist()]
-    shared = {"map": MAP, "shades": colors, "missing": MISSING, "missingColor": MISSING_COLOR}
-    return {**shared, "slices": [one.data for one in sheets]}
+    shades = color_map(None)(range(N_SHADES))[:, :3]
+    colors = []
+    for red, green, blue in (shades * 255).round().astype(int).tolist():
+        colors.append(f"#{red:02x}{green:02x}{blue:02x}")
+    return {
+        "map": MAP,
+        "shades": colors,
+        "missing": MISSING,
+        "missingColor": MISSING_COLOR,
+        "slices": [sheet.data for sheet in sheets],
+    }
 
 
 def records(sheet: Sheet) -> list[Record]:
     """Return the provenance of a slice's embeddings and columns for people."""
     out = []
     for record in sheet.records:
-        facts = [(name.replace("_", " "), str(record[name])) for name in _FIRST if name in record]
-        rest = {name: value for name, value in record.items() if name not in (*_FIRST, *_APART)}
-        out.append(
-            Record(
-                record["key"], facts, json.dumps(rest, indent=1, default=str, ensure_ascii=False)
-            )
-        )
+        facts = []
+        for name in FACTS:
+            if name in record:
+                facts.append((name.replace("_", " "), str(record[name])))
+        rest = {}
+        for name, value in record.items():
+            if name not in FACTS and name not in SHOWN_ELSEWHERE:
+                rest[name] = value
+        text = json.dumps(rest, indent=1, default=str, ensure_ascii=False)
+        out.append(Record(record["key"], facts, text))
     return out
 
 
@@ -130,12 +141,12 @@ def still(sheet: Sheet) -> str:
     """Draw a slice for paper, and for browsers that run no script: its first columns; a data address of a PNG."""
     import matplotlib.pyplot as plt
 
-    names = list(sheet.values)[:_STILLS]
+    names = list(sheet.values)[:N_STILLS]
     if not names:
         return ""
-    figure = panels(
-        sheet.place, [sheet.values[n] for n in names], [sheet.colors[n] for n in names], names
-    )
+    values = [sheet.values[name] for name in names]
+    colors = [sheet.colors[name] for name in names]
+    figure = panels(sheet.place, values, colors, names)
     stream = io.BytesIO()
     try:
         figure.savefig(stream, format="png", dpi=100, bbox_inches="tight")
@@ -144,11 +155,13 @@ def still(sheet: Sheet) -> str:
     return address(stream.getvalue(), "png")
 
 
-def _own(name: str) -> str:
-    """Read a file of this room, which is trusted."""
-    return (resources.files("terrazzo.report") / "templates" / name).read_text(encoding="utf-8")
+def _template(name: str) -> str:
+    """Read a template, script or style of this package, which is trusted."""
+    file = resources.files("terrazzo.report") / "templates" / name
+    return file.read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    """Return what the page's security policy calls this script or style: no other one is run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    """Return the name of a script or style in the page's security policy: no other one is run."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,21 @@ import pandas as pd
 from terrazzo.errors import InputError
 from terrazzo.tasks.results import TaskResult
 
-ROWS, COLUMNS = 400, 60  # of a table that is shown
-_PARTS = 100  # genes or cell types with a row of their own
+__all__ = ["Grid", "Result", "bench", "grid", "kind_of", "plain", "read_json", "rows", "task"]
+
+ROWS = 400  # of a table that is shown
+COLUMNS = 60
+PARTS = 100  # genes or cell types with a row of their own
+KINDS = {  # of JSON files: the keys that they have
+    "bench": {"table", "protocol", "scores"},
+    "rows": {"title", "rows"},
+    "task": {"task", "summary", "format"},
+}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """One table: its heading, the names of its columns, its cells as text; published: theirs, not measured here."""
+    """One table: its heading, the names of its columns, its cells as text; published: from a paper, not measured."""
 
     heading: str
     columns: list[str]
@@ -29,7 +38,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Result:
-    """What one file or folder of results says."""
+    """The results of one file or folder."""
 
     title: str
     facts: list[str]
@@ -40,27 +49,30 @@ class Result:
 
 def grid(heading: str, frame: pd.DataFrame, *, published: bool = False, note: str = "") -> Grid:
     """Return a table as text: numbers with four digits, gaps empty."""
-    rows = [[_text(value) for value in row] for row in frame.itertuples(index=False)]
-    return Grid(heading, list(map(str, frame)), rows, published, note)
+    columns = [str(column) for column in frame.columns]
+    rows = []
+    for row in frame.itertuples(index=False):
+        rows.append([_text(value) for value in row])
+    return Grid(heading, columns, rows, published, note)
 
 
 def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None:
         return ""
     if isinstance(value, float):
-        return f"{value:.4g}"
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+        return "" if math.isnan(value) else f"{value:.4g}"
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return str(value)
 
 
 def kind_of(record: Any) -> str:
-    """Return which kind of results a JSON file holds: "bench", "rows", "task", or "" for none."""
-    held = set(record) if isinstance(record, dict) else set()
-    kinds = {
-        "bench": {"table", "protocol", "scores"},
-        "rows": {"title", "rows"},
-        "task": {"task", "summary", "format"},
-    }
-    return next((kind for kind, needed in kinds.items() if needed <= held), "")
+    """Return which kind of results a JSON file has: "bench", "rows", "task", or "" for none."""
+    if isinstance(record, dict):
+        for kind, needed in KINDS.items():
+            if needed <= set(record):
+                return kind
+    return ""
 
 
 def read_json(path: Path) -> Any:
@@ -78,22 +90,24 @@ def read_json(path: Path) -> Any:
 
 
 def bench(record: dict[str, Any], where: str) -> Result:
-    """Return a table of ``terrazzo bench``: ours, a table a part; then theirs, apart.
+    """Return a table of ``terrazzo bench``: what was measured, a table a part; then the published numbers, apart.
 
     Raises
     ------
     InputError, ConfigError
         As :func:`terrazzo.bench.render.from_record`.
     """
-    from terrazzo.bench import render
+    from terrazzo.bench import printed, render
 
     table = render.from_record(record, where)
-    protocol, theirs = table.protocol, render.theirs(table)
-    grids = [grid(heading, frame) for heading, frame in render.sections(table)]
-    if not theirs.empty:
-        grids.append(
-            grid("Theirs, published", theirs, published=True, note=protocol.published.data.strip())
-        )
+    protocol = table.protocol
+    grids = []
+    for section in printed.sections(table):
+        grids.append(grid(section.heading, section.frame))
+    published = printed.published(table)
+    if not published.empty:
+        note = protocol.published.data.strip()
+        grids.append(grid(render.PUBLISHED, published, published=True, note=note))
     facts = [
         f"source: {protocol.source}",
         f"command: {record.get('command', 'unknown')}",
@@ -101,13 +115,11 @@ def bench(record: dict[str, Any], where: str) -> Result:
         f"machine: {record.get('machine', 'unknown')}",
         f"terrazzo {table.version}",
     ]
-    remarks = [line.removeprefix("- ") for line in render.remarks(table) if line]
-    return Result(
-        protocol.title,
-        facts,
-        grids,
-        [*([protocol.note.strip()] if protocol.note else []), *remarks],
-    )
+    remarks = [protocol.note.strip()] if protocol.note else []
+    for line in printed.remarks(table):
+        if line:
+            remarks.append(line.removeprefix("- "))
+    return Result(protocol.title, facts, grids, remarks)
 
 
 def rows(record: dict[str, Any], where: str) -> Result:
@@ -116,52 +128,71 @@ def rows(record: dict[str, Any], where: str) -> Result:
     Raises
     ------
     InputError
-        Its rows are no table.
+        Its rows are not a table.
     """
     try:
         frame = pd.DataFrame(record["rows"])
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: rows are no table ({error}).") from error
-    facts = [f"{key}: {record[key]}" for key in ("command", "date") if key in record]
+        raise InputError(f"{where}: rows are not a table ({error}).") from error
+    facts = []
+    for key in ("command", "date"):
+        if key in record:
+            facts.append(f"{key}: {record[key]}")
     notes = record.get("notes", [])
-    remarks = [str(note) for note in notes] if isinstance(notes, list) else [str(notes)]
-    return Result(str(record["title"]), facts, [grid("", frame)], remarks)
+    if not isinstance(notes, list):
+        notes = [notes]
+    remarks = [str(note) for note in notes]
+    title = str(record["title"])
+    return Result(title, facts, [grid("", frame)], remarks)
 
 
 def task(result: TaskResult, name: str) -> Result:
     """Return the scores of a task: over all cells, and for each gene or cell type where there are some."""
-    summary = result.summary()
-    summary["score"] = [
-        f"{mean:.3f}" + (f" ± {sd:.3f}" if n > 1 else "")
-        for mean, sd, n in zip(summary["mean"], summary["sd"], summary["n"], strict=True)
-    ]
-    titled = [column for column in ("system", "split") if column in summary]
-    wide = summary.pivot_table(
-        index=titled, columns="metric", values="score", aggfunc="first", sort=False
-    )
-    grids = [grid("", wide.reset_index().fillna(""))]
-    parts = result.metrics[result.metrics["part"] != ""]
     remarks = [*result.notes, "± is the standard deviation over draws, folds or seeds."]
-    if len(parts):
-        by = [column for column in ("system", "split", "part") if column in parts]
-        each = parts.pivot_table(
-            index=by, columns="metric", values="value", aggfunc="mean", sort=False
-        ).reset_index()
-        if len(each) > _PARTS:
-            remarks.append(f"the first {_PARTS} of {len(each):,} genes or types are listed")
-        grids.append(grid("Each gene or type, mean", each.head(_PARTS)))
+    grids = [grid("", _whole_scores(result))]
+    by_part = _scores_by_part(result)
+    n_parts = len(by_part)
+    if n_parts:
+        if n_parts > PARTS:
+            remarks.append(f"the first {PARTS} of {n_parts:,} genes or types are listed")
+        grids.append(grid("Each gene or type, mean", by_part.head(PARTS)))
     facts = [
         f"date: {result.date}",
         f"terrazzo {result.version}",
         f"{len(result.predictions):,} cells predicted",
     ]
-    return Result(
-        f"{name}: {result.task}",
-        facts,
-        grids,
-        remarks,
-        json.dumps(result.config, indent=1, default=str),
+    settings = json.dumps(result.config, indent=1, default=str)
+    return Result(f"{name}: {result.task}", facts, grids, remarks, settings)
+
+
+def _whole_scores(result: TaskResult) -> pd.DataFrame:
+    """Return the scores over all cells: a row a split, a column a metric."""
+    summary = result.summary()
+    scores = []
+    for row in summary.itertuples():
+        text = f"{row.mean:.3f}"
+        if row.n > 1:
+            text += f" ± {row.sd:.3f}"
+        scores.append(text)
+    summary["score"] = scores
+    rows = [column for column in ("system", "split") if column in summary]
+    wide = summary.pivot_table(
+        index=rows, columns="metric", values="score", aggfunc="first", sort=False
     )
+    return wide.reset_index().fillna("")
+
+
+def _scores_by_part(result: TaskResult) -> pd.DataFrame:
+    """Return the mean scores of each gene or cell type."""
+    of_parts = result.metrics["part"] != ""
+    scores = result.metrics[of_parts]
+    if scores.empty:
+        return scores
+    rows = [column for column in ("system", "split", "part") if column in scores]
+    wide = scores.pivot_table(
+        index=rows, columns="metric", values="value", aggfunc="mean", sort=False
+    )
+    return wide.reset_index()
 
 
 def plain(path: Path) -> Result:
@@ -175,11 +206,11 @@ def plain(path: Path) -> Result:
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, nrows=ROWS + 1)
     except (OSError, ValueError) as error:  # pandas' parsing errors are ValueErrors
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a readable table ({reason}).") from error
+    n_rows, n_columns = frame.shape
+    if frame.empty or n_rows > ROWS or n_columns > COLUMNS:
         raise InputError(
-            f"{path} is not a readable table ({' '.join(str(error).split())})."
-        ) from error
-    if len(frame) > ROWS or frame.shape[1] > COLUMNS or frame.empty:
-        raise InputError(
-            f"{path} is no table for a page: 1 to {ROWS} rows and at most {COLUMNS} columns are shown."
+            f"{path} is not a table for a page: 1 to {ROWS} rows and at most {COLUMNS} columns are shown."
         )
     return Result(path.stem, [], [grid("", frame)])

@@ -1,4 +1,4 @@
-"""A slice for the page: where its cells lie, what they are called, labels, numbers, genes, histology, provenance."""
+"""A slice for the page: positions and names of its cells, labels, numbers, genes, histology, provenance."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from terrazzo.report import expression, layouts
 from terrazzo.report.packing import Blocks, jpeg
 from terrazzo.slices import Opened, Slice
 
+__all__ = ["Settings", "Sheet", "sheet"]
+
 CELLS = 300_000  # that are drawn, at most
-_LABELS, _NUMBERS = 40, 40  # columns of obs that are kept
-_CATEGORIES = 250  # more labels than this are names
-_UNITS = {"um": "µm", "pixel": "pixels", "array": "array steps"}
+MAX_LABELS = 40  # columns of obs with labels
+MAX_NUMBERS = 40  # columns of obs with numbers
+MAX_CATEGORIES = 250  # a column with more labels holds names
+MISSING_CODE = 255  # of a cell without a label
+UNITS = {"um": "µm", "pixel": "pixels", "array": "array steps"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a slice's part of the page is made with; see :func:`terrazzo.report.write`."""
+    """Settings of a slice's part of the page; see :func:`terrazzo.report.write`."""
 
     genes: Sequence[str] = ()
     n_genes: int = 100
@@ -48,7 +52,7 @@ class Sheet:
     name
         Its headline.
     facts
-        What it is, in words.
+        About the slice, for people.
     data
         For the script: everything that is drawn, as names of blocks and their scales.
     image
@@ -56,11 +60,11 @@ class Sheet:
     place, values, colors
         What the still pictures are drawn from.
     genes
-        Names of the genes that are kept, and how they were chosen.
+        The genes that the page holds, and how they were chosen.
     missing
-        Genes asked for that the slice lacks, and what was likely meant.
+        Genes that were asked for and that the slice lacks, and what was likely meant.
     coverage, records
-        Of each embedding: how its model's genes met the slice; where it comes from.
+        Of each embedding: gene coverage; provenance.
     notes
         What was left out, and why.
     """
@@ -87,26 +91,26 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
     InputError
         It cannot be read; an embedding that was asked for is not there.
     """
-    told = opened.arguments(**{"name": name, **settings.options})
-    adata, notes = _some(opened.adata, settings.seed)
-    notes = [*opened.notes, *notes]
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", TerrazzoWarning)
-        tissue = Slice.from_anndata(adata, allow_normalized=True, **told)
-    notes += [str(w.message) for w in said if issubclass(w.category, TerrazzoWarning)]
+    options = opened.arguments(**{"name": name, **settings.options})
+    notes = list(opened.notes)
+    adata = _sampled(opened.adata, settings.seed, notes)
+    tissue = _read(adata, options, notes)
     place = _place(tissue, notes)
-    columns, values, facts = _columns(adata, tissue, notes)
-    asked, lost = expression.find(tissue, settings.genes)
-    chosen = expression.choose(tissue, settings.n_genes, asked, settings.seed)
-    spatial_key = str(settings.options.get("spatial_key", keys.SPATIAL))
-    drawn, more = layouts.draw(
-        adata, settings.embeddings, settings.projection, spatial_key, settings.seed
+    columns = _columns(adata, tissue, notes)
+    wanted, missing = expression.find(tissue, settings.genes)
+    genes = expression.choose(tissue, settings.n_genes, wanted, settings.seed)
+    drawn, layout_notes = layouts.draw(
+        adata,
+        settings.embeddings,
+        settings.projection,
+        str(settings.options.get("spatial_key", keys.SPATIAL)),
+        settings.seed,
     )
     records = _records(adata)
     data = {
         "name": name,
         "cells": tissue.n_cells,
-        "unit": _UNITS.get(tissue.unit, "units"),
+        "unit": UNITS.get(tissue.unit, "units"),
         "isCounts": tissue.is_counts,
         "diameter": place.touching,
         "low": place.low.tolist(),
@@ -116,33 +120,50 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
         "y": blocks.places(tissue.coords[:, 1]),
         "names": blocks.texts(tissue.obs_names.tolist()),
         "totals": blocks.numbers(tissue.total_counts, "f4"),
-        "columns": [_packed(adata, column, values[column], blocks) for column in columns],
-        "genes": expression.pack(tissue, chosen.columns, blocks),
-        "others": blocks.texts(_others(tissue, chosen.columns)),
+        "columns": [_packed(adata, key, columns.shown[key], blocks) for key in columns.shown],
+        "genes": expression.pack(tissue, genes.columns, blocks),
+        "others": blocks.texts(_other_genes(tissue, genes.columns)),
         "layouts": [_layout(one, blocks) for one in drawn],
     }
-    colors = {column: legend_colors(adata, column, values[column], None) for column in columns}
+    colors = {}
+    for column, values in columns.shown.items():
+        colors[column] = legend_colors(adata, column, values, None)
     return Sheet(
         name,
-        [*_facts(tissue), *facts],
+        [*_facts(tissue), *columns.facts],
         data,
         None if place.pixels is None else jpeg(place.pixels),
         place,
-        {column: values[column] for column in columns},
+        columns.shown,
         colors,
-        chosen,
-        {name: expression.hint(tissue, name) for name in lost},
+        genes,
+        {gene: expression.hint(tissue, gene) for gene in missing},
         _coverage(records),
         records,
-        [*notes, *more],
+        notes + layout_notes,
     )
 
 
-def _some(adata: AnnData, seed: int) -> tuple[AnnData, list[str]]:
-    if adata.n_obs <= CELLS:
-        return adata, []
-    kept = np.sort(np.random.default_rng(seed).choice(adata.n_obs, CELLS, replace=False))
-    return adata[kept].copy(), [f"{CELLS:,} of {adata.n_obs:,} cells, drawn at random, are shown"]
+def _sampled(adata: AnnData, seed: int, notes: list[str]) -> AnnData:
+    """Return the slice, or some of its cells where there are too many."""
+    n = adata.n_obs
+    if n <= CELLS:
+        return adata
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(n, CELLS, replace=False))
+    notes.append(f"{CELLS:,} of {n:,} cells, drawn at random, are shown")
+    return adata[rows].copy()
+
+
+def _read(adata: AnnData, options: dict[str, Any], notes: list[str]) -> Slice:
+    """Check the slice; warnings become notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TerrazzoWarning)
+        tissue = Slice.from_anndata(adata, allow_normalized=True, **options)
+    for warning in caught:
+        if issubclass(warning.category, TerrazzoWarning):
+            notes.append(str(warning.message))
+    return tissue
 
 
 def _place(tissue: Slice, notes: list[str]) -> Place:
@@ -154,120 +175,165 @@ def _place(tissue: Slice, notes: list[str]) -> Place:
 
 
 def _extent(place: Place) -> list[float]:
-    """Left, top, right, bottom of the histology."""
+    """Return left, top, right, bottom of the histology."""
     left, right, bottom, top = place.extent
     return [left, top, right, bottom]
 
 
-def _columns(
-    adata: AnnData, tissue: Slice, notes: list[str]
-) -> tuple[list[str], dict[str, pd.Series], list[str]]:
-    """Return what is drawn of ``obs``, labels first, and of the counts; its values; columns of one value as facts."""
-    labels: list[str] = []
-    numbers: list[str] = []
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of ``obs`` and of the counts that are drawn, labels first; columns of one value as facts."""
+
+    shown: dict[str, pd.Series]
+    facts: list[str]
+
+
+def _columns(adata: AnnData, tissue: Slice, notes: list[str]) -> _Columns:
+    labels: dict[str, pd.Series] = {}
+    numbers: dict[str, pd.Series] = {}
     facts: list[str] = []
-    values: dict[str, pd.Series] = {}
     for column in map(str, adata.obs):
-        found = read_values(adata, column)
-        kinds = found.nunique(dropna=True)
-        is_label = isinstance(found.dtype, pd.CategoricalDtype)
-        if kinds == 0:
+        values = read_values(adata, column)
+        n_values = values.nunique(dropna=True)
+        is_label = isinstance(values.dtype, pd.CategoricalDtype)
+        if n_values == 0:
             notes.append(f"obs[{column!r}] is empty")
-        elif kinds == 1 and not found.isna().any():
-            facts += [f"{column}: {found.iloc[0]}"] if is_label and column != keys.EMPTY else []
-        elif is_label and kinds > _CATEGORIES:
-            notes.append(f"obs[{column!r}] has {kinds:,} labels, more than anybody can tell apart")
+        elif n_values == 1 and not values.isna().any():
+            if is_label and column != keys.EMPTY:
+                facts.append(f"{column}: {values.iloc[0]}")
+        elif not is_label:
+            numbers[column] = values
+        elif n_values > MAX_CATEGORIES:
+            notes.append(
+                f"obs[{column!r}] has {n_values:,} labels, more than anybody can tell apart"
+            )
         else:
-            (labels if is_label else numbers).append(column)
-            values[column] = found
-    for kept, most in ((labels, _LABELS), (numbers, _NUMBERS)):
-        if kept[most:]:
-            notes.append(f"columns of obs that are not shown: {', '.join(kept[most:])}")
-    measured = {
+            labels[column] = values
+    shown: dict[str, pd.Series] = {}
+    for column in _legible_first(labels)[:MAX_LABELS]:
+        shown[column] = labels[column]
+    for column in list(numbers)[:MAX_NUMBERS]:
+        shown[column] = numbers[column]
+    _note_left_out(list(labels)[MAX_LABELS:], notes)
+    _note_left_out(list(numbers)[MAX_NUMBERS:], notes)
+    of_cells = {
         "counts (all genes)": tissue.total_counts,
         "genes detected": np.diff(tissue.counts.indptr),
     }
-    values |= {
-        name: pd.Series(v, dtype=float, index=adata.obs_names) for name, v in measured.items()
-    }
-    return [*_best_first(labels, values)[:_LABELS], *numbers[:_NUMBERS], *measured], values, facts
+    for column, numbers_of_cells in of_cells.items():
+        shown[column] = pd.Series(numbers_of_cells, dtype=float, index=adata.obs_names)
+    return _Columns(shown, facts)
 
 
-def _best_first(labels: list[str], values: dict[str, pd.Series]) -> list[str]:
-    """Put what has a legend that can be read before flags and long lists; else in the order of the table."""
-    return sorted(labels, key=lambda column: not 3 <= values[column].nunique() <= MAX_LEGEND)
+def _note_left_out(columns: list[str], notes: list[str]) -> None:
+    if columns:
+        notes.append(f"columns of obs that are not shown: {', '.join(columns)}")
+
+
+def _legible_first(labels: dict[str, pd.Series]) -> list[str]:
+    """Put columns with a legend that can be read before flags and long lists; else in the order of the table."""
+
+    def is_hard_to_read(column: str) -> bool:
+        return not 3 <= labels[column].nunique() <= MAX_LEGEND
+
+    return sorted(labels, key=is_hard_to_read)
 
 
 def _packed(adata: AnnData, column: str, values: pd.Series, blocks: Blocks) -> dict[str, Any]:
     if not isinstance(values.dtype, pd.CategoricalDtype):
         scale = scale_of(values.dropna().to_numpy(dtype=np.float64))
-        kept = blocks.numbers(values.to_numpy(dtype=np.float32), "f4")
-        return {"name": column, "group": "Numbers", "low": scale.vmin, "high": scale.vmax, **kept}
-    codes, colors = values.cat.codes.to_numpy(), label_colors(adata, column, values, None)
-    record = dict(dict(adata.uns.get(keys.UNS, {})).get(column, {}))
-    found = record.get("task") == "domains" or column.endswith(keys.DOMAIN_SUFFIX)
-    counts = np.bincount(codes[codes >= 0], minlength=len(values.cat.categories)).tolist()
-    labels = [
-        {"name": str(name), "color": colors[name], "cells": count}
-        for name, count in zip(values.cat.categories, counts, strict=True)
-    ]
-    kept = blocks.numbers(np.where(codes < 0, 255, codes), "u1")
-    return {"name": column, "group": "Domains" if found else "Labels", "labels": labels, **kept}
+        numbers = blocks.numbers(values.to_numpy(dtype=np.float32), "f4")
+        ends = {"low": scale.vmin, "high": scale.vmax}
+        return {"name": column, "group": "Numbers", **ends, **numbers}
+    records = dict(adata.uns.get(keys.UNS, {}))
+    record = dict(records.get(column, {}))
+    group = "Labels"
+    if record.get("task") == "domains" or column.endswith(keys.DOMAIN_SUFFIX):
+        group = "Domains"
+    colors = label_colors(adata, column, values, None)
+    categories = values.cat.categories
+    codes = values.cat.codes.to_numpy()
+    known = codes[codes >= 0]
+    counts = np.bincount(known, minlength=len(categories))
+    labels = []
+    for name, count in zip(categories, counts.tolist(), strict=True):
+        labels.append({"name": str(name), "color": colors[name], "cells": count})
+    stored = np.where(codes < 0, MISSING_CODE, codes)
+    numbers = blocks.numbers(stored, "u1")
+    return {"name": column, "group": group, "labels": labels, **numbers}
 
 
 def _layout(one: layouts.Drawn, blocks: Blocks) -> dict[str, Any]:
-    x, y = one.places.T
+    x = one.places[:, 0]
+    y = -one.places[:, 1]  # the page's y grows downwards
     return {
         "key": one.key,
         "method": one.method,
         "x": blocks.places(x),
-        "y": blocks.places(-y),
-    }  # y upwards
+        "y": blocks.places(y),
+    }
 
 
-def _others(tissue: Slice, kept: Sequence[int]) -> list[str]:
-    held = set(kept)
-    return [name for column, name in enumerate(expression.names_of(tissue)) if column not in held]
+def _other_genes(tissue: Slice, columns: Sequence[int]) -> list[str]:
+    """Return the names of the genes that the page does not hold."""
+    packed = set(columns)
+    names = expression.names_of(tissue)
+    return [name for column, name in enumerate(names) if column not in packed]
 
 
 def _facts(tissue: Slice) -> list[str]:
-    said = tissue.describe()
-    unit = _UNITS.get(tissue.unit, "units of unknown size")
-    empty = f", {said['n_empty_cells']:,} of them without counts" if said["n_empty_cells"] else ""
+    about = tissue.describe()
+    unit = UNITS.get(tissue.unit, "units of unknown size")
+    n_empty = about["n_empty_cells"]
+    empty = f", {n_empty:,} of them without counts" if n_empty else ""
+    cells = f"{tissue.n_cells:,} cells{empty}"
     kind = "counts" if tissue.is_counts else "normalized values"
+    width, height = about["extent"]
+    extent = f"{width:,.0f} x {height:,.0f} {unit}"
+    counts = about["median_total_counts"]
+    genes = about["median_genes_detected"]
     return [
-        f"{tissue.n_cells:,} cells{empty}; {tissue.n_genes:,} genes; {kind} from {tissue.source}",
+        f"{cells}; {tissue.n_genes:,} genes; {kind} from {tissue.source}",
         f"technology: {tissue.technology}; organism: {tissue.organism}",
-        f"{said['extent'][0]:,.0f} x {said['extent'][1]:,.0f} {unit}, {tissue.spacing:,.3g} between neighbors",
-        f"median {said['median_total_counts']:,.0f} counts and {said['median_genes_detected']:,.0f} genes a cell",
+        f"{extent}, {tissue.spacing:,.3g} between neighbors",
+        f"median {counts:,.0f} counts and {genes:,.0f} genes a cell",
     ]
 
 
 def _records(adata: AnnData) -> list[dict[str, Any]]:
-    """Return what ``uns["terrazzo"]`` says, one dict a key, plain Python, texts of JSON read."""
+    """Return the records of ``uns["terrazzo"]``, one dict a key, plain Python, texts of JSON parsed."""
+    records = dict(adata.uns.get(keys.UNS, {}))
     out = []
-    for key, record in dict(adata.uns.get(keys.UNS, {})).items():
-        if isinstance(record, dict):
-            out.append(
-                {"key": str(key), **{str(name): _plain(value) for name, value in record.items()}}
-            )
+    for key, record in records.items():
+        if not isinstance(record, dict):
+            continue
+        plain: dict[str, Any] = {"key": str(key)}
+        for name, value in record.items():
+            plain[str(name)] = _plain(value)
+        out.append(plain)
     return out
 
 
 def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+    if not isinstance(value, str):
+        return value
+    if not value.startswith(("{", "[")):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _coverage(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row a model that says how its genes met the slice."""
-    return [
-        {"key": r["key"], **r["coverage"]} for r in records if isinstance(r.get("coverage"), dict)
-    ]
+    """Return the gene coverage of each model that records one."""
+    out = []
+    for record in records:
+        coverage = record.get("coverage")
+        if isinstance(coverage, dict):
+            out.append({"key": record["key"], **coverage})
+    return out

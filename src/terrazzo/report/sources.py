@@ -1,4 +1,4 @@
-"""What is given to a report: which of it are slices, which results, which logs; folders are looked through."""
+"""Sources of a report, sorted: slices, results, logs; folders are searched."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from terrazzo.report import curves, results
 from terrazzo.tasks.results import RECORD, TaskResult
 from terrazzo.training import logs as log_files
 
+__all__ = ["Found", "collect"]
+
 SLICES = 24  # in one page
-_DEPTH = 4  # of folders in folders
-_TAKES = (
+DEPTH = 4  # of folders in folders
+TAKES = (
     "slices (.h5ad, .zarr), results of tasks (a folder with result.json), tables of terrazzo bench (.json), runs of "
     "terrazzo pretrain (a folder with logs/metrics.csv), tables (.csv), or folders that hold such"
 )
-_ZARR = ("zarr.json", ".zgroup", ".zattrs")
-_CLOSED = (
-    "manifest.parquet",
-    "model.safetensors",
-    "probe.json",
-)  # a corpus, a checkpoint, a probe: nothing to see
+ZARR = ("zarr.json", ".zgroup", ".zattrs")
+# of a corpus, a checkpoint, a probe: nothing in such a folder is shown
+NOT_SEARCHED = ("manifest.parquet", "model.safetensors", "probe.json")
 
 
 @dataclass
 class Found:
-    """What there is to show, in the order given; slices by name, as a path or in memory."""
+    """What there is to show, in the order of the sources; slices by name, as a path or in memory."""
 
     slices: list[tuple[str, Any]] = field(default_factory=list)
     runs: list[curves.Run] = field(default_factory=list)
@@ -40,7 +39,7 @@ class Found:
 
 
 def collect(sources: Sequence[Any]) -> Found:
-    """Sort what is given; slices are not read yet, all else is.
+    """Sort the sources; slices are not read yet, all else is.
 
     Parameters
     ----------
@@ -50,24 +49,24 @@ def collect(sources: Sequence[Any]) -> Found:
     Raises
     ------
     InputError
-        Nothing is given or found; something that is neither; too many slices; results that cannot be read.
+        There is no source, or nothing in it; something that is neither; too many slices; results that cannot be read.
     """
-    found, seen = Found(), set[Path]()
+    found = Found()
+    seen: set[Path] = set()
     for number, source in enumerate(sources, 1):
-        if isinstance(source, AnnData) or hasattr(
-            source, "tables"
-        ):  # SpatialData, without importing it
+        is_spatialdata = hasattr(source, "tables")  # without importing its package
+        if isinstance(source, AnnData) or is_spatialdata:
             found.slices.append((f"slice {number}", source))
         elif isinstance(source, TaskResult):
             found.results.append(results.task(source, f"result {number}"))
         elif isinstance(source, str | Path):
-            _given(Path(source), found, seen)
+            _add(Path(source), found, seen)
         else:
             raise InputError(
-                f"a report takes {_TAKES}, an AnnData or a TaskResult, not {type(source).__name__}."
+                f"a report takes {TAKES}, an AnnData or a TaskResult, not {type(source).__name__}."
             )
     if not sources:
-        raise InputError(f"nothing is given; a report takes {_TAKES}.")
+        raise InputError(f"nothing is given; a report takes {TAKES}.")
     if len(found.slices) > SLICES:
         raise InputError(
             f"there are {len(found.slices)} slices; one page shows at most {SLICES}: name fewer."
@@ -75,43 +74,45 @@ def collect(sources: Sequence[Any]) -> Found:
     return found
 
 
-def _given(path: Path, found: Found, seen: set[Path]) -> None:
+def _add(path: Path, found: Found, seen: set[Path]) -> None:
     if not path.exists():
-        raise InputError(f"{path} does not exist; a report takes {_TAKES}.")
+        raise InputError(f"{path} does not exist; a report takes {TAKES}.")
     if _take(path, found, seen):
         return
     if not path.is_dir():
-        raise InputError(f"{path} is neither a slice nor a result; a report takes {_TAKES}.")
-    held = False
-    for inside in _walk(path, _DEPTH):
+        raise InputError(f"{path} is neither a slice nor a result; a report takes {TAKES}.")
+    is_empty = True
+    for inside in _walk(path, DEPTH):
         if _take(inside, found, seen, strict=False):
-            held = True
+            is_empty = False
         elif inside.suffix in (".json", ".csv"):
             found.skipped.append(str(inside.relative_to(path)))
-    if not held:
-        raise InputError(f"{path} holds nothing that a report shows; it takes {_TAKES}.")
+    if is_empty:
+        raise InputError(f"{path} holds nothing that a report shows; it takes {TAKES}.")
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield files, and folders that are one thing, in order; hidden ones and what is closed are left out."""
+    """Yield files, and folders that are one thing, in order; hidden ones are left out."""
     inside = sorted(folder.iterdir())
-    if any((folder / name).exists() for name in _CLOSED) or not depth:
+    if not depth or any((folder / name).exists() for name in NOT_SEARCHED):
         return
     for path in inside:
         if path.name.startswith("."):
             continue
-        if not path.is_dir() or _is_one_thing(path):
-            yield path
-        else:
+        if path.is_dir() and not _is_one_thing(path):
             yield from _walk(path, depth - 1)
+        else:
+            yield path
 
 
 def _is_one_thing(folder: Path) -> bool:
-    return _is_zarr(folder) or (folder / RECORD).is_file() or _log_of(folder).is_file()
+    if _is_zarr(folder):
+        return True
+    return (folder / RECORD).is_file() or _log_of(folder).is_file()
 
 
 def _is_zarr(folder: Path) -> bool:
-    return any((folder / mark).is_file() for mark in _ZARR)
+    return any((folder / mark).is_file() for mark in ZARR)
 
 
 def _log_of(folder: Path) -> Path:
@@ -119,32 +120,37 @@ def _log_of(folder: Path) -> Path:
 
 
 def _take(path: Path, found: Found, seen: set[Path], strict: bool = True) -> bool:
-    """Take one thing; False where it is none. Not strict: a table that cannot be shown is none either."""
+    """Take one source; False where it is none. Not strict: a table that cannot be shown is none either."""
     if path.resolve() in seen:
         return True
+    suffix = path.suffix.lower()
+    taken = False
     if path.is_dir():
         taken = _take_folder(path, found, seen)
-    elif path.suffix.lower() == ".h5ad":
+    elif suffix == ".h5ad":
         found.slices.append((path.stem, path))
         taken = True
-    elif path.suffix.lower() == ".json":
+    elif suffix == ".json":
         taken = _take_json(path, found, strict)
-    else:
-        taken = path.suffix.lower() == ".csv" and _take_csv(path, found, strict)
+    elif suffix == ".csv":
+        taken = _take_csv(path, found, strict)
     if taken:
         seen.add(path.resolve())
     return taken
 
 
 def _take_folder(folder: Path, found: Found, seen: set[Path]) -> bool:
+    record = folder / RECORD
+    log = _log_of(folder)
     if _is_zarr(folder):
         found.slices.append((folder.stem, folder))
-    elif (folder / RECORD).is_file():
-        found.results.append(results.task(TaskResult.load(folder), folder.name))
-        seen.add((folder / RECORD).resolve())
-    elif _log_of(folder).is_file():
-        found.runs.append(curves.read(_log_of(folder), folder.name))
-        seen.add(_log_of(folder).resolve())
+    elif record.is_file():
+        result = TaskResult.load(folder)
+        found.results.append(results.task(result, folder.name))
+        seen.add(record.resolve())
+    elif log.is_file():
+        found.runs.append(curves.read(log, folder.name))
+        seen.add(log.resolve())
     else:
         return False
     return True
@@ -153,14 +159,17 @@ def _take_folder(folder: Path, found: Found, seen: set[Path]) -> bool:
 def _take_json(path: Path, found: Found, strict: bool) -> bool:
     record = results.read_json(path)
     kind = results.kind_of(record)
+    where = str(path)
     if kind == "bench":
-        found.results.append(results.bench(record, str(path)))
+        found.results.append(results.bench(record, where))
     elif kind == "rows":
-        found.results.append(results.rows(record, str(path)))
+        found.results.append(results.rows(record, where))
     elif kind == "task":
-        found.results.append(results.task(TaskResult.load(path.parent), path.parent.name))
+        folder = path.parent
+        result = TaskResult.load(folder)
+        found.results.append(results.task(result, folder.name))
     elif strict:
-        raise InputError(f"{path} is not a result that terrazzo wrote; a report takes {_TAKES}.")
+        raise InputError(f"{path} is not a result that terrazzo wrote; a report takes {TAKES}.")
     return bool(kind)
 
 
@@ -169,7 +178,9 @@ def _take_csv(path: Path, found: Found, strict: bool) -> bool:
         with path.open(newline="", encoding="utf-8") as stream:
             header = next(csv.reader(stream), [])
         if curves.is_log(header):
-            name = path.parent.parent.name if path.name == log_files.CSV else path.stem
+            name = path.stem
+            if path.name == log_files.CSV:
+                name = path.parent.parent.name
             found.runs.append(curves.read(path, name))
         else:
             found.results.append(results.plain(path))

@@ -387,8 +387,8 @@ def test_on_the_command_line(
 
 
 def test_it_takes_part_in_tables(published: Path, adata: anndata.AnnData, tmp_path: Path) -> None:
+    from terrazzo.bench.entries import resolve
     from terrazzo.bench.samples import KEY
-    from terrazzo.bench.systems import resolve
 
     folder = convert_scgpt(published).save_pretrained(tmp_path / "checkpoint")
     (system,) = [s for s in resolve(["scgpt"], [f"scgpt={folder}"]) if s.title == "scGPT"]

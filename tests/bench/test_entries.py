@@ -1,4 +1,4 @@
-"""Who takes part: baselines always, weights that were given, and why the others do not."""
+"""Entries of a table: baselines always, weights that were given, and why the others are missing."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
+from terrazzo.bench.entries import ALWAYS, VISION_MODELS, Entry, representations, resolve
 from terrazzo.bench.protocols import Part
 from terrazzo.bench.samples import KEY, Sample, without_labels
-from terrazzo.bench.systems import ALWAYS, EYES, System, representations, resolve
 from terrazzo.errors import CheckpointError, ConfigError, InputError
 from terrazzo.models.baselines import KINDS
 from terrazzo.systems.stofm.cell_model import CellModel
@@ -22,7 +22,7 @@ def checkpoint(tiny_model: Any, tmp_path: Path) -> Path:
     return tiny_model().save_pretrained(tmp_path / "checkpoint")
 
 
-def called(systems: list[System], title: str) -> list[System]:
+def called(systems: list[Entry], title: str) -> list[Entry]:
     return [s for s in systems if s.title == title]
 
 
@@ -37,12 +37,12 @@ def test_baselines_are_always_there_and_once() -> None:
 def test_baselines_share_one_fit_and_each_has_vectors_of_its_own(
     simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from terrazzo.bench import systems as room
+    from terrazzo.bench import entries
     from terrazzo.models.baselines import Baseline, fit_baselines
 
     fits = []
     monkeypatch.setattr(
-        room,
+        entries,
         "fit_baselines",
         lambda names, slices: fits.append(names) or fit_baselines(names, slices),
     )
@@ -60,7 +60,7 @@ def test_baselines_share_one_fit_and_each_has_vectors_of_its_own(
 def test_one_baseline_that_fails_does_not_take_the_others_with_it(
     simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from terrazzo.bench import systems as room
+    from terrazzo.bench import entries
     from terrazzo.models.baselines import fit_baselines
 
     def fail(names: list[str], slices: list[AnnData]) -> Any:
@@ -68,7 +68,7 @@ def test_one_baseline_that_fails_does_not_take_the_others_with_it(
             raise InputError("no residuals")
         return fit_baselines(names, slices)
 
-    monkeypatch.setattr(room, "fit_baselines", fail)
+    monkeypatch.setattr(entries, "fit_baselines", fail)
     slices, failed = [simulated(150, 60)], []
     for system in resolve(["pearson"]):
         try:
@@ -153,7 +153,7 @@ def test_who_is_missing_says_why() -> None:
         "novae": "not part of terrazzo (--models novae=obsm:KEY takes its vectors)",
     }
     assert len(systems) == len(ALWAYS) + 5
-    assert {"clip", "uni"} <= set(EYES)
+    assert {"clip", "uni"} <= set(VISION_MODELS)
 
 
 def test_st_align_is_three_systems_and_a_vision_model_is_a_frozen_encoder(
@@ -169,16 +169,16 @@ def test_st_align_is_three_systems_and_a_vision_model_is_a_frozen_encoder(
     )
     (uni,) = called(found, "UNI")
     assert [s.reads for s in (both, image, genes, uni)] == ["both", "image", "genes", "image"]
-    adata = histology().copy()
+    adata = histology(50, image_px=280).copy()
     for system, modality in ((both, "both"), (image, "image"), (genes, "genes")):
         system.fit([])(adata)
-        expected = model.embed(histology().copy(), modality=modality, progress=False).obsm[
-            "X_stalign"
-        ]
+        expected = model.embed(
+            histology(50, image_px=280).copy(), modality=modality, progress=False
+        ).obsm["X_stalign"]
         np.testing.assert_allclose(adata.obsm[KEY], expected, rtol=1e-5, atol=1e-6)
         assert len(representations(adata)) == 3
     uni.fit([])(adata)
-    assert adata.obsm[KEY].shape == (90, 64)
+    assert adata.obsm[KEY].shape == (50, 64)
     assert len(representations(adata)) == 1
 
 

@@ -1,4 +1,4 @@
-"""A table that was stopped goes on: finished rows are taken over, and none that anything has changed for."""
+"""A table that was stopped goes on: finished rows are taken over, unless anything that they came from has changed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from terrazzo.bench import rows as room
+from terrazzo.bench import rows as stored_rows
 from terrazzo.bench import run as running
+from terrazzo.bench.entries import Entry, resolve
 from terrazzo.bench.run import run
 from terrazzo.bench.samples import KEY, Sample
-from terrazzo.bench.systems import System, resolve
 from terrazzo.errors import OutputError
 
 
 class Counted:
-    """A system that counts how often it embedded, and can be interrupted."""
+    """An entry that counts how often it embedded, and can be interrupted."""
 
     def __init__(self) -> None:
         self.times, self.stop = 0, False
@@ -35,15 +35,15 @@ class Counted:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let two counting systems take part, beside PCA."""
+    """Let two counting entries take part, beside PCA."""
     first, second = Counted(), Counted()
 
-    def resolved(*given: Any) -> list[System]:
+    def resolved(*given: Any) -> list[Entry]:
         trivial = [s for s in resolve(*given) if s.title == "PCA"]
         return [
             *trivial,
-            System("First", first.fit, mark="a"),
-            System("Second", second.fit, mark="b"),
+            Entry("First", first.fit, mark="a"),
+            Entry("Second", second.fit, mark="b"),
         ]
 
     monkeypatch.setattr(running, "resolve", resolved)
@@ -57,13 +57,13 @@ def test_goes_on_where_it_stopped(
     whole = run(table(), data=data_folder)
     second.stop = True
     with pytest.raises(KeyboardInterrupt):
-        run(table(), data=data_folder, kept=tmp_path / "rows")
+        run(table(), data=data_folder, rows=tmp_path / "rows")
     assert len(list((tmp_path / "rows").iterdir())) == 2  # PCA and the first
     done, second.stop, said = first.times, False, []
-    found = run(table(), data=data_folder, kept=tmp_path / "rows", say=said.append)
+    found = run(table(), data=data_folder, rows=tmp_path / "rows", say=said.append)
     assert first.times == done
     assert second.times == 2
-    assert [("kept from an earlier run" in line) for line in said] == [True, True, False]
+    assert [("from an earlier run" in line) for line in said] == [True, True, False]
     pd.testing.assert_frame_equal(found.scores, whole.scores)
     assert found.notes == whole.notes
     assert found.seconds.keys() == whole.seconds.keys()
@@ -73,10 +73,10 @@ def test_seeds_of_one_title_are_told_apart(
     table: Any, data_folder: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     one, two = Counted(), Counted()
-    systems = [System("Twice", one.fit, mark="a"), System("Twice", two.fit, mark="b")]
+    systems = [Entry("Twice", one.fit, mark="a"), Entry("Twice", two.fit, mark="b")]
     monkeypatch.setattr(running, "resolve", lambda *given: systems)
     for _ in range(2):
-        found = run(table(), data=data_folder, kept=tmp_path)
+        found = run(table(), data=data_folder, rows=tmp_path)
         assert set(found.scores["seed"]) == {0, 1}
         assert (one.times, two.times) == (1, 1)
 
@@ -85,9 +85,9 @@ def test_seeds_of_one_title_are_told_apart(
 def test_another_table_takes_nothing_over(
     table: Any, data_folder: Path, tmp_path: Path, counted: Any, changes: dict[str, Any]
 ) -> None:
-    run(table(), data=data_folder, kept=tmp_path / "rows")
+    run(table(), data=data_folder, rows=tmp_path / "rows")
     before = counted[0].times
-    run(table(**changes), data=data_folder, kept=tmp_path / "rows")
+    run(table(**changes), data=data_folder, rows=tmp_path / "rows")
     assert counted[0].times == before + 1
 
 
@@ -96,11 +96,11 @@ def test_other_weights_slices_or_code_take_nothing_over(
 ) -> None:
     def again() -> int:
         before = counted[0].times
-        run(table(), data=data_folder, kept=tmp_path / "rows")
+        run(table(), data=data_folder, rows=tmp_path / "rows")
         return counted[0].times - before
 
     assert [again(), again()] == [1, 0]
-    other = [System("First", counted[0].fit, mark="other weights")]
+    other = [Entry("First", counted[0].fit, mark="other weights")]
     with monkeypatch.context() as patch:
         patch.setattr(running, "resolve", lambda *given: other)
         assert [again(), again()] == [1, 0]
@@ -114,7 +114,7 @@ def test_other_weights_slices_or_code_take_nothing_over(
     with monkeypatch.context() as patch:
         patch.setattr(Sample, "read", classmethod(changed))
         assert [again(), again()] == [1, 0]
-    monkeypatch.setattr(room, "_code", lambda: "other code")
+    monkeypatch.setattr(stored_rows, "_code", lambda: "other code")
     assert [again(), again()] == [1, 0]
 
 
@@ -122,12 +122,12 @@ def test_unmarked_and_failed_rows_are_not_kept_and_damaged_ones_are_made_again(
     table: Any, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marked, unmarked = Counted(), Counted()
-    systems = [System("Marked", marked.fit, mark="a"), System("Unmarked", unmarked.fit)]
+    systems = [Entry("Marked", marked.fit, mark="a"), Entry("Unmarked", unmarked.fit)]
     monkeypatch.setattr(running, "resolve", lambda *given: systems)
-    run(table(), data=data_folder, kept=tmp_path / "rows")
+    run(table(), data=data_folder, rows=tmp_path / "rows")
     (file,) = (tmp_path / "rows").iterdir()
     file.write_text(file.read_text().replace("accuracy", "macro_f1"))
-    found = run(table(), data=data_folder, kept=tmp_path / "rows")
+    found = run(table(), data=data_folder, rows=tmp_path / "rows")
     assert (marked.times, unmarked.times) == (2, 2)
     assert set(found.scores["metric"]) == {"accuracy", "macro_f1"}
 
@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_written_says_so(
 ) -> None:
     (tmp_path / "rows").write_text("a file")
     with pytest.raises(OutputError, match="could not be written"):
-        run(table(), data=data_folder, kept=tmp_path / "rows")
+        run(table(), data=data_folder, rows=tmp_path / "rows")
 
 
 def test_content_ignores_what_a_table_writes(data_folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Expression from histology in a table: who sees pictures, that nobody sees a count, and whose weights serve whom."""
+"""Expression from histology in a table: entries that see pictures and no count, and the parts that weights serve."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from terrazzo.bench import histology as pictures
+from terrazzo.bench import histology as bench_histology
 from terrazzo.bench import render
-from terrazzo.bench import run as room
+from terrazzo.bench import run as running
+from terrazzo.bench.entries import Entry, resolve
 from terrazzo.bench.run import run
 from terrazzo.bench.samples import KEY
-from terrazzo.bench.systems import System, resolve
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models.card import TRAINED_ON, name_hash
 from terrazzo.systems.stalign.image_baselines import ImageBaseline
@@ -47,8 +47,8 @@ PARTS = [
         "settings": ["cross"],
     },
 ]
-TRIVIAL = [pictures.GENE_MEAN, "Color statistics", "Color statistics, by slice"]
-NAMED, VARIABLE = pictures.NAMED, "5 variable genes"
+TRIVIAL = [bench_histology.GENE_MEAN, "Color statistics", "Color statistics, by slice"]
+NAMED, VARIABLE = bench_histology.NAMED, "5 variable genes"
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +57,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, histology: Any) -> Path:
     folder = tmp_path_factory.mktemp("data")
     (folder / "hist").mkdir()
     for i, name in enumerate("abc"):
-        adata = histology(n_genes=40, n_regions=3, n_types=4, seed=i, depth=4000.0).copy()
+        adata = histology(90, 40, n_regions=3, n_types=4, seed=i, depth=4000.0, image_px=320).copy()
         adata.obsm["X_given"] = np.random.default_rng(i).normal(size=(adata.n_obs, 3))
         (adata[:, 1:].copy() if name == "c" else adata).write_h5ad(folder / "hist" / f"{name}.h5ad")
     return folder
@@ -98,7 +98,7 @@ def test_trivial_answers_and_who_is_missing(genes: Any, pictured: Path) -> None:
     reasons = dict(zip(found.absent["system"], found.absent["reason"], strict=True))
     assert reasons["ST-Align"].startswith("no weights were given")
     assert reasons["UNI"] == "no weights were given (--models uni=FOLDER of a transformers model)"
-    assert reasons["Pearson-residual PCA"] == pictures.BLIND
+    assert reasons["Pearson-residual PCA"] == bench_histology.READS_COUNTS
     assert "not part of terrazzo" in reasons["novae"]
     told = " | ".join(found.notes)
     assert "one: left out, for not every training slice lists them: SIM1, NEVER" in told
@@ -123,9 +123,11 @@ def test_the_gene_mean_by_hand(genes: Any, pictured: Path) -> None:
         for n in "abc"
     )
     error = (np.concatenate([a, b]).mean(0) - c) ** 2
-    assert mean(found, pictures.GENE_MEAN, "three", NAMED) == pytest.approx(error.mean(), rel=1e-5)
+    assert mean(found, bench_histology.GENE_MEAN, "three", NAMED) == pytest.approx(
+        error.mean(), rel=1e-5
+    )
     one = found.by_gene[
-        (found.by_gene["system"] == pictures.GENE_MEAN) & (found.by_gene["metric"] == "mse")
+        (found.by_gene["system"] == bench_histology.GENE_MEAN) & (found.by_gene["metric"] == "mse")
     ]
     assert one.groupby("gene")["value"].mean().to_dict() == pytest.approx(
         {"SIM3": error[:, 0].mean(), "SIM5": error[:, 1].mean()}, rel=1e-5
@@ -146,24 +148,24 @@ def test_st_align_its_twin_and_its_frozen_encoder(
         *TRIVIAL,
         "UNI",
         "mine",
-        pictures.FROZEN,
-        f"{pictures.FROZEN}, by slice",
+        bench_histology.FROZEN,
+        f"{bench_histology.FROZEN}, by slice",
         *(f"ST-Align, image only{b}" for b in blocks),
-        *(f"{pictures.TWIN}{b}" for b in blocks),
+        *(f"{bench_histology.UNTRAINED}{b}" for b in blocks),
     }
     assert not len(found.absent)
     assert mean(found, "ST-Align, image only, own block", "one", VARIABLE) != mean(
-        found, f"{pictures.TWIN}, own block", "one", VARIABLE
+        found, f"{bench_histology.UNTRAINED}, own block", "one", VARIABLE
     )
     text = render.to_markdown(found, "command")
-    assert "## Ours, gene by gene: one, MSE" in text
+    assert "## Measured, gene by gene: one, MSE" in text
     assert "| system | SIM3 | SIM5 |" in text
     assert render.to_record(found, "command")["by_gene"]
 
 
 def test_a_twin_keeps_what_was_not_trained(align_model: Any, histology: Any) -> None:
     model = align_model()
-    twin = pictures.untrained(model, 3)
+    twin = bench_histology.untrained(model, 3)
     assert not twin.trained
     assert twin.module.image_encoder.fingerprint() == model.module.image_encoder.fingerprint()
     np.testing.assert_array_equal(twin.genes, model.genes)
@@ -188,8 +190,8 @@ def test_no_count_is_seen_by_anybody(
         assert not set(adata.obs) - {"array_row", "array_col"}
         ImageBaseline().embed(adata, key_added=KEY, progress=False)
 
-    spy = System("Spy", lambda slices: look, reads="image")
-    monkeypatch.setattr(room, "resolve", lambda *given: [*resolve(*given), spy])
+    spy = Entry("Spy", lambda slices: look, reads="image")
+    monkeypatch.setattr(running, "resolve", lambda *given: [*resolve(*given), spy])
     found = run(genes(parts=PARTS[:1]), data=pictured)
     assert len(seen) == 2
     assert mean(found, "Spy", "one", VARIABLE) == pytest.approx(
@@ -198,23 +200,29 @@ def test_no_count_is_seen_by_anybody(
 
 
 def test_weights_by_part_and_by_patient(
-    genes: Any, pictured: Path, align_model: Any, tmp_path: Path
+    genes: Any,
+    pictured: Path,
+    align_model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     models = [align_model(neighbors=k) for k in (3, 2)]
     folders = [m.save_pretrained(tmp_path / f"m{i}") for i, m in enumerate(models)]
     given = [f"stalign@P={folders[0]}"]
     told: list[str] = []
-    found = run(genes(runs=1), data=pictured, models=given, say=told.append)
+    monkeypatch.setattr(bench_histology, "NAMES", ())  # no color statistics
+    few = {"runs": 1, "genes": 0}
+    found = run(genes(**few), data=pictured, models=given, say=told.append)
     title = "ST-Align (untrained), image only"
     assert {line.split(":")[0] for line in told if title in line} == {"one", "two"}
     gone = found.absent[found.absent["system"] == title]
     assert gone["part"].tolist() == ["three"]
     assert "NAME@PART=FOLDER" in gone["reason"].iloc[0]
-    whole = run(genes(runs=1), data=pictured, models=[*given, f"stalign@three={folders[1]}"])
+    whole = run(genes(**few), data=pictured, models=[*given, f"stalign@three={folders[1]}"])
     assert not len(whole.absent)
-    alone = run(genes(runs=1, parts=PARTS[2:]), data=pictured, models=[f"stalign={folders[1]}"])
-    for system in (f"{title} [own ; niche]", pictures.FROZEN):
-        assert mean(whole, system, "three", VARIABLE) == mean(alone, system, "three", VARIABLE)
+    alone = run(genes(**few, parts=PARTS[2:]), data=pictured, models=[f"stalign={folders[1]}"])
+    for system in (f"{title} [own ; niche]", bench_histology.FROZEN):
+        assert mean(whole, system, "three", NAMED) == mean(alone, system, "three", NAMED)
     with pytest.raises(
         ConfigError, match=r"has no part or patient 'R' .*; it has: one, P, two, three, Q"
     ):
@@ -225,8 +233,16 @@ def test_weights_by_part_and_by_patient(
     ("names", "refused"), [("b x", ["one", "two"]), ("x y", []), ("c", ["three"])]
 )
 def test_weights_that_have_seen_the_patient_are_refused(
-    genes: Any, pictured: Path, align_model: Any, tmp_path: Path, names: str, refused: list[str]
+    genes: Any,
+    pictured: Path,
+    align_model: Any,
+    tmp_path: Path,
+    names: str,
+    refused: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(bench_histology, "NAMES", ())  # no color statistics
+    monkeypatch.setattr(bench_histology, "_frozen", lambda aligned: iter(()))
     model = align_model()
     model.provenance = {"weights": "trained", TRAINED_ON: " ".join(map(name_hash, names.split()))}
     folder = model.save_pretrained(tmp_path / "align")
@@ -234,7 +250,7 @@ def test_weights_that_have_seen_the_patient_are_refused(
     gone = found.absent[found.absent["system"] == "ST-Align, image only"]
     assert gone["part"].tolist() == refused
     assert all("of the patient who is scored" in reason for reason in gone["reason"])
-    twin = found.absent[found.absent["system"] == pictures.TWIN]
+    twin = found.absent[found.absent["system"] == bench_histology.UNTRAINED]
     assert not len(twin)  # it was trained on nothing
 
 
@@ -242,7 +258,7 @@ def test_a_model_before_another_counts_too(align_model: Any) -> None:
     model = align_model()
     before = f'{{"{TRAINED_ON}": "{name_hash("a")}"}}'
     model.provenance = {TRAINED_ON: name_hash("b"), "before": before}
-    assert pictures.trained_on(System("x", model=model)) == {name_hash("a"), name_hash("b")}
+    assert bench_histology.trained_on(Entry("x", model=model)) == {name_hash("a"), name_hash("b")}
 
 
 def test_a_slice_without_a_picture(genes: Any, pictured: Path, tmp_path: Path) -> None:
@@ -261,7 +277,7 @@ def test_a_slice_without_a_picture(genes: Any, pictured: Path, tmp_path: Path) -
         "three",
     ]  # where it is scored, and where it is learned from
     assert "has no histology image" in gone["reason"].iloc[0]
-    assert pictures.GENE_MEAN in set(found.scores["system"])
+    assert bench_histology.GENE_MEAN in set(found.scores["system"])
 
 
 @pytest.mark.slow
@@ -275,15 +291,15 @@ def test_variants_are_trained_on_training_slices_and_read_histology_alone(
     }
     variants = [
         {"name": "full"},
-        {"name": "image", "align": {"align": {"modality": "image"}}},
-        {"name": "genes", "align": {"align": {"modality": "genes"}}},
+        {"name": "image", "change": {"stalign-pretrain": {"objective": {"modality": "image"}}}},
+        {"name": "genes", "change": {"stalign-pretrain": {"objective": {"modality": "genes"}}}},
     ]
     protocol = genes(
         parts=PARTS[:2],
         runs=1,
         genes=3,
         variants=variants,
-        training={"align": {**goal, "model": {"preset": "tiny"}}},
+        training={"stalign-pretrain": {**goal, "model": {"preset": "tiny"}}},
     )
     found = run(protocol, data=pictured)
     assert {"full [own ; niche]", "image [own ; niche]"} <= set(found.scores["system"])
