@@ -171,8 +171,8 @@ def ours_se2(model, features: np.ndarray, macro, subs: list) -> np.ndarray:
     """Stream the sub-slices through the fast SE(2) Transformer."""
     import torch
 
-    from terrazzo.systems.stofm.attention import Workspace
     from terrazzo.systems.stofm.model import subslice_tensors
+    from terrazzo.systems.stofm.se2 import Workspace
 
     out = np.empty((len(features), WIDTH), dtype=np.float32)
     workspace = Workspace()

@@ -113,8 +113,8 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
     """Time steps both ways; returns a row of the table."""
     import torch
 
-    from terrazzo.systems.stalign.feature_store import FeatureStore
     from terrazzo.systems.stalign.features import AlignBatch
+    from terrazzo.systems.stalign.loader import FeatureStore
     from terrazzo.systems.stalign.objective import AlignPack
     from terrazzo.training.recipe import recipe_from_dict
     from terrazzo.training.resuming import seed_everything

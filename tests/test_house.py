@@ -1,4 +1,4 @@
-"""The house rules that can be measured: who imports whom, sizes and density of rooms, lazy imports, no code from data."""
+"""House rules that can be measured: order of imports, sizes and density of files, lazy imports, no code from data."""
 
 from __future__ import annotations
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from terrazzo.genes import Vocabulary
     from terrazzo.images import TissueImage
     from terrazzo.models.baselines import Baseline
-    from terrazzo.models.converting import convert
     from terrazzo.models.embed_files import embed_files
-    from terrazzo.models.loading import load
+    from terrazzo.models.loading import convert, load
     from terrazzo.records import vectors as get
     from terrazzo.slices import Slice, read, write_table
     from terrazzo.systems.stalign.model import STAlign
@@ -39,7 +38,7 @@ _NAMES = {  # public name: where it is
     "TissueImage": "terrazzo.images:TissueImage",
     "Vocabulary": "terrazzo.genes:Vocabulary",
     "build_corpus": "terrazzo.corpus.build:build",
-    "convert": "terrazzo.models.converting:convert",
+    "convert": "terrazzo.models.loading:convert",
     "embed_files": "terrazzo.models.embed_files:embed_files",
     "finetune": "terrazzo.systems.stofm.finetune:finetune",
     "get": "terrazzo.records:vectors",

@@ -31,7 +31,10 @@ const slider = document.querySelectorAll("input[type=range]")[arguments[0]];
 slider.value = arguments[1];
 slider.dispatchEvent(new Event("input"));
 """
-FETCHED = "return performance.getEntriesByType('resource').map((e) => e.name).filter((name) => !name.startsWith('data:'))"
+FETCHED = (
+    "return performance.getEntriesByType('resource')"
+    ".map((e) => e.name).filter((name) => !name.startsWith('data:'))"
+)
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 LOG = "step,epoch,train/own,val/own,val/own_slice_mean\n0,0,1.0,0.9,0.8\n10,0,0.7,0.75,0.8\n20,1,0.6,0.62,0.8\n"
 

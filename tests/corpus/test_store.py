@@ -136,7 +136,7 @@ def test_memory_does_not_grow_with_the_corpus(
         ("OPEN_MEMBERS", members),
         ("CACHED_BYTES", limit),
     ):
-        monkeypatch.setattr(f"terrazzo.corpus.rows.{name}", value)
+        monkeypatch.setattr(f"terrazzo.corpus.shards.{name}", value)
     small = corpus.Corpus.open(built.folder)
     whole = {name: built.slice(name).counts for name in built.ids()}
     rng = np.random.default_rng(0)

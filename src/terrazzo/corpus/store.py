@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import libraries
-from terrazzo.corpus.rows import RowReader
+from terrazzo.corpus.shards import RowReader
 from terrazzo.corpus.splits import SPLITS
 from terrazzo.errors import CheckpointError, CorpusError
 from terrazzo.files import hash_file, hash_json, read_record

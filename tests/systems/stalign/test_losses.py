@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from terrazzo.errors import ConfigError
-from terrazzo.systems.stalign.losses import (
+from terrazzo.systems.stalign.objective import (
     contrast,
-    gathered,
+    gathered_rows,
     same_niche,
     sizes_of_ranks,
     symmetric_contrast,
@@ -110,7 +110,7 @@ def test_a_temperature_can_be_learned():
 
 def test_alone_there_is_nothing_to_gather():
     rows = torch.arange(6.0).view(3, 2)
-    assert gathered(rows) is rows
+    assert gathered_rows(rows) is rows
     assert sizes_of_ranks(rows) == [3]
 
 

@@ -18,7 +18,7 @@ import terrazzo as tz
 from terrazzo.corpus.loader import Shard
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, CorpusError
-from terrazzo.systems.stalign.feature_store import FeatureStore, StoredRows
+from terrazzo.systems.stalign.loader import FeatureStore, StoredRows
 from terrazzo.systems.stalign.recipe import SpotData, STAlignRecipe, STAlignSource
 from terrazzo.systems.stalign.stages import Pretrain, turned
 from terrazzo.training.logs import read

@@ -13,8 +13,7 @@ from scipy import sparse
 from scipy.stats import binom, chisquare
 
 from terrazzo.expression import SliceScale, log_values, scaling, variance
-from terrazzo.systems.stimage.counts import SiteCounts, row_sums, thinned
-from terrazzo.systems.stimage.kernels import FEW, KNOWN, MANY
+from terrazzo.systems.stimage.counts import FEW, KNOWN, MANY, SiteCounts, row_sums, thinned
 from terrazzo.systems.stimage.windows import channel_values
 
 Array = np.ndarray

@@ -21,9 +21,8 @@ from terrazzo.systems.stimage import masking
 from terrazzo.systems.stimage.counts import SiteCounts
 from terrazzo.systems.stimage.masking import MaskedWindows, thin_window
 from terrazzo.systems.stimage.network import nearest
-from terrazzo.systems.stimage.objective import squared_error
 from terrazzo.systems.stimage.recipe import STImageObjective, STImageRecipe
-from terrazzo.systems.stimage.stages import Pretrain, site_store
+from terrazzo.systems.stimage.stages import Pretrain, site_store, squared_error
 from terrazzo.systems.stimage.windows import Window
 from terrazzo.training.logs import read
 from terrazzo.training.recipe import OptimConfig, recipe_from_dict

@@ -17,11 +17,10 @@ from terrazzo.models.frozen import frozen_cells
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.systems.stalign.config import STAlignConfig, preset
-from terrazzo.systems.stalign.feature_store import FeatureStore
 from terrazzo.systems.stalign.features import AlignBatch
 from terrazzo.systems.stalign.gene_encoders import cells_config
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
-from terrazzo.systems.stalign.loader import SpotBatch, SpotLoader
+from terrazzo.systems.stalign.loader import FeatureStore, SpotBatch, SpotLoader
 from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stalign.objective import AlignPack, SpotNiche
 from terrazzo.systems.stalign.recipe import STAlignRecipe

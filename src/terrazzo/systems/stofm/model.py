@@ -27,13 +27,12 @@ from terrazzo.models.estimate import (
 from terrazzo.models.sequences import Tokens, check_vocabulary
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
-from terrazzo.systems.stofm.attention import Workspace
 from terrazzo.systems.stofm.cell_encoder import CellEncoder
 from terrazzo.systems.stofm.cell_model import CellModel, CellModelConfig, encode_cells, tokenize
 from terrazzo.systems.stofm.config import SToFMConfig, preset
 from terrazzo.systems.stofm.options import SToFMEmbedOptions
 from terrazzo.systems.stofm.pair_bias import Pairs
-from terrazzo.systems.stofm.se2 import SE2Transformer
+from terrazzo.systems.stofm.se2 import SE2Transformer, Workspace
 from terrazzo.systems.stofm.subslices import (
     SubSlice,
     SubSliceConfig,

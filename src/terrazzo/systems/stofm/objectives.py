@@ -12,7 +12,7 @@ from terrazzo.systems.stofm.cell_encoder import CellEncoder
 from terrazzo.systems.stofm.masking import RINGS, MaskedCells, MaskedSubSlices
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.systems.stofm.recipe import AdaptRecipe, PretrainRecipe
-from terrazzo.systems.stofm.references import References, with_constant
+from terrazzo.systems.stofm.statistics import References, with_constant
 from terrazzo.systems.stofm.warm_start import start_as_neighbor_means
 from terrazzo.training.stage import Objective
 

@@ -24,10 +24,11 @@ from terrazzo.systems.stofm.masking import CellMasking, SubSliceMasking
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.systems.stofm.objectives import DomainAdaptation, MultiScale
 from terrazzo.systems.stofm.recipe import AdaptRecipe, PretrainRecipe, SToFMSource
-from terrazzo.systems.stofm.references import References, fit_references
 from terrazzo.systems.stofm.statistics import (
     COMPONENTS,
+    References,
     composition,
+    fit_references,
     gene_loadings,
     head_radii,
     sample_tokens,
