@@ -55,7 +55,7 @@ def spatial_blocks(coords: np.ndarray) -> np.ndarray:
 
 
 def classifier():
-    """Return the linear read-out."""
+    """Return the linear head."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -422,12 +422,11 @@ def main() -> None:
     asked = {"adapt_epochs": options.adapt_epochs, "pretrain_epochs": options.pretrain_epochs}
     budget = BUDGETS[task] | {k: v for k, v in asked.items() if v is not None}
     if task == "simulated":
-        slices, labels = (
-            tz.simulate.corpus(5, 250 if options.quick else options.cells, seed=0),
-            ["region", "cell_type"],
-        )
+        labels = ["region", "cell_type"]
+        slices = tz.simulate.corpus(5, options.cells, seed=0)
         if options.quick:
-            budget, options.seeds = {"adapt_epochs": 1, "pretrain_epochs": 3}, 1
+            slices = tz.simulate.corpus(3, 150, seed=0)
+            budget, options.seeds = {"adapt_epochs": 1, "pretrain_epochs": 1}, 1
     else:
         folder, names, held_out, labels = TASKS[task]
         slices = [

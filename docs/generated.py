@@ -72,8 +72,8 @@ def write_pages() -> None:
 
 def command_line() -> str:
     """Return the page of every verb and option, as the program itself has them."""
+    from terrazzo.cli.app import app
     from terrazzo.cli.embed import system_help
-    from terrazzo.cli.main import app
     from terrazzo.systems import registry
 
     text = app.generate_docs(output_format="markdown")

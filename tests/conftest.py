@@ -221,7 +221,7 @@ def vectors() -> Callable[..., np.ndarray]:
 def call(capsys: pytest.CaptureFixture[str]) -> Any:
     """Run a command; return exit code, standard output and standard error."""
 
-    from terrazzo.cli.main import main
+    from terrazzo.cli import main
 
     def run(*words: Any) -> tuple[int, str, str]:
         code = main([str(w) for w in words])

@@ -171,7 +171,7 @@ class Reader:
             )
             assert done.returncode == 0, f"{where}: {line}\n{done.stderr}"
             return done.stdout
-        from terrazzo.cli.main import main
+        from terrazzo.cli import main
 
         typed, _, target = line.partition(" > ")
         words = [found for word in shlex.split(typed)[1:] for found in self.expand(word)]

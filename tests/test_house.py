@@ -365,8 +365,8 @@ def test_import_terrazzo_is_light() -> None:
         ("tasks/probes.py", "from terrazzo.training.recipe import Recipe", True),
         ("models/base.py", "import terrazzo as tz", True),
         ("models/base.py", "from terrazzo import genes, keys", False),
-        ("cli/main.py", "import terrazzo as tz", False),
-        ("__main__.py", "from terrazzo.cli.main import main", False),
+        ("cli/app.py", "import terrazzo as tz", False),
+        ("__main__.py", "from terrazzo.cli import main", False),
     ],
 )
 def test_import_rule(name: str, text: str, refused: bool) -> None:

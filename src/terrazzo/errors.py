@@ -5,6 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CorpusError",
+    "DataMissing",
+    "DownloadError",
+    "GeneError",
+    "InputError",
+    "OutputError",
+    "TerrazzoError",
+    "TerrazzoWarning",
+    "TrainingError",
+    "did_you_mean",
+]
+
 
 class TerrazzoError(Exception):
     """Base of every error that is the user's to mend (exit code 2 on the command line)."""

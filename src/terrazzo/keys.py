@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "COUNTS_LAYER",
+    "DOMAIN_SUFFIX",
+    "DONOR",
+    "EMPTY",
+    "ENSEMBL_COLUMNS",
+    "LIBRARY",
+    "ORGANISM",
+    "SPATIAL",
+    "SYMBOL_COLUMNS",
+    "TECHNOLOGY",
+    "UNS",
+    "X_BASELINE",
+    "X_CELL",
+    "X_SCGPT",
+    "X_STALIGN",
+    "X_STIMAGE",
+    "X_STOFM",
+    "baseline_key",
+    "domain_key",
+]
+
 # read
 SPATIAL = "spatial"  # obsm: coordinates, (n, 2) or more columns
 COUNTS_LAYER = "counts"  # layers: raw counts, looked for first

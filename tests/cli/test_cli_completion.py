@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from terrazzo.cli.main import app
+from terrazzo.cli.app import app
 
 VERBS = [name for name in app if not name.startswith("-")]
 

@@ -13,7 +13,7 @@ import pytest
 from cyclopts import App
 from rich.console import Console
 
-from terrazzo.cli.main import app
+from terrazzo.cli.app import app
 
 LINES, COLUMNS = 40, 100  # a screen
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 

@@ -17,7 +17,7 @@ import anndata
 import pytest
 
 import terrazzo as tz
-from terrazzo.cli.main import app
+from terrazzo.cli.app import app
 from terrazzo.cli.stop import (
     EXIT_CODE,
     MESSAGES,
@@ -230,7 +230,7 @@ from typing import Any
 {inspect.getsource(stop_at)}
 if __name__ == "__main__":
     stop_at({place!r}, {to})
-    from terrazzo.cli.main import main
+    from terrazzo.cli import main
     sys.exit(main(sys.argv[1:]))
 """
     done = subprocess.run(

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from terrazzo import corpus, simulate
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.corpus import members
 from terrazzo.corpus.scheduler import alone
 from terrazzo.corpus.splits import Splits, assign

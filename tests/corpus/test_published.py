@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from terrazzo import corpus, simulate
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.errors import ConfigError, CorpusError
 
 FOLDER = Path(corpus.__file__).with_name("published_corpora")

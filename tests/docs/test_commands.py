@@ -12,8 +12,8 @@ import pytest
 from cyclopts import CycloptsError
 
 import terrazzo as tz
+from terrazzo.cli.app import app
 from terrazzo.cli.embed import embed
-from terrazzo.cli.main import app
 from terrazzo.models.options import SLICE_OPTIONS, owners
 from terrazzo.systems import registry
 

@@ -16,7 +16,7 @@ import yaml
 from hub_stand_in import Hub, Repo, serve
 
 import terrazzo as tz
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.errors import CheckpointError, OutputError
 from terrazzo.models.hub import FILES, is_hub_name, locate
 

@@ -11,7 +11,7 @@ import pytest
 from anndata import AnnData
 
 import terrazzo as tz
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stimage.gridded import GriddedSlice
 from terrazzo.systems.stofm import cell_model

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import terrazzo as tz
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.errors import CheckpointError, ConfigError, OutputError, TrainingError
 from terrazzo.systems.stofm.stages import Pretrain
 from terrazzo.training.callbacks import CsvLog

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import terrazzo as tz
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.errors import CheckpointError, GeneError, TerrazzoWarning
 from terrazzo.systems.scgpt.convert import convert_scgpt
 from terrazzo.systems.scgpt.model import ScGPT

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from terrazzo.cli.main import main
+from terrazzo.cli import main
 from terrazzo.errors import CheckpointError, OutputError
 from terrazzo.systems.stalign import convert as room
 from terrazzo.systems.stalign.convert import UNI, ViTSizes, convert_uni

@@ -33,7 +33,7 @@ def encoder(request: pytest.FixtureRequest, loud: Any) -> CellEncoder:
 
 
 def cells(
-    seed: int = 0, n: int = 40, empty: bool = True
+    seed: int = 0, n: int = 24, empty: bool = True
 ) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 39, n)

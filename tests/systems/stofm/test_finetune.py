@@ -14,20 +14,21 @@ import torch
 
 import terrazzo as tz
 from terrazzo.errors import CheckpointError, ConfigError, InputError, OutputError, TrainingError
-from terrazzo.systems.stofm import finetune as room
+from terrazzo.systems.stofm import finetune as finetune_module
 from terrazzo.systems.stofm.finetune import FineTuneConfig, FineTuned, finetune
 from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
 from terrazzo.systems.stofm.labeled import prepare, refresh, scene_vectors
 from terrazzo.tasks import targets
 from terrazzo.tasks.splits import random_splits
 
+N = 90  # cells, in two sub-slices
 SHORT = FineTuneConfig(max_epochs=2, batch_cells=40)
 
 
 @pytest.fixture
 def adata(simulated: Any) -> Any:
     """Simulate a slice of three regions."""
-    return simulated(150, 60, n_regions=3, n_types=4)
+    return simulated(N, 60, n_regions=3, n_types=4)
 
 
 def model_of(tiny_model: Any, output: str = "niche", **subslices: Any) -> Any:
@@ -60,7 +61,7 @@ def same(a: FineTuned, b: FineTuned) -> bool:
 @pytest.mark.parametrize(
     "subslices", [{}, {"halo": 2.0}, {"virtual": False}, {"pair": "full"}], ids=str
 )
-def test_a_scene_has_the_vectors_of_embed(
+def test_a_cut_slice_has_the_vectors_of_embed(
     tiny_model: Any, adata: Any, output: str, subslices: dict[str, Any]
 ) -> None:
     model = model_of(tiny_model, output, **subslices)
@@ -86,9 +87,9 @@ def test_cells_encoded_again_have_the_same_vectors_and_a_gradient(
     scene = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
     sub, none = scene.subslices[0], np.empty(0, dtype=np.int64)
     again = np.array([0, 3, 7])
-    found = room.subslice_vectors(model, scene, sub, again)
+    found = finetune_module.subslice_vectors(model, scene, sub, again)
     torch.testing.assert_close(
-        found, room.subslice_vectors(model, scene, sub, none), atol=2e-5, rtol=1e-4
+        found, finetune_module.subslice_vectors(model, scene, sub, none), atol=2e-5, rtol=1e-4
     )
     found[again].square().sum().backward()
     embeddings = model.module.cell_encoder.bert.embeddings.word_embeddings.weight
@@ -235,7 +236,7 @@ def test_saved_and_loaded(
     assert sorted(p.name for p in folder.iterdir()) == ["model", "probe"]
     loaded = FineTuned.load("deep/tuned")
     assert (loaded.predict(adata.copy()) == tuned.predict(adata)).all()
-    assert adata.obsm["X_stofm"].shape == (150, 48)
+    assert adata.obsm["X_stofm"].shape == (N, 48)
     with pytest.raises(OutputError, match="holds something already"):
         tuned.save(folder)
     Path("file").write_text("x")
@@ -285,9 +286,9 @@ def test_a_loss_that_is_no_number(
     tiny_model: Any, adata: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        room.F, "cross_entropy", lambda scores, codes, **how: scores.sum() * float("nan")
+        finetune_module.F, "cross_entropy", lambda scores, codes, **how: scores.sum() * float("nan")
     )
-    monkeypatch.setattr(room.FineTuning, "held_out_loss", lambda self: 1.0)
+    monkeypatch.setattr(finetune_module.FineTuning, "held_out_loss", lambda self: 1.0)
     before = torch.get_rng_state()
     with pytest.raises(TrainingError, match="lower the learning rates"):
         finetune(model_of(tiny_model), adata, label="region", config=SHORT)
@@ -296,10 +297,10 @@ def test_a_loss_that_is_no_number(
 
 def test_every_training_cell_is_learned_from_once_in_a_pass(tiny_model: Any, adata: Any) -> None:
     model, split = model_of(tiny_model), split_of(adata)
-    train, none = np.zeros(150, dtype=bool), np.zeros(150, dtype=bool)
+    train, none = np.zeros(N, dtype=bool), np.zeros(N, dtype=bool)
     train[split.train] = True
-    scene = prepare(model, adata, np.zeros(150, dtype=np.int64), train, none)
-    steps = room.Steps([scene], 25, np.random.default_rng(0))
+    scene = prepare(model, adata, np.zeros(N, dtype=np.int64), train, none)
+    steps = finetune_module.Steps([scene], 25, np.random.default_rng(0))
     passes = [list(steps), list(steps)]
     for one in passes:
         assert len(one) == len(steps)

@@ -27,14 +27,15 @@ from terrazzo.systems.stofm.cell_model import CellModel
 from terrazzo.systems.stofm.config import preset
 
 Vectors = Callable[..., np.ndarray]
+N = 100  # cells, in two sub-slices
 few = settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     phases=[
         Phase.explicit,
         Phase.reuse,
         Phase.generate,
-    ],  # no shrinking: an example takes about a second
+    ],  # no shrinking: an example takes a while
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 PUBLISHED = {"geometry": "published", "partition": "grid", "mix": "sum"}
@@ -64,7 +65,7 @@ def check(adata: AnnData, key: str = "X_stofm") -> np.ndarray:
 # -- symmetries -------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 5), st.integers(150, 170), st.floats(0, 6.28), st.floats(-1e4, 1e4))
+@given(st.integers(0, 5), st.integers(90, 110), st.floats(0, 6.28), st.floats(-1e4, 1e4))
 @few
 def test_rotation_and_translation_change_nothing_in_micrometers(
     tiny_model: Any, simulated: Any, vectors: Vectors, seed: int, n: int, angle: float, shift: float
@@ -82,12 +83,12 @@ def test_rotation_and_translation_change_nothing_in_micrometers(
 def test_rotation_changes_nothing_whatever_the_cut(
     tiny_model: Any, simulated: Any, vectors: Vectors, options: dict[str, Any]
 ) -> None:
-    model, adata = tiny_model(), simulated()
+    model, adata = tiny_model(), simulated(N)
     before, after = (vectors(model, a, **options) for a in (adata, moved(adata, 0.7, (50.0, 9.0))))
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
 
 
-@given(st.integers(0, 5), st.integers(150, 170), st.floats(-100, 100))
+@given(st.integers(0, 5), st.integers(90, 110), st.floats(-100, 100))
 @few
 def test_translation_changes_nothing_as_published(
     tiny_model: Any, simulated: Any, vectors: Vectors, seed: int, n: int, shift: float
@@ -98,7 +99,7 @@ def test_translation_changes_nothing_as_published(
 
 
 @GEOMETRIES
-@given(st.integers(0, 5), st.integers(150, 170), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 5), st.integers(90, 110), st.integers(0, 2**32 - 1))
 @few
 def test_the_order_of_cells_changes_not_one_bit(
     tiny_model: Any,
@@ -117,7 +118,7 @@ def test_the_order_of_cells_changes_not_one_bit(
 def test_the_order_of_genes_changes_nothing_without_ties(
     tiny_model: Any, simulated: Any, vectors: Vectors
 ) -> None:
-    adata = simulated()
+    adata = simulated(N)
     rng = np.random.default_rng(0)
     adata.X = rng.integers(1, 10**6, adata.shape).astype(np.float32)
     order = rng.permutation(adata.n_vars)
@@ -130,15 +131,15 @@ def test_the_order_of_genes_changes_nothing_without_ties(
 def test_n_cells_in_n_rows_out_on_every_layout(
     tiny_model: Any, simulated: Any, vectors: Vectors, layout: str, geometry: dict[str, Any]
 ) -> None:
-    adata = simulated(180, layout=layout)
+    adata = simulated(N, layout=layout)
     names, x = adata.obs_names.copy(), adata.X.copy()
     found = vectors(tiny_model(**geometry), adata)
     check(adata)
     assert list(adata.obs_names) == list(names)
     assert abs(adata.X - x).sum() == 0  # the counts are left alone
-    alone = adata[:90].copy()
+    alone = adata[:60].copy()
     assert (
-        np.abs(found[:90] - vectors(tiny_model(**geometry), alone)).max() > 1e-3
+        np.abs(found[:60] - vectors(tiny_model(**geometry), alone)).max() > 1e-3
     )  # context counts
 
 
@@ -148,7 +149,7 @@ def test_n_cells_in_n_rows_out_on_every_layout(
 def test_batch_size_changes_nothing(
     tiny_model: Any, simulated: Any, vectors: Vectors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, adata = tiny_model(), simulated()
+    model, adata = tiny_model(), simulated(N)
     adata.obs["given"] = np.arange(adata.n_obs) % 6
     before = vectors(model, adata, clusters="given")
     monkeypatch.setitem(stofm_module.PACK_TOKENS, "cpu", 100_000)  # all sub-slices in one pass
@@ -168,12 +169,12 @@ def details(adata: AnnData, key: str = "X_stofm") -> dict[str, Any]:
 
 @pytest.mark.parametrize("partition", ["balanced", "grid"])
 def test_partition_and_size_are_taken(tiny_model: Any, simulated: Any, partition: str) -> None:
-    adata = tiny_model().embed(simulated(), partition=partition, subslice_size=50, progress=False)
+    adata = tiny_model().embed(simulated(N), partition=partition, subslice_size=25, progress=False)
     check(adata)
     assert details(adata)["n_subslices"] >= 4
     subslices = json.loads(adata.uns["terrazzo"]["X_stofm"]["settings"])["subslices"]
-    assert (subslices["partition"], subslices["subslice_size"]) == (partition, 50)
-    adata = tiny_model().embed(simulated(), subslice_size=10_000, progress=False)
+    assert (subslices["partition"], subslices["subslice_size"]) == (partition, 25)
+    adata = tiny_model().embed(simulated(N), subslice_size=10_000, progress=False)
     assert details(adata)["n_subslices"] == 1
 
 
@@ -181,7 +182,7 @@ def test_a_halo_gives_context_and_a_wide_one_the_whole_slice(
     tiny_model: Any, simulated: Any, vectors: Vectors
 ) -> None:
     model = tiny_model()
-    adata = simulated()
+    adata = simulated(N)
     adata.obs["given"] = np.arange(adata.n_obs) % 6
     none, some, wide, whole = (
         vectors(model, adata, clusters="given", **options)
@@ -192,19 +193,17 @@ def test_a_halo_gives_context_and_a_wide_one_the_whole_slice(
 
 
 def test_without_virtual_cells(tiny_model: Any, simulated: Any) -> None:
-    adata = tiny_model(virtual=False).embed(simulated(), progress=False)
+    adata = tiny_model(virtual=False).embed(simulated(N), progress=False)
     check(adata)
     assert details(adata)["n_virtual_cells"] == 0
-    check(tiny_model(virtual=False).embed(simulated()[:1].copy(), progress=False))
+    check(tiny_model(virtual=False).embed(simulated(N)[:1].copy(), progress=False))
 
 
 def test_seeds(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
     model, adata = tiny_model(), simulated(220)
-    np.testing.assert_array_equal(vectors(model, adata, seed=3), vectors(model, adata, seed=3))
-    assert any(
-        np.abs(vectors(model, adata, seed=s) - vectors(model, adata, seed=0)).max() > 1e-4
-        for s in range(1, 5)
-    )
+    first = vectors(model, adata, seed=3)
+    np.testing.assert_array_equal(first, vectors(model, adata, seed=3))
+    assert any(np.abs(vectors(model, adata, seed=s) - first).max() > 1e-4 for s in (0, 1, 2, 4))
 
 
 def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone(
@@ -222,7 +221,7 @@ def test_random_weights_follow_the_seed_and_leave_torchs_generator_alone(
 
 
 def test_bfloat16_reports_its_error(tiny_model: Any, simulated: Any, vectors: Vectors) -> None:
-    adata = simulated()
+    adata = simulated(N)
     adata.obs["given"] = 0
     exact = vectors(tiny_model(), adata, clusters="given")
     rough = vectors(tiny_model(), adata, clusters="given", precision="bfloat16")
@@ -239,9 +238,9 @@ def test_bfloat16_reports_its_error(tiny_model: Any, simulated: Any, vectors: Ve
 def test_empty_cells_are_flagged_and_finite(
     tiny_model: Any, simulated: Any, geometry: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    adata = simulated()
+    adata = simulated(N)
     counts = adata.X.tolil()
-    counts[[4, 9, 150]] = 0
+    counts[[4, 9, 75]] = 0
     adata.X = counts.tocsr()
     empty = np.asarray(adata.X.sum(axis=1)).ravel() == 0
     with caplog.at_level(logging.WARNING):
@@ -256,7 +255,7 @@ def test_empty_cells_are_flagged_and_finite(
 @GEOMETRIES
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_few_cells(tiny_model: Any, simulated: Any, geometry: dict[str, Any], n: int) -> None:
-    adata = simulated()
+    adata = simulated(N)
     check(tiny_model(**geometry).embed(adata[50 : 50 + n].copy(), progress=False))
 
 
@@ -265,7 +264,7 @@ def test_few_cells(tiny_model: Any, simulated: Any, geometry: dict[str, Any], n:
 def test_degenerate_positions(
     tiny_model: Any, simulated: Any, vectors: Vectors, geometry: dict[str, Any], kind: str
 ) -> None:
-    adata = simulated()
+    adata = simulated(N)
     n = adata.n_obs
     spots = {
         "one point": np.full((n, 2), 3.0),
@@ -284,7 +283,7 @@ def test_degenerate_positions(
 def test_equal_cells_at_one_point_have_equal_vectors(
     tiny_model: Any, simulated: Any, vectors: Vectors
 ) -> None:
-    adata = simulated()[:60].copy()
+    adata = simulated(N)[:60].copy()
     other = adata.copy()
     other.obs_names = [f"twin-{name}" for name in other.obs_names]
     twins = anndata.concat([adata, other], join="outer", merge="same")
@@ -297,7 +296,7 @@ def test_equal_cells_at_one_point_have_equal_vectors(
 def test_unknown_units_warn_and_the_spacing_is_the_unit(
     tiny_model: Any, simulated: Any, vectors: Vectors
 ) -> None:
-    adata = simulated()
+    adata = simulated(N)
     del adata.uns["technology"]
     with pytest.warns(TerrazzoWarning, match="micrometers could not be derived"):
         before = vectors(tiny_model(), adata)
@@ -312,7 +311,7 @@ def test_unknown_units_warn_and_the_spacing_is_the_unit(
 
 
 def test_a_slice_of_other_genes_is_refused(tiny_model: Any, simulated: Any) -> None:
-    adata = simulated()
+    adata = simulated(N)
     adata.var_names = [f"other{i}" for i in range(adata.n_vars)]
     adata.var["ensembl_id"] = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
     with pytest.raises(GeneError):
@@ -324,7 +323,7 @@ def test_a_slice_of_other_genes_is_refused(tiny_model: Any, simulated: Any) -> N
 
 
 def test_key_added_and_two_keys_side_by_side(tiny_model: Any, simulated: Any) -> None:
-    adata = simulated()
+    adata = simulated(N)
     tiny_model().embed(adata, key_added="mine", seed=4, progress=False)
     tiny_model().embed(adata, progress=False)
     check(adata, "mine")
@@ -335,7 +334,7 @@ def test_key_added_and_two_keys_side_by_side(tiny_model: Any, simulated: Any) ->
 def test_a_list_and_paths(
     tiny_model: Any, simulated: Any, vectors: Vectors, tmp_path: Path
 ) -> None:
-    first, second = simulated(), simulated(150, seed=1)
+    first, second = simulated(N), simulated(80, seed=1)
     expected = [vectors(tiny_model(), a.copy()) for a in (first, second)]
     path = tmp_path / "second.h5ad"
     second.write_h5ad(path)
@@ -349,10 +348,10 @@ def test_a_list_and_paths(
 
 
 def test_spatialdata(tiny_model: Any, simulated: Any) -> None:
-    sdata = make(tables={"table": simulated()})
+    sdata = make(tables={"table": simulated(N)})
     assert tiny_model().embed(sdata, progress=False) is sdata
     check(sdata.tables["table"])
-    for other in (make(), make(tables={"a": simulated(), "b": simulated()})):
+    for other in (make(), make(tables={"a": simulated(N), "b": simulated(N)})):
         with pytest.raises(InputError, match=r"no table|2 tables"):
             tiny_model().embed(other)
 
@@ -367,7 +366,7 @@ def test_what_is_no_slice_is_refused(tiny_model: Any, wrong: Any) -> None:
 def test_provenance_survives_the_disk(
     tiny_model: Any, simulated: Any, tmp_path: Path, suffix: str
 ) -> None:
-    model, adata = tiny_model(), simulated()
+    model, adata = tiny_model(), simulated(N)
     model.embed(adata, seed=5, progress=False)
     record = adata.uns["terrazzo"]["X_stofm"]
     path = tmp_path / f"slice.{suffix}"
@@ -391,7 +390,7 @@ def test_provenance_survives_the_disk(
 def test_given_clusters_are_used_whatever_they_are_called(
     tiny_model: Any, simulated: Any, vectors: Vectors
 ) -> None:
-    adata = simulated()
+    adata = simulated(N)
     number = np.arange(adata.n_obs) % 5
     adata.obs["number"] = number
     adata.obs["text"] = pd.Categorical(
@@ -408,7 +407,7 @@ def test_given_clusters_are_used_whatever_they_are_called(
 
 
 def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
-    adata = simulated()
+    adata = simulated(N)
     with pytest.raises(InputError, match=r"clusters='domain' is not a column.*region"):
         tiny_model().embed(adata, clusters="domain")
     adata.obs["domain"] = [None, np.nan] + ["a"] * (adata.n_obs - 2)
@@ -434,20 +433,20 @@ def test_clusters_that_cannot_be_used(tiny_model: Any, simulated: Any) -> None:
 def test_impossible_settings_are_config_errors(
     tiny_model: Any, simulated: Any, options: dict[str, Any]
 ) -> None:
-    adata = simulated()
+    adata = simulated(N)
     with pytest.raises(ConfigError):
         tiny_model().embed(adata, progress=False, **options)
     assert "X_stofm" not in adata.obsm
 
 
 def test_plan_says_what_embed_does(tiny_model: Any, simulated: Any) -> None:
-    adata = simulated()
-    plan = tiny_model().plan(adata, subslice_size=50, seed=3, key_added="mine", halo=1.0)
-    done = tiny_model().embed(adata, subslice_size=50, progress=False)
-    assert plan.cells == 200
+    adata = simulated(N)
+    plan = tiny_model().plan(adata, subslice_size=25, seed=3, key_added="mine", halo=1.0)
+    done = tiny_model().embed(adata, subslice_size=25, progress=False)
+    assert plan.cells == N
     assert plan.subslices == details(done)["n_subslices"]
     assert plan.seconds > 0
-    assert "200 cells in 4 sub-slices" in str(plan)
+    assert "100 cells in 4 sub-slices" in str(plan)
     assert plan.faster == ()
 
 
@@ -471,7 +470,7 @@ def test_cell_model_sees_no_tissue(simulated: Any, loud: Any, small_config: Any)
 
     from terrazzo.systems.stofm.cell_model import CellModelConfig
 
-    adata = simulated()
+    adata = simulated(N)
     counts = adata.X.tolil()
     counts[0] = 0  # the first cell is always among those that bfloat16 is measured on
     adata.X = counts.tocsr()
@@ -487,8 +486,8 @@ def test_cell_model_sees_no_tissue(simulated: Any, loud: Any, small_config: Any)
             details(adata, "X_cell")["bfloat16_min_cosine"] > 0.9
         )  # an empty cell (vector 0) is no error
         first = model.embed(adata, progress=False).obsm["X_cell"]
-        assert first.shape == (200, width)
-        other = model.embed(at(adata.copy(), np.zeros((200, 2))), progress=False).obsm["X_cell"]
+        assert first.shape == (N, width)
+        other = model.embed(at(adata.copy(), np.zeros((N, 2))), progress=False).obsm["X_cell"]
         np.testing.assert_array_equal(first, other)
         plan = model.plan(adata)
-        assert (plan.cells, plan.subslices) == (200, 0)
+        assert (plan.cells, plan.subslices) == (N, 0)

@@ -181,7 +181,7 @@ def free_folder(folder: str | Path) -> Path:
     if not target.exists():
         return target
     if not target.is_dir() or any(target.iterdir()):
-        raise OutputError(f"{target} exists already and is not empty; pass another folder.")
+        raise OutputError(f"{target} exists already, and is not an empty folder; pass another.")
     return target
 
 
@@ -503,6 +503,8 @@ def _labeled_slices(
     used = np.concatenate([rows.train, rows.validation])
     if codes[used].min(initial=0) < 0:
         raise InputError("the split names cells without a label that is learned.")
+    if len(rows.train) == 0 or len(rows.validation) == 0:
+        raise InputError("fine-tuning needs labeled cells to learn from, and others to stop by.")
     train = np.zeros(len(codes), dtype=bool)
     train[rows.train] = True
     validation = np.zeros(len(codes), dtype=bool)
@@ -513,8 +515,6 @@ def _labeled_slices(
         own = slice(start, start + adata.n_obs)
         out.append(prepare(model, adata, codes[own], train[own], validation[own], **options))
         start += adata.n_obs
-    if len(rows.train) == 0 or len(rows.validation) == 0:
-        raise InputError("fine-tuning needs labeled cells to learn from, and others to stop by.")
     return out
 
 
