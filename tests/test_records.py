@@ -33,7 +33,7 @@ def test_blocks_are_columns(embedded: AnnData) -> None:
     assert records.blocks(embedded, "both") == {"own": (0, 3), "niche": (3, 7)}
     assert records.blocks(embedded, "one") == {}
     assert records.blocks(embedded, "X_foreign") == {}
-    own, niche = (tz.block(embedded, "both", name) for name in ("own", "niche"))
+    own, niche = (records.block(embedded, "both", name) for name in ("own", "niche"))
     np.testing.assert_array_equal(np.hstack([own, niche]), embedded.obsm["both"])
     own[0, 0] = -5  # a view
     assert embedded.obsm["both"][0, 0] == -5
@@ -50,7 +50,7 @@ def test_blocks_are_columns(embedded: AnnData) -> None:
 )
 def test_a_missing_block(embedded: AnnData, key: str, name: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        tz.block(embedded, key, name)
+        records.block(embedded, key, name)
 
 
 @pytest.mark.parametrize(

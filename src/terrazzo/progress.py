@@ -17,7 +17,7 @@ Advance = Callable[[int], None]
 BYTES = "B"  # the one unit whose amounts are shown in thousands and millions
 
 # formats of bars: with a total, without one, and of a single step
-COUNTED = "{l_bar}{bar:20}| {n_fmt}/{total_fmt} {unit} [{rate_fmt}{postfix}, left {remaining}]"
+COUNTED = "{l_bar}{bar:12}| {n_fmt}/{total_fmt} {unit} [left {remaining}, {rate_fmt}{postfix}]"
 
 UNCOUNTED = "{desc}: {n_fmt} {unit} [{elapsed}]"
 

@@ -80,7 +80,7 @@ def test_links_between_files_become_links_between_pages(generated: ModuleType) -
     )
 
 
-def test_the_house_page_says_of_every_file_what_it_is_for() -> None:
+def test_the_house_page_says_of_every_file_what_it_is_for(generated: ModuleType) -> None:
     page = generated.house()
     for path in (fenced.REPOSITORY / "src" / "terrazzo").rglob("*.py"):
         about = generated.first_line(path)

@@ -350,7 +350,7 @@ def test_settings_of_another_stage_are_refused_by_the_command(
             "stofm-pretrain",
             "objective",
             {"mask_share": 0.9, "kept_share": 0.2},
-            "more than 1 together",
+            "more than 1",
         ),
         ("stimage-pretrain", "data", {"windows_per_slice": -1}, "windows_per_slice is -1"),
         (

@@ -17,7 +17,7 @@ def test_own_and_niche() -> None:
     for output, key in (("own+niche", "both"), ("niche", "one")):
         config = dataclasses.replace(preset("tiny", vocabulary.n_tokens), output=output)
         tz.SToFM(config, vocabulary).embed(adata, key_added=key, progress=False)
-    own, niche = (tz.block(adata, "both", name) for name in ("own", "niche"))
+    own, niche = (tz.get(adata, f"both:{name}") for name in ("own", "niche"))
     np.testing.assert_array_equal(np.hstack([own, niche]), adata.obsm["both"])
     np.testing.assert_allclose(np.linalg.norm(own, axis=1), 1, rtol=1e-5)
     scale = np.median(adata.obsm["one"] / niche)

@@ -17,7 +17,7 @@ from terrazzo.errors import CheckpointError, ConfigError, InputError, OutputErro
 from terrazzo.systems.stofm import finetune as finetune_module
 from terrazzo.systems.stofm.finetune import FineTuneConfig, FineTuned, finetune
 from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
-from terrazzo.systems.stofm.labeled import prepare, refresh, scene_vectors
+from terrazzo.systems.stofm.labeled import prepare, refresh, slice_vectors
 from terrazzo.tasks import targets
 from terrazzo.tasks.splits import random_splits
 
@@ -66,16 +66,16 @@ def test_a_cut_slice_has_the_vectors_of_embed(
 ) -> None:
     model = model_of(tiny_model, output, **subslices)
     marks = np.zeros(adata.n_obs, dtype=bool)
-    scene = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
-    assert len(scene.subslices) == 2
+    labeled = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
+    assert len(labeled.subslices) == 2
     expected = model.embed(adata, progress=False).obsm["X_stofm"]
-    np.testing.assert_allclose(scene_vectors(model, scene), expected[scene.codes], atol=2e-5)
+    np.testing.assert_allclose(slice_vectors(model, labeled), expected[labeled.codes], atol=2e-5)
     with torch.no_grad():
         for parameter in model.module.parameters():
             parameter.add_(0.01)
-    refresh(model, scene)  # whatever the weights have become
+    refresh(model, labeled)  # whatever the weights have become
     expected = model.embed(adata, progress=False).obsm["X_stofm"]
-    np.testing.assert_allclose(scene_vectors(model, scene), expected[scene.codes], atol=2e-5)
+    np.testing.assert_allclose(slice_vectors(model, labeled), expected[labeled.codes], atol=2e-5)
 
 
 @pytest.mark.parametrize("output", ["niche", "own+niche"])
@@ -84,12 +84,12 @@ def test_cells_encoded_again_have_the_same_vectors_and_a_gradient(
 ) -> None:
     model = model_of(tiny_model, output)
     marks = np.zeros(adata.n_obs, dtype=bool)
-    scene = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
-    sub, none = scene.subslices[0], np.empty(0, dtype=np.int64)
+    labeled = prepare(model, adata, np.arange(adata.n_obs), marks, marks)
+    sub, none = labeled.subslices[0], np.empty(0, dtype=np.int64)
     again = np.array([0, 3, 7])
-    found = finetune_module.subslice_vectors(model, scene, sub, again)
+    found = finetune_module.subslice_vectors(model, labeled, sub, again)
     torch.testing.assert_close(
-        found, finetune_module.subslice_vectors(model, scene, sub, none), atol=2e-5, rtol=1e-4
+        found, finetune_module.subslice_vectors(model, labeled, sub, none), atol=2e-5, rtol=1e-4
     )
     found[again].square().sum().backward()
     embeddings = model.module.cell_encoder.bert.embeddings.word_embeddings.weight
@@ -97,8 +97,9 @@ def test_cells_encoded_again_have_the_same_vectors_and_a_gradient(
 
 
 def test_all_parameters_are_tuned_and_the_best_state_is_kept(
-    tiny_model: Any, adata: Any, capfd: Any
+    tiny_model: Any, simulated: Any, capfd: Any
 ) -> None:
+    adata = simulated(150, 60, n_regions=3, n_types=4)
     model = model_of(tiny_model, "own+niche")
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     tuned = finetune(
@@ -237,7 +238,7 @@ def test_saved_and_loaded(
     loaded = FineTuned.load("deep/tuned")
     assert (loaded.predict(adata.copy()) == tuned.predict(adata)).all()
     assert adata.obsm["X_stofm"].shape == (N, 48)
-    with pytest.raises(OutputError, match="holds something already"):
+    with pytest.raises(OutputError, match="is not an empty folder"):
         tuned.save(folder)
     Path("file").write_text("x")
     for target in ("file", "file/deeper"):
@@ -299,14 +300,14 @@ def test_every_training_cell_is_learned_from_once_in_a_pass(tiny_model: Any, ada
     model, split = model_of(tiny_model), split_of(adata)
     train, none = np.zeros(N, dtype=bool), np.zeros(N, dtype=bool)
     train[split.train] = True
-    scene = prepare(model, adata, np.zeros(N, dtype=np.int64), train, none)
-    steps = finetune_module.Steps([scene], 25, np.random.default_rng(0))
+    labeled = prepare(model, adata, np.zeros(N, dtype=np.int64), train, none)
+    steps = finetune_module.Steps([labeled], 25, np.random.default_rng(0))
     passes = [list(steps), list(steps)]
     for one in passes:
         assert len(one) == len(steps)
-        cells = [scene.subslices[j].cells[places] for _, j, places in one]
+        cells = [labeled.subslices[j].cells[places] for _, j, places in one]
         assert max(map(len, cells)) <= 25
-        assert sorted(np.concatenate(cells)) == sorted(np.flatnonzero(scene.train))
+        assert sorted(np.concatenate(cells)) == sorted(np.flatnonzero(labeled.train))
     assert any(not np.array_equal(a[2], b[2]) for a, b in zip(*passes, strict=True))
 
 
@@ -360,7 +361,7 @@ def test_scored_across_slices(
 
 def test_what_cannot_be_scored(tiny_model: Any, adata: Any) -> None:
     model = model_of(tiny_model)
-    with pytest.raises(ConfigError, match="say with test="):
+    with pytest.raises(ConfigError, match="as test="):
         evaluate_finetuning(model, [adata, adata], label="region")
     for wrong in ({"kinds": ["few-shot"]}, {"kinds": []}, {"runs": 0}):
         with pytest.raises(ConfigError, match="at least one run"):

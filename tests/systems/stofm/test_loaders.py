@@ -341,7 +341,7 @@ def test_members_are_opened_again_where_few_may_stay_open(
     cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [item.sub.positions for item in sub_slices(cache)]
-    monkeypatch.setattr("terrazzo.systems.stofm.loaders.KEPT_CELLS", 1)
+    monkeypatch.setattr("terrazzo.systems.stofm.loaders.MOST_OPEN_CELLS", 1)
     loader = SubSliceLoader(CORPUS, cache, CONFIG)
     found = [item.sub.positions for batch in loader for item in batch]
     assert len(loader._open_members) == 1

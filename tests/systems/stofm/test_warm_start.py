@@ -21,15 +21,20 @@ from terrazzo.systems.stofm.pair_bias import GaussianBias
 from terrazzo.systems.stofm.se2 import SE2Config, SE2Transformer
 from terrazzo.systems.stofm.statistics import (
     composition,
+    fit_references,
     gene_loadings,
     head_radii,
-    references,
     sample_tokens,
     with_constant,
 )
 from terrazzo.systems.stofm.subslices import SubSliceConfig, iterate
 from terrazzo.systems.stofm.tokens import rank_tokens
-from terrazzo.systems.stofm.warm_start import center, look_near, show_components, show_neighbors
+from terrazzo.systems.stofm.warm_start import (
+    center,
+    set_attention_radii,
+    start_as_components,
+    start_as_neighbor_means,
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ def test_an_informed_start_is_a_model_like_any_other(stage_from: Any) -> None:
 def test_heads_look_near() -> None:
     torch.manual_seed(0)
     bias, radii = GaussianBias(32, 4), np.array([0.5, 2.0, 6.0])
-    look_near(bias, radii)
+    set_attention_radii(bias, radii)
     with torch.no_grad():
         found = bias(torch.tensor([0.5, 1.0, 3.0, 10.0, 50.0]))
     wanted = -np.minimum(np.array([0.5, 1.0, 3.0, 10.0, 50.0])[:, None] / radii, 10)
@@ -133,7 +138,7 @@ def test_ridge_beats_the_neighbor_mean_where_it_is_fitted(stage_of: Any) -> None
     stage = stage_of(data={"batch_subslices": 12}, objective={"mask_share": 0.3})
     stage.prepare()
     batches = list(stage.loader("train"))
-    found = references(batches)
+    found = fit_references(batches)
     weights = found.ridge
     assert torch.equal(stage.references().ridge, weights)
     torch.testing.assert_close(
@@ -156,7 +161,7 @@ def test_the_encoder_starts_as_component_scores(corpus: Corpus) -> None:
     loadings = gene_loadings(corpus, ids, match, n, 129, 10, seed=0)
     tokens = sample_tokens(corpus, ids, match, 129)
     cls = vocabulary.special["<cls>"]
-    show_components(encoder, loadings, tokens, cls, seed=0)
+    start_as_components(encoder, loadings, tokens, cls, seed=0)
     found = encoder.encode(tokens.flat, tokens.offsets, cls_token=cls)
     plain = np.zeros((len(tokens), 10))
     for cell in range(len(tokens)):
@@ -216,8 +221,8 @@ def shown_se2(seed: int = 0) -> tuple[SE2Transformer, torch.Tensor, torch.Tensor
         )
     )
     features = vectors(500)
-    look_near(se2.gaussian, np.array([0.7, 2.0, 6.0]))
-    show_neighbors(se2, features.mean(0), torch.cov(features.T))
+    set_attention_radii(se2.gaussian, np.array([0.7, 2.0, 6.0]))
+    start_as_neighbor_means(se2, features.mean(0), torch.cov(features.T))
     return se2.eval(), features.mean(0), torch.cov(features.T)
 
 
