@@ -76,7 +76,9 @@ def test_composition_is_the_mean_of_the_slice(corpus: Corpus) -> None:
 def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
     vocabulary = corpus.vocabulary()
     match, n = member_match(corpus, vocabulary), vocabulary.n_tokens
-    found = gene_loadings(corpus, corpus.ids("train"), match, n, 129, 5, seed=0)
+    found = gene_loadings(
+        corpus, corpus.ids("train"), match, n_tokens=n, max_length=129, components=5, seed=0
+    )
     bags, inside = [], []
     for name in corpus.ids("train"):
         tokens = rank_tokens(corpus.rows(name, 0, 64), *match(name), 129)
@@ -98,7 +100,9 @@ def test_loadings_are_those_of_a_plain_svd(corpus: Corpus) -> None:
             / np.linalg.norm(found[:, component])
         )
         assert abs(cosine) == pytest.approx(1, abs=1e-4)
-    again = gene_loadings(corpus, corpus.ids("train"), match, n, 129, 5, seed=0)
+    again = gene_loadings(
+        corpus, corpus.ids("train"), match, n_tokens=n, max_length=129, components=5, seed=0
+    )
     np.testing.assert_array_equal(again, found)
 
 
@@ -158,7 +162,7 @@ def test_the_encoder_starts_as_component_scores(corpus: Corpus) -> None:
     match, n = member_match(corpus, vocabulary), vocabulary.n_tokens
     torch.manual_seed(0)
     encoder = CellEncoder(preset("tiny", n).cell_encoder).eval()
-    loadings = gene_loadings(corpus, ids, match, n, 129, 10, seed=0)
+    loadings = gene_loadings(corpus, ids, match, n_tokens=n, max_length=129, components=10, seed=0)
     tokens = sample_tokens(corpus, ids, match, 129)
     cls = vocabulary.special["<cls>"]
     start_as_components(encoder, loadings, tokens, cls, seed=0)
