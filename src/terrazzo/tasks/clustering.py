@@ -25,6 +25,8 @@ __all__ = [
     "cluster_runs",
     "consensus",
     "leiden_to_k",
+    "matched",
+    "medoid_of",
     "refine_labels",
 ]
 
@@ -272,11 +274,11 @@ def consensus(runs: ArrayLike) -> Ints:
     n_runs, n_cells = table.shape
     if n_runs == 1:
         return np.asarray(table[0])
-    medoid = table[_medoid(table)]
+    medoid = table[medoid_of(table)[0]]
     cells = np.arange(n_cells)
     votes = np.zeros((n_cells, _count(medoid)), dtype=np.int32)
     for run in table:
-        label_in_medoid = _matched(run, medoid)
+        label_in_medoid = matched(run, medoid)
         votes[cells, label_in_medoid[run]] += 2
     votes[cells, medoid] += 1  # breaks ties
     return votes.argmax(axis=1).astype(np.int64)
@@ -298,8 +300,8 @@ def _label_table(runs: ArrayLike) -> Ints:
     return table.astype(np.int64)
 
 
-def _medoid(runs: Ints) -> int:
-    """Return the number of the run that agrees best with the others."""
+def medoid_of(runs: Ints) -> tuple[int, float]:
+    """Return the number of the run that agrees best with the others, and the mean ARI of two runs (NaN for one)."""
     n_runs = len(runs)
     agreement = np.zeros((n_runs, n_runs))
     for i in range(n_runs):
@@ -307,11 +309,13 @@ def _medoid(runs: Ints) -> int:
             ari = metrics.clustering(runs[i], runs[j])["ari"]
             agreement[i, j] = ari
             agreement[j, i] = ari
-    return int(np.argmax(agreement.sum(axis=1)))
+    n_pairs = n_runs * (n_runs - 1)
+    mean = float(agreement.sum()) / n_pairs if n_pairs else float("nan")
+    return int(np.argmax(agreement.sum(axis=1))), mean
 
 
-def _matched(run: Ints, medoid: Ints) -> Ints:
-    """Return the medoid's cluster for each cluster of a run."""
+def matched(run: Ints, medoid: Ints) -> Ints:
+    """Return the cluster of ``medoid`` that each cluster of ``run`` is matched to (Hungarian algorithm)."""
     from scipy.optimize import linear_sum_assignment
 
     shape = (_count(run), _count(medoid))

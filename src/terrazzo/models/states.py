@@ -1,0 +1,158 @@
+"""States of cells, and their means over rings of neighbors: what a cell's surroundings consist of.
+
+A state is a cluster of cells by their own expression. A mean of components forgets of what a neighborhood consists; a
+mean of states does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from scipy.spatial import cKDTree
+
+from terrazzo.arrays import Floats, Int32s, Ints, Vectors
+
+__all__ = ["N_STATES", "RING_EDGES", "States", "nearest_in_rings", "ring_means"]
+
+N_STATES = 60
+
+RING_EDGES = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
+
+MAX_FIT = 30_000  # cells that states are fitted on
+
+ROWS = 20_000  # cells whose neighbors are searched together
+
+SHARPNESS = 2.0  # of the soft assignment
+
+
+@dataclass(frozen=True)
+class States:
+    """Soft states of cells: k-means centers and the width of the assignment.
+
+    Attributes
+    ----------
+    centers
+        float32 ``(n_states, n_components)``.
+    width
+        Mean squared distance of a cell to its nearest center.
+    """
+
+    centers: Vectors
+    width: float
+
+    @classmethod
+    def fit(cls, components: Vectors, *, n_states: int = N_STATES, seed: int = 0) -> States:
+        """Cluster cells by their components.
+
+        Parameters
+        ----------
+        components
+            ``(n_cells, n_components)``; of more than 30,000 cells a random sample is used.
+        n_states
+            Number of states; fewer where there are fewer distinct cells.
+        seed
+            Of the sample and of k-means.
+        """
+        from sklearn.cluster import KMeans
+
+        rng = np.random.default_rng(seed)
+        sample = components
+        if len(components) > MAX_FIT:
+            chosen = rng.choice(len(components), MAX_FIT, replace=False)
+            sample = components[np.sort(chosen)]
+        sample = sample.astype(np.float64)
+        n_distinct = len(np.unique(sample, axis=0))
+        n_centers = min(n_states, n_distinct)
+        model = KMeans(n_centers, n_init=1, random_state=seed).fit(sample)
+        centers = model.cluster_centers_.astype(np.float32)
+        least_width = 1e-6 * float(sample.var()) + 1e-12
+        width = max(float(model.inertia_) / len(sample), least_width)
+        return cls(centers, width)
+
+    def __call__(self, components: Vectors) -> Vectors:
+        """Return each cell's share of each state, float32 ``(n_cells, n_states)``; rows sum to 1.
+
+        Weights are ``exp(-2 (d^2 - min d^2) / width)`` with ``d`` the distance to a center.
+        """
+        centers = self.centers.astype(np.float64)
+        center_norm = (centers**2).sum(axis=1)
+        shares = np.empty((len(components), len(centers)), dtype=np.float32)
+        for start in range(0, len(components), ROWS):
+            part = components[start : start + ROWS].astype(np.float64)
+            squared = center_norm - 2 * part @ centers.T  # but for the cell's own norm
+            above_least = squared - squared.min(axis=1, keepdims=True)
+            weight = np.exp(-SHARPNESS * above_least / self.width)
+            shares[start : start + ROWS] = weight / weight.sum(axis=1, keepdims=True)
+        return shares
+
+
+def nearest_in_rings(
+    coords: Floats, rows: Ints | None = None, n_rows: int = ROWS
+) -> Iterator[tuple[slice, Int32s]]:
+    """Yield the neighbors of some cells at a time.
+
+    Parameters
+    ----------
+    coords
+        ``(n_cells, 2)``.
+    rows
+        Cells whose neighbors are wanted; None for all.
+    n_rows
+        Cells at a time.
+
+    Yields
+    ------
+    Place among the wanted cells, and int32 ``(cells, up to 217)``: the cell itself, then its neighbors, the nearest
+    first.
+    """
+    tree = cKDTree(coords)
+    wanted = coords if rows is None else coords[rows]
+    n_nearest = min(RING_EDGES[-1] + 1, len(coords))
+    ranks = list(range(1, n_nearest + 1))
+    for start in range(0, len(wanted), n_rows):
+        part = slice(start, min(start + n_rows, len(wanted)))
+        _, index = tree.query(wanted[part], k=ranks, workers=-1)
+        yield part, np.asarray(index, dtype=np.int32)
+
+
+def ring_means(values: Vectors, index: Int32s) -> Vectors:
+    """Return each cell's own values and their means over five rings (1-6, 7-18, 19-36, 37-90, 91-216), side by side.
+
+    Parameters
+    ----------
+    values
+        float32 ``(n_cells, m)``.
+    index
+        From :func:`nearest_in_rings`: one row a cell that is wanted.
+
+    Returns
+    -------
+    float32 ``(wanted, 6 m)``; a ring that the slice is too small for is 0.
+    """
+    edges = np.minimum(np.array((-1, *RING_EDGES)) + 1, index.shape[1])
+    return _ring_means(np.ascontiguousarray(values, dtype=np.float32), index, edges)
+
+
+@numba.njit(cache=True)
+def _ring_means(values: Vectors, index: Int32s, edges: Ints) -> Vectors:  # pragma: no cover - compiled
+    n_values = values.shape[1]
+    n_rings = len(edges) - 1
+    out = np.zeros((len(index), n_rings * n_values), dtype=np.float32)
+    total = np.zeros(n_values)
+    for cell in range(len(index)):
+        for ring in range(n_rings):
+            first = edges[ring]
+            last = edges[ring + 1]
+            if last <= first:
+                continue
+            total[:] = 0
+            for place in range(first, last):
+                neighbor = index[cell, place]
+                for j in range(n_values):
+                    total[j] += values[neighbor, j]
+            for j in range(n_values):
+                out[cell, ring * n_values + j] = total[j] / (last - first)
+    return out

@@ -1,0 +1,1 @@
+"""From slices to an answer: regions, cell types, what sets them apart, and labels of a reference."""

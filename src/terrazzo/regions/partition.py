@@ -1,0 +1,200 @@
+"""Partitions of cells: mixtures from two starts, their vote, and how far they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from terrazzo.arrays import Floats, Ints, Vectors
+from terrazzo.tasks.clustering import matched, medoid_of
+
+__all__ = ["Mixture", "Vote", "fit_mixtures", "starts", "vote"]
+
+MAX_FIT = 30_000  # cells that a mixture is fitted on
+
+WARD_BELOW = 10_000  # cells up to which the tree is built on all of them
+WARD_SAMPLE = 2_500
+
+ROWS = 100_000  # cells whose likelihood is computed together
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Gaussian mixture with one covariance.
+
+    Attributes
+    ----------
+    means
+        float64 ``(k, d)``.
+    weights
+        ``(k,)``, sum 1.
+    precision_root
+        ``(d, d)``: ``x -> x @ precision_root`` makes the covariance the identity.
+    """
+
+    means: Floats
+    weights: Floats
+    precision_root: Floats
+
+    def __call__(self, vectors: Vectors) -> Ints:
+        """Return the likeliest component of each row, int64 ``(n,)``."""
+        centers = self.means @ self.precision_root
+        offset = np.log(np.maximum(self.weights, 1e-300)) - (centers**2).sum(axis=1) / 2
+        labels = np.empty(len(vectors), dtype=np.int64)
+        for start in range(0, len(vectors), ROWS):
+            scaled = vectors[start : start + ROWS].astype(np.float64) @ self.precision_root
+            log_density = scaled @ centers.T + offset
+            labels[start : start + ROWS] = log_density.argmax(axis=1)
+        return labels
+
+
+def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
+    """Return two partitions to start from: a Ward tree cut at ``k``, and k-means.
+
+    Parameters
+    ----------
+    vectors
+        ``(n, d)``; above 10,000 rows the tree is built on a random 2,500, and the others take the nearest mean.
+    k
+        Clusters.
+    seed
+        Of the sample and of k-means.
+    """
+    from scipy.cluster.hierarchy import fcluster
+    from sklearn.cluster import KMeans
+
+    labels_of = fcluster(tree_of(vectors, seed), k, criterion="maxclust") - 1
+    ward = _spread(vectors, labels_of.astype(np.int64), seed)
+    k_means = KMeans(k, n_init=1, random_state=seed).fit_predict(vectors)
+    return [ward, k_means.astype(np.int64)]
+
+
+def tree_of(vectors: Floats, seed: int) -> Floats:
+    """Return the linkage of a Ward tree of the rows, or of a sample of many rows."""
+    from scipy.cluster.hierarchy import linkage
+
+    return np.asarray(linkage(vectors[_sample(len(vectors), seed)], method="ward"))
+
+
+def _sample(n: int, seed: int) -> Ints:
+    if n <= WARD_BELOW:
+        return np.arange(n)
+    rng = np.random.default_rng(seed)
+    return np.sort(rng.choice(n, WARD_SAMPLE, replace=False))
+
+
+def _spread(vectors: Floats, labels: Ints, seed: int) -> Ints:
+    """Give all rows the label of the nearest mean of the sampled ones; the sample keeps its own where it is all."""
+    sample = _sample(len(vectors), seed)
+    if len(sample) == len(vectors):
+        return labels
+    means = means_of(vectors[sample], labels)
+    squared = (means**2).sum(axis=1) - 2 * vectors @ means.T
+    return squared.argmin(axis=1).astype(np.int64)
+
+
+def means_of(vectors: Floats, labels: Ints) -> Floats:
+    """Return the mean of each cluster, ``(k, d)``."""
+    k = int(labels.max()) + 1
+    sums = np.zeros((k, vectors.shape[1]))
+    np.add.at(sums, labels, vectors)
+    sizes = np.bincount(labels, minlength=k)
+    return sums / np.maximum(sizes, 1)[:, None]
+
+
+def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float]:
+    """Fit a mixture from a partition; return it and its mean log-likelihood.
+
+    Parameters
+    ----------
+    vectors
+        float64 ``(n, d)``.
+    start
+        ``(n,)``: cluster of each row.
+    seed
+        Of the sample that is taken of more than 30,000 rows.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    rows = np.arange(len(vectors))
+    if len(vectors) > MAX_FIT:
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.choice(len(vectors), MAX_FIT, replace=False))
+    sample = vectors[rows]
+    _, labels = np.unique(start[rows], return_inverse=True)
+    means = means_of(sample, labels)
+    sizes = np.bincount(labels)
+    within = sample - means[labels]
+    least_variance = 1e-6 * float(sample.var()) + 1e-12
+    covariance = within.T @ within / len(sample)
+    covariance[np.diag_indices_from(covariance)] += least_variance
+    model: Any = GaussianMixture(
+        len(means),
+        covariance_type="tied",
+        means_init=means,
+        weights_init=sizes / sizes.sum(),
+        precisions_init=np.linalg.inv(covariance),
+        init_params="random_from_data",
+        random_state=seed,
+        reg_covar=least_variance,
+        max_iter=200,
+    )
+    model.fit(sample)
+    mixture = Mixture(model.means_, model.weights_, model.precisions_cholesky_)
+    return mixture, float(model.lower_bound_)
+
+
+def fit_mixtures(vectors: Floats, k: int, seed: int) -> list[Mixture]:
+    """Return the mixtures from both starts, the likelier first."""
+    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed)]
+    fitted.sort(key=lambda pair: -pair[1])
+    return [mixture for mixture, _ in fitted]
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What several partitions of the same cells agree on.
+
+    Attributes
+    ----------
+    labels
+        int64 ``(n,)``: the commonest label of each cell.
+    agreement
+        float64 ``(n,)``: the share of the partitions that say so.
+    names
+        For each partition, the label of the vote that each of its clusters is matched to.
+    similarity
+        Mean ARI between two of the partitions; NaN where there is one.
+    """
+
+    labels: Ints
+    agreement: Floats
+    names: list[Ints]
+    similarity: float
+
+
+def vote(runs: Ints) -> Vote:
+    """Match the clusters of each partition to those of the medoid, and take the commonest label of each cell.
+
+    Parameters
+    ----------
+    runs
+        int64 ``(n_runs, n)``.
+    """
+    n_runs, n = runs.shape
+    place, similarity = medoid_of(runs)
+    medoid = runs[place]
+    k = int(medoid.max()) + 1
+    cells = np.arange(n)
+    votes = np.zeros((n, k), dtype=np.int32)
+    names = []
+    for run in runs:
+        name = matched(run, medoid)
+        names.append(name)
+        votes[cells, name[run]] += 2
+    votes[cells, medoid] += 1  # breaks ties
+    labels = votes.argmax(axis=1).astype(np.int64)
+    agreement = (votes[cells, labels] // 2) / n_runs
+    return Vote(labels, agreement, names, similarity)
