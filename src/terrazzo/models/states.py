@@ -137,7 +137,9 @@ def ring_means(values: Vectors, index: Int32s) -> Vectors:
 
 
 @numba.njit(cache=True)
-def _ring_means(values: Vectors, index: Int32s, edges: Ints) -> Vectors:  # pragma: no cover - compiled
+def _ring_means(
+    values: Vectors, index: Int32s, edges: Ints
+) -> Vectors:  # pragma: no cover - compiled
     n_values = values.shape[1]
     n_rings = len(edges) - 1
     out = np.zeros((len(index), n_rings * n_values), dtype=np.float32)

@@ -10,21 +10,27 @@ from scipy import sparse
 
 from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.errors import InputError
-from terrazzo.expression import chosen_genes, gene_columns, log_counts, principal_directions
+from terrazzo.expression import (
+    DIGITS,
+    chosen_genes,
+    gene_columns,
+    log_counts,
+    principal_directions,
+)
 from terrazzo.models.states import States, nearest_in_rings, ring_means
 from terrazzo.slices import Slice
 
-__all__ = ["Axes", "Expression", "RegionSpace", "between_slices"]
+__all__ = ["N_COMPONENTS", "Axes", "Expression", "RegionSpace", "Tissue", "between_slices"]
 
 N_COMPONENTS = 20  # of expression, and of the vectors in which regions are found
 
 LIMIT = 10.0  # standard deviations at which a gene is clipped
 
-SHRINK = 0.5  # how much of a slice's own mean is taken instead of the mean of all
-
 ROWS = 20_000  # cells that are made dense together
 
 MAX_FIT = 50_000  # cells that the directions of the ring means are fitted on
+
+MANY_CELLS = 300_000  # above, the seeds take turns, so that memory stays bounded
 
 FLAT = 1e-6
 
@@ -115,7 +121,11 @@ class Expression:
         table = log_counts(tissue, known)
         own_mean = np.asarray(table.mean(axis=0)).ravel()
         part_of = Expression(
-            tuple(known), self.mean[present], self.sd[present], self.directions[present], self.own_share
+            tuple(known),
+            self.mean[present],
+            self.sd[present],
+            self.directions[present],
+            self.own_share,
         )
         subtracted = part_of._subtracted(own_mean)
         out = np.empty((tissue.n_cells, self.directions.shape[1]), dtype=np.float32)
@@ -135,53 +145,80 @@ class Expression:
 
 @dataclass(frozen=True)
 class Axes:
-    """States of one seed, and the directions in which regions are looked for.
+    """States of one seed, and the directions of their ring means.
 
     Attributes
     ----------
     states
         Of single cells.
+    component_scale, state_scale
+        What the ring means of components and of states are divided by; the first is None where only states count.
     center, directions
         ``(m,)`` and ``(m, 20)``: of the ring means.
-    block_scale
-        What the components' and the states' ring means are divided by; the first is infinite where only states count.
     """
 
     states: States
+    component_scale: float | None
+    state_scale: float
     center: Floats
     directions: Floats
-    block_scale: tuple[float, float]
+
+    def project(self, components: Vectors, shares: Vectors, index: Ints) -> Floats:
+        """Return the vectors of some cells, ``(wanted, 20)``."""
+        described = self.describe(components, shares, index)
+        return (described - self.center) @ self.directions
 
     def describe(self, components: Vectors, shares: Vectors, index: Ints) -> Floats:
-        """Return the ring means of some cells, ``(wanted, m)``."""
+        """Return the ring means of some cells, ``(wanted, m)``: square roots of states, after components if wanted."""
         blocks = []
-        first, second = self.block_scale
-        if np.isfinite(first):
-            blocks.append(ring_means(components, index) / first)
-        blocks.append(np.sqrt(ring_means(shares, index)) / second)
+        if self.component_scale is not None:
+            blocks.append(ring_means(components, index) / self.component_scale)
+        blocks.append(np.sqrt(ring_means(shares, index)) / self.state_scale)
         return np.hstack(blocks).astype(np.float64)
 
 
 @dataclass(frozen=True)
-class RegionSpace:
-    """Everything that makes vectors of cells.
+class Tissue:
+    """Single cells of one slice, and those of them that vectors are wanted of.
 
     Attributes
     ----------
-    expression
-        Components of single cells.
-    axes
-        One for each seed.
+    coords
+        ``(n_cells, 2)``.
+    components
+        ``(n_cells, 20)``.
+    rows
+        Sorted; None for all.
     """
+
+    coords: Floats
+    components: Vectors
+    rows: Ints | None = None
+
+    @property
+    def n_wanted(self) -> int:
+        """Number of cells that vectors are wanted of."""
+        return len(self.coords) if self.rows is None else len(self.rows)
+
+
+@dataclass(frozen=True)
+class RegionSpace:
+    """Everything that makes vectors of cells: components of single cells, and for each seed states and directions."""
 
     expression: Expression
     axes: tuple[Axes, ...]
 
     @classmethod
     def fit(
-        cls, slices: Sequence[Slice], expression: Expression, seeds: Sequence[int], joint: bool
+        cls,
+        slices: Sequence[Slice],
+        expression: Expression,
+        seeds: Sequence[int],
+        *,
+        joint: bool,
+        rows: Sequence[Ints] | None = None,
     ) -> tuple[RegionSpace, list[list[Floats]]]:
-        """Fit states and directions; return them and the vectors: for each seed, of each slice ``(n_cells, 20)``.
+        """Fit states and directions; return them, and for each seed the vectors of each slice.
 
         Parameters
         ----------
@@ -192,73 +229,92 @@ class RegionSpace:
         seeds
             Of the states.
         joint
-            Components' ring means and states' ones side by side; else states only.
+            Ring means of components beside those of states, equal in mean norm.
+        rows
+            Cells of each slice that vectors are wanted of; None for all.
         """
-        components = [expression(tissue) for tissue in slices]
-        stacked = np.concatenate(components)
+        tissues = []
+        for i, tissue in enumerate(slices):
+            wanted = None if rows is None else rows[i]
+            tissues.append(Tissue(tissue.coords, expression(tissue), wanted))
         axes = []
-        shares_of = []
-        for seed in seeds:
-            states = States.fit(stacked, seed=seed)
-            shares_of.append([states(part) for part in components])
-            axes.append(Axes(states, np.zeros(0), np.zeros((0, 0)), (np.inf, 1.0)))
-        n_cells = sum(tissue.n_cells for tissue in slices)
-        rng = np.random.default_rng(0)
-        samples: list[list[Floats]] = [[] for _ in seeds]
-        for i, tissue in enumerate(slices):
-            rows = None
-            if n_cells > MAX_FIT:
-                n_rows = max(1, round(MAX_FIT * tissue.n_cells / n_cells))
-                rows = np.sort(rng.choice(tissue.n_cells, n_rows, replace=False))
-            for _, index in nearest_in_rings(tissue.coords, rows):
-                for seed_place in range(len(seeds)):
-                    own = np.hstack(
-                        [
-                            ring_means(components[i], index),
-                            np.sqrt(ring_means(shares_of[seed_place][i], index)),
-                        ]
-                    )
-                    samples[seed_place].append(own)
-        for seed_place, axis in enumerate(axes):
-            values = np.concatenate(samples[seed_place]).astype(np.float64)
-            n_component_values = 6 * components[0].shape[1]
-            component_norm = np.linalg.norm(values[:, :n_component_values], axis=1).mean()
-            state_norm = np.linalg.norm(values[:, n_component_values:], axis=1).mean()
-            scale = (float(max(component_norm, 1e-12)) if joint else np.inf, float(state_norm))
-            if joint:
-                values[:, :n_component_values] /= scale[0]
-            else:
-                values = values[:, n_component_values:]
-                scale = (np.inf, 1.0)
-            if joint:
-                values[:, n_component_values:] /= scale[1]
-            center = values.mean(axis=0)
-            centered = values - center
-            moment = centered.T @ centered / len(values)
-            directions, _ = principal_directions(moment, N_COMPONENTS)
-            axes[seed_place] = Axes(axis.states, center, directions, scale)
-        space = cls(expression, tuple(axes))
         vectors = []
-        for seed_place in range(len(seeds)):
-            vectors.append([])
-        for i, tissue in enumerate(slices):
-            for out, part in zip(vectors, space._vectors(tissue, components[i], [s[i] for s in shares_of]), strict=True):
-                out.append(part)
-        return space, vectors
+        n_cells = sum(tissue.n_cells for tissue in slices)
+        at_once = len(seeds) if n_cells <= MANY_CELLS else 1
+        for first in range(0, len(seeds), at_once):
+            group = _fit_axes(tissues, seeds[first : first + at_once], joint)
+            axes.extend(group)
+            vectors.extend(_project(tissues, group))
+        return cls(expression, tuple(axes)), vectors
 
     def __call__(self, tissue: Slice) -> list[Floats]:
         """Return the vectors of a slice for each seed, float64 ``(n_cells, 20)``."""
         components = self.expression(tissue)
-        shares = [axis.states(components) for axis in self.axes]
-        return self._vectors(tissue, components, shares)
+        by_seed = _project([Tissue(tissue.coords, components)], self.axes)
+        return [vectors[0] for vectors in by_seed]
 
-    def _vectors(self, tissue: Slice, components: Vectors, shares: Sequence[Vectors]) -> list[Floats]:
-        out = [np.empty((tissue.n_cells, axis.directions.shape[1])) for axis in self.axes]
-        for part, index in nearest_in_rings(tissue.coords):
-            for axis, own_shares, vectors in zip(self.axes, shares, out, strict=True):
-                described = axis.describe(components, own_shares, index)
-                vectors[part] = (described - axis.center) @ axis.directions
-        return [np.round(vectors, 6) for vectors in out]
+
+def _fit_axes(tissues: Sequence[Tissue], seeds: Sequence[int], joint: bool) -> list[Axes]:
+    """Fit states and directions of some seeds."""
+    stacked = np.concatenate([tissue.components for tissue in tissues])
+    states = [States.fit(stacked, seed=seed) for seed in seeds]
+    start = [Axes(one, 1.0, 1.0, np.zeros(0), np.zeros((0, 0))) for one in states]
+    samples = _ring_samples(tissues, start)
+    width = 6 * stacked.shape[1]
+    axes = []
+    for one, values in zip(states, samples, strict=True):
+        of_components = values[:, :width]
+        of_states = values[:, width:]
+        component_scale = None
+        state_scale = 1.0
+        if joint:
+            component_scale = max(_mean_norm(of_components), 1e-12)
+            state_scale = _mean_norm(of_states)
+            values = np.hstack([of_components / component_scale, of_states / state_scale])
+        else:
+            values = of_states
+        center = values.mean(axis=0)
+        centered = values - center
+        moment = centered.T @ centered / len(values)
+        directions, _ = principal_directions(moment, N_COMPONENTS)
+        axes.append(Axes(one, component_scale, state_scale, center, directions))
+    return axes
+
+
+def _mean_norm(values: Floats) -> float:
+    return float(np.linalg.norm(values, axis=1).mean())
+
+
+def _ring_samples(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[Floats]:
+    """Return for each seed the ring means of the wanted cells, or of a random 50,000 of them."""
+    rng = np.random.default_rng(0)
+    n_wanted = sum(tissue.n_wanted for tissue in tissues)
+    samples: list[list[Floats]] = [[] for _ in axes]
+    for tissue in tissues:
+        rows = tissue.rows
+        if n_wanted > MAX_FIT:
+            candidates = np.arange(len(tissue.coords)) if rows is None else rows
+            n_rows = max(1, round(MAX_FIT * len(candidates) / n_wanted))
+            rows = np.sort(rng.choice(candidates, n_rows, replace=False))
+        shares = [axis.states(tissue.components) for axis in axes]
+        for _, index in nearest_in_rings(tissue.coords, rows):
+            for axis, own_shares, sample in zip(axes, shares, samples, strict=True):
+                sample.append(axis.describe(tissue.components, own_shares, index))
+    return [np.concatenate(sample) for sample in samples]
+
+
+def _project(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[list[Floats]]:
+    """Return for each seed the vectors of the wanted cells of each slice."""
+    by_seed: list[list[Floats]] = [[] for _ in axes]
+    for tissue in tissues:
+        shares = [axis.states(tissue.components) for axis in axes]
+        out = [np.empty((tissue.n_wanted, axis.directions.shape[1])) for axis in axes]
+        for part, index in nearest_in_rings(tissue.coords, tissue.rows):
+            for axis, own_shares, vectors in zip(axes, shares, out, strict=True):
+                vectors[part] = axis.project(tissue.components, own_shares, index)
+        for vectors, all_vectors in zip(out, by_seed, strict=True):
+            all_vectors.append(np.round(vectors, DIGITS))  # so that another machine finds the same
+    return by_seed
 
 
 def between_slices(vectors: Sequence[Floats]) -> float:

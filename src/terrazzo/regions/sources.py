@@ -1,0 +1,231 @@
+"""Where the vectors of regions and types come from: the recipe without weights, a model, a baseline, or obsm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from terrazzo.arrays import Floats, Ints
+from terrazzo.expression import DIGITS, principal_directions
+from terrazzo.regions.space import (
+    N_COMPONENTS,
+    Expression,
+    RegionSpace,
+    between_slices,
+)
+from terrazzo.slices import Slice
+
+__all__ = ["Draw", "Embedded", "Fitted", "Recipe", "Source", "TypeRecipe"]
+
+OWN_SHARE = 0.5  # of a slice's own mean, where several slices are taken together
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Vectors of the cells of several slices.
+
+    Attributes
+    ----------
+    views
+        For each seed the vectors of each slice, ``(n_cells, d)``; seeds that make no difference share one.
+    space
+        Makes vectors of other slices; None where that takes more than counts.
+    between_before, between_after
+        Share of the variance between slices: of components standardized over all slices, and of the vectors.
+    genes
+        That were used; empty where they are not known, or cannot be drawn.
+    """
+
+    views: list[list[Floats]]
+    space: Callable[[Slice], list[Floats]] | None
+    between_before: float
+    between_after: float
+    genes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A draw of genes with replacement.
+
+    Attributes
+    ----------
+    genes
+        All that could be drawn.
+    times
+        ``(genes,)``: how often each was.
+    """
+
+    genes: tuple[str, ...]
+    times: Floats
+
+
+class Source(Protocol):
+    """Makes vectors of slices.
+
+    Attributes
+    ----------
+    name
+        For a person: the first line of the output.
+    refits
+        True where vectors can be made again of other counts of the same cells (half of them, other genes).
+    """
+
+    name: str
+    refits: bool
+
+    def fit(
+        self,
+        slices: Sequence[Slice],
+        seeds: Sequence[int],
+        *,
+        rows: Sequence[Ints] | None = None,
+        draw: Draw | None = None,
+    ) -> Fitted:
+        """Return the vectors of slices, or of some rows of each, or by a draw of genes."""
+        ...
+
+    def by_itself(self) -> Source | None:
+        """Return the source that standardizes every slice by itself; None where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ring means of states of cells: no weights, no labels (T4, 20 components, not whitened).
+
+    Attributes
+    ----------
+    own_share
+        Share of a slice's own mean that is taken out; None: half for several slices, all for one.
+    """
+
+    own_share: float | None = None
+    name: str = "states of cells and of their surroundings (T4), fitted on these slices"
+    refits: bool = True
+
+    def fit(
+        self,
+        slices: Sequence[Slice],
+        seeds: Sequence[int],
+        *,
+        rows: Sequence[Ints] | None = None,
+        draw: Draw | None = None,
+    ) -> Fitted:
+        """Return the vectors of slices; see :class:`Source`."""
+        expression = self.expression(slices, draw)
+        joint = len(slices) > 1
+        space, views = RegionSpace.fit(slices, expression, seeds, joint=joint, rows=rows)
+        before = 0.0
+        if joint:
+            common = replace(expression, own_share=0.0)
+            before = between_slices([common(tissue) for tissue in slices])
+        return Fitted(views, space, before, between_slices(views[0]), expression.genes)
+
+    def expression(self, slices: Sequence[Slice], draw: Draw | None = None) -> Expression:
+        """Return the components of expression that the vectors are made of."""
+        own_share = self.own_share
+        if own_share is None:
+            own_share = OWN_SHARE if len(slices) > 1 else 1.0
+        if draw is None:
+            return Expression.fit(slices, own_share)
+        return Expression.fit(slices, own_share, genes=draw.genes, weights=draw.times)
+
+    def by_itself(self) -> Recipe | None:
+        """Return the recipe with each slice standardized by itself; None where it is."""
+        return None if self.own_share == 1.0 else replace(self, own_share=1.0)
+
+
+@dataclass(frozen=True)
+class TypeRecipe:
+    """Components of the single cell, without its surroundings."""
+
+    own_share: float | None = None
+    name: str = "components of the single cell, fitted on these slices"
+    refits: bool = True
+
+    def fit(
+        self,
+        slices: Sequence[Slice],
+        seeds: Sequence[int],
+        *,
+        rows: Sequence[Ints] | None = None,
+        draw: Draw | None = None,
+    ) -> Fitted:
+        """Return the vectors of slices; see :class:`Source`."""
+        expression = Recipe(self.own_share).expression(slices, draw)
+        vectors = []
+        for i, tissue in enumerate(slices):
+            components = np.round(expression(tissue).astype(np.float64), DIGITS)
+            vectors.append(components if rows is None else components[rows[i]])
+        before = 0.0
+        if len(slices) > 1:
+            common = replace(expression, own_share=0.0)
+            before = between_slices([common(tissue) for tissue in slices])
+
+        def space(tissue: Slice) -> list[Floats]:
+            return [np.round(expression(tissue).astype(np.float64), DIGITS)] * len(seeds)
+
+        after = between_slices(vectors)
+        return Fitted([vectors] * len(seeds), space, before, after, expression.genes)
+
+    def by_itself(self) -> TypeRecipe | None:
+        """Return the recipe with each slice standardized by itself; None where it is."""
+        return None if self.own_share == 1.0 else replace(self, own_share=1.0)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of a model, a baseline or ``obsm``: their first 20 principal components.
+
+    Attributes
+    ----------
+    name
+        For a person.
+    embed
+        Returns the embedding of a slice; it is called with the number of the slice and the slice.
+    refits
+        True where ``embed`` reads the counts of the slice that it is given.
+    own_share
+        Share of a slice's own mean embedding that is taken out.
+    """
+
+    name: str
+    embed: Callable[[int, Slice], Floats]
+    refits: bool
+    own_share: float | None = None
+
+    def fit(
+        self,
+        slices: Sequence[Slice],
+        seeds: Sequence[int],
+        *,
+        rows: Sequence[Ints] | None = None,
+        draw: Draw | None = None,
+    ) -> Fitted:
+        """Return the vectors of slices; see :class:`Source`. Genes cannot be drawn."""
+        embeddings = []
+        for i, tissue in enumerate(slices):
+            embeddings.append(np.asarray(self.embed(i, tissue), dtype=np.float64))
+        before = between_slices(embeddings)
+        center = np.concatenate(embeddings).mean(axis=0)
+        share = self.own_share
+        if share is None:
+            share = OWN_SHARE if len(slices) > 1 else 1.0
+        centered = []
+        for embedding in embeddings:
+            subtracted = share * embedding.mean(axis=0) + (1 - share) * center
+            centered.append(embedding - subtracted)
+        stacked = np.concatenate(centered)
+        directions, _ = principal_directions(stacked.T @ stacked / len(stacked), N_COMPONENTS)
+        vectors = []
+        for i, part in enumerate(centered):
+            projected = np.round(part @ directions, DIGITS)
+            vectors.append(projected if rows is None else projected[rows[i]])
+        return Fitted([vectors] * len(seeds), None, before, between_slices(vectors))
+
+    def by_itself(self) -> Embedded | None:
+        """Return the source with each slice centered by itself; None where it is."""
+        return None if self.own_share == 1.0 else replace(self, own_share=1.0)
