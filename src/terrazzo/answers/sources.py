@@ -8,14 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from terrazzo.arrays import Floats, Ints
-from terrazzo.expression import DIGITS, principal_directions
-from terrazzo.regions.space import (
+from terrazzo.answers.space import (
     N_COMPONENTS,
     Expression,
     RegionSpace,
     between_slices,
 )
+from terrazzo.arrays import Floats, Ints
+from terrazzo.expression import DIGITS, principal_directions
 from terrazzo.slices import Slice
 
 __all__ = ["Draw", "Embedded", "Fitted", "Recipe", "Source", "TypeRecipe"]

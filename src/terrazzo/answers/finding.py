@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from terrazzo.answers.partition import Mixture, Vote, fit_mixtures, means_of, vote
+from terrazzo.answers.sources import Draw, Fitted, Recipe, Source
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.progress import Advance, Progress
-from terrazzo.regions.partition import Mixture, Vote, fit_mixtures, means_of, vote
-from terrazzo.regions.sources import Draw, Fitted, Recipe, Source
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
 from terrazzo.tasks.clustering import matched, refine_labels
@@ -284,7 +284,7 @@ def smoothed_agreement(labels: Ints, agreement: Floats, coords: Floats, n_neighb
 
 
 def halves(tissue: Slice, seed: int) -> tuple[Slice, Slice]:
-    """Return a slice twice, each with a random half of every count (binomial): what is found in one is tested in the other."""
+    """Return a slice twice, with the two random halves of every count (binomial): one to find, the other to test."""
     rng = np.random.default_rng(seed)
     first, second = thin_counts(tissue.counts, 0.5, rng)
     return replace(tissue, counts=first), replace(tissue, counts=second)

@@ -1,0 +1,296 @@
+"""What was found, for a person: names, tables, figures, and what projects it on other slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from terrazzo import records
+from terrazzo.answers.finding import Found
+from terrazzo.arrays import Floats, Ints
+from terrazzo.errors import ConfigError, InputError
+from terrazzo.tasks import display
+
+__all__ = [
+    "AGREEMENT",
+    "Answer",
+    "first_genes",
+    "join_levels",
+    "names_from_csv",
+    "region_names",
+    "short_name",
+]
+
+AGREEMENT = "_agreement"  # suffix of the column of reproducibility
+
+N_IN_NAME = 2  # genes in a region's name
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Regions (or types) of one or more slices.
+
+    Attributes
+    ----------
+    kind
+        ``"region"`` or ``"type"``.
+    key
+        Column of ``obs`` with the names.
+    slices
+        The slices, with the columns.
+    slice_names, donors
+        Of each slice.
+    names
+        Of the regions, in the order of their numbers.
+    found
+        Labels, certainty, vectors, and what the number was chosen by.
+    markers, shares
+        See :func:`terrazzo.answers.markers.marker_genes` and :func:`terrazzo.answers.shares.shares_of`.
+    levels
+        For each number of regions from 2 on the region of each region: columns are numbers, rows regions; finer
+        levels are ``found`` only.
+    comparison
+        Groups of donors; empty without groups.
+    vectors
+        What the regions were found in, for a person.
+    notes
+        What a reader must know.
+    """
+
+    kind: str
+    key: str
+    slices: list[AnnData]
+    slice_names: list[str]
+    donors: list[str]
+    names: list[str]
+    found: Found
+    markers: pd.DataFrame
+    shares: pd.DataFrame
+    levels: pd.DataFrame
+    comparison: pd.DataFrame
+    vectors: str
+    notes: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """Number of regions."""
+        return len(self.names)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each region: cells, share, reproducibility, slices that have it, its first genes."""
+        labels = np.concatenate(self.found.labels)
+        certainty = np.concatenate(self.found.reproducibility)
+        sizes = np.bincount(labels, minlength=self.k)
+        sums = np.bincount(labels, weights=certainty, minlength=self.k)
+        n_slices = np.zeros(self.k, dtype=int)
+        for own in self.found.labels:
+            n_slices += np.bincount(own, minlength=self.k) > 0
+        genes = [", ".join(first_genes(self.markers, region, 5)) for region in range(self.k)]
+        return pd.DataFrame(
+            {
+                self.kind: self.names,
+                "n_cells": sizes,
+                "share": sizes / max(len(labels), 1),
+                "reproducibility": sums / np.maximum(sizes, 1),
+                "gene_agreement": self.found.by_region,
+                "n_slices": n_slices,
+                "markers": genes,
+            }
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> Answer:
+        """Return the answer with other names, also in ``obs`` of the slices.
+
+        Parameters
+        ----------
+        names
+            New name of each region that gets one, by its name or its short name (``"R3"``).
+
+        Raises
+        ------
+        InputError
+            A region that is not there, or two of one name.
+        """
+        short = {short_name(self.kind, number): number for number in range(self.k)}
+        place = {**short, **{name: number for number, name in enumerate(self.names)}}
+        new = list(self.names)
+        for old, name in names.items():
+            if old not in place:
+                known = ", ".join(short)
+                raise InputError(f"there is no {self.kind} {old!r} to name; there are {known}.")
+            new[place[old]] = name
+        if len(set(new)) < len(new):
+            raise InputError(f"two {self.kind}s have one name; names must differ.")
+        answer = replace(self, names=new, shares=self.shares.copy(), markers=self.markers.copy())
+        rename = dict(zip(self.names, new, strict=True))
+        answer.shares[self.kind] = answer.shares[self.kind].map(rename)
+        answer.write()
+        return answer
+
+    def write(self) -> None:
+        """Write names and reproducibility into ``obs`` of the slices, and what was done into ``uns``."""
+        from terrazzo.plot.palettes import by_name
+
+        colors = by_name([short_name(self.kind, number) for number in range(self.k)], {})
+        for adata, labels, certainty in zip(
+            self.slices, self.found.labels, self.found.reproducibility, strict=True
+        ):
+            adata.obs[self.key] = pd.Categorical.from_codes(labels, categories=self.names)
+            adata.obs[self.key + AGREEMENT] = certainty.astype(np.float32)
+            adata.uns[f"{self.key}_colors"] = list(colors.values())
+            records.add_record(adata, self.key, self._record())
+
+    def _record(self) -> dict[str, Any]:
+        record = {
+            "task": f"{self.kind}s",
+            "vectors": self.vectors,
+            "k": self.k,
+            "names": list(self.names),
+            "similarity_of_runs": float(self.found.similarity),
+            "slices": list(self.slice_names),
+            **self.settings,
+        }
+        return {name: value for name, value in record.items() if value is not None}
+
+    def plot(self, **options: Any) -> Any:
+        """Draw the regions of every slice on the tissue; options of :func:`terrazzo.plot.spatial`."""
+        from terrazzo import plot
+
+        data = self.slices[0] if len(self.slices) == 1 else self.slices
+        return plot.spatial(data, **{"color": [self.key, self.key + AGREEMENT], **options})
+
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write one HTML file that opens anywhere; options of :func:`terrazzo.report`."""
+        from terrazzo.report import write
+
+        return write(self.slices, path, **options)
+
+    def cut(self, k: int) -> list[Ints]:
+        """Return coarser regions: the ``k`` that are left when the most alike are joined, for every slice.
+
+        Raises
+        ------
+        ConfigError
+            More than there are, or fewer than one.
+        """
+        if not 1 <= k <= self.k:
+            raise ConfigError(f"there are {self.k} {self.kind}s; pass a number from 1 to {self.k}.")
+        level = self.levels[str(k)].to_numpy()
+        return [level[own] for own in self.found.labels]
+
+    def __repr__(self) -> str:
+        """Return what was found in a few lines."""
+        n_cells = sum(len(own) for own in self.found.labels)
+        n_slices = display.count(len(self.slices), "slice")
+        lines = [f"{self.k} {self.kind}s of {n_cells:,} cells in {n_slices}, from {self.vectors}"]
+        for row in self.table.itertuples(index=False):
+            lines.append(f"  {row[0]}: {row.share:.1%}, reproducibility {row.reproducibility:.2f}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        rows = []
+        for row in self.table.itertuples(index=False):
+            rows.append(
+                [
+                    str(row[0]),
+                    f"{row.n_cells:,}",
+                    f"{row.share:.1%}",
+                    f"{row.reproducibility:.2f}",
+                    str(row.markers),
+                ]
+            )
+        header = [self.kind, "cells", "share", "reproducibility", "markers"]
+        return display.card(
+            f"{self.k} {self.kind}s, from {self.vectors}",
+            display.table(header, rows),
+            display.bullets(self.notes),
+        )
+
+
+def short_name(kind: str, number: int) -> str:
+    """Return ``"R1"`` for the first region, ``"T1"`` for the first type."""
+    return f"{kind[0].upper()}{number + 1}"
+
+
+def first_genes(markers: pd.DataFrame, region: int, n: int) -> list[str]:
+    """Return the best markers of a region against the rest."""
+    own = markers[(markers["region"] == region) & (markers["against"] == "rest")]
+    return [str(gene) for gene in own["gene"].head(n)]
+
+
+def region_names(kind: str, k: int, markers: pd.DataFrame) -> list[str]:
+    """Return names with the first marker genes: ``"R3 · MBP, PLP1"``."""
+    names = []
+    for number in range(k):
+        name = short_name(kind, number)
+        genes = ", ".join(first_genes(markers, number, N_IN_NAME))
+        names.append(f"{name} · {genes}" if genes else name)
+    return names
+
+
+def names_from_csv(path: str | Path) -> dict[str, str]:
+    """Read a table of two columns, region and name, that a person has edited.
+
+    Raises
+    ------
+    InputError
+        Not such a table.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable as a table ({error}).") from error
+    if table.shape[1] < 2:
+        raise InputError(f"{path} must have two columns: the region, and its name.")
+    pairs = zip(table.iloc[:, 0].str.strip(), table.iloc[:, 1].str.strip(), strict=True)
+    return {old: new for old, new in pairs if old and new}
+
+
+def join_levels(vectors: Floats, labels: Ints, k: int) -> pd.DataFrame:
+    """Join the most alike regions, one pair after the other (Ward, weighed by cells).
+
+    Returns
+    -------
+    A row for each region; column ``"j"``: its number when ``j`` are left, by the smallest number joined.
+    """
+    sizes = np.maximum(np.bincount(labels, minlength=k), 1).astype(np.float64)
+    sums = np.zeros((k, vectors.shape[1]))
+    np.add.at(sums, labels, vectors)
+    groups = {region: [region] for region in range(k)}
+    means = {region: sums[region] / sizes[region] for region in range(k)}
+    weight = dict(enumerate(sizes))
+    columns = {str(k): np.arange(k)}
+    for n_left in range(k - 1, 0, -1):
+        first, second = _nearest_pair(means, weight)
+        joined = weight[first] + weight[second]
+        means[first] = (weight[first] * means[first] + weight[second] * means[second]) / joined
+        weight[first] = joined
+        groups[first] += groups.pop(second)
+        del means[second], weight[second]
+        level = np.zeros(k, dtype=np.int64)
+        for number, members in enumerate(groups[name] for name in sorted(groups)):
+            level[members] = number
+        columns[str(n_left)] = level
+    return pd.DataFrame(columns)
+
+
+def _nearest_pair(means: Mapping[int, Floats], weight: Mapping[int, float]) -> tuple[int, int]:
+    """Return the two groups whose joining costs least variance, the smaller number first."""
+    names = sorted(means)
+    best = (np.inf, names[0], names[-1])
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            squared = float(((means[first] - means[second]) ** 2).sum())
+            cost = squared * weight[first] * weight[second] / (weight[first] + weight[second])
+            if cost < best[0]:
+                best = (cost, first, second)
+    return best[1], best[2]
