@@ -53,8 +53,8 @@ class Answer:
     markers, shares
         See :func:`terrazzo.answers.markers.marker_genes` and :func:`terrazzo.answers.shares.shares_of`.
     levels
-        For each number of regions from 2 on the region of each region: columns are numbers, rows regions; finer
-        levels are ``found`` only.
+        For each slice the region of every cell when there are 1, 2, ... of them: each level splits one region of the
+        level before, and the one with as many regions as were found is what was found.
     comparison
         Groups of donors; empty without groups.
     vectors
@@ -72,7 +72,7 @@ class Answer:
     found: Found
     markers: pd.DataFrame
     shares: pd.DataFrame
-    levels: pd.DataFrame
+    levels: list[Ints]
     comparison: pd.DataFrame
     vectors: str
     notes: tuple[str, ...] = ()
@@ -174,17 +174,17 @@ class Answer:
         return write(self.slices, path, **options)
 
     def cut(self, k: int) -> list[Ints]:
-        """Return coarser regions: the ``k`` that are left when the most alike are joined, for every slice.
+        """Return coarser or finer regions, ``k`` of them, for every slice; see ``levels``.
 
         Raises
         ------
         ConfigError
-            More than there are, or fewer than one.
+            More than there are levels, or fewer than one.
         """
-        if not 1 <= k <= self.k:
-            raise ConfigError(f"there are {self.k} {self.kind}s; pass a number from 1 to {self.k}.")
-        level = self.levels[str(k)].to_numpy()
-        return [level[own] for own in self.found.labels]
+        last = self.levels[0].shape[1]
+        if not 1 <= k <= last:
+            raise ConfigError(f"the tree has levels of 1 to {last} {self.kind}s; {k} is none.")
+        return [levels[:, k - 1].astype(np.int64) for levels in self.levels]
 
     def __repr__(self) -> str:
         """Return what was found in a few lines."""
@@ -253,44 +253,3 @@ def names_from_csv(path: str | Path) -> dict[str, str]:
         raise InputError(f"{path} must have two columns: the region, and its name.")
     pairs = zip(table.iloc[:, 0].str.strip(), table.iloc[:, 1].str.strip(), strict=True)
     return {old: new for old, new in pairs if old and new}
-
-
-def join_levels(vectors: Floats, labels: Ints, k: int) -> pd.DataFrame:
-    """Join the most alike regions, one pair after the other (Ward, weighed by cells).
-
-    Returns
-    -------
-    A row for each region; column ``"j"``: its number when ``j`` are left, by the smallest number joined.
-    """
-    sizes = np.maximum(np.bincount(labels, minlength=k), 1).astype(np.float64)
-    sums = np.zeros((k, vectors.shape[1]))
-    np.add.at(sums, labels, vectors)
-    groups = {region: [region] for region in range(k)}
-    means = {region: sums[region] / sizes[region] for region in range(k)}
-    weight = dict(enumerate(sizes))
-    columns = {str(k): np.arange(k)}
-    for n_left in range(k - 1, 0, -1):
-        first, second = _nearest_pair(means, weight)
-        joined = weight[first] + weight[second]
-        means[first] = (weight[first] * means[first] + weight[second] * means[second]) / joined
-        weight[first] = joined
-        groups[first] += groups.pop(second)
-        del means[second], weight[second]
-        level = np.zeros(k, dtype=np.int64)
-        for number, members in enumerate(groups[name] for name in sorted(groups)):
-            level[members] = number
-        columns[str(n_left)] = level
-    return pd.DataFrame(columns)
-
-
-def _nearest_pair(means: Mapping[int, Floats], weight: Mapping[int, float]) -> tuple[int, int]:
-    """Return the two groups whose joining costs least variance, the smaller number first."""
-    names = sorted(means)
-    best = (np.inf, names[0], names[-1])
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            squared = float(((means[first] - means[second]) ** 2).sum())
-            cost = squared * weight[first] * weight[second] / (weight[first] + weight[second])
-            if cost < best[0]:
-                best = (cost, first, second)
-    return best[1], best[2]
