@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from terrazzo import records
 from terrazzo.answers.finding import Found
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.tasks import display
 
@@ -21,7 +21,6 @@ __all__ = [
     "AGREEMENT",
     "Answer",
     "first_genes",
-    "join_levels",
     "names_from_csv",
     "region_names",
     "short_name",
