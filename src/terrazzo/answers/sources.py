@@ -40,7 +40,7 @@ class Fitted:
     """
 
     views: list[list[Floats]]
-    space: Callable[[Slice], list[Floats]] | None
+    space: RegionSpace | Expression | None
     between_before: float
     between_after: float
     genes: tuple[str, ...] = ()
@@ -165,11 +165,8 @@ class TypeRecipe:
             common = replace(expression, own_share=0.0)
             before = between_slices([common(tissue) for tissue in slices])
 
-        def space(tissue: Slice) -> list[Floats]:
-            return [np.round(expression(tissue).astype(np.float64), DIGITS)] * len(seeds)
-
         after = between_slices(vectors)
-        return Fitted([vectors] * len(seeds), space, before, after, expression.genes)
+        return Fitted([vectors] * len(seeds), expression, before, after, expression.genes)
 
     def by_itself(self) -> TypeRecipe | None:
         """Return the recipe with each slice standardized by itself; None where it is."""
