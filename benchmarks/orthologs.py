@@ -5,9 +5,9 @@
 At https://www.ensembl.org/biomart choose the human genes, and of the homologs of mouse the attributes: Gene stable ID,
 Gene name, Mouse gene stable ID, Mouse gene name, Mouse homology type, Mouse orthology confidence. Export to a CSV file.
 
-The table has one row a pair of orthologs, the better pairs first: one-to-one before others, then those of the same symbol
-whatever its case, those of high confidence, and by ids. Where a gene has several orthologs, the library takes the first
-that is free.
+The table has one row a pair of orthologs, the better pairs first: one-to-one before others, then those of the same
+symbol whatever its case, those of high confidence, and by ids. Where a gene has several orthologs, the library takes
+the first that is free.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main() -> None:
     pairs["homology"] = pairs["homology"].str.removeprefix("ortholog_")
     pairs = pairs.drop_duplicates(["human_id", "mouse_id"])
     is_named = pairs["human_symbol"] != ""
-    same_symbol = is_named & (pairs["human_symbol"].str.upper() == pairs["mouse_symbol"].str.upper())
+    same_symbol = is_named & (
+        pairs["human_symbol"].str.upper() == pairs["mouse_symbol"].str.upper()
+    )
     keys = pd.DataFrame(
         {
             "several": pairs["homology"] != "one2one",

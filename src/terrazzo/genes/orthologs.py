@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
 import pandas as pd
@@ -39,6 +39,11 @@ class KnownGenes:
     symbol_of: dict[str, str]
     id_of: dict[str, str]
     id_of_upper: dict[str, str]
+
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """All symbols."""
+        return frozenset(self.symbol_of.values()) - {""}
 
     @classmethod
     def of(cls, ids: Sequence[str], symbols: Sequence[str]) -> KnownGenes:
