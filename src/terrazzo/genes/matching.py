@@ -378,9 +378,9 @@ def check_floor(
         f"slice {tissue.name!r} ({tissue.organism}) does not fit the vocabulary ({vocabulary.organism}): "
         f"{coverage.n_matched} of {coverage.n_genes} genes matched, {coverage.share_counts:.1%} of the counts covered "
         f"(needed: {needed} genes and {floor:.0%}). Unmatched genes of the slice: {unmatched}; genes of the "
-        f"vocabulary: {', '.join(known)}. Fix: pass the right organism= (--organism) when reading; for another "
-        "species pass orthologs= (--orthologs: slice gene -> vocabulary gene, with the same kind of names as the "
-        f"slice); or add {column}."
+        f"vocabulary: {', '.join(known)}. Fix: pass the right organism= (--organism) when reading; for a species "
+        "that is neither human nor mouse pass orthologs= (--orthologs: slice gene -> vocabulary gene); or add "
+        f"{column}."
     )
 
 

@@ -93,6 +93,16 @@ class Shipped:
     about: dict[str, str]
     digest: str
 
+    @cached_property
+    def partners(self) -> dict[str, dict[str, list[tuple[int, str]]]]:
+        """By organism and Ensembl id: rank in ``pairs`` and id of each ortholog."""
+        of_human: dict[str, list[tuple[int, str]]] = {}
+        of_mouse: dict[str, list[tuple[int, str]]] = {}
+        for rank, (human, mouse) in enumerate(self.pairs):
+            of_human.setdefault(human, []).append((rank, mouse))
+            of_mouse.setdefault(mouse, []).append((rank, human))
+        return {"human": of_human, "mouse": of_mouse}
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -176,15 +186,14 @@ def candidates(names: Iterable[tuple[str, str]], organism: str) -> Iterator[Cand
     other = "mouse" if organism == "human" else "human"
     own_genes = table.genes[organism]
     other_genes = table.genes[other]
-    columns: dict[str, list[int]] = {}
+    ranked: list[tuple[int, int, str]] = []
     for column, (gene, symbol) in enumerate(names):
         known = own_genes.find(gene, symbol)
-        if known:
-            columns.setdefault(known, []).append(column)
-    for rank, (human, mouse) in enumerate(table.pairs):
-        own, target = (human, mouse) if organism == "human" else (mouse, human)
-        for column in columns.get(own, ()):
-            yield Candidate(column, target, other_genes.symbol_of[target], rank < table.n_sure)
+        for rank, target in table.partners[organism].get(known, ()):
+            ranked.append((rank, column, target))
+    ranked.sort()
+    for rank, column, target in ranked:
+        yield Candidate(column, target, other_genes.symbol_of[target], rank < table.n_sure)
 
 
 def n_with_ortholog(ids: Sequence[str], symbols: Sequence[str], organism: str) -> int:
