@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from terrazzo.cli import main
 from terrazzo.errors import GeneError, TerrazzoWarning
 from terrazzo.genes import Vocabulary
 from terrazzo.genes.orthologs import n_with_ortholog, shipped
@@ -381,3 +382,18 @@ def test_info_of_a_real_mouse_slice(shared_dir: Path) -> None:
     tissue = read(path)
     n_genes = n_with_ortholog(tissue.gene_ids.tolist(), tissue.gene_symbols.tolist(), "mouse")
     assert n_genes > 150
+
+
+def test_info_prints_organism_and_orthologs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    symbols = [symbol.upper() for symbol in [*BOTH, *MOUSE_ONLY, "Unheard"]]
+    adata = anndata.AnnData(sp.csr_matrix(np.ones((3, len(symbols)), dtype=np.float32)))
+    adata.var_names = symbols
+    adata.obsm["spatial"] = np.arange(6.0).reshape(3, 2)
+    adata.write_h5ad(tmp_path / "capitals.h5ad")
+    assert main(["info", str(tmp_path / "capitals.h5ad")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "organism mouse" in printed
+    assert "organism from 17 symbols, 0 as in mouse, 17 in capitals" in printed
+    assert "human orthologs 16 of 17 genes" in printed
