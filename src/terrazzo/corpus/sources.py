@@ -422,7 +422,7 @@ class Orthologs:
         """Add the orthologs of the library for columns without one, to genes that no other column has."""
         if organism not in ("human", "mouse") or organism == self.organism:
             return
-        taken = set()
+        taken: set[str] = set()
         for gene, symbol in targets.values():
             taken.update((gene, symbol))
         taken.discard("")
