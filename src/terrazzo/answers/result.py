@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from terrazzo import records
 from terrazzo.answers.finding import Found
+from terrazzo.answers.projection import Projection
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.tasks import display
@@ -60,6 +61,10 @@ class Answer:
         What the regions were found in, for a person.
     notes
         What a reader must know.
+    settings
+        For the record.
+    projection
+        Finds the same in other slices; None where the vectors are a model's.
     """
 
     kind: str
@@ -76,6 +81,7 @@ class Answer:
     vectors: str
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    projection: Projection | None = None
 
     @property
     def k(self) -> int:

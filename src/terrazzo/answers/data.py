@@ -1,0 +1,133 @@
+"""Data of a caller as a list of checked slices, and what is written to them put back where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+
+from terrazzo import keys
+from terrazzo.errors import InputError
+from terrazzo.models.inputs import open_data
+from terrazzo.slices import Opened, Slice
+from terrazzo.slices.parts import Part, put_back, split
+from terrazzo.slices.slice import stated
+
+__all__ = ["Data", "Piece", "open_all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One slice.
+
+    Attributes
+    ----------
+    tissue
+        Checked.
+    adata
+        What is written to.
+    name, donor
+        The name differs from those of the others; the donor is the name where nothing states one.
+    """
+
+    tissue: Slice
+    adata: AnnData
+    name: str
+    donor: str
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One thing that was passed: an AnnData, a SpatialData or a file, with its sections."""
+
+    opened: Opened
+    path: Path | None
+    parts: list[Part]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Everything that was passed.
+
+    Attributes
+    ----------
+    pieces
+        The slices.
+    sources
+        What they came from.
+    """
+
+    pieces: list[Piece]
+    sources: list[Source] = field(default_factory=list)
+
+    @property
+    def slices(self) -> list[Slice]:
+        """The checked slices."""
+        return [piece.tissue for piece in self.pieces]
+
+    def put_back(self) -> None:
+        """Put what was written to sections into the AnnData that they are of, and into the table of a SpatialData."""
+        for source in self.sources:
+            if source.parts:
+                put_back(source.opened.adata, str(source.opened.slice_key), source.parts)
+            source.opened.copy_results_to_table()
+
+
+def open_all(data: Any, donor_key: str | None, slice_options: dict[str, Any]) -> Data:
+    """Open and check everything that :meth:`embed` takes.
+
+    Parameters
+    ----------
+    data
+        AnnData, SpatialData, path, or a list of these.
+    donor_key
+        Column of ``obs`` or entry of ``uns`` with the donor; None: as anywhere else.
+    slice_options
+        Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
+
+    Raises
+    ------
+    InputError
+        Nothing, or a slice that cannot be used.
+    """
+    is_many = isinstance(data, Sequence) and not isinstance(data, str | bytes)
+    items = list(data) if is_many else [data]
+    if not items:
+        raise InputError("there is no slice.")
+    pieces: list[Piece] = []
+    sources = []
+    for item in items:
+        opened, options = open_data(item, slice_options)
+        parts: list[Part] = []
+        wholes = [opened]
+        if opened.is_split:
+            parts = split(opened.adata, str(opened.slice_key))
+            wholes = [opened.of_part(part) for part in parts]
+        for one in wholes:
+            tissue = Slice.from_opened(one, **options)
+            name = _free_name(one.name, [piece.name for piece in pieces])
+            pieces.append(Piece(tissue, one.adata, name, _donor(one.adata, donor_key, name)))
+        path = Path(item) if isinstance(item, str | Path) else None
+        sources.append(Source(opened, path, parts))
+    return Data(pieces, sources)
+
+
+def _free_name(name: str, taken: list[str]) -> str:
+    """Return a name that no other slice has."""
+    free = name
+    number = 2
+    while free in taken:
+        free = f"{name}-{number}"
+        number += 1
+    return free
+
+
+def _donor(adata: AnnData, donor_key: str | None, name: str) -> str:
+    if donor_key is not None and donor_key not in adata.obs and donor_key not in adata.uns:
+        raise InputError(f"{name} has no obs column and no uns entry {donor_key!r} with its donor.")
+    names = keys.DONOR if donor_key is None else (donor_key,)
+    donor = stated(adata, names)
+    return donor or name
