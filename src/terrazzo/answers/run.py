@@ -76,7 +76,7 @@ def regions(
 ) -> Answer:
     """Find tissue regions, how sure they are, and which genes mark them: of one slice, or the same in several.
 
-    Cells get states by their own expression; a cell's vector is how much of each state there is in five rings around it.
+    Cells get states by their own expression; a cell's vector is how much of each state there is in rings around it.
     Ten partitions (mixtures from two starts for each of five seeds) vote.
 
     Parameters

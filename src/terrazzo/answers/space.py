@@ -46,7 +46,7 @@ class Expression:
     mean, sd
         float64 ``(genes,)``: of log counts over all slices; sd within slices, 0 for a gene that does not vary.
     directions
-        ``(genes, 20)``, orthonormal columns.
+        ``(genes, n_components)``, orthonormal columns.
     own_share
         Share of a slice's own mean in what is subtracted: 1 for each slice by itself, 0 for the mean of all.
     """
@@ -65,6 +65,7 @@ class Expression:
         *,
         genes: Sequence[str] | None = None,
         weights: Floats | None = None,
+        n_components: int = N_COMPONENTS,
     ) -> Expression:
         """Choose genes and fit directions on slices, all of which count alike per cell.
 
@@ -78,6 +79,8 @@ class Expression:
             None: those that all slices have, of more than 2,000 the 1,000 most spatially autocorrelated.
         weights
             ``(genes,)``: how often each gene counts (of a bootstrap); None: once.
+        n_components
+            Directions; fewer where there are no more.
 
         Raises
         ------
@@ -103,12 +106,12 @@ class Expression:
         moment = np.zeros((len(names), len(names)))
         n_rows = 0
         for table, own_mean in zip(tables, means, strict=True):
-            subtracted = start._subtracted(own_mean, weights)
+            subtracted = start._subtracted(own_mean)
             for first in range(0, table.shape[0], ROWS):
                 part = start._standardized(table[first : first + ROWS], subtracted)
                 moment += part.T @ part
                 n_rows += len(part)
-        directions, _ = principal_directions(moment / n_rows, N_COMPONENTS)
+        directions, _ = principal_directions(moment / n_rows, n_components)
         return cls(names, mean, sd, directions, own_share)
 
     def __call__(self, tissue: Slice) -> Vectors:
@@ -134,7 +137,7 @@ class Expression:
             out[rows] = part_of._standardized(table[rows], subtracted) @ part_of.directions
         return out
 
-    def _subtracted(self, own_mean: Floats, weights: Floats | None = None) -> Floats:
+    def _subtracted(self, own_mean: Floats) -> Floats:
         return self.own_share * own_mean + (1 - self.own_share) * self.mean
 
     def _standardized(self, values: sparse.csr_matrix, subtracted: Floats) -> Floats:
