@@ -139,24 +139,28 @@ class Features:
         n_others = int((~self.is_gene).sum())
         if not n_others:
             return ""
-        plural = "" if n_others == 1 else "s"
-        verb = "is" if n_others == 1 else "are"
-        noun = "a gene" if n_others == 1 else "genes"
-        return f"{n_others} feature{plural} that {verb} not {noun} left out ({self.left_out})"
+        return f"{n_others} features that are not genes left out ({self.left_out})"
 
 
-def find_features(var: pd.DataFrame) -> Features:
+def find_features(var: pd.DataFrame, *, of_10x: bool = False) -> Features:
     """Tell the genes of a ``var`` table from all else.
 
     A feature is not a gene if a column of types says so (``feature_types`` and its like; any type but "Gene Expression"
     where that is among them, else types that are known), or if its name in the index or a column of symbols is that of
     a control. A feature that a column identifies by an Ensembl id is a gene whatever its symbol.
+
+    Parameters
+    ----------
+    var
+        A row a feature.
+    of_10x
+        Types are those of a file of 10x Genomics: every one but "Gene Expression" is of no gene.
     """
     kinds = [""] * len(var)
     for column in _TYPE_COLUMNS:
         values = _texts(var, column)
         if values:
-            _add_types(kinds, values)
+            _add_types(kinds, values, of_10x)
     id_columns = [_texts(var, name) for name in keys.ENSEMBL_COLUMNS]
     name_columns = [_texts(var, name) for name in keys.SYMBOL_COLUMNS]
     name_columns.append([str(name) for name in var.index])
@@ -184,10 +188,10 @@ def kind_by_name(name: str) -> str:
     return ""
 
 
-def _add_types(kinds: list[str], values: list[str]) -> None:
+def _add_types(kinds: list[str], values: list[str], of_10x: bool) -> None:
     """Note features whose type says that they are not genes."""
     plain = {value: re.sub(r"[\s_-]+", " ", value.strip().lower()) for value in set(values)}
-    has_genes = GENE_EXPRESSION.lower() in plain.values()
+    has_genes = of_10x or GENE_EXPRESSION.lower() in plain.values()
     others = set()
     for value, word in plain.items():
         is_other = word in _OTHER_TYPES

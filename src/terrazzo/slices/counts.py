@@ -121,8 +121,8 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> Co
     """Return the counts of ``adata``: named layer, ``layers["counts"]``, ``raw.X``, ``X``, in this order.
 
     The first that holds counts of these cells is taken: finite, non-negative whole numbers, not all of them zero, of
-    genes, a row a cell. One that is doubtful (counts of less than half of the cells that another has counts of; only
-    genes that ``var`` does not have; values that were scaled, or cut to zero and one) is taken only where no other does.
+    genes, a row a cell. One that is doubtful (counts of less than half of the cells that another has counts of; none of
+    the genes of ``var``; values that were scaled, or cut to zero and one) is taken only where there is no better.
 
     Parameters
     ----------
@@ -284,7 +284,7 @@ def _other_genes(var: pd.DataFrame, of_x: pd.DataFrame) -> bool:
 
 
 def _scaling_of(csr: sp.csr_matrix) -> str:
-    """Say what shows that whole numbers were scaled, "" for nothing: on the first cells, where these have enough values.
+    """Say what shows that whole numbers were scaled, "" for nothing; on the first cells, if they have enough values.
 
     Either all are multiples of one number, or cells that have no small values all have the same total.
     """

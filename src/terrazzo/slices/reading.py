@@ -14,6 +14,7 @@ from anndata import AnnData
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
+from terrazzo.slices.hdf5 import require_filters
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
@@ -206,6 +207,7 @@ def _read_anndata(path: Path) -> AnnData:
             if path.is_dir():
                 refuse_code(path)
                 return anndata.read_zarr(path)
+            require_filters(path)
             return anndata.read_h5ad(path)
         except (MemoryError, InputError):
             raise
