@@ -36,6 +36,7 @@ _CELL = re.compile(r"cellid_0*(\d+)(?:-\d+)?")
 _XY = ["x", "y"]
 _PIECE = 2**20  # characters that are read at a time
 _MAX_FEATURE = 2**24  # characters of one cell
+_BETWEEN = tuple(", \t\r\n")  # features
 _LIST = re.compile(r'"features"\s*:\s*\[')
 
 
@@ -117,23 +118,28 @@ def _features(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the features of a GeoJSON file one by one, so that it is never whole in memory."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8") as stream:
-        text = stream.read(_PIECE)
-        start = _LIST.search(text)
-        if start is None:
-            raise InputError(f"{path} is not a GeoJSON file of features")
+        text = ""
+        start = None
+        while start is None:
+            more = stream.read(_PIECE)
+            if not more or len(text) > _MAX_FEATURE:
+                raise InputError(f"{path} is not a GeoJSON file of features")
+            text += more
+            start = _LIST.search(text)
         position = start.end()
         while True:
-            text = text[position:].lstrip(", \t\r\n")
-            position = 0
-            if text.startswith("]"):
+            while text[position : position + 1] in _BETWEEN:
+                position += 1
+            if text.startswith("]", position):
                 return
             try:
-                feature, position = decoder.raw_decode(text)
+                feature, position = decoder.raw_decode(text, position)
             except json.JSONDecodeError:
                 more = stream.read(_PIECE)
-                if not more or len(text) > _MAX_FEATURE:
+                if not more or len(text) - position > _MAX_FEATURE:
                     raise
-                text += more
+                text = text[position:] + more
+                position = 0
                 continue
             yield feature
 

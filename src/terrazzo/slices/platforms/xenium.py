@@ -38,12 +38,9 @@ _IMAGES = {  # name of a choice: where it may be, by version
 def locate(folder: Path, choices: Choices) -> dict[str, Path]:
     """Find the files of a folder."""
     files = locate_matrix(folder, "cell_feature_matrix")
-    exact = [(name,) for name in _CELLS]
+    exact = [name for name in _CELLS if (folder / name).is_file()]
     prefixed = [(f"*_{name}",) for name in _CELLS]  # as GEO names them
-    patterns = [*exact, *prefixed]
-    if not any(any(folder.glob(pattern)) for (pattern,) in patterns):
-        patterns = [_CELLS]
-    files["cells"] = first_match(folder, patterns, "the table of cells")
+    files["cells"] = first_match(folder, [exact[:1] or _CELLS, *prefixed], "the table of cells")
     for experiment in sorted(folder.glob("*experiment.xenium"))[:1]:
         files["experiment"] = experiment
     for name, places in _IMAGES.items():
