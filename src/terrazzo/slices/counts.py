@@ -74,11 +74,14 @@ class CountsFound:
     @property
     def notes(self) -> tuple[str, ...]:
         """What to report, in words."""
-        choice = f"counts taken from {self.source}: {self.passed_over}" if self.passed_over else ""
-        doubt = ""
+        notes = []
+        if self.passed_over:
+            notes.append(f"counts taken from {self.source}: {self.passed_over}")
+        if self.left_out:
+            notes.append(self.left_out)
         if self.doubt:
-            doubt = f"{self.source} {self.doubt}: if raw counts are elsewhere, pass layer="
-        return tuple(note for note in (choice, self.left_out, doubt) if note)
+            notes.append(f"{self.source} {self.doubt}: if raw counts are elsewhere, pass layer=")
+        return tuple(notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,9 +239,14 @@ def _with_reasons(chosen: _Weighed, weighed: list[_Weighed]) -> CountsFound:
 
 def _choose(weighed: list[_Weighed]) -> _Weighed | None:
     """Return the first candidate of those with the fewest doubts; None where none holds counts."""
-    most = max(one.n_measured for one in weighed)
-    usable = [one for one in weighed if not one.fault and one.n_measured >= _MIN_MEASURED * most]
-    return min(usable, key=lambda one: len(one.doubts), default=None)
+    enough = _MIN_MEASURED * max(one.n_measured for one in weighed)
+    best = None
+    for one in weighed:
+        if one.fault or one.n_measured < enough:
+            continue
+        if best is None or len(one.doubts) < len(best.doubts):
+            best = one
+    return best
 
 
 def _nearest(weighed: list[_Weighed]) -> _Weighed:
@@ -270,12 +278,15 @@ def _other_genes(var: pd.DataFrame, of_x: pd.DataFrame) -> bool:
     names = read_gene_names(var)
     names_of_x = read_gene_names(of_x)
     is_comparable = False
-    for mine, others in (
+    pairs = (
         (names.gene_ids, names_of_x.gene_ids),
         (names.gene_symbols, names_of_x.gene_symbols),
-    ):
-        my_names = set(mine.tolist()) - {""}
-        other_names = set(others.tolist()) - {""}
+    )
+    for mine, others in pairs:
+        my_names = set(mine.tolist())
+        my_names.discard("")
+        other_names = set(others.tolist())
+        other_names.discard("")
         if my_names and other_names:
             is_comparable = True
             if my_names & other_names:

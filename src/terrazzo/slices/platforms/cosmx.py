@@ -65,15 +65,19 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
         raise InputError(
             f"{counts_file}: column {' and '.join(missing)} missing, which say whose the counts are"
         )
-    cells = read_table(files["cells"], [*_IDS, *_XY], ids=[*_IDS, *_SLIDES, *_NAMES])
+    id_columns = (*_IDS, *_SLIDES, *_NAMES)
+    cells = read_table(files["cells"], [*_IDS, *_XY], ids=id_columns)
     where = f"{counts_file} and {files['cells'].name}"
     of_counts, of_cells, slide = _keys(wide.ids, cells, where)
-    cells = _once(cells.assign(_key=of_cells), files["cells"])
+    cells = cells.assign(_key=of_cells)
+    cells = _once(cells, files["cells"])
     # what is in no cell is counted as cell 0 of its field of view
     is_cell = (wide.ids["cell_ID"] != "0").to_numpy()
-    count_rows, repeated = _rows_once(np.flatnonzero(is_cell), of_counts, wide, counts_file)
+    count_rows = np.flatnonzero(is_cell)
+    count_rows, repeated = _rows_once(count_rows, of_counts, wide, counts_file)
     cell_keys = of_counts[count_rows]
     rows, cells = place(cell_keys.tolist(), cells, "_key", where, _XY)
+    used_rows = count_rows[rows]
     var = pd.DataFrame(index=wide.names.astype(object))
     features = find_features(var)
     genes = np.flatnonzero(features.is_gene)
@@ -81,7 +85,7 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
         raise InputError(f"{counts_file}: no column is a gene ({features.left_out})")
     obs = plain_columns(cells, ["_key", *_XY])
     obs = obs.set_axis(cell_keys[rows], axis=0)
-    counts = wide.values[count_rows[rows]]
+    counts = wide.values[used_rows]
     counts = counts[:, genes]
     adata = AnnData(counts, obs=obs, var=var.iloc[genes])
     adata.obsm[keys.SPATIAL] = cells[_XY].to_numpy(dtype=float)
@@ -91,16 +95,19 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     adata.uns[keys.SPATIAL] = {name: {"scalefactors": factors}}
     notes = [f"a pixel is {pixel:.5g} um: {why}"]
     if slide is not None:
-        adata.obs[_SLIDE] = slide[count_rows[rows]].astype(object)
+        adata.obs[_SLIDE] = slide[used_rows].astype(object)
         slides = sorted(set(adata.obs[_SLIDE]))
-        notes.append(f"{len(slides)} slides in one export, {', '.join(slides)}: obs[{_SLIDE!r}]")
+        listed = ", ".join(slides)
+        notes.append(f"{len(slides)} slides in one export, {listed}: obs[{_SLIDE!r}]")
     notes.append(features.note)
     n_fields = len(is_cell) - int(is_cell.sum())
     if n_fields:
         notes.append(f"counts that are in no cell left out ({n_fields} fields of view)")
-    notes.append(repeated)
-    notes.append(unplaced(len(cell_keys), len(rows)))
-    return Opened(adata, "CosMx", name, notes=tuple(note for note in notes if note))
+    notes += repeated
+    n_cells = len(cell_keys)
+    notes.append(unplaced(n_cells, len(rows)))
+    notes = [note for note in notes if note]
+    return Opened(adata, "CosMx", name, notes=tuple(notes))
 
 
 def _keys(
@@ -124,26 +131,36 @@ def _keys(
     if len(slides) < 2:
         return of_counts, of_cells, None
     slide_of_counts = _slide(counted)
-    if slide_of_counts is None or not set(slide_of_counts.tolist()) & set(slides):
+    known = [] if slide_of_counts is None else slide_of_counts.tolist()
+    if slide_of_counts is None or set(slides).isdisjoint(known):
+        listed = ", ".join(slides[:5])
         raise InputError(
-            f"{where}: the export holds {len(slides)} slides ({', '.join(slides[:5])}), and the counts do not say "
-            f"which cell is of which (they have no column {' or '.join(_NAMES)}); export each slide by itself"
+            f"{where}: the export holds {len(slides)} slides ({listed}), and the counts do not say which cell is of "
+            f"which (they have no column {' or '.join(_NAMES)}); export each slide by itself"
         )
-    of_counts = np.char.add(np.char.add(slide_of_counts, "_"), of_counts)
-    of_cells = np.char.add(np.char.add(slide_of_cells, "_"), of_cells)
+    of_counts = _join(slide_of_counts, of_counts)
+    of_cells = _join(slide_of_cells, of_cells)
     return of_counts, of_cells, slide_of_counts
+
+
+def _join(first: Texts, second: Texts) -> Texts:
+    """Return texts with another in front, and "_" between."""
+    front = np.char.add(first, "_")
+    return np.char.add(front, second)
 
 
 def _slide(table: pd.DataFrame) -> Texts | None:
     """Return the slide of each row: of the id ``c_<slide>_<fov>_<cell>``, else of a column; None where neither is."""
     for name in _NAMES:
-        if name in table.columns:
-            parts = table[name].str.extract(r"^c_(\w+?)_\d+_\d+$")[0]
-            if parts.notna().all():
-                return parts.to_numpy(dtype=np.str_)
+        if name not in table.columns:
+            continue
+        slide = table[name].str.extract(r"^c_(\w+?)_\d+_\d+$")[0]
+        if slide.notna().all():
+            return slide.to_numpy(dtype=np.str_)
     for name in _SLIDES:
         if name in table.columns:
-            return table[name].str.replace(r"\.0$", "", regex=True).to_numpy(dtype=np.str_)
+            slide = table[name].str.replace(r"\.0$", "", regex=True)
+            return slide.to_numpy(dtype=np.str_)
     return None
 
 
@@ -155,18 +172,20 @@ def _once(cells: pd.DataFrame, path: Path) -> pd.DataFrame:
     InputError
         A cell has two positions.
     """
-    cells = cells[~cells.duplicated(["_key", *_XY])]
+    is_copy = cells.duplicated(["_key", *_XY])
+    cells = cells[~is_copy]
     again = cells["_key"].duplicated()
     if again.any():
+        example = cells["_key"][again].iloc[0]
         raise InputError(
-            f"{path}: {int(again.sum())} cells are there more than once with different positions "
-            f"(first: {cells['_key'][again].iloc[0]}); are these files of several slides? Export each slide by itself"
+            f"{path}: {int(again.sum())} cells are there more than once with different positions (first: {example}); "
+            "are these files of several slides? Export each slide by itself"
         )
     return cells.reset_index(drop=True)
 
 
-def _rows_once(rows: Ints, ids: Texts, wide: WideTable, path: Path) -> tuple[Ints, str]:
-    """Return rows of cells without those that only repeat another or hold no number, and a note on these.
+def _rows_once(rows: Ints, ids: Texts, wide: WideTable, path: Path) -> tuple[Ints, list[str]]:
+    """Return rows of cells without those that only repeat another or hold no number, and notes on these.
 
     AtoMx has exported cells twice, the second time with NA in every column.
 
@@ -175,32 +194,38 @@ def _rows_once(rows: Ints, ids: Texts, wide: WideTable, path: Path) -> tuple[Int
     InputError
         Two rows of one cell hold different counts.
     """
-    missing = np.isnan(wide.values.data)
-    n_missing = np.zeros(wide.values.shape[0], dtype=np.int64)
-    if missing.any():
-        of_row = np.repeat(np.arange(len(n_missing)), np.diff(wide.values.indptr))
-        n_missing = np.bincount(of_row[missing], minlength=len(n_missing))
-    is_missing = n_missing[rows] == len(wide.names)
+    notes = []
+    is_missing = _n_missing(wide)[rows] == len(wide.names)
     n_lost = int(is_missing.sum())
     rows = rows[~is_missing]
-    _, first, place_of = np.unique(ids[rows], return_index=True, return_inverse=True)
-    original = first[place_of]
-    again = np.flatnonzero(original != np.arange(len(rows)))
+    _, first, group = np.unique(ids[rows], return_index=True, return_inverse=True)
+    original = first[group]
+    numbers = np.arange(len(rows))
+    again = np.flatnonzero(original != numbers)
     if len(again):
-        difference = wide.values[rows[again]] != wide.values[rows[original[again]]]
-        if difference.nnz:
-            example = ids[rows[again[np.unique(difference.nonzero()[0])[0]]]]
+        copies = wide.values[rows[again]]
+        originals = wide.values[rows[original[again]]]
+        differing, _ = (copies != originals).nonzero()
+        if len(differing):
+            example = ids[rows[again[differing[0]]]]
             raise InputError(
                 f"{path}: cell ids repeat with different counts (e.g. {example}); are these files of several slides? "
                 "Export each slide by itself"
             )
         rows = np.delete(rows, again)
-    notes = []
-    if len(again):
         notes.append(f"{len(again):,} rows of counts that repeat another left out")
     if n_lost:
         notes.append(f"{n_lost:,} rows of counts that hold only NA left out")
-    return rows, "; ".join(notes)
+    return rows, notes
+
+
+def _n_missing(wide: WideTable) -> Ints:
+    """Return how many values of each row are NA."""
+    n_rows, _ = wide.values.shape
+    is_missing = np.isnan(wide.values.data)
+    n_stored = np.diff(wide.values.indptr)
+    row = np.repeat(np.arange(n_rows), n_stored)
+    return np.bincount(row[is_missing], minlength=n_rows)
 
 
 def _key(table: pd.DataFrame) -> Texts:

@@ -66,13 +66,17 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     genes = np.flatnonzero(features.is_gene)
     if not len(genes):
         raise InputError(f"{files['counts']}: no column is a gene ({features.left_out})")
-    obs = plain_columns(cells, [key, *_XY]).set_axis([ids[row] for row in rows], axis=0)
-    counts = wide.values[rows][:, genes]
+    names = [ids[row] for row in rows]
+    obs = plain_columns(cells, [key, *_XY])
+    obs = obs.set_axis(names, axis=0)
+    counts = wide.values[rows]
+    counts = counts[:, genes]
     adata = AnnData(counts, obs=obs, var=var.iloc[genes])
     adata.obsm[keys.SPATIAL] = cells[_XY].to_numpy(dtype=float)
     adata.uns[keys.TECHNOLOGY] = "MERSCOPE"
-    notes = (features.note, unplaced(len(ids), len(rows)))
-    return Opened(adata, "MERSCOPE", name, notes=tuple(note for note in notes if note))
+    lost = unplaced(len(ids), len(rows))
+    notes = [note for note in (features.note, lost) if note]
+    return Opened(adata, "MERSCOPE", name, notes=tuple(notes))
 
 
 MERSCOPE = Platform("MERSCOPE", (f"*{_COUNTS}*.csv*", f"*{_CELLS}*.csv*"), locate, read)
