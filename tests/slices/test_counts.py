@@ -172,12 +172,22 @@ def test_where_none_holds_counts_all_are_listed() -> None:
     said = r"X does not hold counts.*layers\['counts'\] holds NaN.*raw.X holds no count"
     with pytest.raises(InputError, match=said):
         Slice.from_anndata(adata)
-    with pytest.raises(InputError, match="X holds no count: every value is zero"):
-        Slice.from_anndata(make(np.zeros((N, 20))))
+    zeros = make(np.zeros((N, 20)))
+    zeros.raw = make(np.zeros((N, 20)))
+    with pytest.raises(
+        InputError, match=r"raw.X holds no count: every value is zero.*X holds no c"
+    ):
+        Slice.from_anndata(zeros)
     only_raw = make(np.zeros((N, 20)))
     only_raw.raw = no_genes(only_raw)
     with pytest.raises(InputError, match=r"zero genes.*raw.X has zero genes.*X holds no count"):
         Slice.from_anndata(only_raw)
+
+
+def test_cells_without_counts_are_cells_where_there_is_no_other_matrix() -> None:
+    tissue = Slice.from_anndata(make(np.zeros((N, 20))))
+    assert tissue.empty.all()
+    assert tissue.notes == ("X holds no count: every value is zero",)
 
 
 def test_scaled_counts_alone_are_taken_with_a_warning() -> None:

@@ -59,6 +59,8 @@ class CountsFound:
     passed_over
         Matrices that come before this one, and why they are not taken; "" for none, and for a ``raw`` of normalized
         values, which is usual.
+    no_count
+        Every value is zero, and there was no other matrix.
     doubt
         Why this may not be what was meant, where nothing better was there; "" for nothing.
     """
@@ -70,6 +72,7 @@ class CountsFound:
     left_out: str = ""
     passed_over: str = ""
     doubt: str = ""
+    no_count: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -79,6 +82,8 @@ class CountsFound:
             notes.append(f"counts taken from {self.source}: {self.passed_over}")
         if self.left_out:
             notes.append(self.left_out)
+        if self.no_count:
+            notes.append(f"{self.source} holds no count: every value is zero")
         if self.doubt:
             notes.append(f"{self.source} {self.doubt}: if raw counts are elsewhere, pass layer=")
         return tuple(notes)
@@ -139,8 +144,8 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> Co
     Raises
     ------
     InputError
-        Missing layer; no matrix; no genes; nothing but zeros; NaN, infinite, negative or (unless allowed) non-integer
-        values; not numbers.
+        Missing layer; no matrix; no genes; several matrices and nothing but zeros in them; NaN, infinite, negative or
+        (unless allowed) non-integer values; not numbers.
     """
     weighed: list[_Weighed] = []
     for candidate in _candidates(adata, layer):
@@ -156,6 +161,8 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> Co
     chosen = _choose(weighed)
     if chosen is None:
         chosen = _nearest(weighed)
+        if len(weighed) == 1 and chosen.fault == "empty" and chosen.found is not None:
+            return replace(chosen.found, is_counts=True, no_count=True)  # cells without counts
         if chosen.fault != "fractional" or not allow_normalized:
             raise InputError(_fault_message(adata, chosen, weighed))
     return _with_reasons(chosen, weighed)
@@ -163,7 +170,8 @@ def find_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> Co
 
 def warn_found(found: CountsFound, stacklevel: int) -> None:
     """Warn of features that are left out, of matrices that are empty or damaged, and of doubtful counts."""
-    for note in found.notes:
+    surprising = replace(found, no_count=False)  # cells without counts are reported as such
+    for note in surprising.notes:
         warnings.warn(note, TerrazzoWarning, stacklevel=stacklevel)
 
 
