@@ -289,3 +289,14 @@ def test_spike_ins_are_no_genes_but_ercc1_is() -> None:
     adata = make(genes=[*GENES[:18], "ERCC1", "ERCC-00002"])
     with pytest.warns(TerrazzoWarning, match="1 spike-ins"):
         assert Slice.from_anndata(adata).gene_symbols.tolist() == [*GENES[:18], "ERCC1"]
+
+
+def test_a_table_of_a_spatialdata() -> None:
+    spatialdata = pytest.importorskip("spatialdata", reason="spatialdata is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = spatialdata.models.TableModel.parse(with_controls())
+        sdata = spatialdata.SpatialData(tables={"table": table})
+    with pytest.warns(TerrazzoWarning, match="5 features that are not genes left out"):
+        tissue = tz.read(sdata)
+    assert tissue.gene_symbols.tolist() == GENES
