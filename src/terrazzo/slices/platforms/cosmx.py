@@ -96,7 +96,7 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     notes = [f"a pixel is {pixel:.5g} um: {why}"]
     if slide is not None:
         adata.obs[_SLIDE] = slide[used_rows].astype(object)
-        slides = sorted(set(adata.obs[_SLIDE]))
+        slides = adata.obs[_SLIDE].unique()
         listed = ", ".join(slides)
         notes.append(f"{len(slides)} slides in one export, {listed}: obs[{_SLIDE!r}]")
     notes.append(features.note)
@@ -127,7 +127,7 @@ def _keys(
     slide_of_cells = _slide(cells)
     if slide_of_cells is None:
         return of_counts, of_cells, None
-    slides = sorted(set(slide_of_cells.tolist()))
+    slides = np.unique(slide_of_cells).tolist()
     if len(slides) < 2:
         return of_counts, of_cells, None
     slide_of_counts = _slide(counted)
@@ -176,9 +176,10 @@ def _once(cells: pd.DataFrame, path: Path) -> pd.DataFrame:
     cells = cells[~is_copy]
     again = cells["_key"].duplicated()
     if again.any():
-        example = cells["_key"][again].iloc[0]
+        repeated = cells["_key"][again]
+        example = repeated.iloc[0]
         raise InputError(
-            f"{path}: {int(again.sum())} cells are there more than once with different positions (first: {example}); "
+            f"{path}: {len(repeated)} cells are there more than once with different positions (first: {example}); "
             "are these files of several slides? Export each slide by itself"
         )
     return cells.reset_index(drop=True)
@@ -195,7 +196,8 @@ def _rows_once(rows: Ints, ids: Texts, wide: WideTable, path: Path) -> tuple[Int
         Two rows of one cell hold different counts.
     """
     notes = []
-    is_missing = _n_missing(wide)[rows] == len(wide.names)
+    n_missing = _n_missing(wide)
+    is_missing = n_missing[rows] == len(wide.names)
     n_lost = int(is_missing.sum())
     rows = rows[~is_missing]
     _, first, group = np.unique(ids[rows], return_index=True, return_inverse=True)
@@ -203,11 +205,13 @@ def _rows_once(rows: Ints, ids: Texts, wide: WideTable, path: Path) -> tuple[Int
     numbers = np.arange(len(rows))
     again = np.flatnonzero(original != numbers)
     if len(again):
-        copies = wide.values[rows[again]]
-        originals = wide.values[rows[original[again]]]
-        differing, _ = (copies != originals).nonzero()
+        copy_rows = rows[again]
+        original_rows = rows[original[again]]
+        difference = wide.values[copy_rows] != wide.values[original_rows]
+        differing, _ = difference.nonzero()
         if len(differing):
-            example = ids[rows[again[differing[0]]]]
+            first_row = copy_rows[differing[0]]
+            example = ids[first_row]
             raise InputError(
                 f"{path}: cell ids repeat with different counts (e.g. {example}); are these files of several slides? "
                 "Export each slide by itself"
@@ -235,7 +239,8 @@ def _key(table: pd.DataFrame) -> Texts:
         column = table[name].str.replace(r"\.0$", "", regex=True)
         columns.append(column)
     fov, cell = columns
-    return (fov + "_" + cell).to_numpy(dtype=np.str_)
+    key = fov + "_" + cell
+    return key.to_numpy(dtype=np.str_)
 
 
 def _pixel(fovs: Path | None, cells: pd.DataFrame) -> tuple[float, str]:
