@@ -24,7 +24,7 @@ from terrazzo.genes.names import (
     warn_merged,
 )
 from terrazzo.genes.organism import OrganismFound, find_organism
-from terrazzo.slices.counts import CountsFound, find_counts
+from terrazzo.slices.counts import CountsFound, find_counts, warn_found
 from terrazzo.slices.geometry import (
     find_geometry,
     find_image,
@@ -75,6 +75,8 @@ class Slice:
         Where the values were found: "X", "raw.X" or "layers['...']".
     origin
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
+    notes
+        What was decided on the counts: features left out as they are not genes, matrices passed over.
     organism_from
         What says the organism: evidence in a few words.
     """
@@ -95,6 +97,7 @@ class Slice:
     is_counts: bool = True
     source: str = "X"
     origin: str = ""
+    notes: tuple[str, ...] = ()
     organism_from: str = ""
 
     @property
@@ -159,7 +162,7 @@ class Slice:
             image_shape = [int(side) for side in self.image.pixels.shape[:2]]
         return {
             "name": self.name,
-            "recognized_as": self.origin or "AnnData in memory",
+            "recognized_as": "; ".join([self.origin or "AnnData in memory", *self.notes]),
             "technology": self.technology,
             "organism": self.organism,
             "organism_from": self.organism_from,
@@ -202,8 +205,9 @@ class Slice:
         adata
             n cells x g genes, with coordinates in ``obsm[spatial_key]``, (n, 2) or more columns.
         layer
-            Layer with raw counts ("X", "raw" force those). None: ``layers["counts"]``, else of ``raw.X`` and ``X`` the
-            first that holds counts.
+            Layer with raw counts ("X", "raw" force those). None: of ``layers["counts"]``, ``raw.X`` and ``X`` the first
+            that holds counts of these cells. Columns that are not genes (antibodies, guides, control probes, blanks,
+            spike-ins) are left out, with a warning.
         unit, microns_per_unit
             "um", "pixel", "array" or "unknown"; micrometers per native unit. None: from the data.
         technology, organism
@@ -217,7 +221,7 @@ class Slice:
         Raises
         ------
         InputError
-            No cells, genes or usable coordinates; NaN, negative or non-count values.
+            No cells, genes, counts or usable coordinates; NaN, negative or non-count values.
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
@@ -250,6 +254,7 @@ class Slice:
             organism=found_organism.name,
             is_counts=found.is_counts,
             source=found.source,
+            notes=found.notes,
             organism_from=found_organism.evidence,
         )
 
@@ -341,8 +346,7 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
-    if found.matrix.shape[1] == 0:
-        raise InputError("the AnnData has zero genes; check the filter that made it")
+    warn_found(found, stacklevel=5)
     if not found.is_counts:
         _warn(
             f"{found.source} holds normalized values, not counts; only models that use ranks may take them"
