@@ -10,8 +10,10 @@ import pandas as pd
 
 from terrazzo.answers.partition import Mixture, Vote, fit_mixtures, means_of, vote
 from terrazzo.answers.sources import Draw, Fitted, Recipe, Source
+from terrazzo.answers.space import Expression
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
 from terrazzo.progress import Advance, Progress
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
@@ -86,6 +88,8 @@ class Found:
         Each partition: number of its seed, the mixture, and the region that each of its components is.
     by_itself
         True where each slice was standardized by itself.
+    source
+        Of the vectors; None for an earlier answer.
     """
 
     labels: list[Ints]
@@ -98,10 +102,14 @@ class Found:
     fitted: Fitted
     mixtures: list[tuple[int, Mixture, Ints]]
     by_itself: bool
+    source: Source | None = None
 
 
 def find(
-    slices: Sequence[Slice], source: Source, settings: Settings, progress: bool | None = None
+    slices: Sequence[Slice],
+    sources: Sequence[Source],
+    settings: Settings,
+    progress: bool | None = None,
 ) -> Found:
     """Find regions in slices, the same in all of them.
 
@@ -109,8 +117,8 @@ def find(
     ----------
     slices
         Slices, at least one.
-    source
-        Of the vectors.
+    sources
+        Of the vectors; of several the one whose regions explain most of the counts that were held out.
     settings
         How.
     progress
@@ -125,12 +133,18 @@ def find(
     """
     _check(slices, settings)
     bars = Progress(progress)
+    source = sources[0]
     curve = pd.DataFrame({"k": [], "score": [], "stability": []})
     k = settings.k
-    if k is None:
-        with bars.stage("choose the number of regions", None):
-            curve = score_numbers(slices, source, settings.seeds)
-        k = knee(curve)
+    if k is None or len(sources) > 1:
+        with bars.stage("choose by held-out counts", None):
+            curves = score_numbers(slices, sources, settings)
+        means = [one["score"].mean() for one in curves]
+        best = int(np.argmax(means))
+        source = sources[best]
+        if k is None:
+            curve = curves[best]
+            k = knee(curve)
     with bars.stage("find regions", None):
         fitted = source.fit(slices, settings.seeds)
         _check_vectors(fitted, k)
@@ -168,6 +182,7 @@ def find(
         fitted,
         mixtures,
         by_itself,
+        source,
     )
 
 
@@ -290,38 +305,62 @@ def halves(tissue: Slice, seed: int) -> tuple[Slice, Slice]:
     return replace(tissue, counts=first), replace(tissue, counts=second)
 
 
-def score_numbers(slices: Sequence[Slice], source: Source, seeds: Sequence[int]) -> pd.DataFrame:
-    """Score 2 to 15 regions: found in one half of the counts, scored on the other.
+def score_numbers(
+    slices: Sequence[Slice], sources: Sequence[Source], settings: Settings
+) -> list[pd.DataFrame]:
+    """Score numbers of regions: found in one half of the counts, scored on the other.
 
     Returns
     -------
-    Columns ``k``; ``score``: the share of the variance of the other half's components that the means of the regions
-    explain; ``stability``: ARI between the regions of two splits.
+    For each source a table: ``k``; ``score``: the share of the variance of the other half that the means of the regions
+    explain, in components averaged over a cell and its six nearest; ``stability``: ARI between the regions of two
+    splits. Numbers are 2 to 15, or the one of the settings.
     """
     n_cells = sum(tissue.n_cells for tissue in slices)
     last = min(K_RANGE[1], max(n_cells // 10, 2))
     numbers = np.arange(K_RANGE[0], last + 1)
-    scores = np.zeros((SPLITS, len(numbers)))
-    found: list[list[Ints]] = [[] for _ in numbers]
+    if settings.k is not None:
+        numbers = np.array([settings.k])
+    scores = np.zeros((len(sources), SPLITS, len(numbers)))
+    found: list[list[list[Ints]]] = [[[] for _ in numbers] for _ in sources]
     for split in range(SPLITS):
         pairs = [halves(tissue, split) for tissue in slices]
         first = [pair[0] for pair in pairs]
-        second = [pair[1] for pair in pairs]
-        fitted = source.fit(first if source.refits else slices, seeds[split : split + 1])
-        vectors = np.concatenate(fitted.views[0])
         expression = Recipe().expression(first)
-        seen = np.concatenate([expression(tissue) for tissue in first]).astype(np.float64)
-        unseen = np.concatenate([expression(tissue) for tissue in second]).astype(np.float64)
-        total = ((unseen - unseen.mean(axis=0)) ** 2).sum()
-        for place, k in enumerate(numbers):
-            labels = fit_mixtures(vectors, int(k), seeds[split])[0](vectors)
-            _, labels = np.unique(labels, return_inverse=True)
-            means = means_of(seen, labels)
-            rest = ((unseen - means[labels]) ** 2).sum()
-            scores[split, place] = 1 - rest / max(total, 1e-12)
-            found[place].append(labels)
-    stability = [clustering(one, other)["ari"] for one, other in found]
-    return pd.DataFrame({"k": numbers, "score": scores.mean(axis=0), "stability": stability})
+        seen = _around(expression, first)
+        unseen = _around(expression, [pair[1] for pair in pairs])
+        for place, source in enumerate(sources):
+            fitted = source.fit(
+                first if source.refits else slices, settings.seeds[split : split + 1] or (0,)
+            )
+            vectors = np.concatenate(fitted.views[0])
+            for column, k in enumerate(numbers):
+                labels = fit_mixtures(vectors, int(k), split)[0](vectors)
+                _, labels = np.unique(labels, return_inverse=True)
+                scores[place, split, column] = explained(seen, unseen, labels)
+                found[place][column].append(labels)
+    tables = []
+    for place in range(len(sources)):
+        stability = [clustering(one, other)["ari"] for one, other in found[place]]
+        score = scores[place].mean(axis=0)
+        tables.append(pd.DataFrame({"k": numbers, "score": score, "stability": stability}))
+    return tables
+
+
+def _around(expression: Expression, slices: Sequence[Slice]) -> Floats:
+    """Return components averaged over a cell and its six nearest: one cell is mostly noise."""
+    parts = []
+    for tissue in slices:
+        components = expression(tissue)
+        parts.append(neighbor_mean(components, tissue.coords, WITHIN_1_HOP))
+    return np.concatenate(parts).astype(np.float64)
+
+
+def explained(seen: Floats, unseen: Floats, labels: Ints) -> float:
+    """Return the share of the variance of ``unseen`` that the means of ``seen`` explain."""
+    total = ((unseen - unseen.mean(axis=0)) ** 2).sum()
+    rest = ((unseen - means_of(seen, labels)[labels]) ** 2).sum()
+    return float(1 - rest / max(total, 1e-12))
 
 
 def knee(curve: pd.DataFrame) -> int:

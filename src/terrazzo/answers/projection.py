@@ -12,7 +12,7 @@ import numpy as np
 
 from terrazzo.answers.finding import Found, smoothed_agreement
 from terrazzo.answers.partition import Mixture
-from terrazzo.answers.space import Axes, Expression, RegionSpace
+from terrazzo.answers.space import Axes, CellSpace, Expression, RegionSpace
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.errors import CheckpointError, InputError
 from terrazzo.expression import gene_columns
@@ -44,7 +44,9 @@ class Projection:
     expression
         Components of single cells.
     axes
-        States and directions for each seed; empty for types, which are found in the components.
+        States and directions for each seed; empty where components are averaged over neighbors.
+    n_averaged
+        Neighbors that components are averaged over.
     mixtures
         Number of the seed, the mixture, and the region of each of its components.
     neighbors, smooth_from
@@ -55,6 +57,7 @@ class Projection:
     names: tuple[str, ...]
     expression: Expression
     axes: tuple[Axes, ...]
+    n_averaged: int
     mixtures: tuple[tuple[int, Mixture, Ints], ...]
     neighbors: int
     smooth_from: int
@@ -65,16 +68,24 @@ class Projection:
     ) -> Projection | None:
         """Return the projection of what was found; None where its vectors are not made of counts alone."""
         space = found.fitted.space
-        if isinstance(space, RegionSpace):
-            expression = space.expression
-            axes = space.axes
-        elif isinstance(space, Expression):
-            expression = space
-            axes = ()
-        else:
+        if space is None:
             return None
-        mixtures = tuple(found.mixtures)
-        return cls(kind, tuple(names), expression, axes, mixtures, neighbors, smooth_from)
+        axes: tuple[Axes, ...] = ()
+        n_averaged = 0
+        if isinstance(space, RegionSpace):
+            axes = space.axes
+        else:
+            n_averaged = space.n_neighbors
+        return cls(
+            kind,
+            tuple(names),
+            space.expression,
+            axes,
+            n_averaged,
+            tuple(found.mixtures),
+            neighbors,
+            smooth_from,
+        )
 
     def __call__(self, tissue: Slice) -> tuple[Ints, Floats, Floats]:
         """Return the region of every cell, the share of the partitions that agree, and the reproducibility.
@@ -88,7 +99,7 @@ class Projection:
         if self.axes:
             views = RegionSpace(self.expression, self.axes)(tissue)
         else:
-            views = [self.expression(tissue).astype(np.float64)]
+            views = CellSpace(self.expression, self.n_averaged)(tissue)
         cells = np.arange(tissue.n_cells)
         votes = np.zeros((tissue.n_cells, len(self.names)), dtype=np.int32)
         for seed, mixture, names in self.mixtures:
@@ -141,6 +152,7 @@ class Projection:
             "axes": [
                 [axis.states.width, axis.component_scale, axis.state_scale] for axis in self.axes
             ],
+            "n_averaged": self.n_averaged,
             "seeds": [seed for seed, _, _ in self.mixtures],
             "neighbors": self.neighbors,
             "smooth_from": self.smooth_from,
@@ -208,6 +220,7 @@ class Projection:
             names,
             expression,
             tuple(axes),
+            int(record["n_averaged"]),
             tuple(mixtures),
             int(record["neighbors"]),
             int(record["smooth_from"]),

@@ -20,7 +20,7 @@ from terrazzo.answers.markers import Tested, marker_genes
 from terrazzo.answers.projection import Projection
 from terrazzo.answers.result import AGREEMENT, Answer, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
-from terrazzo.answers.sources import Embedded, Fitted, Recipe, Source, TypeRecipe
+from terrazzo.answers.sources import Embedded, Fitted, Source, candidates
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.models.base import FoundationModel
@@ -238,11 +238,15 @@ def _groups(opened: Data, group: str | None) -> dict[str, str]:
 # ---- where vectors come from
 
 
-def _source(opened: Data, ask: _Ask) -> Source:
-    """Return the source of vectors that a caller named."""
+def _sources(opened: Data, ask: _Ask) -> list[Source]:
+    """Return the source of vectors that a caller named, or those that are to be tried."""
+    if isinstance(ask.model, str) and ask.model == "auto":
+        return candidates(ask.kind)
+    return [_named_source(opened, ask)]
+
+
+def _named_source(opened: Data, ask: _Ask) -> Source:
     model = ask.model
-    if isinstance(model, str) and model == "auto":
-        return Recipe() if ask.kind == "region" else TypeRecipe()
     purpose: Any = "niche" if ask.kind == "region" else "own"
     adatas = [piece.adata for piece in opened.pieces]
     if isinstance(model, str) and model.partition(":")[0] in adatas[0].obsm:
@@ -280,12 +284,14 @@ def _embed_with(model: FoundationModel, adatas: Sequence[AnnData], purpose: Any)
 
 
 def _found(opened: Data, ask: _Ask, key: str, k: int | None) -> Answer:
-    source = _source(opened, ask)
+    sources = _sources(opened, ask)
     seeds = tuple(range(ask.seed, ask.seed + ask.n_seeds))
     is_region = ask.kind == "region"
     settings = Settings(k, seeds, 18 if is_region else 0, 1000, ask.bootstraps)
     slices = opened.slices
-    found = find(slices, source, settings, ask.progress)
+    found = find(slices, sources, settings, ask.progress)
+    source = found.source
+    assert source is not None
     notes = _notes(found, opened, ask)
     with Progress(ask.progress).stage("marker genes", None):
         markers, note = _markers(opened, source, settings, found, ask)

@@ -10,15 +10,17 @@ import numpy as np
 
 from terrazzo.answers.space import (
     N_COMPONENTS,
+    CellSpace,
     Expression,
     RegionSpace,
     between_slices,
 )
 from terrazzo.arrays import Floats, Ints
 from terrazzo.expression import DIGITS, principal_directions
+from terrazzo.models.baselines import WITHIN_3_HOPS
 from terrazzo.slices import Slice
 
-__all__ = ["Draw", "Embedded", "Fitted", "Recipe", "Source", "TypeRecipe"]
+__all__ = ["CellRecipe", "Draw", "Embedded", "Fitted", "Recipe", "Source", "candidates"]
 
 OWN_SHARE = 0.5  # of a slice's own mean, where several slices are taken together
 
@@ -40,7 +42,7 @@ class Fitted:
     """
 
     views: list[list[Floats]]
-    space: RegionSpace | Expression | None
+    space: RegionSpace | CellSpace | None
     between_before: float
     between_after: float
     genes: tuple[str, ...] = ()
@@ -139,9 +141,18 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class TypeRecipe:
-    """Components of the single cell, without its surroundings."""
+class CellRecipe:
+    """Components of the single cell, as they are (types) or averaged over its neighbors (T1).
 
+    Attributes
+    ----------
+    n_neighbors
+        0: the cell alone.
+    own_share
+        As for :class:`Recipe`.
+    """
+
+    n_neighbors: int
     own_share: float | None = None
     name: str = "components of the single cell, fitted on these slices"
     refits: bool = True
@@ -156,21 +167,31 @@ class TypeRecipe:
     ) -> Fitted:
         """Return the vectors of slices; see :class:`Source`."""
         expression = Recipe(self.own_share).expression(slices, draw)
+        space = CellSpace(expression, self.n_neighbors)
         vectors = []
         for i, tissue in enumerate(slices):
-            components = np.round(expression(tissue).astype(np.float64), DIGITS)
-            vectors.append(components if rows is None else components[rows[i]])
+            own = space(tissue)[0]
+            vectors.append(own if rows is None else own[rows[i]])
         before = 0.0
         if len(slices) > 1:
             common = replace(expression, own_share=0.0)
             before = between_slices([common(tissue) for tissue in slices])
-
         after = between_slices(vectors)
-        return Fitted([vectors] * len(seeds), expression, before, after, expression.genes)
+        return Fitted([vectors] * len(seeds), space, before, after, expression.genes)
 
-    def by_itself(self) -> TypeRecipe | None:
+    def by_itself(self) -> CellRecipe | None:
         """Return the recipe with each slice standardized by itself; None where it is."""
         return None if self.own_share == 1.0 else replace(self, own_share=1.0)
+
+
+def candidates(kind: str) -> list[Source]:
+    """Return what regions or types are looked for in without weights; the best by held-out counts is taken."""
+    if kind == "type":
+        return [CellRecipe(0)]
+    smoothed = CellRecipe(
+        WITHIN_3_HOPS, name="mean expression within three hops (T1), fitted on these slices"
+    )
+    return [Recipe(), smoothed]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,19 @@ from terrazzo.expression import (
     log_counts,
     principal_directions,
 )
+from terrazzo.models.baselines import neighbor_mean
 from terrazzo.models.states import States, nearest_in_rings, ring_means
 from terrazzo.slices import Slice
 
-__all__ = ["N_COMPONENTS", "Axes", "Expression", "RegionSpace", "Tissue", "between_slices"]
+__all__ = [
+    "N_COMPONENTS",
+    "Axes",
+    "CellSpace",
+    "Expression",
+    "RegionSpace",
+    "Tissue",
+    "between_slices",
+]
 
 N_COMPONENTS = 20  # of expression, and of the vectors in which regions are found
 
@@ -318,6 +327,28 @@ def _project(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[list[Float
         for vectors, all_vectors in zip(out, by_seed, strict=True):
             all_vectors.append(np.round(vectors, DIGITS))  # so that another machine finds the same
     return by_seed
+
+
+@dataclass(frozen=True)
+class CellSpace:
+    """Components of single cells, as they are or averaged over the cell and its nearest neighbors.
+
+    Attributes
+    ----------
+    expression
+        Components of single cells.
+    n_neighbors
+        36 are three hops on a hexagonal lattice; 0: the cell alone.
+    """
+
+    expression: Expression
+    n_neighbors: int
+
+    def __call__(self, tissue: Slice) -> list[Floats]:
+        """Return the vectors of a slice, float64 ``(n_cells, 20)``, in a list of one."""
+        components = self.expression(tissue)
+        means = neighbor_mean(components, tissue.coords, self.n_neighbors)
+        return [np.round(means.astype(np.float64), DIGITS)]
 
 
 def between_slices(vectors: Sequence[Floats]) -> float:
