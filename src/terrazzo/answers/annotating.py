@@ -63,7 +63,7 @@ class Annotation:
         ``accuracy`` and ``macro_f1`` on reference cells that were held out, over all of them; ``kept``: the share of
         them above the threshold, and ``accuracy_kept`` their accuracy.
     confused
-        Held-out cells: columns ``true``, ``predicted``, ``n_cells``, ``share`` of the true label's; the commonest first.
+        Held-out cells: columns ``true``, ``predicted``, ``n_cells``, ``share`` of the true label.
     shares
         Columns ``slice``, ``label``, ``n_cells``, ``share``.
     used
