@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,14 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.slices.geometry import find_geometry
+from terrazzo.slices.parts import SLICE_KEY, Part, each_part, takes_all
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
 __all__ = ["Choices", "Opened"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Choices:
         Name of an image in the folder or SpatialData.
     table, region, coordinate_system
         Of a SpatialData.
+    slice_key
+        Column of ``obs`` that tells sections apart (of a SpatialData also regions), each of which is a slice. "none":
+        all cells are one slice, whatever tells them apart.
     """
 
     bins: str | None = None
@@ -40,6 +46,7 @@ class Choices:
     table: str | None = None
     region: str | None = None
     coordinate_system: str | None = None
+    slice_key: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +76,10 @@ class Opened:
     vendor_coords
         float64 (n, 2): the vendor's coordinates, where ``adata`` has others: what is known of a platform's units holds
         for these.
+    slice_key
+        As in :class:`Choices`: what tells sections apart, or "none".
+    regions
+        The regions of a SpatialData by themselves, where ``adata`` is of several; their ``source_rows`` are its rows.
     """
 
     adata: AnnData
@@ -82,10 +93,51 @@ class Opened:
     table_name: str | None = None
     store: Path | None = None
     vendor_coords: Floats | None = None
+    slice_key: str | None = None
+    regions: tuple[Opened, ...] = ()
+
+    def each(self, work: Callable[[Opened], T]) -> list[T]:
+        """Call a function for each slice: this one, or by ``slice_key`` its sections, one after the other.
+
+        What the function writes to the ``adata`` of a section (obsm, obs, uns) is put into that of the whole at the
+        end, rows in their places; nothing is, if one of them cannot be used.
+
+        Raises
+        ------
+        InputError
+            No such column; cells without a section; or as the function, with the section in front.
+        """
+        if takes_all(self.slice_key):
+            return [work(self)]
+        return each_part(self.adata, str(self.slice_key), lambda part: work(self.of_part(part)))
+
+    def of_part(self, part: Part) -> Opened:
+        """Return a section of it as a slice of its own, which belongs to no table."""
+        own = replace(
+            self,
+            adata=part.adata,
+            name=f"{self.name}_{part.value}",
+            source_table=None,
+            source_rows=None,
+            slice_key=None,
+            regions=(),
+        )
+        source = self
+        rows = part.rows
+        for region in self.regions:
+            is_inside = np.isin(part.rows, region.source_rows)
+            if is_inside.all():
+                source = region
+                rows = np.searchsorted(np.asarray(region.source_rows), part.rows)
+        vendor_coords = source.vendor_coords
+        if vendor_coords is not None:
+            vendor_coords = vendor_coords[rows]
+        return replace(own, image=source.image, known=source.known, vendor_coords=vendor_coords)
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         """Return arguments of :meth:`terrazzo.Slice.from_anndata` for ``adata``: options go before what is known."""
         arguments: dict[str, Any] = {"name": self.name, "image": self.image}
+        arguments[SLICE_KEY] = self.slice_key
         uses_coords = options.get("spatial_key", keys.SPATIAL) == keys.SPATIAL
         if uses_coords:  # what is known is not known of other coordinates
             arguments.update(self.known)
