@@ -74,7 +74,6 @@ class Plan:
         )
         return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
 
-
     @classmethod
     def summed(cls, plans: Sequence[Plan]) -> Plan:
         """Return the plan of several slices, with the worst of their coverages and all advice."""

@@ -10,7 +10,7 @@ from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.images import TissueImage
-from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices, takes_all
+from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
 
 __all__ = ["check_image", "embed_each", "image_of"]
 
@@ -52,7 +52,7 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
         image = image_of(slice_options["image"], data)
         slice_options = {**slice_options, "image": image}
     opened, remaining = _open(data, slice_options)
-    if isinstance(data, AnnData) and takes_all(opened.slice_key):
+    if isinstance(data, AnnData) and not opened.is_split:
         tissue = Slice.from_anndata(data, **slice_options)
         embed_one(tissue, data)
         return data
@@ -77,7 +77,7 @@ def check_image(opened: Opened, options: dict[str, Any]) -> None:
     ConfigError
         ``image=`` beside ``slice_key=``.
     """
-    if options.get("image") is not None and not takes_all(opened.slice_key):
+    if options.get("image") is not None and opened.is_split:
         raise ConfigError(
             "one image cannot belong to several sections (slice_key=); it is taken from uns['spatial'] of each, or "
             "embed them one by one."

@@ -14,7 +14,8 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.slices.geometry import find_geometry
-from terrazzo.slices.parts import SLICE_KEY, Part, each_part, takes_all
+from terrazzo.slices.parts import SLICE_KEY, Part, each_part, section_labels, takes_all
+from terrazzo.slices.sections import refuse_overlap
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -78,6 +79,8 @@ class Opened:
         for these.
     slice_key
         As in :class:`Choices`: what tells sections apart, or "none".
+    section
+        Of one of several sections: its label.
     regions
         The regions of a SpatialData by themselves, where ``adata`` is of several; their ``source_rows`` are its rows.
     """
@@ -94,7 +97,13 @@ class Opened:
     store: Path | None = None
     vendor_coords: Floats | None = None
     slice_key: str | None = None
+    section: str | None = None
     regions: tuple[Opened, ...] = ()
+
+    @property
+    def is_split(self) -> bool:
+        """Whether its sections are slices, each by itself."""
+        return not takes_all(self.slice_key)
 
     def each(self, work: Callable[[Opened], T]) -> list[T]:
         """Call a function for each slice: this one, or by ``slice_key`` its sections, one after the other.
@@ -107,9 +116,22 @@ class Opened:
         InputError
             No such column; cells without a section; or as the function, with the section in front.
         """
-        if takes_all(self.slice_key):
+        if not self.is_split:
             return [work(self)]
         return each_part(self.adata, str(self.slice_key), lambda part: work(self.of_part(part)))
+
+    def check_sections(self) -> str:
+        """Check that it is one slice, or that its sections are known; return a line on parts that do not overlap.
+
+        Raises
+        ------
+        InputError
+            Several sections that overlap, and no ``slice_key``; or one that tells none apart.
+        """
+        if self.is_split:
+            section_labels(self.adata.obs, str(self.slice_key))
+            return ""
+        return "" if self.slice_key else refuse_overlap(self.adata)
 
     def of_part(self, part: Part) -> Opened:
         """Return a section of it as a slice of its own, which belongs to no table."""
@@ -120,15 +142,16 @@ class Opened:
             source_table=None,
             source_rows=None,
             slice_key=None,
+            section=part.value,
             regions=(),
         )
         source = self
         rows = part.rows
         for region in self.regions:
-            is_inside = np.isin(part.rows, region.source_rows)
-            if is_inside.all():
+            region_rows = np.asarray(region.source_rows)
+            if np.isin(part.rows, region_rows).all():
                 source = region
-                rows = np.searchsorted(np.asarray(region.source_rows), part.rows)
+                rows = np.searchsorted(region_rows, part.rows)
         vendor_coords = source.vendor_coords
         if vendor_coords is not None:
             vendor_coords = vendor_coords[rows]

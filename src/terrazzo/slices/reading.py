@@ -15,7 +15,6 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.opened import Choices, Opened
-from terrazzo.slices.parts import takes_all
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
 from terrazzo.slices.spatialdata import CHOICES, content_of, open_spatialdata
@@ -102,7 +101,7 @@ def read(
 
 def _slices(opened: Opened, arguments: dict[str, Any]) -> Slice | list[Slice]:
     """Return the slice, or by its ``slice_key`` the list of its sections."""
-    if takes_all(opened.slice_key):
+    if not opened.is_split:
         return Slice.from_opened(opened, **arguments)
     return opened.each(lambda one: Slice.from_opened(one, **arguments))
 

@@ -26,7 +26,7 @@ from terrazzo.slices.overlap import (
     sharing,
 )
 
-__all__ = ["NO_KEY", "Sections", "check_sections", "find_sections"]
+__all__ = ["NO_KEY", "Sections", "check_sections", "find_sections", "refuse_overlap"]
 
 NO_KEY = "none"  # slice_key= that takes all as one slice
 
@@ -151,6 +151,22 @@ def check_sections(adata: AnnData, coords: Floats) -> str:
     if not sections.is_tiling:
         warnings.warn(note, TerrazzoWarning, stacklevel=4)
     return note
+
+
+def refuse_overlap(adata: AnnData, spatial_key: str = keys.SPATIAL) -> str:
+    """Do as :func:`check_sections` without a warning; nothing where there are no coordinates that can be used."""
+    try:
+        coords = np.array(adata.obsm.get(spatial_key), dtype=np.float64)
+    except (TypeError, ValueError):
+        return ""
+    if coords.ndim != 2 or coords.shape[1] < 2 or not np.isfinite(coords).all():
+        return ""
+    sections = find_sections(adata, coords[:, :2])
+    if sections is None:
+        return ""
+    if sections.overlap:
+        raise InputError(sections.refusal())
+    return sections.note()
 
 
 def find_sections(adata: AnnData, coords: Floats) -> Sections | None:

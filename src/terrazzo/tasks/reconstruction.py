@@ -14,6 +14,8 @@ from terrazzo.arrays import Bools, Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.progress import Progress
 from terrazzo.slices.grids import Layout
+from terrazzo.slices.parts import takes_all
+from terrazzo.tasks.by_section import scored_by_section
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
 from terrazzo.tasks.hidden_regions import BASELINES, Choose, Region, Tissue, trivial
 from terrazzo.tasks.metrics import regression
@@ -46,6 +48,7 @@ def reconstruct(
     bin_um: float = 0.0,
     layer: str | None = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Hide squares of a slice and score how well their values are predicted (ST as images, table 7).
 
@@ -81,6 +84,9 @@ def reconstruct(
         Layer of the counts; see :meth:`terrazzo.Slice.from_anndata`.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells sections apart; each is scored by itself, and scores and predictions have
+        a column ``slice``. "none": all cells are one slice, whatever tells them apart.
 
     Returns
     -------
@@ -99,11 +105,28 @@ def reconstruct(
     ConfigError
         A size, number or share that is impossible; a predictor that has a baseline's name.
     """
+    if not takes_all(slice_key):
+        options: dict[str, Any] = {
+            "size": size,
+            "n_genes": n_genes,
+            "choose": choose,
+            "genes": genes,
+            "repeats": repeats,
+            "occupancy": occupancy,
+            "seed": seed,
+            "layout": layout,
+            "bin_um": bin_um,
+            "layer": layer,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda one, _: reconstruct(one[0], predictors, **options), data, None, str(slice_key)
+        )
     systems = dict(predictors or {})
     sizes = _sizes(size)
     plan = _Plan(sizes, n_genes, choose, repeats, occupancy, seed)
     plan.check(systems, bin_um)
-    tissue = Tissue.read(data, layer, layout, bin_um)
+    tissue = Tissue.read(data, layer, layout, bin_um, slice_key)
     gene_numbers = None if genes is None else _numbers_of(tissue, genes)
     corners = {}
     for side in sizes:
