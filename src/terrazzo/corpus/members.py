@@ -26,7 +26,8 @@ from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.images import TissueImage, check_spots
-from terrazzo.slices import Slice, open_slice
+from terrazzo.slices import Choices, Opened, Slice, open_slice
+from terrazzo.slices.parts import section_labels, take_part
 from terrazzo.slices.slice import stated
 
 __all__ = [
@@ -90,8 +91,9 @@ class Job:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
         options = {}
         for name, value in self.source.to_dict().items():
-            # no scale without a picture: corpora that were built before there were pictures stay valid
-            without_picture = value is None and name.startswith("image_")
+            # not what is not stated: corpora that were built before there were pictures and sections stay valid
+            is_newer = name.startswith("image_") or name in ("slice_key", "section")
+            without_picture = value is None and is_newer
             if name not in _NOT_IN_MEMBER and not without_picture:
                 options[name] = value
         quality = [self.quality.min_genes, self.quality.min_cells]
@@ -183,7 +185,7 @@ def remove_member(out: Path, id: str) -> None:
 
 def _make(job: Job) -> Record:
     """Read, check, order and write a slice; return what its record says beside the job."""
-    opened = open_slice(job.source.path)
+    opened = _open(job.source)
     picture = job.source.picture()
     options = job.source.slice_options()
     if picture is not None:
@@ -236,6 +238,26 @@ def _make(job: Job) -> Record:
         "notes": notes,
     }
     return {**record, **facts, **_slice_facts(piece)}
+
+
+def _open(source: Source) -> Opened:
+    """Read a slice, or the section of it that a source is.
+
+    Raises
+    ------
+    InputError
+        It cannot be read; no such column, or no such section.
+    """
+    opened = open_slice(source.path, Choices(slice_key=source.slice_key))
+    if source.section is None or not opened.is_split:
+        return opened
+    labels = section_labels(opened.adata.obs, str(source.slice_key))
+    if source.section not in labels.values:
+        raise InputError(
+            f"obs[{source.slice_key!r}] has no section {source.section!r}; it has {labels.in_words()}"
+        )
+    number = labels.values.index(source.section)
+    return opened.of_part(take_part(opened.adata, labels, number))
 
 
 def _dropped(reason: str) -> Record:

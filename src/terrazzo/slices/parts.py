@@ -29,6 +29,7 @@ __all__ = [
     "put_back",
     "section_labels",
     "split",
+    "take_part",
     "take_rows",
     "takes_all",
 ]
@@ -159,15 +160,23 @@ def about_part(slice_key: str, value: str) -> Iterator[None]:
 
 def _parts(adata: AnnData, slice_key: str) -> Iterator[Part]:
     labels = section_labels(adata.obs, slice_key)
-    for value, rows in zip(labels.values, labels.rows(), strict=True):
-        part = take_rows(adata, rows)
-        part.uns[keys.SPATIAL] = _own_library(adata, value, labels.values)
-        if not part.uns[keys.SPATIAL]:
-            del part.uns[keys.SPATIAL]
-        records = adata.uns.get(keys.UNS)
-        if isinstance(records, Mapping):
-            part.uns[keys.UNS] = {key: _own_record(records[key], value) for key in records}
-        yield Part(value, rows, part, part.obs.copy())
+    for number in range(len(labels)):
+        yield take_part(adata, labels, number)
+
+
+def take_part(adata: AnnData, labels: Labels, number: int) -> Part:
+    """Return one section of an AnnData, with the library of ``uns["spatial"]`` and the records that are its own."""
+    value = labels.values[number]
+    rows = labels.rows()[number]
+    part = take_rows(adata, rows)
+    library = _own_library(adata, value, labels.values)
+    part.uns.pop(keys.SPATIAL, None)
+    if library:
+        part.uns[keys.SPATIAL] = library
+    records = adata.uns.get(keys.UNS)
+    if isinstance(records, Mapping):
+        part.uns[keys.UNS] = {key: _own_record(records[key], value) for key in records}
+    return Part(value, rows, part, part.obs.copy())
 
 
 def take_rows(adata: AnnData, rows: Ints) -> AnnData:
