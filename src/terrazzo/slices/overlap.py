@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -42,23 +43,29 @@ class Labels:
     def __len__(self) -> int:
         return len(self.values)
 
+    @cached_property
     def rows(self) -> list[Ints]:
-        """Return the rows of each value, ascending."""
+        """The rows of each value, ascending."""
         order = np.argsort(self.codes, kind="stable")
-        ends = np.searchsorted(self.codes[order], np.arange(len(self) + 1))
-        return [order[ends[i] : ends[i + 1]] for i in range(len(self))]
+        n_missing = np.count_nonzero(self.codes < 0)
+        order = order[n_missing:]  # those without a value come first
+        times = np.bincount(self.codes[order], minlength=len(self))
+        ends = np.cumsum(times)
+        return np.split(order, ends[:-1])
 
     def in_blocks(self) -> bool:
         """Return whether the rows of each value follow each other, as :func:`anndata.concat` puts them."""
-        changes = np.count_nonzero(np.diff(self.codes))
-        return changes + 1 == len(self)
+        steps = np.diff(self.codes)
+        n_changes = np.count_nonzero(steps)
+        return n_changes + 1 == len(self)
 
     def in_words(self) -> str:
         """Return the values for a message, shortened."""
         texts = []
         for value in self.values[:_SHOWN]:
-            is_long = len(value) > _SHOWN_LETTERS
-            texts.append(f"{value[: _SHOWN_LETTERS - 3]}..." if is_long else value)
+            if len(value) > _SHOWN_LETTERS:
+                value = f"{value[:_SHOWN_LETTERS]}..."
+            texts.append(value)
         n_more = len(self) - _SHOWN
         if n_more > 0:
             texts.append(f"and {n_more} more")
@@ -68,18 +75,20 @@ class Labels:
 def column_labels(column: pd.Series) -> Labels | None:
     """Return a column of ``obs`` as labels; None where its values cannot be compared."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        codes = column.cat.codes.to_numpy().astype(np.int64)
-        values = [str(value) for value in column.cat.categories]
+        codes = column.cat.codes.to_numpy()
+        present = column.cat.categories
     else:
         try:
-            codes, uniques = pd.factorize(column)
+            codes, present = pd.factorize(column)
         except TypeError:  # lists and the like
             return None
-        values = [str(value) for value in uniques]
-    used = np.unique(codes[codes >= 0])
-    new_code = np.full(len(values) + 1, -1, dtype=np.int64)
+    values = [str(value) for value in present]
+    has_value = codes >= 0
+    used = np.unique(codes[has_value])
+    new_code = np.full(len(values) + 1, -1, dtype=np.int64)  # the last is that of no value
     new_code[used] = np.arange(len(used))
-    return Labels(new_code[codes], tuple(values[i] for i in used))
+    used_values = [values[number] for number in used]
+    return Labels(new_code[codes], tuple(used_values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,33 +110,44 @@ class Shared:
     shares: Bools
 
     @property
+    def number(self) -> int:
+        """How many cells share it."""
+        return int(self.shares.sum())
+
+    @property
     def matters(self) -> bool:
         """Whether so many share it that it is no accident."""
-        n_shared = int(self.shares.sum())
-        return n_shared >= max(_LEAST, _SHARED * len(self.shares))
+        least = _SHARED * len(self.shares)
+        return self.number >= max(_LEAST, least)
 
     def explained(self, labels: Labels) -> float:
         """Return the share of these cells whose group has each value of a column at most once."""
         group = self.group[self.shares]
         codes = labels.codes[self.shares]
-        code = group * (len(labels) + 1) + codes + 1
-        _, inverse, times = np.unique(code, return_inverse=True, return_counts=True)
-        is_repeated = (times[inverse] > 1) | (codes < 0)
-        n_groups = int(self.group.max()) + 1
-        spoiled = np.zeros(n_groups, dtype=bool)
-        spoiled[group[is_repeated]] = True
-        return 1.0 - float(spoiled[group].mean())
+        n_codes = len(labels) + 1
+        pair = group * n_codes + codes + 1
+        _, inverse, times = np.unique(pair, return_inverse=True, return_counts=True)
+        comes_again = times[inverse] > 1
+        has_none = codes < 0
+        spoiled = np.unique(group[comes_again | has_none])
+        is_spoiled = np.isin(group, spoiled)
+        return 1.0 - float(is_spoiled.mean())
 
     def largest(self) -> int:
         """Return the most cells that share one."""
-        return int(np.bincount(self.group).max())
+        times = np.bincount(self.group)
+        return int(times.max())
 
     def is_no_chance(self, labels: Labels) -> bool:
-        """Return whether so many groups would hold a value twice if values were drawn at random."""
+        """Return whether many groups would hold a value twice if values were drawn at random."""
         codes = labels.codes[self.shares]
-        frequency = np.bincount(codes[codes >= 0]) / max(len(codes), 1)
+        known = codes[codes >= 0]
+        times = np.bincount(known)
+        frequency = times / max(len(codes), 1)
+        squares = np.square(frequency)
+        same_twice = float(squares.sum())
         n_groups = len(np.unique(self.group[self.shares]))
-        return bool(n_groups * np.square(frequency).sum() >= _NO_CHANCE)
+        return n_groups * same_twice >= _NO_CHANCE
 
     @property
     def in_rounds(self) -> bool:
@@ -135,13 +155,13 @@ class Shared:
         group = pd.Series(self.group[self.shares])
         if group.nunique() < _ROUND:
             return False
-        times = group.groupby(group).cumcount().to_numpy()
-        return bool((np.diff(times) >= 0).all())
+        earlier = group.groupby(group).cumcount()
+        return bool(earlier.is_monotonic_increasing)
 
     def in_words(self) -> str:
         """Return how many cells share it."""
-        n_shared = int(self.shares.sum())
-        return f"{n_shared:,} of {len(self.shares):,} cells share {self.what} with others"
+        n_cells = len(self.shares)
+        return f"{self.number:,} of {n_cells:,} cells share {self.what} with others"
 
 
 def sharing(what: str, group: Ints) -> Shared:
@@ -169,11 +189,13 @@ def mixing(coords: Floats, labels: Labels, least: float, parents: Ints | None = 
 
     With ``parents``, a number for each section, only sections of one parent are compared.
     """
-    places = [coords[rows] for rows in labels.rows()]
+    places = [coords[rows] for rows in labels.rows]
     lows = np.stack([one.min(axis=0) for one in places])
     highs = np.stack([one.max(axis=0) for one in places])
     for first, cells in enumerate(places):
-        meets = (lows <= highs[first]).all(axis=1) & (highs >= lows[first]).all(axis=1)
+        begins_before = (lows <= highs[first]).all(axis=1)
+        ends_after = (highs >= lows[first]).all(axis=1)
+        meets = begins_before & ends_after
         meets[first] = False
         if parents is not None:
             meets &= parents == parents[first]
@@ -191,15 +213,20 @@ def _share_among(cells: Floats, others: Floats, least: float) -> float:
 
     0 where too few are in the other's bounding box for that share to reach ``least``.
     """
-    is_inside = (cells >= others.min(axis=0)) & (cells <= others.max(axis=0))
+    low = others.min(axis=0)
+    high = others.max(axis=0)
+    is_inside = (cells >= low) & (cells <= high)
     inside = cells[is_inside.all(axis=1)]
-    enough = min(max(_LEAST, least * len(cells)), len(cells))
+    n_cells = len(cells)
+    enough = max(_LEAST, least * n_cells)
+    enough = min(enough, n_cells)
     if len(inside) < enough:
         return 0.0
-    surrounded = float(_surrounded(_some(inside), others).mean()) * len(inside)
-    if surrounded < enough:
+    surrounded = _surrounded(_some(inside), others)
+    n_surrounded = float(surrounded.mean()) * len(inside)
+    if n_surrounded < enough:
         return 0.0
-    return surrounded / len(cells)
+    return n_surrounded / n_cells
 
 
 def _some(points: Floats) -> Floats:
@@ -211,30 +238,47 @@ def _some(points: Floats) -> Floats:
 def _surrounded(points: Floats, others: Floats) -> Bools:
     """Return which points have others in all directions, within a few times the spacing of those."""
     tree = cKDTree(others)
-    spacing = _spacing(tree, others)
-    nearest = list(range(1, min(_NEIGHBORS, len(others)) + 1))
-    distance, index = tree.query(points, k=nearest)
+    reach = _REACH * _spacing(tree, others)
+    distance, index = tree.query(points, k=_ranks(len(others)))
     away = others[index] - points[:, None]
-    angle = np.arctan2(away[..., 1], away[..., 0])
-    is_near = (distance > 0) & (distance <= _REACH * spacing)
+    away_x = away[..., 0]
+    away_y = away[..., 1]
+    angle = np.arctan2(away_y, away_x)
+    is_near = (distance > 0) & (distance <= reach)
     angle[~is_near] = np.nan
-    angle = np.sort(angle, axis=1)  # those that are not near come last
     n_near = is_near.sum(axis=1)
-    last = np.maximum(n_near - 1, 0)
-    first_angle = angle[:, 0]
-    last_angle = np.take_along_axis(angle, last[:, None], axis=1)[:, 0]
-    widest = first_angle + 2 * np.pi - last_angle
-    gaps = np.diff(angle, axis=1)
+    has_several = n_near >= 3
+    widest = _widest_gap(angle, n_near)
+    is_around = has_several & (widest < _GAP)
+    is_on_top = distance[:, 0] == 0
+    return is_on_top | is_around
+
+
+def _widest_gap(angle: Floats, n_near: Ints) -> Floats:
+    """Return the widest gap between the directions of each row, of which the first so many are numbers when sorted."""
+    ascending = np.sort(angle, axis=1)  # NaN come last
+    first = ascending[:, 0]
+    place_of_last = np.maximum(n_near - 1, 0)
+    last = np.take_along_axis(ascending, place_of_last[:, None], axis=1)
+    widest = first + 2 * np.pi - last[:, 0]
+    gaps = np.diff(ascending, axis=1)
     for column in gaps.T:
         widest = np.fmax(widest, column)
-    is_on_top = distance[:, 0] == 0
-    return is_on_top | ((n_near >= 3) & (widest < _GAP))
+    return widest
+
+
+def _ranks(n_cells: int) -> list[int]:
+    """Return which nearest cells are looked at: the first, the second, and so on."""
+    n_ranks = min(_NEIGHBORS, n_cells)
+    return list(range(1, n_ranks + 1))
 
 
 def _spacing(tree: cKDTree, cells: Floats) -> float:
     """Return the median distance to the nearest cell at another place; 0 where there is none."""
-    nearest = list(range(1, min(_NEIGHBORS, len(cells)) + 1))
-    distance, _ = tree.query(_some(cells), k=nearest)
-    apart = np.where(distance > 0, distance, np.inf).min(axis=1)
-    known = apart[np.isfinite(apart)]
-    return float(np.median(known)) if len(known) else 0.0
+    distance, _ = tree.query(_some(cells), k=_ranks(len(cells)))
+    distance[distance == 0] = np.inf
+    nearest = distance.min(axis=1)
+    known = nearest[np.isfinite(nearest)]
+    if not len(known):
+        return 0.0
+    return float(np.median(known))

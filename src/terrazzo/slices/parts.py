@@ -167,7 +167,7 @@ def _parts(adata: AnnData, slice_key: str) -> Iterator[Part]:
 def take_part(adata: AnnData, labels: Labels, number: int) -> Part:
     """Return one section of an AnnData, with the library of ``uns["spatial"]`` and the records that are its own."""
     value = labels.values[number]
-    rows = labels.rows()[number]
+    rows = labels.rows[number]
     part = take_rows(adata, rows)
     library = _own_library(adata, value, labels.values)
     part.uns.pop(keys.SPATIAL, None)
@@ -191,16 +191,18 @@ def take_rows(adata: AnnData, rows: Ints) -> AnnData:
         raw = None
         if adata.raw is not None:
             raw = {"X": adata.raw.X[rows], "var": adata.raw.var}
-        return AnnData(
-            X=None if adata.X is None else adata.X[rows],
-            obs=obs,
-            var=adata.var.copy(),
-            uns=dict(adata.uns),
-            obsm={key: _take(values, rows) for key, values in adata.obsm.items()},
-            varm=dict(adata.varm),
-            layers={name: values[rows] for name, values in adata.layers.items()},
-            raw=raw,
-        )
+        counts = None
+        if adata.X is not None:
+            counts = adata.X[rows]
+        part = AnnData(X=counts, obs=obs, var=adata.var.copy(), raw=raw)
+        part.uns.update(adata.uns)
+        for key, values in adata.obsm.items():
+            part.obsm[key] = _take(values, rows)
+        for key, values in adata.varm.items():
+            part.varm[key] = values
+        for name, values in adata.layers.items():
+            part.layers[name] = values[rows]
+        return part
 
 
 def _take(values: Any, rows: Ints) -> Any:
@@ -262,8 +264,9 @@ def _equal(new: Any, old: Any) -> bool:
 def _put_back(adata: AnnData, slice_key: str, written: Sequence[_Written]) -> None:
     """Check and join everything first, then write it."""
     rows = np.concatenate([one.rows for one in written])
-    order = np.empty_like(rows)
-    order[rows] = np.arange(len(rows))
+    n_rows = len(rows)
+    order = np.empty(n_rows, dtype=np.int64)
+    order[rows] = np.arange(n_rows)
     obsm = {}
     for key in _names(one.obsm for one in written):
         blocks = []
@@ -343,11 +346,12 @@ def _joined_records(
         for one, table in zip(written, changed, strict=True):
             if key in table:
                 by_part[one.value] = (len(one.rows), table[key])
-        is_old = any(record is records.get(key) for _, record in by_part.values())
-        is_own = PARTS in records.get(key, {}) and all(
-            record == _own_record(records[key], value) for value, (_, record) in by_part.items()
-        )
-        if not is_old and not is_own:
+        old_record = records.get(key)
+        is_new = False
+        for value, (_, record) in by_part.items():
+            if old_record is None or record != _own_record(old_record, value):
+                is_new = True
+        if is_new:
             records[key] = _joined_record(slice_key, by_part)
     return records
 
@@ -368,8 +372,11 @@ def _joined_record(
             joined[name] = sum(int(record.get(name, 0)) for record in entries)
     parts = {}
     for value, (n_cells, record) in by_part.items():
-        own: dict[str, Any] = {name: _plain(record[name]) for name in differing if name in record}
-        parts[value] = {"n_cells": n_cells, **own}
+        own: dict[str, Any] = {"n_cells": n_cells}
+        for name in differing:
+            if name in record:
+                own[name] = _plain(record[name])
+        parts[value] = own
     joined[SLICE_KEY] = slice_key
     joined[PARTS] = json.dumps(parts)
     return joined

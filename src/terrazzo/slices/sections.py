@@ -210,7 +210,7 @@ def _libraries(adata: AnnData) -> set[str]:
 def _candidates(adata: AnnData) -> Iterator[_Candidate]:
     """Yield the columns of ``obs`` that may tell sections apart."""
     libraries = _libraries(adata)
-    _, region_key, _ = annotation_of(adata)  # of a SpatialData
+    region_key = str(annotation_of(adata)[1])  # of a SpatialData
     most = max(2, adata.n_obs // 2)
     for position, name in enumerate(map(str, adata.obs.columns)):
         column = adata.obs.iloc[:, position]
@@ -222,12 +222,15 @@ def _candidates(adata: AnnData) -> Iterator[_Candidate]:
             continue
         if len(libraries.intersection(labels.values)) >= 2:
             kind = "section"
-        is_number = column.dtype.kind in "fiu"
-        is_measure = is_number and len(labels) > (
-            _MOST_PARTS if kind == "section" else _FEW_NUMBERS
-        )
-        if kind != "annotation" and not is_measure:
+        if kind != "annotation" and not _is_measure(column, len(labels), kind):
             yield _Candidate(name, labels, kind)
+
+
+def _is_measure(column: pd.Series, n_values: int, kind: str) -> bool:
+    """Return whether a column of numbers has more values than one of labels has."""
+    if kind in ("section", "tile"):
+        return column.dtype.kind == "f" and n_values > _MOST_PARTS
+    return column.dtype.kind in "iu" and n_values > _FEW_NUMBERS
 
 
 def _may_be_labels(column: pd.Series, kind: str) -> bool:
