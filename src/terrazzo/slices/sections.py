@@ -329,13 +329,14 @@ class _Names:
 
     def parts(self) -> Labels | None:
         """Return the endings or beginnings of names by which AnnDatas were joined; None where there are none."""
+        found = []
         for half in self.halves:
             labels = half.labels
             if labels is None or not labels.in_blocks():
                 continue
             if half.rest.explained(labels) == 1.0:
-                return labels
-        return None
+                found.append(labels)
+        return min(found, key=lambda labels: len(labels.values[0]), default=None)
 
     @cached_property
     def _texts(self) -> pd.Series:

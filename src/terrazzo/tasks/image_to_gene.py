@@ -15,6 +15,7 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.expression import PAPER_TOTAL, Scale, expression, most_variable
 from terrazzo.slices.panel import Panel
 from terrazzo.slices.parts import takes_all
+from terrazzo.slices.sections import NO_KEY
 from terrazzo.tasks import targets
 from terrazzo.tasks.by_section import check_keys, names_of, slices_of
 from terrazzo.tasks.experiments import KINDS, Plan, across
@@ -184,7 +185,9 @@ def fit_image_to_gene(
     panels = read_panels(slices, layer)
     chosen, notes = choose_genes(panels, genes, scale)
     tables = [expression(panel, chosen, scale) for panel in panels]
-    probe = fit_probe(embedded, use_rep=use_key, values=tables, head=head, seed=seed)
+    probe = fit_probe(
+        embedded, use_rep=use_key, values=tables, head=head, seed=seed, slice_key=NO_KEY
+    )
     info = dict(probe.info)
     info["notes"] = [*notes, *info["notes"]]
     info["task"] = "image_to_gene"
