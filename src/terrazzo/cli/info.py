@@ -162,10 +162,22 @@ def _print_slice(title: str, tissue: Slice, adata: AnnData, spot_um: float | Non
     out_console().print(f"[bold]{escape(title)}[/bold]")
     for name, value in tissue.describe().items():
         print_fact(name, _in_words(name, value, tissue.unit))
+    if tissue.organism == "mouse":
+        print_fact("human orthologs", _human_orthologs(tissue))
     for name, value in _tables(adata).items():
         print_fact(name, value)
     for name, line in uses(tissue, spot_um).items():
         print_fact(name, line)
+
+
+def _human_orthologs(tissue: Slice) -> str:
+    """Return how many genes of a mouse slice a model of human genes could know."""
+    from terrazzo.genes.orthologs import n_with_ortholog
+
+    ids = tissue.gene_ids.tolist()
+    symbols = tissue.gene_symbols.tolist()
+    n_genes = n_with_ortholog(ids, symbols, tissue.organism)
+    return f"{n_genes:,} of {tissue.n_genes:,} genes (table of terrazzo, from Ensembl)"
 
 
 def _in_words(name: str, value: Any, unit: str) -> str:

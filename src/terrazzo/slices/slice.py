@@ -18,12 +18,12 @@ from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.genes.names import (
     GeneNames,
-    find_organism,
     merge_plan,
     parse_organism,
     read_gene_names,
     warn_merged,
 )
+from terrazzo.genes.organism import OrganismFound, find_organism
 from terrazzo.slices.counts import CountsFound, find_counts
 from terrazzo.slices.geometry import (
     find_geometry,
@@ -79,6 +79,8 @@ class Slice:
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
     sections
         Where ``obs`` tells parts apart that do not overlap (fields of view): which, and that all are this slice.
+    organism_from
+        What says the organism: evidence in a few words.
     """
 
     counts: sp.csr_matrix
@@ -98,6 +100,7 @@ class Slice:
     source: str = "X"
     origin: str = ""
     sections: str = ""
+    organism_from: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -164,6 +167,7 @@ class Slice:
             "recognized_as": self.origin or "AnnData in memory",
             "technology": self.technology,
             "organism": self.organism,
+            "organism_from": self.organism_from,
             "n_cells": self.n_cells,
             "n_genes": self.n_genes,
             "n_ensembl_ids": int((self.gene_ids != "").sum()),
@@ -230,13 +234,15 @@ class Slice:
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
         found = _checked_counts(adata, layer, allow_normalized)
-        stated_organism = None if organism is None else parse_organism(organism)
+        given_organism = None if organism is None else parse_organism(organism)
         coords = read_coords(adata, spatial_key)
         sections = _one_section(adata, coords, slice_key)
         geometry = find_geometry(adata, coords, unit, microns_per_unit, technology)
         counts, names = _one_column_a_gene(found)
-        if stated_organism is None:
-            stated_organism = find_organism(adata.obs, adata.uns, names)
+        if given_organism is None:
+            found_organism = find_organism(adata.obs, adata.uns, names)
+        else:
+            found_organism = OrganismFound(given_organism, "as stated")
         if image is None:
             image = find_image(adata, geometry)
         else:
@@ -254,10 +260,11 @@ class Slice:
             image=image,
             name="slice" if name is None else name,
             technology=geometry.technology,
-            organism=stated_organism,
+            organism=found_organism.name,
             is_counts=found.is_counts,
             source=found.source,
             sections=sections,
+            organism_from=found_organism.evidence,
         )
 
     @classmethod
