@@ -98,7 +98,7 @@ def test_files(simulated: Any, tiny_model: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"slice_key": "library_id", "progress": False}
     (done,) = embed_files(model, [source], out, announce=said.append, **options)
     assert (done.status, done.cells) == ("embedded", both.n_obs)
-    assert any("both_A: 50 cells" in line for line in said)
+    assert any("both.h5ad: A: 50 cells" in line for line in said)
     (again,) = embed_files(model, [source], out, **options)
     assert again.status == "unchanged"
     model.embed(both, **options)

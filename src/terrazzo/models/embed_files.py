@@ -227,7 +227,7 @@ class _Job:
         adata = opened.adata
         prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
         if self.announce is not None:
-            where = source if opened.name == source.stem else f"{source}: {opened.name}"
+            where = source if opened.section is None else f"{source}: {opened.section}"
             notes = [*opened.notes, tissue.sections, prepared.plan]
             for line in filter(None, notes):
                 self.announce(f"{where}: {line}")

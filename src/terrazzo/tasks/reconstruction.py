@@ -131,20 +131,7 @@ def reconstruct(
     corners = {}
     for side in sizes:
         corners[side] = tissue.draw(side, repeats, occupancy, seed)
-    rows: list[dict[str, Any]] = []
-    shown: list[pd.DataFrame] = []
-    fewest_genes = n_genes
-    n_regions = sum(len(drawn) for drawn in corners.values())
-    with Progress(progress).stage("reconstruction", n_regions, "regions") as advance:
-        for number, region in _regions(tissue, corners, plan, gene_numbers):
-            answers = trivial(tissue, region)
-            for name, predictor in systems.items():
-                answers[name] = _answer(name, predictor, tissue, region)
-            rows += _scores(tissue, region, answers, number)
-            if number == 0:
-                shown.append(_shown_values(tissue, region, answers))
-            fewest_genes = min(fewest_genes, len(region.genes))
-            advance(1)
+    scored = _score_all(tissue, systems, corners, plan, gene_numbers, progress)
     config = {
         "systems": [*BASELINES, *systems],
         "sizes": sizes,
@@ -162,16 +149,16 @@ def reconstruct(
         "corners": {str(side): drawn.tolist() for side, drawn in corners.items()},
     }
     notes = _notes_on_corners(corners, repeats)
-    if gene_numbers is None and fewest_genes < n_genes:
+    if gene_numbers is None and scored.fewest_genes < n_genes:
         notes.append(
-            f"{fewest_genes} genes are predicted, not {n_genes}: "
+            f"{scored.fewest_genes} genes are predicted, not {n_genes}: "
             "no more vary among the visible cells"
         )
     notes += _notes_on_tissue(tissue)
     return TaskResult(
         "reconstruction",
-        pd.DataFrame(rows),
-        pd.concat(shown),
+        pd.DataFrame(scored.rows),
+        pd.concat(scored.shown),
         config,
         tuple(notes),
     )
@@ -208,6 +195,41 @@ class _Plan:
                     f"a predictor is called {name!r}, which is the name of a baseline; "
                     "choose another."
                 )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of all squares, values of the first of each size, and the fewest genes that were predicted."""
+
+    rows: list[dict[str, Any]]
+    shown: list[pd.DataFrame]
+    fewest_genes: int
+
+
+def _score_all(
+    tissue: Tissue,
+    systems: Mapping[str, Predictor],
+    corners: Mapping[int, Ints],
+    plan: _Plan,
+    gene_numbers: Ints | None,
+    progress: bool | None,
+) -> _Scored:
+    """Hide each square, and score all predictions of it."""
+    rows: list[dict[str, Any]] = []
+    shown: list[pd.DataFrame] = []
+    fewest_genes = plan.n_genes
+    n_regions = sum(len(drawn) for drawn in corners.values())
+    with Progress(progress).stage("reconstruction", n_regions, "regions") as advance:
+        for number, region in _regions(tissue, corners, plan, gene_numbers):
+            answers = trivial(tissue, region)
+            for name, predictor in systems.items():
+                answers[name] = _answer(name, predictor, tissue, region)
+            rows += _scores(tissue, region, answers, number)
+            if number == 0:
+                shown.append(_shown_values(tissue, region, answers))
+            fewest_genes = min(fewest_genes, len(region.genes))
+            advance(1)
+    return _Scored(rows, shown, fewest_genes)
 
 
 def _regions(
