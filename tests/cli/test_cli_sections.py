@@ -1,4 +1,4 @@
-"""`--slice-key` on the command line: info, report and corpora of files with several sections."""
+"""`--slice-key` on the command line: files with several sections in several verbs."""
 
 from __future__ import annotations
 
@@ -100,3 +100,22 @@ def test_a_corpus_has_a_member_for_each(both: Path, tmp_path: Path) -> None:
         corpus.build(both, tmp_path / "c5", slice_key="library", **options)
     with pytest.raises(CorpusError, match="no slice is left"):
         corpus.build(both, tmp_path / "c6", slice_key="library_id", exclude=[both], **options)
+
+
+def test_predict_genes_of_each_section(histology: Any, tmp_path: Path) -> None:
+    parts = {"A": histology(60, seed=1), "B": histology(60, seed=2)}
+    for name, one in parts.items():
+        (library,) = one.uns["spatial"].values()
+        one.uns["spatial"] = {name: library}
+    both = ad.concat(parts, label="library_id", index_unique="-", uns_merge="unique")
+    file = tmp_path / "both.h5ad"
+    both.write_h5ad(file)
+    words = ["--model", "colors", "--n-genes", 5, "--runs", 1, "--out", tmp_path / "out"]
+    assert run("predict-genes", file, "--predict", file, *words) == 2
+    key = ["--slice-key", "library_id"]
+    assert run("predict-genes", file, "--predict", file, *words, *key) == 0
+    written = ad.read_h5ad(tmp_path / "out" / "both.h5ad")
+    assert list(written.obs_names) == list(both.obs_names)
+    assert np.isfinite(written.obsm["expression_predicted"]).all()
+    result = tz.tasks.TaskResult.load(tmp_path / "out" / "scores")
+    assert set(result.metrics["slice"]) == {"both_A", "both_B"}

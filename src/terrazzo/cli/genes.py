@@ -260,8 +260,12 @@ def predict_genes(
         else:
             line = f"{line}; none was measured: no score"
         say(line)
+    names_of_scored = []
+    for stem, adata in scored.items():
+        for section in sections_of(adata, SlicePart(slice_key=slice_key)):
+            names_of_scored.append(stem if section is None else f"{stem}_{section}")
     if scored:
         result = tz.tasks.image_to_gene(
-            training, test=list(scored.values()), names=list(scored), runs=runs, **options
+            training, test=list(scored.values()), names=names_of_scored, runs=runs, **options
         )
         report(result, out / "scores")
