@@ -193,12 +193,15 @@ def mixing(coords: Floats, labels: Labels, least: float, parents: Ints | None = 
     lows = np.stack([one.min(axis=0) for one in places])
     highs = np.stack([one.max(axis=0) for one in places])
     for first, cells in enumerate(places):
-        begins_before = (lows <= highs[first]).all(axis=1)
-        ends_after = (highs >= lows[first]).all(axis=1)
+        low = lows[first]
+        high = highs[first]
+        begins_before = (lows <= high).all(axis=1)
+        ends_after = (highs >= low).all(axis=1)
         meets = begins_before & ends_after
         meets[first] = False
         if parents is not None:
-            meets &= parents == parents[first]
+            parent = parents[first]
+            meets &= parents == parent
         for second in np.flatnonzero(meets).tolist():
             share = _share_among(cells, places[second], least)
             if share >= least:
