@@ -29,9 +29,9 @@ from terrazzo.slices.geometry import (
     find_geometry,
     find_image,
     image_in_units,
-    nearest_distance,
     read_coords,
 )
+from terrazzo.slices.lattices import nearest_distance
 from terrazzo.sparse import merge_columns
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Slice:
         Where the values were found: "X", "raw.X" or "layers['...']".
     origin
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
+    evidence
+        How sure the unit is ("stated", "sure", "likely", "guess" or "unknown"), and why; "" where nobody asked.
     """
 
     counts: sp.csr_matrix
@@ -93,6 +95,7 @@ class Slice:
     is_counts: bool = True
     source: str = "X"
     origin: str = ""
+    evidence: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -169,6 +172,7 @@ class Slice:
             "is_counts": self.is_counts,
             "counts_from": self.source,
             "unit": self.unit,
+            "evidence": self.evidence,
             "coord_scale": float(self.coord_scale),
             "extent": [float(extent[0]), float(extent[1])],
             "spacing": float(self.spacing),
@@ -244,6 +248,7 @@ class Slice:
             organism=stated_organism,
             is_counts=found.is_counts,
             source=found.source,
+            evidence=geometry.evidence,
         )
 
     @classmethod
