@@ -28,6 +28,7 @@ _ST_SIDE = 36  # rows or columns that the square ST array has at most
 _ST_EXTENT = 80  # a larger square lattice is not an ST array, whatever its name
 _HEX_RATIOS = (0.85, 1.17)  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on dense ST
 _MEASURED_SPREAD = 0.03  # of distances: spots that were found on a picture, not computed
+_FIX = "pass microns_per_unit= (--microns-per-unit) and technology= (--technology)"
 _HD_NAME = re.compile(r"s_(\d{3})um_\d+_\d+")
 _BARCODE = re.compile(r"[ACGT]{16}(-\d+)?")
 
@@ -113,12 +114,25 @@ class Clues:
 
 @dataclass(frozen=True)
 class Array:
-    """What the numbers on an array say: the kind of it, how sure, why, and why it is not the platform that is named."""
+    """What the numbers on an array say.
+
+    Attributes
+    ----------
+    kind
+        "visium", "st" or None.
+    sure, why
+        How sure, and the evidence in words.
+    doubt
+        Why it is not the platform that is named, or not known; "".
+    question
+        What to warn of although the kind is believed; "".
+    """
 
     kind: str | None = None
     sure: Sureness = "unknown"
     why: str = ""
     doubt: str = ""
+    question: str = ""
 
 
 def array_of(clues: Clues) -> Array:
@@ -129,7 +143,8 @@ def array_of(clues: Clues) -> Array:
     if clues.is_hd:
         return Array()
     if lattice is None:
-        return _named_without_numbers(clues) if is_visium else Array()
+        is_like_visium = is_visium or (not tag and clues.factor("spot_diameter_fullres"))
+        return _without_numbers(clues) if is_like_visium else Array()
     is_staggered = len(np.unique(lattice.sum(axis=1) & 1)) == 1
     if tag in ST_NAMES:
         return _named_st(clues, lattice, is_staggered)
@@ -142,7 +157,7 @@ def array_of(clues: Clues) -> Array:
     return _unnamed_square(clues, lattice)
 
 
-def _named_without_numbers(clues: Clues) -> Array:
+def _without_numbers(clues: Clues) -> Array:
     if clues.measured.positions.shape == "square":
         return Array(doubt=f"{_square(clues)}, so it is not Visium's, which is hexagonal")
     return Array()
@@ -156,6 +171,9 @@ def _named_st(clues: Clues, lattice: Ints, is_staggered: bool) -> Array:
         return Array(doubt="the array is hexagonal, as Visium's, so it is not that of ST")
     if not is_staggered and _sides(lattice).max() > _ST_EXTENT:
         return Array(doubt=f"{_square(clues)}, larger than any of ST")
+    if not is_staggered and _sides(lattice).max() > _ST_SIDE:
+        question = f"{_square(clues)}, and ST's has at most 33 x 35; if it is not ST, {_FIX}"
+        return Array("st", "guess", why, question=question)
     return Array("st", "sure", why)
 
 

@@ -87,6 +87,15 @@ class Positions:
         return float(np.median(distance[:, 0]))
 
     @cached_property
+    def spread(self) -> float:
+        """How much distances to the nearest vary, as a share of their mean: about 0.5 of positions at random."""
+        if self.n_places < 2:
+            return 0.0
+        distance, _, _ = self._neighbors
+        nearest = distance[:, 0]
+        return float(nearest.std() / nearest.mean())
+
+    @cached_property
     def shape(self) -> str | None:
         """The lattice that the positions form, turned by any angle: "hex", "square", or None."""
         if self.n_places < _LEAST_PLACES:

@@ -34,6 +34,7 @@ __all__ = [
     "Platform",
     "Verdict",
     "check_scale",
+    "check_stereo_bins",
     "likely_scales",
     "platform_of",
     "tag_of",
@@ -104,13 +105,25 @@ _UNITS_MET = (
     (0.108, "pixels of MERSCOPE"),
     (0.001, "nanometers"),
 )
-_BINS_MET = ((25.0, "numbers of bins of 50"), (10.0, "of 20"), (50.0, "of 100"))
+_STEREO_STEPS = (  # where positions on a Stereo-seq chip are 1 apart
+    (0.5, "single spots"),
+    (10.0, "numbers of bins of 20"),
+    (25.0, "of bins of 50"),
+    (50.0, "of bins of 100"),
+)
+_BIN_SIZES = (1, 2, 3, 4, 5, 10, 14, 15, 20, 30, 40, 50, 80, 100, 140, 150, 200, 300, 500)
+_UNIT_STEP = 1e-6  # what counts as a distance of 1
 
 _MANY = 30  # places from which their distances say something of all
 _CLOSEST = 1.0  # um: two cells cannot be closer, however few there are
 _CLOSEST_OF_MANY = 2.0  # um: nor can half of many
 _CLOSE = 3.5  # um: so close are few tissues
 _FAR = 40.0  # um: so far apart are the cells of no tissue of which all are there
+_FAR_IN_TISSUE = 25.0  # um: nor so far, where they fill the plane as cells of a tissue do
+_TISSUE_SPREAD = (
+    0.45  # of their distances then: 0.30 to 0.39 in tissue, 0.5 where most are left out
+)
+_FARTHEST = 2500.0  # um: however few cells of a section are left
 _BEAD = 7.0  # um: beads of 10 um lie side by side
 _FAR_BEADS = 60.0
 _CLOSEST_OF_ALL = 0.2  # um: no platform resolves less
@@ -143,18 +156,24 @@ class Measured:
             return None
         return lattice_distance(self.positions.native, 6 if form == "hex" else 4)
 
-    def diagonal(self) -> float | None:
-        """Return the distance of diagonal neighbors on the array in native units."""
+    def spot_pitch(self, form: Form) -> tuple[float | None, tuple[float, ...]]:
+        """Return the distance of neighboring spots of Visium or ST in native units, and what it can be in um."""
+        if form == "hex":
+            return self.pitch("hex"), (VISIUM_PITCH,)
         if self.lattice is None:
-            return None
-        return step_distance(self.lattice, self.positions.native, DIAGONAL_STEPS)
+            return self.pitch("st"), (ST_PITCH, ST_DENSE_PITCH)
+        native = self.positions.native
+        straight = step_distance(self.lattice, native, SQUARE_STEPS)
+        if straight is not None:
+            return straight, (ST_PITCH,)
+        return step_distance(self.lattice, native, DIAGONAL_STEPS), (ST_DENSE_PITCH,)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found: "" (fine), "implausible" or "impossible", and why in words."""
+    """What a check found: "" (fine), "implausible", "unclear" (ask) or "impossible", and why in words."""
 
-    level: Literal["", "implausible", "impossible"] = ""
+    level: Literal["", "implausible", "unclear", "impossible"] = ""
     why: str = ""
 
 
@@ -175,6 +194,29 @@ def platform_of(tag: str) -> Platform | None:
         if any(name in tag for name in platform.tags):
             return platform
     return None
+
+
+def check_stereo_bins(measured: Measured, scale: float, size: float | None) -> Verdict:
+    """Ask what positions 1 apart are: single spots of a Stereo-seq chip and numbers of bins look the same.
+
+    Parameters
+    ----------
+    measured, scale
+        As in :func:`check_scale`.
+    size
+        Spots along the side of a bin, where that is known.
+    """
+    pitch = measured.pitch("stereo")
+    if pitch is None or (size is not None and abs(pitch / size - 1) < _IMPLAUSIBLE):
+        return FINE
+    why = f"bins would be {pitch * scale:g} um apart"
+    if size is not None:
+        return Verdict("unclear", f"{why}, and by uns['bin_size'] they have {size * scale:g} um")
+    if abs(pitch - 1) < _UNIT_STEP:
+        return Verdict("unclear", f"{why}, as single spots are, or the numbers of larger bins")
+    if np.abs(pitch - np.array(_BIN_SIZES)).min() > _IMPLAUSIBLE:
+        return Verdict("implausible", f"{why}, {pitch:.4g} spots, which is not a usual size")
+    return FINE
 
 
 def check_scale(
@@ -219,16 +261,13 @@ def check_scale(
 
 def _check_array(platform: Platform, measured: Measured, scale: float) -> Verdict:
     """Check the pitch of Visium or ST; where no lattice is left, that spots are not closer."""
-    pitches = [(VISIUM_PITCH, measured.pitch("hex"))]
-    if platform.form == "st":
-        pitches = [(ST_PITCH, measured.pitch("st")), (ST_DENSE_PITCH, measured.diagonal())]
-        pitches = [pair for pair in pitches if pair[1] is not None][:1]
-    for expected, distance in pitches:
-        if distance is None:
-            continue
+    distance, expected = measured.spot_pitch(platform.form)
+    if distance is not None:
         pitch = distance * scale
-        why = f"neighboring spots would be {pitch:.4g} um apart; those of {platform.name} are {expected:g}"
-        return _by_deviation(pitch / expected, why)
+        nearest = min(expected, key=lambda one: abs(pitch / one - 1))
+        listed = " or ".join(f"{one:g}" for one in expected)
+        why = f"neighboring spots would be {pitch:.4g} um apart; those of {platform.name} are {listed}"
+        return _by_deviation(pitch / nearest, why)
     spacing = measured.positions.spacing * scale
     least = VISIUM_PITCH if platform.form == "hex" else ST_DENSE_PITCH
     if spacing < least * (1 - _IMPOSSIBLE):
@@ -291,11 +330,15 @@ def _check_cells(platform: Platform, positions: Positions, scale: float) -> Verd
         return Verdict("impossible", why)
     if not is_many:
         return FINE
+    if spacing > _FARTHEST:
+        return Verdict("impossible", why)
     if spacing < _CLOSE:
         return Verdict("implausible", why)
-    if spacing > (_FAR_BEADS if platform.form == "beads" else _FAR):
-        why = f"{why}, which no tissue has unless most {what} were left out"
-        return Verdict("implausible", why)
+    far = _FAR_IN_TISSUE if positions.spread < _TISSUE_SPREAD else _FAR
+    if platform.form == "beads":
+        far = _FAR_BEADS
+    if spacing > far:
+        return Verdict("implausible", f"{why}, farther than in tissue")
     return FINE
 
 
@@ -313,24 +356,25 @@ def likely_scales(
     platform: Platform, measured: Measured, refused: float, bin_um: float | None = None
 ) -> str:
     """Say which micrometers per unit would fit a platform, the likeliest first; "" where none is known."""
+    if platform.form in ("hex", "st"):
+        distance, expected = measured.spot_pitch(platform.form)
+        return "" if distance is None else f"{expected[0] / distance:.4g} fits"
     pitch = measured.pitch(platform.form)
-    positions = measured.positions
-    if platform.form == "hex" and pitch is not None:
-        return f"{VISIUM_PITCH / pitch:.4g} fits"
-    if platform.form == "st":
-        if pitch is not None:
-            return f"{ST_PITCH / pitch:.4g} fits"
-        diagonal = measured.diagonal()
-        return "" if diagonal is None else f"{ST_DENSE_PITCH / diagonal:.4g} fits"
     if bin_um is not None and pitch is not None:
         return f"{bin_um / pitch:.4g} fits"
-    met = [(platform.factor, platform.what)] if platform.factor is not None else []
+    if platform.form == "stereo" and pitch is not None and abs(pitch - 1) < _UNIT_STEP:
+        return ", ".join(f"{scale:g} if they are {what}" for scale, what in _STEREO_STEPS)
+    if measured.positions.is_whole and pitch is not None and abs(pitch - 1) < _UNIT_STEP:
+        return "the side of a bin in um if they are numbers of bins"
+    met = [] if platform.factor is None else [(platform.factor, platform.what)]
     met.extend(_UNITS_MET)
-    if platform.form == "stereo" and pitch is not None and positions.is_whole and pitch < 2:
-        met = [(0.5, "single spots"), *_BINS_MET]
-    fitting: dict[float, str] = {}
-    for scale, what in met:
-        is_other = abs(scale / refused - 1) > 0.01 or platform.form == "stereo"
-        if is_other and scale not in fitting and not check_scale(platform, measured, scale).level:
-            fitting[scale] = f"{scale:g} if they are {what}"
-    return ", ".join(list(fitting.values())[:3])
+    for tolerated in ("", "implausible"):
+        fitting: dict[float, str] = {}
+        for scale, what in met:
+            level = check_scale(platform, measured, scale).level
+            is_other = abs(scale / refused - 1) > 0.01
+            if is_other and scale not in fitting and level in ("", tolerated):
+                fitting[scale] = f"{scale:g} if they are {what}"
+        if fitting:
+            return ", ".join(list(fitting.values())[:3])
+    return ""

@@ -8,7 +8,7 @@ cannot be is refused, or left in the unit that it has with a request for the opt
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from terrazzo.slices.limits import (
     Platform,
     Verdict,
     check_scale,
+    check_stereo_bins,
     likely_scales,
     platform_of,
 )
@@ -181,6 +182,8 @@ def _derived(clues: Clues, array: Array, own_unit: str) -> Judgment:
             sure = "guess"
             reasons.append(verdict.why)
             question = _question(clues, platform, candidate, verdict)
+        elif array.kind is not None:
+            question = array.question or _of_factors(clues, array, candidate)
         return Judgment(
             "um", candidate.scale, technology, array.kind, sure, tuple(reasons), question
         )
@@ -329,19 +332,13 @@ def _check(clues: Clues, platform: Platform, candidate: _Candidate) -> Verdict:
     """Check a candidate against the platform, and bins of Stereo-seq against what is known of them."""
     measured = clues.measured
     bin_um = clues.bin_um if platform is VISIUM_HD else None
-    if platform is not STEREO_SEQ:
-        return check_scale(platform, measured, candidate.scale, bin_um)
+    is_cells = str(clues.uns.get("bin_type")) == "cell_bins"
+    verdict = check_scale(platform, measured, candidate.scale, bin_um)
+    is_of_bins = platform is STEREO_SEQ and not is_cells
+    if verdict.level or candidate.sure == "sure" or not is_of_bins:
+        return verdict
     size = positive_number(clues.uns, "bin_size")
-    pitch = measured.pitch("stereo")
-    is_of_bins = str(clues.uns.get("bin_type")) != "cell_bins"
-    if candidate.sure != "sure" and pitch is not None and is_of_bins:
-        has_unit_steps = abs(pitch - 1) < 1e-6
-        if has_unit_steps and size != 1:
-            why = f"bins would be {candidate.scale:g} um apart, as single spots are: these look like numbers of bins"
-            if size is not None:
-                why = f"{why}, of {size:g} spots by uns['bin_size']"
-            return Verdict("impossible", why)
-    return check_scale(platform, measured, candidate.scale, bin_um)
+    return check_stereo_bins(measured, candidate.scale, size)
 
 
 def _agreements(clues: Clues, array: Array, candidate: _Candidate) -> list[str]:
@@ -359,6 +356,30 @@ def _agreements(clues: Clues, array: Array, candidate: _Candidate) -> list[str]:
         agrees = "agrees" if least <= um <= most else "does not agree"
         notes.append(f"spot_diameter_fullres {agrees} ({um:.3g} um)")
     return notes
+
+
+def _of_factors(clues: Clues, array: Array, candidate: _Candidate) -> str:
+    """Return a question where scale factors do not fit a hexagonal array that is taken for Visium's."""
+    diameter = clues.factor("spot_diameter_fullres")
+    if array.kind != "visium" or clues.tag or clues.has_barcodes:
+        return ""
+    stated = clues.factor("microns_per_pixel")
+    if stated is not None and not 0.75 < stated / candidate.scale < 1.25:
+        um = VISIUM_PITCH * stated / candidate.scale
+        return (
+            "a staggered, hexagonal array is taken for Visium's, of 100 um, but by microns_per_pixel in "
+            f"uns['spatial'] spots are {um:.4g} um apart; if it is another's, {_ASK}: {stated:g}"
+        )
+    if diameter is None:
+        return ""
+    um = diameter * candidate.scale
+    least, most = _SPOT_DIAMETERS
+    if least <= um <= most:
+        return ""
+    return (
+        f"a staggered, hexagonal array is taken for Visium's, of 100 um, but spot_diameter_fullres would be {um:.3g} "
+        f"um, not 55 to 70; if it is another's, {_ASK}"
+    )
 
 
 def _raised(clues: Clues, array: Array, candidate: _Candidate) -> Sureness:
@@ -390,12 +411,12 @@ def _suggestion(clues: Clues, platform: Platform, refused: float) -> str:
 
 def _question(clues: Clues, platform: Platform, candidate: _Candidate, verdict: Verdict) -> str:
     fix = _suggestion(clues, platform, candidate.scale)
-    return f"{_assumed(candidate, verdict)}; if it is not, {fix}"
+    return f"{_assumed(candidate, verdict)}; else {fix}"
 
 
 def _assumed(candidate: _Candidate, verdict: Verdict) -> str:
     unit = f"a unit of the coordinates is {candidate.scale:.4g} um"
-    return f"{verdict.why} if {unit} ({candidate.why})"
+    return f"if {unit} ({candidate.why}), {verdict.why}"
 
 
 def _contradicted(
@@ -404,16 +425,18 @@ def _contradicted(
     """Refuse the unit of a named platform that cannot be; else leave the coordinates as they are, and ask."""
     platform = _expected(clues, array)
     fix = _suggestion(clues, platform, candidate.scale)
-    why = f"{_assumed(candidate, verdict)}; that cannot be"
     judgment = _unknown(clues, array, own_unit)
+    why = _assumed(candidate, verdict)
+    question = f"{why}; {fix}"
+    refusal = ""
     is_named = platform_of(clues.tag) is platform and platform.factor is not None
-    text = f"{why}: {fix}"
-    if is_named:
-        text = f"{text}; or go on without micrometers, unit='unknown' (--unit unknown)"
-        return Judgment(
-            "unknown", 1.0, judgment.technology, array.kind, "unknown", (why,), "", text
-        )
-    return Judgment(judgment.unit, 1.0, judgment.technology, array.kind, "unknown", (why,), text)
+    if is_named and verdict.level == "impossible":
+        go_on = "or go on without micrometers, unit='unknown' (--unit unknown)"
+        refusal = f"{why}; that cannot be: {fix}; {go_on}"
+        question = ""
+    elif is_named:
+        judgment = replace(judgment, unit="unknown")
+    return replace(judgment, reasons=(why,), question=question, refusal=refusal)
 
 
 def _unknown(clues: Clues, array: Array, own_unit: str) -> Judgment:
@@ -426,13 +449,13 @@ def _unknown(clues: Clues, array: Array, own_unit: str) -> Judgment:
         pitch = clues.measured.pitch("st")
         per_pitch = "" if pitch is None else f", the pitch in um / {pitch:.4g}"
         why = f"{array.doubt}; ST has a pitch of 200 um, DBiT-seq of 10 to 50, bins and pseudo-spots any"
-        question = f"micrometers are not known: {why}. {_ASK}{per_pitch}"
+        question = f"micrometers are not known: {why}; {_ASK}{per_pitch}"
     elif clues.is_hd or platform_of(clues.tag) is DBIT_SEQ:
         pitch = clues.measured.pitch("hd")
         per_pitch = "" if pitch is None else f", the pitch in um / {pitch:.4g}"
         sizes = "2, 8, 16 ... um" if clues.is_hd else "10 to 50 um"
         why = f"the pitch of {technology} differs ({sizes}), and nothing tells that of this slice"
-        question = f"micrometers are not known: {why}. {_ASK}{per_pitch}"
+        question = f"micrometers are not known: {why}; {_ASK}{per_pitch}"
     elif platform_of(clues.tag) is None:
         why = f"{why}; {_ASK}, or technology= (--technology)"
     else:
@@ -457,22 +480,30 @@ def _stated(
     candidate = _Candidate(scale, "sure", what)
     verdict = _check(clues, platform, candidate)
     is_certain = platform_of(clues.tag) is platform or clues.is_hd or platform is ANYTHING
-    if microns_per_unit is None and clues.lattice is not None:
-        is_numbers = is_lattice_itself(clues.native, clues.lattice)
-        if is_numbers and scale == 1.0 and clues.lattice.any():
-            verdict = Verdict("impossible", "the coordinates are the numbers of the array")
-            is_certain = True
+    is_numbers = microns_per_unit is None and scale == 1.0 and _are_numbers(clues)
+    if is_numbers:
+        verdict = Verdict("impossible", "the coordinates are the numbers of the array")
+        is_certain = True
     if verdict == FINE:
         return judgment
     reasons = (what, verdict.why)
     fits = _fitting(clues, platform, scale)
     fix = f"microns_per_unit= (--microns-per-unit) {fits}" if fits else "check microns_per_unit="
+    if is_numbers:
+        fix = "pass unit='array' (--unit array), or in microns_per_unit= the micrometers of a step"
     text = f"{what}: {verdict.why}"
     if verdict.level == "impossible" and is_certain:
         refusal = f"{text}; that cannot be. {fix}"
         return Judgment(name, scale, technology, array.kind, "stated", reasons, "", refusal)
     question = f"{text}; if that is not so, {fix}"
     return Judgment(name, scale, technology, array.kind, "stated", reasons, question)
+
+
+def _are_numbers(clues: Clues) -> bool:
+    """Say whether the coordinates are the numbers of the array, of more than one place."""
+    if clues.lattice is None or clues.measured.positions.n_places < 2:
+        return False
+    return is_lattice_itself(clues.native, clues.lattice)
 
 
 def _read_stated(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:

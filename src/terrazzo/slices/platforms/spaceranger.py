@@ -110,7 +110,13 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
         factors["bin_size_um"] = float(side)
         technology = "Visium HD"
         kind = f"Visium HD, {int(side)} um bins (Space Ranger)"
-    adata.uns[keys.TECHNOLOGY] = technology
+    elif not _is_staggered(obs):
+        technology = (
+            ""  # DBiT-seq and others are put into this layout so that readers of Visium load them
+        )
+        kind = "the layout of Space Ranger, on an array that is not Visium's"
+    if technology:
+        adata.uns[keys.TECHNOLOGY] = technology
     images = {}
     for resolution in _RESOLUTIONS:
         if resolution in files:
@@ -120,6 +126,12 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     missing = "" if images else "no image in spatial/ (tissue_hires_image.png)"
     notes = (matrix.left_out, unplaced(len(matrix.barcodes), len(rows)), missing)
     return Opened(adata, kind, name, notes=tuple(note for note in notes if note))
+
+
+def _is_staggered(obs: pd.DataFrame) -> bool:
+    """Say whether the numbers of the spots leave out every second place, as those of Visium do."""
+    total = obs[keys.ARRAY_ROW] + obs[keys.ARRAY_COL]
+    return (total & 1).nunique() <= 1
 
 
 def _positions(path: Path) -> pd.DataFrame:
