@@ -154,8 +154,7 @@ def test_spot_diameter_and_image() -> None:
         {"lib": {}},
         {"lib": {"images": None, "scalefactors": "x"}},
         {"a": {}, "b": {}},
-        {"lib": {"images": {"hires": "path.png"}, "scalefactors": {"tissue_hires_scalef": None}}},
-        {"lib": {"images": {"hires": "path.png"}, "scalefactors": {"tissue_hires_scalef": 1.0}}},
+        {"lib": {"images": {"hires": None}, "scalefactors": {"tissue_hires_scalef": None}}},
         {"lib": {"scalefactors": {"spot_diameter_fullres": [1, 2]}}},
         {"lib": {"scalefactors": {"spot_diameter_fullres": -3}}},
     ],
@@ -179,7 +178,8 @@ def test_unusable_image_is_said_and_left_out() -> None:
 def test_library_is_chosen_by_obs() -> None:
     adata = make()
     adata.uns["spatial"] = {**spatial_uns(tissue_hires_scalef=1.0), "other": {}}
-    assert Slice.from_anndata(adata).image is None
+    with pytest.warns(TerrazzoWarning, match="which library"):
+        assert Slice.from_anndata(adata).image is None
     adata.obs["library_id"] = "lib"
     assert Slice.from_anndata(adata).image is not None
 

@@ -120,7 +120,7 @@ def test_named_st_is_checked() -> None:
 @pytest.mark.case(
     "B",
     given="DBiT-seq or Visium HD is named, the side of a channel or bin is not",
-    gets="Coordinates stay in their unit, with a warning that asks for `microns_per_unit=`; a pitch that is stated is checked",
+    gets="Coordinates stay in their unit, with a warning that asks for `microns_per_unit=`; what is stated is checked",
 )
 def test_platforms_of_several_pitches() -> None:
     for technology in ("DBiT-seq", "Visium HD"):

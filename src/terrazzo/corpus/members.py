@@ -27,6 +27,7 @@ from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.images import TissueImage, check_spots
 from terrazzo.slices import Slice, open_slice
+from terrazzo.slices.reading import recognize
 from terrazzo.slices.slice import stated
 
 __all__ = [
@@ -186,8 +187,14 @@ def _make(job: Job) -> Record:
     opened = open_slice(job.source.path)
     picture = job.source.picture()
     options = job.source.slice_options()
+    notes = []
     if picture is not None:
         options["image"] = picture
+    elif opened.image is not None and opened.store is None and recognize(job.source.path) is None:
+        opened = replace(opened, image=None)
+        notes.append(
+            "the picture that the JSON file beside it names is not taken: name it in a table of sources"
+        )
     piece = Slice.from_opened(opened, name=job.source.id, **options)
     adata = opened.adata
     organisms = job.source.organisms
@@ -206,7 +213,6 @@ def _make(job: Job) -> Record:
     reason = job.quality.reason(len(rows), n_read)
     if reason:
         return {**_dropped(reason), "content": facts["content"]}
-    notes = []
     n_poor = n_read - len(rows)
     if n_poor:
         notes.append(f"{n_poor:,} of {n_read:,} cells left out: too few genes")

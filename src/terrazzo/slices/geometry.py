@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
-from terrazzo.slices.clues import Clues, positive_number
+from terrazzo.slices.clues import Clues
 from terrazzo.slices.lattices import read_lattice
 from terrazzo.slices.units import weigh
 
@@ -114,12 +114,23 @@ def library_of(adata: AnnData) -> Mapping[str, Any]:
     spatial = adata.uns.get(keys.SPATIAL)
     if not isinstance(spatial, Mapping):
         return {}
+    if _is_library(spatial):
+        return spatial
     libraries = {str(name): entry for name, entry in spatial.items() if isinstance(entry, Mapping)}
     names = list(libraries)
     if len(names) > 1 and keys.LIBRARY in adata.obs.columns:
         used = adata.obs[keys.LIBRARY].dropna().unique()
         names = list({str(name) for name in used}.intersection(libraries))
     return libraries[names[0]] if len(names) == 1 else {}
+
+
+def _is_library(spatial: Mapping[str, Any]) -> bool:
+    """Say whether ``uns["spatial"]`` is a library itself, without a name."""
+    for part in ("images", "scalefactors"):
+        content = spatial.get(part)
+        if isinstance(content, Mapping) and not {"images", "scalefactors"} & set(content):
+            return True
+    return False
 
 
 def find_geometry(
@@ -195,30 +206,28 @@ def _technology(uns: Mapping[str, Any]) -> str | None:
 
 
 def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
-    """Return the image in ``uns["spatial"]`` (hires, else lowres), None where there is none that can be used."""
-    library = library_of(adata)
-    images = library.get("images")
-    factors = library.get("scalefactors")
-    if not isinstance(images, Mapping):
-        return None
-    from terrazzo.images import TissueImage
+    """Return the image in ``uns["spatial"]`` (hires, else lowres, else another with a scale), None where there is none.
 
-    for resolution in ("hires", "lowres"):
-        scale = positive_number(factors, f"tissue_{resolution}_scalef")
-        array = images.get(resolution)
-        if scale is None or array is None or np.ndim(array) not in (2, 3):
-            continue
-        # terrazzo's own key, where pixels are not squares
-        scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")
-        is_lazy = not isinstance(array, np.ndarray)  # zarr, dask
-        read = TissueImage.from_lazy if is_lazy else TissueImage.from_array
-        try:
-            image = read(array, scale=scale, scale_y=scale_y)
-            return image_in_units(image, geometry)
-        except (InputError, TypeError, ValueError) as error:
-            message = f"the {resolution} image in uns['spatial'] is not used: {error}"
-            warnings.warn(message, TerrazzoWarning, stacklevel=4)
-    return None
+    Warns
+    -----
+    TerrazzoWarning
+        There is an image that cannot be used.
+    """
+    from terrazzo.slices.histology import describe_images, library_image
+
+    library = library_of(adata)
+    image, problem = library_image(library.get("images"), library.get("scalefactors"))
+    spatial = adata.uns.get(keys.SPATIAL)
+    if not library and isinstance(spatial, Mapping):
+        names = describe_images(spatial)
+        if names:
+            problem = (
+                f"images in uns['spatial'] are not used ({names}): nothing tells which library is this slice's; "
+                f"write its name into obs[{keys.LIBRARY!r}], or pass image= (--image FILE --image-scale)"
+            )
+    if problem:
+        warnings.warn(problem, TerrazzoWarning, stacklevel=4)
+    return None if image is None else image_in_units(image, geometry)
 
 
 def image_in_units(image: TissueImage, geometry: Geometry) -> TissueImage:

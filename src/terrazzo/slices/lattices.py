@@ -36,7 +36,7 @@ _ORDERED = 0.8  # order of the directions to neighbors from which they form a la
 _DISORDERED = 0.5  # ... and below which they do not form the other one
 _NEAR = 1.25  # times the typical distance: as near are the neighbors of a lattice
 _SPREAD = 0.3  # what counts as the typical distance, as a share of it
-_LEAST_PLACES = 4
+_LEAST_PLACES = 9  # fewer form nothing
 
 
 class Positions:

@@ -55,7 +55,8 @@ class Opened:
     name
         The slice's, from the name of its file or folder.
     image
-        An image that stays in its file, None where there is none (one in memory is in ``uns["spatial"]``).
+        An image that stays in its file, None where there is none (one in memory is in ``uns["spatial"]``); of an
+        AnnData the one that the JSON file beside it names.
     notes
         What to report: features left out, choices made, images that could be named.
     known
@@ -85,9 +86,10 @@ class Opened:
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         """Return arguments of :meth:`terrazzo.Slice.from_anndata` for ``adata``: options go before what is known."""
-        arguments: dict[str, Any] = {"name": self.name, "image": self.image}
+        arguments: dict[str, Any] = {"name": self.name}
         uses_coords = options.get("spatial_key", keys.SPATIAL) == keys.SPATIAL
         if uses_coords:  # what is known is not known of other coordinates
+            arguments["image"] = self.image
             arguments.update(self.known)
         arguments.update(options)
         has_unit = any(arguments.get(key) is not None for key in ("unit", "microns_per_unit"))

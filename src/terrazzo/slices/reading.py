@@ -14,6 +14,7 @@ from anndata import AnnData
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
+from terrazzo.slices.histology import beside
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
@@ -123,7 +124,9 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     if platform is not None:
         return platform.read(platform.locate(path, choices), name_of(path), choices)
     if store is None:
-        return Opened(_read_anndata(path), "AnnData", path.stem)
+        found = beside(path)
+        notes = (found.note,) if found.note else ()
+        return Opened(_read_anndata(path), "AnnData", path.stem, found.image, notes)
     if store != path:
         choices = dataclasses.replace(choices, table=path.name)
     return open_spatialdata(store, choices)
