@@ -97,6 +97,19 @@ class Opened:
             arguments["microns_per_unit"] = self._microns_per_unit(arguments.get("technology"))
         return {key: value for key, value in arguments.items() if value is not None}
 
+    def evidence(self, **options: Any) -> str:
+        """Return how the unit is known, where that is by the vendor's coordinates; else "" (it is not known here)."""
+        uses_coords = options.get("spatial_key", keys.SPATIAL) == keys.SPATIAL
+        arguments = {**self.known, **options}
+        has_unit = any(arguments.get(key) is not None for key in ("unit", "microns_per_unit"))
+        if self.vendor_coords is None or not uses_coords or has_unit:
+            return ""
+        technology = arguments.get("technology")
+        vendor = find_geometry(self.adata, self.vendor_coords, None, None, technology, check=False)
+        if vendor.unit != "um":
+            return ""
+        return f"{vendor.evidence}; of the vendor's coordinates, and carried over"
+
     def copy_results_to_table(self) -> AnnData:
         """Copy what was written to ``adata`` (obsm, obs, uns) to the table that it belongs to, and return that.
 

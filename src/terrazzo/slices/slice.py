@@ -305,7 +305,8 @@ class Slice:
     def from_opened(cls, opened: Opened, **options: Any) -> Slice:
         """Check and freeze what a reader returned; ``options`` (of :meth:`from_anndata`) go before what it knows."""
         tissue = cls.from_anndata(opened.adata, **opened.arguments(**options))
-        return replace(tissue, origin="; ".join([opened.format, *opened.notes]))
+        evidence = opened.evidence(**options) or tissue.evidence
+        return replace(tissue, origin="; ".join([opened.format, *opened.notes]), evidence=evidence)
 
 
 def stated(adata: AnnData, names: Sequence[str]) -> str:
