@@ -75,7 +75,9 @@ class Positions:
         step = max(1, self.n_places // _SAMPLE)
         sample = np.arange(0, self.n_places, step)
         n_queried = min(7, self.n_places)
-        distance, index = cKDTree(self.places).query(self.places[sample], k=n_queried)
+        # built fast: few places are asked about
+        tree = cKDTree(self.places, balanced_tree=False, compact_nodes=False)
+        distance, index = tree.query(self.places[sample], k=n_queried)
         return distance[:, 1:], index[:, 1:], sample
 
     @cached_property

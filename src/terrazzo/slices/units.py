@@ -7,7 +7,7 @@ cannot be is refused, or left in the unit that it has with a request for the opt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -204,8 +204,8 @@ def _expected(clues: Clues, array: Array) -> Platform:
     return {"visium": VISIUM, "st": ST}.get(array.kind or "", ANYTHING)
 
 
-def _candidates(clues: Clues, array: Array) -> list[_Candidate]:
-    """Return what each piece of evidence gives, the best first."""
+def _candidates(clues: Clues, array: Array) -> Iterator[_Candidate]:
+    """Yield what each piece of evidence gives, the best first; none is measured that is not asked for."""
     makers: tuple[Callable[[Clues, Array], _Candidate | None], ...] = (
         _by_platform_and_file,
         _by_platform,
@@ -214,8 +214,10 @@ def _candidates(clues: Clues, array: Array) -> list[_Candidate]:
         _by_spot_diameter,
         _by_shape,
     )
-    found = (make(clues, array) for make in makers)
-    return [candidate for candidate in found if candidate is not None]
+    for make in makers:
+        candidate = make(clues, array)
+        if candidate is not None:
+            yield candidate
 
 
 def _by_platform_and_file(clues: Clues, array: Array) -> _Candidate | None:
@@ -344,9 +346,10 @@ def _check(clues: Clues, platform: Platform, candidate: _Candidate) -> Verdict:
 def _agreements(clues: Clues, array: Array, candidate: _Candidate) -> list[str]:
     """Return other evidence for a unit that was believed."""
     notes = []
-    spacing = clues.measured.positions.spacing * candidate.scale
-    if array.kind is None and spacing > 0:
-        notes.append(f"neighbors are {spacing:.3g} um apart")
+    if array.kind is None and not clues.is_hd:
+        spacing = clues.measured.positions.spacing * candidate.scale
+        if spacing > 0:
+            notes.append(f"neighbors are {spacing:.3g} um apart")
     if array.kind == "visium" and clues.has_barcodes:
         notes.append("cells are named by barcodes of 10x Genomics")
     diameter = clues.factor("spot_diameter_fullres")
