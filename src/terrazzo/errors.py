@@ -1,4 +1,4 @@
-"""The library's own exceptions: each message says what is wrong, where, and how to mend it."""
+"""The library's own exceptions: each message says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class TerrazzoError(Exception):
-    """Base of every error that is the user's to mend (exit code 2 on the command line)."""
+    """Base of every error that is the user's to fix (exit code 2 on the command line)."""
 
 
 class InputError(TerrazzoError, ValueError):

@@ -43,7 +43,7 @@ SYMBOL_COLUMNS = (
 ARRAY_ROW, ARRAY_COL = "array_row", "array_col"  # obs: lattice position on Visium and ST
 LIBRARY = "library_id"  # obs: which of several uns["spatial"] libraries a cell belongs to
 ORGANISM = "organism"  # uns or obs: organism of the slice
-DONOR = ("donor", "donor_id", "patient")  # obs or uns: whom the slice is of, in this order
+DONOR = ("donor", "donor_id", "patient")  # obs or uns: the person or animal, in this order
 TECHNOLOGY = "technology"  # uns: platform of the slice
 
 # written

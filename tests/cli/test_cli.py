@@ -38,7 +38,7 @@ def test_python_m_terrazzo() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1800,
     )
     assert (done.returncode, done.stdout.strip()) == (0, tz.__version__)
 
@@ -217,7 +217,7 @@ def test_an_option_of_the_whole_model_and_its_cell_encoder(
     )
     code, _, err = call("embed", sample, "--model", cells, "--out", tmp_path / "out", "--halo", 2)
     assert code == 2
-    assert "--halo belongs to SToFM; this checkpoint is Cell encoder." in err
+    assert "--halo belongs to SToFM; this checkpoint is SToFM cell encoder." in err
     assert call("embed", sample, "--model", cells, "--out", tmp_path / "out")[0] == 0
     assert anndata.read_h5ad(tmp_path / "out" / "sample.h5ad").obsm["X_cell"].shape == (60, 16)
 

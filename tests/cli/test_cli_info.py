@@ -103,7 +103,9 @@ def test_bins_of_a_plain_file(call: Any, simulated: Any, tmp_path: Path) -> None
 def test_the_unit_has_its_evidence(facts: Any, call: Any, simulated: Any, tmp_path: Path) -> None:
     adata = simulated(120).copy()
     adata.write_h5ad(tmp_path / "um.h5ad")
-    assert facts(tmp_path / "um.h5ad")["evidence"].startswith("sure: MERFISH counts in micrometers")
+    assert facts(tmp_path / "um.h5ad")["unit evidence"].startswith(
+        "sure: MERFISH counts in micrometers"
+    )
     adata.obsm["spatial"] = adata.obsm["spatial"] / 1000
     adata.write_h5ad(tmp_path / "mm.h5ad")
     code, _, err = call("info", tmp_path / "mm.h5ad")
@@ -112,5 +114,5 @@ def test_the_unit_has_its_evidence(facts: Any, call: Any, simulated: Any, tmp_pa
     for words in (("--unit", "mm"), ("--microns-per-unit", 1000)):
         found = facts(tmp_path / "mm.h5ad", *words)
         assert (found["unit"], found["coord scale"]) == ("um", "1,000")
-        assert found["evidence"].startswith("stated: ")
+        assert found["unit evidence"].startswith("stated: ")
     assert facts(tmp_path / "mm.h5ad", "--unit", "unknown")["unit"] == "unknown"

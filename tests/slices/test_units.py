@@ -76,7 +76,7 @@ def test_a_square_array_alone_has_no_pitch(adata: AnnData, unit: str) -> None:
         piece = Slice.from_anndata(adata)
     assert (piece.unit, piece.coord_scale, piece.technology) == (unit, 1.0, "unknown")
     assert piece.lattice_kind is None
-    assert piece.evidence.startswith("unknown: ")
+    assert piece.unit_evidence.startswith("unknown: ")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Slice.from_anndata(adata, microns_per_unit=2.5).unit == "um"
@@ -98,7 +98,7 @@ def test_st_is_known_by_spots_that_were_found_on_a_picture() -> None:
     adata.obsm["spatial"] = adata.obsm["spatial"] + rng.normal(0, 12, (144, 2))
     piece = Slice.from_anndata(adata)
     assert (piece.unit, piece.lattice_kind, piece.technology) == ("um", "st", "ST")
-    assert piece.evidence.startswith("likely: ")
+    assert piece.unit_evidence.startswith("likely: ")
     large = lattice_slice("st", 50, 12)
     large.obsm["spatial"] = large.obsm["spatial"] + rng.normal(0, 12, (600, 2))
     with pytest.warns(TerrazzoWarning, match="array is square"):
@@ -108,7 +108,7 @@ def test_st_is_known_by_spots_that_were_found_on_a_picture() -> None:
 def test_named_st_is_checked() -> None:
     named = Slice.from_anndata(lattice_slice("st", technology="ST"))
     assert named.spacing == pytest.approx(200.0)
-    assert named.evidence.startswith("sure: ")
+    assert named.unit_evidence.startswith("sure: ")
     with pytest.warns(TerrazzoWarning, match="hexagonal, as Visium's"):
         assert Slice.from_anndata(hexagonal(technology="ST")).unit == "unknown"
     with pytest.warns(TerrazzoWarning, match="at most 33 x 35"):
@@ -152,13 +152,13 @@ def test_bins_of_visium_hd() -> None:
 
 
 def test_visium_is_as_sure_as_its_evidence() -> None:
-    assert Slice.from_anndata(hexagonal()).evidence.startswith("likely: ")
+    assert Slice.from_anndata(hexagonal()).unit_evidence.startswith("likely: ")
     named = hexagonal()
     barcodes = np.random.default_rng(0).choice(list("ACGT"), (named.n_obs, 16))
     named.obs_names = ["".join(letters) + "-1" for letters in barcodes]
-    assert Slice.from_anndata(named).evidence.startswith("sure: ")
+    assert Slice.from_anndata(named).unit_evidence.startswith("sure: ")
     agrees = Slice.from_anndata(hexagonal(spatial=library(spot_diameter_fullres=89.7)))
-    assert agrees.evidence.startswith("sure: ")
+    assert agrees.unit_evidence.startswith("sure: ")
     for factors in ({"spot_diameter_fullres": 300.0}, {"microns_per_pixel": 0.1}):
         with pytest.warns(TerrazzoWarning, match="taken for Visium's"):
             doubtful = Slice.from_anndata(hexagonal(spatial=library(**factors)))
@@ -222,7 +222,7 @@ def test_units_that_a_platform_cannot_have(technology: str, unit_um: float, says
         Slice.from_anndata(adata)
     right = Slice.from_anndata(adata, microns_per_unit=unit_um)
     assert (right.unit, right.technology) == ("um", technology)
-    assert right.evidence.startswith("stated: ")
+    assert right.unit_evidence.startswith("stated: ")
     assert Slice.from_anndata(adata, unit="unknown").unit == "unknown"
 
 
@@ -234,16 +234,16 @@ def test_bins_of_cells_are_no_micrometers() -> None:
 def test_pixels_taken_for_micrometers() -> None:
     pixels = cells(0.2125, technology="Xenium")
     with pytest.warns(TerrazzoWarning, match=r"farther than in tissue.*0\.2125 if they are pixels"):
-        assert Slice.from_anndata(pixels).evidence.startswith("guess: ")
+        assert Slice.from_anndata(pixels).unit_evidence.startswith("guess: ")
     pixels.uns["spatial"] = library(microns_per_pixel=0.2125)
     assert Slice.from_anndata(pixels).coord_scale == 0.2125
     some = cells(technology="Xenium", n_side=40)[::9]  # every ninth cell of a section
-    assert Slice.from_anndata(some).evidence.startswith("sure: ")
+    assert Slice.from_anndata(some).unit_evidence.startswith("sure: ")
 
 
 def test_a_file_that_states_pixels_is_checked_too() -> None:
     adata = cells(0.5, spatial=library(microns_per_pixel=0.5))
-    assert Slice.from_anndata(adata).evidence.startswith("likely: ")
+    assert Slice.from_anndata(adata).unit_evidence.startswith("likely: ")
     adata = cells(1000.0, spatial=library(microns_per_pixel=0.5))
     with pytest.warns(TerrazzoWarning, match="um apart.* 1000 if they are millimeters"):
         assert Slice.from_anndata(adata).unit == "pixel"
@@ -288,13 +288,13 @@ def test_few_cells_say_little(n: int) -> None:
 def test_a_slice_of_which_nothing_is_known_is_not_asked_for() -> None:
     piece = Slice.from_anndata(cells())
     assert (piece.unit, piece.coord_scale) == ("unknown", 1.0)
-    assert "--microns-per-unit" in piece.evidence
-    assert piece.describe()["evidence"] == piece.evidence
+    assert "--microns-per-unit" in piece.unit_evidence
+    assert piece.describe()["unit_evidence"] == piece.unit_evidence
 
 
 def test_many_cells_are_sampled() -> None:
     adata = cells(n_side=160, technology="MERFISH")  # more than are looked at
-    assert Slice.from_anndata(adata).evidence.startswith("sure: ")
+    assert Slice.from_anndata(adata).unit_evidence.startswith("sure: ")
     adata.obsm["spatial"] = adata.obsm["spatial"] / 1000
     with pytest.raises(InputError, match="millimeters"):
         Slice.from_anndata(adata)

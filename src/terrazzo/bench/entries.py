@@ -124,7 +124,7 @@ def resolve(names: Sequence[str], supplied: Sequence[str] = ()) -> list[Entry]:
     Raises
     ------
     ConfigError
-        A name that means nothing.
+        An unknown name.
     CheckpointError
         A folder that is not a checkpoint.
     """
@@ -281,7 +281,7 @@ def of_model(
 
 
 def takes_modality(model: FoundationModel | None) -> bool:
-    """Return whether a model's ``embed`` can be told to read histology or genes alone."""
+    """Return whether a model's ``embed`` can read histology or genes alone."""
     return model is not None and "modality" in model.options_class.names()
 
 

@@ -139,7 +139,7 @@ class Protocol:
     metrics
         What is printed, in this order.
     heads
-        Heads of :mod:`terrazzo.tasks.readouts`, or clustering methods of :mod:`terrazzo.tasks.domains`; ``none``
+        Heads of :mod:`terrazzo.tasks.heads`, or clustering methods of :mod:`terrazzo.tasks.domains`; ``none``
         where expression is predicted (reconstruction).
     splits
         Splits of the within setting; ``blocked`` is added where ``random`` or ``few-shot`` stand alone.

@@ -121,11 +121,23 @@ def print_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> S
     out_console().print(f"[bold]{escape(str(path))}[/bold]")
     for name, value in tissue.describe().items():
         print_fact(name, _in_words(name, value, tissue.unit))
+    if tissue.organism == "mouse":
+        print_fact("human orthologs", _human_orthologs(tissue))
     for name, value in _tables(opened.adata).items():
         print_fact(name, value)
     for name, line in uses(tissue, spot_um).items():
         print_fact(name, line)
     return tissue
+
+
+def _human_orthologs(tissue: Slice) -> str:
+    """Return how many genes of a mouse slice a model of human genes could know."""
+    from terrazzo.genes.orthologs import n_with_ortholog
+
+    ids = tissue.gene_ids.tolist()
+    symbols = tissue.gene_symbols.tolist()
+    n_genes = n_with_ortholog(ids, symbols, tissue.organism)
+    return f"{n_genes:,} of {tissue.n_genes:,} genes (table of terrazzo, from Ensembl)"
 
 
 def _in_words(name: str, value: Any, unit: str) -> str:

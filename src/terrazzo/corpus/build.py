@@ -16,8 +16,9 @@ import pandas as pd
 from terrazzo._version import __version__
 from terrazzo.corpus.members import Job, Record, make_member, remove_member
 from terrazzo.corpus.published import PublishedCorpus, load_published, planned_sources
+from terrazzo.corpus.quality import QualityControl
 from terrazzo.corpus.scheduler import LOCK, alone, run_tasks
-from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint, list_sources
+from terrazzo.corpus.sources import Orthologs, Source, fingerprint, list_sources
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
     ABOUT,
@@ -42,6 +43,7 @@ PART_ROWS = 50_000
 """Cells that the vocabulary's pass has in memory at a time."""
 
 _MAX_SHOWN = 20  # slices in one message
+_ADVICE = "Small panels need a smaller --min-genes (and --min-cells); without --min-genes it is derived from the panel"
 _SUFFIX = ".part"  # of what is half-written
 
 
@@ -77,10 +79,11 @@ def build(
         A published corpus, its name, or a YAML file that describes it: which of the files belong to it, and its quality
         control.
     min_genes, min_cells
-        Expressed genes that a cell needs, cells that a slice needs. None: those of the published corpus, else 100
-        (SToFM) and 1.
+        Expressed genes that a cell needs, cells that a slice needs. None: those of the published corpus, else 1 cell,
+        and 100 genes (SToFM), or 5 % of the genes that a slice expresses where that is less.
     orthologs
-        Two-column table from the genes of other organisms to those of the corpus.
+        Two-column table from the genes of other organisms to those of the corpus; or "human" or "mouse", the organism
+        of those, for the table that comes with the library alone.
     vocabulary
         Write ``vocab.parquet``: genes and medians of the training slices.
     splits
@@ -127,10 +130,11 @@ def build(
             dropped = _left_out(jobs, records)
             _warn_poor(records, options.quality)
             _check_organisms(records)
-            rows = _manifest(jobs, records, splits or Splits())
+            rows = _manifest(jobs, records, splits or Splits(), dropped)
             about = options.about()
             about["dropped"] = dropped
             about["notes"] = _notes(records)
+            about["floors"] = _floors(records)
             return _finish(folder, rows, about, vocabulary, Progress(progress))
     except KeyboardInterrupt:
         _sweep(folder)
@@ -287,8 +291,9 @@ def _check_organisms(records: list[Record]) -> None:
         pairs = [f"{organism} ({id})" for organism, id in example.items()]
         listed = ", ".join(sorted(pairs))
         raise CorpusError(
-            f"the slices are of several organisms: {listed}. Pass a table of orthologs (--orthologs, two columns: "
-            "mouse gene, human gene), state organism in the table of sources if one is wrong, or build one corpus each."
+            f"the slices are of several organisms: {listed}. Pass --orthologs human (or mouse: the organism of the "
+            "corpus' genes; orthologs by the table of terrazzo), or a table of your own (two columns: mouse gene, "
+            "human gene); state organism in the table of sources if one is wrong, or build one corpus each."
         )
 
 
@@ -375,7 +380,7 @@ def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
     if len(dropped) == len(records):
         message = f"no slice is left: {lines}"
         if any(row["status"] == "dropped" for row in dropped):
-            message += ". Small panels need a smaller --min-genes (and --min-cells)"
+            message += f". {_ADVICE}"
         raise CorpusError(message)
     message = f"{len(dropped)} slices are left out: {lines}"
     n_more = len(dropped) - _MAX_SHOWN
@@ -383,6 +388,17 @@ def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
         message += f" and {n_more} more (corpus.json lists all)"
     warnings.warn(message, TerrazzoWarning, stacklevel=3)
     return dropped
+
+
+def _why_left_out(dropped: list[Record]) -> str:
+    """Say which slices were left out, why, and what to do; "" if none was."""
+    if not dropped:
+        return ""
+    lines = "; ".join(_reasons(dropped))
+    text = f"{len(dropped)} others are left out: {lines}"
+    if any(row["status"] == "dropped" for row in dropped):
+        return f"{text}. {_ADVICE}."
+    return f"{text}."
 
 
 def _warn_poor(records: list[Record], quality: QualityControl) -> None:
@@ -395,15 +411,18 @@ def _warn_poor(records: list[Record], quality: QualityControl) -> None:
         id = poor[0]["id"]
         n_cells = poor[0]["n_cells"]
         n_read = poor[0]["n_cells_read"]
+        floor = poor[0].get("floor", quality.min_genes)
         warnings.warn(
             f"{len(poor)} slices lose more than half of their cells, e.g. {id}: {n_cells:,} of {n_read:,} have at "
-            f"least {quality.min_genes} expressed genes. Small panels need a smaller --min-genes",
+            f"least {floor} expressed genes. Small panels need a smaller --min-genes",
             TerrazzoWarning,
             stacklevel=3,
         )
 
 
-def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Record]:
+def _manifest(
+    jobs: list[Job], records: list[Record], splits: Splits, dropped: list[Record]
+) -> list[Record]:
     """Return the rows of the manifest."""
     sources = {job.source.id: job.source for job in jobs}
     rows = []
@@ -419,7 +438,7 @@ def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Re
     ids = [row["id"] for row in rows]
     donors = [row["donor"] for row in rows]
     stated = [sources[id].split for id in ids]
-    dealt = assign(ids, donors, stated, splits)
+    dealt = assign(ids, donors, stated, splits, _why_left_out(dropped))
     for row, split in zip(rows, dealt, strict=True):
         row["split"] = split
     return rows
@@ -428,6 +447,15 @@ def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Re
 def _notes(records: list[Record]) -> dict[str, list[str]]:
     """Return what there is to say of each slice of the corpus."""
     return {record["id"]: record["notes"] for record in _kept(records) if record["notes"]}
+
+
+def _floors(records: list[Record]) -> dict[str, int]:
+    """Return the expressed genes that a cell needs in slices of small panels, for which the floor was lowered."""
+    floors = {}
+    for record in _kept(records):
+        if record.get("floor_of_panel"):
+            floors[record["id"]] = record["floor"]
+    return floors
 
 
 def _finish(

@@ -21,7 +21,8 @@ from zarr.codecs import BloscCodec
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import left_out, library_entry, write_image
-from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint
+from terrazzo.corpus.quality import QualityControl
+from terrazzo.corpus.sources import Orthologs, Source, fingerprint
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
@@ -209,13 +210,18 @@ def _make(job: Job) -> Record:
         "n_cells_read": n_read,
         "content": fingerprint(piece),
     }
-    rows = np.flatnonzero(job.quality.keep(piece))
-    reason = job.quality.reason(len(rows), n_read)
+    floor = job.quality.floor(piece)
+    rows = np.flatnonzero(floor.keep(piece))
+    reason = job.quality.reason(len(rows), n_read, floor)
     if reason:
         return {**_dropped(reason), "content": facts["content"]}
+    facts["floor"] = floor.n_genes
+    facts["floor_of_panel"] = floor.is_lowered
+    if floor.note():
+        notes.append(floor.note())
     n_poor = n_read - len(rows)
     if n_poor:
-        notes.append(f"{n_poor:,} of {n_read:,} cells left out: too few genes")
+        notes.append(f"{n_poor:,} of {n_read:,} cells left out: fewer than {floor}")
     if _is_shifted(piece.image):
         piece = replace(piece, image=None)
         notes.append("its picture is left out: it is shifted against the cells")

@@ -18,12 +18,12 @@ from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.genes.names import (
     GeneNames,
-    find_organism,
     merge_plan,
     parse_organism,
     read_gene_names,
     warn_merged,
 )
+from terrazzo.genes.organism import OrganismFound, find_organism
 from terrazzo.slices.counts import CountsFound, find_counts
 from terrazzo.slices.geometry import (
     find_geometry,
@@ -75,8 +75,10 @@ class Slice:
         Where the values were found: "X", "raw.X" or "layers['...']".
     origin
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
-    evidence
+    unit_evidence
         How sure the unit is ("stated", "sure", "likely", "guess" or "unknown"), and why; "" where nobody asked.
+    organism_from
+        What says the organism: evidence in a few words.
     """
 
     counts: sp.csr_matrix
@@ -95,7 +97,8 @@ class Slice:
     is_counts: bool = True
     source: str = "X"
     origin: str = ""
-    evidence: str = ""
+    unit_evidence: str = ""
+    organism_from: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -162,6 +165,7 @@ class Slice:
             "recognized_as": self.origin or "AnnData in memory",
             "technology": self.technology,
             "organism": self.organism,
+            "organism_from": self.organism_from,
             "n_cells": self.n_cells,
             "n_genes": self.n_genes,
             "n_ensembl_ids": int((self.gene_ids != "").sum()),
@@ -172,7 +176,7 @@ class Slice:
             "is_counts": self.is_counts,
             "counts_from": self.source,
             "unit": self.unit,
-            "evidence": self.evidence,
+            "unit_evidence": self.unit_evidence,
             "coord_scale": float(self.coord_scale),
             "extent": [float(extent[0]), float(extent[1])],
             "spacing": float(self.spacing),
@@ -222,12 +226,14 @@ class Slice:
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
         found = _checked_counts(adata, layer, allow_normalized)
-        stated_organism = None if organism is None else parse_organism(organism)
+        given_organism = None if organism is None else parse_organism(organism)
         coords = read_coords(adata, spatial_key)
         geometry = find_geometry(adata, coords, unit, microns_per_unit, technology)
         counts, names = _one_column_a_gene(found)
-        if stated_organism is None:
-            stated_organism = find_organism(adata.obs, adata.uns, names)
+        if given_organism is None:
+            found_organism = find_organism(adata.obs, adata.uns, names)
+        else:
+            found_organism = OrganismFound(given_organism, "as stated")
         if image is None:
             image = find_image(adata, geometry)
         else:
@@ -245,10 +251,11 @@ class Slice:
             image=image,
             name="slice" if name is None else name,
             technology=geometry.technology,
-            organism=stated_organism,
+            organism=found_organism.name,
             is_counts=found.is_counts,
             source=found.source,
-            evidence=geometry.evidence,
+            unit_evidence=geometry.evidence,
+            organism_from=found_organism.evidence,
         )
 
     @classmethod
@@ -305,8 +312,10 @@ class Slice:
     def from_opened(cls, opened: Opened, **options: Any) -> Slice:
         """Check and freeze what a reader returned; ``options`` (of :meth:`from_anndata`) go before what it knows."""
         tissue = cls.from_anndata(opened.adata, **opened.arguments(**options))
-        evidence = opened.evidence(**options) or tissue.evidence
-        return replace(tissue, origin="; ".join([opened.format, *opened.notes]), evidence=evidence)
+        evidence = opened.evidence(**options) or tissue.unit_evidence
+        return replace(
+            tissue, origin="; ".join([opened.format, *opened.notes]), unit_evidence=evidence
+        )
 
 
 def stated(adata: AnnData, names: Sequence[str]) -> str:

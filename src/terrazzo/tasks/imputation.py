@@ -257,7 +257,7 @@ def _draw(panels: Sequence[_Panel], n: int, seed: int) -> list[str]:
         where = "the panel has" if n_slices == 1 else f"the {n_slices} slices share"
         raise InputError(
             f"{n} genes cannot be hidden: {where} {n_candidates} genes with counts, "
-            "and some must be left."
+            "and some must be left. Hide fewer: n= (--n-genes), or name them: genes= (--gene)."
         )
     rng = np.random.default_rng([seed, 106])
     drawn = rng.choice(n_candidates, n, replace=False)

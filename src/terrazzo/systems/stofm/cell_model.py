@@ -81,7 +81,7 @@ class CellModel(FoundationModel):
     default_key: ClassVar[str] = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
     options_class: ClassVar[type[CellEmbedOptions]] = CellEmbedOptions
-    title: ClassVar[str] = "Cell encoder"
+    title: ClassVar[str] = "SToFM cell encoder"
     limits: ClassVar[tuple[str, ...]] = ("A cell is seen alone: its neighborhood changes nothing.",)
     module: CellEncoder
 
