@@ -27,7 +27,7 @@ from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.images import TissueImage, check_spots
-from terrazzo.slices import Slice, open_slice
+from terrazzo.slices import Opened, Slice, open_slice
 from terrazzo.slices.reading import recognize
 from terrazzo.slices.slice import stated
 
@@ -183,19 +183,25 @@ def remove_member(out: Path, id: str) -> None:
         shutil.rmtree(target)
 
 
+def _open(source: Source) -> tuple[Opened, list[str]]:
+    """Read a slice; of the pictures beside it only that of a table is taken, as only its content is compared."""
+    opened = open_slice(source.path)
+    is_beside = opened.store is None and recognize(source.path) is None
+    if opened.image is None or not is_beside:
+        return opened, []
+    note = ""
+    if source.image is None:
+        note = "the picture that the JSON file beside it names is not taken: name it in a table of sources"
+    return replace(opened, image=None), [note] if note else []
+
+
 def _make(job: Job) -> Record:
     """Read, check, order and write a slice; return what its record says beside the job."""
-    opened = open_slice(job.source.path)
+    opened, notes = _open(job.source)
     picture = job.source.picture()
     options = job.source.slice_options()
-    notes = []
     if picture is not None:
         options["image"] = picture
-    elif opened.image is not None and opened.store is None and recognize(job.source.path) is None:
-        opened = replace(opened, image=None)
-        notes.append(
-            "the picture that the JSON file beside it names is not taken: name it in a table of sources"
-        )
     piece = Slice.from_opened(opened, name=job.source.id, **options)
     adata = opened.adata
     organisms = job.source.organisms
