@@ -14,6 +14,7 @@ from anndata import AnnData
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
+from terrazzo.slices.hdf5 import require_filters
 from terrazzo.slices.histology import beside
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
@@ -34,6 +35,11 @@ __all__ = [
 SUPPORTED = (
     ".h5ad and .zarr (AnnData, SpatialData, or a table of one), and the output folders of "
     f"{', '.join(platform.name for platform in PLATFORMS)}"
+)
+_HINTS = (
+    ((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "unpack it first"),
+    ((".h5", ".mtx", ".csv", ".tsv", ".txt"), "give the folder that the vendor's software wrote"),
+    ((".rds", ".rda", ".rdata", ".h5seurat", ".loom", ".h5mu"), "convert it to .h5ad first"),
 )
 _CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
 
@@ -148,7 +154,22 @@ def recognize(path: Path) -> Platform | None:
     for platform in PLATFORMS:
         if platform.matches(path):
             return platform
-    raise InputError(f"{path} is not a kind of slice that terrazzo reads; it reads {SUPPORTED}")
+    hint = _hint(path)
+    raise InputError(
+        f"{path} is not a kind of slice that terrazzo reads{hint}; it reads {SUPPORTED}"
+    )
+
+
+def _hint(path: Path) -> str:
+    """Say what to do with a file that is nearly a slice; "" where nothing is known."""
+    name = path.name.lower()
+    if path.is_dir():
+        inner = [one.name for one in sorted(path.iterdir()) if one.suffix.lower() == ".h5ad"]
+        return f" (it holds {len(inner)} .h5ad files: give one of these)" if inner else ""
+    for endings, hint in _HINTS:
+        if name.endswith(endings):
+            return f" ({hint})"
+    return ""
 
 
 def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
@@ -209,6 +230,7 @@ def _read_anndata(path: Path) -> AnnData:
             if path.is_dir():
                 refuse_code(path)
                 return anndata.read_zarr(path)
+            require_filters(path)
             return anndata.read_h5ad(path)
         except (MemoryError, InputError):
             raise

@@ -24,7 +24,7 @@ from terrazzo.genes.names import (
     warn_merged,
 )
 from terrazzo.genes.organism import OrganismFound, find_organism
-from terrazzo.slices.counts import CountsFound, find_counts
+from terrazzo.slices.counts import CountsFound, find_counts, warn_found
 from terrazzo.slices.geometry import (
     find_geometry,
     find_image,
@@ -77,6 +77,8 @@ class Slice:
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
     unit_evidence
         How sure the unit is ("stated", "sure", "likely", "guess" or "unknown"), and why; "" where nobody asked.
+    notes
+        What was decided on the counts: features left out as they are not genes, matrices passed over.
     organism_from
         What says the organism: evidence in a few words.
     """
@@ -98,6 +100,7 @@ class Slice:
     source: str = "X"
     origin: str = ""
     unit_evidence: str = ""
+    notes: tuple[str, ...] = ()
     organism_from: str = ""
 
     @property
@@ -162,7 +165,7 @@ class Slice:
             image_shape = [int(side) for side in self.image.pixels.shape[:2]]
         return {
             "name": self.name,
-            "recognized_as": self.origin or "AnnData in memory",
+            "recognized_as": "; ".join([self.origin or "AnnData in memory", *self.notes]),
             "technology": self.technology,
             "organism": self.organism,
             "organism_from": self.organism_from,
@@ -206,8 +209,9 @@ class Slice:
         adata
             n cells x g genes, with coordinates in ``obsm[spatial_key]``, (n, 2) or more columns.
         layer
-            Layer with raw counts ("X", "raw" force those). None: ``layers["counts"]``, else of ``raw.X`` and ``X`` the
-            first that holds counts.
+            Layer with raw counts ("X", "raw" force those). None: of ``layers["counts"]``, ``raw.X`` and ``X`` the first
+            that holds counts of these cells. Columns that are not genes (antibodies, guides, control probes, blanks,
+            spike-ins) are left out, with a warning.
         unit, microns_per_unit
             "um", "pixel", "array" or "unknown"; micrometers per native unit. None: from the data.
         technology, organism
@@ -221,7 +225,7 @@ class Slice:
         Raises
         ------
         InputError
-            No cells, genes or usable coordinates; NaN, negative or non-count values.
+            No cells, genes, counts or usable coordinates; NaN, negative or non-count values.
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
@@ -255,6 +259,7 @@ class Slice:
             is_counts=found.is_counts,
             source=found.source,
             unit_evidence=geometry.evidence,
+            notes=found.notes,
             organism_from=found_organism.evidence,
         )
 
@@ -349,8 +354,7 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
-    if found.matrix.shape[1] == 0:
-        raise InputError("the AnnData has zero genes; check the filter that made it")
+    warn_found(found, stacklevel=5)
     if not found.is_counts:
         _warn(
             f"{found.source} holds normalized values, not counts; only models that use ranks may take them"

@@ -16,7 +16,7 @@ from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes.names import merge_plan, read_gene_names
-from terrazzo.slices.counts import CountsFound, find_counts
+from terrazzo.slices.counts import CountsFound, find_counts, warn_found
 from terrazzo.tasks import display, targets
 from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
@@ -125,6 +125,7 @@ def hide_genes(
     for i, adata in enumerate(slices):
         with targets.at(i, len(slices)):
             counts = find_counts(adata, layer, False)
+            warn_found(counts, stacklevel=4)
             panels.append(_Panel(counts))
     chosen = _draw(panels, n, seed) if genes is None else _check_genes(panels, genes)
     hidden = []
