@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from spatialdata_stores import circles, make, set_unit, table
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models.embed_files import embed_files
-from terrazzo.slices import open_slice
+from terrazzo.slices import Choices, open_slice
 from terrazzo.systems.stalign.image_baselines import ImageBaseline
 
 
@@ -172,3 +173,17 @@ def test_regions_of_a_spatialdata(regions: Any, tiny_model: Any, tmp_path: Path)
     np.testing.assert_allclose(
         sdata.tables["table"].obsm["X_stofm"], written.obsm["X_stofm"], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_an_image_beside_the_file(apart: bool, simulated: Any, tmp_path: Path) -> None:
+    """It is that of all sections where they are side by side, and of none where they overlap."""
+    _, both = two(simulated)
+    if apart:
+        rows = (both.obs["library_id"] == "B").to_numpy()
+        both.obsm["spatial"][rows, 0] += 10_000
+    both.write_h5ad(tmp_path / "both.h5ad")
+    image = tz.TissueImage.from_array(np.zeros((64, 64, 3), np.uint8), scale=1.0)
+    opened = open_slice(tmp_path / "both.h5ad", Choices(slice_key="library_id"))
+    slices = replace(opened, image=image).each(lambda one: one.image)
+    assert slices == ([image, image] if apart else [None, None])

@@ -152,6 +152,10 @@ class Reading(SlicePart):
     technology: Annotated[
         str | None, Parameter(help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")
     ] = None
+    unit: Annotated[
+        Literal["um", "mm", "pixel", "array", "unknown"] | None,
+        Parameter(help="Of the coordinates; default: by the evidence that `terrazzo info` shows."),
+    ] = None
     microns_per_unit: Annotated[
         float | None, Parameter(help="Micrometers per coordinate unit.")
     ] = None

@@ -28,7 +28,7 @@ from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.images import TissueImage, check_spots
 from terrazzo.slices import Choices, Opened, Slice, open_slice
-from terrazzo.slices.parts import section_labels, take_part
+from terrazzo.slices.reading import recognize
 from terrazzo.slices.slice import stated
 
 __all__ = [
@@ -184,9 +184,23 @@ def remove_member(out: Path, id: str) -> None:
         shutil.rmtree(target)
 
 
+def _open(source: Source) -> tuple[Opened, list[str]]:
+    """Read a slice; of the pictures beside it only that of a table is taken, as only its content is compared."""
+    opened = open_slice(source.path, Choices(slice_key=source.slice_key))
+    is_beside = opened.store is None and recognize(source.path) is None
+    if opened.image is None or not is_beside:
+        return opened, []
+    note = ""
+    if source.image is None:
+        note = "the picture that the JSON file beside it names is not taken: name it in a table of sources"
+    return replace(opened, image=None), [note] if note else []
+
+
 def _make(job: Job) -> Record:
     """Read, check, order and write a slice; return what its record says beside the job."""
-    opened = _open(job.source)
+    opened, notes = _open(job.source)
+    if job.source.section is not None and opened.is_split:
+        opened = opened.of_section(job.source.section)
     picture = job.source.picture()
     options = job.source.slice_options()
     if picture is not None:
@@ -212,7 +226,6 @@ def _make(job: Job) -> Record:
         return {**_dropped(reason), "content": facts["content"]}
     facts["floor"] = floor.n_genes
     facts["floor_of_panel"] = floor.is_lowered
-    notes = []
     if floor.note():
         notes.append(floor.note())
     n_poor = n_read - len(rows)
@@ -244,26 +257,6 @@ def _make(job: Job) -> Record:
         "notes": notes,
     }
     return {**record, **facts, **_slice_facts(piece)}
-
-
-def _open(source: Source) -> Opened:
-    """Read a slice, or the section of it that a source is.
-
-    Raises
-    ------
-    InputError
-        It cannot be read; no such column, or no such section.
-    """
-    opened = open_slice(source.path, Choices(slice_key=source.slice_key))
-    if source.section is None or not opened.is_split:
-        return opened
-    labels = section_labels(opened.adata.obs, str(source.slice_key))
-    if source.section not in labels.values:
-        raise InputError(
-            f"obs[{source.slice_key!r}] has no section {source.section!r}; it has {labels.in_words()}"
-        )
-    number = labels.values.index(source.section)
-    return opened.of_part(take_part(opened.adata, labels, number))
 
 
 def _dropped(reason: str) -> Record:

@@ -261,7 +261,7 @@ class Corpus:
     def _geometry(self, id: str, adata: AnnData) -> Geometry:
         """Return what is known of where the cells of a slice are."""
         native = np.asarray(adata.obsm[keys.SPATIAL])
-        return find_geometry(adata, native, **self._unit(id), technology=None)
+        return find_geometry(adata, native, **self._unit(id), technology=None, check=False)
 
     def slice(self, id: str) -> Slice:
         """Return a whole slice, rows in Hilbert order; of its histology no pixel is read.

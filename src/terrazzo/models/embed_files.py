@@ -35,6 +35,8 @@ from terrazzo.slices import (
     split_choices,
     store_of,
 )
+from terrazzo.slices.histology import files_beside
+from terrazzo.slices.reading import recognize
 
 __all__ = [
     "Done",
@@ -271,7 +273,10 @@ def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> No
 def _hash_input(source: Path, choices: Choices) -> str:
     """Return the sha256 of a slice's input: one file or folder, or the parts of a store that belong to it."""
     if store_of(source) is None:
-        return hash_path(source)
+        beside = files_beside(source) if recognize(source) is None else []
+        if not beside:
+            return hash_path(source)
+        return hash_json([hash_path(part) for part in (source, *beside)])
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 

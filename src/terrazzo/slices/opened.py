@@ -13,8 +13,16 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
+from terrazzo.errors import InputError
 from terrazzo.slices.geometry import find_geometry
-from terrazzo.slices.parts import SLICE_KEY, Part, each_part, section_labels, takes_all
+from terrazzo.slices.parts import (
+    SLICE_KEY,
+    Part,
+    each_part,
+    section_labels,
+    take_part,
+    takes_all,
+)
 from terrazzo.slices.sections import refuse_overlap
 
 if TYPE_CHECKING:
@@ -63,7 +71,8 @@ class Opened:
     name
         The slice's, from the name of its file or folder.
     image
-        An image that stays in its file, None where there is none (one in memory is in ``uns["spatial"]``).
+        An image that stays in its file, None where there is none (one in memory is in ``uns["spatial"]``); of an
+        AnnData the one that the JSON file beside it names.
     notes
         What to report: features left out, choices made, images that could be named.
     known
@@ -118,7 +127,35 @@ class Opened:
         """
         if not self.is_split:
             return [work(self)]
-        return each_part(self.adata, str(self.slice_key), lambda part: work(self.of_part(part)))
+        source = self._without_ambiguous_image()
+        return each_part(self.adata, str(self.slice_key), lambda part: work(source.of_part(part)))
+
+    def of_section(self, value: str) -> Opened:
+        """Return the section of one label as a slice of its own.
+
+        Raises
+        ------
+        InputError
+            No such column, or no such section.
+        """
+        labels = section_labels(self.adata.obs, str(self.slice_key))
+        if value not in labels.values:
+            raise InputError(
+                f"obs[{self.slice_key!r}] has no section {value!r}; it has {labels.in_words()}"
+            )
+        part = take_part(self.adata, labels, labels.values.index(value))
+        return self._without_ambiguous_image().of_part(part)
+
+    def _without_ambiguous_image(self) -> Opened:
+        """Return it without an image where its sections overlap: that is of one of them, and nothing says of which."""
+        if self.image is None:
+            return self
+        try:
+            refuse_overlap(self.adata)
+        except InputError:
+            note = "the image is not taken: it cannot belong to several sections that overlap"
+            return replace(self, image=None, notes=(*self.notes, note))
+        return self
 
     def check_sections(self) -> str:
         """Check that it is one slice, or that its sections are known; return a line on parts that do not overlap.
@@ -159,16 +196,29 @@ class Opened:
 
     def arguments(self, **options: Any) -> dict[str, Any]:
         """Return arguments of :meth:`terrazzo.Slice.from_anndata` for ``adata``: options go before what is known."""
-        arguments: dict[str, Any] = {"name": self.name, "image": self.image}
-        arguments[SLICE_KEY] = self.slice_key
+        arguments: dict[str, Any] = {"name": self.name, SLICE_KEY: self.slice_key}
         uses_coords = options.get("spatial_key", keys.SPATIAL) == keys.SPATIAL
         if uses_coords:  # what is known is not known of other coordinates
+            arguments["image"] = self.image
             arguments.update(self.known)
         arguments.update(options)
         has_unit = any(arguments.get(key) is not None for key in ("unit", "microns_per_unit"))
         if uses_coords and not has_unit:
             arguments["microns_per_unit"] = self._microns_per_unit(arguments.get("technology"))
         return {key: value for key, value in arguments.items() if value is not None}
+
+    def evidence(self, **options: Any) -> str:
+        """Return how the unit is known, where that is by the vendor's coordinates; else "" (it is not known here)."""
+        uses_coords = options.get("spatial_key", keys.SPATIAL) == keys.SPATIAL
+        arguments = {**self.known, **options}
+        has_unit = any(arguments.get(key) is not None for key in ("unit", "microns_per_unit"))
+        if self.vendor_coords is None or not uses_coords or has_unit:
+            return ""
+        technology = arguments.get("technology")
+        vendor = find_geometry(self.adata, self.vendor_coords, None, None, technology, check=False)
+        if vendor.unit != "um":
+            return ""
+        return f"{vendor.evidence}; of the vendor's coordinates, and carried over"
 
     def copy_results_to_table(self) -> AnnData:
         """Copy what was written to ``adata`` (obsm, obs, uns) to the table that it belongs to, and return that.

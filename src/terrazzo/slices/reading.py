@@ -15,6 +15,7 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.hdf5 import require_filters
+from terrazzo.slices.histology import beside
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
@@ -151,7 +152,15 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
         opened = platform.read(platform.locate(path, choices), name_of(path), choices)
         return dataclasses.replace(opened, slice_key=choices.slice_key)
     if store is None:
-        return Opened(_read_anndata(path), "AnnData", path.stem, slice_key=choices.slice_key)
+        found = beside(path)
+        return Opened(
+            _read_anndata(path),
+            "AnnData",
+            path.stem,
+            found.image,
+            (found.note,) if found.note else (),
+            slice_key=choices.slice_key,
+        )
     if store != path:
         choices = dataclasses.replace(choices, table=path.name)
     return open_spatialdata(store, choices)

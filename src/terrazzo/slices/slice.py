@@ -29,9 +29,9 @@ from terrazzo.slices.geometry import (
     find_geometry,
     find_image,
     image_in_units,
-    nearest_distance,
     read_coords,
 )
+from terrazzo.slices.lattices import nearest_distance
 from terrazzo.slices.parts import section_labels, takes_all
 from terrazzo.slices.sections import check_sections
 from terrazzo.sparse import merge_columns
@@ -79,6 +79,8 @@ class Slice:
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
     sections
         Where ``obs`` tells parts apart that do not overlap (fields of view): which, and that all are this slice.
+    unit_evidence
+        How sure the unit is ("stated", "sure", "likely", "guess" or "unknown"), and why; "" where nobody asked.
     notes
         What was decided on the counts: features left out as they are not genes, matrices passed over.
     organism_from
@@ -102,6 +104,7 @@ class Slice:
     source: str = "X"
     origin: str = ""
     sections: str = ""
+    unit_evidence: str = ""
     notes: tuple[str, ...] = ()
     organism_from: str = ""
 
@@ -181,6 +184,7 @@ class Slice:
             "is_counts": self.is_counts,
             "counts_from": self.source,
             "unit": self.unit,
+            "unit_evidence": self.unit_evidence,
             "coord_scale": float(self.coord_scale),
             "extent": [float(extent[0]), float(extent[1])],
             "spacing": float(self.spacing),
@@ -269,6 +273,7 @@ class Slice:
             is_counts=found.is_counts,
             source=found.source,
             sections=sections,
+            unit_evidence=geometry.evidence,
             notes=found.notes,
             organism_from=found_organism.evidence,
         )
@@ -350,7 +355,10 @@ class Slice:
     def from_opened(cls, opened: Opened, **options: Any) -> Slice:
         """Check and freeze what a reader returned; ``options`` (of :meth:`from_anndata`) go before what it knows."""
         tissue = cls.from_anndata(opened.adata, **opened.arguments(**options))
-        return replace(tissue, origin="; ".join([opened.format, *opened.notes]))
+        evidence = opened.evidence(**options) or tissue.unit_evidence
+        return replace(
+            tissue, origin="; ".join([opened.format, *opened.notes]), unit_evidence=evidence
+        )
 
 
 def stated(adata: AnnData, names: Sequence[str]) -> str:

@@ -32,9 +32,9 @@ from terrazzo.sdata import (
     reading,
     subfolders,
 )
-from terrazzo.slices.geometry import UM_WORDS
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.parts import takes_all
+from terrazzo.slices.units import UM_WORDS
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
