@@ -70,6 +70,10 @@ def build(
     skip_failed: Annotated[
         bool, Parameter(group=QUALITY, negative=(), help="Leave out slices that cannot be used.")
     ] = False,
+    slice_key: Annotated[
+        str | None,
+        Parameter(help="obs column that tells sections apart, each a member; none: all are one."),
+    ] = None,
     vocabulary: Annotated[
         bool, Parameter(help="Write genes and medians of the training slices.")
     ] = True,
@@ -104,6 +108,7 @@ def build(
         vocabulary=vocabulary,
         splits=splits,
         exclude=exclude or (),
+        slice_key=slice_key,
         skip_failed=skip_failed,
         scheduler=scheduler,
         workers=workers,

@@ -14,12 +14,16 @@ from terrazzo.cli.options import (
     Out,
     Runs,
     Seed,
+    SliceKey,
     SlicePart,
     Test,
+    file_of_section,
+    key_of,
     only_one,
     read_slice,
     report,
     say,
+    sections_of,
     targets_of,
     working,
     write_slice,
@@ -65,30 +69,37 @@ def impute(
     Example: terrazzo impute a.h5ad --test b.h5ad --model checkpoint --out imputed
     """
     import terrazzo as tz
+    from terrazzo.slices.sections import NO_KEY
+    from terrazzo.tasks.by_section import joined
 
     if test is None:
         only_one(slices)
     paths = slices if test is None else [*slices, test]
     loaded = [read_slice(path, part) for path in paths]
-    hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
-    training = hidden if test is None else hidden[:-1]
+    names = list(sections_of(loaded[-1], part))
+    hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed, slice_key=key_of(part))
+    n_scored = len(names)
+    training = hidden if test is None else hidden[:-n_scored]
     embedder: Any
     if "/" in model or Path(model).is_dir():
         with working(f"load {model}"):
             embedder = tz.load(model)
     else:
+        visible = [one.visible for one in training]
         with working(f"fit {model}"):
-            embedder = tz.Baseline(model).fit([one.visible for one in training])
+            embedder = tz.Baseline(model).fit(visible, slice_key=NO_KEY)
     with working("embed the visible genes", len(hidden)) as advance:
         for one in hidden:
-            embedder.embed(one.visible, key_added="X_visible")
+            embedder.embed(one.visible, key_added="X_visible", slice_key=NO_KEY)
             advance(1)
     options: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
-    if test is not None:
-        result = tz.tasks.impute(training, test=hidden[-1], **options)
-    else:
-        result = tz.tasks.impute(only_one(training), **options)
-    report(result, out / "scores")
+    results = {}
+    for name, one in zip(names, hidden[-n_scored:], strict=True):
+        if test is not None:
+            results[name] = tz.tasks.impute(training, test=one, **options)
+        else:
+            results[name] = tz.tasks.impute(one, **options)
+    report(joined(results, key_of(part)), out / "scores")
 
 
 def reconstruct(
@@ -124,6 +135,8 @@ def reconstruct(
     """
     import terrazzo as tz
     from terrazzo.models.embed_files import check_writable
+    from terrazzo.slices.sections import NO_KEY
+    from terrazzo.tasks.by_section import joined
 
     check_writable(out)
     loaded: Any = tz.load(model)
@@ -132,7 +145,8 @@ def reconstruct(
         raise tz.errors.ConfigError(
             f"{model} holds a {loaded.title}, which cannot fill in hidden tissue: pass one of ST as images."
         )
-    grid: dict[str, Any] = {}  # of the model; what is not set is as in training
+    # of the model; what is not set is as in training; what it is shown is of one section
+    grid: dict[str, Any] = {"slice_key": NO_KEY}
     if layout != "auto":
         grid["layout"] = layout
     if bin_um:
@@ -150,10 +164,15 @@ def reconstruct(
         "layout": layout,
         "bin_um": bin_um,
     }
-    result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
-    report(result, out / "scores")
-    tz.plot.save(tz.plot.reconstruction(result), out / "hidden.png")
-    say(f"Figure of one square: {out / 'hidden.png'}")
+    results = {}
+    for name, section in sections_of(adata, part).items():
+        options["slice_key"] = key_of(part) if name is None else None
+        results[name] = tz.tasks.reconstruct(section, {title: predict}, size=size or 8, **options)
+    report(joined(results, key_of(part)), out / "scores")
+    for name, result in results.items():
+        figure = file_of_section(out / "hidden.png", name)
+        tz.plot.save(tz.plot.reconstruction(result), figure)
+        say(f"Figure of one square: {figure}")
 
 
 def predict_genes(
@@ -183,6 +202,7 @@ def predict_genes(
         Parameter(help="Counts are scaled to 10,000, or to each slice's median total."),
     ] = "10000",
     head: Head = "linear",
+    slice_key: SliceKey = None,
     cache: Annotated[
         Path | None, Parameter(help="Folder to store the features of frozen encoders in.")
     ] = None,
@@ -210,7 +230,7 @@ def predict_genes(
     training = []
     with working("read histology", len(slices)) as advance:
         for path in slices:
-            adata, _ = reader.read(path)
+            adata, _ = reader.read(path, slice_key)
             training.append(adata)
             advance(1)
     options: dict[str, Any] = {
@@ -219,6 +239,7 @@ def predict_genes(
         "head": head,
         "seed": seed,
         "scale": scale if scale == "median" else float(scale),
+        "slice_key": slice_key,
     }
     probe = tz.tasks.fit_image_to_gene(training, **options)
     say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
@@ -226,18 +247,25 @@ def predict_genes(
         say(f"  note: {note}")
     scored: dict[str, AnnData] = {}
     for path, target in zip(predict, targets, strict=True):
-        adata, image = reader.read(path)
+        adata, image = reader.read(path, slice_key)
         write_slice(probe.annotate(adata), target, path)
-        figure = tz.plot.predicted_genes(adata, image=image or "auto")
-        tz.plot.save(figure, target.with_suffix(".png"))
+        for name, section in sections_of(adata, SlicePart(slice_key=slice_key)).items():
+            figure = tz.plot.predicted_genes(
+                section, image=image or "auto", slice_key=slice_key if name is None else None
+            )
+            tz.plot.save(figure, file_of_section(target.with_suffix(".png"), name))
         line = f"{path.name}: {len(probe.names)} genes, {target} and .png"
         if tz.tasks.measured(adata, probe.names):
             scored[path.stem] = adata
         else:
             line = f"{line}; none was measured: no score"
         say(line)
+    names_of_scored = []
+    for stem, adata in scored.items():
+        for section in sections_of(adata, SlicePart(slice_key=slice_key)):
+            names_of_scored.append(stem if section is None else f"{stem}_{section}")
     if scored:
         result = tz.tasks.image_to_gene(
-            training, test=list(scored.values()), names=list(scored), runs=runs, **options
+            training, test=list(scored.values()), names=names_of_scored, runs=runs, **options
         )
         report(result, out / "scores")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -39,15 +40,19 @@ __all__ = [
     "Rep",
     "Runs",
     "Seed",
+    "SliceKey",
     "SlicePart",
     "Test",
     "about",
+    "file_of_section",
+    "key_of",
     "only_one",
     "out_console",
     "read_slice",
     "report",
     "say",
     "say_aside",
+    "sections_of",
     "targets_of",
     "working",
     "write_slice",
@@ -97,6 +102,14 @@ Test = Annotated[
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
 
 
+SliceKey = Annotated[
+    str | None,
+    Parameter(
+        group=SLICE, help="obs column that tells sections apart, each a slice; none: all are one."
+    ),
+]
+
+
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class SlicePart:
@@ -111,6 +124,7 @@ class SlicePart:
     coordinate_system: Annotated[
         str | None, Parameter(help='Of a SpatialData; default "global".')
     ] = None
+    slice_key: SliceKey = None
 
     def options(self) -> dict[str, Any]:
         """Return the options that are set, as keywords."""
@@ -137,6 +151,10 @@ class Reading(SlicePart):
     ] = None
     technology: Annotated[
         str | None, Parameter(help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")
+    ] = None
+    unit: Annotated[
+        Literal["um", "mm", "pixel", "array", "unknown"] | None,
+        Parameter(help="Of the coordinates; default: by the evidence that `terrazzo info` shows."),
     ] = None
     microns_per_unit: Annotated[
         float | None, Parameter(help="Micrometers per coordinate unit.")
@@ -203,7 +221,9 @@ def read_slice(path: Path, part: SlicePart | None = None) -> AnnData:
 
     with working(f"read {path.name}"):
         opened = open_slice(path, Choices(**(part or SlicePart()).options()))
-    for note in opened.notes:
+    with about(path):
+        sections = opened.check_sections()
+    for note in filter(None, (*opened.notes, sections)):
         say_aside(f"{path}: {note}")
     return opened.adata
 
@@ -229,6 +249,29 @@ def write_slice(adata: AnnData, target: Path, source: Path, part: SlicePart | No
     target.parent.mkdir(parents=True, exist_ok=True)
     with working(f"write {target.name}"):
         write_back(adata, target, source, **(part or SlicePart()).options())
+
+
+def key_of(part: SlicePart | None) -> str | None:
+    """Return the column that tells sections apart."""
+    return None if part is None else part.slice_key
+
+
+def sections_of(adata: AnnData, part: SlicePart | None) -> dict[str | None, AnnData]:
+    """Return the sections of a slice by their labels; where nothing tells them apart the slice alone, under None."""
+    from terrazzo.slices.parts import split, takes_all
+
+    slice_key = key_of(part)
+    if takes_all(slice_key):
+        return {None: adata}
+    return {one.value: one.adata for one in split(adata, str(slice_key))}
+
+
+def file_of_section(target: Path, section: str | None) -> Path:
+    """Return the file for one section of a slice: that of the slice, with the section's label in its name."""
+    if section is None:
+        return target
+    ending = re.sub(r"[^\w.+-]+", "_", section)
+    return target.with_name(f"{target.stem}_{ending}{target.suffix}")
 
 
 def only_one(slices: list[Any]) -> Any:

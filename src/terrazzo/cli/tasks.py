@@ -25,6 +25,7 @@ from terrazzo.cli.options import (
     SlicePart,
     Test,
     about,
+    key_of,
     only_one,
     read_slice,
     report,
@@ -75,6 +76,7 @@ def domains(
             "n_domains": n_domains,
             "method": method,
             "refine": refine,
+            "slice_key": key_of(part),
         }
         result = None
         with about(path):
@@ -82,7 +84,7 @@ def domains(
             if label is not None:
                 result = tz.tasks.evaluate_domains(adata, label=label, **options)
         write_slice(adata, target, path, part)
-        figure: Any = tz.plot.spatial(adata, color=column).figure
+        figure: Any = tz.plot.spatial(adata, color=column, slice_key=key_of(part)).figure
         tz.plot.save(figure, target.with_suffix(".png"))
         say(f"{path.name}: {n_domains} domains in obs[{column!r}], {target} and .png")
         if result is not None:
@@ -119,6 +121,7 @@ def probe(
         "head": head,
         "seed": seed,
     }
+    options["slice_key"] = key_of(part)
     files = _Files(slices, test, predict or [], out, part)
     _learn(tz.tasks.probe, files, options, runs)
 
@@ -151,6 +154,7 @@ def deconvolve(
         "head": head,
         "seed": seed,
     }
+    options["slice_key"] = key_of(part)
     files = _Files(slices, test, predict or [], out, part)
     _learn(tz.tasks.deconvolve, files, options, runs)
 
@@ -195,17 +199,20 @@ def finetune(
         )
     if score:
         options: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
+        options["slice_key"] = key_of(part)
         if test is None:
             result = evaluate_finetuning(model_to_tune, only_one(loaded), **options)
         else:
             test_slice = read_slice(test, part)
             result = evaluate_finetuning(model_to_tune, loaded, test=test_slice, **options)
         report(result, out / "scores")
-    tuned = tz.finetune(model_to_tune, loaded, label=label, config=config, seed=seed)
+    tuned = tz.finetune(
+        model_to_tune, loaded, label=label, config=config, seed=seed, slice_key=key_of(part)
+    )
     say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
     for path, target in zip(predict or [], targets, strict=True):
         adata = read_slice(path, part)
-        tuned.predict(adata)
+        tuned.predict(adata, slice_key=key_of(part))
         tuned.probe.annotate(adata, use_rep="X_stofm:all")
         write_slice(adata, target, path, part)
         say(f"{path.name}: annotated, {target}")

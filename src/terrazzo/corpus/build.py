@@ -18,7 +18,7 @@ from terrazzo.corpus.members import Job, Record, make_member, remove_member
 from terrazzo.corpus.published import PublishedCorpus, load_published, planned_sources
 from terrazzo.corpus.quality import QualityControl
 from terrazzo.corpus.scheduler import LOCK, alone, run_tasks
-from terrazzo.corpus.sources import Orthologs, Source, fingerprint, list_sources
+from terrazzo.corpus.sources import Orthologs, Source, by_section, fingerprint, list_sources
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
     ABOUT,
@@ -35,7 +35,7 @@ from terrazzo.errors import CorpusError, OutputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_json, write_bytes, write_record
 from terrazzo.genes import Vocabulary
 from terrazzo.progress import Progress
-from terrazzo.slices import Slice, read
+from terrazzo.slices import Slice, open_slice, takes_all
 
 __all__ = ["build"]
 
@@ -58,6 +58,7 @@ def build(
     vocabulary: bool = True,
     splits: Splits | None = None,
     exclude: Iterable[str | os.PathLike[str]] = (),
+    slice_key: str | None = None,
     skip_failed: bool = False,
     scheduler: str | None = None,
     workers: int | None = None,
@@ -90,6 +91,9 @@ def build(
         How slices without a stated split are dealt; None: all train.
     exclude
         Slices whose content must not be in the corpus, under whatever name, e.g. those used for evaluation.
+    slice_key
+        Column of ``obs`` that tells the sections of a slice apart: the corpus gets one member for each, called after
+        slice and section. "none": all cells are one slice, whatever tells them apart.
     skip_failed
         Leave out slices that cannot be read or used, with a warning, instead of stopping at the end.
     scheduler
@@ -118,8 +122,9 @@ def build(
         splits=splits,
     )
     slices = list_sources(sources) if published is None else planned_sources(published, sources)
+    slices = by_section(slices, slice_key)
     jobs = options.jobs(slices, folder.absolute())
-    excluded = _contents(exclude)
+    excluded = _contents(exclude, slice_key)
     _claim(folder)
     try:
         with alone(folder):
@@ -194,15 +199,21 @@ def _quality(
     return quality
 
 
-def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Return content -> name of the slices that must stay out."""
+def _contents(
+    paths: Iterable[str | os.PathLike[str]], slice_key: str | None = None
+) -> dict[str, str]:
+    """Return content -> name of the slices, or of the sections of slices, that must stay out."""
     paths = list(paths)
     if not paths:
         return {}
     names = {}
     for source in list_sources(paths):
-        content = fingerprint(read(source.path))
-        names[content] = str(source.path)
+        opened = open_slice(source.path)
+        key = source.slice_key or slice_key
+        has_sections = key in opened.adata.obs.columns or takes_all(key)
+        opened = replace(opened, slice_key=key if has_sections else None)
+        for content in opened.each(lambda one: fingerprint(Slice.from_opened(one))):
+            names[content] = str(source.path)
     return names
 
 

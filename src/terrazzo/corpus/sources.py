@@ -25,12 +25,14 @@ from terrazzo.genes.names import ensembl_id, read_gene_names
 from terrazzo.genes.organism import find_organism
 from terrazzo.genes.orthologs import PairFinder, candidates, shipped
 from terrazzo.images import TissueImage
-from terrazzo.slices import Slice
+from terrazzo.slices import Choices, Slice, open_slice, takes_all
+from terrazzo.slices.parts import section_labels
 from terrazzo.sparse import merge_columns
 
 __all__ = [
     "Orthologs",
     "Source",
+    "by_section",
     "clean_id",
     "fingerprint",
     "is_slice",
@@ -63,6 +65,8 @@ class Source:
         Histology beside the slice and its scale, as :meth:`terrazzo.TissueImage.from_file` takes them.
     split
         "train", "validation" or "test".
+    slice_key, section
+        Column of ``obs`` that tells sections apart, and the one that this slice is; see :func:`by_section`.
     origin
         Name of the source of a published corpus that it belongs to.
     organisms
@@ -83,6 +87,8 @@ class Source:
     image: Path | None = None
     image_scale: float | None = None
     image_scale_y: float | None = None
+    slice_key: str | None = None
+    section: str | None = None
     origin: str | None = None
     organisms: tuple[str, ...] = ()
 
@@ -136,8 +142,8 @@ def list_sources(
     sources
         ``.h5ad`` files, AnnData ``.zarr`` folders, folders that hold such (at any depth), and tables (.csv, .tsv,
         .parquet) with a column ``path``, relative to the table, and any of ``id, technology, organism, tissue, donor,
-        split, layer, spatial_key, unit, microns_per_unit, image, image_scale, image_scale_y``; an image is a path
-        relative to the table too.
+        split, layer, spatial_key, unit, microns_per_unit, image, image_scale, image_scale_y, slice_key, section``; an
+        image is a path relative to the table too.
 
     Raises
     ------
@@ -156,6 +162,57 @@ def list_sources(
         listed = ", ".join(map(str, paths)) or "an empty list"
         raise CorpusError(f"no .h5ad or .zarr slices in {listed}")
     return name_sources(named)
+
+
+def by_section(sources: list[Source], slice_key: str | None = None) -> list[Source]:
+    """Replace sources with several sections by one for each, called after slice and section.
+
+    Parameters
+    ----------
+    sources
+        Of :func:`list_sources`; ``slice_key`` of one goes before the common one.
+    slice_key
+        Column of ``obs`` that tells sections apart. A slice that cannot be read, or does not have it, stays one source,
+        which fails as it is made.
+
+    Raises
+    ------
+    CorpusError
+        Two sections would have one id; a picture is stated for several sections.
+    """
+    expanded: dict[str, Source] = {}
+    for source in sources:
+        for one in _sections(source, source.slice_key or slice_key):
+            key = one.id.lower()
+            if key in expanded:
+                raise CorpusError(
+                    f"{expanded[key].path} and {one.path} would both have a slice called {one.id!r}: list them in a "
+                    "table with a column id (path,id)"
+                )
+            expanded[key] = one
+    return list(expanded.values())
+
+
+def _sections(source: Source, slice_key: str | None) -> list[Source]:
+    """Return one source for each section of a slice."""
+    source = replace(source, slice_key=slice_key)
+    if takes_all(slice_key) or source.section is not None:
+        return [source]
+    try:
+        obs = open_slice(source.path, Choices(slice_key=slice_key)).adata.obs
+        values = section_labels(obs, str(slice_key)).values
+    except InputError:
+        return [source]
+    if source.image is not None and len(values) > 1:
+        raise CorpusError(
+            f"{source.path}: one image is stated for {len(values)} sections; give each section a row of its own "
+            "(columns slice_key, section, image, image_scale)"
+        )
+    sections = []
+    for value in values:
+        id = clean_id(f"{source.id}_{value}")
+        sections.append(replace(source, id=id, section=value))
+    return sections
 
 
 def _expand(path: Path) -> list[tuple[Path, dict[str, Any]]]:

@@ -20,6 +20,7 @@ from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import hash_json, hash_path, whole_file, why_not
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
+from terrazzo.models.inputs import check_image
 from terrazzo.models.options import split_options
 from terrazzo.progress import Progress
 from terrazzo.safe_zarr import refuse_code
@@ -34,6 +35,8 @@ from terrazzo.slices import (
     split_choices,
     store_of,
 )
+from terrazzo.slices.histology import files_beside
+from terrazzo.slices.reading import recognize
 
 __all__ = [
     "Done",
@@ -207,22 +210,34 @@ class _Job:
             return Done(source, target, int(before.get("n_cells", 0)), "unchanged")
         with self.bars.stage(f"read {source.name}", None):
             opened = open_slice(source, self.choices)
-            tissue = Slice.from_opened(opened, **self.slice_options)
+        check_image(opened, self.slice_options)
+        notes = opened.each(lambda one: self._embed(one, source))
         adata = opened.adata
-        prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
-        if self.announce is not None:
-            for line in (*opened.notes, prepared.plan):
-                self.announce(f"{source}: {line}")
         if self.dry_run:
             return Done(source, target, adata.n_obs, "planned")
-        embedding = prepared.embed(self.bars)
-        self.model.write(adata, tissue, prepared, embedding, self.key)
         record = adata.uns[keys.UNS][self.key]
         record.update(identity)
         record["n_cells"] = adata.n_obs
         with self.bars.stage(f"write {target.name}", None):
             write_opened(opened, target)
-        return Done(source, target, adata.n_obs, "embedded", _precision_note(record))
+        return Done(source, target, adata.n_obs, "embedded", max(notes, key=len))
+
+    def _embed(self, opened: Opened, source: Path) -> str:
+        """Embed a slice, or one section of several, in its AnnData; return the note on its precision."""
+        with self.bars.stage(f"check {opened.name}", None):
+            tissue = Slice.from_opened(opened, **self.slice_options)
+        adata = opened.adata
+        prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
+        if self.announce is not None:
+            where = source if opened.section is None else f"{source}: {opened.section}"
+            notes = [*opened.notes, tissue.sections, prepared.plan]
+            for line in filter(None, notes):
+                self.announce(f"{where}: {line}")
+        if self.dry_run:
+            return ""
+        embedding = prepared.embed(self.bars)
+        self.model.write(adata, tissue, prepared, embedding, self.key)
+        return _precision_note(adata.uns[keys.UNS][self.key])
 
 
 def write_opened(opened: Opened, target: Path) -> None:
@@ -258,7 +273,10 @@ def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> No
 def _hash_input(source: Path, choices: Choices) -> str:
     """Return the sha256 of a slice's input: one file or folder, or the parts of a store that belong to it."""
     if store_of(source) is None:
-        return hash_path(source)
+        beside = files_beside(source) if recognize(source) is None else []
+        if not beside:
+            return hash_path(source)
+        return hash_json([hash_path(part) for part in (source, *beside)])
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 

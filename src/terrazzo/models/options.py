@@ -40,6 +40,7 @@ SLICE_OPTIONS = (
     "table",
     "region",
     "coordinate_system",
+    "slice_key",
 )
 
 

@@ -1,6 +1,7 @@
 """Read and check slices: every input becomes a frozen ``Slice``, the one thing that models take."""
 
 from terrazzo.slices.opened import Choices, Opened
+from terrazzo.slices.parts import takes_all
 from terrazzo.slices.reading import (
     content_files,
     open_slice,
@@ -25,5 +26,6 @@ __all__ = [
     "read_anndata",
     "split_choices",
     "store_of",
+    "takes_all",
     "write_table",
 ]

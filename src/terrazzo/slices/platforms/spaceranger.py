@@ -163,7 +163,11 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
         factors["bin_size_um"] = float(side)
         technology = "Visium HD"
         kind = f"Visium HD, {int(side)} um bins (Space Ranger)"
-    adata.uns[keys.TECHNOLOGY] = technology
+    elif not _is_staggered(obs):
+        technology = ""  # readers of Visium load DBiT-seq and others that are put into this layout
+        kind = "the layout of Space Ranger, on an array that is not Visium's"
+    if technology:
+        adata.uns[keys.TECHNOLOGY] = technology
     images = cells.read_images(files)
     library: dict[str, Any] = {"images": images, "scalefactors": factors, "metadata": {}}
     adata.uns[keys.SPATIAL] = {name: library}
@@ -174,6 +178,12 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     unplaced_note = unplaced(len(matrix.barcodes), len(rows))
     notes = (matrix.left_out, unplaced_note, missing, segmented)
     return Opened(adata, kind, name, notes=tuple(note for note in notes if note))
+
+
+def _is_staggered(obs: pd.DataFrame) -> bool:
+    """Say whether the numbers of the spots leave out every second place, as those of Visium do."""
+    total = obs[keys.ARRAY_ROW] + obs[keys.ARRAY_COL]
+    return (total & 1).nunique() <= 1
 
 
 def _positions(path: Path) -> pd.DataFrame:

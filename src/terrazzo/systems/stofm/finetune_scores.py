@@ -15,9 +15,11 @@ from terrazzo.arrays import Bools, Words
 from terrazzo.errors import ConfigError
 from terrazzo.progress import Progress
 from terrazzo.slices.geometry import read_coords
+from terrazzo.slices.parts import takes_all
 from terrazzo.systems.stofm.finetune import FineTuneConfig, finetune
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import metrics, targets
+from terrazzo.tasks.by_section import scored_by_section
 from terrazzo.tasks.labels import Labels, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
@@ -39,6 +41,7 @@ def evaluate_finetuning(
     config: FineTuneConfig | None = None,
     orthologs: Any = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Score full fine-tuning with the splits and metrics of probes (SToFM, table A.1).
 
@@ -54,6 +57,9 @@ def evaluate_finetuning(
         ``"random"`` (8:2, ``runs`` draws) and ``"blocked"`` (four folds scored together, ``runs`` passes).
     runs, seed
         How many, and the first.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one. Without ``test`` each section is scored by itself; scores and predictions have a column ``slice``.
 
     Returns
     -------
@@ -71,11 +77,27 @@ def evaluate_finetuning(
         raise ConfigError(
             f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run."
         )
+    if not takes_all(slice_key):
+        options: dict[str, Any] = {
+            "label": label,
+            "kinds": kinds,
+            "runs": runs,
+            "seed": seed,
+            "config": config,
+            "orthologs": orthologs,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda some, other: evaluate_finetuning(model, some, test=other, **options),
+            data,
+            test,
+            str(slice_key),
+        )
     slices = targets.as_list(data)
     if test is None and len(slices) != 1:
         raise ConfigError(f"there are {len(slices)} slices; pass the one that is scored as test=.")
     tuning = _Tuning(
-        model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress)
+        model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress), slice_key
     )
     if test is None:
         scored_slice = slices[0]
@@ -141,6 +163,7 @@ class _Tuning:
     config: FineTuneConfig
     orthologs: Any
     bars: Progress
+    slice_key: str | None
 
     def predict(self, scored_slice: AnnData, split: Split, seed: int) -> Words:
         """Tune by a split, and predict every cell of a slice."""
@@ -154,8 +177,14 @@ class _Tuning:
             seed=seed,
             progress=shows,
             orthologs=self.orthologs,
+            slice_key=self.slice_key,
         )
-        return tuned.predict(scored_slice.copy(), orthologs=self.orthologs, progress=shows)
+        return tuned.predict(
+            scored_slice.copy(),
+            orthologs=self.orthologs,
+            progress=shows,
+            slice_key=self.slice_key,
+        )
 
 
 @dataclass(frozen=True)
