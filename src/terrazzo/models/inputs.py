@@ -12,7 +12,7 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.images import TissueImage
 from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
 
-__all__ = ["check_image", "embed_each", "image_of"]
+__all__ = ["check_image", "embed_each", "image_of", "open_data"]
 
 EmbedOne = Callable[[Slice, AnnData], None]  # a checked slice, and the AnnData that is written to
 
@@ -48,15 +48,11 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
                 f"one image cannot belong to {len(data)} slices; embed them one by one."
             )
         return [embed_each(one, slice_options, embed_one) for one in data]
-    if slice_options.get("image") is not None:
-        image = image_of(slice_options["image"], data)
-        slice_options = {**slice_options, "image": image}
-    opened, remaining = _open(data, slice_options)
+    opened, remaining = open_data(data, slice_options)
     if isinstance(data, AnnData) and not opened.is_split:
-        tissue = Slice.from_anndata(data, **slice_options)
+        tissue = Slice.from_anndata(data, **_with_image(data, slice_options))
         embed_one(tissue, data)
         return data
-    check_image(opened, remaining)
 
     def embed_opened(one: Opened) -> None:
         tissue = Slice.from_opened(one, **remaining)
@@ -94,16 +90,45 @@ def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage |
     return TissueImage.from_file(image)
 
 
-def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
-    """Open a path, or a SpatialData without importing its package; also return the options that remain."""
-    choices, rest = split_choices(options)
+def open_data(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
+    """Open an AnnData, a path, or a SpatialData without importing its package.
+
+    Parameters
+    ----------
+    data
+        One of them.
+    options
+        Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
+
+    Returns
+    -------
+    What was opened, and the options that :meth:`terrazzo.Slice.from_opened` takes.
+
+    Raises
+    ------
+    InputError
+        Something else, or nothing that can be opened.
+    ConfigError
+        One image for several sections.
+    """
+    choices, rest = split_choices(_with_image(data, options))
     if isinstance(data, AnnData):
         name = rest.pop("name", "slice")
-        return Opened(data, "AnnData in memory", name, slice_key=choices.slice_key), rest
-    if isinstance(data, str | Path):
-        return open_slice(data, choices), rest
-    if hasattr(data, "tables"):
-        return open_spatialdata(data, choices), rest
-    raise InputError(
-        f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
-    )
+        opened = Opened(data, "AnnData in memory", name, slice_key=choices.slice_key)
+    elif isinstance(data, str | Path):
+        opened = open_slice(data, choices)
+    elif hasattr(data, "tables"):
+        opened = open_spatialdata(data, choices)
+    else:
+        raise InputError(
+            f"embed takes an AnnData, a SpatialData, a path, or a list of these, not {type(data).__name__}."
+        )
+    check_image(opened, rest)
+    return opened, rest
+
+
+def _with_image(data: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with an image that is opened, or named within the data."""
+    if options.get("image") is None:
+        return options
+    return {**options, "image": image_of(options["image"], data)}
