@@ -1,6 +1,7 @@
 """Read and check slices: every input becomes a frozen ``Slice``, the one thing that models take."""
 
 from terrazzo.slices.opened import Choices, Opened
+from terrazzo.slices.platforms import sample_name
 from terrazzo.slices.reading import (
     content_files,
     open_slice,
@@ -23,6 +24,7 @@ __all__ = [
     "open_spatialdata",
     "read",
     "read_anndata",
+    "sample_name",
     "split_choices",
     "store_of",
     "write_table",
