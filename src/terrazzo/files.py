@@ -39,7 +39,9 @@ __all__ = [
 DRAFT = ".part"  # ends the name of what is half-written
 ASIDE = ".old"  # of a folder that makes room for a new one
 
-_DRAFT_NAME = re.compile(rf"\.(?P<name>.+)\.(?P<tag>{TAG})\.[0-9a-f]{{8}}({DRAFT}|{ASIDE})", re.DOTALL)
+_DRAFT_NAME = re.compile(
+    rf"\.(?P<name>.+)\.(?P<tag>{TAG})\.[0-9a-f]{{8}}({DRAFT}|{ASIDE})", re.DOTALL
+)
 _LONGEST = 120  # bytes of a name that are taken over into that of its draft
 _PATIENCE = 100  # attempts to take a name that other processes take, too
 _BLOCK = 2**20  # bytes that are read at a time

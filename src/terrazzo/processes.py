@@ -7,9 +7,10 @@ import hashlib
 import os
 import re
 import socket
+import sys
 from dataclasses import dataclass
 
-__all__ = ["TAG", "Writer", "own_tag", "writer_of"]
+__all__ = ["TAG", "Writer", "is_fork", "own_tag", "writer_of"]
 
 # what a tag looks like: machine, process, second in which the process started
 TAG = r"[0-9a-f]{8}-[0-9]+-[0-9]+"
@@ -84,3 +85,26 @@ def _machine() -> str:
         container = ""
     name = f"{socket.gethostname()} {container}"
     return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+class _Fork:
+    """Whether this process is a fork of one in which terrazzo was imported."""
+
+    is_child = False
+
+    def note(self) -> None:
+        """Note it, and leave the threads alone that the fork does not have: GNU's OpenMP would wait for them."""
+        self.is_child = True
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.set_num_threads(1)
+
+
+_FORK = _Fork()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_FORK.note)
+
+
+def is_fork() -> bool:
+    """Return whether this process was forked, and has none of the threads of compiled libraries."""
+    return _FORK.is_child

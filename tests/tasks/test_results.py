@@ -100,7 +100,9 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         result().save(tmp_path / "file" / "out")
 
 
-def test_a_save_that_stops_leaves_the_older_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_stops_leaves_the_older_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = result().save(tmp_path / "out")
 
     def full(*_: object, **__: object) -> None:

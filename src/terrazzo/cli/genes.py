@@ -10,17 +10,22 @@ from cyclopts import App, Parameter
 from terrazzo.cli.options import (
     SCORES,
     TASKS,
+    Batch,
     Head,
     Out,
+    Overwrite,
+    Planned,
     Runs,
     Seed,
     SlicePart,
     Test,
+    check_results,
     only_one,
+    plan,
     read_slice,
     report,
     say,
-    targets_of,
+    say_aside,
     working,
     write_slice,
 )
@@ -58,6 +63,7 @@ def impute(
     test: Test = None,
     runs: Runs = 3,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Hide genes of a panel, embed slices without them, and predict them.
@@ -69,6 +75,7 @@ def impute(
     if test is None:
         only_one(slices)
     paths = slices if test is None else [*slices, test]
+    mark = check_results(out / "scores", "impute", paths, part, overwrite=overwrite)
     loaded = [read_slice(path, part) for path in paths]
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
     training = hidden if test is None else hidden[:-1]
@@ -88,7 +95,7 @@ def impute(
         result = tz.tasks.impute(training, test=hidden[-1], **options)
     else:
         result = tz.tasks.impute(only_one(training), **options)
-    report(result, out / "scores")
+    report(result, out / "scores", mark, overwrite=overwrite)
 
 
 def reconstruct(
@@ -116,6 +123,7 @@ def reconstruct(
     ] = "auto",
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Hide squares of a slice and predict them; scores beside trivial predictions.
@@ -123,9 +131,10 @@ def reconstruct(
     Example: terrazzo reconstruct a.h5ad --model checkpoint --size 4 8 16 --out reconstructed
     """
     import terrazzo as tz
-    from terrazzo.models.embed_files import check_writable
+    from terrazzo.marks import guard
 
-    check_writable(out)
+    mark = check_results(out / "scores", "reconstruct", [path], part, overwrite=overwrite)
+    guard(out / "hidden.png", mark, overwrite=overwrite)
     loaded: Any = tz.load(model)
     adata = read_slice(path, part)
     if not hasattr(loaded, "reconstruct"):
@@ -151,8 +160,9 @@ def reconstruct(
         "bin_um": bin_um,
     }
     result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
-    report(result, out / "scores")
-    tz.plot.save(tz.plot.reconstruction(result), out / "hidden.png")
+    report(result, out / "scores", mark, overwrite=overwrite)
+    figure = tz.plot.reconstruction(result)
+    tz.plot.save(figure, out / "hidden.png", mark=mark, overwrite=overwrite)
     say(f"Figure of one square: {out / 'hidden.png'}")
 
 
@@ -188,6 +198,7 @@ def predict_genes(
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     runs: Runs = 3,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Predict expression from histology, as obsm["expression_predicted"], with scores.
@@ -197,15 +208,17 @@ def predict_genes(
     Example: terrazzo predict-genes a.h5ad --model stalign --gene MOBP --predict b.h5ad --out predicted
     """
     import terrazzo as tz
-    from terrazzo.models.embed_files import check_writable
     from terrazzo.systems.stalign.image_baselines import image_model
+    from terrazzo.tasks import probe_files
 
-    targets = targets_of(predict, out)
+    planned = plan("predict-genes", predict, out, overwrite=overwrite, with_figures=True)
+    sources = [*slices, *predict]
+    mark = check_results(out / "scores", "predict-genes", sources, None, overwrite=overwrite)
+    probe_files.check_free(out / "probe", overwrite=overwrite, mark=mark)
     names: list[str] = []
     if genes is not None:
         names.extend(tz.tasks.read_gene_list(genes))
     names.extend(gene or [])
-    check_writable(out)
     reader = image_model(model, device=device, cache=cache)
     training = []
     with working("read histology", len(slices)) as advance:
@@ -221,23 +234,39 @@ def predict_genes(
         "scale": scale if scale == "median" else float(scale),
     }
     probe = tz.tasks.fit_image_to_gene(training, **options)
-    say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
+    folder = probe.save(out / "probe", overwrite=overwrite, mark=mark)
+    say(f"Probe of {len(probe.names)} genes: {folder}")
     for note in probe.info["notes"]:
         say(f"  note: {note}")
     scored: dict[str, AnnData] = {}
-    for path, target in zip(predict, targets, strict=True):
-        adata, image = reader.read(path)
-        write_slice(probe.annotate(adata), target, path)
-        figure = tz.plot.predicted_genes(adata, image=image or "auto")
-        tz.plot.save(figure, target.with_suffix(".png"))
-        line = f"{path.name}: {len(probe.names)} genes, {target} and .png"
-        if tz.tasks.measured(adata, probe.names):
-            scored[path.stem] = adata
-        else:
-            line = f"{line}; none was measured: no score"
-        say(line)
+    batch = Batch(len(planned))
+    for one in planned:
+        with batch.one(one):
+            adata = _predict(reader, probe, one, overwrite)
+            if tz.tasks.measured(adata, probe.names):
+                scored[one.target.stem] = adata
     if scored:
         result = tz.tasks.image_to_gene(
             training, test=list(scored.values()), names=list(scored), runs=runs, **options
         )
-        report(result, out / "scores")
+        report(result, out / "scores", mark, overwrite=overwrite)
+    batch.end()
+
+
+def _predict(reader: Any, probe: Any, planned: Planned, overwrite: bool) -> AnnData:
+    """Predict genes of one slice; write it and a figure."""
+    import terrazzo as tz
+    from terrazzo.slices.writable import make_writable
+
+    adata: AnnData
+    adata, image = reader.read(planned.source)
+    for note in make_writable(adata):
+        say_aside(f"{planned.source}: {note}")
+    write_slice(probe.annotate(adata), planned)
+    figure = tz.plot.predicted_genes(adata, image=image or "auto")
+    tz.plot.save(figure, planned.figure, mark=planned.mark, overwrite=overwrite)
+    line = f"{planned.source.name}: {len(probe.names)} genes, {planned.target} and .png"
+    if not tz.tasks.measured(adata, probe.names):
+        line = f"{line}; none was measured: no score"
+    say(line)
+    return adata

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from terrazzo.cli.options import FIRST, GRID, HISTOLOGY, Reading, out_console, say, working
+from terrazzo.cli.options import (
+    FIRST,
+    GRID,
+    HISTOLOGY,
+    Overwrite,
+    Reading,
+    out_console,
+    say,
+    working,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,6 +72,7 @@ def info(
         ),
     ] = None,
     reading: Reading | None = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Print what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
@@ -72,6 +82,8 @@ def info(
     """
     import terrazzo as tz
     from terrazzo.errors import ConfigError
+    from terrazzo.marks import guard, mark_of
+    from terrazzo.models.embed_files import check_writable
 
     settings: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
     grid_options = {name: value for name, value in settings.items() if value is not None}
@@ -82,6 +94,12 @@ def info(
     for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
         if figure_file is not None and len(slices) > 1:
             raise ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
+    marks = {}
+    for name, figure_file in (("grid", grid), ("overlay", overlay)):
+        if figure_file is not None:
+            marks[name] = mark_of(f"info --{name}", slices)
+            guard(figure_file, marks[name], overwrite=overwrite)
+            check_writable(figure_file.parent)
     options = (reading or Reading()).options()
     if "image" in options and len(slices) > 1:
         raise ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
@@ -93,11 +111,15 @@ def info(
         if grid is not None:
             figure = tz.plot.grid(tissue, **grid_options)
             print_fact("grid", figure.get_suptitle())
-            print_fact("figure", tz.plot.save(figure, grid))
+            print_fact(
+                "figure", tz.plot.save(figure, grid, mark=marks["grid"], overwrite=overwrite)
+            )
         if overlay is not None:
             figure = tz.plot.overlay(tissue, spot_um=spot_um)
             print_fact("overlay", figure.get_suptitle())
-            print_fact("figure", tz.plot.save(figure, overlay))
+            print_fact(
+                "figure", tz.plot.save(figure, overlay, mark=marks["overlay"], overwrite=overwrite)
+            )
 
 
 def print_fact(name: str, value: object) -> None:

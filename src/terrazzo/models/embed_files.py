@@ -423,7 +423,9 @@ def check_writable(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({_reason(error)}): choose another --out.") from error
+        raise OutputError(
+            f"{folder} cannot be written ({_reason(error)}): choose another --out."
+        ) from error
     sweep(folder)
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from terrazzo.errors import InputError
 from terrazzo.files import short_name
-from terrazzo.processes import own_tag, writer_of
+from terrazzo.processes import TAG, own_tag, writer_of
 from terrazzo.slices.opened import Choices
 
-__all__ = ["died_at", "in_work", "read_apart", "run_apart"]
+__all__ = ["dead_notes", "died_at", "in_work", "read_apart", "run_apart"]
 
 _WORK = ".work"  # ends the name of a file that is there while a slice is in work
+_NOTE = re.compile(rf"\.(?P<name>.+)\.(?P<tag>{TAG}){re.escape(_WORK)}", re.DOTALL)
 
 
 def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -38,6 +39,10 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         is_error, result = receiver.recv()
     except EOFError:
         process.join()
+        if process.exitcode is not None and process.exitcode >= 0:
+            raise RuntimeError(
+                f"the process for it ended with exit code {process.exitcode}"
+            ) from None
         raise InputError(
             f"a library crashed while it read the slice ({_cause(process.exitcode)}): the file is damaged, or memory "
             "ran out"
@@ -63,8 +68,8 @@ def _send(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...])
 
 
 def _cause(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
-        return f"exit code {exit_code}"
+    if exit_code is None:
+        return "no exit code"
     with suppress(ValueError):
         return signal.Signals(-exit_code).name
     return f"signal {-exit_code}"
@@ -79,7 +84,10 @@ def read_apart(path: Path, choices: Choices, options: dict[str, Any]) -> None:
         As :func:`terrazzo.read`; or a library crashed.
     """
     lean = {name: value for name, value in options.items() if name != "image"}
-    run_apart(_read, path, replace(choices), lean)
+    with suppress(
+        RuntimeError
+    ):  # a script without `if __name__ == "__main__"` cannot start processes
+        run_apart(_read, path, choices, lean)
 
 
 def _read(path: Path, choices: Choices, options: dict[str, Any]) -> None:
@@ -105,19 +113,23 @@ def in_work(target: Path, source: Path) -> Iterator[bool]:
 
 def died_at(target: Path) -> bool:
     """Return whether a process died in the work for a target; its note is removed."""
-    has_died = False
-    prefix = f".{short_name(target.name)}."
+    notes = dead_notes(target.parent).get(short_name(target.name), [])
+    for note in notes:
+        with suppress(OSError):
+            note.unlink()
+    return bool(notes)
+
+
+def dead_notes(folder: Path) -> dict[str, list[Path]]:
+    """Return the notes of dead processes in a folder, by the (shortened) name of the target in work."""
+    notes: dict[str, list[Path]] = {}
     try:
-        names = os.listdir(target.parent)
+        names = os.listdir(folder)
     except OSError:
-        return False
+        return notes
     for name in names:
-        if not name.startswith(prefix) or not name.endswith(_WORK):
-            continue
-        tag = name[len(prefix) : -len(_WORK)]
-        writer = writer_of(tag)
-        if writer is not None and writer.is_dead():
-            has_died = True
-            with suppress(OSError):
-                (target.parent / name).unlink()
-    return has_died
+        match = _NOTE.fullmatch(name)
+        writer = None if match is None else writer_of(match["tag"])
+        if match is not None and writer is not None and writer.is_dead():
+            notes.setdefault(match["name"], []).append(folder / name)
+    return notes

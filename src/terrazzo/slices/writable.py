@@ -1,4 +1,4 @@
-"""Check before any work that a slice that was read can be written, and rename or convert what AnnData's files refuse."""
+"""Check before any work that a slice that was read can be written, and convert what AnnData's files refuse."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from terrazzo.records import stamp
 from terrazzo.tasks.experiments import make_head
 from terrazzo.tasks.heads import Head, State, head_from_record
 
-__all__ = ["check_free", "read", "write"]
+__all__ = ["check_free", "is_probe", "read", "write"]
 
 RECORD = "probe.json"
 ARRAYS = "probe.safetensors"
@@ -94,7 +94,7 @@ def check_free(target: Path, *, overwrite: bool = False, mark: Mark | None = Non
     if target.is_dir() and not any(target.iterdir()):
         return
     problem = f"{target} exists already and is not empty"
-    if not _is_probe(target):
+    if not is_probe(target):
         raise OutputError(
             f"{problem}: choose another folder (it holds other files, and not just a probe)."
         )
@@ -176,7 +176,7 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _is_probe(folder: Path) -> bool:
+def is_probe(folder: Path) -> bool:
     """Return whether a folder holds a probe, and nothing else."""
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != {RECORD, ARRAYS}:
         return False

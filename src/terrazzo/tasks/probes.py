@@ -201,9 +201,7 @@ class Probe:
             "head": head_record(self.head.config),
             "info": self.info,
         }
-        return probe_files.write(
-            folder, record, self.head.state(), overwrite=overwrite, mark=mark
-        )
+        return probe_files.write(folder, record, self.head.state(), overwrite=overwrite, mark=mark)
 
     @classmethod
     def load(cls, folder: str | Path) -> Probe:

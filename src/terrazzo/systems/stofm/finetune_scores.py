@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,14 @@ from terrazzo.arrays import Bools, Words
 from terrazzo.errors import ConfigError
 from terrazzo.progress import Progress
 from terrazzo.slices.geometry import read_coords
-from terrazzo.systems.stofm.finetune import FineTuneConfig, finetune
+from terrazzo.systems.stofm.finetune import FineTuneConfig, FineTuned, finetune
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import metrics, targets
 from terrazzo.tasks.labels import Labels, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
 
-__all__ = ["KINDS", "evaluate_finetuning"]
+__all__ = ["KINDS", "evaluate_finetuning", "tune_and_score"]
 
 KINDS = ("random", "blocked")
 
@@ -67,6 +67,74 @@ def evaluate_finetuning(
     ConfigError
         Unknown kinds; no run; several slices without ``test``.
     """
+    result, _ = _evaluate(
+        model,
+        data,
+        label=label,
+        test=test,
+        kinds=kinds,
+        runs=runs,
+        seed=seed,
+        config=config,
+        orthologs=orthologs,
+        progress=progress,
+    )
+    return result
+
+
+def tune_and_score(
+    model: SToFM,
+    data: targets.Data,
+    *,
+    label: str,
+    test: AnnData,
+    runs: int = 1,
+    seed: int = 0,
+    config: FineTuneConfig | None = None,
+    orthologs: Any = None,
+    progress: bool | None = None,
+) -> tuple[TaskResult, FineTuned]:
+    """Tune a model on labeled slices and score it on another; as :func:`evaluate_finetuning` with ``test``.
+
+    Returns
+    -------
+    The scores, and the tuned model of the first run, whose scores are the first of them: it need not be tuned again.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`evaluate_finetuning`.
+    """
+    result, tuned = _evaluate(
+        model,
+        data,
+        label=label,
+        test=test,
+        kinds=KINDS,
+        runs=runs,
+        seed=seed,
+        config=config,
+        orthologs=orthologs,
+        progress=progress,
+    )
+    assert tuned is not None  # there is at least one run
+    return result, tuned
+
+
+def _evaluate(
+    model: SToFM,
+    data: targets.Data,
+    *,
+    label: str,
+    test: AnnData | None,
+    kinds: Sequence[str],
+    runs: int,
+    seed: int,
+    config: FineTuneConfig | None,
+    orthologs: Any,
+    progress: bool | None,
+) -> tuple[TaskResult, FineTuned | None]:
+    """Return scores, and the tuned model of the first run on another slice."""
     if runs < 1 or not kinds or set(kinds) - set(KINDS):
         raise ConfigError(
             f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run."
@@ -104,7 +172,8 @@ def evaluate_finetuning(
         "n_training_slices": len(slices),
         "fine_tuning": asdict(tuning.config),
     }
-    return TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
+    result = TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
+    return result, tuning.tuned[0] if test is not None else None
 
 
 @dataclass(frozen=True)
@@ -133,7 +202,7 @@ class _Outcome:
 
 @dataclass(frozen=True)
 class _Tuning:
-    """What all fits have in common."""
+    """What all fits have in common; ``tuned`` has the first tuned model, once there is one."""
 
     model: SToFM
     slices: list[AnnData]
@@ -141,6 +210,7 @@ class _Tuning:
     config: FineTuneConfig
     orthologs: Any
     bars: Progress
+    tuned: list[FineTuned] = field(default_factory=list)
 
     def predict(self, scored_slice: AnnData, split: Split, seed: int) -> Words:
         """Tune by a split, and predict every cell of a slice."""
@@ -155,6 +225,8 @@ class _Tuning:
             progress=shows,
             orthologs=self.orthologs,
         )
+        if not self.tuned:
+            self.tuned.append(tuned)
         return tuned.predict(scored_slice.copy(), orthologs=self.orthologs, progress=shows)
 
 
