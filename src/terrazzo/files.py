@@ -31,6 +31,7 @@ __all__ = [
     "whole_file",
     "whole_folder",
     "why_not",
+    "work_folder",
     "write_bytes",
     "write_record",
     "write_text",
@@ -87,6 +88,21 @@ def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         if place.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def work_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a hidden folder in another one, for what is made on the way; it is removed at the end.
+
+    The next run of the same folder removes what a killed one left.
+    """
+    sweep(folder)
+    work = _beside(Path(folder) / "work", DRAFT)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _swap(draft: Path, place: Path, aside: Path) -> None:

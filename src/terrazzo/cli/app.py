@@ -19,7 +19,7 @@ from terrazzo._version import __version__
 from terrazzo.cli import convert, embed, genes, info, report, tasks, training
 from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
-from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, out_console, say
+from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, Overwrite, out_console, say
 from terrazzo.cli.stop import Stop, how_to_go_on, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
@@ -58,15 +58,17 @@ def demo(
     seed: Annotated[
         int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))
     ] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate a small corpus, train on it, find the domains of another slice: minutes.
 
     Example: terrazzo demo --out my-demo
     """
     from terrazzo import demo as run_demo
+    from terrazzo.marks import without_mark
 
-    folder = run_demo.run(out, n_cells=cells, seed=seed)
-    say((folder / "demo.md").read_text(encoding="utf-8"))
+    folder = run_demo.run(out, n_cells=cells, seed=seed, overwrite=overwrite)
+    say(without_mark((folder / "demo.md").read_text(encoding="utf-8")))
     say(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}")
     say(f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}")
     say(f"Models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}")
