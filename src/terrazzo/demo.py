@@ -187,7 +187,7 @@ def _write(
     write_atomically(adata, done / "demo.h5ad", MARK)
     write_text(done / "demo.csv", table.to_csv(index=False))
     text = f"{ABOUT}\n\n{markdown(table)}\n\n{retrieval_text(retrieved, adata.n_obs)}\n"
-    write_text(done / "demo.md", f"{text}<!-- {MARK.text()} -->\n")
+    write_text(done / "demo.md", text)
     draw(adata, table, done / "demo.png")
     draw_losses(done, done / "losses.png")
     shown = [done / "demo.h5ad", done / "demo.csv"]
@@ -206,7 +206,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     """Refuse a folder in which files of these names are not of an earlier demo."""
     files = ["demo.h5ad", "demo.csv", "demo.md", "demo.png", "losses.png", REPORT]
     files += [f"{stage}.csv" for stage in STAGES]
-    before = find_mark(folder / "demo.md")
+    before = find_mark(folder / "demo.h5ad")
     is_demo = before is not None and before.is_like(MARK)
     for name in files:
         path = folder / name
@@ -220,7 +220,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 def _place(done: Path, folder: Path) -> None:
     """Move finished files into the folder, that with the mark first."""
-    for name in ("demo.md", *sorted(path.name for path in done.iterdir())):
+    for name in ("demo.h5ad", *sorted(path.name for path in done.iterdir())):
         source = done / name
         if source.is_dir():
             with whole_folder(folder / name) as draft:

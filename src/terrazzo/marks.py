@@ -24,7 +24,6 @@ __all__ = [
     "mark_file",
     "mark_of",
     "quick_hash",
-    "without_mark",
 ]
 
 ATTRIBUTE = "terrazzo_mark"  # of an .h5ad file, or of a table of a SpatialData
@@ -198,12 +197,6 @@ def _mark_of_hdf5(path: Path) -> Mark | None:
     except (OSError, KeyError, TypeError, RuntimeError):
         return None
     return Mark.parse(value.encode()) if isinstance(value, str) else None
-
-
-def without_mark(text: str) -> str:
-    """Return a text without the line of its mark."""
-    lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if "terrazzo-mark:" not in line)
 
 
 def mark_file(path: Path, mark: Mark) -> None:

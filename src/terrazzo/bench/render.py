@@ -23,7 +23,6 @@ from terrazzo.marks import KEY, Mark, guard
 __all__ = ["check_free", "from_record", "to_html", "to_markdown", "to_record", "write"]
 
 PUBLISHED = "Published"
-ENDINGS = (".md", ".html", ".json", ".png")
 _NAME = r"\w[\w.+-]{0,150}"
 STYLE = (
     "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#222}"
@@ -69,16 +68,15 @@ def write(
     name = table.protocol.name
     mark = mark or _mark(table.protocol)
     check_free(name, folder, mark, overwrite=overwrite)
-    comment = f"<!-- {mark.text()} -->\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if has_figure(table):
             plot.save(figure(table), folder / f"{name}.png", mark=mark, overwrite=overwrite)
         record = json.dumps({KEY: mark.text(), **to_record(table, command)}, indent=1)
         write_text(folder / f"{name}.json", record + "\n")
-        write_text(folder / f"{name}.html", to_html(table, command) + comment)
+        write_text(folder / f"{name}.html", to_html(table, command))
         target = folder / f"{name}.md"
-        write_text(target, f"{to_markdown(table, command)}\n{comment}")
+        write_text(target, to_markdown(table, command))
     except OSError as error:
         if isinstance(error, OutputError):
             raise
@@ -95,6 +93,8 @@ def _mark(protocol: Protocol) -> Mark:
 def check_free(name: str, folder: Path, mark: Mark, *, overwrite: bool = False) -> None:
     """Check that the files of a table can be written to a folder, before any work.
 
+    The record has the mark; beside it the page and the Markdown file are results, too.
+
     Raises
     ------
     ConfigError
@@ -106,8 +106,12 @@ def check_free(name: str, folder: Path, mark: Mark, *, overwrite: bool = False) 
         raise ConfigError(
             f"the name of the table, {name[:60]!r}, names its files: use letters, digits and . _ + - only."
         )
-    for ending in ENDINGS:
-        guard(folder / f"{name}{ending}", mark, overwrite=overwrite)
+    record = folder / f"{name}.json"
+    guard(record, mark, overwrite=overwrite)
+    guard(folder / f"{name}.png", mark, overwrite=overwrite)
+    if not record.exists():
+        for ending in (".md", ".html"):
+            guard(folder / f"{name}{ending}", mark, overwrite=overwrite)
 
 
 def to_markdown(table: Table, command: str) -> str:

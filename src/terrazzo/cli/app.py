@@ -65,10 +65,9 @@ def demo(
     Example: terrazzo demo --out my-demo
     """
     from terrazzo import demo as run_demo
-    from terrazzo.marks import without_mark
 
     folder = run_demo.run(out, n_cells=cells, seed=seed, overwrite=overwrite)
-    say(without_mark((folder / "demo.md").read_text(encoding="utf-8")))
+    say((folder / "demo.md").read_text(encoding="utf-8"))
     say(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}")
     say(f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}")
     say(f"Models: {folder / 'stofm'}, {folder / 'stimage'}, {folder / 'stalign'}")

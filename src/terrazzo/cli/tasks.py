@@ -278,7 +278,7 @@ def bench(
     from terrazzo.bench.rows import FinishedRows, lock_of
     from terrazzo.bench.run import run
     from terrazzo.locks import alone
-    from terrazzo.marks import mark_of, without_mark
+    from terrazzo.marks import mark_of
     from terrazzo.models.embed_files import check_writable
 
     if table is None:
@@ -312,7 +312,7 @@ def bench(
         )
         if work is None:
             FinishedRows(rows, protocol).remove()  # the table has them
-    say(without_mark(target.read_text(encoding="utf-8")))
+    say(target.read_text(encoding="utf-8"))
     say(f"Table: {target}, .html, .json, .png")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from terrazzo.corpus.members import WAITING, Job
 from terrazzo.corpus.store import ABOUT, MANIFEST, MEMBERS, VOCABULARY
 from terrazzo.errors import CorpusError, OutputError
-from terrazzo.files import read_record, short_name, sweep, write_record
+from terrazzo.files import read_record, short_name, sweep
 from terrazzo.locks import LOCK
 from terrazzo.slices.apart import dead_notes
 
@@ -19,6 +19,7 @@ __all__ = ["BUILDING", "claim", "clear", "remove_if_empty", "sweep_drafts", "voc
 
 BUILDING = "build.json"  # marks the folder until it has a corpus.json
 
+_TEXT = '{"what": "terrazzo builds a corpus in this folder"}\n'
 _SUFFIX = ".part"  # of what is half-written
 _TABLES = (ABOUT, MANIFEST, VOCABULARY)
 
@@ -44,7 +45,7 @@ def claim(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ABOUT).is_file():
-            write_record(folder / BUILDING, {"what": "a corpus that terrazzo is building"})
+            (folder / BUILDING).write_text(_TEXT, encoding="utf-8")
         members.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -61,15 +62,23 @@ def _is_ours(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    if names <= {LOCK}:
+    if names <= {LOCK} or _is_building(folder / BUILDING, is_alone=names <= {LOCK, BUILDING}):
         return True
-    if not (folder / MEMBERS).is_dir() and BUILDING not in names:
+    if not (folder / MEMBERS).is_dir():
         return False
-    for name in (BUILDING, ABOUT):
-        with suppress(CorpusError):
-            read_record(folder / name)
-            return True
+    with suppress(CorpusError):
+        read_record(folder / ABOUT)
+        return True
     return _has_members(folder / MEMBERS) and names <= {LOCK, *_TABLES, MEMBERS}
+
+
+def _is_building(mark: Path, *, is_alone: bool) -> bool:
+    """Return whether a file is the mark of a build; where nothing else is there, one that a kill cut short counts."""
+    if not mark.is_file() or mark.is_symlink():
+        return False
+    content = mark.read_bytes()[: len(_TEXT) + 1]
+    whole = _TEXT.encode()
+    return content == whole or (is_alone and whole.startswith(content))
 
 
 def _has_members(members: Path) -> bool:
