@@ -39,7 +39,7 @@ from terrazzo.slices import (
     split_choices,
     store_of,
 )
-from terrazzo.slices.apart import in_work, read_apart
+from terrazzo.slices.apart import died_at, in_work, read_apart
 from terrazzo.slices.writable import check_space, make_writable
 
 __all__ = [
@@ -253,6 +253,8 @@ class _Job:
         with self.bars.stage(f"check {source.name}", None):
             identity[INPUT_HASH] = _hash_input(source, self.choices)
         if before is not None and all(before.get(k) == v for k, v in identity.items()):
+            if not self.dry_run:
+                died_at(target)  # after it was done: its note goes
             return Done(source, target, int(before.get("n_cells", 0)), "unchanged")
         if before is None or before.get(INPUT_HASH) != identity[INPUT_HASH]:
             guard(target, self._mark(source), overwrite=self.overwrite)
