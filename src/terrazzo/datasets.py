@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from anndata import AnnData
@@ -18,8 +18,9 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.downloads import NOTE, cache_folder, noted_sha256, retrieve
-from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, did_you_mean
+from terrazzo.errors import ConfigError, DataMissing, DownloadError, did_you_mean
 from terrazzo.images import TissueImage
+from terrazzo.slices.histology import read_sheet, sheet_image, sheet_of
 from terrazzo.slices.reading import read_anndata
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ __all__ = [
 DATA_VARIABLE = "TERRAZZO_DATA"
 SHARED_VARIABLE = "TERRAZZO_SHARED"
 SUFFIXES = (".h5ad", ".zarr")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 RAW = "https://raw.githubusercontent.com"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -408,43 +408,19 @@ def picture(path: str | os.PathLike[str]) -> TissueImage | None:
     InputError
         A JSON file or an image that cannot be read; an image that is too large.
     """
-    sheet = Path(path).with_suffix(".json")
+    sheet = sheet_of(Path(path))
     if not sheet.is_file():
         return None
-    return _sheet_image(sheet, _read_sheet(sheet))
-
-
-def _read_sheet(sheet: Path) -> dict[str, Any]:
-    """Read the JSON file that describes the image of a slice."""
-    try:
-        content = json.loads(sheet.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{sheet} is not readable JSON ({error}); it describes the image beside the slice."
-        ) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _sheet_image(sheet: Path, content: Mapping[str, Any]) -> TissueImage:
-    """Read the image that a JSON file describes."""
-    name = content.get("image", "")
-    if not _is_plain(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(
-            f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds})."
-        )
-    scale = content.get("scale", 0.0)
-    scale_y = content.get("scale_y")
-    return TissueImage.from_file(sheet.with_name(name), scale=scale, scale_y=scale_y)
+    return sheet_image(sheet, read_sheet(sheet))
 
 
 def _add_image(adata: AnnData, name: str, sheet: Path) -> None:
     """Put the image beside a slice into its ``uns``."""
-    content = _read_sheet(sheet)
-    image = _sheet_image(sheet, content)
+    content = read_sheet(sheet)
+    image = sheet_image(sheet, content)
     entry = _library(adata, name)
     factors = entry["scalefactors"]
-    entry["images"] = {**entry["images"], "hires": image.pixels}
+    entry["images"] = {**entry["images"], "hires": np.asarray(image.pixels)}
     factors["tissue_hires_scalef"] = image.scale
     if image.scale_y is not None:
         factors["tissue_hires_scalef_y"] = image.scale_y

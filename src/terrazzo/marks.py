@@ -31,6 +31,7 @@ KEY = "mark"  # in JSON records
 
 _TEXT = re.compile(rb"terrazzo-mark:1:([a-z -]*):([0-9a-f]{16}):([0-9a-f]{16}):([\w.%~+-]*):")
 _RECORDS = ("result.json", "probe.json")  # files of a folder that have its mark
+_HOW = ("slice_key", "image")  # choices that make no other source
 _END = 2**17  # bytes at the start and at the end of a file in which a mark is looked for
 _SAMPLE = 2**16  # bytes that are hashed at a time
 _N_SAMPLES = 64  # of a large file
@@ -95,10 +96,14 @@ def mark_of(
     sources
         Files and folders.
     choices
-        Which part of them is read, and what else makes another result of it.
+        Which part of them is read, and what else makes another result of it. How that is taken does not count: a
+        column of sections, an image.
     """
     paths = [Path(source) for source in sources]
-    chosen = sorted((name, str(value)) for name, value in (choices or {}).items())
+    chosen = []
+    for name, value in sorted((choices or {}).items()):
+        if value is not None and name not in _HOW:
+            chosen.append((name, str(value)))
     places = [os.fsencode(os.path.realpath(path)).hex() for path in paths]
     contents = [quick_hash(path) for path in paths]
     return Mark(

@@ -38,7 +38,7 @@ def test_python_m_terrazzo() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=1800,
     )
     assert (done.returncode, done.stdout.strip()) == (0, tz.__version__)
 

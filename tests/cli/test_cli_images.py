@@ -131,3 +131,20 @@ def test_info_draws_spots_over_histology(call: Any, files: Any, tmp_path: Path) 
     code, _, err = call("info", sample, "--overlay", target)
     assert code == 2
     assert "no histology image" in err
+
+
+def test_info_reads_the_picture_that_a_json_file_names(
+    call: Any, files: Any, tmp_path: Path
+) -> None:
+    sample, _, scale = files
+    sheet = sample.with_suffix(".json")
+    sheet.write_text(json.dumps({"image": "he.jpg", "scale": scale}))
+    code, out, err = call("info", sample, "--overlay", tmp_path / "overlay.png")
+    assert (code, err) == (0, "")
+    assert (tmp_path / "overlay.png").stat().st_size > 0
+    assert "image to gene         yes" in out
+    sheet.write_text(json.dumps({"image": "lost.jpg", "scale": scale}))
+    code, out, _ = call("info", sample)
+    assert code == 0
+    assert "the image beside the slice is not used" in out
+    assert "--image FILE" in out

@@ -98,3 +98,21 @@ def test_bins_of_a_plain_file(call: Any, simulated: Any, tmp_path: Path) -> None
     code, out, err = call("info", tmp_path / "s.h5ad", "--bins", "8")
     assert (code, out) == (2, "")
     assert "does not belong to" in err
+
+
+def test_the_unit_has_its_evidence(facts: Any, call: Any, simulated: Any, tmp_path: Path) -> None:
+    adata = simulated(120).copy()
+    adata.write_h5ad(tmp_path / "um.h5ad")
+    assert facts(tmp_path / "um.h5ad")["unit evidence"].startswith(
+        "sure: MERFISH counts in micrometers"
+    )
+    adata.obsm["spatial"] = adata.obsm["spatial"] / 1000
+    adata.write_h5ad(tmp_path / "mm.h5ad")
+    code, _, err = call("info", tmp_path / "mm.h5ad")
+    assert code == 2
+    assert "--microns-per-unit): 1000 if they are millimeters" in err
+    for words in (("--unit", "mm"), ("--microns-per-unit", 1000)):
+        found = facts(tmp_path / "mm.h5ad", *words)
+        assert (found["unit"], found["coord scale"]) == ("um", "1,000")
+        assert found["unit evidence"].startswith("stated: ")
+    assert facts(tmp_path / "mm.h5ad", "--unit", "unknown")["unit"] == "unknown"

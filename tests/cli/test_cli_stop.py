@@ -238,7 +238,7 @@ if __name__ == "__main__":
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )

@@ -269,3 +269,15 @@ def test_a_spatialdata_store_brings_its_own(spots: AnnData, tmp_path: Path) -> N
     assert (
         build(tmp_path / "moved.zarr", tmp_path / "other").image("moved") is None
     )  # rather than in a wrong place
+
+
+def test_the_picture_that_a_json_file_names_is_left_to_the_table(
+    spots: AnnData, tmp_path: Path
+) -> None:
+    del spots.uns["spatial"]
+    spots.write_h5ad(tmp_path / "a.h5ad")
+    Image.new("RGB", (30, 30)).save(tmp_path / "he.png")
+    (tmp_path / "a.json").write_text('{"image": "he.png", "scale": 0.1}')
+    built = build(tmp_path / "a.h5ad", tmp_path / "out")
+    assert built.image("a") is None
+    assert any("table of sources" in note for note in built.about["notes"]["a"])

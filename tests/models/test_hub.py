@@ -304,7 +304,7 @@ def test_as_a_user_has_it(hub: Hub, pushed: str, tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=1800,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == pushed[-40:]

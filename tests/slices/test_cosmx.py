@@ -52,7 +52,7 @@ def test_cosmx(tmp_path: Path, counts: Any) -> None:
     assert opened.format == "CosMx"
     assert opened.notes == (
         "a pixel is 0.12 um: Run_fov_positions_file.csv has both millimeters and pixels",
-        "3 control probes and codes left out",
+        "3 features that are not genes left out (3 control probes and codes)",
         "counts that are in no cell left out (2 fields of view)",
     )
     tissue = tz.read(folder)

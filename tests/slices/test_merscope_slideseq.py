@@ -38,7 +38,10 @@ def merscope(tmp_path: Path, counts: Any) -> Path:
 
 def test_merscope(merscope: Path, counts: Any) -> None:
     opened = open_slice(merscope)
-    assert (opened.format, opened.notes) == ("MERSCOPE", ("2 blank barcodes left out",))
+    assert (opened.format, opened.notes) == (
+        "MERSCOPE",
+        ("2 features that are not genes left out (2 blank barcodes)",),
+    )
     tissue = tz.read(merscope)
     assert tissue.gene_symbols.tolist() == ["Slc17a7", "Gad1", "Pvalb"]
     np.testing.assert_array_equal(tissue.counts.toarray(), counts(6, 5)[:, [0, 1, 3]])

@@ -115,6 +115,29 @@ def test_visium_counts_places_units_and_picture(visium: Path, counts: Any) -> No
     )
 
 
+@pytest.mark.case(
+    "B",
+    given="Space Ranger's layout with spots on a square array (DBiT-seq is put into it)",
+    gets="Not Visium: pixels, with a warning that asks for `microns_per_unit=`",
+)
+@pytest.mark.parametrize("positions", ["tissue_positions_list.csv", "tissue_positions.csv"])
+def test_a_square_array_in_this_layout_is_not_visium(
+    tmp_path: Path, write_tenx: Any, counts: Any, positions: str
+) -> None:
+    row, column = (axis.ravel() for axis in np.mgrid[:6, :6])
+    names = [f"ACGT{number}-1" for number in range(36)]
+    values = [names, 1, row, column, row * 100 + 300, column * 100 + 300]
+    folder = tmp_path / "dbit"
+    write_tenx(folder / "filtered_feature_bc_matrix.h5", counts(36, 4), names, GENES[:4])
+    spots = pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
+    write_spatial(folder, spots, positions, spot_diameter_fullres=50.0)
+    with pytest.warns(tz.errors.TerrazzoWarning, match=r"square.*--microns-per-unit"):
+        tissue = tz.read(folder)
+    assert (tissue.technology, tissue.unit, tissue.lattice_kind) == ("unknown", "pixel", None)
+    assert "not Visium's" in tissue.origin
+    assert tz.read(folder, microns_per_unit=0.5).spacing == 50.0
+
+
 def test_the_folder_above_and_earlier_names(visium: Path, write_tenx: Any, tmp_path: Path) -> None:
     expected = tz.read(visium)
     assert tz.read(visium.parent).content_hash() == expected.content_hash()

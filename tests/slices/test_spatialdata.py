@@ -221,6 +221,7 @@ def test_platform_units_are_those_of_the_vendors_coordinates() -> None:
     """Xenium as spatialdata-io has it: circles in micrometers, "global" in pixels of 0.2125 um."""
     tissue = read(simple(**{"global": scale(1 / 0.2125)}), technology="Xenium")
     assert tissue.unit == "um"
+    assert "of the vendor's coordinates" in tissue.unit_evidence
     np.testing.assert_allclose(tissue.native_coords, XY[ROWS] / 0.2125)
     np.testing.assert_allclose(tissue.coords, XY[ROWS])
     pixels = np.zeros((500, 700), np.int32)

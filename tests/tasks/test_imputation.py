@@ -130,6 +130,7 @@ def everything(value: Any) -> str:
 
 def test_nothing_of_a_hidden_gene_is_left() -> None:
     adata = panel()
+    adata.obsm["spatial"] = adata.obsm["spatial"] * 100  # micrometers, as of Xenium
     adata.layers["counts"] = adata.X.copy()
     adata.raw = adata
     adata.layers["log"] = np.log1p(adata.X.toarray())

@@ -86,7 +86,7 @@ def watch(config: Any, folder: Path, name: str) -> dict[str, Any]:
         str(folder / f"{name}.json"),
     ]
     done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=110, check=False
+        words, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads((folder / f"{name}.json").read_text())

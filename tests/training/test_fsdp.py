@@ -85,7 +85,7 @@ def train(config: Any, folder: Path, *words: str, kill_at: int = -1) -> dict[str
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=1800,
         check=False,
     )
     assert (done.returncode == 0) == (kill_at < 0), done.stderr

@@ -41,7 +41,7 @@ def train() -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("stage", ["stofm-adapt", "stofm-pretrain"])
-def test_a_run_leaves_a_model_with_its_story(
+def test_a_run_leaves_a_model_with_its_provenance(
     train: Any, recipe: Any, simulated: Any, stage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = recipe(stage, optim=SHORT)
@@ -55,22 +55,26 @@ def test_a_run_leaves_a_model_with_its_story(
     model = tz.load(folder)
     assert model.trained
     assert np.isfinite(model.embed(simulated(50, 40), progress=False).obsm["X_stofm"]).all()
-    story = model.provenance
-    assert story["weights"] == "trained"
-    assert (story["train slices"], story["train cells"], story["validation cells"]) == (3, 192, 64)
-    assert (story["steps"], story["stage"]) == (2, stage)
-    assert story["train/loss"] > 0
-    assert story["val/loss"] > 0
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", story["git_revision"])
+    provenance = model.provenance
+    assert provenance["weights"] == "trained"
+    assert (
+        provenance["train slices"],
+        provenance["train cells"],
+        provenance["validation cells"],
+    ) == (3, 192, 64)
+    assert (provenance["steps"], provenance["stage"]) == (2, stage)
+    assert provenance["train/loss"] > 0
+    assert provenance["val/loss"] > 0
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", provenance["git_revision"])
     card = (folder / "README.md").read_text()
-    for word in ("train/loss", "steps: 2", "192", "git_revision", story["corpus_sha256"]):
+    for word in ("train/loss", "steps: 2", "192", "git_revision", provenance["corpus_sha256"]):
         assert word in card
     rows = list(csv.DictReader((out / "logs" / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1"]
     assert sum(bool(row["val/loss"]) for row in rows) == 1
     assert all(float(row["cells_per_second"]) > 0 for row in rows if row["cells_per_second"])
     assert list((out / "logs" / "tensorboard").glob("events*"))
-    assert json.loads((out / "run.json").read_text())["config"]["stage"] == stage
+    assert json.loads((out / "run.json").read_text())["recipe"]["stage"] == stage
 
 
 def test_checkpoints_hold_plain_data_only(train: Any, recipe: Any) -> None:
@@ -262,9 +266,9 @@ def test_a_bar_shows_speed_losses_and_time_left(
 
     pretrain(recipe(optim=SHORT), progress=True)
     drawn = " ".join(capfd.readouterr().err.split())
-    assert re.search(r"epoch 1/1 .*2/2 [\d,]+ cells/s \S+ left loss [\d.]+", drawn), (
-        drawn
-    )  # in 80 columns
+    assert re.search(
+        r"epoch 1/1: .*2/2 steps \[left [\d:]+, .*[\d,]+ cells/s loss [\d.]+", drawn
+    ), drawn
 
 
 def test_the_log_continues_and_widens(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ QUALITY = Group.create_ordered("What is kept")
 SPLIT = Group.create_ordered("What is held out")
 RUN = Group.create_ordered("Where it runs")
 
+FLOORS = 8  # slices that a line names
+
 Share = Annotated[float, Parameter(group=SPLIT, help="Share of the donors or slices, from 0.")]
 
 
@@ -46,13 +48,20 @@ def build(
     ] = None,
     min_genes: Annotated[
         int | None,
-        Parameter(group=QUALITY, help="Expressed genes a cell; default: as published, else 100."),
+        Parameter(
+            group=QUALITY,
+            help="Expressed genes a cell; default: as published, else 100, or 5 % of a panel.",
+        ),
     ] = None,
     min_cells: Annotated[
         int | None, Parameter(group=QUALITY, help="Cells a slice; default: as published, else 1.")
     ] = None,
     orthologs: Annotated[
-        Path | None, Parameter(group=QUALITY, help="Two-column table to the genes of the corpus.")
+        Path | None,
+        Parameter(
+            group=QUALITY,
+            help="Two-column table to the genes of the corpus, or human or mouse: terrazzo's own.",
+        ),
     ] = None,
     exclude: Annotated[
         list[Path] | None,
@@ -61,6 +70,10 @@ def build(
     skip_failed: Annotated[
         bool, Parameter(group=QUALITY, negative=(), help="Leave out slices that cannot be used.")
     ] = False,
+    slice_key: Annotated[
+        str | None,
+        Parameter(help="obs column that tells sections apart, each a member; none: all are one."),
+    ] = None,
     vocabulary: Annotated[
         bool, Parameter(help="Write genes and medians of the training slices.")
     ] = True,
@@ -95,12 +108,16 @@ def build(
         vocabulary=vocabulary,
         splits=splits,
         exclude=exclude or (),
+        slice_key=slice_key,
         skip_failed=skip_failed,
         scheduler=scheduler,
         workers=workers,
     )
     console = out_console()
     _print_tables(console, corpus.info(built))
+    floors = built.about["floors"]
+    if floors:
+        console.print(_floors_in_words(floors), markup=False)
     n_dropped = len(built.about["dropped"])
     console.print(
         f"{out}: {len(built)} slices, {built.n_cells():,} cells; {n_dropped} slices left out"
@@ -161,15 +178,25 @@ def plan(
     matched = planned.of("match")
     n_cells = sum(file.n_cells for file in matched)
     min_genes = planned.published.quality.min_genes
+    needed = "a number by the panel of" if min_genes is None else min_genes
     console.print(
         f"will hold {len(matched)} slices, {n_cells:,} cells before quality control "
-        f"(cells need {min_genes} expressed genes)"
+        f"(cells need {needed} expressed genes)"
     )
     for line in planned.missing():
         console.print(f"  missing: {line}", markup=False)
     for file in planned.files:
         if file.verdict != "match":
             console.print(f"  {file.verdict}: {file.path}: {file.reason}", markup=False)
+
+
+def _floors_in_words(floors: dict[str, int]) -> str:
+    """Say for which slices the floor of expressed genes was lowered."""
+    pairs = [f"{id} {n_genes}" for id, n_genes in floors.items()]
+    text = ", ".join(pairs[:FLOORS])
+    if len(pairs) > FLOORS:
+        text = f"{text} and {len(pairs) - FLOORS} more (corpus.json lists all)"
+    return f"small panels: a cell needs 5 % of the panel's genes, not 100 (--min-genes sets a number): {text}"
 
 
 def _print_tables(console: Console, tables: dict[str, pd.DataFrame]) -> None:

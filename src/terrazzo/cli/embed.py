@@ -36,7 +36,10 @@ def embed(
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     orthologs: Annotated[
-        Path | None, Parameter(help="Two-column table from the slice's genes to the model's.")
+        Path | None,
+        Parameter(
+            help="Two-column table from the slice's genes to the model's; default, for human and mouse: terrazzo's own."
+        ),
     ] = None,
     reading: Reading | None = None,
     overwrite: Overwrite = False,

@@ -17,15 +17,19 @@ from terrazzo.cli.options import (
     Planned,
     Runs,
     Seed,
+    SliceKey,
     SlicePart,
     Test,
     check_results,
+    file_of_section,
+    key_of,
     only_one,
     plan,
     read_slice,
     report,
     say,
     say_aside,
+    sections_of,
     working,
     write_slice,
 )
@@ -71,30 +75,38 @@ def impute(
     Example: terrazzo impute a.h5ad --test b.h5ad --model checkpoint --out imputed
     """
     import terrazzo as tz
+    from terrazzo.slices.sections import NO_KEY
+    from terrazzo.tasks.by_section import joined
 
     if test is None:
         only_one(slices)
     paths = slices if test is None else [*slices, test]
     mark = check_results(out / "scores", "impute", paths, part, overwrite=overwrite)
     loaded = [read_slice(path, part) for path in paths]
-    hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed)
-    training = hidden if test is None else hidden[:-1]
+    names = list(sections_of(loaded[-1], part))
+    hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed, slice_key=key_of(part))
+    n_scored = len(names)
+    training = hidden if test is None else hidden[:-n_scored]
     embedder: Any
     if "/" in model or Path(model).is_dir():
         with working(f"load {model}"):
             embedder = tz.load(model)
     else:
+        visible = [one.visible for one in training]
         with working(f"fit {model}"):
-            embedder = tz.Baseline(model).fit([one.visible for one in training])
+            embedder = tz.Baseline(model).fit(visible, slice_key=NO_KEY)
     with working("embed the visible genes", len(hidden)) as advance:
         for one in hidden:
-            embedder.embed(one.visible, key_added="X_visible")
+            embedder.embed(one.visible, key_added="X_visible", slice_key=NO_KEY)
             advance(1)
     options: dict[str, Any] = {"use_rep": "X_visible", "head": head, "runs": runs, "seed": seed}
-    if test is not None:
-        result = tz.tasks.impute(training, test=hidden[-1], **options)
-    else:
-        result = tz.tasks.impute(only_one(training), **options)
+    results = {}
+    for name, one in zip(names, hidden[-n_scored:], strict=True):
+        if test is not None:
+            results[name] = tz.tasks.impute(training, test=one, **options)
+        else:
+            results[name] = tz.tasks.impute(one, **options)
+    result = joined(results, key_of(part))
     report(result, out / "scores", mark, overwrite=overwrite)
 
 
@@ -132,6 +144,8 @@ def reconstruct(
     """
     import terrazzo as tz
     from terrazzo.marks import guard
+    from terrazzo.slices.sections import NO_KEY
+    from terrazzo.tasks.by_section import joined
 
     mark = check_results(out / "scores", "reconstruct", [path], part, overwrite=overwrite)
     guard(out / "hidden.png", mark, overwrite=overwrite)
@@ -141,7 +155,8 @@ def reconstruct(
         raise tz.errors.ConfigError(
             f"{model} holds a {loaded.title}, which cannot fill in hidden tissue: pass one of ST as images."
         )
-    grid: dict[str, Any] = {}  # of the model; what is not set is as in training
+    # of the model; what is not set is as in training; what it is shown is of one section
+    grid: dict[str, Any] = {"slice_key": NO_KEY}
     if layout != "auto":
         grid["layout"] = layout
     if bin_um:
@@ -159,11 +174,16 @@ def reconstruct(
         "layout": layout,
         "bin_um": bin_um,
     }
-    result = tz.tasks.reconstruct(adata, {title: predict}, size=size or 8, **options)
-    report(result, out / "scores", mark, overwrite=overwrite)
-    figure = tz.plot.reconstruction(result)
-    tz.plot.save(figure, out / "hidden.png", mark=mark, overwrite=overwrite)
-    say(f"Figure of one square: {out / 'hidden.png'}")
+    results = {}
+    for name, section in sections_of(adata, part).items():
+        options["slice_key"] = key_of(part) if name is None else None
+        results[name] = tz.tasks.reconstruct(section, {title: predict}, size=size or 8, **options)
+    report(joined(results, key_of(part)), out / "scores", mark, overwrite=overwrite)
+    for name, result in results.items():
+        target = file_of_section(out / "hidden.png", name)
+        figure = tz.plot.reconstruction(result)
+        tz.plot.save(figure, target, mark=mark, overwrite=overwrite)
+        say(f"Figure of one square: {target}")
 
 
 def predict_genes(
@@ -193,6 +213,7 @@ def predict_genes(
         Parameter(help="Counts are scaled to 10,000, or to each slice's median total."),
     ] = "10000",
     head: Head = "linear",
+    slice_key: SliceKey = None,
     cache: Annotated[
         Path | None, Parameter(help="Folder to store the features of frozen encoders in.")
     ] = None,
@@ -223,7 +244,7 @@ def predict_genes(
     training = []
     with working("read histology", len(slices)) as advance:
         for path in slices:
-            adata, _ = reader.read(path)
+            adata, _ = reader.read(path, slice_key)
             training.append(adata)
             advance(1)
     options: dict[str, Any] = {
@@ -232,6 +253,7 @@ def predict_genes(
         "head": head,
         "seed": seed,
         "scale": scale if scale == "median" else float(scale),
+        "slice_key": slice_key,
     }
     probe = tz.tasks.fit_image_to_gene(training, **options)
     folder = probe.save(out / "probe", overwrite=overwrite, mark=mark)
@@ -242,29 +264,39 @@ def predict_genes(
     batch = Batch(len(planned))
     for one in planned:
         with batch.one(one):
-            adata = _predict(reader, probe, one, overwrite)
+            adata = _predict(reader, probe, one, slice_key, overwrite)
             if tz.tasks.measured(adata, probe.names):
                 scored[one.target.stem] = adata
+    names_of_scored = []
+    for stem, adata in scored.items():
+        for section in sections_of(adata, SlicePart(slice_key=slice_key)):
+            names_of_scored.append(stem if section is None else f"{stem}_{section}")
     if scored:
         result = tz.tasks.image_to_gene(
-            training, test=list(scored.values()), names=list(scored), runs=runs, **options
+            training, test=list(scored.values()), names=names_of_scored, runs=runs, **options
         )
         report(result, out / "scores", mark, overwrite=overwrite)
     batch.end()
 
 
-def _predict(reader: Any, probe: Any, planned: Planned, overwrite: bool) -> AnnData:
+def _predict(
+    reader: Any, probe: Any, planned: Planned, slice_key: str | None, overwrite: bool
+) -> AnnData:
     """Predict genes of one slice; write it and a figure."""
     import terrazzo as tz
     from terrazzo.slices.writable import make_writable
 
     adata: AnnData
-    adata, image = reader.read(planned.source)
+    adata, image = reader.read(planned.source, slice_key)
     for note in make_writable(adata):
         say_aside(f"{planned.source}: {note}")
     write_slice(probe.annotate(adata), planned)
-    figure = tz.plot.predicted_genes(adata, image=image or "auto")
-    tz.plot.save(figure, planned.figure, mark=planned.mark, overwrite=overwrite)
+    for name, section in sections_of(adata, SlicePart(slice_key=slice_key)).items():
+        figure = tz.plot.predicted_genes(
+            section, image=image or "auto", slice_key=slice_key if name is None else None
+        )
+        target = file_of_section(planned.figure, name)
+        tz.plot.save(figure, target, mark=planned.mark, overwrite=overwrite)
     line = f"{planned.source.name}: {len(probe.names)} genes, {planned.target} and .png"
     if not tz.tasks.measured(adata, probe.names):
         line = f"{line}; none was measured: no score"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from terrazzo.cli.options import (
     HISTOLOGY,
     Overwrite,
     Reading,
+    file_of_section,
     out_console,
     say,
     working,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from terrazzo import Slice
+    from terrazzo.marks import Mark
 
 __all__ = ["register"]
 
@@ -104,22 +107,44 @@ def info(
     if "image" in options and len(slices) > 1:
         raise ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
     loaded = tz.load(model) if model is not None else None
+    extras = _Extras(loaded, grid, grid_options, overlay, spot_um, marks, overwrite)
     for path in slices:
-        tissue = print_slice(path, spot_um, options)
-        if loaded is not None:
-            print_fact("coverage", loaded.vocabulary.coverage(tissue))
-        if grid is not None:
-            figure = tz.plot.grid(tissue, **grid_options)
+        print_slices(path, options, extras)
+
+
+@dataclass(frozen=True)
+class _Extras:
+    """What is printed and drawn of a slice beside its facts; see :func:`info`."""
+
+    model: Any
+    grid: Path | None
+    grid_options: dict[str, Any]
+    overlay: Path | None
+    spot_um: float | None
+    marks: dict[str, Mark]
+    overwrite: bool
+
+    def show(self, tissue: Slice, section: str | None) -> None:
+        """Print and draw; the figures of a section have its name."""
+        import terrazzo as tz
+
+        if self.model is not None:
+            print_fact("coverage", self.model.vocabulary.coverage(tissue))
+        if self.grid is not None:
+            figure = tz.plot.grid(tissue, **self.grid_options)
             print_fact("grid", figure.get_suptitle())
-            print_fact(
-                "figure", tz.plot.save(figure, grid, mark=marks["grid"], overwrite=overwrite)
-            )
-        if overlay is not None:
-            figure = tz.plot.overlay(tissue, spot_um=spot_um)
+            self._save(figure, self.grid, section, "grid")
+        if self.overlay is not None:
+            figure = tz.plot.overlay(tissue, spot_um=self.spot_um)
             print_fact("overlay", figure.get_suptitle())
-            print_fact(
-                "figure", tz.plot.save(figure, overlay, mark=marks["overlay"], overwrite=overwrite)
-            )
+            self._save(figure, self.overlay, section, "overlay")
+
+    def _save(self, figure: Any, file: Path, section: str | None, kind: str) -> None:
+        import terrazzo as tz
+
+        target = file_of_section(file, section)
+        mark = self.marks[kind]
+        print_fact("figure", tz.plot.save(figure, target, mark=mark, overwrite=self.overwrite))
 
 
 def print_fact(name: str, value: object) -> None:
@@ -127,27 +152,52 @@ def print_fact(name: str, value: object) -> None:
     say(f"  {name.replace('_', ' '):<22}{value}")
 
 
-def print_slice(path: Path, spot_um: float | None, options: dict[str, Any]) -> Slice:
-    """Read a slice and print its facts; ``options`` as of :func:`terrazzo.read`."""
+def print_slices(path: Path, options: dict[str, Any], extras: _Extras) -> None:
+    """Read a slice, or the sections of a file, and print the facts of each; ``options`` as of :func:`terrazzo.read`."""
     from terrazzo.errors import InputError
-    from terrazzo.models.uses import uses
-    from terrazzo.slices import Slice, open_slice, split_choices
+    from terrazzo.models.inputs import check_image
+    from terrazzo.slices import Opened, Slice, open_slice, split_choices
 
     choices, rest = split_choices(options)
     with working(f"read {path.name}"):
         opened = open_slice(path, choices)
-        try:
-            tissue = Slice.from_opened(opened, allow_normalized=True, **rest)
-        except InputError as error:
-            raise type(error)(f"{path}: {error}") from error
-    out_console().print(f"[bold]{escape(str(path))}[/bold]")
+    check_image(opened, rest)
+
+    def print_one(one: Opened) -> None:
+        title = str(path) if one is opened else f"{path}: {one.section}"
+        tissue = Slice.from_opened(one, allow_normalized=True, **rest)
+        _print_slice(title, tissue, one.adata, extras.spot_um)
+        extras.show(tissue, one.section)
+
+    try:
+        opened.each(print_one)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _print_slice(title: str, tissue: Slice, adata: AnnData, spot_um: float | None) -> None:
+    """Print the facts of a slice."""
+    from terrazzo.models.uses import uses
+
+    out_console().print(f"[bold]{escape(title)}[/bold]")
     for name, value in tissue.describe().items():
         print_fact(name, _in_words(name, value, tissue.unit))
-    for name, value in _tables(opened.adata).items():
+    if tissue.organism == "mouse":
+        print_fact("human orthologs", _human_orthologs(tissue))
+    for name, value in _tables(adata).items():
         print_fact(name, value)
     for name, line in uses(tissue, spot_um).items():
         print_fact(name, line)
-    return tissue
+
+
+def _human_orthologs(tissue: Slice) -> str:
+    """Return how many genes of a mouse slice a model of human genes could know."""
+    from terrazzo.genes.orthologs import n_with_ortholog
+
+    ids = tissue.gene_ids.tolist()
+    symbols = tissue.gene_symbols.tolist()
+    n_genes = n_with_ortholog(ids, symbols, tissue.organism)
+    return f"{n_genes:,} of {tissue.n_genes:,} genes (table of terrazzo, from Ensembl)"
 
 
 def _in_words(name: str, value: Any, unit: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -43,10 +44,13 @@ __all__ = [
     "Rep",
     "Runs",
     "Seed",
+    "SliceKey",
     "SlicePart",
     "Test",
     "about",
     "check_results",
+    "file_of_section",
+    "key_of",
     "only_one",
     "out_console",
     "plan",
@@ -54,6 +58,7 @@ __all__ = [
     "report",
     "say",
     "say_aside",
+    "sections_of",
     "working",
     "write_slice",
 ]
@@ -109,6 +114,14 @@ Test = Annotated[
 Predict = Annotated[list[Path] | None, Parameter(help="Slices to annotate (repeatable).")]
 
 
+SliceKey = Annotated[
+    str | None,
+    Parameter(
+        group=SLICE, help="obs column that tells sections apart, each a slice; none: all are one."
+    ),
+]
+
+
 @Parameter(name="*", group=SLICE)
 @dataclass(frozen=True)
 class SlicePart:
@@ -123,6 +136,7 @@ class SlicePart:
     coordinate_system: Annotated[
         str | None, Parameter(help='Of a SpatialData; default "global".')
     ] = None
+    slice_key: SliceKey = None
 
     def options(self) -> dict[str, Any]:
         """Return the options that are set, as keywords."""
@@ -149,6 +163,10 @@ class Reading(SlicePart):
     ] = None
     technology: Annotated[
         str | None, Parameter(help="e.g. Visium, ST, Xenium, MERFISH, CosMx.")
+    ] = None
+    unit: Annotated[
+        Literal["um", "mm", "pixel", "array", "unknown"] | None,
+        Parameter(help="Of the coordinates; default: by the evidence that `terrazzo info` shows."),
     ] = None
     microns_per_unit: Annotated[
         float | None, Parameter(help="Micrometers per coordinate unit.")
@@ -220,10 +238,11 @@ def read_slice(path: Path, part: SlicePart | None = None, *, to_write: bool = Fa
     with working(f"read {path.name}"):
         opened = open_slice(path, Choices(**(part or SlicePart()).options()))
         notes = list(opened.notes)
-        if to_write:
-            with about(path):
+        with about(path):
+            notes.append(opened.check_sections())
+            if to_write:
                 notes += writable(opened)
-    for note in notes:
+    for note in filter(None, notes):
         say_aside(f"{path}: {note}")
     return opened.adata
 
@@ -381,6 +400,29 @@ def write_slice(adata: AnnData, planned: Planned, part: SlicePart | None = None)
     choices = (part or SlicePart()).options()
     with working(f"write {target.name}"):
         write_back(adata, target, planned.source, planned.mark, **choices)
+
+
+def key_of(part: SlicePart | None) -> str | None:
+    """Return the column that tells sections apart."""
+    return None if part is None else part.slice_key
+
+
+def sections_of(adata: AnnData, part: SlicePart | None) -> dict[str | None, AnnData]:
+    """Return the sections of a slice by their labels; where nothing tells them apart the slice alone, under None."""
+    from terrazzo.slices.parts import split, takes_all
+
+    slice_key = key_of(part)
+    if takes_all(slice_key):
+        return {None: adata}
+    return {one.value: one.adata for one in split(adata, str(slice_key))}
+
+
+def file_of_section(target: Path, section: str | None) -> Path:
+    """Return the file for one section of a slice: that of the slice, with the section's label in its name."""
+    if section is None:
+        return target
+    ending = re.sub(r"[^\w.+-]+", "_", section)
+    return target.with_name(f"{target.stem}_{ending}{target.suffix}")
 
 
 def only_one(slices: list[Any]) -> Any:

@@ -28,6 +28,7 @@ from terrazzo.cli.options import (
     SlicePart,
     Test,
     check_results,
+    key_of,
     only_one,
     plan,
     read_slice,
@@ -81,6 +82,7 @@ def domains(
         "n_domains": n_domains,
         "method": method,
         "refine": refine,
+        "slice_key": key_of(part),
     }
     batch = Batch(len(planned))
     for one in planned:
@@ -91,7 +93,7 @@ def domains(
             if label is not None:
                 result = tz.tasks.evaluate_domains(adata, label=label, **options)
             write_slice(adata, one, part)
-            figure: Any = tz.plot.spatial(adata, color=column).figure
+            figure: Any = tz.plot.spatial(adata, color=column, slice_key=key_of(part)).figure
             tz.plot.save(figure, one.figure, mark=one.mark, overwrite=overwrite)
             name = one.source.name
             say(f"{name}: {n_domains} domains in obs[{column!r}], {one.target} and .png")
@@ -135,6 +137,7 @@ def probe(
         "head": head,
         "seed": seed,
     }
+    options["slice_key"] = key_of(part)
     files = _Files("probe", slices, test, predict or [], out, part, overwrite)
     _learn(tz.tasks.probe, files, options, runs)
 
@@ -168,6 +171,7 @@ def deconvolve(
         "head": head,
         "seed": seed,
     }
+    options["slice_key"] = key_of(part)
     files = _Files("deconvolve", slices, test, predict or [], out, part, overwrite)
     _learn(tz.tasks.deconvolve, files, options, runs)
 
@@ -203,6 +207,7 @@ def finetune(
 
     config = FineTuneConfig(max_epochs=epochs)
     options: dict[str, Any] = {"label": label, "seed": seed, "config": config}
+    options["slice_key"] = key_of(part)
     files = _Files("finetune", slices, test, predict or [], out, part, overwrite)
     check_writable(out)
     with alone(out, "written"):
@@ -228,7 +233,7 @@ def finetune(
         for one in planned:
             with batch.one(one, part):
                 adata = read_slice(one.source, part, to_write=True)
-                tuned.predict(adata)
+                tuned.predict(adata, slice_key=key_of(part))
                 tuned.probe.annotate(adata, use_rep="X_stofm:all")
                 write_slice(adata, one, part)
                 say(f"{one.source.name}: annotated, {one.target}")

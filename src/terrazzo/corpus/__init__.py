@@ -8,7 +8,7 @@ from terrazzo.corpus.published import (
     plan_corpus,
     published_names,
 )
-from terrazzo.corpus.sources import QualityControl
+from terrazzo.corpus.quality import QualityControl
 from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
 from terrazzo.corpus.verify import info, verify

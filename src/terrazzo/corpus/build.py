@@ -30,8 +30,9 @@ from terrazzo.corpus.members import (
     swap_member,
 )
 from terrazzo.corpus.published import PublishedCorpus, load_published, planned_sources
+from terrazzo.corpus.quality import QualityControl
 from terrazzo.corpus.scheduler import WorkerDied, run_tasks
-from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint, list_sources
+from terrazzo.corpus.sources import Orthologs, Source, by_section, fingerprint, list_sources
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
     ABOUT,
@@ -49,7 +50,7 @@ from terrazzo.files import hash_file, hash_json, write_bytes, write_record
 from terrazzo.genes import Vocabulary
 from terrazzo.locks import alone
 from terrazzo.progress import Progress
-from terrazzo.slices import Slice, read
+from terrazzo.slices import Slice, open_slice, takes_all
 from terrazzo.slices.apart import died_at, run_apart
 
 __all__ = ["build"]
@@ -58,6 +59,7 @@ PART_ROWS = 50_000
 """Cells that the vocabulary's pass has in memory at a time."""
 
 _MAX_SHOWN = 20  # slices in one message
+_ADVICE = "Small panels need a smaller --min-genes (and --min-cells); without --min-genes it is derived from the panel"
 
 
 def build(
@@ -71,6 +73,7 @@ def build(
     vocabulary: bool = True,
     splits: Splits | None = None,
     exclude: Iterable[str | os.PathLike[str]] = (),
+    slice_key: str | None = None,
     skip_failed: bool = False,
     scheduler: str | None = None,
     workers: int | None = None,
@@ -92,16 +95,20 @@ def build(
         A published corpus, its name, or a YAML file that describes it: which of the files belong to it, and its quality
         control.
     min_genes, min_cells
-        Expressed genes that a cell needs, cells that a slice needs. None: those of the published corpus, else 100
-        (SToFM) and 1.
+        Expressed genes that a cell needs, cells that a slice needs. None: those of the published corpus, else 1 cell,
+        and 100 genes (SToFM), or 5 % of the genes that a slice expresses where that is less.
     orthologs
-        Two-column table from the genes of other organisms to those of the corpus.
+        Two-column table from the genes of other organisms to those of the corpus; or "human" or "mouse", the organism
+        of those, for the table that comes with the library alone.
     vocabulary
         Write ``vocab.parquet``: genes and medians of the training slices.
     splits
         How slices without a stated split are dealt; None: all train.
     exclude
         Slices whose content must not be in the corpus, under whatever name, e.g. those used for evaluation.
+    slice_key
+        Column of ``obs`` that tells the sections of a slice apart: the corpus gets one member for each, called after
+        slice and section. "none": all cells are one slice, whatever tells them apart.
     skip_failed
         Leave out slices that cannot be read or used, with a warning, instead of stopping at the end.
     scheduler
@@ -130,8 +137,9 @@ def build(
         splits=splits,
     )
     slices = list_sources(sources) if published is None else planned_sources(published, sources)
+    slices = by_section(slices, slice_key)
     jobs = options.jobs(slices, folder.absolute())
-    excluded = _contents(exclude)
+    excluded = _contents(exclude, slice_key)
     claim(folder)
     try:
         with alone(folder, "built", error=CorpusError):
@@ -143,10 +151,11 @@ def build(
             dropped = _left_out(jobs, records)
             _warn_poor(records, options.quality)
             _check_organisms(records)
-            rows = _manifest(jobs, records, splits or Splits())
+            rows = _manifest(jobs, records, splits or Splits(), dropped)
             about = options.about()
             about["dropped"] = dropped
             about["notes"] = _notes(records)
+            about["floors"] = _floors(records)
             pending = _Pending(jobs, records)
             return _finish(folder, rows, about, pending, vocabulary, Progress(progress))
     except KeyboardInterrupt:
@@ -207,15 +216,21 @@ def _quality(
     return quality
 
 
-def _contents(paths: Iterable[str | os.PathLike[str]]) -> dict[str, str]:
-    """Return content -> name of the slices that must stay out."""
+def _contents(
+    paths: Iterable[str | os.PathLike[str]], slice_key: str | None = None
+) -> dict[str, str]:
+    """Return content -> name of the slices, or of the sections of slices, that must stay out."""
     paths = list(paths)
     if not paths:
         return {}
     names = {}
     for source in list_sources(paths):
-        content = fingerprint(read(source.path))
-        names[content] = str(source.path)
+        opened = open_slice(source.path)
+        key = source.slice_key or slice_key
+        has_sections = key in opened.adata.obs.columns or takes_all(key)
+        opened = replace(opened, slice_key=key if has_sections else None)
+        for content in opened.each(lambda one: fingerprint(Slice.from_opened(one))):
+            names[content] = str(source.path)
     return names
 
 
@@ -308,8 +323,9 @@ def _check_organisms(records: list[Record]) -> None:
         pairs = [f"{organism} ({id})" for organism, id in example.items()]
         listed = ", ".join(sorted(pairs))
         raise CorpusError(
-            f"the slices are of several organisms: {listed}. Pass a table of orthologs (--orthologs, two columns: "
-            "mouse gene, human gene), state organism in the table of sources if one is wrong, or build one corpus each."
+            f"the slices are of several organisms: {listed}. Pass --orthologs human (or mouse: the organism of the "
+            "corpus' genes; orthologs by the table of terrazzo), or a table of your own (two columns: mouse gene, "
+            "human gene); state organism in the table of sources if one is wrong, or build one corpus each."
         )
 
 
@@ -398,7 +414,7 @@ def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
     if len(dropped) == len(records):
         message = f"no slice is left: {lines}"
         if any(row["status"] == "dropped" for row in dropped):
-            message += ". Small panels need a smaller --min-genes (and --min-cells)"
+            message += f". {_ADVICE}"
         raise CorpusError(message)
     message = f"{len(dropped)} slices are left out: {lines}"
     n_more = len(dropped) - _MAX_SHOWN
@@ -406,6 +422,17 @@ def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
         message += f" and {n_more} more (corpus.json lists all)"
     warnings.warn(message, TerrazzoWarning, stacklevel=3)
     return dropped
+
+
+def _why_left_out(dropped: list[Record]) -> str:
+    """Say which slices were left out, why, and what to do; "" if none was."""
+    if not dropped:
+        return ""
+    lines = "; ".join(_reasons(dropped))
+    text = f"{len(dropped)} others are left out: {lines}"
+    if any(row["status"] == "dropped" for row in dropped):
+        return f"{text}. {_ADVICE}."
+    return f"{text}."
 
 
 def _warn_poor(records: list[Record], quality: QualityControl) -> None:
@@ -418,15 +445,18 @@ def _warn_poor(records: list[Record], quality: QualityControl) -> None:
         id = poor[0]["id"]
         n_cells = poor[0]["n_cells"]
         n_read = poor[0]["n_cells_read"]
+        floor = poor[0].get("floor", quality.min_genes)
         warnings.warn(
             f"{len(poor)} slices lose more than half of their cells, e.g. {id}: {n_cells:,} of {n_read:,} have at "
-            f"least {quality.min_genes} expressed genes. Small panels need a smaller --min-genes",
+            f"least {floor} expressed genes. Small panels need a smaller --min-genes",
             TerrazzoWarning,
             stacklevel=3,
         )
 
 
-def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Record]:
+def _manifest(
+    jobs: list[Job], records: list[Record], splits: Splits, dropped: list[Record]
+) -> list[Record]:
     """Return the rows of the manifest."""
     sources = {job.source.id: job.source for job in jobs}
     rows = []
@@ -442,7 +472,7 @@ def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Re
     ids = [row["id"] for row in rows]
     donors = [row["donor"] for row in rows]
     stated = [sources[id].split for id in ids]
-    dealt = assign(ids, donors, stated, splits)
+    dealt = assign(ids, donors, stated, splits, _why_left_out(dropped))
     for row, split in zip(rows, dealt, strict=True):
         row["split"] = split
     return rows
@@ -451,6 +481,15 @@ def _manifest(jobs: list[Job], records: list[Record], splits: Splits) -> list[Re
 def _notes(records: list[Record]) -> dict[str, list[str]]:
     """Return what there is to say of each slice of the corpus."""
     return {record["id"]: record["notes"] for record in _kept(records) if record["notes"]}
+
+
+def _floors(records: list[Record]) -> dict[str, int]:
+    """Return the expressed genes that a cell needs in slices of small panels, for which the floor was lowered."""
+    floors = {}
+    for record in _kept(records):
+        if record.get("floor_of_panel"):
+            floors[record["id"]] = record["floor"]
+    return floors
 
 
 @dataclass(frozen=True)

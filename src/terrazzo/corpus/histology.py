@@ -49,7 +49,7 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
     library = library_of(adata)
     if library:
         entries = adata.uns[keys.SPATIAL].items()
-        name = next(str(key) for key, value in entries if value is library)
+        name = next((str(key) for key, value in entries if value is library), name)
     entry = dict(library)
     entry.pop("images", None)
     if image is not None:
@@ -76,7 +76,7 @@ def left_out(adata: AnnData, image: TissueImage | None) -> list[str]:
     images = library_of(adata).get("images")
     if image is not None or not images:
         return []
-    return ["the picture in its uns['spatial'] has no scale and is left out"]
+    return ["the picture in its uns['spatial'] has no scale, or cannot be read, and is left out"]
 
 
 def write_image(group: Any, image: TissueImage) -> None:

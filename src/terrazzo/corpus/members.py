@@ -21,13 +21,15 @@ from zarr.codecs import BloscCodec
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import left_out, library_entry, write_image
-from terrazzo.corpus.sources import Orthologs, QualityControl, Source, fingerprint
+from terrazzo.corpus.quality import QualityControl
+from terrazzo.corpus.sources import Orthologs, Source, fingerprint
 from terrazzo.corpus.store import FORMAT_VERSION, MANIFEST, MEMBERS, SCALE
 from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.images import TissueImage, check_spots
-from terrazzo.slices import Slice, open_slice
+from terrazzo.slices import Choices, Opened, Slice, open_slice
 from terrazzo.slices.apart import in_work
+from terrazzo.slices.reading import recognize
 from terrazzo.slices.slice import stated
 
 __all__ = [
@@ -117,8 +119,9 @@ class Job:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
         options = {}
         for name, value in self.source.to_dict().items():
-            # no scale without a picture: corpora that were built before there were pictures stay valid
-            without_picture = value is None and name.startswith("image_")
+            # not what is not stated: corpora that were built before there were pictures and sections stay valid
+            is_newer = name.startswith("image_") or name in ("slice_key", "section")
+            without_picture = value is None and is_newer
             if name not in _NOT_IN_MEMBER and not without_picture:
                 options[name] = value
         quality = [self.quality.min_genes, self.quality.min_cells]
@@ -219,9 +222,23 @@ def swap_member(job: Job) -> None:
     new.sidecar.replace(job.sidecar)
 
 
+def _open(source: Source) -> tuple[Opened, list[str]]:
+    """Read a slice; of the pictures beside it only that of a table is taken, as only its content is compared."""
+    opened = open_slice(source.path, Choices(slice_key=source.slice_key))
+    is_beside = opened.store is None and recognize(source.path) is None
+    if opened.image is None or not is_beside:
+        return opened, []
+    note = ""
+    if source.image is None:
+        note = "the picture that the JSON file beside it names is not taken: name it in a table of sources"
+    return replace(opened, image=None), [note] if note else []
+
+
 def _make(job: Job) -> Record:
     """Read, check, order and write a slice; return what its record says beside the job."""
-    opened = open_slice(job.source.path)
+    opened, notes = _open(job.source)
+    if job.source.section is not None and opened.is_split:
+        opened = opened.of_section(job.source.section)
     picture = job.source.picture()
     options = job.source.slice_options()
     if picture is not None:
@@ -240,14 +257,18 @@ def _make(job: Job) -> Record:
         "n_cells_read": n_read,
         "content": fingerprint(piece),
     }
-    rows = np.flatnonzero(job.quality.keep(piece))
-    reason = job.quality.reason(len(rows), n_read)
+    floor = job.quality.floor(piece)
+    rows = np.flatnonzero(floor.keep(piece))
+    reason = job.quality.reason(len(rows), n_read, floor)
     if reason:
         return {**_dropped(reason), "content": facts["content"]}
-    notes = []
+    facts["floor"] = floor.n_genes
+    facts["floor_of_panel"] = floor.is_lowered
+    if floor.note():
+        notes.append(floor.note())
     n_poor = n_read - len(rows)
     if n_poor:
-        notes.append(f"{n_poor:,} of {n_read:,} cells left out: too few genes")
+        notes.append(f"{n_poor:,} of {n_read:,} cells left out: fewer than {floor}")
     if _is_shifted(piece.image):
         piece = replace(piece, image=None)
         notes.append("its picture is left out: it is shifted against the cells")

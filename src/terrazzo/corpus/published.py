@@ -18,7 +18,8 @@ import yaml
 
 from terrazzo import keys
 from terrazzo.config import from_dict
-from terrazzo.corpus.sources import QualityControl, Source, name_sources, walk
+from terrazzo.corpus.quality import QualityControl
+from terrazzo.corpus.sources import Source, name_sources, walk
 from terrazzo.errors import ConfigError, CorpusError, did_you_mean
 from terrazzo.genes.names import parse_organism
 from terrazzo.progress import Progress

@@ -17,20 +17,22 @@ import pandas as pd
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from terrazzo.arrays import Bools
 from terrazzo.corpus.splits import SPLITS
-from terrazzo.errors import ConfigError, CorpusError, GeneError, InputError, did_you_mean
+from terrazzo.errors import CorpusError, GeneError, InputError, did_you_mean
 from terrazzo.files import hash_json
 from terrazzo.genes import load_orthologs
-from terrazzo.genes.names import ensembl_id, find_organism, read_gene_names
+from terrazzo.genes.names import ensembl_id, read_gene_names
+from terrazzo.genes.organism import find_organism
+from terrazzo.genes.orthologs import PairFinder, candidates, shipped
 from terrazzo.images import TissueImage
-from terrazzo.slices import Slice
+from terrazzo.slices import Choices, Slice, open_slice, takes_all
+from terrazzo.slices.parts import section_labels
 from terrazzo.sparse import merge_columns
 
 __all__ = [
     "Orthologs",
-    "QualityControl",
     "Source",
+    "by_section",
     "clean_id",
     "fingerprint",
     "is_slice",
@@ -63,6 +65,8 @@ class Source:
         Histology beside the slice and its scale, as :meth:`terrazzo.TissueImage.from_file` takes them.
     split
         "train", "validation" or "test".
+    slice_key, section
+        Column of ``obs`` that tells sections apart, and the one that this slice is; see :func:`by_section`.
     origin
         Name of the source of a published corpus that it belongs to.
     organisms
@@ -83,6 +87,8 @@ class Source:
     image: Path | None = None
     image_scale: float | None = None
     image_scale_y: float | None = None
+    slice_key: str | None = None
+    section: str | None = None
     origin: str | None = None
     organisms: tuple[str, ...] = ()
 
@@ -136,8 +142,8 @@ def list_sources(
     sources
         ``.h5ad`` files, AnnData ``.zarr`` folders, folders that hold such (at any depth), and tables (.csv, .tsv,
         .parquet) with a column ``path``, relative to the table, and any of ``id, technology, organism, tissue, donor,
-        split, layer, spatial_key, unit, microns_per_unit, image, image_scale, image_scale_y``; an image is a path
-        relative to the table too.
+        split, layer, spatial_key, unit, microns_per_unit, image, image_scale, image_scale_y, slice_key, section``; an
+        image is a path relative to the table too.
 
     Raises
     ------
@@ -156,6 +162,57 @@ def list_sources(
         listed = ", ".join(map(str, paths)) or "an empty list"
         raise CorpusError(f"no .h5ad or .zarr slices in {listed}")
     return name_sources(named)
+
+
+def by_section(sources: list[Source], slice_key: str | None = None) -> list[Source]:
+    """Replace sources with several sections by one for each, called after slice and section.
+
+    Parameters
+    ----------
+    sources
+        Of :func:`list_sources`; ``slice_key`` of one goes before the common one.
+    slice_key
+        Column of ``obs`` that tells sections apart. A slice that cannot be read, or does not have it, stays one source,
+        which fails as it is made.
+
+    Raises
+    ------
+    CorpusError
+        Two sections would have one id; a picture is stated for several sections.
+    """
+    expanded: dict[str, Source] = {}
+    for source in sources:
+        for one in _sections(source, source.slice_key or slice_key):
+            key = one.id.lower()
+            if key in expanded:
+                raise CorpusError(
+                    f"{expanded[key].path} and {one.path} would both have a slice called {one.id!r}: list them in a "
+                    "table with a column id (path,id)"
+                )
+            expanded[key] = one
+    return list(expanded.values())
+
+
+def _sections(source: Source, slice_key: str | None) -> list[Source]:
+    """Return one source for each section of a slice."""
+    source = replace(source, slice_key=slice_key)
+    if takes_all(slice_key) or source.section is not None:
+        return [source]
+    try:
+        obs = open_slice(source.path, Choices(slice_key=slice_key)).adata.obs
+        values = section_labels(obs, str(slice_key)).values
+    except InputError:
+        return [source]
+    if source.image is not None and len(values) > 1:
+        raise CorpusError(
+            f"{source.path}: one image is stated for {len(values)} sections; give each section a row of its own "
+            "(columns slice_key, section, image, image_scale)"
+        )
+    sections = []
+    for value in values:
+        id = clean_id(f"{source.id}_{value}")
+        sections.append(replace(source, id=id, section=value))
+    return sections
 
 
 def _expand(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -293,45 +350,11 @@ def _number(text: str, name: str, where: str) -> float:
         raise CorpusError(f"{where}: {name} {text!r} is not a number") from error
 
 
-@dataclass(frozen=True)
-class QualityControl:
-    """Which cells and slices are kept.
-
-    Attributes
-    ----------
-    min_genes
-        Expressed genes that a cell needs (SToFM, section 4.1: 100), before ortholog mapping.
-    min_cells
-        Cells that a slice needs after that.
-    """
-
-    min_genes: int = 100
-    min_cells: int = 1
-
-    def __post_init__(self) -> None:
-        if self.min_genes < 0 or self.min_cells < 1:
-            raise ConfigError(
-                "quality control: min_genes must be at least 0, and min_cells at least 1."
-            )
-
-    def keep(self, piece: Slice) -> Bools:
-        """Return which cells stay, bool (n_cells,)."""
-        n_expressed = np.diff(piece.counts.indptr)
-        return n_expressed >= self.min_genes
-
-    def reason(self, n_kept: int, n_cells: int) -> str:
-        """Return why a slice of which so many cells stay is left out, "" if it is not."""
-        if n_kept >= self.min_cells:
-            return ""
-        return (
-            f"{n_kept:,} of {n_cells:,} cells have at least {self.min_genes} expressed genes; "
-            f"a slice needs {self.min_cells:,}"
-        )
-
-
 @dataclass(frozen=True, repr=False)
 class Orthologs:
     """One-to-one pairs of genes, from those of other organisms to those of the corpus.
+
+    Genes that they do not have go by the table that comes with the library (:mod:`terrazzo.genes.orthologs`).
 
     Attributes
     ----------
@@ -354,12 +377,17 @@ class Orthologs:
     ) -> Orthologs:
         """Take the one-to-one pairs of a dict, a two-column table or a file of one (see ``genes.load_orthologs``).
 
+        "human" or "mouse": no pairs but those of the library, to the genes of that organism.
+
         Raises
         ------
         InputError
             Not such a table, no one-to-one pair, or targets that do not tell human from mouse.
         """
         if isinstance(table, str | os.PathLike):
+            organism = os.fspath(table)
+            if organism in ("human", "mouse") and not os.path.exists(organism):
+                return cls({}, organism)
             table = load_orthologs(table)
         if isinstance(table, Mapping):
             table = pd.DataFrame(list(table.items()))
@@ -384,51 +412,83 @@ class Orthologs:
         return cls(pairs, organism)
 
     def content_hash(self) -> str:
-        """Return the sha256 (hex) of the pairs."""
+        """Return the sha256 (hex) of the pairs, and of those of the library."""
         pairs = sorted(self.pairs.items())
-        return hash_json([pairs, self.organism])
+        return hash_json([pairs, self.organism, shipped().digest])
 
     def apply(self, piece: Slice) -> tuple[Slice, str]:
-        """Return the slice on genes of the corpus, and what was lost; genes without one-to-one ortholog are left out.
+        """Return the slice on genes of the corpus, and what was lost; genes without an ortholog are left out.
+
+        A gene of the corpus is one gene of the slice, unless the pairs say otherwise.
 
         Raises
         ------
         GeneError
-            No gene of the slice is in the table.
+            No gene of the slice has an ortholog.
         """
-        known = []  # columns of the slice that have an ortholog
-        targets = []  # and the ortholog of each
-        names = zip(piece.gene_ids.tolist(), piece.gene_symbols.tolist(), strict=True)
-        for column, (gene_id, symbol) in enumerate(names):
-            target = self.pairs.get(gene_id, "") or self.pairs.get(symbol, "")
-            if target:
-                known.append(column)
-                targets.append(target)
-        if not known:
+        names = list(zip(piece.gene_ids.tolist(), piece.gene_symbols.tolist(), strict=True))
+        targets = self._targets(names, piece.organism)
+        n_given = len(targets)
+        self._add_shipped(targets, names, piece.organism)
+        if not targets:
             raise GeneError(
-                f"none of its {piece.n_genes} genes ({piece.organism}) is in the ortholog table"
+                f"none of its {piece.n_genes} genes ({piece.organism}) is in the ortholog table, or in that of "
+                "terrazzo. State organism in the table of sources if it is another one"
             )
-        genes = sorted(set(targets))
+        known = sorted(targets)  # columns of the slice that have an ortholog
+        genes = sorted(set(targets.values()))
         number_of = {gene: number for number, gene in enumerate(genes)}
-        columns = np.array([number_of[target] for target in targets], dtype=np.int64)
+        columns = np.array([number_of[targets[column]] for column in known], dtype=np.int64)
         counts = sp.csr_matrix(piece.counts[:, known])
         counts = merge_columns(counts, columns, len(genes))
-        ids = [ensembl_id(gene) for gene in genes]
-        symbols = ["" if id else gene for id, gene in zip(ids, genes, strict=True)]
         n_counts = float(piece.counts.sum())
         share = float(counts.sum()) / max(1.0, n_counts)
         note = (
-            f"{len(known)} of {piece.n_genes} {piece.organism} genes have a one-to-one {self.organism} ortholog, "
-            f"holding {share:.1%} of the counts; the others are left out"
+            f"{len(known)} of {piece.n_genes} {piece.organism} genes have a {self.organism} ortholog of their own "
+            f"({n_given} by the table given, {len(known) - n_given} by that of terrazzo), holding {share:.1%} of the "
+            "counts; the others are left out"
         )
         mapped = replace(
             piece,
             counts=counts,
-            gene_ids=np.array(ids, dtype=np.str_),
-            gene_symbols=np.array(symbols, dtype=np.str_),
+            gene_ids=np.array([gene for gene, _ in genes], dtype=np.str_),
+            gene_symbols=np.array([symbol for _, symbol in genes], dtype=np.str_),
             organism=self.organism,
         )
         return mapped, note
+
+    def _targets(self, names: list[tuple[str, str]], organism: str) -> dict[int, tuple[str, str]]:
+        """Return id and symbol of the genes of the corpus by column of the slice, by the pairs that were given."""
+        finder = PairFinder(self.pairs, organism)
+        own_genes = shipped().genes[self.organism]
+        targets = {}
+        for column, (gene, symbol) in enumerate(names):
+            target = finder.find(gene, symbol)
+            if not target:
+                continue
+            id = ensembl_id(target)
+            if id:
+                targets[column] = (id, own_genes.symbol_of.get(id, ""))
+            else:
+                targets[column] = ("", target)
+        return targets
+
+    def _add_shipped(
+        self, targets: dict[int, tuple[str, str]], names: list[tuple[str, str]], organism: str
+    ) -> None:
+        """Add the orthologs of the library for columns without one, to genes that no other column has."""
+        if organism not in ("human", "mouse") or organism == self.organism:
+            return
+        taken: set[str] = set()
+        for gene, symbol in targets.values():
+            taken.update((gene, symbol))
+        taken.discard("")
+        for ortholog in candidates(names, organism):
+            is_free = ortholog.gene not in taken and ortholog.symbol not in taken
+            if ortholog.column not in targets and is_free:
+                targets[ortholog.column] = (ortholog.gene, ortholog.symbol)
+                taken.update((ortholog.gene, ortholog.symbol))
+                taken.discard("")
 
 
 def _organism_of(genes: list[str]) -> str:
@@ -437,7 +497,7 @@ def _organism_of(genes: list[str]) -> str:
         return "unknown"
     var = pd.DataFrame(index=pd.Index(genes, dtype=object))
     names = read_gene_names(var)
-    return find_organism(pd.DataFrame(), {}, names)
+    return find_organism(pd.DataFrame(), {}, names).name
 
 
 def fingerprint(piece: Slice) -> str:

@@ -43,7 +43,11 @@ class Splits:
 
 
 def assign(
-    ids: Sequence[str], donors: Sequence[str], stated: Sequence[str | None], splits: Splits
+    ids: Sequence[str],
+    donors: Sequence[str],
+    stated: Sequence[str | None],
+    splits: Splits,
+    left_out: str = "",
 ) -> list[str]:
     """Return the split of every slice.
 
@@ -53,6 +57,8 @@ def assign(
         One a slice; several donors of a slice are joined by "|"; stated splits are kept.
     splits
         How to deal the others. With ``by="donor"`` a donor with a stated split takes all its slices to that split.
+    left_out
+        Which slices were left out before, and why, for the message where none trains.
 
     Raises
     ------
@@ -84,8 +90,9 @@ def assign(
     result = [split_of[group] for group in groups]
     if "train" not in result:
         unit = "groups of donors" if by_donor else "slices"
+        advice = left_out or "Hold out fewer."
         raise CorpusError(
-            f"no slice is left to train on: {n_groups} {unit}, all held out. Hold out fewer."
+            f"no slice is left to train on: {n_groups} {unit}, all held out. {advice}"
         )
     if not by_donor:
         _warn_straddling(donors, result)

@@ -40,6 +40,7 @@ from terrazzo.files import hash_file, hash_json, read_record
 from terrazzo.genes import Vocabulary
 from terrazzo.slices import Slice
 from terrazzo.slices.geometry import Geometry, find_geometry, find_image
+from terrazzo.slices.sections import NO_KEY
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -260,7 +261,7 @@ class Corpus:
     def _geometry(self, id: str, adata: AnnData) -> Geometry:
         """Return what is known of where the cells of a slice are."""
         native = np.asarray(adata.obsm[keys.SPATIAL])
-        return find_geometry(adata, native, **self._unit(id), technology=None)
+        return find_geometry(adata, native, **self._unit(id), technology=None, check=False)
 
     def slice(self, id: str) -> Slice:
         """Return a whole slice, rows in Hilbert order; of its histology no pixel is read.
@@ -273,7 +274,7 @@ class Corpus:
         unit = self._unit(id)
         stated = {name: value for name, value in unit.items() if value is not None}
         adata = self._read(id, whole=True)
-        return Slice.from_anndata(adata, layer="X", name=id, **stated)
+        return Slice.from_anndata(adata, layer="X", name=id, slice_key=NO_KEY, **stated)
 
     def _read(self, id: str, whole: bool = False) -> AnnData:
         """Return a member, its pictures still on disk; unless ``whole``, only what tells where its cells are."""

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 from terrazzo.arrays import Bools, Ints
 from terrazzo.errors import CheckpointError, GeneError, InputError, TerrazzoWarning
 from terrazzo.genes.names import ensembl_id
+from terrazzo.genes.orthologs import Candidate, KnownGenes, PairFinder, candidates, shipped
 from terrazzo.safe_pickle import safe_unpickle
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ GeneTable: TypeAlias = Mapping[str, Any] | pd.DataFrame | str | os.PathLike[str]
 _WAYS = ("ensembl", "symbol", "symbol_case", "alias", "ortholog")
 _N_EXAMPLES = 5
 _UNMATCHED = -1
+_OTHER = {"human": "mouse", "mouse": "human"}
 
 
 class Counted(Protocol):
@@ -102,6 +104,8 @@ class Coverage:
         The unmatched genes with most counts, at most five.
     n_ortholog_lost
         Genes of the slice dropped because their orthologs are not one-to-one.
+    n_ortholog_shipped
+        How many of those by ortholog come from the table of the library, not from ``orthologs``.
     """
 
     n_genes: int
@@ -114,6 +118,7 @@ class Coverage:
     by: dict[str, int] = field(default_factory=dict)
     unmatched_examples: tuple[str, ...] = ()
     n_ortholog_lost: int = 0
+    n_ortholog_shipped: int = 0
 
     def __str__(self) -> str:
         """Return one paragraph for people."""
@@ -123,6 +128,8 @@ class Coverage:
             f"holding {self.share_counts:.1%} of the counts",
             f"the least covered cell keeps {self.min_cell_share:.1%}",
         ]
+        if self.n_ortholog_shipped:
+            parts.append(f"{self.n_ortholog_shipped} orthologs are of terrazzo's own table")
         if self.n_empty_after:
             parts.append(f"{self.n_empty_after} cells have no matched counts")
         if self.n_merged:
@@ -166,22 +173,18 @@ def match_genes(
     aliases: GeneTable | None,
 ) -> GeneMatch:
     """Match every gene of a slice; see ``Vocabulary.match`` for the order. Raises no error for a low coverage."""
+    pairs = None if orthologs is None else _pairs(orthologs, "orthologs")
     matcher = _Matcher(vocabulary, tissue)
-    organisms = (tissue.organism, vocabulary.organism)
-    other_species = organisms in (("mouse", "human"), ("human", "mouse"))
-    n_lost = 0
     matcher.apply("ensembl", matcher.by_id)
-    if other_species and orthologs is not None:
-        one_to_one, lost = _one_to_one(_pairs(orthologs, "orthologs"))
-        matcher.apply("ortholog", matcher.through(one_to_one))
-        n_lost = matcher.count_unmatched(lost)
-    elif other_species:
-        _warn_letter_case(*organisms)
-        matcher.apply("symbol_case", matcher.by_symbol_case)
+    n_lost = 0
+    if tissue.organism == _OTHER.get(vocabulary.organism):
+        n_lost = _match_other_species(matcher, vocabulary, tissue, pairs)
     elif tissue.organism == "mixed" and vocabulary.organism != "mixed":
         _warn_mixed(vocabulary.organism)
         matcher.apply("symbol", matcher.by_symbol_of_organism)
     else:
+        if tissue.organism == "unknown" and pairs is not None:
+            n_lost = matcher.apply_table(pairs)
         matcher.apply("symbol", matcher.by_symbol)
         matcher.apply("symbol_case", matcher.by_symbol_case)
     if aliases is not None:
@@ -189,7 +192,25 @@ def match_genes(
     row = matcher.row
     token = np.where(row >= 0, vocabulary.token[row], _UNMATCHED)
     median = np.where(row >= 0, vocabulary.median[row], 1.0)
-    return GeneMatch(token.astype(np.int32), median, _coverage(tissue, row, matcher.by, n_lost))
+    coverage = _coverage(tissue, row, matcher.by, n_lost, matcher.n_shipped)
+    return GeneMatch(token.astype(np.int32), median, coverage)
+
+
+def _match_other_species(
+    matcher: _Matcher, vocabulary: Vocabulary, tissue: Counted, pairs: pd.DataFrame | None
+) -> int:
+    """Match a mouse slice to human genes, or the reverse; return how many genes are not one-to-one."""
+    if pairs is None:
+        matcher.apply_shipped()
+        _warn_orthologs(tissue, vocabulary.organism, matcher.by)
+        return matcher.n_rivals
+    without_table = _Matcher(vocabulary, tissue)
+    without_table.apply("ensembl", without_table.by_id)
+    without_table.apply_shipped()
+    n_lost = matcher.apply_table(pairs)
+    matcher.apply_shipped()
+    matcher.fill(without_table)
+    return n_lost
 
 
 class _Matcher:
@@ -199,21 +220,32 @@ class _Matcher:
     ----------
     row
         int64 (n_genes,): row of the vocabulary, -1 while unmatched.
-    by
-        How many genes each way has matched.
+    way
+        The way in which each gene was matched, "" while unmatched.
+    n_shipped
+        How many were matched by the orthologs of the library.
     """
 
     def __init__(self, vocabulary: Vocabulary, tissue: Counted) -> None:
         self.row = np.full(tissue.n_genes, _UNMATCHED, dtype=np.int64)
-        self.by = dict.fromkeys(_WAYS, 0)
+        self.way = [""] * tissue.n_genes
+        self.n_shipped = 0
+        self._rivals: set[int] = set()
         ids = tissue.gene_ids.tolist()
         symbols = tissue.gene_symbols.tolist()
         self._names: list[tuple[str, str]] = list(zip(ids, symbols, strict=True))
+        self._organism = tissue.organism
         known_symbols = vocabulary.symbol.tolist()
         self._by_id = _first_positions(vocabulary.ensembl_id.tolist())
         self._by_symbol = _first_positions(known_symbols)
         self._by_upper = _only_positions([symbol.upper() for symbol in known_symbols])
         self._other_prefix = "ENSMUSG" if vocabulary.organism == "human" else "ENSG"
+        self._vocabulary_organism = vocabulary.organism
+
+    @property
+    def by(self) -> dict[str, int]:
+        """How many genes each way has matched."""
+        return {way: self.way.count(way) for way in _WAYS}
 
     def apply(self, way: str, find: Callable[[str, str], int]) -> None:
         """Look for a row of every gene that has none, by its id and symbol."""
@@ -221,15 +253,69 @@ class _Matcher:
             row = find(*self._names[column])
             if row >= 0:
                 self.row[column] = row
-                self.by[way] += 1
+                self.way[column] = way
 
-    def count_unmatched(self, names: set[str]) -> int:
-        """Return how many genes with one of these names have no row."""
-        n = 0
+    def apply_table(self, pairs: pd.DataFrame) -> int:
+        """Match by the one-to-one pairs of a table; return how many genes without a row have others in it."""
+        one_to_one, others = _one_to_one(pairs)
+        finder = PairFinder(one_to_one, self._organism)
+        genes = shipped().genes.get(self._vocabulary_organism)
+
+        def find(gene: str, symbol: str) -> int:
+            return self._row_of(finder.find(gene, symbol), genes)
+
+        self.apply("ortholog", find)
+        n_lost = 0
         for row, (gene, symbol) in zip(self.row.tolist(), self._names, strict=True):
-            if row < 0 and (gene in names or symbol in names):
-                n += 1
-        return n
+            if row < 0 and not others.isdisjoint(finder.names(gene, symbol)):
+                n_lost += 1
+        return n_lost
+
+    def apply_shipped(self) -> None:
+        """Match by the orthologs of the library and by symbol in any case; an ortholog only takes a free row."""
+        sure = []
+        others = []
+        for candidate in candidates(self._names, self._organism):
+            if candidate.is_sure:
+                sure.append(candidate)
+            else:
+                others.append(candidate)
+        self._take_free_rows(sure)
+        self.apply("symbol_case", self.by_symbol_case)
+        self._take_free_rows(others)
+
+    def _take_free_rows(self, orthologs: list[Candidate]) -> None:
+        """Match genes to the first ortholog whose row is free."""
+        taken = set(self.row.tolist())
+        for ortholog in orthologs:
+            column = ortholog.column
+            if self.row[column] >= 0:
+                continue
+            row = self._by_id.get(ortholog.gene, _UNMATCHED)
+            if row < 0:
+                row = self._by_symbol.get(ortholog.symbol, _UNMATCHED)
+            if row < 0:
+                continue
+            if row in taken:
+                self._rivals.add(column)
+            else:
+                taken.add(row)
+                self.row[column] = row
+                self.way[column] = "ortholog"
+                self.n_shipped += 1
+
+    @property
+    def n_rivals(self) -> int:
+        """How many genes have no row because other genes took those of all their orthologs."""
+        return sum(self.row[column] < 0 for column in self._rivals)
+
+    def fill(self, other: _Matcher) -> None:
+        """Take what another matcher of the same slice has for genes that have no row."""
+        for column in np.flatnonzero((self.row < 0) & (other.row >= 0)).tolist():
+            self.row[column] = other.row[column]
+            self.way[column] = other.way[column]
+            if other.way[column] == "ortholog":
+                self.n_shipped += 1
 
     def by_id(self, gene: str, symbol: str) -> int:
         """Find a gene by its Ensembl id."""
@@ -253,13 +339,20 @@ class _Matcher:
         """Return a way to find a gene by the name that a table has for its id or symbol."""
 
         def find(gene: str, symbol: str) -> int:
-            name = table.get(gene, "") or table.get(symbol, "")
-            row = self._by_id.get(ensembl_id(name) or name)
-            if row is not None:
-                return row
-            return self._by_symbol.get(name, _UNMATCHED)
+            return self._row_of(table.get(gene, "") or table.get(symbol, ""), None)
 
         return find
+
+    def _row_of(self, name: str, genes: KnownGenes | None) -> int:
+        """Return the row of a gene by id or symbol; with the genes of its organism, by its other name too."""
+        gene = ensembl_id(name)
+        row = self._by_id.get(gene or name)
+        if row is None:
+            row = self._by_symbol.get(name)
+        if row is None and name and genes is not None:
+            known = genes.find(gene, "" if gene else name)
+            row = self._by_id.get(known, self._by_symbol.get(genes.symbol_of.get(known, "")))
+        return _UNMATCHED if row is None else row
 
 
 def check_floor(
@@ -285,9 +378,9 @@ def check_floor(
         f"slice {tissue.name!r} ({tissue.organism}) does not fit the vocabulary ({vocabulary.organism}): "
         f"{coverage.n_matched} of {coverage.n_genes} genes matched, {coverage.share_counts:.1%} of the counts covered "
         f"(needed: {needed} genes and {floor:.0%}). Unmatched genes of the slice: {unmatched}; genes of the "
-        f"vocabulary: {', '.join(known)}. Fix: pass the right organism= (--organism) when reading; for another "
-        "species pass orthologs= (--orthologs: slice gene -> vocabulary gene, with the same kind of names as the "
-        f"slice); or add {column}."
+        f"vocabulary: {', '.join(known)}. Fix: pass the right organism= (--organism) when reading; for a species "
+        "that is neither human nor mouse pass orthologs= (--orthologs: slice gene -> vocabulary gene); or add "
+        f"{column}."
     )
 
 
@@ -298,13 +391,19 @@ def _shown(gene: str, symbol: str) -> str:
     return str(symbol or gene or "(no name)")
 
 
-def _warn_letter_case(organism: str, vocabulary_organism: str) -> None:
+def _warn_orthologs(tissue: Counted, vocabulary_organism: str, by: dict[str, int]) -> None:
+    """Say that genes of another organism were matched, how, and how many."""
+    text = (
+        f"slice {tissue.name!r}: {tissue.organism} genes are matched to the {vocabulary_organism} vocabulary through "
+        f"orthologs of Ensembl, a table that comes with terrazzo: {by['ortholog']} of {tissue.n_genes} genes"
+    )
+    n_case = by["symbol_case"]
+    if n_case:
+        text += f"; {n_case} more by symbol without regard to case, which only approximates one-to-one orthologs"
     warnings.warn(
-        f"{organism} genes are matched to the {vocabulary_organism} vocabulary by symbol without regard to case "
-        "(Ace2 = ACE2), which only approximates one-to-one orthologs; pass orthologs= (a two-column table: slice gene, "
-        "vocabulary gene)",
+        f"{text}; pass orthologs= (a two-column table: slice gene, vocabulary gene) for pairs of your own",
         TerrazzoWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -334,8 +433,10 @@ def _only_positions(names: list[str]) -> dict[str, int]:
     return positions
 
 
-def _coverage(tissue: Counted, row: Ints, by: dict[str, int], n_lost: int) -> Coverage:
-    """Measure what is matched: row of each gene in the vocabulary, genes by way, genes lost to orthologs."""
+def _coverage(
+    tissue: Counted, row: Ints, by: dict[str, int], n_lost: int, n_shipped: int
+) -> Coverage:
+    """Measure what is matched: row of each gene in the vocabulary, genes by way, lost to and by own orthologs."""
     is_matched = row >= 0
     n_matched = int(is_matched.sum())
     n_tokens = len(np.unique(row[is_matched]))
@@ -359,6 +460,7 @@ def _coverage(tissue: Counted, row: Ints, by: dict[str, int], n_lost: int) -> Co
         by=by,
         unmatched_examples=_examples(tissue, ~is_matched),
         n_ortholog_lost=n_lost,
+        n_ortholog_shipped=n_shipped,
     )
 
 

@@ -1,12 +1,11 @@
-"""Gene names of a slice: Ensembl ids, symbols, duplicates, and the organism that they belong to."""
+"""Gene names of a slice: Ensembl ids, symbols, duplicates, and the organism of ids and genome prefixes."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,10 +18,10 @@ __all__ = [
     "ORGANISMS",
     "GeneNames",
     "ensembl_id",
-    "find_organism",
     "merge_plan",
     "parse_organism",
     "read_gene_names",
+    "recognize_organism",
     "strip_genome",
     "warn_merged",
 ]
@@ -30,10 +29,8 @@ __all__ = [
 ORGANISMS = ("human", "mouse", "mixed", "unknown")
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G(?:R\d{10}|\d{11}))(?:\.\d+)?(?:_PAR_Y)?")
 _GENOME = re.compile(r"(GRCh\d+|hg\d+|GRCm\d+|mm\d+)(?:[.-][\w.-]*?)?_+(?=\S)")
-_TITLE = re.compile(r"[A-Z][^A-Z]*[a-z][^A-Z]*")
 _SPECIES = {"": "human", "MUS": "mouse"}  # between ENS and G of an Ensembl id
 _N_SHOWN = 5  # genes that a warning names
-_MIXED_SHARE = 0.01  # a second organism counts from this share of the named genes on
 _ORGANISM_WORDS = {
     "human": ("human", "homo sapiens", "h sapiens", "hsapiens", "9606", "ncbitaxon:9606"),
     "mouse": ("mouse", "mus musculus", "m musculus", "mmusculus", "10090", "ncbitaxon:10090"),
@@ -170,58 +167,14 @@ def parse_organism(value: str) -> str:
     ConfigError
         If it is none of them (nor a usual name of one, such as "Homo sapiens").
     """
-    organism = _recognize(value)
+    organism = recognize_organism(value)
     if organism is None:
         known = ", ".join(ORGANISMS)
         raise ConfigError(f"organism {value!r} is not known; use one of: {known}")
     return organism
 
 
-def find_organism(obs: pd.DataFrame, uns: Mapping[str, Any], names: GeneNames) -> str:
-    """Find the organism in ``uns["organism"]``, ``obs["organism"]``, Ensembl ids or genome prefixes, then symbols.
-
-    Warns (``TerrazzoWarning``) when there are both human and mouse genes.
-    """
-    stated = _stated_organism(obs, uns)
-    if stated is not None:
-        return stated
-    is_known = names.column_organism != ""
-    organisms, n_genes = np.unique(names.column_organism[is_known], return_counts=True)
-    if len(organisms) == 0:
-        return _symbol_organism(names.gene_symbols.tolist())
-    shares = n_genes / n_genes.sum()
-    share_of = dict(zip(organisms.tolist(), shares.tolist(), strict=True))
-    human = share_of.get("human", 0.0)
-    mouse = share_of.get("mouse", 0.0)
-    if human > _MIXED_SHARE and mouse > _MIXED_SHARE:
-        warnings.warn(
-            f"the slice has human ({human:.0%}) and mouse ({mouse:.0%}) genes: a model uses those of its "
-            "own organism only. Pass organism= if one of them is not meant.",
-            TerrazzoWarning,
-            stacklevel=4,
-        )
-        return "mixed"
-    commonest = str(organisms[np.argmax(shares)])
-    return commonest if commonest in ("human", "mouse") else "unknown"
-
-
-def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
-    """Return the organism that the slice states, if it is one that we know."""
-    value = uns.get(keys.ORGANISM) if isinstance(uns, Mapping) else None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        organism = _recognize(value)
-        if organism is not None:
-            return organism
-    if keys.ORGANISM in obs.columns:
-        values = obs[keys.ORGANISM].dropna().unique()
-        if len(values) == 1:
-            return _recognize(str(values[0]))
-    return None
-
-
-def _recognize(value: str) -> str | None:
+def recognize_organism(value: str) -> str | None:
     """Return the organism of this name, None for a name that is not known."""
     text = re.sub(r"[\s._]+", " ", value.strip().lower())
     if text in ORGANISMS:
@@ -243,23 +196,6 @@ def _name_organism(name: str) -> str:
         return ""
     is_human = genome.group(1).startswith(("GRCh", "hg"))
     return "human" if is_human else "mouse"
-
-
-def _symbol_organism(symbols: Iterable[str]) -> str:
-    """Guess the organism from the letters of most symbols: human ones are in capitals, mouse ones start with one."""
-    n_symbols = 0
-    n_title = 0
-    n_upper = 0
-    for symbol in symbols:
-        if re.search("[A-Za-z]{2}", symbol):
-            n_symbols += 1
-            n_title += _TITLE.fullmatch(symbol) is not None
-            n_upper += symbol == symbol.upper()
-    if 2 * n_title > n_symbols:
-        return "mouse"
-    if 2 * n_upper > n_symbols:
-        return "human"
-    return "unknown"
 
 
 def _texts(values: pd.Index | pd.Series) -> list[str]:

@@ -148,16 +148,19 @@ class Vocabulary:
         """Find the token of every gene of a slice.
 
         Order: Ensembl id; exact symbol; symbol without regard to case; ``aliases``. Between mouse and human: Ensembl
-        id, then ``orthologs`` (or, without them and with a warning, symbol without regard to case), then ``aliases``. A
-        mixed slice matches by id and exact symbol only, with a warning.
+        id; ``orthologs``; orthologs by the table of the library, first those that are one-to-one or share the symbol;
+        symbol without regard to case; the other orthologs of the library, the most confident first, if their gene is
+        still free; ``aliases``. Without ``orthologs`` a warning says how many. With them every gene is matched that
+        would be without. A mixed slice matches by id and exact symbol only, with a warning.
 
         Parameters
         ----------
         tissue
             The slice.
         orthologs
-            Slice gene -> vocabulary gene (ids or symbols), as dict, two-column table or path; one-to-one pairs are
-            used, all others are reported as lost. Ignored where the organisms agree.
+            Slice gene -> vocabulary gene (ids or symbols, whichever the slice has), as dict, two-column table or path;
+            one-to-one pairs are used, genes of others are matched without it, or reported as lost. Ignored where both
+            are human, or both mouse.
         aliases
             Other name -> symbol or id; ambiguous ones are not used.
         floor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from terrazzo.errors import InputError
 
-__all__ = ["BROKEN", "check_size", "decode_picture", "read_pillow"]
+__all__ = ["BROKEN", "check_size", "decode_picture", "read_pillow", "read_size"]
 
 # What the decoders are known to raise on damaged files
 BROKEN = (
@@ -46,6 +47,18 @@ def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 def read_pillow(path: Path, max_pixels: int) -> NDArray[Any]:
     """Decode a PNG or JPEG, whole: gray, RGB, RGBA or 16-bit gray as it is, anything else as RGB."""
+    pixels: NDArray[Any] = _with_picture(path, max_pixels, decode_picture)
+    return pixels
+
+
+def read_size(path: Path, max_pixels: int) -> tuple[int, int]:
+    """Return height and width of a PNG or JPEG from its header, checked as :func:`read_pillow` does."""
+    height, width = _with_picture(path, max_pixels, lambda picture: picture.size[::-1])
+    return int(height), int(width)
+
+
+def _with_picture(path: Path, max_pixels: int, use: Callable[[Any], Any]) -> Any:
+    """Open a PNG or JPEG, check its size, and return what ``use`` makes of it."""
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
 
@@ -62,7 +75,7 @@ def read_pillow(path: Path, max_pixels: int) -> NDArray[Any]:
             else:
                 raise InputError(f"{path} is not a PNG or JPEG image, whatever its name says.")
             check_size(path, picture.width, picture.height, max_pixels)
-            return decode_picture(picture)
+            return use(picture)
     except InputError:
         raise
     except BROKEN as error:

@@ -190,7 +190,8 @@ class FoundationModel(abc.ABC):
         **options
             The fields of the class's ``options_class`` (``SToFM.options_class``, ...; on the command line
             ``terrazzo embed --help SYSTEM``), and what :meth:`terrazzo.Slice.from_anndata` takes (``layer``,
-            ``spatial_key``, ``organism``, ``image``, ...).
+            ``spatial_key``, ``organism``, ``image``, ...). ``slice_key``, the column of ``obs`` that tells sections
+            apart: each is embedded as a slice of its own, and the rows come back in their places.
 
         Returns
         -------
@@ -229,8 +230,13 @@ class FoundationModel(abc.ABC):
         checked = self.options_class.checked(model_options, self.title)
         if isinstance(data, Slice):
             return self.prepare(data, checked).plan
-        tissue = Slice.from_anndata(data, **slice_options)
-        return self.prepare(tissue, checked, obs=data.obs).plan
+        plans = []
+
+        def plan_one(tissue: Slice, adata: AnnData) -> None:
+            plans.append(self.prepare(tissue, checked, obs=adata.obs).plan)
+
+        embed_each(data, slice_options, plan_one)
+        return plans[0] if len(plans) == 1 else Plan.summed(plans)
 
     def write(
         self,

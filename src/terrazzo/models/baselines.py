@@ -326,15 +326,24 @@ class Baseline:
         """Key that :meth:`embed` writes: ``X_pca``, ``X_t3``, ..."""
         return keys.baseline_key(self.name)
 
-    def fit(self, slices: Sequence[AnnData | Slice] | AnnData | Slice) -> Self:
+    def fit(
+        self, slices: Sequence[AnnData | Slice] | AnnData | Slice, *, slice_key: str | None = None
+    ) -> Self:
         """Fit genes and components on slices; labels are not read.
+
+        Parameters
+        ----------
+        slices
+            One or several.
+        slice_key
+            Column of ``obs`` that tells the sections of an AnnData apart; each is a slice.
 
         Raises
         ------
         InputError
             The slices have fewer than two genes in common.
         """
-        tissues = _tissues(slices)
+        tissues = _tissues(slices, slice_key)
         self._set(self._fitted(tissues), tissues)
         return self
 
@@ -354,7 +363,9 @@ class Baseline:
         key_added
             Another ``obsm`` key.
         **slice_options
-            Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
+            Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`. Of an AnnData with several
+            sections (``slice_key``) each is embedded by itself; fit on all of them first, if their vectors are to be
+            compared.
 
         Returns
         -------
@@ -400,14 +411,17 @@ def fit_baselines(
     *,
     n_components: int = 50,
     seed: int = 0,
+    slice_key: str | None = None,
 ) -> dict[str, Baseline]:
     """Fit several baselines on the same slices; those that share a projection share its fit.
+
+    ``slice_key`` as of :meth:`Baseline.fit`.
 
     Returns
     -------
     Name to fitted :class:`Baseline`.
     """
-    tissues = _tissues(slices)
+    tissues = _tissues(slices, slice_key)
     projections: dict[str, Callable[[Slice], Vectors]] = {}
     fitted = {}
     for name in names:
@@ -420,10 +434,19 @@ def fit_baselines(
     return fitted
 
 
-def _tissues(slices: Sequence[AnnData | Slice] | AnnData | Slice) -> list[Slice]:
+def _tissues(
+    slices: Sequence[AnnData | Slice] | AnnData | Slice, slice_key: str | None = None
+) -> list[Slice]:
     if isinstance(slices, AnnData | Slice):
         slices = [slices]
-    tissues = [one if isinstance(one, Slice) else Slice.from_anndata(one) for one in slices]
+    tissues: list[Slice] = []
+    for one in slices:
+        if isinstance(one, Slice):
+            tissues.append(one)
+        elif slice_key is None:
+            tissues.append(Slice.from_anndata(one))
+        else:
+            tissues += Slice.each_from_anndata(one, slice_key=slice_key)
     if not tissues:
         raise InputError("a baseline needs at least one slice to be fitted on.")
     return tissues

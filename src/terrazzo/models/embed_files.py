@@ -24,6 +24,7 @@ from terrazzo.files import hash_json, hash_path, sweep, whole_file, why_not
 from terrazzo.images import TissueImage
 from terrazzo.marks import Mark, find_mark, guard, mark_file, mark_of
 from terrazzo.models.base import FoundationModel
+from terrazzo.models.inputs import check_image
 from terrazzo.models.options import split_options
 from terrazzo.progress import Progress
 from terrazzo.safe_zarr import refuse_code
@@ -40,6 +41,8 @@ from terrazzo.slices import (
     store_of,
 )
 from terrazzo.slices.apart import died_at, in_work, read_apart
+from terrazzo.slices.histology import files_beside
+from terrazzo.slices.reading import recognize
 from terrazzo.slices.writable import check_space, make_writable
 
 __all__ = [
@@ -259,35 +262,51 @@ class _Job:
         if before is None or before.get(INPUT_HASH) != identity[INPUT_HASH]:
             guard(target, self._mark(source), overwrite=self.overwrite)
         if self.dry_run:
-            return self._embed(source, target, identity)
+            return self._do(source, target, identity)
         with in_work(target, source) as has_died:
             if has_died or self.read_apart:
                 with self.bars.stage(f"read {source.name} apart", None):
                     read_apart(source, self.choices, self.slice_options)
-            return self._embed(source, target, identity)
+            return self._do(source, target, identity)
 
-    def _embed(self, source: Path, target: Path, identity: dict[str, Any]) -> Done:
+    def _do(self, source: Path, target: Path, identity: dict[str, Any]) -> Done:
         """Read, embed and write one slice."""
         with self.bars.stage(f"read {source.name}", None):
             opened = open_slice(source, self.choices)
-            notes = writable(opened)
-            tissue = Slice.from_opened(opened, **self.slice_options)
-        adata = opened.adata
-        prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
+            changes = writable(opened)
+        check_image(opened, self.slice_options)
         if self.announce is not None:
-            for line in (*opened.notes, *notes, prepared.plan):
+            for line in changes:
                 self.announce(f"{source}: {line}")
+        if not self.dry_run:
+            check_space(opened.adata, target.parent)
+        notes = opened.each(lambda one: self._embed(one, source))
+        adata = opened.adata
         if self.dry_run:
             return Done(source, target, adata.n_obs, "planned")
-        check_space(adata, target.parent)
-        embedding = prepared.embed(self.bars)
-        self.model.write(adata, tissue, prepared, embedding, self.key)
         record = adata.uns[keys.UNS][self.key]
         record.update(identity)
         record["n_cells"] = adata.n_obs
         with self.bars.stage(f"write {target.name}", None):
             write_opened(opened, target, self._mark(source))
-        return Done(source, target, adata.n_obs, "embedded", _precision_note(record))
+        return Done(source, target, adata.n_obs, "embedded", max(notes, key=len))
+
+    def _embed(self, opened: Opened, source: Path) -> str:
+        """Embed a slice, or one section of several, in its AnnData; return the note on its precision."""
+        with self.bars.stage(f"check {opened.name}", None):
+            tissue = Slice.from_opened(opened, **self.slice_options)
+        adata = opened.adata
+        prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
+        if self.announce is not None:
+            where = source if opened.section is None else f"{source}: {opened.section}"
+            notes = [*opened.notes, tissue.sections, prepared.plan]
+            for line in filter(None, notes):
+                self.announce(f"{where}: {line}")
+        if self.dry_run:
+            return ""
+        embedding = prepared.embed(self.bars)
+        self.model.write(adata, tissue, prepared, embedding, self.key)
+        return _precision_note(adata.uns[keys.UNS][self.key])
 
 
 def writable(opened: Opened) -> list[str]:
@@ -341,7 +360,10 @@ def write_back(
 def _hash_input(source: Path, choices: Choices) -> str:
     """Return the sha256 of a slice's input: one file or folder, or the parts of a store that belong to it."""
     if store_of(source) is None:
-        return hash_path(source)
+        beside = files_beside(source) if recognize(source) is None else []
+        if not beside:
+            return hash_path(source)
+        return hash_json([hash_path(part) for part in (source, *beside)])
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 

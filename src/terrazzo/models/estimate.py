@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -72,6 +73,18 @@ class Plan:
             f"{coverage.share_counts:.1%} of counts"
         )
         return f"{self.cells:,} cells{parts}; {covered}; about {duration(self.seconds)}.{hint}"
+
+    @classmethod
+    def summed(cls, plans: Sequence[Plan]) -> Plan:
+        """Return the plan of several slices, with the worst of their coverages and all advice."""
+        advice = dict.fromkeys(line for plan in plans for line in plan.faster)
+        return cls(
+            cells=sum(plan.cells for plan in plans),
+            subslices=sum(plan.subslices for plan in plans),
+            coverage=min((plan.coverage for plan in plans), key=lambda one: one.share_counts),
+            seconds=sum(plan.seconds for plan in plans),
+            faster=tuple(advice),
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.images import TissueImage
 from terrazzo.slices import Opened, Slice, open_slice, open_spatialdata, split_choices
 
-__all__ = ["embed_each", "image_of"]
+__all__ = ["check_image", "embed_each", "image_of"]
 
 EmbedOne = Callable[[Slice, AnnData], None]  # a checked slice, and the AnnData that is written to
 
@@ -28,6 +28,8 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
         Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`.
     embed_one
         Called with a checked slice and the AnnData that it came from; writes into that.
+
+    With ``slice_key`` it is called for each section, and its results are put into the whole, rows in their places.
 
     Returns
     -------
@@ -49,15 +51,37 @@ def embed_each(data: Any, slice_options: dict[str, Any], embed_one: EmbedOne) ->
     if slice_options.get("image") is not None:
         image = image_of(slice_options["image"], data)
         slice_options = {**slice_options, "image": image}
-    if isinstance(data, AnnData):
+    opened, remaining = _open(data, slice_options)
+    if isinstance(data, AnnData) and not opened.is_split:
         tissue = Slice.from_anndata(data, **slice_options)
         embed_one(tissue, data)
         return data
-    opened, remaining = _open(data, slice_options)
-    tissue = Slice.from_opened(opened, **remaining)
-    embed_one(tissue, opened.adata)
+    check_image(opened, remaining)
+
+    def embed_opened(one: Opened) -> None:
+        tissue = Slice.from_opened(one, **remaining)
+        embed_one(tissue, one.adata)
+
+    opened.each(embed_opened)
+    if isinstance(data, AnnData):
+        return data
     table = opened.copy_results_to_table()
     return table if isinstance(data, str | Path) else data
+
+
+def check_image(opened: Opened, options: dict[str, Any]) -> None:
+    """Refuse one image in ``options`` for several sections.
+
+    Raises
+    ------
+    ConfigError
+        ``image=`` beside ``slice_key=``.
+    """
+    if options.get("image") is not None and opened.is_split:
+        raise ConfigError(
+            "one image cannot belong to several sections (slice_key=); it is taken from uns['spatial'] of each, or "
+            "embed them one by one."
+        )
 
 
 def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage | str:
@@ -73,6 +97,9 @@ def image_of(image: TissueImage | str | Path, data: Any = None) -> TissueImage |
 def _open(data: Any, options: dict[str, Any]) -> tuple[Opened, dict[str, Any]]:
     """Open a path, or a SpatialData without importing its package; also return the options that remain."""
     choices, rest = split_choices(options)
+    if isinstance(data, AnnData):
+        name = rest.pop("name", "slice")
+        return Opened(data, "AnnData in memory", name, slice_key=choices.slice_key), rest
     if isinstance(data, str | Path):
         return open_slice(data, choices), rest
     if hasattr(data, "tables"):

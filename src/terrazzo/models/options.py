@@ -40,6 +40,7 @@ SLICE_OPTIONS = (
     "table",
     "region",
     "coordinate_system",
+    "slice_key",
 )
 
 
@@ -76,9 +77,12 @@ class EmbedOptions:
     ----------
     orthologs
         Two-column table (dict, DataFrame or file) from the slice's genes to the vocabulary's, for another organism.
+        None: human and mouse go by the table that comes with the library.
     """
 
-    orthologs: Any = option(None, "Two-column table from the slice's genes to the model's.")
+    orthologs: Any = option(
+        None, "Two-column table from the slice's genes to the model's; default: terrazzo's own."
+    )
 
     @classmethod
     def names(cls) -> list[str]:

@@ -26,6 +26,7 @@ from terrazzo.plot.palettes import (
     read_values,
 )
 from terrazzo.slices import Slice
+from terrazzo.slices.parts import split, takes_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,7 +169,8 @@ def spatial(
     size
         Diameter of a cell; 1: typical neighbors touch. None: 1, over an image 0.7.
     **slice_options
-        Passed to :meth:`terrazzo.Slice.from_anndata`.
+        Passed to :meth:`terrazzo.Slice.from_anndata`. ``slice_key``, the column of ``obs`` that tells the sections of
+        an AnnData apart: each is drawn by itself, as several slices are.
 
     Returns
     -------
@@ -186,6 +188,13 @@ def spatial(
     _check(image, alpha, size)
     slices = _as_list(adata)
     colors = [color] if isinstance(color, str) else list(color)
+    slice_key = slice_options.get("slice_key")
+    if not takes_all(slice_key):
+        del slice_options["slice_key"]
+        parts = [part for one in slices for part in split(one, str(slice_key))]
+        adata = slices = [part.adata for part in parts]
+        if title is None:
+            title = [f"{part.value}: {name}" for part in parts for name in colors]
     titles = _titles(title, colors, len(slices))
     is_one = isinstance(adata, AnnData) and isinstance(color, str)
     _check_layout(slices, ax, ncols, image, is_one)

@@ -13,13 +13,14 @@ from anndata import AnnData
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import hash_json, sweep, write_text
 from terrazzo.marks import Mark, guard, mark_of
+from terrazzo.models.inputs import check_image
 from terrazzo.progress import Progress
 from terrazzo.report.layouts import METHODS, Method
 from terrazzo.report.packing import Blocks
 from terrazzo.slices import Choices, Opened, open_slice, open_spatialdata, split_choices
 
 if TYPE_CHECKING:
-    from terrazzo.report.slices import Sheet
+    from terrazzo.report.slices import Settings, Sheet
 
 __all__ = ["write"]
 
@@ -72,7 +73,8 @@ def write(
         Replace a file that is not a report of the same sources.
     **slice_options
         Passed to :meth:`terrazzo.Slice.from_anndata`; ``table``, ``region``, ``coordinate_system`` and ``image`` by
-        name, as :class:`terrazzo.slices.Choices` has them.
+        name, as :class:`terrazzo.slices.Choices` has them. ``slice_key``, the column of ``obs`` that tells the sections
+        of a slice apart: each has a part of the page.
 
     Returns
     -------
@@ -89,7 +91,7 @@ def write(
         The file cannot be written, or there is another one already.
     """
     from terrazzo.report import page, slices
-    from terrazzo.report.sources import collect
+    from terrazzo.report.sources import check_number, collect
 
     target = Path(out)
     _check(target, n_genes, projection)
@@ -110,7 +112,9 @@ def write(
         for name, source in found.slices:
             with _naming(source, name):
                 opened = _opened(source, name, choices)
-                sheets.append(slices.sheet(opened, name, settings, blocks))
+                check_image(opened, slice_options)
+                sheets += _sheets(opened, name, settings, blocks)
+                check_number(len(sheets))
             advance(1)
         _check_genes(genes, sheets)
         notes = [f"not shown: {', '.join(found.skipped)}"] if found.skipped else []
@@ -151,9 +155,20 @@ def _check_place(folder: Path) -> None:
     sweep(folder)
 
 
+def _sheets(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> list[Sheet]:
+    """Return the part of the page of a slice, or those of its sections."""
+    from terrazzo.report.slices import sheet
+
+    def sheet_of(one: Opened) -> Sheet:
+        title = name if one.section is None else f"{name}, {one.section}"
+        return sheet(one, title, settings, blocks)
+
+    return opened.each(sheet_of)
+
+
 def _opened(source: Any, name: str, choices: Choices) -> Opened:
     if isinstance(source, AnnData):
-        return Opened(source, "AnnData", name)
+        return Opened(source, "AnnData", name, slice_key=choices.slice_key)
     if isinstance(source, Path):
         return open_slice(source, choices)
     return open_spatialdata(source, choices)

@@ -163,6 +163,8 @@ def _read(adata: AnnData, options: dict[str, Any], notes: list[str]) -> Slice:
     for warning in caught:
         if issubclass(warning.category, TerrazzoWarning):
             notes.append(str(warning.message))
+    if tissue.sections and tissue.sections not in notes:
+        notes.append(tissue.sections)
     return tissue
 
 

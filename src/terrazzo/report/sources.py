@@ -15,7 +15,7 @@ from terrazzo.report import curves, results
 from terrazzo.tasks.results import RECORD, TaskResult
 from terrazzo.training import logs as log_files
 
-__all__ = ["Found", "collect"]
+__all__ = ["Found", "check_number", "collect"]
 
 SLICES = 24  # in one page
 DEPTH = 4  # of folders in folders
@@ -67,11 +67,22 @@ def collect(sources: Sequence[Any]) -> Found:
             )
     if not sources:
         raise InputError(f"nothing is given; a report takes {TAKES}.")
-    if len(found.slices) > SLICES:
-        raise InputError(
-            f"there are {len(found.slices)} slices; one page shows at most {SLICES}: name fewer."
-        )
+    check_number(len(found.slices))
     return found
+
+
+def check_number(n_slices: int) -> None:
+    """Refuse more slices, or sections, than one page shows.
+
+    Raises
+    ------
+    InputError
+        There are too many.
+    """
+    if n_slices > SLICES:
+        raise InputError(
+            f"there are {n_slices} slices; one page shows at most {SLICES}: name fewer."
+        )
 
 
 def _add(path: Path, found: Found, seen: set[Path]) -> None:

@@ -1,6 +1,7 @@
 """Read and check slices: every input becomes a frozen ``Slice``, the one thing that models take."""
 
 from terrazzo.slices.opened import Choices, Opened
+from terrazzo.slices.parts import takes_all
 from terrazzo.slices.platforms import sample_name
 from terrazzo.slices.reading import (
     content_files,
@@ -27,5 +28,6 @@ __all__ = [
     "sample_name",
     "split_choices",
     "store_of",
+    "takes_all",
     "write_table",
 ]

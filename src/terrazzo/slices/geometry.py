@@ -3,74 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from scipy.spatial import cKDTree
 
 from terrazzo import keys
-from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.slices.clues import Clues
+from terrazzo.slices.lattices import read_lattice
+from terrazzo.slices.units import weigh
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
 
 __all__ = [
-    "UM_WORDS",
     "Geometry",
     "find_geometry",
     "find_image",
     "image_in_units",
     "library_of",
-    "nearest_distance",
-    "positive_number",
     "read_coords",
 ]
 
-_UNITS = ("um", "pixel", "array", "unknown")
-_VISIUM_PITCH = 100.0  # um, center to center, hexagonal
-_ST_PITCH = 200.0  # um, square array of about 1,000 spots
-_ST_DENSE_PITCH = (
-    150.0  # um, between diagonal neighbors of the staggered array of about 2,000 spots
-)
-_SPOT_DIAMETER = 65.0  # um that Space Ranger's spot_diameter_fullres spans (the printed spot is 55)
-_ST_EXTENT = 80  # rows or columns; a larger square lattice is not an ST array but a binned platform
-_HEX_RATIO = (
-    1.17  # (0, 2) over (1, 1) spot distance: 1.00 on Visium, 1.34 on the staggered ST array
-)
-_MIN_VISIUM_SPACING = (
-    80.0  # um; spots closer than this: spot_diameter_fullres is not a Visium value
-)
-
-UM_WORDS = (
-    "um",
-    "\u00b5m",
-    "\u03bcm",
-    "micron",
-    "microns",
-    "micrometer",
-    "micrometers",
-    "micrometre",
-    "micrometres",
-)
-_PLATFORM_UM = {  # micrometers per native unit
-    "xenium": 1.0,
-    "merfish": 1.0,
-    "merscope": 1.0,
-    "vizgen": 1.0,
-    "cosmx": 0.12028,
-    "stereoseq": 0.5,
-    "slideseq": 0.65,
-}
-_TECHNOLOGY_OF_LATTICE = {"visium": "Visium", "st": "ST"}
-_ST_NAMES = ("st", "st1k", "st2k", "legacyst", "spatialtranscriptomics")
-_HD_NAME = re.compile(r"s_(\d{3})um_\d+_\d+")
 _PAIRS = (
     ("x", "y"),
     ("X", "Y"),
@@ -80,14 +39,14 @@ _PAIRS = (
     ("imagecol", "imagerow"),
     ("pxl_col_in_fullres", "pxl_row_in_fullres"),
 )
-_VISIUM_STEPS = ((0, 2), (1, 1), (1, -1))
-_DIAGONAL_STEPS = ((1, 1), (1, -1))
-_SQUARE_STEPS = ((0, 1), (1, 0))
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Positions of one slice: ``coords = native * scale``, in ``unit``; lattice where the platform has one."""
+    """Positions of one slice: ``coords = native * scale``, in ``unit``; lattice where the platform has one.
+
+    ``evidence`` says how sure the unit is, and why.
+    """
 
     coords: np.ndarray
     unit: str
@@ -95,6 +54,7 @@ class Geometry:
     lattice: np.ndarray | None
     lattice_kind: str | None
     technology: str
+    evidence: str = ""
 
 
 def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
@@ -154,6 +114,8 @@ def library_of(adata: AnnData) -> Mapping[str, Any]:
     spatial = adata.uns.get(keys.SPATIAL)
     if not isinstance(spatial, Mapping):
         return {}
+    if _is_library(spatial):
+        return spatial
     libraries = {str(name): entry for name, entry in spatial.items() if isinstance(entry, Mapping)}
     names = list(libraries)
     if len(names) > 1 and keys.LIBRARY in adata.obs.columns:
@@ -162,14 +124,13 @@ def library_of(adata: AnnData) -> Mapping[str, Any]:
     return libraries[names[0]] if len(names) == 1 else {}
 
 
-def positive_number(mapping: Any, key: str) -> float | None:
-    """Return ``mapping[key]`` as a positive finite float, None where it is anything else (user data: never raises)."""
-    value = mapping.get(key) if isinstance(mapping, Mapping) else None
-    try:
-        number = float(np.asarray(value).item()) if value is not None else 0.0
-    except (TypeError, ValueError):
-        return None
-    return number if np.isfinite(number) and number > 0 else None
+def _is_library(spatial: Mapping[str, Any]) -> bool:
+    """Say whether ``uns["spatial"]`` is a library itself, without a name."""
+    for part in ("images", "scalefactors"):
+        content = spatial.get(part)
+        if isinstance(content, Mapping) and not {"images", "scalefactors"} & set(content):
+            return True
+    return False
 
 
 def find_geometry(
@@ -178,13 +139,13 @@ def find_geometry(
     unit: str | None,
     microns_per_unit: float | None,
     technology: str | None,
+    *,
+    check: bool = True,
 ) -> Geometry:
     """Decide the unit of the coordinates and convert them to micrometers where that is possible.
 
-    In this order: ``unit`` / ``microns_per_unit``; the platform named by ``technology`` (where it counts in pixels,
-    ``microns_per_pixel`` in ``uns["spatial"]`` goes first); the lattice in ``obs["array_row"]``, ``obs["array_col"]``;
-    Space Ranger's scale factors in ``uns["spatial"]``; the spot distance, if ``technology`` is Visium or ST. Else the
-    coordinates stay native.
+    The evidence is weighed by :func:`terrazzo.slices.units.weigh`. Where nothing tells micrometers the coordinates stay
+    native.
 
     Parameters
     ----------
@@ -194,36 +155,45 @@ def find_geometry(
         float64 (n, 2).
     unit, microns_per_unit, technology
         What the caller states; None where unknown.
+    check
+        Refuse what cannot be, and warn of what is not likely; False where that was done before.
 
     Raises
     ------
     ConfigError
         An unknown unit or an impossible ``microns_per_unit``.
+    InputError
+        Micrometers that the platform cannot have.
+
+    Warns
+    -----
+    TerrazzoWarning
+        Micrometers that are not likely, and an array of unknown pitch.
     """
-    scale_factors = library_of(adata).get("scalefactors")
-    if technology is None:
-        technology = _technology(adata.uns)
-    tag = re.sub(r"[^a-z0-9]", "", technology.lower()) if technology else ""
-    lattice = _lattice(adata.obs)
-    bin_um = None
-    if tag in ("", "unknown") or "visium" in tag:
-        bin_um = _hd_bin(adata.obs_names, scale_factors)
-    is_hd = bin_um is not None or "visiumhd" in tag
-    kind = None
-    if lattice is not None and not is_hd:
-        kind = _lattice_kind(lattice, native, tag)
-    if technology is None:
-        technology = "Visium HD" if is_hd else _TECHNOLOGY_OF_LATTICE.get(kind or "", "unknown")
-    if unit is not None or microns_per_unit is not None:
-        unit, scale = _stated_unit(unit, microns_per_unit)
-    else:
-        hd_bin = bin_um if is_hd else 0.0
-        unit, scale = _derived_unit(
-            native, lattice, kind, tag, scale_factors=scale_factors, hd_bin=hd_bin
-        )
-        if unit == "unknown" and library_of(adata):
-            unit = "pixel"
-    return Geometry(native * scale, unit, scale, lattice, kind, technology)
+    library = library_of(adata)
+    clues = Clues(
+        native=native,
+        lattice=read_lattice(adata.obs),
+        names=adata.obs_names,
+        uns=adata.uns,
+        scale_factors=library.get("scalefactors"),
+        has_library=bool(library),
+        technology=_technology(adata.uns) if technology is None else technology,
+    )
+    judgment = weigh(clues, unit, microns_per_unit)
+    if check and judgment.refusal:
+        raise InputError(judgment.refusal)
+    if check and judgment.question:
+        warnings.warn(judgment.question, TerrazzoWarning, stacklevel=3)
+    return Geometry(
+        coords=native * judgment.scale,
+        unit=judgment.unit,
+        scale=judgment.scale,
+        lattice=clues.lattice,
+        lattice_kind=judgment.lattice_kind,
+        technology=judgment.technology,
+        evidence=judgment.evidence,
+    )
 
 
 def _technology(uns: Mapping[str, Any]) -> str | None:
@@ -235,217 +205,29 @@ def _technology(uns: Mapping[str, Any]) -> str | None:
     return "Stereo-seq" if is_stereopy else None
 
 
-def _stated_unit(unit: str | None, microns_per_unit: float | None) -> tuple[str, float]:
-    name = "um" if unit is None else unit.strip().lower()
-    if name in UM_WORDS:
-        name = "um"
-    if name not in _UNITS:
-        raise ConfigError(
-            f"unit {unit!r} is not known; use one of {', '.join(_UNITS)}, or microns_per_unit="
-        )
-    if microns_per_unit is None:
-        return name, 1.0
-    is_length = np.isfinite(microns_per_unit) and microns_per_unit > 0
-    if not is_length:
-        raise ConfigError(f"microns_per_unit must be a positive number, not {microns_per_unit!r}")
-    return "um", float(microns_per_unit)
-
-
-def _derived_unit(
-    native: np.ndarray,
-    lattice: np.ndarray | None,
-    kind: str | None,
-    tag: str,
-    *,
-    scale_factors: Any,
-    hd_bin: float | None,
-) -> tuple[str, float]:
-    """Return unit and micrometers per native unit; ``hd_bin`` is 0 off Visium HD, None on it with an unknown bin."""
-    per_pixel = positive_number(scale_factors, "microns_per_pixel")
-    for platform, factor in _PLATFORM_UM.items():
-        if platform in tag:
-            if factor != 1.0 and per_pixel is not None:  # pixels differ between instruments
-                factor = per_pixel
-            return "um", factor
-    if lattice is not None:
-        if kind == "visium" and _is_lattice_itself(native, lattice):
-            return "array", 1.0
-        step = _lattice_step(lattice, native, kind, hd_bin)
-        if step is not None:
-            return "um", step
-    if per_pixel is not None:
-        return "um", per_pixel
-    diameter = positive_number(scale_factors, "spot_diameter_fullres")
-    if diameter is not None and hd_bin == 0.0:
-        scale = _SPOT_DIAMETER / diameter
-        if len(native) == 1 or nearest_distance(native) * scale > _MIN_VISIUM_SPACING:
-            return "um", scale
-    if "visium" in tag and "hd" not in tag:
-        pitch = _VISIUM_PITCH
-        distance = _lattice_distance(native, 6)
-    elif tag in _ST_NAMES:
-        pitch = _ST_DENSE_PITCH if tag == "st2k" else _ST_PITCH
-        distance = _lattice_distance(native, 4)
-    else:
-        return "unknown", 1.0
-    if distance is None:
-        return "unknown", 1.0
-    return "um", pitch / distance
-
-
-def _lattice(obs: pd.DataFrame) -> np.ndarray | None:
-    """Return (row, col), int64 (n, 2), None where the columns are not there or not whole numbers."""
-    if keys.ARRAY_ROW not in obs.columns or keys.ARRAY_COL not in obs.columns:
-        return None
-    columns = []
-    for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
-        column = pd.to_numeric(obs[name].astype(object), errors="coerce")
-        columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
-    values = np.stack(columns, axis=1)
-    is_usable = np.isfinite(values) & (np.abs(values) < 2**31) & (values == np.rint(values))
-    return values.astype(np.int64) if is_usable.all() else None
-
-
-def _hd_bin(names: Sequence[str] | pd.Index, scale_factors: Any) -> float | None:
-    """Bin side of Visium HD in um, from the cell names (``s_008um_00301_00321-1``) or the scale factors."""
-    match = _HD_NAME.match(str(names[0])) if len(names) else None
-    if match is None:
-        return positive_number(scale_factors, "bin_size_um")
-    return float(match.group(1))
-
-
-def _lattice_kind(lattice: np.ndarray, native: np.ndarray, tag: str) -> str | None:
-    """Return "visium", "st" or None: by the platform's name, else by which positions of the lattice are used."""
-    rows, columns = lattice.T
-    parities = np.unique((rows + columns) & 1)
-    is_staggered = len(parities) == 1
-    if tag in _ST_NAMES:
-        return "st"
-    if "visium" in tag:
-        return "visium" if is_staggered else None
-    if tag not in ("", "unknown") or len(lattice) < 2:
-        return None
-    if not is_staggered:
-        extent = np.ptp(lattice, axis=0) + 1
-        return "st" if int(extent.max()) <= _ST_EXTENT else None
-    if _is_lattice_itself(native, lattice):
-        return "visium"
-    diagonal = _step_distance(lattice, native, _DIAGONAL_STEPS)
-    straight = [_step_distance(lattice, native, (step,)) for step in ((0, 2), (2, 0))]
-    ratios = [distance / diagonal for distance in straight if distance is not None and diagonal]
-    return "st" if len(ratios) == 2 and min(ratios) > _HEX_RATIO else "visium"
-
-
-def _lattice_step(
-    lattice: np.ndarray, native: np.ndarray, kind: str | None, hd_bin: float | None
-) -> float | None:
-    """Micrometers per native unit from the distance of spots that are lattice neighbors."""
-    if hd_bin:
-        pitch = hd_bin
-        distance = _step_distance(lattice, native, _SQUARE_STEPS)
-    elif kind == "visium":
-        pitch = _VISIUM_PITCH
-        distance = _step_distance(lattice, native, _VISIUM_STEPS)
-    elif kind == "st":
-        pitch = _ST_PITCH
-        distance = _step_distance(lattice, native, _SQUARE_STEPS)
-        if distance is None:
-            pitch = _ST_DENSE_PITCH
-            distance = _step_distance(lattice, native, _DIAGONAL_STEPS)
-    else:
-        return None
-    return pitch / distance if distance else None
-
-
-def _step_distance(
-    lattice: np.ndarray, xy: np.ndarray, steps: Sequence[tuple[int, int]]
-) -> float | None:
-    """Return the median distance of the spots that are one of ``steps`` (row, col) apart; None if there are none."""
-    rows, columns = (lattice - lattice.min(axis=0)).T
-    width = int(columns.max()) + 5  # wide enough that a step never wraps into the next row
-    codes = (rows + 2) * width + columns + 2
-    codes, spots = np.unique(codes, return_index=True)
-    places = xy[spots]
-    last = len(codes) - 1
-    distances = []
-    for row_step, column_step in steps:
-        wanted = codes + row_step * width + column_step
-        position = np.searchsorted(codes, wanted)
-        position = np.minimum(position, last)
-        has_neighbor = codes[position] == wanted
-        neighbors = position[has_neighbor]
-        apart = places[has_neighbor] - places[neighbors]
-        distances.append(np.linalg.norm(apart, axis=1))
-    every = np.concatenate(distances)
-    median = float(np.median(every)) if len(every) else 0.0
-    return median if median > 0 else None
-
-
-def _is_lattice_itself(native: np.ndarray, lattice: np.ndarray) -> bool:
-    """Say whether the coordinates are the numbers of the lattice."""
-    xy = np.abs(native)
-    rows_columns = np.abs(lattice)
-    columns_rows = rows_columns[:, ::-1]
-    return np.array_equal(xy, rows_columns) or np.array_equal(xy, columns_rows)
-
-
-def nearest_distance(coords: np.ndarray) -> float:
-    """Return the median distance to the nearest cell at another position; 1.0 where all cells share one position.
-
-    Parameters
-    ----------
-    coords
-        float64 (n, 2), finite.
-    """
-    places = np.unique(coords, axis=0)
-    if len(places) < 2:
-        return 1.0
-    distance, _ = cKDTree(places).query(places, k=2)
-    return float(np.median(distance[:, 1]))
-
-
-def _lattice_distance(coords: np.ndarray, n_neighbors: int) -> float | None:
-    """Return the pitch of coordinates on a lattice with so many nearest neighbors; None where they are on none."""
-    places = np.unique(coords, axis=0)
-    if len(places) < 2:
-        return None
-    n_queried = min(n_neighbors + 1, len(places))
-    distance, _ = cKDTree(places).query(places, k=n_queried)
-    distance = distance[:, 1:]  # without the place itself
-    nearest = distance[:, 0]
-    typical = float(np.median(nearest))
-    is_on_lattice = np.abs(nearest - typical) < 0.3 * typical
-    if is_on_lattice.mean() < 0.8:
-        return None
-    neighbors = distance[distance < 1.25 * typical]
-    return float(np.median(neighbors))
-
-
 def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
-    """Return the image in ``uns["spatial"]`` (hires, else lowres), None where there is none that can be used."""
-    library = library_of(adata)
-    images = library.get("images")
-    factors = library.get("scalefactors")
-    if not isinstance(images, Mapping):
-        return None
-    from terrazzo.images import TissueImage
+    """Return the image in ``uns["spatial"]`` (hires, else lowres, else another with a scale), None where there is none.
 
-    for resolution in ("hires", "lowres"):
-        scale = positive_number(factors, f"tissue_{resolution}_scalef")
-        array = images.get(resolution)
-        if scale is None or array is None or np.ndim(array) not in (2, 3):
-            continue
-        # terrazzo's own key, where pixels are not squares
-        scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")
-        is_lazy = not isinstance(array, np.ndarray)  # zarr, dask
-        read = TissueImage.from_lazy if is_lazy else TissueImage.from_array
-        try:
-            image = read(array, scale=scale, scale_y=scale_y)
-            return image_in_units(image, geometry)
-        except (InputError, TypeError, ValueError) as error:
-            message = f"the {resolution} image in uns['spatial'] is not used: {error}"
-            warnings.warn(message, TerrazzoWarning, stacklevel=4)
-    return None
+    Warns
+    -----
+    TerrazzoWarning
+        There is an image that cannot be used.
+    """
+    from terrazzo.slices.histology import describe_images, library_image
+
+    library = library_of(adata)
+    image, problem = library_image(library.get("images"), library.get("scalefactors"))
+    spatial = adata.uns.get(keys.SPATIAL)
+    if not library and isinstance(spatial, Mapping):
+        names = describe_images(spatial)
+        if names:
+            problem = (
+                f"images in uns['spatial'] are not used ({names}): nothing tells which library is this slice's; "
+                f"write its name into obs[{keys.LIBRARY!r}], or pass image= (--image FILE --image-scale)"
+            )
+    if problem:
+        warnings.warn(problem, TerrazzoWarning, stacklevel=4)
+    return None if image is None else image_in_units(image, geometry)
 
 
 def image_in_units(image: TissueImage, geometry: Geometry) -> TissueImage:

@@ -14,6 +14,8 @@ from anndata import AnnData
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.safe_zarr import MARKS, refuse_code
 from terrazzo.sdata import TABLES, is_store
+from terrazzo.slices.hdf5 import require_filters
+from terrazzo.slices.histology import beside
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
@@ -34,7 +36,13 @@ SUPPORTED = (
     ".h5ad and .zarr (AnnData, SpatialData, or a table of one), and the output folders of "
     f"{', '.join(platform.name for platform in PLATFORMS)}"
 )
+_HINTS = (
+    ((".gz", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "unpack it first"),
+    ((".h5", ".mtx", ".csv", ".tsv", ".txt"), "give the folder that the vendor's software wrote"),
+    ((".rds", ".rda", ".rdata", ".h5seurat", ".loom", ".h5mu"), "convert it to .h5ad first"),
+)
 _CHOICES = tuple(field.name for field in dataclasses.fields(Choices))
+_OF_ALL = ("slice_key",)  # choices that belong to every kind of slice
 
 
 def split_choices(options: dict[str, Any]) -> tuple[Choices, dict[str, Any]]:
@@ -54,6 +62,8 @@ def split_choices(options: dict[str, Any]) -> tuple[Choices, dict[str, Any]]:
 
 
 @overload
+def read(path: str | os.PathLike[str], *, slice_key: str, **options: Any) -> list[Slice]: ...
+@overload
 def read(path: str | os.PathLike[str], **options: Any) -> Slice: ...
 @overload
 def read(path: Iterable[str | os.PathLike[str]], **options: Any) -> list[Slice]: ...
@@ -61,6 +71,9 @@ def read(
     path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], **options: Any
 ) -> Slice | list[Slice]:
     """Read one slice, or a list of them.
+
+    With ``slice_key=``, the column of ``obs`` that tells sections apart, a file is a list of slices: its sections.
+    ``slice_key="none"`` takes all cells as one slice, whatever tells them apart.
 
     Parameters
     ----------
@@ -79,18 +92,33 @@ def read(
     """
     choices, arguments = split_choices(options)
     if hasattr(path, "tables"):  # SpatialData, without importing it
-        return Slice.from_opened(open_spatialdata(path, choices), **arguments)
+        return _slices(open_spatialdata(path, choices), arguments)
     if not isinstance(path, str | os.PathLike):
         if isinstance(path, AnnData) or not isinstance(path, Iterable):
             raise InputError(
                 f"read takes a path or a list of paths, not {type(path).__name__}; see Slice.from_anndata"
             )
-        return [read(one, **options) for one in path]
+        return _flat(read(one, **options) for one in path)
     opened = open_slice(path, choices)
     try:
-        return Slice.from_opened(opened, **arguments)
+        return _slices(opened, arguments)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from error
+
+
+def _slices(opened: Opened, arguments: dict[str, Any]) -> Slice | list[Slice]:
+    """Return the slice, or by its ``slice_key`` the list of its sections."""
+    if not opened.is_split:
+        return Slice.from_opened(opened, **arguments)
+    return opened.each(lambda one: Slice.from_opened(one, **arguments))
+
+
+def _flat(slices: Iterable[Slice | list[Slice]]) -> list[Slice]:
+    """Return slices and lists of them as one list."""
+    flat: list[Slice] = []
+    for one in slices:
+        flat += [one] if isinstance(one, Slice) else one
+    return flat
 
 
 def read_anndata(path: str | os.PathLike[str], **choices: str | None) -> AnnData:
@@ -121,9 +149,18 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     store = store_of(path) if platform is None else None
     _check_choices(path, platform, store, choices)
     if platform is not None:
-        return platform.read(platform.locate(path, choices), name_of(path), choices)
+        opened = platform.read(platform.locate(path, choices), name_of(path), choices)
+        return dataclasses.replace(opened, slice_key=choices.slice_key)
     if store is None:
-        return Opened(_read_anndata(path), "AnnData", path.stem)
+        found = beside(path)
+        return Opened(
+            _read_anndata(path),
+            "AnnData",
+            path.stem,
+            found.image,
+            (found.note,) if found.note else (),
+            slice_key=choices.slice_key,
+        )
     if store != path:
         choices = dataclasses.replace(choices, table=path.name)
     return open_spatialdata(store, choices)
@@ -145,7 +182,22 @@ def recognize(path: Path) -> Platform | None:
     for platform in PLATFORMS:
         if platform.matches(path):
             return platform
-    raise InputError(f"{path} is not a kind of slice that terrazzo reads; it reads {SUPPORTED}")
+    hint = _hint(path)
+    raise InputError(
+        f"{path} is not a kind of slice that terrazzo reads{hint}; it reads {SUPPORTED}"
+    )
+
+
+def _hint(path: Path) -> str:
+    """Say what to do with a file that is nearly a slice; "" where nothing is known."""
+    name = path.name.lower()
+    if path.is_dir():
+        inner = [one.name for one in sorted(path.iterdir()) if one.suffix.lower() == ".h5ad"]
+        return f" (it holds {len(inner)} .h5ad files: give one of these)" if inner else ""
+    for endings, hint in _HINTS:
+        if name.endswith(endings):
+            return f" ({hint})"
+    return ""
 
 
 def content_files(path: Path, choices: Choices | None = None) -> list[Path]:
@@ -191,7 +243,7 @@ def _check_choices(
         kind = "an AnnData"
         possible = ()
     for name in _CHOICES:
-        if getattr(choices, name) is not None and name not in possible:
+        if getattr(choices, name) is not None and name not in (*possible, *_OF_ALL):
             raise ConfigError(f"{name}= does not belong to {path}, which is {kind}")
     if store not in (None, path) and choices.table not in (None, path.name):
         raise ConfigError(f"{path} is a table already; table={choices.table!r} is another")
@@ -206,6 +258,7 @@ def _read_anndata(path: Path) -> AnnData:
             if path.is_dir():
                 refuse_code(path)
                 return anndata.read_zarr(path)
+            require_filters(path)
             return anndata.read_h5ad(path)
         except (MemoryError, InputError):
             raise

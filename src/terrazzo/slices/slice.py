@@ -18,20 +18,22 @@ from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.genes.names import (
     GeneNames,
-    find_organism,
     merge_plan,
     parse_organism,
     read_gene_names,
     warn_merged,
 )
-from terrazzo.slices.counts import CountsFound, find_counts
+from terrazzo.genes.organism import OrganismFound, find_organism
+from terrazzo.slices.counts import CountsFound, find_counts, warn_found
 from terrazzo.slices.geometry import (
     find_geometry,
     find_image,
     image_in_units,
-    nearest_distance,
     read_coords,
 )
+from terrazzo.slices.lattices import nearest_distance
+from terrazzo.slices.parts import section_labels, takes_all
+from terrazzo.slices.sections import check_sections
 from terrazzo.sparse import merge_columns
 
 if TYPE_CHECKING:
@@ -75,6 +77,14 @@ class Slice:
         Where the values were found: "X", "raw.X" or "layers['...']".
     origin
         What a path or a SpatialData was recognized as, with the notes of its reader; "" for an AnnData in memory.
+    sections
+        Where ``obs`` tells parts apart that do not overlap (fields of view): which, and that all are this slice.
+    unit_evidence
+        How sure the unit is ("stated", "sure", "likely", "guess" or "unknown"), and why; "" where nobody asked.
+    notes
+        What was decided on the counts: features left out as they are not genes, matrices passed over.
+    organism_from
+        What says the organism: evidence in a few words.
     """
 
     counts: sp.csr_matrix
@@ -93,6 +103,10 @@ class Slice:
     is_counts: bool = True
     source: str = "X"
     origin: str = ""
+    sections: str = ""
+    unit_evidence: str = ""
+    notes: tuple[str, ...] = ()
+    organism_from: str = ""
 
     @property
     def n_cells(self) -> int:
@@ -154,11 +168,12 @@ class Slice:
         image_shape = None
         if self.image is not None:
             image_shape = [int(side) for side in self.image.pixels.shape[:2]]
-        return {
+        facts = {
             "name": self.name,
-            "recognized_as": self.origin or "AnnData in memory",
+            "recognized_as": "; ".join([self.origin or "AnnData in memory", *self.notes]),
             "technology": self.technology,
             "organism": self.organism,
+            "organism_from": self.organism_from,
             "n_cells": self.n_cells,
             "n_genes": self.n_genes,
             "n_ensembl_ids": int((self.gene_ids != "").sum()),
@@ -169,12 +184,16 @@ class Slice:
             "is_counts": self.is_counts,
             "counts_from": self.source,
             "unit": self.unit,
+            "unit_evidence": self.unit_evidence,
             "coord_scale": float(self.coord_scale),
             "extent": [float(extent[0]), float(extent[1])],
             "spacing": float(self.spacing),
             "lattice_kind": self.lattice_kind,
             "image": image_shape,
         }
+        if self.sections:
+            facts["sections"] = self.sections
+        return facts
 
     @classmethod
     def from_anndata(
@@ -190,6 +209,7 @@ class Slice:
         name: str | None = None,
         image: TissueImage | None = None,
         allow_normalized: bool = False,
+        slice_key: str | None = None,
     ) -> Slice:
         """Check an AnnData (in memory, backed or lazy) and freeze it. The AnnData is never modified.
 
@@ -198,8 +218,9 @@ class Slice:
         adata
             n cells x g genes, with coordinates in ``obsm[spatial_key]``, (n, 2) or more columns.
         layer
-            Layer with raw counts ("X", "raw" force those). None: ``layers["counts"]``, else of ``raw.X`` and ``X`` the
-            first that holds counts.
+            Layer with raw counts ("X", "raw" force those). None: of ``layers["counts"]``, ``raw.X`` and ``X`` the first
+            that holds counts of these cells. Columns that are not genes (antibodies, guides, control probes, blanks,
+            spike-ins) are left out, with a warning.
         unit, microns_per_unit
             "um", "pixel", "array" or "unknown"; micrometers per native unit. None: from the data.
         technology, organism
@@ -209,21 +230,28 @@ class Slice:
             Used in messages; histology with a ``scale`` for native coordinates (None: from ``uns["spatial"]``).
         allow_normalized
             Accept non-negative values that are not counts (``is_counts`` is then False), with a warning.
+        slice_key
+            "none": the cells are one slice, whatever tells them apart. A column of ``obs`` that tells sections apart
+            must have one value here; :meth:`each_from_anndata` takes several.
 
         Raises
         ------
         InputError
-            No cells, genes or usable coordinates; NaN, negative or non-count values.
+            No cells, genes, counts or usable coordinates; NaN, negative or non-count values; several sections that
+            overlap.
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
         found = _checked_counts(adata, layer, allow_normalized)
-        stated_organism = None if organism is None else parse_organism(organism)
+        given_organism = None if organism is None else parse_organism(organism)
         coords = read_coords(adata, spatial_key)
+        sections = _one_section(adata, coords, slice_key)
         geometry = find_geometry(adata, coords, unit, microns_per_unit, technology)
         counts, names = _one_column_a_gene(found)
-        if stated_organism is None:
-            stated_organism = find_organism(adata.obs, adata.uns, names)
+        if given_organism is None:
+            found_organism = find_organism(adata.obs, adata.uns, names)
+        else:
+            found_organism = OrganismFound(given_organism, "as stated")
         if image is None:
             image = find_image(adata, geometry)
         else:
@@ -241,10 +269,37 @@ class Slice:
             image=image,
             name="slice" if name is None else name,
             technology=geometry.technology,
-            organism=stated_organism,
+            organism=found_organism.name,
             is_counts=found.is_counts,
             source=found.source,
+            sections=sections,
+            unit_evidence=geometry.evidence,
+            notes=found.notes,
+            organism_from=found_organism.evidence,
         )
+
+    @classmethod
+    def each_from_anndata(cls, adata: AnnData, *, slice_key: str, **options: Any) -> list[Slice]:
+        """Check the sections of an AnnData and freeze each: one slice for each value of a column of ``obs``.
+
+        Parameters
+        ----------
+        adata, **options
+            As in :meth:`from_anndata`.
+        slice_key
+            The column that tells sections apart; "none": one slice of all cells.
+
+        Raises
+        ------
+        InputError
+            No such column; cells without a section; or as :meth:`from_anndata`, with the section in front.
+        """
+        from terrazzo.slices.opened import Opened
+
+        opened = Opened(
+            adata, "AnnData in memory", options.pop("name", "slice"), slice_key=slice_key
+        )
+        return opened.each(lambda one: cls.from_anndata(one.adata, **one.arguments(**options)))
 
     @classmethod
     def from_spatialdata(
@@ -300,7 +355,10 @@ class Slice:
     def from_opened(cls, opened: Opened, **options: Any) -> Slice:
         """Check and freeze what a reader returned; ``options`` (of :meth:`from_anndata`) go before what it knows."""
         tissue = cls.from_anndata(opened.adata, **opened.arguments(**options))
-        return replace(tissue, origin="; ".join([opened.format, *opened.notes]))
+        evidence = opened.evidence(**options) or tissue.unit_evidence
+        return replace(
+            tissue, origin="; ".join([opened.format, *opened.notes]), unit_evidence=evidence
+        )
 
 
 def stated(adata: AnnData, names: Sequence[str]) -> str:
@@ -334,13 +392,27 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
-    if found.matrix.shape[1] == 0:
-        raise InputError("the AnnData has zero genes; check the filter that made it")
+    warn_found(found, stacklevel=5)
     if not found.is_counts:
         _warn(
             f"{found.source} holds normalized values, not counts; only models that use ranks may take them"
         )
     return found
+
+
+def _one_section(adata: AnnData, coords: np.ndarray, slice_key: str | None) -> str:
+    """Check that the cells are of one section; return a line on parts that do not overlap, "" where there are none."""
+    if slice_key is None:
+        return check_sections(adata, coords)
+    if takes_all(slice_key):
+        return ""
+    labels = section_labels(adata.obs, slice_key)
+    if len(labels) > 1:
+        raise InputError(
+            f"obs[{slice_key!r}] tells {len(labels)} sections apart ({labels.in_words()}), and this makes one slice: "
+            "take one of them, or all by terrazzo.read(path, slice_key=) or Slice.each_from_anndata(adata, slice_key=)"
+        )
+    return ""
 
 
 def _one_column_a_gene(found: CountsFound) -> tuple[sp.csr_matrix, GeneNames]:

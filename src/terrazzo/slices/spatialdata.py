@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,9 @@ from terrazzo.sdata import (
     reading,
     subfolders,
 )
-from terrazzo.slices.geometry import UM_WORDS
 from terrazzo.slices.opened import Choices, Opened
+from terrazzo.slices.parts import takes_all
+from terrazzo.slices.units import UM_WORDS
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -78,13 +79,74 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
     """
     choices = choices or Choices()
     source, where = check_source(source)
-    store = source if isinstance(source, Path) else None
     table_name = choose_table(source, choices.table, where)
     table = read_table(source, table_name)
-    region = _choose_region(table, f"table {table_name!r} of {where}", choices.region)
+    named = _Table(source, table_name, table, where)
+    if choices.region is None and not takes_all(choices.slice_key):
+        names = _used_regions(table, named.label)
+        if len(names) > 1:
+            return _open_regions(named, names, choices)
+    return _open_region(named, choices)
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """A table of a SpatialData: the source, or the path of its store; name and content; the source for messages."""
+
+    source: Any
+    name: str
+    table: AnnData
+    where: str
+
+    @property
+    def label(self) -> str:
+        return f"table {self.name!r} of {self.where}"
+
+    @property
+    def store(self) -> Path | None:
+        return self.source if isinstance(self.source, Path) else None
+
+
+def _open_regions(named: _Table, names: list[str], choices: Choices) -> Opened:
+    """Place the cells of all regions of a table, each by its own region; they are slices by themselves."""
+    opened = [_open_region(named, replace(choices, region=name)) for name in names]
+    table = named.table
+    rows = np.concatenate([np.asarray(one.source_rows) for one in opened])
+    coords = np.concatenate([one.adata.obsm[keys.SPATIAL][:, :2] for one in opened])
+    order = np.argsort(rows)
+    used = rows[order]
+    adata = _rows_of(table, None if len(used) == table.n_obs else used)
+    adata.obsm[keys.SPATIAL] = coords[order]
+    regions = []
+    for one in opened:
+        own_rows = np.searchsorted(used, np.asarray(one.source_rows))
+        without_cells = AnnData(obs=one.adata.obs[[]])
+        regions.append(replace(one, adata=without_cells, source_table=None, source_rows=own_rows))
+    listed = ", ".join(names)
+    return replace(
+        opened[0],
+        adata=adata,
+        image=None,
+        known={},
+        notes=(f"table {named.name}, regions {listed}, each with its own places",),
+        source_table=table,
+        source_rows=None if len(used) == table.n_obs else used,
+        vendor_coords=None,
+        slice_key=choices.slice_key,
+        regions=tuple(regions),
+    )
+
+
+def _open_region(named: _Table, choices: Choices) -> Opened:
+    """Place the cells of the region that is chosen, or the only one."""
+    source = named.source
+    table = named.table
+    where = named.where
+    store = named.store
+    region = _choose_region(table, named.label, choices.region)
     sdata = open_elements(source, region.name, choices.image)
     cells = get_cells(sdata, region.name, where)
-    label = f"table {table_name}"
+    label = f"table {named.name}"
     if region.name is not None:
         label += f", region {region.name}"
     notes = [label]
@@ -123,9 +185,10 @@ def open_spatialdata(source: Any, choices: Choices | None = None) -> Opened:
         known,
         source_table=table,
         source_rows=region.rows,
-        table_name=table_name,
+        table_name=named.name,
         store=store,
         vendor_coords=vendor_coords,
+        slice_key=choices.slice_key,
     )
 
 
@@ -134,11 +197,15 @@ def content_of(store: Path, choices: Choices) -> list[Path]:
     store, where = check_source(store)
     table_name = choose_table(store, choices.table, where)
     table = read_annotation(store, table_name)
-    region = _choose_region(table, f"table {table_name!r} of {where}", choices.region)
+    label = f"table {table_name!r} of {where}"
+    regions = [] if takes_all(choices.slice_key) else _used_regions(table, label)
+    if choices.region is not None or len(regions) < 2:
+        regions = [str(_choose_region(table, label, choices.region).name)]
     folders = [store / TABLES / table_name]
     for kind in CELL_KINDS:
-        if region.name in subfolders(store / kind):
-            folders.append(store / kind / str(region.name))
+        for name in subfolders(store / kind):
+            if name in regions:
+                folders.append(store / kind / name)
     for name in subfolders(store / "images"):
         if choices.image in (None, name):
             folders.append(store / "images" / name)
@@ -152,20 +219,32 @@ def _choose_region(table: AnnData, where: str, wanted: str | None) -> _Region:
         if wanted is not None:
             raise InputError(f"{where} annotates nothing, so region={wanted!r} cannot be chosen")
         return _Region()
-    if region_key not in table.obs.columns:
-        raise InputError(f"{where} has no column of regions ({region_key!r})")
-    column = table.obs[region_key].astype(object)
-    used = sorted({str(name) for name in column.dropna()})
+    used = _used_regions(table, where)
     listed = ", ".join(used) or "none"
     if wanted is None and len(used) > 1:
-        raise InputError(f"{where} annotates {len(used)} regions: pass region= one of {listed}")
+        raise InputError(
+            f"{where} annotates {len(used)} regions: pass region= one of {listed}, or slice_key={region_key!r} to take "
+            "each by itself"
+        )
     if wanted is not None and wanted not in used:
         raise InputError(f"{where} has no rows of the region {wanted!r}; regions: {listed}")
     if not used:
         raise InputError(f"{where} has no row that says its region (obs[{region_key!r}])")
     name = used[0] if wanted is None else wanted
+    column = table.obs[region_key].astype(object)
     rows = np.flatnonzero(column.map(str, na_action="ignore") == name)
     return _Region(name, None if len(rows) == table.n_obs else rows, instance_key)
+
+
+def _used_regions(table: AnnData, where: str) -> list[str]:
+    """Return the names of the regions that rows of a table are of, sorted; [] where it annotates nothing."""
+    names, region_key, _ = annotation_of(table)
+    if not names:
+        return []
+    if region_key not in table.obs.columns:
+        raise InputError(f"{where} has no column of regions ({region_key!r})")
+    column = table.obs[region_key].astype(object)
+    return sorted({str(name) for name in column.dropna()})
 
 
 def _rows_of(table: AnnData, rows: Ints | None) -> AnnData:

@@ -8,7 +8,9 @@ from typing import Any
 from anndata import AnnData
 
 from terrazzo.arrays import AnyFloats
+from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import targets
+from terrazzo.tasks.by_section import check_keys, check_slices, scored_by_section
 from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.heads import HeadConfig
 from terrazzo.tasks.results import TaskResult
@@ -28,6 +30,7 @@ def deconvolve(
     test: AnnData | None = None,
     seed: int = 0,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Score how well an embedding predicts the proportions of cell types (SToFM, section 4.5 and table 3).
 
@@ -46,6 +49,10 @@ def deconvolve(
     test
         Another slice that is scored, over the types that both sides list, as they are, not divided by their sum; the
         others are named in ``notes``.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one, whatever tells them apart. Without ``test`` each is scored by itself; scores and predictions have
+        a column ``slice``.
 
     Returns
     -------
@@ -63,6 +70,21 @@ def deconvolve(
         No such head or split; several slices without ``test``.
     """
     plan = Plan("deconvolution", head, tuple(splits), runs, seed, progress)
+    if not takes_all(slice_key):
+        check_keys(str(slice_key), use_rep=use_rep, proportions=proportions)
+        options: dict[str, Any] = {
+            "use_rep": use_rep,
+            "proportions": proportions,
+            "head": head,
+            "splits": splits,
+            "runs": runs,
+            "seed": seed,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda some, other: deconvolve(some, test=other, **options), data, test, str(slice_key)
+        )
+    check_slices(data, test, slice_key)
     target = targets.read_proportions(data, proportions)
     settings = {"use_rep": use_rep, "proportions": proportions}
     if test is None:

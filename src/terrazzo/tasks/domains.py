@@ -15,7 +15,9 @@ from terrazzo import keys, records
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.errors import ConfigError, TerrazzoWarning
 from terrazzo.slices.geometry import read_coords
+from terrazzo.slices.parts import put_back, split, takes_all
 from terrazzo.tasks import targets
+from terrazzo.tasks.by_section import check_keys, slices_of
 from terrazzo.tasks.clustering import (
     Method,
     by_size,
@@ -41,6 +43,7 @@ def domains(
     spatial_key: str = ...,
     key_added: str | None = ...,
     progress: bool | None = ...,
+    slice_key: str | None = ...,
 ) -> list[AnnData]: ...
 @overload
 def domains(
@@ -55,6 +58,7 @@ def domains(
     spatial_key: str = ...,
     key_added: str | None = ...,
     progress: bool | None = ...,
+    slice_key: str | None = ...,
 ) -> AnnData: ...
 def domains(
     adata: AnnData | Sequence[AnnData],
@@ -68,6 +72,7 @@ def domains(
     spatial_key: str = keys.SPATIAL,
     key_added: str | None = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> AnnData | list[AnnData]:
     """Cluster an embedding into tissue domains and write them to ``obs["<use_rep>_domain"]``, the largest first.
 
@@ -100,6 +105,9 @@ def domains(
         Another ``obs`` column; needed where ``use_rep`` is an array.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart; each is clustered by itself, as several slices
+        are. "none": all its cells are one slice, whatever tells them apart.
 
     Returns
     -------
@@ -113,19 +121,20 @@ def domains(
         ``n_domains``, ``n_seeds`` or ``refine`` do not fit the number of cells; an unknown method; no ``key_added``
         for an array, or one that is an ``obsm`` key.
     """
-    slices = targets.as_list(adata)
-    sources = targets.each(use_rep, adata, "use_rep")
     settings = _Settings(n_domains, method, seed, n_seeds, refine, spatial_key)
-    columns = []
-    labels = []
-    for i, (one, source) in enumerate(zip(slices, sources, strict=True)):
-        with targets.at(i, len(slices)):
-            values = records.vectors(one, source, purpose="niche")
-            columns.append(_column(one, source, key_added))
-            labels.append(_find(one, values, settings, progress))
-    for one, source, column, codes in zip(slices, sources, columns, labels, strict=True):
-        _write(one, source, column, codes, settings)
-    return adata if isinstance(adata, AnnData) else slices
+    if takes_all(slice_key):
+        slices = slices_of(adata, slice_key, spatial_key)
+        _find_all(slices, targets.each(use_rep, adata, "use_rep"), settings, key_added, progress)
+        return adata if isinstance(adata, AnnData) else slices
+    check_keys(str(slice_key), use_rep=use_rep)
+    wholes = targets.as_list(adata)
+    parts = [split(one, str(slice_key)) for one in wholes]
+    sections = [part.adata for of_one in parts for part in of_one]
+    sources = targets.each(use_rep, sections, "use_rep")
+    _find_all(sections, sources, settings, key_added, progress)
+    for one, of_one in zip(wholes, parts, strict=True):
+        put_back(one, str(slice_key), of_one)
+    return adata if isinstance(adata, AnnData) else wholes
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,25 @@ class _Settings:
     n_seeds: int
     refine: int
     spatial_key: str
+
+
+def _find_all(
+    slices: Sequence[AnnData],
+    sources: Sequence[str | AnyFloats],
+    settings: _Settings,
+    key_added: str | None,
+    progress: bool | None,
+) -> None:
+    """Cluster each slice by itself, then write the domains of all."""
+    columns = []
+    labels = []
+    for i, (one, source) in enumerate(zip(slices, sources, strict=True)):
+        with targets.at(i, len(slices)):
+            values = records.vectors(one, source, purpose="niche")
+            columns.append(_column(one, source, key_added))
+            labels.append(_find(one, values, settings, progress))
+    for one, source, column, codes in zip(slices, sources, columns, labels, strict=True):
+        _write(one, source, column, codes, settings)
 
 
 def _find(adata: AnnData, values: AnyFloats, settings: _Settings, progress: bool | None) -> Ints:

@@ -98,9 +98,16 @@ class Tissue:
     bare: AnnData
 
     @classmethod
-    def read(cls, data: AnnData, layer: str | None, layout: Layout, bin_um: float) -> Tissue:
+    def read(
+        cls,
+        data: AnnData,
+        layer: str | None,
+        layout: Layout,
+        bin_um: float,
+        slice_key: str | None = None,
+    ) -> Tissue:
         """Read a slice; errors as :meth:`terrazzo.Slice.from_anndata` and :func:`terrazzo.slices.grids.grid_of`."""
-        tissue = Slice.from_anndata(data, layer=layer)
+        tissue = Slice.from_anndata(data, layer=layer, slice_key=slice_key)
         grid = grid_of(tissue, layout=layout, bin_um=bin_um)
         table = find_counts(data, layer, False).var
         column_of, first = merge_plan(read_gene_names(table))

@@ -14,7 +14,10 @@ from terrazzo.arrays import AnyFloats
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.expression import PAPER_TOTAL, Scale, expression, most_variable
 from terrazzo.slices.panel import Panel
+from terrazzo.slices.parts import takes_all
+from terrazzo.slices.sections import NO_KEY
 from terrazzo.tasks import targets
+from terrazzo.tasks.by_section import check_keys, names_of, slices_of
 from terrazzo.tasks.experiments import KINDS, Plan, across
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
 from terrazzo.tasks.heads import HeadConfig
@@ -47,6 +50,7 @@ def image_to_gene(
     seed: int = 0,
     layer: str | None = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Score how well image vectors predict expression on slices that nothing was learned from (ST-Align, table 2).
 
@@ -85,6 +89,9 @@ def image_to_gene(
         Layer of the counts.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one, whatever tells them apart.
 
     Returns
     -------
@@ -102,8 +109,11 @@ def image_to_gene(
         No gene, or one named twice; no such head.
     """
     plan = Plan("image_to_gene", head, KINDS, runs, seed, progress)
-    training = targets.as_list(data)
-    tests = [] if test is None else targets.as_list(test)
+    if not takes_all(slice_key):
+        check_keys(str(slice_key), use_rep=use_rep)
+        names = names_of(data if test is None else test, slice_key) if names is None else names
+    training = slices_of(data, slice_key)
+    tests = [] if test is None else slices_of(test, slice_key)
     every = [*training, *tests]
     embedded, use_key = _with_vectors(every, use_rep)
     panels = read_panels(every, layer)
@@ -150,6 +160,7 @@ def fit_image_to_gene(
     head: str | HeadConfig = "linear",
     seed: int = 0,
     layer: str | None = None,
+    slice_key: str | None = None,
 ) -> Probe:
     """Fit a probe of image vectors that predicts expression; all cells with counts are used.
 
@@ -159,7 +170,7 @@ def fit_image_to_gene(
 
     Parameters
     ----------
-    data, use_rep, genes, scale, head, seed, layer
+    data, use_rep, genes, scale, head, seed, layer, slice_key
         As in :func:`image_to_gene`.
 
     Raises
@@ -167,12 +178,16 @@ def fit_image_to_gene(
     InputError, ConfigError
         As :func:`image_to_gene`.
     """
-    slices = targets.as_list(data)
+    if not takes_all(slice_key):
+        check_keys(str(slice_key), use_rep=use_rep)
+    slices = slices_of(data, slice_key)
     embedded, use_key = _with_vectors(slices, use_rep)
     panels = read_panels(slices, layer)
     chosen, notes = choose_genes(panels, genes, scale)
     tables = [expression(panel, chosen, scale) for panel in panels]
-    probe = fit_probe(embedded, use_rep=use_key, values=tables, head=head, seed=seed)
+    probe = fit_probe(
+        embedded, use_rep=use_key, values=tables, head=head, seed=seed, slice_key=NO_KEY
+    )
     info = dict(probe.info)
     info["notes"] = [*notes, *info["notes"]]
     info["task"] = "image_to_gene"

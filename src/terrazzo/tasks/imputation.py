@@ -16,8 +16,10 @@ from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes.names import merge_plan, read_gene_names
-from terrazzo.slices.counts import CountsFound, find_counts
+from terrazzo.slices.counts import CountsFound, find_counts, warn_found
+from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import display, targets
+from terrazzo.tasks.by_section import slices_of
 from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
 from terrazzo.tasks.heads import HeadConfig
@@ -76,6 +78,7 @@ def hide_genes(
     genes: Sequence[str] | None = ...,
     seed: int = ...,
     layer: str | None = ...,
+    slice_key: str | None = ...,
 ) -> list[Hidden]: ...
 @overload
 def hide_genes(
@@ -85,6 +88,7 @@ def hide_genes(
     genes: Sequence[str] | None = ...,
     seed: int = ...,
     layer: str | None = ...,
+    slice_key: str | None = ...,
 ) -> Hidden: ...
 def hide_genes(
     data: AnnData | Sequence[AnnData],
@@ -93,6 +97,7 @@ def hide_genes(
     genes: Sequence[str] | None = None,
     seed: int = 0,
     layer: str | None = None,
+    slice_key: str | None = None,
 ) -> Hidden | list[Hidden]:
     """Take genes out of a panel; embed what is left, then :func:`impute` (SToFM, section 4.6).
 
@@ -108,10 +113,13 @@ def hide_genes(
         Of the draw.
     layer
         Layer of the counts; see :meth:`terrazzo.Slice.from_anndata`.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one, whatever tells them apart.
 
     Returns
     -------
-    One :class:`Hidden`, or one for each slice. All columns that are the same gene (an Ensembl id twice) are hidden.
+    One :class:`Hidden`, or one for each slice or section. All columns of a gene (an Ensembl id twice) are hidden.
 
     Raises
     ------
@@ -120,17 +128,19 @@ def hide_genes(
     ConfigError
         ``n`` is below 1, or no gene or one gene twice is named.
     """
-    slices = targets.as_list(data)
+    slices = slices_of(data, slice_key)
     panels = []
     for i, adata in enumerate(slices):
         with targets.at(i, len(slices)):
             counts = find_counts(adata, layer, False)
+            warn_found(counts, stacklevel=4)
             panels.append(_Panel(counts))
     chosen = _draw(panels, n, seed) if genes is None else _check_genes(panels, genes)
     hidden = []
     for adata, panel in zip(slices, panels, strict=True):
         hidden.append(_hide(adata, panel, chosen))
-    return hidden[0] if isinstance(data, AnnData) else hidden
+    is_one = isinstance(data, AnnData) and takes_all(slice_key)
+    return hidden[0] if is_one else hidden
 
 
 def impute(
@@ -257,7 +267,7 @@ def _draw(panels: Sequence[_Panel], n: int, seed: int) -> list[str]:
         where = "the panel has" if n_slices == 1 else f"the {n_slices} slices share"
         raise InputError(
             f"{n} genes cannot be hidden: {where} {n_candidates} genes with counts, "
-            "and some must be left."
+            "and some must be left. Hide fewer: n= (--n-genes), or name them: genes= (--gene)."
         )
     rng = np.random.default_rng([seed, 106])
     drawn = rng.choice(n_candidates, n, replace=False)

@@ -18,7 +18,9 @@ from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import InputError
 from terrazzo.marks import Mark
 from terrazzo.progress import Progress
+from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import display, probe_files, splits, targets
+from terrazzo.tasks.by_section import check_keys, check_slices, scored_by_section, slices_of
 from terrazzo.tasks.experiments import Plan, across, fit_head, within
 from terrazzo.tasks.heads import Head, HeadConfig, Kind, head_record
 from terrazzo.tasks.labels import LEAST_SHARE
@@ -259,6 +261,7 @@ def fit_probe(
     seed: int = 0,
     least_share: float = LEAST_SHARE,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> Probe:
     """Fit a head to the embedding of one slice or of several; every labeled cell is used.
 
@@ -284,6 +287,9 @@ def fit_probe(
         Classes with a smaller share of the labeled cells are not learned.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one, whatever tells them apart.
 
     Raises
     ------
@@ -292,6 +298,13 @@ def fit_probe(
     ConfigError
         No such head; not exactly one of ``label``, ``values``, ``proportions``.
     """
+    if takes_all(slice_key):
+        check_slices(data, None, slice_key)
+    else:
+        check_keys(
+            str(slice_key), use_rep=use_rep, label=label, values=values, proportions=proportions
+        )
+        data = slices_of(data, slice_key)
     target = targets.read_target(data, label, values, proportions, least_share)
     vectors = targets.stack(data, use_rep)
     split = splits.all_rows(target.known, seed=seed)
@@ -330,6 +343,7 @@ def probe(
     seed: int = 0,
     least_share: float = LEAST_SHARE,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Score how well an embedding predicts labels or values: within one slice, or from slices to another.
 
@@ -352,6 +366,10 @@ def probe(
         Seed.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one, whatever tells them apart. Without ``test`` each is scored by itself; scores and predictions have
+        a column ``slice``.
 
     Returns
     -------
@@ -369,6 +387,23 @@ def probe(
         No such head or split; not exactly one of ``label`` and ``values``; several slices without ``test``.
     """
     plan = Plan("probe", head, tuple(splits), runs, seed, progress)
+    if not takes_all(slice_key):
+        check_keys(str(slice_key), use_rep=use_rep, label=label, values=values)
+        options: dict[str, Any] = {
+            "use_rep": use_rep,
+            "label": label,
+            "values": values,
+            "head": head,
+            "splits": splits,
+            "runs": runs,
+            "seed": seed,
+            "least_share": least_share,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda some, other: probe(some, test=other, **options), data, test, str(slice_key)
+        )
+    check_slices(data, test, slice_key)
     target = targets.read_target(data, label, values, None, least_share)
     settings = {"use_rep": use_rep, "label": label, "values": values, "least_share": least_share}
     if test is None:

@@ -14,6 +14,8 @@ from terrazzo.arrays import Bools, Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.progress import Progress
 from terrazzo.slices.grids import Layout
+from terrazzo.slices.parts import takes_all
+from terrazzo.tasks.by_section import scored_by_section
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
 from terrazzo.tasks.hidden_regions import BASELINES, Choose, Region, Tissue, trivial
 from terrazzo.tasks.metrics import regression
@@ -46,6 +48,7 @@ def reconstruct(
     bin_um: float = 0.0,
     layer: str | None = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Hide squares of a slice and score how well their values are predicted (ST as images, table 7).
 
@@ -81,6 +84,9 @@ def reconstruct(
         Layer of the counts; see :meth:`terrazzo.Slice.from_anndata`.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells sections apart; each is scored by itself, and scores and predictions have
+        a column ``slice``. "none": all cells are one slice, whatever tells them apart.
 
     Returns
     -------
@@ -99,29 +105,33 @@ def reconstruct(
     ConfigError
         A size, number or share that is impossible; a predictor that has a baseline's name.
     """
+    if not takes_all(slice_key):
+        options: dict[str, Any] = {
+            "size": size,
+            "n_genes": n_genes,
+            "choose": choose,
+            "genes": genes,
+            "repeats": repeats,
+            "occupancy": occupancy,
+            "seed": seed,
+            "layout": layout,
+            "bin_um": bin_um,
+            "layer": layer,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda one, _: reconstruct(one[0], predictors, **options), data, None, str(slice_key)
+        )
     systems = dict(predictors or {})
     sizes = _sizes(size)
     plan = _Plan(sizes, n_genes, choose, repeats, occupancy, seed)
     plan.check(systems, bin_um)
-    tissue = Tissue.read(data, layer, layout, bin_um)
+    tissue = Tissue.read(data, layer, layout, bin_um, slice_key)
     gene_numbers = None if genes is None else _numbers_of(tissue, genes)
     corners = {}
     for side in sizes:
         corners[side] = tissue.draw(side, repeats, occupancy, seed)
-    rows: list[dict[str, Any]] = []
-    shown: list[pd.DataFrame] = []
-    fewest_genes = n_genes
-    n_regions = sum(len(drawn) for drawn in corners.values())
-    with Progress(progress).stage("reconstruction", n_regions, "regions") as advance:
-        for number, region in _regions(tissue, corners, plan, gene_numbers):
-            answers = trivial(tissue, region)
-            for name, predictor in systems.items():
-                answers[name] = _answer(name, predictor, tissue, region)
-            rows += _scores(tissue, region, answers, number)
-            if number == 0:
-                shown.append(_shown_values(tissue, region, answers))
-            fewest_genes = min(fewest_genes, len(region.genes))
-            advance(1)
+    scored = _score_all(tissue, systems, corners, plan, gene_numbers, progress)
     config = {
         "systems": [*BASELINES, *systems],
         "sizes": sizes,
@@ -139,16 +149,16 @@ def reconstruct(
         "corners": {str(side): drawn.tolist() for side, drawn in corners.items()},
     }
     notes = _notes_on_corners(corners, repeats)
-    if gene_numbers is None and fewest_genes < n_genes:
+    if gene_numbers is None and scored.fewest_genes < n_genes:
         notes.append(
-            f"{fewest_genes} genes are predicted, not {n_genes}: "
+            f"{scored.fewest_genes} genes are predicted, not {n_genes}: "
             "no more vary among the visible cells"
         )
     notes += _notes_on_tissue(tissue)
     return TaskResult(
         "reconstruction",
-        pd.DataFrame(rows),
-        pd.concat(shown),
+        pd.DataFrame(scored.rows),
+        pd.concat(scored.shown),
         config,
         tuple(notes),
     )
@@ -185,6 +195,41 @@ class _Plan:
                     f"a predictor is called {name!r}, which is the name of a baseline; "
                     "choose another."
                 )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of all squares, values of the first of each size, and the fewest genes that were predicted."""
+
+    rows: list[dict[str, Any]]
+    shown: list[pd.DataFrame]
+    fewest_genes: int
+
+
+def _score_all(
+    tissue: Tissue,
+    systems: Mapping[str, Predictor],
+    corners: Mapping[int, Ints],
+    plan: _Plan,
+    gene_numbers: Ints | None,
+    progress: bool | None,
+) -> _Scored:
+    """Hide each square, and score all predictions of it."""
+    rows: list[dict[str, Any]] = []
+    shown: list[pd.DataFrame] = []
+    fewest_genes = plan.n_genes
+    n_regions = sum(len(drawn) for drawn in corners.values())
+    with Progress(progress).stage("reconstruction", n_regions, "regions") as advance:
+        for number, region in _regions(tissue, corners, plan, gene_numbers):
+            answers = trivial(tissue, region)
+            for name, predictor in systems.items():
+                answers[name] = _answer(name, predictor, tissue, region)
+            rows += _scores(tissue, region, answers, number)
+            if number == 0:
+                shown.append(_shown_values(tissue, region, answers))
+            fewest_genes = min(fewest_genes, len(region.genes))
+            advance(1)
+    return _Scored(rows, shown, fewest_genes)
 
 
 def _regions(

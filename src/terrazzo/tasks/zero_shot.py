@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike
 from terrazzo import keys, records
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.slices.geometry import read_coords
+from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import labels, metrics
+from terrazzo.tasks.by_section import check_keys, scored_by_section, slices_of
 from terrazzo.tasks.clustering import Method, cluster_runs, refine_labels
 from terrazzo.tasks.domains import check_settings, shortfall
 from terrazzo.tasks.labels import Labels
@@ -33,6 +35,7 @@ def evaluate_domains(
     refine: int = 0,
     spatial_key: str = keys.SPATIAL,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Cluster an embedding with several seeds and score its agreement with labels and its continuity in space.
 
@@ -59,6 +62,9 @@ def evaluate_domains(
         ``obsm`` key of the coordinates.
     progress
         Show a bar; None: on a terminal.
+    slice_key
+        Column of ``obs`` that tells sections apart; each is clustered and scored by itself, and scores and predictions
+        have a column ``slice``. "none": all cells are one slice, whatever tells them apart.
 
     Returns
     -------
@@ -73,6 +79,22 @@ def evaluate_domains(
     ConfigError
         ``n_domains``, ``seeds`` or ``refine`` do not fit the number of cells; an unknown method.
     """
+    if not takes_all(slice_key):
+        check_keys(str(slice_key), use_rep=use_rep, label=label)
+        options: dict[str, Any] = {
+            "use_rep": use_rep,
+            "label": label,
+            "n_domains": n_domains,
+            "method": method,
+            "seeds": seeds,
+            "refine": refine,
+            "spatial_key": spatial_key,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda one, _: evaluate_domains(one[0], **options), adata, None, str(slice_key)
+        )
+    slices_of(adata, slice_key, spatial_key)
     truth = labels.read(adata, label)
     values = records.vectors(adata, use_rep, purpose="niche")
     coords = read_coords(adata, spatial_key)

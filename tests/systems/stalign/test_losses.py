@@ -168,7 +168,7 @@ def test_two_ranks_are_one_with_the_joined_batch(tmp_path):
         for rank in range(2)
     ]
     for process in running:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=1800)
         assert process.returncode == 0, errors
     found = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
     for name in ("plain6", "plain4", "neighbors4"):

@@ -186,6 +186,7 @@ def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:
     assert vectors.std(axis=0).max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.*farther than in tissue")
 @pytest.mark.parametrize("choose", ["spatial", "weighted"])
 def test_windows_with_a_single_cell(choose: Any, loud: Any) -> None:
     adata = tz.simulate.tissue(40, n_genes=60, seed=0)

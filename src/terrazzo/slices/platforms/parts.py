@@ -29,9 +29,11 @@ __all__ = [
     "Platform",
     "WideTable",
     "as_counts",
+    "check_columns",
     "compressed",
     "dataset",
     "first_line",
+    "first_match",
     "name_of",
     "numbers_in",
     "one_file",
@@ -184,6 +186,20 @@ def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
     return found.pop()
 
 
+def first_match(folder: Path, patterns: Sequence[Sequence[str]], what: str) -> Path:
+    """Return the only file that fits the first of these groups of patterns of which there is one.
+
+    Raises
+    ------
+    InputError
+        None (the first group is named), or several.
+    """
+    for group in patterns:
+        if any(path.is_file() for pattern in group for path in folder.glob(pattern)):
+            return one_file(folder, group, what)
+    return one_file(folder, patterns[0], what)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever a parser of a foreign file raises into an ``InputError`` that names the file."""
@@ -204,7 +220,12 @@ def read_json(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _MAX_JSON:
             raise InputError(f"{path} has {size:,} bytes; that is not a file of settings")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        opener: Any = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as stream:
+            text = stream.read(_MAX_JSON + 1)
+        if len(text) > _MAX_JSON:
+            raise InputError(f"{path} is too long; that is not a file of settings")
+        content = json.loads(text.decode("utf-8"))
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content
@@ -221,7 +242,11 @@ def numbers_in(content: dict[str, Any]) -> dict[str, float]:
 
 
 def read_table(
-    path: Path, needed: Sequence[str], ids: Sequence[str] = (), names: Sequence[str] = ()
+    path: Path,
+    needed: Sequence[str],
+    ids: Sequence[str] = (),
+    names: Sequence[str] = (),
+    separator: str = ",",
 ) -> pd.DataFrame:
     """Read a ``.csv``, ``.csv.gz`` or ``.parquet`` table with one row a cell.
 
@@ -235,6 +260,8 @@ def read_table(
         Columns that are read as text, whatever they look like: an 18-digit number is not a float.
     names
         Column names of a file without a header.
+    separator
+        Between the fields of a text file.
 
     Raises
     ------
@@ -249,7 +276,20 @@ def read_table(
         else:
             types: Any = dict.fromkeys(ids, str)
             header = None if names else 0
-            table = pd.read_csv(path, header=header, names=names or None, dtype=types)
+            table = pd.read_csv(
+                path, sep=separator, header=header, names=names or None, dtype=types
+            )
+    check_columns(table, needed, ids, path)
+    for name in ids:
+        if name in table.columns:
+            table[name] = [_text(value) for value in table[name]]
+    return table
+
+
+def check_columns(
+    table: pd.DataFrame, needed: Sequence[str], ids: Sequence[str], path: Path
+) -> None:
+    """Refuse a table in which a column is missing, or holds no numbers though it is not of ids."""
     missing = [name for name in needed if name not in table.columns]
     if missing:
         columns = [str(name) for name in table.columns[:12]]
@@ -259,13 +299,9 @@ def read_table(
         raise InputError(
             f"{path}: column{plural} {', '.join(missing)} missing; it has {', '.join(columns)}"
         )
-    for name in ids:
-        if name in table.columns:
-            table[name] = [_text(value) for value in table[name]]
     for name in needed:
         if name not in ids and not pd.api.types.is_numeric_dtype(table[name]):
             raise InputError(f"{path}: column {name} does not hold numbers")
-    return table
 
 
 def _text(value: Any) -> str:
@@ -281,7 +317,7 @@ class WideTable:
     values: sp.csr_matrix
 
 
-def read_wide(path: Path, ids: Sequence[str] | int) -> WideTable:
+def read_wide(path: Path, ids: Sequence[str] | int, separator: str = ",") -> WideTable:
     """Read a wide ``.csv`` or ``.csv.gz`` of counts by pieces, so that it is never dense in memory.
 
     Parameters
@@ -290,13 +326,15 @@ def read_wide(path: Path, ids: Sequence[str] | int) -> WideTable:
         The file; its first line names the columns.
     ids
         Names of columns that are not counts (those that are there), or how many come first.
+    separator
+        Between the fields.
 
     Raises
     ------
     InputError
         Damaged, no rows, no columns of counts, or values that are not numbers.
     """
-    header = first_line(path)
+    header, n_comments = _header(path, separator)
     columns = range(len(header))
     if isinstance(ids, int):
         id_columns = list(range(ids))
@@ -309,7 +347,7 @@ def read_wide(path: Path, ids: Sequence[str] | int) -> WideTable:
         )
     id_tables = []
     blocks = []
-    with reading(path), _stream(path, len(header), id_columns) as pieces:
+    with reading(path), _stream(path, len(header), id_columns, separator, n_comments) as pieces:
         for piece in pieces:
             texts_of_piece = {header[i]: piece.column(i).to_pylist() for i in id_columns}
             id_tables.append(pd.DataFrame(texts_of_piece, dtype=object))
@@ -323,8 +361,10 @@ def read_wide(path: Path, ids: Sequence[str] | int) -> WideTable:
     return WideTable(pd.concat(id_tables, ignore_index=True), names, values)
 
 
-def _stream(path: Path, n_columns: int, text: Sequence[int]) -> Any:
-    """Parse a ``.csv`` or ``.csv.gz`` below its first line by pieces: some columns as text, all others as numbers."""
+def _stream(
+    path: Path, n_columns: int, text: Sequence[int], separator: str, n_comments: int
+) -> Any:
+    """Parse a ``.csv`` or ``.csv.gz`` below its header by pieces: some columns as text, all others as numbers."""
     import pyarrow as pa
     from pyarrow import csv as arrow
 
@@ -332,7 +372,10 @@ def _stream(path: Path, n_columns: int, text: Sequence[int]) -> Any:
     types = {name: pa.string() if int(name) in text else pa.float64() for name in columns}
     return arrow.open_csv(
         pa.input_stream(str(path), compression="detect"),
-        read_options=arrow.ReadOptions(column_names=columns, skip_rows=1, block_size=_BLOCK),
+        read_options=arrow.ReadOptions(
+            column_names=columns, skip_rows=n_comments + 1, block_size=_BLOCK
+        ),
+        parse_options=arrow.ParseOptions(delimiter=separator),
         convert_options=arrow.ConvertOptions(column_types=types, strings_can_be_null=False),
     )
 
@@ -344,15 +387,26 @@ def as_counts(block: sp.csr_matrix) -> sp.csr_matrix:
     return narrow if is_exact else block
 
 
-def first_line(path: Path) -> list[str]:
+def first_line(path: Path, separator: str = ",") -> list[str]:
     """Return the fields of the first line of a ``.csv`` or ``.csv.gz``, [] of an empty file."""
+    fields, _ = _header(path, separator)
+    return fields
+
+
+def _header(path: Path, separator: str) -> tuple[list[str], int]:
+    """Return the fields of the first line that is not a comment ("#"), and how many comments are above it."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
+    n_comments = 0
     with reading(path), opener(path, "rt", encoding="utf-8-sig") as stream:
-        return next(csv.reader(stream), [])
+        for fields in csv.reader(stream, delimiter=separator):
+            if not fields or not fields[0].startswith("#"):
+                return fields, n_comments
+            n_comments += 1
+    return [], n_comments
 
 
 def place(
-    counted: Sequence[str], placed: pd.DataFrame, key: str, where: str
+    counted: Sequence[str], placed: pd.DataFrame, key: str, where: str, xy: Sequence[str] = ()
 ) -> tuple[Ints, pd.DataFrame]:
     """Join counts and positions of cells by their id.
 
@@ -364,6 +418,8 @@ def place(
         Table of positions with the column ``key``.
     where
         The two files, for messages.
+    xy
+        Columns of the position: a cell where one of them is missing (NaN) has none.
 
     Returns
     -------
@@ -374,6 +430,9 @@ def place(
     InputError
         Ids repeat; fewer than half of the counts' ids are in the table, so the files are of different runs.
     """
+    if xy:
+        values = placed[list(xy)].to_numpy(dtype=np.float64)
+        placed = placed[np.isfinite(values).all(axis=1)]
     count_ids = pd.Index(counted)
     place_ids = pd.Index(placed[key])
     for ids, which in ((count_ids, "counts"), (place_ids, "positions")):

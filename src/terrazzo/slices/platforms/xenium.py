@@ -12,14 +12,14 @@ from terrazzo.images import TissueImage
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms.parts import (
     Platform,
-    one_file,
+    first_match,
     place,
     plain_columns,
     read_json,
     read_table,
     unplaced,
 )
-from terrazzo.slices.platforms.tenx import read_matrix
+from terrazzo.slices.platforms.tenx import locate_matrix, read_matrix
 
 __all__ = ["XENIUM"]
 
@@ -37,13 +37,12 @@ _IMAGES = {  # name of a choice: where it may be, by version
 
 def locate(folder: Path, choices: Choices) -> dict[str, Path]:
     """Find the files of a folder."""
-    tables = [name for name in _CELLS if (folder / name).is_file()]
-    files = {
-        "counts": one_file(folder, ["cell_feature_matrix.h5"], "the matrix of counts"),
-        "cells": one_file(folder, tables[:1] or _CELLS, "the table of cells"),
-    }
-    if (folder / "experiment.xenium").is_file():
-        files["experiment"] = folder / "experiment.xenium"
+    files = locate_matrix(folder, "cell_feature_matrix")
+    exact = [name for name in _CELLS if (folder / name).is_file()]
+    prefixed = [(f"*_{name}",) for name in _CELLS]  # as GEO names them
+    files["cells"] = first_match(folder, [exact[:1] or _CELLS, *prefixed], "the table of cells")
+    for experiment in sorted(folder.glob("*experiment.xenium"))[:1]:
+        files["experiment"] = experiment
     for name, places in _IMAGES.items():
         images = [folder / place for place in places if (folder / place).is_file()]
         if images:
@@ -53,10 +52,10 @@ def locate(folder: Path, choices: Choices) -> dict[str, Path]:
 
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     """Read counts of genes, positions, and the image of the nuclei where one is named."""
-    matrix = read_matrix(files["counts"])
+    matrix = read_matrix(files)
     cells = read_table(files["cells"], ["cell_id", *_XY], ids=["cell_id"])
     where = f"{files['counts']} and {files['cells'].name}"
-    rows, cells = place(matrix.barcodes.tolist(), cells, "cell_id", where)
+    rows, cells = place(matrix.barcodes.tolist(), cells, "cell_id", where, _XY)
     adata = matrix.to_anndata(rows, plain_columns(cells, ["cell_id", *_XY]))
     adata.obsm[keys.SPATIAL] = cells[_XY].to_numpy(dtype=float)
     adata.uns[keys.TECHNOLOGY] = "Xenium"
@@ -100,7 +99,13 @@ def _organism(experiment: dict[str, Any]) -> str | None:
 
 XENIUM = Platform(
     "Xenium",
-    ("experiment.xenium", "cell_feature_matrix.h5"),
+    (
+        "experiment.xenium",
+        "cell_feature_matrix.h5",
+        "*_experiment.xenium",
+        "*_cell_feature_matrix.h5",
+        "cell_feature_matrix/*matrix.mtx*",
+    ),
     locate,
     read,
     takes=("image",),

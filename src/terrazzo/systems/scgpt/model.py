@@ -91,7 +91,7 @@ class ScGPT(FoundationModel):
     limits: ClassVar[tuple[str, ...]] = (
         "A cell is seen alone: its neighborhood changes nothing.",
         "Of a cell with more genes than fit into a sequence a random part is read; `seed` decides which.",
-        "Human; a slice of another species needs a table of orthologs.",
+        "Human; a mouse slice is matched through orthologs, another species needs a table of them.",
     )
     module: ScGPTEncoder
 

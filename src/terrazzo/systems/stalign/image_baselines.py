@@ -21,10 +21,10 @@ from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_me
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.baselines import standardized
-from terrazzo.models.inputs import embed_each
+from terrazzo.models.inputs import check_image, embed_each
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
-from terrazzo.slices import Slice, open_slice
+from terrazzo.slices import Choices, Slice, open_slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stalign.config import STAlignConfig, preset
 from terrazzo.systems.stalign.feature_cache import FeatureCache
@@ -254,8 +254,13 @@ class ImageModel:
         options = {"key_added": self.key, **self.options, **more}
         return self.model.embed(data, **options)
 
-    def read(self, path: str | Path) -> tuple[AnnData, TissueImage | None]:
+    def read(
+        self, path: str | Path, slice_key: str | None = None
+    ) -> tuple[AnnData, TissueImage | None]:
         """Read a slice and the image beside it, and embed it; return the slice and the image apart.
+
+        With ``slice_key``, the column of ``obs`` that tells its sections apart, each has its own image in
+        ``uns["spatial"]``, and None is returned in place of one.
 
         Raises
         ------
@@ -263,11 +268,12 @@ class ImageModel:
             As the model's ``embed``, with the path in front.
         """
         beside = datasets.picture(path)
-        opened = open_slice(path)
-        arguments = opened.arguments() if beside is None else opened.arguments(image=beside)
-        image = arguments.get("image")
+        opened = open_slice(path, Choices(slice_key=slice_key))
+        options = {} if beside is None else {"image": beside}
+        check_image(opened, options)
+        image = None if opened.is_split else opened.arguments(**options).get("image")
         try:
-            self.embed(opened.adata, **arguments)
+            opened.each(lambda one: self.embed(one.adata, **one.arguments(**options)))
         except InputError as error:
             fix = ""
             if image is None:

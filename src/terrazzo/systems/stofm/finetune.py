@@ -22,6 +22,7 @@ from terrazzo.errors import ConfigError, InputError, OutputError, TrainingError
 from terrazzo.files import whole_folder
 from terrazzo.models.checkpoint import is_checkpoint
 from terrazzo.progress import Progress
+from terrazzo.slices.parts import takes_all
 from terrazzo.systems.stofm.labeled import (
     LabeledSlice,
     prepare,
@@ -31,6 +32,7 @@ from terrazzo.systems.stofm.labeled import (
 )
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import targets
+from terrazzo.tasks.by_section import slices_of
 from terrazzo.tasks.experiments import make_head
 from terrazzo.tasks.heads import head_config, head_record, statistics
 from terrazzo.tasks.mlp import LabelHead
@@ -210,6 +212,7 @@ def finetune(
     seed: int = 0,
     progress: bool | None = None,
     orthologs: Any = None,
+    slice_key: str | None = None,
 ) -> FineTuned:
     """Tune all parameters of a model on labeled slices.
 
@@ -234,6 +237,9 @@ def finetune(
         Show a bar.
     orthologs
         As in :meth:`terrazzo.SToFM.embed`.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one, whatever tells them apart.
 
     Raises
     ------
@@ -242,7 +248,7 @@ def finetune(
     TrainingError
         The loss is not a number.
     """
-    slices = targets.as_list(data)
+    slices = slices_of(data, slice_key)
     target = targets.read_classes(slices, label)
     rows = split or all_rows(target.known, seed=seed)
     config = config or FineTuneConfig()
@@ -252,8 +258,15 @@ def finetune(
     tuned = SToFM(model.config, model.vocabulary, provenance=provenance)
     tuned.module.load_state_dict(model.module.state_dict())
     tuned.to(model.device)
+    one_slice = slice_key if takes_all(slice_key) else None
     labeled = _labeled_slices(
-        tuned, slices, target.values, rows, orthologs=orthologs, progress=progress
+        tuned,
+        slices,
+        target.values,
+        rows,
+        orthologs=orthologs,
+        progress=progress,
+        slice_key=one_slice,
     )
     frozen_head = _frozen_head(tuned, labeled, len(target.names), seed)
     with own_streams(), quiet(), interruptible():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from terrazzo.arrays import Bools, Words
 from terrazzo.errors import ConfigError
 from terrazzo.progress import Progress
 from terrazzo.slices.geometry import read_coords
+from terrazzo.slices.parts import takes_all
 from terrazzo.systems.stofm.finetune import FineTuneConfig, FineTuned, finetune
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import metrics, targets
+from terrazzo.tasks.by_section import scored_by_section
 from terrazzo.tasks.labels import Labels, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
@@ -39,6 +41,7 @@ def evaluate_finetuning(
     config: FineTuneConfig | None = None,
     orthologs: Any = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> TaskResult:
     """Score full fine-tuning with the splits and metrics of probes (SToFM, table A.1).
 
@@ -54,6 +57,9 @@ def evaluate_finetuning(
         ``"random"`` (8:2, ``runs`` draws) and ``"blocked"`` (four folds scored together, ``runs`` passes).
     runs, seed
         How many, and the first.
+    slice_key
+        Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
+        are one. Without ``test`` each section is scored by itself; scores and predictions have a column ``slice``.
 
     Returns
     -------
@@ -67,19 +73,16 @@ def evaluate_finetuning(
     ConfigError
         Unknown kinds; no run; several slices without ``test``.
     """
-    result, _ = _evaluate(
-        model,
-        data,
-        label=label,
-        test=test,
-        kinds=kinds,
-        runs=runs,
-        seed=seed,
-        config=config,
-        orthologs=orthologs,
-        progress=progress,
-    )
-    return result
+    options: dict[str, Any] = {
+        "label": label,
+        "kinds": kinds,
+        "runs": runs,
+        "seed": seed,
+        "config": config,
+        "orthologs": orthologs,
+        "progress": progress,
+    }
+    return _evaluate(model, data, test, slice_key, [], **options)
 
 
 def tune_and_score(
@@ -93,6 +96,7 @@ def tune_and_score(
     config: FineTuneConfig | None = None,
     orthologs: Any = None,
     progress: bool | None = None,
+    slice_key: str | None = None,
 ) -> tuple[TaskResult, FineTuned]:
     """Tune a model on labeled slices and score it on another; as :func:`evaluate_finetuning` with ``test``.
 
@@ -105,45 +109,68 @@ def tune_and_score(
     InputError, ConfigError
         As :func:`evaluate_finetuning`.
     """
-    result, tuned = _evaluate(
-        model,
-        data,
-        label=label,
-        test=test,
-        kinds=KINDS,
-        runs=runs,
-        seed=seed,
-        config=config,
-        orthologs=orthologs,
-        progress=progress,
-    )
-    assert tuned is not None  # there is at least one run
-    return result, tuned
+    options: dict[str, Any] = {
+        "label": label,
+        "kinds": KINDS,
+        "runs": runs,
+        "seed": seed,
+        "config": config,
+        "orthologs": orthologs,
+        "progress": progress,
+    }
+    tuned: list[FineTuned] = []
+    result = _evaluate(model, data, test, slice_key, tuned, **options)
+    return result, tuned[0]
 
 
 def _evaluate(
     model: SToFM,
     data: targets.Data,
+    test: AnnData | None,
+    slice_key: str | None,
+    tuned: list[FineTuned],
     *,
     label: str,
-    test: AnnData | None,
     kinds: Sequence[str],
     runs: int,
     seed: int,
     config: FineTuneConfig | None,
     orthologs: Any,
     progress: bool | None,
-) -> tuple[TaskResult, FineTuned | None]:
-    """Return scores, and the tuned model of the first run on another slice."""
+) -> TaskResult:
+    """Return scores; the first tuned model is added to ``tuned``."""
     if runs < 1 or not kinds or set(kinds) - set(KINDS):
         raise ConfigError(
             f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run."
+        )
+    if not takes_all(slice_key):
+        options: dict[str, Any] = {
+            "label": label,
+            "kinds": kinds,
+            "runs": runs,
+            "seed": seed,
+            "config": config,
+            "orthologs": orthologs,
+            "progress": progress,
+        }
+        return scored_by_section(
+            lambda some, other: _evaluate(model, some, other, None, tuned, **options),
+            data,
+            test,
+            str(slice_key),
         )
     slices = targets.as_list(data)
     if test is None and len(slices) != 1:
         raise ConfigError(f"there are {len(slices)} slices; pass the one that is scored as test=.")
     tuning = _Tuning(
-        model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress)
+        model,
+        slices,
+        label,
+        config or FineTuneConfig(),
+        orthologs,
+        Progress(progress),
+        slice_key,
+        tuned,
     )
     if test is None:
         scored_slice = slices[0]
@@ -172,8 +199,7 @@ def _evaluate(
         "n_training_slices": len(slices),
         "fine_tuning": asdict(tuning.config),
     }
-    result = TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
-    return result, tuning.tuned[0] if test is not None else None
+    return TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -210,7 +236,8 @@ class _Tuning:
     config: FineTuneConfig
     orthologs: Any
     bars: Progress
-    tuned: list[FineTuned] = field(default_factory=list)
+    slice_key: str | None
+    tuned: list[FineTuned]
 
     def predict(self, scored_slice: AnnData, split: Split, seed: int) -> Words:
         """Tune by a split, and predict every cell of a slice."""
@@ -224,10 +251,16 @@ class _Tuning:
             seed=seed,
             progress=shows,
             orthologs=self.orthologs,
+            slice_key=self.slice_key,
         )
         if not self.tuned:
             self.tuned.append(tuned)
-        return tuned.predict(scored_slice.copy(), orthologs=self.orthologs, progress=shows)
+        return tuned.predict(
+            scored_slice.copy(),
+            orthologs=self.orthologs,
+            progress=shows,
+            slice_key=self.slice_key,
+        )
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def prepare(
     *,
     orthologs: Any = None,
     progress: bool | None = False,
+    slice_key: str | None = None,
 ) -> LabeledSlice:
     """Cut a slice as ``embed`` would.
 
@@ -77,9 +78,11 @@ def prepare(
         ``(n_obs,)``, in the order of its rows.
     orthologs, progress
         As in :meth:`terrazzo.SToFM.embed`.
+    slice_key
+        None, or "none": the cells are one slice, whatever tells them apart.
     """
     config = model.config.subslices
-    tissue = Slice.from_anndata(adata)
+    tissue = Slice.from_anndata(adata, slice_key=slice_key)
     match = model.vocabulary.match(tissue, orthologs=orthologs)
     tokens = tokenize(tissue, match, model.config.cell_encoder.max_length)
     order = canonical_order(tokens, tissue)

@@ -94,7 +94,7 @@ class SToFM(FoundationModel):
     )
     limits: ClassVar[tuple[str, ...]] = (
         "Cells in different sub-slices see each other through virtual cells only, unless `halo` is set.",
-        "Human and mouse only; a slice of the other species needs a table of orthologs.",
+        "Human and mouse only; a slice of the other species is matched through orthologs.",
         "Histology and the third dimension are not used.",
     )
     module: _SToFMModule
