@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C; 1 another error."""
+"""The command line. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C, 143 SIGTERM; 1 another error."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from terrazzo._version import __version__
 from terrazzo.cli import convert, embed, genes, info, report, tasks, training
 from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
-from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, out_console, say
-from terrazzo.cli.stop import EXIT_CODE, how_to_go_on, stoppable
+from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, Overwrite, out_console, say
+from terrazzo.cli.stop import Stop, how_to_go_on, stoppable
 from terrazzo.errors import TerrazzoError, TerrazzoWarning
 
 __all__ = ["app", "main"]
@@ -58,6 +58,7 @@ def demo(
     seed: Annotated[
         int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))
     ] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate a small corpus, train on it, find the domains of another slice: minutes.
 
@@ -65,7 +66,7 @@ def demo(
     """
     from terrazzo import demo as run_demo
 
-    folder = run_demo.run(out, n_cells=cells, seed=seed)
+    folder = run_demo.run(out, n_cells=cells, seed=seed, overwrite=overwrite)
     say((folder / "demo.md").read_text(encoding="utf-8"))
     say(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}")
     say(f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}")
@@ -132,8 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop = Stop()
     try:
-        with stoppable(), warnings.catch_warnings():
+        with stoppable() as stop, warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", TerrazzoWarning)
             lines = embed.system_help(words)
@@ -155,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         errors.print(f"stopped: {how_to_go_on(words)}")
-        return EXIT_CODE
+        return stop.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()

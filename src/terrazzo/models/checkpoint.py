@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from terrazzo import files
 from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, OutputError
 from terrazzo.genes import Vocabulary
@@ -25,8 +24,10 @@ __all__ = [
     "VOCABULARY",
     "WEIGHTS",
     "Checkpoint",
+    "check_free",
     "check_tensors",
     "fingerprint",
+    "has_only",
     "is_checkpoint",
     "read",
     "read_header",
@@ -128,9 +129,9 @@ def whole_folder(
     folder
         The folder to write.
     overwrite
-        Replace an existing folder, if ``is_replaceable`` returns True for it.
+        Replace an existing folder, if ``is_replaceable`` returns True for it, when the new one is complete.
     is_replaceable
-        Returns True for a folder that terrazzo wrote.
+        Returns True for a folder that terrazzo wrote, and to which nothing was added.
 
     Raises
     ------
@@ -140,45 +141,67 @@ def whole_folder(
     from safetensors import SafetensorError
 
     target = Path(folder)
-    is_empty_folder = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not is_empty_folder:
-        if not is_replaceable(target):
-            raise OutputError(
-                f"{target} exists already and is not empty: choose another folder (it has other files, and is not a "
-                "checkpoint that terrazzo wrote)."
-            )
-        if not overwrite:
-            raise OutputError(
-                f"{target} exists already and is not empty: pass overwrite=True (--overwrite)."
-            )
+    check_free(target, overwrite=overwrite, is_replaceable=is_replaceable)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise OutputError(
             f"{target.parent} cannot be written ({error.strerror or error})."
         ) from error
     try:
-        yield draft
-        draft.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
+        with files.whole_folder(target) as draft:
+            yield draft
     except (OSError, SafetensorError) as error:  # the second is safetensors' for a full disk
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(
             f"The checkpoint could not be written to {target} ({error}); nothing was kept."
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_free(target: Path, *, overwrite: bool, is_replaceable: Callable[[Path], bool]) -> None:
+    """Refuse a folder that has files already, unless it is a checkpoint that may be overwritten.
+
+    Raises
+    ------
+    OutputError
+        As :func:`whole_folder`.
+    """
+    is_empty_folder = target.is_dir() and not any(target.iterdir())
+    if not target.exists() or is_empty_folder:
+        return
+    if not is_replaceable(target):
+        raise OutputError(
+            f"{target} exists already and is not empty: choose another folder (it has other files, and is not just a "
+            "checkpoint that terrazzo wrote)."
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{target} exists already and is not empty: pass overwrite=True (--overwrite)."
+        )
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return True if a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
+    """Return True if a folder is a checkpoint that terrazzo wrote, whole, with nothing added to it.
+
+    Other libraries have a ``config.json``, too.
+    """
+    if not has_only(folder, (CONFIG, WEIGHTS, VOCABULARY, CARD)):
+        return False
     try:
         header = read_json(folder / CONFIG)
     except CheckpointError:
         return False
-    return {"format", "model_type", "model"} <= set(header)
+    return set(header) >= KEYS
+
+
+def has_only(folder: Path, names: Collection[str]) -> bool:
+    """Return True if a folder has files of all of these names, and nothing else."""
+    if not folder.is_dir():
+        return False
+    present = list(folder.iterdir())
+    are_files = all(path.is_file() and not path.is_symlink() for path in present)
+    return are_files and {path.name for path in present} == set(names)
 
 
 def read(folder: str | Path) -> Checkpoint:

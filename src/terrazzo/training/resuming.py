@@ -19,6 +19,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.files import whole_file, write_text
+from terrazzo.locks import LOCK
 from terrazzo.training.recipe import Recipe, recipe_from_dict, save_recipe
 
 __all__ = [
@@ -169,7 +170,7 @@ def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
         The folder is not empty, or cannot be written.
     """
     is_run = (out / RECORD).is_file()
-    in_use = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    in_use = out.is_file() or (out.is_dir() and any(path.name != LOCK for path in out.iterdir()))
     if in_use and is_run:
         raise OutputError(
             f"{out} holds a run already: continue it with --resume (resume=True), or choose another folder (--out)."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ __all__ = [
     "read_table",
     "read_wide",
     "reading",
+    "sample_name",
     "texts",
     "unplaced",
 ]
@@ -50,7 +52,44 @@ _BLOCK = 2**24  # bytes of a wide table that are parsed at a time; a line must f
 _MAX_JSON = 2**24  # bytes
 _MAX_INFLATION = 2000  # bytes in memory for one on disk; deflate itself cannot do more than 1,032
 _SMALL = 2**26  # bytes that are read without a check
-_GENERIC = {"outs", "output", "binned_outputs", "segmented_outputs", "feature_expression", "data"}
+_GENERIC = {
+    "outs",
+    "out",
+    "output",
+    "outputs",
+    "binned_outputs",
+    "segmented_outputs",
+    "feature_expression",
+    "data",
+    "filtered_feature_bc_matrix",
+    "raw_feature_bc_matrix",
+    "cell_feature_matrix",
+    "spatial",
+    "results",
+}
+# parts of a sample, whose names are the same for every sample
+_PART = re.compile(r"square_\d+um|(region|fov|section)[_-]?\d+", re.IGNORECASE)
+# names of files that are the same for every sample, in lower case without endings
+_GENERIC_FILES = {
+    *_GENERIC,
+    "adata",
+    "anndata",
+    "counts",
+    "embedded",
+    "filtered",
+    "input",
+    "matrix",
+    "processed",
+    "raw",
+    "sample",
+    "sdata",
+    "slice",
+    "spatialdata",
+    "st",
+    "table",
+    "visium",
+    "xenium",
+}
 _MIN_PLACED = 0.5  # share of cells of the counts that must have a position
 
 
@@ -93,9 +132,37 @@ def name_of(path: Path) -> str:
     if path.is_file():
         return path.stem
     path = path.resolve()
-    if path.name.lower() in _GENERIC or path.name.startswith("square_"):
-        return path.parent.name
+    while _is_generic(path.name) and path.parent.name:
+        path = path.parent
     return path.name
+
+
+def _is_generic(name: str) -> bool:
+    return name.lower() in _GENERIC or name.startswith("square_")
+
+
+def sample_name(path: Path, *, of_files: bool = False) -> str:
+    """Name the result of a slice after its sample; a part of a sample ("region_0") after both.
+
+    Parameters
+    ----------
+    path
+        File or folder of a slice.
+    of_files
+        Name files with generic names ("slice.h5ad"), too, after the folder above.
+    """
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        place = path.resolve()
+        name = name_of(path)
+        if _PART.fullmatch(place.name) and place.parent.name:
+            sample = name_of(place.parent)
+            name = f"{sample}_{place.name}"
+        return name
+    parent = path.resolve().parent
+    is_generic = path.stem.lower() in _GENERIC_FILES or _PART.fullmatch(path.stem) is not None
+    if of_files and is_generic and parent.name:
+        return name_of(parent)
+    return path.stem
 
 
 def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
