@@ -182,11 +182,7 @@ def _evaluate(
     predictions = pd.DataFrame(index=scored_slice.obs_names)
     notes: list[str] = []
     for outcome in outcomes:
-        true = outcome.true[outcome.scored]
-        predicted = outcome.predicted[outcome.scored]
-        scores = metrics.classification(true, predicted)
-        scores.update(metrics.clustering(true, predicted))
-        rows.extend(tidy(scores, outcome.kind, outcome.number))
+        rows.extend(tidy(outcome.scores(), outcome.kind, outcome.number))
         predictions["true"] = outcome.true
         predictions[outcome.kind] = outcome.predicted
         notes = outcome.notes
@@ -224,6 +220,14 @@ class _Outcome:
     predicted: Words
     scored: Bools
     notes: list[str]
+
+    def scores(self) -> dict[str, float]:
+        """Return how well the scored cells were predicted, as classes and as clusters."""
+        true = self.true[self.scored]
+        predicted = self.predicted[self.scored]
+        scores = metrics.classification(true, predicted)
+        scores.update(metrics.clustering(true, predicted))
+        return scores
 
 
 @dataclass(frozen=True)
