@@ -132,7 +132,7 @@ VERBS: dict[str, tuple[str, Callable[[Path], Any], list[int]]] = {
     "pretrain": (
         "RECIPE --out OUT",
         weights("model/model.safetensors"),
-        [1, 2, 5, 9],
+        [2, 6],
     ),
     "finetune": (
         TUNE,
