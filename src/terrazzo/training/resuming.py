@@ -179,9 +179,9 @@ def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
         raise OutputError(f"{out} is not empty already: please choose another folder (--out).")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, out / RECIPE)
         text = json.dumps(record, indent=1)
-        write_text(out / RECORD, f"{text}\n")
+        write_text(out / RECORD, f"{text}\n")  # first: a folder with it can be resumed
+        save_recipe(recipe, out / RECIPE)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}).") from error
 

@@ -40,7 +40,7 @@ from terrazzo.progress import Progress
 from terrazzo.systems import registry
 from terrazzo.training import logs
 from terrazzo.training.callbacks import CheckpointWriter, Guard, Meter, loggers
-from terrazzo.training.recipe import Recipe, RunConfig
+from terrazzo.training.recipe import Recipe, RunConfig, save_recipe
 from terrazzo.training.resuming import (
     KEY,
     RECIPE,
@@ -138,6 +138,8 @@ def pretrain(
         with _only_run(out):
             if not resume and first_process():
                 start(out, recipe, record)
+            elif first_process() and not (out / RECIPE).exists():  # killed before it was written
+                save_recipe(recipe, out / RECIPE)
             if resume and (out / MODEL / CONFIG).is_file():
                 logger.warning("%s is trained already.", out / MODEL)
                 return out / MODEL

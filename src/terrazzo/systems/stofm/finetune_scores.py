@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -178,14 +178,7 @@ def _evaluate(
     else:
         scored_slice = test
         outcomes = _across(tuning, test, runs, seed)
-    rows: list[dict[str, Any]] = []
-    predictions = pd.DataFrame(index=scored_slice.obs_names)
-    notes: list[str] = []
-    for outcome in outcomes:
-        rows.extend(tidy(outcome.scores(), outcome.kind, outcome.number))
-        predictions["true"] = outcome.true
-        predictions[outcome.kind] = outcome.predicted
-        notes = outcome.notes
+    rows, predictions, notes = _scores_of(outcomes, scored_slice)
     settings = {
         "label": label,
         "runs": runs,
@@ -196,6 +189,21 @@ def _evaluate(
         "fine_tuning": asdict(tuning.config),
     }
     return TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
+
+
+def _scores_of(
+    outcomes: Iterable[_Outcome], scored_slice: AnnData
+) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
+    """Return the rows of scores, the predictions of the last run of each kind, and what a reader must know."""
+    rows: list[dict[str, Any]] = []
+    predictions = pd.DataFrame(index=scored_slice.obs_names)
+    notes: list[str] = []
+    for outcome in outcomes:
+        rows.extend(tidy(outcome.scores(), outcome.kind, outcome.number))
+        predictions["true"] = outcome.true
+        predictions[outcome.kind] = outcome.predicted
+        notes = outcome.notes
+    return rows, predictions, notes
 
 
 @dataclass(frozen=True)
