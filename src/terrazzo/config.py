@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from terrazzo.errors import ConfigError, did_you_mean
+from terrazzo.errors import ConfigError, did_you_mean, shortened
 
 __all__ = ["INF", "from_dict", "to_dict", "within"]
 
@@ -31,7 +31,7 @@ def within(settings: object, **limits: tuple[float, float]) -> None:
             bounds = f"at least {low:g}"
             if high < INF:
                 bounds = f"{bounds} and at most {high:g}"
-            raise ValueError(f"{name} is {value}; it must be {bounds}.")
+            raise ValueError(f"{name} is {shortened(value)}; it must be {bounds}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -68,7 +68,11 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         values[key] = _converted(hints[key], value, place)
     try:
         return cls(**values)
-    except ValueError as error:  # a dataclass's own check of its values
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # a dataclass's own check of its values
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -84,7 +88,7 @@ def _check_keys(cls: type[Any], data: Mapping[Any, Any], where: str) -> None:
         if key not in names:
             valid = ", ".join(names)
             hint = did_you_mean(key, names, f"Valid keys: {valid}.", cutoff=0.5)
-            raise ConfigError(f"{where} has an unknown key {key!r}.{hint}")
+            raise ConfigError(f"{where} has an unknown key {shortened(key)}.{hint}")
     if missing:
         lacking = ", ".join(missing)
         raise ConfigError(f"{where} lacks {lacking}.")
@@ -117,13 +121,13 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
 
 
 def _mismatch(where: str, expected: str, value: Any) -> ConfigError:
-    return ConfigError(f"{where} must be {expected}, not {value!r}.")
+    return ConfigError(f"{where} must be {expected}, not {shortened(value)}.")
 
 
 def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
         names = ", ".join(repr(choice) for choice in choices)
-        raise ConfigError(f"{where} is {value!r}; it must be one of {names}.")
+        raise ConfigError(f"{where} is {shortened(value)}; it must be one of {names}.")
     return value
 
 
@@ -162,8 +166,11 @@ def _plain(kind: type, value: Any, where: str) -> Any:
     """Check a number, text or truth value; whole numbers become floats where those are wanted."""
     is_bool = isinstance(value, bool)
     if kind is float and isinstance(value, int) and not is_bool:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is {shortened(value)}; that is too large.") from error
     if not isinstance(value, kind) or (kind is int and is_bool):
         name = kind.__name__
-        raise ConfigError(f"{where} is {value!r}; it must be of type {name}.")
+        raise ConfigError(f"{where} is {shortened(value)}; it must be of type {name}.")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
 from anndata import AnnData
 
 from terrazzo import keys
@@ -20,6 +18,7 @@ from terrazzo.config import from_dict
 from terrazzo.downloads import NOTE, cache_folder, noted_sha256, retrieve
 from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, did_you_mean
 from terrazzo.images import TissueImage
+from terrazzo.parsing import parse_yaml, read_object
 from terrazzo.slices.reading import read_anndata
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ class Dataset:
 def registry() -> Mapping[str, Dataset]:
     """Return every dataset by name, as ``datasets.yaml`` has them."""
     file = resources.files("terrazzo") / "datasets.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = parse_yaml(file.read_bytes(), "datasets.yaml")
     datasets = {}
     for name, fields in content.items():
         where = f"datasets.yaml: {name}"
@@ -416,13 +415,7 @@ def picture(path: str | os.PathLike[str]) -> TissueImage | None:
 
 def _read_sheet(sheet: Path) -> dict[str, Any]:
     """Read the JSON file that describes the image of a slice."""
-    try:
-        content = json.loads(sheet.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{sheet} is not readable JSON ({error}); it describes the image beside the slice."
-        ) from error
-    return content if isinstance(content, dict) else {}
+    return read_object(sheet, InputError)
 
 
 def _sheet_image(sheet: Path, content: Mapping[str, Any]) -> TissueImage:

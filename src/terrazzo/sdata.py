@@ -20,7 +20,8 @@ from anndata import AnnData
 
 from terrazzo.arrays import Floats
 from terrazzo.errors import InputError
-from terrazzo.safe_zarr import MARKS, read_attributes, refuse_code, refuse_links
+from terrazzo.safe_zarr import MARKS, read_attributes, refuse_code, refuse_links, refuse_sizes
+from terrazzo.sparse import check_anndata
 
 __all__ = [
     "CELL_KINDS",
@@ -128,7 +129,10 @@ def read_table(source: Any, name: str) -> AnnData:
     import anndata
 
     with reading(f"table {name!r} of {source}"):
-        return anndata.read_zarr(source / TABLES / name)
+        refuse_sizes(source / TABLES / name)
+        table = anndata.read_zarr(source / TABLES / name)
+        check_anndata(table, f"table {name!r} of {source}")
+        return table
 
 
 def read_annotation(source: Any, name: str) -> AnnData:
@@ -266,8 +270,10 @@ def reading(where: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Slice checks what matters
             yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{where} needs more memory than there is") from error
     except Exception as error:
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -8,10 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, did_you_mean
+from terrazzo.parsing import parse_yaml, read_text
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
 from terrazzo.tasks.heads import HEADS
@@ -316,12 +315,7 @@ def load(name: str | Path) -> Protocol:
         where = f"tables/{name}.yaml"
         file = _folder() / f"{name}.yaml"
         text = file.read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where} is not YAML: {reason}.") from error
-    return from_dict(Protocol, data, where)
+    return from_dict(Protocol, parse_yaml(text, where), where)
 
 
 def changed(protocol: Protocol, **values: Any) -> Protocol:
@@ -333,10 +327,7 @@ def changed(protocol: Protocol, **values: Any) -> Protocol:
 def _read_file(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}).") from error
+    return read_text(path)
 
 
 def _heads_of(task: Task) -> tuple[str, ...]:

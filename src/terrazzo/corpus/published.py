@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.corpus.sources import QualityControl, Source, name_sources, walk
 from terrazzo.errors import ConfigError, CorpusError, did_you_mean
 from terrazzo.genes.names import parse_organism
+from terrazzo.parsing import parse_yaml, read_text
 from terrazzo.progress import Progress
 
 __all__ = [
@@ -153,15 +153,8 @@ def load_published(name: str | os.PathLike[str]) -> PublishedCorpus:
         An unknown name; a missing or broken file, unknown or missing keys, values of the wrong kind.
     """
     path = _find_description(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{path} cannot be read ({reason})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not YAML: {reason}") from error
+    text = read_text(path) if isinstance(path, Path) else path.read_text(encoding="utf-8")
+    content = parse_yaml(text, str(path))
     return from_dict(PublishedCorpus, content, str(path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from scipy import sparse
 
 from terrazzo.arrays import Ints
 from terrazzo.errors import CorpusError
+from terrazzo.parsing import read_object
 
 __all__ = ["ChunkCache", "FlatArray", "RowReader", "gather", "open_flat"]
 
@@ -285,9 +285,9 @@ def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
     path = Path(path)
     file = path / "zarr.json"
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata = read_object(file, CorpusError, finite=False)
         plain = _is_plain(metadata)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (CorpusError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         plain = False
     if plain and hasattr(os, "pread"):
         return FlatArray(path, metadata)

@@ -27,6 +27,7 @@ from terrazzo.genes.matching import (
 )
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
+from terrazzo.parsing import parse_json, read_object
 from terrazzo.safe_pickle import safe_unpickle
 
 __all__ = ["Vocabulary"]
@@ -412,10 +413,10 @@ def _read_about(path: Path, table: pa.Table) -> dict[str, Any]:
     if _METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a parquet file but no terrazzo vocabulary")
     try:
-        about = json.loads(metadata[_METADATA_KEY])
+        about = parse_json(metadata[_METADATA_KEY], str(path), CheckpointError)
         version = about["format_version"]
         is_complete = {"special", "organism"} <= set(about)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the vocabulary's metadata is damaged ({error})") from error
     if version != _FORMAT_VERSION or not is_complete:
         raise CheckpointError(
@@ -439,13 +440,8 @@ def _geneformer_dict(path: Path, kind: type) -> dict[str, Any]:
 
 def _scgpt_tokens(path: Path) -> dict[str, int]:
     """Read scGPT's tokens by name, with its special tokens appended where they are missing."""
-    try:
-        tokens = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error})") from error
-    is_fine = isinstance(tokens, dict)
-    if is_fine:
-        is_fine = all(type(token) is int for token in tokens.values())
+    tokens = read_object(path, CheckpointError)
+    is_fine = all(type(token) is int for token in tokens.values())
     if not is_fine:
         raise CheckpointError(
             f"{path} is not scGPT's vocabulary: it must have one whole number for each gene name"

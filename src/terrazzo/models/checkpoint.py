@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from terrazzo import parsing
 from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, OutputError
 from terrazzo.genes import Vocabulary
@@ -239,13 +240,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; anything else is a :class:`CheckpointError`."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must be a JSON object.")
-    return data
+    return parsing.read_object(path, CheckpointError)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import h5py
 from anndata import AnnData
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import hash_json, hash_path, whole_file, why_not
 from terrazzo.images import TissueImage
@@ -271,8 +271,8 @@ def _option_text(value: Any) -> Any:
 
 
 def _precision_note(record: dict[str, Any]) -> str:
-    cosine = json.loads(record["details"]).get("bfloat16_min_cosine")
-    if cosine is None:
+    cosine = records.parsed(record, "details").get("bfloat16_min_cosine")
+    if not isinstance(cosine, int | float):
         return ""
     return f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
 

@@ -12,12 +12,14 @@ from typing import Any, overload
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.safe_zarr import MARKS, refuse_code
+from terrazzo.safe_hdf5 import check_file
+from terrazzo.safe_zarr import MARKS, check_folder
 from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
 from terrazzo.slices.slice import Slice
 from terrazzo.slices.spatialdata import CHOICES, content_of, open_spatialdata
+from terrazzo.sparse import check_anndata
 
 __all__ = [
     "SUPPORTED",
@@ -204,11 +206,17 @@ def _read_anndata(path: Path) -> AnnData:
         warnings.simplefilter("ignore")  # Slice checks what matters
         try:
             if path.is_dir():
-                refuse_code(path)
-                return anndata.read_zarr(path)
-            return anndata.read_h5ad(path)
-        except (MemoryError, InputError):
+                check_folder(path)
+                adata = anndata.read_zarr(path)
+            else:
+                check_file(path)
+                adata = anndata.read_h5ad(path)
+            check_anndata(adata, str(path))
+            return adata
+        except InputError:
             raise
+        except MemoryError as error:
+            raise InputError(f"{path} needs more memory than there is") from error
         except Exception as error:  # readers of damaged files raise almost anything
             detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(

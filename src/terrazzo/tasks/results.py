@@ -12,6 +12,7 @@ import pandas as pd
 from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
 from terrazzo.files import whole_file, write_text
+from terrazzo.parsing import parse_json, read_object
 from terrazzo.records import now
 from terrazzo.tasks import display
 
@@ -150,7 +151,7 @@ class TaskResult:
             "notes": list(self.notes),
             "terrazzo_version": self.version,
             "date": self.date,
-            "summary": json.loads(summary),
+            "summary": parse_json(summary, "the summary", finite=False),
         }
         text = json.dumps(record, indent=2) + "\n"
         try:
@@ -181,7 +182,7 @@ class TaskResult:
                 f"{source} holds no {RECORD}: not a result, or its writing was stopped."
             )
         try:
-            record = json.loads((source / RECORD).read_text(encoding="utf-8"))
+            record = read_object(source / RECORD, InputError, finite=False)
             return cls(
                 task=record["task"],
                 metrics=pd.read_parquet(source / METRICS),

@@ -9,15 +9,16 @@ import pandas as pd
 from anndata import AnnData
 
 from terrazzo import keys
+from terrazzo.safe_tables import first_line
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms.parts import (
     Platform,
-    first_line,
     one_file,
     place,
     plain_columns,
     read_table,
     read_wide,
+    reading,
     unplaced,
 )
 
@@ -42,7 +43,8 @@ def locate(folder: Path, choices: Choices) -> dict[str, Path]:
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     """Read counts of genes and centers of cells, in micrometers."""
     wide = read_wide(files["counts"], 1)
-    header = first_line(files["cells"])
+    with reading(files["cells"]):
+        header = first_line(files["cells"])
     key = header[0] if header else ""  # "EntityID", or without a name
     if key == "":
         key = "Unnamed: 0"  # as pandas calls it then

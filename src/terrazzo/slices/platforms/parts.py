@@ -6,9 +6,6 @@ named. Every fault is an ``InputError`` with the file in front.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +19,10 @@ from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints
 from terrazzo.errors import InputError, TerrazzoError
+from terrazzo.parsing import read_object
+from terrazzo.safe_tables import first_line, read_csv, read_parquet
 from terrazzo.slices.opened import Choices, Opened
+from terrazzo.sparse import check_arrays
 
 __all__ = [
     "Platform",
@@ -30,7 +30,6 @@ __all__ = [
     "as_counts",
     "compressed",
     "dataset",
-    "first_line",
     "name_of",
     "numbers_in",
     "one_file",
@@ -45,9 +44,6 @@ __all__ = [
 ]
 
 _BLOCK = 2**24  # bytes of a wide table that are parsed at a time; a line must fit
-_MAX_JSON = 2**24  # bytes
-_MAX_INFLATION = 2000  # bytes in memory for one on disk; deflate itself cannot do more than 1,032
-_SMALL = 2**26  # bytes that are read without a check
 _GENERIC = {"outs", "output", "binned_outputs", "feature_expression", "data"}
 _MIN_PLACED = 0.5  # share of cells of the counts that must have a position
 
@@ -122,8 +118,10 @@ def reading(path: Path) -> Iterator[None]:
     """Turn whatever a parser of a foreign file raises into an ``InputError`` that names the file."""
     try:
         yield
-    except (TerrazzoError, MemoryError):
+    except TerrazzoError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path} needs more memory than there is") from error
     except Exception as error:  # parsers of damaged files raise almost anything
         detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -133,14 +131,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object."""
-    with reading(path):
-        size = path.stat().st_size
-        if size > _MAX_JSON:
-            raise InputError(f"{path} has {size:,} bytes; that is not a file of settings")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
+    return read_object(path, InputError)
 
 
 def numbers_in(content: dict[str, Any]) -> dict[str, float]:
@@ -176,13 +167,11 @@ def read_table(
     """
     with reading(path):
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path).to_pandas()
+            table = read_parquet(path)
         else:
             types: Any = dict.fromkeys(ids, str)
             header = None if names else 0
-            table = pd.read_csv(path, header=header, names=names or None, dtype=types)
+            table = read_csv(path, header=header, names=names or None, dtype=types)
     missing = [name for name in needed if name not in table.columns]
     if missing:
         columns = [str(name) for name in table.columns[:12]]
@@ -229,7 +218,8 @@ def read_wide(path: Path, ids: Sequence[str] | int) -> WideTable:
     InputError
         Damaged, no rows, no columns of counts, or values that are not numbers.
     """
-    header = first_line(path)
+    with reading(path):
+        header = first_line(path)
     columns = range(len(header))
     if isinstance(ids, int):
         id_columns = list(range(ids))
@@ -275,13 +265,6 @@ def as_counts(block: sp.csr_matrix) -> sp.csr_matrix:
     narrow = block.astype(np.float32)
     is_exact = np.array_equal(narrow.data, block.data, equal_nan=True)
     return narrow if is_exact else block
-
-
-def first_line(path: Path) -> list[str]:
-    """Return the fields of the first line of a ``.csv`` or ``.csv.gz``, [] of an empty file."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    with reading(path), opener(path, "rt", encoding="utf-8-sig") as stream:
-        return next(csv.reader(stream), [])
 
 
 def place(
@@ -364,7 +347,7 @@ def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
     Raises
     ------
     InputError
-        Not there, not one-dimensional, of another kind, or far larger than its file could hold.
+        Not there, not one-dimensional, or of another kind.
     """
     import h5py
 
@@ -374,11 +357,6 @@ def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
     if values.ndim != 1 or values.dtype.kind not in kinds:
         raise InputError(
             f"{path}: dataset {values.name} is {values.dtype} {values.shape}, not what belongs there"
-        )
-    size = values.size * values.dtype.itemsize
-    if size > _SMALL and size > _MAX_INFLATION * path.stat().st_size:
-        raise InputError(
-            f"{path}: dataset {values.name} claims {size:,} bytes, more than the file can hold"
         )
     return np.asarray(values[:])
 
@@ -402,16 +380,10 @@ def compressed(
     InputError
         Arrays that do not belong together.
     """
-    n_rows, n_columns = shape
-    steps = np.diff(indptr.astype(np.int64))
-    fits = len(indptr) == n_rows + 1 and len(data) == len(indices)
-    if fits:
-        fits = indptr[0] == 0 and indptr[-1] == len(indices) and not (steps < 0).any()
-    if not fits:
+    check_arrays(data, indices, indptr, shape, where)
+    if len(data) != len(indices) or indptr[-1] != len(data):
         raise InputError(
             f"{where}: data, indices and indptr do not belong together (shape {shape})"
         )
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
-        raise InputError(f"{where}: an index leads out of the matrix (shape {shape})")
     arrays = (data.astype(np.float64), indices.astype(np.int64), indptr.astype(np.int64))
     return as_counts(sp.csr_matrix(arrays, shape=shape))

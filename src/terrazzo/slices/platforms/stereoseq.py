@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from terrazzo import keys
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms.parts import (
     Platform,
@@ -67,7 +68,7 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     """Read counts and positions of cells, or of square bins; in spots of the chip, whose distance the file states."""
     path = files["gef"]
     wanted = _wanted(choices)
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path), open_file(path) as file:
         if "cellBin" in file:
             if wanted not in (None, "cell"):
                 raise ConfigError(

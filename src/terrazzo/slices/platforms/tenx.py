@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints
 from terrazzo.errors import InputError
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.slices.platforms.parts import compressed, dataset, reading, texts
 
 __all__ = ["FeatureMatrix", "read_matrix"]
@@ -52,7 +53,7 @@ def read_matrix(path: Path) -> FeatureMatrix:
     InputError
         Damaged, of another layout, arrays that do not belong together, or no gene in it.
     """
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path), open_file(path) as file:
         group = file.get("matrix")
         if not isinstance(group, h5py.Group):
             raise InputError(

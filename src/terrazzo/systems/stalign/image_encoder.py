@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.parsing import parse_json, read_object
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -312,7 +313,7 @@ class FrozenImageEncoder(nn.Module):
     def description(self) -> dict[str, Any]:
         """Return all but the weights, in plain values, for :meth:`from_description`."""
         return {
-            "model": json.loads(_settings(self.backbone)),
+            "model": parse_json(_settings(self.backbone), "the model's settings", finite=False),
             "pooler": any("pooler" in name for name in self.backbone.state_dict()),
             "image_size": self.image_size,
             "mean": self.colors.mean.flatten().tolist(),
@@ -403,7 +404,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path, CheckpointError)
 
 
 def _can_drop_pooler(model_class: Any) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints, Vectors
 from terrazzo.errors import CorpusError, OutputError
+from terrazzo.parsing import read_object
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 from terrazzo.systems.stofm.virtual_cells import VirtualCells
 
@@ -266,7 +267,7 @@ class EmbeddingCache:
             )
         expected = {"format": FORMAT, "key": self.key.digest(), "member": member}
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = read_object(path, CorpusError)
             belongs = {name: about[name] for name in expected} == expected
             complete = isinstance(about["source"], str) and set(about["files"]) == set(DTYPES)
         except (ValueError, KeyError, TypeError, OSError) as error:
