@@ -19,6 +19,7 @@ __all__ = [
     "TerrazzoWarning",
     "TrainingError",
     "did_you_mean",
+    "printable",
     "shortened",
 ]
 
@@ -108,16 +109,29 @@ def shortened(value: object, limit: int = 80, *, quoted: bool = True) -> str:
         text = str(value)[: 10 * limit]
     else:
         text = _outline(limit).repr(value)
-    text = " ".join(text.split())
-    if not text.isprintable():
-        text = "".join(_printable(letter) for letter in text)
+    return printable(" ".join(text.split()), limit)
+
+
+def printable(text: str, limit: int = 4000) -> str:
+    """Return a text that any terminal can show, at most ``limit`` letters: what is no letter is escaped.
+
+    Names of files and genes may hold control characters, which a terminal obeys, and bytes that are not Unicode.
+    """
+    text = text[: limit + 1]
+    lines = []
+    for line in text.split("\n"):
+        if not line.isprintable():
+            line = "".join(_escaped(letter) for letter in line)
+        lines.append(line)
+    text = "\n".join(lines)
     if len(text) <= limit:
         return text
     return f"{text[: limit - 3]}..."
 
 
-def _printable(letter: str) -> str:
-    return letter if letter.isprintable() else repr(letter)[1:-1]
+def _escaped(letter: str) -> str:
+    is_fine = letter.isprintable() or letter == "\t"
+    return letter if is_fine else repr(letter)[1:-1]
 
 
 def _outline(limit: int) -> reprlib.Repr:

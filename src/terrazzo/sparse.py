@@ -173,6 +173,12 @@ def canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
     fits_int32 = max(csr.nnz, n_columns) < INT32_MAX
     index_type = np.int32 if fits_int32 else np.int64
     data = csr.data.astype(data_type, copy=False)
+    if (
+        data.dtype != csr.data.dtype and not data.all()
+    ):  # values so small that float32 has 0 for them
+        csr.data = data
+        csr.eliminate_zeros()
+        data = csr.data
     indices = csr.indices.astype(index_type, copy=False)
     indptr = csr.indptr.astype(index_type)
     out = sp.csr_matrix((data, indices, indptr), shape=csr.shape, copy=False)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from terrazzo import parsing
 from terrazzo._version import __version__
-from terrazzo.errors import CheckpointError, OutputError
+from terrazzo.errors import CheckpointError, OutputError, shortened
+from terrazzo.files import exists
 from terrazzo.genes import Vocabulary
 
 __all__ = [
@@ -191,9 +192,10 @@ def read(folder: str | Path) -> Checkpoint:
         A file is missing, truncated or of another kind, or the config lacks a key.
     """
     path = Path(folder)
-    if not path.is_dir():
-        problem = "is a file" if path.is_file() else "does not exist"
-        raise CheckpointError(f"{path} {problem}; it must be a checkpoint: {_LAYOUT}.")
+    if not exists(path) or not path.is_dir():
+        problem = "is a file" if exists(path) else "does not exist"
+        shown = shortened(str(path), 300, quoted=False)
+        raise CheckpointError(f"{shown} {problem}; it must be a checkpoint: {_LAYOUT}.")
     missing = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.{_layout_hint(path)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, OutputError, TerrazzoError
+from terrazzo.files import exists
 from terrazzo.models import checkpoint as ckpt
 
 __all__ = ["COMMIT", "HUB", "Located", "is_hub_name", "locate", "push"]
@@ -49,7 +50,7 @@ def is_hub_name(source: str | Path) -> bool:
     name = str(source)
     if _NAME.fullmatch(name) is None or name.startswith("."):
         return False
-    return not Path(source).exists()
+    return not exists(Path(source))
 
 
 def locate(source: str | Path, revision: str | None = None) -> Located:

@@ -16,7 +16,9 @@ from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from terrazzo import keys
-from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning, shortened
+from terrazzo.safe_files import check_memory
+from terrazzo.sparse import check_matrix
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UM_WORDS",
     "Geometry",
+    "check_places",
     "find_geometry",
     "find_image",
     "image_in_units",
@@ -33,6 +36,7 @@ __all__ = [
     "read_coords",
 ]
 
+_FARTHEST = 1e12  # of any unit: in micrometers a thousand kilometers
 _UNITS = ("um", "pixel", "array", "unknown")
 _VISIUM_PITCH = 100.0  # um, center to center, hexagonal
 _ST_PITCH = 200.0  # um, square array of about 1,000 spots
@@ -108,15 +112,7 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
     if spatial_key not in adata.obsm:
         raise InputError(_no_coords_message(adata, spatial_key))
     where = f"obsm[{spatial_key!r}]"
-    raw = adata.obsm[spatial_key]
-    raw = raw.compute() if hasattr(raw, "compute") else raw
-    raw = raw.toarray() if sp.issparse(raw) else raw
-    try:
-        coords = np.array(raw, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{where} does not hold numbers ({error}); give two numeric columns, x and y"
-        ) from error
+    coords = _numbers(adata.obsm[spatial_key], where)
     if coords.ndim != 2 or coords.shape[0] != adata.n_obs or coords.shape[1] < 2:
         raise InputError(
             f"{where} has shape {coords.shape}; it must have one row a cell ({adata.n_obs}) and two columns, x and y"
@@ -136,7 +132,61 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
             f"{where} is NaN or infinite for {len(bad)} of {len(coords)} cells (first: {names}). "
             "Remove these cells (adata = adata[np.isfinite(adata.obsm[...]).all(1)]) or fix their coordinates."
         )
+    check_places(coords, where)
     return coords
+
+
+def _numbers(values: Any, where: str) -> np.ndarray:
+    """Return an entry of ``obsm`` as float64, whatever it is stored as."""
+    try:
+        if hasattr(values, "compute"):
+            values = values.compute()
+        if sp.issparse(values):
+            check_matrix(values, where)
+            check_memory(8 * int(np.prod(values.shape, dtype=object)), where)
+            values = values.toarray()
+        if np.ma.is_masked(values):
+            raise InputError(
+                f"{where} is masked for some cells; remove them or fill in their coordinates"
+            )
+        array = np.asarray(values)
+        if array.dtype.kind in "cmMV":
+            raise TypeError(f"its type is {array.dtype}")
+        return np.array(array, dtype=np.float64)
+    except (TypeError, ValueError, MemoryError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = shortened(error, 200, quoted=False)
+        raise InputError(
+            f"{where} does not hold numbers ({reason}); give two numeric columns, x and y"
+        ) from error
+
+
+def check_places(coords: np.ndarray, where: str) -> None:
+    """Check that positions can be computed with: that squares of distances neither overflow nor vanish.
+
+    Parameters
+    ----------
+    coords
+        float64 (n, 2).
+    where
+        What they are, for the message.
+
+    Raises
+    ------
+    InputError
+        Beyond 1e12 of any unit, or all within 1e-12 of it but not equal.
+    """
+    farthest = float(np.abs(coords).max(initial=0.0))
+    if not farthest <= _FARTHEST:
+        raise InputError(
+            f"{where} reaches {farthest:.3g}, and no tissue is so large; fix the coordinates or their scale"
+        )
+    extent = float(np.ptp(coords, axis=0).max()) if len(coords) else 0.0
+    if 0 < extent < 1 / _FARTHEST:
+        raise InputError(
+            f"{where} spans {extent:.3g} only, and no tissue is so small; fix the coordinates or their scale"
+        )
 
 
 def _no_coords_message(adata: AnnData, spatial_key: str) -> str:
@@ -401,7 +451,9 @@ def nearest_distance(coords: np.ndarray) -> float:
     if len(places) < 2:
         return 1.0
     distance, _ = cKDTree(places).query(places, k=2)
-    return float(np.median(distance[:, 1]))
+    nearest = distance[:, 1]
+    apart = nearest[nearest > 0]  # the square of a tiny distance is 0
+    return float(np.median(apart)) if len(apart) else 1.0
 
 
 def _lattice_distance(coords: np.ndarray, n_neighbors: int) -> float | None:
@@ -433,13 +485,15 @@ def find_image(adata: AnnData, geometry: Geometry) -> TissueImage | None:
     for resolution in ("hires", "lowres"):
         scale = positive_number(factors, f"tissue_{resolution}_scalef")
         array = images.get(resolution)
-        if scale is None or array is None or np.ndim(array) not in (2, 3):
+        if scale is None or array is None:
             continue
         # terrazzo's own key, where pixels are not squares
         scale_y = positive_number(factors, f"tissue_{resolution}_scalef_y")
         is_lazy = not isinstance(array, np.ndarray)  # zarr, dask
         read = TissueImage.from_lazy if is_lazy else TissueImage.from_array
         try:
+            if np.ndim(array) not in (2, 3):
+                continue
             image = read(array, scale=scale, scale_y=scale_y)
             return image_in_units(image, geometry)
         except (InputError, TypeError, ValueError) as error:

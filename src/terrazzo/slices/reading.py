@@ -11,7 +11,8 @@ from typing import Any, overload
 
 from anndata import AnnData
 
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError, InputError, shortened
+from terrazzo.files import exists
 from terrazzo.safe_hdf5 import check_file
 from terrazzo.safe_zarr import MARKS, check_folder
 from terrazzo.sdata import TABLES, is_store
@@ -139,8 +140,15 @@ def recognize(path: Path) -> Platform | None:
     InputError
         It does not exist, or is nothing that terrazzo reads.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; terrazzo reads {SUPPORTED}")
+    shown = shortened(str(path), 300, quoted=False)
+    if not exists(path):
+        raise InputError(f"{shown} does not exist; terrazzo reads {SUPPORTED}")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{shown} has a name that is not text in UTF-8, which no result could hold; rename it"
+        ) from error
     is_zarr = path.is_dir() and any((path / mark).is_file() for mark in MARKS)
     if is_zarr or (path.is_file() and path.suffix.lower() == ".h5ad"):
         return None

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning, shortened
 from terrazzo.genes.names import (
     GeneNames,
     find_organism,
@@ -26,6 +28,7 @@ from terrazzo.genes.names import (
 )
 from terrazzo.slices.counts import CountsFound, find_counts
 from terrazzo.slices.geometry import (
+    check_places,
     find_geometry,
     find_image,
     image_in_units,
@@ -217,10 +220,20 @@ class Slice:
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
+        texts = {
+            "layer": layer,
+            "spatial_key": spatial_key,
+            "unit": unit,
+            "technology": technology,
+            "organism": organism,
+            "name": name,
+        }
+        _check_arguments(texts, microns_per_unit, image)
         found = _checked_counts(adata, layer, allow_normalized)
         stated_organism = None if organism is None else parse_organism(organism)
         coords = read_coords(adata, spatial_key)
         geometry = find_geometry(adata, coords, unit, microns_per_unit, technology)
+        check_places(geometry.coords, f"obsm[{spatial_key!r}], in {geometry.unit},")
         counts, names = _one_column_a_gene(found)
         if stated_organism is None:
             stated_organism = find_organism(adata.obs, adata.uns, names)
@@ -321,6 +334,22 @@ def stated(adata: AnnData, names: Sequence[str]) -> str:
     return ""
 
 
+def _check_arguments(
+    texts: Mapping[str, Any], microns_per_unit: Any, image: TissueImage | None
+) -> None:
+    """Refuse arguments of another type: they may come from a table or a notebook."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name} must be a text, not {shortened(value)}")
+    is_number = isinstance(microns_per_unit, Real) and not isinstance(microns_per_unit, bool)
+    if microns_per_unit is not None and not is_number:
+        raise ConfigError(
+            f"microns_per_unit must be a positive number, not {shortened(microns_per_unit)}"
+        )
+    if image is not None and not hasattr(image, "pixels"):
+        raise ConfigError(f"image must be a TissueImage, not {shortened(image)}")
+
+
 def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> CountsFound:
     if not isinstance(adata, AnnData):
         raise InputError(
@@ -328,12 +357,14 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
         )
     if adata.n_obs == 0:
         raise InputError("the AnnData has zero cells; check the filter that made it")
+    _check_names(adata.obs, "obs")
     if not adata.obs_names.is_unique:
         n_repeated = int(adata.obs_names.duplicated().sum())
         _warn(
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
+    _check_names(found.var, "var")
     if found.matrix.shape[1] == 0:
         raise InputError("the AnnData has zero genes; check the filter that made it")
     if not found.is_counts:
@@ -341,6 +372,16 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
             f"{found.source} holds normalized values, not counts; only models that use ranks may take them"
         )
     return found
+
+
+def _check_names(table: pd.DataFrame, which: str) -> None:
+    """Refuse names of cells, genes or columns that have several levels: no file can hold them."""
+    for axis, what in ((table.index, f"{which}_names"), (table.columns, f"{which}.columns")):
+        if isinstance(axis, pd.MultiIndex):
+            raise InputError(
+                f"{what} has {axis.nlevels} levels (a MultiIndex); make one text of each name: "
+                f'["_".join(map(str, name)) for name in adata.{what}]'
+            )
 
 
 def _one_column_a_gene(found: CountsFound) -> tuple[sp.csr_matrix, GeneNames]:
