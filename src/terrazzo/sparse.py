@@ -172,7 +172,8 @@ def canonical(csr: sp.csr_matrix) -> sp.csr_matrix:
     data_type = np.float64 if needs_float64 else np.float32
     fits_int32 = max(csr.nnz, n_columns) < INT32_MAX
     index_type = np.int32 if fits_int32 else np.int64
-    data = csr.data.astype(data_type, copy=False)
+    with np.errstate(over="ignore"):  # beside an infinite value, and refused with it
+        data = csr.data.astype(data_type, copy=False)
     if (
         data.dtype != csr.data.dtype and not data.all()
     ):  # values so small that float32 has 0 for them

@@ -25,7 +25,9 @@ from terrazzo.errors import ConfigError, TerrazzoError, TerrazzoWarning, printab
 
 __all__ = ["app", "main"]
 
-OUT_OF_MEMORY = "this needs more memory than there is. Take fewer or smaller slices at once, or a machine with more memory."
+OUT_OF_MEMORY = (
+    "this needs more memory than there is. Take fewer or smaller slices, or a larger machine."
+)
 HINT = "Add --debug to any command for a full traceback."
 
 app = App(

@@ -215,9 +215,9 @@ def _stated_organism(obs: pd.DataFrame, uns: Mapping[str, Any]) -> str | None:
         if organism is not None:
             return organism
     if keys.ORGANISM in obs.columns:
-        values = obs[keys.ORGANISM].dropna().unique()
+        values = obs[keys.ORGANISM].dropna().map(str).unique()
         if len(values) == 1:
-            return _recognize(str(values[0]))
+            return _recognize(values[0])
     return None
 
 

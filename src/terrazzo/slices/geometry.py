@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
 from terrazzo import keys
-from terrazzo.errors import ConfigError, InputError, TerrazzoWarning, shortened
-from terrazzo.safe_files import check_memory
-from terrazzo.sparse import check_matrix
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.slices.places import check_places, read_numbers
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "UM_WORDS",
     "Geometry",
-    "check_places",
     "find_geometry",
     "find_image",
     "image_in_units",
@@ -36,7 +33,6 @@ __all__ = [
     "read_coords",
 ]
 
-_FARTHEST = 1e12  # of any unit: in micrometers a thousand kilometers
 _UNITS = ("um", "pixel", "array", "unknown")
 _VISIUM_PITCH = 100.0  # um, center to center, hexagonal
 _ST_PITCH = 200.0  # um, square array of about 1,000 spots
@@ -109,10 +105,10 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
     InputError
         No such ``obsm`` entry; wrong number of rows; fewer than two columns; not numbers; NaN or infinite values.
     """
-    if spatial_key not in adata.obsm:
+    if spatial_key not in list(adata.obsm.keys()):
         raise InputError(_no_coords_message(adata, spatial_key))
     where = f"obsm[{spatial_key!r}]"
-    coords = _numbers(adata.obsm[spatial_key], where)
+    coords = read_numbers(adata, spatial_key, where)
     if coords.ndim != 2 or coords.shape[0] != adata.n_obs or coords.shape[1] < 2:
         raise InputError(
             f"{where} has shape {coords.shape}; it must have one row a cell ({adata.n_obs}) and two columns, x and y"
@@ -134,59 +130,6 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
         )
     check_places(coords, where)
     return coords
-
-
-def _numbers(values: Any, where: str) -> np.ndarray:
-    """Return an entry of ``obsm`` as float64, whatever it is stored as."""
-    try:
-        if hasattr(values, "compute"):
-            values = values.compute()
-        if sp.issparse(values):
-            check_matrix(values, where)
-            check_memory(8 * int(np.prod(values.shape, dtype=object)), where)
-            values = values.toarray()
-        if np.ma.is_masked(values):
-            raise InputError(
-                f"{where} is masked for some cells; remove them or fill in their coordinates"
-            )
-        array = np.asarray(values)
-        if array.dtype.kind in "cmMV":
-            raise TypeError(f"its type is {array.dtype}")
-        return np.array(array, dtype=np.float64)
-    except (TypeError, ValueError, MemoryError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = shortened(error, 200, quoted=False)
-        raise InputError(
-            f"{where} does not hold numbers ({reason}); give two numeric columns, x and y"
-        ) from error
-
-
-def check_places(coords: np.ndarray, where: str) -> None:
-    """Check that positions can be computed with: that squares of distances neither overflow nor vanish.
-
-    Parameters
-    ----------
-    coords
-        float64 (n, 2).
-    where
-        What they are, for the message.
-
-    Raises
-    ------
-    InputError
-        Beyond 1e12 of any unit, or all within 1e-12 of it but not equal.
-    """
-    farthest = float(np.abs(coords).max(initial=0.0))
-    if not farthest <= _FARTHEST:
-        raise InputError(
-            f"{where} reaches {farthest:.3g}, and no tissue is so large; fix the coordinates or their scale"
-        )
-    extent = float(np.ptp(coords, axis=0).max()) if len(coords) else 0.0
-    if 0 < extent < 1 / _FARTHEST:
-        raise InputError(
-            f"{where} spans {extent:.3g} only, and no tissue is so small; fix the coordinates or their scale"
-        )
 
 
 def _no_coords_message(adata: AnnData, spatial_key: str) -> str:
@@ -217,7 +160,7 @@ def positive_number(mapping: Any, key: str) -> float | None:
     value = mapping.get(key) if isinstance(mapping, Mapping) else None
     try:
         number = float(np.asarray(value).item()) if value is not None else 0.0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if np.isfinite(number) and number > 0 else None
 
@@ -273,7 +216,9 @@ def find_geometry(
         )
         if unit == "unknown" and library_of(adata):
             unit = "pixel"
-    return Geometry(native * scale, unit, scale, lattice, kind, technology)
+    with np.errstate(over="ignore"):  # which is refused by whoever reads the coordinates
+        coords = native * scale
+    return Geometry(coords, unit, scale, lattice, kind, technology)
 
 
 def _technology(uns: Mapping[str, Any]) -> str | None:
@@ -349,8 +294,16 @@ def _lattice(obs: pd.DataFrame) -> np.ndarray | None:
         return None
     columns = []
     for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
-        column = pd.to_numeric(obs[name].astype(object), errors="coerce")
-        columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        stated = [np.nan if value is np.ma.masked else value for value in obs[name]]
+        column = pd.to_numeric(pd.Series(stated, dtype=object), errors="coerce")
+        try:
+            columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ):  # pandas gives up on numbers of hundreds of digits
+            return None
     values = np.stack(columns, axis=1)
     is_usable = np.isfinite(values) & (np.abs(values) < 2**31) & (values == np.rint(values))
     return values.astype(np.int64) if is_usable.all() else None

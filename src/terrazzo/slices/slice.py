@@ -28,13 +28,13 @@ from terrazzo.genes.names import (
 )
 from terrazzo.slices.counts import CountsFound, find_counts
 from terrazzo.slices.geometry import (
-    check_places,
     find_geometry,
     find_image,
     image_in_units,
     nearest_distance,
     read_coords,
 )
+from terrazzo.slices.places import check_places
 from terrazzo.sparse import merge_columns
 
 if TYPE_CHECKING:
@@ -341,13 +341,22 @@ def _check_arguments(
     for name, value in texts.items():
         if value is not None and not isinstance(value, str):
             raise ConfigError(f"{name} must be a text, not {shortened(value)}")
-    is_number = isinstance(microns_per_unit, Real) and not isinstance(microns_per_unit, bool)
-    if microns_per_unit is not None and not is_number:
+    if microns_per_unit is not None and not _is_length(microns_per_unit):
         raise ConfigError(
             f"microns_per_unit must be a positive number, not {shortened(microns_per_unit)}"
         )
     if image is not None and not hasattr(image, "pixels"):
         raise ConfigError(f"image must be a TissueImage, not {shortened(image)}")
+
+
+def _is_length(value: Any) -> bool:
+    """Say whether a value is a positive finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return 0 < float(value) < np.inf
+    except OverflowError:
+        return False
 
 
 def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> CountsFound:
@@ -364,7 +373,7 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
-    _check_names(found.var, "var")
+    _check_names(found.var, "raw.var" if found.source == "raw.X" else "var")
     if found.matrix.shape[1] == 0:
         raise InputError("the AnnData has zero genes; check the filter that made it")
     if not found.is_counts:
@@ -375,13 +384,17 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
 
 
 def _check_names(table: pd.DataFrame, which: str) -> None:
-    """Refuse names of cells, genes or columns that have several levels: no file can hold them."""
+    """Refuse names of several levels, and columns of one name: no file can hold them, and which is meant is unclear."""
     for axis, what in ((table.index, f"{which}_names"), (table.columns, f"{which}.columns")):
         if isinstance(axis, pd.MultiIndex):
             raise InputError(
                 f"{what} has {axis.nlevels} levels (a MultiIndex); make one text of each name: "
                 f'["_".join(map(str, name)) for name in adata.{what}]'
             )
+    repeated = table.columns[table.columns.duplicated()]
+    if len(repeated):
+        name = shortened(repeated[0])
+        raise InputError(f"adata.{which} has the column {name} more than once; rename or drop one")
 
 
 def _one_column_a_gene(found: CountsFound) -> tuple[sp.csr_matrix, GeneNames]:
