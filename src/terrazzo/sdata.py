@@ -19,7 +19,7 @@ import numpy as np
 from anndata import AnnData
 
 from terrazzo.arrays import Floats
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, shortened
 from terrazzo.safe_zarr import MARKS, read_attributes, refuse_code, refuse_links, refuse_sizes
 from terrazzo.sparse import check_anndata
 
@@ -275,7 +275,7 @@ def reading(where: str) -> Iterator[None]:
     except MemoryError as error:
         raise InputError(f"{where} needs more memory than there is") from error
     except Exception as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        detail = shortened(error, 300, quoted=False) or type(error).__name__
         raise InputError(
             f"{where} cannot be read; it is damaged or of an unknown layout ({detail})"
         ) from error

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from terrazzo import keys
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.slices.places import check_places, read_numbers
+from terrazzo.slices.places import check_places, obsm_keys, read_numbers
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -105,7 +105,7 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
     InputError
         No such ``obsm`` entry; wrong number of rows; fewer than two columns; not numbers; NaN or infinite values.
     """
-    if spatial_key not in list(adata.obsm.keys()):
+    if spatial_key not in obsm_keys(adata):
         raise InputError(_no_coords_message(adata, spatial_key))
     where = f"obsm[{spatial_key!r}]"
     coords = read_numbers(adata, spatial_key, where)

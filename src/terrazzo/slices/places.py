@@ -12,9 +12,24 @@ from terrazzo.errors import InputError, shortened
 from terrazzo.safe_files import check_memory
 from terrazzo.sparse import check_matrix
 
-__all__ = ["check_places", "read_numbers"]
+__all__ = ["check_places", "obsm_keys", "read_numbers"]
 
 _FARTHEST = 1e12  # of any unit: in micrometers a thousand kilometers
+
+
+def obsm_keys(adata: AnnData) -> list[str]:
+    """Return the names of the entries of ``obsm``.
+
+    Raises
+    ------
+    InputError
+        An entry is a table of other cells, after names of cells were changed in place.
+    """
+    try:
+        return [str(key) for key in adata.obsm]
+    except ValueError as error:
+        reason = shortened(error, 200, quoted=False)
+        raise InputError(f"obsm does not belong to the cells of this AnnData ({reason})") from error
 
 
 def read_numbers(adata: AnnData, key: str, where: str) -> np.ndarray:

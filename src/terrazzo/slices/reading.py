@@ -18,6 +18,7 @@ from terrazzo.safe_zarr import MARKS, check_folder
 from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
+from terrazzo.slices.platforms.parts import reading
 from terrazzo.slices.slice import Slice
 from terrazzo.slices.spatialdata import CHOICES, content_of, open_spatialdata
 from terrazzo.sparse import check_anndata
@@ -124,7 +125,9 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     store = store_of(path) if platform is None else None
     _check_choices(path, platform, store, choices)
     if platform is not None:
-        return platform.read(platform.locate(path, choices), name_of(path), choices)
+        files = platform.locate(path, choices)
+        with reading(path):  # what its files hold, one by one, is checked by the reader
+            return platform.read(files, name_of(path), choices)
     if store is None:
         return Opened(_read_anndata(path), "AnnData", path.stem)
     if store != path:
@@ -226,7 +229,7 @@ def _read_anndata(path: Path) -> AnnData:
         except MemoryError as error:
             raise InputError(f"{path} needs more memory than there is") from error
         except Exception as error:  # readers of damaged files raise almost anything
-            detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            detail = shortened(error, 300, quoted=False) or type(error).__name__
             raise InputError(
                 f"{path} cannot be read; it is damaged, truncated or not an AnnData file ({detail}). "
                 f"terrazzo reads {SUPPORTED}"

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints
-from terrazzo.errors import InputError, TerrazzoError
+from terrazzo.errors import InputError, TerrazzoError, shortened
 from terrazzo.parsing import read_object
 from terrazzo.safe_tables import first_line, read_csv, read_parquet
 from terrazzo.slices.opened import Choices, Opened
@@ -123,7 +123,7 @@ def reading(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise InputError(f"{path} needs more memory than there is") from error
     except Exception as error:  # parsers of damaged files raise almost anything
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        detail = shortened(error, 300, quoted=False) or type(error).__name__
         raise InputError(
             f"{path} cannot be read; it is damaged, truncated or of another kind ({detail})"
         ) from error
@@ -174,7 +174,7 @@ def read_table(
             table = read_csv(path, header=header, names=names or None, dtype=types)
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        columns = [str(name) for name in table.columns[:12]]
+        columns = [shortened(name, 40, quoted=False) for name in table.columns[:12]]
         if len(table.columns) > 12:
             columns.append("...")
         plural = "s" if len(missing) > 1 else ""
@@ -295,12 +295,12 @@ def place(
     for ids, which in ((count_ids, "counts"), (place_ids, "positions")):
         if not ids.is_unique:
             example = ids[ids.duplicated()][0]
-            raise InputError(f"{where}: cell ids of the {which} repeat (e.g. {example})")
+            raise InputError(f"{where}: cell ids of the {which} repeat (e.g. {shortened(example)})")
     place_rows = place_ids.get_indexer(count_ids)
     rows = np.flatnonzero(place_rows >= 0)
     if len(rows) < _MIN_PLACED * len(counted) or not len(rows):
-        some_counts = ", ".join(str(one) for one in counted[:2])
-        some_places = ", ".join(str(one) for one in place_ids[:2])
+        some_counts = shortened(", ".join(map(str, counted[:2])), quoted=False)
+        some_places = shortened(", ".join(map(str, place_ids[:2])), quoted=False)
         raise InputError(
             f"{where}: only {len(rows):,} of {len(counted):,} cells of the counts have a position "
             f"(counts: {some_counts}; positions: {some_places}); the files do not belong together"
