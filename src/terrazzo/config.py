@@ -10,11 +10,18 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from terrazzo.errors import ConfigError, did_you_mean, shortened
 
-__all__ = ["INF", "from_dict", "to_dict", "within"]
+__all__ = ["HEADS", "INF", "LAYERS", "SHARE", "SIZE", "TOKENS", "from_dict", "to_dict", "within"]
 
 T = TypeVar("T")
 
 INF = math.inf
+
+# What a network can have. Its tensors are compared with those of its file, but first it must be possible at all.
+SIZE = (1, 2**20)  # widths
+LAYERS = (1, 1000)
+HEADS = (1, 1024)
+TOKENS = (1, 2**24)  # of a vocabulary
+SHARE = (0, 0.9999)  # dropout
 
 
 def within(settings: object, **limits: tuple[float, float]) -> None:
@@ -22,7 +29,7 @@ def within(settings: object, **limits: tuple[float, float]) -> None:
 
     Raises
     ------
-    ValueError
+    ConfigError
         One of them is outside.
     """
     for name, (low, high) in limits.items():
@@ -31,7 +38,7 @@ def within(settings: object, **limits: tuple[float, float]) -> None:
             bounds = f"at least {low:g}"
             if high < INF:
                 bounds = f"{bounds} and at most {high:g}"
-            raise ValueError(f"{name} is {shortened(value)}; it must be {bounds}.")
+            raise ConfigError(f"{name} is {shortened(value)}; it must be {bounds}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
