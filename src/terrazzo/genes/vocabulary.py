@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.errors import CheckpointError, ConfigError, shortened
 from terrazzo.files import whole_file
 from terrazzo.genes.matching import (
     Counted,
@@ -29,6 +29,7 @@ from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
 from terrazzo.parsing import parse_json, read_object
 from terrazzo.safe_pickle import safe_unpickle
+from terrazzo.safe_tables import check_parquet
 
 __all__ = ["Vocabulary"]
 
@@ -217,24 +218,26 @@ class Vocabulary:
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist or is not a file")
         try:
+            check_parquet(path, CheckpointError)
             table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
+            reason = shortened(error, 200, quoted=False)
             raise CheckpointError(
-                f"{path} is damaged, truncated or not a parquet file ({error})"
+                f"{path} is damaged, truncated or not a parquet file ({reason})"
             ) from error
         about = _read_about(path, table)
         types = {name: table.schema.field(name).type for name in table.column_names}
         has_missing = any(column.null_count for column in table.columns)
         if types != _COLUMNS or has_missing:
             raise CheckpointError(
-                f"{path} has columns {table.column_names} of unexpected types or with missing values; "
+                f"{path} has columns {shortened(table.column_names, 300)} of unexpected types or with missing values; "
                 f"a vocabulary has {list(_COLUMNS)}"
             )
         columns = {name: table.column(name).to_numpy() for name in _COLUMNS}
         try:
             return cls(**columns, special=about["special"], organism=about["organism"])
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(f"{path}: {shortened(error, 300, quoted=False)}") from error
 
     @classmethod
     def from_slices(
@@ -384,7 +387,7 @@ class Vocabulary:
                 organism="human",
             )
         except (ConfigError, OverflowError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(f"{path}: {shortened(error, 300, quoted=False)}") from error
 
 
 def _next_token(tokens: Iterable[int]) -> int:
