@@ -36,7 +36,9 @@ def check_parquet(path: Path, error: type[TerrazzoError] = InputError) -> None:
     """
     import pyarrow.parquet as pq
 
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*.parquet")) if file.is_file()]
     claimed = 0
     stored = 0
     for file in files:

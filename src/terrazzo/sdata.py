@@ -20,6 +20,7 @@ from anndata import AnnData
 
 from terrazzo.arrays import Floats
 from terrazzo.errors import InputError, shortened
+from terrazzo.safe_tables import check_parquet
 from terrazzo.safe_zarr import MARKS, read_attributes, refuse_code, refuse_links, refuse_sizes
 from terrazzo.sparse import check_anndata
 
@@ -179,6 +180,9 @@ def open_elements(source: Any, region: str | None, image: str | None) -> Any:
     names = ", ".join(f"{kind} {name!r}" for kind, name in needed)
     with reading(f"{names} of {source}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        for kind, name in needed:
+            if kind in ("shapes", "points"):
+                check_parquet(source / kind / str(name))
         try:
             sdata = read_zarr(source, selection=tuple(sorted(kinds)), on_bad_files="warn")
         except MemoryError as error:  # of sizes that no file has

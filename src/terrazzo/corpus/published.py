@@ -18,10 +18,12 @@ import pandas as pd
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.corpus.sources import QualityControl, Source, name_sources, walk
-from terrazzo.errors import ConfigError, CorpusError, did_you_mean
+from terrazzo.errors import ConfigError, CorpusError, InputError, did_you_mean
 from terrazzo.genes.names import parse_organism
 from terrazzo.parsing import parse_yaml, read_text
 from terrazzo.progress import Progress
+from terrazzo.safe_hdf5 import open_file
+from terrazzo.safe_zarr import refuse_code, refuse_links
 
 __all__ = [
     "CorpusPlan",
@@ -195,12 +197,14 @@ def read_header(path: Path) -> Header:
         if path.is_dir():
             import zarr
 
+            refuse_links(path)
+            refuse_code(path)
             return _header(zarr.open_group(path, mode="r"))
-        import h5py
-
-        with h5py.File(path, "r") as file:
+        with open_file(path) as file:
             return _header(file)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except InputError as error:
+        raise CorpusError(str(error)) from error
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise CorpusError(
             f"it is damaged or not an AnnData file ({type(error).__name__})"
         ) from error

@@ -22,6 +22,7 @@ from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.options import split_options
 from terrazzo.progress import Progress
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.safe_zarr import refuse_code
 from terrazzo.sdata import TABLES
 from terrazzo.slices import (
@@ -355,7 +356,7 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
         return _read_store(target, key)
     if not target.is_file():
         return None
-    with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
+    with contextlib.suppress(OSError, KeyError, InputError), open_file(target) as file:
         group = file["uns"][keys.UNS][key]
         if key in file["obsm"]:
             record = {}

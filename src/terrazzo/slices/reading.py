@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError, shortened
 from terrazzo.files import exists
+from terrazzo.safe_files import check_inside
 from terrazzo.safe_hdf5 import check_file
 from terrazzo.safe_zarr import MARKS, check_folder
 from terrazzo.sdata import TABLES, is_store
@@ -126,6 +127,9 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     _check_choices(path, platform, store, choices)
     if platform is not None:
         files = platform.locate(path, choices)
+        if path.is_dir():
+            for file in files.values():
+                check_inside(file, _root_of(path))
         with reading(path):  # what its files hold, one by one, is checked by the reader
             return platform.read(files, name_of(path), choices)
     if store is None:
@@ -133,6 +137,12 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     if store != path:
         choices = dataclasses.replace(choices, table=path.name)
     return open_spatialdata(store, choices)
+
+
+def _root_of(folder: Path) -> Path:
+    """Return the folder that links may lead into: of one of Space Ranger's bins all of its output."""
+    whole = folder.resolve()
+    return whole.parents[1] if whole.parent.name == "binned_outputs" else whole
 
 
 def recognize(path: Path) -> Platform | None:

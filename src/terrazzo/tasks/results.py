@@ -14,6 +14,7 @@ from terrazzo.errors import InputError, OutputError
 from terrazzo.files import whole_file, write_text
 from terrazzo.parsing import parse_json, read_object
 from terrazzo.records import now
+from terrazzo.safe_tables import read_parquet
 from terrazzo.tasks import display
 
 __all__ = ["METRICS", "PREDICTIONS", "RECORD", "TaskResult", "tidy"]
@@ -185,8 +186,8 @@ class TaskResult:
             record = read_object(source / RECORD, InputError, finite=False)
             return cls(
                 task=record["task"],
-                metrics=pd.read_parquet(source / METRICS),
-                predictions=pd.read_parquet(source / PREDICTIONS),
+                metrics=read_parquet(source / METRICS),
+                predictions=read_parquet(source / PREDICTIONS),
                 config=record["config"],
                 notes=tuple(record["notes"]),
                 version=record["terrazzo_version"],
