@@ -16,9 +16,17 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.downloads import NOTE, cache_folder, noted_sha256, retrieve
-from terrazzo.errors import ConfigError, DataMissing, DownloadError, InputError, did_you_mean
+from terrazzo.errors import (
+    ConfigError,
+    DataMissing,
+    DownloadError,
+    InputError,
+    did_you_mean,
+    shortened,
+)
 from terrazzo.images import TissueImage
 from terrazzo.parsing import parse_yaml, read_object
+from terrazzo.safe_files import check_inside, is_plain_name
 from terrazzo.slices.reading import read_anndata
 
 if TYPE_CHECKING:
@@ -220,9 +228,9 @@ def find(dataset: str, slice: str, data: str | os.PathLike[str] | None = None) -
         A name that is a path.
     """
     for kind, name in (("dataset", dataset), ("slice", slice)):
-        if not _is_plain(name):
+        if not is_plain_name(name):
             raise ConfigError(
-                f"{name!r} cannot be the name of a {kind}: a name has no / or \\ and is not empty."
+                f"{shortened(name)} cannot be the name of a {kind}: a name has no / or \\ and is not empty."
             )
     base = folder(data)
     for suffix in SUFFIXES:
@@ -341,14 +349,6 @@ def _expected(public: SourceFile, stated: str | None, note: Path, unchecked: boo
     return expected
 
 
-def _is_plain(name: Any) -> bool:
-    """Return whether a value is a file name without a path."""
-    if not isinstance(name, str) or not name.strip():
-        return False
-    has_separator = bool(set(name) & set("/\\\0"))
-    return not has_separator and name not in (".", "..")
-
-
 def _missing(dataset: str, slice: str, base: Path) -> str:
     """Say where a slice is expected, what is there instead, and where to get it."""
     known = registry().get(dataset)
@@ -421,14 +421,27 @@ def _read_sheet(sheet: Path) -> dict[str, Any]:
 def _sheet_image(sheet: Path, content: Mapping[str, Any]) -> TissueImage:
     """Read the image that a JSON file describes."""
     name = content.get("image", "")
-    if not _is_plain(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+    if not is_plain_name(name) or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise InputError(
-            f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds})."
+            f"{sheet}: image is {shortened(name)}; it must name a file of the same folder ({kinds})."
         )
-    scale = content.get("scale", 0.0)
-    scale_y = content.get("scale_y")
-    return TissueImage.from_file(sheet.with_name(name), scale=scale, scale_y=scale_y)
+    picture = sheet.with_name(name)
+    check_inside(picture, sheet.parent)
+    scale = _factor(content, "scale", sheet) or 0.0
+    return TissueImage.from_file(picture, scale=scale, scale_y=_factor(content, "scale_y", sheet))
+
+
+def _factor(content: Mapping[str, Any], name: str, sheet: Path) -> float | None:
+    """Return a scale that a JSON file states; None for none."""
+    value = content.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+        raise InputError(
+            f"{sheet}: {name} must be a positive finite number, not {shortened(value)}."
+        )
+    return float(value)
 
 
 def _add_image(adata: AnnData, name: str, sheet: Path) -> None:

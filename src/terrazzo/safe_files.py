@@ -98,7 +98,7 @@ def _root_of(folder: Path) -> Path:
 
 def is_plain_name(name: object) -> bool:
     """Say whether a text is the name of a file or folder, and no path: it stays where it is put."""
-    if not isinstance(name, str) or name in ("", ".", ".."):
+    if not isinstance(name, str) or name.strip() in ("", ".", ".."):
         return False
     return not any(letter in name for letter in "/\\\0") and name.isprintable()
 

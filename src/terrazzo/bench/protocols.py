@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, did_you_mean
 from terrazzo.parsing import parse_yaml, read_text
+from terrazzo.safe_files import check_name
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
 from terrazzo.tasks.heads import HEADS
@@ -188,6 +189,10 @@ class Protocol:
 
     def __post_init__(self) -> None:
         """Refuse what would only show as an empty table, or as numbers of two things under one name."""
+        check_name(self.name, "name of a table", ConfigError)
+        for part in self.parts:
+            for name in (part.dataset, part.test, *part.train):
+                check_name(name, f"{self.name}: name of a dataset or slice", ConfigError)
         if self.runs < 1:
             raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
         self._check_words("metrics", METRICS[self.task])

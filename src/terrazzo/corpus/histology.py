@@ -57,7 +57,7 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
         factors = entry.get("scalefactors")
         entry["scalefactors"] = _scale_factors(factors, image)
         entry["images"] = {}
-    return {name: entry} if entry else {}
+    return {name.replace("/", "_").strip(". ") or "slice": entry} if entry else {}
 
 
 def _scale_factors(factors: Any, image: TissueImage) -> dict[str, Any]:
