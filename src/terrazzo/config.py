@@ -53,7 +53,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     ----------
     cls
         A dataclass; its fields are dataclasses, numbers, strings, booleans, ``Literal``, optional ones or lists of
-        these, tuples of a fixed length, or plain dicts.
+        these, tuples, or plain dicts.
     data
         Plain nested dict, as from JSON or YAML.
     where
@@ -155,6 +155,8 @@ def _list(kinds: tuple[Any, ...], value: Any, where: str) -> list[Any]:
 
 
 def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if len(kinds) == 2 and kinds[1] is Ellipsis and isinstance(value, list | tuple):
+        kinds = (kinds[0],) * len(value)
     n = len(kinds)
     if not isinstance(value, list | tuple) or len(value) != n:
         raise _mismatch(where, f"a list of {n}", value)

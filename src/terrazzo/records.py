@@ -14,6 +14,7 @@ from terrazzo._version import __version__
 from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.parsing import parse_json
+from terrazzo.sparse import check_matrix
 
 __all__ = [
     "ARRAY",
@@ -204,5 +205,6 @@ def _whole(adata: AnnData, key: str) -> AnyFloats:
     """Return all columns of an embedding, dense."""
     embedding = adata.obsm[key]
     if hasattr(embedding, "toarray"):
+        check_matrix(embedding, f"obsm[{key!r}]")
         return embedding.toarray()
     return np.asarray(embedding)

@@ -126,6 +126,7 @@ def choose_table(source: Any, wanted: str | None, where: str) -> str:
 def read_table(source: Any, name: str) -> AnnData:
     """Read a table of a store, or take it from an object."""
     if not isinstance(source, Path):
+        check_anndata(source.tables[name], f"table {name!r}")
         return source.tables[name]
     import anndata
 

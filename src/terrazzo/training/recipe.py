@@ -135,6 +135,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         within(self, log_every=(1, INF), checkpoint_every=(1, INF), validate_every=(0, INF))
+        within(self, devices=(1, 2**16), nodes=(1, 2**16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within(self, seed=(0, INF))
+        within(self, seed=(0, 2**63 - 1))
 
     def changed(self, **sections: Any) -> Self:
         """Return a recipe with some settings changed: ``recipe.changed(run={"devices": 2}, seed=1)``.

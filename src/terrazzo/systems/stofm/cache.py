@@ -270,7 +270,7 @@ class EmbeddingCache:
             about = read_object(path, CorpusError)
             belongs = {name: about[name] for name in expected} == expected
             complete = isinstance(about["source"], str) and set(about["files"]) == set(DTYPES)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (CorpusError, KeyError, TypeError) as error:
             raise _damaged(path, str(error)) from error
         if not belongs:
             raise CorpusError(
@@ -307,7 +307,7 @@ def _load(folder: Path, name: str, files: dict[str, Any]) -> NDArray[Any]:
             raise _damaged(path, f"it has {array.dtype} {array.shape}")
         if not is_mapped and _checksum(path) != record["crc32"]:
             raise _damaged(path, "its checksum differs")
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, MemoryError) as error:
         if isinstance(error, CorpusError):
             raise
         raise _damaged(path, str(error)) from error
