@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from terrazzo.errors import CorpusError, OutputError
+from terrazzo.parsing import parse_json, read_text
 from terrazzo.processes import TAG, own_tag, writer_of
 
 __all__ = [
     "ASIDE",
     "DRAFT",
+    "exists",
     "hash_file",
     "hash_files",
     "hash_json",
@@ -47,7 +49,16 @@ _LONGEST = 120  # bytes of a name that are taken over into that of its draft
 _PATIENCE = 100  # attempts to take a name that other processes take, too
 _BLOCK = 2**20  # bytes that are read at a time
 _next_sweep: dict[Path, float] = {}  # folder -> time before which it is not swept again
+_MAX_RECORD = 2**28  # bytes; of a corpus it lists thousands of files
 _OWN_HASH = "record_sha256"  # the key under which a record carries its hash
+
+
+def exists(path: Path) -> bool:
+    """Say whether a path exists; a name that no file can have names none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return False
 
 
 @contextmanager
@@ -273,12 +284,12 @@ def read_record(path: Path) -> dict[str, Any]:
         A missing file, or one that is not byte for byte as written.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        content = json.loads(text)
-    except FileNotFoundError as error:
-        raise CorpusError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"{path} is damaged ({type(error).__name__})") from error
+        text = read_text(path, CorpusError, _MAX_RECORD)
+        content = parse_json(text, str(path), CorpusError, finite=False)
+    except CorpusError as error:
+        if not path.exists():
+            raise CorpusError(f"{path} is missing") from error
+        raise CorpusError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or _OWN_HASH not in content:
         raise CorpusError(f"{path} is damaged: it is not a record with its hash")
     del content[_OWN_HASH]

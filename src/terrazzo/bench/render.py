@@ -19,6 +19,7 @@ from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import hash_json, write_text
 from terrazzo.marks import KEY, Mark, guard
+from terrazzo.parsing import parse_json
 
 __all__ = ["check_free", "from_record", "to_html", "to_markdown", "to_record", "write"]
 
@@ -206,7 +207,8 @@ def to_record(table: Table, command: str) -> dict[str, Any]:
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(frame.round(5).to_json(orient="records"))
+    text = str(frame.round(5).to_json(orient="records"))
+    rows: list[dict[str, Any]] = parse_json(text, "the table", finite=False)
     return rows
 
 

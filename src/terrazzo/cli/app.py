@@ -21,10 +21,13 @@ from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
 from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, Overwrite, out_console, say
 from terrazzo.cli.stop import Stop, how_to_go_on, stoppable
-from terrazzo.errors import TerrazzoError, TerrazzoWarning
+from terrazzo.errors import ConfigError, TerrazzoError, TerrazzoWarning, printable, shortened
 
 __all__ = ["app", "main"]
 
+OUT_OF_MEMORY = (
+    "this needs more memory than there is. Take fewer or smaller slices, or a larger machine."
+)
 HINT = "Add --debug to any command for a full traceback."
 
 app = App(
@@ -91,7 +94,7 @@ def completion(
     """
     from cyclopts.completion import ShellDetectionError
 
-    from terrazzo.errors import ConfigError, OutputError
+    from terrazzo.errors import OutputError
 
     try:
         if not install:
@@ -116,8 +119,22 @@ def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: A
     """Print the library's own warnings as one line; others are not shown."""
     if issubclass(category, TerrazzoWarning):
         Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[yellow]warning:[/yellow] {escape(str(message))}"
+            f"[yellow]warning:[/yellow] {escape(printable(str(message)))}"
         )
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that are not Unicode, or that no file's name can hold."""
+    for word in words:
+        shown = shortened(word, 200)
+        if "\0" in word:
+            raise ConfigError(f"{shown} holds a NUL, which no name can")
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{shown} is not text in UTF-8: results could not name it; rename the file or folder"
+            ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stoppable() as stop, warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", TerrazzoWarning)
+            _check_words(words)
             lines = embed.system_help(words)
             if lines is not None:
                 say("\n".join(lines))
@@ -147,10 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TerrazzoError as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        errors.print(f"[red]error:[/red] {escape(printable(str(error)))}")
+        return 2
+    except MemoryError:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[red]error:[/red] {OUT_OF_MEMORY}")
         return 2
     except CycloptsError as error:
-        errors.print("[red]error:[/red]", escape(str(error)))
+        errors.print("[red]error:[/red]", escape(printable(str(error))))
         known, *_ = app.parse_commands(words)  # a misspelled verb has no help
         command = " ".join(["terrazzo", *known])
         errors.print(f"Try: {command} --help")
@@ -162,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         errors.print(
-            f"[red]unexpected error:[/red] {type(error).__name__}: {escape(str(error))}. {HINT}"
+            f"[red]unexpected error:[/red] {type(error).__name__}: {escape(printable(str(error)))}. {HINT}"
         )
         return 1
     return 0

@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from terrazzo.errors import printable
 from terrazzo.progress import Progress, Stage
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ __all__ = [
 ]
 
 # groups of verbs, in the order of `terrazzo --help`
+LONGEST = 100_000  # letters of what is printed at once
+
 FIRST = Group.create_ordered("Start here")
 
 TASKS = Group.create_ordered("Ask a question")
@@ -212,12 +215,14 @@ def out_console() -> Console:
 
 def say(line: str) -> None:
     """Print a line."""
-    out_console().print(line, markup=False)
+    out_console().print(printable(line, LONGEST), markup=False)
 
 
 def say_aside(line: str) -> None:
     """Print a line to the error stream: progress."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        printable(line, LONGEST), markup=False
+    )
 
 
 def working(

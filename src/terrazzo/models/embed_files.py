@@ -18,7 +18,7 @@ from typing import Any, Literal
 import h5py
 from anndata import AnnData
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo.errors import ConfigError, InputError, OutputError, TerrazzoError
 from terrazzo.files import hash_json, hash_path, sweep, whole_file, why_not
 from terrazzo.images import TissueImage
@@ -27,6 +27,7 @@ from terrazzo.models.base import FoundationModel
 from terrazzo.models.inputs import check_image
 from terrazzo.models.options import split_options
 from terrazzo.progress import Progress
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.safe_zarr import refuse_code
 from terrazzo.sdata import TABLES
 from terrazzo.slices import (
@@ -376,8 +377,8 @@ def _option_text(value: Any) -> Any:
 
 
 def _precision_note(record: dict[str, Any]) -> str:
-    cosine = json.loads(record["details"]).get("bfloat16_min_cosine")
-    if cosine is None:
+    cosine = records.parsed(record, "details").get("bfloat16_min_cosine")
+    if not isinstance(cosine, int | float):
         return ""
     return f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
 
@@ -483,7 +484,7 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
         return _read_store(target, key)
     if not target.is_file():
         return None
-    with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
+    with contextlib.suppress(OSError, KeyError, InputError), open_file(target) as file:
         group = file["uns"][keys.UNS][key]
         if key in file["obsm"]:
             record = {}

@@ -14,6 +14,7 @@ import numpy as np
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.files import whole_folder
 from terrazzo.marks import KEY, Mark, find_mark
+from terrazzo.parsing import read_object
 from terrazzo.records import stamp
 from terrazzo.tasks.experiments import make_head
 from terrazzo.tasks.heads import Head, State, head_from_record
@@ -153,11 +154,8 @@ def read(folder: str | Path) -> tuple[dict[str, Any], Head]:
 
 def _record(path: Path) -> dict[str, Any]:
     """Read a probe's record, its fields checked."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(record, dict) or "format" not in record:
+    record = read_object(path, CheckpointError, finite=False)
+    if "format" not in record:
         raise CheckpointError(f"{path} is not the record of a probe.")
     version = record["format"]
     if version != FORMAT:

@@ -15,7 +15,9 @@ from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
 from terrazzo.files import whole_file
 from terrazzo.marks import KEY, Mark, guard
+from terrazzo.parsing import parse_json, read_object
 from terrazzo.records import now
+from terrazzo.safe_tables import read_parquet
 from terrazzo.tasks import display
 
 __all__ = ["METRICS", "PREDICTIONS", "RECORD", "TaskResult", "check_free", "tidy"]
@@ -166,7 +168,7 @@ class TaskResult:
             "notes": list(self.notes),
             "terrazzo_version": self.version,
             "date": self.date,
-            "summary": json.loads(summary),
+            "summary": parse_json(summary, "the summary", finite=False),
             KEY: mark.text(),
         }
         text = json.dumps(record, indent=2) + "\n"
@@ -209,11 +211,11 @@ class TaskResult:
                 f"{source} holds no {RECORD}: not a result, or its writing was stopped."
             )
         try:
-            record = json.loads((source / RECORD).read_text(encoding="utf-8"))
+            record = read_object(source / RECORD, InputError, finite=False)
             return cls(
                 task=record["task"],
-                metrics=pd.read_parquet(source / METRICS),
-                predictions=pd.read_parquet(source / PREDICTIONS),
+                metrics=read_parquet(source / METRICS),
+                predictions=read_parquet(source / PREDICTIONS),
                 config=record["config"],
                 notes=tuple(record["notes"]),
                 version=record["terrazzo_version"],

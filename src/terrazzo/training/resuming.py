@@ -20,6 +20,7 @@ from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.files import whole_file, write_text
 from terrazzo.locks import LOCK
+from terrazzo.parsing import read_object
 from terrazzo.training.recipe import Recipe, recipe_from_dict, save_recipe
 
 __all__ = [
@@ -195,16 +196,14 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
         There is none, or its recipe, corpus or initial weights differ; the differences are shown.
     """
     path = out / RECORD
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        recipe = recipe_from_dict(before["recipe"], f"{path}: recipe")
-    except FileNotFoundError as error:
+    if not path.exists():
         raise ConfigError(
             f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one."
-        ) from error
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
+        )
+    try:
+        before = read_object(path)
+        recipe = recipe_from_dict(before["recipe"], f"{path}: recipe")
+    except KeyError as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); start again in another folder."
         ) from error

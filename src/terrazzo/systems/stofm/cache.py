@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from terrazzo.arrays import Ints, Vectors
 from terrazzo.errors import CorpusError, OutputError
 from terrazzo.files import whole_folder
+from terrazzo.parsing import read_object
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 from terrazzo.systems.stofm.virtual_cells import VirtualCells
 
@@ -262,10 +263,10 @@ class EmbeddingCache:
             )
         expected = {"format": FORMAT, "key": self.key.digest(), "member": member}
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = read_object(path, CorpusError)
             belongs = {name: about[name] for name in expected} == expected
             complete = isinstance(about["source"], str) and set(about["files"]) == set(DTYPES)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (CorpusError, KeyError, TypeError) as error:
             raise _damaged(path, str(error)) from error
         if not belongs:
             raise CorpusError(
@@ -302,7 +303,7 @@ def _load(folder: Path, name: str, files: dict[str, Any]) -> NDArray[Any]:
             raise _damaged(path, f"it has {array.dtype} {array.shape}")
         if not is_mapped and _checksum(path) != record["crc32"]:
             raise _damaged(path, "its checksum differs")
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, MemoryError) as error:
         if isinstance(error, CorpusError):
             raise
         raise _damaged(path, str(error)) from error
