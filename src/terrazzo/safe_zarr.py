@@ -86,7 +86,7 @@ def refuse_links(folder: Path) -> None:
         for name in [*folders, *names]:
             path = Path(place, name)
             if path.is_symlink():
-                target = path.resolve()
+                target = _target_of(path)
                 if not (target.is_file() and target.is_relative_to(inside)):
                     raise InputError(
                         f"{path} is a link to {target}; only links to files inside the store are followed. "
@@ -98,6 +98,16 @@ def refuse_links(folder: Path) -> None:
                 raise InputError(
                     f"{path} lists Parquet files that may be anywhere; remove it, the store is whole without it"
                 )
+
+
+def _target_of(link: Path) -> Path:
+    """Return where a link leads."""
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError) as error:  # the second of links in a circle
+        raise InputError(
+            f"{link} is a link that leads nowhere; remove it from the store"
+        ) from error
 
 
 def read_attributes(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import hashlib
 import html
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -204,7 +205,8 @@ class Corpus:
     def genes(self, id: str) -> tuple[np.ndarray, np.ndarray]:
         """Return Ensembl ids and symbols of a slice's columns, str (n_genes,) both, "" where unknown."""
         folder = self.path(id) / "var"
-        return _read_texts(folder / "ensembl_id"), _read_texts(folder / "symbol")
+        with _reading(folder):
+            return _read_texts(folder / "ensembl_id"), _read_texts(folder / "symbol")
 
     def rows(self, id: str, start: int, stop: int) -> sp.csr_matrix:
         """Return rows ``start:stop`` of a slice's counts, CSR float32 (float64 where a count exceeds 2**24).
@@ -244,11 +246,13 @@ class Corpus:
 
     def coords(self, id: str) -> Floats:
         """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
-        array = self._spatial(id)
-        native = np.asarray(array[:], dtype=np.float64)
-        coords = native * _scale(array)
+        path = self.path(id)
+        with _reading(path):
+            array = self._spatial(id)
+            native = np.asarray(array[:], dtype=np.float64)
+            coords = native * _scale(array)
         if not np.isfinite(coords).all():
-            raise CorpusError(f"{self.path(id)}: coordinates that are not finite; build it again.")
+            raise CorpusError(f"{path}: coordinates that are not finite; build it again.")
         return coords
 
     def image(self, id: str) -> TissueImage | None:
@@ -267,8 +271,10 @@ class Corpus:
 
         As ``lattice`` and ``lattice_kind`` of the :meth:`slice`, without reading its counts; None where it has none.
         """
-        root: Any = zarr.open_group(self.path(id), mode="r")
-        obs = root["obs"]
+        path = self.path(id)
+        with _reading(path):
+            root: Any = zarr.open_group(path, mode="r")
+            obs = root["obs"]
         if keys.ARRAY_ROW not in obs or keys.ARRAY_COL not in obs:
             return None, None
         geometry = self._geometry(id, self._read(id))
@@ -295,8 +301,8 @@ class Corpus:
     def _read(self, id: str, whole: bool = False) -> AnnData:
         """Return a member, its pictures still on disk; unless ``whole``, only what tells where its cells are."""
         folder = self.path(id)
-        root: Any = zarr.open_group(folder, mode="r")
-        try:
+        with _reading(folder):
+            root: Any = zarr.open_group(folder, mode="r")
             uns = {}
             for name in (keys.TECHNOLOGY, keys.ORGANISM):
                 uns[name] = read_elem(root["uns"][name])
@@ -311,13 +317,6 @@ class Corpus:
             obs = read_elem(root["obs"])
             var = read_elem(root["var"])
             return AnnData(X=counts, obs=obs, var=var, obsm=obsm, uns=uns)
-        except CorpusError:
-            raise
-        except Exception as error:  # readers of damaged files raise almost anything
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise CorpusError(
-                f"{folder} cannot be read ({reason}): run the same `terrazzo corpus build` again."
-            ) from error
 
     def _spatial(self, id: str) -> zarr.Array:
         path = self.path(id) / "obsm" / keys.SPATIAL
@@ -328,7 +327,8 @@ class Corpus:
         unit = str(self.row(id)["unit"])
         if unit != "um":
             return {"unit": unit, "microns_per_unit": None}
-        return {"unit": None, "microns_per_unit": _scale(self._spatial(id))}
+        with _reading(self.path(id)):
+            return {"unit": None, "microns_per_unit": _scale(self._spatial(id))}
 
     def parts(self, id: str, n_rows: int) -> Iterator[Slice]:
         """Yield a slice as consecutive parts of at most ``n_rows`` cells: counts, genes and organism; no positions."""
@@ -399,6 +399,20 @@ class Corpus:
     @cached_property
     def _number(self) -> dict[str, int]:
         return {id: number for number, id in enumerate(self.ids())}
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn whatever readers of damaged files raise into a CorpusError that says where."""
+    try:
+        yield
+    except CorpusError:
+        raise
+    except Exception as error:
+        reason = shortened(error, 200, quoted=False) or type(error).__name__
+        raise CorpusError(
+            f"{folder} cannot be read ({reason}): run the same `terrazzo corpus build` again."
+        ) from error
 
 
 def _check_member(path: Path, folder: Path) -> None:
