@@ -6,9 +6,11 @@ that repeat, numbers that are not finite, and numbers of hundreds of digits are 
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +48,7 @@ ErrorType = type[TerrazzoError]
 def read_text(
     path: str | os.PathLike[str], error: ErrorType = ConfigError, max_bytes: int = MAX_BYTES
 ) -> str:
-    """Read a small text file (UTF-8).
+    """Read a small text file (UTF-8), or one that gzip has compressed (``.gz``).
 
     Raises
     ------
@@ -56,8 +58,12 @@ def read_text(
     path = Path(path)
     try:
         with path.open("rb") as stream:  # a pipe or a device has no size to look at
-            content = stream.read(max_bytes + 1)
-    except (OSError, ValueError) as problem:
+            if path.suffix.lower() == ".gz":
+                with gzip.open(stream, "rb") as inflated:
+                    content = inflated.read(max_bytes + 1)
+            else:
+                content = stream.read(max_bytes + 1)
+    except (OSError, ValueError, EOFError, zlib.error) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise error(f"{_named(path)} cannot be read ({reason}).") from problem
     if len(content) > max_bytes:

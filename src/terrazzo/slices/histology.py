@@ -12,7 +12,7 @@ import numpy as np
 from terrazzo.errors import InputError, shortened
 from terrazzo.images import TissueImage
 from terrazzo.images.files import open_later, open_pixels
-from terrazzo.parsing import read_object
+from terrazzo.parsing import read_json
 from terrazzo.safe_files import check_inside, is_plain_name
 from terrazzo.slices.clues import positive_number
 
@@ -178,7 +178,8 @@ def read_sheet(sheet: Path) -> dict[str, Any]:
     InputError
         It is not readable.
     """
-    return read_object(sheet, InputError)
+    content = read_json(sheet, InputError)
+    return content if isinstance(content, dict) else {}
 
 
 def sheet_image(sheet: Path, content: Mapping[str, Any], *, later: bool = False) -> TissueImage:
