@@ -16,6 +16,7 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.arrays import Bools, Floats
 from terrazzo.errors import ConfigError, InputError, did_you_mean
+from terrazzo.sparse import check_matrix
 
 __all__ = [
     "COLORS",
@@ -284,6 +285,7 @@ def _expression(adata: AnnData, gene: str) -> Floats:
         columns = np.flatnonzero(np.asarray(names.astype(str)) == gene)
         if not len(columns):
             continue
+        check_matrix(adata.X, "X")
         values = adata[:, columns].X
         if values is None:
             raise InputError(

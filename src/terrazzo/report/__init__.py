@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anndata import AnnData
 
 from terrazzo.errors import ConfigError, InputError, OutputError
-from terrazzo.files import write_text
+from terrazzo.files import hash_json, sweep, write_text
+from terrazzo.marks import Mark, guard, mark_of
 from terrazzo.models.inputs import check_image
 from terrazzo.progress import Progress
 from terrazzo.report.layouts import METHODS, Method
@@ -35,6 +37,7 @@ def write(
     projection: Method = "auto",
     seed: int = 0,
     progress: bool | None = None,
+    overwrite: bool = False,
     **slice_options: Any,
 ) -> Path:
     """Write one self-contained HTML file about slices, results and runs.
@@ -66,6 +69,8 @@ def write(
         Of UMAP and of samples.
     progress
         Show progress bars; None: only on a terminal.
+    overwrite
+        Replace a file that is not a report of the same sources.
     **slice_options
         Passed to :meth:`terrazzo.Slice.from_anndata`; ``table``, ``region``, ``coordinate_system`` and ``image`` by
         name, as :class:`terrazzo.slices.Choices` has them. ``slice_key``, the column of ``obs`` that tells the sections
@@ -83,7 +88,7 @@ def write(
     ConfigError
         ``out`` is not an ``.html`` file; an impossible setting.
     OutputError
-        The file cannot be written.
+        The file cannot be written, or there is another one already.
     """
     from terrazzo.report import page, slices
     from terrazzo.report.sources import check_number, collect
@@ -91,7 +96,11 @@ def write(
     target = Path(out)
     _check(target, n_genes, projection)
     is_one = isinstance(sources, str | Path | AnnData) or hasattr(sources, "tables")
-    found = collect([sources] if is_one else list(sources))
+    listed = [sources] if is_one else list(sources)
+    mark = _mark(listed)
+    guard(target, mark, overwrite=overwrite)
+    _check_place(target.parent)
+    found = collect(listed)
     n_slices = len(found.slices)
     if slice_options.get("image") is not None and n_slices != 1:
         raise ConfigError(f"an image belongs to one slice; there are {n_slices}.")
@@ -112,9 +121,38 @@ def write(
         text = page.render(
             sheets, found.runs, found.results, blocks, title=title, about=about, notes=notes
         )
+        text = text.replace(
+            "</head>", f'<meta name="terrazzo-mark" content="{mark.text()}">\n</head>', 1
+        )
         _write(text, target)
         advance(1)
     return target
+
+
+def _mark(sources: Sequence[Any]) -> Mark:
+    """Return the mark of a report: its paths, and the cells of what is in memory."""
+    paths = []
+    in_memory = []
+    for source in sources:
+        if isinstance(source, str | Path):
+            paths.append(Path(source))
+        elif isinstance(source, AnnData):
+            names = "\n".join(source.obs_names.astype(str))
+            in_memory.append(hash_json([source.n_vars, names]))
+        else:
+            in_memory.append(type(source).__name__)
+    return mark_of("report", paths, {"in memory": in_memory})
+
+
+def _check_place(folder: Path) -> None:
+    """Make the folder of the report, and see that it can be written, before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder} could not be written ({error.strerror or error}).") from error
+    sweep(folder)
 
 
 def _sheets(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> list[Sheet]:
@@ -166,7 +204,6 @@ def _check_genes(genes: Sequence[str], sheets: Sequence[Sheet]) -> None:
 
 def _write(text: str, target: Path) -> None:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, text)
     except OSError as error:
         raise OutputError(f"{target} could not be written ({error.strerror or error}).") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from terrazzo import parsing
 from terrazzo.errors import InputError
 from terrazzo.tasks.results import TaskResult
 
@@ -83,10 +84,7 @@ def read_json(path: Path) -> Any:
     InputError
         It cannot be read, or is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}).") from error
+    return parsing.read_json(path, InputError, finite=False)
 
 
 def bench(record: dict[str, Any], where: str) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,11 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.parsing import parse_json
 from terrazzo.plot.figures import MAX_LEGEND, scale_of
 from terrazzo.plot.palettes import label_colors, read_values
 from terrazzo.plot.tissue import Place, legend_colors, place_of_slice
+from terrazzo.records import records_of
 from terrazzo.report import expression, layouts
 from terrazzo.report.packing import Blocks, jpeg
 from terrazzo.slices import Opened, Slice
@@ -247,8 +248,7 @@ def _packed(adata: AnnData, column: str, values: pd.Series, blocks: Blocks) -> d
         numbers = blocks.numbers(values.to_numpy(dtype=np.float32), "f4")
         ends = {"low": scale.vmin, "high": scale.vmax}
         return {"name": column, "group": "Numbers", **ends, **numbers}
-    records = dict(adata.uns.get(keys.UNS, {}))
-    record = dict(records.get(column, {}))
+    record = records_of(adata).get(column, {})
     group = "Labels"
     if record.get("task") == "domains" or column.endswith(keys.DOMAIN_SUFFIX):
         group = "Domains"
@@ -304,11 +304,8 @@ def _facts(tissue: Slice) -> list[str]:
 
 def _records(adata: AnnData) -> list[dict[str, Any]]:
     """Return the records of ``uns["terrazzo"]``, one dict a key, plain Python, texts of JSON parsed."""
-    records = dict(adata.uns.get(keys.UNS, {}))
     out = []
-    for key, record in records.items():
-        if not isinstance(record, dict):
-            continue
+    for key, record in records_of(adata).items():
         plain: dict[str, Any] = {"key": str(key)}
         for name, value in record.items():
             plain[str(name)] = _plain(value)
@@ -326,16 +323,25 @@ def _plain(value: Any) -> Any:
     if not value.startswith(("{", "[")):
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        return parse_json(value, "a record", InputError, finite=False)
+    except InputError:
         return value
 
 
 def _coverage(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the gene coverage of each model that records one."""
+    """Return the gene coverage of each model that records one; another program's record may lack parts of it."""
     out = []
     for record in records:
         coverage = record.get("coverage")
-        if isinstance(coverage, dict):
-            out.append({"key": record["key"], **coverage})
+        if isinstance(coverage, dict) and _is_whole(coverage):
+            out.append({**coverage, "key": record["key"]})
     return out
+
+
+def _is_whole(coverage: dict[str, Any]) -> bool:
+    """Say whether a gene coverage holds what the page shows."""
+    for name in ("n_matched", "n_genes", "share_counts", "min_cell_share"):
+        value = coverage.get(name)
+        if not isinstance(value, int | float) or not np.isfinite(value):
+            return False
+    return isinstance(coverage.get("unmatched_examples"), list)
