@@ -27,6 +27,7 @@ __all__ = [
     "by_name",
     "color_map",
     "colors",
+    "in_order",
     "is_label",
     "joint_label_colors",
     "label_colors",
@@ -38,48 +39,49 @@ Palette = Mapping[str, Any] | Sequence[Any] | str
 """Colors by name; or in the order of the categories; or a matplotlib color map."""
 
 COLORS = (
-    "#1f77b4",
-    "#ff7f0e",
-    "#2ca02c",
-    "#d62728",
-    "#9467bd",
-    "#8c564b",
-    "#e377c2",
-    "#bcbd22",
-    "#17becf",
-    "#4b5a00",
-    "#e1a55a",
-    "#87004b",
-    "#00e1b4",
-    "#ff8787",
-    "#2d695a",
-    "#960f96",
-    "#96c378",
-    "#f02d78",
-    "#1e87ff",
-    "#0f3cb4",
-    "#963c00",
-    "#4b3c69",
-    "#b4b4ff",
-    "#96875a",
-    "#c387a5",
-    "#00692d",
-    "#a5e15a",
-    "#5ac3ff",
-    "#f0b41e",
-    "#876900",
-    "#870f1e",
-    "#2da587",
-    "#e1d278",
-    "#3ce178",
-    "#d287ff",
-    "#5a8700",
-    "#d22d96",
-    "#004b69",
-    "#ffb4a5",
-    "#693c00",
+    "#003cb4",
+    "#ffb42d",
+    "#00b496",
+    "#c32d0f",
+    "#b496ff",
+    "#5a2d5a",
+    "#e17800",
+    "#7869e1",
+    "#965a87",
+    "#870000",
+    "#361b36",
+    "#510000",
+    "#b2c4e8",
+    "#b76666",
+    "#78486c",
+    "#f3c999",
+    "#002a7e",
+    "#4ccbb6",
+    "#668ad2",
+    "#6054b4",
+    "#99b1e1",
+    "#ab4c4c",
+    "#9f3333",
+    "#9c819c",
+    "#e79333",
+    "#483f87",
+    "#cf573f",
+    "#7e69b2",
+    "#809eda",
+    "#482448",
+    "#6c0000",
+    "#009078",
+    "#6c5a99",
+    "#544a9d",
+    "#c3abff",
+    "#693f5e",
+    "#e0ba77",
+    "#00483c",
+    "#00362d",
+    "#ba8549",
 )
-"""Matplotlib's ten without the gray; then each about as far as can be (CIELAB) from all before it, white and gray."""
+"""Ten that people of every color vision tell apart, and white and gray from them; then shades of these, each as far as
+can be from all before it."""
 
 MISSING_COLOR = "#d9d9d9"
 MISSING = "no label"
@@ -205,6 +207,11 @@ def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
         taken[name] = free
         used.add(free)
     return {name: taken[name] for name in names}
+
+
+def in_order(n: int) -> list[str]:
+    """Return the first ``n`` colors, for labels that have a number: ever new ones beyond the palette."""
+    return list(itertools.islice(itertools.chain(COLORS, _beyond()), n))
 
 
 def as_hex(color: Any) -> str:
