@@ -1,4 +1,4 @@
-"""What was found in one slice: regions, types or domains in ``obs``, their borders, and the known labels beside them."""
+"""What was found in one slice: regions, types or domains, their borders, and the known labels beside them."""
 
 from __future__ import annotations
 
