@@ -87,10 +87,10 @@ MISSING_COLOR = "#d9d9d9"
 MISSING = "no label"
 MAP = "viridis"
 _MISSING_WORDS = ("", "nan", "<na>")  # what a missing label becomes on its way through text
-# colors that names choose from; the later ones, less different, are for names whose color is taken
-_STRONG = len(COLORS) // 2
-# one with which no two region names of the slices at hand share a color, and few cell types do
-_SALT = 86558
+# colors that names choose from; the shades of these are for names whose color is taken
+_STRONG = 10
+# one with which no two region names of one of the usual annotated studies share a color
+_SALT = 7451
 _GOLDEN = 0.618034
 _LISTED = 20  # color maps of at most so many colors (tab10 and the like) are lists of colors
 
@@ -200,9 +200,9 @@ def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
             taken[name] = own
             used.add(own)
     for name in without:  # after all others, so that none of them loses its own color
-        start = _STRONG + _slot(name) % _STRONG
-        weak = (*COLORS[start:], *COLORS[_STRONG:start])
-        candidates = itertools.chain(weak, COLORS, _beyond())
+        start = _slot(name) % _STRONG
+        strong = (*COLORS[start:_STRONG], *COLORS[:start])
+        candidates = itertools.chain(strong, COLORS, _beyond())
         free = next(color for color in candidates if color not in used)
         taken[name] = free
         used.add(free)
@@ -358,7 +358,9 @@ def _slot(name: str) -> int:
     if stem:
         checksum = zlib.crc32(f"{_SALT}{stem}".encode())
         start = checksum % _STRONG
-    return (start + number) % len(COLORS)
+    if number < _STRONG:
+        return (start + number) % _STRONG
+    return number % len(COLORS)
 
 
 def _beyond() -> Iterator[str]:

@@ -31,7 +31,7 @@ def write(
     title: str = "terrazzo report",
     about: str = "",
     genes: Sequence[str] = (),
-    n_genes: int = 100,
+    n_genes: int | None = None,
     embeddings: Sequence[str] | None = None,
     projection: Method = "auto",
     seed: int = 0,
@@ -60,8 +60,8 @@ def write(
     genes
         Symbols or Ensembl ids of genes that the file holds in any case.
     n_genes
-        Genes in the file, for each slice: those with the strongest spatial pattern fill it up. Fewer where cells are
-        many (10 million values).
+        Genes in the file, for each slice: those with the strongest spatial pattern fill it up. None: all, up to 3
+        million values; else 100. Fewer where cells are many (10 million values).
     embeddings
         ``obsm`` keys or ``"key:block"`` to draw; None: the first three that terrazzo wrote, or else named ``X_...``.
     projection
@@ -169,10 +169,10 @@ def _naming(source: Any, name: str) -> Iterator[None]:
         raise type(error)(f"{where}: {error}") from error
 
 
-def _check(target: Path, n_genes: int, projection: str) -> None:
+def _check(target: Path, n_genes: int | None, projection: str) -> None:
     if target.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{target} must end in .html.")
-    if n_genes < 0:
+    if n_genes is not None and n_genes < 0:
         raise ConfigError(f"n_genes is {n_genes}; it must be 0 or more.")
     if projection not in METHODS:
         raise ConfigError(f"projection is {projection!r}; it must be one of {', '.join(METHODS)}.")

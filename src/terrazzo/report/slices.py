@@ -36,7 +36,7 @@ class Settings:
     """Settings of a slice's part of the page; see :func:`terrazzo.report.write`."""
 
     genes: Sequence[str] = ()
-    n_genes: int = 100
+    n_genes: int | None = None
     embeddings: Sequence[str] | None = None
     projection: layouts.Method = "auto"
     seed: int = 0
@@ -109,9 +109,10 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
     tissue = _read(adata, options, notes)
     place = _place(tissue, notes)
     columns = _columns(adata, tissue, notes)
+    n_genes = expression.default_number(tissue) if settings.n_genes is None else settings.n_genes
     wanted, missing = expression.find(tissue, settings.genes)
     markers, _ = expression.find(tissue, settings.markers)
-    genes = expression.choose(tissue, settings.n_genes, [*wanted, *markers], settings.seed)
+    genes = expression.choose(tissue, n_genes, [*wanted, *markers], settings.seed)
     drawn, layout_notes = layouts.draw(
         adata,
         settings.embeddings,
