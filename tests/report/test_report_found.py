@@ -174,8 +174,10 @@ def test_a_real_answer_writes_its_own_report(
     from terrazzo.answers.result import Answer
 
     empty = Answer.__new__(Answer)
-    object.__setattr__(empty, "slices", [])
+    for name, value in (("slices", [None]), ("names", NAMES), ("kind", "region")):
+        object.__setattr__(empty, name, value)
     empty.report(tmp_path / "report.html", n_genes=2)
+    assert given["title"] == "5 regions in 1 slice"
     assert given["answer"] is empty
     assert given["n_genes"] == 2
 
@@ -259,3 +261,16 @@ def test_colors_of_scanpy_stay_where_there_is_one_slice() -> None:
     both = regions.joint_colors([own, {"kind": {"c": "#ff0000", "a": "#000000"}}])
     assert both["kind"]["a"] == "#ff0000"
     assert both["kind"]["c"] != "#ff0000"
+
+
+@pytest.mark.slow
+def test_from_slices_to_the_page(simulated: Any, tmp_path: Any) -> None:
+    from terrazzo.answers.run import regions as find_regions
+
+    slices = [simulated(300, 100, seed=seed) for seed in (0, 1)]
+    answer = find_regions(slices, k=4, n_seeds=1, bootstraps=2, progress=False)
+    path = answer.report(tmp_path / "report.html", projection="pca", progress=False)
+    text = path.read_text(encoding="utf-8")
+    assert all(name in text for name in answer.names)
+    assert "marker genes" in text
+    assert is_found(answer.slices[0], answer.key)

@@ -176,7 +176,8 @@ class Answer:
         """Write one HTML file that opens anywhere; options of :func:`terrazzo.report.write`."""
         from terrazzo.report import write
 
-        return write(self.slices, path, **{"answer": self, **options})
+        title = f"{display.count(self.k, self.kind)} in {display.count(len(self.slices), 'slice')}"
+        return write(self.slices, path, **{"answer": self, "title": title, **options})
 
     def cut(self, k: int) -> list[Ints]:
         """Return coarser or finer regions, ``k`` of them, for every slice; see ``levels``.
