@@ -27,11 +27,13 @@ def pages(
     one = answered.with_regions(simulated(300, 60, image=True, image_px=400), NAMES)
     one.obs["X_t3_domain"] = one.obs["terrazzo_region"].cat.codes.astype(str).astype("category")
     pair = [answered.with_regions(simulated(200, 60, seed=seed), NAMES) for seed in (0, 1)]
+    seven = [answered.with_regions(simulated(60, 60, seed=seed), NAMES) for seed in range(7)]
     bare = simulated(300, 60, image=True, image_px=400)
     options: dict[str, Any] = {"projection": "pca", "n_genes": 20, "progress": False}
     given: dict[str, tuple[list[AnnData], list[str]]] = {
         "one": ([one], ["mine"]),
         "two": (pair, ["left", "right"]),
+        "seven": (seven, [f"section {i}" for i in range(7)]),
     }
     out = {"bare": tz.report.write(bare, folder / "bare.html", **options)}
     for name, (slices, names) in given.items():
@@ -70,7 +72,7 @@ def detail(browser: Any) -> str:
     return browser.find_element("css selector", "article.found:not([hidden]) .detail").text
 
 
-@pytest.mark.parametrize("name", ["one", "two", "bare"])
+@pytest.mark.parametrize("name", ["one", "two", "seven", "bare"])
 def test_pictures_are_on_the_first_screen(at: Any, browser: Any, name: str) -> None:
     at(name)
     place = ".pictures .panel" if name != "bare" else "section.slice .panel"
@@ -78,7 +80,7 @@ def test_pictures_are_on_the_first_screen(at: Any, browser: Any, name: str) -> N
         "return [...document.querySelectorAll(arguments[0])].map((p) => p.getBoundingClientRect().bottom)",
         place,
     )
-    assert len(bottoms) == {"one": 2, "two": 4, "bare": 1}[name]
+    assert len(bottoms) == {"one": 2, "two": 4, "seven": 7, "bare": 1}[name]
     assert max(bottoms) <= 900
     if name != "bare":
         table = browser.find_element("css selector", "table.regions")
@@ -220,7 +222,7 @@ def test_no_page_is_wider_than_the_screen(
 ) -> None:
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    for name in ("one", "two", "bare"):
+    for name in ("one", "two", "seven", "bare"):
         at(name, width, height)
         wide = browser.execute_script("return document.documentElement.scrollWidth")
         assert wide <= width, name

@@ -1,6 +1,6 @@
 // The first screen: what was found in all slices, with one legend, the table. A region is marked by its row of the
 // table, or by a click on the tissue; then its cells, its neighbors and its marker genes are shown.
-const MANY = 6; // slices from which on nothing is beside what was found, at first
+const MANY = 3; // more slices are drawn smaller, and nothing is beside what was found, at first
 const NOTHING = { kind: "none", title: "nothing" };
 
 // One slice in the first screen: its pictures, which show the same cells and move together.
@@ -155,7 +155,7 @@ class Overview {
       this.rows.get(k).fields.clear();
     }
     this.openRows = rows;
-    this.grid.className = rows.length === 1 ? "slices alone" : "slices few";
+    this.grid.className = `slices ${rows.length === 1 ? "alone" : rows.length > MANY ? "many" : "few"}`;
     this.grid.replaceChildren(...rows.map((row) => row.box));
     this.buildControls();
     await this.relayer();
