@@ -33,8 +33,12 @@ def report(
     ] = None,
     gene: Annotated[list[str] | None, Parameter(help="Store this gene, too (repeatable).")] = None,
     n_genes: Annotated[
-        int, Parameter(help="Genes stored in the file.", validator=Number(gte=0))
-    ] = 100,
+        int | None,
+        Parameter(
+            help="Genes stored in the file. Default: all of a small slice, else 100.",
+            validator=Number(gte=0),
+        ),
+    ] = None,
     projection: Annotated[
         Literal["auto", "umap", "pca"],
         Parameter(help="auto: UMAP up to 10,000 cells, else principal components."),

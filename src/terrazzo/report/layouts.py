@@ -92,6 +92,11 @@ def _unnamed(adata: AnnData, spatial_key: str) -> tuple[list[str], list[str]]:
     candidates = [key for key in wide if key in recorded]
     if not candidates:
         candidates = [key for key in wide if key.startswith("X_")]
+    used = set()  # in which something was found
+    for record in recorded.values():
+        if isinstance(record, dict):
+            used.add(str(record.get("use_rep", "")).partition(":")[0])
+    candidates.sort(key=lambda key: key not in used)
     chosen = candidates[:MAX_UNNAMED]
     for key in READY:
         if key in adata.obsm and key not in chosen:
