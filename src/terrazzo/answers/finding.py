@@ -73,7 +73,8 @@ class Found:
     agreement
         Of each slice ``(n_cells,)``: the share of the partitions that agree with the vote.
     reproducibility
-        Of each slice ``(n_cells,)``: sqrt(agreement x share of the nearest cells with the same label).
+        Of each slice ``(n_cells,)``: sqrt(agreement x share of the nearest cells with the same label); of types the
+        agreement alone.
     by_region
         ``(k,)``: agreement over draws of genes; NaN where there were none.
     k
@@ -286,7 +287,9 @@ def first_component(slices: Sequence[Slice]) -> Floats:
 
 
 def smoothed_agreement(labels: Ints, agreement: Floats, coords: Floats, n_neighbors: int) -> Floats:
-    """Return sqrt(agreement x share of the nearest cells with the same label), ``(n_cells,)``."""
+    """Return sqrt(agreement x share of the nearest cells with the same label); the agreement for no neighbors."""
+    if n_neighbors == 0:  # types: those of its neighbors say nothing of a cell's own
+        return agreement
     n_nearest = min(max(n_neighbors, 6), len(labels) - 1)
     if n_nearest < 1:
         return np.sqrt(agreement)

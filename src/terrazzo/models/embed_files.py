@@ -42,6 +42,8 @@ __all__ = [
     "Done",
     "check_writable",
     "embed_files",
+    "hash_input",
+    "option_text",
     "plan_targets",
     "read_record",
     "write_atomically",
@@ -198,14 +200,14 @@ class _Job:
         self.announce = announce
         self.bars = Progress(progress)
         deciding = {**self.options.deciding(), **slice_options}
-        self.recorded = json.dumps(deciding, sort_keys=True, default=_option_text)
+        self.recorded = json.dumps(deciding, sort_keys=True, default=option_text)
 
     def run(self, source: Path, target: Path) -> Done:
         """Embed one slice, unless that was done before."""
         identity = {"checkpoint_sha256": self.model.fingerprint(), OPTIONS: self.recorded}
         before = _record_before(target, self.key, self.overwrite)
         with self.bars.stage(f"check {source.name}", None):
-            identity[INPUT_HASH] = _hash_input(source, self.choices)
+            identity[INPUT_HASH] = hash_input(source, self.choices)
         if before is not None and all(before.get(k) == v for k, v in identity.items()):
             return Done(source, target, int(before.get("n_cells", 0)), "unchanged")
         with self.bars.stage(f"read {source.name}", None):
@@ -270,7 +272,7 @@ def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> No
     write_opened(replace(opened, adata=adata), target)
 
 
-def _hash_input(source: Path, choices: Choices) -> str:
+def hash_input(source: Path, choices: Choices) -> str:
     """Return the sha256 of a slice's input: one file or folder, or the parts of a store that belong to it."""
     if store_of(source) is None:
         beside = files_beside(source) if recognize(source) is None else []
@@ -280,7 +282,7 @@ def _hash_input(source: Path, choices: Choices) -> str:
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 
-def _option_text(value: Any) -> Any:
+def option_text(value: Any) -> Any:
     """Return an option as it is recorded: of an image its content and place, not the path of its file."""
     if isinstance(value, TissueImage):
         place = [*value.scales.tolist(), *value.offset]
