@@ -48,6 +48,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("systems.scgpt", "systems.stalign", "systems.stimage", "systems.stofm"),
     ("bench",),
     ("report",),
+    ("answers",),
     ("demo",),
     ("cli",),
     ("__main__",),

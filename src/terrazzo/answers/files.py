@@ -28,7 +28,6 @@ from terrazzo.files import (
     whole_file,
     why_not,
     write_record,
-    write_text,
 )
 from terrazzo.models.embed_files import (
     check_writable,
@@ -438,7 +437,9 @@ def _lines(answer: Answer, data: Data) -> list[str]:
         header += f"{'over genes':>12}"
     lines.append(header)
     for row in table.itertuples(index=False):
-        line = f"  {row[0]!s:<{width}}{row.n_cells:>10,}{row.share:>8.1%}{row.reproducibility:>17.2f}"
+        line = (
+            f"  {row[0]!s:<{width}}{row.n_cells:>10,}{row.share:>8.1%}{row.reproducibility:>17.2f}"
+        )
         if has_draws:
             line += f"{row.gene_agreement:>12.2f}"
         lines.append(line)
@@ -458,9 +459,7 @@ def _named_markers(answer: Answer) -> pd.DataFrame:
 def _levels(answer: Answer) -> pd.DataFrame | None:
     """Return slice, cell, and a column for each level of the tree; None without a tree."""
     tables = []
-    for adata, name, levels in zip(
-        answer.slices, answer.slice_names, answer.levels, strict=True
-    ):
+    for adata, name, levels in zip(answer.slices, answer.slice_names, answer.levels, strict=True):
         n_levels = levels.shape[1]
         if n_levels < 2:
             return None

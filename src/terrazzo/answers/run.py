@@ -22,7 +22,7 @@ from terrazzo.answers.projection import Projection
 from terrazzo.answers.result import AGREEMENT, Answer, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
 from terrazzo.answers.sources import Embedded, Fitted, Source, candidates
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import AnyFloats, Ints
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, Baseline
@@ -251,7 +251,7 @@ def _caveats(groups: dict[str, str]) -> list[str]:
     single = sorted(group for group, n in sizes.items() if n == 1)
     if single:
         notes.append(
-            f"nothing could be tested: one donor is too few ({', '.join(single)}); a p-value takes two or more in each group."
+            f"nothing could be tested: one donor is too few ({', '.join(single)}); it takes two in each group."
         )
     return notes
 
@@ -290,13 +290,13 @@ def _named_source(opened: Data, ask: _Ask) -> Source:
 def _embed_with(model: FoundationModel, adatas: Sequence[AnnData], purpose: Any) -> Any:
     """Return a function that embeds a slice with a model, and takes the block that the purpose needs."""
 
-    def embed(number: int, tissue: Slice) -> Floats:
+    def embed(number: int, tissue: Slice) -> AnyFloats:
         options = model.options_class()
         prepared = model.prepare(tissue, options, obs=adatas[number].obs)
         embedding = prepared.embed(Progress(False))
         holder = AnnData(obs=pd.DataFrame(index=adatas[number].obs_names))
         model.write(holder, tissue, prepared, embedding, "X")
-        return np.asarray(records.vectors(holder, "X", purpose=purpose), dtype=np.float64)
+        return records.vectors(holder, "X", purpose=purpose)
 
     return embed
 

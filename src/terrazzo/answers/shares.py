@@ -74,8 +74,8 @@ def compare_groups(
 
     Returns
     -------
-    Columns ``region`` (or ``type``), ``group``, ``n_donors``, ``mean_share``, ``p_value``, ``p_adjusted`` (NaN where a group has one
-    donor, for then nothing can be tested).
+    Columns ``region`` (or ``type``), ``group``, ``n_donors``, ``mean_share``, ``p_value``, ``p_adjusted``
+    (NaN where a group has one donor, for then nothing can be tested).
 
     Raises
     ------

@@ -224,8 +224,6 @@ def _show(written: Written) -> None:
     for line in written.lines:
         say(line)
     if written.status == "unchanged":
-        say(
-            f"{written.folder}: finished before from the same slices and settings; left alone"
-        )
+        say(f"{written.folder}: finished before from the same slices and settings; left alone")
         return
     say(f"Written to {written.folder}: {', '.join(file.name for file in written.files)}")

@@ -19,9 +19,7 @@ data_app = App(
     help="Public datasets that terrazzo knows by name.\n\nExample: terrazzo data list",
 )
 
-Folder = Annotated[
-    Path | None, Parameter(help="Folder of the datasets; default $TERRAZZO_DATA.")
-]
+Folder = Annotated[Path | None, Parameter(help="Folder of the datasets; default $TERRAZZO_DATA.")]
 
 
 @data_app.command(name="list")
@@ -88,7 +86,9 @@ def get(
             f"{name} has no public files that terrazzo could download; get it from {dataset.where}."
         )
     if sha256 is not None and len(files) > 1:
-        raise ConfigError(f"--sha256 is of one file, and there are {len(files)}: name it by --file.")
+        raise ConfigError(
+            f"--sha256 is of one file, and there are {len(files)}: name it by --file."
+        )
     for one in files:
         path = datasets.fetch(name, one, out, sha256=sha256, unchecked=unchecked)
         say(str(path))

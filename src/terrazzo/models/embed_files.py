@@ -9,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,9 @@ from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import hash_json, hash_path, whole_file, why_not
 from terrazzo.images import TissueImage
 from terrazzo.models.base import FoundationModel
-from terrazzo.models.inputs import check_image
-from terrazzo.models.options import split_options
+from terrazzo.models.baselines import Baseline
+from terrazzo.models.inputs import check_image, open_data
+from terrazzo.models.options import EmbedOptions, split_options
 from terrazzo.progress import Progress
 from terrazzo.safe_zarr import refuse_code
 from terrazzo.sdata import TABLES
@@ -97,7 +99,7 @@ class Done:
 
 
 def embed_files(
-    model: FoundationModel,
+    model: FoundationModel | Baseline,
     sources: Sequence[str | Path],
     out: str | Path,
     *,
@@ -117,7 +119,7 @@ def embed_files(
     Parameters
     ----------
     model
-        Any foundation model.
+        Any foundation model; or a baseline, which is fitted on all sources together, unless it is fitted already.
     sources
         ``.h5ad`` files, AnnData ``.zarr`` folders, vendors' folders, SpatialData stores (or a table of one).
     out
@@ -158,6 +160,8 @@ def embed_files(
     targets = plan_targets(sources, folder)
     if not dry_run:
         check_writable(folder)
+    if isinstance(model, Baseline):
+        _fit_on_files(model, sources, options)
     job = _Job(
         model,
         key_added or model.default_key,
@@ -181,7 +185,7 @@ class _Job:
 
     def __init__(
         self,
-        model: FoundationModel,
+        model: FoundationModel | Baseline,
         key: str,
         options: dict[str, Any],
         *,
@@ -193,7 +197,8 @@ class _Job:
         model_options, slice_options = split_options(options)
         self.model = model
         self.key = key
-        self.options = model.options_class.checked(model_options, model.title)
+        options_class = EmbedOptions if isinstance(model, Baseline) else model.options_class
+        self.options = options_class.checked(model_options, model.title)
         self.choices, self.slice_options = split_choices(slice_options)
         self.overwrite = overwrite
         self.dry_run = dry_run
@@ -229,17 +234,41 @@ class _Job:
         with self.bars.stage(f"check {opened.name}", None):
             tissue = Slice.from_opened(opened, **self.slice_options)
         adata = opened.adata
+        where = source if opened.section is None else f"{source}: {opened.section}"
+        if isinstance(self.model, Baseline):
+            plan = f"{tissue.n_cells:,} cells, {self.model.title}"
+            self._announce(where, [*opened.notes, tissue.sections, plan])
+            if not self.dry_run:
+                self.model.write(adata, tissue, self.model.transform(tissue), self.key)
+            return ""
         prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
-        if self.announce is not None:
-            where = source if opened.section is None else f"{source}: {opened.section}"
-            notes = [*opened.notes, tissue.sections, prepared.plan]
-            for line in filter(None, notes):
-                self.announce(f"{where}: {line}")
+        self._announce(where, [*opened.notes, tissue.sections, prepared.plan])
         if self.dry_run:
             return ""
         embedding = prepared.embed(self.bars)
         self.model.write(adata, tissue, prepared, embedding, self.key)
         return _precision_note(adata.uns[keys.UNS][self.key])
+
+    def _announce(self, where: Any, lines: Sequence[Any]) -> None:
+        if self.announce is not None:
+            for line in filter(None, lines):
+                self.announce(f"{where}: {line}")
+
+
+def _fit_on_files(
+    baseline: Baseline, sources: Sequence[str | Path], options: dict[str, Any]
+) -> None:
+    """Fit a baseline on all slices that can be read; the others are reported where they are embedded."""
+    if baseline.fitted_on:
+        return
+    _, slice_options = split_options(options)
+    tissues: list[Slice] = []
+    for source in sources:
+        with contextlib.suppress(InputError):
+            opened, remaining = open_data(source, slice_options)
+            tissues += opened.each(partial(Slice.from_opened, **remaining))
+    if tissues:
+        baseline.fit(tissues)
 
 
 def write_opened(opened: Opened, target: Path) -> None:
