@@ -37,7 +37,9 @@ def joint(spots: Callable[..., AnnData]) -> Any:
     """Find four regions in two slices of two donors."""
     import terrazzo as tz
 
-    slices = [spots(1, name="first"), spots(2, name="second", batch=0.2, donor="donor_2")]
+    first = spots(1, n_cells=500, name="first")
+    second = spots(2, n_cells=500, name="second", batch=0.2, donor="donor_2")
+    slices = [first, second]
     for adata, name in zip(slices, ("first", "second"), strict=True):
         adata.uns["group"] = name
     with warnings.catch_warnings():

@@ -70,8 +70,9 @@ def draw_markers(
     if not genes:
         return None
     means, shares = _by_region(genes, len(names), tissues, labels)
-    span = np.maximum(np.ptp(means, axis=0), 1e-12)
-    relative = (means - means.min(axis=0)) / span
+    least = means.min(axis=0)
+    span = means.max(axis=0) - least
+    relative = (means - least) / np.maximum(span, 1e-12)
     width = 2.5 + 0.26 * len(genes)
     height = 1.4 + 0.3 * len(names)
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
@@ -123,10 +124,10 @@ def _by_region(
             rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
         values = log_counts(tissue, _columns(genes, tissue))[rows]
         for region in np.unique(own[rows]):
-            part = values[own[rows] == region]
-            sums[region] += np.asarray(part.sum(axis=0)).ravel()
-            shown[region] += np.asarray((part > 0).sum(axis=0)).ravel()
-            sizes[region] += part.shape[0]
+            part = values[own[rows] == region].toarray()
+            sums[region] += part.sum(axis=0)
+            shown[region] += (part > 0).sum(axis=0)
+            sizes[region] += len(part)
     divisor = np.maximum(sizes, 1)[:, None]
     return sums / divisor, shown / divisor
 

@@ -147,7 +147,7 @@ def annotate(
     *,
     reference: Annotated[
         list[Path],
-        Parameter(help="Annotated slices, or dissociated cells (repeatable)."),
+        Parameter(help="Annotated slices, or dissociated cells.", consume_multiple=True),
     ],
     label: Annotated[str, Parameter(help="obs column of the references.")],
     out: Out,
