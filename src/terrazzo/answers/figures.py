@@ -38,7 +38,7 @@ def draw_curve(curve: pd.DataFrame, k: int, kind: str) -> Figure:
     other.set_ylim(0, 1.02)
     lines = [*axes.get_lines(), *other.get_lines()]
     labels = [str(line.get_label()) for line in lines]
-    axes.legend(lines, labels, loc="lower right", frameon=False, fontsize=8)
+    figure.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 

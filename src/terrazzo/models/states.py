@@ -69,7 +69,8 @@ class States:
         n_centers = min(n_states, len(distinct))
         model = KMeans(n_centers, n_init=1, random_state=seed).fit(sample)
         centers = model.cluster_centers_.astype(np.float32)
-        least_width = 1e-6 * float(sample.var()) + 1e-12
+        variance = float(sample.var())
+        least_width = 1e-6 * variance + 1e-12
         mean_squared = float(model.inertia_) / len(sample)
         width = max(mean_squared, least_width)
         return cls(centers, width)
@@ -137,7 +138,8 @@ def ring_means(values: Vectors, index: Int32s) -> Vectors:
     -------
     float32 ``(wanted, 6 m)``; a ring that the slice is too small for is 0.
     """
-    first_places = np.array((0, *[edge + 1 for edge in RING_EDGES]))
+    last_places = np.array((-1, *RING_EDGES))
+    first_places = last_places + 1
     edges = np.minimum(first_places, index.shape[1])
     contiguous = np.ascontiguousarray(values, dtype=np.float32)
     return _ring_means(contiguous, index, edges)
