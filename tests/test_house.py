@@ -55,6 +55,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("systems.scgpt", "systems.stalign", "systems.stimage", "systems.stofm"),
     ("bench",),
     ("report",),
+    ("answers",),
     ("demo",),
     ("cli",),
     ("__main__",),

@@ -12,6 +12,8 @@ from terrazzo._version import __version__
 
 if TYPE_CHECKING:
     from terrazzo import datasets, plot, report, simulate, tasks
+    from terrazzo.answers.annotating import annotate
+    from terrazzo.answers.run import regions, types
     from terrazzo.corpus.build import build as build_corpus
     from terrazzo.corpus.store import Corpus
     from terrazzo.genes import Vocabulary
@@ -37,18 +39,18 @@ _NAMES = {  # public name: where it is
     "Slice": "terrazzo.slices:Slice",
     "TissueImage": "terrazzo.images:TissueImage",
     "Vocabulary": "terrazzo.genes:Vocabulary",
+    "annotate": "terrazzo.answers.annotating:annotate",
     "build_corpus": "terrazzo.corpus.build:build",
     "convert": "terrazzo.models.loading:convert",
     "embed_files": "terrazzo.models.embed_files:embed_files",
     "finetune": "terrazzo.systems.stofm.finetune:finetune",
     "get": "terrazzo.records:vectors",
-    "regions": "terrazzo.answers.run:regions",
-    "types": "terrazzo.answers.run:types",
-    "annotate": "terrazzo.answers.annotating:annotate",
     "load": "terrazzo.models.loading:load",
     "load_recipe": "terrazzo.training.recipe:load_recipe",
     "pretrain": "terrazzo.training.run:pretrain",
     "read": "terrazzo.slices:read",
+    "regions": "terrazzo.answers.run:regions",
+    "types": "terrazzo.answers.run:types",
     "write_table": "terrazzo.slices:write_table",
 }
 _MODULES = ("datasets", "plot", "report", "simulate", "tasks")
@@ -63,6 +65,7 @@ __all__ = [
     "TissueImage",
     "Vocabulary",
     "__version__",
+    "annotate",
     "build_corpus",
     "convert",
     "datasets",
@@ -74,9 +77,11 @@ __all__ = [
     "plot",
     "pretrain",
     "read",
+    "regions",
     "report",
     "simulate",
     "tasks",
+    "types",
     "write_table",
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from terrazzo import keys, records
 from terrazzo.answers.data import Data, open_all
 from terrazzo.answers.space import Expression
 from terrazzo.arrays import Bools, Floats, Ints
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.expression import gene_columns, variance
 from terrazzo.models.states import nearest_in_rings, ring_means
-from terrazzo.slices import Slice
+from terrazzo.slices import Slice, open_slice, split_choices
 from terrazzo.tasks import display
+from terrazzo.tasks.labels import UNSCORED
 
 __all__ = ["Annotation", "annotate"]
 
@@ -36,13 +38,19 @@ HELD_OUT = 0.25
 
 WANTED_ACCURACY = 0.9  # of the held-out cells that get a label
 
-LEAST_GAIN = (
-    0.05  # in macro-F1 over always saying the commonest label, below which nothing is carried over
-)
+LEAST_GAIN = 0.05  # in macro-F1 over chance, below which nothing is carried over
+
+N_SHUFFLES = 20  # of predictions, for chance
 
 MAX_CELLS = 50_000  # reference cells that are learned from
 
 MAX_PROBABILITY = 0.95  # highest threshold
+
+CELL_OPTIONS = (
+    "layer",
+    "organism",
+    "allow_normalized",
+)  # of reading, that cells without places have
 
 
 @dataclass(frozen=True)
@@ -247,29 +255,48 @@ class _Reference:
 
 def _read_reference(reference: Any, label: str, options: dict[str, Any]) -> _Reference:
     """Open the reference; cells without coordinates get some, which are not used."""
-    if isinstance(reference, AnnData):
-        reference = [reference]
     items = list(reference) if isinstance(reference, list | tuple) else [reference]
+    if not items:
+        raise InputError("there is no reference.")
+    key = options.get("spatial_key", keys.SPATIAL)
+    pieces = []
     has_places = True
-    ready = []
     for item in items:
-        if (
-            isinstance(item, AnnData)
-            and keys.SPATIAL not in item.obsm
-            and "spatial_key" not in options
-        ):
+        cells = _without_places(item, key, options)
+        if cells is None:
+            opened: Data = open_all(item, None, options)
+        else:
             has_places = False
-            item = _in_a_row(item)
-        ready.append(item)
-    opened: Data = open_all(ready, None, options)
+            row_options = {name: options[name] for name in CELL_OPTIONS if name in options}
+            opened = open_all(_in_a_row(cells), None, {**row_options, "unit": "um"})
+        pieces += opened.pieces
     labels = []
-    for piece in opened.pieces:
+    for piece in pieces:
         if label not in piece.adata.obs:
             columns = ", ".join(map(str, piece.adata.obs.columns)) or "none"
-            raise InputError(f"{piece.name} has no obs column {label!r}; it has: {columns}.")
-        column = piece.adata.obs[label].astype(object)
-        labels.append(column.where(column.notna(), None).to_numpy())
-    return _Reference(opened.slices, labels, has_places)
+            hint = did_you_mean(label, piece.adata.obs.columns)
+            raise InputError(
+                f"the reference {piece.name} has no obs column {label!r}; it has: {columns}.{hint}"
+            )
+        labels.append(_words(piece.adata.obs[label]))
+    return _Reference([piece.tissue for piece in pieces], labels, has_places)
+
+
+def _without_places(item: Any, key: str, options: dict[str, Any]) -> AnnData | None:
+    """Return dissociated cells, of a file too; None for anything that has coordinates."""
+    if isinstance(item, str | Path) and Path(item).suffix == ".h5ad":
+        choices, _ = split_choices(options)
+        item = open_slice(item, choices).adata
+    if isinstance(item, AnnData) and key not in item.obsm:
+        return item
+    return None
+
+
+def _words(column: pd.Series) -> np.ndarray:
+    """Return labels as text; None where one is missing, or means that there is none ("Unknown")."""
+    words = column.astype(object).where(column.notna(), "").astype(str).str.strip()
+    is_label = ~words.str.lower().isin(UNSCORED)
+    return words.astype(object).where(is_label, None).to_numpy()
 
 
 def _in_a_row(adata: AnnData) -> AnnData:
@@ -357,14 +384,11 @@ def _learn(known: _Reference, targets: Sequence[Slice], seed: int) -> tuple[_Mod
         scores = _Scores(codes[scored], _full_probability(head, vectors[scored], len(labels)))
         candidates.append((_macro_f1(scores), with_rings, scores, vectors))
     f1, with_rings, scores, vectors = max(candidates, key=lambda one: one[0])
-    commonest = np.bincount(scores.true).argmax()
-    constant = np.zeros_like(scores.probability)
-    constant[:, commonest] = 1
-    trivial = _macro_f1(_Scores(scores.true, constant))
-    if f1 < trivial + LEAST_GAIN:
+    chance = _by_chance(scores, seed)
+    if f1 < chance + LEAST_GAIN:
         raise InputError(
             f"the {len(genes):,} genes in common do not tell the labels apart: macro-F1 {f1:.2f} on held-out cells of "
-            f"the reference, {trivial:.2f} for always saying {labels[commonest]!r}. Nothing was carried over."
+            f"the reference, up to {chance:.2f} by chance. Nothing was carried over."
         )
     everything = _some_of_each(np.flatnonzero(codes >= 0), seed)
     head = _head().fit(vectors[everything], codes[everything])
@@ -424,14 +448,14 @@ def _held_out_cells(known: _Reference, codes: Ints, seed: int) -> Bools:
             held[start : start + n] = _squares(tissue.coords, rng)
             start += n
         learned = set(codes[~held & (codes >= 0)])
-        if len(learned) == len(set(codes[codes >= 0])):
+        scored = set(codes[held & (codes >= 0)])
+        if len(learned) == len(set(codes[codes >= 0])) and len(scored) > 1:
             return held
         held[:] = False
-    held[rng.random(len(held)) < HELD_OUT] = True
     for code in np.unique(codes[codes >= 0]):
         own = np.flatnonzero(codes == code)
-        if held[own].all():
-            held[own[: len(own) // 2]] = False
+        n_held = max(1, round(HELD_OUT * len(own)))
+        held[rng.choice(own, n_held, replace=False)] = True
     return held
 
 
@@ -448,6 +472,20 @@ def _macro_f1(scores: _Scores) -> float:
     from terrazzo.tasks.metrics import classification
 
     return classification(scores.true, scores.probability.argmax(axis=1))["macro_f1"]
+
+
+def _by_chance(scores: _Scores, seed: int) -> float:
+    """Return the best macro-F1 of the predictions in random order, or of the commonest label for all cells."""
+    from terrazzo.tasks.metrics import classification
+
+    rng = np.random.default_rng(seed)
+    best = scores.probability.argmax(axis=1)
+    commonest = np.full(len(best), np.bincount(scores.true).argmax())
+    values = [classification(scores.true, commonest)["macro_f1"]]
+    for _ in range(N_SHUFFLES):
+        shuffled = rng.permutation(best)
+        values.append(classification(scores.true, shuffled)["macro_f1"])
+    return max(values)
 
 
 def _threshold(scores: _Scores) -> float:

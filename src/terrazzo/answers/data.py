@@ -10,7 +10,7 @@ from typing import Any
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.errors import InputError
+from terrazzo.errors import ConfigError, InputError
 from terrazzo.models.inputs import open_data
 from terrazzo.slices import Opened, Slice
 from terrazzo.slices.parts import Part, put_back, split
@@ -68,6 +68,18 @@ class Data:
         """The checked slices."""
         return [piece.tissue for piece in self.pieces]
 
+    @property
+    def notes(self) -> list[str]:
+        """What was decided while reading, each with the name of its file or slice in front."""
+        lines = []
+        for source in self.sources:
+            where = source.path or source.opened.name
+            lines += [f"{where}: {note}" for note in source.opened.notes]
+        for piece in self.pieces:
+            if piece.tissue.sections:
+                lines.append(f"{piece.name}: {piece.tissue.sections}")
+        return lines
+
     def put_back(self) -> None:
         """Put what was written to sections into the AnnData that they are of, and into the table of a SpatialData."""
         for source in self.sources:
@@ -82,7 +94,7 @@ def open_all(data: Any, donor_key: str | None, slice_options: dict[str, Any]) ->
     Parameters
     ----------
     data
-        AnnData, SpatialData, path, or a list of these.
+        AnnData, SpatialData, path, or a list of these; or what was opened before, which is returned.
     donor_key
         Column of ``obs`` or entry of ``uns`` with the donor; None: as anywhere else.
     slice_options
@@ -93,26 +105,46 @@ def open_all(data: Any, donor_key: str | None, slice_options: dict[str, Any]) ->
     InputError
         Nothing, or a slice that cannot be used.
     """
+    if isinstance(data, Data):
+        return data
     is_many = isinstance(data, Sequence) and not isinstance(data, str | bytes)
     items = list(data) if is_many else [data]
     if not items:
         raise InputError("there is no slice.")
+    if slice_options.get("image") is not None and len(items) > 1:
+        raise ConfigError(f"one image cannot belong to {len(items)} slices.")
     pieces: list[Piece] = []
     sources = []
-    for item in items:
-        opened, options = open_data(item, slice_options)
-        parts: list[Part] = []
-        wholes = [opened]
-        if opened.is_split:
-            parts = split(opened.adata, str(opened.slice_key))
-            wholes = [opened.of_part(part) for part in parts]
-        for one in wholes:
-            tissue = Slice.from_opened(one, **options)
-            name = _free_name(one.name, [piece.name for piece in pieces])
-            pieces.append(Piece(tissue, one.adata, name, _donor(one.adata, donor_key, name)))
-        path = Path(item) if isinstance(item, str | Path) else None
-        sources.append(Source(opened, path, parts))
+    for number, item in enumerate(items):
+        where = str(item) if isinstance(item, str | Path) else f"slice {number + 1}"
+        try:
+            source = _open(item, slice_options, donor_key, pieces)
+        except InputError as error:
+            if len(items) == 1 and not isinstance(item, str | Path):
+                raise
+            if str(error).startswith(where):
+                raise
+            raise type(error)(f"{where}: {error}") from error
+        sources.append(source)
     return Data(pieces, sources)
+
+
+def _open(
+    item: Any, slice_options: dict[str, Any], donor_key: str | None, pieces: list[Piece]
+) -> Source:
+    """Open one item, and add its slices to ``pieces``."""
+    opened, options = open_data(item, slice_options)
+    parts: list[Part] = []
+    wholes = [opened]
+    if opened.is_split:
+        parts = split(opened.adata, str(opened.slice_key))
+        wholes = [opened.of_part(part) for part in parts]
+    for one in wholes:
+        tissue = Slice.from_opened(one, **options)
+        name = _free_name(one.name, [piece.name for piece in pieces])
+        pieces.append(Piece(tissue, one.adata, name, _donor(one.adata, donor_key, name)))
+    path = Path(item) if isinstance(item, str | Path) else None
+    return Source(opened, path, parts)
 
 
 def _free_name(name: str, taken: list[str]) -> str:

@@ -73,7 +73,8 @@ class Found:
     agreement
         Of each slice ``(n_cells,)``: the share of the partitions that agree with the vote.
     reproducibility
-        Of each slice ``(n_cells,)``: sqrt(agreement x share of the nearest cells with the same label).
+        Of each slice ``(n_cells,)``: sqrt(agreement x share of the nearest cells with the same label); of types the
+        agreement alone.
     by_region
         ``(k,)``: agreement over draws of genes; NaN where there were none.
     k
@@ -286,7 +287,9 @@ def first_component(slices: Sequence[Slice]) -> Floats:
 
 
 def smoothed_agreement(labels: Ints, agreement: Floats, coords: Floats, n_neighbors: int) -> Floats:
-    """Return sqrt(agreement x share of the nearest cells with the same label), ``(n_cells,)``."""
+    """Return sqrt(agreement x share of the nearest cells with the same label); the agreement for no neighbors."""
+    if n_neighbors == 0:  # types: those of its neighbors say nothing of a cell's own
+        return agreement
     n_nearest = min(max(n_neighbors, 6), len(labels) - 1)
     if n_nearest < 1:
         return np.sqrt(agreement)
@@ -330,12 +333,13 @@ def score_numbers(
         seen = _around(expression, first)
         unseen = _around(expression, [pair[1] for pair in pairs])
         for place, source in enumerate(sources):
-            fitted = source.fit(
-                first if source.refits else slices, settings.seeds[split : split + 1] or (0,)
-            )
+            read = first if source.refits else slices
+            seeds = settings.seeds[split : split + 1] or (0,)
+            fitted = source.fit(read, seeds)
             vectors = np.concatenate(fitted.views[0])
             for column, k in enumerate(numbers):
-                labels = fit_mixtures(vectors, int(k), split)[0](vectors)
+                mixtures = fit_mixtures(vectors, int(k), split)
+                labels = mixtures[0](vectors)
                 _, labels = np.unique(labels, return_inverse=True)
                 scores[place, split, column] = explained(seen, unseen, labels)
                 found[place][column].append(labels)
@@ -359,7 +363,8 @@ def _around(expression: Expression, slices: Sequence[Slice]) -> Floats:
 def explained(seen: Floats, unseen: Floats, labels: Ints) -> float:
     """Return the share of the variance of ``unseen`` that the means of ``seen`` explain."""
     total = ((unseen - unseen.mean(axis=0)) ** 2).sum()
-    rest = ((unseen - means_of(seen, labels)[labels]) ** 2).sum()
+    means = means_of(seen, labels)
+    rest = ((unseen - means[labels]) ** 2).sum()
     return float(1 - rest / max(total, 1e-12))
 
 
@@ -393,21 +398,27 @@ def _bootstrapped(
     for tissue in slices:
         n_rows = tissue.n_cells
         if n_cells > MAX_BOOTSTRAP_CELLS:
-            n_rows = max(2, round(MAX_BOOTSTRAP_CELLS * tissue.n_cells / n_cells))
-        rows.append(np.sort(rng.choice(tissue.n_cells, min(n_rows, tissue.n_cells), replace=False)))
+            share = tissue.n_cells / n_cells
+            n_rows = max(2, round(MAX_BOOTSTRAP_CELLS * share))
+            n_rows = min(n_rows, tissue.n_cells)
+        chosen = rng.choice(tissue.n_cells, n_rows, replace=False)
+        rows.append(np.sort(chosen))
     own = np.concatenate([label[row] for label, row in zip(labels, rows, strict=True)])
     k = max(int(label.max()) for label in labels) + 1
     n_genes = len(genes)
+    sizes = np.bincount(own, minlength=k)
+    sizes = np.maximum(sizes, 1)
     shares = np.zeros((settings.bootstraps, k))
     for draw in range(settings.bootstraps):
         chosen = rng.integers(0, n_genes, n_genes)
         times = np.bincount(chosen, minlength=n_genes).astype(np.float64)
         fitted = source.fit(slices, settings.seeds[:1], rows=rows, draw=Draw(genes, times))
         vectors = np.concatenate(fitted.views[0])
-        run = fit_mixtures(vectors, k, settings.seeds[0])[0](vectors)
+        mixtures = fit_mixtures(vectors, k, settings.seeds[0])
+        run = mixtures[0](vectors)
         names = matched(run, own)
         same = names[run] == own
-        sizes = np.maximum(np.bincount(own, minlength=k), 1)
-        shares[draw] = np.bincount(own, weights=same, minlength=k) / sizes
+        n_same = np.bincount(own, weights=same, minlength=k)
+        shares[draw] = n_same / sizes
         advance(1)
     return shares.mean(axis=0)

@@ -35,29 +35,39 @@ def tree_levels(vectors: Floats, labels: Ints, k: int, seed: int = 0) -> Ints:
     seed
         Of the splits.
     """
-    levels = [label[labels] for label in _joined(vectors, labels, k)]
+    levels = []
+    for new_number in _joined(vectors, labels, k):
+        levels.append(new_number[labels])
     levels.append(labels)
-    levels += _split(vectors, labels, k, seed)
+    finer = _split(vectors, labels, k, seed)
+    levels.extend(finer)
     return np.stack(levels, axis=1).astype(np.int16)
 
 
 def _joined(vectors: Floats, labels: Ints, k: int) -> list[Ints]:
     """Return the number of each region when 1, 2, ... k-1 are left (Ward, weighed by cells)."""
-    sizes = np.maximum(np.bincount(labels, minlength=k), 1).astype(np.float64)
+    sizes = np.bincount(labels, minlength=k)
     sums = np.zeros((k, vectors.shape[1]))
     np.add.at(sums, labels, vectors)
-    groups = {region: [region] for region in range(k)}
-    means = {region: sums[region] / sizes[region] for region in range(k)}
-    weight = {region: float(size) for region, size in enumerate(sizes)}
+    groups: dict[int, list[int]] = {}
+    means: dict[int, Floats] = {}
+    weight: dict[int, float] = {}
+    for region in range(k):
+        n_cells = max(float(sizes[region]), 1.0)
+        groups[region] = [region]
+        means[region] = sums[region] / n_cells
+        weight[region] = n_cells
     levels = []
     for _ in range(k - 1):
         first, second = _nearest_pair(means, weight)
-        joined = weight[first] + weight[second]
-        means[first] = (weight[first] * means[first] + weight[second] * means[second]) / joined
+        own_sum = weight[first] * means[first]
+        other_weight = weight.pop(second)
+        other_sum = other_weight * means.pop(second)
+        joined = weight[first] + other_weight
+        means[first] = (own_sum + other_sum) / joined
         weight[first] = joined
-        groups[first] += groups.pop(second)
-        del means[second]
-        del weight[second]
+        members = groups.pop(second)
+        groups[first].extend(members)
         level = np.zeros(k, dtype=np.int64)
         for number, name in enumerate(sorted(groups)):
             level[groups[name]] = number
@@ -72,8 +82,11 @@ def _nearest_pair(means: Mapping[int, Floats], weight: Mapping[int, float]) -> t
     pair = (names[0], names[-1])
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
-            squared = float(((means[first] - means[second]) ** 2).sum())
-            cost = squared * weight[first] * weight[second] / (weight[first] + weight[second])
+            difference = means[first] - means[second]
+            squared = float((difference**2).sum())
+            product = weight[first] * weight[second]
+            total = weight[first] + weight[second]
+            cost = squared * product / total
             if cost < least:
                 least = cost
                 pair = (first, second)
@@ -93,7 +106,8 @@ def _split(vectors: Floats, labels: Ints, k: int, seed: int) -> list[Ints]:
     """Return the levels with more than ``k`` regions: that split is taken which explains most variance."""
     cuts = {}
     for region in range(k):
-        cuts[region] = _best_cut(vectors, np.flatnonzero(labels == region), seed)
+        cells = np.flatnonzero(labels == region)
+        cuts[region] = _best_cut(vectors, cells, seed)
     level = labels.copy()
     levels = []
     for new in range(k, FINEST):
@@ -102,10 +116,12 @@ def _split(vectors: Floats, labels: Ints, k: int, seed: int) -> list[Ints]:
         if not cut.leaves.any():
             break
         level = level.copy()
-        level[cut.cells[cut.leaves]] = new
+        leaving = cut.cells[cut.leaves]
+        staying = cut.cells[~cut.leaves]
+        level[leaving] = new
         levels.append(level)
-        cuts[region] = _best_cut(vectors, cut.cells[~cut.leaves], seed)
-        cuts[new] = _best_cut(vectors, cut.cells[cut.leaves], seed)
+        cuts[region] = _best_cut(vectors, staying, seed)
+        cuts[new] = _best_cut(vectors, leaving, seed)
     return levels
 
 
@@ -120,13 +136,18 @@ def _best_cut(vectors: Floats, cells: Ints, seed: int) -> _Cut:
     sample = own
     if len(own) > MAX_SPLIT:
         rng = np.random.default_rng(seed)
-        sample = own[rng.choice(len(own), MAX_SPLIT, replace=False)]
+        chosen = rng.choice(len(own), MAX_SPLIT, replace=False)
+        sample = own[chosen]
     model = KMeans(2, n_init=3, random_state=seed).fit(sample)
     part = model.predict(own)
-    leaves = part == np.argmin(np.bincount(part, minlength=2))
+    sizes = np.bincount(part, minlength=2)
+    smaller = int(np.argmin(sizes))
+    leaves = part == smaller
     if leaves.all() or not leaves.any():
         return _Cut(cells, stays, 0.0)
     difference = own[leaves].mean(axis=0) - own[~leaves].mean(axis=0)
     n_leaving = int(leaves.sum())
-    weight = n_leaving * (len(cells) - n_leaving) / len(cells)
-    return _Cut(cells, leaves, float((difference**2).sum()) * weight)
+    n_staying = len(cells) - n_leaving
+    weight = n_leaving * n_staying / len(cells)
+    squared = float((difference**2).sum())
+    return _Cut(cells, leaves, squared * weight)

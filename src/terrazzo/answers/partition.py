@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from terrazzo.arrays import Floats, Ints, Vectors
+from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.tasks.clustering import matched, medoid_of
 
 __all__ = ["Mixture", "Vote", "fit_mixtures", "starts", "vote"]
@@ -38,7 +38,7 @@ class Mixture:
     weights: Floats
     precision_root: Floats
 
-    def __call__(self, vectors: Vectors) -> Ints:
+    def __call__(self, vectors: AnyFloats) -> Ints:
         """Return the likeliest component of each row, int64 ``(n,)``."""
         centers = self.means @ self.precision_root
         offset = np.log(np.maximum(self.weights, 1e-300)) - (centers**2).sum(axis=1) / 2

@@ -16,6 +16,7 @@ from terrazzo.answers.space import Axes, CellSpace, Expression, RegionSpace
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.errors import CheckpointError, InputError
 from terrazzo.expression import gene_columns
+from terrazzo.files import write_bytes, write_text
 from terrazzo.models.states import States
 from terrazzo.slices import Slice
 from terrazzo.tasks.clustering import refine_labels
@@ -126,7 +127,7 @@ class Projection:
             )
 
     def save(self, folder: Path) -> None:
-        """Write two files into a folder."""
+        """Write two files into a folder, each whole or not at all."""
         from safetensors.numpy import save
 
         arrays: dict[str, AnyFloats | Ints] = {
@@ -158,8 +159,8 @@ class Projection:
             "smooth_from": self.smooth_from,
         }
         contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        (folder / ARRAYS).write_bytes(save(contiguous))
-        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_bytes(folder / ARRAYS, save(contiguous))
+        write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Projection:

@@ -89,6 +89,13 @@ class Answer:
         return len(self.names)
 
     @property
+    def headline(self) -> str:
+        """What the regions were found in, and why in that."""
+        why = self.settings.get("why")
+        line = f"{self.kind}s from {self.vectors}"
+        return f"{line} ({why})" if why else line
+
+    @property
     def table(self) -> pd.DataFrame:
         """A row for each region: cells, share, reproducibility, slices that have it, its first genes."""
         labels = np.concatenate(self.found.labels)
@@ -137,6 +144,13 @@ class Answer:
         answer = replace(self, names=new, shares=self.shares.copy(), markers=self.markers.copy())
         rename = dict(zip(self.names, new, strict=True))
         answer.shares[self.kind] = answer.shares[self.kind].map(rename)
+        if len(self.comparison):
+            comparison = self.comparison.copy()
+            comparison[self.kind] = comparison[self.kind].map(rename)
+            answer = replace(answer, comparison=comparison)
+        if self.projection is not None:
+            projection = replace(self.projection, names=tuple(new))
+            answer = replace(answer, projection=projection)
         answer.write()
         return answer
 
@@ -187,6 +201,8 @@ class Answer:
         ConfigError
             More than there are levels, or fewer than one.
         """
+        if k == self.k:
+            return list(self.found.labels)
         last = self.levels[0].shape[1]
         if not 1 <= k <= last:
             raise ConfigError(f"the tree has levels of 1 to {last} {self.kind}s; {k} is none.")
@@ -255,7 +271,14 @@ def names_from_csv(path: str | Path) -> dict[str, str]:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable as a table ({error}).") from error
+    if table.shape[1] < 2 and ";" in str(table.columns[0]):  # as some spreadsheets save it
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=";")
     if table.shape[1] < 2:
         raise InputError(f"{path} must have two columns: the region, and its name.")
-    pairs = zip(table.iloc[:, 0].str.strip(), table.iloc[:, 1].str.strip(), strict=True)
-    return {old: new for old, new in pairs if old and new}
+    names: dict[str, str] = {}
+    for old, new in zip(table.iloc[:, 0].str.strip(), table.iloc[:, 1].str.strip(), strict=True):
+        if old in names:
+            raise InputError(f"{path} names {old!r} twice.")
+        if old and new:
+            names[old] = new
+    return names

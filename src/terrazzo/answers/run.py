@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from terrazzo.answers.projection import Projection
 from terrazzo.answers.result import AGREEMENT, Answer, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
 from terrazzo.answers.sources import Embedded, Fitted, Source, candidates
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import AnyFloats, Ints
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import KINDS, Baseline
@@ -182,7 +183,9 @@ def _answer(data: Any, ask: _Ask, slice_options: dict[str, Any]) -> Answer:
     else:
         answer = _found(opened, ask, key, k)
     if groups:
-        answer = replace(answer, comparison=compare_groups(answer.shares, groups))
+        comparison = compare_groups(answer.shares, groups, ask.kind)
+        notes = (*answer.notes, *_caveats(groups))
+        answer = replace(answer, comparison=comparison, notes=notes)
     if named:
         answer = answer.renamed(named)
     else:
@@ -194,9 +197,9 @@ def _answer(data: Any, ask: _Ask, slice_options: dict[str, Any]) -> Answer:
 def _number(k: int | str) -> int | None:
     if k == "auto":
         return None
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ConfigError(f'k is {k!r}; it must be a whole number from 1, or "auto".')
-    return k
+    return int(k)
 
 
 def _check_key(adata: AnnData, key: str, name: str) -> None:
@@ -235,6 +238,24 @@ def _groups(opened: Data, group: str | None) -> dict[str, str]:
     return groups
 
 
+def _caveats(groups: dict[str, str]) -> list[str]:
+    """Return what a comparison of groups does not show."""
+    sizes: dict[str, int] = {}
+    for group in groups.values():
+        sizes[group] = sizes.get(group, 0) + 1
+    in_words = ", ".join(f"{group}: {n}" for group, n in sorted(sizes.items()))
+    notes = [
+        f"groups are compared by donors ({in_words}), not by cells; shares of a donor add up to 1, so that where one "
+        "grows others shrink; groups that differ in other ways (age, batch) differ in shares, too."
+    ]
+    single = sorted(group for group, n in sizes.items() if n == 1)
+    if single:
+        notes.append(
+            f"nothing could be tested: one donor is too few ({', '.join(single)}); it takes two in each group."
+        )
+    return notes
+
+
 # ---- where vectors come from
 
 
@@ -269,13 +290,13 @@ def _named_source(opened: Data, ask: _Ask) -> Source:
 def _embed_with(model: FoundationModel, adatas: Sequence[AnnData], purpose: Any) -> Any:
     """Return a function that embeds a slice with a model, and takes the block that the purpose needs."""
 
-    def embed(number: int, tissue: Slice) -> Floats:
+    def embed(number: int, tissue: Slice) -> AnyFloats:
         options = model.options_class()
         prepared = model.prepare(tissue, options, obs=adatas[number].obs)
         embedding = prepared.embed(Progress(False))
         holder = AnnData(obs=pd.DataFrame(index=adatas[number].obs_names))
         model.write(holder, tissue, prepared, embedding, "X")
-        return np.asarray(records.vectors(holder, "X", purpose=purpose), dtype=np.float64)
+        return records.vectors(holder, "X", purpose=purpose)
 
     return embed
 
@@ -300,7 +321,7 @@ def _found(opened: Data, ask: _Ask, key: str, k: int | None) -> Answer:
     names = region_names(ask.kind, found.k, markers)
     piece_names = [piece.name for piece in opened.pieces]
     donors = [piece.donor for piece in opened.pieces]
-    shares = shares_of(found.labels, names, piece_names, donors)
+    shares = shares_of(found.labels, names, piece_names, donors, ask.kind)
     notes += _in_one_slice(shares, ask.kind)
     vectors = np.concatenate(found.fitted.views[0])
     all_levels = tree_levels(vectors, np.concatenate(found.labels), found.k)
@@ -320,9 +341,18 @@ def _found(opened: Data, ask: _Ask, key: str, k: int | None) -> Answer:
         pd.DataFrame(),
         source.name,
         tuple(notes),
-        {"seeds": [int(seed) for seed in seeds], "chosen": k is None},
+        {"seeds": [int(seed) for seed in seeds], "chosen": k is None, "why": _why(ask, sources)},
         projection,
     )
+
+
+def _why(ask: _Ask, sources: Sequence[Source]) -> str:
+    """Return why these vectors were taken, in words."""
+    if len(sources) > 1:
+        return f"no weights were named; of {len(sources)} recipes without weights it explains most of held-out counts"
+    if isinstance(ask.model, str) and ask.model == "auto":
+        return "no weights were named"
+    return "as model= says"
 
 
 def _notes(found: Found, opened: Data, ask: _Ask) -> list[str]:
@@ -478,11 +508,11 @@ def _projected(opened: Data, ask: _Ask, key: str) -> Answer:
         names,
         found,
         markers,
-        shares_of(labels, names, piece_names, donors),
-        [own[:, None] for own in labels],
+        shares_of(labels, names, piece_names, donors, ask.kind),
+        [np.zeros((len(own), 1), dtype=np.int16) for own in labels],
         pd.DataFrame(),
         "an earlier answer",
         tuple(notes),
-        {"projected": True},
+        {"projected": True, "why": "as to= says"},
         projection,
     )

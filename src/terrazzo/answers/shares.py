@@ -16,7 +16,11 @@ LEAST_SHARE = 1e-3  # added before the log odds, so that an absent region is not
 
 
 def shares_of(
-    labels: Sequence[Ints], names: Sequence[str], slices: Sequence[str], donors: Sequence[str]
+    labels: Sequence[Ints],
+    names: Sequence[str],
+    slices: Sequence[str],
+    donors: Sequence[str],
+    kind: str = "region",
 ) -> pd.DataFrame:
     """Return how much of each slice each region is.
 
@@ -28,10 +32,12 @@ def shares_of(
         Of the regions.
     slices, donors
         Name of each slice, and whose it is.
+    kind
+        ``"region"`` or ``"type"``: the column of the names.
 
     Returns
     -------
-    Columns ``slice``, ``donor``, ``region``, ``n_cells``, ``share``: a row for each slice and region.
+    Columns ``slice``, ``donor``, ``region`` (or ``type``), ``n_cells``, ``share``: a row for each slice and region.
     """
     rows = []
     for own, name, donor in zip(labels, slices, donors, strict=True):
@@ -41,7 +47,7 @@ def shares_of(
                 {
                     "slice": name,
                     "donor": donor,
-                    "region": region,
+                    kind: region,
                     "n_cells": int(size),
                     "share": size / max(len(own), 1),
                 }
@@ -49,7 +55,9 @@ def shares_of(
     return pd.DataFrame(rows)
 
 
-def compare_groups(shares: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame:
+def compare_groups(
+    shares: pd.DataFrame, groups: dict[str, str], kind: str = "region"
+) -> pd.DataFrame:
     """Compare the shares of regions between two or more groups of donors.
 
     Each donor counts once, with the share of all its cells; log odds are compared by a Kruskal-Wallis test, which for
@@ -61,11 +69,13 @@ def compare_groups(shares: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame
         From :func:`shares_of`.
     groups
         Group of each donor.
+    kind
+        As of :func:`shares_of`.
 
     Returns
     -------
-    Columns ``region``, ``group``, ``n_donors``, ``mean_share``, ``p_value``, ``p_adjusted`` (NaN where a group has one
-    donor, for then nothing can be tested).
+    Columns ``region`` (or ``type``), ``group``, ``n_donors``, ``mean_share``, ``p_value``, ``p_adjusted``
+    (NaN where a group has one donor, for then nothing can be tested).
 
     Raises
     ------
@@ -77,13 +87,13 @@ def compare_groups(shares: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame
     known = sorted(set(groups.values()))
     if len(known) < 2:
         raise InputError(f"all donors are of the group {known[0]!r}; there is nothing to compare.")
-    by_donor = shares.groupby(["region", "donor"], sort=False)["n_cells"].sum().reset_index()
+    by_donor = shares.groupby([kind, "donor"], sort=False)["n_cells"].sum().reset_index()
     total = by_donor.groupby("donor")["n_cells"].transform("sum")
     by_donor["share"] = by_donor["n_cells"] / total
     by_donor["group"] = by_donor["donor"].map(groups)
     rows = []
     p_values = []
-    for region, part in by_donor.groupby("region", sort=False):
+    for region, part in by_donor.groupby(kind, sort=False):
         odds = np.log((part["share"] + LEAST_SHARE) / (1 - part["share"] + LEAST_SHARE))
         values = [odds[part["group"] == group].to_numpy() for group in known]
         p_value = np.nan
@@ -94,7 +104,7 @@ def compare_groups(shares: pd.DataFrame, groups: dict[str, str]) -> pd.DataFrame
             share = part.loc[part["group"] == group, "share"]
             rows.append(
                 {
-                    "region": region,
+                    kind: region,
                     "group": group,
                     "n_donors": len(own),
                     "mean_share": float(share.mean()),

@@ -15,7 +15,7 @@ from terrazzo.answers.space import (
     RegionSpace,
     between_slices,
 )
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.expression import DIGITS, principal_directions
 from terrazzo.models.baselines import WITHIN_3_HOPS
 from terrazzo.slices import Slice
@@ -75,8 +75,15 @@ class Source(Protocol):
         True where vectors can be made again of other counts of the same cells (half of them, other genes).
     """
 
-    name: str
-    refits: bool
+    @property
+    def name(self) -> str:
+        """For a person."""
+        ...
+
+    @property
+    def refits(self) -> bool:
+        """See above."""
+        ...
 
     def fit(
         self,
@@ -211,7 +218,7 @@ class Embedded:
     """
 
     name: str
-    embed: Callable[[int, Slice], Floats]
+    embed: Callable[[int, Slice], AnyFloats]
     refits: bool
     own_share: float | None = None
 

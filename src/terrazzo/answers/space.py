@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from terrazzo.arrays import Floats, Ints, Vectors
+from terrazzo.arrays import AnyFloats, Floats, Int32s, Ints, Vectors
 from terrazzo.errors import InputError
 from terrazzo.expression import (
     DIGITS,
@@ -175,12 +175,12 @@ class Axes:
     center: Floats
     directions: Floats
 
-    def project(self, components: Vectors, shares: Vectors, index: Ints) -> Floats:
+    def project(self, components: Vectors, shares: Vectors, index: Int32s) -> Floats:
         """Return the vectors of some cells, ``(wanted, 20)``."""
         described = self.describe(components, shares, index)
         return (described - self.center) @ self.directions
 
-    def describe(self, components: Vectors, shares: Vectors, index: Ints) -> Floats:
+    def describe(self, components: Vectors, shares: Vectors, index: Int32s) -> Floats:
         """Return the ring means of some cells, ``(wanted, m)``: square roots of states, after components if wanted."""
         blocks = []
         if self.component_scale is not None:
@@ -348,10 +348,11 @@ class CellSpace:
         """Return the vectors of a slice, float64 ``(n_cells, 20)``, in a list of one."""
         components = self.expression(tissue)
         means = neighbor_mean(components, tissue.coords, self.n_neighbors)
-        return [np.round(means.astype(np.float64), DIGITS)]
+        vectors: Floats = means.astype(np.float64)
+        return [vectors.round(DIGITS)]
 
 
-def between_slices(vectors: Sequence[Floats]) -> float:
+def between_slices(vectors: Sequence[AnyFloats]) -> float:
     """Return the share of the variance of vectors that is between slices; 0 for one slice."""
     if len(vectors) < 2:
         return 0.0

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from terrazzo._version import __version__
-from terrazzo.cli import convert, embed, genes, info, report, tasks, training
+from terrazzo.cli import answers, convert, data, embed, genes, info, report, tasks, training
 from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
 from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, Overwrite, out_console, say
@@ -43,6 +43,7 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,  # main prints how to go on after an interrupt
 )
+answers.register(app)
 info.register(app)
 embed.register(app)
 training.register(app)
@@ -51,6 +52,7 @@ app.command(corpus_app)
 tasks.register(app)
 genes.register(app)
 report.register(app)
+app.command(data.data_app)
 
 
 @app.command(group=FIRST)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from terrazzo.cli.options import FIRST, Overwrite, Reading, out_console, say
+
+if TYPE_CHECKING:
+    from terrazzo.models.base import FoundationModel
+    from terrazzo.models.baselines import Baseline
 
 __all__ = ["check_options", "register", "system_help"]
 
@@ -29,7 +33,9 @@ def embed(
     ],
     /,
     *,
-    model: Annotated[str, Parameter(help="Checkpoint folder, or organization/name on the hub.")],
+    model: Annotated[
+        str, Parameter(help="Checkpoint folder, organization/name on the hub, or baseline: t2.")
+    ],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
     key: Annotated[
         str | None, Parameter(help="obsm key; default: the model's own, e.g. X_stofm.")
@@ -56,14 +62,17 @@ def embed(
     Example: terrazzo embed a.h5ad b.h5ad --model checkpoint --out embedded
     """
     import terrazzo as tz
-    from terrazzo.errors import InputError
+    from terrazzo.errors import ConfigError, InputError
 
-    loaded = tz.load(model, device=device)
     typed = {name.replace("-", "_"): text for name, text in system_options.items()}
-    options: dict[str, Any] = loaded.options_class.parsed(typed, loaded.title)
-    options["orthologs"] = None if orthologs is None else str(orthologs)
+    loaded, options = _loaded(model, device, typed)
+    if orthologs is not None:
+        options["orthologs"] = str(orthologs)
     options.update((reading or Reading()).options())
-    if not loaded.trained:
+    if isinstance(loaded, tz.Baseline):
+        if orthologs is not None:
+            raise ConfigError(f"--orthologs belongs to models; {model} is a baseline.")
+    elif not loaded.trained:
         out_console().print(
             "[yellow]The weights of this checkpoint are random: they were never trained.[/yellow]"
         )
@@ -88,6 +97,21 @@ def embed(
         raise InputError(
             f"{n_failed} of {len(slices)} slices could not be used; the others are done."
         )
+
+
+def _loaded(
+    model: str, device: str, typed: dict[str, str]
+) -> tuple[FoundationModel | Baseline, dict[str, Any]]:
+    """Return the model or baseline of a name, and the options of its own."""
+    import terrazzo as tz
+    from terrazzo.models.baselines import KINDS
+    from terrazzo.models.options import EmbedOptions
+
+    if model in KINDS and not Path(model).exists():
+        baseline = tz.Baseline(model)
+        return baseline, EmbedOptions.parsed(typed, baseline.title)
+    loaded = tz.load(model, device=device)
+    return loaded, loaded.options_class.parsed(typed, loaded.title)
 
 
 def system_help(words: Sequence[str]) -> list[str] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -376,22 +378,40 @@ class Baseline:
         InputError
             A slice that cannot be used, or that has none of the genes.
         """
-        key = key_added or self.default_key
 
         def embed_one(tissue: Slice, adata: AnnData) -> None:
-            vectors = self.transform(tissue)
-            fitted_on = self.fitted_on or (tissue.name,)
-            record = {
-                "model": self.title,
-                "model_type": f"baseline:{self.name}",
-                "n_components": self.n_components,
-                "fitted_on": ", ".join(fitted_on),
-                "seed": self.seed,
-                "terrazzo_version": __version__,
-            }
-            records.write(adata, key, vectors, record)
+            self.write(adata, tissue, self.transform(tissue), key_added)
 
         return embed_each(data, slice_options, embed_one)
+
+    def write(
+        self, adata: AnnData, tissue: Slice, vectors: Vectors, key_added: str | None = None
+    ) -> None:
+        """Write vectors and their provenance into an AnnData."""
+        fitted_on = self.fitted_on or (tissue.name,)
+        record = {
+            "model": self.title,
+            "model_type": f"baseline:{self.name}",
+            "n_components": self.n_components,
+            "fitted_on": ", ".join(fitted_on),
+            "seed": self.seed,
+            "terrazzo_version": __version__,
+        }
+        records.write(adata, key_added or self.default_key, vectors, record)
+
+    def fingerprint(self) -> str:
+        """Return a sha256 of name, settings and what was fitted."""
+        digest = hashlib.sha256()
+        settings = [self.name, self.n_components, self.seed, list(self.fitted_on), __version__]
+        digest.update(json.dumps(settings).encode())
+        project = self._project
+        if isinstance(project, VariableGenes | Projection):
+            digest.update(json.dumps(project.genes).encode())
+        if isinstance(project, Projection):
+            for array in (project.loadings, project.mean, project.scale):
+                if array is not None:
+                    digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def _fitted(self, tissues: Sequence[Slice]) -> Callable[[Slice], Vectors]:
         """Return the projection, fitted on slices."""

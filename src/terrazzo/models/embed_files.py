@@ -12,6 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,9 @@ from terrazzo.files import hash_json, hash_path, sweep, whole_file, why_not
 from terrazzo.images import TissueImage
 from terrazzo.marks import Mark, find_mark, guard, mark_file, mark_of
 from terrazzo.models.base import FoundationModel
-from terrazzo.models.inputs import check_image
-from terrazzo.models.options import split_options
+from terrazzo.models.baselines import Baseline
+from terrazzo.models.inputs import check_image, open_data
+from terrazzo.models.options import EmbedOptions, split_options
 from terrazzo.progress import Progress
 from terrazzo.safe_hdf5 import open_file
 from terrazzo.safe_zarr import refuse_code
@@ -50,6 +52,8 @@ __all__ = [
     "Done",
     "check_writable",
     "embed_files",
+    "hash_input",
+    "option_text",
     "plan_targets",
     "read_record",
     "result_names",
@@ -107,7 +111,7 @@ class Done:
 
 
 def embed_files(
-    model: FoundationModel,
+    model: FoundationModel | Baseline,
     sources: Sequence[str | Path],
     out: str | Path,
     *,
@@ -128,7 +132,7 @@ def embed_files(
     Parameters
     ----------
     model
-        Any foundation model.
+        Any foundation model; or a baseline, which is fitted on all sources together, unless it is fitted already.
     sources
         ``.h5ad`` files, AnnData ``.zarr`` folders, vendors' folders, SpatialData stores (or a table of one).
     out
@@ -170,6 +174,8 @@ def embed_files(
             f"one image cannot belong to {len(sources)} slices; embed them one by one."
         )
     targets = plan_targets(sources, folder)
+    if isinstance(model, Baseline):
+        _fit_on_files(model, sources, options)
     job = _Job(
         model,
         key_added or model.default_key,
@@ -206,7 +212,7 @@ class _Job:
 
     def __init__(
         self,
-        model: FoundationModel,
+        model: FoundationModel | Baseline,
         key: str,
         options: dict[str, Any],
         *,
@@ -219,7 +225,8 @@ class _Job:
         model_options, slice_options = split_options(options)
         self.model = model
         self.key = key
-        self.options = model.options_class.checked(model_options, model.title)
+        options_class = EmbedOptions if isinstance(model, Baseline) else model.options_class
+        self.options = options_class.checked(model_options, model.title)
         self.choices, self.slice_options = split_choices(slice_options)
         self.overwrite = overwrite
         self.dry_run = dry_run
@@ -227,7 +234,7 @@ class _Job:
         self.bars = Progress(progress)
         self.read_apart = read_apart
         deciding = {**self.options.deciding(), **slice_options}
-        self.recorded = json.dumps(deciding, sort_keys=True, default=_option_text)
+        self.recorded = json.dumps(deciding, sort_keys=True, default=option_text)
 
     def check(self, source: Path, target: Path) -> None:
         """Refuse to replace what is not an earlier result of the same slice, before any work.
@@ -255,7 +262,7 @@ class _Job:
         identity = {"checkpoint_sha256": self.model.fingerprint(), OPTIONS: self.recorded}
         before = read_record(target, self.key)
         with self.bars.stage(f"check {source.name}", None):
-            identity[INPUT_HASH] = _hash_input(source, self.choices)
+            identity[INPUT_HASH] = hash_input(source, self.choices)
         if before is not None and all(before.get(k) == v for k, v in identity.items()):
             if not self.dry_run:
                 died_at(target)  # after it was done: its note goes
@@ -297,17 +304,41 @@ class _Job:
         with self.bars.stage(f"check {opened.name}", None):
             tissue = Slice.from_opened(opened, **self.slice_options)
         adata = opened.adata
+        where = source if opened.section is None else f"{source}: {opened.section}"
+        if isinstance(self.model, Baseline):
+            plan = f"{tissue.n_cells:,} cells, {self.model.title}"
+            self._announce(where, [*opened.notes, tissue.sections, plan])
+            if not self.dry_run:
+                self.model.write(adata, tissue, self.model.transform(tissue), self.key)
+            return ""
         prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
-        if self.announce is not None:
-            where = source if opened.section is None else f"{source}: {opened.section}"
-            notes = [*opened.notes, tissue.sections, prepared.plan]
-            for line in filter(None, notes):
-                self.announce(f"{where}: {line}")
+        self._announce(where, [*opened.notes, tissue.sections, prepared.plan])
         if self.dry_run:
             return ""
         embedding = prepared.embed(self.bars)
         self.model.write(adata, tissue, prepared, embedding, self.key)
         return _precision_note(adata.uns[keys.UNS][self.key])
+
+    def _announce(self, where: Any, lines: Sequence[Any]) -> None:
+        if self.announce is not None:
+            for line in filter(None, lines):
+                self.announce(f"{where}: {line}")
+
+
+def _fit_on_files(
+    baseline: Baseline, sources: Sequence[str | Path], options: dict[str, Any]
+) -> None:
+    """Fit a baseline on all slices that can be read; the others are reported where they are embedded."""
+    if baseline.fitted_on:
+        return
+    _, slice_options = split_options(options)
+    tissues: list[Slice] = []
+    for source in sources:
+        with contextlib.suppress(InputError):
+            opened, remaining = open_data(source, slice_options)
+            tissues += opened.each(partial(Slice.from_opened, **remaining))
+    if tissues:
+        baseline.fit(tissues)
 
 
 def writable(opened: Opened) -> list[str]:
@@ -358,7 +389,7 @@ def write_back(
     write_opened(replace(opened, adata=adata), target, mark)
 
 
-def _hash_input(source: Path, choices: Choices) -> str:
+def hash_input(source: Path, choices: Choices) -> str:
     """Return the sha256 of a slice's input: one file or folder, or the parts of a store that belong to it."""
     if store_of(source) is None:
         beside = files_beside(source) if recognize(source) is None else []
@@ -368,7 +399,7 @@ def _hash_input(source: Path, choices: Choices) -> str:
     return hash_json([hash_path(part) for part in content_files(source, choices)])
 
 
-def _option_text(value: Any) -> Any:
+def option_text(value: Any) -> Any:
     """Return an option as it is recorded: of an image its content and place, not the path of its file."""
     if isinstance(value, TissueImage):
         place = [*value.scales.tolist(), *value.offset]

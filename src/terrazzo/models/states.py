@@ -62,14 +62,17 @@ class States:
         sample = components
         if len(components) > MAX_FIT:
             chosen = rng.choice(len(components), MAX_FIT, replace=False)
-            sample = components[np.sort(chosen)]
+            rows = np.sort(chosen)
+            sample = components[rows]
         sample = sample.astype(np.float64)
-        n_distinct = len(np.unique(sample, axis=0))
-        n_centers = min(n_states, n_distinct)
+        distinct = np.unique(sample, axis=0)
+        n_centers = min(n_states, len(distinct))
         model = KMeans(n_centers, n_init=1, random_state=seed).fit(sample)
         centers = model.cluster_centers_.astype(np.float32)
-        least_width = 1e-6 * float(sample.var()) + 1e-12
-        width = max(float(model.inertia_) / len(sample), least_width)
+        variance = float(sample.var())
+        least_width = 1e-6 * variance + 1e-12
+        mean_squared = float(model.inertia_) / len(sample)
+        width = max(mean_squared, least_width)
         return cls(centers, width)
 
     def __call__(self, components: Vectors) -> Vectors:
@@ -83,9 +86,11 @@ class States:
         for start in range(0, len(components), ROWS):
             part = components[start : start + ROWS].astype(np.float64)
             squared = center_norm - 2 * part @ centers.T  # but for the cell's own norm
-            above_least = squared - squared.min(axis=1, keepdims=True)
+            least = squared.min(axis=1, keepdims=True)
+            above_least = squared - least
             weight = np.exp(-SHARPNESS * above_least / self.width)
-            shares[start : start + ROWS] = weight / weight.sum(axis=1, keepdims=True)
+            total = weight.sum(axis=1, keepdims=True)
+            shares[start : start + ROWS] = weight / total
         return shares
 
 
@@ -113,7 +118,8 @@ def nearest_in_rings(
     n_nearest = min(RING_EDGES[-1] + 1, len(coords))
     ranks = list(range(1, n_nearest + 1))
     for start in range(0, len(wanted), n_rows):
-        part = slice(start, min(start + n_rows, len(wanted)))
+        stop = min(start + n_rows, len(wanted))
+        part = slice(start, stop)
         _, index = tree.query(wanted[part], k=ranks, workers=-1)
         yield part, np.asarray(index, dtype=np.int32)
 
@@ -132,8 +138,11 @@ def ring_means(values: Vectors, index: Int32s) -> Vectors:
     -------
     float32 ``(wanted, 6 m)``; a ring that the slice is too small for is 0.
     """
-    edges = np.minimum(np.array((-1, *RING_EDGES)) + 1, index.shape[1])
-    return _ring_means(np.ascontiguousarray(values, dtype=np.float32), index, edges)
+    last_places = np.array((-1, *RING_EDGES))
+    first_places = last_places + 1
+    edges = np.minimum(first_places, index.shape[1])
+    contiguous = np.ascontiguousarray(values, dtype=np.float32)
+    return _ring_means(contiguous, index, edges)
 
 
 @numba.njit(cache=True)

@@ -17,6 +17,7 @@ from terrazzo.parsing import parse_json
 from terrazzo.plot.figures import MAX_LEGEND, scale_of
 from terrazzo.plot.palettes import label_colors, read_values
 from terrazzo.plot.tissue import Place, legend_colors, place_of_slice
+from terrazzo.records import records_of
 from terrazzo.report import expression, found, layouts
 from terrazzo.report.packing import Blocks, jpeg
 from terrazzo.slices import Opened, Slice
