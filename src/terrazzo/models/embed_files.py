@@ -174,8 +174,6 @@ def embed_files(
             f"one image cannot belong to {len(sources)} slices; embed them one by one."
         )
     targets = plan_targets(sources, folder)
-    if isinstance(model, Baseline):
-        _fit_on_files(model, sources, options)
     job = _Job(
         model,
         key_added or model.default_key,
@@ -190,6 +188,8 @@ def embed_files(
         job.check(source, target)
     if not dry_run:
         check_writable(folder)
+    if isinstance(model, Baseline):
+        _fit_on_files(model, sources, options)
     for source, target in targets:
         try:
             yield job.run(source, target)
