@@ -123,6 +123,44 @@ def first_line(path: Path) -> str:
     return (docstring or "").split("\n")[0]
 
 
+# kinds of input
+
+
+def input_kinds() -> str:
+    """Return the table of kinds of input, by part of the page, from the markers ``case`` of the tests."""
+    by_kind: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for kind, given, gets in cases(path):
+            by_kind.setdefault(kind, []).append(f"| {given} | {gets} |")
+    parts = []
+    for kind, title in KINDS.items():
+        if kind in by_kind:
+            lines = "\n".join(dict.fromkeys(by_kind[kind]))
+            parts.append(f"**{title}**\n\n| input | what it gets |\n|---|---|\n{lines}")
+    return "\n\n".join(parts) + "\n"
+
+
+def cases(path: Path) -> list[tuple[str, str, str]]:
+    """Return kind, input and what it gets, of every marker ``case`` in a file of tests."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) != "pytest.mark.case":
+            continue
+        texts = {word.arg: ast.literal_eval(word.value) for word in node.keywords}
+        kind = ast.literal_eval(node.args[0])
+        given = texts["given"].replace("|", "\\|")
+        gets = texts["gets"].replace("|", "\\|")
+        found.append((kind, given, gets))
+    return found
+
+
+def with_input_kinds(text: str) -> str:
+    """Return the page of input with the table as the tests have it now."""
+    start = text.index(FIRST_MARK) + len(FIRST_MARK)
+    end = text.index(LAST_MARK)
+    return f"{text[:start]}\n\n{input_kinds()}\n{text[end:]}"
+
+
 # settings of a recipe
 
 
@@ -225,6 +263,24 @@ def settings() -> str:
     return SETTINGS + "\n\n".join(sections) + "\n"
 
 
+FIRST_MARK = "<!-- made from the tests by `python docs/generated.py`: first -->"
+LAST_MARK = "<!-- made from the tests: last -->"
+KINDS = {
+    "A": "Several sections in one file",
+    "B": "Units",
+    "C": "Features that are not genes",
+    "D": "Matrices that are not counts of these cells",
+    "E": "Panels and species",
+    "F": "Histology",
+    "G": "Targets: what is there already",
+    "H": "What can be read and not written",
+    "I": "Runs that were stopped, and runs beside others",
+    "J": "Damaged matrices",
+    "K": "Links and names that lead elsewhere",
+    "L": "Sizes that are claimed",
+    "M": "Damaged or hostile settings and records",
+    "files": "Files that look damaged and are not",
+}
 HEAD = "| key | values | default | meaning |\n|---|---|---|---|\n"
 COMMAND_LINE = """# Command line
 
@@ -254,3 +310,8 @@ is an error that names the nearest one. In Python they are the frozen dataclasse
 `terrazzo.systems.*.recipe`, with the same names. [Training](../training.md) says which matter when.
 
 """
+
+
+if __name__ == "__main__":
+    page = DOCS / "input.md"
+    page.write_text(with_input_kinds(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -27,9 +27,16 @@ BASE = (
     "errors",
     "files",
     "keys",
+    "locks",
+    "marks",
+    "processes",
+    "parsing",
     "progress",
     "records",
+    "safe_files",
+    "safe_hdf5",
     "safe_pickle",
+    "safe_tables",
     "safe_zarr",
     "sdata",
     "sparse",
@@ -335,6 +342,13 @@ def test_every_file_opens_with_a_docstring(name: str) -> None:
 @every_file
 def test_data_is_never_code(name: str) -> None:
     assert [*unsafe_calls(TREES[name]), *unsafe_pickle(TREES[name])] == []
+
+
+@every_file
+def test_json_and_yaml_have_one_reader(name: str) -> None:
+    read = {"json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.full_load"}
+    calls = [n for n in ast.walk(TREES[name]) if isinstance(n, ast.Attribute) and dotted(n) in read]
+    assert name == "parsing.py" or [call.lineno for call in calls] == []
 
 
 def test_at_most_one_file_defines_an_unpickler() -> None:

@@ -57,7 +57,7 @@ def test_metadata_of_an_absurd_size_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("terrazzo.safe_zarr._MAX_METADATA", 10)
-    with pytest.raises(InputError, match="far more than metadata needs"):
+    with pytest.raises(InputError, match="that is not a file of settings"):
         refuse_code(folder)
 
 

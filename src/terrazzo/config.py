@@ -8,13 +8,20 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from terrazzo.errors import ConfigError, did_you_mean
+from terrazzo.errors import ConfigError, did_you_mean, shortened
 
-__all__ = ["INF", "from_dict", "to_dict", "within"]
+__all__ = ["HEADS", "INF", "LAYERS", "SHARE", "SIZE", "TOKENS", "from_dict", "to_dict", "within"]
 
 T = TypeVar("T")
 
 INF = math.inf
+
+# What a network can have. Its tensors are compared with those of its file, but first it must be possible at all.
+SIZE = (1, 2**20)  # widths
+LAYERS = (1, 1000)
+HEADS = (1, 1024)
+TOKENS = (1, 2**24)  # of a vocabulary
+SHARE = (0, 0.9999)  # dropout
 
 
 def within(settings: object, **limits: tuple[float, float]) -> None:
@@ -22,7 +29,7 @@ def within(settings: object, **limits: tuple[float, float]) -> None:
 
     Raises
     ------
-    ValueError
+    ConfigError
         One of them is outside.
     """
     for name, (low, high) in limits.items():
@@ -31,7 +38,7 @@ def within(settings: object, **limits: tuple[float, float]) -> None:
             bounds = f"at least {low:g}"
             if high < INF:
                 bounds = f"{bounds} and at most {high:g}"
-            raise ValueError(f"{name} is {value}; it must be {bounds}.")
+            raise ConfigError(f"{name} is {shortened(value)}; it must be {bounds}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
     ----------
     cls
         A dataclass; its fields are dataclasses, numbers, strings, booleans, ``Literal``, optional ones or lists of
-        these, tuples of a fixed length, or plain dicts.
+        these, tuples, or plain dicts.
     data
         Plain nested dict, as from JSON or YAML.
     where
@@ -68,7 +75,11 @@ def from_dict(cls: type[T], data: Any, where: str = "config") -> T:
         values[key] = _converted(hints[key], value, place)
     try:
         return cls(**values)
-    except ValueError as error:  # a dataclass's own check of its values
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # a dataclass's own check of its values
         raise ConfigError(f"{where}: {error}") from error
 
 
@@ -84,7 +95,7 @@ def _check_keys(cls: type[Any], data: Mapping[Any, Any], where: str) -> None:
         if key not in names:
             valid = ", ".join(names)
             hint = did_you_mean(key, names, f"Valid keys: {valid}.", cutoff=0.5)
-            raise ConfigError(f"{where} has an unknown key {key!r}.{hint}")
+            raise ConfigError(f"{where} has an unknown key {shortened(key)}.{hint}")
     if missing:
         lacking = ", ".join(missing)
         raise ConfigError(f"{where} lacks {lacking}.")
@@ -117,13 +128,13 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
 
 
 def _mismatch(where: str, expected: str, value: Any) -> ConfigError:
-    return ConfigError(f"{where} must be {expected}, not {value!r}.")
+    return ConfigError(f"{where} must be {expected}, not {shortened(value)}.")
 
 
 def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     if value not in choices:
         names = ", ".join(repr(choice) for choice in choices)
-        raise ConfigError(f"{where} is {value!r}; it must be one of {names}.")
+        raise ConfigError(f"{where} is {shortened(value)}; it must be one of {names}.")
     return value
 
 
@@ -144,6 +155,8 @@ def _list(kinds: tuple[Any, ...], value: Any, where: str) -> list[Any]:
 
 
 def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if len(kinds) == 2 and kinds[1] is Ellipsis and isinstance(value, list | tuple):
+        kinds = (kinds[0],) * len(value)
     n = len(kinds)
     if not isinstance(value, list | tuple) or len(value) != n:
         raise _mismatch(where, f"a list of {n}", value)
@@ -162,8 +175,11 @@ def _plain(kind: type, value: Any, where: str) -> Any:
     """Check a number, text or truth value; whole numbers become floats where those are wanted."""
     is_bool = isinstance(value, bool)
     if kind is float and isinstance(value, int) and not is_bool:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{where} is {shortened(value)}; that is too large.") from error
     if not isinstance(value, kind) or (kind is int and is_bool):
         name = kind.__name__
-        raise ConfigError(f"{where} is {value!r}; it must be of type {name}.")
+        raise ConfigError(f"{where} is {shortened(value)}; it must be of type {name}.")
     return value

@@ -12,14 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.downloads import NOTE, cache_folder, noted_sha256, retrieve
-from terrazzo.errors import ConfigError, DataMissing, DownloadError, did_you_mean
+from terrazzo.errors import (
+    ConfigError,
+    DataMissing,
+    DownloadError,
+    did_you_mean,
+    shortened,
+)
 from terrazzo.images import TissueImage
+from terrazzo.parsing import parse_yaml
+from terrazzo.safe_files import is_plain_name
 from terrazzo.slices.histology import read_sheet, sheet_image, sheet_of
 from terrazzo.slices.reading import read_anndata
 
@@ -142,7 +149,7 @@ class Dataset:
 def registry() -> Mapping[str, Dataset]:
     """Return every dataset by name, as ``datasets.yaml`` has them."""
     file = resources.files("terrazzo") / "datasets.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = parse_yaml(file.read_bytes(), "datasets.yaml")
     datasets = {}
     for name, fields in content.items():
         where = f"datasets.yaml: {name}"
@@ -221,9 +228,9 @@ def find(dataset: str, slice: str, data: str | os.PathLike[str] | None = None) -
         A name that is a path.
     """
     for kind, name in (("dataset", dataset), ("slice", slice)):
-        if not _is_plain(name):
+        if not is_plain_name(name):
             raise ConfigError(
-                f"{name!r} cannot be the name of a {kind}: a name has no / or \\ and is not empty."
+                f"{shortened(name)} cannot be the name of a {kind}: a name has no / or \\ and is not empty."
             )
     base = folder(data)
     for suffix in SUFFIXES:
@@ -340,14 +347,6 @@ def _expected(public: SourceFile, stated: str | None, note: Path, unchecked: boo
             "pass sha256= of the file that you expect, or unchecked=True, which notes that of the file that comes."
         )
     return expected
-
-
-def _is_plain(name: Any) -> bool:
-    """Return whether a value is a file name without a path."""
-    if not isinstance(name, str) or not name.strip():
-        return False
-    has_separator = bool(set(name) & set("/\\\0"))
-    return not has_separator and name not in (".", "..")
 
 
 def _missing(dataset: str, slice: str, base: Path) -> str:

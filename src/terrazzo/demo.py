@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,9 +14,11 @@ from terrazzo import keys, plot, report, simulate
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
-from terrazzo.files import write_text
+from terrazzo.files import whole_folder, work_folder, write_text
+from terrazzo.marks import Mark, find_mark, guard
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import Baseline
+from terrazzo.models.checkpoint import check_free, is_checkpoint
 from terrazzo.models.embed_files import check_writable, write_atomically
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
@@ -40,6 +41,7 @@ ABOUT = (
     "knows much of it already."
 )
 REPORT = "report.html"
+MARK = Mark("demo", "0" * 16, "0" * 16, "simulated slices")
 SEEDS = 5
 SLICES = 5  # to train on; one more is embedded
 VALIDATION = 1  # slices to follow the losses on
@@ -104,6 +106,7 @@ def run(
     align_epochs: int = 8,
     seed: int = 0,
     progress: bool | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Simulate slices, train on all but one, embed that one, find domains, and write it with figures and a report.
 
@@ -121,14 +124,21 @@ def run(
         Seed of tissue and weights.
     progress
         Show progress bars; None: in a terminal and in a notebook.
+    overwrite
+        Replace files of these names that are not of a demo; folders stay in any case.
 
     Returns
     -------
     The folder.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be written, or has other files of these names.
     """
     folder = Path(out)
+    _check_free(folder, overwrite)
     check_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     n_slices = SLICES + VALIDATION + 1
     bars = Progress(progress)
     with bars.stage("simulate tissue", None):
@@ -137,47 +147,86 @@ def run(
         )
     n_epochs = (adapt_epochs, pretrain_epochs, window_epochs, align_epochs)
     epochs = dict(zip(STAGES, n_epochs, strict=True))
-    with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as name:
-        work = Path(name)
+    with work_folder(folder) as work:
+        done = work / "done"
+        done.mkdir()
         corpus = build_corpus(work, training, seed, progress)
         models = train(work, epochs, seed, progress)
         for stage in STAGES:
             log = work / stage / logs.LOGS / logs.CSV
-            shutil.copyfile(log, folder / f"{stage}.csv")
+            shutil.copyfile(log, done / f"{stage}.csv")
         for system, model in models.items():
-            model.save_pretrained(folder / system, overwrite=True)
+            model.save_pretrained(done / system)
         untrained = untrained_twins(models, corpus, seed)
-    for model in models.values():
-        model.embed(adata, progress=progress)
-        for name in ("own", "niche"):
-            adata.obsm[f"{model.default_key}_{name}"] = block(adata, model.default_key, name)
-    retrieved = {
-        "trained": found_by_image(adata, models["stalign"]),
-        "untrained": found_by_image(adata, untrained["stalign"]),
-    }
-    for model in untrained.values():
-        key = f"{model.default_key}_untrained"
-        model.embed(adata, key_added=key, progress=progress)
-    for baseline in BASELINES:
-        baseline.embed(adata)
-    table = score(adata, bars)
-    write_atomically(adata, folder / "demo.h5ad")
-    write_text(folder / "demo.csv", table.to_csv(index=False))
+        for model in models.values():
+            model.embed(adata, progress=progress)
+            for name in ("own", "niche"):
+                adata.obsm[f"{model.default_key}_{name}"] = block(adata, model.default_key, name)
+        retrieved = {
+            "trained": found_by_image(adata, models["stalign"]),
+            "untrained": found_by_image(adata, untrained["stalign"]),
+        }
+        for model in untrained.values():
+            key = f"{model.default_key}_untrained"
+            model.embed(adata, key_added=key, progress=progress)
+        for baseline in BASELINES:
+            baseline.embed(adata)
+        _write(done, adata, score(adata, bars), retrieved, progress)
+        _place(done, folder)
+    return folder
+
+
+def _write(
+    done: Path,
+    adata: AnnData,
+    table: pd.DataFrame,
+    retrieved: dict[str, Any],
+    progress: bool | None,
+) -> None:
+    """Write the slice, its scores, figures and report beside the logs."""
+    write_atomically(adata, done / "demo.h5ad", MARK)
+    write_text(done / "demo.csv", table.to_csv(index=False))
     text = f"{ABOUT}\n\n{markdown(table)}\n\n{retrieval_text(retrieved, adata.n_obs)}\n"
-    write_text(folder / "demo.md", text)
-    draw(adata, table, folder / "demo.png")
-    draw_losses(folder, folder / "losses.png")
-    shown = [folder / "demo.h5ad", folder / "demo.csv"]
-    shown += [folder / f"{stage}.csv" for stage in STAGES]
+    write_text(done / "demo.md", text)
+    draw(adata, table, done / "demo.png")
+    draw_losses(done, done / "losses.png")
+    shown = [done / "demo.h5ad", done / "demo.csv"]
+    shown += [done / f"{stage}.csv" for stage in STAGES]
     report.write(
         shown,
-        folder / REPORT,
+        done / REPORT,
         title="terrazzo demo",
         about=ABOUT,
         embeddings=REPORTED,
         progress=progress,
     )
-    return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder in which files of these names are not of an earlier demo."""
+    files = ["demo.h5ad", "demo.csv", "demo.md", "demo.png", "losses.png", REPORT]
+    files += [f"{stage}.csv" for stage in STAGES]
+    before = find_mark(folder / "demo.h5ad")
+    is_demo = before is not None and before.is_like(MARK)
+    for name in files:
+        path = folder / name
+        if path.exists() and not path.is_dir() and is_demo:
+            continue
+        guard(path, MARK, overwrite=overwrite)
+    for system in SYSTEMS:
+        may_replace = is_demo or overwrite
+        check_free(folder / system, overwrite=may_replace, is_replaceable=is_checkpoint)
+
+
+def _place(done: Path, folder: Path) -> None:
+    """Move finished files into the folder, that with the mark first."""
+    for name in ("demo.h5ad", *sorted(path.name for path in done.iterdir())):
+        source = done / name
+        if source.is_dir():
+            with whole_folder(folder / name) as draft:
+                shutil.copytree(source, draft, dirs_exist_ok=True)
+        elif source.exists():
+            source.replace(folder / name)
 
 
 def build_corpus(work: Path, slices: list[AnnData], seed: int, progress: bool | None) -> Corpus:

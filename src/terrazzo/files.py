@@ -6,42 +6,71 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from terrazzo.errors import CorpusError
+from terrazzo.errors import CorpusError, OutputError
+from terrazzo.parsing import parse_json, read_text
+from terrazzo.processes import TAG, own_tag, writer_of
 
 __all__ = [
+    "ASIDE",
+    "DRAFT",
+    "exists",
     "hash_file",
     "hash_files",
     "hash_json",
     "hash_path",
     "read_record",
+    "short_name",
+    "sweep",
     "whole_file",
+    "whole_folder",
     "why_not",
+    "work_folder",
     "write_bytes",
     "write_record",
     "write_text",
 ]
 
+DRAFT = ".part"  # ends the name of what is half-written
+ASIDE = ".old"  # of a folder that makes room for a new one
+
+_DRAFT_NAME = re.compile(
+    rf"\.(?P<name>.+)\.(?P<tag>{TAG})\.[0-9a-f]{{8}}({DRAFT}|{ASIDE})", re.DOTALL
+)
+_LONGEST = 120  # bytes of a name that are taken over into that of its draft
+_PATIENCE = 100  # attempts to take a name that other processes take, too
 _BLOCK = 2**20  # bytes that are read at a time
+_next_sweep: dict[Path, float] = {}  # folder -> time before which it is not swept again
+_MAX_RECORD = 2**28  # bytes; of a corpus it lists thousands of files
 _OWN_HASH = "record_sha256"  # the key under which a record carries its hash
+
+
+def exists(path: Path) -> bool:
+    """Say whether a path exists; a name that no file can have names none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return False
 
 
 @contextmanager
 def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a name beside the target to write to; it takes the target's place at the end, or is removed.
 
-    The name ends in ``.part``, so that drafts left by a killed process can be recognized.
+    The name ends in ``.part`` and names this process, so that the next writer can remove what a killed one left.
+    A link is followed: the file that it leads to is replaced.
     """
-    place = Path(target)
-    unique = uuid.uuid4().hex  # no other process or thread has this name
-    draft = place.with_name(f".{place.name}.{unique}.part")
+    place = _followed(Path(target))
+    _sweep_now_and_then(place.parent)
+    draft = _beside(place, DRAFT)
     try:
         yield draft
         draft.replace(place)
@@ -52,28 +81,140 @@ def whole_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a folder beside the target to write into; it takes the target's place at the end, or is removed.
 
-    An older folder of the target's name is moved aside before, and is back where that fails.
+    An older folder of the target's name is moved aside only when the new one is complete; it is back where that
+    fails, and the next writer moves it back where this process is killed in between.
     """
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    aside = draft.with_suffix(".old")
+    place = _followed(Path(target))
+    _sweep_now_and_then(place.parent)
+    draft = _beside(place, DRAFT)
+    aside = draft.with_suffix(ASIDE)
+    draft.mkdir()
     try:
         yield draft
-        draft.chmod(0o755)
-        try:
-            if target.exists():
-                target.rename(aside)
-            draft.rename(target)
-        except BaseException:
-            if aside.exists() and not target.exists():
-                aside.rename(target)
-            raise
+        _swap(draft, place, aside)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if target.exists():
+        if place.exists():
             shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def work_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a hidden folder in another one, for what is made on the way; it is removed at the end.
+
+    The next run of the same folder removes what a killed one left.
+    """
+    sweep(folder)
+    work = _beside(Path(folder) / "work", DRAFT)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _swap(draft: Path, place: Path, aside: Path) -> None:
+    """Give a finished folder its name; what has that name is moved aside, and back where it fails."""
+    for _ in range(_PATIENCE):  # another process may write the same folder at the same time
+        try:
+            if os.path.lexists(place):
+                if not place.is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(place))
+                shutil.rmtree(aside, ignore_errors=True)
+                place.rename(aside)
+            draft.rename(place)
+            return
+        except BaseException as error:
+            was_taken = os.path.lexists(place)
+            if os.path.lexists(aside) and not was_taken:
+                aside.rename(place)
+            is_race = isinstance(error, FileNotFoundError) or (
+                isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            )
+            if not is_race or not draft.exists():
+                raise
+    raise OutputError(f"{place} is being rewritten by other processes without end.")
+
+
+def _followed(path: Path) -> Path:
+    """Return where a link leads, any other path as it is."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _beside(place: Path, suffix: str) -> Path:
+    """Return a hidden name beside a path, which no other process or thread has; long names are shortened."""
+    unique = uuid.uuid4().hex[:8]
+    return place.with_name(f".{short_name(place.name)}.{own_tag()}.{unique}{suffix}")
+
+
+def short_name(name: str) -> str:
+    """Return a name that leaves room for more letters; file systems take 255 bytes."""
+    raw = os.fsencode(name)
+    if len(raw) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(raw).hexdigest()[:8]
+    start = name[: _LONGEST // 4]
+    return f"{start}~{digest}"
+
+
+def sweep(folder: str | os.PathLike[str], *, deep: bool = False) -> None:
+    """Remove drafts that killed processes of this machine left in a folder; those of running ones stay.
+
+    A folder that was moved aside to make room for a new one, which then never came, is moved back.
+
+    Parameters
+    ----------
+    folder
+        Where; it may be missing.
+    deep
+        Below the folder, too.
+    """
+    places = [Path(folder)]
+    if deep:
+        places = [Path(place) for place, _, _ in os.walk(folder)]
+    for place in places:
+        for path in _drafts(place):
+            match = _DRAFT_NAME.fullmatch(path.name)
+            if match is None:
+                continue
+            writer = writer_of(match["tag"])
+            if writer is not None and writer.is_dead():
+                _remove_draft(path, match["name"])
+
+
+def _sweep_now_and_then(folder: Path) -> None:
+    """Sweep a folder, unless that would take a large part of the time of who writes many files into a full one."""
+    start = time.monotonic()
+    if start < _next_sweep.get(folder, 0.0):
+        return
+    sweep(folder)
+    end = time.monotonic()
+    _next_sweep[folder] = end + 100 * (end - start)
+
+
+def _drafts(folder: Path) -> list[Path]:
+    """Return what of a folder may be a draft."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries]
+    except OSError:  # no such folder, or not to be read
+        return []
+    return [folder / name for name in names if name.endswith((DRAFT, ASIDE))]
+
+
+def _remove_draft(path: Path, name: str) -> None:
+    """Remove a draft; a folder that was moved aside goes back where nothing took its place."""
+    place = path.with_name(name)
+    with suppress(OSError):
+        if path.suffix == ASIDE and short_name(name) == name and not os.path.lexists(place):
+            path.rename(place)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
@@ -143,12 +284,12 @@ def read_record(path: Path) -> dict[str, Any]:
         A missing file, or one that is not byte for byte as written.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        content = json.loads(text)
-    except FileNotFoundError as error:
-        raise CorpusError(f"{path} is missing") from error
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"{path} is damaged ({type(error).__name__})") from error
+        text = read_text(path, CorpusError, _MAX_RECORD)
+        content = parse_json(text, str(path), CorpusError, finite=False)
+    except CorpusError as error:
+        if not path.exists():
+            raise CorpusError(f"{path} is missing") from error
+        raise CorpusError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict) or _OWN_HASH not in content:
         raise CorpusError(f"{path} is damaged: it is not a record with its hash")
     del content[_OWN_HASH]

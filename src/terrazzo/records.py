@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,7 +12,9 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo._version import __version__
 from terrazzo.arrays import AnyFloats, Vectors
-from terrazzo.errors import InputError, did_you_mean
+from terrazzo.errors import ConfigError, InputError, did_you_mean
+from terrazzo.parsing import parse_json
+from terrazzo.sparse import check_matrix
 
 __all__ = [
     "ARRAY",
@@ -22,6 +23,7 @@ __all__ = [
     "block",
     "blocks",
     "now",
+    "parsed",
     "records_of",
     "source_name",
     "stamp",
@@ -29,21 +31,26 @@ __all__ = [
     "write",
 ]
 
+FOREIGN = "not from terrazzo"  # where uns["terrazzo"] of another program is kept
 ARRAY = "array"  # how a record names what was passed as an array
 
 Purpose = Literal["own", "niche", "all"]
 
 
 def records_of(adata: AnnData) -> dict[str, dict[str, Any]]:
-    """Return ``uns["terrazzo"]``: the provenance of what terrazzo wrote, by key; empty where there is none."""
-    return dict(adata.uns.get(keys.UNS, {}))
+    """Return ``uns["terrazzo"]``: the provenance of what terrazzo wrote, by key; what is no record is left out."""
+    stated = adata.uns.get(keys.UNS)
+    if not isinstance(stated, Mapping):
+        return {}
+    return {str(key): dict(record) for key, record in stated.items() if isinstance(record, Mapping)}
 
 
 def add_record(adata: AnnData, key: str, record: Mapping[str, Any]) -> None:
     """Write the provenance of ``key`` into ``uns["terrazzo"]``, beside that of others, with version and time."""
-    records = records_of(adata)
-    records[key] = {**record, **stamp()}
-    adata.uns[keys.UNS] = records
+    before = adata.uns.get(keys.UNS, {})
+    if not isinstance(before, Mapping):  # another program's, which is not replaced
+        before = {FOREIGN: before}
+    adata.uns[keys.UNS] = {**before, key: {**record, **stamp()}}
 
 
 def write(adata: AnnData, key: str, embedding: AnyFloats, record: Mapping[str, Any]) -> None:
@@ -64,14 +71,32 @@ def now() -> str:
 
 def blocks(adata: AnnData, key: str) -> dict[str, tuple[int, int]]:
     """Return the column range of each named block of ``obsm[key]``; empty for one block, or another's embedding."""
-    record = records_of(adata).get(key)
-    if record is None or "details" not in record:
+    record = records_of(adata).get(key, {})
+    stated = parsed(record, "details").get("blocks")
+    if not isinstance(stated, dict):
         return {}
-    details = json.loads(str(record["details"]))
     ranges = {}
-    for name, (start, stop) in details.get("blocks", {}).items():
-        ranges[name] = (int(start), int(stop))
+    for name, columns in stated.items():
+        if _are_columns(columns):
+            start, stop = columns
+            ranges[name] = (start, stop)
     return ranges
+
+
+def _are_columns(value: Any) -> bool:
+    """Say whether a value states a range of columns."""
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(type(one) is int for one in value) and 0 <= value[0] < value[1]
+
+
+def parsed(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a field of a record that holds JSON; {} where it does not: whoever wrote the file may have written it."""
+    try:
+        content = parse_json(str(record.get(name, "{}")), name, finite=False)
+    except ConfigError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def block(adata: AnnData, key: str, name: str) -> Vectors:
@@ -180,5 +205,6 @@ def _whole(adata: AnnData, key: str) -> AnyFloats:
     """Return all columns of an embedding, dense."""
     embedding = adata.obsm[key]
     if hasattr(embedding, "toarray"):
+        check_matrix(embedding, f"obsm[{key!r}]")
         return embedding.toarray()
     return np.asarray(embedding)

@@ -19,8 +19,10 @@ import numpy as np
 from anndata import AnnData
 
 from terrazzo.arrays import Floats
-from terrazzo.errors import InputError
-from terrazzo.safe_zarr import MARKS, read_attributes, refuse_code, refuse_links
+from terrazzo.errors import InputError, shortened
+from terrazzo.safe_tables import check_parquet
+from terrazzo.safe_zarr import MARKS, read_attributes, refuse_code, refuse_links, refuse_sizes
+from terrazzo.sparse import check_anndata
 
 __all__ = [
     "CELL_KINDS",
@@ -124,11 +126,15 @@ def choose_table(source: Any, wanted: str | None, where: str) -> str:
 def read_table(source: Any, name: str) -> AnnData:
     """Read a table of a store, or take it from an object."""
     if not isinstance(source, Path):
+        check_anndata(source.tables[name], f"table {name!r}")
         return source.tables[name]
     import anndata
 
     with reading(f"table {name!r} of {source}"):
-        return anndata.read_zarr(source / TABLES / name)
+        refuse_sizes(source / TABLES / name)
+        table = anndata.read_zarr(source / TABLES / name)
+        check_anndata(table, f"table {name!r} of {source}")
+        return table
 
 
 def read_annotation(source: Any, name: str) -> AnnData:
@@ -175,6 +181,9 @@ def open_elements(source: Any, region: str | None, image: str | None) -> Any:
     names = ", ".join(f"{kind} {name!r}" for kind, name in needed)
     with reading(f"{names} of {source}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        for kind, name in needed:
+            if kind in ("shapes", "points"):
+                check_parquet(source / kind / str(name))
         try:
             sdata = read_zarr(source, selection=tuple(sorted(kinds)), on_bad_files="warn")
         except MemoryError as error:  # of sizes that no file has
@@ -266,10 +275,12 @@ def reading(where: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Slice checks what matters
             yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{where} needs more memory than there is") from error
     except Exception as error:
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        detail = shortened(error, 300, quoted=False) or type(error).__name__
         raise InputError(
             f"{where} cannot be read; it is damaged or of an unknown layout ({detail})"
         ) from error

@@ -54,7 +54,7 @@ def test_an_unknown_table_names_the_nearest(tmp_path: Path) -> None:
 def test_what_is_no_table(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     for text, words in (
-        ("name: [", "not YAML"),
+        ("name: [", "not a readable YAML file"),
         ("- 1", "must be a mapping"),
         ("name: x", "lacks title"),
     ):
@@ -62,7 +62,7 @@ def test_what_is_no_table(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             protocols.load(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="not text in UTF-8"):
         protocols.load(path)
 
 

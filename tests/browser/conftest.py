@@ -75,6 +75,12 @@ def show(browser: Any, until: Callable[..., Any]) -> Callable[[Path], None]:
         browser.get(path.as_uri())
         until(
             lambda: browser.execute_script(
+                "const found = document.getElementById('found'); return !found || found.dataset.ready === 'yes'"
+            )
+        )
+        browser.execute_script("document.querySelector('section.slice').scrollIntoView()")
+        until(
+            lambda: browser.execute_script(
                 "return document.querySelector('section.slice').dataset.ready === 'yes'"
             )
         )

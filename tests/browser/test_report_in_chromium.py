@@ -63,14 +63,19 @@ def small(
 
 
 @pytest.fixture
-def opened(small: tuple[Path, AnnData], show: Callable[[Path], None]) -> AnnData:
+def opened(
+    small: tuple[Path, AnnData], show: Callable[[Path], None], browser: Any, run: Any, until: Any
+) -> AnnData:
     show(small[0])
+    assert "300 cells, colored by X_t3_domain." in status(browser)
+    run("viewer.colorBy(viewer.columns.find((field) => field.name === 'region'))")
+    until(lambda: "300 cells, colored by region." in status(browser))
     return small[1]
 
 
 def canvases(browser: Any) -> tuple[Any, Any]:
     """Return the canvases of tissue and embedding that take the pointer."""
-    return tuple(browser.find_elements("css selector", ".panel .front")[:2])
+    return tuple(browser.find_elements("css selector", "section.slice .panel .front")[:2])
 
 
 def offset(browser: Any, canvas: Any, place: list[float]) -> tuple[int, int]:
@@ -178,17 +183,17 @@ def test_color_by_label_number_and_gene(
     from selenium.webdriver.support.ui import Select
 
     before = painted(run, "tissue"), painted(run, "embedding")
-    picker = Select(browser.find_element("css selector", ".controls select"))
-    groups = browser.find_elements("css selector", ".controls select optgroup")
+    picker = Select(browser.find_element("css selector", "section.slice .controls select"))
+    groups = browser.find_elements("css selector", "section.slice .controls select optgroup")
     assert [group.get_attribute("label") for group in groups[:3]] == [
+        "Found",
         "Labels",
-        "Domains",
         "Numbers",
     ]
     for name, legend in (("score", "0.005"), ("X_t3_domain", "1"), ("hostile", HOSTILE)):
         picker.select_by_visible_text(name)
         until(lambda name=name: f"colored by {name}." in status(browser))
-        assert legend in browser.find_element("css selector", ".legend").text
+        assert legend in browser.find_element("css selector", "section.slice .legend").text
     assert painted(run, "tissue") != before[0]
     assert painted(run, "embedding") != before[1]
     assert not browser.find_elements("css selector", "img[src='x']")
@@ -203,6 +208,11 @@ def test_color_by_label_number_and_gene(
     point_at(browser, canvases(browser)[0], run(f"return viewer.tissue.toScreen({cell})"))
     until(lambda: f"(count {int(counts[cell])})" in tooltip(browser))
     photograph("report-gene")
+    assert picker.first_selected_option.text == kept[3]  # not blank while a gene shows
+    picker.select_by_visible_text("score")
+    until(lambda: "colored by score." in status(browser))
+    picker.select_by_visible_text(kept[3])
+    until(lambda: f"colored by {kept[3]}, log1p" in status(browser))
     other = next(gene for gene in opened.var_names if gene not in kept)
     for text, answer in (
         (other, "is not in this file: write the report again with --gene"),
@@ -282,7 +292,7 @@ def test_everything_is_reached_by_keyboard(
 
     seen: list[str] = []
     browser.execute_script("document.body.focus(); window.scrollTo(0, 0)")
-    for _ in range(60):
+    for _ in range(100):
         press(Keys.TAB)
         active = browser.switch_to.active_element
         named = active.accessible_name
@@ -343,7 +353,7 @@ def test_the_other_embedding_and_the_sliders(
     from selenium.webdriver.support.ui import Select
 
     before = run("return Array.from(viewer.embedding.x.slice(0, 3))")
-    layouts = browser.find_elements("css selector", ".controls select")[1]
+    layouts = browser.find_elements("css selector", "section.slice .controls select")[1]
     Select(layouts).select_by_visible_text("X_t3")
     until(lambda: run("return Array.from(viewer.embedding.x.slice(0, 3))") != before)
     assert (
@@ -385,6 +395,8 @@ def test_dark_and_light(opened: AnnData, browser: Any, photograph: Any) -> None:
 
 def test_on_paper(opened: AnnData, browser: Any, until: Any, photograph: Any) -> None:
     shown = "return getComputedStyle(document.querySelector(arguments[0])).display"
+    n_open = "return document.querySelectorAll('details[open]').length"
+    before = browser.execute_script(n_open)
     assert browser.execute_script(shown, ".still") == "none"
     pdf = base64.b64decode(
         browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]
@@ -402,10 +414,12 @@ def test_on_paper(opened: AnnData, browser: Any, until: Any, photograph: Any) ->
     assert "region_1" in browser.find_element("css selector", ".view .legend").text
     photograph("report-print")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    assert browser.execute_script("return document.querySelectorAll('details[open]').length") == 0
+    assert browser.execute_script(n_open) == before
 
 
 def test_results_and_losses_are_on_the_page(opened: AnnData, browser: Any, photograph: Any) -> None:
+    for name in ("#results", "#losses"):
+        browser.find_element("css selector", f"nav a[href='{name}']").click()
     results = browser.find_element("css selector", "#results")
     assert HOSTILE in results.text
     losses = browser.find_element("css selector", "#losses")
@@ -423,7 +437,10 @@ def test_an_old_browser_gets_still_pictures(
     )
     try:
         browser.get(small[0].as_uri())
-        until(lambda: "too old" in browser.find_element("css selector", ".problem").text)
+        until(
+            lambda: "too old" in browser.find_element("css selector", "section.slice .problem").text
+        )
+        assert browser.find_element("css selector", "#found table").is_displayed()
         assert browser.find_element("css selector", ".still img").is_displayed()
     finally:
         browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", old)
@@ -473,7 +490,7 @@ def test_a_hundred_thousand_cells(
     until(lambda: "colored by GENE7" in status(browser))
     run("viewer.colorBy(viewer.columns[0])")
     until(lambda: "colored by region" in status(browser))
-    browser.find_element("css selector", ".legend button").click()
+    browser.find_element("css selector", "section.slice .legend button").click()
     until(
         lambda: (
             f"{(adata.obs['region'] == 'north').sum():,} of 100,000 cells selected: north 100 %"

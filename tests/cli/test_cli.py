@@ -71,7 +71,8 @@ def test_info(call: Any, sample: Path, checkpoint: Path) -> None:
     code, out, err = call("info", sample, "--model", checkpoint)
     assert (code, err) == (0, "")
     assert str(sample) in out
-    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    shown = [line.strip() for line in out.splitlines() if line.startswith("  ")]
+    lines = {line.split("  ")[0]: line for line in shown}
     assert lines["unit"].split()[-1] == "um"
     assert "60 of 60 genes matched" in lines["coverage"]
 
@@ -271,7 +272,7 @@ def test_demo(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(demo, "run", run)
     code, told, _ = call("demo", "--out", out, "--cells", 200, "--seed", 3)
     assert code == 0
-    run.assert_called_once_with(out, n_cells=200, seed=3)
+    run.assert_called_once_with(out, n_cells=200, seed=3, overwrite=False)
     told = "".join(told.split())  # whatever the width of the terminal
     assert "|PCA|0.5|" in told
     assert "obsm['X_stofm']" in told

@@ -21,9 +21,9 @@ import pytest
 from terrazzo import corpus, simulate
 from terrazzo.cli import main
 from terrazzo.corpus import members
-from terrazzo.corpus.scheduler import alone
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.errors import ConfigError, CorpusError, InputError, OutputError, TerrazzoWarning
+from terrazzo.locks import alone
 
 N_CELLS = 60
 

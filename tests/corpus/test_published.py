@@ -167,7 +167,7 @@ def test_a_wrong_description_says_where(
     with pytest.raises(ConfigError, match=message):
         corpus.load_published(tmp_path / "mine.yaml")
     (tmp_path / "mine.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="is not YAML"):
+    with pytest.raises(ConfigError, match="not a readable YAML file"):
         corpus.load_published(tmp_path / "mine.yaml")
 
 

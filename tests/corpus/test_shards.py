@@ -119,7 +119,7 @@ def test_other_arrays_are_left_to_zarr(tmp_path: Path) -> None:
         array = open_flat(tmp_path / name)
         assert not isinstance(array, FlatArray)
         np.testing.assert_array_equal(np.ravel(array[:]), values)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CorpusError):
         open_flat(tmp_path / "nothing")
 
 

@@ -86,3 +86,12 @@ def test_the_house_page_says_of_every_file_what_it_is_for(generated: ModuleType)
         about = generated.first_line(path)
         assert about.endswith((".", "?")), f"{path} has no first line that says what it is for"
         assert about in page
+
+
+def test_the_page_of_input_has_every_kind_that_is_tested(generated: ModuleType) -> None:
+    page = (fenced.DOCS / "input.md").read_text(encoding="utf-8")
+    assert generated.with_input_kinds(page) == page, "run: python docs/generated.py"
+    for path in (fenced.REPOSITORY / "tests").rglob("test_*.py"):
+        for kind, given, gets in generated.cases(path):
+            assert kind in generated.KINDS
+            assert f"| {given} | {gets} |" in page

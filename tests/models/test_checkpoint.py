@@ -191,11 +191,15 @@ def test_the_published_layout_by_mistake(tmp_path: Path) -> None:
 def test_overwrite_rules(tiny_model: Any, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="overwrite=True"):
         tiny_model().save_pretrained(folder)
-    (folder / "stale").write_text("x")
     other = tiny_model(subslice_size=55)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="another folder"):
+        other.save_pretrained(folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert tz.load(folder).fingerprint() == tiny_model().fingerprint()
+    (folder / "notes.txt").unlink()
     other.save_pretrained(folder, overwrite=True)
     assert tz.load(folder).fingerprint() == other.fingerprint()
-    assert not (folder / "stale").exists()
 
     foreign = tmp_path / "thesis"
     foreign.mkdir()

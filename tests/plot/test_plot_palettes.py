@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from terrazzo import plot
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.plot.palettes import COLORS, MISSING_COLOR, by_name, natural
+from terrazzo.plot.palettes import COLORS, MISSING_COLOR, by_name, in_order, natural
 
 NAMES = ["L1", "L2", "L3", "L4", "L5", "L6", "WM"]
 
@@ -108,3 +108,68 @@ def test_order_is_the_chosen_one_or_the_natural_one() -> None:
     chosen = pd.Categorical(["a", "b", "c"], categories=["c", "a", "b"])
     assert list(plot.colors(labeled(chosen), "kind")) == ["c", "a", "b"]
     assert sorted(["L10", "l2", "L1a2", "L1", "a"], key=natural) == ["a", "L1", "L1a2", "l2", "L10"]
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1: what linear red, green and blue look like without one kind of cone
+SIGHT = {
+    "all cones": np.eye(3),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "tritanopia": np.array(
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ]
+    ),
+}
+TO_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
+WHITE = np.array([0.95047, 1.0, 1.08883])
+
+
+def least_distance(hexes: list[str], sight: np.ndarray) -> float:
+    """Return the least distance in CIELAB between two of some colors, as somebody sees them; 2.3 is just seen."""
+    parts = [[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in hexes]
+    rgb = np.array(parts)
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ sight.T, 0, 1)
+    xyz = seen @ TO_XYZ.T / WHITE
+    root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    x, y, z = root.T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    distances = np.linalg.norm(lab[:, None] - lab[None], axis=2)
+    return float(distances[np.triu_indices(len(hexes), 1)].min())
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_ten_colors_that_everybody_tells_apart(sight: str) -> None:
+    for ground in ("#ffffff", MISSING_COLOR):
+        assert least_distance([*COLORS[:10], ground], SIGHT[sight]) > 14
+    assert least_distance(list(COLORS[:20]), SIGHT[sight]) > 5
+    tableau = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2"]
+    red_and_green = ("protanopia", "deuteranopia")
+    if sight in red_and_green:  # the simulation tells what is known to be hard
+        assert least_distance([*tableau, "#bcbd22", "#17becf"], SIGHT[sight]) < 8
+
+
+def test_numbered_labels_have_the_first_colors() -> None:
+    assert in_order(3) == list(COLORS[:3])
+    assert len(set(in_order(60))) == 60

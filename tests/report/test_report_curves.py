@@ -97,3 +97,46 @@ def test_a_constant_loss_and_a_line_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("step,train/loss\n0,1.0\n1,1.0\n2,1.")
     (panel,) = curves.read(tmp_path / "a.csv", "a").panels
     assert len(panel.lines[0].points.split()) == 2
+
+
+SCORED = [
+    "step",
+    "train/loss",
+    "train/niche",
+    "val/niche",
+    "val/niche_mean",
+    "val/niche_recall_5",
+    "val/niche_recall_5_chance",
+    "val/spot_accuracy",
+    "val/odd",
+    "val/odd_chance",
+]
+
+
+def test_a_score_is_not_the_loss_of_a_trivial_answer() -> None:
+    assert curves.scores(SCORED) == ["niche_recall_5", "spot_accuracy", "odd"]
+    assert curves.trivial_of("niche", SCORED) == {"mean": "val/niche_mean"}
+    assert curves.trivial_of("niche_recall_5", SCORED) == {"chance": "val/niche_recall_5_chance"}
+    assert (
+        curves.scores(COLUMNS) == []
+    )  # nothing of which chance is known, and no score by its name
+    assert curves.scores(["step", "train/recall", "val/recall"]) == []  # minimized: a loss
+
+
+def test_a_score_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        "step,train/niche,val/niche,val/niche_recall_5,val/niche_recall_5_chance\n"
+        "0,2.0,2.0,0.0,0.05\n9,1.0,1.2,0.6,0.05\n"
+    )
+    loss, score = curves.read(tmp_path / "a.csv", "a").panels
+    assert loss.trivial == []
+    assert score.title == "niche recall 5 (a score: higher is better)"
+    assert [(line.kind, line.last) for line in score.lines] == [("held out", 0.6)]
+    assert [(one.name, one.cost) for one in score.trivial] == [("chance", 0.05)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-0.06, 0.66), (-1e-9, 1e-9), (-3, 3), (-0.05, 0.04)])
+def test_zero_has_no_sign(low: float, high: float) -> None:
+    shown = [f"{tick:.4g}" for tick in curves.ticks(low, high)]
+    assert "0" in shown
+    assert not any(text.startswith("-0") and float(text) == 0 for text in shown)

@@ -168,7 +168,7 @@ def test_groups_of_columns(embedded: Any, page: Any) -> None:
     made = page(embedded)
     (sheet,) = made.data["slices"]
     groups = {column["name"]: column["group"] for column in sheet["columns"]}
-    assert groups["X_t3_domain"] == "Domains"
+    assert groups["X_t3_domain"] == "Found"
     assert (groups["flag"], groups["share"], groups["genes detected"]) == (
         "Labels",
         "Numbers",
@@ -181,7 +181,11 @@ def test_groups_of_columns(embedded: Any, page: Any) -> None:
     by_name = {column["name"]: column for column in sheet["columns"]}
     assert made.unpack(by_name["known"])[:3].tolist() == [0, 255, 1]
     assert np.isnan(made.unpack(by_name["share"])[-1])
-    assert sheet["columns"][0]["name"] == "region"  # three to forty labels before flags
+    names = [column["name"] for column in sheet["columns"]]
+    assert names[:2] == [
+        "X_t3_domain",
+        "region",
+    ]  # what was found, then three to forty labels, then flags
 
 
 def test_too_many_labels_are_named(simulated: Any, page: Any) -> None:
@@ -252,7 +256,7 @@ def test_a_still_picture_for_paper(embedded: Any, page: Any) -> None:
     content = base64.b64decode(str(picture["src"]).partition(",")[2])
     assert content.startswith(b"\x89PNG")
     assert len(content) > 10_000
-    assert "colored by region, " in str(picture["alt"])
+    assert "colored by X_t3_domain, region, " in str(picture["alt"])
 
 
 def test_many_cells_are_sampled_and_that_is_said(

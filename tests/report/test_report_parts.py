@@ -167,3 +167,9 @@ def test_umap_where_it_is_quick_and_components_where_not(
     (drawn,), _ = layouts.draw(adata, ["X_mine"], "auto", "spatial", 0)
     assert "principal components" in drawn.method
     assert "UMAP of 30 cells would take long" in drawn.method
+
+
+def test_all_genes_of_a_small_slice(striped: tz.Slice, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expression.default_number(striped) == 24
+    monkeypatch.setattr(expression, "ALL_VALUES", 600 * 24 - 1)
+    assert expression.default_number(striped) == expression.DEFAULT

@@ -259,8 +259,8 @@ def _spoil(path: Path, name: str, value: Any) -> None:
     [
         ("matrix/indices", None, "matrix/indices is missing"),
         ("matrix/data", np.array([0.5, 1.0]), "not what belongs there"),
-        ("matrix/data", np.array([1, 2]), "do not belong together"),
-        ("matrix/indptr", np.arange(19) * 10**6, "do not belong together"),
+        ("matrix/data", np.array([1, 2]), "indptr ends at"),
+        ("matrix/indptr", np.arange(19) * 10**6, "indptr ends at"),
         ("matrix/shape", np.array([7, 18]), "shape says"),
         ("matrix/barcodes", np.array(["a", "b"], dtype="S"), "shape says"),
         (
@@ -281,7 +281,7 @@ def test_an_index_out_of_the_matrix_is_refused(visium: Path) -> None:
     path = visium / "filtered_feature_bc_matrix.h5"
     with h5py.File(path, "r+") as file:
         file["matrix/indices"][0] = 10**9
-    with pytest.raises(InputError, match="leads out of the matrix"):
+    with pytest.raises(InputError, match="indices reach from"):
         tz.read(visium)
 
 
@@ -292,7 +292,7 @@ def test_a_claimed_size_that_the_file_cannot_hold_is_refused(visium: Path) -> No
         file.create_dataset(
             "matrix/data", shape=(2**36,), dtype=np.int32, chunks=(2**16,), compression="gzip"
         )
-    with pytest.raises(InputError, match="more than the file can hold"):
+    with pytest.raises(InputError, match="that are stored can hold"):
         tz.read(visium)
 
 

@@ -221,7 +221,7 @@ def test_bins_that_cannot_be(tmp_path: Path) -> None:
             {"cellExp": np.zeros(2, [("geneID", "<u4"), ("count", "<u2")])},
             "do not fit the 2 records",
         ),
-        ({"gene": np.zeros(1, [("geneName", "S8")])}, "leads out of the matrix"),
+        ({"gene": np.zeros(1, [("geneName", "S8")])}, "indices reach from"),
         ({"gene": np.zeros(3, [("name", "S8")])}, "no field geneName"),
     ],
 )

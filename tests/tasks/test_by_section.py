@@ -25,7 +25,7 @@ def both() -> AnnData:
         one = AnnData(sp.csr_matrix(rng.poisson(2 + region[:, None], (n, 12)).astype(np.float32)))
         one.var_names = [f"GENE{i}" for i in range(12)]
         one.obsm["X_m"] = (rng.normal(size=(n, 5)) + 3 * region[:, None]).astype(np.float32)
-        one.obsm["spatial"] = rng.uniform(0, 1000, (n, 2))
+        one.obsm["spatial"] = rng.uniform(0, 200, (n, 2))
         shares = rng.dirichlet([1, 1], n)
         one.obsm["proportions"] = shares.astype(np.float32)
         one.obs["region"] = np.array(["x", "y", "z"])[region]
@@ -59,7 +59,7 @@ def run(verb: str, data: Any, **more: Any) -> Any:
     if verb == "fit_image_to_gene":
         return tasks.fit_image_to_gene(data, use_rep="X_m", genes=3, **more)
     return tasks.reconstruct(
-        data, size=2, n_genes=4, repeats=2, bin_um=100.0, progress=False, **more
+        data, size=2, n_genes=4, repeats=2, bin_um=20.0, progress=False, **more
     )
 
 

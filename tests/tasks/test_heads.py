@@ -303,7 +303,7 @@ def test_the_nearest_proportions() -> None:
         (lambda: MLPConfig(max_steps=-1), "max_steps"),
         (lambda: KNNConfig(neighbors=0), "neighbors"),
         (lambda: LinearConfig(C=-1), "C of a head"),
-        (lambda: heads.head_from_record({"type": "mlp", "depth": 3}), "not those of terrazzo"),
+        (lambda: heads.head_from_record({"type": "mlp", "depth": 3}), "unknown key .depth"),
         (lambda: heads.head_from_record({}), "not those of terrazzo"),
     ],
 )

@@ -12,6 +12,8 @@ import terrazzo as tz
 from terrazzo.errors import InputError, OutputError
 from terrazzo.tasks.results import TaskResult, tidy
 
+NAMES = ["metrics.parquet", "predictions.parquet", "result.json"]
+
 
 def result() -> TaskResult:
     rows = [
@@ -98,7 +100,9 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         result().save(tmp_path / "file" / "out")
 
 
-def test_a_save_that_stops_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_stops_leaves_the_older_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = result().save(tmp_path / "out")
 
     def full(*_: object, **__: object) -> None:
@@ -107,5 +111,29 @@ def test_a_save_that_stops_is_no_result(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
     with pytest.raises(OutputError, match="No space left"):
         result().save(folder)
-    with pytest.raises(InputError, match="holds no result"):
-        TaskResult.load(folder)
+    assert TaskResult.load(folder).notes == result().notes
+    assert sorted(path.name for path in folder.iterdir()) == NAMES
+    with pytest.raises(OutputError, match="No space left"):
+        result().save(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_result_of_others_is_not_replaced(tmp_path: Path) -> None:
+    folder = result().save(tmp_path / "out")
+    (folder / "thesis.tex").write_text("mine")
+    other = result()
+    other.predictions.index = ["cell-3", "cell-4"]
+    with pytest.raises(OutputError, match="another source"):
+        other.save(folder)
+    assert TaskResult.load(folder).predictions.index.tolist() == ["cell-1", "cell-2"]
+    other.save(folder, overwrite=True)
+    assert TaskResult.load(folder).predictions.index.tolist() == ["cell-3", "cell-4"]
+    assert (folder / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_foreign_file_is_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(OutputError, match="not written by terrazzo"):
+        result().save(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "{}")]

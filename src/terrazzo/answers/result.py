@@ -156,15 +156,15 @@ class Answer:
 
     def write(self) -> None:
         """Write names and reproducibility into ``obs`` of the slices, and what was done into ``uns``."""
-        from terrazzo.plot.palettes import by_name
+        from terrazzo.plot.palettes import in_order
 
-        colors = by_name([short_name(self.kind, number) for number in range(self.k)], {})
+        colors = in_order(self.k)
         for adata, labels, certainty in zip(
             self.slices, self.found.labels, self.found.reproducibility, strict=True
         ):
             adata.obs[self.key] = pd.Categorical.from_codes(labels, categories=self.names)
             adata.obs[self.key + AGREEMENT] = certainty.astype(np.float32)
-            adata.uns[f"{self.key}_colors"] = list(colors.values())
+            adata.uns[f"{self.key}_colors"] = colors
             records.add_record(adata, self.key, self._record())
 
     def _record(self) -> dict[str, Any]:
@@ -187,10 +187,11 @@ class Answer:
         return plot.spatial(data, **{"color": [self.key, self.key + AGREEMENT], **options})
 
     def report(self, path: str | Path, **options: Any) -> Path:
-        """Write one HTML file that opens anywhere; options of :func:`terrazzo.report`."""
+        """Write one HTML file that opens anywhere; options of :func:`terrazzo.report.write`."""
         from terrazzo.report import write
 
-        return write(self.slices, path, **options)
+        title = f"{display.count(self.k, self.kind)} in {display.count(len(self.slices), 'slice')}"
+        return write(self.slices, path, **{"answer": self, "title": title, **options})
 
     def cut(self, k: int) -> list[Ints]:
         """Return coarser or finer regions, ``k`` of them, for every slice; see ``levels``.

@@ -18,7 +18,9 @@ from terrazzo.bench.entries import Entry, of_model
 from terrazzo.bench.protocols import Protocol, Variant
 from terrazzo.bench.samples import without_labels
 from terrazzo.corpus.build import build
-from terrazzo.errors import TerrazzoError
+from terrazzo.errors import OutputError, TerrazzoError
+from terrazzo.files import sweep, whole_file, write_text
+from terrazzo.marks import Mark, find_mark, guard, mark_file
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
@@ -143,19 +145,33 @@ class _Runs:
         self.corpus = folder / "corpus"
         self._done: dict[str, Path] = {}  # recipe without its folder to trained model
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
 
     def build_corpus(self, slices: Sequence[AnnData]) -> None:
-        """Build the corpus that all variants are trained on, without labels."""
+        """Build the corpus that all variants are trained on, without labels.
+
+        Raises
+        ------
+        OutputError
+            There are files of these names that terrazzo did not write.
+        """
+        mark = Mark("bench", "0" * 16, "0" * 16, "training slices of a table")
+        table = self.folder / "slices.csv"
+        is_ours = find_mark(self.folder / "slice_0.h5ad") is not None
+        if table.exists() and not is_ours:
+            raise OutputError(f"{table} was not written by terrazzo: choose another --work.")
         rows = []
         for number, adata in enumerate(slices):
             embeddings = list(adata.obsm.keys() - {keys.SPATIAL})
             bare = without_labels(adata, embeddings)
             bare.uns = {name: value for name, value in bare.uns.items() if name in UNS_OF_READING}
             path = self.folder / f"slice_{number}.h5ad"
-            bare.write_h5ad(path)
+            guard(path, mark)
+            with whole_file(path) as draft:
+                bare.write_h5ad(draft)
+                mark_file(draft, mark)
             rows.append({"path": path.name, "split": "train"})
-        table = self.folder / "slices.csv"
-        pd.DataFrame(rows).to_csv(table, index=False)
+        write_text(table, pd.DataFrame(rows).to_csv(index=False))
         build(table, self.corpus, min_genes=1, scheduler="synchronous", progress=False)
 
     def train(self, variant: Variant, recipes: Recipes) -> FoundationModel:

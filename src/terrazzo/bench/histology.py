@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from terrazzo.bench.samples import KEY, LoadedPart, Sample
 from terrazzo.errors import InputError
 from terrazzo.models.baselines import KINDS
 from terrazzo.models.card import TRAINED_ON, name_hash
+from terrazzo.parsing import parse_json
 from terrazzo.systems.stalign.image_baselines import NAMES, ImageBaseline
 from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stalign.network import FrozenFeatures
@@ -203,8 +203,8 @@ def trained_on(entry: Entry) -> set[str]:
         out.update(hashes.split())
         before = provenance.get("before", {})
         if isinstance(before, str):
-            before = json.loads(before)
-        provenance = before
+            before = parse_json(before, "the provenance", finite=False)
+        provenance = before if isinstance(before, dict) else {}
     return out
 
 

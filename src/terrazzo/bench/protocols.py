@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, did_you_mean
+from terrazzo.parsing import parse_yaml, read_text
+from terrazzo.safe_files import check_name
 from terrazzo.tasks.domains import Method
 from terrazzo.tasks.experiments import KINDS as SPLITS
 from terrazzo.tasks.heads import HEADS
@@ -189,6 +189,10 @@ class Protocol:
 
     def __post_init__(self) -> None:
         """Refuse what would only show as an empty table, or as numbers of two things under one name."""
+        check_name(self.name, "name of a table", ConfigError)
+        for part in self.parts:
+            for name in (part.dataset, part.test, *part.train):
+                check_name(name, f"{self.name}: name of a dataset or slice", ConfigError)
         if self.runs < 1:
             raise ConfigError(f"{self.name}: runs is {self.runs}; it must be at least 1.")
         self._check_words("metrics", METRICS[self.task])
@@ -316,12 +320,7 @@ def load(name: str | Path) -> Protocol:
         where = f"tables/{name}.yaml"
         file = _folder() / f"{name}.yaml"
         text = file.read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where} is not YAML: {reason}.") from error
-    return from_dict(Protocol, data, where)
+    return from_dict(Protocol, parse_yaml(text, where), where)
 
 
 def changed(protocol: Protocol, **values: Any) -> Protocol:
@@ -333,10 +332,7 @@ def changed(protocol: Protocol, **values: Any) -> Protocol:
 def _read_file(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}).") from error
+    return read_text(path)
 
 
 def _heads_of(task: Task) -> tuple[str, ...]:

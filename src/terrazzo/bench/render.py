@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from terrazzo.bench.protocols import Protocol
 from terrazzo.bench.run import ABSENCES, COLUMNS, Table
 from terrazzo.config import from_dict, to_dict
 from terrazzo.errors import ConfigError, InputError, OutputError
-from terrazzo.files import write_text
+from terrazzo.files import hash_json, write_text
+from terrazzo.marks import KEY, Mark, guard
+from terrazzo.parsing import parse_json
 
-__all__ = ["from_record", "to_html", "to_markdown", "to_record", "write"]
+__all__ = ["check_free", "from_record", "to_html", "to_markdown", "to_record", "write"]
 
 PUBLISHED = "Published"
+_NAME = r"\w[\w.+-]{0,150}"
 STYLE = (
     "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}th,td{padding:.3rem .6rem;text-align:left;"
@@ -29,7 +33,14 @@ STYLE = (
 )
 
 
-def write(table: Table, out: str | Path, *, command: str) -> Path:
+def write(
+    table: Table,
+    out: str | Path,
+    *,
+    command: str,
+    mark: Mark | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write ``<name>.md``, ``.html``, ``.png`` and ``.json`` (the scores too) into a folder.
 
     Parameters
@@ -40,6 +51,10 @@ def write(table: Table, out: str | Path, *, command: str) -> Path:
         Folder.
     command
         That made it; printed in all of them.
+    mark
+        What it was made from; None: the table's settings.
+    overwrite
+        Replace files that are not of the same table.
 
     Returns
     -------
@@ -48,15 +63,17 @@ def write(table: Table, out: str | Path, *, command: str) -> Path:
     Raises
     ------
     OutputError
-        The folder cannot be written.
+        The folder cannot be written, or has other files of these names.
     """
     folder = Path(out)
     name = table.protocol.name
+    mark = mark or _mark(table.protocol)
+    check_free(name, folder, mark, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if has_figure(table):
-            plot.save(figure(table), folder / f"{name}.png")
-        record = json.dumps(to_record(table, command), indent=1)
+            plot.save(figure(table), folder / f"{name}.png", mark=mark, overwrite=overwrite)
+        record = json.dumps({KEY: mark.text(), **to_record(table, command)}, indent=1)
         write_text(folder / f"{name}.json", record + "\n")
         write_text(folder / f"{name}.html", to_html(table, command))
         target = folder / f"{name}.md"
@@ -66,6 +83,36 @@ def write(table: Table, out: str | Path, *, command: str) -> Path:
             raise
         raise OutputError(f"{folder} could not be written ({error.strerror or error}).") from error
     return target
+
+
+def _mark(protocol: Protocol) -> Mark:
+    """Return the mark of a table that a script made."""
+    digest = hash_json(to_dict(protocol))[:16]
+    return Mark("bench", digest, digest, protocol.name)
+
+
+def check_free(name: str, folder: Path, mark: Mark, *, overwrite: bool = False) -> None:
+    """Check that the files of a table can be written to a folder, before any work.
+
+    The record has the mark; beside it the page and the Markdown file are results, too.
+
+    Raises
+    ------
+    ConfigError
+        A name that is not one of a file.
+    OutputError
+        There are other files of these names.
+    """
+    if re.fullmatch(_NAME, name) is None:
+        raise ConfigError(
+            f"the name of the table, {name[:60]!r}, names its files: use letters, digits and . _ + - only."
+        )
+    record = folder / f"{name}.json"
+    guard(record, mark, overwrite=overwrite)
+    guard(folder / f"{name}.png", mark, overwrite=overwrite)
+    if not record.exists():
+        for ending in (".md", ".html"):
+            guard(folder / f"{name}{ending}", mark, overwrite=overwrite)
 
 
 def to_markdown(table: Table, command: str) -> str:
@@ -160,7 +207,8 @@ def to_record(table: Table, command: str) -> dict[str, Any]:
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(frame.round(5).to_json(orient="records"))
+    text = str(frame.round(5).to_json(orient="records"))
+    rows: list[dict[str, Any]] = parse_json(text, "the table", finite=False)
     return rows
 
 

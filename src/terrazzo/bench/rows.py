@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ from terrazzo.bench.entries import Entry
 from terrazzo.bench.protocols import Protocol
 from terrazzo.bench.samples import LoadedPart
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import CorpusError, OutputError
-from terrazzo.files import hash_json, read_record, write_record
+from terrazzo.errors import ConfigError, CorpusError, OutputError
+from terrazzo.files import hash_json, read_record, sweep, write_record
 from terrazzo.tasks import TaskResult
 
-__all__ = ["FinishedRows", "Row", "Scored"]
+__all__ = ["FinishedRows", "Row", "Scored", "lock_of"]
 
+_FILE = r"[0-9a-f]{32}\.json"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -81,6 +84,7 @@ class FinishedRows:
 
     def __init__(self, folder: Path, protocol: Protocol) -> None:
         self.folder = folder
+        sweep(folder)
         self._table = hash_json([to_dict(protocol), _code()])
 
     def get(self, loaded: LoadedPart, entry: Entry) -> Row | None:
@@ -112,6 +116,19 @@ class FinishedRows:
                 f"{path} could not be written ({error.strerror or error})."
             ) from error
 
+    def remove(self) -> None:
+        """Remove the stored rows, and the folder where nothing else is in it."""
+        for path in self.folder.glob("*.json"):
+            if re.fullmatch(_FILE, path.name) is None:
+                continue
+            try:
+                from_dict(Row, read_record(path), str(path))
+            except (CorpusError, ConfigError):
+                continue  # not a row
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
     def _path(self, loaded: LoadedPart, entry: Entry) -> Path | None:
         if not entry.mark:
             return None
@@ -125,6 +142,11 @@ class FinishedRows:
             [sample.content for sample in loaded.samples],
         ]
         return self.folder / f"{hash_json(key)[:32]}.json"
+
+
+def lock_of(protocol: Protocol) -> str:
+    """Return the name of the file that locks a table in a folder."""
+    return f".{protocol.name}.lock"
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from anndata import AnnData
 from dask.base import tokenize
 from scipy import sparse
 
-from terrazzo import datasets, keys
+from terrazzo import datasets, keys, records
 from terrazzo.bench.protocols import Part
 from terrazzo.tasks import Hidden, hide_genes
 
@@ -93,17 +93,16 @@ def without_labels(adata: AnnData, labels: Collection[str]) -> AnnData:
 
 def record_of(adata: AnnData, key: str = KEY) -> dict[str, Any]:
     """Return what terrazzo recorded of ``obsm[key]``; empty where it did not write it."""
-    records = dict(adata.uns.get(keys.UNS, {}))
-    return dict(records.get(key, {}))
+    return records.records_of(adata).get(key, {})
 
 
 def set_record(adata: AnnData, record: dict[str, Any]) -> None:
     """Record what ``obsm[KEY]`` is: an older record would name blocks that these vectors do not have."""
-    records = dict(adata.uns.get(keys.UNS, {}))
-    records.pop(KEY, None)
+    known = records.records_of(adata)
+    known.pop(KEY, None)
     if record:
-        records[KEY] = record
-    adata.uns[keys.UNS] = records
+        known[KEY] = record
+    adata.uns[keys.UNS] = known
 
 
 @dataclass(eq=False)

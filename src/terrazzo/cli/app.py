@@ -1,4 +1,4 @@
-"""The command line. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C; 1 another error."""
+"""The command line. Exit codes: 0 done; 2 wrong usage or bad input; 130 Ctrl-C, 143 SIGTERM; 1 another error."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from terrazzo._version import __version__
 from terrazzo.cli import answers, convert, data, embed, genes, info, report, tasks, training
 from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
-from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, out_console, say
-from terrazzo.cli.stop import EXIT_CODE, how_to_go_on, stoppable
-from terrazzo.errors import TerrazzoError, TerrazzoWarning
+from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, Overwrite, out_console, say
+from terrazzo.cli.stop import Stop, how_to_go_on, stoppable
+from terrazzo.errors import ConfigError, TerrazzoError, TerrazzoWarning, printable, shortened
 
 __all__ = ["app", "main"]
 
+OUT_OF_MEMORY = (
+    "this needs more memory than there is. Take fewer or smaller slices, or a larger machine."
+)
 HINT = "Add --debug to any command for a full traceback."
 
 app = App(
@@ -60,6 +63,7 @@ def demo(
     seed: Annotated[
         int, Parameter(help="Seed of tissue and weights.", validator=Number(gte=0))
     ] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Simulate a small corpus, train on it, find the domains of another slice: minutes.
 
@@ -67,7 +71,7 @@ def demo(
     """
     from terrazzo import demo as run_demo
 
-    folder = run_demo.run(out, n_cells=cells, seed=seed)
+    folder = run_demo.run(out, n_cells=cells, seed=seed, overwrite=overwrite)
     say((folder / "demo.md").read_text(encoding="utf-8"))
     say(f"Figures: {folder / 'demo.png'}, {folder / 'losses.png'}")
     say(f"Slice with obsm['X_stofm'], ['X_stimage'] and ['X_stalign']: {folder / 'demo.h5ad'}")
@@ -92,7 +96,7 @@ def completion(
     """
     from cyclopts.completion import ShellDetectionError
 
-    from terrazzo.errors import ConfigError, OutputError
+    from terrazzo.errors import OutputError
 
     try:
         if not install:
@@ -117,8 +121,22 @@ def _show_warning(message: Any, category: type[Warning], *args: Any, **kwargs: A
     """Print the library's own warnings as one line; others are not shown."""
     if issubclass(category, TerrazzoWarning):
         Console(stderr=True, soft_wrap=True, highlight=False).print(
-            f"[yellow]warning:[/yellow] {escape(str(message))}"
+            f"[yellow]warning:[/yellow] {escape(printable(str(message)))}"
         )
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that are not Unicode, or that no file's name can hold."""
+    for word in words:
+        shown = shortened(word, 200)
+        if "\0" in word:
+            raise ConfigError(f"{shown} holds a NUL, which no name can")
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{shown} is not text in UTF-8: results could not name it; rename the file or folder"
+            ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,10 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop = Stop()
     try:
-        with stoppable(), warnings.catch_warnings():
+        with stoppable() as stop, warnings.catch_warnings():
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", TerrazzoWarning)
+            _check_words(words)
             lines = embed.system_help(words)
             if lines is not None:
                 say("\n".join(lines))
@@ -147,22 +167,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TerrazzoError as error:
         if debug:
             traceback.print_exc()
-        errors.print(f"[red]error:[/red] {escape(str(error))}")
+        errors.print(f"[red]error:[/red] {escape(printable(str(error)))}")
+        return 2
+    except MemoryError:
+        if debug:
+            traceback.print_exc()
+        errors.print(f"[red]error:[/red] {OUT_OF_MEMORY}")
         return 2
     except CycloptsError as error:
-        errors.print("[red]error:[/red]", escape(str(error)))
+        errors.print("[red]error:[/red]", escape(printable(str(error))))
         known, *_ = app.parse_commands(words)  # a misspelled verb has no help
         command = " ".join(["terrazzo", *known])
         errors.print(f"Try: {command} --help")
         return 2
     except KeyboardInterrupt:
         errors.print(f"stopped: {how_to_go_on(words)}")
-        return EXIT_CODE
+        return stop.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
         errors.print(
-            f"[red]unexpected error:[/red] {type(error).__name__}: {escape(str(error))}. {HINT}"
+            f"[red]unexpected error:[/red] {type(error).__name__}: {escape(printable(str(error)))}. {HINT}"
         )
         return 1
     return 0

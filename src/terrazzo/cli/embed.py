@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli.options import FIRST, Reading, out_console, say
+from terrazzo.cli.options import FIRST, Overwrite, Reading, out_console, say
 
 if TYPE_CHECKING:
     from terrazzo.models.base import FoundationModel
@@ -48,8 +48,10 @@ def embed(
         ),
     ] = None,
     reading: Reading | None = None,
-    overwrite: Annotated[
-        bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")
+    overwrite: Overwrite = False,
+    skip_failed: Annotated[
+        bool,
+        Parameter(negative=(), help="Skip slices on which a library crashes: read each twice."),
     ] = False,
     dry_run: Annotated[bool, Parameter(negative=(), help="Print the plan and stop.")] = False,
     **system_options: Annotated[str, Parameter(show=False)],
@@ -82,7 +84,8 @@ def embed(
         key_added=key,
         overwrite=overwrite,
         dry_run=dry_run,
-        keep_going=len(slices) > 1,
+        keep_going=len(slices) > 1 or skip_failed,
+        read_apart=skip_failed,
         announce=say,
         **options,
     )

@@ -10,21 +10,26 @@ from cyclopts import App, Parameter
 from terrazzo.cli.options import (
     SCORES,
     TASKS,
+    Batch,
     Head,
     Out,
+    Overwrite,
+    Planned,
     Runs,
     Seed,
     SliceKey,
     SlicePart,
     Test,
+    check_results,
     file_of_section,
     key_of,
     only_one,
+    plan,
     read_slice,
     report,
     say,
+    say_aside,
     sections_of,
-    targets_of,
     working,
     write_slice,
 )
@@ -62,6 +67,7 @@ def impute(
     test: Test = None,
     runs: Runs = 3,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Hide genes of a panel, embed slices without them, and predict them.
@@ -75,6 +81,7 @@ def impute(
     if test is None:
         only_one(slices)
     paths = slices if test is None else [*slices, test]
+    mark = check_results(out / "scores", "impute", paths, part, overwrite=overwrite)
     loaded = [read_slice(path, part) for path in paths]
     names = list(sections_of(loaded[-1], part))
     hidden = tz.tasks.hide_genes(loaded, n_genes, genes=gene, seed=seed, slice_key=key_of(part))
@@ -99,7 +106,8 @@ def impute(
             results[name] = tz.tasks.impute(training, test=one, **options)
         else:
             results[name] = tz.tasks.impute(one, **options)
-    report(joined(results, key_of(part)), out / "scores")
+    result = joined(results, key_of(part))
+    report(result, out / "scores", mark, overwrite=overwrite)
 
 
 def reconstruct(
@@ -127,6 +135,7 @@ def reconstruct(
     ] = "auto",
     bin_um: Annotated[float, Parameter(help="Side of a bin, for slices without a lattice.")] = 0.0,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Hide squares of a slice and predict them; scores beside trivial predictions.
@@ -134,11 +143,12 @@ def reconstruct(
     Example: terrazzo reconstruct a.h5ad --model checkpoint --size 4 8 16 --out reconstructed
     """
     import terrazzo as tz
-    from terrazzo.models.embed_files import check_writable
+    from terrazzo.marks import guard
     from terrazzo.slices.sections import NO_KEY
     from terrazzo.tasks.by_section import joined
 
-    check_writable(out)
+    mark = check_results(out / "scores", "reconstruct", [path], part, overwrite=overwrite)
+    guard(out / "hidden.png", mark, overwrite=overwrite)
     loaded: Any = tz.load(model)
     adata = read_slice(path, part)
     if not hasattr(loaded, "reconstruct"):
@@ -168,11 +178,12 @@ def reconstruct(
     for name, section in sections_of(adata, part).items():
         options["slice_key"] = key_of(part) if name is None else None
         results[name] = tz.tasks.reconstruct(section, {title: predict}, size=size or 8, **options)
-    report(joined(results, key_of(part)), out / "scores")
+    report(joined(results, key_of(part)), out / "scores", mark, overwrite=overwrite)
     for name, result in results.items():
-        figure = file_of_section(out / "hidden.png", name)
-        tz.plot.save(tz.plot.reconstruction(result), figure)
-        say(f"Figure of one square: {figure}")
+        target = file_of_section(out / "hidden.png", name)
+        figure = tz.plot.reconstruction(result)
+        tz.plot.save(figure, target, mark=mark, overwrite=overwrite)
+        say(f"Figure of one square: {target}")
 
 
 def predict_genes(
@@ -208,6 +219,7 @@ def predict_genes(
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, ...")] = "cpu",
     runs: Runs = 3,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Predict expression from histology, as obsm["expression_predicted"], with scores.
@@ -217,15 +229,17 @@ def predict_genes(
     Example: terrazzo predict-genes a.h5ad --model stalign --gene MOBP --predict b.h5ad --out predicted
     """
     import terrazzo as tz
-    from terrazzo.models.embed_files import check_writable
     from terrazzo.systems.stalign.image_baselines import image_model
+    from terrazzo.tasks import probe_files
 
-    targets = targets_of(predict, out)
+    planned = plan("predict-genes", predict, out, overwrite=overwrite, with_figures=True)
+    sources = [*slices, *predict]
+    mark = check_results(out / "scores", "predict-genes", sources, None, overwrite=overwrite)
+    probe_files.check_free(out / "probe", overwrite=overwrite, mark=mark)
     names: list[str] = []
     if genes is not None:
         names.extend(tz.tasks.read_gene_list(genes))
     names.extend(gene or [])
-    check_writable(out)
     reader = image_model(model, device=device, cache=cache)
     training = []
     with working("read histology", len(slices)) as advance:
@@ -242,24 +256,17 @@ def predict_genes(
         "slice_key": slice_key,
     }
     probe = tz.tasks.fit_image_to_gene(training, **options)
-    say(f"Probe of {len(probe.names)} genes: {probe.save(out / 'probe', overwrite=True)}")
+    folder = probe.save(out / "probe", overwrite=overwrite, mark=mark)
+    say(f"Probe of {len(probe.names)} genes: {folder}")
     for note in probe.info["notes"]:
         say(f"  note: {note}")
     scored: dict[str, AnnData] = {}
-    for path, target in zip(predict, targets, strict=True):
-        adata, image = reader.read(path, slice_key)
-        write_slice(probe.annotate(adata), target, path)
-        for name, section in sections_of(adata, SlicePart(slice_key=slice_key)).items():
-            figure = tz.plot.predicted_genes(
-                section, image=image or "auto", slice_key=slice_key if name is None else None
-            )
-            tz.plot.save(figure, file_of_section(target.with_suffix(".png"), name))
-        line = f"{path.name}: {len(probe.names)} genes, {target} and .png"
-        if tz.tasks.measured(adata, probe.names):
-            scored[path.stem] = adata
-        else:
-            line = f"{line}; none was measured: no score"
-        say(line)
+    batch = Batch(len(planned))
+    for one in planned:
+        with batch.one(one):
+            adata = _predict(reader, probe, one, slice_key, overwrite)
+            if tz.tasks.measured(adata, probe.names):
+                scored[one.target.stem] = adata
     names_of_scored = []
     for stem, adata in scored.items():
         for section in sections_of(adata, SlicePart(slice_key=slice_key)):
@@ -268,4 +275,30 @@ def predict_genes(
         result = tz.tasks.image_to_gene(
             training, test=list(scored.values()), names=names_of_scored, runs=runs, **options
         )
-        report(result, out / "scores")
+        report(result, out / "scores", mark, overwrite=overwrite)
+    batch.end()
+
+
+def _predict(
+    reader: Any, probe: Any, planned: Planned, slice_key: str | None, overwrite: bool
+) -> AnnData:
+    """Predict genes of one slice; write it and a figure."""
+    import terrazzo as tz
+    from terrazzo.slices.writable import make_writable
+
+    adata: AnnData
+    adata, image = reader.read(planned.source, slice_key)
+    for note in make_writable(adata):
+        say_aside(f"{planned.source}: {note}")
+    write_slice(probe.annotate(adata), planned)
+    for name, section in sections_of(adata, SlicePart(slice_key=slice_key)).items():
+        figure = tz.plot.predicted_genes(
+            section, image=image or "auto", slice_key=slice_key if name is None else None
+        )
+        target = file_of_section(planned.figure, name)
+        tz.plot.save(figure, target, mark=planned.mark, overwrite=overwrite)
+    line = f"{planned.source.name}: {len(probe.names)} genes, {planned.target} and .png"
+    if not tz.tasks.measured(adata, probe.names):
+        line = f"{line}; none was measured: no score"
+    say(line)
+    return adata

@@ -13,6 +13,7 @@ from terrazzo.cli.options import (
     FIRST,
     GRID,
     HISTOLOGY,
+    Overwrite,
     Reading,
     file_of_section,
     out_console,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from terrazzo import Slice
+    from terrazzo.marks import Mark
 
 __all__ = ["register"]
 
@@ -73,6 +75,7 @@ def info(
         ),
     ] = None,
     reading: Reading | None = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Print what is in a slice: cells, genes, units, spacing, and what it can be used for.
 
@@ -82,6 +85,8 @@ def info(
     """
     import terrazzo as tz
     from terrazzo.errors import ConfigError
+    from terrazzo.marks import guard, mark_of
+    from terrazzo.models.embed_files import check_writable
 
     settings: dict[str, Any] = {"layout": layout, "bin_um": bin_um, "window": window}
     grid_options = {name: value for name, value in settings.items() if value is not None}
@@ -92,11 +97,17 @@ def info(
     for flag, figure_file in (("--grid", grid), ("--overlay", overlay)):
         if figure_file is not None and len(slices) > 1:
             raise ConfigError(f"{flag} draws one slice to {figure_file}; there are {len(slices)}.")
+    marks = {}
+    for name, figure_file in (("grid", grid), ("overlay", overlay)):
+        if figure_file is not None:
+            marks[name] = mark_of(f"info --{name}", slices)
+            guard(figure_file, marks[name], overwrite=overwrite)
+            check_writable(figure_file.parent)
     options = (reading or Reading()).options()
     if "image" in options and len(slices) > 1:
         raise ConfigError(f"--image is the histology of one slice; there are {len(slices)}.")
     loaded = tz.load(model) if model is not None else None
-    extras = _Extras(loaded, grid, grid_options, overlay, spot_um)
+    extras = _Extras(loaded, grid, grid_options, overlay, spot_um, marks, overwrite)
     for path in slices:
         print_slices(path, options, extras)
 
@@ -110,6 +121,8 @@ class _Extras:
     grid_options: dict[str, Any]
     overlay: Path | None
     spot_um: float | None
+    marks: dict[str, Mark]
+    overwrite: bool
 
     def show(self, tissue: Slice, section: str | None) -> None:
         """Print and draw; the figures of a section have its name."""
@@ -120,11 +133,18 @@ class _Extras:
         if self.grid is not None:
             figure = tz.plot.grid(tissue, **self.grid_options)
             print_fact("grid", figure.get_suptitle())
-            print_fact("figure", tz.plot.save(figure, file_of_section(self.grid, section)))
+            self._save(figure, self.grid, section, "grid")
         if self.overlay is not None:
             figure = tz.plot.overlay(tissue, spot_um=self.spot_um)
             print_fact("overlay", figure.get_suptitle())
-            print_fact("figure", tz.plot.save(figure, file_of_section(self.overlay, section)))
+            self._save(figure, self.overlay, section, "overlay")
+
+    def _save(self, figure: Any, file: Path, section: str | None, kind: str) -> None:
+        import terrazzo as tz
+
+        target = file_of_section(file, section)
+        mark = self.marks[kind]
+        print_fact("figure", tz.plot.save(figure, target, mark=mark, overwrite=self.overwrite))
 
 
 def print_fact(name: str, value: object) -> None:

@@ -13,11 +13,13 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 
+from terrazzo.errors import printable
 from terrazzo.progress import Progress, Stage
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from terrazzo.marks import Mark
     from terrazzo.tasks import TaskResult
 
 
@@ -32,9 +34,12 @@ __all__ = [
     "SLICE",
     "TASKS",
     "TRAINING",
+    "Batch",
     "Embedded",
     "Head",
     "Out",
+    "Overwrite",
+    "Planned",
     "Predict",
     "Reading",
     "Rep",
@@ -44,21 +49,24 @@ __all__ = [
     "SlicePart",
     "Test",
     "about",
+    "check_results",
     "file_of_section",
     "key_of",
     "only_one",
     "out_console",
+    "plan",
     "read_slice",
     "report",
     "say",
     "say_aside",
     "sections_of",
-    "targets_of",
     "working",
     "write_slice",
 ]
 
 # groups of verbs, in the order of `terrazzo --help`
+LONGEST = 100_000  # letters of what is printed at once
+
 FIRST = Group.create_ordered("Start here")
 
 TASKS = Group.create_ordered("Ask a question")
@@ -87,6 +95,13 @@ Embedded = Annotated[
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
 
 Out = Annotated[Path, Parameter(help="Folder for the results.")]
+
+Overwrite = Annotated[
+    bool,
+    Parameter(
+        negative=(), help="Replace files that terrazzo did not write, or made from another source."
+    ),
+]
 
 Head = Annotated[
     Literal["mlp3", "mlp512", "knn", "linear"], Parameter(help="Model fitted on the embeddings.")
@@ -200,12 +215,14 @@ def out_console() -> Console:
 
 def say(line: str) -> None:
     """Print a line."""
-    out_console().print(line, markup=False)
+    out_console().print(printable(line, LONGEST), markup=False)
 
 
 def say_aside(line: str) -> None:
     """Print a line to the error stream: progress."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(line, markup=False)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        printable(line, LONGEST), markup=False
+    )
 
 
 def working(
@@ -215,15 +232,22 @@ def working(
     return Progress().stage(what, total, unit)
 
 
-def read_slice(path: Path, part: SlicePart | None = None) -> AnnData:
-    """Read a slice from a file or a vendor's folder, and print what was left out."""
+def read_slice(path: Path, part: SlicePart | None = None, *, to_write: bool = False) -> AnnData:
+    """Read a slice from a file or a vendor's folder, and print what was left out.
+
+    With ``to_write`` what cannot be written is renamed or refused now, before any work.
+    """
+    from terrazzo.models.embed_files import writable
     from terrazzo.slices import Choices, open_slice
 
     with working(f"read {path.name}"):
         opened = open_slice(path, Choices(**(part or SlicePart()).options()))
-    with about(path):
-        sections = opened.check_sections()
-    for note in filter(None, (*opened.notes, sections)):
+        notes = list(opened.notes)
+        with about(path):
+            notes.append(opened.check_sections())
+            if to_write:
+                notes += writable(opened)
+    for note in filter(None, notes):
         say_aside(f"{path}: {note}")
     return opened.adata
 
@@ -241,14 +265,146 @@ def about(path: Path) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from error
 
 
-def write_slice(adata: AnnData, target: Path, source: Path, part: SlicePart | None = None) -> None:
+@dataclass(frozen=True)
+class Planned:
+    """A slice, and where its result goes.
+
+    Attributes
+    ----------
+    source, target
+        Of the slice.
+    mark
+        That the result will have.
+    """
+
+    source: Path
+    target: Path
+    mark: Mark
+
+    @property
+    def figure(self) -> Path:
+        """The picture beside the result."""
+        return self.target.with_suffix(".png")
+
+
+def plan(
+    verb: str,
+    sources: list[Path],
+    out: Path,
+    part: SlicePart | None = None,
+    *,
+    overwrite: bool = False,
+    with_figures: bool = False,
+) -> list[Planned]:
+    """Return where the result of each slice goes, before any work is done.
+
+    Raises
+    ------
+    InputError
+        Two results of one name; a result onto its own input.
+    OutputError
+        There is a file already that is not an earlier result of the same slice; the folder cannot be written.
+    """
+    from terrazzo.marks import guard, mark_of
+    from terrazzo.models.embed_files import check_writable, plan_targets
+
+    choices = (part or SlicePart()).options()
+    planned = []
+    for source, target in plan_targets(sources, out):
+        one = Planned(source, target, mark_of(verb, [source], choices))
+        guard(one.target, one.mark, overwrite=overwrite)
+        if with_figures:
+            guard(one.figure, one.mark, overwrite=overwrite)
+        planned.append(one)
+    if planned:
+        check_writable(out)
+    return planned
+
+
+def check_results(
+    folder: Path, verb: str, sources: list[Path], part: SlicePart | None, *, overwrite: bool
+) -> Mark:
+    """Check, before any work is done, that the scores of some slices can be written to a folder; return their mark.
+
+    Raises
+    ------
+    OutputError
+        It has scores of other slices, or other files of these names; it cannot be written.
+    """
+    from terrazzo.marks import mark_of
+    from terrazzo.models.embed_files import check_writable
+    from terrazzo.tasks import results
+
+    mark = mark_of(verb, sources, (part or SlicePart()).options())
+    results.check_free(folder, mark, overwrite=overwrite)
+    check_writable(folder.parent)
+    return mark
+
+
+class Batch:
+    """Work on several slices: one that fails is named, and the others go on.
+
+    Parameters
+    ----------
+    n
+        Number of slices; of one alone, the error is raised as it is.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.n_failed = 0
+
+    @contextmanager
+    def one(self, planned: Planned, part: SlicePart | None = None) -> Iterator[None]:
+        """Work on one slice."""
+        from terrazzo.errors import TerrazzoError
+        from terrazzo.slices import Choices
+        from terrazzo.slices.apart import in_work, read_apart
+
+        path = planned.source
+        try:
+            with about(path), in_work(planned.target, path) as has_died:
+                if has_died:
+                    read_apart(path, Choices(**(part or SlicePart()).options()), {})
+                yield
+        except TerrazzoError as error:
+            self._fail(path, error, str(error))
+        except Exception as error:
+            self._fail(path, error, f"unexpected error: {type(error).__name__}: {error}")
+
+    def _fail(self, path: Path, error: Exception, reason: str) -> None:
+        if self.n == 1:
+            raise error
+        self.n_failed += 1
+        say(f"{path}: failed: {reason.removeprefix(f'{path}: ')}")
+
+    def end(self) -> None:
+        """Report how many slices failed.
+
+        Raises
+        ------
+        InputError
+            Some did.
+        """
+        from terrazzo.errors import InputError
+
+        if self.n_failed:
+            raise InputError(
+                f"{self.n_failed} of {self.n} slices could not be used; the others are done."
+            )
+
+
+def write_slice(adata: AnnData, planned: Planned, part: SlicePart | None = None) -> None:
     """Write a slice that was read from a source, whole or not at all; of a store, a copy of it."""
     from terrazzo.models.embed_files import check_writable, write_back
+    from terrazzo.slices.writable import check_space
 
+    target = planned.target
     check_writable(target.parent)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_space(adata, target.parent)
+    choices = (part or SlicePart()).options()
     with working(f"write {target.name}"):
-        write_back(adata, target, source, **(part or SlicePart()).options())
+        write_back(adata, target, planned.source, planned.mark, **choices)
 
 
 def key_of(part: SlicePart | None) -> str | None:
@@ -285,16 +441,11 @@ def only_one(slices: list[Any]) -> Any:
     return slices[0]
 
 
-def targets_of(sources: list[Path], out: Path) -> list[Path]:
-    """Return the output file of each slice, before any work is done; none may be its own input."""
-    from terrazzo.models.embed_files import plan_targets
-
-    return [target for _, target in plan_targets(sources, out)]
-
-
-def report(result: TaskResult, folder: Path) -> None:
+def report(
+    result: TaskResult, folder: Path, mark: Mark | None = None, *, overwrite: bool = False
+) -> None:
     """Write a result and print its scores."""
-    target = result.save(folder)
+    target = result.save(folder, mark=mark, overwrite=overwrite)
     for row in result.summary().itertuples():
         system = f"{row.system:<24} " if "system" in result.metrics else ""
         say(f"  {system}{row.split:<10}{row.metric:<18}{row.mean:.4f} ± {row.sd:.4f} (n = {row.n})")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from terrazzo.cli.options import SHOWING, Reading, Seed, say
+from terrazzo.cli.options import SHOWING, Overwrite, Reading, Seed, say
 
 __all__ = ["register"]
 
@@ -33,13 +33,18 @@ def report(
     ] = None,
     gene: Annotated[list[str] | None, Parameter(help="Store this gene, too (repeatable).")] = None,
     n_genes: Annotated[
-        int, Parameter(help="Genes stored in the file.", validator=Number(gte=0))
-    ] = 100,
+        int | None,
+        Parameter(
+            help="Genes stored in the file. Default: all of a small slice, else 100.",
+            validator=Number(gte=0),
+        ),
+    ] = None,
     projection: Annotated[
         Literal["auto", "umap", "pca"],
         Parameter(help="auto: UMAP up to 10,000 cells, else principal components."),
     ] = "auto",
     reading: Reading | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Write one HTML file that opens offline: slices to look around in, results, losses.
@@ -58,6 +63,7 @@ def report(
         n_genes=n_genes,
         projection=projection,
         seed=seed,
+        overwrite=overwrite,
         **slice_options,
     )
     size_mb = target.stat().st_size / 1e6

@@ -1,4 +1,8 @@
-"""Ctrl-C on the command line: exit code 130, and one line on how to go on; no incomplete file remains."""
+"""Ctrl-C and the end of a job on the command line: one line on how to go on; no incomplete file remains.
+
+Exit codes are those of shells: 130 after Ctrl-C, 143 after SIGTERM (``kill``, a scheduler's time limit), 129 after a
+closed terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["EXIT_CODE", "MESSAGES", "PATIENCE", "RESTART", "how_to_go_on", "stoppable"]
+__all__ = ["EXIT_CODE", "MESSAGES", "PATIENCE", "RESTART", "Stop", "how_to_go_on", "stoppable"]
 
 EXIT_CODE = 130  # as in shells: 128 and the number of the signal
 
 PATIENCE = 2.0  # seconds in which a second Ctrl-C does not disturb the cleaning up after the first
+
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 RESTART = "nothing half-written is left; the same command starts again."
 
@@ -38,30 +44,49 @@ def how_to_go_on(words: Sequence[str]) -> str:
     return RESTART
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C, at most every few seconds; restore the former handler at the end.
+class Stop:
+    """What stopped a command.
 
-    A process that ignores the signal (``nohup``, a job in the background of a script) goes on ignoring it.
+    Attributes
+    ----------
+    exit_code
+        128 and the number of the signal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before in (None, signal.SIG_IGN):
-        yield
-        return
-    last = -PATIENCE
 
-    def stop(number: int, frame: Any) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self.exit_code = EXIT_CODE
+        self._last = -PATIENCE
+
+    def handle(self, number: int, frame: Any) -> None:
+        """Raise KeyboardInterrupt, at most every few seconds."""
         now = time.monotonic()
-        if now - last >= PATIENCE:
-            last = now
+        if now - self._last >= PATIENCE:
+            self._last = now
+            self.exit_code = 128 + number
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, stop)
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Raise KeyboardInterrupt on Ctrl-C, SIGTERM and SIGHUP; restore the former handlers at the end.
+
+    A process that ignores a signal (``nohup``, a job in the background of a script) goes on ignoring it.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    handlers: dict[int, Any] = {}
+    for name in _SIGNALS:
+        if not hasattr(signal, name):  # Windows lacks some
+            continue
+        number = int(getattr(signal, name))
+        before = signal.getsignal(number)
+        if before not in (None, signal.SIG_IGN):
+            handlers[number] = before
+            signal.signal(number, stop.handle)
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, before in handlers.items():
+            signal.signal(number, before)

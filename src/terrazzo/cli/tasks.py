@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,23 +15,26 @@ from terrazzo.cli.options import (
     SHOWING,
     TASKS,
     TRAINING,
+    Batch,
     Embedded,
     Head,
     Out,
+    Overwrite,
+    Planned,
     Predict,
     Rep,
     Runs,
     Seed,
     SlicePart,
     Test,
-    about,
+    check_results,
     key_of,
     only_one,
+    plan,
     read_slice,
     report,
     say,
     say_aside,
-    targets_of,
     write_slice,
 )
 
@@ -60,6 +63,7 @@ def domains(
         str | None, Parameter(group=SCORES, help="obs column to compare with, over five seeds.")
     ] = None,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Find tissue domains in embedded slices; write the slices and a figure of each.
@@ -68,27 +72,38 @@ def domains(
     """
     import terrazzo as tz
 
-    for path, target in zip(slices, targets_of(slices, out), strict=True):
-        adata = read_slice(path, part)
-        column = tz.keys.domain_key(use_rep.replace(":", "_"))
-        options: dict[str, Any] = {
-            "use_rep": use_rep,
-            "n_domains": n_domains,
-            "method": method,
-            "refine": refine,
-            "slice_key": key_of(part),
-        }
-        result = None
-        with about(path):
+    planned = plan("domains", slices, out, part, overwrite=overwrite, with_figures=True)
+    if label is not None:
+        for one in planned:
+            check_results(_scores_of(one), "domains", [one.source], part, overwrite=overwrite)
+    column = tz.keys.domain_key(use_rep.replace(":", "_"))
+    options: dict[str, Any] = {
+        "use_rep": use_rep,
+        "n_domains": n_domains,
+        "method": method,
+        "refine": refine,
+        "slice_key": key_of(part),
+    }
+    batch = Batch(len(planned))
+    for one in planned:
+        with batch.one(one, part):
+            adata = read_slice(one.source, part, to_write=True)
             tz.tasks.domains(adata, n_seeds=n_seeds, seed=seed, **options)
+            result = None
             if label is not None:
                 result = tz.tasks.evaluate_domains(adata, label=label, **options)
-        write_slice(adata, target, path, part)
-        figure: Any = tz.plot.spatial(adata, color=column, slice_key=key_of(part)).figure
-        tz.plot.save(figure, target.with_suffix(".png"))
-        say(f"{path.name}: {n_domains} domains in obs[{column!r}], {target} and .png")
-        if result is not None:
-            report(result, out / f"{path.stem}-scores")
+            write_slice(adata, one, part)
+            figure: Any = tz.plot.spatial(adata, color=column, slice_key=key_of(part)).figure
+            tz.plot.save(figure, one.figure, mark=one.mark, overwrite=overwrite)
+            name = one.source.name
+            say(f"{name}: {n_domains} domains in obs[{column!r}], {one.target} and .png")
+            if result is not None:
+                report(result, _scores_of(one), one.mark, overwrite=overwrite)
+    batch.end()
+
+
+def _scores_of(planned: Planned) -> Path:
+    return planned.target.with_name(f"{planned.target.stem}-scores")
 
 
 def probe(
@@ -106,6 +121,7 @@ def probe(
     predict: Predict = None,
     runs: Runs = 3,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Learn labels from embedded slices, score the head, and annotate other slices.
@@ -122,7 +138,7 @@ def probe(
         "seed": seed,
     }
     options["slice_key"] = key_of(part)
-    files = _Files(slices, test, predict or [], out, part)
+    files = _Files("probe", slices, test, predict or [], out, part, overwrite)
     _learn(tz.tasks.probe, files, options, runs)
 
 
@@ -140,6 +156,7 @@ def deconvolve(
     predict: Predict = None,
     runs: Runs = 3,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Learn cell-type proportions from embedded slices, score the head, and transfer them.
@@ -155,7 +172,7 @@ def deconvolve(
         "seed": seed,
     }
     options["slice_key"] = key_of(part)
-    files = _Files(slices, test, predict or [], out, part)
+    files = _Files("deconvolve", slices, test, predict or [], out, part, overwrite)
     _learn(tz.tasks.deconvolve, files, options, runs)
 
 
@@ -176,6 +193,7 @@ def finetune(
     ] = True,
     runs: Runs = 1,
     part: SlicePart | None = None,
+    overwrite: Overwrite = False,
     seed: Seed = 0,
 ) -> None:
     """Tune all parameters of SToFM on labeled slices; annotate other slices.
@@ -183,39 +201,55 @@ def finetune(
     Example: terrazzo finetune a.h5ad --model checkpoint --label region --test b.h5ad --out tuned
     """
     import terrazzo as tz
+    from terrazzo.locks import alone
+    from terrazzo.models.embed_files import check_writable
     from terrazzo.systems.stofm.finetune import FineTuneConfig, free_folder
-    from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning
 
     config = FineTuneConfig(max_epochs=epochs)
-    targets = targets_of(predict or [], out)
-    free_folder(out / "tuned")
-    if score and test is None:
-        only_one(slices)
-    loaded = [read_slice(path, part) for path in slices]
-    model_to_tune = tz.load(model)
-    if not isinstance(model_to_tune, tz.SToFM):
-        raise tz.errors.ConfigError(
-            f"{model} holds a {model_to_tune.title}; only SToFM can be fine-tuned."
-        )
-    if score:
-        options: dict[str, Any] = {"label": label, "runs": runs, "seed": seed, "config": config}
-        options["slice_key"] = key_of(part)
-        if test is None:
-            result = evaluate_finetuning(model_to_tune, only_one(loaded), **options)
-        else:
-            test_slice = read_slice(test, part)
-            result = evaluate_finetuning(model_to_tune, loaded, test=test_slice, **options)
-        report(result, out / "scores")
-    tuned = tz.finetune(
-        model_to_tune, loaded, label=label, config=config, seed=seed, slice_key=key_of(part)
-    )
-    say(f"Tuned model and head: {tuned.save(out / 'tuned')}")
-    for path, target in zip(predict or [], targets, strict=True):
-        adata = read_slice(path, part)
-        tuned.predict(adata, slice_key=key_of(part))
-        tuned.probe.annotate(adata, use_rep="X_stofm:all")
-        write_slice(adata, target, path, part)
-        say(f"{path.name}: annotated, {target}")
+    options: dict[str, Any] = {"label": label, "seed": seed, "config": config}
+    options["slice_key"] = key_of(part)
+    files = _Files("finetune", slices, test, predict or [], out, part, overwrite)
+    check_writable(out)
+    with alone(out, "written"):
+        planned = files.planned()
+        free_folder(out / "tuned", overwrite=overwrite)
+        if score:
+            mark = files.check_scores()
+        loaded = [read_slice(path, part) for path in slices]
+        model_to_tune = tz.load(model)
+        if not isinstance(model_to_tune, tz.SToFM):
+            raise tz.errors.ConfigError(
+                f"{model} holds a {model_to_tune.title}; only SToFM can be fine-tuned."
+            )
+        tuned = None
+        if score:
+            result, tuned = _score_tuning(model_to_tune, loaded, files, runs, options)
+            report(result, out / "scores", mark, overwrite=overwrite)
+        if tuned is None:
+            tuned = tz.finetune(model_to_tune, loaded, **options)
+        folder = tuned.save(out / "tuned", overwrite=overwrite)
+        say(f"Tuned model and head: {folder}")
+        batch = Batch(len(planned))
+        for one in planned:
+            with batch.one(one, part):
+                adata = read_slice(one.source, part, to_write=True)
+                tuned.predict(adata, slice_key=key_of(part))
+                tuned.probe.annotate(adata, use_rep="X_stofm:all")
+                write_slice(adata, one, part)
+                say(f"{one.source.name}: annotated, {one.target}")
+        batch.end()
+
+
+def _score_tuning(
+    model: Any, loaded: list[Any], files: _Files, runs: int, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """Return scores, and the tuned model where the scores are its own: those on another slice."""
+    from terrazzo.systems.stofm.finetune_scores import evaluate_finetuning, tune_and_score
+
+    if files.test is None:
+        return evaluate_finetuning(model, only_one(loaded), runs=runs, **options), None
+    test_slice = read_slice(files.test, files.part)
+    return tune_and_score(model, loaded, test=test_slice, runs=runs, **options)
 
 
 def bench(
@@ -239,13 +273,17 @@ def bench(
     work: Annotated[
         Path | None, Parameter(help="Folder for finished rows and models of ablations.")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a paper's table, or one of your own data, beside the published numbers.
 
     Example: terrazzo bench stofm-1-dlpfc --data data --models stofm=run/model --out tables
     """
     from terrazzo.bench import protocols, render
+    from terrazzo.bench.rows import FinishedRows, lock_of
     from terrazzo.bench.run import run
+    from terrazzo.locks import alone
+    from terrazzo.marks import mark_of
     from terrazzo.models.embed_files import check_writable
 
     if table is None:
@@ -253,9 +291,13 @@ def bench(
             say(f"{name:<24}{protocols.load(name).title}")
         return
     protocol = protocols.changed(protocols.load(table), runs=seeds)
+    is_file = Path(table).is_file()
+    origin = {"table": "" if is_file else table, "data": None if data is None else data.resolve()}
+    mark = mark_of("bench", [Path(table)] if is_file else [], origin)
+    render.check_free(protocol.name, out, mark, overwrite=overwrite)
     check_writable(out)
     rows = (work or out) / f"{protocol.name}.rows"  # finished ones, for the next run
-    scores = run(protocol, data=data, models=models or (), work=work, rows=rows, say=say_aside)
+    check_writable(rows.parent)
     command = ["terrazzo", "bench", table]
     if data is not None:
         command += ["--data", str(data)]
@@ -266,19 +308,27 @@ def bench(
     command += ["--out", str(out)]
     if work is not None:
         command += ["--work", str(work)]
-    target = render.write(scores, out, command=shlex.join(command))
-    if work is None:
-        shutil.rmtree(rows, ignore_errors=True)  # the table has them
+    with contextlib.ExitStack() as locks:
+        for folder in {out.resolve(), rows.parent.resolve()}:
+            locks.enter_context(alone(folder, "written", name=lock_of(protocol)))
+        scores = run(protocol, data=data, models=models or (), work=work, rows=rows, say=say_aside)
+        target = render.write(
+            scores, out, command=shlex.join(command), mark=mark, overwrite=overwrite
+        )
+        if work is None:
+            FinishedRows(rows, protocol).remove()  # the table has them
     say(target.read_text(encoding="utf-8"))
     say(f"Table: {target}, .html, .json, .png")
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Files of a probe.
+    """Files of a verb that learns.
 
     Attributes
     ----------
+    verb
+        Its name.
     slices
         To learn from.
     test
@@ -289,22 +339,42 @@ class _Files:
         Folder for scores, probe and annotated slices.
     part
         Part of each path that is the slice.
+    overwrite
+        Replace what is there, whatever it is.
     """
 
+    verb: str
     slices: list[Path]
     test: Path | None
     predict: list[Path]
     out: Path
     part: SlicePart | None
+    overwrite: bool
+
+    def planned(self) -> list[Planned]:
+        """Return where the annotated slices go; see :func:`terrazzo.cli.options.plan`."""
+        return plan(self.verb, self.predict, self.out, self.part, overwrite=self.overwrite)
+
+    def check_scores(self) -> Any:
+        """Check that scores can be written; return their mark. See :func:`terrazzo.cli.options.check_results`."""
+        sources = list(self.slices)
+        if self.test is None:
+            only_one(self.slices)
+        else:
+            sources.append(self.test)
+        return check_results(
+            self.out / "scores", self.verb, sources, self.part, overwrite=self.overwrite
+        )
 
 
 def _learn(task: Any, files: _Files, options: dict[str, Any], runs: int) -> None:
     """Score a head by a task, then fit it on all cells of the slices, and annotate others."""
     import terrazzo as tz
+    from terrazzo.tasks import probe_files
 
-    targets = targets_of(files.predict, files.out)
-    if files.test is None:
-        only_one(files.slices)
+    planned = files.planned()
+    mark = files.check_scores()
+    probe_files.check_free(files.out / "probe", overwrite=files.overwrite, mark=mark)
     loaded = [read_slice(path, files.part) for path in files.slices]
     if files.test is None:
         result = task(only_one(loaded), runs=runs, **options)
@@ -312,11 +382,14 @@ def _learn(task: Any, files: _Files, options: dict[str, Any], runs: int) -> None
         test_slice = read_slice(files.test, files.part)
         result = task(loaded, test=test_slice, runs=runs, **options)
     fitted = tz.tasks.fit_probe(loaded, **options)
-    report(result, files.out / "scores")
-    folder = fitted.save(files.out / "probe", overwrite=True)
+    report(result, files.out / "scores", mark, overwrite=files.overwrite)
+    folder = fitted.save(files.out / "probe", overwrite=files.overwrite, mark=mark)
     say(f"Probe: {folder}")
-    for path, target in zip(files.predict, targets, strict=True):
-        adata = read_slice(path, files.part)
-        fitted.annotate(adata)
-        write_slice(adata, target, path, files.part)
-        say(f"{path.name}: annotated, {target}")
+    batch = Batch(len(planned))
+    for one in planned:
+        with batch.one(one, files.part):
+            adata = read_slice(one.source, files.part, to_write=True)
+            fitted.annotate(adata)
+            write_slice(adata, one, files.part)
+            say(f"{one.source.name}: annotated, {one.target}")
+    batch.end()

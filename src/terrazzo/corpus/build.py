@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
 from terrazzo._version import __version__
-from terrazzo.corpus.members import Job, Record, make_member, remove_member
+from terrazzo.corpus.claim import (
+    BUILDING,
+    claim,
+    clear,
+    remove_if_empty,
+    sweep_drafts,
+    vocabulary_draft,
+)
+from terrazzo.corpus.members import (
+    WAITING,
+    Job,
+    Record,
+    make_member,
+    remove_member,
+    swap_member,
+)
 from terrazzo.corpus.published import PublishedCorpus, load_published, planned_sources
 from terrazzo.corpus.quality import QualityControl
-from terrazzo.corpus.scheduler import LOCK, alone, run_tasks
+from terrazzo.corpus.scheduler import WorkerDied, run_tasks
 from terrazzo.corpus.sources import Orthologs, Source, by_section, fingerprint, list_sources
 from terrazzo.corpus.splits import Splits, assign
 from terrazzo.corpus.store import (
@@ -31,11 +45,13 @@ from terrazzo.corpus.store import (
     manifest_bytes,
     read_about,
 )
-from terrazzo.errors import CorpusError, OutputError, TerrazzoWarning
+from terrazzo.errors import CorpusError, InputError, OutputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_json, write_bytes, write_record
 from terrazzo.genes import Vocabulary
+from terrazzo.locks import alone
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice, open_slice, takes_all
+from terrazzo.slices.apart import died_at, run_apart
 
 __all__ = ["build"]
 
@@ -44,7 +60,6 @@ PART_ROWS = 50_000
 
 _MAX_SHOWN = 20  # slices in one message
 _ADVICE = "Small panels need a smaller --min-genes (and --min-cells); without --min-genes it is derived from the panel"
-_SUFFIX = ".part"  # of what is half-written
 
 
 def build(
@@ -125,11 +140,12 @@ def build(
     slices = by_section(slices, slice_key)
     jobs = options.jobs(slices, folder.absolute())
     excluded = _contents(exclude, slice_key)
-    _claim(folder)
+    claim(folder)
     try:
-        with alone(folder):
-            _clear(folder, slices)
-            records = _run(jobs, scheduler, workers, Progress(progress))
+        with alone(folder, "built", error=CorpusError):
+            died = clear(folder, jobs)
+            pool = _Workers(scheduler, workers, apart=skip_failed)
+            records = _run(jobs, died, pool, Progress(progress))
             _check_failed(records, skip_failed)
             _refuse_duplicates(jobs, records, excluded)
             dropped = _left_out(jobs, records)
@@ -140,9 +156,10 @@ def build(
             about["dropped"] = dropped
             about["notes"] = _notes(records)
             about["floors"] = _floors(records)
-            return _finish(folder, rows, about, vocabulary, Progress(progress))
+            pending = _Pending(jobs, records)
+            return _finish(folder, rows, about, pending, vocabulary, Progress(progress))
     except KeyboardInterrupt:
-        _sweep(folder)
+        sweep_drafts(folder)
         raise
     except OSError as error:
         raise OutputError(
@@ -217,63 +234,67 @@ def _contents(
     return names
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder, and prove that it can be written; a foreign one stays as it is."""
-    members = folder / MEMBERS
-    if folder.is_dir() and not members.is_dir():
-        names = {path.name for path in folder.iterdir()}
-        if names - {LOCK}:
-            raise CorpusError(f"{folder} is not empty and is not a corpus: choose another --out")
-    try:
-        members.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written ({error.strerror or error}): choose another --out."
-        ) from error
+def _run(jobs: list[Job], died: list[str], workers: _Workers, progress: Progress) -> list[Record]:
+    """Do the tasks; stop as soon as organisms contradict each other.
 
-
-def _sweep(folder: Path) -> None:
-    """Remove what is half-written."""
-    for place in (folder, folder / MEMBERS):
-        for path in place.glob(f".*{_SUFFIX}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def _clear(folder: Path, sources: list[Source]) -> None:
-    """Remove what a killed build left, and check that nothing in the folder is foreign."""
-    _sweep(folder)
-    members = folder / MEMBERS
-    ids = {source.id for source in sources}
-    present = {path.stem for path in members.glob("*.zarr")}
-    foreign = sorted(present - ids)
-    if foreign:
-        first = foreign[0]
-        raise CorpusError(
-            f"{folder} has {len(foreign)} members that are not among the sources, e.g. {first!r}: add them, "
-            f"or choose another --out, or delete {MEMBERS}/{first}.zarr"
-        )
-    for path in members.glob("*.json"):
-        if path.stem not in ids:  # the record of a slice that was left out and is not a source now
-            path.unlink()
-
-
-def _run(
-    jobs: list[Job], scheduler: str | None, workers: int | None, progress: Progress
-) -> list[Record]:
-    """Do the tasks; stop as soon as organisms contradict each other."""
+    A slice on which a process dies is tried again in one of its own; where that dies, too, the slice has failed.
+    """
     records: dict[str, Record] = {}
+    by_itself = set(died)
     with progress.stage("slices", len(jobs), "slices") as advance:
-        for record in run_tasks(make_member, jobs, scheduler, workers):
-            records[record["id"]] = record
-            advance(1)
-            if jobs[0].orthologs is None:
-                _check_organisms(list(records.values()))
+        while len(records) < len(jobs):
+            left = [job for job in jobs if job.source.id not in records]
+            suspects = [job for job in left if job.source.id in by_itself]
+            others = [job for job in left if job.source.id not in by_itself]
+            try:
+                for record in chain(map(_make_apart, suspects), workers.run(others)):
+                    records[record["id"]] = record
+                    advance(1)
+                    if jobs[0].orthologs is None:
+                        _check_organisms(list(records.values()))
+            except WorkerDied:
+                found = [job.source.id for job in others if _has_died(job)]
+                if not found:
+                    raise
+                by_itself.update(found)
     return [records[job.source.id] for job in jobs]
+
+
+def _has_died(job: Job) -> bool:
+    is_in_place = died_at(job.target)
+    return died_at(job.waiting().target) or is_in_place
+
+
+def _make_apart(job: Job) -> Record:
+    """Make a member in a process of its own; a slice on which that dies has failed."""
+    try:
+        record: Record = run_apart(make_member, job)
+    except InputError as error:
+        _has_died(job)  # takes the note away
+        reason = f"{job.source.path}: {error}"
+        return {
+            "id": job.source.id,
+            "status": "failed",
+            "reason": reason,
+            "made": True,
+            "waits": False,
+        }
+    return record
+
+
+@dataclass(frozen=True)
+class _Workers:
+    """Where the tasks run; ``apart``: in a process of their own, even where it is one."""
+
+    scheduler: str | None
+    n: int | None
+    apart: bool
+
+    def run(self, jobs: list[Job]) -> Iterator[Record]:
+        """Yield the records of jobs as they are done."""
+        if not jobs:
+            return iter(())
+        return run_tasks(make_member, jobs, self.scheduler, self.n, apart=self.apart)
 
 
 def _kept(records: list[Record]) -> list[Record]:
@@ -350,7 +371,8 @@ def _refuse_duplicates(jobs: list[Job], records: list[Record], excluded: Mapping
         else:
             first[content] = record["id"]
             if record["status"] == "duplicate":  # of a slice that is not a source any more
-                job.sidecar.unlink()
+                place = job.waiting() if record["waits"] else job
+                place.sidecar.unlink()
                 records[at] = make_member(job)
             continue
         if record["status"] != "duplicate" or record["reason"] != reason:
@@ -358,8 +380,9 @@ def _refuse_duplicates(jobs: list[Job], records: list[Record], excluded: Mapping
 
 
 def _remove_duplicate(job: Job, record: Record, reason: str) -> Record:
-    """Delete a member that must stay out; return its new record, which is in the place of the old one."""
-    remove_member(job.out, record["id"])
+    """Leave a member out; return its new record, which is in the place of the old one, or waits for that."""
+    place = job.waiting() if record["waits"] else job.place()
+    remove_member(place)
     new = {
         "id": record["id"],
         "options": record["options"],
@@ -368,8 +391,8 @@ def _remove_duplicate(job: Job, record: Record, reason: str) -> Record:
         "status": "duplicate",
         "reason": reason,
     }
-    write_record(job.sidecar, new)
-    return {**new, "made": True}
+    write_record(place.sidecar, new)
+    return {**new, "made": True, "waits": place.waits}
 
 
 def _left_out(jobs: list[Job], records: list[Record]) -> list[Record]:
@@ -469,10 +492,49 @@ def _floors(records: list[Record]) -> dict[str, int]:
     return floors
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """Members that wait until everything else is done, so that an older corpus stays whole until then."""
+
+    jobs: list[Job]
+    records: list[Record]
+
+    def files(self) -> dict[str, str]:
+        """Return where the members that wait are, by slice."""
+        places = {}
+        for job, record in zip(self.jobs, self.records, strict=True):
+            if record["waits"]:
+                places[job.source.id] = job.waiting().target.relative_to(job.out).as_posix()
+        return places
+
+    def take_place(self, folder: Path) -> None:
+        """Put members in the place of older ones, and remove those that are left out; quick, as it only renames."""
+        moving = []
+        leaving = []
+        for job, record in zip(self.jobs, self.records, strict=True):
+            if record["waits"]:
+                moving.append(job)
+            elif record["status"] != "kept" and job.target.exists():
+                leaving.append(job)
+        if not moving and not leaving:
+            return
+        (folder / MANIFEST).unlink(missing_ok=True)  # it lists what is no longer there in a moment
+        for job in moving:
+            swap_member(job)
+        for job in leaving:
+            remove_member(job)
+        remove_if_empty(folder / MEMBERS / WAITING)
+
+
 def _finish(
-    folder: Path, rows: list[Record], about: Record, vocabulary: bool, progress: Progress
+    folder: Path,
+    rows: list[Record],
+    about: Record,
+    pending: _Pending,
+    vocabulary: bool,
+    progress: Progress,
 ) -> Corpus:
-    """Write vocabulary, ``corpus.json`` and, last, the manifest; until then an older manifest stays valid."""
+    """Write vocabulary, ``corpus.json`` and, last, the manifest; until then an older corpus stays valid."""
     try:
         old = read_about(folder)
     except CorpusError:
@@ -485,8 +547,10 @@ def _finish(
         content = hash_json([[row["id"], row["sha256"]] for row in train])
         about["vocabulary_of"] = content
         if not _vocabulary_is_current(folder, old, content):
-            draft = folder / f".{VOCABULARY}{_SUFFIX}"
-            corpus = Corpus(folder, pd.DataFrame(rows))
+            draft = vocabulary_draft(folder)
+            places = pending.files()
+            now = [{**row, "file": places.get(row["id"], row["file"])} for row in rows]
+            corpus = Corpus(folder, pd.DataFrame(now))
             parts = _stream(corpus, train, progress)
             Vocabulary.from_slices(parts).to_parquet(draft)
         current = folder / VOCABULARY if draft is None else draft
@@ -495,6 +559,7 @@ def _finish(
     if (folder / MANIFEST).is_file():  # until it is replaced, old and new tables are valid
         accepted = _with_old(files, old.get("files", {}))
     write_record(folder / ABOUT, {**about, "files": accepted})
+    pending.take_place(folder)
     if draft is not None:
         draft.replace(folder / VOCABULARY)
     elif not vocabulary:
@@ -502,6 +567,7 @@ def _finish(
     write_bytes(folder / MANIFEST, manifest)
     if accepted != files:
         write_record(folder / ABOUT, {**about, "files": files})
+    (folder / BUILDING).unlink(missing_ok=True)
     return Corpus.open(folder)
 
 

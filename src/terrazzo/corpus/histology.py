@@ -18,6 +18,7 @@ from zarr.codecs import BloscCodec
 from terrazzo import keys
 from terrazzo.errors import CorpusError
 from terrazzo.images import TissueImage
+from terrazzo.images.pixels import MAX_PIXELS
 from terrazzo.slices.geometry import library_of
 
 __all__ = ["CachedTiles", "left_out", "libraries", "library_entry", "write_image"]
@@ -56,7 +57,7 @@ def library_entry(adata: AnnData, name: str, image: TissueImage | None) -> dict[
         factors = entry.get("scalefactors")
         entry["scalefactors"] = _scale_factors(factors, image)
         entry["images"] = {}
-    return {name: entry} if entry else {}
+    return {name.replace("/", "_").strip(". ") or "slice": entry} if entry else {}
 
 
 def _scale_factors(factors: Any, image: TissueImage) -> dict[str, Any]:
@@ -125,6 +126,11 @@ class CachedTiles:
     """
 
     def __init__(self, array: zarr.Array) -> None:
+        tile = math.prod(array.chunks)
+        if array.ndim not in (2, 3) or tile > 4 * MAX_PIXELS:
+            raise CorpusError(
+                f"{array.path} has tiles of {tile:,} values; it is no picture of a corpus."
+            )
         self.shape = array.shape
         self.dtype = array.dtype
         self.ndim = array.ndim

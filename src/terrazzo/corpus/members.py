@@ -28,10 +28,12 @@ from terrazzo.errors import CorpusError, InputError, TerrazzoWarning
 from terrazzo.files import hash_file, hash_files, hash_json, hash_path, read_record, write_record
 from terrazzo.images import TissueImage, check_spots
 from terrazzo.slices import Choices, Opened, Slice, open_slice
+from terrazzo.slices.apart import in_work
 from terrazzo.slices.reading import recognize
 from terrazzo.slices.slice import stated
 
 __all__ = [
+    "WAITING",
     "Job",
     "Record",
     "finished",
@@ -41,10 +43,13 @@ __all__ = [
     "plain",
     "plain_table",
     "remove_member",
+    "swap_member",
     "write_member",
 ]
 
 Record = dict[str, Any]  # what is known of a member; JSON-able
+
+WAITING = ".new"  # folder of members that wait until a build is complete
 
 CHUNK = 2**14  # values that are compressed together
 SHARD = 2**22  # values in a file, at most
@@ -71,22 +76,44 @@ class Job:
         Folder of the corpus.
     quality, orthologs
         As :func:`~terrazzo.corpus.build.build` takes them.
+    waits
+        Its member waits beside the older one, until the build is complete.
     """
 
     source: Source
     out: Path
     quality: QualityControl
     orthologs: Orthologs | None = None
+    waits: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where its member and its record are."""
+        members = self.out / MEMBERS
+        return members / WAITING if self.waits else members
 
     @property
     def target(self) -> Path:
         """The member's zarr folder."""
-        return self.out / MEMBERS / f"{self.source.id}.zarr"
+        return self.folder / f"{self.source.id}.zarr"
 
     @property
     def sidecar(self) -> Path:
         """The member's record, written last."""
-        return self.out / MEMBERS / f"{self.source.id}.json"
+        return self.folder / f"{self.source.id}.json"
+
+    def waiting(self) -> Job:
+        """Return the job whose member waits until the build is complete."""
+        return replace(self, waits=True)
+
+    def exists(self) -> bool:
+        """Return whether there is a member or a record in its place."""
+        return self.target.exists() or self.sidecar.exists()
+
+    def place(self) -> Job:
+        """Return the job for a new member: it waits where it would take the place of one of a complete corpus."""
+        is_complete = (self.out / MANIFEST).is_file()
+        return self.waiting() if is_complete and self.exists() else self
 
     def options_hash(self) -> str:
         """Return the sha256 (hex) of all that decides what the member holds, but the source's bytes."""
@@ -108,8 +135,9 @@ def make_member(job: Job) -> Record:
     """Make one member, unless it exists from the same source and options, and is undamaged; return its record.
 
     The store is written under another name, renamed, and then described by its sidecar: without one it does not count.
+    A member of a complete corpus stays until the build is done; the new one waits beside it.
     ``record["status"]`` is "kept", "dropped" (quality control) or "failed" (the slice cannot be used);
-    ``record["made"]`` tells whether there was work to do.
+    ``record["made"]`` tells whether there was work to do, ``record["waits"]`` whether the member waits.
 
     Raises
     ------
@@ -124,9 +152,13 @@ def make_member(job: Job) -> Record:
         return _failed(wanted, f"cannot be read ({reason})")
     old = finished(job)
     if old is not None and _agrees(old, wanted):
-        return {**old, "made": False}
-    remove_member(job.out, job.source.id)
-    with warnings.catch_warnings(record=True) as caught:
+        return {**old, "made": False, "waits": False}
+    waiting = finished(job.waiting())  # of a build that was stopped
+    if waiting is not None and _agrees(waiting, wanted):
+        return {**waiting, "made": False, "waits": True}
+    job = job.place()
+    remove_member(job)
+    with in_work(job.target, job.source.path), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TerrazzoWarning)
         try:
             record = {**wanted, **_make(job)}
@@ -142,7 +174,7 @@ def make_member(job: Job) -> Record:
             notes.append(str(warning.message))
     record["notes"] = notes + record.get("notes", [])
     write_record(job.sidecar, record)
-    return {**record, "made": True}
+    return {**record, "made": True, "waits": job.waits}
 
 
 def _source_hash(source: Source) -> str:
@@ -155,7 +187,7 @@ def _source_hash(source: Source) -> str:
 
 def _failed(wanted: Mapping[str, str], reason: str) -> Record:
     """Describe a slice that cannot be used; not written, so that the next build tries again."""
-    return {**wanted, "status": "failed", "reason": reason, "made": True}
+    return {**wanted, "status": "failed", "reason": reason, "made": True, "waits": False}
 
 
 def _agrees(record: Record, wanted: Mapping[str, str]) -> bool:
@@ -173,15 +205,21 @@ def finished(job: Job) -> Record | None:
     return record if hash_files(job.target) == files else None
 
 
-def remove_member(out: Path, id: str) -> None:
-    """Delete a member; a manifest that may list it goes first."""
-    target = out / MEMBERS / f"{id}.zarr"
-    sidecar = out / MEMBERS / f"{id}.json"
-    if target.exists() or sidecar.exists():
-        (out / MANIFEST).unlink(missing_ok=True)
-    sidecar.unlink(missing_ok=True)
-    if target.exists():
-        shutil.rmtree(target)
+def remove_member(job: Job) -> None:
+    """Delete a member that no manifest lists."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.sidecar.unlink(missing_ok=True)
+    if job.target.exists():
+        shutil.rmtree(job.target)
+
+
+def swap_member(job: Job) -> None:
+    """Give the member that waits its place; the manifest that lists the older one is gone already."""
+    new = job.waiting()
+    remove_member(job)
+    if new.target.exists():
+        new.target.rename(job.target)
+    new.sidecar.replace(job.sidecar)
 
 
 def _open(source: Source) -> tuple[Opened, list[str]]:

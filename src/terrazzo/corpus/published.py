@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from terrazzo import keys
 from terrazzo.config import from_dict
 from terrazzo.corpus.quality import QualityControl
 from terrazzo.corpus.sources import Source, name_sources, walk
-from terrazzo.errors import ConfigError, CorpusError, did_you_mean
+from terrazzo.errors import ConfigError, CorpusError, InputError, did_you_mean
 from terrazzo.genes.names import parse_organism
+from terrazzo.parsing import parse_yaml, read_text
 from terrazzo.progress import Progress
+from terrazzo.safe_hdf5 import open_file
+from terrazzo.safe_zarr import refuse_code, refuse_links
 
 __all__ = [
     "CorpusPlan",
@@ -154,15 +156,8 @@ def load_published(name: str | os.PathLike[str]) -> PublishedCorpus:
         An unknown name; a missing or broken file, unknown or missing keys, values of the wrong kind.
     """
     path = _find_description(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ConfigError(f"{path} cannot be read ({reason})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not YAML: {reason}") from error
+    text = read_text(path) if isinstance(path, Path) else path.read_text(encoding="utf-8")
+    content = parse_yaml(text, str(path))
     return from_dict(PublishedCorpus, content, str(path))
 
 
@@ -203,12 +198,14 @@ def read_header(path: Path) -> Header:
         if path.is_dir():
             import zarr
 
+            refuse_links(path)
+            refuse_code(path)
             return _header(zarr.open_group(path, mode="r"))
-        import h5py
-
-        with h5py.File(path, "r") as file:
+        with open_file(path) as file:
             return _header(file)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except InputError as error:
+        raise CorpusError(str(error)) from error
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise CorpusError(
             f"it is damaged or not an AnnData file ({type(error).__name__})"
         ) from error

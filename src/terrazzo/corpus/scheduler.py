@@ -1,34 +1,23 @@
-"""Scheduler of tasks: this process, local processes, or a Dask scheduler's workers; and the lock of a build."""
+"""Scheduler of tasks: this process, local processes, or a Dask scheduler's workers."""
 
 from __future__ import annotations
 
-import errno
 import functools
+import multiprocessing
 import multiprocessing.connection
 import os
 import queue
 import signal
-import socket
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from terrazzo.errors import ConfigError, CorpusError, TerrazzoWarning
+from terrazzo.errors import ConfigError, CorpusError
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: builds are not guarded against each other there
-    fcntl = None  # type: ignore[assignment]
-
-
-__all__ = ["LOCK", "alone", "run_tasks"]
+__all__ = ["WorkerDied", "run_tasks"]
 
 T = TypeVar("T")
-
-LOCK = ".lock"
 
 
 def run_tasks(
@@ -36,6 +25,8 @@ def run_tasks(
     jobs: Sequence[T],
     scheduler: str | None = None,
     workers: int | None = None,
+    *,
+    apart: bool = False,
 ) -> Iterator[Any]:
     """Yield the result of ``task(job)`` for every job, in the order in which they are done.
 
@@ -50,13 +41,17 @@ def run_tasks(
         ``dask.distributed`` scheduler.
     workers
         Local processes (or threads); None: one a core.
+    apart
+        Take a process of its own for one worker, too, so that a crash does not end this one.
 
     Raises
     ------
     ConfigError
         An unknown scheduler, or fewer than one worker.
     CorpusError
-        The scheduler cannot be reached; a process died.
+        The scheduler cannot be reached.
+    WorkerDied
+        A local process died; what was done before was yielded.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, not {workers}")
@@ -67,64 +62,10 @@ def run_tasks(
         raise ConfigError(
             f"scheduler {scheduler!r} is not known; give an address such as tcp://host:8786, or leave it out"
         )
-    elif scheduler == "synchronous" or (scheduler is None and n_workers == 1):
+    elif scheduler == "synchronous" or (scheduler is None and n_workers == 1 and not apart):
         yield from map(task, jobs)
     else:
         yield from _local(task, jobs, scheduler or "processes", n_workers)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Lock a folder for one build; the system lets go of the lock with the process, however that ends.
-
-    Raises
-    ------
-    CorpusError
-        Another build has the lock.
-    """
-    path = folder / LOCK
-    file = _lock(path)
-    try:
-        yield
-    finally:
-        if file is not None:
-            # before the lock is let go of: whoever gets it then sees that the file is gone
-            path.unlink(missing_ok=True)
-            os.close(file)
-
-
-def _lock(path: Path) -> int | None:
-    """Return an open, locked file; None where the file system has no locks."""
-    while fcntl is not None:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file), os.stat(path)):
-                os.truncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-                return file
-        except BlockingIOError:
-            holder = os.pread(file, 200, 0).decode("utf-8", "replace") or "another process"
-            os.close(file)
-            raise CorpusError(
-                f"{path.parent} is being built by {holder}: wait until that is done, or stop it, and run it again; or "
-                "choose another --out."
-            ) from None
-        except FileNotFoundError:  # the build that had it has just finished and removed it
-            pass
-        except OSError as error:
-            os.close(file)
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            break
-        os.close(file)
-    if fcntl is not None:
-        warnings.warn(
-            f"the file system of {path.parent} has no locks: make sure that only one build writes there",
-            TerrazzoWarning,
-            stacklevel=5,
-        )
-    return None
 
 
 def _start_worker() -> None:
@@ -188,16 +129,31 @@ def _local(
     try:
         while not isinstance(result := results.get(), _Done):
             yield result
+    except KeyboardInterrupt:
+        _interrupt_workers()
+        raise
     finally:
         stop.set()
         runner.join()
     if isinstance(result.error, BrokenProcessPool):
-        raise CorpusError(
+        raise WorkerDied(
             "a process of the build died, most likely because memory ran out: run it again with fewer --workers; what "
             "is finished is kept"
         ) from result.error
     if result.error is not None:
         raise result.error
+
+
+class WorkerDied(CorpusError):
+    """A local process died in the middle of its task."""
+
+
+def _interrupt_workers() -> None:
+    """Send Ctrl-C to the local processes: what stopped this one, e.g. SIGTERM, may not have come to them."""
+    for process in multiprocessing.active_children():
+        if process.pid is not None and process.is_alive():
+            with suppress(OSError):
+                os.kill(process.pid, signal.SIGINT)
 
 
 class _Stopped(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -19,10 +18,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from terrazzo.arrays import Ints
-from terrazzo.errors import CorpusError
+from terrazzo.errors import CorpusError, shortened
+from terrazzo.parsing import read_object
+from terrazzo.sparse import check_arrays
 
 __all__ = ["ChunkCache", "FlatArray", "RowReader", "gather", "open_flat"]
 
+_AGAIN = "run the same `terrazzo corpus build` again"
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
 _ENTRY_BYTES = 16  # of a chunk in a shard's index: offset and length
@@ -125,6 +127,8 @@ class FlatArray:
         self.shape: tuple[int] = (size,)
         self._chunk_size: int = chunk_size
         self._chunks_a_shard: int = shard_size // self._chunk_size
+        if min(size, chunk_size - 1, self._chunks_a_shard - 1) < 0:
+            raise ValueError(f"a chunk of {chunk_size} in a shard of {shard_size}")
         self._decode = _DECODERS[_compressor(sharding)]
         self._index: dict[int, NDArray[np.uint64]] = {}
 
@@ -234,7 +238,7 @@ class _Shards:
                 raise ValueError("a chunk is missing, or ends behind the file's end")
             content = os.pread(self._file, length, offset)
             array._decode(content, out)
-        except (OSError, RuntimeError, ValueError, IndexError) as error:
+        except (OSError, RuntimeError, ValueError, IndexError, MemoryError, OverflowError) as error:
             # a RuntimeError comes from the decompressor
             raise CorpusError(
                 f"{self._path(shard)} is damaged or cannot be read ({error}); `terrazzo corpus verify` says more."
@@ -285,13 +289,19 @@ def open_flat(path: str | os.PathLike[str]) -> FlatArray | zarr.Array:
     path = Path(path)
     file = path / "zarr.json"
     try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
+        metadata = read_object(file, CorpusError, finite=False)
         plain = _is_plain(metadata)
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+    except (CorpusError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         plain = False
-    if plain and hasattr(os, "pread"):
-        return FlatArray(path, metadata)
-    return zarr.open_array(path, mode="r")
+    try:
+        if plain and hasattr(os, "pread"):
+            return FlatArray(path, metadata)
+        return zarr.open_array(path, mode="r")
+    except Exception as error:  # zarr raises almost anything of damaged metadata
+        reason = shortened(error, 200, quoted=False)
+        raise CorpusError(
+            f"{path} is damaged ({type(error).__name__}: {reason}); {_AGAIN}"
+        ) from error
 
 
 def _compressor(sharding: dict[str, Any]) -> str:
@@ -387,6 +397,10 @@ class RowReader:
         indptr = np.zeros(len(rows) + 1, dtype=pointer_type)
         np.cumsum(last - first, out=indptr[1:])
         shape = (len(rows), matrix.n_genes)
+        where = f"slice {id}"
+        check_arrays(data, indices, indptr, shape, where, CorpusError)
+        if len(data) and not 0 <= data.min() <= data.max() < np.inf:
+            raise CorpusError(f"{where} holds counts that are negative or not finite; {_AGAIN}")
         out = sparse.csr_matrix((data, indices, indptr), shape=shape, copy=False)
         out.has_sorted_indices = True
         out.has_canonical_format = True
@@ -404,9 +418,14 @@ class RowReader:
             part = slice(done, stop)
             local = rows[part] - piece * POINTER_ROWS
             indptr = self._pointers(id, piece)
+            if int(local.max()) + 1 >= len(indptr):
+                raise CorpusError(f"slice {id} has fewer row pointers than cells; {_AGAIN}")
             first[part] = indptr[local]
             last[part] = indptr[local + 1]
             done = stop
+        size = min(self._open(id).data.shape[0], self._open(id).indices.shape[0])
+        if (first < 0).any() or (last < first).any() or (last > size).any():
+            raise CorpusError(f"slice {id}: its row pointers lead out of its counts; {_AGAIN}")
         return first, last
 
     def _read_pointers(self, id: str, piece: int) -> Ints:
@@ -419,10 +438,16 @@ class RowReader:
     def _open_member(self, id: str) -> _Matrix:
         path, n_genes = self._locate(id)
         data = open_flat(path / "data")
+        indices = open_flat(path / "indices")
+        indptr = open_flat(path / "indptr")
+        kinds = {"data": (data, "iuf"), "indices": (indices, "iu"), "indptr": (indptr, "iu")}
+        for name, (array, kind) in kinds.items():
+            if len(array.shape) != 1 or array.dtype.kind not in kind:
+                raise CorpusError(f"{path / name} is {array.dtype} {array.shape}; {_AGAIN}")
         return _Matrix(
             data=data,
-            indices=open_flat(path / "indices"),
-            indptr=open_flat(path / "indptr"),
+            indices=indices,
+            indptr=indptr,
             n_genes=n_genes,
             has_doubles=data.dtype == np.float64,
         )

@@ -18,13 +18,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from terrazzo.corpus.splits import SPLITS
-from terrazzo.errors import CorpusError, GeneError, InputError, did_you_mean
+from terrazzo.errors import CorpusError, GeneError, InputError, did_you_mean, shortened
 from terrazzo.files import hash_json
 from terrazzo.genes import load_orthologs
 from terrazzo.genes.names import ensembl_id, read_gene_names
 from terrazzo.genes.organism import find_organism
 from terrazzo.genes.orthologs import PairFinder, candidates, shipped
 from terrazzo.images import TissueImage
+from terrazzo.safe_tables import read_csv, read_parquet
 from terrazzo.slices import Choices, Slice, open_slice, takes_all
 from terrazzo.slices.parts import section_labels
 from terrazzo.sparse import merge_columns
@@ -46,6 +47,7 @@ Hashes = NDArray[np.uint64]
 _TABLES = (".csv", ".tsv", ".parquet")
 _SETTINGS = ("technology", "organism", "layer", "spatial_key", "unit", "microns_per_unit")
 _NUMBERS = ("microns_per_unit", "image_scale", "image_scale_y")
+_LONGEST_ID = 200  # bytes
 _HASHED_VALUES = 2**22  # counts that are hashed at a time
 
 
@@ -277,8 +279,13 @@ def name_sources(named: list[tuple[Path, dict[str, Any]]]) -> list[Source]:
 
 def clean_id(text: str) -> str:
     """Return a text as a file name: letters, digits, ``_ . + -``."""
-    name = re.sub(r"[^\w.+-]+", "_", text)
-    return name.strip(".") or "slice"
+    name = re.sub(r"[^\w.+-]+", "_", text).strip(".")
+    if (
+        len(name.encode()) > _LONGEST_ID
+    ):  # with what is added to it, a name of a file has at most 255 bytes
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        name = f"{name[: _LONGEST_ID // 4]}-{digest[:12]}"
+    return name or "slice"
 
 
 def _read_table(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -301,12 +308,15 @@ def _load_table(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = read_parquet(path)
         else:
             separator = "," if suffix == ".csv" else "\t"
-            table = pd.read_csv(path, sep=separator, dtype=str)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from error
+            table = read_csv(path, sep=separator, dtype=str)
+    except InputError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:
+        reason = shortened(error, 200, quoted=False)
+        raise InputError(f"{path} cannot be read as a table: {reason}") from error
     listed = ", ".join(_COLUMNS)
     for name in table.columns:
         if name not in _COLUMNS:

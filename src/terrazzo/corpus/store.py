@@ -15,6 +15,7 @@ import hashlib
 import html
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,12 +36,15 @@ from terrazzo.arrays import Floats, Ints
 from terrazzo.corpus.histology import libraries
 from terrazzo.corpus.shards import RowReader
 from terrazzo.corpus.splits import SPLITS
-from terrazzo.errors import CheckpointError, CorpusError
+from terrazzo.errors import CheckpointError, CorpusError, InputError, shortened
 from terrazzo.files import hash_file, hash_json, read_record
 from terrazzo.genes import Vocabulary
+from terrazzo.safe_files import check_inside, check_name
+from terrazzo.safe_zarr import refuse_code, refuse_links, refuse_sizes
 from terrazzo.slices import Slice
 from terrazzo.slices.geometry import Geometry, find_geometry, find_image
 from terrazzo.slices.sections import NO_KEY
+from terrazzo.sparse import check_matrix
 
 if TYPE_CHECKING:
     from terrazzo.images import TissueImage
@@ -185,13 +189,24 @@ class Corpus:
         return self._number[id]
 
     def path(self, id: str) -> Path:
-        """Return the zarr folder of a slice."""
-        return self.folder / str(self.row(id)["file"])
+        """Return the zarr folder of a slice.
+
+        Raises
+        ------
+        CorpusError
+            No such slice; its folder has pickles or links out of it, or claims sizes that it does not have.
+        """
+        path = self.folder / str(self.row(id)["file"])
+        if id not in self._checked:
+            _check_member(path, self.folder)
+            self._checked.add(id)
+        return path
 
     def genes(self, id: str) -> tuple[np.ndarray, np.ndarray]:
         """Return Ensembl ids and symbols of a slice's columns, str (n_genes,) both, "" where unknown."""
         folder = self.path(id) / "var"
-        return _read_texts(folder / "ensembl_id"), _read_texts(folder / "symbol")
+        with _reading(folder):
+            return _read_texts(folder / "ensembl_id"), _read_texts(folder / "symbol")
 
     def rows(self, id: str, start: int, stop: int) -> sp.csr_matrix:
         """Return rows ``start:stop`` of a slice's counts, CSR float32 (float64 where a count exceeds 2**24).
@@ -231,9 +246,14 @@ class Corpus:
 
     def coords(self, id: str) -> Floats:
         """Return the positions of a slice's cells, float64 (n_cells, 2), in the manifest's unit (um where known)."""
-        array = self._spatial(id)
-        native = np.asarray(array[:], dtype=np.float64)
-        return native * _scale(array)
+        path = self.path(id)
+        with _reading(path):
+            array = self._spatial(id)
+            native = np.asarray(array[:], dtype=np.float64)
+            coords = native * _scale(array)
+        if not np.isfinite(coords).all():
+            raise CorpusError(f"{path}: coordinates that are not finite; build it again.")
+        return coords
 
     def image(self, id: str) -> TissueImage | None:
         """Return a slice's histology, None where it has none; its tiles stay on disk until a crop covers them.
@@ -251,8 +271,10 @@ class Corpus:
 
         As ``lattice`` and ``lattice_kind`` of the :meth:`slice`, without reading its counts; None where it has none.
         """
-        root: Any = zarr.open_group(self.path(id), mode="r")
-        obs = root["obs"]
+        path = self.path(id)
+        with _reading(path):
+            root: Any = zarr.open_group(path, mode="r")
+            obs = root["obs"]
         if keys.ARRAY_ROW not in obs or keys.ARRAY_COL not in obs:
             return None, None
         geometry = self._geometry(id, self._read(id))
@@ -279,8 +301,8 @@ class Corpus:
     def _read(self, id: str, whole: bool = False) -> AnnData:
         """Return a member, its pictures still on disk; unless ``whole``, only what tells where its cells are."""
         folder = self.path(id)
-        root: Any = zarr.open_group(folder, mode="r")
-        try:
+        with _reading(folder):
+            root: Any = zarr.open_group(folder, mode="r")
             uns = {}
             for name in (keys.TECHNOLOGY, keys.ORGANISM):
                 uns[name] = read_elem(root["uns"][name])
@@ -291,16 +313,10 @@ class Corpus:
                 obs = _read_places(root["obs"])
                 return AnnData(obs=obs, obsm=obsm, uns=uns)
             counts = read_elem(root["X"])
+            check_matrix(counts, f"{folder}: X", CorpusError)
             obs = read_elem(root["obs"])
             var = read_elem(root["var"])
             return AnnData(X=counts, obs=obs, var=var, obsm=obsm, uns=uns)
-        except CorpusError:
-            raise
-        except Exception as error:  # readers of damaged files raise almost anything
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise CorpusError(
-                f"{folder} cannot be read ({reason}): run the same `terrazzo corpus build` again."
-            ) from error
 
     def _spatial(self, id: str) -> zarr.Array:
         path = self.path(id) / "obsm" / keys.SPATIAL
@@ -311,7 +327,8 @@ class Corpus:
         unit = str(self.row(id)["unit"])
         if unit != "um":
             return {"unit": unit, "microns_per_unit": None}
-        return {"unit": None, "microns_per_unit": _scale(self._spatial(id))}
+        with _reading(self.path(id)):
+            return {"unit": None, "microns_per_unit": _scale(self._spatial(id))}
 
     def parts(self, id: str, n_rows: int) -> Iterator[Slice]:
         """Yield a slice as consecutive parts of at most ``n_rows`` cells: counts, genes and organism; no positions."""
@@ -367,6 +384,11 @@ class Corpus:
         return self.path(id) / "X", n_genes
 
     @cached_property
+    def _checked(self) -> set[str]:
+        """Slices whose folders were checked in this process."""
+        return set()
+
+    @cached_property
     def _reader(self) -> RowReader:
         return RowReader(self._locate)
 
@@ -377,6 +399,32 @@ class Corpus:
     @cached_property
     def _number(self) -> dict[str, int]:
         return {id: number for number, id in enumerate(self.ids())}
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Turn whatever readers of damaged files raise into a CorpusError that says where."""
+    try:
+        yield
+    except CorpusError:
+        raise
+    except Exception as error:
+        reason = shortened(error, 200, quoted=False) or type(error).__name__
+        raise CorpusError(
+            f"{folder} cannot be read ({reason}): run the same `terrazzo corpus build` again."
+        ) from error
+
+
+def _check_member(path: Path, folder: Path) -> None:
+    """Check the folder of a slice before any of it is read; its pictures, read by tile, may be of any size."""
+    check_inside(path, folder, CorpusError)
+    try:
+        refuse_links(path)
+        refuse_code(path)
+        for part in ("X", "obs", "var", "obsm"):
+            refuse_sizes(path / part)
+    except InputError as error:
+        raise CorpusError(str(error)) from error
 
 
 def _scale(array: zarr.Array) -> float:
@@ -444,19 +492,29 @@ def read_manifest(folder: Path, about: dict[str, Any]) -> pd.DataFrame:
         raise CorpusError(
             f"{folder}: the build of this corpus was not finished (no {MANIFEST}); run it again."
         )
+    check_inside(path, folder, CorpusError)
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest not in about["files"][MANIFEST]:
         raise CorpusError(
             f"{path} is damaged: it is not as it was written. Run the same build again to fix it."
         )
-    table = pq.read_table(pa.BufferReader(content))
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        reason = shortened(error, 200, quoted=False)
+        raise CorpusError(f"{path} is not a readable table ({reason})") from error
     columns = dict(zip(table.column_names, table.schema.types, strict=True))
     if columns != COLUMNS:
         raise CorpusError(
-            f"{path} has unexpected columns {table.column_names}; a manifest has {list(COLUMNS)}"
+            f"{path} has unexpected columns {shortened(table.column_names)}; a manifest has {list(COLUMNS)}"
         )
-    return table.to_pandas()
+    manifest = table.to_pandas()
+    for id, file in zip(manifest["id"], manifest["file"], strict=True):
+        check_name(id, f"{path}: an id", CorpusError)
+        if file != f"{MEMBERS}/{id}.zarr":
+            raise CorpusError(f"{path}: the file of slice {id!r} is {shortened(file)}, not its own")
+    return manifest
 
 
 def manifest_bytes(rows: list[dict[str, Any]]) -> bytes:

@@ -19,6 +19,7 @@ from terrazzo.errors import CheckpointError, GeneError, InputError, TerrazzoWarn
 from terrazzo.genes.names import ensembl_id
 from terrazzo.genes.orthologs import Candidate, KnownGenes, PairFinder, candidates, shipped
 from terrazzo.safe_pickle import safe_unpickle
+from terrazzo.safe_tables import read_csv, read_parquet
 
 if TYPE_CHECKING:
     from terrazzo.genes.vocabulary import Vocabulary
@@ -515,7 +516,7 @@ def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
         raise InputError(f"{path}: a gene table is .csv, .tsv, .parquet or .pkl")
     try:
         if suffix == ".parquet":
-            return _pairs(pd.read_parquet(path), str(path))
+            return _pairs(read_parquet(path), str(path))
         return _pairs(_read_text_table(path, "," if suffix == ".csv" else "\t"), str(path))
     except InputError:
         raise
@@ -525,7 +526,7 @@ def load_orthologs(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 def _read_text_table(path: Path, separator: str) -> pd.DataFrame:
     """Read a table of text, without its header line if it has one: a line without Ensembl ids."""
-    lines = pd.read_csv(path, sep=separator, header=None, dtype=str)
+    lines = read_csv(path, sep=separator, header=None, dtype=str)
     if any(ensembl_id(str(name)) for name in lines.iloc[0]):
         return lines
     return lines.iloc[1:]

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.errors import CheckpointError, ConfigError, shortened
 from terrazzo.files import whole_file
 from terrazzo.genes.matching import (
     Counted,
@@ -27,7 +27,9 @@ from terrazzo.genes.matching import (
 )
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
+from terrazzo.parsing import parse_json, read_object
 from terrazzo.safe_pickle import safe_unpickle
+from terrazzo.safe_tables import check_parquet
 
 __all__ = ["Vocabulary"]
 
@@ -219,24 +221,26 @@ class Vocabulary:
         if not path.is_file():
             raise CheckpointError(f"{path} does not exist or is not a file")
         try:
+            check_parquet(path, CheckpointError)
             table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, ValueError, MemoryError) as error:
+            reason = shortened(error, 200, quoted=False)
             raise CheckpointError(
-                f"{path} is damaged, truncated or not a parquet file ({error})"
+                f"{path} is damaged, truncated or not a parquet file ({reason})"
             ) from error
         about = _read_about(path, table)
         types = {name: table.schema.field(name).type for name in table.column_names}
         has_missing = any(column.null_count for column in table.columns)
         if types != _COLUMNS or has_missing:
             raise CheckpointError(
-                f"{path} has columns {table.column_names} of unexpected types or with missing values; "
+                f"{path} has columns {shortened(table.column_names, 300)} of unexpected types or with missing values; "
                 f"a vocabulary has {list(_COLUMNS)}"
             )
         columns = {name: table.column(name).to_numpy() for name in _COLUMNS}
         try:
             return cls(**columns, special=about["special"], organism=about["organism"])
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(f"{path}: {shortened(error, 300, quoted=False)}") from error
 
     @classmethod
     def from_slices(
@@ -386,7 +390,7 @@ class Vocabulary:
                 organism="human",
             )
         except (ConfigError, OverflowError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            raise CheckpointError(f"{path}: {shortened(error, 300, quoted=False)}") from error
 
 
 def _next_token(tokens: Iterable[int]) -> int:
@@ -415,10 +419,10 @@ def _read_about(path: Path, table: pa.Table) -> dict[str, Any]:
     if _METADATA_KEY not in metadata:
         raise CheckpointError(f"{path} is a parquet file but no terrazzo vocabulary")
     try:
-        about = json.loads(metadata[_METADATA_KEY])
+        about = parse_json(metadata[_METADATA_KEY], str(path), CheckpointError)
         version = about["format_version"]
         is_complete = {"special", "organism"} <= set(about)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: the vocabulary's metadata is damaged ({error})") from error
     if version != _FORMAT_VERSION or not is_complete:
         raise CheckpointError(
@@ -442,13 +446,8 @@ def _geneformer_dict(path: Path, kind: type) -> dict[str, Any]:
 
 def _scgpt_tokens(path: Path) -> dict[str, int]:
     """Read scGPT's tokens by name, with its special tokens appended where they are missing."""
-    try:
-        tokens = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error})") from error
-    is_fine = isinstance(tokens, dict)
-    if is_fine:
-        is_fine = all(type(token) is int for token in tokens.values())
+    tokens = read_object(path, CheckpointError)
+    is_fine = all(type(token) is int for token in tokens.values())
     if not is_fine:
         raise CheckpointError(
             f"{path} is not scGPT's vocabulary: it must have one whole number for each gene name"

@@ -25,6 +25,7 @@ from terrazzo.images.pixels import Colors, LazyPixels, to_bytes, to_rgb, warn_if
 __all__ = ["TiffPixels", "TiffStore", "open_tiff"]
 
 CACHE_BYTES = 2**26  # of decoded tiles: spots beside each other share them
+_LEAST_TILE = 2**20  # bytes, however small a tile is
 _FILE_BLOCK = 2**20  # bytes
 # Pixels of a coarsest level that is read to see whether the image is dark
 _LARGEST_CHECKED = 2**22
@@ -275,7 +276,12 @@ def _open_level(path: Path, series: Any, number: int, max_pixels: int) -> TiffLe
 
 def _end_of_tiles(path: Path, series: Any) -> int:
     """Return where in the file the last tile of a level ends; a level that does not list all its tiles is refused."""
-    n_tiles = math.prod(series.keyframe.chunked)
+    key = series.keyframe
+    n_tiles = math.prod(key.chunked)
+    n_values = math.prod(key.chunks) * key.samplesperpixel
+    most = (
+        _LEAST_TILE + 2 * n_values * key.dtype.itemsize
+    )  # no compression makes a tile twice as long
     last = 0
     for page in series.pages:
         if page is None:
@@ -285,6 +291,12 @@ def _end_of_tiles(path: Path, series: Any) -> int:
         if n_listed < n_tiles:
             raise InputError(
                 f"{path}: truncated TIFF ({n_listed} of {n_tiles} tiles are listed); copy or download it again."
+            )
+        longest = max(lengths, default=0)
+        if longest > most:
+            raise InputError(
+                f"{path}: a tile of {longest:,} bytes where {most:,} are enough; it is damaged, or made to fill the "
+                "memory."
             )
         ends = [start + length for start, length in zip(starts, lengths, strict=False)]
         last = max(last, *ends)

@@ -22,7 +22,7 @@ from terrazzo import keys, records
 from terrazzo._version import __version__
 from terrazzo.arrays import Bools, Vectors
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import CheckpointError, ConfigError, InputError
+from terrazzo.errors import CheckpointError, ConfigError, InputError, TerrazzoError, shortened
 from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import hub
@@ -447,11 +447,30 @@ class FoundationModel(abc.ABC):
         config: Any = from_dict(cls.config_class, checkpoint.model, where)
         provenance = dict(checkpoint.provenance or {"weights": "unknown"})
         provenance.update(place.origin)
-        model = cls(config, checkpoint.vocabulary, provenance=provenance)
-        expected = model.module.state_dict()
+        expected = cls._expected(config, checkpoint.vocabulary, where)
         ckpt.check_tensors(expected, checkpoint.state, str(folder / ckpt.WEIGHTS))
+        model = cls(config, checkpoint.vocabulary, provenance=provenance)
         model.module.load_state_dict(checkpoint.state)
         return model.to(device) if device else model
+
+    @classmethod
+    def _expected(cls, config: Any, vocabulary: Vocabulary, where: str) -> dict[str, torch.Tensor]:
+        """Return the tensors that a model of these settings has, by name, without memory for them."""
+        try:
+            with torch.device("meta"):
+                return cls(config, vocabulary).module.state_dict()
+        except TerrazzoError:
+            raise
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            LookupError,
+            AttributeError,
+        ) as error:
+            reason = shortened(error, 200, quoted=False)
+            raise CheckpointError(f"{where}: no model can be built of this ({reason}).") from error
 
     def _hub_record(self) -> dict[str, str]:
         record = {}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from terrazzo import files, parsing
 from terrazzo._version import __version__
-from terrazzo.errors import CheckpointError, OutputError
+from terrazzo.errors import CheckpointError, OutputError, shortened
+from terrazzo.files import exists
 from terrazzo.genes import Vocabulary
+from terrazzo.safe_files import check_inside
 
 __all__ = [
     "CARD",
@@ -25,8 +27,10 @@ __all__ = [
     "VOCABULARY",
     "WEIGHTS",
     "Checkpoint",
+    "check_free",
     "check_tensors",
     "fingerprint",
+    "has_only",
     "is_checkpoint",
     "read",
     "read_header",
@@ -56,6 +60,8 @@ _LAYOUT = (
     f"a folder with {CONFIG}, {WEIGHTS} and {VOCABULARY}, as `terrazzo pretrain` and `terrazzo convert` write, or "
     "organization/name on the hub"
 )
+
+_REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 KEYS = {"format", "model_type", "library_version", "model", "provenance", "vocabulary_sha256"}
 
@@ -128,9 +134,9 @@ def whole_folder(
     folder
         The folder to write.
     overwrite
-        Replace an existing folder, if ``is_replaceable`` returns True for it.
+        Replace an existing folder, if ``is_replaceable`` returns True for it, when the new one is complete.
     is_replaceable
-        Returns True for a folder that terrazzo wrote.
+        Returns True for a folder that terrazzo wrote, and to which nothing was added.
 
     Raises
     ------
@@ -140,45 +146,67 @@ def whole_folder(
     from safetensors import SafetensorError
 
     target = Path(folder)
-    is_empty_folder = target.is_dir() and not any(target.iterdir())
-    if target.exists() and not is_empty_folder:
-        if not is_replaceable(target):
-            raise OutputError(
-                f"{target} exists already and is not empty: choose another folder (it has other files, and is not a "
-                "checkpoint that terrazzo wrote)."
-            )
-        if not overwrite:
-            raise OutputError(
-                f"{target} exists already and is not empty: pass overwrite=True (--overwrite)."
-            )
+    check_free(target, overwrite=overwrite, is_replaceable=is_replaceable)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise OutputError(
             f"{target.parent} cannot be written ({error.strerror or error})."
         ) from error
     try:
-        yield draft
-        draft.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
+        with files.whole_folder(target) as draft:
+            yield draft
     except (OSError, SafetensorError) as error:  # the second is safetensors' for a full disk
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(
             f"The checkpoint could not be written to {target} ({error}); nothing was kept."
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_free(target: Path, *, overwrite: bool, is_replaceable: Callable[[Path], bool]) -> None:
+    """Refuse a folder that has files already, unless it is a checkpoint that may be overwritten.
+
+    Raises
+    ------
+    OutputError
+        As :func:`whole_folder`.
+    """
+    is_empty_folder = target.is_dir() and not any(target.iterdir())
+    if not target.exists() or is_empty_folder:
+        return
+    if not is_replaceable(target):
+        raise OutputError(
+            f"{target} exists already and is not empty: choose another folder (it has other files, and is not just a "
+            "checkpoint that terrazzo wrote)."
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{target} exists already and is not empty: pass overwrite=True (--overwrite)."
+        )
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return True if a folder is a checkpoint that terrazzo wrote; other libraries have a ``config.json``, too."""
+    """Return True if a folder is a checkpoint that terrazzo wrote, whole, with nothing added to it.
+
+    Other libraries have a ``config.json``, too.
+    """
+    if not has_only(folder, (CONFIG, WEIGHTS, VOCABULARY, CARD)):
+        return False
     try:
         header = read_json(folder / CONFIG)
     except CheckpointError:
         return False
-    return {"format", "model_type", "model"} <= set(header)
+    return set(header) >= KEYS
+
+
+def has_only(folder: Path, names: Collection[str]) -> bool:
+    """Return True if a folder has files of all of these names, and nothing else."""
+    if not folder.is_dir():
+        return False
+    present = list(folder.iterdir())
+    are_files = all(path.is_file() and not path.is_symlink() for path in present)
+    return are_files and {path.name for path in present} == set(names)
 
 
 def read(folder: str | Path) -> Checkpoint:
@@ -190,12 +218,15 @@ def read(folder: str | Path) -> Checkpoint:
         A file is missing, truncated or of another kind, or the config lacks a key.
     """
     path = Path(folder)
-    if not path.is_dir():
-        problem = "is a file" if path.is_file() else "does not exist"
-        raise CheckpointError(f"{path} {problem}; it must be a checkpoint: {_LAYOUT}.")
+    if not exists(path) or not path.is_dir():
+        problem = "is a file" if exists(path) else "does not exist"
+        shown = shortened(str(path), 300, quoted=False)
+        raise CheckpointError(f"{shown} {problem}; it must be a checkpoint: {_LAYOUT}.")
     missing = [name for name in (CONFIG, WEIGHTS, VOCABULARY) if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}.{_layout_hint(path)}")
+    for name in (CONFIG, WEIGHTS, VOCABULARY):
+        check_inside(path / name, path, CheckpointError)
     header = read_header(path)
     vocabulary = Vocabulary.from_parquet(path / VOCABULARY)
     vocabulary_sha256 = vocabulary.content_hash()
@@ -229,69 +260,94 @@ def read_header(path: Path) -> dict[str, Any]:
             f"{path / CONFIG} is not a terrazzo config: it must name `model_type` and `model`."
         )
     if unknown:
-        raise CheckpointError(f"{path / CONFIG} has unknown keys: {', '.join(sorted(unknown))}.")
+        names = shortened(", ".join(sorted(unknown)), 200, quoted=False)
+        raise CheckpointError(f"{path / CONFIG} has unknown keys: {names}.")
     if header.get("format") != FORMAT:
+        shown = shortened(header.get("format"))
         raise CheckpointError(
-            f"{path / CONFIG} has format {header.get('format')!r}; this version reads {FORMAT}. Upgrade terrazzo?"
+            f"{path / CONFIG} has format {shown}; this version reads {FORMAT}. Upgrade terrazzo?"
         )
+    kinds: dict[str, type] = {"model_type": str, "model": dict, "provenance": dict}
+    for name, kind in kinds.items():
+        if name in header and not isinstance(header[name], kind):
+            shown = shortened(header[name])
+            raise CheckpointError(f"{path / CONFIG}: {name} is {shown}; it is damaged.")
     return header
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; anything else is a :class:`CheckpointError`."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} must be a JSON object.")
-    return data
+    return parsing.read_object(path, CheckpointError)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; anything else is a :class:`CheckpointError`."""
+    """Read a safetensors file; anything else, and values that are not finite, are a :class:`CheckpointError`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(str(path))
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        state = load_file(str(path))
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+        reason = shortened(error, 200, quoted=False)
         raise CheckpointError(
-            f"{path} is truncated or not a safetensors file ({error}). Download or convert it again."
+            f"{path} is truncated or not a safetensors file ({reason}). Download or convert it again."
         ) from error
+    not_finite = [name for name in sorted(state) if not _is_finite(state[name])]
+    if not_finite:
+        names = shortened(", ".join(not_finite), 200, quoted=False)
+        raise CheckpointError(f"{path} holds values that are not finite: {names}.")
+    return state
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Say whether all values are finite; those of a type that cannot be anything else are."""
+    if not tensor.dtype.is_floating_point:
+        return True
+    return bool(tensor.float().isfinite().all())
 
 
 def check_tensors(
     expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str
 ) -> None:
-    """Check that tensors are those of the model, by name and shape.
+    """Check that tensors are those of the model, by name, shape and kind of numbers.
 
     Raises
     ------
     CheckpointError
-        Names the first few that are missing, left over or of another shape.
+        Names the first few that are missing, left over, of another shape, or of another kind of numbers.
     """
     missing = sorted(set(expected) - set(tensors))
     foreign = sorted(set(tensors) - set(expected))
     reshaped = []
+    retyped = []
     for name in sorted(set(expected) & set(tensors)):
         shape = tuple(tensors[name].shape)
         expected_shape = tuple(expected[name].shape)
         if shape != expected_shape:
             reshaped.append(f"{name}: {shape} instead of {expected_shape}")
+        dtype = tensors[name].dtype
+        expected_dtype = expected[name].dtype
+        if _kind(dtype) != _kind(expected_dtype):
+            retyped.append(f"{name}: {dtype} instead of {expected_dtype}")
     problems = {
         "lacks": missing,
         "has foreign tensors": foreign,
         "has tensors of another shape": reshaped,
+        "has tensors of another type": retyped,
     }
     for problem, names in problems.items():
         if names:
-            shown = "; ".join(names[:3])
+            shown = "; ".join(shortened(name, 200, quoted=False) for name in names[:3])
             if len(names) > 3:
                 shown = f"{shown} and {len(names) - 3} more"
             raise CheckpointError(
                 f"{where} {problem}: {shown}. It belongs to another model or config."
             )
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Return the kind of numbers of a type; real numbers may be stored with half the digits."""
+    return "real" if dtype in _REAL else str(dtype)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

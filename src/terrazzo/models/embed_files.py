@@ -6,7 +6,10 @@ import contextlib
 import difflib
 import json
 import logging
+import os
 import tempfile
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,15 +19,17 @@ from typing import Any, Literal
 import h5py
 from anndata import AnnData
 
-from terrazzo import keys
-from terrazzo.errors import ConfigError, InputError, OutputError
-from terrazzo.files import hash_json, hash_path, whole_file, why_not
+from terrazzo import keys, records
+from terrazzo.errors import ConfigError, InputError, OutputError, TerrazzoError
+from terrazzo.files import hash_json, hash_path, sweep, whole_file, why_not
 from terrazzo.images import TissueImage
+from terrazzo.marks import Mark, find_mark, guard, mark_file, mark_of
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.baselines import Baseline
 from terrazzo.models.inputs import check_image, open_data
 from terrazzo.models.options import EmbedOptions, split_options
 from terrazzo.progress import Progress
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.safe_zarr import refuse_code
 from terrazzo.sdata import TABLES
 from terrazzo.slices import (
@@ -34,11 +39,14 @@ from terrazzo.slices import (
     content_files,
     copy_with_table,
     open_slice,
+    sample_name,
     split_choices,
     store_of,
 )
+from terrazzo.slices.apart import died_at, in_work, read_apart
 from terrazzo.slices.histology import files_beside
 from terrazzo.slices.reading import recognize
+from terrazzo.slices.writable import check_space, make_writable
 
 __all__ = [
     "Done",
@@ -48,6 +56,8 @@ __all__ = [
     "option_text",
     "plan_targets",
     "read_record",
+    "result_names",
+    "writable",
     "write_atomically",
     "write_back",
     "write_opened",
@@ -59,6 +69,8 @@ logger = logging.getLogger(__name__)
 INPUT_HASH = "input_sha256"
 
 OPTIONS = "options"
+
+_PROOF = 2**16  # bytes by which a full disk is noticed
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ def embed_files(
     overwrite: bool = False,
     dry_run: bool = False,
     keep_going: bool = False,
+    read_apart: bool = False,
     announce: Callable[[str], None] | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -127,11 +140,14 @@ def embed_files(
     key_added
         ``obsm`` key; None: the model's own.
     overwrite
-        Replace files in ``out`` that terrazzo did not write.
+        Replace files in ``out`` that terrazzo did not write, or that it made from other slices.
     dry_run
         Only plan; nothing is written.
     keep_going
         Report a slice that cannot be used as ``"failed"`` and go on with the next, instead of raising.
+    read_apart
+        Read each slice once before in a process of its own, so that one on which a library crashes fails like any
+        other. A slice in whose work an earlier run of the same ``out`` died is always read so.
     announce
         Called with each slice's plan (cells, sub-slices, coverage, time) before it is embedded.
     progress
@@ -158,8 +174,6 @@ def embed_files(
             f"one image cannot belong to {len(sources)} slices; embed them one by one."
         )
     targets = plan_targets(sources, folder)
-    if not dry_run:
-        check_writable(folder)
     if isinstance(model, Baseline):
         _fit_on_files(model, sources, options)
     job = _Job(
@@ -170,14 +184,27 @@ def embed_files(
         dry_run=dry_run,
         announce=announce,
         progress=progress,
+        read_apart=read_apart,
     )
+    for source, target in targets:
+        job.check(source, target)
+    if not dry_run:
+        check_writable(folder)
     for source, target in targets:
         try:
             yield job.run(source, target)
-        except InputError as error:
+        except (TerrazzoError, MemoryError) as error:
             if not keep_going:
-                raise type(error)(f"{source}: {error}") from error
-            yield Done(source, target, 0, "failed", str(error))
+                if isinstance(error, InputError):
+                    raise type(error)(f"{source}: {error}") from error
+                raise
+            yield Done(source, target, 0, "failed", str(error) or "not enough memory")
+        except Exception as error:
+            if not keep_going:
+                raise
+            logger.debug("%s", source, exc_info=True)
+            note = f"unexpected error: {type(error).__name__}: {error}"
+            yield Done(source, target, 0, "failed", note)
 
 
 class _Job:
@@ -193,6 +220,7 @@ class _Job:
         dry_run: bool,
         announce: Callable[[str], None] | None,
         progress: bool | None,
+        read_apart: bool,
     ) -> None:
         model_options, slice_options = split_options(options)
         self.model = model
@@ -204,20 +232,62 @@ class _Job:
         self.dry_run = dry_run
         self.announce = announce
         self.bars = Progress(progress)
+        self.read_apart = read_apart
         deciding = {**self.options.deciding(), **slice_options}
         self.recorded = json.dumps(deciding, sort_keys=True, default=option_text)
+
+    def check(self, source: Path, target: Path) -> None:
+        """Refuse to replace what is not an earlier result of the same slice, before any work.
+
+        Raises
+        ------
+        OutputError
+            As :func:`terrazzo.marks.guard`; an embedding under another key, which would be lost.
+        """
+        record = read_record(target, self.key)
+        if record is not None and find_mark(target) is None:
+            return  # saved again by others; recognized by its record, if at all
+        guard(target, self._mark(source), overwrite=self.overwrite)
+        if record is None and target.exists() and not self.overwrite:
+            raise OutputError(
+                f"{target} has no {self.key}, but other results of terrazzo, which would be lost: choose another "
+                "--out, or replace it with --overwrite (overwrite=True)."
+            )
+
+    def _mark(self, source: Path) -> Mark:
+        return mark_of("embed", [source], vars(self.choices))
 
     def run(self, source: Path, target: Path) -> Done:
         """Embed one slice, unless that was done before."""
         identity = {"checkpoint_sha256": self.model.fingerprint(), OPTIONS: self.recorded}
-        before = _record_before(target, self.key, self.overwrite)
+        before = read_record(target, self.key)
         with self.bars.stage(f"check {source.name}", None):
             identity[INPUT_HASH] = hash_input(source, self.choices)
         if before is not None and all(before.get(k) == v for k, v in identity.items()):
+            if not self.dry_run:
+                died_at(target)  # after it was done: its note goes
             return Done(source, target, int(before.get("n_cells", 0)), "unchanged")
+        if before is None or before.get(INPUT_HASH) != identity[INPUT_HASH]:
+            guard(target, self._mark(source), overwrite=self.overwrite)
+        if self.dry_run:
+            return self._do(source, target, identity)
+        with in_work(target, source) as has_died:
+            if has_died or self.read_apart:
+                with self.bars.stage(f"read {source.name} apart", None):
+                    read_apart(source, self.choices, self.slice_options)
+            return self._do(source, target, identity)
+
+    def _do(self, source: Path, target: Path, identity: dict[str, Any]) -> Done:
+        """Read, embed and write one slice."""
         with self.bars.stage(f"read {source.name}", None):
             opened = open_slice(source, self.choices)
+            changes = writable(opened)
         check_image(opened, self.slice_options)
+        if self.announce is not None:
+            for line in changes:
+                self.announce(f"{source}: {line}")
+        if not self.dry_run:
+            check_space(opened.adata, target.parent)
         notes = opened.each(lambda one: self._embed(one, source))
         adata = opened.adata
         if self.dry_run:
@@ -226,7 +296,7 @@ class _Job:
         record.update(identity)
         record["n_cells"] = adata.n_obs
         with self.bars.stage(f"write {target.name}", None):
-            write_opened(opened, target)
+            write_opened(opened, target, self._mark(source))
         return Done(source, target, adata.n_obs, "embedded", max(notes, key=len))
 
     def _embed(self, opened: Opened, source: Path) -> str:
@@ -271,7 +341,22 @@ def _fit_on_files(
         baseline.fit(tissues)
 
 
-def write_opened(opened: Opened, target: Path) -> None:
+def writable(opened: Opened) -> list[str]:
+    """Prove that a slice can be written, with the table that it belongs to; return what was changed for that.
+
+    Raises
+    ------
+    InputError
+        As :func:`terrazzo.slices.writable.make_writable`.
+    """
+    notes = make_writable(opened.adata)
+    table = opened.source_table
+    if table is not None and table is not opened.adata:
+        notes += make_writable(table)
+    return list(dict.fromkeys(notes))
+
+
+def write_opened(opened: Opened, target: Path, mark: Mark | None = None) -> None:
     """Write a slice with all additions to it: a SpatialData as a whole copy of its store, all else as ``.h5ad``.
 
     Raises
@@ -281,12 +366,14 @@ def write_opened(opened: Opened, target: Path) -> None:
     """
     adata = opened.copy_results_to_table()
     if opened.store is not None and opened.table_name is not None:
-        copy_with_table(opened.store, target, opened.table_name, adata)
+        copy_with_table(opened.store, target, opened.table_name, adata, mark)
     else:
-        write_atomically(adata, target)
+        write_atomically(adata, target, mark)
 
 
-def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> None:
+def write_back(
+    adata: AnnData, target: Path, source: Path, mark: Mark | None = None, **choices: str
+) -> None:
     """Write a slice that :func:`terrazzo.slices.read_anndata` read from a source, with all additions to it.
 
     Raises
@@ -295,10 +382,11 @@ def write_back(adata: AnnData, target: Path, source: Path, **choices: str) -> No
         It cannot be written; no incomplete file remains.
     """
     if store_of(source) is None:
-        write_atomically(adata, target)
+        write_atomically(adata, target, mark)
         return
     opened = open_slice(source, Choices(**choices))
-    write_opened(replace(opened, adata=adata), target)
+    writable(opened)
+    write_opened(replace(opened, adata=adata), target, mark)
 
 
 def hash_input(source: Path, choices: Choices) -> str:
@@ -320,42 +408,55 @@ def option_text(value: Any) -> Any:
 
 
 def _precision_note(record: dict[str, Any]) -> str:
-    cosine = json.loads(record["details"]).get("bfloat16_min_cosine")
-    if cosine is None:
+    cosine = records.parsed(record, "details").get("bfloat16_min_cosine")
+    if not isinstance(cosine, int | float):
         return ""
     return f"bfloat16: least cosine to float32 on sampled cells {cosine:.4f}"
 
 
-def _record_before(target: Path, key: str, overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of an earlier run in the target; refuse to replace a file that terrazzo did not write."""
-    record = read_record(target, key)
-    if target.exists() and record is None and not overwrite:
-        raise OutputError(
-            f"{target} exists and was not written by terrazzo: choose another --out, or --overwrite."
-        )
-    return record
-
-
 def plan_targets(sources: Sequence[str | Path], folder: Path) -> list[tuple[Path, Path]]:
-    """Return (source, target) pairs; refuse two inputs for one output, and an output onto its input."""
-    pairs: list[tuple[Path, Path]] = []
-    seen: dict[Path, Path] = {}
-    for source in map(Path, sources):
+    """Return (source, target) pairs; refuse two inputs for one output, and an output onto its input.
+
+    A result has the name of its slice's file; of a folder with a generic name, such as ``outs``, that of the folder
+    above; of several files with one generic name, such as ``slice.h5ad``, those of their folders.
+    """
+    paths = [Path(source) for source in sources]
+    for source in paths:
         if not source.exists():
             raise InputError(f"{source} does not exist.{_nearest_hint(source)}")
-        store = store_of(source)
-        target = folder / (f"{source.stem}.h5ad" if store is None else f"{store.stem}.zarr")
-        if target in seen:
+    pairs: list[tuple[Path, Path]] = []
+    seen: dict[str, Path] = {}
+    for source, name in zip(paths, result_names(paths), strict=True):
+        target = folder / name
+        key = unicodedata.normalize("NFC", name).casefold()  # one file to some file systems
+        if key in seen:
             raise InputError(
-                f"{seen[target]} and {source} would both be written to {target}: rename one, or use two output folders."
+                f"{seen[key]} and {source} would both be written to {target}: rename one, or use two output folders."
             )
-        if target.exists() and target.resolve() == (store or source).resolve():
+        if target.exists() and target.resolve() == (store_of(source) or source).resolve():
             raise InputError(
                 f"{target} would overwrite its own input: choose another output folder."
             )
-        seen[target] = source
+        seen[key] = source
         pairs.append((source, target))
     return pairs
+
+
+def result_names(sources: Sequence[Path]) -> list[str]:
+    """Return the name of each source's result, with its ending."""
+    names = []
+    endings = []
+    for source in sources:
+        store = store_of(source)
+        names.append(sample_name(source) if store is None else store.stem)
+        endings.append(".h5ad" if store is None else ".zarr")
+    times = Counter(name.casefold() for name in names)
+    out = []
+    for source, name, ending in zip(sources, names, endings, strict=True):
+        if times[name.casefold()] > 1:
+            name = sample_name(source, of_files=True)
+        out.append(f"{name}{ending}")
+    return out
 
 
 def _nearest_hint(path: Path) -> str:
@@ -368,20 +469,28 @@ def _nearest_hint(path: Path) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Create the output folder and check that it can be written, before any work is done."""
+    """Create the output folder and check that it can be written, before any work is done; sweep old drafts."""
     if folder.is_file():
         raise OutputError(f"{folder} is a file, and results need a folder: choose another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROOF))
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written ({error.strerror or error}): choose another --out."
+            f"{folder} cannot be written ({_reason(error)}): choose another --out."
         ) from error
+    sweep(folder)
 
 
-def write_atomically(adata: AnnData, target: Path) -> None:
+def _reason(error: OSError) -> str:
+    reason = why_not(error)
+    return reason if reason != str(error) else error.strerror or reason
+
+
+def write_atomically(adata: AnnData, target: Path, mark: Mark | None = None) -> None:
     """Write ``.h5ad`` beside the target, then rename: the target is complete or does not exist.
 
     Raises
@@ -392,6 +501,8 @@ def write_atomically(adata: AnnData, target: Path) -> None:
     try:
         with whole_file(target) as draft:
             adata.write_h5ad(draft)
+            if mark is not None:
+                mark_file(draft, mark)
     except OSError as error:
         raise OutputError(
             f"{target} could not be written: {why_not(error)}. Nothing of it was kept; finished slices are safe."
@@ -404,7 +515,7 @@ def read_record(target: Path, key: str) -> dict[str, Any] | None:
         return _read_store(target, key)
     if not target.is_file():
         return None
-    with contextlib.suppress(OSError, KeyError), h5py.File(target, "r") as file:
+    with contextlib.suppress(OSError, KeyError, InputError), open_file(target) as file:
         group = file["uns"][keys.UNS][key]
         if key in file["obsm"]:
             record = {}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from terrazzo._version import __version__
-from terrazzo.errors import CheckpointError, OutputError, TerrazzoError
+from terrazzo.errors import CheckpointError, OutputError, TerrazzoError, shortened
+from terrazzo.files import exists
 from terrazzo.models import checkpoint as ckpt
 
 __all__ = ["COMMIT", "HUB", "Located", "is_hub_name", "locate", "push"]
@@ -25,6 +26,7 @@ COMMIT = "hub_commit"
 
 LONGEST = 300  # characters of a foreign message
 
+_REVISION = re.compile(r"(?!.*\.\.)\w[\w./-]*")
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -49,7 +51,7 @@ def is_hub_name(source: str | Path) -> bool:
     name = str(source)
     if _NAME.fullmatch(name) is None or name.startswith("."):
         return False
-    return not Path(source).exists()
+    return not exists(Path(source))
 
 
 def locate(source: str | Path, revision: str | None = None) -> Located:
@@ -77,6 +79,8 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
             f"{source} names the revision {stated!r}, and revision= another one, {revision!r}."
         )
     revision = stated or revision
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise CheckpointError(f"{shortened(revision)} is not a revision: a branch, tag or commit.")
     from huggingface_hub import snapshot_download
 
     what = f"{source} is not a local folder, and could not be fetched from the hub"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from terrazzo.errors import CheckpointError, ConfigError, did_you_mean
+from terrazzo.files import exists
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.hub import locate
@@ -31,7 +32,7 @@ def load(
     """
     place = locate(source, revision)
     files = (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY)
-    if not all((place.folder / name).is_file() for name in files):
+    if not exists(place.folder) or not all((place.folder / name).is_file() for name in files):
         ckpt.read(place.folder)  # raises an error that names the missing file
     model_type = ckpt.read_header(place.folder)["model_type"]
     model_class = registry.model_class(model_type)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
-import yaml
 
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, did_you_mean
+from terrazzo.parsing import parse_yaml
 from terrazzo.systems import registry
 
 __all__ = [
@@ -207,8 +207,8 @@ def _takes_text(hint: Any) -> bool:
 
 def _value_of(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "an option")
+    except ConfigError:
         return text
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -161,6 +160,7 @@ def _predicted(adata: AnnData, key: str) -> pd.DataFrame:
 def _scale(adata: AnnData, key: str) -> Scale:
     """Return what counts are scaled to, as the probe learned them."""
     record = records.records_of(adata).get(key, {})
-    info = json.loads(str(record.get("probe", "{}")))
-    scale = info.get("scale", PAPER_TOTAL)
-    return "median" if scale == "median" else float(scale)
+    scale = records.parsed(record, "probe").get("scale", PAPER_TOTAL)
+    if scale == "median":
+        return "median"
+    return float(scale) if isinstance(scale, int | float) else PAPER_TOTAL

@@ -11,6 +11,7 @@ import numpy as np
 from terrazzo.arrays import Floats
 from terrazzo.errors import OutputError
 from terrazzo.files import whole_file
+from terrazzo.marks import ATTRIBUTE, Mark, guard
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ _LETTER = 0.06  # inches: a letter of it, about
 _DOT = 0.4  # inches: the dot before a name, and the space around both
 _BAR = 0.7  # inches: a scale and its numbers
 _TAIL = 0.5  # per cent of the numbers that may be beyond either end of their scale
+_ANY = Mark("figure", "0" * 16, "0" * 16, "a figure")  # drawn by a script
 _MARKER = 7.0  # points: the same dot in every legend, whatever the size of a cell
 
 
@@ -138,24 +140,47 @@ def _legend_columns(n: int, height: float) -> int:
     return -(-n // n_rows)
 
 
-def save(figure: Figure, path: str | Path) -> Path:
+def save(
+    figure: Figure, path: str | Path, *, overwrite: bool = False, mark: Mark | None = None
+) -> Path:
     """Write a figure, with all that is beside its axes, and close it.
+
+    Parameters
+    ----------
+    figure
+        Of matplotlib.
+    path
+        Its ending is the format.
+    overwrite
+        Replace a file that is not a figure of terrazzo; without it only figures that this function wrote are replaced.
+    mark
+        Of the command line: what it was drawn from.
 
     Raises
     ------
     OutputError
-        It cannot be written there, or not in this format.
+        It cannot be written there, or not in this format; there is another file.
     """
     import matplotlib.pyplot as plt
 
     target = Path(path)
+    mark = mark or _ANY
     try:
+        guard(target, mark, overwrite=overwrite)
         if not target.suffix:
             raise ValueError("its name has no ending; take .png, .pdf or .svg")
         file_format = target.suffix[1:].lower()
         with whole_file(target) as draft:
-            figure.savefig(draft, dpi=150, bbox_inches="tight", format=file_format)
+            figure.savefig(
+                draft,
+                dpi=150,
+                bbox_inches="tight",
+                format=file_format,
+                **_marked(file_format, mark),
+            )
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         reason = error.strerror or error
         raise OutputError(f"{path} could not be written ({reason}).") from error
     except ValueError as error:  # matplotlib names the formats it knows
@@ -163,3 +188,19 @@ def save(figure: Figure, path: str | Path) -> Path:
     finally:
         plt.close(figure)
     return target
+
+
+def _marked(file_format: str, mark: Mark) -> dict[str, Any]:
+    """Return the argument of ``savefig`` that puts a mark into a file; {} where the format has no place for one."""
+    text = mark.text()
+    if file_format == "png":
+        return {"metadata": {ATTRIBUTE: text}}
+    if file_format in ("pdf", "svg"):
+        return {"metadata": {"Keywords": text}}
+    if file_format in ("eps", "ps"):
+        return {"metadata": {"Creator": text}}
+    if file_format in ("jpg", "jpeg"):
+        return {"pil_kwargs": {"comment": text.encode()}}
+    if file_format in ("tif", "tiff"):
+        return {"pil_kwargs": {"description": text}}
+    return {}

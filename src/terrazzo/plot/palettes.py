@@ -16,6 +16,7 @@ from anndata import AnnData
 from terrazzo import keys
 from terrazzo.arrays import Bools, Floats
 from terrazzo.errors import ConfigError, InputError, did_you_mean
+from terrazzo.sparse import check_matrix
 
 __all__ = [
     "COLORS",
@@ -27,6 +28,7 @@ __all__ = [
     "by_name",
     "color_map",
     "colors",
+    "in_order",
     "is_label",
     "joint_label_colors",
     "label_colors",
@@ -38,57 +40,58 @@ Palette = Mapping[str, Any] | Sequence[Any] | str
 """Colors by name; or in the order of the categories; or a matplotlib color map."""
 
 COLORS = (
-    "#1f77b4",
-    "#ff7f0e",
-    "#2ca02c",
-    "#d62728",
-    "#9467bd",
-    "#8c564b",
-    "#e377c2",
-    "#bcbd22",
-    "#17becf",
-    "#4b5a00",
-    "#e1a55a",
-    "#87004b",
-    "#00e1b4",
-    "#ff8787",
-    "#2d695a",
-    "#960f96",
-    "#96c378",
-    "#f02d78",
-    "#1e87ff",
-    "#0f3cb4",
-    "#963c00",
-    "#4b3c69",
-    "#b4b4ff",
-    "#96875a",
-    "#c387a5",
-    "#00692d",
-    "#a5e15a",
-    "#5ac3ff",
-    "#f0b41e",
-    "#876900",
-    "#870f1e",
-    "#2da587",
-    "#e1d278",
-    "#3ce178",
-    "#d287ff",
-    "#5a8700",
-    "#d22d96",
-    "#004b69",
-    "#ffb4a5",
-    "#693c00",
+    "#003cb4",
+    "#ffb42d",
+    "#00b496",
+    "#c32d0f",
+    "#b496ff",
+    "#5a2d5a",
+    "#e17800",
+    "#7869e1",
+    "#965a87",
+    "#870000",
+    "#361b36",
+    "#510000",
+    "#b2c4e8",
+    "#b76666",
+    "#78486c",
+    "#f3c999",
+    "#002a7e",
+    "#4ccbb6",
+    "#668ad2",
+    "#6054b4",
+    "#99b1e1",
+    "#ab4c4c",
+    "#9f3333",
+    "#9c819c",
+    "#e79333",
+    "#483f87",
+    "#cf573f",
+    "#7e69b2",
+    "#809eda",
+    "#482448",
+    "#6c0000",
+    "#009078",
+    "#6c5a99",
+    "#544a9d",
+    "#c3abff",
+    "#693f5e",
+    "#e0ba77",
+    "#00483c",
+    "#00362d",
+    "#ba8549",
 )
-"""Matplotlib's ten without the gray; then each about as far as can be (CIELAB) from all before it, white and gray."""
+"""Ten that people of every color vision tell apart, and white and gray from them; then shades of these, each as far as
+can be from all before it."""
 
 MISSING_COLOR = "#d9d9d9"
 MISSING = "no label"
 MAP = "viridis"
 _MISSING_WORDS = ("", "nan", "<na>")  # what a missing label becomes on its way through text
-# colors that names choose from; the later ones, less different, are for names whose color is taken
-_STRONG = len(COLORS) // 2
-# one with which no two region names of the slices at hand share a color, and few cell types do
-_SALT = 86558
+# colors that names choose from; the shades of these are for names whose color is taken
+_STRONG = 10
+# one with which no two region names of one of the usual annotated studies share a color
+_SALT = 7451
 _GOLDEN = 0.618034
 _LISTED = 20  # color maps of at most so many colors (tab10 and the like) are lists of colors
 
@@ -198,13 +201,18 @@ def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
             taken[name] = own
             used.add(own)
     for name in without:  # after all others, so that none of them loses its own color
-        start = _STRONG + _slot(name) % _STRONG
-        weak = (*COLORS[start:], *COLORS[_STRONG:start])
-        candidates = itertools.chain(weak, COLORS, _beyond())
+        start = _slot(name) % _STRONG
+        strong = (*COLORS[start:_STRONG], *COLORS[:start])
+        candidates = itertools.chain(strong, COLORS, _beyond())
         free = next(color for color in candidates if color not in used)
         taken[name] = free
         used.add(free)
     return {name: taken[name] for name in names}
+
+
+def in_order(n: int) -> list[str]:
+    """Return the first ``n`` colors, for labels that have a number: ever new ones beyond the palette."""
+    return list(itertools.islice(itertools.chain(COLORS, _beyond()), n))
 
 
 def as_hex(color: Any) -> str:
@@ -284,6 +292,7 @@ def _expression(adata: AnnData, gene: str) -> Floats:
         columns = np.flatnonzero(np.asarray(names.astype(str)) == gene)
         if not len(columns):
             continue
+        check_matrix(adata.X, "X")
         values = adata[:, columns].X
         if values is None:
             raise InputError(
@@ -351,7 +360,9 @@ def _slot(name: str) -> int:
     if stem:
         checksum = zlib.crc32(f"{_SALT}{stem}".encode())
         start = checksum % _STRONG
-    return (start + number) % len(COLORS)
+    if number < _STRONG:
+        return (start + number) % _STRONG
+    return number % len(COLORS)
 
 
 def _beyond() -> Iterator[str]:

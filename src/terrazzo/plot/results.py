@@ -26,6 +26,7 @@ from terrazzo.plot.palettes import (
     natural,
     read_values,
 )
+from terrazzo.sparse import check_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -377,6 +378,7 @@ def _pairs(true: Any, predicted: Any, name: str | None) -> tuple[Floats, Floats]
 
 def _numbers(values: Any) -> Floats:
     """Return numbers dense."""
+    check_matrix(values, "the values")
     dense = values.toarray() if hasattr(values, "toarray") else values
     try:
         return np.asarray(dense, dtype=np.float64)

@@ -23,6 +23,7 @@ __all__ = [
     "is_log",
     "parts",
     "read",
+    "scores",
     "ticks",
     "trivial_of",
 ]
@@ -37,6 +38,24 @@ N_TICKS = 5
 TEXT_HEIGHT = 13
 CURVES = {"train": "training", "val": "held out"}  # prefix of the column to name of the curve
 NO_LOSS = ("gradient_norm",)
+CHANCE = "_chance"  # suffix of the column that says what chance scores
+# in names of columns that are scores and not losses
+SCORE_WORDS = frozenset(
+    (
+        "accuracy",
+        "ami",
+        "ari",
+        "auc",
+        "auroc",
+        "f1",
+        "nmi",
+        "pearson",
+        "precision",
+        "r2",
+        "recall",
+        "spearman",
+    )
+)
 SUM = "loss"  # that is minimized
 FIRST_STEPS = 98  # percentile: a first step or two may cost many times what all others do
 
@@ -109,7 +128,7 @@ def read(path: Path, name: str) -> Run:
     if path.name == log_files.CSV and recipe_file.is_file():
         recipe = recipe_file.read_text(encoding="utf-8")
     panels = []
-    for part in parts(list(table)):
+    for part in [*parts(list(table)), *scores(list(table))]:
         panel = _panel(part, table)
         if panel is not None:
             panels.append(panel)
@@ -150,11 +169,28 @@ def parts(columns: list[str]) -> list[str]:
     return out
 
 
+def scores(columns: list[str]) -> list[str]:
+    """Return what is scored on held-out data and is not a loss: recall, accuracy and the like, higher is better."""
+    names = [column.removeprefix("val/") for column in columns if column.startswith("val/")]
+    losses = set(parts(columns))
+    out = []
+    for name in names:
+        is_chance = name.endswith(CHANCE)
+        if name in losses or is_chance:
+            continue
+        if f"{name}{CHANCE}" in names or SCORE_WORDS & set(name.lower().split("_")):
+            out.append(name)
+    return out
+
+
 def trivial_of(part: str, columns: list[str]) -> dict[str, str]:
-    """Return the columns that say what trivial answers to a part cost, by their names in words."""
+    """Return the columns that say what trivial answers to a part cost, by their names in words.
+
+    Those of a score are what chance scores.
+    """
     start = f"val/{part}_"
     of_longer: set[str] = set()  # columns of parts whose names begin with this one's
-    for other in parts(columns):
+    for other in [*parts(columns), *scores(columns)]:
         if other.startswith(f"{part}_"):
             of_longer.add(f"val/{other}")
             of_longer.update(name for name in columns if name.startswith(f"val/{other}_"))
@@ -220,6 +256,8 @@ def _panel(part: str, table: Mapping[str, Floats]) -> Panel | None:
         place = float(axes.y(loss_shown))
         y_ticks.append(Tick(place, f"{loss_shown:.4g}"))
     title = part.replace("_", " ")
+    if part in scores(list(table)):
+        title += " (a score: higher is better)"
     return Panel(title, lines, _apart(trivial), x_ticks, y_ticks)
 
 
@@ -273,4 +311,4 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(step for step in steps if step >= wanted * 0.999)
     first = math.ceil(low / step)
     last = math.floor(high / step)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    return [round(k * step, 12) + 0.0 for k in range(first, last + 1)]  # + 0.0: -0 is 0

@@ -17,9 +17,11 @@ from terrazzo.plot.figures import scale_of
 from terrazzo.report.packing import FINE, Blocks, smallest
 from terrazzo.slices import Slice
 
-__all__ = ["Chosen", "choose", "find", "hint", "names_of", "pack"]
+__all__ = ["Chosen", "choose", "default_number", "find", "hint", "names_of", "pack"]
 
 VALUES = 10_000_000  # of genes in one slice, at most
+ALL_VALUES = 3_000_000  # up to which all genes are held where no number is given
+DEFAULT = 100  # genes of a larger slice
 LEAST = 10  # genes, however many cells
 POOL_VALUES = 20_000_000  # values whose agreement with the neighbors is computed, at most
 POOL_GENES = 1000
@@ -72,6 +74,12 @@ def find(tissue: Slice, wanted: Sequence[str]) -> tuple[list[int], list[str]]:
 def hint(tissue: Slice, name: str) -> str:
     """Name the gene that was likely meant."""
     return did_you_mean(name, names_of(tissue))
+
+
+def default_number(tissue: Slice) -> int:
+    """Return how many genes a page holds where nobody says: all where that is little, else 100."""
+    is_little = tissue.n_cells * tissue.n_genes <= ALL_VALUES
+    return tissue.n_genes if is_little else DEFAULT
 
 
 def choose(tissue: Slice, n_genes: int, wanted: Sequence[int], seed: int = 0) -> Chosen:

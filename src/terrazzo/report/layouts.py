@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from anndata import AnnData
 
-from terrazzo import keys, records
+from terrazzo import records
 from terrazzo.arrays import AnyFloats, Floats
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.plot.results import LEAST_CELLS, umap_layout
@@ -88,10 +88,15 @@ def _unnamed(adata: AnnData, spatial_key: str) -> tuple[list[str], list[str]]:
             continue
         if values.shape[1] > 2:
             wide.append(str(key))
-    recorded = dict(adata.uns.get(keys.UNS, {}))
+    recorded = records.records_of(adata)
     candidates = [key for key in wide if key in recorded]
     if not candidates:
         candidates = [key for key in wide if key.startswith("X_")]
+    used = set()  # in which something was found
+    for record in recorded.values():
+        if isinstance(record, dict):
+            used.add(str(record.get("use_rep", "")).partition(":")[0])
+    candidates.sort(key=lambda key: key not in used)
     chosen = candidates[:MAX_UNNAMED]
     for key in READY:
         if key in adata.obsm and key not in chosen:

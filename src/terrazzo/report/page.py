@@ -17,12 +17,21 @@ from terrazzo.plot.palettes import MAP, MISSING, MISSING_COLOR, color_map
 from terrazzo.plot.tissue import panels
 from terrazzo.report import curves
 from terrazzo.report.packing import Blocks, address
+from terrazzo.report.regions import Table
 from terrazzo.report.results import Result
 from terrazzo.report.slices import Sheet
 
 __all__ = ["Record", "data", "records", "render", "still"]
 
-SCRIPTS = ("data.js", "raster.js", "plane.js", "legend.js", "viewer.js", "start.js")
+SCRIPTS = (
+    "data.js",
+    "raster.js",
+    "plane.js",
+    "legend.js",
+    "viewer.js",
+    "overview.js",
+    "start.js",
+)
 STYLE = "report.css"
 N_STILLS = 3  # pictures of a slice for paper, and where no script runs
 N_SHADES = 256
@@ -50,6 +59,7 @@ class Record:
 
 def render(
     sheets: Sequence[Sheet],
+    tables: Sequence[Table],
     runs: Sequence[curves.Run],
     results: Sequence[Result],
     blocks: Blocks,
@@ -62,7 +72,7 @@ def render(
 
     Parameters
     ----------
-    sheets, runs, results
+    sheets, tables, runs, results
         What it shows.
     blocks
         The binary data of the sheets.
@@ -89,10 +99,11 @@ def render(
         about=about,
         notes=list(notes),
         sheets=list(zip(sheets, stills, strict=True)),
+        tables=tables,
         runs=runs,
         results=results,
         blocks=blocks.encoded,
-        data=data(sheets),
+        data=data(sheets, tables),
         curves=curves,
         records=records,
         script=script,
@@ -105,8 +116,8 @@ def render(
     return f"{page.rstrip()}\n"
 
 
-def data(sheets: Sequence[Sheet]) -> dict[str, Any]:
-    """Return what the script reads: the slices, and the colors that all of them share."""
+def data(sheets: Sequence[Sheet], tables: Sequence[Table]) -> dict[str, Any]:
+    """Return what the script reads: the slices, what was found, and the colors that all of them share."""
     shades = color_map(None)(range(N_SHADES))[:, :3]
     colors = []
     for red, green, blue in (shades * 255).round().astype(int).tolist():
@@ -117,6 +128,7 @@ def data(sheets: Sequence[Sheet]) -> dict[str, Any]:
         "missing": MISSING,
         "missingColor": MISSING_COLOR,
         "slices": [sheet.data for sheet in sheets],
+        "found": [table.data for table in tables],
     }
 
 

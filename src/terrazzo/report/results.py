@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from terrazzo import parsing
 from terrazzo.errors import InputError
 from terrazzo.tasks.results import TaskResult
 
-__all__ = ["Grid", "Result", "bench", "grid", "kind_of", "plain", "read_json", "rows", "task"]
+__all__ = [
+    "Grid",
+    "Result",
+    "bench",
+    "grid",
+    "kind_of",
+    "plain",
+    "read_json",
+    "rows",
+    "task",
+    "without_minus_zero",
+]
 
 ROWS = 400  # of a table that is shown
 COLUMNS = 60
+MINUS_ZERO = re.compile(r"-0(\.0+)?( ± .*)?")  # a small loss, rounded
 PARTS = 100  # genes or cell types with a row of their own
 KINDS = {  # of JSON files: the keys that they have
     "bench": {"table", "protocol", "scores"},
@@ -60,10 +74,15 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
+        return "" if math.isnan(value) else f"{value + 0.0:.4g}"  # + 0.0: -0 is 0
     if isinstance(value, dict | list):
         return json.dumps(value)
-    return str(value)
+    return without_minus_zero(str(value))
+
+
+def without_minus_zero(text: str) -> str:
+    """Return a number, or a mean with its deviation, whose zero has no sign; other texts as they are."""
+    return text[1:] if MINUS_ZERO.fullmatch(text) else text
 
 
 def kind_of(record: Any) -> str:
@@ -83,10 +102,7 @@ def read_json(path: Path) -> Any:
     InputError
         It cannot be read, or is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}).") from error
+    return parsing.read_json(path, InputError, finite=False)
 
 
 def bench(record: dict[str, Any], where: str) -> Result:
@@ -171,6 +187,7 @@ def _whole_scores(result: TaskResult) -> pd.DataFrame:
     scores = []
     for row in summary.itertuples():
         text = f"{row.mean:.3f}"
+        text = without_minus_zero(text)
         if row.n > 1:
             text += f" ± {row.sd:.3f}"
         scores.append(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,12 @@ from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.parsing import parse_json
 from terrazzo.plot.figures import MAX_LEGEND, scale_of
 from terrazzo.plot.palettes import label_colors, read_values
 from terrazzo.plot.tissue import Place, legend_colors, place_of_slice
-from terrazzo.report import expression, layouts
+from terrazzo.records import records_of
+from terrazzo.report import expression, found, layouts
 from terrazzo.report.packing import Blocks, jpeg
 from terrazzo.slices import Opened, Slice
 
@@ -36,11 +37,12 @@ class Settings:
     """Settings of a slice's part of the page; see :func:`terrazzo.report.write`."""
 
     genes: Sequence[str] = ()
-    n_genes: int = 100
+    n_genes: int | None = None
     embeddings: Sequence[str] | None = None
     projection: layouts.Method = "auto"
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    markers: Sequence[str] = ()  # genes that are held where a slice has them
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Sheet:
         Of each embedding: gene coverage; provenance.
     notes
         What was left out, and why.
+    found
+        Regions, types and domains that are in the slice.
     """
 
     name: str
@@ -81,6 +85,15 @@ class Sheet:
     coverage: list[dict[str, Any]]
     records: list[dict[str, Any]]
     notes: list[str]
+    found: list[found.Part]
+
+    def recolor(self, colors: dict[str, dict[str, str]]) -> None:
+        """Give the labels the colors that they have in all slices."""
+        for column in self.data["columns"]:
+            for label in column.get("labels", []):
+                label["color"] = colors[column["name"]][label["name"]]
+        for column, own in self.colors.items():
+            self.colors[column] = {name: colors[column][name] for name in own}
 
 
 def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Sheet:
@@ -97,8 +110,10 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
     tissue = _read(adata, options, notes)
     place = _place(tissue, notes)
     columns = _columns(adata, tissue, notes)
+    n_genes = expression.default_number(tissue) if settings.n_genes is None else settings.n_genes
     wanted, missing = expression.find(tissue, settings.genes)
-    genes = expression.choose(tissue, settings.n_genes, wanted, settings.seed)
+    markers, _ = expression.find(tissue, settings.markers)
+    genes = expression.choose(tissue, n_genes, [*wanted, *markers], settings.seed)
     drawn, layout_notes = layouts.draw(
         adata,
         settings.embeddings,
@@ -116,6 +131,7 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
         "low": place.low.tolist(),
         "high": place.high.tolist(),
         "extent": _extent(place),
+        "hasImage": place.pixels is not None,
         "x": blocks.places(tissue.coords[:, 0]),
         "y": blocks.places(tissue.coords[:, 1]),
         "names": blocks.texts(tissue.obs_names.tolist()),
@@ -141,6 +157,7 @@ def sheet(opened: Opened, name: str, settings: Settings, blocks: Blocks) -> Shee
         _coverage(records),
         records,
         notes + layout_notes,
+        found.parts(adata, tissue.coords, columns.shown),
     )
 
 
@@ -212,12 +229,14 @@ def _columns(adata: AnnData, tissue: Slice, notes: list[str]) -> _Columns:
         else:
             labels[column] = values
     shown: dict[str, pd.Series] = {}
-    for column in _legible_first(labels)[:MAX_LABELS]:
+    label_order = _found_first(adata, _legible_first(labels))
+    number_order = _agreement_first(list(numbers), label_order)
+    for column in label_order[:MAX_LABELS]:
         shown[column] = labels[column]
-    for column in list(numbers)[:MAX_NUMBERS]:
+    for column in number_order[:MAX_NUMBERS]:
         shown[column] = numbers[column]
-    _note_left_out(list(labels)[MAX_LABELS:], notes)
-    _note_left_out(list(numbers)[MAX_NUMBERS:], notes)
+    _note_left_out(label_order[MAX_LABELS:], notes)
+    _note_left_out(number_order[MAX_NUMBERS:], notes)
     of_cells = {
         "counts (all genes)": tissue.total_counts,
         "genes detected": np.diff(tissue.counts.indptr),
@@ -241,17 +260,24 @@ def _legible_first(labels: dict[str, pd.Series]) -> list[str]:
     return sorted(labels, key=is_hard_to_read)
 
 
+def _found_first(adata: AnnData, columns: list[str]) -> list[str]:
+    """Put what terrazzo found before all else."""
+    return sorted(columns, key=lambda column: not found.is_found(adata, column))
+
+
+def _agreement_first(numbers: list[str], labels: list[str]) -> list[str]:
+    """Put the reproducibility of labels before other numbers."""
+    of_labels = {label + found.AGREEMENT for label in labels}
+    return sorted(numbers, key=lambda column: column not in of_labels)
+
+
 def _packed(adata: AnnData, column: str, values: pd.Series, blocks: Blocks) -> dict[str, Any]:
     if not isinstance(values.dtype, pd.CategoricalDtype):
         scale = scale_of(values.dropna().to_numpy(dtype=np.float64))
         numbers = blocks.numbers(values.to_numpy(dtype=np.float32), "f4")
         ends = {"low": scale.vmin, "high": scale.vmax}
         return {"name": column, "group": "Numbers", **ends, **numbers}
-    records = dict(adata.uns.get(keys.UNS, {}))
-    record = dict(records.get(column, {}))
-    group = "Labels"
-    if record.get("task") == "domains" or column.endswith(keys.DOMAIN_SUFFIX):
-        group = "Domains"
+    group = "Found" if found.is_found(adata, column) else "Labels"
     colors = label_colors(adata, column, values, None)
     categories = values.cat.categories
     codes = values.cat.codes.to_numpy()
@@ -304,11 +330,8 @@ def _facts(tissue: Slice) -> list[str]:
 
 def _records(adata: AnnData) -> list[dict[str, Any]]:
     """Return the records of ``uns["terrazzo"]``, one dict a key, plain Python, texts of JSON parsed."""
-    records = dict(adata.uns.get(keys.UNS, {}))
     out = []
-    for key, record in records.items():
-        if not isinstance(record, dict):
-            continue
+    for key, record in records_of(adata).items():
         plain: dict[str, Any] = {"key": str(key)}
         for name, value in record.items():
             plain[str(name)] = _plain(value)
@@ -326,16 +349,25 @@ def _plain(value: Any) -> Any:
     if not value.startswith(("{", "[")):
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        return parse_json(value, "a record", InputError, finite=False)
+    except InputError:
         return value
 
 
 def _coverage(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the gene coverage of each model that records one."""
+    """Return the gene coverage of each model that records one; another program's record may lack parts of it."""
     out = []
     for record in records:
         coverage = record.get("coverage")
-        if isinstance(coverage, dict):
-            out.append({"key": record["key"], **coverage})
+        if isinstance(coverage, dict) and _is_whole(coverage):
+            out.append({**coverage, "key": record["key"]})
     return out
+
+
+def _is_whole(coverage: dict[str, Any]) -> bool:
+    """Say whether a gene coverage holds what the page shows."""
+    for name in ("n_matched", "n_genes", "share_counts", "min_cell_share"):
+        value = coverage.get(name)
+        if not isinstance(value, int | float) or not np.isfinite(value):
+            return False
+    return isinstance(coverage.get("unmatched_examples"), list)

@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from terrazzo.errors import InputError
 from terrazzo.report import curves, results
+from terrazzo.safe_tables import first_line
 from terrazzo.tasks.results import RECORD, TaskResult
 from terrazzo.training import logs as log_files
 
@@ -186,8 +187,7 @@ def _take_json(path: Path, found: Found, strict: bool) -> bool:
 
 def _take_csv(path: Path, found: Found, strict: bool) -> bool:
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            header = next(csv.reader(stream), [])
+        header = first_line(path)
         if curves.is_log(header):
             name = path.stem
             if path.name == log_files.CSV:

@@ -2,6 +2,7 @@
 
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.parts import takes_all
+from terrazzo.slices.platforms import sample_name
 from terrazzo.slices.reading import (
     content_files,
     open_slice,
@@ -24,6 +25,7 @@ __all__ = [
     "open_spatialdata",
     "read",
     "read_anndata",
+    "sample_name",
     "split_choices",
     "store_of",
     "takes_all",

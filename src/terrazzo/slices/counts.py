@@ -13,10 +13,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.errors import InputError, TerrazzoWarning, shortened
 from terrazzo.genes.features import find_features
 from terrazzo.genes.names import read_gene_names
-from terrazzo.sparse import canonical
+from terrazzo.sparse import canonical, check_matrix
 
 __all__ = ["CountsFound", "find_counts", "to_csr", "warn_found"]
 
@@ -395,7 +395,7 @@ def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
         If the values are not real numbers or the matrix is not two-dimensional.
     """
     if hasattr(matrix, "to_memory"):  # anndata's backed sparse datasets
-        matrix = matrix.to_memory()
+        matrix = _in_memory(matrix, where)
     if len(getattr(matrix, "shape", ())) != 2:
         raise InputError(f"{where} is not a two-dimensional matrix (found {type(matrix).__name__})")
     dtype = np.dtype(matrix.dtype)
@@ -404,18 +404,34 @@ def to_csr(matrix: Any, where: str = "X") -> sp.csr_matrix:
             f"{where} does not hold numbers (dtype {dtype}); convert it to a numeric matrix"
         )
     if sp.issparse(matrix):
-        return canonical(_sparse_copy(matrix))
+        return canonical(_sparse_copy(matrix, where))
+    if hasattr(matrix, "map_blocks"):  # dask: a block is checked before rows of it are taken
+        matrix = matrix.map_blocks(_checked, where, dtype=matrix.dtype, meta=matrix._meta)
     n_rows, n_cols = matrix.shape
     step = max(1, _CHUNK_VALUES // max(1, n_cols))
     blocks = []
     for start in range(0, n_rows, step):
         block = _block(matrix, start, start + step)
-        blocks.append(_sparse_copy(block))
+        blocks.append(_sparse_copy(block, where))
     if not blocks:
         return sp.csr_matrix((n_rows, n_cols), dtype=np.float32)
     if len(blocks) == 1:
         return canonical(blocks[0])
     return canonical(sp.vstack(blocks, format="csr"))
+
+
+def _in_memory(matrix: Any, where: str) -> Any:
+    """Read a matrix that is in a file."""
+    try:
+        return matrix.to_memory()
+    except (OSError, KeyError, ValueError, TypeError, IndexError, MemoryError) as error:
+        raise InputError(f"{where} cannot be read ({shortened(error, quoted=False)})") from error
+
+
+def _checked(block: Any, where: str) -> Any:
+    """Return a block that no compiled code has read yet, checked."""
+    check_matrix(block, where)
+    return block
 
 
 def _block(matrix: Any, start: int, stop: int) -> Any:
@@ -427,12 +443,28 @@ def _block(matrix: Any, start: int, stop: int) -> Any:
     return sp.csr_matrix(np.asarray(block, dtype=np.float64))
 
 
-def _sparse_copy(matrix: Any) -> sp.csr_matrix:
-    """Copy a sparse matrix to CSR, wide enough that summing duplicates cannot overflow or round."""
+def _native(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of this machine."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _sparse_copy(matrix: Any, where: str) -> sp.csr_matrix:
+    """Check a sparse matrix and copy it to CSR, wide enough that summing duplicates cannot overflow or round."""
+    check_matrix(matrix, where)
+    if matrix.format in (
+        "csr",
+        "csc",
+    ):  # a new one: flags that were set before its arrays changed are not its
+        n_values = int(matrix.indptr[-1])  # behind them there may be room
+        data, indices = matrix.data[:n_values], matrix.indices[:n_values]
+        arrays = (_native(data), _native(indices), _native(matrix.indptr))
+        matrix = type(matrix)(arrays, shape=matrix.shape, copy=False)
     exact = (
         matrix.format in ("csr", "csc")
         and matrix.dtype == np.float32
         and matrix.has_canonical_format
     )
     wide = matrix.astype(np.float32 if exact else np.float64, copy=True)
-    return sp.csr_matrix(wide.tocsr())
+    csr = sp.csr_matrix(wide.tocsr())
+    check_matrix(csr, where)
+    return csr

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 from anndata import AnnData
 
 from terrazzo import keys
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.slices.clues import Clues
 from terrazzo.slices.lattices import read_lattice
+from terrazzo.slices.places import check_places, obsm_keys, read_numbers
 from terrazzo.slices.units import weigh
 
 if TYPE_CHECKING:
@@ -65,18 +65,10 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
     InputError
         No such ``obsm`` entry; wrong number of rows; fewer than two columns; not numbers; NaN or infinite values.
     """
-    if spatial_key not in adata.obsm:
+    if spatial_key not in obsm_keys(adata):
         raise InputError(_no_coords_message(adata, spatial_key))
     where = f"obsm[{spatial_key!r}]"
-    raw = adata.obsm[spatial_key]
-    raw = raw.compute() if hasattr(raw, "compute") else raw
-    raw = raw.toarray() if sp.issparse(raw) else raw
-    try:
-        coords = np.array(raw, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{where} does not hold numbers ({error}); give two numeric columns, x and y"
-        ) from error
+    coords = read_numbers(adata, spatial_key, where)
     if coords.ndim != 2 or coords.shape[0] != adata.n_obs or coords.shape[1] < 2:
         raise InputError(
             f"{where} has shape {coords.shape}; it must have one row a cell ({adata.n_obs}) and two columns, x and y"
@@ -96,6 +88,7 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
             f"{where} is NaN or infinite for {len(bad)} of {len(coords)} cells (first: {names}). "
             "Remove these cells (adata = adata[np.isfinite(adata.obsm[...]).all(1)]) or fix their coordinates."
         )
+    check_places(coords, where)
     return coords
 
 
@@ -185,8 +178,10 @@ def find_geometry(
         raise InputError(judgment.refusal)
     if check and judgment.question:
         warnings.warn(judgment.question, TerrazzoWarning, stacklevel=3)
+    with np.errstate(over="ignore"):  # which is refused by whoever reads the coordinates
+        coords = native * judgment.scale
     return Geometry(
-        coords=native * judgment.scale,
+        coords=coords,
         unit=judgment.unit,
         scale=judgment.scale,
         lattice=clues.lattice,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from terrazzo.errors import InputError
+from terrazzo.errors import InputError, shortened
 from terrazzo.images import TissueImage
 from terrazzo.images.files import open_later, open_pixels
+from terrazzo.parsing import read_json
+from terrazzo.safe_files import check_inside, is_plain_name
 from terrazzo.slices.clues import positive_number
 
 __all__ = [
@@ -177,12 +178,7 @@ def read_sheet(sheet: Path) -> dict[str, Any]:
     InputError
         It is not readable.
     """
-    try:
-        content = json.loads(sheet.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{sheet} is not readable JSON ({error}); it describes the image beside the slice."
-        ) from error
+    content = read_json(sheet, InputError)
     return content if isinstance(content, dict) else {}
 
 
@@ -195,20 +191,26 @@ def sheet_image(sheet: Path, content: Mapping[str, Any], *, later: bool = False)
         It names no image of its folder, or one that cannot be read; a scale that is not a positive number.
     """
     name = content.get("image", "")
-    if not _is_plain(name) or Path(name).suffix.lower() not in _SUFFIXES:
+    if not is_plain_name(name) or Path(name).suffix.lower() not in _SUFFIXES:
         kinds = ", ".join(_SUFFIXES)
         raise InputError(
-            f"{sheet}: image is {name!r}; it must name a file of the same folder ({kinds})."
+            f"{sheet}: image is {shortened(name)}; it must name a file of the same folder ({kinds})."
         )
-    scale = content.get("scale", 0.0)
-    scale_y = content.get("scale_y")
+    picture = sheet.with_name(name)
+    check_inside(picture, sheet.parent)
+    scale = _factor(content, "scale", sheet) or 0.0
+    scale_y = _factor(content, "scale_y", sheet)
     open_file = open_later if later else open_pixels
-    return TissueImage(open_file(sheet.with_name(name)), scale=scale, scale_y=scale_y)
+    return TissueImage(open_file(picture), scale=scale, scale_y=scale_y)
 
 
-def _is_plain(name: Any) -> bool:
-    """Return whether a value is a file name without a path."""
-    if not isinstance(name, str) or not name.strip():
-        return False
-    has_separator = bool(set(name) & set("/\\\0"))
-    return not has_separator and name not in (".", "..")
+def _factor(content: Mapping[str, Any], name: str, sheet: Path) -> float | None:
+    """Return a scale that a JSON file states; None for none."""
+    value = content.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+        raise InputError(
+            f"{sheet}: {name} must be a positive finite number, not {shortened(value)}."
+        )
+    return float(value)

@@ -239,7 +239,8 @@ class Opened:
                 table.obs[name] = _set_column(old, new, rows, table.obs_names)
         for key, value in self.adata.uns.items():
             if key == keys.UNS:
-                value = {**table.uns.get(key, {}), **value}
+                before = table.uns.get(key, {})
+                value = {**before, **value} if isinstance(before, Mapping) else value
             table.uns[key] = value
         return table
 

@@ -18,6 +18,7 @@ from pandas.api.types import union_categoricals
 from terrazzo import keys
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError, did_you_mean
+from terrazzo.parsing import parse_json
 from terrazzo.slices.overlap import Labels, column_labels
 from terrazzo.slices.sections import NO_KEY
 
@@ -228,9 +229,9 @@ def _own_record(record: Any, value: str) -> Any:
         return record
     own = {name: entry for name, entry in record.items() if name not in (PARTS, SLICE_KEY)}
     try:
-        entries = json.loads(str(record[PARTS]))
+        entries = parse_json(str(record[PARTS]), "a record", finite=False)
         own.update(entries.get(value, {}))
-    except (ValueError, AttributeError, TypeError):  # a foreign record
+    except (ConfigError, ValueError, AttributeError, TypeError):  # a foreign record
         return record
     return own
 

@@ -11,15 +11,20 @@ from typing import Any, overload
 
 from anndata import AnnData
 
-from terrazzo.errors import ConfigError, InputError
-from terrazzo.safe_zarr import MARKS, refuse_code
+from terrazzo.errors import ConfigError, InputError, shortened
+from terrazzo.files import exists
+from terrazzo.safe_files import check_inside
+from terrazzo.safe_hdf5 import check_file
+from terrazzo.safe_zarr import MARKS, check_folder
 from terrazzo.sdata import TABLES, is_store
 from terrazzo.slices.hdf5 import require_filters
 from terrazzo.slices.histology import beside
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms import PLATFORMS, Platform, name_of
+from terrazzo.slices.platforms.parts import reading
 from terrazzo.slices.slice import Slice
 from terrazzo.slices.spatialdata import CHOICES, content_of, open_spatialdata
+from terrazzo.sparse import check_anndata
 
 __all__ = [
     "SUPPORTED",
@@ -149,7 +154,12 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     store = store_of(path) if platform is None else None
     _check_choices(path, platform, store, choices)
     if platform is not None:
-        opened = platform.read(platform.locate(path, choices), name_of(path), choices)
+        files = platform.locate(path, choices)
+        if path.is_dir():
+            for file in files.values():
+                check_inside(file, _root_of(path))
+        with reading(path):  # what its files hold, one by one, is checked by the reader
+            opened = platform.read(files, name_of(path), choices)
         return dataclasses.replace(opened, slice_key=choices.slice_key)
     if store is None:
         found = beside(path)
@@ -166,6 +176,12 @@ def open_slice(path: str | os.PathLike[str], choices: Choices | None = None) -> 
     return open_spatialdata(store, choices)
 
 
+def _root_of(folder: Path) -> Path:
+    """Return the folder that links may lead into: of one of Space Ranger's bins all of its output."""
+    whole = folder.resolve()
+    return whole.parents[1] if whole.parent.name == "binned_outputs" else whole
+
+
 def recognize(path: Path) -> Platform | None:
     """Return the vendor's layout that a path is, None for AnnData and SpatialData.
 
@@ -174,8 +190,15 @@ def recognize(path: Path) -> Platform | None:
     InputError
         It does not exist, or is nothing that terrazzo reads.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist; terrazzo reads {SUPPORTED}")
+    shown = shortened(str(path), 300, quoted=False)
+    if not exists(path):
+        raise InputError(f"{shown} does not exist; terrazzo reads {SUPPORTED}")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{shown} has a name that is not text in UTF-8, which no result could hold; rename it"
+        ) from error
     is_zarr = path.is_dir() and any((path / mark).is_file() for mark in MARKS)
     if is_zarr or (path.is_file() and path.suffix.lower() == ".h5ad"):
         return None
@@ -256,14 +279,20 @@ def _read_anndata(path: Path) -> AnnData:
         warnings.simplefilter("ignore")  # Slice checks what matters
         try:
             if path.is_dir():
-                refuse_code(path)
-                return anndata.read_zarr(path)
-            require_filters(path)
-            return anndata.read_h5ad(path)
-        except (MemoryError, InputError):
+                check_folder(path)
+                adata = anndata.read_zarr(path)
+            else:
+                require_filters(path)
+                check_file(path)
+                adata = anndata.read_h5ad(path)
+            check_anndata(adata, str(path))
+            return adata
+        except InputError:
             raise
+        except MemoryError as error:
+            raise InputError(f"{path} needs more memory than there is") from error
         except Exception as error:  # readers of damaged files raise almost anything
-            detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            detail = shortened(error, 300, quoted=False) or type(error).__name__
             raise InputError(
                 f"{path} cannot be read; it is damaged, truncated or not an AnnData file ({detail}). "
                 f"terrazzo reads {SUPPORTED}"

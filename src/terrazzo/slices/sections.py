@@ -30,6 +30,7 @@ __all__ = ["NO_KEY", "Sections", "check_sections", "find_sections", "refuse_over
 
 NO_KEY = "none"  # slice_key= that takes all as one slice
 
+_FEWEST_CELLS = 5  # of a section, on average, that names of cells tell apart
 _SHOWN = 5  # libraries in a message
 _MIXED = 0.02  # of a section's cells, that lie among another's: from there on they overlap
 _MIXED_TILES = 0.1  # the same of fields of view, whose margins may overlap
@@ -333,6 +334,8 @@ class _Names:
         for half in self.halves:
             labels = half.labels
             if labels is None or not labels.in_blocks():
+                continue
+            if len(labels) * _FEWEST_CELLS > len(self._names):  # numbers of cells, not of sections
                 continue
             if half.rest.explained(labels) == 1.0:
                 found.append(labels)

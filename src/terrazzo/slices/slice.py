@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning, shortened
 from terrazzo.genes.names import (
     GeneNames,
     merge_plan,
@@ -33,6 +35,7 @@ from terrazzo.slices.geometry import (
 )
 from terrazzo.slices.lattices import nearest_distance
 from terrazzo.slices.parts import section_labels, takes_all
+from terrazzo.slices.places import check_places
 from terrazzo.slices.sections import check_sections
 from terrazzo.sparse import merge_columns
 
@@ -242,11 +245,21 @@ class Slice:
         ConfigError
             An unknown unit or organism, or an impossible ``microns_per_unit``.
         """
+        texts = {
+            "layer": layer,
+            "spatial_key": spatial_key,
+            "unit": unit,
+            "technology": technology,
+            "organism": organism,
+            "name": name,
+        }
+        _check_arguments(texts, microns_per_unit, image)
         found = _checked_counts(adata, layer, allow_normalized)
         given_organism = None if organism is None else parse_organism(organism)
         coords = read_coords(adata, spatial_key)
         sections = _one_section(adata, coords, slice_key)
         geometry = find_geometry(adata, coords, unit, microns_per_unit, technology)
+        check_places(geometry.coords, f"obsm[{spatial_key!r}], in {geometry.unit},")
         counts, names = _one_column_a_gene(found)
         if given_organism is None:
             found_organism = find_organism(adata.obs, adata.uns, names)
@@ -379,6 +392,31 @@ def stated(adata: AnnData, names: Sequence[str]) -> str:
     return ""
 
 
+def _check_arguments(
+    texts: Mapping[str, Any], microns_per_unit: Any, image: TissueImage | None
+) -> None:
+    """Refuse arguments of another type: they may come from a table or a notebook."""
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"{name} must be a text, not {shortened(value)}")
+    if microns_per_unit is not None and not _is_length(microns_per_unit):
+        raise ConfigError(
+            f"microns_per_unit must be a positive number, not {shortened(microns_per_unit)}"
+        )
+    if image is not None and not hasattr(image, "pixels"):
+        raise ConfigError(f"image must be a TissueImage, not {shortened(image)}")
+
+
+def _is_length(value: Any) -> bool:
+    """Say whether a value is a positive finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return 0 < float(value) < np.inf
+    except OverflowError:
+        return False
+
+
 def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -> CountsFound:
     if not isinstance(adata, AnnData):
         raise InputError(
@@ -386,12 +424,14 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
         )
     if adata.n_obs == 0:
         raise InputError("the AnnData has zero cells; check the filter that made it")
+    _check_names(adata.obs, "obs")
     if not adata.obs_names.is_unique:
         n_repeated = int(adata.obs_names.duplicated().sum())
         _warn(
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
     found = find_counts(adata, layer, allow_normalized)
+    _check_names(found.var, "raw.var" if found.source == "raw.X" else "var")
     warn_found(found, stacklevel=5)
     if not found.is_counts:
         _warn(
@@ -413,6 +453,20 @@ def _one_section(adata: AnnData, coords: np.ndarray, slice_key: str | None) -> s
             "take one of them, or all by terrazzo.read(path, slice_key=) or Slice.each_from_anndata(adata, slice_key=)"
         )
     return ""
+
+
+def _check_names(table: pd.DataFrame, which: str) -> None:
+    """Refuse names of several levels, and columns of one name: no file can hold them, and which is meant is unclear."""
+    for axis, what in ((table.index, f"{which}_names"), (table.columns, f"{which}.columns")):
+        if isinstance(axis, pd.MultiIndex):
+            raise InputError(
+                f"{what} has {axis.nlevels} levels (a MultiIndex); make one text of each name: "
+                f'["_".join(map(str, name)) for name in adata.{what}]'
+            )
+    repeated = table.columns[table.columns.duplicated()]
+    if len(repeated):
+        name = shortened(repeated[0])
+        raise InputError(f"adata.{which} has the column {name} more than once; rename or drop one")
 
 
 def _one_column_a_gene(found: CountsFound) -> tuple[sp.csr_matrix, GeneNames]:

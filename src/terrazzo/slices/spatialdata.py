@@ -43,6 +43,7 @@ __all__ = ["CHOICES", "content_of", "open_spatialdata"]
 
 CHOICES = ("table", "region", "coordinate_system", "image")  # fields of Choices
 _MAX_CHUNK = 2**30  # bytes of labels that are decoded at once
+_MAX_PIXELS = 2**36  # of labels: 262,144 on a side
 _TILE = 4096  # side of the piece of labels that is counted at once
 
 
@@ -334,6 +335,9 @@ def _label_centers(cells: Element) -> pd.DataFrame:
         raise InputError(
             f"{cells.where} is stored in pieces of {size:,} bytes; write it again in smaller chunks"
         )
+    n_pixels = int(np.prod(finest.shape, dtype=object))
+    if n_pixels > _MAX_PIXELS:
+        raise InputError(f"{cells.where} has {n_pixels:,} pixels, more than any slice; crop it")
     tiles = finest.chunk({"x": _TILE, "y": _TILE})
     parts = []
     for box in slices_from_chunks(tiles.chunks):

@@ -13,6 +13,7 @@ from anndata import AnnData
 
 from terrazzo.errors import InputError, OutputError
 from terrazzo.files import whole_folder, why_not
+from terrazzo.marks import ATTRIBUTE, Mark
 from terrazzo.safe_zarr import refuse_links
 from terrazzo.sdata import TABLES, check_source, choose_table, read_annotation
 
@@ -64,7 +65,9 @@ def write_table(store: str | Path, adata: AnnData, table: str | None = None) -> 
     return folder
 
 
-def copy_with_table(store: Path, target: Path, name: str, adata: AnnData) -> None:
+def copy_with_table(
+    store: Path, target: Path, name: str, adata: AnnData, mark: Mark | None = None
+) -> None:
     """Write a copy of a store in which one table is another, beside the target, then rename it.
 
     Parameters
@@ -75,6 +78,8 @@ def copy_with_table(store: Path, target: Path, name: str, adata: AnnData) -> Non
         The copy; an older one is replaced.
     name, adata
         The table that is another.
+    mark
+        Which result the copy is, for its table's attributes.
 
     Raises
     ------
@@ -93,7 +98,7 @@ def copy_with_table(store: Path, target: Path, name: str, adata: AnnData) -> Non
             copy_function=_copy_file,
             ignore=lambda folder, names: [name] if folder == tables else [],
         )
-        _write(draft / TABLES / name, adata, like=store / TABLES / name)
+        _write(draft / TABLES / name, adata, like=store / TABLES / name, mark=mark)
         _consolidate(draft)
 
 
@@ -107,13 +112,16 @@ def _copy_file(source: str, target: str) -> str:
     return str(shutil.copyfile(source, target))
 
 
-def _write(folder: Path, adata: AnnData, like: Path) -> None:
+def _write(folder: Path, adata: AnnData, like: Path, mark: Mark | None = None) -> None:
     """Write a table as spatialdata does, by anndata, with the zarr format and the attributes of another."""
     import zarr
     from anndata.io import write_elem
 
     old = zarr.open_group(like, mode="r", use_consolidated=False)
     attributes = {key: value for key, value in old.attrs.asdict().items() if key not in _ENCODING}
+    attributes.pop(ATTRIBUTE, None)  # of the source, where that is a result, too
+    if mark is not None:
+        attributes[ATTRIBUTE] = mark.text()
     group = zarr.open_group(folder, mode="w", zarr_format=old.metadata.zarr_format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layouts to come

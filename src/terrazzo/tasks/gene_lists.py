@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.parsing import read_text
 
 __all__ = ["check_distinct", "listed_genes", "nearest_name", "read_gene_list"]
 
@@ -24,10 +25,7 @@ def read_gene_list(path: str | Path) -> list[str]:
         No such file, no text, or no gene in it.
     """
     source = Path(path)
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read as a list of genes ({error}).") from error
+    lines = read_text(source, InputError).splitlines()
     genes: list[str] = []
     for line in lines:
         entry = line.partition("#")[0].strip().strip('"')

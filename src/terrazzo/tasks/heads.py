@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from terrazzo.arrays import AnyFloats, Floats, Vectors
-from terrazzo.errors import ConfigError
+from terrazzo.config import from_dict
+from terrazzo.errors import ConfigError, shortened
 
 __all__ = [
     "HEADS",
@@ -42,6 +43,10 @@ NEVER = (
 )  # score of a class that no training row has; finite, so that saved heads can be checked
 CONSTANT = 1e-6  # a column whose sd is a smaller share of its mean is rounding noise: not scaled up
 CHUNK = 2**16  # rows predicted at a time
+
+
+_MOST_LAYERS = 64
+_WIDEST = 2**14
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class MLPConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         _check_positive(self, "learning_rate", "batch_size", "max_epochs", "patience")
+        if len(self.hidden) > _MOST_LAYERS or max(self.hidden, default=0) > _WIDEST:
+            raise ConfigError(
+                f"hidden of a head is {shortened(self.hidden)}; it may have {_MOST_LAYERS} layers of {_WIDEST:,}."
+            )
         if self.max_steps < 0:
             raise ConfigError(
                 f"max_steps of a head is {self.max_steps!r}; it must be at least 0 (0: no limit)."
@@ -187,16 +196,15 @@ def head_from_record(record: Mapping[str, Any]) -> HeadConfig:
     ConfigError
         Not such a record.
     """
-    settings: dict[str, Any] = {}
-    for name, value in record.items():
-        if name != "type":
-            settings[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return _TYPES[record["type"]](**settings)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"the settings of the head are not those of terrazzo ({error})."
-        ) from error
+    where = "the settings of the head"
+    if not isinstance(record, Mapping):
+        raise ConfigError(f"{where} are not a mapping.")
+    kind = record.get("type")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise ConfigError(f"{where} are not those of terrazzo (type {shortened(kind)}).")
+    settings = {name: value for name, value in record.items() if name != "type"}
+    config: HeadConfig = from_dict(_TYPES[kind], settings, where)
+    return config
 
 
 class Head(ABC):

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import InputError
+from terrazzo.sparse import check_matrix
 
 __all__ = [
     "PAS_NEIGHBORS",
@@ -387,6 +388,7 @@ def _matrices(true: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
 
 def _matrix(values: Any, name: str) -> Floats:
     """Return finite numbers as float64 ``(n, m)``."""
+    check_matrix(values, name)
     dense = values.toarray() if hasattr(values, "toarray") else values
     try:
         matrix = np.asarray(dense, dtype=np.float64)

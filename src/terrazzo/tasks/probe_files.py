@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
+from terrazzo.files import whole_folder
+from terrazzo.marks import KEY, Mark, find_mark
+from terrazzo.parsing import read_object
 from terrazzo.records import stamp
 from terrazzo.tasks.experiments import make_head
 from terrazzo.tasks.heads import Head, State, head_from_record
 
-__all__ = ["read", "write"]
+__all__ = ["check_free", "is_probe", "read", "write"]
 
 RECORD = "probe.json"
 ARRAYS = "probe.safetensors"
@@ -36,25 +38,27 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def write(
-    folder: str | Path, record: Mapping[str, Any], state: State, *, overwrite: bool = False
+    folder: str | Path,
+    record: Mapping[str, Any],
+    state: State,
+    *,
+    overwrite: bool = False,
+    mark: Mark | None = None,
 ) -> Path:
     """Write a probe's folder, all of it or nothing.
 
     Raises
     ------
     OutputError
-        The folder holds something already (and ``overwrite`` is not set, or it is not a probe), or cannot be written.
+        As :func:`check_free`; or it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save
 
     target = Path(folder)
-    _check_free(target, overwrite)
-    draft = None
+    check_free(target, overwrite=overwrite, mark=mark)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{target.name}."
-        draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
         contiguous = {name: np.ascontiguousarray(value) for name, value in state.items()}
         arrays = save(contiguous)
         content = {
@@ -63,36 +67,49 @@ def write(
             "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
             **stamp(),
         }
+        if mark is not None:
+            content[KEY] = mark.text()
         text = json.dumps(content, indent=2) + "\n"
-        (draft / ARRAYS).write_bytes(arrays)
-        (draft / RECORD).write_text(text, encoding="utf-8")
-        draft.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        draft.rename(target)
+        with whole_folder(target) as draft:
+            (draft / ARRAYS).write_bytes(arrays)
+            (draft / RECORD).write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(
             f"The probe could not be written to {target} ({error}); nothing was left there."
         ) from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds anything but a probe that may be overwritten."""
-    if not target.exists():
+def check_free(target: Path, *, overwrite: bool = False, mark: Mark | None = None) -> None:
+    """Refuse a folder that has anything but a probe that may be replaced: of the same mark, or any with ``overwrite``.
+
+    Raises
+    ------
+    OutputError
+        It is not free.
+    """
+    if not os.path.lexists(target):
         return
     if target.is_dir() and not any(target.iterdir()):
         return
-    is_probe = _is_probe(target)
-    if is_probe and overwrite:
-        return
     problem = f"{target} exists already and is not empty"
-    if is_probe:
+    if not is_probe(target):
+        raise OutputError(
+            f"{problem}: choose another folder (it holds other files, and not just a probe)."
+        )
+    if overwrite:
+        return
+    if mark is None:
         raise OutputError(f"{problem}: pass overwrite=True.")
-    raise OutputError(f"{problem}: choose another folder (it holds other files, and no probe).")
+    before = find_mark(target)
+    if before is None or not before.is_like(mark):
+        origin = "another source" if before is None else f"another source ({before.name})"
+        raise OutputError(
+            f"{target} holds a probe that was learned from {origin}: choose another --out, or replace it with "
+            "--overwrite (overwrite=True)."
+        )
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], Head]:
@@ -137,11 +154,8 @@ def read(folder: str | Path) -> tuple[dict[str, Any], Head]:
 
 def _record(path: Path) -> dict[str, Any]:
     """Read a probe's record, its fields checked."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}).") from error
-    if not isinstance(record, dict) or "format" not in record:
+    record = read_object(path, CheckpointError, finite=False)
+    if "format" not in record:
         raise CheckpointError(f"{path} is not the record of a probe.")
     version = record["format"]
     if version != FORMAT:
@@ -160,8 +174,10 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _is_probe(folder: Path) -> bool:
-    """Return whether a folder holds a probe's record."""
+def is_probe(folder: Path) -> bool:
+    """Return whether a folder holds a probe, and nothing else."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {RECORD, ARRAYS}:
+        return False
     try:
         _record(folder / RECORD)
     except CheckpointError:

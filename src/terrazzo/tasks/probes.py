@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from terrazzo import records
 from terrazzo.arrays import AnyFloats, Vectors
 from terrazzo.errors import InputError
+from terrazzo.marks import Mark
 from terrazzo.progress import Progress
 from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import display, probe_files, splits, targets
@@ -173,13 +174,24 @@ class Probe:
         records.add_record(adata, key, record)
         return adata
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def save(
+        self, folder: str | Path, *, overwrite: bool = False, mark: Mark | None = None
+    ) -> Path:
         """Write ``probe.json`` and ``probe.safetensors`` into a folder, both or none.
+
+        Parameters
+        ----------
+        folder
+            A new or empty one, or that of a probe.
+        overwrite
+            Replace a probe.
+        mark
+            Of the command line: replace a probe that was learned from the same source.
 
         Raises
         ------
         OutputError
-            The folder holds something already (and ``overwrite`` is not set, or it is not a probe), or cannot be
+            The folder holds something already (and ``overwrite`` is not set, or it is not just a probe), or cannot be
             written.
         """
         record = {
@@ -191,7 +203,7 @@ class Probe:
             "head": head_record(self.head.config),
             "info": self.info,
         }
-        return probe_files.write(folder, record, self.head.state(), overwrite=overwrite)
+        return probe_files.write(folder, record, self.head.state(), overwrite=overwrite, mark=mark)
 
     @classmethod
     def load(cls, folder: str | Path) -> Probe:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ import pandas as pd
 
 from terrazzo._version import __version__
 from terrazzo.errors import InputError, OutputError
-from terrazzo.files import whole_file, write_text
+from terrazzo.files import whole_file
+from terrazzo.marks import KEY, Mark, guard
+from terrazzo.parsing import parse_json, read_object
 from terrazzo.records import now
+from terrazzo.safe_tables import read_parquet
 from terrazzo.tasks import display
 
-__all__ = ["METRICS", "PREDICTIONS", "RECORD", "TaskResult", "tidy"]
+__all__ = ["METRICS", "PREDICTIONS", "RECORD", "TaskResult", "check_free", "tidy"]
 
 METRICS = "metrics.parquet"
 PREDICTIONS = "predictions.parquet"
@@ -133,15 +138,28 @@ class TaskResult:
         known = ", ".join(_score_names(table))
         raise InputError(f"there is no single score {metric!r}{of_names}; there are: {known}.")
 
-    def save(self, folder: str | Path) -> Path:
+    def save(
+        self, folder: str | Path, *, overwrite: bool = False, mark: Mark | None = None
+    ) -> Path:
         """Write ``metrics.parquet``, ``predictions.parquet`` and, last, ``result.json`` into a folder.
+
+        Parameters
+        ----------
+        folder
+            Other files in it stay.
+        overwrite
+            Replace a result of another task or of other cells, and files of these names that are not a result.
+        mark
+            What it was made from; None: its task and its cells.
 
         Raises
         ------
         OutputError
-            The folder cannot be written.
+            The folder cannot be written, or has another result.
         """
         target = Path(folder)
+        mark = mark or self._mark()
+        check_free(target, mark, overwrite=overwrite)
         summary = self.summary().to_json(orient="records")
         record = {
             "format": FORMAT,
@@ -150,21 +168,33 @@ class TaskResult:
             "notes": list(self.notes),
             "terrazzo_version": self.version,
             "date": self.date,
-            "summary": json.loads(summary),
+            "summary": parse_json(summary, "the summary", finite=False),
+            KEY: mark.text(),
         }
         text = json.dumps(record, indent=2) + "\n"
         try:
             target.mkdir(parents=True, exist_ok=True)
-            (target / RECORD).unlink(missing_ok=True)  # a folder without it is not a result
-            with whole_file(target / METRICS) as draft:
-                self.metrics.to_parquet(draft, index=False)
-            with whole_file(target / PREDICTIONS) as draft:
-                self.predictions.to_parquet(draft)
-            write_text(target / RECORD, text)
+            # all are written before the first takes its name; the record, by which it is a result, is the last
+            with (
+                whole_file(target / RECORD) as record_draft,
+                whole_file(target / PREDICTIONS) as predictions_draft,
+                whole_file(target / METRICS) as metrics_draft,
+            ):
+                self.metrics.to_parquet(metrics_draft, index=False)
+                self.predictions.to_parquet(predictions_draft)
+                record_draft.write_text(text, encoding="utf-8")
         except OSError as error:
             reason = error.strerror or error
             raise OutputError(f"{target} could not be written ({reason}).") from error
         return target
+
+    def _mark(self) -> Mark:
+        """Return the mark of a result whose sources are not known: its task, its cells and their true values."""
+        columns = [name for name in ("true",) if name in self.predictions]
+        cells = self.predictions[columns].astype(str)
+        hashes = pd.util.hash_pandas_object(cells).to_numpy()
+        digest = hashlib.sha256(self.task.encode() + hashes.tobytes()).hexdigest()[:16]
+        return Mark("task", digest, digest, self.task)
 
     @classmethod
     def load(cls, folder: str | Path) -> TaskResult:
@@ -181,11 +211,11 @@ class TaskResult:
                 f"{source} holds no {RECORD}: not a result, or its writing was stopped."
             )
         try:
-            record = json.loads((source / RECORD).read_text(encoding="utf-8"))
+            record = read_object(source / RECORD, InputError, finite=False)
             return cls(
                 task=record["task"],
-                metrics=pd.read_parquet(source / METRICS),
-                predictions=pd.read_parquet(source / PREDICTIONS),
+                metrics=read_parquet(source / METRICS),
+                predictions=read_parquet(source / PREDICTIONS),
                 config=record["config"],
                 notes=tuple(record["notes"]),
                 version=record["terrazzo_version"],
@@ -194,6 +224,20 @@ class TaskResult:
         except (OSError, ValueError, KeyError, TypeError) as error:
             kind = type(error).__name__
             raise InputError(f"{source} is damaged ({kind}: {error}).") from error
+
+
+def check_free(folder: Path, mark: Mark, *, overwrite: bool = False) -> None:
+    """Refuse a folder that has a result of another mark, or files of its names that are not a result.
+
+    Raises
+    ------
+    OutputError
+        As :func:`terrazzo.marks.guard`.
+    """
+    for name in (RECORD, METRICS, PREDICTIONS):
+        if os.path.lexists(folder / name):
+            guard(folder / name, mark, overwrite=overwrite)
+            return
 
 
 def _known_groups(table: pd.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from terrazzo import records
 from terrazzo.arrays import AnyFloats, Bools, Words
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.sparse import check_matrix
 from terrazzo.tasks import labels
 from terrazzo.tasks.heads import Kind
 
@@ -347,6 +348,7 @@ def table(adata: AnnData, source: Any, name: str) -> pd.DataFrame:
 
 def _numbers(source: Any, where: str) -> NDArray[np.float64]:
     """Return numbers dense, float64; one dimension becomes a column."""
+    check_matrix(source, where)
     dense = source.toarray() if hasattr(source, "toarray") else source
     try:
         numbers = np.asarray(dense, dtype=np.float64)

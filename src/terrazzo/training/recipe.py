@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 import yaml
 
 from terrazzo.config import INF, from_dict, within
-from terrazzo.errors import ConfigError, did_you_mean
-from terrazzo.files import write_text
+from terrazzo.errors import ConfigError, did_you_mean, shortened
+from terrazzo.files import exists, write_text
+from terrazzo.parsing import parse_yaml, read_text
 from terrazzo.systems import registry
 
 __all__ = [
@@ -134,6 +135,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         within(self, log_every=(1, INF), checkpoint_every=(1, INF), validate_every=(0, INF))
+        within(self, devices=(1, 2**16), nodes=(1, 2**16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        within(self, seed=(0, INF))
+        within(self, seed=(0, 2**63 - 1))
 
     def changed(self, **sections: Any) -> Self:
         """Return a recipe with some settings changed: ``recipe.changed(run={"devices": 2}, seed=1)``.
@@ -255,13 +257,7 @@ def load_recipe(source: str | Path, **overrides: object) -> Recipe:
 
 def _parsed(text: str, source: str | Path) -> Any:
     """Parse YAML."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{source}{line}: not a readable YAML file ({reason}).") from error
+    return parse_yaml(text, str(source))
 
 
 def recipe_text(source: str | Path) -> str:
@@ -274,17 +270,13 @@ def recipe_text(source: str | Path) -> str:
     """
     path = Path(source)
     shipped = registry.recipe_files()
-    if str(source) in shipped and not path.is_file():
+    if str(source) in shipped and not exists(path):
         return shipped[str(source)].read_text(encoding="utf-8")
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
+    if not exists(path):
         hint = did_you_mean(path.stem, shipped, "`terrazzo recipes` lists the names.")
-        raise ConfigError(f"{source} is neither a recipe's name nor a file.{hint}") from error
-    except OSError as error:
-        raise ConfigError(f"{source} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{source}: not a readable YAML file ({error.reason}).") from error
+        shown = shortened(source, quoted=False)
+        raise ConfigError(f"{shown} is neither a recipe's name nor a file.{hint}")
+    return read_text(path)
 
 
 def recipe_about(text: str) -> str:

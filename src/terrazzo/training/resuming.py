@@ -19,6 +19,8 @@ from lightning.pytorch.plugins import CheckpointIO
 from terrazzo._version import __version__
 from terrazzo.errors import CheckpointError, ConfigError, OutputError
 from terrazzo.files import whole_file, write_text
+from terrazzo.locks import LOCK
+from terrazzo.parsing import read_object
 from terrazzo.training.recipe import Recipe, recipe_from_dict, save_recipe
 
 __all__ = [
@@ -169,7 +171,7 @@ def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
         The folder is not empty, or cannot be written.
     """
     is_run = (out / RECORD).is_file()
-    in_use = out.is_file() or (out.is_dir() and any(out.iterdir()))
+    in_use = out.is_file() or (out.is_dir() and any(path.name != LOCK for path in out.iterdir()))
     if in_use and is_run:
         raise OutputError(
             f"{out} holds a run already: continue it with --resume (resume=True), or choose another folder (--out)."
@@ -178,9 +180,9 @@ def start(out: Path, recipe: Recipe, record: Mapping[str, Any]) -> None:
         raise OutputError(f"{out} is not empty already: please choose another folder (--out).")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, out / RECIPE)
         text = json.dumps(record, indent=1)
-        write_text(out / RECORD, f"{text}\n")
+        write_text(out / RECORD, f"{text}\n")  # first: a folder with it can be resumed
+        save_recipe(recipe, out / RECIPE)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}).") from error
 
@@ -194,16 +196,14 @@ def check(out: Path, now: Mapping[str, Any]) -> None:
         There is none, or its recipe, corpus or initial weights differ; the differences are shown.
     """
     path = out / RECORD
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        recipe = recipe_from_dict(before["recipe"], f"{path}: recipe")
-    except FileNotFoundError as error:
+    if not path.exists():
         raise ConfigError(
             f"{out} holds no run to resume (no {RECORD}); leave out --resume to start one."
-        ) from error
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
+        )
+    try:
+        before = read_object(path)
+        recipe = recipe_from_dict(before["recipe"], f"{path}: recipe")
+    except KeyError as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); start again in another folder."
         ) from error

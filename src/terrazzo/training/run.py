@@ -14,7 +14,7 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -32,15 +32,19 @@ from terrazzo.config import to_dict
 from terrazzo.corpus.genes import shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
+from terrazzo.files import sweep
+from terrazzo.locks import alone
 from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.systems import registry
 from terrazzo.training import logs
 from terrazzo.training.callbacks import CheckpointWriter, Guard, Meter, loggers
-from terrazzo.training.recipe import Recipe, RunConfig
+from terrazzo.training.recipe import Recipe, RunConfig, save_recipe
 from terrazzo.training.resuming import (
     KEY,
+    RECIPE,
+    RECORD,
     AtomicCheckpoints,
     check,
     describe,
@@ -131,19 +135,63 @@ def pretrain(
         record = describe(recipe, stage.corpus.content_hash(), _initial_weights(stage))
         if resume:
             check(out, record)  # in every process: one that passed would wait for those that failed
-        elif first_process():
-            start(out, recipe, record)
-        if resume and (out / MODEL / CONFIG).is_file():
-            logger.warning("%s is trained already.", out / MODEL)
-            return out / MODEL
-        try:
-            _train(stage, record, resume, callbacks)
-        except TerrazzoError:
-            has_results = (out / LAST).exists() or (out / LOGS / logs.CSV).exists()
-            if first_process() and not resume and not has_results:
-                shutil.rmtree(out)  # created by start()
-            raise
+        with _only_run(out):
+            if not resume and first_process():
+                start(out, recipe, record)
+            elif first_process() and not (out / RECIPE).exists():  # killed before it was written
+                save_recipe(recipe, out / RECIPE)
+            if resume and (out / MODEL / CONFIG).is_file():
+                logger.warning("%s is trained already.", out / MODEL)
+                return out / MODEL
+            try:
+                _train(stage, record, resume, callbacks)
+            except TerrazzoError:
+                has_results = (out / LAST).exists() or (out / LOGS / logs.CSV).exists()
+                if first_process() and not resume and not has_results:
+                    _undo_start(out)
+                raise
     return out / MODEL
+
+
+@contextmanager
+def _only_run(out: Path) -> Iterator[None]:
+    """Lock the folder of a run by its first process, and remove what a killed one left half-written.
+
+    Raises
+    ------
+    OutputError
+        Another run is in the folder; or it cannot be written.
+    """
+    if not first_process():
+        yield
+        return
+    is_new = not out.exists()
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            if is_new:
+                stack.callback(_remove_empty, out)
+            stack.enter_context(alone(out, "trained"))
+        except OSError as error:
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"{out} cannot be written ({error.strerror or error}).") from error
+        sweep(out, deep=True)
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder where nothing came of it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _undo_start(out: Path) -> None:
+    """Remove what :func:`start` and the loggers wrote, where nothing was trained; other files stay."""
+    for name in (RECIPE, RECORD):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / LOGS, ignore_errors=True)
+    _remove_empty(out / LAST.parent)
 
 
 def make_stage(recipe: Recipe, *, progress: bool | None = None) -> Stage[Any, Any]:

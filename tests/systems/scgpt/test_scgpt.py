@@ -307,7 +307,7 @@ def test_code_in_the_weights_is_not_run(published: Path, tmp_path: Path) -> None
         (names(60) | {"SIM2": "1"}, "whole number"),
         (names(60) | {"SIM2": 1.0}, "whole number"),
         (names(60) | {"SIM2": True}, "whole number"),
-        (list(names(60)), "whole number"),
+        (list(names(60)), "must be a JSON object"),
     ],
 )
 def test_a_vocabulary_that_does_not_fit(tmp_path: Path, vocab: Any, said: str) -> None:

@@ -168,7 +168,7 @@ def test_a_damaged_or_foreign_record_is_named(tmp_path: Path, change: Any, messa
         cache.read("a")
 
 
-@pytest.mark.parametrize("place", ["_save", "_replace"])
+@pytest.mark.parametrize("place", ["systems.stofm.cache._save", "files._swap"])
 def test_a_failed_write_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -178,7 +178,7 @@ def test_a_failed_write_leaves_what_was_there(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(f"terrazzo.systems.stofm.cache.{place}", full)
+    monkeypatch.setattr(f"terrazzo.{place}", full)
     for member in ("a", "b"):
         with pytest.raises(OutputError, match="No space left on device"):
             cache.write(member, *made_up(20, seed=1))
@@ -193,10 +193,10 @@ def test_a_writer_that_died_leaves_nothing_that_is_read(
     cache = EmbeddingCache(tmp_path, KEY)
     with monkeypatch.context() as dying:
         dying.setattr(
-            "terrazzo.systems.stofm.cache.shutil.rmtree", lambda *_, **__: None
+            "terrazzo.files.shutil.rmtree", lambda *_, **__: None
         )  # as with kill -9: nobody tidies
         dying.setattr(
-            "terrazzo.systems.stofm.cache._replace",
+            "terrazzo.files._swap",
             lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):

@@ -46,6 +46,7 @@ function pixelOf(color) {
 
 function number(value) {
   if (!Number.isFinite(value)) return "none";
+  value += 0; // -0 is 0
   if (Number.isInteger(value)) return value.toLocaleString("en");
   return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
 }

@@ -2,6 +2,7 @@
 // histology, the cells, and in front what changes with the pointer. y grows downwards, as in images.
 const ZOOM = 1.3; // a key or a notch of the wheel
 const MOVE = 0.12; // of the width, an arrow key
+const STILL = 4; // pixels: a pointer that moved less was a click
 const NEAR = 9; // pixels: a pointer so close to a cell means it
 
 // Cells by place: a grid of bins; nearest() looks at those that the reach touches.
@@ -45,7 +46,8 @@ class Bins {
   }
 }
 
-// hooks: hover(plane, cell, at), lasso(plane, inside, adds), clear()
+// hooks: hover(plane, cell, at), lasso(plane, inside, adds), clear(); and where they are there press(plane, cell), when a
+// cell is clicked (-1: none), and moved(plane)
 class Plane {
   constructor(label, hooks) {
     this.hooks = hooks;
@@ -76,20 +78,27 @@ class Plane {
   resize() {
     const { width, height } = this.box.getBoundingClientRect();
     if (!width || !height) return;
-    const before = this.width;
+    const showsAll = !this.scale || Math.abs(this.scale / this.whole - 1) < 1e-6;
     Object.assign(this, { width, height, density: window.devicePixelRatio || 1 });
     for (const canvas of [this.back, this.middle, this.front]) {
       canvas.width = Math.round(width * this.density);
       canvas.height = Math.round(height * this.density);
     }
-    if (before && this.scale) this.draw(); else this.fit();
+    if (showsAll) return this.fit();
+    this.whole = this.wholeScale();
+    this.draw();
   }
 
   fit() {
     if (!this.width || !this.low) return;
-    const [dx, dy] = [0, 1].map((k) => this.high[k] - this.low[k] || 1);
-    this.whole = Math.min(this.width / dx, this.height / dy);
+    this.whole = this.wholeScale();
     this.show((this.low[0] + this.high[0]) / 2, (this.low[1] + this.high[1]) / 2, this.whole);
+  }
+
+  // pixels a unit at which all is in sight
+  wholeScale() {
+    const [dx, dy] = [0, 1].map((k) => this.high[k] - this.low[k] || 1);
+    return Math.min(this.width / dx, this.height / dy);
   }
 
   // center and pixels a unit; never so far that nothing is in sight
@@ -97,6 +106,14 @@ class Plane {
     this.scale = Math.min(Math.max(scale, this.whole / 4), this.whole * 400);
     this.cx = Math.min(Math.max(cx, this.low[0]), this.high[0]);
     this.cy = Math.min(Math.max(cy, this.low[1]), this.high[1]);
+    this.draw();
+    if (this.hooks.moved) this.hooks.moved(this);
+  }
+
+  // shows what another plane of the same cells shows
+  follow({ cx, cy, scale }) {
+    if (!this.scale) return;
+    Object.assign(this, { cx, cy, scale });
     this.draw();
   }
 
@@ -198,9 +215,22 @@ class Plane {
     return [event.clientX - box.left, event.clientY - box.top];
   }
 
+  cellAt(at) {
+    return this.bins.nearest(...this.toPlane(...at), Math.max(this.radius(), NEAR) / this.scale);
+  }
+
   point(at) {
-    const cell = this.bins.nearest(...this.toPlane(...at), Math.max(this.radius(), NEAR) / this.scale);
-    this.hooks.hover(this, cell, at);
+    this.hooks.hover(this, this.cellAt(at), at);
+  }
+
+  // a tooltip beside a cell
+  placeTip(tip, cell) {
+    this.box.append(tip);
+    const { offsetWidth, offsetHeight } = tip, [x, y] = this.toScreen(cell);
+    const left = x + 14 + offsetWidth < this.width ? x + 14 : x - 14 - offsetWidth;
+    const top = y + 14 + offsetHeight < this.height ? y + 14 : y - 14 - offsetHeight;
+    tip.style.left = `${Math.max(2, left)}px`;
+    tip.style.top = `${Math.max(2, top)}px`;
   }
 
   listen() {
@@ -209,6 +239,7 @@ class Plane {
       if (event.button || !this.cells) return;
       front.setPointerCapture(event.pointerId);
       this.pointers.set(event.pointerId, this.at(event));
+      this.down = this.pointers.size === 1 ? this.at(event) : null;
       if (this.pointers.size === 1 && (this.selecting || event.shiftKey)) this.lasso = [this.at(event)];
       else this.lasso = null;
     });
@@ -232,6 +263,9 @@ class Plane {
           this.hooks.lasso(this, this.inside(path), this.selecting && event.shiftKey);
         }
         if (path) this.paintFront();
+        const at = this.at(event), still = this.down && Math.hypot(at[0] - this.down[0], at[1] - this.down[1]) < STILL;
+        if (kind === "pointerup" && still && this.hooks.press && this.cells) this.hooks.press(this, this.cellAt(at));
+        this.down = null;
       });
     }
     front.addEventListener("pointerleave", () => this.pointers.size || this.hooks.hover(this, -1));

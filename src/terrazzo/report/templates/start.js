@@ -8,9 +8,25 @@ function start() {
     section.classList.remove("live");
     section.querySelector(".viewer").hidden = true;
   };
+  const foundSection = document.getElementById("found");
+  for (const link of document.querySelectorAll("nav a")) {
+    link.addEventListener("click", () => {
+      const folded = document.querySelector(`${link.getAttribute("href")} > details`);
+      if (folded) folded.open = true;
+    });
+  }
   if (typeof DecompressionStream === "undefined") {
     sections.forEach((section) => fail(section, "This browser is too old to unpack the data: the picture below is a still one."));
     return;
+  }
+  if (foundSection) {
+    foundSection.overview = new Overview(foundSection, sections);
+    foundSection.overview.open().catch((error) => {
+      const place = foundSection.querySelector(".problem");
+      place.textContent = `The pictures could not be drawn (${error.message}).`;
+      place.hidden = false;
+      throw error; // for the console
+    });
   }
   const open = (section) => {
     section.viewer = new Viewer(section, held.slices[Number(section.dataset.slice)]);

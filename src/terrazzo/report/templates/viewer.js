@@ -3,6 +3,7 @@ const DIM = 0.16; // opacity of cells that are not selected
 const TOLD = 6; // labels in a tooltip besides the one that is colored
 const MOST_TOLD = 5; // labels that the status names
 const OVER_IMAGE = 0.7; // size of cells over histology
+const GENE = "gene"; // value of the option that is the gene on show
 const ON_HISTOLOGY = 0.9; // its opacity at first
 
 class Viewer {
@@ -86,7 +87,10 @@ class Viewer {
       if (!groups.has(field.kind)) groups.set(field.kind, make("optgroup", { label: field.kind }));
       groups.get(field.kind).append(make("option", { value: k, text: field.name }));
     });
-    this.picker = make("select", { onchange: () => this.colorBy(this.columns[this.picker.value]) }, ...groups.values());
+    this.shownGene = make("option", { value: GENE });
+    this.geneGroup = make("optgroup", { label: "Gene" }, this.shownGene);
+    const chosen = () => (this.picker.value === GENE ? this.gene : this.columns[this.picker.value]);
+    this.picker = make("select", { onchange: () => this.colorBy(chosen()) }, ...groups.values());
     const list = `genes-${this.section.dataset.slice}`;
     this.geneBox = make("input", { type: "search", list, placeholder: "name", onchange: () => this.askGene() });
     const genes = make("datalist", { id: list }, ...[...this.genes.keys()].map((name) => make("option", { value: name })));
@@ -145,7 +149,10 @@ class Viewer {
     this.chosen.clear();
     if (field.kind === "gene") {
       this.gene = field;
-      this.picker.selectedIndex = -1;
+      this.shownGene.textContent = field.name;
+      this.picker.append(this.geneGroup);
+      this.picker.value = GENE;
+      this.geneBox.value = field.name;
     } else {
       this.column = field;
       this.picker.value = this.columns.indexOf(field);
@@ -188,6 +195,18 @@ class Viewer {
 
   clear() {
     this.select([]);
+  }
+
+  // marks the cells of a label of a column, as the first screen does; null: of none
+  async mark(column, name) {
+    const field = this.columns.find((one) => one.isLabel && one.name === column);
+    if (!field) return;
+    await this.colorBy(field);
+    const code = field.given.labels.findIndex((label) => label.name === name);
+    this.chosen = new Set(code < 0 ? [] : [code]);
+    this.selected = new Set();
+    if (code >= 0) field.values.forEach((value, i) => value === code && this.selected.add(i));
+    this.repaint();
   }
 
   choose(code) {
@@ -251,12 +270,7 @@ class Viewer {
     if (cell < 0) return;
     const lines = this.lines(cell).map(([name, words], k) => make("span", { class: k ? "" : "main", text: `${name}: ${words}` }));
     this.tip.replaceChildren(make("b", { text: this.names[cell] }), ...lines);
-    plane.box.append(this.tip);
-    const { offsetWidth, offsetHeight } = this.tip, [x, y] = plane.toScreen(cell);
-    const left = x + 14 + offsetWidth < plane.width ? x + 14 : x - 14 - offsetWidth;
-    const top = y + 14 + offsetHeight < plane.height ? y + 14 : y - 14 - offsetHeight;
-    this.tip.style.left = `${Math.max(2, left)}px`;
-    this.tip.style.top = `${Math.max(2, top)}px`;
+    plane.placeTip(this.tip, cell);
   }
 
   save() {

@@ -22,6 +22,7 @@ from terrazzo.slices.platforms.parts import (
     plain_columns,
     read_table,
     read_wide,
+    reading,
     unplaced,
 )
 
@@ -53,7 +54,8 @@ def _find(folder: Path, name: str, what: str) -> Path:
 def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     """Read counts of genes and centers of cells, in micrometers."""
     wide = read_wide(files["counts"], 1)
-    header = first_line(files["cells"])
+    with reading(files["cells"]):
+        header = first_line(files["cells"])
     key = header[0] if header else ""  # "EntityID", or without a name
     if key == "":
         key = "Unnamed: 0"  # as pandas calls it then

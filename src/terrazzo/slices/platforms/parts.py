@@ -7,8 +7,7 @@ named. Every fault is an ``InputError`` with the file in front.
 from __future__ import annotations
 
 import csv
-import gzip
-import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints
-from terrazzo.errors import InputError, TerrazzoError
+from terrazzo.errors import InputError, TerrazzoError, shortened
+from terrazzo.parsing import read_object
+from terrazzo.safe_tables import MAX_LINE, open_csv, read_csv, read_parquet
 from terrazzo.slices.opened import Choices, Opened
+from terrazzo.sparse import check_arrays
 
 __all__ = [
     "Platform",
@@ -42,15 +44,52 @@ __all__ = [
     "read_table",
     "read_wide",
     "reading",
+    "sample_name",
     "texts",
     "unplaced",
 ]
 
 _BLOCK = 2**24  # bytes of a wide table that are parsed at a time; a line must fit
-_MAX_JSON = 2**24  # bytes
 _MAX_INFLATION = 2000  # bytes in memory for one on disk; deflate itself cannot do more than 1,032
 _SMALL = 2**26  # bytes that are read without a check
-_GENERIC = {"outs", "output", "binned_outputs", "segmented_outputs", "feature_expression", "data"}
+_GENERIC = {
+    "outs",
+    "out",
+    "output",
+    "outputs",
+    "binned_outputs",
+    "segmented_outputs",
+    "feature_expression",
+    "data",
+    "filtered_feature_bc_matrix",
+    "raw_feature_bc_matrix",
+    "cell_feature_matrix",
+    "spatial",
+    "results",
+}
+# parts of a sample, whose names are the same for every sample
+_PART = re.compile(r"square_\d+um|(region|fov|section)[_-]?\d+", re.IGNORECASE)
+# names of files that are the same for every sample, in lower case without endings
+_GENERIC_FILES = {
+    *_GENERIC,
+    "adata",
+    "anndata",
+    "counts",
+    "embedded",
+    "filtered",
+    "input",
+    "matrix",
+    "processed",
+    "raw",
+    "sample",
+    "sdata",
+    "slice",
+    "spatialdata",
+    "st",
+    "table",
+    "visium",
+    "xenium",
+}
 _MIN_PLACED = 0.5  # share of cells of the counts that must have a position
 
 
@@ -93,9 +132,37 @@ def name_of(path: Path) -> str:
     if path.is_file():
         return path.stem
     path = path.resolve()
-    if path.name.lower() in _GENERIC or path.name.startswith("square_"):
-        return path.parent.name
+    while _is_generic(path.name) and path.parent.name:
+        path = path.parent
     return path.name
+
+
+def _is_generic(name: str) -> bool:
+    return name.lower() in _GENERIC or name.startswith("square_")
+
+
+def sample_name(path: Path, *, of_files: bool = False) -> str:
+    """Name the result of a slice after its sample; a part of a sample ("region_0") after both.
+
+    Parameters
+    ----------
+    path
+        File or folder of a slice.
+    of_files
+        Name files with generic names ("slice.h5ad"), too, after the folder above.
+    """
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        place = path.resolve()
+        name = name_of(path)
+        if _PART.fullmatch(place.name) and place.parent.name:
+            sample = name_of(place.parent)
+            name = f"{sample}_{place.name}"
+        return name
+    parent = path.resolve().parent
+    is_generic = path.stem.lower() in _GENERIC_FILES or _PART.fullmatch(path.stem) is not None
+    if of_files and is_generic and parent.name:
+        return name_of(parent)
+    return path.stem
 
 
 def one_file(folder: Path, patterns: Sequence[str], what: str) -> Path:
@@ -138,10 +205,12 @@ def reading(path: Path) -> Iterator[None]:
     """Turn whatever a parser of a foreign file raises into an ``InputError`` that names the file."""
     try:
         yield
-    except (TerrazzoError, MemoryError):
+    except TerrazzoError:
         raise
+    except MemoryError as error:
+        raise InputError(f"{path} needs more memory than there is") from error
     except Exception as error:  # parsers of damaged files raise almost anything
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        detail = shortened(error, 300, quoted=False) or type(error).__name__
         raise InputError(
             f"{path} cannot be read; it is damaged, truncated or of another kind ({detail})"
         ) from error
@@ -149,19 +218,7 @@ def reading(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a small JSON object."""
-    with reading(path):
-        size = path.stat().st_size
-        if size > _MAX_JSON:
-            raise InputError(f"{path} has {size:,} bytes; that is not a file of settings")
-        opener: Any = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rb") as stream:
-            text = stream.read(_MAX_JSON + 1)
-        if len(text) > _MAX_JSON:
-            raise InputError(f"{path} is too long; that is not a file of settings")
-        content = json.loads(text.decode("utf-8"))
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
+    return read_object(path, InputError)
 
 
 def numbers_in(content: dict[str, Any]) -> dict[str, float]:
@@ -203,15 +260,11 @@ def read_table(
     """
     with reading(path):
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path).to_pandas()
+            table = read_parquet(path)
         else:
             types: Any = dict.fromkeys(ids, str)
             header = None if names else 0
-            table = pd.read_csv(
-                path, sep=separator, header=header, names=names or None, dtype=types
-            )
+            table = read_csv(path, sep=separator, header=header, names=names or None, dtype=types)
     check_columns(table, needed, ids, path)
     for name in ids:
         if name in table.columns:
@@ -225,7 +278,7 @@ def check_columns(
     """Refuse a table in which a column is missing, or holds no numbers though it is not of ids."""
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        columns = [str(name) for name in table.columns[:12]]
+        columns = [shortened(name, 40, quoted=False) for name in table.columns[:12]]
         if len(table.columns) > 12:
             columns.append("...")
         plural = "s" if len(missing) > 1 else ""
@@ -328,14 +381,19 @@ def first_line(path: Path, separator: str = ",") -> list[str]:
 
 def _header(path: Path, separator: str) -> tuple[list[str], int]:
     """Return the fields of the first line that is not a comment ("#"), and how many comments are above it."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
     n_comments = 0
-    with reading(path), opener(path, "rt", encoding="utf-8-sig") as stream:
-        for fields in csv.reader(stream, delimiter=separator):
-            if not fields or not fields[0].startswith("#"):
+    with reading(path), open_csv(path) as stream:
+        while True:
+            line = stream.readline(MAX_LINE + 1)
+            if len(line) > MAX_LINE:
+                raise InputError(f"{path}: a line does not end within {MAX_LINE:,} bytes")
+            if not line:
+                return [], n_comments
+            text = line.decode("utf-8-sig")
+            if not text.startswith("#"):
+                fields = next(csv.reader([text], delimiter=separator), [])
                 return fields, n_comments
             n_comments += 1
-    return [], n_comments
 
 
 def place(
@@ -371,12 +429,12 @@ def place(
     for ids, which in ((count_ids, "counts"), (place_ids, "positions")):
         if not ids.is_unique:
             example = ids[ids.duplicated()][0]
-            raise InputError(f"{where}: cell ids of the {which} repeat (e.g. {example})")
+            raise InputError(f"{where}: cell ids of the {which} repeat (e.g. {shortened(example)})")
     place_rows = place_ids.get_indexer(count_ids)
     rows = np.flatnonzero(place_rows >= 0)
     if len(rows) < _MIN_PLACED * len(counted) or not len(rows):
-        some_counts = ", ".join(str(one) for one in counted[:2])
-        some_places = ", ".join(str(one) for one in place_ids[:2])
+        some_counts = shortened(", ".join(map(str, counted[:2])), quoted=False)
+        some_places = shortened(", ".join(map(str, place_ids[:2])), quoted=False)
         raise InputError(
             f"{where}: only {len(rows):,} of {len(counted):,} cells of the counts have a position "
             f"(counts: {some_counts}; positions: {some_places}); the files do not belong together"
@@ -423,7 +481,7 @@ def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
     Raises
     ------
     InputError
-        Not there, not one-dimensional, of another kind, or far larger than its file could hold.
+        Not there, not one-dimensional, or of another kind.
     """
     import h5py
 
@@ -433,11 +491,6 @@ def dataset(file: Any, name: str, kinds: str, path: Path) -> NDArray[Any]:
     if values.ndim != 1 or values.dtype.kind not in kinds:
         raise InputError(
             f"{path}: dataset {values.name} is {values.dtype} {values.shape}, not what belongs there"
-        )
-    size = values.size * values.dtype.itemsize
-    if size > _SMALL and size > _MAX_INFLATION * path.stat().st_size:
-        raise InputError(
-            f"{path}: dataset {values.name} claims {size:,} bytes, more than the file can hold"
         )
     return np.asarray(values[:])
 
@@ -461,16 +514,10 @@ def compressed(
     InputError
         Arrays that do not belong together.
     """
-    n_rows, n_columns = shape
-    steps = np.diff(indptr.astype(np.int64))
-    fits = len(indptr) == n_rows + 1 and len(data) == len(indices)
-    if fits:
-        fits = indptr[0] == 0 and indptr[-1] == len(indices) and not (steps < 0).any()
-    if not fits:
+    check_arrays(data, indices, indptr, shape, where)
+    if len(data) != len(indices) or indptr[-1] != len(data):
         raise InputError(
             f"{where}: data, indices and indptr do not belong together (shape {shape})"
         )
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= n_columns):
-        raise InputError(f"{where}: an index leads out of the matrix (shape {shape})")
     arrays = (data.astype(np.float64), indices.astype(np.int64), indptr.astype(np.int64))
     return as_counts(sp.csr_matrix(arrays, shape=shape))

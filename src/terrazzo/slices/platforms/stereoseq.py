@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from terrazzo import keys
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.slices.hdf5 import require_filters
 from terrazzo.slices.opened import Choices, Opened
 from terrazzo.slices.platforms.parts import (
@@ -69,7 +70,7 @@ def read(files: dict[str, Path], name: str, choices: Choices) -> Opened:
     path = files["gef"]
     wanted = _wanted(choices)
     require_filters(path)
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path), open_file(path) as file:
         if "cellBin" in file:
             if wanted not in (None, "cell"):
                 raise ConfigError(

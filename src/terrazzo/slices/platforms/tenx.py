@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from terrazzo.arrays import Ints
 from terrazzo.errors import InputError
 from terrazzo.genes.features import GENE_EXPRESSION, find_features
+from terrazzo.safe_hdf5 import open_file
 from terrazzo.slices.hdf5 import require_filters
 from terrazzo.slices.platforms.parts import (
     as_counts,
@@ -95,7 +96,7 @@ def read_matrix(files: dict[str, Path]) -> FeatureMatrix:
     if path.suffix != ".h5":
         return _read_three_files(files)
     require_filters(path)
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path), open_file(path) as file:
         group = file.get("matrix")
         if not isinstance(group, h5py.Group):
             raise InputError(

@@ -13,6 +13,7 @@ from torch import nn
 
 from terrazzo import keys
 from terrazzo.arrays import Ints, Vectors
+from terrazzo.config import SIZE, within
 from terrazzo.errors import ConfigError
 from terrazzo.genes import Coverage, GeneMatch
 from terrazzo.models.base import Embedding, FoundationModel, Prepared
@@ -62,6 +63,7 @@ class ScGPTConfig:
             raise ConfigError(
                 f"scGPT: n_bins ({self.n_bins}) and max_length ({self.max_length}) must be at least 2."
             )
+        within(self, n_bins=SIZE, max_length=SIZE)
 
 
 class ScGPT(FoundationModel):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terrazzo.arrays import Int32s, Ints, Vectors
+from terrazzo.config import HEADS, LAYERS, SIZE, TOKENS, within
 from terrazzo.errors import ConfigError
 from terrazzo.models.sequences import length_batches, pack, padding_mask
 
@@ -65,6 +66,8 @@ class ScGPTEncoderConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"scGPT: dropout is {self.dropout}; it must be in [0, 1).")
+        within(self, vocab_size=TOKENS, hidden_size=SIZE, num_layers=LAYERS, num_heads=HEADS)
+        within(self, ffn_size=SIZE, cls_value=(-1e6, 1e6), max_value=(0, 1e9))
 
 
 class ValueMap(nn.Module):

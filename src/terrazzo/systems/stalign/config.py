@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from terrazzo.config import within
 from terrazzo.errors import ConfigError
 from terrazzo.expression import Normalize
 from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, Standardize
@@ -85,6 +86,8 @@ class STAlignConfig:
                 f"ST-Align: components are of the genes that AE-Gene reads: gene_encoder.n_genes "
                 f"({n_components_of}) must be net.niche_genes.n_genes ({n_read})."
             )
+        within(self, neighbors=(0, 10_000), spot_um=(0, 1e6))
+        within(self, spot_pixels=(8, 4096), niche_pixels=(8, 4096))
 
 
 SIZES: dict[str, dict[str, Any]] = {

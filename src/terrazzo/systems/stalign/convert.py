@@ -191,7 +191,9 @@ def _renamed_block(stem: str, kind: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _is_converted(folder: Path) -> bool:
-    """Return True if a folder was written by this converter."""
+    """Return True if a folder was written by this converter, with nothing added to it."""
+    if not ckpt.has_only(folder, (ckpt.CONFIG, ckpt.WEIGHTS, PREPROCESSOR)):
+        return False
     try:
         return MARK in ckpt.read_json(folder / PREPROCESSOR)
     except CheckpointError:

@@ -12,7 +12,7 @@ from scipy import sparse
 from torch import Tensor
 
 from terrazzo.arrays import Bools, Floats, Ints, Vectors
-from terrazzo.config import to_dict
+from terrazzo.config import SIZE, TOKENS, to_dict, within
 from terrazzo.errors import ConfigError
 from terrazzo.expression import Normalize, SliceScale, log_values
 from terrazzo.genes import GeneMatch
@@ -68,6 +68,7 @@ class GeneEncoderConfig:
             raise ConfigError("gene encoder: output_dim and n_genes must be at least 1.")
         if self.kind == "cells" and not self.model_type:
             raise ConfigError("gene encoder: kind 'cells' needs model_type and settings.")
+        within(self, output_dim=SIZE, n_genes=TOKENS)
 
 
 class GenePCA(FrozenEncoder):

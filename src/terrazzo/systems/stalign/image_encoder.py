@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terrazzo.arrays import Vectors
-from terrazzo.errors import CheckpointError, ConfigError
+from terrazzo.config import LAYERS, TOKENS
+from terrazzo.errors import CheckpointError, ConfigError, shortened
+from terrazzo.parsing import parse_json, read_object
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -101,6 +103,11 @@ class SpotEncoderConfig:
             raise ConfigError(
                 f"spot encoder: output_dim is {self.output_dim}; it must be at least 1."
             )
+
+
+_LARGEST_SIDE = 4096  # pixels
+# Settings of transformers that name code which is loaded from elsewhere
+_CODE = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config")
 
 
 class _Colors(nn.Module):
@@ -288,6 +295,7 @@ class FrozenImageEncoder(nn.Module):
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
+        _check_description(description)
         try:
             config = AutoConfig.for_model(**description["model"])
             model_class: Any = MODEL_MAPPING[type(config)]
@@ -302,17 +310,18 @@ class FrozenImageEncoder(nn.Module):
                 description["std"],
                 description["readout"],
             )
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except ConfigError:
+            raise
+        except Exception as error:  # settings of transformers raise almost anything
+            reason = shortened(error, 200, quoted=False)
             raise ConfigError(
-                f"this describes no frozen image encoder ({type(error).__name__}: {error})."
+                f"this describes no frozen image encoder ({type(error).__name__}: {reason})."
             ) from error
 
     def description(self) -> dict[str, Any]:
         """Return all but the weights, in plain values, for :meth:`from_description`."""
         return {
-            "model": json.loads(_settings(self.backbone)),
+            "model": parse_json(_settings(self.backbone), "the model's settings", finite=False),
             "pooler": any("pooler" in name for name in self.backbone.state_dict()),
             "image_size": self.image_size,
             "mean": self.colors.mean.flatten().tolist(),
@@ -398,12 +407,37 @@ class FrozenImageEncoder(nn.Module):
         return states[:, 0]
 
 
+def _check_description(description: dict[str, Any]) -> None:
+    """Refuse a description of a network that would be built without end, or that names code from elsewhere.
+
+    Raises
+    ------
+    ConfigError
+        Names the setting.
+    """
+    pending: list[tuple[str, Any]] = [("image_encoder", description)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend((str(key), inner) for key, inner in value.items())
+        elif isinstance(value, list):
+            pending.extend((name, inner) for inner in value)
+        is_layers = "layers" in name or name in ("depth", "depths")
+        largest = LAYERS[1] if is_layers else _LARGEST_SIDE if name == "image_size" else TOKENS[1]
+        too_large = isinstance(value, int | float) and not -largest <= value <= largest
+        is_code = name in _CODE and value not in (None, "eager", "sdpa", {})
+        if too_large or is_code:
+            raise ConfigError(
+                f"image encoder: {shortened(name, quoted=False)} is {shortened(value)}, which no encoder here has."
+            )
+
+
 def _preprocessor(folder: Path) -> dict[str, Any]:
     """Return a folder's settings of image size and colors; empty where it has none."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path, CheckpointError)
 
 
 def _can_drop_pooler(model_class: Any) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terrazzo.config import SIZE, within
 from terrazzo.errors import ConfigError
 from terrazzo.systems.stalign.image_encoder import SpotEncoder, SpotEncoderConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoder, ValueEncoderConfig
@@ -81,6 +82,7 @@ class FusionConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"fusion: dropout is {self.dropout}; it must be in [0, 1).")
+        within(self, image_dim=SIZE, gene_dim=SIZE, n_tokens=SIZE, width=SIZE, output_dim=SIZE)
 
 
 class Fusion(nn.Module):
@@ -204,6 +206,7 @@ class AlignConfig:
                 f"ST-Align: temperature is {self.temperature}; it must be a positive number."
             )
         self.fusion()  # checks the rest
+        within(self, dim=SIZE, niche_image_dim=SIZE, spot_gene_dim=SIZE, spot_side=(0, 4096))
 
     def fusion(self) -> FusionConfig:
         """Return the sizes of the fusion network."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from terrazzo.config import HEADS, LAYERS, SIZE, TOKENS, within
 from terrazzo.errors import ConfigError
 
 __all__ = ["ValueEncoder", "ValueEncoderConfig"]
@@ -63,6 +64,8 @@ class ValueEncoderConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"AE-Gene: dropout is {self.dropout}; it must be in [0, 1).")
+        within(self, n_genes=TOKENS, n_tokens=SIZE, width=SIZE, num_layers=LAYERS, num_heads=HEADS)
+        within(self, ffn_size=SIZE, output_dim=SIZE)
 
 
 class ValueEncoder(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from terrazzo.config import within
 from terrazzo.errors import ConfigError
 from terrazzo.expression import Normalize
 from terrazzo.systems.stimage.network import ViTConfig
@@ -65,6 +66,7 @@ class STImageConfig:
             raise ValueError(
                 f"output must be 'decoder' with the scheme {self.scheme!r}: its states are what it learns."
             )
+        within(self, neighbors=(1, 10_000), domains=(1, 10_000))
 
 
 SIZES = {

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from terrazzo.config import HEADS, LAYERS, SIZE, TOKENS, within
+
 __all__ = [
     "Block",
     "MaskedViT",
@@ -67,6 +69,8 @@ class ViTConfig:
     fuse: bool = False
 
     def __post_init__(self) -> None:
+        within(self, n_genes=TOKENS, width=SIZE, num_layers=LAYERS, num_heads=HEADS, ffn_size=SIZE)
+        within(self, decoder_layers=(0, LAYERS[1]), decoder_ffn_size=SIZE)
         if self.width % self.num_heads or self.width % 4:
             raise ValueError(
                 f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}) and of 4."

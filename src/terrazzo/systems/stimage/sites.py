@@ -58,7 +58,7 @@ KEPT_CELLS = 4_000_000  # cells whose grids stay in memory
 
 KEPT_SCALES = 128
 
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile)
 
 
 def member_grid(corpus: Corpus, id: str, config: WindowConfig) -> Grid:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from terrazzo.arrays import Bools, Floats, Ints, Vectors
+from terrazzo.config import TOKENS, within
 from terrazzo.errors import ConfigError
 from terrazzo.expression import SliceScale, scaling
 from terrazzo.slices.grids import Grid, Layout, observed
@@ -69,6 +70,7 @@ class WindowConfig:
             raise ValueError(f"occupancy is {self.occupancy}; it must be above 0 and at most 1.")
         if not 0 <= self.bin_um < np.inf:
             raise ValueError(f"bin_um is {self.bin_um}; it must be at least 0 (0: no bins).")
+        within(self, window=(1, 1024), channels=TOKENS)
 
 
 def corners(grid: Grid, config: WindowConfig) -> Ints:

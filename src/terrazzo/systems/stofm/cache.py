@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +20,8 @@ from numpy.typing import NDArray
 
 from terrazzo.arrays import Ints, Vectors
 from terrazzo.errors import CorpusError, OutputError
+from terrazzo.files import whole_folder
+from terrazzo.parsing import read_object
 from terrazzo.systems.stofm.subslices import SubSliceConfig
 from terrazzo.systems.stofm.virtual_cells import VirtualCells
 
@@ -202,26 +202,23 @@ class EmbeddingCache:
             "offsets": np.concatenate([[0], np.cumsum(sizes)]),
         }
         target = self.path(member)
-        draft = self.folder / f".{uuid.uuid4().hex}"
         try:
-            draft.mkdir(parents=True)
-            files = {name: _save(draft, name, array) for name, array in arrays.items()}
-            about = {
-                "format": FORMAT,
-                "key": self.key.digest(),
-                "member": member,
-                "source": source,
-                "files": files,
-            }
-            text = json.dumps(about, indent=1) + "\n"
-            (draft / ABOUT).write_text(text, encoding="utf-8")
-            _replace(draft, target)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole_folder(target) as draft:
+                files = {name: _save(draft, name, array) for name, array in arrays.items()}
+                about = {
+                    "format": FORMAT,
+                    "key": self.key.digest(),
+                    "member": member,
+                    "source": source,
+                    "files": files,
+                }
+                text = json.dumps(about, indent=1) + "\n"
+                (draft / ABOUT).write_text(text, encoding="utf-8")
         except OSError as error:
             raise OutputError(
                 f"the embeddings of {member} cannot be written to {target}: {error}"
             ) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     def read(self, member: str, source: str = "") -> CachedMember:
         """Open a member: small arrays in memory and checked, the cell vectors memory-mapped.
@@ -266,10 +263,10 @@ class EmbeddingCache:
             )
         expected = {"format": FORMAT, "key": self.key.digest(), "member": member}
         try:
-            about = json.loads(path.read_text(encoding="utf-8"))
+            about = read_object(path, CorpusError)
             belongs = {name: about[name] for name in expected} == expected
             complete = isinstance(about["source"], str) and set(about["files"]) == set(DTYPES)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (CorpusError, KeyError, TypeError) as error:
             raise _damaged(path, str(error)) from error
         if not belongs:
             raise CorpusError(
@@ -306,7 +303,7 @@ def _load(folder: Path, name: str, files: dict[str, Any]) -> NDArray[Any]:
             raise _damaged(path, f"it has {array.dtype} {array.shape}")
         if not is_mapped and _checksum(path) != record["crc32"]:
             raise _damaged(path, "its checksum differs")
-    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+    except (OSError, ValueError, EOFError, KeyError, TypeError, MemoryError) as error:
         if isinstance(error, CorpusError):
             raise
         raise _damaged(path, str(error)) from error
@@ -325,21 +322,3 @@ def _damaged(path: Path, why: str) -> CorpusError:
     return CorpusError(
         f"{path} is damaged or not a file of this cache ({why}); delete its folder and compute it again."
     )
-
-
-def _replace(draft: Path, target: Path) -> None:
-    """Rename a finished folder to its final name; one that has this name already is removed."""
-    aside = draft.with_name(f"{draft.name}-old")
-    for _ in range(100):  # another process may write the same member at the same time
-        try:
-            draft.rename(target)
-            return
-        except OSError:
-            if not target.exists():
-                raise
-        try:
-            target.rename(aside)
-        except FileNotFoundError:
-            continue
-        shutil.rmtree(aside, ignore_errors=True)
-    raise OutputError(f"{target} is being rewritten by other processes without end.")

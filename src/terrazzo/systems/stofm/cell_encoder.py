@@ -16,12 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from terrazzo.arrays import Int32s, Ints, Vectors
+from terrazzo.config import HEADS, LAYERS, SHARE, SIZE, TOKENS, within
+from terrazzo.errors import shortened
 from terrazzo.models.sequences import length_batches, pack, padding_mask
 
 if TYPE_CHECKING:
     from transformers import BertConfig
 
 __all__ = ["CellEncoder", "CellEncoderConfig"]
+
+
+ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "tanh")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ class CellEncoderConfig:
     layer_norm_eps: float = 1e-12
     pooling: Literal["cls", "mean"] = "cls"
     attention_dropout: float = 0.02
+
+    def __post_init__(self) -> None:
+        within(self, vocab_size=TOKENS, hidden_size=SIZE, num_layers=LAYERS, num_heads=HEADS)
+        within(self, intermediate_size=SIZE, max_length=(2, SIZE[1]), output_dim=SIZE)
+        within(self, dropout=SHARE, attention_dropout=SHARE, layer_norm_eps=(1e-30, 1))
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            shown = shortened(self.activation)
+            raise ValueError(f"activation is {shown}; it must be one of {known}.")
 
     def bert(self) -> BertConfig:
         """Return the transformers config."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from terrazzo import keys
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError, OutputError, TrainingError
+from terrazzo.files import whole_folder
+from terrazzo.models.checkpoint import is_checkpoint
 from terrazzo.progress import Progress
 from terrazzo.slices.parts import takes_all
 from terrazzo.systems.stofm.labeled import (
@@ -35,6 +36,7 @@ from terrazzo.tasks.by_section import slices_of
 from terrazzo.tasks.experiments import make_head
 from terrazzo.tasks.heads import head_config, head_record, statistics
 from terrazzo.tasks.mlp import LabelHead
+from terrazzo.tasks.probe_files import is_probe
 from terrazzo.tasks.probes import Probe
 from terrazzo.tasks.splits import Split, all_rows
 from terrazzo.training.recipe import OptimConfig
@@ -132,23 +134,27 @@ class FineTuned:
         self.model.embed(adata, key_added=key_added, **options)
         return self.probe.predict(adata, use_rep=f"{key_added}:all")
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the checkpoint ``model/`` and the head ``probe/`` into a new folder.
+
+        Parameters
+        ----------
+        folder
+            A new or empty one.
+        overwrite
+            Replace what this method wrote there before, if nothing was added to it.
 
         Raises
         ------
         OutputError
             The folder exists already, or cannot be written.
         """
-        target = free_folder(folder)
-        parent = target.parent
+        target = free_folder(folder, overwrite=overwrite)
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent) as draft:
-                both = Path(draft) / "both"
-                self.model.save_pretrained(both / "model")
-                self.probe.save(both / "probe")
-                both.replace(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(target) as draft:
+                self.model.save_pretrained(draft / "model")
+                self.probe.save(draft / "probe")
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -171,8 +177,8 @@ class FineTuned:
         return cls(model, probe)
 
 
-def free_folder(folder: str | Path) -> Path:
-    """Return the path of a folder that does not exist yet, or is empty.
+def free_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Return the path of a folder that does not exist yet, or is empty; or has an older result, with ``overwrite``.
 
     Raises
     ------
@@ -182,9 +188,18 @@ def free_folder(folder: str | Path) -> Path:
     target = Path(folder)
     if not target.exists():
         return target
+    if overwrite and _is_tuned(target):
+        return target
     if not target.is_dir() or any(target.iterdir()):
         raise OutputError(f"{target} exists already, and is not an empty folder; pass another.")
     return target
+
+
+def _is_tuned(folder: Path) -> bool:
+    """Return whether a folder has a tuned model and its head, and nothing else."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != {"model", "probe"}:
+        return False
+    return is_checkpoint(folder / "model") and is_probe(folder / "probe")
 
 
 def finetune(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from terrazzo.errors import ConfigError
 from terrazzo.progress import Progress
 from terrazzo.slices.geometry import read_coords
 from terrazzo.slices.parts import takes_all
-from terrazzo.systems.stofm.finetune import FineTuneConfig, finetune
+from terrazzo.systems.stofm.finetune import FineTuneConfig, FineTuned, finetune
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks import metrics, targets
 from terrazzo.tasks.by_section import scored_by_section
@@ -24,7 +24,7 @@ from terrazzo.tasks.labels import Labels, shared_classes
 from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
 
-__all__ = ["KINDS", "evaluate_finetuning"]
+__all__ = ["KINDS", "evaluate_finetuning", "tune_and_score"]
 
 KINDS = ("random", "blocked")
 
@@ -73,6 +73,72 @@ def evaluate_finetuning(
     ConfigError
         Unknown kinds; no run; several slices without ``test``.
     """
+    options: dict[str, Any] = {
+        "label": label,
+        "kinds": kinds,
+        "runs": runs,
+        "seed": seed,
+        "config": config,
+        "orthologs": orthologs,
+        "progress": progress,
+    }
+    return _evaluate(model, data, test, slice_key, [], **options)
+
+
+def tune_and_score(
+    model: SToFM,
+    data: targets.Data,
+    *,
+    label: str,
+    test: AnnData,
+    runs: int = 1,
+    seed: int = 0,
+    config: FineTuneConfig | None = None,
+    orthologs: Any = None,
+    progress: bool | None = None,
+    slice_key: str | None = None,
+) -> tuple[TaskResult, FineTuned]:
+    """Tune a model on labeled slices and score it on another; as :func:`evaluate_finetuning` with ``test``.
+
+    Returns
+    -------
+    The scores, and the tuned model of the first run, whose scores are the first of them: it need not be tuned again.
+
+    Raises
+    ------
+    InputError, ConfigError
+        As :func:`evaluate_finetuning`.
+    """
+    options: dict[str, Any] = {
+        "label": label,
+        "kinds": KINDS,
+        "runs": runs,
+        "seed": seed,
+        "config": config,
+        "orthologs": orthologs,
+        "progress": progress,
+    }
+    tuned: list[FineTuned] = []
+    result = _evaluate(model, data, test, slice_key, tuned, **options)
+    return result, tuned[0]
+
+
+def _evaluate(
+    model: SToFM,
+    data: targets.Data,
+    test: AnnData | None,
+    slice_key: str | None,
+    tuned: list[FineTuned],
+    *,
+    label: str,
+    kinds: Sequence[str],
+    runs: int,
+    seed: int,
+    config: FineTuneConfig | None,
+    orthologs: Any,
+    progress: bool | None,
+) -> TaskResult:
+    """Return scores; the first tuned model is added to ``tuned``."""
     if runs < 1 or not kinds or set(kinds) - set(KINDS):
         raise ConfigError(
             f"kinds are {list(kinds)} and runs {runs}; name {' or '.join(KINDS)}, and at least one run."
@@ -88,7 +154,7 @@ def evaluate_finetuning(
             "progress": progress,
         }
         return scored_by_section(
-            lambda some, other: evaluate_finetuning(model, some, test=other, **options),
+            lambda some, other: _evaluate(model, some, other, None, tuned, **options),
             data,
             test,
             str(slice_key),
@@ -97,7 +163,14 @@ def evaluate_finetuning(
     if test is None and len(slices) != 1:
         raise ConfigError(f"there are {len(slices)} slices; pass the one that is scored as test=.")
     tuning = _Tuning(
-        model, slices, label, config or FineTuneConfig(), orthologs, Progress(progress), slice_key
+        model,
+        slices,
+        label,
+        config or FineTuneConfig(),
+        orthologs,
+        Progress(progress),
+        slice_key,
+        tuned,
     )
     if test is None:
         scored_slice = slices[0]
@@ -105,18 +178,7 @@ def evaluate_finetuning(
     else:
         scored_slice = test
         outcomes = _across(tuning, test, runs, seed)
-    rows: list[dict[str, Any]] = []
-    predictions = pd.DataFrame(index=scored_slice.obs_names)
-    notes: list[str] = []
-    for outcome in outcomes:
-        true = outcome.true[outcome.scored]
-        predicted = outcome.predicted[outcome.scored]
-        scores = metrics.classification(true, predicted)
-        scores.update(metrics.clustering(true, predicted))
-        rows.extend(tidy(scores, outcome.kind, outcome.number))
-        predictions["true"] = outcome.true
-        predictions[outcome.kind] = outcome.predicted
-        notes = outcome.notes
+    rows, predictions, notes = _scores_of(outcomes, scored_slice)
     settings = {
         "label": label,
         "runs": runs,
@@ -127,6 +189,21 @@ def evaluate_finetuning(
         "fine_tuning": asdict(tuning.config),
     }
     return TaskResult("finetune", pd.DataFrame(rows), predictions, settings, tuple(notes))
+
+
+def _scores_of(
+    outcomes: Iterable[_Outcome], scored_slice: AnnData
+) -> tuple[list[dict[str, Any]], pd.DataFrame, list[str]]:
+    """Return the rows of scores, the predictions of the last run of each kind, and what a reader must know."""
+    rows: list[dict[str, Any]] = []
+    predictions = pd.DataFrame(index=scored_slice.obs_names)
+    notes: list[str] = []
+    for outcome in outcomes:
+        rows.extend(tidy(outcome.scores(), outcome.kind, outcome.number))
+        predictions["true"] = outcome.true
+        predictions[outcome.kind] = outcome.predicted
+        notes = outcome.notes
+    return rows, predictions, notes
 
 
 @dataclass(frozen=True)
@@ -152,10 +229,18 @@ class _Outcome:
     scored: Bools
     notes: list[str]
 
+    def scores(self) -> dict[str, float]:
+        """Return how well the scored cells were predicted, as classes and as clusters."""
+        true = self.true[self.scored]
+        predicted = self.predicted[self.scored]
+        scores = metrics.classification(true, predicted)
+        scores.update(metrics.clustering(true, predicted))
+        return scores
+
 
 @dataclass(frozen=True)
 class _Tuning:
-    """What all fits have in common."""
+    """What all fits have in common; ``tuned`` has the first tuned model, once there is one."""
 
     model: SToFM
     slices: list[AnnData]
@@ -164,6 +249,7 @@ class _Tuning:
     orthologs: Any
     bars: Progress
     slice_key: str | None
+    tuned: list[FineTuned]
 
     def predict(self, scored_slice: AnnData, split: Split, seed: int) -> Words:
         """Tune by a split, and predict every cell of a slice."""
@@ -179,6 +265,8 @@ class _Tuning:
             orthologs=self.orthologs,
             slice_key=self.slice_key,
         )
+        if not self.tuned:
+            self.tuned.append(tuned)
         return tuned.predict(
             scored_slice.copy(),
             orthologs=self.orthologs,

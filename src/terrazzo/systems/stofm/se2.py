@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from terrazzo.config import HEADS, LAYERS, SHARE, SIZE, within
 from terrazzo.systems.stofm.pair_bias import GaussianBias, Pairs, SparseBias
 from terrazzo.systems.stofm.subslices import PAD
 
@@ -227,6 +228,11 @@ class SE2Config:
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1
     far_distance: float = 100.0
+
+    def __post_init__(self) -> None:
+        within(self, input_dim=SIZE, hidden_size=SIZE, num_layers=LAYERS, num_heads=HEADS)
+        within(self, ffn_size=SIZE, num_kernels=SIZE, far_distance=(0, 1e6))
+        within(self, dropout=SHARE, attention_dropout=SHARE, activation_dropout=SHARE)
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,9 @@ TIE = 1e-6  # neighbors as near as the last one, up to rounding, all count: a la
 MORE_NEIGHBORS = 16  # that are searched at first, for ties
 
 
+_LARGEST = 1e9  # of any setting
+
+
 @dataclass(frozen=True)
 class SubSliceConfig:
     """Settings of sub-slices (Algorithm 1; table A.8).
@@ -253,11 +256,11 @@ class SubSliceConfig:
         }
         for name, least in least_values.items():
             value = getattr(self, name)
-            if not least <= value < float("inf"):
+            if not least <= value <= _LARGEST:
                 raise ValueError(f"{name} is {value}; it must be at least {least}, and finite.")
         if not (
-            0 < self.length_scale < float("inf")
-            and self.leiden_resolution > 0
+            0 < self.length_scale < _LARGEST
+            and 0 < self.leiden_resolution < _LARGEST
             and 0 <= self.alpha <= 1
         ):
             raise ValueError(

@@ -8,6 +8,7 @@ from scipy import sparse
 
 from terrazzo.arrays import Floats, Int32s
 from terrazzo.models.sequences import Tokens, merge_tokens
+from terrazzo.processes import is_fork
 
 __all__ = ["rank_tokens"]
 
@@ -40,11 +41,13 @@ def rank_tokens(
     totals = totals.ravel()
     counts, column_token = merge_tokens(counts, column_token)
     most = max_length - 1
-    lengths = _lengths(counts.indptr, counts.indices, counts.data, column_token, most)
+    count_lengths = _lengths_serial if is_fork() else _lengths
+    fill = _fill_serial if is_fork() else _fill
+    lengths = count_lengths(counts.indptr, counts.indices, counts.data, column_token, most)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     offsets = offsets.astype(np.int64)
     flat = np.empty(offsets[-1], dtype=np.int32)
-    _fill(
+    fill(
         counts.indptr,
         counts.indices,
         counts.data,
@@ -90,3 +93,9 @@ def _fill(indptr, indices, data, totals, token, median, offsets, flat):  # type:
         first = offsets[i]
         for j in range(offsets[i + 1] - first):
             flat[first + j] = tokens[order[j]]
+
+
+# In a forked process numba's threads do not run: GNU's OpenMP ends the process when they are asked for. Without a cache
+# on disk: that does not tell these from those with threads.
+_lengths_serial = numba.njit(_lengths.py_func)
+_fill_serial = numba.njit(_fill.py_func)
