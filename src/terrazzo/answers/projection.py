@@ -18,6 +18,7 @@ from terrazzo.errors import CheckpointError, InputError
 from terrazzo.expression import gene_columns
 from terrazzo.files import write_bytes, write_text
 from terrazzo.models.states import States
+from terrazzo.parsing import read_object
 from terrazzo.slices import Slice
 from terrazzo.tasks.clustering import refine_labels
 
@@ -181,7 +182,7 @@ class Projection:
                     f"{place} is not the result of regions or types that can be projected: it lacks {name}."
                 )
         try:
-            record = json.loads((place / RECORD).read_text(encoding="utf-8"))
+            record = read_object(place / RECORD, CheckpointError)
             arrays = load((place / ARRAYS).read_bytes())
             projection = cls._from(record, arrays)
             projection._check_shapes()
