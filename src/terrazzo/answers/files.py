@@ -36,6 +36,7 @@ from terrazzo.models.embed_files import (
     plan_targets,
     write_opened,
 )
+from terrazzo.parsing import parse_json
 from terrazzo.progress import Progress
 from terrazzo.slices import split_choices
 
@@ -406,7 +407,7 @@ def _identity(
         "inputs": inputs,
     }
     text = json.dumps(identity, sort_keys=True, default=option_text)
-    return dict(json.loads(text))
+    return dict(parse_json(text, "settings", ConfigError))
 
 
 def _content(name: str, value: Any) -> Any:

@@ -37,6 +37,11 @@ LEAST_MIXED = (
 )
 
 
+LEAST_SIMILAR = (
+    0.6  # mean ARI of two partitions; below, the same is tried, and taken if the seeds agree better
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How regions are found.
@@ -152,12 +157,16 @@ def find(
         partitions = _partitions(fitted, k, settings.seeds)
         by_itself = False
         alone = source.by_itself() if len(slices) > 1 else None
-        if alone is not None and mixed(_cut(partitions.vote.labels, slices), k) < LEAST_MIXED:
-            by_itself = True
-            source = alone
-            refitted = source.fit(slices, settings.seeds)
-            fitted = replace(refitted, between_before=fitted.between_before)
-            partitions = _partitions(fitted, k, settings.seeds)
+        similarity = partitions.vote.similarity
+        is_apart = mixed(_cut(partitions.vote.labels, slices), k) < LEAST_MIXED
+        if alone is not None and (is_apart or similarity < LEAST_SIMILAR):
+            refitted = alone.fit(slices, settings.seeds)
+            others = _partitions(refitted, k, settings.seeds)
+            by_itself = is_apart or others.vote.similarity > similarity
+            if by_itself:
+                source = alone
+                fitted = replace(refitted, between_before=fitted.between_before)
+                partitions = others
     smooth = _smoothed(partitions.vote.labels, slices, settings)
     order = _order(smooth, source, slices)
     labels = _cut(order[smooth], slices)
