@@ -271,7 +271,7 @@ def test_demo(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(demo, "run", run)
     code, told, _ = call("demo", "--out", out, "--cells", 200, "--seed", 3)
     assert code == 0
-    run.assert_called_once_with(out, n_cells=200, seed=3)
+    run.assert_called_once_with(out, n_cells=200, seed=3, overwrite=False)
     told = "".join(told.split())  # whatever the width of the terminal
     assert "|PCA|0.5|" in told
     assert "obsm['X_stofm']" in told
