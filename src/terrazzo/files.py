@@ -45,6 +45,7 @@ ASIDE = ".old"  # of a folder that makes room for a new one
 _DRAFT_NAME = re.compile(
     rf"\.(?P<name>.+)\.(?P<tag>{TAG})\.[0-9a-f]{{8}}({DRAFT}|{ASIDE})", re.DOTALL
 )
+_PRIVATE = 0o600
 _LONGEST = 120  # bytes of a name that are taken over into that of its draft
 _PATIENCE = 100  # attempts to take a name that other processes take, too
 _BLOCK = 2**20  # bytes that are read at a time
@@ -94,6 +95,7 @@ def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
+        _follow_umask(draft)
         _swap(draft, place, aside)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -114,6 +116,17 @@ def work_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give files that only their owner may read, as libraries that write to temporary files leave them, the usual mode.
+
+    The folder was made with all permissions but those of the umask.
+    """
+    usual = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_mode & 0o777 == _PRIVATE:
+            path.chmod(usual)
 
 
 def _swap(draft: Path, place: Path, aside: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from terrazzo.errors import OutputError
-from terrazzo.sdata import TABLES
+from terrazzo.sdata import TABLES, is_store
 
 __all__ = [
     "ATTRIBUTE",
@@ -37,6 +37,18 @@ _SAMPLE = 2**16  # bytes that are hashed at a time
 _N_SAMPLES = 64  # of a large file
 _MAX_NAME = 60  # letters of a source's name
 
+_OF_A_STORE = {
+    "images",
+    "labels",
+    "points",
+    "shapes",
+    TABLES,
+    "zarr.json",
+    "zmetadata",
+    ".zattrs",
+    ".zgroup",
+    ".zmetadata",
+}
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _ADVICE = "choose another --out, or replace it with --overwrite (overwrite=True)."
 
@@ -212,6 +224,11 @@ def mark_file(path: Path, mark: Mark) -> None:
         file.attrs[ATTRIBUTE] = mark.text()
 
 
+def _is_only_store(folder: Path) -> bool:
+    """Return whether a folder is a SpatialData store, with nothing in it that does not belong to one."""
+    return is_store(folder) and {path.name for path in folder.iterdir()} <= _OF_A_STORE
+
+
 def guard(target: Path, mark: Mark, *, overwrite: bool = False) -> None:
     """Refuse to replace a file or folder that terrazzo did not write, or that it made from another source.
 
@@ -222,7 +239,7 @@ def guard(target: Path, mark: Mark, *, overwrite: bool = False) -> None:
     mark
         That it will have.
     overwrite
-        Replace a file nevertheless; a folder only where it is a result.
+        Replace a file nevertheless; a folder only where it is a result, or a SpatialData store and nothing else.
 
     Raises
     ------
@@ -233,7 +250,7 @@ def guard(target: Path, mark: Mark, *, overwrite: bool = False) -> None:
         return
     before = find_mark(target)
     if before is None:
-        if overwrite and not target.is_dir():
+        if overwrite and (not target.is_dir() or _is_only_store(target)):
             return
         if target.is_dir():
             raise OutputError(

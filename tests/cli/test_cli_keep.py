@@ -299,3 +299,42 @@ def test_a_build_names_and_skips_it(
             "s1.json",
             "s1.zarr",
         ]
+
+
+@pytest.mark.case(
+    "I",
+    given="`finetune --test`",
+    gets="One training: the model that is saved is the one that was scored",
+)
+def test_finetune_with_a_test_slice_trains_once(
+    call: Any, sentence: Any, tmp_path: Path, labeled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import terrazzo.systems.stofm.finetune as module
+
+    fits: list[int] = []
+    fit = module._fit
+
+    def counted(*arguments: Any) -> None:
+        fits.append(1)
+        fit(*arguments)
+
+    monkeypatch.setattr(module, "_fit", counted)
+    words = sentence("finetune", f"{TUNE} --epochs 1")
+    before = os.umask(0o027)
+    try:
+        code, _, err = call(*words, "--test", labeled[1])
+    finally:
+        os.umask(before)
+    assert code == 0, err
+    assert len(fits) == 1
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["scores", "tuned"]
+    modes = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()}
+    assert modes == {0o640}
+    folders = {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_dir()}
+    assert folders == {0o750}
+    code, _, err = call(*words, "--test", labeled[1])
+    assert code == 2
+    assert "exists already" in err
+    assert call(*words, "--no-score", "--overwrite")[0] == 0
+    assert len(fits) == 2

@@ -103,14 +103,14 @@ def write(
     _check(target, n_genes, projection)
     is_one = isinstance(sources, str | Path | AnnData) or hasattr(sources, "tables")
     listed = [sources] if is_one else list(sources)
-    mark = _mark(listed)
-    guard(target, mark, overwrite=overwrite)
-    _check_place(target.parent)
     found = collect(listed)
     named = _named(found.slices, answer)
     n_slices = len(found.slices)
     if slice_options.get("image") is not None and n_slices != 1:
         raise ConfigError(f"an image belongs to one slice; there are {n_slices}.")
+    mark = _mark([source for _, source in found.slices] or listed)
+    guard(target, mark, overwrite=overwrite)
+    _check_place(target.parent)
     choices, rest = split_choices(slice_options)
     markers = regions.gene_names(answer)
     settings = slices.Settings(tuple(genes), n_genes, embeddings, projection, seed, rest, markers)
@@ -143,7 +143,7 @@ def write(
 
 
 def _mark(sources: Sequence[Any]) -> Mark:
-    """Return the mark of a report: its paths, and the cells of what is in memory."""
+    """Return the mark of a report: the paths of its slices, and the cells of those in memory."""
     paths = []
     in_memory = []
     for source in sources:
