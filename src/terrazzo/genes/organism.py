@@ -164,7 +164,7 @@ def _stated(obs: pd.DataFrame, uns: Mapping[str, Any]) -> OrganismFound | None:
         if organism is not None:
             return OrganismFound(organism, f"uns[{keys.ORGANISM!r}]")
     if keys.ORGANISM in obs.columns:
-        values = obs[keys.ORGANISM].dropna().unique()
+        values = obs[keys.ORGANISM].dropna().map(str).unique()
         organism = recognize_organism(str(values[0])) if len(values) == 1 else None
         if organism is not None:
             return OrganismFound(organism, f"obs[{keys.ORGANISM!r}]")

@@ -40,7 +40,7 @@ def positive_number(mapping: Any, key: str) -> float | None:
     value = mapping.get(key) if isinstance(mapping, Mapping) else None
     try:
         number = float(np.asarray(value).item()) if value is not None else 0.0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if np.isfinite(number) and number > 0 else None
 

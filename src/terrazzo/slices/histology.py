@@ -178,6 +178,7 @@ def read_sheet(sheet: Path) -> dict[str, Any]:
     InputError
         It is not readable.
     """
+    check_inside(sheet, sheet.parent)
     content = read_json(sheet, InputError)
     return content if isinstance(content, dict) else {}
 

@@ -148,7 +148,9 @@ def nearest_distance(coords: Floats) -> float:
     if len(places) < 2:
         return 1.0
     distance, _ = cKDTree(places).query(places, k=2)
-    return float(np.median(distance[:, 1]))
+    nearest = distance[:, 1]
+    apart = nearest[nearest > 0]  # the square of a tiny distance is 0
+    return float(np.median(apart)) if len(apart) else 1.0
 
 
 def lattice_distance(coords: Floats, n_neighbors: int) -> float | None:

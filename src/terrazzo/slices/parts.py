@@ -21,6 +21,7 @@ from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.parsing import parse_json
 from terrazzo.slices.overlap import Labels, column_labels
 from terrazzo.slices.sections import NO_KEY
+from terrazzo.sparse import check_anndata
 
 __all__ = [
     "SLICE_KEY",
@@ -186,6 +187,7 @@ def take_rows(adata: AnnData, rows: Ints) -> AnnData:
         warnings.simplefilter("ignore")  # names that are not unique: Slice says so
         if adata.isbacked:
             return adata[rows].to_memory()
+        check_anndata(adata, "the AnnData")  # before compiled code takes rows of its matrices
         obs = adata.obs.iloc[rows].copy()
         for name in obs.columns[obs.dtypes == "category"]:
             obs[name] = obs[name].cat.remove_unused_categories()
@@ -347,6 +349,9 @@ def _joined_records(
         for one, table in zip(written, changed, strict=True):
             if key in table:
                 by_part[one.value] = (len(one.rows), table[key])
+        if any(not isinstance(record, Mapping) for _, record in by_part.values()):
+            records[key] = next(iter(by_part.values()))[1]  # not from terrazzo
+            continue
         old_record = records.get(key)
         is_new = False
         for value, (_, record) in by_part.items():

@@ -430,8 +430,10 @@ def _checked_counts(adata: AnnData, layer: str | None, allow_normalized: bool) -
         _warn(
             f"{n_repeated} cell names repeat an earlier one; all cells are kept, distinguished by their position"
         )
+    _check_names(adata.var, "var")
+    if adata.raw is not None:
+        _check_names(adata.raw.var, "raw.var")
     found = find_counts(adata, layer, allow_normalized)
-    _check_names(found.var, "raw.var" if found.source == "raw.X" else "var")
     warn_found(found, stacklevel=5)
     if not found.is_counts:
         _warn(

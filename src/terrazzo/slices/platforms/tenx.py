@@ -20,6 +20,7 @@ from terrazzo.arrays import Ints
 from terrazzo.errors import InputError
 from terrazzo.genes.features import GENE_EXPRESSION, find_features
 from terrazzo.safe_hdf5 import open_file
+from terrazzo.safe_tables import read_csv
 from terrazzo.slices.hdf5 import require_filters
 from terrazzo.slices.platforms.parts import (
     as_counts,
@@ -190,7 +191,5 @@ def _check_size(path: Path, shape: tuple[int, int]) -> None:
 def _fields(path: Path) -> list[NDArray[np.str_]]:
     """Read the columns of a ``.tsv`` without a header."""
     with reading(path):
-        table = pd.read_csv(
-            path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=3
-        )
+        table = read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, quoting=3)
     return [table[column].to_numpy(dtype=np.str_) for column in table.columns]
