@@ -243,7 +243,7 @@ def test_a_bad_sheet_is_refused(said: dict[str, Any], message: str, tmp_path: Pa
     with pytest.raises(InputError, match="not readable JSON"):
         datasets.load("mine", "a", tmp_path, image=True)
     (tmp_path / "mine" / "a.json").write_text("[]")
-    with pytest.raises(InputError, match="must be a JSON object"):
+    with pytest.raises(InputError, match="must name a file of the same folder"):
         datasets.load("mine", "a", tmp_path, image=True)
 
 

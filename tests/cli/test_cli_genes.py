@@ -174,7 +174,7 @@ def swapped(adata: AnnData) -> None:
             "gene 'SIM999' is in none of the 1 training slices; the nearest",
         ),
         (("--n-genes", 0), "genes is 0"),
-        (("--genes", "gone.txt"), "gone.txt cannot be read as a list of genes"),
+        (("--genes", "gone.txt"), "gone.txt cannot be read"),
         (
             ("--gene", "SIM3", "--model", "nowhere"),
             "nowhere is not a folder, and not colors or colors-own",

@@ -56,7 +56,7 @@ def test_a_slice_and_its_picture(call: Any, sample: Path, tmp_path: Path) -> Non
     assert 'class="histology"' in text
     assert "those asked for (1)" in text
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]  # no draft stays
-    code, _, err = call(sample, tmp_path, "--out", target, "--image", picture)
+    code, _, err = call(sample, tmp_path, "--out", target, "--image", picture, "--overwrite")
     assert (code, err) == (0, "")  # the same slice twice is one
     (tmp_path / "other.h5ad").write_bytes(sample.read_bytes())
     code, _, err = call(tmp_path, "--out", target, "--image", picture)

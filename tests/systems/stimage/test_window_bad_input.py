@@ -50,7 +50,7 @@ def without_counts_here_and_there() -> AnnData:
 def far_apart() -> AnnData:
     """Cells that see no other in any window."""
     adata = simulate.tissue(30, n_genes=GENES, seed=5)
-    adata.obsm["spatial"] = np.random.default_rng(0).permutation(60).reshape(30, 2) * 200.0
+    adata.obsm["spatial"] = np.random.default_rng(0).permutation(60).reshape(30, 2) * 20.0
     return adata
 
 
