@@ -192,7 +192,6 @@ def test_which_process_is_the_first(
     [
         ({"strategy": "fsdp"}, "GPU"),
         ({"accelerator": "abacus"}, "abacus"),
-        ({"devices": 0}, "devices"),
     ],
 )
 def test_impossible_machines_are_refused(
@@ -201,6 +200,11 @@ def test_impossible_machines_are_refused(
     with pytest.raises(ConfigError, match=says):
         train(config := recipe(run=run))
     assert not Path(config.out).exists()
+
+
+def test_no_devices_are_refused_with_the_recipe(recipe: Any) -> None:
+    with pytest.raises(ConfigError, match="devices"):
+        recipe(run={"devices": 0})
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path) -> None:
