@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from terrazzo.answers.partition import Mixture, Vote, fit_mixtures, means_of, vote
+from terrazzo.answers.partition import Mixture, fit_mixtures, means_of
 from terrazzo.answers.sources import Draw, Fitted, Recipe, Source
 from terrazzo.answers.space import Expression
 from terrazzo.arrays import Floats, Ints
@@ -17,7 +17,7 @@ from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
 from terrazzo.progress import Advance, Progress
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
-from terrazzo.tasks.clustering import matched, refine_labels
+from terrazzo.tasks.clustering import Vote, matched, refine_labels, vote
 from terrazzo.tasks.metrics import clustering, nearest
 
 __all__ = ["Found", "Settings", "find", "halves", "smoothed_agreement"]

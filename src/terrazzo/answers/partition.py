@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from terrazzo.arrays import AnyFloats, Floats, Ints
-from terrazzo.tasks.clustering import matched, medoid_of
 
-__all__ = ["Mixture", "Vote", "fit_mixtures", "starts", "vote"]
+__all__ = ["Mixture", "fit_mixtures", "starts"]
 
 MAX_FIT = 30_000  # cells that a mixture is fitted on
 
@@ -151,50 +150,3 @@ def fit_mixtures(vectors: Floats, k: int, seed: int) -> list[Mixture]:
     fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed)]
     fitted.sort(key=lambda pair: -pair[1])
     return [mixture for mixture, _ in fitted]
-
-
-@dataclass(frozen=True)
-class Vote:
-    """What several partitions of the same cells agree on.
-
-    Attributes
-    ----------
-    labels
-        int64 ``(n,)``: the commonest label of each cell.
-    agreement
-        float64 ``(n,)``: the share of the partitions that say so.
-    names
-        For each partition, the label of the vote that each of its clusters is matched to.
-    similarity
-        Mean ARI between two of the partitions; NaN where there is one.
-    """
-
-    labels: Ints
-    agreement: Floats
-    names: list[Ints]
-    similarity: float
-
-
-def vote(runs: Ints) -> Vote:
-    """Match the clusters of each partition to those of the medoid, and take the commonest label of each cell.
-
-    Parameters
-    ----------
-    runs
-        int64 ``(n_runs, n)``.
-    """
-    n_runs, n = runs.shape
-    place, similarity = medoid_of(runs)
-    medoid = runs[place]
-    k = int(medoid.max()) + 1
-    cells = np.arange(n)
-    votes = np.zeros((n, k), dtype=np.int32)
-    names = []
-    for run in runs:
-        name = matched(run, medoid)
-        names.append(name)
-        votes[cells, name[run]] += 2
-    votes[cells, medoid] += 1  # breaks ties
-    labels = votes.argmax(axis=1).astype(np.int64)
-    agreement = (votes[cells, labels] // 2) / n_runs
-    return Vote(labels, agreement, names, similarity)

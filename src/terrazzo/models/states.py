@@ -14,12 +14,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from terrazzo.arrays import Floats, Int32s, Ints, Vectors
+from terrazzo.models.baselines import RINGS
 
-__all__ = ["N_STATES", "RING_EDGES", "States", "nearest_in_rings", "ring_means"]
+__all__ = ["N_STATES", "States", "nearest_in_rings", "ring_means"]
 
 N_STATES = 60
-
-RING_EDGES = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
 
 MAX_FIT = 30_000  # cells that states are fitted on
 
@@ -115,7 +114,7 @@ def nearest_in_rings(
     """
     tree = cKDTree(coords)
     wanted = coords if rows is None else coords[rows]
-    n_nearest = min(RING_EDGES[-1] + 1, len(coords))
+    n_nearest = min(RINGS[-1] + 1, len(coords))
     ranks = list(range(1, n_nearest + 1))
     for start in range(0, len(wanted), n_rows):
         stop = min(start + n_rows, len(wanted))
@@ -138,7 +137,7 @@ def ring_means(values: Vectors, index: Int32s) -> Vectors:
     -------
     float32 ``(wanted, 6 m)``; a ring that the slice is too small for is 0.
     """
-    last_places = np.array((-1, *RING_EDGES))
+    last_places = np.array((-1, *RINGS))
     first_places = last_places + 1
     edges = np.minimum(first_places, index.shape[1])
     contiguous = np.ascontiguousarray(values, dtype=np.float32)

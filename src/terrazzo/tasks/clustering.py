@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import igraph
@@ -19,6 +20,7 @@ from terrazzo.tasks.graphs import fuzzy_graph
 
 __all__ = [
     "Method",
+    "Vote",
     "by_size",
     "check_method",
     "cluster",
@@ -28,6 +30,7 @@ __all__ = [
     "matched",
     "medoid_of",
     "refine_labels",
+    "vote",
 ]
 
 N_NEIGHBORS = 15  # itself included, as scanpy counts
@@ -270,18 +273,54 @@ def consensus(runs: ArrayLike) -> Ints:
     InputError
         Runs of other shapes, or labels that are not whole numbers from 0.
     """
-    table = _label_table(runs)
-    n_runs, n_cells = table.shape
-    if n_runs == 1:
-        return np.asarray(table[0])
-    medoid = table[medoid_of(table)[0]]
-    cells = np.arange(n_cells)
-    votes = np.zeros((n_cells, _count(medoid)), dtype=np.int32)
-    for run in table:
-        label_in_medoid = matched(run, medoid)
-        votes[cells, label_in_medoid[run]] += 2
+    return vote(_label_table(runs)).labels
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What several partitions of the same cells agree on.
+
+    Attributes
+    ----------
+    labels
+        int64 ``(n,)``: the commonest label of each cell.
+    agreement
+        float64 ``(n,)``: the share of the partitions that say so.
+    names
+        For each partition, the label of the vote that each of its clusters is matched to.
+    similarity
+        Mean ARI between two of the partitions; NaN where there is one.
+    """
+
+    labels: Ints
+    agreement: Floats
+    names: list[Ints]
+    similarity: float
+
+
+def vote(runs: Ints) -> Vote:
+    """Match the clusters of each partition to those of the medoid, and take the commonest label of each cell.
+
+    Parameters
+    ----------
+    runs
+        int64 ``(n_runs, n)``.
+    """
+    n_runs, n = runs.shape
+    place, similarity = medoid_of(runs)
+    medoid = runs[place]
+    k = int(medoid.max()) + 1
+    cells = np.arange(n)
+    votes = np.zeros((n, k), dtype=np.int32)
+    names = []
+    for run in runs:
+        name = matched(run, medoid)
+        names.append(name)
+        votes[cells, name[run]] += 2
     votes[cells, medoid] += 1  # breaks ties
-    return votes.argmax(axis=1).astype(np.int64)
+    labels = votes.argmax(axis=1).astype(np.int64)
+    agreement = (votes[cells, labels] // 2) / n_runs
+    return Vote(labels, agreement, names, similarity)
 
 
 def _label_table(runs: ArrayLike) -> Ints:
