@@ -32,14 +32,11 @@ MAX_BOOTSTRAP_CELLS = 10_000
 
 PRESENT = 0.02  # share of a slice from which on a region counts as found in it
 
-LEAST_MIXED = (
-    0.5  # mean share of the regions that a slice has; below, slices are standardized by themselves
-)
+# mean share of the regions that a slice has; below, slices are standardized by themselves
+LEAST_MIXED = 0.5
 
-
-LEAST_SIMILAR = (
-    0.6  # mean ARI of two partitions; below, the same is tried, and taken if the seeds agree better
-)
+# mean ARI of two partitions; below, the same is tried, and taken if the seeds agree better
+LEAST_SIMILAR = 0.6
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ def find(
                 fitted = replace(refitted, between_before=fitted.between_before)
                 partitions = others
     smooth = _smoothed(partitions.vote.labels, slices, settings)
-    order = _order(smooth, source, slices)
+    order = _order(smooth, slices, _expression(fitted, by_itself, slices))
     labels = _cut(order[smooth], slices)
     agreement = _cut(partitions.vote.agreement, slices)
     by_region = np.full(int(order.max()) + 1, np.nan)
@@ -257,8 +254,10 @@ def mixed(labels: Sequence[Ints], k: int) -> float:
     """Return the mean share of the regions that make up at least 2 % of a slice."""
     shares = []
     for own in labels:
-        share = np.bincount(own, minlength=k) / max(len(own), 1)
-        shares.append((share >= PRESENT).sum() / k)
+        sizes = np.bincount(own, minlength=k)
+        share = sizes / max(len(own), 1)
+        is_present = share >= PRESENT
+        shares.append(is_present.sum() / k)
     return float(np.mean(shares))
 
 
@@ -272,27 +271,32 @@ def _smoothed(labels: Ints, slices: Sequence[Slice], settings: Settings) -> Ints
     return np.concatenate(parts).astype(np.int64)
 
 
-def _order(labels: Ints, source: Source, slices: Sequence[Slice]) -> Ints:
+def _expression(fitted: Fitted, by_itself: bool, slices: Sequence[Slice]) -> Expression:
+    """Return the components that regions are numbered by: those of the vectors, unless slices stand alone."""
+    if fitted.space is None or by_itself:
+        return Recipe().expression(slices)
+    return fitted.space.expression
+
+
+def _order(labels: Ints, slices: Sequence[Slice], expression: Expression) -> Ints:
     """Return the number of each label: regions in the order of their first component of expression.
 
     Sizes and seeds move numbers; a region's mean expression hardly does.
     """
-    first = first_component(slices)
+    components = [expression(tissue)[:, 0] for tissue in slices]
+    first = np.concatenate(components).astype(np.float64)
     n_labels = int(labels.max()) + 1
     sizes = np.bincount(labels, minlength=n_labels)
     sums = np.bincount(labels, weights=first, minlength=n_labels)
-    means = np.where(sizes > 0, sums / np.maximum(sizes, 1), np.inf)
-    falling = np.argsort(np.where(sizes > 0, -means, np.inf), kind="stable")
+    is_used = sizes > 0
+    divisor = np.maximum(sizes, 1)
+    means = sums / divisor
+    key = np.where(is_used, -means, np.inf)
+    falling = np.argsort(key, kind="stable")
     order = np.zeros(n_labels, dtype=np.int64)
     order[falling] = np.arange(n_labels)
-    n_used = int((sizes > 0).sum())
+    n_used = int(is_used.sum())
     return np.minimum(order, n_used - 1)
-
-
-def first_component(slices: Sequence[Slice]) -> Floats:
-    """Return the first component of expression of every cell, whatever the source of the vectors is."""
-    expression = Recipe().expression(slices)
-    return np.concatenate([expression(tissue)[:, 0] for tissue in slices]).astype(np.float64)
 
 
 def smoothed_agreement(labels: Ints, agreement: Floats, coords: Floats, n_neighbors: int) -> Floats:
@@ -371,9 +375,11 @@ def _around(expression: Expression, slices: Sequence[Slice]) -> Floats:
 
 def explained(seen: Floats, unseen: Floats, labels: Ints) -> float:
     """Return the share of the variance of ``unseen`` that the means of ``seen`` explain."""
-    total = ((unseen - unseen.mean(axis=0)) ** 2).sum()
+    deviation = unseen - unseen.mean(axis=0)
     means = means_of(seen, labels)
-    rest = ((unseen - means[labels]) ** 2).sum()
+    residual = unseen - means[labels]
+    total = (deviation**2).sum()
+    rest = (residual**2).sum()
     return float(1 - rest / max(total, 1e-12))
 
 

@@ -101,6 +101,21 @@ class Source(Protocol):
         ...
 
 
+def _own_share(stated: float | None, slices: Sequence[Slice]) -> float:
+    """Return the share of a slice's own mean that is taken out: as stated, or half for several slices, all for one."""
+    if stated is not None:
+        return stated
+    return OWN_SHARE if len(slices) > 1 else 1.0
+
+
+def _between_before(expression: Expression, slices: Sequence[Slice]) -> float:
+    """Return the share of variance between slices in components with one mean for all; 0 for one slice."""
+    if len(slices) < 2:
+        return 0.0
+    common = replace(expression, own_share=0.0)
+    return between_slices([common(tissue) for tissue in slices])
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Ring means of states of cells: no weights, no labels (T4, 20 components, not whitened).
@@ -127,17 +142,12 @@ class Recipe:
         expression = self.expression(slices, draw)
         joint = len(slices) > 1
         space, views = RegionSpace.fit(slices, expression, seeds, joint=joint, rows=rows)
-        before = 0.0
-        if joint:
-            common = replace(expression, own_share=0.0)
-            before = between_slices([common(tissue) for tissue in slices])
+        before = _between_before(expression, slices)
         return Fitted(views, space, before, between_slices(views[0]), expression.genes)
 
     def expression(self, slices: Sequence[Slice], draw: Draw | None = None) -> Expression:
         """Return the components of expression that the vectors are made of."""
-        own_share = self.own_share
-        if own_share is None:
-            own_share = OWN_SHARE if len(slices) > 1 else 1.0
+        own_share = _own_share(self.own_share, slices)
         if draw is None:
             return Expression.fit(slices, own_share)
         return Expression.fit(slices, own_share, genes=draw.genes, weights=draw.times)
@@ -179,10 +189,7 @@ class CellRecipe:
         for i, tissue in enumerate(slices):
             own = space(tissue)[0]
             vectors.append(own if rows is None else own[rows[i]])
-        before = 0.0
-        if len(slices) > 1:
-            common = replace(expression, own_share=0.0)
-            before = between_slices([common(tissue) for tissue in slices])
+        before = _between_before(expression, slices)
         after = between_slices(vectors)
         return Fitted([vectors] * len(seeds), space, before, after, expression.genes)
 
@@ -236,9 +243,7 @@ class Embedded:
             embeddings.append(np.asarray(self.embed(i, tissue), dtype=np.float64))
         before = between_slices(embeddings)
         center = np.concatenate(embeddings).mean(axis=0)
-        share = self.own_share
-        if share is None:
-            share = OWN_SHARE if len(slices) > 1 else 1.0
+        share = _own_share(self.own_share, slices)
         centered = []
         for embedding in embeddings:
             subtracted = share * embedding.mean(axis=0) + (1 - share) * center
