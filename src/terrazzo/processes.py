@@ -1,4 +1,4 @@
-"""Names of processes, by which a later run knows whether the one that left a file behind still runs."""
+"""Processes: names, by which a later run knows whether one that left a file still runs; and Ctrl-C in new ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import functools
 import hashlib
 import os
 import re
+import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["TAG", "Writer", "is_fork", "own_tag", "writer_of"]
+__all__ = [
+    "TAG",
+    "Writer",
+    "accept_interrupts",
+    "interrupts_held",
+    "is_fork",
+    "own_tag",
+    "writer_of",
+]
 
 # what a tag looks like: machine, process, second in which the process started
 TAG = r"[0-9a-f]{8}-[0-9]+-[0-9]+"
@@ -108,3 +119,30 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 def is_fork() -> bool:
     """Return whether this process was forked, and has none of the threads of compiled libraries."""
     return _FORK.is_child
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back from the processes that this thread starts, until they call :func:`accept_interrupts`.
+
+    A process that is interrupted while it imports what it needs prints a traceback, whatever it does later.
+    """
+    before = _mask(signal.SIG_BLOCK) if _HAS_MASKS else set()
+    try:
+        yield
+    finally:
+        if signal.SIGINT not in before:
+            accept_interrupts()
+
+
+def accept_interrupts() -> None:
+    """Let Ctrl-C through again, also one that came before."""
+    if _HAS_MASKS:
+        _mask(signal.SIG_UNBLOCK)
+
+
+_HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows
+
+
+def _mask(how: int) -> set[int]:
+    return set(signal.pthread_sigmask(how, {signal.SIGINT}))

@@ -50,7 +50,7 @@ class Row:
     Attributes
     ----------
     scores
-        A dict a score: the columns of :attr:`terrazzo.bench.run.Table.scores`, without the seed.
+        A dict a score: the columns of :class:`terrazzo.bench.run.Table`'s ``scores``, without the seed.
     by_gene
         Likewise for each named gene, with ``gene``.
     notes

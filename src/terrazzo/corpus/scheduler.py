@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from terrazzo.errors import ConfigError, CorpusError
+from terrazzo.processes import accept_interrupts, interrupts_held
 
 __all__ = ["WorkerDied", "run_tasks"]
 
@@ -73,10 +74,18 @@ def _start_worker() -> None:
 
     Otherwise it would print a traceback of its own, and write beside the next build, or wait for ever.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _note_interrupt)
+    accept_interrupts()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+_interrupted = threading.Event()  # in a local process: Ctrl-C came between two tasks
+
+
+def _note_interrupt(*arguments: object) -> None:
+    _interrupted.set()
 
 
 def _end_with(sentinel: int) -> None:
@@ -89,6 +98,8 @@ def _stoppable(task: Callable[[T], Any], job: T) -> Any:
     """Do a task in a local process; Ctrl-C, which a terminal sends to it as well, stops it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
         return task(job)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -117,7 +128,7 @@ def _local(
 
     def compute() -> None:
         try:
-            with Callback(posttask=posttask):
+            with Callback(posttask=posttask), interrupts_held():
                 dask.compute(*tasks, scheduler=scheduler, **options)
             results.put(_Done(None))
         except BaseException as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 from terrazzo.errors import InputError
 from terrazzo.files import short_name
-from terrazzo.processes import TAG, own_tag, writer_of
+from terrazzo.processes import TAG, accept_interrupts, interrupts_held, own_tag, writer_of
 from terrazzo.slices.opened import Choices
 
 __all__ = ["dead_notes", "died_at", "in_work", "read_apart", "run_apart"]
@@ -33,9 +33,10 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sender, function, arguments), daemon=True)
-    process.start()
-    sender.close()
     try:
+        with interrupts_held():
+            process.start()
+        sender.close()
         is_error, result = receiver.recv()
     except EOFError:
         process.join()
@@ -51,7 +52,8 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         if process.is_alive():
             process.join(1)
             process.kill()
-        process.join()
+        if process.pid is not None:
+            process.join()
         receiver.close()
     if is_error:
         raise result
@@ -61,6 +63,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def _send(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Call a function and send what it returns or raises."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
+    accept_interrupts()
     try:
         sender.send((False, function(*arguments)))
     except Exception as error:

@@ -129,7 +129,7 @@ def test_bad_input_is_refused():
 RANK = """
 import sys
 import numpy as np, torch, torch.distributed as dist
-from terrazzo.nn.losses import contrast, symmetric_contrast
+from terrazzo.systems.stalign.objective import contrast, symmetric_contrast
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -167,9 +167,14 @@ def test_two_ranks_are_one_with_the_joined_batch(tmp_path):
         subprocess.Popen([*words, str(rank)], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for process in running:
-        _, errors = process.communicate(timeout=1800)
-        assert process.returncode == 0, errors
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=1800)
+            assert process.returncode == 0, errors
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
     found = [np.load(tmp_path / f"rank{rank}.npz") for rank in range(2)]
     for name in ("plain6", "plain4", "neighbors4"):
         a, b = (torch.tensor(held[k], requires_grad=True) for k in "ab")
