@@ -180,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = " ".join(["terrazzo", *known])
         errors.print(f"Try: {command} --help")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        for line in interrupt.args:  # how far a training run came
+            errors.print(escape(printable(str(line))))
         errors.print(f"stopped: {how_to_go_on(words)}")
         return stop.exit_code
     except Exception as error:

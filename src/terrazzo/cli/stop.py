@@ -26,7 +26,7 @@ RESTART = "nothing half-written is left; the same command starts again."
 # by the words of the command; RESTART for all others
 MESSAGES = {
     "embed": "finished slices are kept; the same command goes on with the others.",
-    "pretrain": "the last checkpoint is kept; the same command with --resume goes on from it.",
+    "pretrain": "the same command with --resume goes on from the last checkpoint, or starts again where there is none.",
     "corpus build": "finished slices are kept; the same command goes on with the others.",
     "finetune": "scores that were printed are kept, nothing half-written is left; the same command starts again.",
     "bench": "finished rows are kept (with --work, trained models, too); the same command goes on with the others.",

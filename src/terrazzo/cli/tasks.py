@@ -227,6 +227,7 @@ def finetune(
             report(result, out / "scores", mark, overwrite=overwrite)
         if tuned is None:
             tuned = tz.finetune(model_to_tune, loaded, **options)
+        say(tuned.ended)
         folder = tuned.save(out / "tuned", overwrite=overwrite)
         say(f"Tuned model and head: {folder}")
         batch = Batch(len(planned))

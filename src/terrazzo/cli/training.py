@@ -48,7 +48,9 @@ def pretrain(
     strategy: Annotated[
         Literal["auto", "ddp", "fsdp"] | None, Parameter(help="Of several processes.")
     ] = None,
-    max_steps: Annotated[int | None, Parameter(help="Steps of the optimizer at most.")] = None,
+    max_steps: Annotated[
+        int | None, Parameter(help="Steps of the optimizer, in place of the recipe's epochs.")
+    ] = None,
     seed: Annotated[int | None, Parameter(help="Of weights, order and noise.")] = None,
 ) -> None:
     """Train on a corpus; a run that was stopped continues with --resume.
@@ -67,10 +69,15 @@ def pretrain(
         run=run,
         optim={"max_steps": max_steps},
     )
+    from terrazzo.progress import Progress
+    from terrazzo.training import endings
     from terrazzo.training import run as runs  # after the recipe was checked: it takes seconds
 
     folder = runs.pretrain(loaded, resume=resume)
     if runs.first_process():
+        ending = endings.of_run(folder.parent)
+        if ending is not None and not Progress().enabled:  # else it is below the bar
+            say(ending.line())
         say(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}")
 
 

@@ -143,6 +143,7 @@ def _training(provenance: Mapping[str, Any]) -> str:
         "started from",
         "epochs",
         "steps",
+        "ended by",
         "processes",
         "date",
         "git_revision",

@@ -83,11 +83,13 @@ class CheckpointWriter(Callback):
         self._resumed: list[dict[str, Any]] = []
         self._before: dict[str, Any] | None = None
         self._saved = -1
+        self.saved_step = 0  # of the checkpoint in the folder
         self.validated = -1  # step of the last validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed, or continue, the random streams."""
         self._saved = trainer.global_step
+        self.saved_step = trainer.global_step
         if len(self._resumed) == trainer.world_size:
             set_random_state(self._resumed[trainer.global_rank])
         else:
@@ -111,6 +113,7 @@ class CheckpointWriter(Callback):
             raise OutputError(
                 f"{failure}; the checkpoint before it is complete. Free some space, then use --resume."
             )
+        self.saved_step = trainer.global_step
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -256,7 +259,9 @@ class Meter(Callback):
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("train/", "val/loss")):
                 parts.append(f"{name.removeprefix('train/')} {float(value):.3g}")
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        epoch = f"epoch {trainer.current_epoch + 1}"
+        if trainer.max_epochs not in (None, -1):  # else a number of steps was set
+            epoch = f"{epoch}/{trainer.max_epochs}"
         self._bar.set_description(epoch, refresh=False)
         self._bar.set_postfix_str(" ".join(parts), refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)

@@ -84,7 +84,7 @@ class OptimConfig:
     accumulate
         Batches a step of the optimizer (paper 4).
     epochs, max_steps
-        Whichever ends first; ``max_steps`` -1 for no limit.
+        Passes over the data; or, where ``max_steps`` is not -1, so many steps, over as many passes as they take.
     """
 
     lr: float = 1e-4
@@ -108,6 +108,10 @@ class OptimConfig:
             raise ValueError(
                 f"max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit."
             )
+
+    def goes_beyond(self, epochs: int) -> bool:
+        """Return whether a run may pass over the data more than so many times."""
+        return self.max_steps > 0 or self.epochs > epochs
 
 
 @dataclass(frozen=True)

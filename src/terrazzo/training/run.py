@@ -6,11 +6,11 @@ import datetime
 import errno
 import json
 import logging
-import math
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.systems import registry
-from terrazzo.training import logs
+from terrazzo.training import endings, logs
 from terrazzo.training.callbacks import CheckpointWriter, Guard, Meter, loggers
 from terrazzo.training.recipe import Recipe, RunConfig, save_recipe
 from terrazzo.training.resuming import (
@@ -101,7 +101,8 @@ def pretrain(
     """Train, and write the trained model.
 
     ``recipe.out`` then has ``model/`` (a checkpoint folder for ``from_pretrained``), ``logs/metrics.csv`` and
-    ``logs/tensorboard/``, ``checkpoints/last.ckpt`` (to resume from), ``recipe.yaml`` and ``run.json``.
+    ``logs/tensorboard/``, ``checkpoints/last.ckpt`` (to resume from), ``recipe.yaml`` and ``run.json``, whose ``ended``
+    says why the run ended, and after how many steps. Where bars are shown, a line says it, too.
 
     Parameters
     ----------
@@ -240,13 +241,33 @@ def _train(
         validates=validates,
     )
     data = _Data(stage, loader_state)
-    with interruptible():
-        _fit(trainer, objective, data, last)
-        if validates and writer.validated != trainer.global_step:
-            trainer.validate(objective, datamodule=data, verbose=False)
+    if first_process():
+        endings.forget(out)
+    try:
+        with interruptible():
+            _fit(trainer, objective, data, last)
+            ending = endings.of_trainer(trainer, data.plan)
+            if validates and writer.validated != trainer.global_step:
+                trainer.validate(objective, datamodule=data, verbose=False)
+    except KeyboardInterrupt as stop:
+        ending = endings.interrupted(trainer, data.plan, writer.saved_step)
+        if first_process():
+            with suppress(OSError, TerrazzoError):
+                endings.write(out, ending)
+        raise KeyboardInterrupt(ending.line()) from stop
     if trainer.is_global_zero:
-        finish(stage, objective, trainer)
+        finish(stage, objective, trainer, ending)
+        endings.write(out, ending)
+        _say(ending, stage.progress)
     trainer.strategy.barrier("model")
+
+
+def _say(ending: endings.Ending, progress: bool | None) -> None:
+    """Say why a run ended: in the log, and below the bar."""
+    line = ending.line()
+    logger.info("%s", line)
+    if Progress(progress).enabled:
+        sys.stderr.write(f"{line}\n")
 
 
 def first_process() -> bool:
@@ -265,6 +286,7 @@ class _Data(LightningDataModule):
         self._train: Any = None
         self._validation: Any = None
         self._prepared = False
+        self.plan = endings.Plan(0, 0)  # known once there are loaders
 
     def prepare_data(self) -> None:
         if self._prepared:  # a last validation calls it again
@@ -290,12 +312,9 @@ class _Data(LightningDataModule):
             self._stage.start(trainer.lightning_module)
         else:  # a checkpoint has the result of start()
             self._train.load_state_dict(self._state)
-        optim = self._stage.recipe.optim
-        steps_per_epoch = math.ceil(len(self._train) / optim.accumulate)
-        steps = steps_per_epoch * optim.epochs
-        if optim.max_steps > 0:
-            steps = min(steps, optim.max_steps)
-        trainer.log_every_n_steps = min(self._stage.recipe.run.log_every, steps)
+        recipe = self._stage.recipe
+        self.plan = endings.planned(recipe.optim, len(self._train))
+        trainer.log_every_n_steps = min(recipe.run.log_every, self.plan.steps)
 
     def train_dataloader(self) -> Any:
         return [] if self._train is None else self._train
@@ -335,7 +354,7 @@ def make_trainer(
             num_nodes=run.nodes,
             strategy=make_strategy(run),
             precision=run.precision,
-            max_epochs=optim.epochs,
+            max_epochs=-1 if optim.max_steps > 0 else optim.epochs,
             max_steps=optim.max_steps,
             accumulate_grad_batches=optim.accumulate,
             log_every_n_steps=run.log_every,
@@ -369,7 +388,9 @@ def _fit(
         ) from error
 
 
-def finish(stage: Stage[Any, Any], objective: Any, trainer: Trainer) -> Path:
+def finish(
+    stage: Stage[Any, Any], objective: Any, trainer: Trainer, ending: endings.Ending
+) -> Path:
     """Write the trained weights as a checkpoint folder, with their provenance."""
     out = Path(stage.recipe.out)
     model = stage.model
@@ -381,14 +402,15 @@ def finish(stage: Stage[Any, Any], objective: Any, trainer: Trainer) -> Path:
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
     model_class: Any = type(model)
-    trained = model_class(model.config, model.vocabulary, provenance=provenance(stage, trainer))
+    record = provenance(stage, trainer, ending)
+    trained = model_class(model.config, model.vocabulary, provenance=record)
     trained.module.load_state_dict(state)
     stage.finish(trained)
     folder: Path = trained.save_pretrained(out / MODEL, overwrite=True)
     return folder
 
 
-def provenance(stage: Stage[Any, Any], trainer: Trainer) -> dict[str, Any]:
+def provenance(stage: Stage[Any, Any], trainer: Trainer, ending: endings.Ending) -> dict[str, Any]:
     """Return the provenance of trained weights, a flat dict for ``config.json`` and the model card."""
     recipe = stage.recipe
     corpus = stage.corpus
@@ -405,6 +427,7 @@ def provenance(stage: Stage[Any, Any], trainer: Trainer) -> dict[str, Any]:
         **_data_record(stage),
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
+        "ended by": ending.reason,
         "processes": trainer.world_size,
     }
     losses = {}

@@ -121,11 +121,14 @@ class FineTuned:
         Its head, which predicts classes from the model's vectors.
     log
         Loss on the validation cells before training and after every pass.
+    ended
+        Why training ended, and after how many steps; one line.
     """
 
     model: SToFM
     probe: Probe
     log: tuple[float, ...] = field(default=())
+    ended: str = ""
 
     def predict(
         self, adata: AnnData, *, key_added: str = keys.X_STOFM, **options: Any
@@ -279,9 +282,10 @@ def finetune(
         "seed": seed,
         "fine_tuned": asdict(config),
         "notes": list(target.notes),
+        "ended": run.ended(),
     }
     probe = Probe(run.tuned_head(), target.names, keys.X_STOFM, label, info=info)
-    return FineTuned(tuned, probe, tuple(run.log_of_losses))
+    return FineTuned(tuned, probe, tuple(run.log_of_losses), run.ended())
 
 
 def _fit(run: FineTuning, progress: bool | None) -> None:
@@ -464,6 +468,19 @@ class FineTuning(LightningModule):
         """Store the state if it is better; stop if none has been for a while."""
         self._compare()
         self.trainer.should_stop = self._epochs_since_best >= self.config.patience
+
+    def ended(self) -> str:
+        """Return why training ended, after how many steps, and which weights were kept."""
+        n_passes = len(self.log_of_losses) - 1
+        n_steps = n_passes * len(self.steps)
+        best = int(np.argmin(self.log_of_losses))
+        why = "the number that was set"
+        if self._epochs_since_best >= self.config.patience:
+            why = (
+                f"early stopping, {self.config.patience} without a better loss on validation cells"
+            )
+        kept = f"the weights after pass {best} are kept" if best else "the first weights are kept"
+        return f"Fine-tuning ended after {n_passes} passes ({n_steps} steps): {why}; {kept}."
 
     def on_train_end(self) -> None:
         """Go back to the best state."""

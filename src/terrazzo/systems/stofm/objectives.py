@@ -238,7 +238,7 @@ class MultiScale(Objective):
         self.encoder: CellEncoder = model.module.cell_encoder
         objective = recipe.objective
         sizes = model.config.se2
-        has_unfrozen_epochs = recipe.optim.epochs > objective.frozen_epochs
+        has_unfrozen_epochs = recipe.optim.goes_beyond(objective.frozen_epochs)
         self.encoder.requires_grad_(objective.reencode > 0 and has_unfrozen_epochs)
         self.cell_head = MLP(sizes.hidden_size, sizes.hidden_size, sizes.input_dim)
         n_predictors = len(RINGS) * sizes.input_dim + 1

@@ -234,7 +234,7 @@ class Pretrain(_SToFMStage[PretrainRecipe]):
         encodes_again = (
             split == "train"
             and objective.reencode > 0
-            and self.recipe.optim.epochs > objective.frozen_epochs
+            and self.recipe.optim.goes_beyond(objective.frozen_epochs)
         )
         return self._subslices(split, shard, with_tokens=encodes_again)
 
