@@ -1,16 +1,22 @@
-"""The demo: a small simulated corpus, tiny training of each system, and the domains of a slice that was not in it."""
+"""The demo: a small simulated corpus, tiny training of each system, and the regions of a slice that was not in it."""
 
 from __future__ import annotations
 
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from terrazzo import keys, plot, report, simulate
+from terrazzo.answers.result import Answer
+from terrazzo.answers.run import regions
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
@@ -49,12 +55,32 @@ FOUND_AMONG = 10  # spots, of which one may be the right one
 IMAGE_PX = 800  # longer side of the histology
 CROP_UM = 40.0  # what is seen of it around a cell
 BIN_UM = 12.0  # about the distance between neighboring cells: one or two in a bin
+SLICE = "slice_"  # and a number: names of the slices in the corpus
 SYSTEMS = ("stofm", "stimage", "stalign")  # folders of the trained models
 LAST_STAGE = {
     "stofm": "stofm-pretrain",
     "stimage": "stimage-pretrain",
     "stalign": "stalign-pretrain",
 }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the report opens on, chosen on another slice than the one that is shown.
+
+    Attributes
+    ----------
+    model
+        A trained model, or a baseline.
+    title
+        Its title in the table.
+    scores
+        ARI of every candidate by title, on the slice that losses were followed on.
+    """
+
+    model: Any
+    title: str
+    scores: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,14 @@ PANELS = (
 )
 STAGES = tuple(panel.stage for panel in PANELS)
 BASELINES = [Baseline("pca"), Baseline("pca-nb3", n_components=20)]
+TRAINED = "trained"
+UNTRAINED = "untrained"
+BASELINE = "baseline"
+NICHES = {  # systems to the titles of the vectors that regions are found in
+    "stofm": "SToFM, niche block",
+    "stimage": "ST as images, niche block",
+    "stalign": "ST-Align, niche block",
+}
 METHODS = {  # title to obsm key
     "SToFM, niche block": "X_stofm_niche",
     "SToFM, own block": "X_stofm_own",
@@ -108,7 +142,7 @@ def run(
     progress: bool | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Simulate slices, train on all but one, embed that one, find domains, and write it with figures and a report.
+    """Simulate slices, train on all but one, embed that one, find its regions, and write it with figures and a report.
 
     Parameters
     ----------
@@ -147,7 +181,7 @@ def run(
         )
     n_epochs = (adapt_epochs, pretrain_epochs, window_epochs, align_epochs)
     epochs = dict(zip(STAGES, n_epochs, strict=True))
-    with work_folder(folder) as work:
+    with warned_once(), work_folder(folder) as work:
         done = work / "done"
         done.mkdir()
         corpus = build_corpus(work, training, seed, progress)
@@ -171,23 +205,96 @@ def run(
             model.embed(adata, key_added=key, progress=progress)
         for baseline in BASELINES:
             baseline.embed(adata)
-        _write(done, adata, score(adata, bars), retrieved, progress)
+        table = score(adata, bars)
+        choice = choose(followed(corpus, training), models, bars)
+        answer = regions(adata, model=choice.model, bootstraps=0, progress=progress)
+        _write(done, answer, table, choice, retrieved, progress)
         _place(done, folder)
     return folder
 
 
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Show each warning once, however many steps of the demo raise it."""
+    shown: set[str] = set()
+    show = warnings.showwarning
+
+    def show_new(message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
+        text = str(message)
+        if text not in shown:
+            shown.add(text)
+            show(message, category, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_new
+        yield
+
+
+def followed(corpus: Corpus, slices: list[AnnData]) -> AnnData:
+    """Return the slice that losses were followed on, which no model was trained on and which is not shown."""
+    (name,) = corpus.ids("validation")
+    return slices[int(name.removeprefix(SLICE)) - 1]
+
+
+def choose(adata: AnnData, models: dict[str, FoundationModel], bars: Progress) -> Choice:
+    """Return the trained model or baseline whose domains agree best with the true regions of a slice."""
+    candidates: dict[str, Any] = {}
+    for system, title in NICHES.items():
+        candidates[title] = models[system]
+    for baseline in BASELINES:
+        candidates[baseline.title] = Baseline(baseline.name, n_components=baseline.n_components)
+    scores = {}
+    other = adata.copy()
+    for title, model in candidates.items():
+        model.embed(other)
+        use_rep = model.default_key
+        if not isinstance(model, Baseline):
+            use_rep = f"{use_rep}_niche"
+            other.obsm[use_rep] = block(other, model.default_key, "niche")
+        with bars.stage(f"choose: {title}", SEEDS, "fits") as advance:
+            scores[title] = float(np.mean(agreements(other, use_rep, advance)["ARI"]))
+    best = max(scores, key=lambda title: scores[title])
+    return Choice(candidates[best], best, scores)
+
+
+def choice_text(choice: Choice, answer: Answer) -> str:
+    """Say what the report opens on, and how that was chosen."""
+    kinds = kinds_of(list(choice.scores))
+    listed = []
+    for title, ari in choice.scores.items():
+        listed.append(f"{title} ({kinds[title]}) {ari:.2f}")
+    return (
+        f"The report opens on {answer.k} regions from {choice.title} ({kinds[choice.title]}). It was chosen on another "
+        "slice, the one that losses were followed on, by agreement with its true regions (ARI: "
+        f"{'; '.join(listed)}). No label of the slice that is shown was read to find its regions or their number."
+    )
+
+
+def kinds_of(titles: list[str]) -> dict[str, str]:
+    """Return what each row of the table is: trained, untrained, or a baseline."""
+    baselines = {baseline.title for baseline in BASELINES}
+    kinds = {}
+    for title in titles:
+        kind = BASELINE if title in baselines else TRAINED
+        kinds[title] = UNTRAINED if title.endswith(UNTRAINED) else kind
+    return kinds
+
+
 def _write(
     done: Path,
-    adata: AnnData,
+    answer: Answer,
     table: pd.DataFrame,
+    choice: Choice,
     retrieved: dict[str, Any],
     progress: bool | None,
 ) -> None:
     """Write the slice, its scores, figures and report beside the logs."""
+    (adata,) = answer.slices
     write_atomically(adata, done / "demo.h5ad", MARK)
     write_text(done / "demo.csv", table.to_csv(index=False))
-    text = f"{ABOUT}\n\n{markdown(table)}\n\n{retrieval_text(retrieved, adata.n_obs)}\n"
-    write_text(done / "demo.md", text)
+    chosen = choice_text(choice, answer)
+    parts = [ABOUT, chosen, markdown(table), retrieval_text(retrieved, adata.n_obs)]
+    write_text(done / "demo.md", "\n\n".join(parts) + "\n")
     draw(adata, table, done / "demo.png")
     draw_losses(done, done / "losses.png")
     shown = [done / "demo.h5ad", done / "demo.csv"]
@@ -196,8 +303,9 @@ def _write(
         shown,
         done / REPORT,
         title="terrazzo demo",
-        about=ABOUT,
+        about=f"{ABOUT} {chosen}",
         embeddings=REPORTED,
+        answer=answer,
         progress=progress,
     )
 
@@ -235,7 +343,7 @@ def build_corpus(work: Path, slices: list[AnnData], seed: int, progress: bool | 
     for number, adata in enumerate(slices):
         bare = adata.copy()
         bare.obs = bare.obs[["donor"]]  # no label gets near the training
-        path = work / f"slice_{number + 1}.h5ad"
+        path = work / f"{SLICE}{number + 1}.h5ad"
         bare.write_h5ad(path)
         paths.append(path)
     splits = Splits(by="donor", validation=VALIDATION / len(slices), seed=seed)
@@ -349,28 +457,33 @@ def retrieval_text(found: dict[str, float], n_cells: int) -> str:
 
 def score(adata: AnnData, bars: Progress) -> pd.DataFrame:
     """Find domains over several seeds and compare them with the true regions; keep the first seed's in ``obs``."""
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
-    truth = adata.obs["region"]
-    n_regions = truth.nunique()
+    kinds = kinds_of(list(METHODS))
     rows = []
     for title, key in METHODS.items():
-        ari = []
-        nmi = []
         with bars.stage(f"domains of {title}", SEEDS, "fits") as advance:
-            for seed in reversed(range(SEEDS)):
-                domains(adata, use_rep=key, n_domains=n_regions, seed=seed, progress=False)
-                labels = adata.obs[keys.domain_key(key)]
-                ari.append(adjusted_rand_score(truth, labels))
-                nmi.append(normalized_mutual_info_score(truth, labels))
-                advance(1)
-        spread = pd.DataFrame({"ARI": ari, "NMI": nmi}).agg(["mean", "std"]).round(3)
-        row: dict[str, Any] = {"embedding": title}
+            spread = agreements(adata, key, advance).agg(["mean", "std"]).round(3)
+        row: dict[str, Any] = {"embedding": title, "kind": kinds[title]}
         for metric in ("ARI", "NMI"):
             row[metric] = spread.loc["mean", metric]
             row[f"{metric} sd"] = spread.loc["std", metric]
         row["seeds"] = SEEDS
         rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def agreements(adata: AnnData, use_rep: str, advance: Any) -> pd.DataFrame:
+    """Return ARI and NMI of domains with the true regions, a row for each seed; the first seed's stay in ``obs``."""
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    truth = adata.obs["region"]
+    rows = []
+    for seed in reversed(range(SEEDS)):
+        domains(adata, use_rep=use_rep, n_domains=truth.nunique(), seed=seed, progress=False)
+        labels = adata.obs[keys.domain_key(use_rep)]
+        ari = adjusted_rand_score(truth, labels)
+        nmi = normalized_mutual_info_score(truth, labels)
+        rows.append({"ARI": ari, "NMI": nmi})
+        advance(1)
     return pd.DataFrame(rows)
 
 
@@ -394,8 +507,11 @@ def draw(adata: AnnData, table: pd.DataFrame, path: Path) -> Path:
         ax.remove()
     plot.spatial(adata, color="region", ax=first, title="true regions (simulated)")
     ari = table.set_index("embedding")["ARI"]
+    kinds = table.set_index("embedding")["kind"]
     for ax, (title, key) in zip(axes, shown.items(), strict=False):
         label = f"{title}: ARI {ari[title]}"
+        if kinds[title] == BASELINE:
+            label = f"{BASELINE}: {label}"
         plot.spatial(adata, color=keys.domain_key(key), ax=ax, title=label, legend=False)
     return plot.save(figure, path)
 

@@ -23,6 +23,7 @@ __all__ = [
     "MAP",
     "MISSING",
     "MISSING_COLOR",
+    "N_PATTERNS",
     "Palette",
     "as_hex",
     "by_name",
@@ -33,6 +34,7 @@ __all__ = [
     "joint_label_colors",
     "label_colors",
     "natural",
+    "pattern_of",
     "read_values",
 ]
 
@@ -90,6 +92,7 @@ MAP = "viridis"
 _MISSING_WORDS = ("", "nan", "<na>")  # what a missing label becomes on its way through text
 # colors that names choose from; the shades of these are for names whose color is taken
 _STRONG = 10
+N_PATTERNS = 3  # of shades: stripes, stripes the other way, squares
 # one with which no two region names of one of the usual annotated studies share a color
 _SALT = 7451
 _GOLDEN = 0.618034
@@ -213,6 +216,17 @@ def by_name(names: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
 def in_order(n: int) -> list[str]:
     """Return the first ``n`` colors, for labels that have a number: ever new ones beyond the palette."""
     return list(itertools.islice(itertools.chain(COLORS, _beyond()), n))
+
+
+def pattern_of(color: str) -> int:
+    """Return the pattern that goes with a color where shades alone are hard to tell apart, as in the report.
+
+    0: plain, for the ten strong colors and for all that are not of this palette; 1 to 3: for their shades.
+    """
+    if color not in COLORS:
+        return 0
+    place = COLORS.index(color)
+    return min(place // _STRONG, N_PATTERNS)
 
 
 def as_hex(color: Any) -> str:

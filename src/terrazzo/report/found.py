@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from terrazzo import keys
 from terrazzo.arrays import Floats, Ints
 from terrazzo.plot.figures import MAX_LEGEND
+from terrazzo.records import records_of
 
 __all__ = ["AGREEMENT", "KINDS", "N_KNOWN", "Part", "is_found", "parts"]
 
@@ -78,6 +79,8 @@ class Part:
         Names of all regions of the run that found them, where it found them in several slices at once.
     vectors
         What they were found in; "" where that is not recorded.
+    caveat
+        ``"baseline"`` or ``"untrained model"`` where that is what the vectors are of; else "".
     """
 
     key: str
@@ -89,6 +92,7 @@ class Part:
     crossed: dict[str, pd.DataFrame]
     joint: tuple[str, ...]
     vectors: str
+    caveat: str = ""
 
 
 def is_found(adata: AnnData, column: str) -> bool:
@@ -192,7 +196,22 @@ def _part(
     joint = tuple(str(name) for name in np.atleast_1d(record.get("names", ())))
     vectors = str(record.get("vectors", record.get("use_rep", "")))
     borders = _borders(coords, codes, len(names))
-    return Part(column, kind, names, sizes, sure, borders, crossed, joint, vectors)
+    caveat = _caveat(adata, vectors)
+    return Part(column, kind, names, sizes, sure, borders, crossed, joint, vectors, caveat)
+
+
+def _caveat(adata: AnnData, vectors: str) -> str:
+    """Return whether vectors are a baseline's or an untrained model's, where that is recorded."""
+    key = vectors.removeprefix("obsm['").removesuffix("']").partition(":")[0]
+    record = _record(adata, key)
+    for other in records_of(adata).values():
+        if (
+            not record and other.get("model", "") == vectors
+        ):  # a model's name stands for its vectors
+            record = other
+    if str(record.get("model_type", "")).startswith("baseline"):
+        return "baseline"
+    return "" if bool(record.get("trained", True)) else "untrained model"
 
 
 def _borders(coords: Floats, codes: Ints, k: int) -> Ints:

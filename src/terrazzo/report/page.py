@@ -13,7 +13,7 @@ from importlib import resources
 from typing import Any
 
 from terrazzo._version import __version__
-from terrazzo.plot.palettes import MAP, MISSING, MISSING_COLOR, color_map
+from terrazzo.plot.palettes import COLORS, MAP, MISSING, MISSING_COLOR, color_map, pattern_of
 from terrazzo.plot.tissue import panels
 from terrazzo.report import curves
 from terrazzo.report.packing import Blocks, address
@@ -21,7 +21,7 @@ from terrazzo.report.regions import Table
 from terrazzo.report.results import Result
 from terrazzo.report.slices import Sheet
 
-__all__ = ["Record", "data", "records", "render", "still"]
+__all__ = ["Record", "data", "patterns", "records", "render", "still"]
 
 SCRIPTS = (
     "data.js",
@@ -105,6 +105,7 @@ def render(
         blocks=blocks.encoded,
         data=data(sheets, tables),
         curves=curves,
+        patterns=_used_patterns(tables),
         records=records,
         script=script,
         style=style,
@@ -125,11 +126,17 @@ def data(sheets: Sequence[Sheet], tables: Sequence[Table]) -> dict[str, Any]:
     return {
         "map": MAP,
         "shades": colors,
+        "patterns": patterns(),
         "missing": MISSING,
         "missingColor": MISSING_COLOR,
         "slices": [sheet.data for sheet in sheets],
         "found": [table.data for table in tables],
     }
+
+
+def patterns() -> dict[str, int]:
+    """Return the pattern of every color that has one: shades are told apart by it, not by their tone alone."""
+    return {color: pattern_of(color) for color in COLORS if pattern_of(color)}
 
 
 def records(sheet: Sheet) -> list[Record]:
@@ -147,6 +154,16 @@ def records(sheet: Sheet) -> list[Record]:
         text = json.dumps(rest, indent=1, default=str, ensure_ascii=False)
         out.append(Record(record["key"], facts, text))
     return out
+
+
+def _used_patterns(tables: Sequence[Table]) -> dict[str, int]:
+    """Return the patterns of the colors that the tables of regions have."""
+    used: set[str] = set()
+    for table in tables:
+        used.update(str(region["color"]) for region in table.regions)
+        for known in table.known:
+            used.update(str(label["color"]) for label in known["labels"])
+    return {color: pattern for color, pattern in patterns().items() if color in used}
 
 
 def still(sheet: Sheet) -> str:

@@ -46,6 +46,8 @@ class Table:
     ----------
     key, kind
         Column of ``obs``; what it holds.
+    title
+        The column, and whether its vectors are a baseline's or an untrained model's.
     facts
         For people.
     regions, known
@@ -58,6 +60,7 @@ class Table:
 
     key: str
     kind: str
+    title: str
     facts: list[str]
     regions: list[dict[str, Any]]
     known: list[dict[str, Any]]
@@ -187,15 +190,20 @@ def _table(
         )
     known = _compared(present, names, own_colors, colors)
     facts = _facts(key, found, slice_names, answer)
+    caveat = present[0].caveat
+    title = f"{key} ({caveat})" if caveat else key
     data = {
         "key": key,
+        "title": title,
         "kind": present[0].kind,
         "agreement": key + AGREEMENT if has_agreement else None,
         "regions": regions,
         "known": known,
     }
     has_markers = any(markers)
-    return Table(key, present[0].kind, facts, regions, known, has_agreement, has_markers, data)
+    return Table(
+        key, present[0].kind, title, facts, regions, known, has_agreement, has_markers, data
+    )
 
 
 def _names(present: Sequence[Part], answer: Answer | None) -> list[str]:
@@ -358,7 +366,12 @@ def _facts(
     """Return what a reader must know of a column of regions."""
     present = [part for part in found if part is not None]
     vectors = list(dict.fromkeys(part.vectors for part in present if part.vectors))
-    facts = [f"obs[{key!r}]" + (f", found in {', '.join(vectors)}" if vectors else "")]
+    fact = f"obs[{key!r}]"
+    if vectors:
+        fact = f"{fact}, found in {', '.join(vectors)}"
+    if present[0].caveat:
+        fact = f"{fact}: {present[0].caveat}"
+    facts = [fact]
     if answer is not None:
         facts += answer.notes
     elif len(present) > 1 and not _is_joint(present):

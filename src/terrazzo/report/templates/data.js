@@ -38,6 +38,17 @@ function make(tag, settings = {}, ...inside) {
   return element;
 }
 
+// a disc in a legend, with the pattern of its color
+function makeDot(color) {
+  const dot = make("span", { class: "dot", "aria-hidden": "true" }), pattern = held.patterns[color];
+  dot.style.backgroundColor = color;
+  const light = "rgb(255 255 255 / .65)", stripes = `transparent 0 2px, ${light} 2px 4px`;
+  if (pattern === 3) dot.style.backgroundImage = `repeating-conic-gradient(${light} 0 25%, transparent 0 50%)`;
+  else if (pattern) dot.style.backgroundImage = `repeating-linear-gradient(${pattern === 1 ? 45 : -45}deg, ${stripes})`;
+  if (pattern === 3) dot.style.backgroundSize = "6px 6px";
+  return dot;
+}
+
 // "#rrggbb" as the number that a pixel is in memory (little-endian: alpha, blue, green, red)
 function pixelOf(color) {
   const rgb = parseInt(color.slice(1), 16);

@@ -35,11 +35,17 @@ class Field {
     return `${number(this.value(i))} (count ${number(this.values[i] * this.given.unit)})`;
   }
 
-  colors() {
+  // pixels; places: x and y of the cells and the width of a stripe, for labels whose shade has a pattern
+  colors(places) {
     const n = this.values.length, out = new Int32Array(n), missing = pixelOf(held.missingColor);
     if (this.isLabel) {
       const table = this.given.labels.map((label) => pixelOf(label.color));
-      for (let i = 0; i < n; i++) out[i] = this.values[i] === NO_LABEL ? missing : table[this.values[i]];
+      const light = table.map(lighter), patterns = this.given.labels.map((label) => held.patterns[label.color] || 0);
+      for (let i = 0; i < n; i++) {
+        const code = this.values[i];
+        if (code === NO_LABEL) out[i] = missing;
+        else out[i] = patterns[code] && isLight(patterns[code], places, i) ? light[code] : table[code];
+      }
       return out;
     }
     const shades = held.shades.map(pixelOf), span = this.high - this.low || 1;
@@ -59,6 +65,24 @@ class Field {
   }
 }
 
+// whether a cell is in a light part of a pattern: stripes one way, the other way, or squares
+function isLight(pattern, { x, y, stripe }, i) {
+  const odd = (value) => Math.floor(value / stripe) & 1;
+  if (pattern === 3) return odd(x[i]) ^ odd(y[i]);
+  return odd(pattern === 1 ? x[i] + y[i] : x[i] - y[i]);
+}
+
+// a pixel mixed with white, as in the dots of legends
+function lighter(pixel) {
+  const mixed = (shift) => Math.round(((pixel >>> shift) & 255) * 0.35 + 255 * 0.65) << shift;
+  return (255 << 24) | mixed(16) | mixed(8) | mixed(0);
+}
+
+// two rows of cells, or what can be seen
+function stripeOf({ diameter, low, high }) {
+  return Math.max(2.5 * diameter, (high[0] - low[0]) / 90) || 1;
+}
+
 // The legend of a field; choose(code, add) is called when a label is pressed; chosen: codes that are pressed.
 function drawLegend(place, field, chosen, choose) {
   const shown = [make("h3", { text: field.title })];
@@ -69,8 +93,7 @@ function drawLegend(place, field, chosen, choose) {
       labels.push([NO_LABEL, held.missing, held.missingColor, field.values.length - known]);
     }
     const items = labels.map(([code, name, color, cells]) => {
-      const dot = make("span", { class: "dot", "aria-hidden": "true" });
-      dot.style.backgroundColor = color;
+      const dot = makeDot(color);
       return make("li", {}, make(
         "button", { type: "button", "aria-pressed": String(chosen.has(code)), "data-code": code, onclick: () => choose(code) },
         dot, make("span", { class: "name", text: name }), make("span", { class: "cells", text: number(cells) }),

@@ -74,7 +74,7 @@ class Row {
       plane.layer = layer;
       plane.field = layer.kind === "histology" ? null : await this.field(layer);
       if (plane.field && layer.low !== undefined) Object.assign(plane.field, { low: layer.low, high: layer.high });
-      plane.base = plane.field && plane.field.colors();
+      plane.base = plane.field && plane.field.colors({ x: this.x, y: this.y, stripe: stripeOf(this.slice) });
       plane.size = layer.kind === "histology" ? OVER_IMAGE : 1;
       Object.assign(plane, layer.kind === "histology" ? { image: this.image, extent: this.slice.extent } : { image: null });
       const lacks = layer.kind === "histology" ? !this.image : !plane.field;
@@ -162,9 +162,9 @@ class Overview {
     this.tell();
   }
 
-  layersOf({ key, regions, known, agreement }) {
+  layersOf({ key, title, regions, known, agreement }) {
     const of = (labels) => new Map(labels.map((label) => [label.name, label.color]));
-    const layers = [{ kind: "label", name: key, title: key, colors: of(regions) }];
+    const layers = [{ kind: "label", name: key, title, colors: of(regions) }];
     known.forEach((one) => layers.push({ kind: "label", name: one.column, title: one.column, colors: of(one.labels), labels: one.labels }));
     if (held.slices.some((slice) => slice.hasImage)) layers.push({ kind: "histology", title: "histology" });
     if (agreement) layers.push({ kind: "number", name: agreement, title: "reproducibility", low: 0, high: 1 });
@@ -181,7 +181,7 @@ class Overview {
   buildControls() {
     const controls = [];
     if (held.found.length > 1) {
-      const options = held.found.map((one, k) => make("option", { value: k, text: one.key, selected: k === this.number }));
+      const options = held.found.map((one, k) => make("option", { value: k, text: one.title, selected: k === this.number }));
       const picker = make("select", { onchange: () => this.show(Number(picker.value)) }, ...options);
       controls.push(["Found", picker]);
     }
@@ -191,13 +191,28 @@ class Overview {
       return picker;
     });
     this.clearing = make("button", { type: "button", text: "Show all", onclick: () => this.choose(-1) });
+    const names = [...new Set(this.openRows.flatMap((row) => row.slice.genes.map((one) => one.name)))];
+    const list = make("datalist", { id: "genes-found" }, ...names.map((name) => make("option", { value: name })));
+    this.geneBox = make("input", { type: "search", list: "genes-found", placeholder: "name", onchange: () => this.askGene(names) });
+    if (names.length) controls.push(["Gene", this.geneBox]);
     this.controls.replaceChildren(
-      ...controls.map(([text, control]) => make("label", {}, make("span", { text }), control)), this.clearing,
+      ...controls.map(([text, control]) => make("label", {}, make("span", { text }), control)), this.clearing, list,
     );
+  }
+
+  // the gene that was asked for, in all slices; none: what was beside the regions at first
+  async askGene(names) {
+    const name = this.geneBox.value.trim().toLowerCase();
+    if (!name) return this.setLayer(1, this.layers.indexOf(this.beside()));
+    const match = names.find((known) => known.toLowerCase() === name);
+    if (match) return this.showGene(match);
+    this.keys.replaceChildren(make("p", { class: "help", role: "status", text: `Values of ${this.geneBox.value} are not in this file.` }));
   }
 
   async setLayer(k, number) {
     this.shown[k] = number;
+    const beside = this.layers[this.shown[1]];
+    this.geneBox.value = beside.kind === "gene" ? beside.name : "";
     await this.relayer();
   }
 
@@ -226,11 +241,7 @@ class Overview {
     const keys = [];
     for (const layer of layers) {
       if (layer.labels) {
-        const items = layer.labels.map((label) => {
-          const dot = make("span", { class: "dot", "aria-hidden": "true" });
-          dot.style.backgroundColor = label.color;
-          return make("li", {}, dot, make("span", { text: label.name }));
-        });
+        const items = layer.labels.map((label) => make("li", {}, makeDot(label.color), make("span", { text: label.name })));
         keys.push(make("ul", { "aria-label": `Labels of ${layer.title}` }, ...items));
       } else if (layer.low !== undefined) {
         const bar = make("span", { class: "bar", role: "img", "aria-label": "colors" });
@@ -271,13 +282,13 @@ class Overview {
     const facts = [`${number(region.cells)} cells, ${percent(region.share)} of all`];
     if (region.sure !== null) facts.push(`reproducibility ${region.sure.toFixed(2)}`);
     if (region.genesSure !== null) facts.push(`agreement over draws of genes ${region.genesSure.toFixed(2)}`);
-    const shown = [make("h3", {}, this.dot(region), make("span", { text: region.name })), make("p", { text: `${facts.join("; ")}.` })];
+    const shown = [make("h3", {}, makeDot(region.color), make("span", { text: region.name })), make("p", { text: `${facts.join("; ")}.` })];
     const slices = held.slices.map((slice, k) => [slice.name, region.slices[k]]).filter(([, share]) => share !== null);
     if (slices.length > 1) shown.push(make("p", { text: `Share of each slice: ${slices.map(([name, share]) => `${name} ${percent(share)}`).join(", ")}.` }));
     shown.push(make("p", { text: region.neighbors.length ? "Neighbors, and their share of the border:" : "It touches no other." }));
     shown.push(make("ul", {}, ...region.neighbors.map(([other, share]) => make("li", {}, make(
       "button", { type: "button", onclick: () => this.choose(other) },
-      this.dot(this.table.regions[other]), make("span", { class: "name", text: `${this.table.regions[other].name} ${Math.round(100 * share)} %` }),
+      makeDot(this.table.regions[other].color), make("span", { class: "name", text: `${this.table.regions[other].name} ${Math.round(100 * share)} %` }),
     )))));
     for (const [against, text] of [["rest", "Marker genes, against all others"], ["touching", "Against those that it touches"]]) {
       const markers = region.markers.filter((marker) => marker.against === against);
@@ -286,14 +297,8 @@ class Overview {
     place.replaceChildren(...shown);
   }
 
-  dot(region) {
-    const dot = make("span", { class: "dot", "aria-hidden": "true" });
-    dot.style.backgroundColor = region.color;
-    return dot;
-  }
-
   markerTable(text, markers) {
-    const shown = (value, digits) => (value === null ? "" : value.toFixed(digits));
+    const shown = (value, digits) => (value === null ? "" : (Number(value.toFixed(digits)) + 0).toFixed(digits)); // -0 is 0
     const part = (value) => (value === null ? "" : `${Math.round(100 * value)} %`);
     const head = ["gene", "log2 change", "in", "outside", "p, adjusted"].map((name) => make("th", { scope: "col", text: name }));
     const rows = markers.map((marker) => make("tr", {},

@@ -22,7 +22,7 @@ class Viewer {
       unpackPlaces(slice.x), unpackPlaces(slice.y), unpack(slice.names), unpack(slice.totals),
       ...told.map((field) => field.load()),
     ]);
-    Object.assign(this, { names, totals, told, n: x.length });
+    Object.assign(this, { names, totals, told, n: x.length, places: { x, y, stripe: stripeOf(slice) } });
     this.cells = { order: shuffled(this.n), colors: new Int32Array(this.n), raised: new Uint8Array(this.n) };
     const hooks = {
       hover: (plane, cell, at) => this.hover(plane, cell, at),
@@ -145,7 +145,7 @@ class Viewer {
   async colorBy(field) {
     await field.load();
     this.field = field;
-    this.base = field.colors();
+    this.base = field.colors(this.places);
     this.chosen.clear();
     if (field.kind === "gene") {
       this.gene = field;
