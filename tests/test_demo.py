@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from anndata import AnnData
 
 import terrazzo as tz
 from terrazzo import demo, keys
-from terrazzo.errors import OutputError
+from terrazzo.errors import OutputError, TerrazzoWarning
+from terrazzo.progress import Progress
 
 pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains all systems
 MODELS = {"stofm", "stimage", "stalign"}
@@ -151,7 +153,53 @@ def test_the_table(done: Done) -> None:
     assert table["ARI"].between(-1, 1).all()
     assert table.set_index("embedding").loc["PCA + neighbor mean, 3 hops", "ARI"] > 0.3
     for row in table.itertuples():
-        assert f"| {row.embedding} | {row.ARI} |" in done.text
+        assert f"| {row.embedding} | {row.kind} | {row.ARI} |" in done.text
+    kinds = table.set_index("embedding")["kind"]
+    assert kinds["PCA + neighbor mean, 3 hops"] == "baseline"
+    assert kinds["SToFM untrained"] == "untrained"
+    assert kinds["SToFM, niche block"] == "trained"
+    assert "-0.0" not in done.text
+
+
+def test_the_report_opens_on_regions_chosen_on_another_slice(done: Done) -> None:
+    adata = done.embedded
+    record = adata.uns["terrazzo"]["terrazzo_region"]
+    assert record["task"] == "regions"
+    assert adata.obs["terrazzo_region"].nunique() == record["k"]
+    assert adata.obs["terrazzo_region_agreement"].between(0, 1).all()
+    assert "It was chosen on another slice" in done.text
+    text = (done.folder / "report.html").read_text(encoding="utf-8")
+    first = text.index('data-found="0"')
+    assert "regions of terrazzo_region" in text[first : first + 400]
+    assert "marker genes" in text
+    assert "X_pca_nb3_domain (baseline)" in text
+
+
+def test_a_warning_is_shown_once() -> None:
+    shown: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *args, **kwargs: shown.append(str(message))
+        with demo.warned_once():
+            for text in ("slice_1: few genes", "slice_2: few genes", "slice_1: few genes"):
+                warnings.warn(text, TerrazzoWarning, stacklevel=1)
+    assert shown == ["slice_1: few genes", "slice_2: few genes"]
+
+
+def test_the_best_candidate_is_chosen_by_another_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"X_pca": 0.2, "X_pca_nb3": 0.9}
+    monkeypatch.setattr(demo, "NICHES", {})
+
+    def known(adata: AnnData, use_rep: str, advance: Any) -> pd.DataFrame:
+        return pd.DataFrame({"ARI": [scores[use_rep]]})
+
+    monkeypatch.setattr(demo, "agreements", known)
+    adata = tz.simulate.tissue(80, n_genes=60, seed=0)
+    before = set(adata.obsm)
+    choice = demo.choose(adata, {}, Progress(False))
+    assert choice.title == "PCA + neighbor mean, 3 hops"
+    assert set(adata.obsm) == before
+    assert demo.kinds_of([choice.title]) == {choice.title: "baseline"}
 
 
 def test_the_text_says_that_it_is_simulated(done: Done) -> None:

@@ -461,7 +461,7 @@ def score(adata: AnnData, bars: Progress) -> pd.DataFrame:
     rows = []
     for title, key in METHODS.items():
         with bars.stage(f"domains of {title}", SEEDS, "fits") as advance:
-            spread = agreements(adata, key, advance).agg(["mean", "std"]).round(3)
+            spread = agreements(adata, key, advance).agg(["mean", "std"]).round(3) + 0.0  # -0 is 0
         row: dict[str, Any] = {"embedding": title, "kind": kinds[title]}
         for metric in ("ARI", "NMI"):
             row[metric] = spread.loc["mean", metric]

@@ -12,6 +12,7 @@ import pytest
 from anndata import AnnData
 
 import terrazzo as tz
+from terrazzo.plot.palettes import in_order
 
 pytestmark = pytest.mark.usefixtures("quiet_figures")
 NAMES = [f"R{i} · SIM{i}" for i in range(1, 6)]
@@ -28,6 +29,9 @@ def pages(
     one.obs["X_t3_domain"] = one.obs["terrazzo_region"].cat.codes.astype(str).astype("category")
     pair = [answered.with_regions(simulated(200, 60, seed=seed), NAMES) for seed in (0, 1)]
     seven = [answered.with_regions(simulated(60, 60, seed=seed), NAMES) for seed in range(7)]
+    twelve = simulated(300, 60, n_regions=12)
+    twelve = answered.with_regions(twelve, [f"R{i}" for i in range(1, 13)])
+    twelve.uns["terrazzo_region_colors"] = in_order(12)
     bare = simulated(300, 60, image=True, image_px=400)
     options: dict[str, Any] = {"projection": "pca", "n_genes": 20, "progress": False}
     given: dict[str, tuple[list[AnnData], list[str]]] = {
@@ -36,6 +40,7 @@ def pages(
         "seven": (seven, [f"section {i}" for i in range(7)]),
     }
     out = {"bare": tz.report.write(bare, folder / "bare.html", **options)}
+    out["twelve"] = tz.report.write(twelve, folder / "twelve.html", **options)
     for name, (slices, names) in given.items():
         answer = answered.answer_of(slices, names, NAMES)
         out[name] = tz.report.write(slices, folder / f"{name}.html", answer=answer, **options)
@@ -195,6 +200,43 @@ def test_slices_side_by_side_with_one_legend(
     )
     assert after[0] == pytest.approx(2 * before)  # pictures of one slice move together
     assert after[1] != pytest.approx(2 * before) or before == 0
+
+
+def test_a_gene_is_searched_beside_the_regions(at: Any, browser: Any, until: Any) -> None:
+    at("two")
+    box = browser.find_element("css selector", ".pictures input[type='search']")
+    name = browser.execute_script(FIRST + "return row.slice.genes[3].name")
+    box.send_keys(name.lower() + "\n")
+    beside = "return o.openRows.map((r) => r.planes[1].field && r.planes[1].field.name)"
+    until(lambda: browser.execute_script(FIRST + beside) == [name, name])
+    ends = browser.execute_script(FIRST + "return o.openRows.map((r) => r.planes[1].field.high)")
+    assert ends[0] == ends[1]  # one scale in both slices
+    box.clear()
+    box.send_keys("nonsense\n")
+    until(
+        lambda: "not in this file" in browser.find_element("css selector", ".pictures .keys").text
+    )
+    box.clear()
+    box.send_keys("\n")
+    until(lambda: browser.execute_script(FIRST + "return row.planes[1].layer.title") == "region")
+    assert complaints(browser) == []
+
+
+def test_shades_have_patterns(at: Any, browser: Any, photograph: Any) -> None:
+    at("twelve")
+    tones = browser.execute_script(
+        FIRST
+        + "const tones = new Map();"
+        + "row.planes[0].base.forEach((color, i) => {"
+        + "  const code = row.regionOf(i);"
+        + "  if (!tones.has(code)) tones.set(code, new Set());"
+        + "  tones.get(code).add(color);"
+        + "});"
+        + "return [...tones].sort((a, b) => a[0] - b[0]).map(([code, colors]) => colors.size);"
+    )
+    assert tones == [1] * 10 + [2] * 2
+    photograph("overview-twelve")
+    assert complaints(browser) == []
 
 
 def test_the_first_screen_by_keyboard(at: Any, browser: Any, until: Any) -> None:

@@ -11,12 +11,14 @@ import pytest
 PAGE = fenced.DOCS / "howto" / "own-slice.md"
 NAMED = "../shared/data/dlpfc/151673.h5ad"
 MADE = (
-    "corpus",
-    "stimage/model",
-    "embedded/151673.h5ad",
-    "domains/151673.png",
-    "domains/151673-scores",
-    "report.html",
+    "regions/151673.h5ad",
+    "regions/regions.csv",
+    "regions/markers.csv",
+    "regions/regions.png",
+    "regions/report.html",
+    "seven/151673.h5ad",
+    "seven/names.csv",
+    "seven/report.html",
 )
 
 
@@ -36,9 +38,8 @@ def test_the_page_on_a_simulated_slice(
     assert NAMED in PAGE.read_text(encoding="utf-8")
     quicker = {
         NAMED: "151673.h5ad",
-        "--max-steps 100": "--max-steps 2",
-        "corpus build $": "corpus build --workers 1 $",
-        "terrazzo report": "terrazzo report --projection pca",
+        "regions $SLICE --out": "regions $SLICE -k 3 --seeds 1 --bootstraps 2 --out",
+        "-k 7": "-k 7 --seeds 1",
     }
     reader = fenced.Reader(tmp_path, replaced=quicker)
     reader.follow(PAGE, numbers=False)

@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from terrazzo import plot
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.plot.palettes import COLORS, MISSING_COLOR, by_name, in_order, natural
+from terrazzo.plot.palettes import COLORS, MISSING_COLOR, by_name, in_order, natural, pattern_of
 
 NAMES = ["L1", "L2", "L3", "L4", "L5", "L6", "WM"]
 
@@ -168,6 +168,13 @@ def test_ten_colors_that_everybody_tells_apart(sight: str) -> None:
     red_and_green = ("protanopia", "deuteranopia")
     if sight in red_and_green:  # the simulation tells what is known to be hard
         assert least_distance([*tableau, "#bcbd22", "#17becf"], SIGHT[sight]) < 8
+
+
+def test_shades_have_patterns() -> None:
+    kinds = [pattern_of(color) for color in COLORS]
+    assert kinds[:10] == [0] * 10
+    assert kinds[10:] == [1] * 10 + [2] * 10 + [3] * 10
+    assert pattern_of("#123456") == 0
 
 
 def test_numbered_labels_have_the_first_colors() -> None:

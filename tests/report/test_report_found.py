@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
+from terrazzo.plot.palettes import in_order
 from terrazzo.report import regions
 from terrazzo.report.found import is_found
 
@@ -253,6 +254,52 @@ def test_the_embedding_in_which_regions_were_found_is_drawn_first(
     tz.tasks.domains(adata, use_rep="X_t3", n_domains=3)
     layouts = page(adata).data["slices"][0]["layouts"]
     assert [one["key"] for one in layouts] == ["X_t3", "X_pca"]
+
+
+def test_more_than_ten_regions_have_patterns(simulated: Any, page: Any) -> None:
+    names = [f"R{i}" for i in range(1, 13)]
+    adata = simulated(240, 40)
+    adata.obs["terrazzo_region"] = pd.Categorical.from_codes(np.arange(240) % 12, categories=names)
+    adata.uns["terrazzo_region_colors"] = in_order(12)
+    made = page(adata)
+    colors = [region["color"] for region in made.data["found"][0]["regions"]]
+    kinds = [made.data["patterns"].get(color, 0) for color in colors]
+    assert kinds == [0] * 10 + [1] * 2
+    patterned = {str(one["id"]) for one in made.named("pattern")}
+    for color in colors[10:]:
+        assert f"pattern-{color[1:]}" in patterned
+        assert made.named("circle", fill=f"url(#pattern-{color[1:]})")
+    plain = page(answered.with_regions(simulated(100, 40), NAMES), overwrite=True)
+    assert not plain.named("pattern", id=f"pattern-{in_order(1)[0][1:]}")
+
+
+@pytest.mark.parametrize(
+    ("record", "title"),
+    [
+        ({"model_type": "baseline:t3", "model": "T3"}, "X_t3_domain (baseline)"),
+        ({"model_type": "stofm", "trained": False}, "X_t3_domain (untrained model)"),
+        ({"model_type": "stofm", "trained": True}, "X_t3_domain"),
+        ({}, "X_t3_domain"),
+    ],
+    ids=["baseline", "untrained", "trained", "not recorded"],
+)
+def test_baselines_are_marked(
+    simulated: Any, page: Any, record: dict[str, Any], title: str
+) -> None:
+    adata = simulated(60, 40)
+    adata.obs["X_t3_domain"] = pd.Categorical(["0", "1", "2"] * 20)
+    adata.uns["terrazzo"] = {"X_t3_domain": {"task": "domains", "use_rep": "X_t3:niche"}}
+    if record:
+        adata.uns["terrazzo"]["X_t3"] = record
+    made = page(adata)
+    assert made.data["found"][0]["title"] == title
+    assert any(word.startswith(f"{title} beside region") for word in made.words)
+
+
+def test_regions_of_a_baseline_are_marked_by_its_name(found: Any, page: Any) -> None:
+    found.uns["terrazzo"]["terrazzo_region"]["vectors"] = "T3 (Z20, rings)"
+    found.uns["terrazzo"]["X_t3"] = {"model_type": "baseline:t3", "model": "T3 (Z20, rings)"}
+    assert page(found).data["found"][0]["title"] == "terrazzo_region (baseline)"
 
 
 def test_colors_of_scanpy_stay_where_there_is_one_slice() -> None:
