@@ -183,7 +183,16 @@ def test_a_warning_is_shown_once() -> None:
         with demo.warned_once():
             for text in ("slice_1: few genes", "slice_2: few genes", "slice_1: few genes"):
                 warnings.warn(text, TerrazzoWarning, stacklevel=1)
-    assert shown == ["slice_1: few genes", "slice_2: few genes"]
+            for _ in range(2):
+                with demo.warned_about("slice_6"):
+                    warnings.warn("4 of 5 domains", TerrazzoWarning, stacklevel=1)
+                    warnings.warn("slice_6: few genes", TerrazzoWarning, stacklevel=1)
+    assert shown == [
+        "slice_1: few genes",
+        "slice_2: few genes",
+        "slice_6: 4 of 5 domains",
+        "slice_6: few genes",
+    ]
 
 
 def test_the_best_candidate_is_chosen_by_another_slice(monkeypatch: pytest.MonkeyPatch) -> None:

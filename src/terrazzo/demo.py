@@ -20,6 +20,7 @@ from terrazzo.answers.run import regions
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
+from terrazzo.errors import TerrazzoWarning
 from terrazzo.files import whole_folder, work_folder, write_text
 from terrazzo.marks import Mark, find_mark, guard
 from terrazzo.models.base import FoundationModel
@@ -47,6 +48,7 @@ ABOUT = (
     "knows much of it already."
 )
 REPORT = "report.html"
+SHOWN = "demo.h5ad"  # the slice that is shown
 MARK = Mark("demo", "0" * 16, "0" * 16, "simulated slices")
 SEEDS = 5
 SLICES = 5  # to train on; one more is embedded
@@ -191,26 +193,40 @@ def run(
             shutil.copyfile(log, done / f"{stage}.csv")
         for system, model in models.items():
             model.save_pretrained(done / system)
+        name, other = followed(corpus, training)
+        with warned_about(name):
+            choice = choose(other, models, bars)
         untrained = untrained_twins(models, corpus, seed)
-        for model in models.values():
-            model.embed(adata, progress=progress)
-            for name in ("own", "niche"):
-                adata.obsm[f"{model.default_key}_{name}"] = block(adata, model.default_key, name)
-        retrieved = {
-            "trained": found_by_image(adata, models["stalign"]),
-            "untrained": found_by_image(adata, untrained["stalign"]),
-        }
-        for model in untrained.values():
-            key = f"{model.default_key}_untrained"
-            model.embed(adata, key_added=key, progress=progress)
-        for baseline in BASELINES:
-            baseline.embed(adata)
-        table = score(adata, bars)
-        choice = choose(followed(corpus, training), models, bars)
-        answer = regions(adata, model=choice.model, bootstraps=0, progress=progress)
+        with warned_about(SHOWN):
+            retrieved = embed_all(adata, models, untrained, progress)
+            table = score(adata, bars)
+            answer = regions(adata, model=choice.model, bootstraps=0, progress=progress)
         _write(done, answer, table, choice, retrieved, progress)
         _place(done, folder)
     return folder
+
+
+def embed_all(
+    adata: AnnData,
+    models: dict[str, FoundationModel],
+    untrained: dict[str, FoundationModel],
+    progress: bool | None,
+) -> dict[str, float]:
+    """Embed a slice with all models and baselines; return how often ST-Align finds genes by image."""
+    for model in models.values():
+        model.embed(adata, progress=progress)
+        for name in ("own", "niche"):
+            adata.obsm[f"{model.default_key}_{name}"] = block(adata, model.default_key, name)
+    retrieved = {
+        "trained": found_by_image(adata, models["stalign"]),
+        "untrained": found_by_image(adata, untrained["stalign"]),
+    }
+    for model in untrained.values():
+        key = f"{model.default_key}_untrained"
+        model.embed(adata, key_added=key, progress=progress)
+    for baseline in BASELINES:
+        baseline.embed(adata)
+    return retrieved
 
 
 @contextmanager
@@ -230,10 +246,26 @@ def warned_once() -> Iterator[None]:
         yield
 
 
-def followed(corpus: Corpus, slices: list[AnnData]) -> AnnData:
-    """Return the slice that losses were followed on, which no model was trained on and which is not shown."""
+@contextmanager
+def warned_about(name: str) -> Iterator[None]:
+    """Put the name of a slice before the library's warnings that do not have it."""
+    show = warnings.showwarning
+
+    def show_named(message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
+        text = str(message)
+        if issubclass(category, TerrazzoWarning) and name not in text:
+            message = category(f"{name}: {text}")
+        show(message, category, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show_named
+        yield
+
+
+def followed(corpus: Corpus, slices: list[AnnData]) -> tuple[str, AnnData]:
+    """Return name and slice that losses were followed on, which no model was trained on and which is not shown."""
     (name,) = corpus.ids("validation")
-    return slices[int(name.removeprefix(SLICE)) - 1]
+    return name, slices[int(name.removeprefix(SLICE)) - 1]
 
 
 def choose(adata: AnnData, models: dict[str, FoundationModel], bars: Progress) -> Choice:
@@ -290,14 +322,14 @@ def _write(
 ) -> None:
     """Write the slice, its scores, figures and report beside the logs."""
     (adata,) = answer.slices
-    write_atomically(adata, done / "demo.h5ad", MARK)
+    write_atomically(adata, done / SHOWN, MARK)
     write_text(done / "demo.csv", table.to_csv(index=False))
     chosen = choice_text(choice, answer)
     parts = [ABOUT, chosen, markdown(table), retrieval_text(retrieved, adata.n_obs)]
     write_text(done / "demo.md", "\n\n".join(parts) + "\n")
     draw(adata, table, done / "demo.png")
     draw_losses(done, done / "losses.png")
-    shown = [done / "demo.h5ad", done / "demo.csv"]
+    shown = [done / SHOWN, done / "demo.csv"]
     shown += [done / f"{stage}.csv" for stage in STAGES]
     report.write(
         shown,
@@ -312,9 +344,9 @@ def _write(
 
 def _check_free(folder: Path, overwrite: bool) -> None:
     """Refuse a folder in which files of these names are not of an earlier demo."""
-    files = ["demo.h5ad", "demo.csv", "demo.md", "demo.png", "losses.png", REPORT]
+    files = [SHOWN, "demo.csv", "demo.md", "demo.png", "losses.png", REPORT]
     files += [f"{stage}.csv" for stage in STAGES]
-    before = find_mark(folder / "demo.h5ad")
+    before = find_mark(folder / SHOWN)
     is_demo = before is not None and before.is_like(MARK)
     for name in files:
         path = folder / name
@@ -328,7 +360,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 def _place(done: Path, folder: Path) -> None:
     """Move finished files into the folder, that with the mark first."""
-    for name in ("demo.h5ad", *sorted(path.name for path in done.iterdir())):
+    for name in (SHOWN, *sorted(path.name for path in done.iterdir())):
         source = done / name
         if source.is_dir():
             with whole_folder(folder / name) as draft:
