@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from anndata import AnnData
 
 import terrazzo as tz
 from terrazzo import demo, keys
-from terrazzo.errors import OutputError, TerrazzoWarning
+from terrazzo.errors import OutputError
 from terrazzo.progress import Progress
 
 pytestmark = [pytest.mark.usefixtures("quiet_figures"), pytest.mark.slow]  # trains all systems
@@ -173,26 +172,6 @@ def test_the_report_opens_on_regions_chosen_on_another_slice(done: Done) -> None
     assert "regions of terrazzo_region" in text[first : first + 400]
     assert "marker genes" in text
     assert "X_pca_nb3_domain (baseline)" in text
-
-
-def test_a_warning_is_shown_once() -> None:
-    shown: list[str] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = lambda message, *args, **kwargs: shown.append(str(message))
-        with demo.warned_once():
-            for text in ("slice_1: few genes", "slice_2: few genes", "slice_1: few genes"):
-                warnings.warn(text, TerrazzoWarning, stacklevel=1)
-            for _ in range(2):
-                with demo.warned_about("slice_6"):
-                    warnings.warn("4 of 5 domains", TerrazzoWarning, stacklevel=1)
-                    warnings.warn("slice_6: few genes", TerrazzoWarning, stacklevel=1)
-    assert shown == [
-        "slice_1: few genes",
-        "slice_2: few genes",
-        "slice_6: 4 of 5 domains",
-        "slice_6: few genes",
-    ]
 
 
 def test_the_best_candidate_is_chosen_by_another_slice(monkeypatch: pytest.MonkeyPatch) -> None:

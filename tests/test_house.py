@@ -29,6 +29,7 @@ BASE = (
     "keys",
     "locks",
     "marks",
+    "notices",
     "processes",
     "parsing",
     "progress",

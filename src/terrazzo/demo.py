@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +17,6 @@ from terrazzo.answers.run import regions
 from terrazzo.corpus.build import build
 from terrazzo.corpus.splits import Splits
 from terrazzo.corpus.store import Corpus
-from terrazzo.errors import TerrazzoWarning
 from terrazzo.files import whole_folder, work_folder, write_text
 from terrazzo.marks import Mark, find_mark, guard
 from terrazzo.models.base import FoundationModel
@@ -28,6 +24,7 @@ from terrazzo.models.baselines import Baseline
 from terrazzo.models.checkpoint import check_free, is_checkpoint
 from terrazzo.models.embed_files import check_writable, write_atomically
 from terrazzo.models.loading import load
+from terrazzo.notices import Notices
 from terrazzo.progress import Progress
 from terrazzo.records import block
 from terrazzo.systems.stalign.model import STAlign
@@ -183,7 +180,8 @@ def run(
         )
     n_epochs = (adapt_epochs, pretrain_epochs, window_epochs, align_epochs)
     epochs = dict(zip(STAGES, n_epochs, strict=True))
-    with warned_once(), work_folder(folder) as work:
+    notices = Notices()
+    with notices.once(), work_folder(folder) as work:
         done = work / "done"
         done.mkdir()
         corpus = build_corpus(work, training, seed, progress)
@@ -194,10 +192,10 @@ def run(
         for system, model in models.items():
             model.save_pretrained(done / system)
         name, other = followed(corpus, training)
-        with warned_about(name):
+        with notices.about(name):
             choice = choose(other, models, bars)
         untrained = untrained_twins(models, corpus, seed)
-        with warned_about(SHOWN):
+        with notices.about(SHOWN):
             retrieved = embed_all(adata, models, untrained, progress)
             table = score(adata, bars)
             answer = regions(adata, model=choice.model, bootstraps=0, progress=progress)
@@ -227,39 +225,6 @@ def embed_all(
     for baseline in BASELINES:
         baseline.embed(adata)
     return retrieved
-
-
-@contextmanager
-def warned_once() -> Iterator[None]:
-    """Show each warning once, however many steps of the demo raise it."""
-    shown: set[str] = set()
-    show = warnings.showwarning
-
-    def show_new(message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
-        text = str(message)
-        if text not in shown:
-            shown.add(text)
-            show(message, category, *args, **kwargs)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_new
-        yield
-
-
-@contextmanager
-def warned_about(name: str) -> Iterator[None]:
-    """Put the name of a slice before the library's warnings that do not have it."""
-    show = warnings.showwarning
-
-    def show_named(message: Any, category: Any, *args: Any, **kwargs: Any) -> None:
-        text = str(message)
-        if issubclass(category, TerrazzoWarning) and name not in text:
-            message = category(f"{name}: {text}")
-        show(message, category, *args, **kwargs)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show_named
-        yield
 
 
 def followed(corpus: Corpus, slices: list[AnnData]) -> tuple[str, AnnData]:

@@ -72,7 +72,9 @@ def test_one_slice(call: Any, files: list[Path], tmp_path: Path) -> None:
     assert (levels["level_4"] == written.obs[KEY].cat.codes.to_numpy()).all()
     assert set(pd.read_csv(out / "markers.csv")["region"]) <= set(table["region"])
     assert list(pd.read_csv(out / "names.csv")) == ["region", "name"]
-    assert KEY in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert KEY in page
+    assert "marker genes" in page
     record = read_record(out / "regions.json")
     assert record["finished"]
     assert set(record["files"]) == names - {"regions.json"}

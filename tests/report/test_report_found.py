@@ -296,6 +296,18 @@ def test_baselines_are_marked(
     assert any(word.startswith(f"{title} beside region") for word in made.words)
 
 
+def test_listed_markers_are_in_the_file_unless_they_are_many(
+    found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = answered.answer_of([found], ["mine"], NAMES)
+    answer.markers.loc[answer.markers.index[-1], "rank"] = regions.N_MARKERS
+    every = list(dict.fromkeys(answer.markers["gene"]))
+    assert regions.gene_names(answer) == every
+    monkeypatch.setattr(regions, "MARKER_VALUES", found.n_obs)
+    assert regions.gene_names(answer) == every[:-1]
+    assert regions.gene_names(None) == []
+
+
 def test_regions_of_a_baseline_are_marked_by_its_name(found: Any, page: Any) -> None:
     found.uns["terrazzo"]["terrazzo_region"]["vectors"] = "T3 (Z20, rings)"
     found.uns["terrazzo"]["X_t3"] = {"model_type": "baseline:t3", "model": "T3 (Z20, rings)"}

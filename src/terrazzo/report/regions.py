@@ -19,6 +19,7 @@ __all__ = ["Answer", "Table", "gene_names", "joint_colors", "tables"]
 LEAST_BORDER = 0.02  # share of a region's neighbors that makes another region its neighbor
 N_DOTS = 3  # markers in the table
 N_MARKERS = 10  # where a region is looked at
+MARKER_VALUES = 3_000_000  # of all of these, that the page holds of a slice in any case
 
 
 class Answer(Protocol):
@@ -99,11 +100,17 @@ def joint_colors(of_slices: Sequence[Mapping[str, Mapping[str, str]]]) -> dict[s
 
 
 def gene_names(answer: Answer | None) -> list[str]:
-    """Return the best markers of an answer, which the page holds in any case."""
+    """Return the best markers of an answer, which the page holds in any case: all that it lists, or the first few."""
     if answer is None or answer.markers.empty:
         return []
-    best = answer.markers[answer.markers["rank"] <= N_DOTS]
-    return list(dict.fromkeys(map(str, best["gene"])))
+    n_cells = max(adata.n_obs for adata in answer.slices)
+    names: list[str] = []
+    for last in (N_MARKERS, N_DOTS):
+        best = answer.markers[answer.markers["rank"] <= last]
+        names = list(dict.fromkeys(map(str, best["gene"])))
+        if len(names) * n_cells <= MARKER_VALUES:
+            break
+    return names
 
 
 def tables(

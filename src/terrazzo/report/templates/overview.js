@@ -301,8 +301,12 @@ class Overview {
     const shown = (value, digits) => (value === null ? "" : (Number(value.toFixed(digits)) + 0).toFixed(digits)); // -0 is 0
     const part = (value) => (value === null ? "" : `${Math.round(100 * value)} %`);
     const head = ["gene", "log2 change", "in", "outside", "p, adjusted"].map((name) => make("th", { scope: "col", text: name }));
+    const inFile = new Set(this.openRows.flatMap((row) => row.slice.genes.map((one) => one.name)));
+    const nameOf = ({ gene }) => inFile.has(gene)
+      ? make("button", { type: "button", text: gene, title: "Show this gene beside", onclick: () => this.showGene(gene) })
+      : make("span", { text: gene, title: "Its values are not in this file" });
     const rows = markers.map((marker) => make("tr", {},
-      make("td", {}, make("button", { type: "button", text: marker.gene, title: "Show this gene beside", onclick: () => this.showGene(marker.gene) })),
+      make("td", {}, nameOf(marker)),
       make("td", { text: shown(marker.change, 2) }), make("td", { text: part(marker.inside) }), make("td", { text: part(marker.outside) }),
       make("td", { text: marker.p === null ? "no test" : marker.p < 1e-3 ? marker.p.toExponential(0) : marker.p.toFixed(3) }),
     ));
