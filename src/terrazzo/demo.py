@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -267,6 +267,15 @@ def choice_text(choice: Choice, answer: Answer) -> str:
     )
 
 
+def headline(choice: Choice, answer: Answer) -> str:
+    """Return what the report begins with."""
+    kind = kinds_of([choice.title])[choice.title]
+    return (
+        f"A simulated slice that no model was trained on: {answer.k} regions from {choice.title} ({kind}), which was "
+        "best on another slice. How that was found, and what it does not show, is below the table of labels."
+    )
+
+
 def kinds_of(titles: list[str]) -> dict[str, str]:
     """Return what each row of the table is: trained, untrained, or a baseline."""
     baselines = {baseline.title for baseline in BASELINES}
@@ -300,9 +309,9 @@ def _write(
         shown,
         done / REPORT,
         title="terrazzo demo",
-        about=f"{ABOUT} {chosen}",
+        about=headline(choice, answer),
         embeddings=REPORTED,
-        answer=answer,
+        answer=replace(answer, notes=(ABOUT, chosen, *answer.notes)),
         progress=progress,
     )
 

@@ -40,6 +40,8 @@ def pages(
         "seven": (seven, [f"section {i}" for i in range(7)]),
     }
     out = {"bare": tz.report.write(bare, folder / "bare.html", **options)}
+    long = " ".join(["A long text before anything is shown."] * 25)
+    out["long"] = tz.report.write(one, folder / "long.html", about=long, **options)
     out["twelve"] = tz.report.write(twelve, folder / "twelve.html", **options)
     for name, (slices, names) in given.items():
         answer = answered.answer_of(slices, names, NAMES)
@@ -77,7 +79,7 @@ def detail(browser: Any) -> str:
     return browser.find_element("css selector", "article.found:not([hidden]) .detail").text
 
 
-@pytest.mark.parametrize("name", ["one", "two", "seven", "bare"])
+@pytest.mark.parametrize("name", ["one", "two", "seven", "bare", "long"])
 def test_pictures_are_on_the_first_screen(at: Any, browser: Any, name: str) -> None:
     at(name)
     place = ".pictures .panel" if name != "bare" else "section.slice .panel"
@@ -85,7 +87,7 @@ def test_pictures_are_on_the_first_screen(at: Any, browser: Any, name: str) -> N
         "return [...document.querySelectorAll(arguments[0])].map((p) => p.getBoundingClientRect().bottom)",
         place,
     )
-    assert len(bottoms) == {"one": 2, "two": 4, "seven": 7, "bare": 1}[name]
+    assert len(bottoms) == {"one": 2, "two": 4, "seven": 7, "bare": 1, "long": 2}[name]
     assert max(bottoms) <= 900
     if name != "bare":
         table = browser.find_element("css selector", "table.regions")

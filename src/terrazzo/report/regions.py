@@ -204,6 +204,7 @@ def _table(
         "title": title,
         "kind": present[0].kind,
         "agreement": key + AGREEMENT if has_agreement else None,
+        "hasAnswer": answer is not None,
         "regions": regions,
         "known": known,
     }

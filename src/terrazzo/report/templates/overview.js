@@ -1,6 +1,7 @@
 // The first screen: what was found in all slices, with one legend, the table. A region is marked by its row of the
 // table, or by a click on the tissue; then its cells, its neighbors and its marker genes are shown.
 const MANY = 3; // more slices are drawn smaller, and nothing is beside what was found, at first
+const LEAST_LEFT = 360; // pixels that pictures have at least: a page may begin with a long text
 const NOTHING = { kind: "none", title: "nothing" };
 
 // One slice in the first screen: its pictures, which show the same cells and move together.
@@ -130,7 +131,15 @@ class Overview {
     });
     this.section.addEventListener("keydown", (event) => event.key === "Escape" && this.choose(-1));
     await this.show(0);
+    this.fit();
+    window.addEventListener("resize", () => this.fit());
     this.section.dataset.ready = "yes";
+  }
+
+  // the height that is left for pictures on the first screen, below what is above them
+  fit() {
+    const above = this.grid.getBoundingClientRect().top + window.scrollY;
+    this.place.style.setProperty("--left", `${Math.max(window.innerHeight - above, LEAST_LEFT)}px`);
   }
 
   // one of the columns that were found
@@ -294,6 +303,7 @@ class Overview {
       const markers = region.markers.filter((marker) => marker.against === against);
       if (markers.length) shown.push(this.markerTable(text, markers));
     }
+    if (this.table.hasAnswer && !region.markers.length) shown.push(make("p", { text: "No gene marks it: none passed the test." }));
     place.replaceChildren(...shown);
   }
 
