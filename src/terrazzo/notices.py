@@ -90,7 +90,9 @@ class _Gate(logging.Handler):
                 return
         record.msg = text
         record.args = ()
-        listeners = logging.getLogger().handlers or [logging.lastResort]
+        listeners = list(logging.getLogger().handlers)
+        if not listeners and logging.lastResort is not None:
+            listeners.append(logging.lastResort)
         for listener in listeners:
-            if listener is not None and record.levelno >= listener.level:
+            if record.levelno >= listener.level:
                 listener.handle(record)
