@@ -25,13 +25,35 @@ MARKER_VALUES = 3_000_000  # of all of these, that the page holds of a slice in 
 class Answer(Protocol):
     """What the page reads of an answer; see :class:`terrazzo.answers.result.Answer`."""
 
-    key: str
-    slices: list[AnnData]
-    slice_names: list[str]
-    names: list[str]
-    markers: pd.DataFrame
-    vectors: str
-    notes: tuple[str, ...]
+    @property
+    def key(self) -> str:
+        """Column of ``obs``."""
+        ...
+
+    @property
+    def slices(self) -> list[AnnData]:
+        """The slices."""
+        ...
+
+    @property
+    def slice_names(self) -> list[str]:
+        """Of each slice."""
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """Of the regions, in the order of their numbers."""
+        ...
+
+    @property
+    def markers(self) -> pd.DataFrame:
+        """A row for each marker gene."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know."""
+        ...
 
     @property
     def table(self) -> pd.DataFrame:
