@@ -9,7 +9,7 @@ import numpy as np
 
 from terrazzo.arrays import AnyFloats, Floats, Ints
 
-__all__ = ["Mixture", "fit_mixtures", "starts"]
+__all__ = ["Mixture", "fit_mixtures", "means_of", "starts", "tree_of"]
 
 MAX_FIT = 30_000  # cells that a mixture is fitted on
 
@@ -49,7 +49,7 @@ class Mixture:
         return labels
 
 
-def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
+def starts(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Ints]:
     """Return two partitions to start from: a Ward tree cut at ``k``, and k-means.
 
     Parameters
@@ -60,12 +60,15 @@ def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
         Clusters.
     seed
         Of the sample and of k-means.
+    tree
+        From :func:`tree_of`, for several ``k``; None: built.
     """
     from scipy.cluster.hierarchy import fcluster
     from sklearn.cluster import KMeans
 
-    labels_of = fcluster(tree_of(vectors, seed), k, criterion="maxclust") - 1
-    ward = _spread(vectors, labels_of.astype(np.int64), seed)
+    linkage = tree_of(vectors, seed) if tree is None else tree
+    cut = fcluster(linkage, k, criterion="maxclust") - 1
+    ward = _spread(vectors, cut.astype(np.int64), seed)
     k_means = KMeans(k, n_init=1, random_state=seed).fit_predict(vectors)
     return [ward, k_means.astype(np.int64)]
 
@@ -145,8 +148,8 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
     return mixture, float(model.lower_bound_)
 
 
-def fit_mixtures(vectors: Floats, k: int, seed: int) -> list[Mixture]:
-    """Return the mixtures from both starts, the likelier first."""
-    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed)]
+def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Mixture]:
+    """Return the mixtures from both starts (see :func:`starts`), the likelier first."""
+    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed, tree)]
     fitted.sort(key=lambda pair: -pair[1])
     return [mixture for mixture, _ in fitted]
