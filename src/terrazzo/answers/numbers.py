@@ -21,11 +21,11 @@ __all__ = ["Chosen", "around", "best_number", "choose", "explained", "halves"]
 
 K_RANGE = (2, 15)
 
-SPLITS = 2  # how often counts are split to compare sources
+FEW_SPLITS = 2  # how often counts are split to compare sources over all numbers, and for slices of many cells
 
-MORE_SPLITS = 4  # how often for the one that is taken
+SPLITS = 4  # how often otherwise: one split says little of a few hundred spots
 
-MANY_CELLS = 20_000  # above, two splits are enough: scores of many cells hardly differ
+MANY_CELLS = 20_000  # scores of more cells hardly differ between splits
 
 # What the number is chosen by; set on simulated tissues of even seeds (docs/howto/regions.md has those of odd ones)
 STABILITY_WEIGHT = 0.3  # of the ARI between splits, beside the height of the bend
@@ -73,25 +73,28 @@ def choose(
     """
     n_cells = sum(tissue.n_cells for tissue in slices)
     numbers = _numbers(n_cells, k)
+    n_splits = SPLITS if n_cells <= MANY_CELLS else FEW_SPLITS
+    n_compared = FEW_SPLITS if k is None else n_splits
     tried = [_Tried(source) for source in sources]
-    for seed in range(SPLITS):
+    for seed in range(n_compared):
         split = _split(slices, seed, genes)
         for one in tried:
             one.add(split, numbers)
     best = max(tried, key=lambda one: one.mean)
-    if k is None and n_cells <= MANY_CELLS:
-        for seed in range(SPLITS, MORE_SPLITS):
-            best.add(_split(slices, seed, genes), numbers)
+    for seed in range(n_compared, n_splits):
+        best.add(_split(slices, seed, genes), numbers)
     curve = best.curve(numbers)
-    return Chosen(best.source, best_number(curve), curve)
+    return Chosen(best.source, best_number(curve) if k is None else k, curve)
 
 
 def _numbers(n_cells: int, k: int | None) -> Ints:
-    """Return the numbers to try."""
-    if k is not None:
-        return np.array([k])
-    last = min(K_RANGE[1], max(n_cells // 10, 2))
-    return np.arange(K_RANGE[0], last + 1)
+    """Return the numbers to try: 2 to 15, or the one that was asked for and those beside it."""
+    if k is None:
+        last = min(K_RANGE[1], max(n_cells // 10, 2))
+        return np.arange(K_RANGE[0], last + 1)
+    first = max(k - 1, min(k, 2))
+    last = min(k + 1, n_cells)
+    return np.arange(first, last + 1)
 
 
 # ---- splits of counts
