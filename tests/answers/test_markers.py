@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import terrazzo as tz
-from terrazzo.answers.markers import Tested, marker_genes
+from terrazzo.answers import markers as made
 from terrazzo.answers.result import region_names
 from terrazzo.expression import log_counts
 
@@ -21,8 +21,8 @@ def table(simulated: Any) -> tuple[pd.DataFrame, Any, np.ndarray]:
     tissue = tz.Slice.from_anndata(adata)
     labels = adata.obs["region"].cat.codes.to_numpy().astype(np.int64)
     k = int(labels.max()) + 1
-    tested = [Tested(tissue, labels, "one")]
-    return marker_genes(tested, k, None, only_markers=False), tissue, labels
+    tested = [made.Tested(tissue, labels, "one")]
+    return made.marker_genes(tested, k, None, only_markers=False), tissue, labels
 
 
 def test_auc_is_that_of_the_cells(table: Any) -> None:
@@ -42,8 +42,8 @@ def test_genes_of_one_slice_are_ranked_by_auc(table: Any) -> None:
 
 def test_genes_over_samples_are_ranked_by_fold_change(table: Any) -> None:
     _, tissue, labels = table
-    tested = [Tested(tissue, labels, "one"), Tested(tissue, labels, "two")]
-    markers = marker_genes(tested, int(labels.max()) + 1, None, only_markers=False)
+    tested = [made.Tested(tissue, labels, "one"), made.Tested(tissue, labels, "two")]
+    markers = made.marker_genes(tested, int(labels.max()) + 1, None, only_markers=False)
     assert markers["auc"].isna().all()
     for _, part in markers.groupby(["region", "against"]):
         assert part.sort_values("rank")["log2_fold_change"].is_monotonic_decreasing
