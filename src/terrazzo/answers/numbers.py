@@ -27,8 +27,8 @@ SPLITS = 4  # how often otherwise: one split says little of a few hundred spots
 
 MANY_CELLS = 20_000  # scores of more cells hardly differ between splits
 
-# How far below the highest bend a smaller number is as good. Set on simulated tissues of even seeds: the agreement of the
-# splits found one more of them, but took 3 layers of cortex for 7
+# How far below the highest bend a smaller number is as good. Set on simulated tissues of even seeds; the agreement of
+# splits, added to the height, found one more of them, but took seven layers of cortex for three
 BAND = 0.05
 
 
