@@ -15,10 +15,11 @@ from terrazzo.answers import finding, space
 from terrazzo.answers.finding import Settings, find
 from terrazzo.answers.numbers import around, best_number, choose, explained, halves
 from terrazzo.answers.sources import CellRecipe, Recipe, candidates
+from terrazzo.arrays import Floats
 from terrazzo.expression import chosen_genes
 
 
-def curve(score: Sequence[float]) -> pd.DataFrame:
+def curve(score: Sequence[float] | Floats) -> pd.DataFrame:
     numbers = np.arange(2, 2 + len(score))
     return pd.DataFrame({"k": numbers, "score": score, "stability": 0.8})
 
