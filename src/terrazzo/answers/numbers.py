@@ -11,7 +11,7 @@ import pandas as pd
 from terrazzo.answers.partition import fit_mixtures, means_of, tree_of
 from terrazzo.answers.sources import Draw, Recipe, Source
 from terrazzo.answers.space import Expression
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats, Int32s, Ints
 from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
@@ -172,12 +172,12 @@ class _Tried:
     scores
         For each split the score of each number.
     labels
-        For each split the regions of each number, int16 ``(numbers, n_cells)``.
+        For each split the regions of each number, int32 ``(numbers, n_cells)``.
     """
 
     source: Source
     scores: list[Floats] = field(default_factory=list)
-    labels: list[Ints] = field(default_factory=list)
+    labels: list[Int32s] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -191,7 +191,7 @@ class _Tried:
         vectors = np.concatenate(fitted.views[0])
         tree = tree_of(vectors, split.seed)
         scores = np.zeros(len(numbers))
-        table = np.zeros((len(numbers), len(vectors)), dtype=np.int16)
+        table = np.zeros((len(numbers), len(vectors)), dtype=np.int32)
         for place, k in enumerate(numbers):
             likelier = fit_mixtures(vectors, int(k), split.seed, tree)[0]
             _, labels = np.unique(likelier(vectors), return_inverse=True)
@@ -204,7 +204,7 @@ class _Tried:
         """Return the table of a :class:`Chosen`."""
         stability = []
         for place in range(len(numbers)):
-            runs = np.stack([table[place] for table in self.labels])
+            runs = np.stack([table[place] for table in self.labels]).astype(np.int64)
             _, similarity = medoid_of(runs)
             stability.append(similarity)
         score = np.mean(self.scores, axis=0)
