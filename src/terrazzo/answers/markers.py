@@ -256,7 +256,7 @@ def _by_sample(
         shown_out += np.asarray((outside > 0).sum(axis=0)).ravel()
         if inside.shape[0] < MIN_CELLS or outside.shape[0] < MIN_CELLS:
             continue
-        sums = [np.asarray(part.sum(axis=0)).ravel() for part in (inside, outside)]
+        sums = [_sum_of_rows(part) for part in (inside, outside)]
         before = pairs.get(one.sample)
         pairs[one.sample] = (
             sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
@@ -284,6 +284,10 @@ def _by_sample(
             "n": len(table),
         }
     )
+
+
+def _sum_of_rows(counts: sparse.csr_matrix) -> Floats:
+    return np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def _log_per_million(sums: Floats) -> Floats:

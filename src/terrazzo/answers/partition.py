@@ -40,10 +40,13 @@ class Mixture:
     def __call__(self, vectors: AnyFloats) -> Ints:
         """Return the likeliest component of each row, int64 ``(n,)``."""
         centers = self.means @ self.precision_root
-        offset = np.log(np.maximum(self.weights, 1e-300)) - (centers**2).sum(axis=1) / 2
+        half_norm = (centers**2).sum(axis=1) / 2
+        positive = np.maximum(self.weights, 1e-300)
+        offset = np.log(positive) - half_norm
         labels = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), ROWS):
-            scaled = vectors[start : start + ROWS].astype(np.float64) @ self.precision_root
+            part = vectors[start : start + ROWS].astype(np.float64)
+            scaled = part @ self.precision_root
             log_density = scaled @ centers.T + offset
             labels[start : start + ROWS] = log_density.argmax(axis=1)
         return labels
@@ -77,7 +80,8 @@ def tree_of(vectors: Floats, seed: int) -> Floats:
     """Return the linkage of a Ward tree of the rows, or of a sample of many rows."""
     from scipy.cluster.hierarchy import linkage
 
-    return np.asarray(linkage(vectors[_sample(len(vectors), seed)], method="ward"))
+    sample = _sample(len(vectors), seed)
+    return np.asarray(linkage(vectors[sample], method="ward"))
 
 
 def _sample(n: int, seed: int) -> Ints:
@@ -93,7 +97,8 @@ def _spread(vectors: Floats, labels: Ints, seed: int) -> Ints:
     if len(sample) == len(vectors):
         return labels
     means = means_of(vectors[sample], labels)
-    squared = (means**2).sum(axis=1) - 2 * vectors @ means.T
+    norms = (means**2).sum(axis=1)
+    squared = norms - 2 * vectors @ means.T  # but for the row's own norm
     return squared.argmin(axis=1).astype(np.int64)
 
 
@@ -150,6 +155,8 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
 
 def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Mixture]:
     """Return the mixtures from both starts (see :func:`starts`), the likelier first."""
-    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed, tree)]
+    fitted = []
+    for start in starts(vectors, k, seed, tree):
+        fitted.append(fit_mixture(vectors, start, seed))
     fitted.sort(key=lambda pair: -pair[1])
     return [mixture for mixture, _ in fitted]
