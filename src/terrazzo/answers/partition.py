@@ -9,7 +9,7 @@ import numpy as np
 
 from terrazzo.arrays import AnyFloats, Floats, Ints
 
-__all__ = ["Mixture", "fit_mixtures", "starts"]
+__all__ = ["Mixture", "fit_mixtures", "means_of", "starts", "tree_of"]
 
 MAX_FIT = 30_000  # cells that a mixture is fitted on
 
@@ -40,16 +40,19 @@ class Mixture:
     def __call__(self, vectors: AnyFloats) -> Ints:
         """Return the likeliest component of each row, int64 ``(n,)``."""
         centers = self.means @ self.precision_root
-        offset = np.log(np.maximum(self.weights, 1e-300)) - (centers**2).sum(axis=1) / 2
+        half_norm = (centers**2).sum(axis=1) / 2
+        positive = np.maximum(self.weights, 1e-300)
+        offset = np.log(positive) - half_norm
         labels = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), ROWS):
-            scaled = vectors[start : start + ROWS].astype(np.float64) @ self.precision_root
+            part = vectors[start : start + ROWS].astype(np.float64)
+            scaled = part @ self.precision_root
             log_density = scaled @ centers.T + offset
             labels[start : start + ROWS] = log_density.argmax(axis=1)
         return labels
 
 
-def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
+def starts(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Ints]:
     """Return two partitions to start from: a Ward tree cut at ``k``, and k-means.
 
     Parameters
@@ -60,12 +63,15 @@ def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
         Clusters.
     seed
         Of the sample and of k-means.
+    tree
+        From :func:`tree_of`, for several ``k``; None: built.
     """
     from scipy.cluster.hierarchy import fcluster
     from sklearn.cluster import KMeans
 
-    labels_of = fcluster(tree_of(vectors, seed), k, criterion="maxclust") - 1
-    ward = _spread(vectors, labels_of.astype(np.int64), seed)
+    linkage = tree_of(vectors, seed) if tree is None else tree
+    cut = fcluster(linkage, k, criterion="maxclust") - 1
+    ward = _spread(vectors, cut.astype(np.int64), seed)
     k_means = KMeans(k, n_init=1, random_state=seed).fit_predict(vectors)
     return [ward, k_means.astype(np.int64)]
 
@@ -74,7 +80,8 @@ def tree_of(vectors: Floats, seed: int) -> Floats:
     """Return the linkage of a Ward tree of the rows, or of a sample of many rows."""
     from scipy.cluster.hierarchy import linkage
 
-    return np.asarray(linkage(vectors[_sample(len(vectors), seed)], method="ward"))
+    sample = _sample(len(vectors), seed)
+    return np.asarray(linkage(vectors[sample], method="ward"))
 
 
 def _sample(n: int, seed: int) -> Ints:
@@ -90,7 +97,8 @@ def _spread(vectors: Floats, labels: Ints, seed: int) -> Ints:
     if len(sample) == len(vectors):
         return labels
     means = means_of(vectors[sample], labels)
-    squared = (means**2).sum(axis=1) - 2 * vectors @ means.T
+    norms = (means**2).sum(axis=1)
+    squared = norms - 2 * vectors @ means.T  # but for the row's own norm
     return squared.argmin(axis=1).astype(np.int64)
 
 
@@ -145,8 +153,10 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
     return mixture, float(model.lower_bound_)
 
 
-def fit_mixtures(vectors: Floats, k: int, seed: int) -> list[Mixture]:
-    """Return the mixtures from both starts, the likelier first."""
-    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed)]
+def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Mixture]:
+    """Return the mixtures from both starts (see :func:`starts`), the likelier first."""
+    fitted = []
+    for start in starts(vectors, k, seed, tree):
+        fitted.append(fit_mixture(vectors, start, seed))
     fitted.sort(key=lambda pair: -pair[1])
     return [mixture for mixture, _ in fitted]
