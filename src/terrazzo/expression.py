@@ -96,8 +96,10 @@ def log_values(
     return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 
-def log_counts(tissue: Slice, genes: Sequence[str]) -> sparse.csr_matrix:
-    """Return log1p of counts scaled to the slice's median total, CSR float32 ``(n_cells, genes)``.
+def log_counts(
+    tissue: Slice, genes: Sequence[str], rows: Ints | None = None
+) -> sparse.csr_matrix:
+    """Return log1p of counts scaled to the slice's median total, CSR float32 ``(n_cells, genes)``, or some rows of it.
 
     Cells without counts take part in the median, and the logarithm is taken of float32 values: the last bits differ
     from those of :func:`log_values`.
@@ -106,8 +108,15 @@ def log_counts(tissue: Slice, genes: Sequence[str]) -> sparse.csr_matrix:
     columns = [column_of[gene] for gene in genes]
     total = np.maximum(tissue.total_counts, 1)
     factor = np.median(total) / total
-    scaled = sparse.csr_matrix(sparse.diags(factor) @ tissue.counts, dtype=np.float32)
-    scaled.data = np.log1p(scaled.data)
+    counts = tissue.counts
+    if rows is not None:
+        counts = counts[rows]
+        factor = factor[rows]
+    factors = np.repeat(factor, np.diff(counts.indptr))
+    data = np.log1p((counts.data * factors).astype(np.float32))
+    scaled = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+    if columns == list(range(counts.shape[1])):
+        return scaled
     return scaled[:, columns]
 
 

@@ -122,7 +122,7 @@ def _by_region(
         rows = np.arange(tissue.n_cells)
         if len(rows) > MAX_CELLS:
             rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
-        values = log_counts(tissue, _columns(genes, tissue))[rows]
+        values = log_counts(tissue, _columns(genes, tissue), rows)
         for region in np.unique(own[rows]):
             part = values[own[rows] == region].toarray()
             sums[region] += part.sum(axis=0)

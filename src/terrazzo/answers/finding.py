@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from terrazzo.answers.partition import Mixture, fit_mixtures, means_of
+from terrazzo.answers.partition import Mixture, fit_mixtures, means_of, tree_of
 from terrazzo.answers.sources import Draw, Fitted, Recipe, Source
-from terrazzo.answers.space import Expression
+from terrazzo.answers.space import Expression, sampled_rows
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
@@ -28,7 +28,9 @@ K_RANGE = (2, 15)
 
 SPLITS = 2  # how often counts are split to choose K
 
-MAX_BOOTSTRAP_CELLS = 10_000
+MAX_BOOTSTRAP_CELLS = 12_000  # so many that the Ward tree is built on a sample of them
+
+SPREAD_CELLS = 10_000  # cells that are counted first where different ones are counted
 
 PRESENT = 0.02  # share of a slice from which on a region counts as found in it
 
@@ -208,7 +210,10 @@ def _check(slices: Sequence[Slice], settings: Settings) -> None:
 
 def _check_vectors(fitted: Fitted, k: int) -> None:
     stacked = np.concatenate(fitted.views[0])
-    n_distinct = len(np.unique(stacked.round(4), axis=0))
+    step = max(1, len(stacked) // SPREAD_CELLS)
+    n_distinct = len(np.unique(stacked[::step].round(4), axis=0))
+    if n_distinct < k:
+        n_distinct = len(np.unique(stacked.round(4), axis=0))
     if n_distinct < 2 and k > 1:
         raise InputError("all cells are alike; there are no regions to find.")
     if n_distinct < k:
@@ -339,19 +344,22 @@ def score_numbers(
         numbers = np.array([settings.k])
     scores = np.zeros((len(sources), SPLITS, len(numbers)))
     found: list[list[list[Ints]]] = [[[] for _ in numbers] for _ in sources]
+    rows = sampled_rows([tissue.n_cells for tissue in slices])
+    is_sampled = rows[0] is not None
     for split in range(SPLITS):
         pairs = [halves(tissue, split) for tissue in slices]
         first = [pair[0] for pair in pairs]
         expression = Recipe().expression(first)
-        seen = _around(expression, first)
-        unseen = _around(expression, [pair[1] for pair in pairs])
+        seen = _around(expression, first, rows)
+        unseen = _around(expression, [pair[1] for pair in pairs], rows)
         for place, source in enumerate(sources):
             read = first if source.refits else slices
             seeds = settings.seeds[split : split + 1] or (0,)
-            fitted = source.fit(read, seeds)
+            fitted = source.fit(read, seeds, rows=rows if is_sampled else None)
             vectors = np.concatenate(fitted.views[0])
+            tree = tree_of(vectors, split)
             for column, k in enumerate(numbers):
-                mixtures = fit_mixtures(vectors, int(k), split)
+                mixtures = fit_mixtures(vectors, int(k), split, tree)
                 labels = mixtures[0](vectors)
                 _, labels = np.unique(labels, return_inverse=True)
                 scores[place, split, column] = explained(seen, unseen, labels)
@@ -364,12 +372,14 @@ def score_numbers(
     return tables
 
 
-def _around(expression: Expression, slices: Sequence[Slice]) -> Floats:
+def _around(
+    expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints | None]
+) -> Floats:
     """Return components averaged over a cell and its six nearest: one cell is mostly noise."""
     parts = []
-    for tissue in slices:
+    for tissue, wanted in zip(slices, rows, strict=True):
         components = expression(tissue)
-        parts.append(neighbor_mean(components, tissue.coords, WITHIN_1_HOP))
+        parts.append(neighbor_mean(components, tissue.coords, WITHIN_1_HOP, wanted))
     return np.concatenate(parts).astype(np.float64)
 
 

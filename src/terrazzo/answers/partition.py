@@ -9,7 +9,9 @@ import numpy as np
 
 from terrazzo.arrays import AnyFloats, Floats, Ints
 
-__all__ = ["Mixture", "fit_mixtures", "starts"]
+__all__ = ["MANY_CELLS", "Mixture", "fit_mixtures", "starts", "tree_of"]
+
+MANY_CELLS = 50_000  # above, a sample is partitioned, and all other cells are assigned
 
 MAX_FIT = 30_000  # cells that a mixture is fitted on
 
@@ -49,7 +51,7 @@ class Mixture:
         return labels
 
 
-def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
+def starts(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Ints]:
     """Return two partitions to start from: a Ward tree cut at ``k``, and k-means.
 
     Parameters
@@ -60,11 +62,15 @@ def starts(vectors: Floats, k: int, seed: int) -> list[Ints]:
         Clusters.
     seed
         Of the sample and of k-means.
+    tree
+        From :func:`tree_of`, with the same vectors and seed; it is the same for every ``k``.
     """
     from scipy.cluster.hierarchy import fcluster
     from sklearn.cluster import KMeans
 
-    labels_of = fcluster(tree_of(vectors, seed), k, criterion="maxclust") - 1
+    if tree is None:
+        tree = tree_of(vectors, seed)
+    labels_of = fcluster(tree, k, criterion="maxclust") - 1
     ward = _spread(vectors, labels_of.astype(np.int64), seed)
     k_means = KMeans(k, n_init=1, random_state=seed).fit_predict(vectors)
     return [ward, k_means.astype(np.int64)]
@@ -97,8 +103,9 @@ def _spread(vectors: Floats, labels: Ints, seed: int) -> Ints:
 def means_of(vectors: Floats, labels: Ints) -> Floats:
     """Return the mean of each cluster, ``(k, d)``."""
     k = int(labels.max()) + 1
-    sums = np.zeros((k, vectors.shape[1]))
-    np.add.at(sums, labels, vectors)
+    sums = np.empty((k, vectors.shape[1]))
+    for column, values in enumerate(vectors.T):
+        sums[:, column] = np.bincount(labels, values, minlength=k)
     sizes = np.bincount(labels, minlength=k)
     return sums / np.maximum(sizes, 1)[:, None]
 
@@ -145,8 +152,14 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
     return mixture, float(model.lower_bound_)
 
 
-def fit_mixtures(vectors: Floats, k: int, seed: int) -> list[Mixture]:
-    """Return the mixtures from both starts, the likelier first."""
-    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed)]
+def fit_mixtures(
+    vectors: Floats, k: int, seed: int, tree: Floats | None = None
+) -> list[Mixture]:
+    """Return the mixtures from both starts, the likelier first; of more than 50,000 cells a sample is used."""
+    if len(vectors) > MANY_CELLS:
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.choice(len(vectors), MAX_FIT, replace=False))
+        vectors = vectors[rows]
+    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed, tree)]
     fitted.sort(key=lambda pair: -pair[1])
     return [mixture for mixture, _ in fitted]
