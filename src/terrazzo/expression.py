@@ -96,9 +96,7 @@ def log_values(
     return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 
-def log_counts(
-    tissue: Slice, genes: Sequence[str], rows: Ints | None = None
-) -> sparse.csr_matrix:
+def log_counts(tissue: Slice, genes: Sequence[str], rows: Ints | None = None) -> sparse.csr_matrix:
     """Return log1p of counts scaled to the slice's median total, CSR float32 ``(n_cells, genes)``, or some rows of it.
 
     Cells without counts take part in the median, and the logarithm is taken of float32 values: the last bits differ
@@ -303,7 +301,11 @@ def chosen_genes(slices: Sequence[Slice], choose: Choice) -> list[str]:
     tables = [gene_columns(tissue) for tissue in slices]
     common = _in_all(list(tables[0]), tables[1:])
     if len(common) < 2:
-        raise InputError("the training slices have fewer than two genes in common.")
+        if len(slices) == 1:
+            raise InputError(f"{slices[0].name} has fewer than two genes.")
+        raise InputError(
+            "the slices have fewer than two genes in common: are all of one species, and named alike (ids or symbols)?"
+        )
     if len(common) <= GENOME_WIDE:
         return common
     scores = []

@@ -200,11 +200,11 @@ def _check(slices: Sequence[Slice], settings: Settings) -> None:
     k = settings.k
     if k is not None and not 1 <= k <= n_cells:
         raise ConfigError(
-            f"{k} regions of {n_cells} cells cannot be; pass a number of at most {n_cells}."
+            f"k is {k}, and there are {n_cells} cells; pass a number of at most {n_cells}."
         )
     if n_cells < FEWEST_CELLS:
         raise InputError(
-            f"{n_cells} cells are too few to find regions in; it takes at least {FEWEST_CELLS}."
+            f"{n_cells} cells are too few to find anything in; it takes at least {FEWEST_CELLS}."
         )
 
 
@@ -215,10 +215,10 @@ def _check_vectors(fitted: Fitted, k: int) -> None:
     if n_distinct < k:
         n_distinct = len(np.unique(stacked.round(4), axis=0))
     if n_distinct < 2 and k > 1:
-        raise InputError("all cells are alike; there are no regions to find.")
+        raise InputError("all cells are alike; there is nothing to find.")
     if n_distinct < k:
         raise InputError(
-            f"there are only {n_distinct} different cells; pass at most as many regions."
+            f"there are only {n_distinct} different cells; pass a number of at most as many."
         )
 
 
@@ -372,9 +372,7 @@ def score_numbers(
     return tables
 
 
-def _around(
-    expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints | None]
-) -> Floats:
+def _around(expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints | None]) -> Floats:
     """Return components averaged over a cell and its six nearest: one cell is mostly noise."""
     parts = []
     for tissue, wanted in zip(slices, rows, strict=True):

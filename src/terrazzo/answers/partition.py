@@ -152,9 +152,7 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
     return mixture, float(model.lower_bound_)
 
 
-def fit_mixtures(
-    vectors: Floats, k: int, seed: int, tree: Floats | None = None
-) -> list[Mixture]:
+def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Mixture]:
     """Return the mixtures from both starts, the likelier first; of more than 50,000 cells a sample is used."""
     if len(vectors) > MANY_CELLS:
         rng = np.random.default_rng(seed)

@@ -111,7 +111,9 @@ class Expression:
         sd = np.sqrt(sizes @ np.stack(variances) / sizes.sum())
         sd = np.where(sd > FLAT + 1e-5 * mean, sd, 0.0)
         if not sd.any():
-            raise InputError("no gene of the slices varies; there is nothing to find regions by.")
+            raise InputError(
+                "no gene of the slices varies; there is nothing to tell cells apart by."
+            )
         if weights is not None:
             sd = np.where(weights > 0, sd / np.sqrt(np.maximum(weights, 1e-12)), 0.0)
         start = cls(names, mean, sd, np.zeros((len(names), 0)), own_share)

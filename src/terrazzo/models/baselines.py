@@ -177,9 +177,7 @@ def standardized(values: Vectors, mean: Vectors, deviation: Vectors) -> Vectors:
     return np.where(flat, 0, scaled).astype(np.float32)
 
 
-def neighbor_mean(
-    values: Vectors, coords: Floats, k: int, rows: Ints | None = None
-) -> Vectors:
+def neighbor_mean(values: Vectors, coords: Floats, k: int, rows: Ints | None = None) -> Vectors:
     """Average each row (or those of ``rows``) over the cell itself and its ``k`` nearest neighbors."""
     if k == 0 or len(values) == 1:
         return values if rows is None else values[rows]
