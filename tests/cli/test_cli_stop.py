@@ -171,7 +171,7 @@ def test_what_was_found_is_kept(
     call: Any, stop: Any, sentence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = sentence("regions", f"SLICES --out OUT {FOUND}")
-    stop("terrazzo.models.embed_files:write_atomically")
+    stop("terrazzo.answers.folders:Folder._note")
     code, _, err = call(*words)
     check(code, err, words, tmp_path)
     out = tmp_path / "out"

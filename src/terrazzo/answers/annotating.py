@@ -270,6 +270,7 @@ def _read_reference(reference: Any, label: str, options: dict[str, Any]) -> _Ref
             has_places = False
             row_options = {name: options[name] for name in CELL_OPTIONS if name in options}
             opened = open_all(_in_a_row(cells), None, {**row_options, "unit": "um"})
+        opened.check_counts()
         pieces += opened.pieces
     labels = []
     for piece in pieces:

@@ -211,15 +211,20 @@ def _check(slices: Sequence[Slice], settings: Settings) -> None:
 def _check_vectors(fitted: Fitted, k: int) -> None:
     stacked = np.concatenate(fitted.views[0])
     step = max(1, len(stacked) // SPREAD_CELLS)
-    n_distinct = len(np.unique(stacked[::step].round(4), axis=0))
+    n_distinct = _n_distinct(stacked[::step])
     if n_distinct < k:
-        n_distinct = len(np.unique(stacked.round(4), axis=0))
+        n_distinct = _n_distinct(stacked)
     if n_distinct < 2 and k > 1:
         raise InputError("all cells are alike; there is nothing to find.")
     if n_distinct < k:
         raise InputError(
             f"there are only {n_distinct} different cells; pass a number of at most as many."
         )
+
+
+def _n_distinct(vectors: Floats) -> int:
+    distinct = np.unique(vectors.round(4), axis=0)
+    return len(distinct)
 
 
 @dataclass(frozen=True)
@@ -383,7 +388,8 @@ def _around(expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints
 
 def explained(seen: Floats, unseen: Floats, labels: Ints) -> float:
     """Return the share of the variance of ``unseen`` that the means of ``seen`` explain."""
-    deviation = unseen - unseen.mean(axis=0)
+    center = unseen.mean(axis=0)
+    deviation = unseen - center
     means = means_of(seen, labels)
     residual = unseen - means[labels]
     total = (deviation**2).sum()

@@ -245,9 +245,13 @@ class Folder:
                 self.written.append(target)
                 continue
             write_opened(source.opened, target)
-            self.written.append(target)
-            done[target.name] = _size(target)
-            self._write(self.before)
+            self._note(target)
+
+    def _note(self, target: Path) -> None:
+        """Note that a slice is written."""
+        self.written.append(target)
+        self.before["done"][target.name] = _size(target)
+        self._write(self.before)
 
     def finish(self, lines: Sequence[str]) -> None:
         """Note that everything is written; remove tables and figures of an earlier run that this one has not."""

@@ -42,12 +42,14 @@ class Mixture:
     def __call__(self, vectors: AnyFloats) -> Ints:
         """Return the likeliest component of each row, int64 ``(n,)``."""
         centers = self.means @ self.precision_root
-        offset = np.log(np.maximum(self.weights, 1e-300)) - (centers**2).sum(axis=1) / 2
+        log_weights = np.log(np.maximum(self.weights, 1e-300))
+        offset = log_weights - (centers**2).sum(axis=1) / 2
         labels = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), ROWS):
-            scaled = vectors[start : start + ROWS].astype(np.float64) @ self.precision_root
+            part = slice(start, start + ROWS)
+            scaled = vectors[part].astype(np.float64) @ self.precision_root
             log_density = scaled @ centers.T + offset
-            labels[start : start + ROWS] = log_density.argmax(axis=1)
+            labels[part] = log_density.argmax(axis=1)
         return labels
 
 
@@ -80,7 +82,8 @@ def tree_of(vectors: Floats, seed: int) -> Floats:
     """Return the linkage of a Ward tree of the rows, or of a sample of many rows."""
     from scipy.cluster.hierarchy import linkage
 
-    return np.asarray(linkage(vectors[_sample(len(vectors), seed)], method="ward"))
+    sample = _sample(len(vectors), seed)
+    return np.asarray(linkage(vectors[sample], method="ward"))
 
 
 def _sample(n: int, seed: int) -> Ints:
@@ -107,7 +110,8 @@ def means_of(vectors: Floats, labels: Ints) -> Floats:
     for column, values in enumerate(vectors.T):
         sums[:, column] = np.bincount(labels, values, minlength=k)
     sizes = np.bincount(labels, minlength=k)
-    return sums / np.maximum(sizes, 1)[:, None]
+    divisor = np.maximum(sizes, 1)
+    return sums / divisor[:, None]
 
 
 def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float]:
@@ -156,7 +160,8 @@ def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None)
     """Return the mixtures from both starts, the likelier first; of more than 50,000 cells a sample is used."""
     if len(vectors) > MANY_CELLS:
         rng = np.random.default_rng(seed)
-        rows = np.sort(rng.choice(len(vectors), MAX_FIT, replace=False))
+        chosen = rng.choice(len(vectors), MAX_FIT, replace=False)
+        rows = np.sort(chosen)
         vectors = vectors[rows]
     fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed, tree)]
     fitted.sort(key=lambda pair: -pair[1])
