@@ -124,6 +124,7 @@ def run(cells: int, task: str, report: bool) -> dict[str, Any]:
         "peak MB": max(row["peak MB"] for row in stages.rows),
         "k": written.answer.k,
         "ARI": ari,
+        "vectors": written.answer.vectors,
         "written MB": size / 2**20,
         "stages": _merged(stages.rows),
     }

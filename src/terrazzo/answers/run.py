@@ -39,7 +39,7 @@ DISAGREE = 0.6  # mean ARI of two partitions below which a warning is due
 ONE_SLICE = 0.98  # share of a region's cells in one slice, from which on it is said
 
 # what a cell without counts has
-_OF_EMPTY = {"region": "the region of their surroundings", "type": "a type that means nothing"}
+OF_EMPTY = {"region": "the region of their surroundings", "type": "a type that means nothing"}
 
 MARKER_SPLIT = 11  # seed of the halves that markers are tested on
 
@@ -191,7 +191,7 @@ def _answer(data: Any, ask: _Ask, slice_options: dict[str, Any]) -> Answer:
         answer = _projected(opened, ask, key)
     else:
         answer = _found(opened, ask, key, k)
-    empty = opened.empty(_OF_EMPTY[ask.kind])
+    empty = opened.empty(OF_EMPTY[ask.kind])
     answer = replace(answer, notes=(*answer.notes, *empty))
     if groups:
         comparison = compare_groups(answer.shares, groups, ask.kind)
