@@ -350,7 +350,6 @@ def score_numbers(
     scores = np.zeros((len(sources), SPLITS, len(numbers)))
     found: list[list[list[Ints]]] = [[[] for _ in numbers] for _ in sources]
     rows = sampled_rows([tissue.n_cells for tissue in slices])
-    is_sampled = rows[0] is not None
     for split in range(SPLITS):
         pairs = [halves(tissue, split) for tissue in slices]
         first = [pair[0] for pair in pairs]
@@ -360,7 +359,7 @@ def score_numbers(
         for place, source in enumerate(sources):
             read = first if source.refits else slices
             seeds = settings.seeds[split : split + 1] or (0,)
-            fitted = source.fit(read, seeds, rows=rows if is_sampled else None)
+            fitted = source.fit(read, seeds, rows=rows)
             vectors = np.concatenate(fitted.views[0])
             tree = tree_of(vectors, split)
             for column, k in enumerate(numbers):
@@ -380,8 +379,9 @@ def score_numbers(
 def _around(expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints | None]) -> Floats:
     """Return components averaged over a cell and its six nearest: one cell is mostly noise."""
     parts = []
-    for tissue, wanted in zip(slices, rows, strict=True):
+    for i, tissue in enumerate(slices):
         components = expression(tissue)
+        wanted = None if rows is None else rows[i]
         parts.append(neighbor_mean(components, tissue.coords, WITHIN_1_HOP, wanted))
     return np.concatenate(parts).astype(np.float64)
 

@@ -120,9 +120,9 @@ class Expression:
         moment = np.zeros((len(names), len(names)))
         n_rows = 0
         samples = sampled_rows([table.shape[0] for table in tables])
-        for table, own_mean, rows in zip(tables, means, samples, strict=True):
+        for i, (table, own_mean) in enumerate(zip(tables, means, strict=True)):
             subtracted = start._subtracted(own_mean)
-            chosen = table if rows is None else table[rows]
+            chosen = table if samples is None else table[samples[i]]
             for first in range(0, chosen.shape[0], ROWS):
                 part = start._standardized(chosen[first : first + ROWS], subtracted)
                 moment += part.T @ part
@@ -309,10 +309,10 @@ def _ring_samples(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[Vecto
     """Return for each seed the ring means of the wanted cells, or of a random 20,000 of many."""
     samples: list[list[Vectors]] = [[] for _ in axes]
     chosen = sampled_rows([tissue.n_wanted for tissue in tissues])
-    for tissue, places in zip(tissues, chosen, strict=True):
+    for i, tissue in enumerate(tissues):
         rows = tissue.rows
-        if places is not None:
-            rows = places if rows is None else rows[places]
+        if chosen is not None:
+            rows = chosen[i] if rows is None else rows[chosen[i]]
         shares = [axis.states(tissue.components) for axis in axes]
         for _, index in nearest_in_rings(tissue.coords, rows):
             for axis, own_shares, sample in zip(axes, shares, samples, strict=True):
@@ -320,11 +320,11 @@ def _ring_samples(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[Vecto
     return [np.concatenate(sample) for sample in samples]
 
 
-def sampled_rows(n_cells: Sequence[int]) -> list[Ints] | list[None]:
+def sampled_rows(n_cells: Sequence[int]) -> list[Ints] | None:
     """Return a random 20,000 cells of slices that have more than 50,000, in shares by size; None for all cells."""
     n_all = sum(n_cells)
     if n_all <= MAX_FIT:
-        return [None] * len(n_cells)
+        return None
     rng = np.random.default_rng(0)
     rows = []
     for n in n_cells:
