@@ -376,7 +376,7 @@ def score_numbers(
     return tables
 
 
-def _around(expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints | None]) -> Floats:
+def _around(expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints] | None) -> Floats:
     """Return components averaged over a cell and its six nearest: one cell is mostly noise."""
     parts = []
     for i, tissue in enumerate(slices):
