@@ -184,6 +184,7 @@ def main() -> None:
     }
     notes = [
         "from the file to the finished folder; the simulation and the loading of libraries are left out",
+        "seconds: by the clock, other processes included; processor s: of this process alone, all threads",
         "peak MB: resident size of the process, libraries included; 'between': all that has no stage of its own",
     ]
     common.finish("Regions from file to report", rows, notes, result, options.out)
