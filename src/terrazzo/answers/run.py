@@ -15,9 +15,10 @@ from anndata import AnnData
 
 from terrazzo import records
 from terrazzo.answers.data import Data, open_all
-from terrazzo.answers.finding import Found, Settings, find, halves
+from terrazzo.answers.finding import Found, Settings, find
 from terrazzo.answers.levels import tree_levels
 from terrazzo.answers.markers import Tested, marker_genes
+from terrazzo.answers.numbers import halves
 from terrazzo.answers.projection import Projection
 from terrazzo.answers.result import AGREEMENT, Answer, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
@@ -91,7 +92,7 @@ def regions(
         Where vectors come from. ``"auto"``: states and rings, fitted on these slices. Or a checkpoint (folder or name),
         a loaded model, the name of a baseline (``"t3"``), or a key of ``obsm``.
     k
-        Number of regions; ``"auto"``: where a score on the other half of the counts bends.
+        Number of regions; ``"auto"``: where a score on the other half of the counts bends, and splits agree.
     names
         Names for regions: a mapping from ``"R1"``, or a table of two columns that a person has edited.
     to
@@ -364,7 +365,8 @@ def _notes(found: Found, opened: Data, ask: _Ask) -> list[str]:
                 plausible.append(f"{number} (stability {by_number[number]:.2f})")
         own = by_number.get(found.k, np.nan)
         notes.append(
-            f"{found.k} {ask.kind}s: where the score of held-out counts bends (stability {own:.2f}); also plausible: "
+            f"{found.k} {ask.kind}s: where the score of held-out counts bends and splits agree (stability {own:.2f}); "
+            "also plausible: "
             f"{', '.join(plausible)}."
         )
     if found.similarity < DISAGREE:
@@ -381,7 +383,7 @@ def _notes(found: Found, opened: Data, ask: _Ask) -> list[str]:
         )
     if found.by_itself:
         notes.append(
-            "every slice was standardized by itself, for otherwise each would have regions of its own."
+            "every slice was standardized by itself, for otherwise regions would follow the slices."
         )
     return notes
 
