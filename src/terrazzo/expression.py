@@ -60,6 +60,8 @@ AUTOCORRELATED = 1000  # genes chosen by spatial autocorrelation
 N_NEIGHBORS = 6
 GENES_AT_ONCE = 2000  # made dense together
 
+VALUES_AT_ONCE = 50_000_000  # of all cells, made dense together
+
 LEAST_VALUE = 1e-4  # share of the largest singular value; directions below it are left out
 # The last bits of a solver differ from call to call, by where arrays are in memory; results are rounded to these digits
 DIGITS = 6
@@ -352,8 +354,10 @@ def spatial_autocorrelation(values: sparse.csr_matrix, coords: AnyFloats) -> Flo
     """
     neighbor_mean = _neighbor_mean(coords)
     correlation = np.zeros(values.shape[1])
-    for start in range(0, values.shape[1], GENES_AT_ONCE):
-        part = slice(start, start + GENES_AT_ONCE)
+    n_cells, n_genes = values.shape
+    n_at_once = min(GENES_AT_ONCE, VALUES_AT_ONCE // max(n_cells, 1) + 1)
+    for start in range(0, n_genes, n_at_once):
+        part = slice(start, start + n_at_once)
         sparse_own = values[:, part]
         sparse_around = neighbor_mean @ sparse_own
         own = _centered(sparse_own.toarray())

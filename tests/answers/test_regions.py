@@ -146,6 +146,11 @@ def test_joint_regions(joint: Any) -> None:
     assert (joint.markers["n"] == 2).mean() > 0.5
 
 
+@pytest.mark.case(
+    "N",
+    given="`group=` where a group has one donor",
+    gets="Shares and their means, no p-values, and a note that one donor is too few; of one group: refused",
+)
 def test_groups_with_one_donor_are_not_tested(joint: Any) -> None:
     assert set(joint.comparison["group"]) == {"first", "second"}
     assert joint.comparison["p_value"].isna().all()

@@ -21,6 +21,7 @@ from terrazzo.tasks import display
 __all__ = [
     "AGREEMENT",
     "Answer",
+    "check_names",
     "first_genes",
     "names_from_csv",
     "region_names",
@@ -257,6 +258,34 @@ def region_names(kind: str, k: int, markers: pd.DataFrame) -> list[str]:
         genes = ", ".join(first_genes(markers, number, N_IN_NAME))
         names.append(f"{name} · {genes}" if genes else name)
     return names
+
+
+def check_names(names: Mapping[str, str], kind: str, k: int | None) -> None:
+    """Refuse, before the work, names that cannot fit.
+
+    Parameters
+    ----------
+    names
+        New name of each region that gets one.
+    kind
+        ``"region"`` or ``"type"``.
+    k
+        How many there will be; None: not known.
+
+    Raises
+    ------
+    InputError
+        One name for two; a short name (``"R9"``) of one that there will not be.
+    """
+    if len(set(names.values())) < len(names):
+        raise InputError(f"two {kind}s have one name; names must differ.")
+    if k is None:
+        return
+    known = [short_name(kind, number) for number in range(k)]
+    for name in names:
+        is_short = name[:1] == kind[0].upper() and name[1:].isdecimal()
+        if is_short and name not in known:
+            raise InputError(f"there is no {kind} {name!r} to name; there are {', '.join(known)}.")
 
 
 def names_from_csv(path: str | Path) -> dict[str, str]:

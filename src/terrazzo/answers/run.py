@@ -20,7 +20,7 @@ from terrazzo.answers.levels import tree_levels
 from terrazzo.answers.markers import Tested, marker_genes
 from terrazzo.answers.numbers import halves
 from terrazzo.answers.projection import Projection
-from terrazzo.answers.result import AGREEMENT, Answer, names_from_csv, region_names
+from terrazzo.answers.result import AGREEMENT, Answer, check_names, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
 from terrazzo.answers.sources import Embedded, Fitted, Source, candidates
 from terrazzo.arrays import AnyFloats, Ints
@@ -177,6 +177,8 @@ def _answer(data: Any, ask: _Ask, slice_options: dict[str, Any]) -> Answer:
     if ask.n_seeds < 1 or ask.bootstraps < 0:
         raise ConfigError("n_seeds must be at least 1, and bootstraps at least 0.")
     named = names_from_csv(ask.names) if isinstance(ask.names, str | Path) else ask.names
+    if named:
+        check_names(named, ask.kind, k)
     opened = open_all(data, ask.donor, slice_options)
     key = ask.key_added or f"terrazzo_{ask.kind}"
     opened.check_columns(key, AGREEMENT, ("regions", "types"))
