@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import terrazzo as tz
 from terrazzo import Slice
-from terrazzo.answers import markers
+from terrazzo.answers import finding, markers
 from terrazzo.answers.finding import Settings, find
 from terrazzo.answers.numbers import halves
 from terrazzo.answers.sources import Recipe
@@ -100,7 +100,7 @@ def test_markers_of_the_regions_that_were_simulated(simulated: Callable[..., Ann
 
 
 def test_four_slices_together_are_as_good_as_each_alone(
-    simulated: Callable[..., AnnData],
+    simulated: Callable[..., AnnData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adatas = []
     for seed in range(4):
@@ -122,6 +122,10 @@ def test_four_slices_together_are_as_good_as_each_alone(
     assert np.mean(joint) > 0.7
     everywhere = np.concatenate([true_regions(adata) for adata in adatas])
     assert adjusted_rand_score(everywhere, np.concatenate(together.labels)) > 0.7
+    monkeypatch.setattr(finding, "MANY_CELLS", 500)
+    again = find(slices, [Recipe()], settings, False)
+    for own, other in zip(together.labels, again.labels, strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 # ---- slower: the numbers that the page states

@@ -33,6 +33,8 @@ PRESENT = 0.02  # share of a slice from which on a region counts as found in it
 # mean share of the regions that a slice has; below, slices are standardized by themselves
 LEAST_MIXED = 0.5
 
+MANY_CELLS = 100_000  # of more, one seed tells whether slices are better standardized by themselves
+
 # share of the variance within slices that regions must explain more for slices to be standardized by themselves
 LEAST_GAIN = 0.01
 
@@ -244,7 +246,9 @@ def _parted(
     alone = source.by_itself() if len(slices) > 1 else None
     if alone is None:
         return common
-    separate = _partitions(slices, alone, k, seeds, genes)
+    n_cells = sum(tissue.n_cells for tissue in slices)
+    seeds_tried = seeds if n_cells <= MANY_CELLS else seeds[:1]
+    separate = _partitions(slices, alone, k, seeds_tried, genes)
     is_apart = mixed(_cut(common.vote.labels, slices), k) < LEAST_MIXED
     if not is_apart:
         components = around(Recipe().expression(slices, genes), slices)
@@ -252,6 +256,8 @@ def _parted(
         of_separate = explained(components, components, separate.vote.labels)
         if of_separate < of_common + LEAST_GAIN:
             return common
+    if len(seeds_tried) < len(seeds):
+        separate = _partitions(slices, alone, k, seeds, genes)
     fitted = replace(separate.fitted, between_before=common.fitted.between_before)
     return replace(separate, fitted=fitted, by_itself=True)
 
