@@ -124,8 +124,8 @@ def test_four_slices_together_are_as_good_as_each_alone(
     assert adjusted_rand_score(everywhere, np.concatenate(together.labels)) > 0.7
     monkeypatch.setattr(finding, "MANY_CELLS", 500)
     again = find(slices, [Recipe()], settings, False)
-    for own, other in zip(together.labels, again.labels, strict=True):
-        np.testing.assert_array_equal(own, other)
+    for before, after in zip(together.labels, again.labels, strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 # ---- slower: the numbers that the page states

@@ -147,7 +147,7 @@ def test_a_slice_smaller_than_its_rings() -> None:
     _, index = next(nearest_in_rings(coords))
     means = ring_means(values, index)
     assert means.shape == (8, 6)
-    assert list(means.any(axis=0)) == [True, True, True, False, False, False]
+    np.testing.assert_array_equal(means.any(axis=0), [True, True, True, False, False, False])
 
 
 @pytest.mark.parametrize("layout", ["cells", "visium"])

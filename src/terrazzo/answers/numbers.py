@@ -11,7 +11,7 @@ import pandas as pd
 from terrazzo.answers.partition import fit_mixtures, means_of, tree_of
 from terrazzo.answers.sources import Draw, Recipe, Source
 from terrazzo.answers.space import Expression, sampled_rows
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats, Int32s, Ints
 from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
@@ -27,9 +27,9 @@ SPLITS = 4  # how often otherwise: one split says little of a few hundred spots
 
 MANY_CELLS = 20_000  # scores of more cells hardly differ between splits
 
-# What the number is chosen by; set on simulated tissues of even seeds (docs/howto/regions.md has those of odd ones)
-STABILITY_WEIGHT = 0.3  # of the ARI between splits, beside the height of the bend
-BAND = 0.05  # how far below the best number a smaller one is as good
+# How far below the highest bend a smaller number is as good. Set on simulated tissues of even seeds; the agreement of
+# splits, added to the height, found one more of them, but took seven layers of cortex for three
+BAND = 0.05
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,12 @@ class _Tried:
     scores
         For each split the score of each number.
     labels
-        For each split the regions of each number, int16 ``(numbers, n_cells)``.
+        For each split the regions of each number, int32 ``(numbers, n_cells)``.
     """
 
     source: Source
     scores: list[Floats] = field(default_factory=list)
-    labels: list[Ints] = field(default_factory=list)
+    labels: list[Int32s] = field(default_factory=list)
 
     @property
     def mean(self) -> float:
@@ -198,7 +198,7 @@ class _Tried:
         vectors = np.concatenate(fitted.views[0])
         tree = tree_of(vectors, split.seed)
         scores = np.zeros(len(numbers))
-        table = np.zeros((len(numbers), len(vectors)), dtype=np.int16)
+        table = np.zeros((len(numbers), len(vectors)), dtype=np.int32)
         for place, k in enumerate(numbers):
             likelier = fit_mixtures(vectors, int(k), split.seed, tree)[0]
             _, labels = np.unique(likelier(vectors), return_inverse=True)
@@ -211,7 +211,7 @@ class _Tried:
         """Return the table of a :class:`Chosen`."""
         stability = []
         for place in range(len(numbers)):
-            runs = np.stack([table[place] for table in self.labels])
+            runs = np.stack([table[place] for table in self.labels]).astype(np.int64)
             _, similarity = medoid_of(runs)
             stability.append(similarity)
         score = np.mean(self.scores, axis=0)
@@ -229,10 +229,10 @@ def explained(seen: Floats, unseen: Floats, labels: Ints) -> float:
 
 
 def best_number(curve: pd.DataFrame) -> int:
-    """Return the number at which the score bends and the splits agree.
+    """Return the number at which the score bends.
 
-    A number's height is how far its score is above the line from the first to the best, both axes scaled to 0 .. 1;
-    0.3 times its stability is added. Within 0.05 of the best, the smallest number is taken.
+    A number's height is how far its score is above the line from the first to the best, both axes scaled to 0 .. 1.
+    Within 0.05 of the highest, the smallest number is taken.
     """
     numbers = curve["k"].to_numpy(dtype=np.float64)
     if len(numbers) < 3:
@@ -241,7 +241,6 @@ def best_number(curve: pd.DataFrame) -> int:
     rise = max(float(score.max() - score[0]), 1e-12)
     risen = (score - score[0]) / rise
     position = (numbers - numbers[0]) / (numbers[-1] - numbers[0])
-    stability = curve["stability"].to_numpy(dtype=np.float64)
-    merit = risen - position + STABILITY_WEIGHT * stability
-    is_good = merit >= merit.max() - BAND
+    height = risen - position
+    is_good = height >= height.max() - BAND
     return int(numbers[is_good][0])

@@ -92,7 +92,7 @@ def regions(
         Where vectors come from. ``"auto"``: states and rings, fitted on these slices. Or a checkpoint (folder or name),
         a loaded model, the name of a baseline (``"t3"``), or a key of ``obsm``.
     k
-        Number of regions; ``"auto"``: where a score on the other half of the counts bends, and splits agree.
+        Number of regions; ``"auto"``: where a score on the other half of the counts bends.
     names
         Names for regions: a mapping from ``"R1"``, or a table of two columns that a person has edited.
     to
@@ -367,8 +367,7 @@ def _notes(found: Found, opened: Data, ask: _Ask) -> list[str]:
                 plausible.append(f"{number} (stability {by_number[number]:.2f})")
         own = by_number.get(found.k, np.nan)
         notes.append(
-            f"{found.k} {ask.kind}s: where the score of held-out counts bends and splits agree (stability {own:.2f}); "
-            "also plausible: "
+            f"{found.k} {ask.kind}s: where the score of held-out counts bends (stability {own:.2f}); also plausible: "
             f"{', '.join(plausible)}."
         )
     if found.similarity < DISAGREE:
