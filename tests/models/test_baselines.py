@@ -18,13 +18,12 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.models import baselines as projections
 from terrazzo.models.baselines import (
     KINDS,
-    RINGS,
     WITHIN_3_HOPS,
     Baseline,
     fit_baselines,
     neighbor_mean,
-    rings,
 )
+from terrazzo.models.states import RINGS, nearest_in_rings, ring_means
 
 CELLS, GENES = 300, 70
 
@@ -144,9 +143,11 @@ def test_neighbor_mean_against_brute_force() -> None:
 
 def test_a_slice_smaller_than_its_rings() -> None:
     values = np.arange(8, dtype=np.float32)[:, None]
-    found = rings(values, np.arange(8.0)[:, None] * [[1.0, 0.0]])
-    assert [block.shape for block in found] == [(8, 1)] * 5
-    assert [bool(block.any()) for block in found] == [True, True, False, False, False]
+    coords = np.arange(8.0)[:, None] * [[1.0, 0.0]]
+    _, index = next(nearest_in_rings(coords))
+    means = ring_means(values, index)
+    assert means.shape == (8, 6)
+    np.testing.assert_array_equal(means.any(axis=0), [True, True, True, False, False, False])
 
 
 @pytest.mark.parametrize("layout", ["cells", "visium"])

@@ -1,4 +1,4 @@
-"""Find regions: how many, where, how sure."""
+"""Find regions: where they are, and how sure that is."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from terrazzo.answers.partition import Mixture, fit_mixtures, means_of, tree_of
+from terrazzo.answers.numbers import around, choose, explained
+from terrazzo.answers.partition import Mixture, fit_mixtures
 from terrazzo.answers.sources import Draw, Fitted, Recipe, Source
-from terrazzo.answers.space import Expression, sampled_rows
+from terrazzo.answers.space import Expression
 from terrazzo.arrays import Floats, Ints
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
+from terrazzo.expression import chosen_genes
 from terrazzo.progress import Advance, Progress
 from terrazzo.slices import Slice
-from terrazzo.splitting import thin_counts
 from terrazzo.tasks.clustering import Vote, matched, refine_labels, vote
-from terrazzo.tasks.metrics import clustering, nearest
+from terrazzo.tasks.metrics import nearest
 
-__all__ = ["Found", "Settings", "find", "halves", "smoothed_agreement"]
+__all__ = ["Found", "Settings", "find", "smoothed_agreement"]
 
 FEWEST_CELLS = 30
-
-K_RANGE = (2, 15)
-
-SPLITS = 2  # how often counts are split to choose K
 
 MAX_BOOTSTRAP_CELLS = 12_000  # so many that the Ward tree is built on a sample of them
 
@@ -37,8 +33,10 @@ PRESENT = 0.02  # share of a slice from which on a region counts as found in it
 # mean share of the regions that a slice has; below, slices are standardized by themselves
 LEAST_MIXED = 0.5
 
-# mean ARI of two partitions; below, the same is tried, and taken if the seeds agree better
-LEAST_SIMILAR = 0.6
+MANY_CELLS = 100_000  # of more, one seed tells whether slices are better standardized by themselves
+
+# share of the variance within slices that regions must explain more for slices to be standardized by themselves
+LEAST_GAIN = 0.01
 
 
 @dataclass(frozen=True)
@@ -138,60 +136,48 @@ def find(
     """
     _check(slices, settings)
     bars = Progress(progress)
+    genes = Draw(tuple(chosen_genes(slices, "autocorrelation")))
     source = sources[0]
     curve = pd.DataFrame({"k": [], "score": [], "stability": []})
     k = settings.k
     if k is None or len(sources) > 1:
         with bars.stage("choose by held-out counts", None):
-            curves = score_numbers(slices, sources, settings)
-        means = [one["score"].mean() for one in curves]
-        best = int(np.argmax(means))
-        source = sources[best]
+            chosen = choose(slices, sources, k, genes)
+        source = chosen.source
         if k is None:
-            curve = curves[best]
-            k = knee(curve)
+            curve = chosen.curve
+            k = chosen.k
     with bars.stage("find regions", None):
-        fitted = source.fit(slices, settings.seeds)
-        _check_vectors(fitted, k)
-        partitions = _partitions(fitted, k, settings.seeds)
-        by_itself = False
-        alone = source.by_itself() if len(slices) > 1 else None
-        similarity = partitions.vote.similarity
-        is_apart = mixed(_cut(partitions.vote.labels, slices), k) < LEAST_MIXED
-        if alone is not None and (is_apart or similarity < LEAST_SIMILAR):
-            refitted = alone.fit(slices, settings.seeds)
-            others = _partitions(refitted, k, settings.seeds)
-            by_itself = is_apart or others.vote.similarity > similarity
-            if by_itself:
-                source = alone
-                fitted = replace(refitted, between_before=fitted.between_before)
-                partitions = others
-    smooth = _smoothed(partitions.vote.labels, slices, settings)
-    order = _order(smooth, slices, _expression(fitted, by_itself, slices))
+        parted = _parted(slices, source, k, settings.seeds, genes)
+    fitted = parted.fitted
+    smooth = _smoothed(parted.vote.labels, slices, settings)
+    order = _order(smooth, slices, _expression(parted, slices, genes))
     labels = _cut(order[smooth], slices)
-    agreement = _cut(partitions.vote.agreement, slices)
+    agreement = _cut(parted.vote.agreement, slices)
     by_region = np.full(int(order.max()) + 1, np.nan)
     if settings.bootstraps and fitted.genes:
         with bars.stage("draw genes", settings.bootstraps, "draws") as advance:
-            by_region = _bootstrapped(slices, source, fitted.genes, labels, settings, advance)
+            by_region = _bootstrapped(
+                slices, parted.source, fitted.genes, labels, settings, advance
+            )
     surely = []
     for tissue, own, share in zip(slices, labels, agreement, strict=True):
         surely.append(smoothed_agreement(own, share, tissue.coords, settings.neighbors))
     mixtures = []
-    for seed, mixture, names in partitions.mixtures:
+    for seed, mixture, names in parted.mixtures:
         mixtures.append((seed, mixture, order[names]))
     return Found(
-        labels,
-        agreement,
-        surely,
-        by_region,
-        len(by_region),
-        curve,
-        partitions.vote.similarity,
-        fitted,
-        mixtures,
-        by_itself,
-        source,
+        labels=labels,
+        agreement=agreement,
+        reproducibility=surely,
+        by_region=by_region,
+        k=len(by_region),
+        curve=curve,
+        similarity=parted.vote.similarity,
+        fitted=fitted,
+        mixtures=mixtures,
+        by_itself=parted.by_itself,
+        source=parted.source,
     )
 
 
@@ -228,13 +214,60 @@ def _n_distinct(vectors: Floats) -> int:
 
 
 @dataclass(frozen=True)
-class _Partitions:
+class _Parted:
+    """Partitions of the cells, and their vote.
+
+    Attributes
+    ----------
+    source, fitted
+        Of the vectors, and the vectors.
+    vote
+        Of the partitions.
+    mixtures, by_itself
+        As in :class:`Found`, but for the order of the regions.
+    """
+
+    source: Source
+    fitted: Fitted
     vote: Vote
     mixtures: list[tuple[int, Mixture, Ints]]
+    by_itself: bool = False
 
 
-def _partitions(fitted: Fitted, k: int, seeds: Sequence[int]) -> _Partitions:
+def _parted(
+    slices: Sequence[Slice], source: Source, k: int, seeds: Sequence[int], genes: Draw
+) -> _Parted:
+    """Partition cells; several slices in two ways, with half of each one's own mean taken out and with all of it.
+
+    Half keeps what one slice has more of. All is taken where regions of half are one slice each, or explain less of the
+    variance within slices.
+    """
+    common = _partitions(slices, source, k, seeds, genes)
+    alone = source.by_itself() if len(slices) > 1 else None
+    if alone is None:
+        return common
+    n_cells = sum(tissue.n_cells for tissue in slices)
+    seeds_tried = seeds if n_cells <= MANY_CELLS else seeds[:1]
+    separate = _partitions(slices, alone, k, seeds_tried, genes)
+    is_apart = mixed(_cut(common.vote.labels, slices), k) < LEAST_MIXED
+    if not is_apart:
+        components = around(Recipe().expression(slices, genes), slices)
+        of_common = explained(components, components, common.vote.labels)
+        of_separate = explained(components, components, separate.vote.labels)
+        if of_separate < of_common + LEAST_GAIN:
+            return common
+    if len(seeds_tried) < len(seeds):
+        separate = _partitions(slices, alone, k, seeds, genes)
+    fitted = replace(separate.fitted, between_before=common.fitted.between_before)
+    return replace(separate, fitted=fitted, by_itself=True)
+
+
+def _partitions(
+    slices: Sequence[Slice], source: Source, k: int, seeds: Sequence[int], genes: Draw
+) -> _Parted:
     """Return the vote of two mixtures for each seed."""
+    fitted = source.fit(slices, seeds, draw=genes)
+    _check_vectors(fitted, k)
     runs = []
     made = []
     for place, (seed, view) in enumerate(zip(seeds, fitted.views, strict=True)):
@@ -251,7 +284,8 @@ def _partitions(fitted: Fitted, k: int, seeds: Sequence[int]) -> _Partitions:
         all_names = np.zeros(len(mixture.means), dtype=np.int64)
         all_names[: len(names)] = renamed[names]
         mixtures.append((place, mixture, all_names))
-    return _Partitions(replace(result, labels=labels.astype(np.int64)), mixtures)
+    agreed = replace(result, labels=labels.astype(np.int64))
+    return _Parted(source, fitted, agreed, mixtures)
 
 
 def _cut(values: Ints | Floats, slices: Sequence[Slice]) -> list:
@@ -281,11 +315,12 @@ def _smoothed(labels: Ints, slices: Sequence[Slice], settings: Settings) -> Ints
     return np.concatenate(parts).astype(np.int64)
 
 
-def _expression(fitted: Fitted, by_itself: bool, slices: Sequence[Slice]) -> Expression:
+def _expression(parted: _Parted, slices: Sequence[Slice], genes: Draw) -> Expression:
     """Return the components that regions are numbered by: those of the vectors, unless slices stand alone."""
-    if fitted.space is None or by_itself:
-        return Recipe().expression(slices)
-    return fitted.space.expression
+    space = parted.fitted.space
+    if space is None or parted.by_itself:
+        return Recipe().expression(slices, genes)
+    return space.expression
 
 
 def _order(labels: Ints, slices: Sequence[Slice], expression: Expression) -> Ints:
@@ -319,94 +354,6 @@ def smoothed_agreement(labels: Ints, agreement: Floats, coords: Floats, n_neighb
     neighbors = nearest(coords, n_nearest)
     same = (labels[neighbors] == labels[:, None]).mean(axis=1)
     return np.sqrt(agreement * same)
-
-
-# ---- how many
-
-
-def halves(tissue: Slice, seed: int) -> tuple[Slice, Slice]:
-    """Return a slice twice, with the two random halves of every count (binomial): one to find, the other to test."""
-    rng = np.random.default_rng(seed)
-    first, second = thin_counts(tissue.counts, 0.5, rng)
-    return replace(tissue, counts=first), replace(tissue, counts=second)
-
-
-def score_numbers(
-    slices: Sequence[Slice], sources: Sequence[Source], settings: Settings
-) -> list[pd.DataFrame]:
-    """Score numbers of regions: found in one half of the counts, scored on the other.
-
-    Returns
-    -------
-    For each source a table: ``k``; ``score``: the share of the variance of the other half that the means of the regions
-    explain, in components averaged over a cell and its six nearest; ``stability``: ARI between the regions of two
-    splits. Numbers are 2 to 15, or the one of the settings.
-    """
-    n_cells = sum(tissue.n_cells for tissue in slices)
-    last = min(K_RANGE[1], max(n_cells // 10, 2))
-    numbers = np.arange(K_RANGE[0], last + 1)
-    if settings.k is not None:
-        numbers = np.array([settings.k])
-    scores = np.zeros((len(sources), SPLITS, len(numbers)))
-    found: list[list[list[Ints]]] = [[[] for _ in numbers] for _ in sources]
-    rows = sampled_rows([tissue.n_cells for tissue in slices])
-    for split in range(SPLITS):
-        pairs = [halves(tissue, split) for tissue in slices]
-        first = [pair[0] for pair in pairs]
-        expression = Recipe().expression(first)
-        seen = _around(expression, first, rows)
-        unseen = _around(expression, [pair[1] for pair in pairs], rows)
-        for place, source in enumerate(sources):
-            read = first if source.refits else slices
-            seeds = settings.seeds[split : split + 1] or (0,)
-            fitted = source.fit(read, seeds, rows=rows)
-            vectors = np.concatenate(fitted.views[0])
-            tree = tree_of(vectors, split)
-            for column, k in enumerate(numbers):
-                mixtures = fit_mixtures(vectors, int(k), split, tree)
-                labels = mixtures[0](vectors)
-                _, labels = np.unique(labels, return_inverse=True)
-                scores[place, split, column] = explained(seen, unseen, labels)
-                found[place][column].append(labels)
-    tables = []
-    for place in range(len(sources)):
-        stability = [clustering(one, other)["ari"] for one, other in found[place]]
-        score = scores[place].mean(axis=0)
-        tables.append(pd.DataFrame({"k": numbers, "score": score, "stability": stability}))
-    return tables
-
-
-def _around(expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints] | None) -> Floats:
-    """Return components averaged over a cell and its six nearest: one cell is mostly noise."""
-    parts = []
-    for i, tissue in enumerate(slices):
-        components = expression(tissue)
-        wanted = None if rows is None else rows[i]
-        parts.append(neighbor_mean(components, tissue.coords, WITHIN_1_HOP, wanted))
-    return np.concatenate(parts).astype(np.float64)
-
-
-def explained(seen: Floats, unseen: Floats, labels: Ints) -> float:
-    """Return the share of the variance of ``unseen`` that the means of ``seen`` explain."""
-    center = unseen.mean(axis=0)
-    deviation = unseen - center
-    means = means_of(seen, labels)
-    residual = unseen - means[labels]
-    total = (deviation**2).sum()
-    rest = (residual**2).sum()
-    return float(1 - rest / max(total, 1e-12))
-
-
-def knee(curve: pd.DataFrame) -> int:
-    """Return the number at which the score bends: farthest above the line from the first to the best."""
-    numbers = curve["k"].to_numpy(dtype=np.float64)
-    score = curve["score"].to_numpy()
-    if len(numbers) < 3:
-        return int(numbers[0])
-    rise = max(float(score.max() - score[0]), 1e-12)
-    height = (score - score[0]) / rise
-    position = (numbers - numbers[0]) / (numbers[-1] - numbers[0])
-    return int(numbers[int(np.argmax(height - position))])
 
 
 # ---- how sure

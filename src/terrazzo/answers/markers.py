@@ -87,7 +87,9 @@ def touching(slices: Sequence[Slice], labels: Sequence[Ints], k: int) -> list[In
     return [np.flatnonzero(row >= LEAST_BORDER) for row in share]
 
 
-def marker_genes(tested: Sequence[Tested], k: int, n_genes: int = 25) -> pd.DataFrame:
+def marker_genes(
+    tested: Sequence[Tested], k: int, n_genes: int | None = 25, *, only_markers: bool = True
+) -> pd.DataFrame:
     """Rank the genes of each region by effect size among those that differ.
 
     With one sample: Wilcoxon's test of cells (scanpy), which takes cells for replicates although neighbors are alike:
@@ -101,7 +103,9 @@ def marker_genes(tested: Sequence[Tested], k: int, n_genes: int = 25) -> pd.Data
     k
         Number of regions.
     n_genes
-        Genes kept for each region and comparison.
+        Genes kept for each region and comparison; None: all.
+    only_markers
+        Leave out genes that are not higher in the region, shown by too few of its cells, or within chance.
 
     Returns
     -------
@@ -125,7 +129,10 @@ def marker_genes(tested: Sequence[Tested], k: int, n_genes: int = 25) -> pd.Data
                 table = _by_cell(tested, names, region, reference)
             if table is None:
                 continue
-            best = _ranked(table).head(n_genes)
+            if only_markers:
+                table = table[_is_marker(table)]
+            ranked = table.sort_values("log2_fold_change", ascending=False, kind="stable")
+            best = ranked.head(len(ranked) if n_genes is None else n_genes).copy()
             best.insert(0, "against", against)
             best.insert(0, "region", region)
             best["rank"] = np.arange(1, len(best) + 1)
@@ -140,13 +147,12 @@ def _common_genes(slices: Sequence[Slice]) -> list[str]:
     return [gene for gene in tables[0] if all(gene in table for table in tables[1:])]
 
 
-def _ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the genes that are higher in the region, in enough of its cells and beyond chance, by effect size."""
+def _is_marker(table: pd.DataFrame) -> pd.Series:
+    """Return which genes are higher in the region, in enough of its cells and beyond chance."""
     is_higher = table["log2_fold_change"] > 0
     is_shown = table["share_in"] >= MIN_SHARE
     is_sure = ~(table["p_adjusted"] > MAX_P)  # NaN: no test was made
-    chosen = table[is_higher & is_shown & is_sure]
-    return chosen.sort_values("log2_fold_change", ascending=False, kind="stable").copy()
+    return is_higher & is_shown & is_sure
 
 
 def _by_cell(
@@ -239,7 +245,7 @@ def _by_sample(
         shown_out += np.asarray((outside > 0).sum(axis=0)).ravel()
         if inside.shape[0] < MIN_CELLS or outside.shape[0] < MIN_CELLS:
             continue
-        sums = [np.asarray(part.sum(axis=0)).ravel() for part in (inside, outside)]
+        sums = [_sum_of_rows(part) for part in (inside, outside)]
         before = pairs.get(one.sample)
         pairs[one.sample] = (
             sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
@@ -266,6 +272,10 @@ def _by_sample(
             "n": len(table),
         }
     )
+
+
+def _sum_of_rows(counts: sparse.csr_matrix) -> Floats:
+    return np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
 
 
 def _log_per_million(sums: Floats) -> Floats:

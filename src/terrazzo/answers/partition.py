@@ -9,7 +9,7 @@ import numpy as np
 
 from terrazzo.arrays import AnyFloats, Floats, Ints
 
-__all__ = ["MANY_CELLS", "Mixture", "fit_mixtures", "starts", "tree_of"]
+__all__ = ["Mixture", "fit_mixtures", "means_of", "starts", "tree_of"]
 
 MANY_CELLS = 50_000  # above, a sample is partitioned, and all other cells are assigned
 
@@ -42,14 +42,15 @@ class Mixture:
     def __call__(self, vectors: AnyFloats) -> Ints:
         """Return the likeliest component of each row, int64 ``(n,)``."""
         centers = self.means @ self.precision_root
-        log_weights = np.log(np.maximum(self.weights, 1e-300))
-        offset = log_weights - (centers**2).sum(axis=1) / 2
+        half_norm = (centers**2).sum(axis=1) / 2
+        positive = np.maximum(self.weights, 1e-300)
+        offset = np.log(positive) - half_norm
         labels = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), ROWS):
-            part = slice(start, start + ROWS)
-            scaled = vectors[part].astype(np.float64) @ self.precision_root
+            part = vectors[start : start + ROWS].astype(np.float64)
+            scaled = part @ self.precision_root
             log_density = scaled @ centers.T + offset
-            labels[part] = log_density.argmax(axis=1)
+            labels[start : start + ROWS] = log_density.argmax(axis=1)
         return labels
 
 
@@ -65,15 +66,14 @@ def starts(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> li
     seed
         Of the sample and of k-means.
     tree
-        From :func:`tree_of`, with the same vectors and seed; it is the same for every ``k``.
+        From :func:`tree_of`, for several ``k``; None: built.
     """
     from scipy.cluster.hierarchy import fcluster
     from sklearn.cluster import KMeans
 
-    if tree is None:
-        tree = tree_of(vectors, seed)
-    labels_of = fcluster(tree, k, criterion="maxclust") - 1
-    ward = _spread(vectors, labels_of.astype(np.int64), seed)
+    linkage = tree_of(vectors, seed) if tree is None else tree
+    cut = fcluster(linkage, k, criterion="maxclust") - 1
+    ward = _spread(vectors, cut.astype(np.int64), seed)
     k_means = KMeans(k, n_init=1, random_state=seed).fit_predict(vectors)
     return [ward, k_means.astype(np.int64)]
 
@@ -99,7 +99,8 @@ def _spread(vectors: Floats, labels: Ints, seed: int) -> Ints:
     if len(sample) == len(vectors):
         return labels
     means = means_of(vectors[sample], labels)
-    squared = (means**2).sum(axis=1) - 2 * vectors @ means.T
+    norms = (means**2).sum(axis=1)
+    squared = norms - 2 * vectors @ means.T  # but for the row's own norm
     return squared.argmin(axis=1).astype(np.int64)
 
 
@@ -157,12 +158,14 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
 
 
 def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Mixture]:
-    """Return the mixtures from both starts, the likelier first; of more than 50,000 cells a sample is used."""
+    """Return the mixtures from both starts (see :func:`starts`), the likelier first; of many cells a sample is used."""
     if len(vectors) > MANY_CELLS:
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(vectors), MAX_FIT, replace=False)
         rows = np.sort(chosen)
         vectors = vectors[rows]
-    fitted = [fit_mixture(vectors, start, seed) for start in starts(vectors, k, seed, tree)]
+    fitted = []
+    for start in starts(vectors, k, seed, tree):
+        fitted.append(fit_mixture(vectors, start, seed))
     fitted.sort(key=lambda pair: -pair[1])
     return [mixture for mixture, _ in fitted]

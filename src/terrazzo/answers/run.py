@@ -15,9 +15,10 @@ from anndata import AnnData
 
 from terrazzo import records
 from terrazzo.answers.data import Data, open_all
-from terrazzo.answers.finding import Found, Settings, find, halves
+from terrazzo.answers.finding import Found, Settings, find
 from terrazzo.answers.levels import tree_levels
 from terrazzo.answers.markers import Tested, marker_genes
+from terrazzo.answers.numbers import halves
 from terrazzo.answers.projection import Projection
 from terrazzo.answers.result import AGREEMENT, Answer, check_names, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
@@ -383,7 +384,7 @@ def _notes(found: Found, opened: Data, ask: _Ask) -> list[str]:
         )
     if found.by_itself:
         notes.append(
-            "every slice was standardized by itself, for otherwise each would have regions of its own."
+            "every slice was standardized by itself, for otherwise regions would follow the slices."
         )
     return notes
 

@@ -50,18 +50,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Draw:
-    """A draw of genes with replacement.
+    """Genes that were chosen or drawn before.
 
     Attributes
     ----------
     genes
         All that could be drawn.
     times
-        ``(genes,)``: how often each was.
+        ``(genes,)``: how often each was drawn, with replacement; None: every gene once.
     """
 
     genes: tuple[str, ...]
-    times: Floats
+    times: Floats | None = None
 
 
 class Source(Protocol):
@@ -93,7 +93,7 @@ class Source(Protocol):
         rows: Sequence[Ints] | None = None,
         draw: Draw | None = None,
     ) -> Fitted:
-        """Return the vectors of slices, or of some rows of each, or by a draw of genes."""
+        """Return the vectors of slices, or of some rows of each, or by genes that were chosen or drawn before."""
         ...
 
     def by_itself(self) -> Source | None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -23,7 +22,6 @@ from terrazzo.slices import Slice
 
 __all__ = [
     "KINDS",
-    "RINGS",
     "WITHIN_1_HOP",
     "WITHIN_3_HOPS",
     "Baseline",
@@ -32,7 +30,6 @@ __all__ = [
     "VariableGenes",
     "fit_baselines",
     "neighbor_mean",
-    "rings",
     "standardized",
     "unit",
 ]
@@ -42,8 +39,6 @@ THETA = 100.0  # of Pearson residuals (Lause et al. 2021)
 WITHIN_1_HOP = 6  # neighbors within one hop on a hexagonal lattice
 
 WITHIN_3_HOPS = 36
-
-RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
 
 N_SMOOTHED = 20  # components that are averaged over neighbors
 
@@ -192,21 +187,7 @@ def neighbor_mean(values: Vectors, coords: Floats, k: int, rows: Ints | None = N
     return means
 
 
-def rings(values: Vectors, coords: Floats) -> list[Vectors]:
-    """Return the mean over five rings of nearest neighbors (1-6, 7-18, 19-36, 37-90, 91-216), each as ``values``."""
-    n_nearest = min(RINGS[-1] + 1, len(values))
-    index = _nearest(coords, list(range(1, n_nearest + 1)))
-    means = []
-    for inner, outer in pairwise(RINGS):
-        ring = index[:, inner + 1 : outer + 1]
-        if ring.shape[1]:
-            means.append(values[ring].mean(axis=1))
-        else:
-            means.append(np.zeros_like(values))
-    return means
-
-
-def _nearest(coords: Floats, k: int | list[int]) -> Ints:
+def _nearest(coords: Floats, k: int) -> Ints:
     _, index = cKDTree(coords).query(coords, k=k, workers=-1)
     return np.asarray(index)
 
@@ -242,8 +223,11 @@ def _own_and_smoothed(components: Vectors, coords: Floats) -> Vectors:
 
 
 def _own_and_rings(components: Vectors, coords: Floats) -> Vectors:
+    from terrazzo.models.states import nearest_in_rings, ring_means
+
     first = components[:, :N_SMOOTHED]
-    return np.hstack([first, *rings(first, coords)])
+    parts = [ring_means(first, index) for _, index in nearest_in_rings(coords)]
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

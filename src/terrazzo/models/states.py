@@ -14,9 +14,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from terrazzo.arrays import Floats, Int32s, Ints, Vectors
-from terrazzo.models.baselines import RINGS
 
-__all__ = ["N_STATES", "States", "nearest_in_rings", "ring_means"]
+__all__ = ["N_STATES", "RINGS", "States", "nearest_in_rings", "ring_means"]
+
+RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
 
 N_STATES = 60
 
