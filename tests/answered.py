@@ -36,8 +36,17 @@ def answer_of(slices: list[AnnData], slice_names: list[str], names: list[str]) -
     for region in range(len(names)):
         for rank, against in ((1, "rest"), (2, "rest"), (1, "touching")):
             gene = genes[(3 * region + rank) % len(genes)]
-            rows.append((region, against, gene, rank, 1.5, 0.8, 0.1, 1e-5, 40))
-    columns = ["region", "against", "gene", "rank", "log2_fold_change", "share_in", "share_out"]
+            rows.append((region, against, gene, rank, 0.9, 1.5, 0.8, 0.1, 1e-5, 40))
+    columns = [
+        "region",
+        "against",
+        "gene",
+        "rank",
+        "auc",
+        "log2_fold_change",
+        "share_in",
+        "share_out",
+    ]
     markers = pd.DataFrame(rows, columns=[*columns, "p_adjusted", "n"])
     codes = np.concatenate([adata.obs[KEY].cat.codes for adata in slices])
     sizes = np.bincount(codes, minlength=len(names))

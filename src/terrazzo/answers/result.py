@@ -32,6 +32,8 @@ AGREEMENT = "_agreement"  # suffix of the column of reproducibility
 
 N_IN_NAME = 2  # genes in a region's name
 
+N_FOR_NAME = 5  # first markers that a name is chosen from
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -251,11 +253,18 @@ def first_genes(markers: pd.DataFrame, region: int, n: int) -> list[str]:
 
 
 def region_names(kind: str, k: int, markers: pd.DataFrame) -> list[str]:
-    """Return names with the first marker genes: ``"R3 · MBP, PLP1"``."""
+    """Return names with the first marker genes: ``"R3 · MBP, PLP1"``.
+
+    A gene that marks several regions goes into the name of the one that it marks best, if others are left there.
+    """
+    best = _best_region(markers)
     names = []
     for number in range(k):
         name = short_name(kind, number)
-        genes = ", ".join(first_genes(markers, number, N_IN_NAME))
+        ranked = first_genes(markers, number, N_FOR_NAME)
+        own = [gene for gene in ranked if best[gene] == number]
+        others = [gene for gene in ranked if best[gene] != number]
+        genes = ", ".join((own + others)[:N_IN_NAME])
         names.append(f"{name} · {genes}" if genes else name)
     return names
 
@@ -286,6 +295,15 @@ def check_names(names: Mapping[str, str], kind: str, k: int | None) -> None:
         is_short = name[:1] == kind[0].upper() and name[1:].isdecimal()
         if is_short and name not in known:
             raise InputError(f"there is no {kind} {name!r} to name; there are {', '.join(known)}.")
+
+
+def _best_region(markers: pd.DataFrame) -> dict[str, int]:
+    """Return for each marker gene the region with the largest effect."""
+    against_rest = markers[markers["against"] == "rest"]
+    effect = against_rest["auc"].fillna(against_rest["log2_fold_change"])
+    rows = effect.sort_values(ascending=False, kind="stable").index
+    falling = against_rest.loc[rows].drop_duplicates("gene")
+    return {str(row.gene): int(row.region) for row in falling.itertuples()}
 
 
 def names_from_csv(path: str | Path) -> dict[str, str]:

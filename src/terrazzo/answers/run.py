@@ -424,7 +424,7 @@ def _markers(
         labels = _again(fitted, found)
         note = (
             f"markers: {ask.kind}s were found again in one half of the counts, and the other half was tested; ranked "
-            "by fold change."
+            "by effect size (column auc; over several samples log2_fold_change)."
         )
     return _tested(tested, labels, opened.donors, found.k), note
 
