@@ -108,7 +108,10 @@ class Answer:
         n_slices = np.zeros(self.k, dtype=int)
         for own in self.found.labels:
             n_slices += np.bincount(own, minlength=self.k) > 0
-        genes = [", ".join(first_genes(self.markers, region, 5)) for region in range(self.k)]
+        genes = []
+        for region in range(self.k):
+            first = first_genes(self.markers, region, 5)
+            genes.append(", ".join(first))
         return pd.DataFrame(
             {
                 self.kind: self.names,
@@ -291,10 +294,14 @@ def check_names(names: Mapping[str, str], kind: str, k: int | None) -> None:
     if k is None:
         return
     known = [short_name(kind, number) for number in range(k)]
+    letter = kind[0].upper()
     for name in names:
-        is_short = name[:1] == kind[0].upper() and name[1:].isdecimal()
-        if is_short and name not in known:
-            raise InputError(f"there is no {kind} {name!r} to name; there are {', '.join(known)}.")
+        if name in known or not name.startswith(letter):
+            continue
+        number = name.removeprefix(letter)
+        if number.isdecimal():
+            listed = ", ".join(known)
+            raise InputError(f"there is no {kind} {name!r} to name; there are {listed}.")
 
 
 def _best_region(markers: pd.DataFrame) -> dict[str, int]:
