@@ -279,6 +279,7 @@ KINDS = {
     "K": "Links and names that lead elsewhere",
     "L": "Sizes that are claimed",
     "M": "Damaged or hostile settings and records",
+    "N": "Regions, types and labels that cannot be found",
     "files": "Files that look damaged and are not",
 }
 HEAD = "| key | values | default | meaning |\n|---|---|---|---|\n"

@@ -60,6 +60,8 @@ AUTOCORRELATED = 1000  # genes chosen by spatial autocorrelation
 N_NEIGHBORS = 6
 GENES_AT_ONCE = 2000  # made dense together
 
+VALUES_AT_ONCE = 50_000_000  # of all cells, made dense together
+
 LEAST_VALUE = 1e-4  # share of the largest singular value; directions below it are left out
 # The last bits of a solver differ from call to call, by where arrays are in memory; results are rounded to these digits
 DIGITS = 6
@@ -96,8 +98,8 @@ def log_values(
     return sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
 
 
-def log_counts(tissue: Slice, genes: Sequence[str]) -> sparse.csr_matrix:
-    """Return log1p of counts scaled to the slice's median total, CSR float32 ``(n_cells, genes)``.
+def log_counts(tissue: Slice, genes: Sequence[str], rows: Ints | None = None) -> sparse.csr_matrix:
+    """Return log1p of counts scaled to the slice's median total, CSR float32 ``(n_cells, genes)``, or some rows of it.
 
     Cells without counts take part in the median, and the logarithm is taken of float32 values: the last bits differ
     from those of :func:`log_values`.
@@ -106,8 +108,15 @@ def log_counts(tissue: Slice, genes: Sequence[str]) -> sparse.csr_matrix:
     columns = [column_of[gene] for gene in genes]
     total = np.maximum(tissue.total_counts, 1)
     factor = np.median(total) / total
-    scaled = sparse.csr_matrix(sparse.diags(factor) @ tissue.counts, dtype=np.float32)
-    scaled.data = np.log1p(scaled.data)
+    counts = tissue.counts
+    if rows is not None:
+        counts = counts[rows]
+        factor = factor[rows]
+    factors = np.repeat(factor, np.diff(counts.indptr))
+    data = np.log1p((counts.data * factors).astype(np.float32))
+    scaled = sparse.csr_matrix((data, counts.indices, counts.indptr), shape=counts.shape)
+    if columns == list(range(counts.shape[1])):
+        return scaled
     return scaled[:, columns]
 
 
@@ -294,7 +303,11 @@ def chosen_genes(slices: Sequence[Slice], choose: Choice) -> list[str]:
     tables = [gene_columns(tissue) for tissue in slices]
     common = _in_all(list(tables[0]), tables[1:])
     if len(common) < 2:
-        raise InputError("the training slices have fewer than two genes in common.")
+        if len(slices) == 1:
+            raise InputError(f"{slices[0].name} has fewer than two genes.")
+        raise InputError(
+            "the slices have fewer than two genes in common: are all of one species, and named alike (ids or symbols)?"
+        )
     if len(common) <= GENOME_WIDE:
         return common
     scores = []
@@ -341,8 +354,10 @@ def spatial_autocorrelation(values: sparse.csr_matrix, coords: AnyFloats) -> Flo
     """
     neighbor_mean = _neighbor_mean(coords)
     correlation = np.zeros(values.shape[1])
-    for start in range(0, values.shape[1], GENES_AT_ONCE):
-        part = slice(start, start + GENES_AT_ONCE)
+    n_cells, n_genes = values.shape
+    n_at_once = min(GENES_AT_ONCE, VALUES_AT_ONCE // max(n_cells, 1) + 1)
+    for start in range(0, n_genes, n_at_once):
+        part = slice(start, start + n_at_once)
         sparse_own = values[:, part]
         sparse_around = neighbor_mean @ sparse_own
         own = _centered(sparse_own.toarray())

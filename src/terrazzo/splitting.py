@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from terrazzo.arrays import Floats, Int32s, Ints
+from terrazzo.arrays import AnyFloats, Floats, Int32s, Ints
 from terrazzo.errors import ConfigError, InputError
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "perturb_cells",
     "thin_counts",
 ]
+
+VALUES_AT_ONCE = 4_000_000  # counts that are split together
 
 IGNORED = -100  # label of a token that is not predicted (torch's cross-entropy skips it)
 
@@ -178,19 +180,23 @@ def thin_counts(
         raise InputError(
             "only counts can be thinned: the matrix holds values that are negative or not whole numbers."
         )
-    whole = values.astype(np.int64)
     if rates.ndim:  # one a cell
         n_values = np.diff(counts.indptr)
         rates = np.repeat(rates, n_values)
-    part = rng.binomial(whole, rates)
-    rest = whole - part
+    part = np.empty_like(values)
+    for start in range(0, len(values), VALUES_AT_ONCE):  # as one draw, with less memory
+        rows = slice(start, start + VALUES_AT_ONCE)
+        own_rates = rates[rows] if rates.ndim else rates
+        part[rows] = rng.binomial(values[rows].astype(np.int64), own_rates)
+    rest = values - part
     return _with_values(counts, part), _with_values(counts, rest)
 
 
-def _with_values(counts: sparse.csr_matrix, values: Ints) -> sparse.csr_matrix:
+def _with_values(counts: sparse.csr_matrix, values: AnyFloats | Ints) -> sparse.csr_matrix:
     """Return ``counts`` with other values, without zeros."""
     filled = values > 0
-    n_before = np.concatenate([[0], np.cumsum(filled)])
+    n_before = np.zeros(len(values) + 1, dtype=counts.indptr.dtype)
+    np.cumsum(filled, out=n_before[1:])
     data = values[filled].astype(counts.dtype)
     indices = counts.indices[filled]
     indptr = n_before[counts.indptr]

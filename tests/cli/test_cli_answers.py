@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy import sparse
 
 from terrazzo.files import read_record
 
@@ -234,6 +235,106 @@ def test_slices_that_cannot_be_used(refused: Any, files: list[Path], tmp_path: P
     bare.write_h5ad(tmp_path / "bare.h5ad")
     assert "bare.h5ad: " in refused("regions", files[0], tmp_path / "bare.h5ad", *QUICK)
     assert "does not exist" in refused("regions", tmp_path / "none.h5ad", *QUICK)
+
+
+def change(path: Path, name: str) -> Path:
+    """Write a slice that cannot be answered beside a good one."""
+    adata = anndata.read_h5ad(path)
+    if name == "alike":
+        adata.X = sparse.csr_matrix(np.tile(adata.X[0].toarray(), (adata.n_obs, 1)))
+    elif name == "bare":
+        adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+    elif name == "gene":
+        adata = adata[:, :1].copy()
+    elif name == "place":
+        adata.obsm["spatial"][:] = 1.0
+    elif name == "foreign":
+        adata.var_names = [f"OTHER{number}" for number in range(adata.n_vars)]
+        adata.var["ensembl_id"] = adata.var_names
+    elif name == "once":
+        adata.obs["label"] = [f"label {number}" for number in range(adata.n_obs)]
+    target = path.with_name(f"{name}.h5ad")
+    adata.write_h5ad(target)
+    return target
+
+
+@pytest.mark.parametrize("verb", ["regions", "types"])
+def test_slices_of_which_no_answer_comes(refused: Any, files: list[Path], verb: str) -> None:
+    good, other = files
+    told = refused(verb, change(good, "alike"), *QUICK, "-k", 3)
+    assert "alike" in told or "varies" in told
+    assert "has no counts" in refused(verb, change(good, "bare"), *QUICK, "-k", 3)
+    assert "fewer than two genes" in refused(verb, change(good, "gene"), *QUICK, "-k", 3)
+    foreign = change(other, "foreign")
+    assert "genes in common" in refused(verb, good, foreign, *QUICK, "-k", 3)
+    if verb == "regions":
+        assert "at one place" in refused(verb, change(good, "place"), *QUICK, "-k", 3)
+
+
+def test_references_that_do_not_bear_it(refused: Any, files: list[Path]) -> None:
+    good, other = files
+    words = ("annotate", good, "--label", "region", "--reference")
+    assert "0 genes in common" in refused(*words, change(other, "foreign"))
+    assert "has no counts" in refused(*words, change(other, "bare"))
+    once = change(other, "once")
+    told = refused("annotate", good, "--label", "label", "--reference", once)
+    assert "labels with at least 10 cells" in told
+    assert "no obs column 'regio'" in refused(
+        "annotate", good, "--label", "regio", "--reference", other
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the seeds disagree")
+def test_results_and_names_that_do_not_fit(
+    call: Any, refused: Any, files: list[Path], tmp_path: Path
+) -> None:
+    good, other = files
+    result = tmp_path / "result"
+    command = ("regions", good, *QUICK, "-k", 3, "--no-report")
+    assert call(*command, "--out", result)[0] == 0
+    foreign = change(other, "foreign")
+    assert "has 0 of the 120 genes" in refused("regions", foreign, "--to", result)
+    assert "has regions, not types" in refused("types", other, "--to", result)
+    assert "without k=" in refused("regions", other, "--to", result, "-k", 3)
+    names = tmp_path / "names.csv"
+    for text, message in (
+        ("region,name\nR9,tumor\n", "there is no region 'R9'"),
+        ("region,name\nR1,tumor\nR2,tumor\n", "one name"),
+        ("region,name\nR1,tumor\nR1,stroma\n", "twice"),
+        ("region\nR1\n", "two columns"),
+    ):
+        names.write_text(text)
+        assert message in refused(*command, "--names", names)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    code, told, err = call(*command, "--out", file)
+    assert (code, told) == (2, "")
+    assert "is a file" in err
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.filterwarnings("ignore:the seeds disagree")
+@pytest.mark.case(
+    "G",
+    given="`regions`, `types` or `annotate` into the folder with the answer of other slices",
+    gets="Refused, with both; `--overwrite` replaces. Other settings for the same slices replace what was there",
+)
+def test_the_answer_of_other_slices_is_kept(call: Any, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("--out", out, *QUICK, "-k", 3)
+    assert call("types", files[0], *command)[0] == 0
+    assert (out / "report.html").exists()
+    before = times(out)
+    for sources in (files, files[1:]):
+        code, told, err = call("types", *sources, *command, "--no-report")
+        assert (code, told) == (2, "")
+        assert "has the types of other slices" in err
+        assert times(out) == before
+    code, _, err = call("types", files[0], "--out", out, *QUICK, "-k", 2, "--no-report")
+    assert code == 0, err
+    assert not (out / "report.html").exists()  # it showed what is not there any more
+    assert call("types", *files, *command, "--no-report", "--overwrite")[0] == 0
+    assert pd.read_csv(out / "shares.csv")["slice"].nunique() == 2
 
 
 def test_a_file_of_another_origin_is_kept(call: Any, files: list[Path], tmp_path: Path) -> None:

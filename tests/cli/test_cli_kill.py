@@ -57,6 +57,8 @@ if "WAIT_IN" in os.environ:
 """
 BUILD = "SLICES --out OUT --min-genes 1 --workers 1"
 TUNE = "FIRST --model CHECKPOINT --label region --out OUT --epochs 1 --no-score"
+FIND = "SLICES --out OUT -k 3 --seeds 1 --bootstraps 0 --no-report"
+CARRY = "SLICES --reference FIRST --label region --no-report --out OUT"
 BENCH = "TABLE --data DATA --models mine=obsm:X_t --seeds 1 --out OUT"
 
 
@@ -126,6 +128,21 @@ def scores(out: Path) -> Any:
     return [json.loads((out / "small.json").read_text())["scores"], len(list(out.iterdir()))]
 
 
+def answers(out: Path) -> Any:
+    """Return the columns that were written, and the tables."""
+    columns = {}
+    for path in sorted(out.glob("*.h5ad")):
+        obs = anndata.read_h5ad(path).obs
+        for name in obs:
+            if name.startswith("terrazzo_"):
+                values = obs[name]
+                is_number = pd.api.types.is_float_dtype(values)
+                columns[f"{path.name} {name}"] = values.to_numpy() if is_number else list(values)
+    tables = [sorted(path.name for path in out.iterdir())]
+    tables += [path.read_text() for path in sorted(out.glob("*.csv")) if path.name != "scores.csv"]
+    return [columns, tables]
+
+
 VERBS: dict[str, tuple[str, Callable[[Path], Any], list[int]]] = {
     "embed": ("SLICES --model CHECKPOINT --out OUT", vectors, [1, 2]),
     "corpus build": (BUILD, hash_files, [1, 2, 4, 6, 8]),
@@ -141,6 +158,9 @@ VERBS: dict[str, tuple[str, Callable[[Path], Any], list[int]]] = {
     ),
     "bench": (BENCH, scores, [1, 2, 3, 4]),
     "report": ("SLICES --projection pca --out OUT.html", page, [1]),
+    "regions": (FIND, answers, [3, 5, 7, 9, 12]),
+    "types": (FIND, answers, [4, 6]),
+    "annotate": (CARRY, answers, [2, 3, 6]),
 }
 
 
@@ -261,6 +281,9 @@ PLACES = {
     "finetune": (TUNE, "terrazzo.systems.stofm.finetune:_fit"),
     "pretrain": ("RECIPE --out OUT", "terrazzo.training.run:_fit"),
     "bench": (BENCH, "terrazzo.bench.render:to_html"),
+    "regions": (FIND, "terrazzo.answers.run:marker_genes"),
+    "types": (FIND, "anndata:AnnData.write_h5ad"),
+    "annotate": (CARRY, "anndata:AnnData.write_h5ad"),
 }
 
 
@@ -292,7 +315,9 @@ def test_a_scheduler_ends_a_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["finetune", "bench", "pretrain", "corpus build"])
+@pytest.mark.parametrize(
+    "verb", ["finetune", "bench", "pretrain", "corpus build", "regions", "annotate"]
+)
 def test_a_second_run_beside_a_running_one_is_refused(
     sentence: Any, tmp_path: Path, environment: dict[str, str], verb: str
 ) -> None:

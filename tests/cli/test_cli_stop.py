@@ -31,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("quiet_figures")
 WRITING = "anndata:AnnData.write_h5ad"
 RESULT = "pandas:DataFrame.to_parquet"
 TUNING = "terrazzo.systems.stofm.finetune:FineTuning.training_step"
+FOUND = "-k 3 --seeds 1 --bootstraps 0 --no-report"
 
 
 def stop_at(place: str, to: int, setattr: Callable[..., None] = setattr) -> None:
@@ -122,9 +123,15 @@ STOPPED: list[tuple[str, str, str]] = [
     ("corpus build", "pyarrow.parquet:write_table", "SLICES --out OUT --min-genes 1 --workers 1"),
     ("corpus verify", "terrazzo.corpus.verify:hash_json", "CORPUS"),
     ("demo", "terrazzo.demo:build", "--cells 60 --out OUT"),
+    ("regions", WRITING, f"SLICES --out OUT {FOUND}"),
+    ("regions", "terrazzo.answers.run:marker_genes", f"SLICES --out OUT {FOUND}"),
+    ("regions", "terrazzo.answers.keeping:write_record", f"SLICES --out OUT {FOUND}"),
+    ("regions", "matplotlib.figure:Figure.savefig", f"SLICES --out OUT {FOUND}"),
+    ("types", RESULT, f"SLICES --out OUT {FOUND}"),
+    ("annotate", WRITING, "SLICES --reference FIRST --label region --no-report --out OUT"),
 ]
 
-CHEAP = [STOPPED[i] for i in (0, 2, 5, 6, 10, 15, 16)]
+CHEAP = [STOPPED[i] for i in (0, 2, 5, 6, 10, 15, 16, 20, 22)]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +167,56 @@ def test_what_is_finished_is_kept(call: Any, stop: Any, sentence: Any, tmp_path:
     assert "s0.h5ad: finished before" in told
 
 
+def test_what_was_found_is_kept(
+    call: Any, stop: Any, sentence: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = sentence("regions", f"SLICES --out OUT {FOUND}")
+    stop("terrazzo.answers.folders:Folder._note")
+    code, _, err = call(*words)
+    check(code, err, words, tmp_path)
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["regions.json", "s0.h5ad", "unfinished"]
+    first = anndata.read_h5ad(out / "s0.h5ad").obs["terrazzo_region"]
+    written = (out / "s0.h5ad").stat().st_mtime_ns
+
+    def find(*args: Any, **options: Any) -> Any:
+        raise AssertionError("what was found is not found again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("terrazzo.answers.run.find", find)
+        code, told, err = call(*words)
+    assert code == 0, err
+    assert (out / "s0.h5ad").stat().st_mtime_ns == written
+    assert not (out / "unfinished").exists()
+    second = anndata.read_h5ad(out / "s1.h5ad")
+    assert list(second.obs["terrazzo_region"].cat.categories) == list(first.cat.categories)
+    assert second.uns["terrazzo"]["terrazzo_region"]["task"] == "regions"
+    anew = tmp_path / "anew"
+    code, whole, err = call(*[str(anew) if word == str(out) else word for word in words])
+    assert code == 0, err
+    assert told.splitlines()[:-1] == whole.splitlines()[:-1]
+    assert {path.name for path in out.iterdir()} == {path.name for path in anew.iterdir()}
+    for name in ("regions.csv", "markers.csv", "shares.csv", "names.csv", "projection.json"):
+        assert (out / name).read_bytes() == (anew / name).read_bytes()
+    code, again, _ = call(*words)
+    assert code == 0
+    assert "left alone" in again
+
+
+def test_other_settings_do_not_go_on_from_what_was_found(
+    call: Any, stop: Any, sentence: Any, tmp_path: Path
+) -> None:
+    words = sentence("types", f"FIRST --out OUT {FOUND}")
+    stop("terrazzo.models.embed_files:write_atomically")
+    code, _, err = call(*words)
+    check(code, err, words, tmp_path)
+    code, _, err = call(*["2" if word == "3" else word for word in words])
+    assert code == 0, err
+    out = tmp_path / "out"
+    assert anndata.read_h5ad(out / "s0.h5ad").obs["terrazzo_type"].nunique() == 2
+    assert not (out / "unfinished").exists()
+
+
 @pytest.mark.slow
 def test_a_stopped_run_is_resumed(call: Any, stop: Any, sentence: Any, tmp_path: Path) -> None:
     words = sentence("pretrain", "RECIPE --out OUT")
@@ -181,7 +238,8 @@ def test_what_is_said_of_a_verb_is_of_one_that_is_there(line: str) -> None:
 def test_what_is_said() -> None:
     assert "--resume" in how_to_go_on(["pretrain", "recipe.yaml"])
     assert how_to_go_on(["corpus", "build", "a"]) == how_to_go_on(["embed", "a"])
-    for words in (["corpus", "verify", "a"], ["report"], []):
+    assert how_to_go_on(["regions", "a"]) == how_to_go_on(["types", "a"])
+    for words in (["corpus", "verify", "a"], ["report"], ["annotate", "a"], []):
         assert how_to_go_on(words) == RESTART
 
 

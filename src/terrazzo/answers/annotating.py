@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,26 @@ from anndata import AnnData
 from terrazzo import keys, records
 from terrazzo.answers.data import Data, open_all
 from terrazzo.answers.space import Expression
-from terrazzo.arrays import Bools, Floats, Ints
+from terrazzo.arrays import AnyFloats, Bools, Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.expression import gene_columns, variance
 from terrazzo.models.states import nearest_in_rings, ring_means
 from terrazzo.slices import Slice, open_slice, split_choices
 from terrazzo.tasks import display
+from terrazzo.tasks.heads import Head, LinearConfig, LinearHead
 from terrazzo.tasks.labels import UNSCORED
 
 __all__ = ["Annotation", "annotate"]
 
 UNKNOWN = "unknown"
 
+PROBABILITY = "_probability"  # suffix of the column of probabilities
+
 N_COMPONENTS = 50
+
+N_AVERAGED = 20  # components whose means over rings are taken, too
+
+HEAD = LinearConfig(max_iter=1000)
 
 MAX_GENES = 2000
 
@@ -172,8 +179,8 @@ def annotate(
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1.")
     opened = open_all(data, None, slice_options)
-    for piece in opened.pieces:
-        _check_key(piece.adata, key_added, piece.name)
+    opened.check_columns(key_added, PROBABILITY, ("annotate",))
+    opened.check_counts()
     known = _read_reference(reference, label, reference_options or {})
     model, left_out = _learn(known, opened.slices, seed)
     if threshold is None:
@@ -184,10 +191,13 @@ def annotate(
         probability = model.predict(piece.tissue)
         best = probability.argmax(axis=1)
         sure = probability[np.arange(len(best)), best]
-        codes = np.where(sure >= threshold, best, len(model.labels))
+        if not model.with_rings:
+            sure[piece.tissue.empty] = 0.0
+        is_known = (sure >= threshold) & (sure > 0)
+        codes = np.where(is_known, best, len(model.labels))
         names = [*model.labels, UNKNOWN]
         piece.adata.obs[key_added] = pd.Categorical.from_codes(codes, categories=names)
-        piece.adata.obs[f"{key_added}_probability"] = sure.astype(np.float32)
+        piece.adata.obs[key_added + PROBABILITY] = sure.astype(np.float32)
         record = {
             "task": "annotate",
             "label": label,
@@ -204,13 +214,14 @@ def annotate(
     notes = [
         f"{model.n_genes:,} genes in common; held-out reference cells, not cells of the slices, were scored."
     ]
+    notes += opened.empty(f"labels from {model.used}" if model.with_rings else "no label")
     if left_out:
         notes.append(
             f"left out, for they have fewer than {FEWEST_CELLS} cells: {', '.join(left_out)}."
         )
     return Annotation(
         key_added,
-        [piece.adata for piece in opened.pieces],
+        opened.adatas,
         model.labels,
         float(threshold),
         held_out,
@@ -219,16 +230,6 @@ def annotate(
         model.used,
         tuple(notes),
     )
-
-
-def _check_key(adata: AnnData, key: str, name: str) -> None:
-    record = records.records_of(adata).get(key, {})
-    is_own = record.get("task") == "annotate"
-    for column in (key, f"{key}_probability"):
-        if column in adata.obs and not is_own:
-            raise InputError(
-                f"{name} has a column obs[{column!r}] that terrazzo did not write; pass key_added= for another name."
-            )
 
 
 # ---- the reference
@@ -269,6 +270,7 @@ def _read_reference(reference: Any, label: str, options: dict[str, Any]) -> _Ref
             has_places = False
             row_options = {name: options[name] for name in CELL_OPTIONS if name in options}
             opened = open_all(_in_a_row(cells), None, {**row_options, "unit": "um"})
+        opened.check_counts()
         pieces += opened.pieces
     labels = []
     for piece in pieces:
@@ -321,7 +323,7 @@ class _Scores:
     """Held-out cells: true label, and the probability of each."""
 
     true: Ints
-    probability: Floats
+    probability: AnyFloats
 
 
 @dataclass(frozen=True)
@@ -330,7 +332,7 @@ class _Model:
 
     expression: Expression
     with_rings: bool
-    head: Any
+    head: Head
     labels: list[str]
     scores: _Scores
     used: str
@@ -338,23 +340,30 @@ class _Model:
 
     def predict(self, tissue: Slice) -> Floats:
         """Return the probability of each label for every cell, ``(n_cells, labels)``."""
-        return _full_probability(
-            self.head, _vectors(tissue, self.expression, self.with_rings), len(self.labels)
-        )
+        probability = np.empty((tissue.n_cells, len(self.labels)))
+        for part, vectors in _vectors(tissue, self.expression, self.with_rings):
+            probability[part] = self.head.predict_proba(vectors)
+        return probability
 
 
-def _full_probability(head: Any, vectors: Floats, n_labels: int) -> Floats:
-    out = np.zeros((len(vectors), n_labels))
-    out[:, head.classes_] = head.predict_proba(vectors)
-    return out
-
-
-def _vectors(tissue: Slice, expression: Expression, with_rings: bool) -> Floats:
+def _vectors(
+    tissue: Slice, expression: Expression, with_rings: bool
+) -> Iterator[tuple[slice, Vectors]]:
+    """Yield the vectors of some cells at a time, float32, and which cells they are of."""
     components = expression(tissue)
     if not with_rings:
-        return components.astype(np.float64)
-    parts = [ring_means(components[:, :20], index) for _, index in nearest_in_rings(tissue.coords)]
-    return np.hstack([components, np.concatenate(parts)]).astype(np.float64)
+        yield slice(0, tissue.n_cells), components
+        return
+    first = np.ascontiguousarray(components[:, :N_AVERAGED])
+    for part, index in nearest_in_rings(tissue.coords):
+        yield part, np.hstack([components[part], ring_means(first, index)])
+
+
+def _all_vectors(slices: Sequence[Slice], expression: Expression, with_rings: bool) -> Vectors:
+    parts = []
+    for tissue in slices:
+        parts += [vectors for _, vectors in _vectors(tissue, expression, with_rings)]
+    return np.concatenate(parts)
 
 
 def _learn(known: _Reference, targets: Sequence[Slice], seed: int) -> tuple[_Model, list[str]]:
@@ -377,11 +386,11 @@ def _learn(known: _Reference, targets: Sequence[Slice], seed: int) -> tuple[_Mod
     held = _held_out_cells(known, codes, seed)
     candidates = []
     for with_rings in [False, True] if known.has_places else [False]:
-        vectors = np.concatenate([_vectors(one, expression, with_rings) for one in known.slices])
+        vectors = _all_vectors(known.slices, expression, with_rings)
         learned = _some_of_each(np.flatnonzero((codes >= 0) & ~held), seed)
         scored = np.flatnonzero((codes >= 0) & held)
-        head = _head().fit(vectors[learned], codes[learned])
-        scores = _Scores(codes[scored], _full_probability(head, vectors[scored], len(labels)))
+        head = _fit_head(vectors[learned], codes[learned], len(labels))
+        scores = _Scores(codes[scored], head.predict_proba(vectors[scored]))
         candidates.append((_macro_f1(scores), with_rings, scores, vectors))
     f1, with_rings, scores, vectors = max(candidates, key=lambda one: one[0])
     chance = _by_chance(scores, seed)
@@ -391,17 +400,15 @@ def _learn(known: _Reference, targets: Sequence[Slice], seed: int) -> tuple[_Mod
             f"the reference, up to {chance:.2f} by chance. Nothing was carried over."
         )
     everything = _some_of_each(np.flatnonzero(codes >= 0), seed)
-    head = _head().fit(vectors[everything], codes[everything])
+    head = _fit_head(vectors[everything], codes[everything], len(labels))
     used = "the cell and its surroundings" if with_rings else "the cell alone"
     return _Model(expression, with_rings, head, labels, scores, used, len(genes)), left_out
 
 
-def _head() -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+def _fit_head(vectors: Vectors, codes: Ints, n_labels: int) -> Head:
+    """Fit the linear head of the probes."""
+    head = LinearHead(HEAD, "classes", n_labels)
+    return head.fit(vectors, codes, vectors[:0], codes[:0])
 
 
 def _some_of_each(rows: Ints, seed: int) -> Ints:
@@ -417,7 +424,8 @@ def _genes_in_common(reference: Sequence[Slice], targets: Sequence[Slice]) -> li
     common = [gene for gene in tables[0] if all(gene in table for table in tables[1:])]
     if len(common) < FEWEST_GENES:
         raise InputError(
-            f"reference and slices have {len(common)} genes in common, and it takes at least {FEWEST_GENES}: are both "
+            f"reference and slices have {display.count(len(common), 'gene')} in common, and it takes at least "
+            f"{FEWEST_GENES}: are both "
             "of one species, and named alike (ids or symbols)?"
         )
     if len(common) <= MAX_GENES:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from anndata import AnnData
 
-from terrazzo import keys
+from terrazzo import keys, records
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.models.inputs import open_data
 from terrazzo.slices import Opened, Slice
@@ -69,6 +70,21 @@ class Data:
         return [piece.tissue for piece in self.pieces]
 
     @property
+    def adatas(self) -> list[AnnData]:
+        """What is written to, of each slice."""
+        return [piece.adata for piece in self.pieces]
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each slice."""
+        return [piece.name for piece in self.pieces]
+
+    @property
+    def donors(self) -> list[str]:
+        """Donor of each slice."""
+        return [piece.donor for piece in self.pieces]
+
+    @property
     def notes(self) -> list[str]:
         """What was decided while reading, each with the name of its file or slice in front."""
         lines = []
@@ -79,6 +95,69 @@ class Data:
             if piece.tissue.sections:
                 lines.append(f"{piece.name}: {piece.tissue.sections}")
         return lines
+
+    def check_columns(self, key: str, suffix: str, tasks: Sequence[str]) -> None:
+        """Refuse to replace columns of ``obs`` that are not of an earlier run.
+
+        Parameters
+        ----------
+        key, suffix
+            The columns are ``key`` and ``key + suffix``.
+        tasks
+            That may have written them.
+
+        Raises
+        ------
+        InputError
+            There is such a column.
+        """
+        for piece in self.pieces:
+            record = records.records_of(piece.adata).get(key, {})
+            if str(record.get("task", "")) in tasks:
+                continue
+            for column in (key, key + suffix):
+                if column in piece.adata.obs:
+                    raise InputError(
+                        f"{piece.name} has a column obs[{column!r}] that terrazzo did not write; pass key_added= for "
+                        "another name."
+                    )
+
+    def check_counts(self) -> None:
+        """Refuse a slice without any count.
+
+        Raises
+        ------
+        InputError
+            There is one.
+        """
+        for piece in self.pieces:
+            if piece.tissue.counts.nnz == 0:
+                raise InputError(f"{piece.name} has no counts: all its cells are empty.")
+
+    def check_places(self) -> None:
+        """Refuse a slice whose cells are all at one place.
+
+        Raises
+        ------
+        InputError
+            There is one.
+        """
+        for piece in self.pieces:
+            if piece.tissue.n_cells > 1 and np.ptp(piece.tissue.coords, axis=0).max() == 0:
+                raise InputError(
+                    f"all cells of {piece.name} are at one place, and regions need places; types do not."
+                )
+
+    def empty(self, meaning: str) -> list[str]:
+        """Return a note for each slice that has cells without counts; ``meaning``: what is found of them."""
+        notes = []
+        for piece in self.pieces:
+            n_empty = int(piece.tissue.empty.sum())
+            if n_empty:
+                notes.append(
+                    f"{piece.name}: {n_empty:,} of {piece.tissue.n_cells:,} cells have no counts; they have {meaning}."
+                )
+        return notes
 
     def put_back(self) -> None:
         """Put what was written to sections into the AnnData that they are of, and into the table of a SpatialData."""

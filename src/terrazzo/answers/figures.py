@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from terrazzo.answers.result import first_genes, short_name
 from terrazzo.arrays import Floats, Ints
@@ -16,11 +17,44 @@ from terrazzo.slices import Slice
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curve", "draw_markers"]
+__all__ = ["draw_curve", "draw_markers", "draw_tissue"]
 
 N_GENES = 3  # markers of each region that are drawn
 
 MAX_CELLS = 20_000  # of each slice, for the means
+
+MAX_DRAWN = 12  # slices in a figure
+
+# of reading, that a figure needs, too
+SHOWN_OPTIONS = ("layer", "spatial_key", "organism", "technology", "unit", "microns_per_unit")
+
+
+def draw_tissue(
+    slices: Sequence[AnnData],
+    names: Sequence[str],
+    column: str,
+    title: str,
+    options: Mapping[str, Any],
+) -> Any:
+    """Draw a column of ``obs`` on the tissue of the first twelve slices.
+
+    Parameters
+    ----------
+    slices, names
+        Slices that have the column, and their names.
+    column, title
+        Of ``obs``, and what it is for a person.
+    options
+        Of reading the slices.
+    """
+    from terrazzo import plot
+
+    reading = {name: options[name] for name in SHOWN_OPTIONS if name in options}
+    shown = slices[:MAX_DRAWN]
+    titles = [f"{name}: {title}" for name in names[:MAX_DRAWN]]
+    if len(shown) == 1:
+        return plot.spatial(shown[0], color=column, title=titles[0], **reading)
+    return plot.spatial(list(shown), color=column, title=titles, **reading)
 
 
 def draw_curve(curve: pd.DataFrame, k: int, kind: str) -> Figure:
@@ -122,7 +156,7 @@ def _by_region(
         rows = np.arange(tissue.n_cells)
         if len(rows) > MAX_CELLS:
             rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
-        values = log_counts(tissue, _columns(genes, tissue))[rows]
+        values = log_counts(tissue, _columns(genes, tissue), rows)
         for region in np.unique(own[rows]):
             part = values[own[rows] == region].toarray()
             sums[region] += part.sum(axis=0)

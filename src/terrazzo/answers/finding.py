@@ -24,7 +24,9 @@ __all__ = ["Found", "Settings", "find", "smoothed_agreement"]
 
 FEWEST_CELLS = 30
 
-MAX_BOOTSTRAP_CELLS = 10_000
+MAX_BOOTSTRAP_CELLS = 12_000  # so many that the Ward tree is built on a sample of them
+
+SPREAD_CELLS = 10_000  # cells that are counted first where different ones are counted
 
 PRESENT = 0.02  # share of a slice from which on a region counts as found in it
 
@@ -184,23 +186,31 @@ def _check(slices: Sequence[Slice], settings: Settings) -> None:
     k = settings.k
     if k is not None and not 1 <= k <= n_cells:
         raise ConfigError(
-            f"{k} regions of {n_cells} cells cannot be; pass a number of at most {n_cells}."
+            f"k is {k}, and there are {n_cells} cells; pass a number of at most {n_cells}."
         )
     if n_cells < FEWEST_CELLS:
         raise InputError(
-            f"{n_cells} cells are too few to find regions in; it takes at least {FEWEST_CELLS}."
+            f"{n_cells} cells are too few to find anything in; it takes at least {FEWEST_CELLS}."
         )
 
 
 def _check_vectors(fitted: Fitted, k: int) -> None:
     stacked = np.concatenate(fitted.views[0])
-    n_distinct = len(np.unique(stacked.round(4), axis=0))
+    step = max(1, len(stacked) // SPREAD_CELLS)
+    n_distinct = _n_distinct(stacked[::step])
+    if n_distinct < k:
+        n_distinct = _n_distinct(stacked)
     if n_distinct < 2 and k > 1:
-        raise InputError("all cells are alike; there are no regions to find.")
+        raise InputError("all cells are alike; there is nothing to find.")
     if n_distinct < k:
         raise InputError(
-            f"there are only {n_distinct} different cells; pass at most as many regions."
+            f"there are only {n_distinct} different cells; pass a number of at most as many."
         )
+
+
+def _n_distinct(vectors: Floats) -> int:
+    distinct = np.unique(vectors.round(4), axis=0)
+    return len(distinct)
 
 
 @dataclass(frozen=True)

@@ -131,13 +131,15 @@ def _best_cut(vectors: Floats, cells: Ints, seed: int) -> _Cut:
 
     stays = np.zeros(len(cells), dtype=bool)
     own = vectors[cells]
-    if len(cells) < FEWEST_CELLS or own.std() == 0:
+    if len(cells) < FEWEST_CELLS:
         return _Cut(cells, stays, 0.0)
     sample = own
     if len(own) > MAX_SPLIT:
         rng = np.random.default_rng(seed)
         chosen = rng.choice(len(own), MAX_SPLIT, replace=False)
         sample = own[chosen]
+    if (sample == sample[0]).all():
+        return _Cut(cells, stays, 0.0)
     model = KMeans(2, n_init=3, random_state=seed).fit(sample)
     part = model.predict(own)
     sizes = np.bincount(part, minlength=2)

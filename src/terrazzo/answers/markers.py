@@ -170,7 +170,7 @@ def _by_cell(
         rows_in = _some(np.flatnonzero(one.labels == region), rng)
         rows_out = _some(np.flatnonzero(np.isin(one.labels, reference)), rng)
         rows = np.concatenate([rows_in, rows_out])
-        values.append(log_counts(one.tissue, names)[rows])
+        values.append(log_counts(one.tissue, names, rows))
         inside.append(np.arange(len(rows)) < len(rows_in))
     is_in = np.concatenate(inside)
     if is_in.sum() < MIN_CELLS or (~is_in).sum() < MIN_CELLS:

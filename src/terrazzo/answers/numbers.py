@@ -10,7 +10,7 @@ import pandas as pd
 
 from terrazzo.answers.partition import fit_mixtures, means_of, tree_of
 from terrazzo.answers.sources import Draw, Recipe, Source
-from terrazzo.answers.space import Expression
+from terrazzo.answers.space import Expression, sampled_rows
 from terrazzo.arrays import Floats, Int32s, Ints
 from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
 from terrazzo.slices import Slice
@@ -120,6 +120,8 @@ class _Split:
     seen, unseen
         Components of both halves, averaged over a cell and its six nearest (one cell is mostly noise), less their mean
         in the slice.
+    rows
+        Cells of each slice that are scored; None for all.
     genes
         That the components are made of.
     """
@@ -129,6 +131,7 @@ class _Split:
     first: list[Slice]
     seen: Floats
     unseen: Floats
+    rows: list[Ints] | None
     genes: Draw | None
 
 
@@ -140,20 +143,24 @@ def _split(slices: Sequence[Slice], seed: int, genes: Draw | None) -> _Split:
         first.append(one)
         second.append(other)
     expression = Recipe().expression(first, genes)
-    seen = around(expression, first)
-    unseen = around(expression, second)
-    return _Split(seed, slices, first, seen, unseen, genes)
+    rows = sampled_rows([tissue.n_cells for tissue in slices])
+    seen = around(expression, first, rows)
+    unseen = around(expression, second, rows)
+    return _Split(seed, slices, first, seen, unseen, rows, genes)
 
 
-def around(expression: Expression, slices: Sequence[Slice]) -> Floats:
+def around(
+    expression: Expression, slices: Sequence[Slice], rows: Sequence[Ints] | None = None
+) -> Floats:
     """Return components averaged over a cell and its six nearest, less their mean in the slice.
 
     With that mean, regions that follow the slices would score best.
     """
     parts = []
-    for tissue in slices:
+    for i, tissue in enumerate(slices):
         components = expression(tissue)
-        means = neighbor_mean(components, tissue.coords, WITHIN_1_HOP).astype(np.float64)
+        wanted = None if rows is None else rows[i]
+        means = neighbor_mean(components, tissue.coords, WITHIN_1_HOP, wanted).astype(np.float64)
         parts.append(means - means.mean(axis=0))
     return np.concatenate(parts)
 
@@ -187,7 +194,7 @@ class _Tried:
     def add(self, split: _Split, numbers: Ints) -> None:
         """Find regions in one half of the counts, and score them on the other."""
         slices = split.first if self.source.refits else split.whole
-        fitted = self.source.fit(slices, (split.seed,), draw=split.genes)
+        fitted = self.source.fit(slices, (split.seed,), rows=split.rows, draw=split.genes)
         vectors = np.concatenate(fitted.views[0])
         tree = tree_of(vectors, split.seed)
         scores = np.zeros(len(numbers))

@@ -11,6 +11,8 @@ from terrazzo.arrays import AnyFloats, Floats, Ints
 
 __all__ = ["Mixture", "fit_mixtures", "means_of", "starts", "tree_of"]
 
+MANY_CELLS = 50_000  # above, a sample is partitioned, and all other cells are assigned
+
 MAX_FIT = 30_000  # cells that a mixture is fitted on
 
 WARD_BELOW = 10_000  # cells up to which the tree is built on all of them
@@ -105,10 +107,12 @@ def _spread(vectors: Floats, labels: Ints, seed: int) -> Ints:
 def means_of(vectors: Floats, labels: Ints) -> Floats:
     """Return the mean of each cluster, ``(k, d)``."""
     k = int(labels.max()) + 1
-    sums = np.zeros((k, vectors.shape[1]))
-    np.add.at(sums, labels, vectors)
+    sums = np.empty((k, vectors.shape[1]))
+    for column, values in enumerate(vectors.T):
+        sums[:, column] = np.bincount(labels, values, minlength=k)
     sizes = np.bincount(labels, minlength=k)
-    return sums / np.maximum(sizes, 1)[:, None]
+    divisor = np.maximum(sizes, 1)
+    return sums / divisor[:, None]
 
 
 def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float]:
@@ -154,7 +158,12 @@ def fit_mixture(vectors: Floats, start: Ints, seed: int) -> tuple[Mixture, float
 
 
 def fit_mixtures(vectors: Floats, k: int, seed: int, tree: Floats | None = None) -> list[Mixture]:
-    """Return the mixtures from both starts (see :func:`starts`), the likelier first."""
+    """Return the mixtures from both starts (see :func:`starts`), the likelier first; of many cells a sample is used."""
+    if len(vectors) > MANY_CELLS:
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(vectors), MAX_FIT, replace=False)
+        rows = np.sort(chosen)
+        vectors = vectors[rows]
     fitted = []
     for start in starts(vectors, k, seed, tree):
         fitted.append(fit_mixture(vectors, start, seed))

@@ -21,6 +21,7 @@ from terrazzo.tasks import display
 __all__ = [
     "AGREEMENT",
     "Answer",
+    "check_names",
     "first_genes",
     "names_from_csv",
     "region_names",
@@ -107,7 +108,10 @@ class Answer:
         n_slices = np.zeros(self.k, dtype=int)
         for own in self.found.labels:
             n_slices += np.bincount(own, minlength=self.k) > 0
-        genes = [", ".join(first_genes(self.markers, region, 5)) for region in range(self.k)]
+        genes = []
+        for region in range(self.k):
+            first = first_genes(self.markers, region, 5)
+            genes.append(", ".join(first))
         return pd.DataFrame(
             {
                 self.kind: self.names,
@@ -266,6 +270,38 @@ def region_names(kind: str, k: int, markers: pd.DataFrame) -> list[str]:
         genes = ", ".join((own + others)[:N_IN_NAME])
         names.append(f"{name} · {genes}" if genes else name)
     return names
+
+
+def check_names(names: Mapping[str, str], kind: str, k: int | None) -> None:
+    """Refuse, before the work, names that cannot fit.
+
+    Parameters
+    ----------
+    names
+        New name of each region that gets one.
+    kind
+        ``"region"`` or ``"type"``.
+    k
+        How many there will be; None: not known.
+
+    Raises
+    ------
+    InputError
+        One name for two; a short name (``"R9"``) of one that there will not be.
+    """
+    if len(set(names.values())) < len(names):
+        raise InputError(f"two {kind}s have one name; names must differ.")
+    if k is None:
+        return
+    known = [short_name(kind, number) for number in range(k)]
+    letter = kind[0].upper()
+    for name in names:
+        if name in known or not name.startswith(letter):
+            continue
+        number = name.removeprefix(letter)
+        if number.isdecimal():
+            listed = ", ".join(known)
+            raise InputError(f"there is no {kind} {name!r} to name; there are {listed}.")
 
 
 def _best_region(markers: pd.DataFrame) -> dict[str, int]:

@@ -20,7 +20,7 @@ from terrazzo.answers.levels import tree_levels
 from terrazzo.answers.markers import Tested, marker_genes
 from terrazzo.answers.numbers import halves
 from terrazzo.answers.projection import Projection
-from terrazzo.answers.result import AGREEMENT, Answer, names_from_csv, region_names
+from terrazzo.answers.result import AGREEMENT, Answer, check_names, names_from_csv, region_names
 from terrazzo.answers.shares import compare_groups, shares_of
 from terrazzo.answers.sources import Embedded, Fitted, Source, candidates
 from terrazzo.arrays import AnyFloats, Ints
@@ -38,6 +38,9 @@ Kind = Literal["region", "type"]
 DISAGREE = 0.6  # mean ARI of two partitions below which a warning is due
 
 ONE_SLICE = 0.98  # share of a region's cells in one slice, from which on it is said
+
+# what a cell without counts has
+OF_EMPTY = {"region": "the region of their surroundings", "type": "a type that means nothing"}
 
 MARKER_SPLIT = 11  # seed of the halves that markers are tested on
 
@@ -174,15 +177,25 @@ def _answer(data: Any, ask: _Ask, slice_options: dict[str, Any]) -> Answer:
     if ask.n_seeds < 1 or ask.bootstraps < 0:
         raise ConfigError("n_seeds must be at least 1, and bootstraps at least 0.")
     named = names_from_csv(ask.names) if isinstance(ask.names, str | Path) else ask.names
+    if named:
+        check_names(named, ask.kind, k)
     opened = open_all(data, ask.donor, slice_options)
     key = ask.key_added or f"terrazzo_{ask.kind}"
-    for piece in opened.pieces:
-        _check_key(piece.adata, key, piece.name)
+    opened.check_columns(key, AGREEMENT, ("regions", "types"))
+    opened.check_counts()
+    if ask.kind == "region":
+        opened.check_places()
     groups = _groups(opened, ask.group)
     if ask.to is not None:
+        if k is not None or ask.model != "auto":
+            raise ConfigError(
+                "number and vectors are those of the earlier answer: pass to= without k= and model=."
+            )
         answer = _projected(opened, ask, key)
     else:
         answer = _found(opened, ask, key, k)
+    empty = opened.empty(OF_EMPTY[ask.kind])
+    answer = replace(answer, notes=(*answer.notes, *empty))
     if groups:
         comparison = compare_groups(answer.shares, groups, ask.kind)
         notes = (*answer.notes, *_caveats(groups))
@@ -201,17 +214,6 @@ def _number(k: int | str) -> int | None:
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
         raise ConfigError(f'k is {k!r}; it must be a whole number from 1, or "auto".')
     return int(k)
-
-
-def _check_key(adata: AnnData, key: str, name: str) -> None:
-    """Refuse to replace a column that is not of an earlier run."""
-    record = records.records_of(adata).get(key, {})
-    is_own = str(record.get("task", "")) in ("regions", "types")
-    for column in (key, key + AGREEMENT):
-        if column in adata.obs and not is_own:
-            raise InputError(
-                f"{name} has a column obs[{column!r}] that terrazzo did not write; pass key_added= for another name."
-            )
 
 
 def _groups(opened: Data, group: str | None) -> dict[str, str]:
@@ -270,7 +272,7 @@ def _sources(opened: Data, ask: _Ask) -> list[Source]:
 def _named_source(opened: Data, ask: _Ask) -> Source:
     model = ask.model
     purpose: Any = "niche" if ask.kind == "region" else "own"
-    adatas = [piece.adata for piece in opened.pieces]
+    adatas = opened.adatas
     if isinstance(model, str) and model.partition(":")[0] in adatas[0].obsm:
         arrays = [records.vectors(adata, model, purpose=purpose) for adata in adatas]
         return Embedded(f"obsm[{model!r}]", lambda i, _: np.asarray(arrays[i]), refits=False)
@@ -322,9 +324,7 @@ def _found(opened: Data, ask: _Ask, key: str, k: int | None) -> Answer:
     if note:
         notes.append(note)
     names = region_names(ask.kind, found.k, markers)
-    piece_names = [piece.name for piece in opened.pieces]
-    donors = [piece.donor for piece in opened.pieces]
-    shares = shares_of(found.labels, names, piece_names, donors, ask.kind)
+    shares = shares_of(found.labels, names, opened.names, opened.donors, ask.kind)
     notes += _in_one_slice(shares, ask.kind)
     vectors = np.concatenate(found.fitted.views[0])
     all_levels = tree_levels(vectors, np.concatenate(found.labels), found.k)
@@ -333,9 +333,9 @@ def _found(opened: Data, ask: _Ask, key: str, k: int | None) -> Answer:
     return Answer(
         ask.kind,
         key,
-        [piece.adata for piece in opened.pieces],
-        piece_names,
-        donors,
+        opened.adatas,
+        opened.names,
+        opened.donors,
         names,
         found,
         markers,
@@ -415,7 +415,6 @@ def _markers(
     Regions are found again in one half of the counts, and the other half is tested.
     """
     slices = opened.slices
-    donors = [piece.donor for piece in opened.pieces]
     labels = found.labels
     tested = slices
     note = "markers were tested on the counts that the regions were found with: the p-values are too small."
@@ -429,13 +428,20 @@ def _markers(
             f"markers: {ask.kind}s were found again in one half of the counts, and the other half was tested; ranked "
             "by effect size (column auc; over several samples log2_fold_change)."
         )
+    return _tested(tested, labels, opened.donors, found.k), note
+
+
+def _tested(
+    slices: Sequence[Slice], labels: Sequence[Ints], donors: Sequence[str], k: int
+) -> pd.DataFrame:
+    """Return the marker genes by their symbols."""
     by_slice = []
-    for tissue, own, donor in zip(tested, labels, donors, strict=True):
+    for tissue, own, donor in zip(slices, labels, donors, strict=True):
         by_slice.append(Tested(tissue, own, donor))
-    table = marker_genes(by_slice, found.k)
+    table = marker_genes(by_slice, k)
     symbols = _symbols(slices[0])
     table["gene"] = [symbols.get(gene, gene) for gene in table["gene"]]
-    return table, note
+    return table
 
 
 def _again(fitted: Fitted, found: Found) -> list[Ints]:
@@ -485,19 +491,12 @@ def _projected(opened: Data, ask: _Ask, key: str) -> Answer:
         certainty.append(sure)
     k = len(projection.names)
     names = list(projection.names)
-    piece_names = [piece.name for piece in opened.pieces]
-    donors = [piece.donor for piece in opened.pieces]
     fitted = Fitted([], None, 0.0, 0.0)
     empty = pd.DataFrame({"k": [], "score": [], "stability": []})
     found = Found(
         labels, agreement, certainty, np.full(k, np.nan), k, empty, np.nan, fitted, [], False
     )
-    tested = []
-    for piece, own in zip(opened.pieces, labels, strict=True):
-        tested.append(Tested(piece.tissue, own, piece.donor))
-    markers = marker_genes(tested, k)
-    symbols = _symbols(opened.slices[0])
-    markers["gene"] = [symbols.get(gene, gene) for gene in markers["gene"]]
+    markers = _tested(opened.slices, labels, opened.donors, k)
     notes = [
         f"the {ask.kind}s of an earlier answer, found again; markers are tested on the same counts, so that their "
         "p-values are too small."
@@ -505,13 +504,13 @@ def _projected(opened: Data, ask: _Ask, key: str) -> Answer:
     return Answer(
         ask.kind,
         key,
-        [piece.adata for piece in opened.pieces],
-        piece_names,
-        donors,
+        opened.adatas,
+        opened.names,
+        opened.donors,
         names,
         found,
         markers,
-        shares_of(labels, names, piece_names, donors, ask.kind),
+        shares_of(labels, names, opened.names, opened.donors, ask.kind),
         [np.zeros((len(own), 1), dtype=np.int16) for own in labels],
         pd.DataFrame(),
         "an earlier answer",

@@ -187,8 +187,8 @@ class CellRecipe:
         space = CellSpace(expression, self.n_neighbors)
         vectors = []
         for i, tissue in enumerate(slices):
-            own = space(tissue)[0]
-            vectors.append(own if rows is None else own[rows[i]])
+            wanted = None if rows is None else rows[i]
+            vectors.append(space(tissue, wanted)[0])
         before = _between_before(expression, slices)
         after = between_slices(vectors)
         return Fitted([vectors] * len(seeds), space, before, after, expression.genes)

@@ -29,6 +29,7 @@ __all__ = [
     "RegionSpace",
     "Tissue",
     "between_slices",
+    "sampled_rows",
 ]
 
 N_COMPONENTS = 20  # of expression, and of the vectors in which regions are found
@@ -37,7 +38,9 @@ LIMIT = 10.0  # standard deviations at which a gene is clipped
 
 ROWS = 20_000  # cells that are made dense together
 
-MAX_FIT = 50_000  # cells that the directions of the ring means are fitted on
+MAX_FIT = 50_000  # cells up to which directions are fitted on all of them
+
+SAMPLE = 20_000  # cells of more that they are fitted on
 
 MANY_CELLS = 300_000  # above, the seeds take turns, so that memory stays bounded
 
@@ -108,16 +111,20 @@ class Expression:
         sd = np.sqrt(sizes @ np.stack(variances) / sizes.sum())
         sd = np.where(sd > FLAT + 1e-5 * mean, sd, 0.0)
         if not sd.any():
-            raise InputError("no gene of the slices varies; there is nothing to find regions by.")
+            raise InputError(
+                "no gene of the slices varies; there is nothing to tell cells apart by."
+            )
         if weights is not None:
             sd = np.where(weights > 0, sd / np.sqrt(np.maximum(weights, 1e-12)), 0.0)
         start = cls(names, mean, sd, np.zeros((len(names), 0)), own_share)
         moment = np.zeros((len(names), len(names)))
         n_rows = 0
-        for table, own_mean in zip(tables, means, strict=True):
+        samples = sampled_rows([table.shape[0] for table in tables])
+        for i, (table, own_mean) in enumerate(zip(tables, means, strict=True)):
             subtracted = start._subtracted(own_mean)
-            for first in range(0, table.shape[0], ROWS):
-                part = start._standardized(table[first : first + ROWS], subtracted)
+            chosen = table if samples is None else table[samples[i]]
+            for first in range(0, chosen.shape[0], ROWS):
+                part = start._standardized(chosen[first : first + ROWS], subtracted)
                 moment += part.T @ part
                 n_rows += len(part)
         directions, _ = principal_directions(moment / n_rows, n_components)
@@ -177,16 +184,16 @@ class Axes:
 
     def project(self, components: Vectors, shares: Vectors, index: Int32s) -> Floats:
         """Return the vectors of some cells, ``(wanted, 20)``."""
-        described = self.describe(components, shares, index)
+        described = self.describe(components, shares, index).astype(np.float64)
         return (described - self.center) @ self.directions
 
-    def describe(self, components: Vectors, shares: Vectors, index: Int32s) -> Floats:
-        """Return the ring means of some cells, ``(wanted, m)``: square roots of states, after components if wanted."""
+    def describe(self, components: Vectors, shares: Vectors, index: Int32s) -> Vectors:
+        """Return the ring means of some cells, float32 ``(wanted, m)``: square roots of states, after components."""
         blocks = []
         if self.component_scale is not None:
             blocks.append(ring_means(components, index) / self.component_scale)
         blocks.append(np.sqrt(ring_means(shares, index)) / self.state_scale)
-        return np.hstack(blocks).astype(np.float64)
+        return np.hstack(blocks)
 
 
 @dataclass(frozen=True)
@@ -274,7 +281,8 @@ def _fit_axes(tissues: Sequence[Tissue], seeds: Sequence[int], joint: bool) -> l
     samples = _ring_samples(tissues, start)
     width = 6 * stacked.shape[1]
     axes = []
-    for one, values in zip(states, samples, strict=True):
+    for one in states:
+        values = samples.pop(0).astype(np.float64)
         of_components = values[:, :width]
         of_states = values[:, width:]
         component_scale = None
@@ -297,22 +305,32 @@ def _mean_norm(values: Floats) -> float:
     return float(np.linalg.norm(values, axis=1).mean())
 
 
-def _ring_samples(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[Floats]:
-    """Return for each seed the ring means of the wanted cells, or of a random 50,000 of them."""
-    rng = np.random.default_rng(0)
-    n_wanted = sum(tissue.n_wanted for tissue in tissues)
-    samples: list[list[Floats]] = [[] for _ in axes]
-    for tissue in tissues:
+def _ring_samples(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[Vectors]:
+    """Return for each seed the ring means of the wanted cells, or of a random 20,000 of many."""
+    samples: list[list[Vectors]] = [[] for _ in axes]
+    chosen = sampled_rows([tissue.n_wanted for tissue in tissues])
+    for i, tissue in enumerate(tissues):
         rows = tissue.rows
-        if n_wanted > MAX_FIT:
-            candidates = np.arange(len(tissue.coords)) if rows is None else rows
-            n_rows = max(1, round(MAX_FIT * len(candidates) / n_wanted))
-            rows = np.sort(rng.choice(candidates, n_rows, replace=False))
+        if chosen is not None:
+            rows = chosen[i] if rows is None else rows[chosen[i]]
         shares = [axis.states(tissue.components) for axis in axes]
         for _, index in nearest_in_rings(tissue.coords, rows):
             for axis, own_shares, sample in zip(axes, shares, samples, strict=True):
                 sample.append(axis.describe(tissue.components, own_shares, index))
     return [np.concatenate(sample) for sample in samples]
+
+
+def sampled_rows(n_cells: Sequence[int]) -> list[Ints] | None:
+    """Return a random 20,000 cells of slices that have more than 50,000, in shares by size; None for all cells."""
+    n_all = sum(n_cells)
+    if n_all <= MAX_FIT:
+        return None
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in n_cells:
+        n_rows = min(n, max(2, round(SAMPLE * n / n_all)))
+        rows.append(np.sort(rng.choice(n, n_rows, replace=False)))
+    return rows
 
 
 def _project(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[list[Floats]]:
@@ -344,10 +362,10 @@ class CellSpace:
     expression: Expression
     n_neighbors: int
 
-    def __call__(self, tissue: Slice) -> list[Floats]:
-        """Return the vectors of a slice, float64 ``(n_cells, 20)``, in a list of one."""
+    def __call__(self, tissue: Slice, rows: Ints | None = None) -> list[Floats]:
+        """Return the vectors of a slice (or of some cells of it), float64 ``(n_cells, 20)``, in a list of one."""
         components = self.expression(tissue)
-        means = neighbor_mean(components, tissue.coords, self.n_neighbors)
+        means = neighbor_mean(components, tissue.coords, self.n_neighbors, rows)
         vectors: Floats = means.astype(np.float64)
         return [vectors.round(DIGITS)]
 

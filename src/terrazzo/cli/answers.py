@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from terrazzo.cli.options import FIRST, TASKS, Out, Reading, Seed, say
+from terrazzo.cli.options import FIRST, TASKS, Out, Overwrite, Reading, Seed, say
 
 if TYPE_CHECKING:
-    from terrazzo.answers.files import Written
+    from terrazzo.answers.folders import Written
 
 __all__ = ["register"]
 
@@ -20,41 +21,56 @@ Slices = Annotated[
     Parameter(help="Slices: .h5ad, .zarr (AnnData, SpatialData), folders of vendors."),
 ]
 
-Model = Annotated[
-    str, Parameter(help="Checkpoint, baseline such as t3, or obsm key; auto: no weights.")
-]
-
-Count = Annotated[str, Parameter(name=["-k"], help="How many: a number, or auto.")]
-
-Names = Annotated[
-    Path | None, Parameter(help="Edited names.csv of an earlier run: names that you gave.")
-]
-
-To = Annotated[
-    Path | None, Parameter(help="Folder of an earlier result, which is found again here.")
-]
-
-GroupColumn = Annotated[
-    str | None, Parameter(help="obs column: compare shares between groups of donors.")
-]
-
-Donor = Annotated[str | None, Parameter(help="obs column of the donor; default: donor.")]
-
-Key = Annotated[str | None, Parameter(help="obs column to write.")]
-
-Seeds = Annotated[
-    int, Parameter(help="Each gives two partitions of the vote.", validator=Number(gte=1))
-]
-
-Bootstraps = Annotated[
-    int, Parameter(help="Draws of genes, for how sure it is.", validator=Number(gte=0))
-]
-
 NoReport = Annotated[bool, Parameter(negative=(), help="Write no report.html.")]
 
-Overwrite = Annotated[
-    bool, Parameter(negative=(), help="Replace files that terrazzo did not write.")
-]
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Finding:
+    """Options of finding regions or types."""
+
+    model: Annotated[
+        str, Parameter(help="Checkpoint, baseline such as t3, or obsm key; auto: no weights.")
+    ] = "auto"
+    k: Annotated[str, Parameter(name=["-k"], help="How many: a number, or auto.")] = "auto"
+    names: Annotated[
+        Path | None, Parameter(help="Edited names.csv of an earlier run: names that you gave.")
+    ] = None
+    to: Annotated[
+        Path | None, Parameter(help="Folder of an earlier result, which is found again here.")
+    ] = None
+    group: Annotated[
+        str | None, Parameter(help="obs column: compare shares between groups of donors.")
+    ] = None
+    donor: Annotated[str | None, Parameter(help="obs column of the donor; default: donor.")] = None
+    key_added: Annotated[str | None, Parameter(help="obs column to write.")] = None
+    seeds: Annotated[
+        int, Parameter(help="Each gives two partitions of the vote.", validator=Number(gte=1))
+    ] = 5
+    bootstraps: Annotated[
+        int, Parameter(help="Draws of genes, for how sure it is.", validator=Number(gte=0))
+    ] = 16
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options as keywords of :func:`terrazzo.regions`.
+
+        Raises
+        ------
+        ConfigError
+            A number of regions that is none.
+        """
+        from terrazzo.errors import ConfigError
+
+        settings = dict(vars(self))
+        settings["n_seeds"] = settings.pop("seeds")
+        if self.k != "auto":
+            try:
+                settings["k"] = int(self.k)
+            except ValueError as error:
+                raise ConfigError(
+                    f"-k is {self.k!r}; it must be a whole number from 1, or auto."
+                ) from error
+        return settings
 
 
 def register(app: App) -> None:
@@ -69,15 +85,7 @@ def regions(
     /,
     *,
     out: Out,
-    model: Model = "auto",
-    k: Count = "auto",
-    names: Names = None,
-    to: To = None,
-    group: GroupColumn = None,
-    donor: Donor = None,
-    key_added: Key = None,
-    seeds: Seeds = 5,
-    bootstraps: Bootstraps = 16,
+    finding: Finding | None = None,
     no_report: NoReport = False,
     overwrite: Overwrite = False,
     reading: Reading | None = None,
@@ -90,15 +98,14 @@ def regions(
     """
     from terrazzo.answers.files import regions_files
 
-    settings = _settings(model, k, names, to, group, donor, key_added, seeds, bootstraps, seed)
-    options = (reading or Reading()).options()
     written = regions_files(
         slices,
         out,
         report=not no_report,
         overwrite=overwrite,
-        slice_options=options,
-        **settings,
+        slice_options=(reading or Reading()).options(),
+        seed=seed,
+        **(finding or Finding()).settings(),
     )
     _show(written)
 
@@ -108,15 +115,7 @@ def types(
     /,
     *,
     out: Out,
-    model: Model = "auto",
-    k: Count = "auto",
-    names: Names = None,
-    to: To = None,
-    group: GroupColumn = None,
-    donor: Donor = None,
-    key_added: Key = None,
-    seeds: Seeds = 5,
-    bootstraps: Bootstraps = 16,
+    finding: Finding | None = None,
     no_report: NoReport = False,
     overwrite: Overwrite = False,
     reading: Reading | None = None,
@@ -128,15 +127,14 @@ def types(
     """
     from terrazzo.answers.files import types_files
 
-    settings = _settings(model, k, names, to, group, donor, key_added, seeds, bootstraps, seed)
-    options = (reading or Reading()).options()
     written = types_files(
         slices,
         out,
         report=not no_report,
         overwrite=overwrite,
-        slice_options=options,
-        **settings,
+        slice_options=(reading or Reading()).options(),
+        seed=seed,
+        **(finding or Finding()).settings(),
     )
     _show(written)
 
@@ -167,7 +165,7 @@ def annotate(
 
     Example: terrazzo annotate a.h5ad --reference atlas.h5ad --label cell_type --out annotated
     """
-    from terrazzo.answers.files import annotate_files
+    from terrazzo.answers.annotation_files import annotate_files
 
     written = annotate_files(
         slices,
@@ -182,41 +180,6 @@ def annotate(
         seed=seed,
     )
     _show(written)
-
-
-def _settings(
-    model: str,
-    k: str,
-    names: Path | None,
-    to: Path | None,
-    group: str | None,
-    donor: str | None,
-    key_added: str | None,
-    seeds: int,
-    bootstraps: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the options as keywords of :func:`terrazzo.regions`."""
-    from terrazzo.errors import ConfigError
-
-    number: int | str = k
-    if k != "auto":
-        try:
-            number = int(k)
-        except ValueError as error:
-            raise ConfigError(f"-k is {k!r}; it must be a whole number from 1, or auto.") from error
-    return {
-        "model": model,
-        "k": number,
-        "names": names,
-        "to": to,
-        "group": group,
-        "donor": donor,
-        "key_added": key_added,
-        "n_seeds": seeds,
-        "bootstraps": bootstraps,
-        "seed": seed,
-    }
 
 
 def _show(written: Written) -> None:

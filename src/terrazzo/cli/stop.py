@@ -26,6 +26,8 @@ RESTART = "nothing half-written is left; the same command starts again."
 # by the words of the command; RESTART for all others
 MESSAGES = {
     "embed": "finished slices are kept; the same command goes on with the others.",
+    "regions": "what was found and finished slices are kept; the same command goes on.",
+    "types": "what was found and finished slices are kept; the same command goes on.",
     "pretrain": "the same command with --resume goes on from the last checkpoint, or starts again where there is none.",
     "corpus build": "finished slices are kept; the same command goes on with the others.",
     "finetune": "scores that were printed are kept, nothing half-written is left; the same command starts again.",

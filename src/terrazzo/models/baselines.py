@@ -42,6 +42,8 @@ WITHIN_3_HOPS = 36
 
 N_SMOOTHED = 20  # components that are averaged over neighbors
 
+ROWS = 20_000  # cells whose neighbors are searched together
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -170,12 +172,19 @@ def standardized(values: Vectors, mean: Vectors, deviation: Vectors) -> Vectors:
     return np.where(flat, 0, scaled).astype(np.float32)
 
 
-def neighbor_mean(values: Vectors, coords: Floats, k: int) -> Vectors:
-    """Average each row over the cell itself and its ``k`` nearest neighbors."""
+def neighbor_mean(values: Vectors, coords: Floats, k: int, rows: Ints | None = None) -> Vectors:
+    """Average each row (or those of ``rows``) over the cell itself and its ``k`` nearest neighbors."""
     if k == 0 or len(values) == 1:
-        return values
-    index = _nearest(coords, min(k + 1, len(values)))
-    return values[index].mean(axis=1)
+        return values if rows is None else values[rows]
+    tree = cKDTree(coords)
+    wanted = coords if rows is None else coords[rows]
+    n_nearest = min(k + 1, len(values))
+    means = np.empty((len(wanted), *values.shape[1:]), dtype=values.dtype)
+    for start in range(0, len(wanted), ROWS):
+        part = slice(start, start + ROWS)
+        _, index = tree.query(wanted[part], k=n_nearest, workers=-1)
+        means[part] = values[index].mean(axis=1)
+    return means
 
 
 def _nearest(coords: Floats, k: int) -> Ints:
