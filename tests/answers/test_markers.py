@@ -40,13 +40,30 @@ def test_genes_of_one_slice_are_ranked_by_auc(table: Any) -> None:
         assert part.sort_values("rank")["auc"].is_monotonic_decreasing
 
 
-def test_genes_over_samples_are_ranked_by_fold_change(table: Any) -> None:
-    _, tissue, labels = table
+def test_genes_over_samples_are_ranked_by_the_mean_of_the_slices_own(table: Any) -> None:
+    of_one, tissue, labels = table
     tested = [made.Tested(tissue, labels, "one"), made.Tested(tissue, labels, "two")]
     markers = made.marker_genes(tested, int(labels.max()) + 1, None, only_markers=False)
-    assert markers["auc"].isna().all()
     for _, part in markers.groupby(["region", "against"]):
-        assert part.sort_values("rank")["log2_fold_change"].is_monotonic_decreasing
+        assert part.sort_values("rank")["auc"].dropna().is_monotonic_decreasing
+    keys = ["region", "against", "gene"]
+    both = markers.merge(of_one, on=keys, suffixes=("", "_of_one")).dropna(subset="auc")
+    assert len(both) > 20
+    np.testing.assert_allclose(
+        both["auc"], both["auc_of_one"], atol=1e-4
+    )  # both slices are the same
+    assert set(markers["n"]) == {2}
+
+
+def test_a_region_of_one_sample_is_tested_by_its_cells(table: Any) -> None:
+    of_one, tissue, labels = table
+    others = np.where(labels == 1, 0, labels)
+    tested = [made.Tested(tissue, labels, "one"), made.Tested(tissue, others, "two")]
+    markers = made.marker_genes(tested, int(labels.max()) + 1, None, only_markers=False)
+    own = markers[(markers["region"] == 1) & (markers["against"] == "rest")]
+    expected = of_one[(of_one["region"] == 1) & (of_one["against"] == "rest")]
+    assert list(own["gene"]) == list(expected["gene"])
+    assert set(own["n"]) == {int((labels == 1).sum())}
 
 
 def marker_table(rows: list[tuple[int, str, float]]) -> pd.DataFrame:

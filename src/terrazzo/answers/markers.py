@@ -37,6 +37,8 @@ COLUMNS = (
 
 MAX_CELLS = 3000  # of a region in one test: more tell nothing new
 
+MAX_RANKED = 1000  # of a region in each of several slices, for the area under the curve
+
 MIN_CELLS = 5
 
 MIN_SHARE = 0.1  # of a region's cells that must show a gene
@@ -93,10 +95,11 @@ def marker_genes(
 ) -> pd.DataFrame:
     """Rank the genes of each region by effect size among those that differ.
 
+    The effect is the area under the ROC curve, so that a gene that most cells show goes before one that few do.
     With one sample: Wilcoxon's test of cells (scanpy), which takes cells for replicates although neighbors are alike:
-    the p-values are too small; genes are ranked by the area under the ROC curve, so that a gene that most cells show
-    goes before one that few do. With several: counts summed by sample and region, a paired t-test over the samples from
-    three on, genes ranked by fold change; with two there is no test.
+    the p-values are too small. With several: counts summed by sample and region, and a paired t-test over the samples
+    from three on, with two there is no test; the area is the mean of the slices' own. A region that is in one sample
+    only is tested as with one.
 
     Parameters
     ----------
@@ -112,7 +115,7 @@ def marker_genes(
     Returns
     -------
     Columns ``region`` (0 .. k-1), ``against`` (``"rest"`` or ``"touching"``), ``gene``, ``rank`` (1 is best),
-    ``auc`` (how often a cell of the region shows more of the gene than one outside; NaN over samples),
+    ``auc`` (how often a cell of the region shows more of the gene than one outside; over samples NaN if it does not),
     ``log2_fold_change``, ``share_in`` and ``share_out`` (of the cells that show the gene), ``p_adjusted``
     (Benjamini-Hochberg; NaN without a test), ``n`` (cells, or samples where there are several).
     """
@@ -134,8 +137,7 @@ def marker_genes(
                 continue
             if only_markers:
                 table = table[_is_marker(table)]
-            effect = "log2_fold_change" if table["auc"].isna().all() else "auc"
-            ranked = table.sort_values(effect, ascending=False, kind="stable")
+            ranked = table.sort_values("auc", ascending=False, kind="stable")
             best = ranked.head(len(ranked) if n_genes is None else n_genes).copy()
             best.insert(0, "against", against)
             best.insert(0, "region", region)
@@ -179,10 +181,10 @@ def _by_cell(
     return _wilcoxon(stacked, is_in, names)
 
 
-def _some(rows: Ints, rng: np.random.Generator) -> Ints:
-    if len(rows) <= MAX_CELLS:
+def _some(rows: Ints, rng: np.random.Generator, most: int = MAX_CELLS) -> Ints:
+    if len(rows) <= most:
         return rows
-    return np.sort(rng.choice(rows, MAX_CELLS, replace=False))
+    return np.sort(rng.choice(rows, most, replace=False))
 
 
 def _wilcoxon(values: sparse.csr_matrix, is_in: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
@@ -237,15 +239,21 @@ def _share_shown(values: sparse.csr_matrix) -> Floats:
 def _by_sample(
     tested: Sequence[Tested], names: Sequence[str], region: int, reference: Ints
 ) -> pd.DataFrame | None:
-    """Compare sums of counts within each sample, and test the differences over the samples."""
-    from scipy import stats
+    """Compare sums of counts within each sample, and test the differences over the samples.
 
-    pairs: dict[str, list[Floats]] = {}
+    A region that is in one sample alone has none to be compared over: its cells are tested.
+    """
+    usable = [one for one in tested if _has_both(one, region, reference)]
+    samples = {one.sample for one in usable}
+    if len(samples) < 2:
+        return _by_cell(usable, names, region, reference) if usable else None
+    sums_in: dict[str, Floats] = {}
+    sums_out: dict[str, Floats] = {}
     shown_in = np.zeros(len(names))
     shown_out = np.zeros(len(names))
     n_in = 0
     n_out = 0
-    for one in tested:
+    for one in usable:
         columns = gene_columns(one.tissue)
         counts = one.tissue.counts[:, [columns[name] for name in names]]
         inside = counts[one.labels == region]
@@ -254,36 +262,77 @@ def _by_sample(
         n_out += outside.shape[0]
         shown_in += np.asarray((inside > 0).sum(axis=0)).ravel()
         shown_out += np.asarray((outside > 0).sum(axis=0)).ravel()
-        if inside.shape[0] < MIN_CELLS or outside.shape[0] < MIN_CELLS:
-            continue
-        sums = [_sum_of_rows(part) for part in (inside, outside)]
-        before = pairs.get(one.sample)
-        pairs[one.sample] = (
-            sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
-        )
-    if not pairs:
-        return None
+        if one.sample not in sums_in:
+            sums_in[one.sample] = np.zeros(len(names))
+            sums_out[one.sample] = np.zeros(len(names))
+        sums_in[one.sample] += _sum_of_rows(inside)
+        sums_out[one.sample] += _sum_of_rows(outside)
     differences = []
-    for inside_sum, outside_sum in pairs.values():
-        differences.append(_log_per_million(inside_sum) - _log_per_million(outside_sum))
-    table = np.stack(differences)
-    p_adjusted = np.full(len(names), np.nan)
-    if len(table) >= MIN_SAMPLES:
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            p_values = stats.ttest_1samp(table, 0.0).pvalue
-        p_adjusted = stats.false_discovery_control(np.nan_to_num(p_values, nan=1.0))
+    for sample, inside_sum in sums_in.items():
+        level_in = _log_per_million(inside_sum)
+        level_out = _log_per_million(sums_out[sample])
+        differences.append(level_in - level_out)
+    changes = np.stack(differences)
+    change = changes.mean(axis=0)
+    share_in = shown_in / max(n_in, 1)
+    is_candidate = (change > 0) & (share_in >= MIN_SHARE)
+    auc = np.full(len(names), np.nan)
+    candidates = np.array(names)[is_candidate]
+    auc[is_candidate] = _mean_auc(usable, list(candidates), region, reference)
     return pd.DataFrame(
         {
             "gene": list(names),
-            "auc": np.full(len(names), np.nan),
-            "log2_fold_change": table.mean(axis=0),
-            "share_in": shown_in / max(n_in, 1),
+            "auc": auc,
+            "log2_fold_change": change,
+            "share_in": share_in,
             "share_out": shown_out / max(n_out, 1),
-            "p_adjusted": p_adjusted,
-            "n": len(table),
+            "p_adjusted": _p_over_samples(changes),
+            "n": len(changes),
         }
     )
+
+
+def _has_both(one: Tested, region: int, reference: Ints) -> bool:
+    """Return True where a slice has enough cells in the region and outside."""
+    n_in = int((one.labels == region).sum())
+    n_out = int(np.isin(one.labels, reference).sum())
+    return min(n_in, n_out) >= MIN_CELLS
+
+
+def _p_over_samples(changes: Floats) -> Floats:
+    """Return adjusted p-values of a t-test over samples; NaN for fewer than three."""
+    from scipy import stats
+
+    if len(changes) < MIN_SAMPLES:
+        return np.full(changes.shape[1], np.nan)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        p_values = stats.ttest_1samp(changes, 0.0).pvalue
+    adjusted: Floats = stats.false_discovery_control(np.nan_to_num(p_values, nan=1.0))
+    return adjusted
+
+
+def _mean_auc(
+    tested: Sequence[Tested], names: Sequence[str], region: int, reference: Ints
+) -> Floats:
+    """Return the area under the ROC curve of each gene within a slice, on average over the slices."""
+    from scipy.stats import rankdata
+
+    areas = []
+    for one in tested:
+        rng = np.random.default_rng(region)
+        is_out = np.isin(one.labels, reference)
+        rows_in = _some(np.flatnonzero(one.labels == region), rng, MAX_RANKED)
+        rows_out = _some(np.flatnonzero(is_out), rng, MAX_RANKED)
+        rows = np.concatenate([rows_in, rows_out])
+        values = log_counts(one.tissue, names, rows).toarray()
+        ranks = rankdata(values, axis=0)
+        n_in = len(rows_in)
+        n_out = len(rows_out)
+        sum_in = ranks[:n_in].sum(axis=0)
+        least = n_in * (n_in + 1) / 2
+        areas.append((sum_in - least) / (n_in * n_out))
+    return np.mean(areas, axis=0)
 
 
 def _sum_of_rows(counts: sparse.csr_matrix) -> Floats:

@@ -307,9 +307,8 @@ def check_names(names: Mapping[str, str], kind: str, k: int | None) -> None:
 def _best_region(markers: pd.DataFrame) -> dict[str, int]:
     """Return for each marker gene the region with the largest effect."""
     against_rest = markers[markers["against"] == "rest"]
-    effect = against_rest["auc"].fillna(against_rest["log2_fold_change"])
-    rows = effect.sort_values(ascending=False, kind="stable").index
-    falling = against_rest.loc[rows].drop_duplicates("gene")
+    falling = against_rest.sort_values("auc", ascending=False, kind="stable")
+    falling = falling.drop_duplicates("gene")
     return {str(row.gene): int(row.region) for row in falling.itertuples()}
 
 

@@ -401,6 +401,13 @@ def _in_one_slice(shares: pd.DataFrame, kind: str) -> list[str]:
         top = part.loc[part["n_cells"].idxmax()]
         if total and top["n_cells"] / total >= ONE_SLICE:
             notes.append(f"{name} is found in {top['slice']} only.")
+    if len(notes) > shares[kind].nunique() / 2:
+        message = (
+            f"{len(notes)} {kind}s are in one slice only: these slices differ by more than their {kind}s; look at each "
+            "by itself, too."
+        )
+        warnings.warn(message, TerrazzoWarning, stacklevel=5)
+        notes.insert(0, message)
     return notes
 
 
@@ -426,7 +433,7 @@ def _markers(
         labels = _again(fitted, found)
         note = (
             f"markers: {ask.kind}s were found again in one half of the counts, and the other half was tested; ranked "
-            "by effect size (column auc; over several samples log2_fold_change)."
+            "by effect size (column auc)."
         )
     return _tested(tested, labels, opened.donors, found.k), note
 
