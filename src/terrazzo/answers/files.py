@@ -218,7 +218,7 @@ class _Job:
         folder.add_report(
             targets,
             f"{answer.k} {answer.kind}s",
-            [f"{answer.headline}.", *answer.notes],
+            [f"{answer.headline}.", *answer.notes[:1]],  # the others are below the pictures
             self.options,
             genes=[str(gene) for gene in genes],
             answer=answer,
