@@ -106,6 +106,35 @@ def voted(slices: list, adatas: list, source: Any, run: int, k: int) -> dict[str
     }
 
 
+def worth(slices: list, adatas: list, source: Any, k: int) -> dict[str, Any]:
+    """Return how well reproducibility tells right from wrong cells (AUROC), and how much of both there is.
+
+    A cell is right where its region's commonest label is its own.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    from terrazzo.answers.finding import Settings, find
+
+    found = find(slices, [source], Settings(k, tuple(range(SEEDS)), bootstraps=0), False)
+    right, sure = [], []
+    for adata, labels, reproducibility in zip(
+        adatas, found.labels, found.reproducibility, strict=True
+    ):
+        known, is_labelled = truth(adata)
+        table = pd.crosstab(labels[is_labelled], known[is_labelled])
+        commonest = table.idxmax(axis=1)
+        right.append(commonest.loc[labels[is_labelled]].to_numpy() == known[is_labelled])
+        sure.append(reproducibility[is_labelled])
+    is_right = np.concatenate(right)
+    values = np.concatenate(sure)
+    auroc = float(roc_auc_score(is_right, values)) if 0 < is_right.mean() < 1 else float("nan")
+    return {
+        "auroc": auroc,
+        "right": float(is_right.mean()),
+        "reproducibility": float(values.mean()),
+    }
+
+
 def source_of(entry: str, slices: list) -> Any:
     """Return where the vectors of a baseline come from."""
     import terrazzo as tz
@@ -191,6 +220,8 @@ def runs_of(adatas: list, name: str, entries: tuple[str, ...], n_runs: int, cach
     slices = [tz.Slice.from_anndata(adata) for adata in adatas]
     at_true = cache((name, "choice", k), partial(chosen, slices, k))
     free = cache((name, "choice", "free"), partial(chosen, slices, None))
+    best = candidates("region")[at_true["source"]]
+    worth_it = cache((name, "worth", k), partial(worth, slices, adatas, best, k))
     rows = []
     for entry in entries:
         source = None if entry in ("auto", "leiden") else source_of(entry, slices)
@@ -211,7 +242,10 @@ def runs_of(adatas: list, name: str, entries: tuple[str, ...], n_runs: int, cach
                 first = cache((name, entry, run, k), partial(voted, slices, adatas, source, run, k))
                 key = (name, entry, 0, free["k"])
                 second = cache(key, partial(voted, slices, adatas, source, 0, free["k"]))
-            rows.append({"entry": entry, "run": run, "k": k, "true": first, "chosen": second})
+            row = {"entry": entry, "run": run, "k": k, "true": first, "chosen": second}
+            if entry == "auto":
+                row["worth"] = worth_it
+            rows.append(row)
     return rows
 
 
@@ -235,6 +269,9 @@ def row_of(study: str, name: str, entry: str, runs: list) -> dict[str, Any]:
         "ARI, chosen": mean("chosen", "ari"),
         "NMI, chosen": mean("chosen", "nmi"),
         "pooled ARI": mean("true", "pooled"),
+        "AUROC": mean("worth", "auroc") if entry == "auto" else "",
+        "reproducibility": mean("worth", "reproducibility") if entry == "auto" else "",
+        "right": mean("worth", "right") if entry == "auto" else "",
     }
 
 
@@ -280,6 +317,7 @@ def main() -> None:
     result = {f"{row['entry']}_ari": row["ARI"] for row in means}
     result |= {f"{row['entry']}_chosen_ari": row["ARI, chosen"] for row in means}
     notes = [
+        "AUROC: how well reproducibility tells the cells whose region's commonest label is theirs (right) from others",
         "baselines at the chosen number: one run, at the number that `auto` chose",
         f"{n_runs} runs of {SEEDS} seeds; ARI of slices taken jointly is the mean of the slices' own, pooled ARI that "
         "of all cells together",
