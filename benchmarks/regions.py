@@ -1,6 +1,6 @@
 """Regions of every annotated slice: ``tz.regions`` beside baselines and scanpy's Leiden, true and chosen number.
 
-``python benchmarks/regions.py DATA [--runs 5] [--cache FILE] [--quick] [--out FILE]``
+``python benchmarks/regions.py DATA [--runs 5] [--joint STUDY ...] [--cache FILE] [--quick] [--out FILE]``
 
 A run takes five seeds of its own (0-4, 5-9 ...), so that runs are independent; what ``auto`` chooses by held-out counts
 (its vectors, its number) does not depend on them. Labels are used for the score and the true number only. Baselines get
@@ -295,6 +295,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--joint", nargs="*", default=list(JOINT))
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     entries = ("auto", *BASELINES, "leiden")
@@ -311,7 +312,7 @@ def main() -> None:
         for name, adata in slices:
             runs = runs_of([adata], f"{study}/{name}", entries, n_runs, cache)
             rows += [row_of(study, name, entry, runs) for entry in entries]
-    for study in JOINT:
+    for study in options.joint:
         if study in studies:
             adatas = [adata for _, adata in studies[study]]
             n_joint = min(n_runs, JOINT_RUNS)

@@ -5,6 +5,7 @@ Nothing here knows what a platform is; :mod:`terrazzo.slices.units` weighs what 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -23,6 +24,7 @@ __all__ = [
     "is_lattice_itself",
     "lattice_distance",
     "nearest_distance",
+    "numbers_of",
     "read_lattice",
     "step_distance",
     "step_spread",
@@ -170,14 +172,27 @@ def lattice_distance(coords: Floats, n_neighbors: int) -> float | None:
     return float(np.median(neighbors))
 
 
+def numbers_of(column: pd.Series) -> Floats:
+    """Return the numbers of a column, float64 ``(n,)``; NaN for what is not a number or has too many digits for one."""
+    values = column.astype(object)
+    try:
+        numbers = pd.to_numeric(values, errors="coerce")
+    except OverflowError:  # of whole numbers beyond float64, whatever `errors` says
+        numbers = pd.to_numeric(values.where(~values.map(_is_too_large)), errors="coerce")
+    return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _is_too_large(value: object) -> bool:
+    return isinstance(value, int) and abs(value) > sys.float_info.max
+
+
 def read_lattice(obs: pd.DataFrame) -> Ints | None:
     """Return (row, col), int64 (n, 2), None where the columns are not there or not whole numbers."""
     if keys.ARRAY_ROW not in obs.columns or keys.ARRAY_COL not in obs.columns:
         return None
     columns = []
     for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
-        column = pd.to_numeric(obs[name].astype(object), errors="coerce")
-        columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+        columns.append(numbers_of(obs[name]))
     values = np.stack(columns, axis=1)
     is_usable = np.isfinite(values) & (np.abs(values) < 2**31) & (values == np.rint(values))
     return values.astype(np.int64) if is_usable.all() else None

@@ -16,6 +16,7 @@ from terrazzo import keys
 from terrazzo.arrays import Floats
 from terrazzo.errors import InputError, TerrazzoWarning
 from terrazzo.sdata import annotation_of
+from terrazzo.slices.lattices import numbers_of
 from terrazzo.slices.overlap import (
     Labels,
     Shared,
@@ -275,10 +276,7 @@ def _shared_places(adata: AnnData, coords: Floats) -> list[Shared]:
     """Return shared places of the array and shared coordinates, those that matter."""
     shared = []
     if keys.ARRAY_ROW in adata.obs.columns and keys.ARRAY_COL in adata.obs.columns:
-        columns = []
-        for name in (keys.ARRAY_ROW, keys.ARRAY_COL):
-            numbers = pd.to_numeric(adata.obs[name].astype(object), errors="coerce")
-            columns.append(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+        columns = [numbers_of(adata.obs[name]) for name in (keys.ARRAY_ROW, keys.ARRAY_COL)]
         array = np.stack(columns, axis=1)
         if np.isfinite(array).all():
             shared.append(sharing(_ARRAY, equal_points(array)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def _plain_objects(column: pd.Series) -> Any:
     if kind == "boolean":
         return pd.array(column.tolist(), dtype="boolean")
     if kind in ("integer", "floating", "mixed-integer-float"):
-        return pd.to_numeric(column, errors="coerce").to_numpy()
+        with suppress(OverflowError):  # of whole numbers beyond float64
+            return pd.to_numeric(column, errors="coerce").to_numpy()
     return _texts(column)
 
 
