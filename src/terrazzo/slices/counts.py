@@ -374,7 +374,7 @@ def _fault_message(adata: AnnData, main: _Weighed, weighed: list[_Weighed]) -> s
         what = "negative values, as after scaling; counts cannot be negative"
     bad = np.flatnonzero(is_bad)
     rows = np.unique(np.searchsorted(main.found.matrix.indptr, bad, side="right") - 1)
-    cells = ", ".join(str(adata.obs_names[row]) for row in rows[:3])
+    cells = ", ".join(shortened(adata.obs_names[row], quoted=False) for row in rows[:3])
     return f"{where} holds {len(bad)} {what} (first cells: {cells}){also}. {fix}."
 
 

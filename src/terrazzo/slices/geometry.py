@@ -12,7 +12,7 @@ import numpy as np
 from anndata import AnnData
 
 from terrazzo import keys
-from terrazzo.errors import InputError, TerrazzoWarning
+from terrazzo.errors import InputError, TerrazzoWarning, shortened
 from terrazzo.slices.clues import Clues
 from terrazzo.slices.lattices import read_lattice
 from terrazzo.slices.places import check_places, obsm_keys, read_numbers
@@ -83,7 +83,7 @@ def read_coords(adata: AnnData, spatial_key: str) -> np.ndarray:
     is_finite = np.isfinite(coords).all(axis=1)
     bad = np.flatnonzero(~is_finite)
     if len(bad):
-        names = ", ".join(str(adata.obs_names[i]) for i in bad[:3])
+        names = ", ".join(shortened(adata.obs_names[i], quoted=False) for i in bad[:3])
         raise InputError(
             f"{where} is NaN or infinite for {len(bad)} of {len(coords)} cells (first: {names}). "
             "Remove these cells (adata = adata[np.isfinite(adata.obsm[...]).all(1)]) or fix their coordinates."
