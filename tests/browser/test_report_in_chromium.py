@@ -198,7 +198,7 @@ def test_color_by_label_number_and_gene(
     assert painted(run, "embedding") != before[1]
     assert not browser.find_elements("css selector", "img[src='x']")
     kept = run("return viewer.slice.genes.map((gene) => gene.name)")
-    box = browser.find_element("css selector", "input[list]")
+    box = browser.find_element("css selector", "section.slice input[list]")
     box.send_keys(kept[3].lower(), Keys.ENTER)
     until(lambda: f"colored by {kept[3]}, log1p" in status(browser))
     cell = run("const p = viewer.tissue; return p.bins.nearest(p.cx, p.cy, Infinity)")
@@ -339,7 +339,9 @@ def test_find_a_cell(opened: AnnData, browser: Any, run: Any, until: Any) -> Non
     from selenium.webdriver import Keys
 
     name = opened.obs_names[42]
-    browser.find_elements("css selector", "input[type=search]")[1].send_keys(name, Keys.ENTER)
+    browser.find_elements("css selector", "section.slice input[type=search]")[1].send_keys(
+        name, Keys.ENTER
+    )
     until(lambda: status(browser).startswith(f"{name}; region: {opened.obs['region'].iloc[42]}"))
     assert run("return [viewer.tissue.marked, viewer.embedding.marked]") == [42, 42]
     assert run("return viewer.tissue.toScreen(42)")[0] == pytest.approx(
@@ -486,7 +488,7 @@ def test_a_hundred_thousand_cells(
     until(lambda: f"region: {adata.obs['region'].iloc[cell]}" in tooltip(browser))
     from selenium.webdriver import Keys
 
-    browser.find_element("css selector", "input[list]").send_keys("GENE7", Keys.ENTER)
+    browser.find_element("css selector", "section.slice input[list]").send_keys("GENE7", Keys.ENTER)
     until(lambda: "colored by GENE7" in status(browser))
     run("viewer.colorBy(viewer.columns[0])")
     until(lambda: "colored by region" in status(browser))
