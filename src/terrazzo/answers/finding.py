@@ -251,7 +251,7 @@ def _parted(
     separate = _partitions(slices, alone, k, seeds_tried, genes)
     is_apart = mixed(_cut(common.vote.labels, slices), k) < LEAST_MIXED
     if not is_apart:
-        components = around(Recipe().expression(slices, genes), slices)
+        components = around(_expression(common, slices, genes), slices)
         of_common = explained(components, components, common.vote.labels)
         of_separate = explained(components, components, separate.vote.labels)
         if of_separate < of_common + LEAST_GAIN:

@@ -162,15 +162,19 @@ def _is_marker(table: pd.DataFrame) -> pd.Series:
 
 
 def _by_cell(
-    tested: Sequence[Tested], names: Sequence[str], region: int, reference: Ints
+    tested: Sequence[Tested],
+    names: Sequence[str],
+    region: int,
+    reference: Ints,
+    most: int = MAX_CELLS,
 ) -> pd.DataFrame | None:
-    """Test the cells of one sample."""
+    """Test the cells of one sample, at most so many of each slice in the region and outside."""
     values = []
     inside = []
     rng = np.random.default_rng(region)
     for one in tested:
-        rows_in = _some(np.flatnonzero(one.labels == region), rng)
-        rows_out = _some(np.flatnonzero(np.isin(one.labels, reference)), rng)
+        rows_in = _some(np.flatnonzero(one.labels == region), rng, most)
+        rows_out = _some(np.flatnonzero(np.isin(one.labels, reference)), rng, most)
         rows = np.concatenate([rows_in, rows_out])
         values.append(log_counts(one.tissue, names, rows))
         inside.append(np.arange(len(rows)) < len(rows_in))
@@ -181,7 +185,7 @@ def _by_cell(
     return _wilcoxon(stacked, is_in, names)
 
 
-def _some(rows: Ints, rng: np.random.Generator, most: int = MAX_CELLS) -> Ints:
+def _some(rows: Ints, rng: np.random.Generator, most: int) -> Ints:
     if len(rows) <= most:
         return rows
     return np.sort(rng.choice(rows, most, replace=False))
@@ -277,8 +281,9 @@ def _by_sample(
     share_in = shown_in / max(n_in, 1)
     is_candidate = (change > 0) & (share_in >= MIN_SHARE)
     auc = np.full(len(names), np.nan)
-    candidates = np.array(names)[is_candidate]
-    auc[is_candidate] = _mean_auc(usable, list(candidates), region, reference)
+    if is_candidate.any():
+        candidates = np.array(names)[is_candidate]
+        auc[is_candidate] = _mean_auc(usable, list(candidates), region, reference)
     return pd.DataFrame(
         {
             "gene": list(names),
@@ -316,22 +321,11 @@ def _mean_auc(
     tested: Sequence[Tested], names: Sequence[str], region: int, reference: Ints
 ) -> Floats:
     """Return the area under the ROC curve of each gene within a slice, on average over the slices."""
-    from scipy.stats import rankdata
-
     areas = []
     for one in tested:
-        rng = np.random.default_rng(region)
-        is_out = np.isin(one.labels, reference)
-        rows_in = _some(np.flatnonzero(one.labels == region), rng, MAX_RANKED)
-        rows_out = _some(np.flatnonzero(is_out), rng, MAX_RANKED)
-        rows = np.concatenate([rows_in, rows_out])
-        values = log_counts(one.tissue, names, rows).toarray()
-        ranks = rankdata(values, axis=0)
-        n_in = len(rows_in)
-        n_out = len(rows_out)
-        sum_in = ranks[:n_in].sum(axis=0)
-        least = n_in * (n_in + 1) / 2
-        areas.append((sum_in - least) / (n_in * n_out))
+        table = _by_cell([one], names, region, reference, MAX_RANKED)
+        if table is not None:
+            areas.append(table["auc"].to_numpy())
     return np.mean(areas, axis=0)
 
 

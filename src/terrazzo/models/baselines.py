@@ -187,11 +187,6 @@ def neighbor_mean(values: Vectors, coords: Floats, k: int, rows: Ints | None = N
     return means
 
 
-def _nearest(coords: Floats, k: int) -> Ints:
-    _, index = cKDTree(coords).query(coords, k=k, workers=-1)
-    return np.asarray(index)
-
-
 def unit(block: Vectors) -> Vectors:
     """Scale a block to a mean norm of one."""
     mean_norm = float(np.linalg.norm(block, axis=1).mean())
