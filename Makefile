@@ -23,7 +23,7 @@ INPUTS := pyproject.toml constraints.txt src/terrazzo/_version.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-browser docs lint format clean
+.PHONY: help demo test test-slow test-browser fuzz docs lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, one of"
@@ -74,6 +74,9 @@ test: $(VENV)/.stamp-test ## the default tests
 
 test-slow: $(VENV)/.stamp-test ## the tests marked slow (having none is no failure)
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+fuzz: $(VENV)/.stamp-test ## the property tests with other examples in each run, the long ones too
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m "slow or not slow" tests/fuzz
 
 test-browser: $(VENV)/.stamp-browser ## the report in Chromium (skipped where there is none); pictures in build/screenshots
 	$(BIN)/python -m pytest -n 0 -rs -m "slow or not slow" tests/browser

@@ -14,11 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from anndata import AnnData
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: the workers of pytest-xdist share the cores
+
+# The same examples in each run, so that a run can be repeated; HYPOTHESIS_PROFILE=random (`make fuzz`) tries others.
+settings.register_profile("fixed", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session")

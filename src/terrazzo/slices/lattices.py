@@ -5,7 +5,6 @@ Nothing here knows what a platform is; :mod:`terrazzo.slices.units` weighs what 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -174,16 +173,15 @@ def lattice_distance(coords: Floats, n_neighbors: int) -> float | None:
 
 def numbers_of(column: pd.Series) -> Floats:
     """Return the numbers of a column, float64 ``(n,)``; NaN for what is not a number or has too many digits for one."""
-    values = column.astype(object)
-    try:
-        numbers = pd.to_numeric(values, errors="coerce")
-    except OverflowError:  # of whole numbers beyond float64, whatever `errors` says
-        numbers = pd.to_numeric(values.where(~values.map(_is_too_large)), errors="coerce")
+    is_number = column.dtype.kind in "biuf"
+    values = column if is_number else column.astype(object).map(_word_of)
+    numbers = pd.to_numeric(values, errors="coerce")
     return numbers.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _is_too_large(value: object) -> bool:
-    return isinstance(value, int) and abs(value) > sys.float_info.max
+def _word_of(value: object) -> str:
+    # pandas takes any word; of objects, some mixtures of whole numbers beyond 64 bits and text make it fail
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def read_lattice(obs: pd.DataFrame) -> Ints | None:

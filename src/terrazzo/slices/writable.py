@@ -196,7 +196,9 @@ def _plain_objects(column: pd.Series) -> Any:
         return pd.array(column.tolist(), dtype="boolean")
     if kind in ("integer", "floating", "mixed-integer-float"):
         with suppress(OverflowError):  # of whole numbers beyond float64
-            return pd.to_numeric(column, errors="coerce").to_numpy()
+            numbers = pd.to_numeric(column, errors="coerce").to_numpy()
+            if numbers.dtype != object:  # as it stays where no 64 bits hold all of them
+                return numbers
     return _texts(column)
 
 
