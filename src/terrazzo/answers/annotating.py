@@ -13,10 +13,11 @@ from anndata import AnnData
 
 from terrazzo import keys, records
 from terrazzo.answers.data import Data, open_all
-from terrazzo.answers.space import Expression
+from terrazzo.answers.space import fit_expression
 from terrazzo.arrays import AnyFloats, Bools, Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
 from terrazzo.expression import gene_columns, variance
+from terrazzo.models.projections import Expression
 from terrazzo.models.states import nearest_in_rings, ring_means
 from terrazzo.slices import Slice, open_slice, split_choices
 from terrazzo.tasks import display
@@ -369,7 +370,7 @@ def _all_vectors(slices: Sequence[Slice], expression: Expression, with_rings: bo
 def _learn(known: _Reference, targets: Sequence[Slice], seed: int) -> tuple[_Model, list[str]]:
     """Fit heads on vectors with and without neighbors, and keep the one that tells held-out cells better."""
     genes = _genes_in_common(known.slices, targets)
-    expression = Expression.fit(known.slices, 1.0, genes=genes, n_components=N_COMPONENTS)
+    expression = fit_expression(known.slices, 1.0, genes=genes, n_components=N_COMPONENTS)
     every = np.concatenate(known.labels)
     is_labeled = np.array([value is not None for value in every])
     words = every[is_labeled].astype(str)

@@ -39,7 +39,21 @@ __all__ = [
     "takes_modality",
 ]
 
-ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
+ALWAYS = (  # in every table
+    "pca",
+    "pca-nb1",
+    "pca-nb3",
+    "z50",
+    "t1",
+    "t2",
+    "t3",
+    "t4",
+    "t1-half",
+    "t1-clean",
+    "t3-clean",
+    "t1-clean-z",
+    "t3-clean-z",
+)
 CELL_ENCODER = "cell-encoder"
 CELL_ENCODERS = {CELL_ENCODER: "Cell encoder alone", "geneformer": "Geneformer"}
 OTHER_MODELS = {  # not run by terrazzo; their vectors can take part
@@ -83,6 +97,8 @@ class Entry:
         Its vectors of a slice do not depend on ``fit``.
     stored
         Its vectors were made elsewhere, of all genes.
+    joint
+        It is fitted on the slice that is scored, too, without labels.
     part
         Part of the table, or patient, that its weights were given for; "": all.
     reads
@@ -98,6 +114,7 @@ class Entry:
     model: FoundationModel | None = None
     fixed: bool = False
     stored: bool = False
+    joint: bool = False
     part: str = ""
     reads: Modality = "genes"
     mark: str = ""
@@ -185,7 +202,7 @@ def _seeds(label_and_part: str, sources: list[str]) -> list[Entry]:
 class _SharedFit:
     """Baselines fitted together: they are asked for one after the other, with the same slices."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self._slices: Sequence[AnnData] | None = None
         self._fitted: dict[str, Baseline] = {}
@@ -209,15 +226,22 @@ class _SharedFit:
 
 
 def _baselines(names: list[str]) -> list[Entry]:
-    shared = _SharedFit(names)
+    shared = {}
+    for joint in (False, True):  # on the training slices, or on the scored one as well
+        together = [name for name in names if KINDS[name].joint == joint]
+        shared[joint] = _SharedFit(together)
 
     def fit_of(name: str) -> Fit:
         def fit(slices: Sequence[AnnData]) -> Write:
-            return _writer(shared.baseline(name, slices))
+            return _writer(shared[KINDS[name].joint].baseline(name, slices))
 
         return fit
 
-    return [Entry(KINDS[name].title, fit_of(name), mark="baseline") for name in names]
+    entries = []
+    for name in names:
+        kind = KINDS[name]
+        entries.append(Entry(kind.title, fit_of(name), joint=kind.joint, mark="baseline"))
+    return entries
 
 
 def _from_source(label: str, source: str) -> list[Entry]:

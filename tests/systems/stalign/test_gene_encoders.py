@@ -13,8 +13,8 @@ import torch
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.models.baselines import Projection
 from terrazzo.models.frozen import frozen_cells
+from terrazzo.models.projections import Projection
 from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
 from terrazzo.systems.scgpt.network import ScGPTEncoderConfig
 from terrazzo.systems.stalign import start as align_start

@@ -20,9 +20,9 @@ from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
-from terrazzo.models.baselines import standardized
 from terrazzo.models.inputs import check_image, embed_each
 from terrazzo.models.loading import load
+from terrazzo.models.projections import standardized
 from terrazzo.progress import Progress
 from terrazzo.slices import Choices, Slice, open_slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
