@@ -138,14 +138,20 @@ def _half_shrunk(slices: Sequence[Slice], n_components: int, seed: int) -> Proje
 
 @dataclass(frozen=True)
 class _StateShares:
-    """Shares of the states of each cell, by its components."""
+    """Shares of 60 states of each cell, by its components; 0 for states that there are not."""
 
     project: Project
     states: States
 
     def __call__(self, tissue: Slice) -> Vectors:
+        from terrazzo.models.states import N_STATES
+
         components = self.project(tissue)
-        return self.states(components[:, :N_COMPONENTS])
+        found = self.states(components[:, :N_COMPONENTS])
+        n_cells, n_found = found.shape
+        shares = np.zeros((n_cells, N_STATES), dtype=np.float32)
+        shares[:, :n_found] = found
+        return shares
 
 
 def _least_squares(project: Project, slices: Sequence[Slice], seed: int) -> Project:
