@@ -405,7 +405,7 @@ def test_retrieval_is_learned(tmp_path: Path) -> None:
     recipe = STAlignRecipe(
         corpus=str(tmp_path / "corpus"),
         out=str(tmp_path / "run"),
-        model=STAlignSource(preset="tiny"),
+        model=STAlignSource(preset="tiny", image_encoder="random"),
         data=SpotData(batch_spots=64),
         optim=OptimConfig(
             lr=2e-3,
