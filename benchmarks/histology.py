@@ -2,10 +2,10 @@
 
 ``python benchmarks/histology.py DATA [--cache FOLDER] [--out FILE]``
 
-``DATA/her2st``: A1, B4, C2, C3, C4, of three patients; A2 is left out, as in the table st-align-2, for its picture is two
-spots off. A patient's slices are scored by ridge regressions that learned from the two others'. Error: squared, of log1p
-of counts scaled to 10,000, mean over spots and genes: those that the table names and every training slice has, and the 50
-that vary most within the training slices. The gene mean is that of the training spots.
+``DATA/her2st``: A1, B4, C2, C3, C4, of three patients; A2 is left out, as in the table st-align-2, for its picture is
+two spots off. A patient's slices are scored by ridge regressions that learned from the two others'. Error: squared, of
+log1p of counts scaled to 10,000, mean over spots and genes: those that the table names and every training slice has,
+and the 50 that vary most within the training slices. The gene mean is that of the training spots.
 
 Part one: what the library does, for each model. Part two: EfficientNet-Lite0 with other rules that choose the penalty.
 """

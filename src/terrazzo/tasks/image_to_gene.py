@@ -25,10 +25,18 @@ from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.splits import all_rows, donor_of, donors_of, held_out_units, patients
 from terrazzo.tasks.targets import Data, Target
 
-__all__ = ["choose_genes", "fit_image_to_gene", "image_to_gene", "measured", "read_panels"]
+__all__ = [
+    "choose_genes",
+    "fit_image_to_gene",
+    "image_to_gene",
+    "measured",
+    "read_panels",
+    "verdicts",
+]
 
 N_GENES = 50
 TARGET = "expression"  # of the probe: it annotates obsm["expression_predicted"]
+_MOST_NAMES = 10  # genes that a line names
 _ARRAY_KEY = "array"  # obsm key of vectors that were passed as arrays
 _FOLD_SETTINGS = ("scored", "n_cells", "n_labeled", "n_training_slices", "n_training_cells")
 
@@ -224,6 +232,39 @@ def measured(adata: AnnData, genes: Sequence[str], layer: str | None = None) -> 
     if not panel.totals.any():
         return []
     return [gene for gene in genes if gene in panel.place]
+
+
+def verdicts(result: TaskResult) -> list[str]:
+    """Say of each scored slice in a line whether the prediction beats the gene mean, and for which genes it does not.
+
+    Parameters
+    ----------
+    result
+        Of :func:`image_to_gene`.
+    """
+    table = result.metrics
+    errors = table[table["metric"].isin(["mse", "mse_mean"])]
+    means = errors.pivot_table(values="value", index=["slice", "part"], columns="metric")
+    lines = []
+    for name, of_slice in means.groupby(level="slice", sort=False):
+        by_part = of_slice.droplevel("slice")
+        whole = by_part.loc[""]
+        numbers = f"mse {whole['mse']:.3f}, gene mean {whole['mse_mean']:.3f}"
+        by_gene = by_part.drop(index="")
+        beats = by_gene["mse"] < by_gene["mse_mean"]
+        if not whole["mse"] < whole["mse_mean"]:
+            lines.append(
+                f"{name}: does NOT beat the gene mean ({numbers}): do not use the prediction"
+            )
+            continue
+        line = f"{name}: beats the gene mean ({numbers}), for {beats.sum()} of {len(beats)} genes"
+        worse = list(by_gene.index[~beats])
+        if worse:
+            names = ", ".join(worse[:_MOST_NAMES])
+            more = f" and {len(worse) - _MOST_NAMES} more" if len(worse) > _MOST_NAMES else ""
+            line = f"{line}; not for {names}{more}"
+        lines.append(line)
+    return lines
 
 
 def read_panels(slices: Sequence[AnnData], layer: str | None = None) -> list[Panel]:
