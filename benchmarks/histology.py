@@ -115,11 +115,11 @@ def arrays(slices: dict, names: list[str], genes: list[str]):
 
 def candidates(x, y, penalties) -> list:
     """Return weights and intercept of the constant and of each penalty."""
-    from terrazzo.tasks.penalty import _weights
+    from terrazzo.tasks.penalty import ridge_weights
 
     center = x.mean(axis=0)
     mean = y.mean(axis=0)
-    weights = [np.zeros((x.shape[1], y.shape[1])), *_weights(x - center, y - mean, penalties)]
+    weights = [np.zeros((x.shape[1], y.shape[1])), *ridge_weights(x - center, y - mean, penalties)]
     return [(weight, mean - center @ weight) for weight in weights]
 
 
@@ -195,7 +195,10 @@ def main() -> None:
     if options.out is not None:
         beside = options.out.with_suffix("")
         beside = beside.with_name(f"{beside.name}-rules")
-        worst = {row["rule"].split(" ")[0]: row["worst"] for row in rules}
+        worst: dict[str, float] = {}
+        for row in rules:
+            rule = RULES[row["rule"]].replace(" ", "_")
+            worst[rule] = max(row["worst"], worst.get(rule, -np.inf))
         common.finish(
             "Expression from histology: rules that choose the penalty, error beyond the gene mean's",
             rules,

@@ -15,7 +15,7 @@ from scipy import linalg
 
 from terrazzo.arrays import Floats, Ints
 
-__all__ = ["CONSTANT", "PENALTIES", "Ridge", "choose_ridge"]
+__all__ = ["CONSTANT", "PENALTIES", "Ridge", "choose_ridge", "ridge_weights"]
 
 PENALTIES = tuple(10.0**power for power in range(5, -2, -1))  # a column; the strongest first
 
@@ -68,7 +68,7 @@ def choose_ridge(
         return Ridge(constant, mean, CONSTANT, 1.0)
     penalty = penalties[best - 1]
     center = x.mean(axis=0)
-    (weight,) = _weights(x - center, y - mean, [penalty])
+    (weight,) = ridge_weights(x - center, y - mean, [penalty])
     bias = mean - center @ weight
     return Ridge(weight, bias, penalty, float(ratios[best]))
 
@@ -90,7 +90,7 @@ def _worst_ratios(x: Floats, y: Floats, units: Ints, penalties: Sequence[float])
         error_of_mean = np.square(residual).sum()
         if error_of_mean <= _LEAST_ERROR:
             continue
-        weights = _weights(learned_x - center, learned_y - mean, penalties)
+        weights = ridge_weights(learned_x - center, learned_y - mean, penalties)
         for number, weight in enumerate(weights, start=1):
             error = np.square(held_out_x @ weight - residual).sum()
             worst[number] = max(worst[number], error / error_of_mean)
@@ -99,7 +99,7 @@ def _worst_ratios(x: Floats, y: Floats, units: Ints, penalties: Sequence[float])
     return worst
 
 
-def _weights(x: Floats, y: Floats, penalties: Sequence[float]) -> list[Floats]:
+def ridge_weights(x: Floats, y: Floats, penalties: Sequence[float]) -> list[Floats]:
     """Return the weights for each penalty, of rows and targets whose mean is 0; by the smaller of the two products."""
     n_rows, n_columns = x.shape
     is_wide = n_columns > n_rows
