@@ -29,16 +29,29 @@ from terrazzo.tasks.heads import (
     head_record,
 )
 from terrazzo.tasks.labels import Labels, differences, shared_classes
+from terrazzo.tasks.penalty import CONSTANT
 from terrazzo.tasks.results import TaskResult, tidy
-from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
+from terrazzo.tasks.splits import Split, Units, blocked_splits, cross_split, random_splits
 from terrazzo.tasks.targets import Data, Target
 
-__all__ = ["ERRORS", "KINDS", "Outcome", "Plan", "across", "fit_head", "make_head", "within"]
+__all__ = [
+    "ERRORS",
+    "KINDS",
+    "LEVELS",
+    "Outcome",
+    "Plan",
+    "across",
+    "fit_head",
+    "make_head",
+    "penalty_note",
+    "within",
+]
 
 KINDS = ("random", "blocked", "few-shot")
 RANDOM_SHARE = 0.8  # of the labeled cells, for training
 FEW_SHARE = 0.2  # ST as images, section 4
 FEW_DRAWS = 10
+LEVELS = ("mse_level", "mse_pattern")  # parts of the error of one slice
 ERRORS = ("rmse", "mae", "mse")  # scores that the trivial answer has, too, as "<name>_mean"
 
 
@@ -52,6 +65,7 @@ class Plan:
     runs: int
     seed: int
     progress: bool | None
+    by_level: bool = False  # the level of a slice and the pattern within it are scored apart
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -83,6 +97,8 @@ class Outcome:
         float32 ``(n, k)``: probabilities, values or proportions; NaN where a cell was in training.
     trivial
         The same: the mean of the cells that were learned from.
+    note
+        What a reader must know of the fit.
     """
 
     split: str
@@ -90,6 +106,7 @@ class Outcome:
     scored: Bools
     outputs: Vectors
     trivial: Vectors
+    note: str = ""
 
     @classmethod
     def empty(cls, split: str, number: int, n_cells: int, n_outputs: int) -> Outcome:
@@ -120,12 +137,15 @@ class _Sides:
         Names of the classes or columns that both have.
     adata
         The scored slice.
+    by_level
+        As of the plan.
     """
 
     target: Target
     truth: Target
     shared: tuple[str, ...]
     adata: AnnData
+    by_level: bool = False
 
 
 def make_head(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
@@ -146,11 +166,25 @@ def make_head(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
     return MLPHead(config, kind, n_outputs)
 
 
-def fit_head(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Head:
-    """Fit a head to the training and validation rows of a split; no other row is looked at."""
+def fit_head(
+    x: AnyFloats,
+    target: Target,
+    split: Split,
+    head: str | HeadConfig,
+    seed: int,
+    units: Units | None = None,
+) -> Head:
+    """Fit a head to the training and validation rows of a split; no other row is looked at.
+
+    With ``units``, of each row, the penalty of a ridge that predicts values is chosen by held-out units.
+    """
     train = split.train
     validation = split.validation
     unfitted = make_head(head, target.kind, len(target.names))
+    if units is not None and isinstance(unfitted, LinearHead):
+        rows = np.concatenate([train, validation])
+        rows.sort()
+        return unfitted.fit_by_units(x[rows], target.values[rows], units.numbers[rows])
     return unfitted.fit(
         x[train],
         target.values[train],
@@ -191,8 +225,11 @@ def across(
     target: Target,
     truth: Target,
     settings: Mapping[str, Any],
+    units: Units | None = None,
 ) -> TaskResult:
     """Run an experiment from slices to another; ``target`` is that of the former, ``truth`` that of the latter.
+
+    ``units``: of the training rows, for values; see :func:`fit_head`.
 
     Raises
     ------
@@ -219,8 +256,8 @@ def across(
         n_training_slices=len(training),
         n_training_cells=int(target.known.sum()),
     )
-    outcomes = _outcomes_across(plan, x, n_train, target, scored)
-    sides = _Sides(target, truth, shared, test)
+    outcomes = _outcomes_across(plan, x, n_train, target, scored, units)
+    sides = _Sides(target, truth, shared, test, plan.by_level)
     return _result(plan, outcomes, sides, all_settings, notes)
 
 
@@ -255,19 +292,46 @@ def _outcomes_within(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -
 
 
 def _outcomes_across(
-    plan: Plan, x: AnyFloats, n_train: int, target: Target, scored: Bools
+    plan: Plan,
+    x: AnyFloats,
+    n_train: int,
+    target: Target,
+    scored: Bools,
+    units: Units | None,
 ) -> Iterator[Outcome]:
-    """Yield what is scored on another slice, once for each run."""
+    """Yield what is scored on another slice, once for each run; a ridge by held-out units is the same in all."""
+    is_same = units is not None and isinstance(head_config(plan.head), LinearConfig)
+    head = None
+    note = ""
     with Progress(plan.progress).stage(plan.task, plan.runs, "fits") as advance:
         for run in range(plan.runs):
             seed = plan.seed_of(run)
             split = cross_split(n_train, target.known, scored, seed=seed)
-            head = fit_head(x, target, split, plan.head, seed)
-            outputs = head.outputs(x[n_train:])
+            if head is None or not is_same:
+                head = fit_head(x, target, split, plan.head, seed, units)
+                outputs = head.outputs(x[n_train:])
+                note = penalty_note(head, units)
             trivial = _trivial(target, split)
             trivial = np.repeat(trivial, len(outputs), axis=0)
-            yield Outcome("cross", run, scored, outputs, trivial)
+            yield Outcome("cross", run, scored, outputs, trivial, note)
             advance(1)
+
+
+def penalty_note(head: Head, units: Units | None) -> str:
+    """Return in words the penalty that held-out units chose; "" where none did."""
+    if units is None or not isinstance(head, LinearHead) or head.ridge is None:
+        return ""
+    ridge = head.ridge
+    if ridge.penalty == CONSTANT:
+        return (
+            f"no ridge regression beats the gene mean on every held-out {units.kind}: "
+            "the gene mean is predicted everywhere"
+        )
+    share = f"{100 * (1 - ridge.ratio):.1f} %"
+    return (
+        f"penalty {ridge.penalty:g} a column, by held-out {units.kind}: "
+        f"at least {share} below the gene mean's squared error on each"
+    )
 
 
 def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[_Job]:
@@ -346,6 +410,11 @@ def _scores_of_values(outcome: Outcome, sides: _Sides) -> list[dict[str, Any]]:
     scores_of_mean = metrics.regression(true, trivial)
     for name in ERRORS:
         scores[f"{name}_mean"] = scores_of_mean[name]
+    if sides.by_level:
+        parts_of_mean = metrics.level_and_pattern(true, trivial)
+        scores.update(metrics.level_and_pattern(true, predicted))
+        for name in LEVELS:
+            scores[f"{name}_mean"] = parts_of_mean[name]
     tidy_rows = tidy(scores, outcome.split, outcome.number)
     by_column = metrics.regression_by_column(true, predicted, sides.shared)
     mean_by_column = metrics.regression_by_column(true, trivial, sides.shared)
@@ -398,9 +467,12 @@ def _result(
     """Score all outcomes and join them with what is needed to repeat the experiment."""
     rows = []
     last = {}
+    all_notes = list(notes)
     for outcome in outcomes:
         rows += _scores(outcome, sides)
         last[outcome.split] = outcome.outputs
+        if outcome.note and outcome.note not in all_notes:
+            all_notes.append(outcome.note)
     config: dict[str, Any] = {}
     for name, value in settings.items():
         config[name] = value if _is_plain(value) else ARRAY
@@ -421,7 +493,7 @@ def _result(
         metrics=pd.DataFrame(rows),
         predictions=_predictions(last, sides),
         config=config,
-        notes=tuple(notes),
+        notes=tuple(all_notes),
     )
 
 
