@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,21 @@ from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
 from terrazzo.tasks.targets import Data, Target
 
-__all__ = ["ERRORS", "KINDS", "Outcome", "Plan", "across", "fit_head", "make_head", "within"]
+if TYPE_CHECKING:
+    from terrazzo.tasks.transfer import Transfer
+
+__all__ = [
+    "ERRORS",
+    "KINDS",
+    "Outcome",
+    "Plan",
+    "across",
+    "fit_head",
+    "make_head",
+    "repeated",
+    "repeated_target",
+    "within",
+]
 
 KINDS = ("random", "blocked", "few-shot")
 RANDOM_SHARE = 0.8  # of the labeled cells, for training
@@ -160,6 +174,34 @@ def fit_head(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig,
     )
 
 
+def repeated(split: Split, n_rows: int, n_copies: int) -> Split:
+    """Return the split of rows that are there several times: all copies of a cell are on one side.
+
+    Parameters
+    ----------
+    split
+        Of the first ``n_rows`` rows, and of rows to be scored after these.
+    n_rows
+        Cells that are learned from.
+    n_copies
+        How often they are there, one copy of all after the other.
+    """
+    starts = np.arange(n_copies) * n_rows
+    train = starts[:, None] + split.train
+    validation = starts[:, None] + split.validation
+    return replace(
+        split,
+        train=train.ravel(),
+        validation=validation.ravel(),
+        test=split.test + int(starts[-1]),
+    )
+
+
+def repeated_target(target: Target, n_copies: int) -> Target:
+    """Return what is learned by cells that are there several times, one copy of all after the other."""
+    return replace(target, values=np.concatenate([target.values] * n_copies))
+
+
 def within(
     plan: Plan, data: Data, use_rep: str | AnyFloats, target: Target, settings: Mapping[str, Any]
 ) -> TaskResult:
@@ -187,12 +229,15 @@ def across(
     plan: Plan,
     data: Data,
     test: AnnData,
-    use_rep: str | AnyFloats,
+    use_rep: Any,
     target: Target,
     truth: Target,
     settings: Mapping[str, Any],
+    moved: Transfer | None = None,
 ) -> TaskResult:
     """Run an experiment from slices to another; ``target`` is that of the former, ``truth`` that of the latter.
+
+    ``moved``: the vectors of both, in place of those under ``use_rep``.
 
     Raises
     ------
@@ -201,10 +246,14 @@ def across(
     InputError
         The embeddings cannot be used, or nothing is on both sides.
     """
-    _check_keys(settings, use_rep)
     training = targets.as_list(data)
-    x = targets.stack([*training, test], use_rep)
-    n_train = sum(adata.n_obs for adata in training)
+    n_copies = 1
+    if moved is not None:
+        x = np.concatenate([moved.labeled, moved.targets[0].vectors])
+        n_copies = moved.n_copies
+    else:
+        _check_keys(settings, use_rep)
+        x = targets.stack([*training, test], use_rep)
     shared, difference = _shared_names(target, truth)
     scored = truth.known
     if truth.kind == "classes":
@@ -213,13 +262,17 @@ def across(
     notes += [f"test: {note}" for note in truth.notes]
     if difference:
         notes.append(f"not scored: {difference}")
+    if moved is not None:
+        notes += moved.notes
     all_settings = dict(
         settings,
         n_features=x.shape[1],
         n_training_slices=len(training),
         n_training_cells=int(target.known.sum()),
     )
-    outcomes = _outcomes_across(plan, x, n_train, target, scored)
+    if moved is not None:
+        all_settings["transfer"] = moved.record
+    outcomes = _outcomes_across(plan, x, n_copies, target, scored)
     sides = _Sides(target, truth, shared, test)
     return _result(plan, outcomes, sides, all_settings, notes)
 
@@ -255,15 +308,18 @@ def _outcomes_within(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -
 
 
 def _outcomes_across(
-    plan: Plan, x: AnyFloats, n_train: int, target: Target, scored: Bools
+    plan: Plan, x: AnyFloats, n_copies: int, target: Target, scored: Bools
 ) -> Iterator[Outcome]:
-    """Yield what is scored on another slice, once for each run."""
+    """Yield what is scored on another slice, once for each run; its vectors come after all that is learned from."""
+    n_train = len(target.values)
+    many = repeated_target(target, n_copies)
     with Progress(plan.progress).stage(plan.task, plan.runs, "fits") as advance:
         for run in range(plan.runs):
             seed = plan.seed_of(run)
             split = cross_split(n_train, target.known, scored, seed=seed)
-            head = fit_head(x, target, split, plan.head, seed)
-            outputs = head.outputs(x[n_train:])
+            rows = repeated(split, n_train, n_copies)
+            head = fit_head(x, many, rows, plan.head, seed)
+            outputs = head.outputs(x[n_copies * n_train :])
             trivial = _trivial(target, split)
             trivial = np.repeat(trivial, len(outputs), axis=0)
             yield Outcome("cross", run, scored, outputs, trivial)
@@ -429,4 +485,4 @@ def _is_plain(value: Any) -> bool:
     """Return whether a setting can be recorded as it is."""
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
-    return isinstance(value, str | int | float | None)
+    return isinstance(value, str | int | float | dict | None)
