@@ -20,10 +20,12 @@ from terrazzo.models.baselines import KINDS, Baseline, fit_baselines
 from terrazzo.models.checkpoint import VOCABULARY
 from terrazzo.models.hub import is_hub_name
 from terrazzo.models.loading import load
+from terrazzo.slices import Slice
 from terrazzo.systems import registry
 from terrazzo.systems.stalign.features import Modality
 from terrazzo.systems.stalign.image_baselines import ImageBaseline
 from terrazzo.systems.stofm.model import SToFM
+from terrazzo.tasks.transfer import Embed, Embedder, embedder_of
 
 __all__ = [
     "ALWAYS",
@@ -90,6 +92,9 @@ class Entry:
     mark
         With the title, what its finished rows are recognized by: a hash of its weights, or where it came from; "":
         its rows are not stored.
+    embedder
+        Embeds any slice from its genes: for probes that learn from copies of slices. None: of vectors that are there
+        already, or that come from histology.
     """
 
     title: str
@@ -101,6 +106,7 @@ class Entry:
     part: str = ""
     reads: Modality = "genes"
     mark: str = ""
+    embedder: Embedder | None = None
 
     def serves(self, part: Part) -> bool:
         """Return whether its weights are for this part."""
@@ -187,10 +193,10 @@ class _SharedFit:
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
-        self._slices: Sequence[AnnData] | None = None
+        self._slices: Sequence[AnnData | Slice] | None = None
         self._fitted: dict[str, Baseline] = {}
 
-    def baseline(self, name: str, slices: Sequence[AnnData]) -> Baseline:
+    def baseline(self, name: str, slices: Sequence[AnnData | Slice]) -> Baseline:
         """Return a baseline fitted on these slices."""
         if self._slices is not slices:
             self._slices = slices
@@ -199,7 +205,7 @@ class _SharedFit:
             return self._fitted[name]
         return fit_baselines([name], slices)[name]
 
-    def _fit_all(self, slices: Sequence[AnnData]) -> dict[str, Baseline]:
+    def _fit_all(self, slices: Sequence[AnnData | Slice]) -> dict[str, Baseline]:
         try:
             return fit_baselines(self.names, slices)
         except (
@@ -217,7 +223,19 @@ def _baselines(names: list[str]) -> list[Entry]:
 
         return fit
 
-    return [Entry(KINDS[name].title, fit_of(name), mark="baseline") for name in names]
+    def embedder_of_name(name: str) -> Embedder:
+        def fit(slices: Sequence[Slice]) -> Embed:
+            return embedder_of(shared.baseline(name, slices))(slices)
+
+        return fit
+
+    entries = []
+    for name in names:
+        entry = Entry(
+            KINDS[name].title, fit_of(name), mark="baseline", embedder=embedder_of_name(name)
+        )
+        entries.append(entry)
+    return entries
 
 
 def _from_source(label: str, source: str) -> list[Entry]:
@@ -264,7 +282,15 @@ def of_model(
     mark = model.fingerprint()
     if not takes_modality(model):
         write = _writer(model, progress=False)
-        return [Entry(title, _without_fit(write), model=model, fixed=True, mark=mark)]
+        entry = Entry(
+            title,
+            _without_fit(write),
+            model=model,
+            fixed=True,
+            mark=mark,
+            embedder=embedder_of(model),
+        )
+        return [entry]
     entries = []
     for modality in modalities:
         write = _writer(model, progress=False, modality=modality)
@@ -275,6 +301,7 @@ def of_model(
             fixed=True,
             reads=modality,
             mark=mark,
+            embedder=None if modality == "image" else embedder_of(model, modality=modality),
         )
         entries.append(entry)
     return entries

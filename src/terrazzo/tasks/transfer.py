@@ -16,6 +16,7 @@ from terrazzo.models.baselines import Baseline
 from terrazzo.models.shift import (
     AUTO,
     CommonGenes,
+    Panels,
     Shift,
     check_common_genes,
     compare,
@@ -37,6 +38,7 @@ __all__ = [
     "check_source",
     "embedded_alone",
     "embedder_of",
+    "notes_of",
     "to_slices",
     "transfer",
     "transferred",
@@ -183,7 +185,7 @@ def transfer(
         targets=embedded,
         n_copies=len(learned),
         record=record,
-        notes=_notes(shift, record, _metric(target)),
+        notes=notes_of(panels, record, _metric(target)),
         origins=tuple(sorted({targets.origin_of(one.record) for one in embedded} - {""})),
     )
 
@@ -220,13 +222,13 @@ def _restricted(arm: _Arm, tissue: Slice, n_shared: int) -> Embedded:
     return Embedded(embedded.vectors, record)
 
 
-def _notes(shift: Shift, record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
-    """Return what was compared and chosen, for a reader."""
-    if not shift.panels.differs and not record["common_genes"]:
+def notes_of(panels: Panels, record: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    """Return what was compared and chosen, for a reader; of a :class:`Transfer`'s record."""
+    if not panels.differs and not record["common_genes"]:
         return ()
     notes = []
-    if shift.panels.differs:
-        notes.append(f"panels or depth differ: {shift.panels.text}")
+    if panels.differs:
+        notes.append(f"panels or depth differ: {panels.text}")
     scores = record["held_out_scores"]
     used = "the genes in common alone" if record["common_genes"] else "all genes of each slice"
     if scores:
