@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
+MOST_FITS = (
+    3  # of a part: on its slices, and for probes across slices with and without common genes
+)
 CELL_ENCODER = "cell-encoder"
 CELL_ENCODERS = {CELL_ENCODER: "Cell encoder alone", "geneformer": "Geneformer"}
 OTHER_MODELS = {  # not run by terrazzo; their vectors can take part
@@ -188,21 +191,30 @@ def _seeds(label_and_part: str, sources: list[str]) -> list[Entry]:
     return out
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """Baselines that were fitted on the same slices."""
+
+    slices: Sequence[AnnData | Slice]
+    baselines: dict[str, Baseline]
+
+
 class _SharedFit:
-    """Baselines fitted together: they are asked for one after the other, with the same slices."""
+    """Baselines fitted together: they are asked for one after the other, with the same few lists of slices."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
-        self._slices: Sequence[AnnData | Slice] | None = None
-        self._fitted: dict[str, Baseline] = {}
+        self._fits: list[_Fitted] = []
 
     def baseline(self, name: str, slices: Sequence[AnnData | Slice]) -> Baseline:
         """Return a baseline fitted on these slices."""
-        if self._slices is not slices:
-            self._slices = slices
-            self._fitted = self._fit_all(slices)
-        if name in self._fitted:
-            return self._fitted[name]
+        known = [one for one in self._fits if one.slices is slices]
+        if not known:
+            known = [_Fitted(slices, self._fit_all(slices))]
+            self._fits = [*self._fits[1 - MOST_FITS :], *known]
+        fitted = known[0].baselines
+        if name in fitted:
+            return fitted[name]
         return fit_baselines([name], slices)[name]
 
     def _fit_all(self, slices: Sequence[AnnData | Slice]) -> dict[str, Baseline]:
@@ -223,7 +235,7 @@ def _baselines(names: list[str]) -> list[Entry]:
 
         return fit
 
-    def embedder_of_name(name: str) -> Embedder:
+    def embedder(name: str) -> Embedder:
         def fit(slices: Sequence[Slice]) -> Embed:
             return embedder_of(shared.baseline(name, slices))(slices)
 
@@ -231,9 +243,7 @@ def _baselines(names: list[str]) -> list[Entry]:
 
     entries = []
     for name in names:
-        entry = Entry(
-            KINDS[name].title, fit_of(name), mark="baseline", embedder=embedder_of_name(name)
-        )
+        entry = Entry(KINDS[name].title, fit_of(name), mark="baseline", embedder=embedder(name))
         entries.append(entry)
     return entries
 
@@ -288,7 +298,7 @@ def of_model(
             model=model,
             fixed=True,
             mark=mark,
-            embedder=embedder_of(model),
+            embedder=_embedder(model),
         )
         return [entry]
     entries = []
@@ -301,7 +311,7 @@ def of_model(
             fixed=True,
             reads=modality,
             mark=mark,
-            embedder=None if modality == "image" else embedder_of(model, modality=modality),
+            embedder=None if modality == "image" else _embedder(model, modality=modality),
         )
         entries.append(entry)
     return entries
@@ -336,6 +346,15 @@ def _writer(model: FoundationModel | Baseline | ImageBaseline, **options: Any) -
         model.embed(adata, key_added=KEY, **options)
 
     return write
+
+
+def _embedder(model: FoundationModel, **options: Any) -> Embedder:
+    """Return how a model embeds slices, checked when it is used."""
+
+    def fit(slices: Sequence[Slice]) -> Embed:
+        return embedder_of(model, **options)(slices)
+
+    return fit
 
 
 def _missing(name: str) -> Entry:
