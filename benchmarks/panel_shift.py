@@ -94,9 +94,7 @@ def scores(
     moved = transfer(
         cached.embedder(name), shift, learned, common_genes=common_genes, copies=copies
     )
-    result = tasks.probe(
-        [labeled], test=target, model=moved, label="region", head="linear", runs=1
-    )
+    result = tasks.probe([labeled], test=target, model=moved, label="region", head="linear", runs=1)
     return result.score("accuracy"), result.score("macro_f1"), moved.record["common_genes"]
 
 

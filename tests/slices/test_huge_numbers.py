@@ -23,7 +23,9 @@ def test_a_number_that_is_too_large_is_none(value: int) -> None:
     np.testing.assert_array_equal(numbers_of(column), [1, 2, np.nan, np.nan, 1, np.nan])
 
 
-@pytest.mark.parametrize("value", ["", "x", None, 1, -1, True, 2**63, 2**64, 10**20, HUGE, b"4", 3j, (1, 2)])
+@pytest.mark.parametrize(
+    "value", ["", "x", None, 1, -1, True, 2**63, 2**64, 10**20, HUGE, b"4", 3j, (1, 2)]
+)
 @pytest.mark.parametrize("other", ["", "x", 1, -1, 2**63, 2**64, 10**30, -(10**30), "9" * 400])
 def test_no_mixture_of_values_fails(value: object, other: object) -> None:
     column = pd.Series([value, other, 7], dtype=object)
@@ -57,7 +59,9 @@ def test_a_column_of_huge_numbers_is_written_as_text(
     assert str(anndata.read_h5ad(tmp_path / "out.h5ad").obs["big"].iloc[0]) == str(HUGE)
 
 
-@pytest.mark.parametrize("values", [[2**63, -1], [10**20, -(10**20)], [10**20, 1.5], [2**64 - 1, None]])
+@pytest.mark.parametrize(
+    "values", [[2**63, -1], [10**20, -(10**20)], [10**20, 1.5], [2**64 - 1, None]]
+)
 def test_a_column_of_numbers_beyond_64_bits_is_written(
     values: list[object], simulated: Callable[..., AnnData], tmp_path: Path
 ) -> None:
