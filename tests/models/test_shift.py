@@ -84,7 +84,7 @@ def test_a_deeper_target_is_said_and_not_thinned(pair: tuple[Slice, Slice]) -> N
     shallow_one, deep = pair[1], pair[0]
     shift = compare([shallow_one], [deep])
     assert shift.panels.other_depth
-    assert shift.panels.other_genes
+    assert not shift.panels.other_genes  # a baseline of the labeled slice knows no more
     assert list(shift.copies(common=False)) == ["as they are"]
 
 
@@ -93,6 +93,8 @@ def test_genes_that_the_model_knows_count(pair: tuple[Slice, Slice], simulated: 
     vocabulary = tz.Vocabulary.from_slices([Slice.from_anndata(simulated(120, 60))])
     panels = compare([labeled], [target], SimpleNamespace(vocabulary=vocabulary)).panels
     assert (panels.n_labeled, panels.n_target, panels.n_shared) == (60, 50, 50)
+    both = compare([labeled, target], [labeled]).panels
+    assert (both.n_labeled, both.n_target, both.other_genes) == (50, 50, False)
     baseline = tz.Baseline("pca").fit([target])
     assert compare([labeled], [target], baseline).panels.n_labeled == len(baseline.genes)
 

@@ -145,7 +145,7 @@ def annotate(
         Of the held-out cells.
     common_genes
         Cut reference and slices to the genes that all have, so that totals, too, are over these. "auto": where genes
-        differ (less than 85 % of the counts of either side on shared genes, which a warning says with the numbers), and
+        differ (less than 80 % of the counts of either side on shared genes, which a warning says with the numbers), and
         where it wins on held-out reference cells at the genes and the depth of the slices.
     copies
         Learn also from copies of the reference, cut to the genes of the slices, thinned to their depth (where it is

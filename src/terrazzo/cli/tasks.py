@@ -422,7 +422,7 @@ def _learn(task: Any, files: _Files, options: dict[str, Any], runs: int) -> None
                 adata = embedded[one.source]
             else:
                 adata = read_slice(one.source, files.part, to_write=True)
-                warn_of_shift(loaded, adata)
+                warn_of_shift(loaded, adata, options["use_rep"])
             fitted.annotate(adata)
             write_slice(adata, one, files.part)
             say(f"{one.source.name}: annotated, {one.target}")

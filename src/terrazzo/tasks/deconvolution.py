@@ -104,7 +104,7 @@ def deconvolve(
     truth = targets.read_proportions(test, proportions)
     moved = None
     if model is None:
-        warn_of_shift(data, test)
+        warn_of_shift(data, test, use_rep)
     else:
         moved = transferred(
             model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed

@@ -420,7 +420,7 @@ def probe(
     model
         In place of ``use_rep``: a foundation model or a baseline that embeds the slices here, from raw counts; a
         baseline that is not fitted is fitted on ``data``. With ``test`` genes and depth are compared first, and where
-        they differ (less than 85 % of the counts on shared genes, or less than half or more than twice the depth) a
+        they differ (less than 80 % of the counts on shared genes, or less than half or more than twice the depth) a
         warning has the numbers, and the next two options apply. With ``use_rep`` only the warning does.
     common_genes
         Cut all slices to the genes that all have before they are embedded. "auto": where genes differ, and where it
@@ -476,7 +476,7 @@ def probe(
     truth = targets.read_target(test, label, values, None, least_share)
     moved = None
     if model is None:
-        warn_of_shift(data, test)
+        warn_of_shift(data, test, use_rep)
     else:
         moved = transferred(
             model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed

@@ -408,9 +408,12 @@ def check_source(use_rep: Any, model: Any, common_genes: CommonGenes, copies: bo
             )
 
 
-def warn_of_shift(labeled: Data, target: AnnData) -> None:
+def warn_of_shift(labeled: Data, target: AnnData, use_rep: Any) -> None:
     """Warn where slices that are embedded already differ in genes or depth enough to matter."""
-    panels = compare_anndata(targets.as_list(labeled), [target])
+    key = str(use_rep).partition(":")[0]
+    record = records.records_of(target).get(key, {})
+    of_baseline = str(record.get("model_type", "")).startswith("baseline:")
+    panels = compare_anndata(targets.as_list(labeled), [target], of_baseline=of_baseline)
     if panels is not None:
         panels.warn(ADVICE)
 
