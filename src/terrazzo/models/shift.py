@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from anndata import AnnData
@@ -43,7 +43,7 @@ LEAST_SHARE = 0.8  # of the counts of a slice, on the genes that all slices have
 LEAST_DEPTH = 0.5  # of the median total counts
 
 CommonGenes = bool | Literal["auto"]
-AUTO = "auto"
+AUTO: Final = "auto"
 
 AS_THEY_ARE = "as they are"
 CUT = "cut to the shared genes"
