@@ -248,7 +248,6 @@ def learn(
     shift.panels.refuse_too_few()
     coded = _coded(known)
     spaces = _spaces(known, shift, common_genes, copies)
-    shift.panels.warn("What was chosen for that is in the notes.")
     is_labeled = coded.codes >= 0
     held = _held_out_cells(known, coded.codes, seed)
     scored = []
@@ -265,6 +264,7 @@ def learn(
             f"the {n_genes:,} genes in common do not tell the labels apart: macro-F1 {f1[best]:.2f} on held-out cells "
             f"of the reference, up to {chance:.2f} by chance. Nothing was carried over."
         )
+    shift.panels.warn("What was chosen for that is in the notes.")
     record = _record(shift, spaces, f1, space, common_genes, copies)
     return LabelModel(
         expression=space.expression,
