@@ -2,11 +2,12 @@
 
 ``python benchmarks/panel_shift.py DATA [--quick] [--out FILE]``; DATA holds ``dlpfc/151673.h5ad`` and ``151676.h5ad``.
 T1 and T3 are fitted on 151673 without labels; logistic regression from 151673 to 151676, whose genes and counts are
-drawn at random, three times.
+drawn at random, three times. ``tz.annotate`` between the same slices.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,11 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import common
 
 from terrazzo import tasks
+from terrazzo.answers import annotating as answers
 from terrazzo.errors import TerrazzoWarning
 from terrazzo.models.baselines import KINDS, Projection
 from terrazzo.models.shift import Shift, compare
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
+from terrazzo.tasks import metrics
+from terrazzo.tasks.labels import UNSCORED, column
 from terrazzo.tasks.targets import read_target
 from terrazzo.tasks.transfer import Embedded, Embedder, transfer
 
@@ -98,6 +102,21 @@ def scores(
     return result.score("accuracy"), result.score("macro_f1"), moved.record["common_genes"]
 
 
+def annotated(labeled: AnnData, target: AnnData, way: tuple) -> tuple[float, float, bool]:
+    """Return the same of ``tz.annotate``, every spot with a label."""
+    _, common_genes, copies = way
+    options = {"common_genes": common_genes, "copies": copies, "threshold": 0}
+    answers.annotate(target, labeled.copy(), "region", **options)
+    true = column(target, "region")
+    is_known = true.notna() & ~true.astype(str).str.lower().isin(UNSCORED)
+    record = json.loads(target.uns["terrazzo"]["terrazzo_label"]["transfer"])
+    found = metrics.classification(
+        true[is_known].astype(str).to_numpy(),
+        target.obs["terrazzo_label"][is_known].astype(str).to_numpy(),
+    )
+    return found["accuracy"], found["macro_f1"], record["common_genes"]
+
+
 def rows_of(
     cached: Cached, labeled: AnnData, tissue: Slice, full: AnnData, setting: tuple, ways: tuple
 ) -> list[dict[str, Any]]:
@@ -110,13 +129,16 @@ def rows_of(
         for name in BASELINES:
             for way in ways:
                 found = scores(cached, name, labeled, target, shift, way)
-                collected.setdefault((name, way[0]), []).append(found)
+                collected.setdefault((name.upper(), way[0]), []).append(found)
+        for way in ways if len(ways) > 1 else ():
+            found = annotated(labeled, target.copy(), way)
+            collected.setdefault(("annotate", way[0]), []).append(found)
     rows = []
     for (name, way), values in collected.items():
         accuracy = np.array([value[0] for value in values])
         row = {
             "target": label,
-            "baseline": name.upper(),
+            "vectors": name,
             "way": way,
             "accuracy": float(accuracy.mean()),
             "sd": float(accuracy.std()),
@@ -151,7 +173,7 @@ def main() -> None:
     result = {}
     for row in rows:
         if row["target"] == "both":
-            result[f"{row['baseline']}_{row['way'].replace(' ', '_')}"] = row["accuracy"]
+            result[f"{row['vectors']}_{row['way'].replace(' ', '_')}"] = row["accuracy"]
     notes = [
         f"regions of {LABELED}, logistic regression, scored on {TARGET}; three draws of genes and counts; sd over them",
         "neither: the labeled slice as it is, embedded from all its genes; common genes: both slices cut to the shared "
@@ -159,6 +181,7 @@ def main() -> None:
         "the target's genes, thinned to its depth, and both",
         "as terrazzo chooses: common genes where they win on held-out blocks of the labeled slice, with copies; no "
         "label of the target is read before the score",
+        "annotate: tz.annotate, which takes the genes in common in every row; common genes: totals too are over these",
         "rows of a share of genes or counts, neither way: where the thresholds of the warning come from",
     ]
     title = f"Other panels and depth: DLPFC {LABELED} to {TARGET}"
