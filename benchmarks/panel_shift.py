@@ -24,7 +24,7 @@ import common
 from terrazzo import tasks
 from terrazzo.answers import annotating as answers
 from terrazzo.errors import TerrazzoWarning
-from terrazzo.models.baselines import KINDS, Projection
+from terrazzo.models.baselines import Baseline, fit_baselines
 from terrazzo.models.shift import Shift, compare
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
@@ -49,11 +49,11 @@ DRAWS = 3
 
 
 class Cached:
-    """T1 and T3 with one projection, fitted and applied once for each list of slices."""
+    """T1 and T3, fitted and applied once for each list of slices."""
 
     def __init__(self) -> None:
-        self.fitted: dict[tuple[int, ...], Projection] = {}
-        self.components: dict[tuple[int, int], Any] = {}
+        self.fitted: dict[tuple[int, ...], dict[str, Baseline]] = {}
+        self.vectors: dict[tuple[int, int], Any] = {}
         self.alive: list[Any] = []  # so that no number is used twice
 
     def embedder(self, name: str) -> Embedder:
@@ -63,16 +63,15 @@ class Cached:
             key = tuple(map(id, slices))
             if key not in self.fitted:
                 self.alive.append(slices)
-                self.fitted[key] = Projection.fit(slices, **KINDS[name].projection)
-            project = self.fitted[key]
+                self.fitted[key] = fit_baselines(BASELINES, slices)
+            baseline = self.fitted[key][name]
 
             def embed(tissue: Slice) -> Embedded:
-                place = (id(project), id(tissue))
-                if place not in self.components:
+                place = (id(baseline), id(tissue))
+                if place not in self.vectors:
                     self.alive.append(tissue)
-                    self.components[place] = project(tissue)
-                vectors = KINDS[name].combine(self.components[place], tissue.coords)
-                return Embedded(vectors.astype(np.float32))
+                    self.vectors[place] = baseline.transform(tissue)
+                return Embedded(self.vectors[place])
 
             return embed
 

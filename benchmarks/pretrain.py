@@ -142,7 +142,9 @@ def baselines(slices: list, test) -> dict[str, list[np.ndarray]]:
     from terrazzo.models.baselines import KINDS, fit_baselines
 
     names = [n for n in KINDS if n != "expression"]
-    fitted = fit_baselines(names, slices)
+    joint = [n for n in names if KINDS[n].joint]
+    fitted = fit_baselines([n for n in names if n not in joint], slices)
+    fitted |= fit_baselines(joint, [*slices, test])
     return {fitted[n].title: [fitted[n].transform(s) for s in [*slices, test]] for n in names}
 
 
@@ -257,7 +259,10 @@ def vectors_of(model, slices: list, key: str = "X") -> list[np.ndarray]:
 
 def blocks_of(name: str, model, slices: list, coords: list) -> dict[str, list[np.ndarray]]:
     """Return every vector of a trained model that is scored, by name."""
-    from terrazzo.models.baselines import rings
+    from terrazzo.models.states import nearest_in_rings, ring_means
+
+    def rings(vectors: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        return np.concatenate([ring_means(vectors, index) for _, index in nearest_in_rings(xy)])
 
     whole, width = vectors_of(model, slices), model.config.se2.input_dim
     if model.config.output == "own+niche":
@@ -267,7 +272,7 @@ def blocks_of(name: str, model, slices: list, coords: list) -> dict[str, list[np
             f"{name}: niche block": [v[:, width:] for v in whole],
             f"{name}: cell encoder alone (own block)": own,
             f"{name}: own block + its ring means (no SE(2))": [
-                np.hstack([v, *rings(v, c)]) for v, c in zip(own, coords, strict=True)
+                rings(v, c) for v, c in zip(own, coords, strict=True)
             ],
         }
     return {

@@ -61,8 +61,14 @@ def worker(path: str, technology: str, k: int, seconds: float) -> dict[str, Any]
     model = novae.Novae(adata)
     model.fit(callbacks=[Stop()], accelerator="cpu", num_workers=0, enable_progress_bar=False)
     model.compute_representations(accelerator="cpu", num_workers=0)
-    key = model.assign_domains(n_domains=k)
-    return {"labels": adata.obs[key].astype(str).tolist()}
+    # where no level of its tree has so many domains, the nearest number that one has
+    for n_domains in sorted(range(1, 40), key=lambda number: abs(number - k)):
+        try:
+            key = model.assign_domains(n_domains=n_domains)
+        except ValueError:
+            continue
+        return {"labels": adata.obs[key].astype(str).tolist()}
+    raise SystemExit("novae found no domains")
 
 
 def run(command: list[str]) -> dict[str, Any]:
@@ -156,6 +162,7 @@ def rows_of(path: Path, python: str, longest: float) -> list[dict[str, Any]]:
                 "what": title,
                 "lines of code": LINES[title.partition(",")[0]],
                 "K": k,
+                "found": len(set(found) - {"nan"}),
                 "ARI": score(path, found),
                 "seconds": done["seconds"],
                 "processor seconds": done["processor seconds"],

@@ -180,8 +180,11 @@ def compare(corpus, folder: Path, preset: str, encoder: str, batch: int, steps: 
 def embedding(adata, corpus, preset: str) -> dict[str, float]:
     """Return the seconds to embed a slice, at first and with its features stored."""
     import terrazzo as tz
+    from terrazzo.systems.stalign.config import SIZES
+    from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
-    model = tz.STAlign(preset, corpus.vocabulary())
+    eye = FrozenImageEncoder.small(**SIZES[preset]["vit"])  # as the times in the results
+    model = tz.STAlign(preset, corpus.vocabulary(), image_encoder=eye)
     model.provenance = {"weights": "trained"}
     found = {}
     with tempfile.TemporaryDirectory() as cache:

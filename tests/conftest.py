@@ -411,6 +411,8 @@ def recipe(corpus_folder: Path, tmp_path: Path) -> Callable[..., Any]:
             "run": {"accelerator": "cpu", "log_every": 1, "checkpoint_every": 1},
             **SHORT_STAGES[stage],
         }
+        if stage == "stalign-pretrain":
+            base["model"] = {"image_encoder": "random", **base.get("model", {})}
         for name, values in sections.items():
             if isinstance(values, dict):
                 base[name] = {**base.get(name, {}), **values}

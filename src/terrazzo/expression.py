@@ -33,6 +33,7 @@ __all__ = [
     "chosen_genes",
     "expression",
     "gene_columns",
+    "least_squares_components",
     "log_counts",
     "log_values",
     "most_variable",
@@ -416,3 +417,35 @@ def principal_directions(moment: Floats, k: int) -> tuple[Floats, Floats]:
     smallest = LEAST_VALUE**2 * variances.max(initial=0)
     large = variances > smallest
     return directions[:, large].round(DIGITS), variances[large].round(DIGITS)
+
+
+def least_squares_components(
+    values: AnyFloats, loadings: Floats, variances: Floats, noise: float
+) -> Floats:
+    """Estimate components of rows from the genes that are there: a missing gene is missing, not zero.
+
+    The estimate is ``(U^T U + noise diag(1 / variances))^-1 U^T x``, with the loadings ``U`` of the genes that are
+    there: the mean of the components given ``x = U z + e`` (probabilistic PCA). It leans to 0 the less the genes tell.
+
+    Parameters
+    ----------
+    values
+        ``(n, m)``: of ``m`` genes, on the scale that the loadings were fitted on.
+    loadings
+        ``(m, k)``: the rows of those genes, of loadings with orthonormal columns over all genes.
+    variances
+        ``(k,)``: of the components; a component of variance 0 stays 0.
+    noise
+        Variance of one gene that the components leave; above 0.
+
+    Returns
+    -------
+    ``(n, k)``.
+    """
+    components = np.zeros((len(values), len(variances)))
+    used = variances > 0
+    known = loadings[:, used]
+    moment = known.T @ known + noise * np.diag(1 / variances[used])
+    weights = np.linalg.solve(moment, known.T)
+    components[:, used] = values @ weights.T
+    return components

@@ -11,12 +11,13 @@ import pytest
 from anndata import AnnData
 
 from terrazzo import Slice
-from terrazzo.answers import finding, space
+from terrazzo.answers import finding
 from terrazzo.answers.finding import Settings, find
 from terrazzo.answers.numbers import around, best_number, choose, explained, halves
 from terrazzo.answers.sources import CellRecipe, Recipe, candidates
 from terrazzo.arrays import Floats
 from terrazzo.expression import chosen_genes
+from terrazzo.models import projections
 
 
 def curve(score: Sequence[float] | Floats) -> pd.DataFrame:
@@ -89,7 +90,7 @@ def test_genes_are_chosen_once(
         return chosen_genes(*given)
 
     monkeypatch.setattr(finding, "chosen_genes", counted)
-    monkeypatch.setattr(space, "chosen_genes", counted)
+    monkeypatch.setattr(projections, "chosen_genes", counted)
     slices = [Slice.from_anndata(spots(seed)) for seed in (1, 2)]
     find(slices, candidates("region"), Settings(3, (0,), bootstraps=1), False)
     assert len(times) == 1

@@ -117,7 +117,7 @@ def test_the_same_call_gives_the_same(spots: Spots) -> None:
     pd.testing.assert_frame_equal(one.obs, other.obs)
 
 
-@pytest.mark.parametrize("model", ["t2", "X_own"])
+@pytest.mark.parametrize("model", ["t2", "t4", "X_own"])
 def test_named_vectors(spots: Spots, model: str) -> None:
     adata = spots()
     rng = np.random.default_rng(0)

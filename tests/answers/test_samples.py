@@ -10,8 +10,9 @@ from anndata import AnnData
 from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
-from terrazzo.answers import partition, space
+from terrazzo.answers import partition
 from terrazzo.expression import log_counts
+from terrazzo.models import projections
 from terrazzo.models.baselines import neighbor_mean
 
 Spots = Callable[..., AnnData]
@@ -21,8 +22,8 @@ QUICK = {"n_seeds": 2, "bootstraps": 2, "progress": False}
 @pytest.fixture
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take samples of small slices, too."""
-    monkeypatch.setattr("terrazzo.answers.space.MAX_FIT", 300)
-    monkeypatch.setattr("terrazzo.answers.space.SAMPLE", 250)
+    monkeypatch.setattr("terrazzo.models.projections.MAX_FIT", 300)
+    monkeypatch.setattr("terrazzo.models.projections.SAMPLE", 250)
     monkeypatch.setattr("terrazzo.answers.space.MANY_CELLS", 300)
     monkeypatch.setattr("terrazzo.answers.partition.MANY_CELLS", 300)
     monkeypatch.setattr("terrazzo.answers.partition.MAX_FIT", 250)
@@ -52,8 +53,8 @@ def test_samples_of_several_slices(spots: Spots, small_limits: None) -> None:
 
 
 def test_how_many_are_sampled(small_limits: None) -> None:
-    assert space.sampled_rows([100, 200]) is None
-    rows = space.sampled_rows([300, 100])
+    assert projections.sampled_rows([100, 200]) is None
+    rows = projections.sampled_rows([300, 100])
     assert rows is not None
     first, second = rows
     assert (len(first), len(second)) == (188, 62)

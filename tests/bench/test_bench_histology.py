@@ -63,6 +63,11 @@ def pictured(tmp_path_factory: pytest.TempPathFactory, histology: Any) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_histology, "is_installed", lambda: False)
+
+
 @pytest.fixture
 def genes(table: Any) -> Callable[..., Any]:
     """Make a table; keywords change its keys."""
@@ -100,6 +105,7 @@ def test_trivial_answers_and_who_is_missing(genes: Any, pictured: Path) -> None:
     assert reasons["UNI"] == "no weights were given (--models uni=FOLDER of a transformers model)"
     assert reasons["Pearson-residual PCA"] == bench_histology.READS_COUNTS
     assert "not part of terrazzo" in reasons["novae"]
+    assert "pip install 'terrazzo[histology]'" in reasons[bench_histology.LITE]
     told = " | ".join(found.notes)
     assert "one: left out, for not every training slice lists them: SIM1, NEVER" in told
     assert "three: left out, for not every training slice lists them: NEVER" in told
@@ -153,7 +159,7 @@ def test_st_align_its_twin_and_its_frozen_encoder(
         *(f"ST-Align, image only{b}" for b in blocks),
         *(f"{bench_histology.UNTRAINED}{b}" for b in blocks),
     }
-    assert not len(found.absent)
+    assert list(found.absent["system"]) == [bench_histology.LITE]
     assert mean(found, "ST-Align, image only, own block", "one", VARIABLE) != mean(
         found, f"{bench_histology.UNTRAINED}, own block", "one", VARIABLE
     )
@@ -219,7 +225,7 @@ def test_weights_by_part_and_by_patient(
     assert gone["part"].tolist() == ["three"]
     assert "NAME@PART=FOLDER" in gone["reason"].iloc[0]
     whole = run(genes(**few), data=pictured, models=[*given, f"stalign@three={folders[1]}"])
-    assert not len(whole.absent)
+    assert list(whole.absent["system"]) == [bench_histology.LITE]
     alone = run(genes(**few, parts=PARTS[2:]), data=pictured, models=[f"stalign={folders[1]}"])
     for system in (f"{title} [own ; niche]", bench_histology.FROZEN):
         assert mean(whole, system, "three", NAMED) == mean(alone, system, "three", NAMED)

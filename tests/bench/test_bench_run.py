@@ -87,7 +87,7 @@ def test_probes_within_and_across(table: Any, data_folder: Path) -> None:
     assert set(scores["metric"]) == {"accuracy", "macro_f1"}
     counted = found.summary()
     assert (counted["n"] == 2).all()  # runs
-    assert len(counted) == 8 * 3 * 2
+    assert len(counted) == (len(ALWAYS) + 1) * 3 * 2
     assert found.absent.to_numpy().tolist() == [
         ["SToFM", "", "no weights were given (--models stofm=FOLDER)"]
     ]
@@ -100,6 +100,27 @@ def test_probes_within_and_across(table: Any, data_folder: Path) -> None:
         assert mean(found, KINDS["t1"].title, split) > least
         assert mean(found, KINDS["t3"].title, split) > least
     assert mean(found, KINDS["t1"].title, "blocked") > mean(found, KINDS["z50"].title, "blocked")
+
+
+def test_what_may_see_the_scored_slice_is_fitted_on_it_without_labels(
+    table: Any, data_folder: Path, only: Any
+) -> None:
+    seen = {}
+
+    def entry(name: str, joint: bool) -> Entry:
+        def fit(slices: Any) -> Any:
+            seen[name] = slices
+            return random_vectors
+
+        return Entry(name, fit, joint=joint)
+
+    only(entry("joint", True), entry("plain", False))
+    run(table(parts=[{**PART, "settings": ["cross"]}]), data=data_folder)
+    assert [len(seen[name]) for name in ("joint", "plain")] == [2, 1]
+    assert all("region" not in adata.obs for adata in seen["joint"])
+    scored = anndata.read_h5ad(data_folder / "made" / "s0.h5ad")
+    np.testing.assert_array_equal(seen["joint"][-1].obsm["spatial"], scored.obsm["spatial"])
+    assert seen["joint"][0] is seen["plain"][0]
 
 
 def test_shuffled_labels_give_chance(table: Any, data_folder: Path) -> None:

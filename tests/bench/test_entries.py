@@ -31,7 +31,8 @@ def test_baselines_are_always_there_and_once() -> None:
     titles = [s.title for s in systems]
     assert titles == [KINDS[n].title for n in KINDS if n in {*ALWAYS, "expression"}]
     assert all(s.fit is not None and not s.missing for s in systems)
-    assert {"pca", "pca-nb1", "pca-nb3", "t1", "t2", "t3", "z50"} == set(ALWAYS)
+    assert set(ALWAYS) == set(KINDS) - {"expression", "pca-concat", "pearson"}
+    assert [s.title for s in systems if s.joint] == [KINDS["t1-half"].title]
 
 
 def test_baselines_share_one_fit_and_each_has_vectors_of_its_own(
@@ -52,9 +53,9 @@ def test_baselines_share_one_fit_and_each_has_vectors_of_its_own(
         alone = next(name for name in KINDS if KINDS[name].title == system.title)
         expected = Baseline(alone).fit(slices).embed(simulated(150, 60), key_added="X").obsm["X"]
         np.testing.assert_allclose(adata.obsm[KEY], expected, rtol=1e-4, atol=1e-5)
-    assert len(fits) == 1
+    assert len(fits) == 2  # one of those that may see the scored slice
     resolve([])[0].fit([simulated(150, 60)])
-    assert len(fits) == 2
+    assert len(fits) == 3
 
 
 def test_one_baseline_that_fails_does_not_take_the_others_with_it(
@@ -217,7 +218,7 @@ def test_one_name_twice_is_two_seeds(tiny_model: Any, small_config: Any, tmp_pat
         resolve([], ["mine=obsm:X_a", "mine=obsm:X_a"])
 
 
-@pytest.mark.parametrize("word", ["nonsense", "=x", "stofm=", "t4", ""])
+@pytest.mark.parametrize("word", ["nonsense", "=x", "stofm=", "t5", ""])
 def test_nonsense_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="--models"):
         resolve([], [word])

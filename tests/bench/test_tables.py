@@ -28,6 +28,8 @@ SCORES = {
     "rmse",
     "mae",
     "mse",
+    "mse_level",
+    "mse_pattern",
 }
 USER_SUPPLIED = {
     "stofm-1-embryo",

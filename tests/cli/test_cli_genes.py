@@ -177,7 +177,7 @@ def swapped(adata: AnnData) -> None:
         (("--genes", "gone.txt"), "gone.txt cannot be read"),
         (
             ("--gene", "SIM3", "--model", "nowhere"),
-            "nowhere is not a folder, and not colors or colors-own",
+            "nowhere is not a folder, and not efficientnet-lite0-own, colors or colors-own",
         ),
     ],
 )

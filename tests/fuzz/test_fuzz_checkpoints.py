@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hostile_checkpoints import damage_checkpoint
 from hostile_files import copy_of
+from small_eye import small_eye
 
 import terrazzo as tz
 from terrazzo.errors import TerrazzoError
@@ -27,7 +28,7 @@ def checkpoints(
     models: dict[str, Any] = {
         "stofm": tz.SToFM("tiny", vocabulary),
         "stimage": tz.STImage("tiny", vocabulary),
-        "stalign": tz.STAlign("tiny", vocabulary),
+        "stalign": tz.STAlign("tiny", vocabulary, image_encoder=small_eye()),
     }
     models["cells"] = models["stofm"].cell_model()
     return [model.save_pretrained(folder / name) for name, model in models.items()]

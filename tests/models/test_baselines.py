@@ -14,8 +14,9 @@ from sklearn.metrics import adjusted_rand_score
 
 import terrazzo as tz
 from terrazzo import Slice, expression, simulate
+from terrazzo.answers.space import between_slices
 from terrazzo.errors import ConfigError, InputError
-from terrazzo.models import baselines as projections
+from terrazzo.models import projections
 from terrazzo.models.baselines import (
     KINDS,
     WITHIN_3_HOPS,
@@ -23,7 +24,7 @@ from terrazzo.models.baselines import (
     fit_baselines,
     neighbor_mean,
 )
-from terrazzo.models.states import RINGS, nearest_in_rings, ring_means
+from terrazzo.models.states import RINGS, States, nearest_in_rings, ring_means
 
 CELLS, GENES = 300, 70
 
@@ -52,7 +53,12 @@ def fewer_genes(tissue: Slice, kept: Any) -> Slice:
 
 def test_shapes(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
     out = {name: one.transform(slices[2]) for name, one in fitted.items()}
-    widths = {"expression": GENES, "pca-concat": 150, "t1": 20, "t2": 70, "t3": 20 + 5 * 20}
+    widths = {"expression": GENES, "pca-concat": 150, "t2": 70, "t4": 6 * 60}
+    for name in KINDS:
+        if name.startswith("t1"):
+            widths[name] = 20
+        if name.startswith("t3"):
+            widths[name] = 6 * 20
     assert {name: values.shape for name, values in out.items()} == {
         n: (CELLS, widths.get(n, 50)) for n in KINDS
     }
@@ -111,10 +117,100 @@ def test_what_each_is_made_of(fitted: dict[str, Baseline], slices: list[Slice]) 
         )
 
 
+def test_the_bag_of_states_against_plain_code(
+    fitted: dict[str, Baseline], slices: list[Slice]
+) -> None:
+    learned = [fitted["z50"].transform(tissue)[:, :20] for tissue in slices[:2]]
+    states = States.fit(np.concatenate(learned))
+    tissue = slices[2]
+    own = fitted["z50"].transform(tissue)[:, :20]
+    squared = ((own[:, None] - states.centers[None]) ** 2).sum(axis=-1)
+    weight = np.exp(-2 * (squared - squared.min(axis=1, keepdims=True)) / states.width)
+    shares = weight / weight.sum(axis=1, keepdims=True)
+    distance = np.linalg.norm(tissue.coords[:, None] - tissue.coords[None], axis=-1)
+    order = np.argsort(distance, axis=1, kind="stable")
+    rings = [shares]
+    for inner, outer in pairwise(RINGS):
+        rings.append(shares[order[:, inner + 1 : outer + 1]].mean(axis=1))
+    expected = np.sqrt(np.hstack(rings))
+    np.testing.assert_allclose(fitted["t4"].transform(tissue), expected, atol=2e-3)
+
+
+def test_clean_loadings_are_those_of_z50(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
+    tissue = slices[2]
+    for name in ("t1", "t3"):
+        plain = fitted[name].transform(tissue)
+        clean = fitted[f"{name}-clean"].transform(tissue)
+        for column in range(clean.shape[1]):  # all genes are there: each component on its own scale
+            assert np.corrcoef(plain[:, column], clean[:, column])[0, 1] > 0.999
+        scored = fitted[f"{name}-clean-z"].transform(tissue)
+        np.testing.assert_allclose(scored.mean(axis=0), 0, atol=1e-4)
+        np.testing.assert_allclose(scored.std(axis=0), 1, atol=1e-3)
+        expected = (clean - clean.mean(axis=0)) / clean.std(axis=0)
+        np.testing.assert_allclose(scored, expected, atol=1e-3)
+
+
+def test_a_missing_gene_is_missing_and_not_average() -> None:
+    made = simulate.corpus(3, 500, n_genes=400, seed=4)
+    slices = [Slice.from_anndata(adata) for adata in made]
+    tissue = slices[2]
+    half = fewer_genes(tissue, np.random.default_rng(1).permutation(400)[:200])
+    lost = {}
+    slope = {}
+    for name, one in fit_baselines(["t1", "t1-clean"], slices[:2]).items():
+        whole = one.transform(tissue)[:, 0]  # the strongest component
+        poor = one.transform(half)[:, 0]
+        lost[name] = ((whole - poor) ** 2).mean() / whole.var()
+        slope[name] = float(np.polyfit(whole, poor, 1)[0])
+    assert 0.4 < slope["t1"] < 0.65  # zeros in place of the missing half halve every vector
+    assert 0.8 < slope["t1-clean"] < 1.2
+    assert lost["t1-clean"] < 0.6 * lost["t1"]
+
+
+@pytest.mark.parametrize("name", ["t1-clean", "t3-clean", "t1-clean-z", "t3-clean-z"])
+def test_too_few_genes_for_a_least_squares_estimate(
+    name: str, fitted: dict[str, Baseline], slices: list[Slice]
+) -> None:
+    enough = fewer_genes(slices[2], np.arange(20))
+    assert np.isfinite(fitted[name].transform(enough)).all()
+    few = fewer_genes(slices[2], np.arange(19))
+    with pytest.raises(InputError, match=r"19 of the 70 genes .* fewer than 20") as refused:
+        fitted[name].transform(few)
+    assert "\n" not in str(refused.value)
+
+
+def test_half_shrunk_means_leave_less_between_shifted_slices() -> None:
+    made = simulate.corpus(3, CELLS, n_genes=GENES, seed=4, n_donors=3, batch=0.8)
+    shifted = [Slice.from_anndata(adata) for adata in made]
+
+    def between(parts: list[Any]) -> float:
+        """Return variance between slices over variance within."""
+        share = between_slices(parts)
+        return share / (1 - share)
+
+    one_mean = projections.Expression.fit(shifted, 0.0)
+    smoothed = [neighbor_mean(one_mean(t), t.coords, WITHIN_3_HOPS) for t in shifted]
+    left = {}
+    for name in ("t1", "t1-half"):
+        baseline = Baseline(name).fit(shifted)
+        left[name] = between([baseline.transform(tissue) for tissue in shifted])
+    assert 0.1 * between(smoothed) < left["t1-half"] < 0.4 * between(smoothed)  # half, squared
+    assert left["t1"] < 0.1 * left["t1-half"]  # each slice by itself leaves next to none
+
+
+def test_each_fit_has_a_fingerprint_of_its_own(
+    fitted: dict[str, Baseline], slices: list[Slice]
+) -> None:
+    assert len({one.fingerprint() for one in fitted.values()}) == len(KINDS)
+    for name in ("t4", "t1-half", "t3-clean"):
+        assert Baseline(name).fit(slices[:2]).fingerprint() == fitted[name].fingerprint()
+        assert Baseline(name).fit(slices).fingerprint() != fitted[name].fingerprint()
+
+
 def test_sharing_a_projection_changes_nothing(
     fitted: dict[str, Baseline], slices: list[Slice]
 ) -> None:
-    for name in ("t3", "pca-nb1", "pearson", "expression"):
+    for name in ("t3", "t4", "t1-half", "t1-clean", "pca-nb1", "pearson", "expression"):
         alone = Baseline(name).fit(slices[:2])
         np.testing.assert_array_equal(alone.transform(slices[2]), fitted[name].transform(slices[2]))
 
@@ -175,6 +271,8 @@ def test_same_seed_same_vectors_and_the_usual_key(simulated: Any) -> None:
 def test_few_cells(simulated: Any, name: str, n: int) -> None:
     found = Baseline(name).embed(simulated()[:n].copy(), key_added="x").obsm["x"]
     assert len(found) == n
+    if name == "t4":
+        assert found.shape[1] == 360  # whatever the number of states that there are
     assert np.isfinite(found).all()
 
 

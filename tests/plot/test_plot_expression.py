@@ -69,8 +69,8 @@ def test_measured_beside_predicted_over_the_histology(annotated: tuple[AnnData, 
 
 def test_one_scale_for_both(annotated: tuple[AnnData, list[str]]) -> None:
     adata, names = annotated
-    own = panels(plot.predicted_genes(adata, names[0]))
-    one = panels(plot.predicted_genes(adata, names[0], shared=True))
+    own = panels(plot.predicted_genes(adata, names[0], shared=False))
+    one = panels(plot.predicted_genes(adata, names[0]))
     assert len({panel["scale"] for panel in own.values() if panel["scale"]}) == 2
     assert len({panel["scale"] for panel in one.values() if panel["scale"]}) == 1
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from terrazzo.answers.space import Expression
+from terrazzo.answers.space import fit_expression
 from terrazzo.arrays import AnyFloats, Bools, Floats, Ints, Vectors
 from terrazzo.errors import InputError
 from terrazzo.expression import gene_columns, log_counts, variance
+from terrazzo.models.projections import Expression
 from terrazzo.models.shift import CommonGenes, Shift, compare
 from terrazzo.models.states import nearest_in_rings, ring_means
 from terrazzo.slices import Slice
@@ -224,7 +225,7 @@ def _spaces(
         versions = list(shift.copies(common).values())
         targets = shift.cut_targets if common else shift.targets
         genes = _genes_in_common(versions[0], targets)
-        expression = Expression.fit(versions[0], 1.0, genes=genes, n_components=N_COMPONENTS)
+        expression = fit_expression(versions[0], 1.0, genes=genes, n_components=N_COMPONENTS)
         learned = tuple(versions) if copies else (versions[0],)
         for with_rings in [False, True] if known.has_places else [False]:
             spaces.append(_Space(common, with_rings, expression, learned, versions[-1]))

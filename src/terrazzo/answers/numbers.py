@@ -10,9 +10,9 @@ import pandas as pd
 
 from terrazzo.answers.partition import fit_mixtures, means_of, tree_of
 from terrazzo.answers.sources import Draw, Recipe, Source
-from terrazzo.answers.space import Expression, sampled_rows
 from terrazzo.arrays import Floats, Int32s, Ints
 from terrazzo.models.baselines import WITHIN_1_HOP, neighbor_mean
+from terrazzo.models.projections import Expression, sampled_rows
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
 from terrazzo.tasks.clustering import medoid_of

@@ -12,11 +12,12 @@ import numpy as np
 
 from terrazzo.answers.finding import Found, smoothed_agreement
 from terrazzo.answers.partition import Mixture
-from terrazzo.answers.space import Axes, CellSpace, Expression, RegionSpace
+from terrazzo.answers.space import Axes, CellSpace, RegionSpace
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.errors import CheckpointError, InputError
 from terrazzo.expression import gene_columns
 from terrazzo.files import write_bytes, write_text
+from terrazzo.models.projections import Expression
 from terrazzo.models.states import States
 from terrazzo.parsing import read_object
 from terrazzo.slices import Slice

@@ -8,21 +8,14 @@ from typing import Protocol
 
 import numpy as np
 
-from terrazzo.answers.space import (
-    N_COMPONENTS,
-    CellSpace,
-    Expression,
-    RegionSpace,
-    between_slices,
-)
+from terrazzo.answers.space import CellSpace, RegionSpace, between_slices, fit_expression
 from terrazzo.arrays import AnyFloats, Floats, Ints
 from terrazzo.expression import DIGITS, principal_directions
 from terrazzo.models.baselines import WITHIN_3_HOPS
+from terrazzo.models.projections import HALF, N_COMPONENTS, Expression
 from terrazzo.slices import Slice
 
 __all__ = ["CellRecipe", "Draw", "Embedded", "Fitted", "Recipe", "Source", "candidates"]
-
-OWN_SHARE = 0.5  # of a slice's own mean, where several slices are taken together
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def _own_share(stated: float | None, slices: Sequence[Slice]) -> float:
     """Return the share of a slice's own mean that is taken out: as stated, or half for several slices, all for one."""
     if stated is not None:
         return stated
-    return OWN_SHARE if len(slices) > 1 else 1.0
+    return HALF if len(slices) > 1 else 1.0
 
 
 def _between_before(expression: Expression, slices: Sequence[Slice]) -> float:
@@ -149,8 +142,8 @@ class Recipe:
         """Return the components of expression that the vectors are made of."""
         own_share = _own_share(self.own_share, slices)
         if draw is None:
-            return Expression.fit(slices, own_share)
-        return Expression.fit(slices, own_share, genes=draw.genes, weights=draw.times)
+            return fit_expression(slices, own_share)
+        return fit_expression(slices, own_share, genes=draw.genes, weights=draw.times)
 
     def by_itself(self) -> Recipe | None:
         """Return the recipe with each slice standardized by itself; None where it is."""

@@ -4,162 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from terrazzo.arrays import AnyFloats, Floats, Int32s, Ints, Vectors
 from terrazzo.errors import InputError
-from terrazzo.expression import (
-    DIGITS,
-    chosen_genes,
-    gene_columns,
-    log_counts,
-    principal_directions,
-)
+from terrazzo.expression import DIGITS, principal_directions
 from terrazzo.models.baselines import neighbor_mean
+from terrazzo.models.projections import N_COMPONENTS, Expression, sampled_rows
 from terrazzo.models.states import States, nearest_in_rings, ring_means
 from terrazzo.slices import Slice
 
 __all__ = [
-    "N_COMPONENTS",
     "Axes",
     "CellSpace",
-    "Expression",
     "RegionSpace",
     "Tissue",
     "between_slices",
-    "sampled_rows",
+    "fit_expression",
 ]
-
-N_COMPONENTS = 20  # of expression, and of the vectors in which regions are found
-
-LIMIT = 10.0  # standard deviations at which a gene is clipped
-
-ROWS = 20_000  # cells that are made dense together
-
-MAX_FIT = 50_000  # cells up to which directions are fitted on all of them
-
-SAMPLE = 20_000  # cells of more that they are fitted on
 
 MANY_CELLS = 300_000  # above, the seeds take turns, so that memory stays bounded
 
-FLAT = 1e-6
 
+def fit_expression(slices: Sequence[Slice], own_share: float, **options: Any) -> Expression:
+    """Fit components of expression (``options`` as of :meth:`terrazzo.models.projections.Expression.fit`).
 
-@dataclass(frozen=True)
-class Expression:
-    """Components of expression: genes, their scale, and directions.
-
-    Attributes
-    ----------
-    genes
-        Ids, or symbols where there are none.
-    mean, sd
-        float64 ``(genes,)``: of log counts over all slices; sd within slices, 0 for a gene that does not vary.
-    directions
-        ``(genes, n_components)``, orthonormal columns.
-    own_share
-        Share of a slice's own mean in what is subtracted: 1 for each slice by itself, 0 for the mean of all.
+    Raises
+    ------
+    InputError
+        The slices have fewer than two genes in common, or none that varies.
     """
-
-    genes: tuple[str, ...]
-    mean: Floats
-    sd: Floats
-    directions: Floats
-    own_share: float
-
-    @classmethod
-    def fit(
-        cls,
-        slices: Sequence[Slice],
-        own_share: float,
-        *,
-        genes: Sequence[str] | None = None,
-        weights: Floats | None = None,
-        n_components: int = N_COMPONENTS,
-    ) -> Expression:
-        """Choose genes and fit directions on slices, all of which count alike per cell.
-
-        Parameters
-        ----------
-        slices
-            At least one; labels are not read.
-        own_share
-            See the attribute.
-        genes
-            None: those that all slices have, of more than 2,000 the 1,000 most spatially autocorrelated.
-        weights
-            ``(genes,)``: how often each gene counts (of a bootstrap); None: once.
-        n_components
-            Directions; fewer where there are no more.
-
-        Raises
-        ------
-        InputError
-            The slices have fewer than two genes in common, or none that varies.
-        """
-        names = tuple(chosen_genes(slices, "autocorrelation")) if genes is None else tuple(genes)
-        tables = [log_counts(tissue, names) for tissue in slices]
-        means = np.stack([np.asarray(table.mean(axis=0)).ravel() for table in tables])
-        sizes = np.array([table.shape[0] for table in tables], dtype=np.float64)
-        variances = []
-        for table, mean in zip(tables, means, strict=True):
-            squares = np.asarray(table.multiply(table).mean(axis=0)).ravel()
-            variances.append(np.maximum(squares - mean**2, 0))
-        mean = sizes @ means / sizes.sum()
-        sd = np.sqrt(sizes @ np.stack(variances) / sizes.sum())
-        sd = np.where(sd > FLAT + 1e-5 * mean, sd, 0.0)
-        if not sd.any():
-            raise InputError(
-                "no gene of the slices varies; there is nothing to tell cells apart by."
-            )
-        if weights is not None:
-            sd = np.where(weights > 0, sd / np.sqrt(np.maximum(weights, 1e-12)), 0.0)
-        start = cls(names, mean, sd, np.zeros((len(names), 0)), own_share)
-        moment = np.zeros((len(names), len(names)))
-        n_rows = 0
-        samples = sampled_rows([table.shape[0] for table in tables])
-        for i, (table, own_mean) in enumerate(zip(tables, means, strict=True)):
-            subtracted = start._subtracted(own_mean)
-            chosen = table if samples is None else table[samples[i]]
-            for first in range(0, chosen.shape[0], ROWS):
-                part = start._standardized(chosen[first : first + ROWS], subtracted)
-                moment += part.T @ part
-                n_rows += len(part)
-        directions, _ = principal_directions(moment / n_rows, n_components)
-        return cls(names, mean, sd, directions, own_share)
-
-    def __call__(self, tissue: Slice) -> Vectors:
-        """Return the components of every cell, float32 ``(n_cells, 20)``; a missing gene counts as average."""
-        columns = gene_columns(tissue)
-        present = np.array([gene in columns for gene in self.genes])
-        if not present.any():
-            raise InputError(f"{tissue.name} has none of the {len(self.genes)} genes.")
-        known = [gene for gene in self.genes if gene in columns]
-        table = log_counts(tissue, known)
-        own_mean = np.asarray(table.mean(axis=0)).ravel()
-        part_of = Expression(
-            tuple(known),
-            self.mean[present],
-            self.sd[present],
-            self.directions[present],
-            self.own_share,
-        )
-        subtracted = part_of._subtracted(own_mean)
-        out = np.empty((tissue.n_cells, self.directions.shape[1]), dtype=np.float32)
-        for first in range(0, tissue.n_cells, ROWS):
-            rows = slice(first, first + ROWS)
-            out[rows] = part_of._standardized(table[rows], subtracted) @ part_of.directions
-        return out
-
-    def _subtracted(self, own_mean: Floats) -> Floats:
-        return self.own_share * own_mean + (1 - self.own_share) * self.mean
-
-    def _standardized(self, values: sparse.csr_matrix, subtracted: Floats) -> Floats:
-        divisor = np.where(self.sd > 0, self.sd, 1)
-        scaled = (values.toarray() - subtracted) / divisor
-        return np.where(self.sd > 0, np.clip(scaled, -LIMIT, LIMIT), 0.0)
+    expression = Expression.fit(slices, own_share, **options)
+    if not expression.sd.any():
+        raise InputError("no gene of the slices varies; there is nothing to tell cells apart by.")
+    return expression
 
 
 @dataclass(frozen=True)
@@ -318,19 +198,6 @@ def _ring_samples(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[Vecto
             for axis, own_shares, sample in zip(axes, shares, samples, strict=True):
                 sample.append(axis.describe(tissue.components, own_shares, index))
     return [np.concatenate(sample) for sample in samples]
-
-
-def sampled_rows(n_cells: Sequence[int]) -> list[Ints] | None:
-    """Return a random 20,000 cells of slices that have more than 50,000, in shares by size; None for all cells."""
-    n_all = sum(n_cells)
-    if n_all <= MAX_FIT:
-        return None
-    rng = np.random.default_rng(0)
-    rows = []
-    for n in n_cells:
-        n_rows = min(n, max(2, round(SAMPLE * n / n_all)))
-        rows.append(np.sort(rng.choice(n, n_rows, replace=False)))
-    return rows
 
 
 def _project(tissues: Sequence[Tissue], axes: Sequence[Axes]) -> list[list[Floats]]:

@@ -41,9 +41,21 @@ __all__ = [
     "takes_modality",
 ]
 
-ALWAYS = ("pca", "pca-nb1", "pca-nb3", "z50", "t1", "t2", "t3")  # in every table
-MOST_FITS = (
-    3  # of a part: on its slices, and for probes across slices with and without common genes
+MOST_FITS = 3  # lists of slices of a part: with all genes, and with common ones
+ALWAYS = (  # in every table
+    "pca",
+    "pca-nb1",
+    "pca-nb3",
+    "z50",
+    "t1",
+    "t2",
+    "t3",
+    "t4",
+    "t1-half",
+    "t1-clean",
+    "t3-clean",
+    "t1-clean-z",
+    "t3-clean-z",
 )
 CELL_ENCODER = "cell-encoder"
 CELL_ENCODERS = {CELL_ENCODER: "Cell encoder alone", "geneformer": "Geneformer"}
@@ -88,6 +100,8 @@ class Entry:
         Its vectors of a slice do not depend on ``fit``.
     stored
         Its vectors were made elsewhere, of all genes.
+    joint
+        It is fitted on the slice that is scored, too, without labels.
     part
         Part of the table, or patient, that its weights were given for; "": all.
     reads
@@ -106,6 +120,7 @@ class Entry:
     model: FoundationModel | None = None
     fixed: bool = False
     stored: bool = False
+    joint: bool = False
     part: str = ""
     reads: Modality = "genes"
     mark: str = ""
@@ -202,7 +217,7 @@ class _Fitted:
 class _SharedFit:
     """Baselines fitted together: they are asked for one after the other, with the same few lists of slices."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self._fits: list[_Fitted] = []
 
@@ -227,11 +242,14 @@ class _SharedFit:
 
 
 def _baselines(names: list[str]) -> list[Entry]:
-    shared = _SharedFit(names)
+    shared = {}
+    for joint in (False, True):  # on the training slices, or on the scored one as well
+        together = [name for name in names if KINDS[name].joint == joint]
+        shared[joint] = _SharedFit(together)
 
     def fit_of(name: str) -> Fit:
         def fit(slices: Sequence[AnnData]) -> Write:
-            return _writer(shared.baseline(name, slices))
+            return _writer(shared[KINDS[name].joint].baseline(name, slices))
 
         return fit
 
@@ -243,7 +261,14 @@ def _baselines(names: list[str]) -> list[Entry]:
 
     entries = []
     for name in names:
-        entry = Entry(KINDS[name].title, fit_of(name), mark="baseline", embedder=embedder(name))
+        kind = KINDS[name]
+        entry = Entry(
+            kind.title,
+            fit_of(name),
+            joint=kind.joint,
+            mark="baseline",
+            embedder=None if kind.joint else embedder(name),
+        )
         entries.append(entry)
     return entries
 

@@ -28,15 +28,17 @@ from terrazzo.errors import InputError
 from terrazzo.models.baselines import KINDS
 from terrazzo.models.card import TRAINED_ON, name_hash
 from terrazzo.parsing import parse_json
-from terrazzo.systems.stalign.image_baselines import NAMES, ImageBaseline
+from terrazzo.systems.stalign.efficientnet import INSTALL, is_installed
+from terrazzo.systems.stalign.image_baselines import BY_DEFAULT, NAMES, ImageBaseline
 from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stalign.network import FrozenFeatures
-from terrazzo.tasks.experiments import ERRORS
+from terrazzo.tasks.experiments import ERRORS, LEVELS
 from terrazzo.tasks.results import TaskResult
 
-__all__ = ["GENE_MEAN", "NAMED", "score", "select", "trained_on", "untrained"]
+__all__ = ["GENE_MEAN", "LITE", "NAMED", "score", "select", "trained_on", "untrained"]
 
 GENE_MEAN = "gene mean"
+LITE = "EfficientNet-Lite0, by slice"
 FROZEN = "Niche encoder of ST-Align, frozen"
 UNTRAINED = "ST-Align, image only, before training"
 NAMED = "named genes"
@@ -47,13 +49,18 @@ NO_IMAGE = "sees no image"
 def select(entries: Sequence[Entry]) -> list[Entry]:
     """Return the entries of such a table.
 
-    They are trivial answers, what sees pictures, and of ST-Align also its frozen encoder and its state before training.
+    They are trivial answers, EfficientNet-Lite0 where it is installed, what sees pictures, and of ST-Align also its
+    frozen encoder and its state before training.
     The baselines of every table have no row; one that is named beyond those has one, which says why it has no score.
     """
     out = [Entry(GENE_MEAN, fit=_fit_zeros, mark="trivial")]
     for name in NAMES:
         baseline = ImageBaseline(name)
         out.append(of_images(baseline.title, baseline))
+    if is_installed():
+        out.append(of_images(LITE, ImageBaseline(BY_DEFAULT)))
+    else:
+        out.append(Entry(LITE, missing=f"it is not installed: {INSTALL}"))
     always = {KINDS[name].title for name in ALWAYS}
     for entry in entries:
         if entry.title in always:
@@ -220,7 +227,7 @@ def _of_patient(protocol: Protocol, loaded: LoadedPart) -> set[str]:
 def _of_the_mean(result: TaskResult) -> TaskResult:
     """Return the scores of the mean of the training cells in place of those of the head."""
     table = result.metrics
-    of_the_mean = table["metric"].isin([f"{name}_mean" for name in ERRORS])
+    of_the_mean = table["metric"].isin([f"{name}_mean" for name in (*ERRORS, *LEVELS)])
     errors = table[of_the_mean]
     errors = errors.assign(metric=errors["metric"].str.removesuffix("_mean"))
     is_pearson = table["metric"] == "pearson"

@@ -39,6 +39,8 @@ TITLES = {
     "rmse": "RMSE",
     "mae": "MAE",
     "mse": "MSE",
+    "mse_level": "MSE, level of the slice",
+    "mse_pattern": "MSE, pattern in the slice",
     "chaos": "CHAOS",
     "pas": "PAS",
     "rmse_mean": "RMSE of the mean",

@@ -53,7 +53,15 @@ METRICS = {
     "deconvolution": _OF_VALUES,
     "imputation": _OF_VALUES,
     "reconstruction": ("mse", "mae"),
-    "image_to_gene": ("mse", "pearson", "pearson_overall", "rmse", "mae"),
+    "image_to_gene": (
+        "mse",
+        "mse_level",
+        "mse_pattern",
+        "pearson",
+        "pearson_overall",
+        "rmse",
+        "mae",
+    ),
 }
 NO_HEAD = "none"  # the head of tasks that fit none
 LEAST_SEEDS = 5  # of zero-shot domains: another seed moves the ARI by up to 0.17

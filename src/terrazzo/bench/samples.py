@@ -120,19 +120,26 @@ class LoadedPart:
         The slice that is scored, and its training slices.
     unlabeled
         What an entry may be fitted on.
+    all_unlabeled
+        What an entry that is fitted on the scored slice, too, is fitted on: the training slices first.
     """
 
     part: Part
     test: Sample
     train: list[Sample]
     unlabeled: list[AnnData] = field(init=False)
+    all_unlabeled: list[AnnData] = field(init=False)
     _hidden: list[Hidden] = field(init=False, default_factory=list)
     _shifts: dict[int, Shift] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """List what an entry may be fitted on, once: baselines recognize the list and share a fit."""
-        samples = self.train or [self.test]
-        self.unlabeled = [sample.bare for sample in samples]
+        train = [sample.bare for sample in self.train]
+        self._list(self.test.bare, train)
+
+    def _list(self, test: AnnData, train: list[AnnData]) -> None:
+        self.unlabeled = train or [test]
+        self.all_unlabeled = [*train, test]
 
     @property
     def cross(self) -> bool:
@@ -162,6 +169,6 @@ class LoadedPart:
         if not self._hidden:
             slices = [sample.bare for sample in self.samples]
             self._hidden = hide_genes(slices, n_genes, seed=0)
-            fitted_on = self._hidden[1:] or self._hidden
-            self.unlabeled = [one.visible for one in fitted_on]
+            test, *train = [one.visible for one in self._hidden]
+            self._list(test, train)
         return self._hidden

@@ -64,7 +64,7 @@ class Scorer:
             return list(_imputation(self.protocol, loaded, entry))
         if entry.fit is None:
             return []
-        write = entry.fit(loaded.unlabeled)
+        write = entry.fit(loaded.all_unlabeled if entry.joint else loaded.unlabeled)
         if self.protocol.task == "image_to_gene":
 
             def embed(sample: Sample) -> None:
@@ -166,7 +166,7 @@ def _imputation(protocol: Protocol, loaded: LoadedPart, entry: Entry) -> Iterato
     if entry.fit is None:
         return
     test, *train = loaded.hidden(protocol.genes)
-    write = entry.fit(loaded.unlabeled)
+    write = entry.fit(loaded.all_unlabeled if entry.joint else loaded.unlabeled)
     write(test.visible)
     if loaded.cross:
         for one in train:

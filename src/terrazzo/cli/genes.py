@@ -196,11 +196,13 @@ def predict_genes(
             help="Slices with histology; scored where they have the genes.", consume_multiple=True
         ),
     ],
+    out: Out,
     model: Annotated[
         str,
-        Parameter(help="Checkpoint of ST-Align, folder of a transformers vision model, or colors."),
-    ],
-    out: Out,
+        Parameter(
+            help="efficientnet-lite0-own (by slice), checkpoint of ST-Align, folder of a vision model, or colors."
+        ),
+    ] = "efficientnet-lite0-own",
     genes: Annotated[
         Path | None, Parameter(help="Genes to predict, a file with one a line.")
     ] = None,
@@ -226,11 +228,12 @@ def predict_genes(
 
     An image is in a slice's uns["spatial"], or beside its file: NAME.json with image and scale.
 
-    Example: terrazzo predict-genes a.h5ad --model stalign --gene MOBP --predict b.h5ad --out predicted
+    Example: terrazzo predict-genes a.h5ad --gene MOBP --predict b.h5ad --out predicted
     """
     import terrazzo as tz
     from terrazzo.systems.stalign.image_baselines import image_model
     from terrazzo.tasks import probe_files
+    from terrazzo.tasks.image_to_gene import verdicts
 
     planned = plan("predict-genes", predict, out, overwrite=overwrite, with_figures=True)
     sources = [*slices, *predict]
@@ -276,6 +279,8 @@ def predict_genes(
             training, test=list(scored.values()), names=names_of_scored, runs=runs, **options
         )
         report(result, out / "scores", mark, overwrite=overwrite)
+        for line in verdicts(result):
+            say(line)
     batch.end()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from anndata import AnnData
@@ -16,9 +16,21 @@ from terrazzo import keys, records
 from terrazzo._version import __version__
 from terrazzo.arrays import Floats, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError, did_you_mean
-from terrazzo.expression import Choice, chosen_genes, gene_columns, log_counts
+from terrazzo.expression import chosen_genes
 from terrazzo.models.inputs import embed_each
+from terrazzo.models.projections import (
+    HALF,
+    N_COMPONENTS,
+    Expression,
+    LeastSquares,
+    Projection,
+    VariableGenes,
+    standardized,
+)
 from terrazzo.slices import Slice
+
+if TYPE_CHECKING:
+    from terrazzo.models.states import States
 
 __all__ = [
     "KINDS",
@@ -26,150 +38,18 @@ __all__ = [
     "WITHIN_3_HOPS",
     "Baseline",
     "Kind",
-    "Projection",
-    "VariableGenes",
     "fit_baselines",
     "neighbor_mean",
-    "standardized",
     "unit",
 ]
-
-THETA = 100.0  # of Pearson residuals (Lause et al. 2021)
 
 WITHIN_1_HOP = 6  # neighbors within one hop on a hexagonal lattice
 
 WITHIN_3_HOPS = 36
 
-N_SMOOTHED = 20  # components that are averaged over neighbors
-
 ROWS = 20_000  # cells whose neighbors are searched together
 
-
-@dataclass(frozen=True)
-class Projection:
-    """PCA of expression.
-
-    Attributes
-    ----------
-    genes
-        Names of the genes used, in the order of ``loadings``.
-    loadings
-        float64 ``(genes, n_components)``.
-    mean, scale
-        Of every gene over the training cells; None: each slice is standardized by its own.
-    pearson
-        Analytic Pearson residuals in place of log counts scaled to the slice's median total.
-    """
-
-    genes: tuple[str, ...]
-    loadings: Floats
-    mean: Vectors | None
-    scale: Vectors | None
-    pearson: bool = False
-
-    @classmethod
-    def fit(
-        cls,
-        slices: Sequence[Slice],
-        n_components: int = 50,
-        *,
-        choose: Choice = "variance",
-        own_scale: bool = False,
-        pearson: bool = False,
-        seed: int = 0,
-    ) -> Projection:
-        """Choose genes and fit the PCA.
-
-        Parameters
-        ----------
-        slices
-            Training slices, at least one; labels are not read.
-        n_components
-            Number of components.
-        choose
-            Where more than 2,000 genes are common to the slices: the 2,000 of largest variance, or the 1,000 most
-            spatially autocorrelated, on average over the slices.
-        own_scale
-            Standardize each slice by its own mean and sd, which removes most of what differs between slices.
-        pearson
-            Pearson residuals in place of log counts.
-        seed
-            Seed of the solver.
-
-        Raises
-        ------
-        InputError
-            The slices have fewer than two genes in common.
-        """
-        from sklearn.decomposition import PCA
-
-        genes = chosen_genes(slices, choose)
-        tables = [_values(tissue, genes, pearson) for tissue in slices]
-        mean = None
-        scale = None
-        if own_scale:
-            by_slice = [standardized(t, t.mean(axis=0), t.std(axis=0)) for t in tables]
-            stacked = np.concatenate(by_slice)
-        else:
-            joined = np.concatenate(tables)
-            mean = joined.mean(axis=0)
-            scale = joined.std(axis=0)
-            stacked = standardized(joined, mean, scale)
-        loadings = np.zeros((len(genes), n_components))  # stay zero for slices without variation
-        if len(stacked) > 1 and stacked.any():
-            n_found = min(n_components, *stacked.shape)
-            pca = PCA(n_found, random_state=seed).fit(stacked)
-            loadings[:, : len(pca.components_)] = pca.components_.T
-        return cls(tuple(genes), loadings, mean, scale, pearson)
-
-    def __call__(self, tissue: Slice) -> Vectors:
-        """Return the components of every cell, float32 ``(n_cells, n_components)``; missing genes count as average.
-
-        Raises
-        ------
-        InputError
-            The slice has none of the genes.
-        """
-        rows = _measured(tissue, self.genes)
-        values = _values(tissue, [self.genes[row] for row in rows], self.pearson)
-        mean = values.mean(axis=0) if self.mean is None else self.mean[rows]
-        scale = values.std(axis=0) if self.scale is None else self.scale[rows]
-        components = standardized(values, mean, scale) @ self.loadings[rows]
-        return components.astype(np.float32)
-
-
-def _measured(tissue: Slice, genes: Sequence[str]) -> list[int]:
-    """Return the numbers of the genes that a slice has; InputError where it has none."""
-    columns = gene_columns(tissue)
-    numbers = [number for number, gene in enumerate(genes) if gene in columns]
-    if not numbers:
-        raise InputError(f"{tissue.name} has none of the {len(genes)} genes of the baseline.")
-    return numbers
-
-
-def _values(tissue: Slice, genes: Sequence[str], pearson: bool) -> Vectors:
-    """Return log counts or Pearson residuals of some genes, ``(n_cells, genes)``."""
-    if not pearson:
-        return log_counts(tissue, genes).toarray()
-    columns = gene_columns(tissue)
-    counts = tissue.counts[:, [columns[gene] for gene in genes]]
-    counts = counts.toarray().astype(np.float32)
-    total = np.asarray(tissue.total_counts, dtype=np.float32)
-    all_counts = max(float(total.sum()), 1.0)
-    share = counts.sum(axis=0) / all_counts
-    expected = total[:, None] * share[None]
-    variance = expected + expected**2 / np.float32(THETA)
-    residual = (counts - expected) / np.sqrt(np.maximum(variance, 1e-12))
-    limit = np.float32(np.sqrt(len(counts)))
-    return np.clip(residual, -limit, limit)
-
-
-def standardized(values: Vectors, mean: Vectors, deviation: Vectors) -> Vectors:
-    """Return values of mean 0 and sd 1; 0 where they do not vary, so that rounding is not amplified."""
-    flat = deviation <= 1e-6 + 1e-5 * np.abs(mean)
-    divisor = np.where(flat, 1, deviation)
-    scaled = (values - mean) / divisor
-    return np.where(flat, 0, scaled).astype(np.float32)
+Project = Callable[[Slice], Vectors]  # vectors of the single cells of a slice
 
 
 def neighbor_mean(values: Vectors, coords: Floats, k: int, rows: Ints | None = None) -> Vectors:
@@ -210,19 +90,83 @@ def _all_hops(components: Vectors, coords: Floats) -> Vectors:
 
 
 def _smoothed(components: Vectors, coords: Floats) -> Vectors:
-    return neighbor_mean(components[:, :N_SMOOTHED], coords, WITHIN_3_HOPS)
+    return neighbor_mean(components[:, :N_COMPONENTS], coords, WITHIN_3_HOPS)
 
 
 def _own_and_smoothed(components: Vectors, coords: Floats) -> Vectors:
     return np.hstack([unit(components), unit(_smoothed(components, coords))])
 
 
-def _own_and_rings(components: Vectors, coords: Floats) -> Vectors:
+def _in_rings(values: Vectors, coords: Floats) -> Vectors:
     from terrazzo.models.states import nearest_in_rings, ring_means
 
-    first = components[:, :N_SMOOTHED]
-    parts = [ring_means(first, index) for _, index in nearest_in_rings(coords)]
+    parts = [ring_means(values, index) for _, index in nearest_in_rings(coords)]
     return np.concatenate(parts)
+
+
+def _own_and_rings(components: Vectors, coords: Floats) -> Vectors:
+    return _in_rings(components[:, :N_COMPONENTS], coords)
+
+
+def _roots_in_rings(shares: Vectors, coords: Floats) -> Vectors:
+    return np.sqrt(_in_rings(shares, coords))
+
+
+def _variance(slices: Sequence[Slice], n_components: int, seed: int) -> Project:
+    return Projection.fit(slices, n_components, seed=seed)
+
+
+def _genes(slices: Sequence[Slice], n_components: int, seed: int) -> Project:
+    return VariableGenes(tuple(chosen_genes(slices, "variance")))
+
+
+def _pearson(slices: Sequence[Slice], n_components: int, seed: int) -> Project:
+    return Projection.fit(slices, n_components, choose="autocorrelation", pearson=True, seed=seed)
+
+
+def _by_slice(slices: Sequence[Slice], n_components: int, seed: int) -> Projection:
+    return Projection.fit(slices, n_components, choose="autocorrelation", own_scale=True, seed=seed)
+
+
+def _half_shrunk(slices: Sequence[Slice], n_components: int, seed: int) -> Project:
+    """Fit components with half of each slice's own mean taken out; zeros where there are fewer directions."""
+    expression = Expression.fit(slices, HALF, n_components=n_components)
+    n_genes, n_found = expression.directions.shape
+    padding = np.zeros((n_genes, n_components - n_found))
+    return replace(expression, directions=np.hstack([expression.directions, padding]))
+
+
+@dataclass(frozen=True)
+class _StateShares:
+    """Shares of 60 states of each cell, by its components; 0 for states that there are not."""
+
+    project: Project
+    states: States
+
+    def __call__(self, tissue: Slice) -> Vectors:
+        from terrazzo.models.states import N_STATES
+
+        components = self.project(tissue)
+        found = self.states(components[:, :N_COMPONENTS])
+        n_cells, n_found = found.shape
+        shares = np.zeros((n_cells, N_STATES), dtype=np.float32)
+        shares[:, :n_found] = found
+        return shares
+
+
+def _least_squares(project: Project, slices: Sequence[Slice], seed: int) -> Project:
+    """Take components from the genes that a slice has."""
+    if not isinstance(project, Projection):
+        raise TypeError("only components of a projection have a least-squares estimate")
+    return LeastSquares(project)
+
+
+def _states(project: Project, slices: Sequence[Slice], seed: int) -> Project:
+    """Fit states on the first components of all cells."""
+    from terrazzo.models.states import States
+
+    components = [project(tissue)[:, :N_COMPONENTS] for tissue in slices]
+    return _StateShares(project, States.fit(np.concatenate(components), seed=seed))
 
 
 @dataclass(frozen=True)
@@ -234,47 +178,48 @@ class Kind:
     title
         For tables.
     combine
-        Called with the components and the coordinates of a slice's cells; returns their vectors.
-    projection
-        Arguments of :meth:`Projection.fit`.
+        Called with the vectors of a slice's single cells and their coordinates; returns the baseline's vectors.
+    fit
+        Called with slices, the number of components and a seed; returns what makes vectors of single cells.
+    refine
+        Called with what ``fit`` returned, the slices and the seed; returns what makes vectors of single cells in its
+        place. None: nothing.
+    z_scores
+        The vectors of each slice are brought to mean 0 and sd 1.
+    joint
+        In tables it is fitted on the slice that is scored, too, without labels.
     """
 
     title: str
     combine: Callable[[Vectors, Floats], Vectors]
-    projection: dict[str, Any] = field(default_factory=dict)
+    fit: Callable[[Sequence[Slice], int, int], Project] = _variance
+    refine: Callable[[Project, Sequence[Slice], int], Project] | None = None
+    z_scores: bool = False
+    joint: bool = False
 
 
-_SPATIAL = {"choose": "autocorrelation", "own_scale": True}
+_CLEAN_T1 = Kind("T1, clean loadings", _smoothed, _by_slice, _least_squares)
 
-_PEARSON = {"choose": "autocorrelation", "pearson": True}
+_CLEAN_T3 = Kind("T3, clean loadings", _own_and_rings, _by_slice, _least_squares)
 
 KINDS = {
-    "expression": Kind("Expression of variable genes", _own),
+    "expression": Kind("Expression of variable genes", _own, _genes),
     "pca": Kind("PCA", _own),
     "pca-nb1": Kind("PCA + neighbor mean, 1 hop", _one_hop),
     "pca-nb3": Kind("PCA + neighbor mean, 3 hops", _three_hops),
     "pca-concat": Kind("[PCA ; 1 hop ; 3 hops]", _all_hops),
-    "pearson": Kind("Pearson-residual PCA", _own, _PEARSON),
-    "z50": Kind("Z50 (own cell)", _own, _SPATIAL),
-    "t1": Kind("T1 (Z20, 3 hops)", _smoothed, _SPATIAL),
-    "t2": Kind("T2 [Z50 ; T1]", _own_and_smoothed, _SPATIAL),
-    "t3": Kind("T3 (Z20, rings)", _own_and_rings, _SPATIAL),
+    "pearson": Kind("Pearson-residual PCA", _own, _pearson),
+    "z50": Kind("Z50 (own cell)", _own, _by_slice),
+    "t1": Kind("T1 (Z20, 3 hops)", _smoothed, _by_slice),
+    "t2": Kind("T2 [Z50 ; T1]", _own_and_smoothed, _by_slice),
+    "t3": Kind("T3 (Z20, rings)", _own_and_rings, _by_slice),
+    "t4": Kind("T4 (bag of states)", _roots_in_rings, _by_slice, _states),
+    "t1-half": Kind("T1, half-shrunk slice means", _smoothed, _half_shrunk, joint=True),
+    "t1-clean": _CLEAN_T1,
+    "t3-clean": _CLEAN_T3,
+    "t1-clean-z": replace(_CLEAN_T1, title="T1, clean loadings, z-scored by slice", z_scores=True),
+    "t3-clean-z": replace(_CLEAN_T3, title="T3, clean loadings, z-scored by slice", z_scores=True),
 }
-
-
-@dataclass(frozen=True)
-class VariableGenes:
-    """Log-normalized expression of the variable genes of the training slices; missing genes are zero."""
-
-    genes: tuple[str, ...]
-
-    def __call__(self, tissue: Slice) -> Vectors:
-        """Return float32 ``(n_cells, genes)``."""
-        columns = _measured(tissue, self.genes)
-        values = log_counts(tissue, [self.genes[column] for column in columns])
-        expression = np.zeros((tissue.n_cells, len(self.genes)), dtype=np.float32)
-        expression[:, columns] = values.toarray()
-        return expression
 
 
 class Baseline:
@@ -288,7 +233,11 @@ class Baseline:
         neighbors within 1 or 3 hops (6, 36 nearest). ``pca-concat``: all three. ``pearson``: components of Pearson
         residuals. ``z50``: components of the spatially autocorrelated genes, each slice standardized by itself. ``t1``:
         20 of them averaged over 3 hops. ``t2``: ``[z50 ; t1]``, equal in mean norm. ``t3``: 20 of them of the cell and
-        of five rings of its neighbors.
+        of five rings of its neighbors. ``t4``: square roots of the shares of 60 states (k-means of 20 components) of
+        the cell and of its rings. ``t1-half``: ``t1`` with each gene's slice mean shrunk by half towards the mean of
+        all slices that it is fitted on, and the deviation within slices. ``t1-clean``, ``t3-clean``: ``t1`` and ``t3``
+        with loadings that stay as they were fitted, and components of another slice estimated by least squares from
+        the genes that it has; ``t1-clean-z``, ``t3-clean-z``: these with mean 0 and sd 1 on each slice.
     n_components
         Principal components.
     seed
@@ -309,7 +258,7 @@ class Baseline:
         self.n_components = n_components
         self.seed = seed
         self.fitted_on: tuple[str, ...] = ()
-        self._project: Callable[[Slice], Vectors] | None = None
+        self._project: Project | None = None
 
     @property
     def default_key(self) -> str:
@@ -319,10 +268,10 @@ class Baseline:
     @property
     def genes(self) -> tuple[str, ...]:
         """The genes that it was fitted on, ids or symbols; () before."""
-        project = self._project
-        if isinstance(project, VariableGenes | Projection):
-            return project.genes
-        return ()
+        project: Any = self._project
+        while project is not None and not hasattr(project, "genes"):
+            project = getattr(project, "project", None) or getattr(project, "projection", None)
+        return () if project is None else tuple(project.genes)
 
     def fit(
         self, slices: Sequence[AnnData | Slice] | AnnData | Slice, *, slice_key: str | None = None
@@ -351,8 +300,11 @@ class Baseline:
 
     def transform(self, tissue: Slice) -> Vectors:
         """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
+        kind = KINDS[self.name]
         project = self._project or self._fitted([tissue])
-        combined = KINDS[self.name].combine(project(tissue), tissue.coords)
+        combined = kind.combine(project(tissue), tissue.coords)
+        if kind.z_scores:
+            combined = standardized(combined, combined.mean(axis=0), combined.std(axis=0))
         return combined.astype(np.float32)
 
     def embed(self, data: Any, *, key_added: str | None = None, **slice_options: Any) -> Any:
@@ -376,7 +328,7 @@ class Baseline:
         Raises
         ------
         InputError
-            A slice that cannot be used, or that has none of the genes.
+            A slice that cannot be used, that has none of the genes, or too few for ``t1-clean`` and its like.
         """
 
         def embed_one(tissue: Slice, adata: AnnData) -> None:
@@ -407,25 +359,34 @@ class Baseline:
         digest = hashlib.sha256()
         settings = [self.name, self.n_components, self.seed, list(self.fitted_on), __version__]
         digest.update(json.dumps(settings).encode())
-        project = self._project
-        if isinstance(project, VariableGenes | Projection):
-            digest.update(json.dumps(project.genes).encode())
-        if isinstance(project, Projection):
-            for array in (project.loadings, project.mean, project.scale):
-                if array is not None:
-                    digest.update(np.ascontiguousarray(array).tobytes())
+        if self._project is not None:
+            _digest_fields(digest, self._project)
         return digest.hexdigest()
 
-    def _fitted(self, tissues: Sequence[Slice]) -> Callable[[Slice], Vectors]:
-        """Return the projection, fitted on slices."""
-        if self.name == "expression":
-            return VariableGenes(tuple(chosen_genes(tissues, "variance")))
-        settings = KINDS[self.name].projection
-        return Projection.fit(tissues, self.n_components, seed=self.seed, **settings)
+    def _fitted(self, tissues: Sequence[Slice], project: Project | None = None) -> Project:
+        """Return what makes vectors of single cells, fitted on slices; ``project``: of the kind's ``fit``."""
+        kind = KINDS[self.name]
+        if project is None:
+            project = kind.fit(tissues, self.n_components, self.seed)
+        if kind.refine is None:
+            return project
+        return kind.refine(project, tissues, self.seed)
 
-    def _set(self, project: Callable[[Slice], Vectors], tissues: Sequence[Slice]) -> None:
+    def _set(self, project: Project, tissues: Sequence[Slice]) -> None:
         self._project = project
         self.fitted_on = tuple(tissue.name for tissue in tissues)
+
+
+def _digest_fields(digest: Any, value: Any) -> None:
+    """Feed what was fitted to a digest: arrays as bytes, all else as text."""
+    for one in fields(value):
+        content = getattr(value, one.name)
+        if is_dataclass(content):
+            _digest_fields(digest, content)
+        elif isinstance(content, np.ndarray):
+            digest.update(np.ascontiguousarray(content).tobytes())
+        else:
+            digest.update(json.dumps(content).encode())
 
 
 def fit_baselines(
@@ -445,14 +406,14 @@ def fit_baselines(
     Name to fitted :class:`Baseline`.
     """
     tissues = _tissues(slices, slice_key)
-    projections: dict[str, Callable[[Slice], Vectors]] = {}
+    projections: dict[Any, Project] = {}
     fitted = {}
     for name in names:
         baseline = Baseline(name, n_components=n_components, seed=seed)
-        key = name if name == "expression" else str(KINDS[name].projection)
-        if key not in projections:
-            projections[key] = baseline._fitted(tissues)
-        baseline._set(projections[key], tissues)
+        fit = KINDS[name].fit
+        if fit not in projections:
+            projections[fit] = fit(tissues, n_components, seed)
+        baseline._set(baseline._fitted(tissues, projections[fit]), tissues)
         fitted[name] = baseline
     return fitted
 

@@ -31,7 +31,7 @@ def predicted_genes(
     *,
     key: str = "expression_predicted",
     image: Underlay = "auto",
-    shared: bool = False,
+    shared: bool = True,
     layer: str | None = None,
     size: float | None = None,
     **slice_options: Any,
@@ -49,8 +49,8 @@ def predicted_genes(
     image
         Histology under the spots, as in :func:`terrazzo.plot.spatial`; the first column shows it alone.
     shared
-        One scale of colors for measured and predicted values of a gene. By default each has its own: what is
-        predicted varies less, and across patients its level is off.
+        One scale of colors for measured and predicted values of a gene: what is predicted varies less, and across
+        patients its level is off. False: each has its own.
     layer
         Of the counts.
     size

@@ -29,8 +29,9 @@ from terrazzo.tasks.heads import (
     head_record,
 )
 from terrazzo.tasks.labels import Labels, differences, shared_classes
+from terrazzo.tasks.penalty import CONSTANT
 from terrazzo.tasks.results import TaskResult, tidy
-from terrazzo.tasks.splits import Split, blocked_splits, cross_split, random_splits
+from terrazzo.tasks.splits import Split, Units, blocked_splits, cross_split, random_splits
 from terrazzo.tasks.targets import Data, Target
 
 if TYPE_CHECKING:
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ERRORS",
     "KINDS",
+    "LEVELS",
     "Outcome",
     "Plan",
     "across",
     "fit_head",
     "make_head",
+    "penalty_note",
     "repeated",
     "repeated_target",
     "within",
@@ -53,6 +56,7 @@ KINDS = ("random", "blocked", "few-shot")
 RANDOM_SHARE = 0.8  # of the labeled cells, for training
 FEW_SHARE = 0.2  # ST as images, section 4
 FEW_DRAWS = 10
+LEVELS = ("mse_level", "mse_pattern")  # parts of the error of one slice
 ERRORS = ("rmse", "mae", "mse")  # scores that the trivial answer has, too, as "<name>_mean"
 
 
@@ -66,6 +70,7 @@ class Plan:
     runs: int
     seed: int
     progress: bool | None
+    by_level: bool = False  # the level of a slice and the pattern within it are scored apart
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -97,6 +102,8 @@ class Outcome:
         float32 ``(n, k)``: probabilities, values or proportions; NaN where a cell was in training.
     trivial
         The same: the mean of the cells that were learned from.
+    note
+        What a reader must know of the fit.
     """
 
     split: str
@@ -104,6 +111,7 @@ class Outcome:
     scored: Bools
     outputs: Vectors
     trivial: Vectors
+    note: str = ""
 
     @classmethod
     def empty(cls, split: str, number: int, n_cells: int, n_outputs: int) -> Outcome:
@@ -134,12 +142,15 @@ class _Sides:
         Names of the classes or columns that both have.
     adata
         The scored slice.
+    by_level
+        As of the plan.
     """
 
     target: Target
     truth: Target
     shared: tuple[str, ...]
     adata: AnnData
+    by_level: bool = False
 
 
 def make_head(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
@@ -160,11 +171,25 @@ def make_head(head: str | HeadConfig, kind: Kind, n_outputs: int) -> Head:
     return MLPHead(config, kind, n_outputs)
 
 
-def fit_head(x: AnyFloats, target: Target, split: Split, head: str | HeadConfig, seed: int) -> Head:
-    """Fit a head to the training and validation rows of a split; no other row is looked at."""
+def fit_head(
+    x: AnyFloats,
+    target: Target,
+    split: Split,
+    head: str | HeadConfig,
+    seed: int,
+    units: Units | None = None,
+) -> Head:
+    """Fit a head to the training and validation rows of a split; no other row is looked at.
+
+    With ``units``, of each row, the penalty of a ridge that predicts values is chosen by held-out units.
+    """
     train = split.train
     validation = split.validation
     unfitted = make_head(head, target.kind, len(target.names))
+    if units is not None and isinstance(unfitted, LinearHead):
+        rows = np.concatenate([train, validation])
+        rows.sort()
+        return unfitted.fit_by_units(x[rows], target.values[rows], units.numbers[rows])
     return unfitted.fit(
         x[train],
         target.values[train],
@@ -233,11 +258,13 @@ def across(
     target: Target,
     truth: Target,
     settings: Mapping[str, Any],
+    units: Units | None = None,
     moved: Transfer | None = None,
 ) -> TaskResult:
     """Run an experiment from slices to another; ``target`` is that of the former, ``truth`` that of the latter.
 
-    ``moved``: the vectors of both, in place of those under ``use_rep``.
+    ``units``: of the training rows, for values; see :func:`fit_head`. ``moved``: the vectors of both, in place of those
+    under ``use_rep``.
 
     Raises
     ------
@@ -272,8 +299,8 @@ def across(
     )
     if moved is not None:
         all_settings["transfer"] = moved.record
-    outcomes = _outcomes_across(plan, x, n_copies, target, scored)
-    sides = _Sides(target, truth, shared, test)
+    outcomes = _outcomes_across(plan, x, n_copies, target, scored, units)
+    sides = _Sides(target, truth, shared, test, plan.by_level)
     return _result(plan, outcomes, sides, all_settings, notes)
 
 
@@ -308,22 +335,52 @@ def _outcomes_within(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -
 
 
 def _outcomes_across(
-    plan: Plan, x: AnyFloats, n_copies: int, target: Target, scored: Bools
+    plan: Plan,
+    x: AnyFloats,
+    n_copies: int,
+    target: Target,
+    scored: Bools,
+    units: Units | None,
 ) -> Iterator[Outcome]:
-    """Yield what is scored on another slice, once for each run; its vectors come after all that is learned from."""
+    """Yield what is scored on another slice, once for each run; its vectors come after all that is learned from.
+
+    A ridge by held-out units is the same in all runs.
+    """
     n_train = len(target.values)
     many = repeated_target(target, n_copies)
+    is_same = units is not None and isinstance(head_config(plan.head), LinearConfig)
+    head = None
+    note = ""
     with Progress(plan.progress).stage(plan.task, plan.runs, "fits") as advance:
         for run in range(plan.runs):
             seed = plan.seed_of(run)
             split = cross_split(n_train, target.known, scored, seed=seed)
-            rows = repeated(split, n_train, n_copies)
-            head = fit_head(x, many, rows, plan.head, seed)
-            outputs = head.outputs(x[n_copies * n_train :])
+            if head is None or not is_same:
+                rows = repeated(split, n_train, n_copies)
+                head = fit_head(x, many, rows, plan.head, seed, units)
+                outputs = head.outputs(x[n_copies * n_train :])
+                note = penalty_note(head, units)
             trivial = _trivial(target, split)
             trivial = np.repeat(trivial, len(outputs), axis=0)
-            yield Outcome("cross", run, scored, outputs, trivial)
+            yield Outcome("cross", run, scored, outputs, trivial, note)
             advance(1)
+
+
+def penalty_note(head: Head, units: Units | None) -> str:
+    """Return in words the penalty that held-out units chose; "" where none did."""
+    if units is None or not isinstance(head, LinearHead) or head.ridge is None:
+        return ""
+    ridge = head.ridge
+    if ridge.penalty == CONSTANT:
+        return (
+            f"no ridge regression beats the gene mean on every held-out {units.kind}: "
+            "the gene mean is predicted everywhere"
+        )
+    share = f"{100 * (1 - ridge.ratio):.1f} %"
+    return (
+        f"penalty {ridge.penalty:g} a column, by held-out {units.kind}: "
+        f"at least {share} below the gene mean's squared error on each"
+    )
 
 
 def _jobs(plan: Plan, adata: AnnData, target: Target) -> Iterator[_Job]:
@@ -402,6 +459,11 @@ def _scores_of_values(outcome: Outcome, sides: _Sides) -> list[dict[str, Any]]:
     scores_of_mean = metrics.regression(true, trivial)
     for name in ERRORS:
         scores[f"{name}_mean"] = scores_of_mean[name]
+    if sides.by_level:
+        parts_of_mean = metrics.level_and_pattern(true, trivial)
+        scores.update(metrics.level_and_pattern(true, predicted))
+        for name in LEVELS:
+            scores[f"{name}_mean"] = parts_of_mean[name]
     tidy_rows = tidy(scores, outcome.split, outcome.number)
     by_column = metrics.regression_by_column(true, predicted, sides.shared)
     mean_by_column = metrics.regression_by_column(true, trivial, sides.shared)
@@ -454,9 +516,12 @@ def _result(
     """Score all outcomes and join them with what is needed to repeat the experiment."""
     rows = []
     last = {}
+    all_notes = list(notes)
     for outcome in outcomes:
         rows += _scores(outcome, sides)
         last[outcome.split] = outcome.outputs
+        if outcome.note and outcome.note not in all_notes:
+            all_notes.append(outcome.note)
     config: dict[str, Any] = {}
     for name, value in settings.items():
         config[name] = value if _is_plain(value) else ARRAY
@@ -477,7 +542,7 @@ def _result(
         metrics=pd.DataFrame(rows),
         predictions=_predictions(last, sides),
         config=config,
-        notes=tuple(notes),
+        notes=tuple(all_notes),
     )
 
 

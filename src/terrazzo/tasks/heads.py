@@ -11,9 +11,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from terrazzo.arrays import AnyFloats, Floats, Vectors
+from terrazzo.arrays import AnyFloats, Floats, Ints, Vectors
 from terrazzo.config import from_dict
 from terrazzo.errors import ConfigError, shortened
+from terrazzo.tasks.penalty import Ridge, choose_ridge
 
 __all__ = [
     "HEADS",
@@ -113,7 +114,8 @@ class KNNConfig:
 class LinearConfig:
     """Settings of logistic regression (``C``, ``max_iter``), and of ridge regression for values and proportions.
 
-    The penalty of the ridge, one of ``ALPHAS``, is the one with the least squared error on the validation rows.
+    The penalty of the ridge, one of ``ALPHAS``, is the one with the least squared error on the validation rows; that of
+    :meth:`LinearHead.fit_by_units` is chosen by held-out units.
     """
 
     C: float = 0.1
@@ -250,11 +252,7 @@ class Head(ABC):
             y_train = np.concatenate([y_train, y_validation])
             x_validation = x_train[:0]
             y_validation = y_train[:0]
-        if self.config.standardize:
-            self.shift, self.scale = statistics(x_train)
-        else:
-            self.shift = np.zeros(x_train.shape[1])
-            self.scale = np.ones(x_train.shape[1])
+        self._learn_scale(x_train)
         self._fit(
             self._standardized(x_train),
             y_train,
@@ -313,6 +311,15 @@ class Head(ABC):
             raise ValueError(f"shift {shape} and scale {self.scale.shape} do not belong together")
         self._load(state)
         return self
+
+    def _learn_scale(self, x: NDArray[Any]) -> None:
+        """Take mean and sd of the training rows, where inputs are standardized."""
+        if self.config.standardize:
+            self.shift, self.scale = statistics(x)
+            return
+        n_columns = x.shape[1]
+        self.shift = np.zeros(n_columns)
+        self.scale = np.ones(n_columns)
 
     def _standardized(self, x: NDArray[Any]) -> Vectors:
         if not self.config.standardize:
@@ -388,6 +395,7 @@ class LinearHead(Head):
     """Logistic regression for classes; ridge for values, and for proportions with the nearest point that is one."""
 
     config: LinearConfig
+    ridge: Ridge | None = None  # of fit_by_units
 
     @property
     def needs_validation(self) -> bool:
@@ -402,6 +410,33 @@ class LinearHead(Head):
             self._fit_classes(wide, y)
         else:
             self._fit_values(wide, y, x_val.astype(np.float64), y_val)
+
+    def fit_by_units(self, x: ArrayLike, y: ArrayLike, units: Ints) -> Self:
+        """Fit a ridge to values; its penalty is chosen by held-out units, with the constant among the candidates.
+
+        Parameters
+        ----------
+        x, y
+            ``(n, d)`` and ``(n, n_outputs)``.
+        units
+            int64 ``(n,)``: patient, slice or place of each row; see :func:`terrazzo.tasks.penalty.choose_ridge`.
+
+        Raises
+        ------
+        ConfigError
+            The head predicts no values.
+        """
+        if self.kind != "values":
+            raise ConfigError(f"this head predicts {self.kind}; a ridge by held-out units, values.")
+        rows = np.asarray(x)
+        self._learn_scale(rows)
+        standardized = self._standardized(rows).astype(np.float64)
+        targets = np.asarray(y, dtype=np.float64)
+        ridge = choose_ridge(standardized, targets, units)
+        self._weight = ridge.weight
+        self._bias = ridge.bias
+        self.ridge = ridge
+        return self
 
     def _fit_classes(self, x: AnyFloats, y: NDArray[Any]) -> None:
         from sklearn.exceptions import ConvergenceWarning

@@ -15,21 +15,28 @@ from terrazzo.errors import ConfigError, InputError
 from terrazzo.expression import PAPER_TOTAL, Scale, expression, most_variable
 from terrazzo.slices.panel import Panel
 from terrazzo.slices.parts import takes_all
-from terrazzo.slices.sections import NO_KEY
 from terrazzo.tasks import targets
 from terrazzo.tasks.by_section import check_keys, names_of, slices_of
-from terrazzo.tasks.experiments import KINDS, Plan, across
+from terrazzo.tasks.experiments import KINDS, Plan, across, fit_head, penalty_note
 from terrazzo.tasks.gene_lists import check_distinct, listed_genes, nearest_name
-from terrazzo.tasks.heads import HeadConfig
-from terrazzo.tasks.probes import Probe, fit_probe
+from terrazzo.tasks.heads import HeadConfig, head_record
+from terrazzo.tasks.probes import Probe
 from terrazzo.tasks.results import TaskResult
-from terrazzo.tasks.splits import donor_of, patients
+from terrazzo.tasks.splits import all_rows, donor_of, donors_of, held_out_units, patients
 from terrazzo.tasks.targets import Data, Target
 
-__all__ = ["choose_genes", "fit_image_to_gene", "image_to_gene", "measured", "read_panels"]
+__all__ = [
+    "choose_genes",
+    "fit_image_to_gene",
+    "image_to_gene",
+    "measured",
+    "read_panels",
+    "verdicts",
+]
 
 N_GENES = 50
 TARGET = "expression"  # of the probe: it annotates obsm["expression_predicted"]
+_MOST_NAMES = 10  # genes that a line names
 _ARRAY_KEY = "array"  # obsm key of vectors that were passed as arrays
 _FOLD_SETTINGS = ("scored", "n_cells", "n_labeled", "n_training_slices", "n_training_cells")
 
@@ -73,16 +80,18 @@ def image_to_gene(
         Slices that are scored, one or several.
     donors
         The patient of each slice of ``data``: a key of ``obs`` or ``uns``, or one name a slice. None: ``donor``,
-        ``donor_id`` or ``patient``.
+        ``donor_id`` or ``patient``. Among the slices that are learned from, patients (else slices, else spatial
+        blocks) are held out in turn to choose the penalty; see :func:`terrazzo.tasks.penalty.choose_ridge`.
     names
         Of the scored slices; by default their numbers.
     scale
         Total that counts are brought to: a number, by default 10,000, or ``"median"``, the median of each slice, on
         which slices that were sequenced to different depths have different levels.
     head
-        As in :func:`terrazzo.tasks.fit_probe`; by default a ridge regression.
+        As in :func:`terrazzo.tasks.fit_probe`; by default a ridge regression, or the gene mean where no penalty
+        beats it on held-out units.
     runs
-        Fits to each fold, with other validation cells, each one ``number``.
+        Fits to each fold, with other validation cells, each one ``number``; those of a ridge are the same.
     seed
         Seed.
     layer
@@ -96,8 +105,10 @@ def image_to_gene(
     Returns
     -------
     Metrics of :func:`terrazzo.tasks.metrics.regression` over all genes and for each (``part``), and ``mse_mean``,
-    ``rmse_mean``, ``mae_mean`` of the trivial answer, each gene's mean over the training cells; columns ``slice`` and
-    ``patient`` name what was scored; ``split`` is ``"cross"`` with ``test``, else ``"patients"``. Predictions: a row
+    ``rmse_mean``, ``mae_mean`` of the trivial answer, each gene's mean over the training cells; over all genes the
+    parts of ``mse``, ``mse_level`` (of the slice's mean) and ``mse_pattern`` (within the slice), and of ``mse_mean``,
+    ``mse_level_mean`` and ``mse_pattern_mean``; columns ``slice`` and ``patient`` name what was scored; ``split`` is
+    ``"cross"`` with ``test``, else ``"patients"``. Predictions: a row
     for each cell of each scored slice, columns ``slice``, ``"true:GENE"`` and ``"cross:GENE"``.
 
     Raises
@@ -108,7 +119,7 @@ def image_to_gene(
     ConfigError
         No gene, or one named twice; no such head.
     """
-    plan = Plan("image_to_gene", head, KINDS, runs, seed, progress)
+    plan = Plan("image_to_gene", head, KINDS, runs, seed, progress, by_level=True)
     if not takes_all(slice_key):
         check_keys(str(slice_key), use_rep=use_rep)
         names = names_of(data if test is None else test, slice_key) if names is None else names
@@ -118,6 +129,7 @@ def image_to_gene(
     embedded, use_key = _with_vectors(every, use_rep)
     panels = read_panels(every, layer)
     turns = _turns(training, tests, donors)
+    training_donors = donors_of(training, donors)
     scored_names = _scored_names(names, len(tests) or len(training))
     first_scored = len(training) if tests else 0
     settings = {"use_rep": use_key, "scale": scale}
@@ -129,6 +141,9 @@ def image_to_gene(
         prefix = f"{turn.patient}: " if turn.patient else ""
         chosen, notes_on_genes = choose_genes(train_panels, genes, scale)
         target = _target(train_slices, train_panels, chosen, scale)
+        units = held_out_units(
+            [training[i] for i in turn.train], [training_donors[i] for i in turn.train]
+        )
         for note in (*notes_on_genes, *turn.notes):
             notes.append(f"{prefix}{note}")
         for i in turn.test:
@@ -142,7 +157,9 @@ def image_to_gene(
                 notes.append(f"{name}: not scored, it has no counts")
                 continue
             truth = _target([embedded[i]], [panel], measured_genes, scale)
-            result = across(plan, train_slices, embedded[i], use_key, target, truth, settings)
+            result = across(
+                plan, train_slices, embedded[i], use_key, target, truth, settings, units
+            )
             split = "cross" if tests else "patients"
             results.append(_with_name(result, name, turn.patient, split))
             notes += [f"{name}: {note}" for note in result.notes]
@@ -161,6 +178,7 @@ def fit_image_to_gene(
     seed: int = 0,
     layer: str | None = None,
     slice_key: str | None = None,
+    donors: str | Sequence[str] | None = None,
 ) -> Probe:
     """Fit a probe of image vectors that predicts expression; all cells with counts are used.
 
@@ -170,7 +188,7 @@ def fit_image_to_gene(
 
     Parameters
     ----------
-    data, use_rep, genes, scale, head, seed, layer, slice_key
+    data, use_rep, genes, scale, head, seed, layer, slice_key, donors
         As in :func:`image_to_gene`.
 
     Raises
@@ -184,16 +202,28 @@ def fit_image_to_gene(
     embedded, use_key = _with_vectors(slices, use_rep)
     panels = read_panels(slices, layer)
     chosen, notes = choose_genes(panels, genes, scale)
-    tables = [expression(panel, chosen, scale) for panel in panels]
-    probe = fit_probe(
-        embedded, use_rep=use_key, values=tables, head=head, seed=seed, slice_key=NO_KEY
+    target = _target(embedded, panels, chosen, scale)
+    vectors = targets.stack(embedded, use_key)
+    units = held_out_units(slices, donors_of(slices, donors))
+    fitted = fit_head(vectors, target, all_rows(target.known, seed=seed), head, seed, units)
+    all_notes = [*notes, *target.notes, penalty_note(fitted, units)]
+    info = {
+        "task": "image_to_gene",
+        "head": head_record(head),
+        "seed": seed,
+        "scale": scale,
+        "n_slices": len(slices),
+        "n_cells": int(target.known.sum()),
+        "notes": [note for note in all_notes if note],
+    }
+    return Probe(
+        head=fitted,
+        names=target.names,
+        use_rep=None if use_key == _ARRAY_KEY else use_key,
+        target=TARGET,
+        origins=tuple(sorted(targets.origins(embedded, use_key))),
+        info=info,
     )
-    info = dict(probe.info)
-    info["notes"] = [*notes, *info["notes"]]
-    info["task"] = "image_to_gene"
-    info["scale"] = scale
-    use_rep_of_probe = None if use_key == _ARRAY_KEY else use_key
-    return replace(probe, target=TARGET, use_rep=use_rep_of_probe, info=info)
 
 
 def measured(adata: AnnData, genes: Sequence[str], layer: str | None = None) -> list[str]:
@@ -202,6 +232,39 @@ def measured(adata: AnnData, genes: Sequence[str], layer: str | None = None) -> 
     if not panel.totals.any():
         return []
     return [gene for gene in genes if gene in panel.place]
+
+
+def verdicts(result: TaskResult) -> list[str]:
+    """Say of each scored slice in a line whether the prediction beats the gene mean, and for which genes it does not.
+
+    Parameters
+    ----------
+    result
+        Of :func:`image_to_gene`.
+    """
+    table = result.metrics
+    errors = table[table["metric"].isin(["mse", "mse_mean"])]
+    means = errors.pivot_table(values="value", index=["slice", "part"], columns="metric")
+    lines = []
+    for name, of_slice in means.groupby(level="slice", sort=False):
+        by_part = of_slice.droplevel("slice")
+        whole = by_part.loc[""]
+        numbers = f"mse {whole['mse']:.3f}, gene mean {whole['mse_mean']:.3f}"
+        by_gene = by_part.drop(index="")
+        beats = by_gene["mse"] < by_gene["mse_mean"]
+        if not whole["mse"] < whole["mse_mean"]:
+            lines.append(
+                f"{name}: does NOT beat the gene mean ({numbers}): do not use the prediction"
+            )
+            continue
+        line = f"{name}: beats the gene mean ({numbers}), for {beats.sum()} of {len(beats)} genes"
+        worse = list(by_gene.index[~beats])
+        if worse:
+            names = ", ".join(worse[:_MOST_NAMES])
+            more = f" and {len(worse) - _MOST_NAMES} more" if len(worse) > _MOST_NAMES else ""
+            line = f"{line}; not for {names}{more}"
+        lines.append(line)
+    return lines
 
 
 def read_panels(slices: Sequence[AnnData], layer: str | None = None) -> list[Panel]:

@@ -21,6 +21,7 @@ __all__ = [
     "classification",
     "clustering",
     "labeled_places",
+    "level_and_pattern",
     "nearest",
     "pas",
     "regression",
@@ -146,6 +147,35 @@ def regression(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
         "mae": float(mae),
         "mse": mse,
         "constant_columns": float(n_constant),
+    }
+
+
+def level_and_pattern(true: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
+    """Return the two parts of the mean squared error of one slice, whose sum it is.
+
+    Parameters
+    ----------
+    true, predicted
+        As in :func:`regression`; the cells of one slice.
+
+    Returns
+    -------
+    ``mse_level``
+        Squared difference between the slice's true and predicted mean, mean over columns.
+    ``mse_pattern``
+        Squared error of the differences from these means.
+
+    Raises
+    ------
+    InputError
+        As in :func:`regression`.
+    """
+    true_values, predicted_values = _matrices(true, predicted)
+    error = predicted_values - true_values
+    mean_error = error.mean(axis=0)
+    return {
+        "mse_level": float(np.mean(mean_error**2)),
+        "mse_pattern": float(np.mean((error - mean_error) ** 2)),
     }
 
 

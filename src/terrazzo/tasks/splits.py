@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from anndata import AnnData
@@ -12,14 +13,18 @@ from numpy.typing import ArrayLike
 from terrazzo import keys
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, InputError
+from terrazzo.slices.geometry import read_coords
 from terrazzo.slices.slice import stated
 
 __all__ = [
     "Split",
+    "Units",
     "all_rows",
     "blocked_splits",
     "cross_split",
     "donor_of",
+    "donors_of",
+    "held_out_units",
     "patients",
     "random_splits",
     "spatial_folds",
@@ -50,6 +55,22 @@ class Split:
     train: Ints
     validation: Ints
     test: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is held out in turn to choose a setting, among the training rows alone.
+
+    Attributes
+    ----------
+    kind
+        The widest of these that the training slices have at least two of.
+    numbers
+        int64 ``(n,)``: the unit of each row of all slices, stacked.
+    """
+
+    kind: Literal["patient", "slice", "block"]
+    numbers: Ints
 
 
 def random_splits(
@@ -178,14 +199,7 @@ def patients(
     from terrazzo.corpus.splits import donor_groups
 
     n_slices = len(slices)
-    if donors is None or isinstance(donors, str):
-        names = [donor_of(adata, donors) for adata in slices]
-    else:
-        names = [str(name).strip() for name in donors]
-        if len(names) != n_slices:
-            raise InputError(
-                f"donors has {len(names)} names for {n_slices} slices; give one for each."
-            )
+    names = donors_of(slices, donors)
     unknown = []
     for i, name in enumerate(names):
         if not name:
@@ -203,6 +217,50 @@ def patients(
             "none can be held out; pass test=."
         )
     return names, groups
+
+
+def donors_of(slices: Sequence[AnnData], donors: str | Sequence[str] | None = None) -> list[str]:
+    """Return the patient of each slice, "" where it is not known; arguments as in :func:`patients`.
+
+    Raises
+    ------
+    InputError
+        Another number of names than of slices.
+    """
+    if donors is None or isinstance(donors, str):
+        return [donor_of(adata, donors) for adata in slices]
+    names = [str(name).strip() for name in donors]
+    n_slices = len(slices)
+    if len(names) != n_slices:
+        raise InputError(f"donors has {len(names)} names for {n_slices} slices; give one for each.")
+    return names
+
+
+def held_out_units(slices: Sequence[AnnData], donors: Sequence[str]) -> Units:
+    """Return what is held out in turn to choose a setting: each patient, else each slice, else spatial blocks.
+
+    Parameters
+    ----------
+    slices
+        Those that are learned from; of a single one the coordinates are read.
+    donors
+        The patient of each, "" where it is not known; then no patient is held out.
+
+    Raises
+    ------
+    InputError
+        A single slice without coordinates.
+    """
+    from terrazzo.corpus.splits import donor_groups
+
+    sizes = [adata.n_obs for adata in slices]
+    if all(donors):
+        groups = donor_groups(donors, donors)
+        if len(set(groups)) > 1:
+            return Units("patient", np.repeat(groups, sizes))
+    if len(slices) > 1:
+        return Units("slice", np.repeat(np.arange(len(slices)), sizes))
+    return Units("block", spatial_folds(read_coords(slices[0], keys.SPATIAL)))
 
 
 def _labeled_rows(known: ArrayLike) -> Ints:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_eye import small_eye
 
 import terrazzo as tz
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
-from terrazzo.models.baselines import Projection
 from terrazzo.models.frozen import frozen_cells
+from terrazzo.models.projections import Projection
 from terrazzo.systems.scgpt.model import ScGPT, ScGPTConfig
 from terrazzo.systems.scgpt.network import ScGPTEncoderConfig
 from terrazzo.systems.stalign import start as align_start
@@ -73,7 +74,7 @@ def test_columns_of_one_token_are_summed(tissue: tz.Slice, vocabulary: tz.Vocabu
 def test_components_are_those_of_the_baseline_z50(
     tissue: tz.Slice, vocabulary: tz.Vocabulary
 ) -> None:
-    model = tz.STAlign("tiny", vocabulary).fit([tissue])
+    model = tz.STAlign("tiny", vocabulary, image_encoder=small_eye()).fit([tissue])
     found = vectors(model.module.gene_encoder, tissue, vocabulary)
     wanted = Projection.fit([tissue], 50, choose="autocorrelation", own_scale=True)(tissue)
     assert found.shape == wanted.shape == (300, 50)
@@ -89,7 +90,9 @@ def test_with_training_means_a_slice_of_its_own_level_stays_apart(
     gap = {}
     for flavor in ("terrazzo", "paper"):
         encoder = (
-            tz.STAlign("tiny", vocabulary, flavor=flavor).fit([tissue, other]).module.gene_encoder
+            tz.STAlign("tiny", vocabulary, image_encoder=small_eye(), flavor=flavor)
+            .fit([tissue, other])
+            .module.gene_encoder
         )
         one, two = (vectors(encoder, s, vocabulary) for s in (tissue, other))
         gap[flavor] = np.linalg.norm(one.mean(axis=0) - two.mean(axis=0)) / np.linalg.norm(
@@ -104,7 +107,7 @@ def test_with_training_means_a_slice_of_its_own_level_stays_apart(
 def test_a_gene_that_lacks_counts_as_average(
     tissue: tz.Slice, vocabulary: tz.Vocabulary, histology: Make
 ) -> None:
-    model = tz.STAlign("tiny", vocabulary, flavor="paper").fit([tissue])
+    model = tz.STAlign("tiny", vocabulary, image_encoder=small_eye(), flavor="paper").fit([tissue])
     encoder = model.module.gene_encoder
     few = tz.Slice.from_anndata(histology(300)[:, 5:].copy())
     found, match = vectors(encoder, few, vocabulary), vocabulary.match(few)
@@ -117,7 +120,7 @@ def test_a_gene_that_lacks_counts_as_average(
 def test_genes_are_chosen_by_autocorrelation_or_variance(
     tissue: tz.Slice, vocabulary: tz.Vocabulary
 ) -> None:
-    config = tz.STAlign("tiny", vocabulary).config
+    config = tz.STAlign("tiny", vocabulary, image_encoder=small_eye()).config
     few = replace(config.net.niche_genes, n_genes=10)
     config = replace(
         config,
@@ -156,7 +159,7 @@ def test_large_slices_are_looked_at_in_their_middle(
 def test_fitting_takes_a_stream_and_changes_the_fingerprint(
     tissue: tz.Slice, vocabulary: tz.Vocabulary
 ) -> None:
-    model, calls = tz.STAlign("tiny", vocabulary), []
+    model, calls = tz.STAlign("tiny", vocabulary, image_encoder=small_eye()), []
 
     def stream() -> Any:
         calls.append(1)
@@ -165,8 +168,11 @@ def test_fitting_takes_a_stream_and_changes_the_fingerprint(
     before = model.fingerprint()
     model.fit(stream)
     assert len(calls) == 2
-    assert model.fingerprint() not in (before, tz.STAlign("tiny", vocabulary).fingerprint())
-    again = tz.STAlign("tiny", vocabulary).fit([tissue])
+    assert model.fingerprint() not in (
+        before,
+        tz.STAlign("tiny", vocabulary, image_encoder=small_eye()).fingerprint(),
+    )
+    again = tz.STAlign("tiny", vocabulary, image_encoder=small_eye()).fit([tissue])
     assert again.fingerprint() == model.fingerprint()
 
 
@@ -177,13 +183,13 @@ def test_normalized_values_cannot_be_fitted(vocabulary: tz.Vocabulary, histology
         tissue = tz.Slice.from_anndata(adata, allow_normalized=True)
     for given in ([tissue], lambda: [tissue]):
         with pytest.raises(InputError, match="scales counts"):
-            tz.STAlign("tiny", vocabulary).fit(given)
+            tz.STAlign("tiny", vocabulary, image_encoder=small_eye()).fit(given)
 
 
 def test_standards_of_the_paper_flavor_are_those_of_all_training_slices(histology: Make) -> None:
     tissues = [tz.Slice.from_anndata(histology(90, seed=s)) for s in (0, 1)]
     vocabulary = tz.Vocabulary.from_slices(tissues)
-    model = tz.STAlign("tiny", vocabulary, flavor="paper").fit(tissues)
+    model = tz.STAlign("tiny", vocabulary, image_encoder=small_eye(), flavor="paper").fit(tissues)
     features = [model.reader(t, vocabulary.match(t)).read() for t in tissues]
     net = model.module.net
     align_start.fit_standards(net, features)
@@ -212,7 +218,7 @@ def test_a_cell_encoder_is_frozen_as_it_is(
         next(encoder.parameters()).view(-1)[0] += 1
     assert encoder.fingerprint() != before
     with pytest.raises(ConfigError, match="encodes no single cell"):
-        frozen_cells(tz.STAlign("tiny", vocabulary))
+        frozen_cells(tz.STAlign("tiny", vocabulary, image_encoder=small_eye()))
     with pytest.raises(ConfigError, match="needs model_type and settings"):
         GeneEncoderConfig("cells", 16)
 
@@ -230,7 +236,9 @@ def test_scgpt_is_frozen_as_it_is(
     wanted = source.prepare(tissue).embed().vectors
     np.testing.assert_allclose(vectors(encoder, tissue, vocabulary), wanted, atol=1e-6)
     assert not any(p.requires_grad for p in encoder.parameters())
-    tz.STAlign("tiny", vocabulary, gene_encoder=source).save_pretrained(tmp_path / "held")
+    tz.STAlign("tiny", vocabulary, image_encoder=small_eye(), gene_encoder=source).save_pretrained(
+        tmp_path / "held"
+    )
     held = tz.load(tmp_path / "held")  # a checkpoint brings its encoders
     np.testing.assert_allclose(
         vectors(held.module.gene_encoder, tissue, vocabulary), wanted, atol=1e-6

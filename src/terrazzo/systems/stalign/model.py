@@ -23,7 +23,7 @@ from terrazzo.models.frozen import FrozenEncoder, frozen_cells
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
-from terrazzo.systems.stalign.config import Flavor, STAlignConfig, preset
+from terrazzo.systems.stalign.config import Flavor, STAlignConfig, preset, size_of
 from terrazzo.systems.stalign.feature_cache import FeatureCache
 from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity
 from terrazzo.systems.stalign.features import AlignBatch, Features, Modality, Scale, batches
@@ -109,7 +109,9 @@ class STAlign(FoundationModel):
     provenance
         Where the weights come from.
     image_encoder
-        Of a preset: the frozen encoder of niche crops; a folder of a transformers vision model, or a loaded one. None:
+        Of a preset: the frozen encoder of niche crops, as
+        :meth:`~terrazzo.systems.stalign.image_encoder.FrozenImageEncoder.from_source` takes it: a name, the folder of a
+        transformers vision model, or a loaded one. None: EfficientNet-Lite0, of the extra ``histology``; ``"random"``:
         a small vision transformer with random weights.
     gene_encoder
         Of a preset: the frozen encoder of a spot's genes: a model that encodes single cells (SToFM, a cell encoder,
@@ -120,7 +122,7 @@ class STAlign(FoundationModel):
     Raises
     ------
     ConfigError
-        No such preset; no vocabulary; fewer genes in it than the model reads.
+        No such preset; no vocabulary; fewer genes in it than the model reads; no image encoder is installed.
     CheckpointError
         A folder that holds no vision model.
 
@@ -162,8 +164,6 @@ class STAlign(FoundationModel):
         adaptive: bool = True,
         fusion: Literal["attention", "concatenation"] = "attention",
     ) -> None:
-        if isinstance(image_encoder, str | Path):
-            image_encoder = FrozenImageEncoder.from_folder(image_encoder)
         cells = None
         cells_settings = None
         if gene_encoder is not None:
@@ -176,6 +176,11 @@ class STAlign(FoundationModel):
             vocabulary = known
         if vocabulary is None:
             raise ConfigError("ST-Align needs a vocabulary, or a gene encoder that has one.")
+        if isinstance(config, str):
+            sizes = size_of(config)["vit"]
+            image_encoder = FrozenImageEncoder.from_source(image_encoder, **sizes)
+        elif image_encoder is not None:
+            image_encoder = FrozenImageEncoder.from_source(image_encoder)
         if isinstance(config, str):
             config = preset(
                 config,
@@ -432,7 +437,9 @@ class PreparedSTAlign(Prepared):
         module = self.model.module
         net = self.model.config.net
         if niche_image is not None:
-            niche_image = module.image_encoder(niche_image)
+            n_squares = max(len(self.model.config.niche_um), 1)
+            encoded = module.image_encoder(niche_image.repeat(n_squares, 1, 1, 1)).view(1, -1)
+            niche_image = encoded.repeat(1, self.model.config.niche_vectors // n_squares)
         if spot_image is not None and not net.adaptive:
             spot_image = module.image_encoder(spot_image)
         if aligned.match is not None and not isinstance(module.gene_encoder, GenePCA):

@@ -21,7 +21,8 @@ class STAlignSource(ModelSource):
     preset, checkpoint
         As in :class:`terrazzo.training.recipe.ModelSource`.
     image_encoder
-        Folder of a transformers vision model, the frozen encoder of niches; "": a small vision transformer with random
+        The frozen encoder of niches: ``efficientnet-lite0`` (the extra ``histology``; also ``""``), ``-lite1``,
+        ``-lite2``, the folder of a transformers vision model, or ``random``, a small vision transformer with random
         weights.
     gene_encoder
         Folder of a checkpoint that encodes single cells (SToFM, cell encoder, scGPT), the frozen encoder of the genes

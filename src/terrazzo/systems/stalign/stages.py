@@ -17,9 +17,10 @@ from terrazzo.models.frozen import frozen_cells
 from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.systems.stalign.config import STAlignConfig, preset
+from terrazzo.systems.stalign.efficientnet import DEFAULT, INSTALL, LITE
 from terrazzo.systems.stalign.features import AlignBatch
 from terrazzo.systems.stalign.gene_encoders import cells_config
-from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
+from terrazzo.systems.stalign.image_encoder import RANDOM, FrozenImageEncoder
 from terrazzo.systems.stalign.loader import FeatureStore, SpotBatch, SpotLoader
 from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stalign.objective import AlignPack, SpotNiche
@@ -53,8 +54,15 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
         objective = self.recipe.objective
         seed = self.recipe.seed
         image_encoder = None
-        if source.image_encoder:
-            image_encoder = FrozenImageEncoder.from_folder(source.image_encoder)
+        if source.image_encoder == RANDOM:
+            logger.warning(
+                "the frozen image encoder has random weights, which say little about tissue: set "
+                "model.image_encoder to %s (%s) or to the folder of a vision model.",
+                DEFAULT,
+                INSTALL,
+            )
+        else:
+            image_encoder = FrozenImageEncoder.from_source(source.image_encoder or None)
         genes_config = None
         if source.gene_encoder:
             model_type, cells, vocabulary = frozen_cells(source.gene_encoder)
@@ -92,9 +100,10 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
             raise ConfigError(
                 f"{source.checkpoint} holds a {loaded.title}; stage {self.recipe.stage!r} starts from ST-Align."
             )
-        if source.image_encoder or source.gene_encoder:
+        has_name = source.image_encoder in ("", RANDOM, *LITE)
+        if not has_name or source.gene_encoder:
             raise ConfigError(
-                "a checkpoint brings its frozen encoders: leave model.image_encoder and gene_encoder empty."
+                "a checkpoint brings its frozen encoders: name no other in model.image_encoder and gene_encoder."
             )
         config = loaded.config
         checkpoint_settings: dict[str, Any] = {
@@ -136,7 +145,10 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
     def weight_folders(self) -> list[str]:
         """Return the folders whose weights the initial model has; "" for one that is not set."""
         source = self.recipe.model
-        return [source.checkpoint, source.image_encoder, source.gene_encoder]
+        image_encoder = source.image_encoder
+        if image_encoder in (RANDOM, *LITE):
+            image_encoder = ""
+        return [source.checkpoint, image_encoder, source.gene_encoder]
 
     def members(self, split: str) -> list[str]:
         """Return the slices of a split that can be used: those with histology, unless genes alone are read.
@@ -212,10 +224,12 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
             f"{objective.cross_weight:g} spot-niche"
         )
         image_encoder = before.get("image encoder", "small, random weights")
+        if not source.checkpoint and source.image_encoder != RANDOM:
+            image_encoder = _folder_name(source.image_encoder or DEFAULT)
         gene_encoder = before.get("gene encoder", "principal components")
         return {
             "objective": f"contrast, {weights}, modality {objective.modality}",
-            "image encoder": _folder_name(source.image_encoder) or image_encoder,
+            "image encoder": image_encoder,
             "gene encoder": _folder_name(source.gene_encoder) or gene_encoder,
         }
 
