@@ -255,7 +255,7 @@ def _baselines(names: list[str]) -> list[Entry]:
 
     def embedder(name: str) -> Embedder:
         def fit(slices: Sequence[Slice]) -> Embed:
-            return embedder_of(shared.baseline(name, slices))(slices)
+            return embedder_of(shared[False].baseline(name, slices))(slices)
 
         return fit
 

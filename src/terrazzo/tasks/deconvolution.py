@@ -109,4 +109,4 @@ def deconvolve(
         moved = transferred(
             model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed
         )
-    return across(plan, data, test, use_rep, target, truth, settings, moved)
+    return across(plan, data, test, use_rep, target, truth, settings, moved=moved)

@@ -481,4 +481,4 @@ def probe(
         moved = transferred(
             model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed
         )
-    return across(plan, data, test, use_rep, target, truth, settings, moved)
+    return across(plan, data, test, use_rep, target, truth, settings, moved=moved)
