@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from anndata import AnnData
 
 import terrazzo as tz
-from terrazzo.errors import ConfigError, InputError
+from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.splitting import thin_counts
 
 KEY = "terrazzo_label"
 Cells = Callable[..., AnnData]
@@ -73,6 +75,38 @@ def test_cells_of_files(cells: Cells, tmp_path: Path) -> None:
     assert (result.slices[0].obs[KEY] == in_memory.obs[KEY]).all()
 
 
+def shallow(adata: AnnData, n_genes: int = 60, rate: float = 0.1) -> AnnData:
+    """Return the slice with some of its genes, every other one, and a part of its counts."""
+    out = adata[:, : 2 * n_genes : 2].copy()
+    out.X, _ = thin_counts(out.X, rate, np.random.default_rng(0))
+    return out
+
+
+def test_fewer_genes_and_counts(cells: Cells) -> None:
+    right = {}
+    for way in ({"common_genes": False, "copies": False}, {}):
+        adata = shallow(cells(2, n_cells=500, depth=600))
+        with pytest.warns(TerrazzoWarning, match=r"120 genes that are used and the target 60; 60"):
+            result = tz.annotate(
+                adata, cells(1, n_cells=500, depth=600), "cell_type", threshold=0, **way
+            )
+        right[len(way)] = (accuracy(adata), result.held_out["accuracy"])
+    assert right[0][0] >= right[2][0] - 0.02  # copies and the choice of genes against neither
+    assert abs(right[0][1] - right[0][0]) < 0.15  # held-out cells are degraded alike
+    record = json.loads(adata.uns["terrazzo"][KEY]["transfer"])
+    assert record["n_genes_shared"] == 60
+    assert set(record["held_out_scores"]) == {"common_genes", "all_genes"}
+    assert "thinned to the target's depth" in " ".join(record["copies"])
+    assert any("embedded from" in note for note in result.notes)
+
+
+def test_equal_panels_say_nothing(cells: Cells) -> None:
+    adata = cells(2)
+    result = tz.annotate(adata, cells(1), "cell_type")
+    assert not any("panels" in note for note in result.notes)
+    assert json.loads(adata.uns["terrazzo"][KEY]["transfer"])["copies"] == []
+
+
 def test_rare_and_missing_labels_are_not_learned(cells: Cells) -> None:
     reference = cells(1)
     words = reference.obs["cell_type"].astype(object)
@@ -103,6 +137,8 @@ def test_genes_that_do_not_bear_it(cells: Cells) -> None:
     few = cells(1)[:, :5].copy()
     with pytest.raises(InputError, match="5 genes in common"):
         tz.annotate(cells(2), few, "cell_type")
+    with pytest.raises(ConfigError, match="common_genes is 'perhaps'"):
+        tz.annotate(cells(2), cells(1), "cell_type", common_genes="perhaps")
     reference = cells(1)
     rng = np.random.default_rng(0)
     reference.obs["noise"] = rng.permutation(reference.obs["cell_type"].astype(str).to_numpy())

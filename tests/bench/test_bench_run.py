@@ -15,6 +15,7 @@ from terrazzo.bench.run import run
 from terrazzo.bench.samples import KEY
 from terrazzo.errors import ConfigError, InputError, TrainingError
 from terrazzo.models.baselines import KINDS
+from terrazzo.splitting import thin_counts
 from terrazzo.tasks import reconstruction as hidden_regions
 
 PART = {"name": "one", "dataset": "made", "test": "s0", "train": ["s1"], "settings": ["within"]}
@@ -52,6 +53,29 @@ def mean(found: Any, system: str, split: str, metric: str = "accuracy") -> float
     ]
     assert len(here) == 1
     return float(here["mean"].iloc[0])
+
+
+def test_other_genes_and_depth_across_slices(table: Any, tmp_path: Path, data_folder: Path) -> None:
+    """Heads learn from copies of the training slice, if the table does not say otherwise."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, share, rate in (("s0", 0.85, 0.1), ("s1", 1.0, 1.0)):
+        adata = anndata.read_h5ad(data_folder / "made" / f"{name}.h5ad")
+        adata = adata[:, : round(share * adata.n_vars)].copy()
+        adata.X, _ = thin_counts(adata.X, rate, rng)
+        adata.write_h5ad(folder / f"{name}.h5ad")
+    parts = [{**PART, "settings": ["cross"]}]
+    scores = {}
+    for copies in (False, True):
+        found = run(
+            table(parts=parts, copies=copies, common_genes="auto" if copies else "no"),
+            data=tmp_path,
+        )
+        assert any("panels or depth differ" in note for note in found.notes)
+        assert any("copies of" in note for note in found.notes) is copies
+        scores[copies] = [mean(found, KINDS[name].title, "cross") for name in ("t1", "t3", "z50")]
+    assert np.mean(scores[True]) > np.mean(scores[False]) - 0.01
 
 
 def test_probes_within_and_across(table: Any, data_folder: Path) -> None:

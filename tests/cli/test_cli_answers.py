@@ -202,6 +202,7 @@ def test_annotate(call: Any, files: list[Path], tmp_path: Path) -> None:
     assert "left alone" in told
     code, told, _ = call(*command, files[1])
     assert "left alone" not in told
+    assert call(*command, files[1], "--no-common-genes", "--no-copies")[0] == 0
     code, _, err = call(*command, files[1], "--threshold", "1.5")
     assert code == 2
     assert "between 0 and 1" in err

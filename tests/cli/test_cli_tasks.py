@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import terrazzo as tz
+from terrazzo.splitting import thin_counts
 from terrazzo.systems.stimage import config as stimage_config
 from terrazzo.systems.stimage.windows import WindowConfig
 from terrazzo.systems.stofm.finetune import FineTuned
@@ -119,6 +120,37 @@ def test_probe_across_slices(call: Any, files: list[Path], tmp_path: Path) -> No
     result = TaskResult.load(tmp_path / "out" / "scores")
     assert set(result.metrics["split"]) == {"cross"}
     assert result.score("accuracy") > 0.6
+
+
+def test_probe_with_a_model(call: Any, refused: Any, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    target = anndata.read_h5ad(files[1])[:, :50].copy()
+    del target.obsm[KEY]
+    target.X, _ = thin_counts(target.X, 0.1, np.random.default_rng(0))
+    other = tmp_path / "other.h5ad"
+    target.write_h5ad(other)
+    words = ("--label", "region", "--head", "linear", "--runs", 1, "--out", out, "--test", other)
+    code, _, err = call("probe", files[0], "--model", "t3", *words, "--predict", other)
+    assert code == 0
+    assert "panels or depth differ" in err
+    record = TaskResult.load(out / "scores").config["transfer"]
+    assert record["n_genes_shared"] == 50
+    assert "thinned to the target's depth" in record["copies"]
+    annotated = anndata.read_h5ad(out / "other.h5ad")
+    assert annotated.obsm["X_t3"].shape[0] == annotated.n_obs
+    assert "region_predicted" in annotated.obs
+    model = ("--model", "t3")
+    assert call("probe", files[0], *model, *words, "--common-genes", "--no-copies")[0] == 0
+    record = TaskResult.load(out / "scores").config["transfer"]
+    assert (record["common_genes"], record["copies"]) == (True, [])
+    words = ("--label", "region", "--test", other)
+    with_vectors = ("probe", files[0], "--use-rep", KEY, *words)
+    assert "these vectors are there already" in refused(*with_vectors, "--common-genes")
+    assert "give either the vectors" in refused("probe", files[0], *words)
+    few = tmp_path / "few.h5ad"
+    target[:, :40].copy().write_h5ad(few)
+    words = ("--label", "region", "--test", few)
+    assert "40 genes in common" in refused("probe", files[0], *model, *words)
 
 
 def test_probe_of_values(call: Any, files: list[Path], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ from anndata import AnnData
 
 from terrazzo import keys, records
 from terrazzo.answers.data import Data, open_all
-from terrazzo.answers.space import fit_expression
-from terrazzo.arrays import AnyFloats, Bools, Floats, Ints, Vectors
+from terrazzo.answers.label_model import (
+    FEWEST_CELLS,
+    Reference,
+    confused_labels,
+    held_out_scores,
+    learn,
+    threshold_of,
+)
 from terrazzo.errors import ConfigError, InputError, did_you_mean
-from terrazzo.expression import gene_columns, variance
-from terrazzo.models.projections import Expression
-from terrazzo.models.states import nearest_in_rings, ring_means
-from terrazzo.slices import Slice, open_slice, split_choices
+from terrazzo.models.shift import AUTO, CommonGenes, check_common_genes
+from terrazzo.slices import open_slice, split_choices
 from terrazzo.tasks import display
-from terrazzo.tasks.heads import Head, LinearConfig, LinearHead
 from terrazzo.tasks.labels import UNSCORED
 
 __all__ = ["Annotation", "annotate"]
@@ -29,30 +32,6 @@ __all__ = ["Annotation", "annotate"]
 UNKNOWN = "unknown"
 
 PROBABILITY = "_probability"  # suffix of the column of probabilities
-
-N_COMPONENTS = 50
-
-N_AVERAGED = 20  # components whose means over rings are taken, too
-
-HEAD = LinearConfig(max_iter=1000)
-
-MAX_GENES = 2000
-
-FEWEST_GENES = 10
-
-FEWEST_CELLS = 10  # of a label that is learned
-
-HELD_OUT = 0.25
-
-WANTED_ACCURACY = 0.9  # of the held-out cells that get a label
-
-LEAST_GAIN = 0.05  # in macro-F1 over chance, below which nothing is carried over
-
-N_SHUFFLES = 20  # of predictions, for chance
-
-MAX_CELLS = 50_000  # reference cells that are learned from
-
-MAX_PROBABILITY = 0.95  # highest threshold
 
 CELL_OPTIONS = (
     "layer",
@@ -139,6 +118,8 @@ def annotate(
     key_added: str = "terrazzo_label",
     threshold: float | None = None,
     seed: int = 0,
+    common_genes: CommonGenes = AUTO,
+    copies: bool | None = None,
     reference_options: dict[str, Any] | None = None,
     **slice_options: Any,
 ) -> Annotation:
@@ -162,6 +143,13 @@ def annotate(
         label get the right one.
     seed
         Of the held-out cells.
+    common_genes
+        Cut reference and slices to the genes that all have, so that totals, too, are over these. "auto": where genes
+        differ (less than 80 % of the counts of either side on shared genes, which a warning says with the numbers), and
+        where it wins on held-out reference cells at the genes and the depth of the slices.
+    copies
+        Learn also from copies of the reference, cut to the genes of the slices, thinned to their depth (where it is
+        less than half), and both. None: yes, where they differ.
     reference_options, **slice_options
         Of :meth:`terrazzo.Slice.from_anndata` and :class:`terrazzo.slices.Choices`, for the reference and for the data.
 
@@ -179,21 +167,22 @@ def annotate(
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold}; it must be between 0 and 1.")
+    check_common_genes(common_genes)
     opened = open_all(data, None, slice_options)
     opened.check_columns(key_added, PROBABILITY, ("annotate",))
     opened.check_counts()
     known = _read_reference(reference, label, reference_options or {})
-    model, left_out = _learn(known, opened.slices, seed)
+    model = learn(known, opened.slices, seed, common_genes=common_genes, copies=copies is not False)
     if threshold is None:
-        threshold = _threshold(model.scores)
-    held_out = _held_out(model.scores, threshold)
+        threshold = threshold_of(model.scores)
+    held_out = held_out_scores(model.scores, threshold)
     rows = []
-    for piece in opened.pieces:
-        probability = model.predict(piece.tissue)
+    for piece, tissue in zip(opened.pieces, model.targets, strict=True):
+        probability = model.predict(tissue)
         best = probability.argmax(axis=1)
         sure = probability[np.arange(len(best)), best]
         if not model.with_rings:
-            sure[piece.tissue.empty] = 0.0
+            sure[tissue.empty] = 0.0
         is_known = (sure >= threshold) & (sure > 0)
         codes = np.where(is_known, best, len(model.labels))
         names = [*model.labels, UNKNOWN]
@@ -204,6 +193,7 @@ def annotate(
             "label": label,
             "from": model.used,
             "threshold": float(threshold),
+            "transfer": json.dumps(model.record),
             **{f"held_out_{name}": value for name, value in held_out.items()},
         }
         records.add_record(piece.adata, key_added, record)
@@ -216,9 +206,10 @@ def annotate(
         f"{model.n_genes:,} genes in common; held-out reference cells, not cells of the slices, were scored."
     ]
     notes += opened.empty(f"labels from {model.used}" if model.with_rings else "no label")
-    if left_out:
+    notes += [f"{note}." for note in model.notes]
+    if model.left_out:
         notes.append(
-            f"left out, for they have fewer than {FEWEST_CELLS} cells: {', '.join(left_out)}."
+            f"left out, for they have fewer than {FEWEST_CELLS} cells: {', '.join(model.left_out)}."
         )
     return Annotation(
         key_added,
@@ -226,7 +217,7 @@ def annotate(
         model.labels,
         float(threshold),
         held_out,
-        _confused(model.scores, model.labels),
+        confused_labels(model.scores, model.labels),
         pd.DataFrame(rows),
         model.used,
         tuple(notes),
@@ -236,26 +227,7 @@ def annotate(
 # ---- the reference
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """Annotated slices or cells.
-
-    Attributes
-    ----------
-    slices
-        Checked; of dissociated cells the coordinates are only numbers in a row.
-    labels
-        Of each slice the label of every cell; None where there is none.
-    has_places
-        True where all have coordinates.
-    """
-
-    slices: list[Slice]
-    labels: list[np.ndarray]
-    has_places: bool
-
-
-def _read_reference(reference: Any, label: str, options: dict[str, Any]) -> _Reference:
+def _read_reference(reference: Any, label: str, options: dict[str, Any]) -> Reference:
     """Open the reference; cells without coordinates get some, which are not used."""
     items = list(reference) if isinstance(reference, list | tuple) else [reference]
     if not items:
@@ -282,7 +254,7 @@ def _read_reference(reference: Any, label: str, options: dict[str, Any]) -> _Ref
                 f"the reference {piece.name} has no obs column {label!r}; it has: {columns}.{hint}"
             )
         labels.append(_words(piece.adata.obs[label]))
-    return _Reference([piece.tissue for piece in pieces], labels, has_places)
+    return Reference([piece.tissue for piece in pieces], labels, has_places)
 
 
 def _without_places(item: Any, key: str, options: dict[str, Any]) -> AnnData | None:
@@ -314,228 +286,3 @@ def _in_a_row(adata: AnnData) -> AnnData:
         layers=dict(adata.layers),
         raw=None if adata.raw is None else {"X": adata.raw.X, "var": adata.raw.var},
     )
-
-
-# ---- learning
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Held-out cells: true label, and the probability of each."""
-
-    true: Ints
-    probability: AnyFloats
-
-
-@dataclass(frozen=True)
-class _Model:
-    """A fitted head with what makes its input."""
-
-    expression: Expression
-    with_rings: bool
-    head: Head
-    labels: list[str]
-    scores: _Scores
-    used: str
-    n_genes: int
-
-    def predict(self, tissue: Slice) -> Floats:
-        """Return the probability of each label for every cell, ``(n_cells, labels)``."""
-        probability = np.empty((tissue.n_cells, len(self.labels)))
-        for part, vectors in _vectors(tissue, self.expression, self.with_rings):
-            probability[part] = self.head.predict_proba(vectors)
-        return probability
-
-
-def _vectors(
-    tissue: Slice, expression: Expression, with_rings: bool
-) -> Iterator[tuple[slice, Vectors]]:
-    """Yield the vectors of some cells at a time, float32, and which cells they are of."""
-    components = expression(tissue)
-    if not with_rings:
-        yield slice(0, tissue.n_cells), components
-        return
-    first = np.ascontiguousarray(components[:, :N_AVERAGED])
-    for part, index in nearest_in_rings(tissue.coords):
-        yield part, np.hstack([components[part], ring_means(first, index)])
-
-
-def _all_vectors(slices: Sequence[Slice], expression: Expression, with_rings: bool) -> Vectors:
-    parts = []
-    for tissue in slices:
-        parts += [vectors for _, vectors in _vectors(tissue, expression, with_rings)]
-    return np.concatenate(parts)
-
-
-def _learn(known: _Reference, targets: Sequence[Slice], seed: int) -> tuple[_Model, list[str]]:
-    """Fit heads on vectors with and without neighbors, and keep the one that tells held-out cells better."""
-    genes = _genes_in_common(known.slices, targets)
-    expression = fit_expression(known.slices, 1.0, genes=genes, n_components=N_COMPONENTS)
-    every = np.concatenate(known.labels)
-    is_labeled = np.array([value is not None for value in every])
-    words = every[is_labeled].astype(str)
-    names, sizes = np.unique(words, return_counts=True)
-    labels = [str(name) for name in names[sizes >= FEWEST_CELLS]]
-    left_out = [str(name) for name in names[sizes < FEWEST_CELLS]]
-    if len(labels) < 2:
-        raise InputError(
-            f"the reference has {len(labels)} labels with at least {FEWEST_CELLS} cells; it takes two to learn from."
-        )
-    number = {name: place for place, name in enumerate(labels)}
-    codes = np.full(len(every), -1, dtype=np.int64)
-    codes[is_labeled] = [number.get(word, -1) for word in words]
-    held = _held_out_cells(known, codes, seed)
-    candidates = []
-    for with_rings in [False, True] if known.has_places else [False]:
-        vectors = _all_vectors(known.slices, expression, with_rings)
-        learned = _some_of_each(np.flatnonzero((codes >= 0) & ~held), seed)
-        scored = np.flatnonzero((codes >= 0) & held)
-        head = _fit_head(vectors[learned], codes[learned], len(labels))
-        scores = _Scores(codes[scored], head.predict_proba(vectors[scored]))
-        candidates.append((_macro_f1(scores), with_rings, scores, vectors))
-    f1, with_rings, scores, vectors = max(candidates, key=lambda one: one[0])
-    chance = _by_chance(scores, seed)
-    if f1 < chance + LEAST_GAIN:
-        raise InputError(
-            f"the {len(genes):,} genes in common do not tell the labels apart: macro-F1 {f1:.2f} on held-out cells of "
-            f"the reference, up to {chance:.2f} by chance. Nothing was carried over."
-        )
-    everything = _some_of_each(np.flatnonzero(codes >= 0), seed)
-    head = _fit_head(vectors[everything], codes[everything], len(labels))
-    used = "the cell and its surroundings" if with_rings else "the cell alone"
-    return _Model(expression, with_rings, head, labels, scores, used, len(genes)), left_out
-
-
-def _fit_head(vectors: Vectors, codes: Ints, n_labels: int) -> Head:
-    """Fit the linear head of the probes."""
-    head = LinearHead(HEAD, "classes", n_labels)
-    return head.fit(vectors, codes, vectors[:0], codes[:0])
-
-
-def _some_of_each(rows: Ints, seed: int) -> Ints:
-    if len(rows) <= MAX_CELLS:
-        return rows
-    rng = np.random.default_rng(seed)
-    return np.sort(rng.choice(rows, MAX_CELLS, replace=False))
-
-
-def _genes_in_common(reference: Sequence[Slice], targets: Sequence[Slice]) -> list[str]:
-    """Return the genes that all have; of many, those that vary most in the reference."""
-    tables = [gene_columns(tissue) for tissue in (*reference, *targets)]
-    common = [gene for gene in tables[0] if all(gene in table for table in tables[1:])]
-    if len(common) < FEWEST_GENES:
-        raise InputError(
-            f"reference and slices have {display.count(len(common), 'gene')} in common, and it takes at least "
-            f"{FEWEST_GENES}: are both "
-            "of one species, and named alike (ids or symbols)?"
-        )
-    if len(common) <= MAX_GENES:
-        return common
-    from terrazzo.expression import log_counts
-
-    spread = np.zeros(len(common))
-    for tissue in reference:
-        spread += variance(log_counts(tissue, common))
-    best = np.sort(np.argsort(-spread, kind="stable")[:MAX_GENES])
-    return [common[place] for place in best]
-
-
-def _held_out_cells(known: _Reference, codes: Ints, seed: int) -> Bools:
-    """Return which cells are held out: a slice of several, else squares of the tissue, else random cells."""
-    n_cells = [tissue.n_cells for tissue in known.slices]
-    rng = np.random.default_rng(seed)
-    held = np.zeros(sum(n_cells), dtype=bool)
-    if known.has_places and len(n_cells) > 1:
-        held[: n_cells[0]] = True
-        learned = set(codes[~held & (codes >= 0)])
-        if set(codes[held & (codes >= 0)]) <= learned and len(learned) > 1:
-            return held
-        held[:] = False
-    if known.has_places:
-        start = 0
-        for tissue, n in zip(known.slices, n_cells, strict=True):
-            held[start : start + n] = _squares(tissue.coords, rng)
-            start += n
-        learned = set(codes[~held & (codes >= 0)])
-        scored = set(codes[held & (codes >= 0)])
-        if len(learned) == len(set(codes[codes >= 0])) and len(scored) > 1:
-            return held
-        held[:] = False
-    for code in np.unique(codes[codes >= 0]):
-        own = np.flatnonzero(codes == code)
-        n_held = max(1, round(HELD_OUT * len(own)))
-        held[rng.choice(own, n_held, replace=False)] = True
-    return held
-
-
-def _squares(coords: Floats, rng: np.random.Generator) -> Bools:
-    """Return the cells in a quarter of 6 x 6 squares."""
-    span = np.maximum(np.ptp(coords, axis=0), 1e-9)
-    place = np.minimum((coords - coords.min(axis=0)) / span * 6, 5).astype(int)
-    square = place[:, 0] * 6 + place[:, 1]
-    chosen = rng.choice(36, 9, replace=False)
-    return np.isin(square, chosen)
-
-
-def _macro_f1(scores: _Scores) -> float:
-    from terrazzo.tasks.metrics import classification
-
-    return classification(scores.true, scores.probability.argmax(axis=1))["macro_f1"]
-
-
-def _by_chance(scores: _Scores, seed: int) -> float:
-    """Return the best macro-F1 of the predictions in random order, or of the commonest label for all cells."""
-    from terrazzo.tasks.metrics import classification
-
-    rng = np.random.default_rng(seed)
-    best = scores.probability.argmax(axis=1)
-    commonest = np.full(len(best), np.bincount(scores.true).argmax())
-    values = [classification(scores.true, commonest)["macro_f1"]]
-    for _ in range(N_SHUFFLES):
-        shuffled = rng.permutation(best)
-        values.append(classification(scores.true, shuffled)["macro_f1"])
-    return max(values)
-
-
-def _threshold(scores: _Scores) -> float:
-    """Return the lowest probability above which nine of ten held-out cells are right."""
-    best = scores.probability.argmax(axis=1)
-    sure = scores.probability.max(axis=1)
-    right = best == scores.true
-    order = np.argsort(-sure, kind="stable")
-    accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
-    enough = np.flatnonzero(accuracy >= WANTED_ACCURACY)
-    if len(enough) == 0:
-        return MAX_PROBABILITY
-    lowest = float(sure[order[enough[-1]]])
-    return min(lowest, MAX_PROBABILITY)
-
-
-def _held_out(scores: _Scores, threshold: float) -> dict[str, float]:
-    from terrazzo.tasks.metrics import classification
-
-    best = scores.probability.argmax(axis=1)
-    kept = scores.probability.max(axis=1) >= threshold
-    result = classification(scores.true, best)
-    right = best == scores.true
-    accuracy_kept = float(right[kept].mean()) if kept.any() else float("nan")
-    return {**result, "kept": float(kept.mean()), "accuracy_kept": accuracy_kept}
-
-
-def _confused(scores: _Scores, labels: Sequence[str]) -> pd.DataFrame:
-    best = scores.probability.argmax(axis=1)
-    rows = []
-    for true in np.unique(scores.true):
-        own = best[scores.true == true]
-        for predicted, n_cells in zip(*np.unique(own, return_counts=True), strict=True):
-            if predicted != true:
-                rows.append(
-                    {
-                        "true": labels[true],
-                        "predicted": labels[predicted],
-                        "n_cells": int(n_cells),
-                        "share": n_cells / len(own),
-                    }
-                )
-    table = pd.DataFrame(rows, columns=["true", "predicted", "n_cells", "share"])
-    return table.sort_values("n_cells", ascending=False, kind="stable", ignore_index=True)

@@ -20,10 +20,12 @@ from terrazzo.models.baselines import KINDS, Baseline, fit_baselines
 from terrazzo.models.checkpoint import VOCABULARY
 from terrazzo.models.hub import is_hub_name
 from terrazzo.models.loading import load
+from terrazzo.slices import Slice
 from terrazzo.systems import registry
 from terrazzo.systems.stalign.features import Modality
 from terrazzo.systems.stalign.image_baselines import ImageBaseline
 from terrazzo.systems.stofm.model import SToFM
+from terrazzo.tasks.transfer import Embed, Embedder, embedder_of
 
 __all__ = [
     "ALWAYS",
@@ -39,6 +41,7 @@ __all__ = [
     "takes_modality",
 ]
 
+MOST_FITS = 3  # lists of slices of a part: with all genes, and with common ones
 ALWAYS = (  # in every table
     "pca",
     "pca-nb1",
@@ -106,6 +109,9 @@ class Entry:
     mark
         With the title, what its finished rows are recognized by: a hash of its weights, or where it came from; "":
         its rows are not stored.
+    embedder
+        Embeds any slice from its genes: for probes that learn from copies of slices. None: of vectors that are there
+        already, or that come from histology.
     """
 
     title: str
@@ -118,6 +124,7 @@ class Entry:
     part: str = ""
     reads: Modality = "genes"
     mark: str = ""
+    embedder: Embedder | None = None
 
     def serves(self, part: Part) -> bool:
         """Return whether its weights are for this part."""
@@ -199,24 +206,33 @@ def _seeds(label_and_part: str, sources: list[str]) -> list[Entry]:
     return out
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """Baselines that were fitted on the same slices."""
+
+    slices: Sequence[AnnData | Slice]
+    baselines: dict[str, Baseline]
+
+
 class _SharedFit:
-    """Baselines fitted together: they are asked for one after the other, with the same slices."""
+    """Baselines fitted together: they are asked for one after the other, with the same few lists of slices."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._slices: Sequence[AnnData] | None = None
-        self._fitted: dict[str, Baseline] = {}
+        self._fits: list[_Fitted] = []
 
-    def baseline(self, name: str, slices: Sequence[AnnData]) -> Baseline:
+    def baseline(self, name: str, slices: Sequence[AnnData | Slice]) -> Baseline:
         """Return a baseline fitted on these slices."""
-        if self._slices is not slices:
-            self._slices = slices
-            self._fitted = self._fit_all(slices)
-        if name in self._fitted:
-            return self._fitted[name]
+        known = [one for one in self._fits if one.slices is slices]
+        if not known:
+            known = [_Fitted(slices, self._fit_all(slices))]
+            self._fits = [*self._fits[1 - MOST_FITS :], *known]
+        fitted = known[0].baselines
+        if name in fitted:
+            return fitted[name]
         return fit_baselines([name], slices)[name]
 
-    def _fit_all(self, slices: Sequence[AnnData]) -> dict[str, Baseline]:
+    def _fit_all(self, slices: Sequence[AnnData | Slice]) -> dict[str, Baseline]:
         try:
             return fit_baselines(self.names, slices)
         except (
@@ -237,10 +253,23 @@ def _baselines(names: list[str]) -> list[Entry]:
 
         return fit
 
+    def embedder(name: str) -> Embedder:
+        def fit(slices: Sequence[Slice]) -> Embed:
+            return embedder_of(shared[False].baseline(name, slices))(slices)
+
+        return fit
+
     entries = []
     for name in names:
         kind = KINDS[name]
-        entries.append(Entry(kind.title, fit_of(name), joint=kind.joint, mark="baseline"))
+        entry = Entry(
+            kind.title,
+            fit_of(name),
+            joint=kind.joint,
+            mark="baseline",
+            embedder=None if kind.joint else embedder(name),
+        )
+        entries.append(entry)
     return entries
 
 
@@ -288,7 +317,15 @@ def of_model(
     mark = model.fingerprint()
     if not takes_modality(model):
         write = _writer(model, progress=False)
-        return [Entry(title, _without_fit(write), model=model, fixed=True, mark=mark)]
+        entry = Entry(
+            title,
+            _without_fit(write),
+            model=model,
+            fixed=True,
+            mark=mark,
+            embedder=_embedder(model),
+        )
+        return [entry]
     entries = []
     for modality in modalities:
         write = _writer(model, progress=False, modality=modality)
@@ -299,6 +336,7 @@ def of_model(
             fixed=True,
             reads=modality,
             mark=mark,
+            embedder=None if modality == "image" else _embedder(model, modality=modality),
         )
         entries.append(entry)
     return entries
@@ -333,6 +371,15 @@ def _writer(model: FoundationModel | Baseline | ImageBaseline, **options: Any) -
         model.embed(adata, key_added=KEY, **options)
 
     return write
+
+
+def _embedder(model: FoundationModel, **options: Any) -> Embedder:
+    """Return how a model embeds slices, checked when it is used."""
+
+    def fit(slices: Sequence[Slice]) -> Embed:
+        return embedder_of(model, **options)(slices)
+
+    return fit
 
 
 def _missing(name: str) -> Entry:

@@ -163,6 +163,10 @@ class Protocol:
     sizes, choose, bin_um
         Reconstruction: sides of the hidden squares in sites; which genes (:func:`terrazzo.tasks.reconstruct`); side of
         a site in micrometers, for slices without a lattice.
+    common_genes, copies
+        Cross-slice probes, where genes or depth of training and scored slices differ: all slices cut to the shared
+        genes before they are embedded (``auto``: where that wins on held-out parts of the training slices), and heads
+        that learn also from cut and thinned copies; see :func:`terrazzo.tasks.probe`.
     refine
         Spatial neighbors of the refinement that is reported apart (domains).
     variants, training
@@ -189,6 +193,8 @@ class Protocol:
     sizes: list[int] = field(default_factory=list)
     choose: Choose = "variance"
     bin_um: float = 0.0
+    common_genes: Literal["auto", "yes", "no"] = "auto"
+    copies: bool = True
     refine: int = 0
     variants: list[Variant] = field(default_factory=list)
     training: dict = field(default_factory=dict)

@@ -15,7 +15,10 @@ from scipy import sparse
 
 from terrazzo import datasets, keys, records
 from terrazzo.bench.protocols import Part
+from terrazzo.models.base import FoundationModel
+from terrazzo.models.shift import Shift, compare
 from terrazzo.tasks import Hidden, hide_genes
+from terrazzo.tasks.transfer import to_slices
 
 __all__ = ["KEY", "LoadedPart", "Sample", "record_of", "set_record", "without_labels"]
 
@@ -127,6 +130,7 @@ class LoadedPart:
     unlabeled: list[AnnData] = field(init=False)
     all_unlabeled: list[AnnData] = field(init=False)
     _hidden: list[Hidden] = field(init=False, default_factory=list)
+    _shifts: dict[int, Shift] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """List what an entry may be fitted on, once: baselines recognize the list and share a fit."""
@@ -151,6 +155,14 @@ class LoadedPart:
     def samples(self) -> list[Sample]:
         """The scored slice, then the training slices."""
         return [self.test, *self.train]
+
+    def shift(self, model: FoundationModel | None) -> Shift:
+        """Return the training slices and the scored one, compared by the genes that a model knows; None: by all."""
+        key = id(model)
+        if key not in self._shifts:
+            labeled = to_slices([sample.bare for sample in self.train])
+            self._shifts[key] = compare(labeled, to_slices(self.test.bare), model)
+        return self._shifts[key]
 
     def hidden(self, n_genes: int) -> list[Hidden]:
         """Return the scored slice and the training slices without some genes, the same for every entry."""

@@ -16,8 +16,12 @@ from terrazzo.bench.rows import Scored
 from terrazzo.bench.samples import KEY, LoadedPart, Sample, record_of, set_record
 from terrazzo.bench.squares import Squares
 from terrazzo.errors import InputError
+from terrazzo.models.shift import AUTO, CommonGenes
+from terrazzo.records import blocks
 from terrazzo.systems.stofm.model import SToFM
 from terrazzo.tasks.results import TaskResult
+from terrazzo.tasks.targets import read_classes, read_proportions
+from terrazzo.tasks.transfer import Transfer, transfer
 
 __all__ = ["FINE_TUNING", "Scorer"]
 
@@ -67,18 +71,41 @@ class Scorer:
                 self._embed(entry, write, sample)
 
             return list(histology.score(self.protocol, loaded, entry, embed))
-        samples = loaded.samples if loaded.cross else [loaded.test]
-        for sample in samples:
+        moved = self._transfer(loaded, entry)
+        needs_training = loaded.cross and moved is None
+        for sample in loaded.samples if needs_training else [loaded.test]:
             self._embed(entry, write, sample)
         out = []
         for suffix, use_rep in representations(loaded.test.labeled).items():
             for head in self.protocol.heads:
-                for result in self._run_task(loaded, use_rep, head):
+                for result in self._run_task(loaded, use_rep, head, moved):
                     out.append(Scored(suffix, head, result))
         if self.protocol.task == "finetune" and isinstance(entry.model, SToFM):
             for result in _finetune(self.protocol, loaded, entry.model):
                 out.append(Scored(", all parameters tuned", FINE_TUNING, result))
         return out
+
+    def _transfer(self, loaded: LoadedPart, entry: Entry) -> Transfer | None:
+        """Return vectors of training and scored slices, made together, where genes or depth differ; else None."""
+        protocol = self.protocol
+        if not loaded.cross or entry.embedder is None or protocol.task == "domains":
+            return None
+        shift = loaded.shift(entry.model)
+        if not shift.panels.differs and protocol.common_genes != "yes":
+            return None
+        labeled = [sample.labeled for sample in loaded.train]
+        if protocol.task == "deconvolution":
+            target = read_proportions(labeled, protocol.label)
+        else:
+            target = read_classes(labeled, protocol.label)
+        choices: dict[str, CommonGenes] = {"auto": AUTO, "yes": True, "no": False}
+        return transfer(
+            entry.embedder,
+            shift,
+            target,
+            common_genes=choices[protocol.common_genes],
+            copies=protocol.copies,
+        )
 
     def _embed(self, entry: Entry, write: Write, sample: Sample) -> None:
         """Write ``obsm[KEY]``, from a slice without labels."""
@@ -94,7 +121,9 @@ class Scorer:
                 self._fixed[key] = known
         sample.take(known.vectors, known.record)
 
-    def _run_task(self, loaded: LoadedPart, use_rep: str, head: Any) -> Iterator[TaskResult]:
+    def _run_task(
+        self, loaded: LoadedPart, use_rep: str, head: Any, moved: Transfer | None
+    ) -> Iterator[TaskResult]:
         protocol = self.protocol
         if protocol.task == "domains":
             yield tasks.evaluate_domains(
@@ -117,7 +146,17 @@ class Scorer:
             yield task(loaded.test.labeled, splits=protocol.all_splits, **options)
         if loaded.cross:
             train = [sample.labeled for sample in loaded.train]
+            if moved is not None:
+                options["use_rep"] = None
+                options["model"] = _block_of(moved, loaded.test, use_rep)
             yield task(train, test=loaded.test.labeled, **options)
+
+
+def _block_of(moved: Transfer, test: Sample, use_rep: str) -> Transfer:
+    """Return the columns of the block that a table's key names."""
+    block = use_rep.rpartition(":")[2]
+    ranges = blocks(test.labeled, KEY)
+    return moved.columns(*ranges[block]) if block in ranges else moved
 
 
 def _imputation(protocol: Protocol, loaded: LoadedPart, entry: Entry) -> Iterator[Scored]:

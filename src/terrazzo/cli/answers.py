@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from terrazzo.cli.options import FIRST, TASKS, Out, Overwrite, Reading, Seed, say
+from terrazzo.cli.options import (
+    FIRST,
+    TASKS,
+    CommonGenes,
+    Copies,
+    Out,
+    Overwrite,
+    Reading,
+    Seed,
+    common_options,
+    say,
+)
 
 if TYPE_CHECKING:
     from terrazzo.answers.folders import Written
@@ -156,6 +167,8 @@ def annotate(
         ),
     ] = None,
     key_added: Annotated[str, Parameter(help="obs column to write.")] = "terrazzo_label",
+    common_genes: CommonGenes = None,
+    copies: Copies = None,
     no_report: NoReport = False,
     overwrite: Overwrite = False,
     reading: Reading | None = None,
@@ -178,6 +191,7 @@ def annotate(
         threshold=threshold,
         key_added=key_added,
         seed=seed,
+        **common_options(common_genes, copies),
     )
     _show(written)
 

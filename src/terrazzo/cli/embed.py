@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from terrazzo.cli.options import FIRST, Overwrite, Reading, out_console, say
+from terrazzo.cli.options import FIRST, Overwrite, Reading, load_model, out_console, say
 
 if TYPE_CHECKING:
     from terrazzo.models.base import FoundationModel
@@ -103,14 +103,12 @@ def _loaded(
     model: str, device: str, typed: dict[str, str]
 ) -> tuple[FoundationModel | Baseline, dict[str, Any]]:
     """Return the model or baseline of a name, and the options of its own."""
-    import terrazzo as tz
-    from terrazzo.models.baselines import KINDS
+    from terrazzo.models.baselines import Baseline
     from terrazzo.models.options import EmbedOptions
 
-    if model in KINDS and not Path(model).exists():
-        baseline = tz.Baseline(model)
-        return baseline, EmbedOptions.parsed(typed, baseline.title)
-    loaded = tz.load(model, device=device)
+    loaded = load_model(model, device)
+    if isinstance(loaded, Baseline):
+        return loaded, EmbedOptions.parsed(typed, loaded.title)
     return loaded, loaded.options_class.parsed(typed, loaded.title)
 
 

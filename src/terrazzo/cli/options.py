@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from terrazzo.marks import Mark
+    from terrazzo.models.base import FoundationModel
+    from terrazzo.models.baselines import Baseline
     from terrazzo.tasks import TaskResult
 
 
@@ -34,7 +36,10 @@ __all__ = [
     "SLICE",
     "TASKS",
     "TRAINING",
+    "Across",
     "Batch",
+    "CommonGenes",
+    "Copies",
     "Embedded",
     "Head",
     "Out",
@@ -43,6 +48,7 @@ __all__ = [
     "Predict",
     "Reading",
     "Rep",
+    "RepOrModel",
     "Runs",
     "Seed",
     "SliceKey",
@@ -50,8 +56,10 @@ __all__ = [
     "Test",
     "about",
     "check_results",
+    "common_options",
     "file_of_section",
     "key_of",
+    "load_model",
     "only_one",
     "out_console",
     "plan",
@@ -93,6 +101,25 @@ Embedded = Annotated[
 ]
 
 Rep = Annotated[str, Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own.")]
+
+RepOrModel = Annotated[
+    str | None,
+    Parameter(name="--use-rep", help="obsm key, or key:block, e.g. X_stofm:own; else --model."),
+]
+
+CommonGenes = Annotated[
+    bool | None,
+    Parameter(
+        help="Cut all slices to the genes that all have; default: where held-out scores gain."
+    ),
+]
+
+Copies = Annotated[
+    bool | None,
+    Parameter(
+        help="Learn from copies at the other slices' genes and depth; default: where they differ."
+    ),
+]
 
 Out = Annotated[Path, Parameter(help="Folder for the results.")]
 
@@ -203,6 +230,40 @@ class Reading(SlicePart):
                 image, scale=1.0 if scale is None else scale
             )
         return options
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Across:
+    """Options of what is learned on some slices for others: the model that embeds them together."""
+
+    model: Annotated[
+        str | None,
+        Parameter(help="Checkpoint or baseline (t3) that embeds the slices here, from raw counts."),
+    ] = None
+    common_genes: CommonGenes = None
+    copies: Copies = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the options as keywords of :func:`terrazzo.tasks.probe`; the model is loaded."""
+        model = None if self.model is None else load_model(self.model)
+        return {"model": model, **common_options(self.common_genes, self.copies)}
+
+
+def common_options(common_genes: bool | None, copies: bool | None) -> dict[str, Any]:
+    """Return flags as keywords of Python: not set is chosen."""
+    chosen = "auto" if common_genes is None else common_genes
+    return {"common_genes": chosen, "copies": copies}
+
+
+def load_model(name: str, device: str = "cpu") -> FoundationModel | Baseline:
+    """Return a baseline by its name, or the model of a checkpoint; errors as :func:`terrazzo.load`."""
+    import terrazzo as tz
+    from terrazzo.models.baselines import KINDS
+
+    if name in KINDS and not Path(name).exists():
+        return tz.Baseline(name)
+    return tz.load(name, device=device)
 
 
 Seed = Annotated[int, Parameter(help="Seed.", validator=Number(gte=0))]

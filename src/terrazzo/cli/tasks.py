@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -15,7 +15,10 @@ from terrazzo.cli.options import (
     SHOWING,
     TASKS,
     TRAINING,
+    Across,
     Batch,
+    CommonGenes,
+    Copies,
     Embedded,
     Head,
     Out,
@@ -23,6 +26,7 @@ from terrazzo.cli.options import (
     Planned,
     Predict,
     Rep,
+    RepOrModel,
     Runs,
     Seed,
     SlicePart,
@@ -37,6 +41,9 @@ from terrazzo.cli.options import (
     say_aside,
     write_slice,
 )
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 __all__ = ["register"]
 
@@ -110,8 +117,8 @@ def probe(
     slices: Embedded,
     /,
     *,
-    use_rep: Rep,
     out: Out,
+    use_rep: RepOrModel = None,
     label: Annotated[str | None, Parameter(help="obs column to learn.")] = None,
     values: Annotated[
         str | None, Parameter(help="obsm key of numbers to learn, in place of --label.")
@@ -119,6 +126,7 @@ def probe(
     head: Head = "mlp3",
     test: Test = None,
     predict: Predict = None,
+    across: Across | None = None,
     runs: Runs = 3,
     part: SlicePart | None = None,
     overwrite: Overwrite = False,
@@ -127,6 +135,7 @@ def probe(
     """Learn labels from embedded slices, score the head, and annotate other slices.
 
     Example: terrazzo probe a.h5ad --use-rep X_stofm --label region --test b.h5ad --out probe
+    Example: terrazzo probe a.h5ad --model t3 --label region --test b.h5ad --out probe
     """
     import terrazzo as tz
 
@@ -136,8 +145,9 @@ def probe(
         "values": values,
         "head": head,
         "seed": seed,
+        "slice_key": key_of(part),
+        **(across or Across()).options(),
     }
-    options["slice_key"] = key_of(part)
     files = _Files("probe", slices, test, predict or [], out, part, overwrite)
     _learn(tz.tasks.probe, files, options, runs)
 
@@ -146,14 +156,15 @@ def deconvolve(
     slices: Embedded,
     /,
     *,
-    use_rep: Rep,
     out: Out,
+    use_rep: RepOrModel = None,
     proportions: Annotated[
         str, Parameter(help="obsm key of the proportions; rows sum to one.")
     ] = "proportions",
     head: Head = "mlp3",
     test: Test = None,
     predict: Predict = None,
+    across: Across | None = None,
     runs: Runs = 3,
     part: SlicePart | None = None,
     overwrite: Overwrite = False,
@@ -170,8 +181,9 @@ def deconvolve(
         "proportions": proportions,
         "head": head,
         "seed": seed,
+        "slice_key": key_of(part),
+        **(across or Across()).options(),
     }
-    options["slice_key"] = key_of(part)
     files = _Files("deconvolve", slices, test, predict or [], out, part, overwrite)
     _learn(tz.tasks.deconvolve, files, options, runs)
 
@@ -270,6 +282,8 @@ def bench(
         ),
     ] = None,
     seeds: Annotated[int | None, Parameter(help="Seeds or draws, in place of the table's.")] = None,
+    common_genes: CommonGenes = None,
+    copies: Copies = None,
     out: Annotated[Path, Parameter(help="Folder for the table.")] = Path("tables"),
     work: Annotated[
         Path | None, Parameter(help="Folder for finished rows and models of ablations.")
@@ -291,7 +305,10 @@ def bench(
         for name in protocols.names():
             say(f"{name:<24}{protocols.load(name).title}")
         return
-    protocol = protocols.changed(protocols.load(table), runs=seeds)
+    changes: dict[str, Any] = {"runs": seeds, "copies": copies}
+    if common_genes is not None:
+        changes["common_genes"] = "yes" if common_genes else "no"
+    protocol = protocols.changed(protocols.load(table), **changes)
     is_file = Path(table).is_file()
     origin = {"table": "" if is_file else table, "data": None if data is None else data.resolve()}
     mark = mark_of("bench", [Path(table)] if is_file else [], origin)
@@ -306,6 +323,10 @@ def bench(
         command += ["--models", *models]
     if seeds is not None:
         command += ["--seeds", str(seeds)]
+    if common_genes is not None:
+        command.append("--common-genes" if common_genes else "--no-common-genes")
+    if copies is not None:
+        command.append("--copies" if copies else "--no-copies")
     command += ["--out", str(out)]
     if work is not None:
         command += ["--work", str(work)]
@@ -372,16 +393,24 @@ def _learn(task: Any, files: _Files, options: dict[str, Any], runs: int) -> None
     """Score a head by a task, then fit it on all cells of the slices, and annotate others."""
     import terrazzo as tz
     from terrazzo.tasks import probe_files
+    from terrazzo.tasks.transfer import warn_of_shift
 
     planned = files.planned()
     mark = files.check_scores()
     probe_files.check_free(files.out / "probe", overwrite=files.overwrite, mark=mark)
     loaded = [read_slice(path, files.part) for path in files.slices]
+    ends: list[AnnData] = []
     if files.test is None:
         result = task(only_one(loaded), runs=runs, **options)
     else:
         test_slice = read_slice(files.test, files.part)
         result = task(loaded, test=test_slice, runs=runs, **options)
+        ends = [test_slice]
+    embedded: dict[Path, AnnData] = {}  # by the model: all of them, before the probe is fitted
+    if options["model"] is not None:
+        for one in planned:
+            embedded[one.source] = read_slice(one.source, files.part, to_write=True)
+        options["predict"] = list(embedded.values()) or ends or None
     fitted = tz.tasks.fit_probe(loaded, **options)
     report(result, files.out / "scores", mark, overwrite=files.overwrite)
     folder = fitted.save(files.out / "probe", overwrite=files.overwrite, mark=mark)
@@ -389,7 +418,11 @@ def _learn(task: Any, files: _Files, options: dict[str, Any], runs: int) -> None
     batch = Batch(len(planned))
     for one in planned:
         with batch.one(one, files.part):
-            adata = read_slice(one.source, files.part, to_write=True)
+            if one.source in embedded:
+                adata = embedded[one.source]
+            else:
+                adata = read_slice(one.source, files.part, to_write=True)
+                warn_of_shift(loaded, adata, options["use_rep"])
             fitted.annotate(adata)
             write_slice(adata, one, files.part)
             say(f"{one.source.name}: annotated, {one.target}")

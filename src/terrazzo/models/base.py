@@ -256,7 +256,12 @@ class FoundationModel(abc.ABC):
                 n_empty,
                 keys.EMPTY,
             )
-        record = {
+        adata.obs[keys.EMPTY] = embedding.empty
+        records.write(adata, key, embedding.vectors, self.record(tissue, prepared, embedding))
+
+    def record(self, tissue: Slice, prepared: Prepared, embedding: Embedding) -> dict[str, Any]:
+        """Return the provenance of the vectors of a slice, for ``uns``."""
+        return {
             "model": self.title,
             "model_type": self.model_type,
             "trained": self.trained,
@@ -267,12 +272,10 @@ class FoundationModel(abc.ABC):
             "coverage": json.dumps(embedding.coverage.to_dict()),
             "settings": json.dumps(prepared.settings, sort_keys=True),
             "details": json.dumps(embedding.details),
-            "n_empty": n_empty,
+            "n_empty": int(embedding.empty.sum()),
             "unit": tissue.unit,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        adata.obs[keys.EMPTY] = embedding.empty
-        records.write(adata, key, embedding.vectors, record)
 
     @property
     def trained(self) -> bool:

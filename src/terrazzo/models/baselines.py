@@ -265,6 +265,14 @@ class Baseline:
         """Key that :meth:`embed` writes: ``X_pca``, ``X_t3``, ..."""
         return keys.baseline_key(self.name)
 
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The genes that it was fitted on, ids or symbols; () before."""
+        project: Any = self._project
+        while project is not None and not hasattr(project, "genes"):
+            project = getattr(project, "project", None) or getattr(project, "projection", None)
+        return () if project is None else tuple(project.genes)
+
     def fit(
         self, slices: Sequence[AnnData | Slice] | AnnData | Slice, *, slice_key: str | None = None
     ) -> Self:
@@ -285,6 +293,10 @@ class Baseline:
         tissues = _tissues(slices, slice_key)
         self._set(self._fitted(tissues), tissues)
         return self
+
+    def unfitted(self) -> Baseline:
+        """Return another of the same settings that is not fitted."""
+        return Baseline(self.name, n_components=self.n_components, seed=self.seed)
 
     def transform(self, tissue: Slice) -> Vectors:
         """Return the vectors of a slice, float32 ``(n_cells, d)``; not fitted before, it is fitted on this slice."""
@@ -328,8 +340,12 @@ class Baseline:
         self, adata: AnnData, tissue: Slice, vectors: Vectors, key_added: str | None = None
     ) -> None:
         """Write vectors and their provenance into an AnnData."""
+        records.write(adata, key_added or self.default_key, vectors, self.record(tissue))
+
+    def record(self, tissue: Slice) -> dict[str, Any]:
+        """Return the provenance of the vectors of a slice, for ``uns``."""
         fitted_on = self.fitted_on or (tissue.name,)
-        record = {
+        return {
             "model": self.title,
             "model_type": f"baseline:{self.name}",
             "n_components": self.n_components,
@@ -337,7 +353,6 @@ class Baseline:
             "seed": self.seed,
             "terrazzo_version": __version__,
         }
-        records.write(adata, key_added or self.default_key, vectors, record)
 
     def fingerprint(self) -> str:
         """Return a sha256 of name, settings and what was fitted."""

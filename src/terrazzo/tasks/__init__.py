@@ -1,4 +1,4 @@
-"""What embeddings are for: each task takes an embedding matrix and labels, and knows no model."""
+"""What embeddings are for: each task takes an embedding matrix, or what makes one, and labels."""
 
 from terrazzo.tasks.deconvolution import deconvolve
 from terrazzo.tasks.domains import domains

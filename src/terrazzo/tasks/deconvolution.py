@@ -8,6 +8,7 @@ from typing import Any
 from anndata import AnnData
 
 from terrazzo.arrays import AnyFloats
+from terrazzo.models.shift import AUTO, CommonGenes
 from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import targets
 from terrazzo.tasks.by_section import check_keys, check_slices, scored_by_section
@@ -15,6 +16,7 @@ from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.heads import HeadConfig
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.targets import Data
+from terrazzo.tasks.transfer import check_source, embedded_alone, transferred, warn_of_shift
 
 __all__ = ["deconvolve"]
 
@@ -22,7 +24,7 @@ __all__ = ["deconvolve"]
 def deconvolve(
     data: Data,
     *,
-    use_rep: str | AnyFloats,
+    use_rep: str | AnyFloats | None = None,
     proportions: Any = "proportions",
     head: str | HeadConfig = "mlp3",
     splits: Sequence[str] = ("random", "blocked"),
@@ -31,6 +33,9 @@ def deconvolve(
     seed: int = 0,
     progress: bool | None = None,
     slice_key: str | None = None,
+    model: Any = None,
+    common_genes: CommonGenes = AUTO,
+    copies: bool | None = None,
 ) -> TaskResult:
     """Score how well an embedding predicts the proportions of cell types (SToFM, section 4.5 and table 3).
 
@@ -53,6 +58,8 @@ def deconvolve(
         Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
         are one, whatever tells them apart. Without ``test`` each is scored by itself; scores and predictions have
         a column ``slice``.
+    model, common_genes, copies
+        As in :func:`terrazzo.tasks.probe`.
 
     Returns
     -------
@@ -70,6 +77,7 @@ def deconvolve(
         No such head or split; several slices without ``test``.
     """
     plan = Plan("deconvolution", head, tuple(splits), runs, seed, progress)
+    check_source(use_rep, model, common_genes, copies)
     if not takes_all(slice_key):
         check_keys(str(slice_key), use_rep=use_rep, proportions=proportions)
         options: dict[str, Any] = {
@@ -80,6 +88,9 @@ def deconvolve(
             "runs": runs,
             "seed": seed,
             "progress": progress,
+            "model": model,
+            "common_genes": common_genes,
+            "copies": copies,
         }
         return scored_by_section(
             lambda some, other: deconvolve(some, test=other, **options), data, test, str(slice_key)
@@ -88,6 +99,14 @@ def deconvolve(
     target = targets.read_proportions(data, proportions)
     settings = {"use_rep": use_rep, "proportions": proportions}
     if test is None:
-        return within(plan, data, use_rep, target, settings)
+        vectors = embedded_alone(model, data) if use_rep is None else use_rep
+        return within(plan, data, vectors, target, settings)
     truth = targets.read_proportions(test, proportions)
-    return across(plan, data, test, use_rep, target, truth, settings)
+    moved = None
+    if model is None:
+        warn_of_shift(data, test, use_rep)
+    else:
+        moved = transferred(
+            model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed
+        )
+    return across(plan, data, test, use_rep, target, truth, settings, moved=moved)

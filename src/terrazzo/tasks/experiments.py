@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,9 @@ from terrazzo.tasks.results import TaskResult, tidy
 from terrazzo.tasks.splits import Split, Units, blocked_splits, cross_split, random_splits
 from terrazzo.tasks.targets import Data, Target
 
+if TYPE_CHECKING:
+    from terrazzo.tasks.transfer import Transfer
+
 __all__ = [
     "ERRORS",
     "KINDS",
@@ -44,6 +47,8 @@ __all__ = [
     "fit_head",
     "make_head",
     "penalty_note",
+    "repeated",
+    "repeated_target",
     "within",
 ]
 
@@ -194,6 +199,34 @@ def fit_head(
     )
 
 
+def repeated(split: Split, n_rows: int, n_copies: int) -> Split:
+    """Return the split of rows that are there several times: all copies of a cell are on one side.
+
+    Parameters
+    ----------
+    split
+        Of the first ``n_rows`` rows, and of rows to be scored after these.
+    n_rows
+        Cells that are learned from.
+    n_copies
+        How often they are there, one copy of all after the other.
+    """
+    starts = np.arange(n_copies) * n_rows
+    train = starts[:, None] + split.train
+    validation = starts[:, None] + split.validation
+    return replace(
+        split,
+        train=train.ravel(),
+        validation=validation.ravel(),
+        test=split.test + int(starts[-1]),
+    )
+
+
+def repeated_target(target: Target, n_copies: int) -> Target:
+    """Return what is learned by cells that are there several times, one copy of all after the other."""
+    return replace(target, values=np.concatenate([target.values] * n_copies))
+
+
 def within(
     plan: Plan, data: Data, use_rep: str | AnyFloats, target: Target, settings: Mapping[str, Any]
 ) -> TaskResult:
@@ -221,15 +254,17 @@ def across(
     plan: Plan,
     data: Data,
     test: AnnData,
-    use_rep: str | AnyFloats,
+    use_rep: Any,
     target: Target,
     truth: Target,
     settings: Mapping[str, Any],
     units: Units | None = None,
+    moved: Transfer | None = None,
 ) -> TaskResult:
     """Run an experiment from slices to another; ``target`` is that of the former, ``truth`` that of the latter.
 
-    ``units``: of the training rows, for values; see :func:`fit_head`.
+    ``units``: of the training rows, for values; see :func:`fit_head`. ``moved``: the vectors of both, in place of those
+    under ``use_rep``.
 
     Raises
     ------
@@ -238,10 +273,14 @@ def across(
     InputError
         The embeddings cannot be used, or nothing is on both sides.
     """
-    _check_keys(settings, use_rep)
     training = targets.as_list(data)
-    x = targets.stack([*training, test], use_rep)
-    n_train = sum(adata.n_obs for adata in training)
+    n_copies = 1
+    if moved is not None:
+        x = np.concatenate([moved.labeled, moved.targets[0].vectors])
+        n_copies = moved.n_copies
+    else:
+        _check_keys(settings, use_rep)
+        x = targets.stack([*training, test], use_rep)
     shared, difference = _shared_names(target, truth)
     scored = truth.known
     if truth.kind == "classes":
@@ -250,13 +289,17 @@ def across(
     notes += [f"test: {note}" for note in truth.notes]
     if difference:
         notes.append(f"not scored: {difference}")
+    if moved is not None:
+        notes += moved.notes
     all_settings = dict(
         settings,
         n_features=x.shape[1],
         n_training_slices=len(training),
         n_training_cells=int(target.known.sum()),
     )
-    outcomes = _outcomes_across(plan, x, n_train, target, scored, units)
+    if moved is not None:
+        all_settings["transfer"] = moved.record
+    outcomes = _outcomes_across(plan, x, n_copies, target, scored, units)
     sides = _Sides(target, truth, shared, test, plan.by_level)
     return _result(plan, outcomes, sides, all_settings, notes)
 
@@ -294,12 +337,17 @@ def _outcomes_within(plan: Plan, adata: AnnData, x: AnyFloats, target: Target) -
 def _outcomes_across(
     plan: Plan,
     x: AnyFloats,
-    n_train: int,
+    n_copies: int,
     target: Target,
     scored: Bools,
     units: Units | None,
 ) -> Iterator[Outcome]:
-    """Yield what is scored on another slice, once for each run; a ridge by held-out units is the same in all."""
+    """Yield what is scored on another slice, once for each run; its vectors come after all that is learned from.
+
+    A ridge by held-out units is the same in all runs.
+    """
+    n_train = len(target.values)
+    many = repeated_target(target, n_copies)
     is_same = units is not None and isinstance(head_config(plan.head), LinearConfig)
     head = None
     note = ""
@@ -308,8 +356,9 @@ def _outcomes_across(
             seed = plan.seed_of(run)
             split = cross_split(n_train, target.known, scored, seed=seed)
             if head is None or not is_same:
-                head = fit_head(x, target, split, plan.head, seed, units)
-                outputs = head.outputs(x[n_train:])
+                rows = repeated(split, n_train, n_copies)
+                head = fit_head(x, many, rows, plan.head, seed, units)
+                outputs = head.outputs(x[n_copies * n_train :])
                 note = penalty_note(head, units)
             trivial = _trivial(target, split)
             trivial = np.repeat(trivial, len(outputs), axis=0)
@@ -501,4 +550,4 @@ def _is_plain(value: Any) -> bool:
     """Return whether a setting can be recorded as it is."""
     if isinstance(value, list):
         return all(isinstance(item, str) for item in value)
-    return isinstance(value, str | int | float | None)
+    return isinstance(value, str | int | float | dict | None)

@@ -15,17 +15,33 @@ from numpy.typing import NDArray
 
 from terrazzo import records
 from terrazzo.arrays import AnyFloats, Vectors
-from terrazzo.errors import InputError
+from terrazzo.errors import ConfigError, InputError
 from terrazzo.marks import Mark
+from terrazzo.models.shift import AUTO, CommonGenes
 from terrazzo.progress import Progress
 from terrazzo.slices.parts import takes_all
 from terrazzo.tasks import display, probe_files, splits, targets
 from terrazzo.tasks.by_section import check_keys, check_slices, scored_by_section, slices_of
-from terrazzo.tasks.experiments import Plan, across, fit_head, within
+from terrazzo.tasks.experiments import (
+    Plan,
+    across,
+    fit_head,
+    repeated,
+    repeated_target,
+    within,
+)
 from terrazzo.tasks.heads import Head, HeadConfig, Kind, head_record
 from terrazzo.tasks.labels import LEAST_SHARE
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.targets import Data
+from terrazzo.tasks.transfer import (
+    at_hand,
+    check_source,
+    embedded_alone,
+    transferred,
+    warn_of_shift,
+    write_targets,
+)
 
 __all__ = ["Probe", "fit_probe", "probe"]
 
@@ -253,7 +269,7 @@ class Probe:
 def fit_probe(
     data: Data,
     *,
-    use_rep: str | AnyFloats | Sequence[AnyFloats],
+    use_rep: str | AnyFloats | Sequence[AnyFloats] | None = None,
     label: Any = None,
     values: Any = None,
     proportions: Any = None,
@@ -262,13 +278,17 @@ def fit_probe(
     least_share: float = LEAST_SHARE,
     progress: bool | None = None,
     slice_key: str | None = None,
+    model: Any = None,
+    predict: Data | None = None,
+    common_genes: CommonGenes = AUTO,
+    copies: bool | None = None,
 ) -> Probe:
     """Fit a head to the embedding of one slice or of several; every labeled cell is used.
 
     Parameters
     ----------
     data
-        One slice or several, all embedded by one model.
+        One slice or several, all embedded by one model; with ``model``, with raw counts.
     use_rep
         ``obsm`` key, ``"key:block"``, or array ``(n, d)``; with several slices, a list of arrays.
     label
@@ -290,14 +310,27 @@ def fit_probe(
     slice_key
         Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
         are one, whatever tells them apart.
+    model
+        In place of ``use_rep``: a foundation model or a baseline that embeds the slices here, from raw counts. A
+        baseline that is not fitted is fitted on ``data``.
+    predict
+        With ``model``: the slices that the probe is for. They get their vectors, in ``obsm`` under the model's key.
+        The probe is fitted for the genes that all of them have and the depth of the shallowest.
+    common_genes, copies
+        As in :func:`probe`.
 
     Raises
     ------
     InputError
         The embedding or the labels cannot be used; the message says where and why.
     ConfigError
-        No such head; not exactly one of ``label``, ``values``, ``proportions``.
+        No such head; not exactly one of ``label``, ``values``, ``proportions``; not exactly one of ``use_rep`` and
+        ``model``; ``common_genes`` or ``copies`` without a model.
     """
+    check_source(use_rep, model, common_genes, copies)
+    if predict is not None and model is None:
+        raise ConfigError("predict= belongs to model=; vectors that are there need no embedding.")
+    ends = [] if predict is None else slices_of(predict, slice_key)
     if takes_all(slice_key):
         check_slices(data, None, slice_key)
     else:
@@ -306,26 +339,37 @@ def fit_probe(
         )
         data = slices_of(data, slice_key)
     target = targets.read_target(data, label, values, proportions, least_share)
-    vectors = targets.stack(data, use_rep)
+    if model is None:
+        moved = at_hand(data, use_rep)
+    else:
+        moved = transferred(
+            model, data, ends, target, common_genes=common_genes, copies=copies, seed=seed
+        )
+        use_rep = model.default_key
+        if predict is not None:
+            write_targets(moved, predict, model.default_key, slice_key)
     split = splits.all_rows(target.known, seed=seed)
+    many = repeated_target(target, moved.n_copies)
+    rows = repeated(split, len(target.values), moved.n_copies)
     with Progress(progress).stage("fit probe", None):
-        fitted = fit_head(vectors, target, split, head, seed)
-    slices = targets.as_list(data)
+        fitted = fit_head(moved.labeled, many, rows, head, seed)
     named = [source for source in (label, values, proportions) if isinstance(source, str)]
     info = {
         "head": head_record(head),
         "seed": seed,
         "least_share": least_share,
-        "n_slices": len(slices),
+        "n_slices": len(targets.as_list(data)),
         "n_cells": int(target.known.sum()),
-        "notes": list(target.notes),
+        "notes": [*target.notes, *moved.notes],
     }
+    if moved.record:
+        info["transfer"] = moved.record
     return Probe(
         head=fitted,
         names=target.names,
         use_rep=use_rep if isinstance(use_rep, str) else None,
         target=named[0] if named else target.kind,
-        origins=tuple(sorted(targets.origins(slices, use_rep))),
+        origins=moved.origins,
         info=info,
     )
 
@@ -333,7 +377,7 @@ def fit_probe(
 def probe(
     data: Data,
     *,
-    use_rep: str | AnyFloats,
+    use_rep: str | AnyFloats | None = None,
     label: Any = None,
     values: Any = None,
     head: str | HeadConfig = "mlp3",
@@ -344,6 +388,9 @@ def probe(
     least_share: float = LEAST_SHARE,
     progress: bool | None = None,
     slice_key: str | None = None,
+    model: Any = None,
+    common_genes: CommonGenes = AUTO,
+    copies: bool | None = None,
 ) -> TaskResult:
     """Score how well an embedding predicts labels or values: within one slice, or from slices to another.
 
@@ -370,6 +417,18 @@ def probe(
         Column of ``obs`` that tells the sections of an AnnData apart, each of which is a slice; "none": all its cells
         are one, whatever tells them apart. Without ``test`` each is scored by itself; scores and predictions have
         a column ``slice``.
+    model
+        In place of ``use_rep``: a foundation model or a baseline that embeds the slices here, from raw counts; a
+        baseline that is not fitted is fitted on ``data``. With ``test`` genes and depth are compared first, and where
+        they differ (less than 80 % of the counts on shared genes, or less than half or more than twice the depth) a
+        warning has the numbers, and the next two options apply. With ``use_rep`` only the warning does.
+    common_genes
+        Cut all slices to the genes that all have before they are embedded. "auto": where genes differ, and where it
+        wins on held-out parts of ``data`` at the genes and the depth of ``test``; the labels of ``test`` are not read.
+    copies
+        Learn also from copies of ``data``, cut to the genes of ``test``, thinned to its depth, and both, as far as they
+        differ. None: yes, with a model. Both options embed each labeled slice up to six times; the notes say how often,
+        and ``config["transfer"]`` what was chosen.
 
     Returns
     -------
@@ -384,9 +443,11 @@ def probe(
     InputError
         The embedding, labels, values or coordinates cannot be used; the message says where and why.
     ConfigError
-        No such head or split; not exactly one of ``label`` and ``values``; several slices without ``test``.
+        No such head or split; not exactly one of ``label`` and ``values``; several slices without ``test``; not exactly
+        one of ``use_rep`` and ``model``; ``common_genes`` or ``copies`` without a model.
     """
     plan = Plan("probe", head, tuple(splits), runs, seed, progress)
+    check_source(use_rep, model, common_genes, copies)
     if not takes_all(slice_key):
         check_keys(str(slice_key), use_rep=use_rep, label=label, values=values)
         options: dict[str, Any] = {
@@ -399,6 +460,9 @@ def probe(
             "seed": seed,
             "least_share": least_share,
             "progress": progress,
+            "model": model,
+            "common_genes": common_genes,
+            "copies": copies,
         }
         return scored_by_section(
             lambda some, other: probe(some, test=other, **options), data, test, str(slice_key)
@@ -407,6 +471,14 @@ def probe(
     target = targets.read_target(data, label, values, None, least_share)
     settings = {"use_rep": use_rep, "label": label, "values": values, "least_share": least_share}
     if test is None:
-        return within(plan, data, use_rep, target, settings)
+        vectors = embedded_alone(model, data) if use_rep is None else use_rep
+        return within(plan, data, vectors, target, settings)
     truth = targets.read_target(test, label, values, None, least_share)
-    return across(plan, data, test, use_rep, target, truth, settings)
+    moved = None
+    if model is None:
+        warn_of_shift(data, test, use_rep)
+    else:
+        moved = transferred(
+            model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed
+        )
+    return across(plan, data, test, use_rep, target, truth, settings, moved=moved)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ __all__ = [
     "at",
     "each",
     "origin",
+    "origin_of",
     "origins",
     "read_classes",
     "read_proportions",
@@ -39,7 +40,12 @@ __all__ = [
 ]
 
 SUM_TOLERANCE = 1e-3  # by how much the proportions of a cell may miss one
-_ORIGIN = ("model", "checkpoint_sha256", "fitted_on")  # of a record: what made the embedding
+_ORIGIN = (
+    "model",
+    "checkpoint_sha256",
+    "fitted_on",
+    "restricted_to",
+)  # of a record: what made the embedding
 
 Data: TypeAlias = AnnData | Sequence[AnnData]
 
@@ -157,7 +163,11 @@ def origin(adata: AnnData, use_rep: Any) -> str:
         return ""
     written = records.records_of(adata)
     without_block = use_rep.rpartition(":")[0]
-    record = written.get(use_rep) or written.get(without_block)
+    return origin_of(written.get(use_rep) or written.get(without_block) or {})
+
+
+def origin_of(record: Mapping[str, Any]) -> str:
+    """Return what a record says of the model behind an embedding, "" where nothing."""
     if not record:
         return ""
     known = {}
