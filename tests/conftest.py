@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: the workers of pytest-xdist share the cores
+
+# A run that a shell began in the background ignores Ctrl-C, and so would all processes that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in each run, so that a run can be repeated; HYPOTHESIS_PROFILE=random (`make fuzz`) tries others.
 settings.register_profile("fixed", derandomize=True)
