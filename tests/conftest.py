@@ -22,9 +22,12 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch is imported: the workers of pytest-xdist share the cores
 
-# A run that a shell began in the background ignores Ctrl-C, and so would all processes that tests start.
+# A run that a shell began in the background ignores Ctrl-C, and one by nohup the end of the terminal; so would all
+# processes that tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # The same examples in each run, so that a run can be repeated; HYPOTHESIS_PROFILE=random (`make fuzz`) tries others.
 settings.register_profile("fixed", derandomize=True)
