@@ -305,7 +305,9 @@ def test_variants_are_trained_on_training_slices_and_read_histology_alone(
         runs=1,
         genes=3,
         variants=variants,
-        training={"stalign-pretrain": {**goal, "model": {"preset": "tiny"}}},
+        training={
+            "stalign-pretrain": {**goal, "model": {"preset": "tiny", "image_encoder": "random"}}
+        },
     )
     found = run(protocol, data=pictured)
     assert {"full [own ; niche]", "image [own ; niche]"} <= set(found.scores["system"])
