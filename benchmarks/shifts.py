@@ -23,18 +23,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 import common
 
-BASELINES = (
-    "z50",
-    "t1",
-    "t2",
-    "t3",
-    "t4",
-    "t1-half",
-    "t1-clean",
-    "t3-clean",
-    "t1-clean-z",
-    "t3-clean-z",
-)
+from terrazzo.bench.entries import ALWAYS
+
+BASELINES = tuple(name for name in ALWAYS if not name.startswith("pca"))
 AS_IT_IS = "as it is"
 HALF_OF_GENES = "half of the genes"
 TENTH_OF_COUNTS = "a tenth of the counts"

@@ -19,7 +19,7 @@ from terrazzo.models.states import nearest_in_rings, ring_means
 from terrazzo.slices import Slice
 from terrazzo.tasks import display
 from terrazzo.tasks.heads import Head, LinearConfig, LinearHead
-from terrazzo.tasks.transfer import notes_of
+from terrazzo.tasks.transfer import at_most, notes_of
 
 __all__ = [
     "FEWEST_CELLS",
@@ -201,7 +201,8 @@ class _Space:
 
     def fit(self, coded: _Coded, is_learned: Bools, seed: int) -> Head:
         """Fit a head to some cells of all versions that are learned from."""
-        rows = _some_at_random(np.flatnonzero(is_learned), MAX_CELLS // len(self.learned), seed)
+        n_most = MAX_CELLS // len(self.learned)
+        rows = at_most(np.flatnonzero(is_learned), n_most, np.random.default_rng(seed))
         vectors = []
         for version in self.learned:
             every = _all_vectors(version, self.expression, self.with_rings)
@@ -309,13 +310,6 @@ def _fit_head(vectors: Vectors, codes: Ints, n_labels: int) -> Head:
     """Fit the linear head of the probes."""
     head = LinearHead(HEAD, "classes", n_labels)
     return head.fit(vectors, codes, vectors[:0], codes[:0])
-
-
-def _some_at_random(rows: Ints, n: int, seed: int) -> Ints:
-    if len(rows) <= n:
-        return rows
-    rng = np.random.default_rng(seed)
-    return np.sort(rng.choice(rows, n, replace=False))
 
 
 def _genes_in_common(reference: Sequence[Slice], targets: Sequence[Slice]) -> list[str]:

@@ -16,7 +16,7 @@ from terrazzo.tasks.experiments import Plan, across, within
 from terrazzo.tasks.heads import HeadConfig
 from terrazzo.tasks.results import TaskResult
 from terrazzo.tasks.targets import Data
-from terrazzo.tasks.transfer import check_source, embedded_alone, transferred, warn_of_shift
+from terrazzo.tasks.transfer import check_source, embedded_alone, moved_to
 
 __all__ = ["deconvolve"]
 
@@ -102,11 +102,14 @@ def deconvolve(
         vectors = embedded_alone(model, data) if use_rep is None else use_rep
         return within(plan, data, vectors, target, settings)
     truth = targets.read_proportions(test, proportions)
-    moved = None
-    if model is None:
-        warn_of_shift(data, test, use_rep)
-    else:
-        moved = transferred(
-            model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed
-        )
+    moved = moved_to(
+        test,
+        use_rep,
+        model,
+        data,
+        target,
+        common_genes=common_genes,
+        copies=copies,
+        seed=seed,
+    )
     return across(plan, data, test, use_rep, target, truth, settings, moved=moved)

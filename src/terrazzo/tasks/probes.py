@@ -38,8 +38,8 @@ from terrazzo.tasks.transfer import (
     at_hand,
     check_source,
     embedded_alone,
+    moved_to,
     transferred,
-    warn_of_shift,
     write_targets,
 )
 
@@ -474,11 +474,14 @@ def probe(
         vectors = embedded_alone(model, data) if use_rep is None else use_rep
         return within(plan, data, vectors, target, settings)
     truth = targets.read_target(test, label, values, None, least_share)
-    moved = None
-    if model is None:
-        warn_of_shift(data, test, use_rep)
-    else:
-        moved = transferred(
-            model, data, [test], target, common_genes=common_genes, copies=copies, seed=seed
-        )
+    moved = moved_to(
+        test,
+        use_rep,
+        model,
+        data,
+        target,
+        common_genes=common_genes,
+        copies=copies,
+        seed=seed,
+    )
     return across(plan, data, test, use_rep, target, truth, settings, moved=moved)

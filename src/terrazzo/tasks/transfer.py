@@ -35,9 +35,11 @@ __all__ = [
     "Embedder",
     "Transfer",
     "at_hand",
+    "at_most",
     "check_source",
     "embedded_alone",
     "embedder_of",
+    "moved_to",
     "notes_of",
     "to_slices",
     "transfer",
@@ -295,8 +297,8 @@ def _score(arm: _Arm, target: Target, folds: Sequence[Split], copies: bool, seed
     for fold in folds:
         some = replace(
             fold,
-            train=_at_most(fold.train, MOST_CELLS // n_copies, rng),
-            test=_at_most(fold.test, MOST_CELLS, rng),
+            train=at_most(fold.train, MOST_CELLS // n_copies, rng),
+            test=at_most(fold.test, MOST_CELLS, rng),
         )
         head = fit_head(stacked, many, repeated(some, n_rows, n_copies), "linear", seed)
         true.append(target.values[some.test])
@@ -308,7 +310,7 @@ def _score(arm: _Arm, target: Target, folds: Sequence[Split], copies: bool, seed
     return metrics.regression(truth, guess)["pearson"]
 
 
-def _at_most(rows: Ints, n: int, rng: np.random.Generator) -> Ints:
+def at_most(rows: Ints, n: int, rng: np.random.Generator) -> Ints:
     """Return rows, of many some at random."""
     if len(rows) <= n:
         return rows
@@ -437,6 +439,19 @@ def transferred(
     return transfer(
         model, shift, target, common_genes=common_genes, copies=copies is not False, seed=seed
     )
+
+
+def moved_to(
+    test: AnnData, use_rep: Any, model: Any, labeled: Data, target: Target, **options: Any
+) -> Transfer | None:
+    """Return vectors of both sides by a model; None, after a warning where they differ, if they are there already.
+
+    Parameters are those of :func:`warn_of_shift` and :func:`transferred`, which ``options`` go to.
+    """
+    if model is None:
+        warn_of_shift(labeled, test, use_rep)
+        return None
+    return transferred(model, labeled, [test], target, **options)
 
 
 def at_hand(data: Data, use_rep: Any) -> Transfer:
