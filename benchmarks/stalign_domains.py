@@ -54,6 +54,8 @@ def score(adata, slice_name: str, models: list) -> list[dict]:
             for modality in MODALITIES:
                 one.embed(adata, key_added=modality, modality=modality, progress=False)
                 found.setdefault(f"{title}, {modality}", []).extend(ari(adata, f"{modality}:niche"))
+            for modality in ("genes", "image"):
+                one.embed(adata, key_added=modality, modality=modality, shared=True, progress=False)
             for block in ("own", "niche"):
                 places = tz.tasks.retrieval(
                     adata, image=f"image:{block}", genes=f"genes:{block}"

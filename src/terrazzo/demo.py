@@ -447,7 +447,9 @@ def found_by_image(adata: AnnData, model: FoundationModel) -> float:
     """Return how often the genes of a cell are among the 10 of its slice that are most like its histology."""
     vectors = {}
     for modality in ("image", "genes"):
-        embedded = model.embed(adata.copy(), modality=modality, scale="niche", progress=False)
+        embedded = model.embed(
+            adata.copy(), modality=modality, scale="niche", shared=True, progress=False
+        )
         vectors[modality] = embedded.obsm[keys.X_STALIGN]
     return recall(vectors["image"], vectors["genes"], [FOUND_AMONG])[FOUND_AMONG]
 

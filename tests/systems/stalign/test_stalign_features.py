@@ -193,7 +193,7 @@ def test_parts_are_read_for_what_is_asked(align_model: Make, adata: AnnData) -> 
 
 
 def test_within_a_slice_features_have_mean_0_and_sd_1(align_model: Make, adata: AnnData) -> None:
-    model, tissue = align_model(), tz.Slice.from_anndata(adata)
+    model, tissue = align_model(components="whitened"), tz.Slice.from_anndata(adata)
     batch = model.reader(tissue, model.vocabulary.match(tissue)).read().take(np.arange(90))
     for part in (batch.niche_image, batch.spot_genes, batch.niche_genes):
         varied = part.std(dim=0) > 0
@@ -202,6 +202,11 @@ def test_within_a_slice_features_have_mean_0_and_sd_1(align_model: Make, adata: 
         torch.testing.assert_close(
             part.std(dim=0, correction=0)[varied], torch.ones(int(varied.sum())), rtol=1e-2, atol=0
         )
+    kept = align_model()
+    batch = kept.reader(tissue, kept.vocabulary.match(tissue)).read().take(np.arange(90))
+    for part in (batch.spot_genes, batch.niche_components):  # by one number, in proportion
+        assert float(part.mean(dim=0).abs().max()) < 1e-3
+        assert float(part.square().sum(dim=1).mean()) == pytest.approx(1, rel=1e-3)
     raw = align_model("paper")
     held = raw.reader(tissue, raw.vocabulary.match(tissue)).read().take(np.arange(90))
     assert float(held.niche_genes.min()) == 0  # log values as they are

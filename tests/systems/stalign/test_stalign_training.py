@@ -168,7 +168,7 @@ def test_crops_are_turned_spot_by_spot(opened: Any) -> None:
 
 
 def test_the_loss_is_that_of_the_paper(objective: Any) -> None:
-    made, pack = objective()
+    made, pack = objective(residual=False)
     net, b = made.net, pack.spots
     r, e = net.spot_image(b.spot_image, b.colors), net.niche_image(b.niche_image)
     u, t = net.spot_genes(b.spot_genes), net.niche_genes(b.niche_genes, b.known)
@@ -184,7 +184,7 @@ def test_the_loss_is_that_of_the_paper(objective: Any) -> None:
 
 
 def test_both_ways_and_another_temperature(objective: Any) -> None:
-    made, pack = objective(symmetric=True, temperature=0.2)
+    made, pack = objective(symmetric=True, temperature=0.2, residual=False)
     found = made.vectors(pack.spots)
     own, around = (
         made.net.fuse(s, found[s]["image"], found[s]["genes"]) for s in ("spot", "niche")
@@ -218,7 +218,7 @@ def test_neighbors_may_be_no_negatives(objective: Any) -> None:
 def test_what_has_no_weight_is_not_computed(
     objective: Any, settings: dict[str, Any], parts: set[str]
 ) -> None:
-    made, pack = objective(**settings)
+    made, pack = objective(residual=False, **settings)
     found = made.losses(pack)
     assert {name for name in found if not name.endswith("_chance")} == {"loss", *parts}
     found["loss"].backward()

@@ -14,11 +14,22 @@ from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder, SpotEncod
 from terrazzo.systems.stalign.network import AlignConfig
 from terrazzo.systems.stalign.value_encoder import ValueEncoderConfig
 
-__all__ = ["SIZES", "SQUARES_UM", "Colors", "Flavor", "STAlignConfig", "preset", "size_of"]
+__all__ = [
+    "SIZES",
+    "SQUARES_UM",
+    "Colors",
+    "Components",
+    "Flavor",
+    "STAlignConfig",
+    "preset",
+    "size_of",
+]
 
 Flavor = Literal["terrazzo", "paper"]
 
 Colors = Literal["slice", "fixed"]
+
+Components = Literal["kept", "whitened"]
 
 SQUARES_UM = (112.0, 224.0, 448.0)  # sides of the squares that EfficientNet-Lite sees of each spot
 
@@ -54,6 +65,9 @@ class STAlignConfig:
         Of the values that AE-Gene reads: log1p of counts scaled to the slice's median total or to 10,000 (``"paper"``);
         each gene brought to mean 0 and sd 1 within its slice, or by the training slices' mean and sd. ``standardize``
         applies to frozen features, too.
+    components
+        Of ``standardize="slice"``: frozen features of genes are centered, and divided by one number, so that their
+        columns keep their proportions (``"kept"``); or each column is brought to sd 1 (``"whitened"``).
     colors
         Spot crops are brought to mean 0 and sd 1 by the colors of their slice's spots, or by fixed ones.
 
@@ -74,6 +88,7 @@ class STAlignConfig:
     square: bool = True
     normalize: Normalize = "median"
     standardize: Standardize = "slice"
+    components: Components = "whitened"
     colors: Colors = "slice"
 
     def __post_init__(self) -> None:
@@ -104,6 +119,8 @@ class STAlignConfig:
             raise ConfigError(
                 "ST-Align: without adaptive encoders spots and niches are seen alike; leave niche_um empty."
             )
+        if self.net.own_first and not self.niche_um:
+            raise ConfigError("ST-Align: net.own_first needs niche_um: squares around each spot.")
         within(self, neighbors=(0, 10_000), spot_um=(0, 1e6))
         within(self, spot_pixels=(8, 4096), niche_pixels=(8, 4096))
 
@@ -172,6 +189,8 @@ def preset(
     gene_encoder: GeneEncoderConfig | None = None,
     adaptive: bool = True,
     fusion: Literal["attention", "concatenation"] = "attention",
+    residual: bool = True,
+    components: Components = "kept",
 ) -> STAlignConfig:
     """Return a preset.
 
@@ -189,6 +208,9 @@ def preset(
         sizes around each spot (``SQUARES_UM``), unless the flavor is ``"paper"`` or nothing is adaptive.
     adaptive, fusion
         The ablations of table 3; see :class:`terrazzo.systems.stalign.network.AlignConfig`.
+    residual, components
+        Whether vectors start from components of frozen features, and whether these keep their proportions. The flavor
+        ``"paper"`` has neither; without adaptive encoders there is no residual.
 
     Raises
     ------
@@ -226,6 +248,8 @@ def preset(
         fusion_width=fusion_width,
         fusion_mode=fusion,
         adaptive=adaptive,
+        residual=residual and adaptive and not paper,
+        own_first=bool(niche_um),
     )
     return STAlignConfig(
         net,
@@ -237,5 +261,6 @@ def preset(
         square=not paper,
         normalize=normalize,
         standardize=standardize,
+        components="whitened" if paper else components,
         colors="fixed" if paper else "slice",
     )

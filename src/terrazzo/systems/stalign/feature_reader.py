@@ -29,6 +29,7 @@ from terrazzo.systems.stalign.features import (
     Standards,
     batches,
     moments,
+    one_scale,
 )
 from terrazzo.systems.stalign.image_encoder import FrozenImageEncoder
 
@@ -37,6 +38,11 @@ __all__ = ["FeatureReader", "Identity"]
 CROPS = 64  # that are read, or encoded, together
 
 ROWS = 4096  # of values that are computed together
+
+_COMPONENTS = (
+    "spot_genes",
+    "niche_components",
+)  # frozen features of genes, which may keep their proportions
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,9 @@ class FeatureReader:
                 colors = self._colors()
             else:
                 parts["spot_image"] = self._images("spots", self.config.spot_pixels)
-        if modality != "genes" and "niche" in scales:
+        net = self.config.net
+        spot_starts_from_niche = net.residual and net.own_first
+        if modality != "genes" and ("niche" in scales or spot_starts_from_niche):
             parts["niche_image"] = self._niche_images()
         if modality != "image" and "spot" in scales:
             parts["spot_genes"] = self._gene_features("spot")
@@ -166,6 +174,8 @@ class FeatureReader:
                 parts["niche_genes"] = self._niche_values()
             else:
                 parts["niche_genes"] = self._gene_features("niche")
+            if net.residual:
+                parts["niche_components"] = self._niche_components()
         standards: dict[str, Standards] = {}
         if self.config.standardize == "slice":
             for name, rows in parts.items():
@@ -179,6 +189,7 @@ class FeatureReader:
         keys: dict[str, Any] = {
             "niche_image": self._niche_key_of_images,
             "spot_genes": self._gene_key("spot"),
+            "niche_components": ["mean over niches", *self._gene_key("spot")],
         }
         if self.config.net.adaptive:
             keys["niche_genes"] = self._value_key
@@ -234,6 +245,8 @@ class FeatureReader:
             return NewArray.of(np.stack(moments(rows, ROWS)))
 
         mean, deviation = self._array(["standards", self._keys[name]], make)
+        if self.config.components == "kept" and name in _COMPONENTS:
+            return one_scale((mean, deviation))
         return mean, deviation
 
     def _crops(self, which: str) -> Crops:
@@ -302,6 +315,15 @@ class FeatureReader:
             return NewArray.of(features)
 
         return self._array(self._gene_key(scale), make)
+
+    def _niche_components(self) -> Rows:
+        """Return the mean over each niche of the frozen vectors of its spots' genes."""
+
+        def make() -> NewArray:
+            means: Any = self.aligned.niches.mean(np.asarray(self._gene_features("spot")[:]))
+            return NewArray.of(means)
+
+        return self._array(self._keys["niche_components"], make)
 
     def _niche_values(self) -> Rows:
         if self._cache is None:

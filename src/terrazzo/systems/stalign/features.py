@@ -30,6 +30,7 @@ __all__ = [
     "Standards",
     "batches",
     "moments",
+    "one_scale",
 ]
 
 Modality = Literal["both", "genes", "image"]
@@ -63,6 +64,8 @@ class AlignBatch:
         float32 ``(n, d_g)``.
     niche_genes
         float32 ``(n, G)``; without adaptive encoders ``(n, d_g)``.
+    niche_components
+        float32 ``(n, d_g)``: mean of ``spot_genes`` over the niche; only where vectors start from it.
     known
         bool ``(n, G)``: genes that the spot's slice has measured.
     colors
@@ -79,6 +82,7 @@ class AlignBatch:
     colors: Tensor | None
     spots: Tensor
     niches: Tensor
+    niche_components: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of spots."""
@@ -115,7 +119,7 @@ class Features:
     colors
         float32 ``(2, 3)``, or None.
     standards
-        Of the parts that are standardized within the slice: mean and sd, by the part's name.
+        Of the parts that are standardized within the slice: mean and what is divided by, by the part's name.
     """
 
     members: Ints
@@ -124,6 +128,7 @@ class Features:
     niche_image: Rows | None = None
     spot_genes: Rows | None = None
     niche_genes: Rows | None = None
+    niche_components: Rows | None = None
     colors: Vectors | None = None
     standards: dict[str, Standards] | None = None
 
@@ -156,6 +161,7 @@ class Features:
             colors=colors,
             spots=torch.from_numpy(rows + first),
             niches=torch.from_numpy(niches),
+            niche_components=self._part("niche_components", rows),
         )
 
     def _part(self, name: str, rows: Ints) -> Tensor | None:
@@ -203,6 +209,13 @@ def moments(rows: Rows, size: int = 4096) -> Standards:
     mean = total / n
     variance = np.maximum(square_total / n - mean**2, 0)
     return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def one_scale(standards: Standards) -> Standards:
+    """Return means, and one number for all columns: what the rows' root mean square length is after centering."""
+    mean, deviation = standards
+    length = np.sqrt(np.square(deviation, dtype=np.float64).sum())
+    return mean, np.full_like(deviation, length)
 
 
 def batches(n: int, size: int) -> Iterator[Ints]:

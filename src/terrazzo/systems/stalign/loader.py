@@ -88,6 +88,7 @@ class FeatureStore:
             niche_image=_closed(features.niche_image),
             spot_genes=_closed(features.spot_genes),
             niche_genes=_closed(features.niche_genes),
+            niche_components=_closed(features.niche_components),
         )
 
     def _aligned(self, name: str) -> AlignedSlice:

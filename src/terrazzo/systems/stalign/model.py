@@ -23,7 +23,13 @@ from terrazzo.models.frozen import FrozenEncoder, frozen_cells
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.stalign.aligned import AlignedSlice
-from terrazzo.systems.stalign.config import Flavor, STAlignConfig, preset, size_of
+from terrazzo.systems.stalign.config import (
+    Components,
+    Flavor,
+    STAlignConfig,
+    preset,
+    size_of,
+)
 from terrazzo.systems.stalign.feature_cache import FeatureCache
 from terrazzo.systems.stalign.feature_reader import FeatureReader, Identity
 from terrazzo.systems.stalign.features import AlignBatch, Features, Modality, Scale, batches
@@ -64,9 +70,16 @@ class AlignModule(nn.Module):
         self.register_buffer("genes", torch.from_numpy(tokens[:n_genes].copy()))
 
     def states(
-        self, batch: AlignBatch, modality: Modality = "both", scales: Sequence[Scale] = SCALES
+        self,
+        batch: AlignBatch,
+        modality: Modality = "both",
+        scales: Sequence[Scale] = SCALES,
+        shared: bool = False,
     ) -> dict[Scale, Tensor]:
-        """Return what ``embed`` writes for some spots, ``(n, dim)`` by scale; with gradient unless it is disabled."""
+        """Return what ``embed`` writes for some spots by scale; with gradient unless it is disabled.
+
+        ``(n, dim)``; of both modalities ``(n, fused_dim)``.
+        """
         out: dict[Scale, Tensor] = {}
         for scale in scales:
             parts = []
@@ -74,18 +87,26 @@ class AlignModule(nn.Module):
                 parts.append(self._image_state(batch, scale))
             if modality != "image":
                 parts.append(self._gene_state(batch, scale))
-            out[scale] = parts[0] if len(parts) == 1 else self.net.fuse(scale, *parts)
+            if len(parts) == 2:
+                out[scale] = self.net.fuse(scale, *parts)
+            elif shared:
+                of_image, of_genes = self.net.shared(scale, parts[0], parts[0])
+                out[scale] = of_image if modality == "image" else of_genes
+            else:
+                out[scale] = parts[0]
         return out
 
     def _image_state(self, batch: AlignBatch, scale: Scale) -> Tensor:
         if scale == "spot":
-            return self.net.spot_image(_present(batch.spot_image), batch.colors)
+            crops = _present(batch.spot_image)
+            return self.net.spot_image(crops, batch.colors, batch.niche_image)
         return self.net.niche_image(_present(batch.niche_image))
 
     def _gene_state(self, batch: AlignBatch, scale: Scale) -> Tensor:
         if scale == "spot":
             return self.net.spot_genes(_present(batch.spot_genes))
-        return self.net.niche_genes(_present(batch.niche_genes), batch.known)
+        values = _present(batch.niche_genes)
+        return self.net.niche_genes(values, batch.known, batch.niche_components)
 
 
 def _present(part: Tensor | None) -> Tensor:
@@ -116,7 +137,7 @@ class STAlign(FoundationModel):
     gene_encoder
         Of a preset: the frozen encoder of a spot's genes: a model that encodes single cells (SToFM, a cell encoder,
         scGPT), as a checkpoint folder or loaded. None: principal components, which :meth:`fit` computes.
-    flavor, adaptive, fusion
+    flavor, adaptive, fusion, residual, components
         Of a preset; see :func:`terrazzo.systems.stalign.config.preset`.
 
     Raises
@@ -163,6 +184,8 @@ class STAlign(FoundationModel):
         flavor: Flavor = "terrazzo",
         adaptive: bool = True,
         fusion: Literal["attention", "concatenation"] = "attention",
+        residual: bool = True,
+        components: Components = "kept",
     ) -> None:
         cells = None
         cells_settings = None
@@ -190,6 +213,8 @@ class STAlign(FoundationModel):
                 gene_encoder=cells_settings,
                 adaptive=adaptive,
                 fusion=fusion,
+                residual=residual,
+                components=components,
             )
         n_read = config.net.niche_genes.n_genes
         if n_read > len(vocabulary):
@@ -327,15 +352,17 @@ class STAlign(FoundationModel):
         modality: Modality = "both",
         scales: Sequence[Scale] = SCALES,
         bars: Progress | None = None,
+        shared: bool = False,
     ) -> dict[str, Vectors]:
-        """Return the vectors of all spots of a slice by name of block, float32 ``(n, dim)``."""
-        shape = (len(features), self.config.net.dim)
+        """Return the vectors of all spots of a slice by name of block, float32; see :meth:`AlignModule.states`."""
+        net = self.config.net
+        shape = (len(features), net.fused_dim if modality == "both" else net.dim)
         blocks = {BLOCKS[scale]: np.empty(shape, dtype=np.float32) for scale in scales}
         bars = bars or Progress(False)
         with bars.stage("vectors", len(features)) as advance:
             for rows in batches(len(features), BATCH):
                 batch = features.take(rows).to(self.device)
-                for scale, states in self.module.states(batch, modality, scales).items():
+                for scale, states in self.module.states(batch, modality, scales, shared).items():
                     blocks[BLOCKS[scale]][rows] = states.float().cpu().numpy()
                 advance(len(rows))
         return blocks
@@ -357,6 +384,10 @@ class PreparedSTAlign(Prepared):
         self.match = match
         self.coverage = coverage
         self.modality = options.modality
+        if options.shared and options.modality == "both":
+            raise ConfigError(
+                "shared vectors are of one modality: pass modality='image' or 'genes' (--modality)."
+            )
         self.scales: tuple[Scale, ...] = SCALES
         if options.scale != "both":
             self.scales = (options.scale,)
@@ -372,6 +403,7 @@ class PreparedSTAlign(Prepared):
             "modality": options.modality,
             "scale": options.scale,
             "spot_um": options.spot_um,
+            "shared": options.shared,
         }
 
     def _plan(self) -> Plan:
@@ -388,11 +420,13 @@ class PreparedSTAlign(Prepared):
         reader = self.reader
         reader.bars = bars
         features = reader.read(self.modality, self.scales)
-        blocks = model.vectors(features, self.modality, self.scales, bars)
+        shared = self.options.shared
+        blocks = model.vectors(features, self.modality, self.scales, bars, shared)
         details: dict[str, Any] = {
             "modality": self.modality,
             "scale": self.options.scale,
             "neighbors": model.config.neighbors,
+            "shared": shared,
         }
         if self.modality != "genes":
             details["microns_per_pixel"] = reader.aligned.microns_per_pixel
@@ -418,7 +452,8 @@ class PreparedSTAlign(Prepared):
         niche_image = None
         if aligned.spots is not None and "spot" in self.scales:
             spot_image = torch.from_numpy(aligned.spots[rows])[:1].to(self.model.device)
-        if aligned.surroundings is not None and "niche" in self.scales:
+        spot_starts_from_niche = self.model.config.net.residual and self.model.config.net.own_first
+        if aligned.surroundings is not None and ("niche" in self.scales or spot_starts_from_niche):
             niche_image = torch.from_numpy(aligned.surroundings[rows])[:1].to(self.model.device)
         reading = (time.perf_counter() - start) / len(rows)
         with FlopCounterMode(display=False) as counter:
@@ -456,5 +491,6 @@ class PreparedSTAlign(Prepared):
             colors=None,
             spots=number,
             niches=number[:, None],
+            niche_components=torch.zeros(1, net.spot_gene_dim),
         )
         module.states(batch.to(self.model.device), self.modality, self.scales)

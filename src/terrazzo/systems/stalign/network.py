@@ -17,9 +17,12 @@ from torch.nn import functional as F
 from terrazzo.config import SIZE, within
 from terrazzo.errors import ConfigError
 from terrazzo.systems.stalign.image_encoder import SpotEncoder, SpotEncoderConfig
+from terrazzo.systems.stalign.kept import Components, Heads
 from terrazzo.systems.stalign.value_encoder import ValueEncoder, ValueEncoderConfig
 
-__all__ = ["AlignConfig", "AlignNet", "FrozenFeatures", "Fusion", "FusionConfig"]
+__all__ = ["AlignConfig", "AlignNet", "FrozenFeatures", "Fusion", "FusionConfig", "Part"]
+
+Part = Literal["spot_image", "niche_image", "spot_genes", "niche_genes"]
 
 _COLDEST = 0.01  # lower bound of a temperature that is learned, as in CLIP
 
@@ -46,6 +49,9 @@ class FusionConfig:
         ``W_G``.
     dropout
         Of attention weights, in training.
+    residual
+        The sides themselves stay in the output, ``[image ; genes]`` of width ``image_dim + gene_dim``; what attention
+        reads is added to them, and is 0 before training. ``output_dim`` is not used.
 
     Raises
     ------
@@ -61,6 +67,7 @@ class FusionConfig:
     mode: Literal["attention", "concatenation"] = "attention"
     pooling: Literal["mean", "flatten"] = "mean"
     dropout: float = 0.0
+    residual: bool = False
 
     def __post_init__(self) -> None:
         sizes = {
@@ -92,6 +99,8 @@ class Fusion(nn.Module):
         super().__init__()
         self.config = config
         half = config.output_dim // 2
+        if config.residual and config.mode == "concatenation":
+            return  # nothing is trained
         if config.mode == "concatenation":
             self.out_image = nn.Linear(config.image_dim, half)
             self.out_genes = nn.Linear(config.gene_dim, half)
@@ -104,8 +113,11 @@ class Fusion(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         pooled = width if config.pooling == "mean" else all_tokens
-        self.out_image = nn.Linear(pooled, half)
-        self.out_genes = nn.Linear(pooled, half)
+        self.out_image = nn.Linear(pooled, config.image_dim if config.residual else half)
+        self.out_genes = nn.Linear(pooled, config.gene_dim if config.residual else half)
+        if config.residual:
+            _zero(self.out_image)
+            _zero(self.out_genes)
 
     def forward(self, image: Tensor, genes: Tensor) -> Tensor:
         """Join vectors of the same places.
@@ -119,8 +131,16 @@ class Fusion(nn.Module):
 
         Returns
         -------
-        ``(n, output_dim)``.
+        ``(n, output_dim)``; with residual sides ``(n, image_dim + gene_dim)``.
         """
+        if not self.config.residual:
+            return self._read(image, genes)
+        sides = torch.cat([image, genes], dim=-1)
+        if self.config.mode == "concatenation":
+            return sides
+        return sides + self._read(image, genes)
+
+    def _read(self, image: Tensor, genes: Tensor) -> Tensor:
         if self.config.mode == "concatenation":
             return torch.cat([self.out_image(image), self.out_genes(genes)], dim=-1)
         shape = (len(image), self.config.n_tokens, self.config.width)
@@ -141,6 +161,12 @@ class Fusion(nn.Module):
         if self.config.pooling == "mean":
             return attended.mean(dim=1)
         return attended.flatten(1)
+
+
+def _zero(linear: nn.Linear) -> None:
+    """Let a map start at 0."""
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
 
 
 @dataclass(frozen=True)
@@ -166,6 +192,12 @@ class AlignConfig:
         the frozen encoders, too, each with a trained linear map only.
     temperature, learn_temperature
         Of the contrast; train it, too.
+    residual
+        Every vector is the components of its frozen feature, unchanged, plus what the trained parts add, which is 0
+        before training; fusion has residual sides, and linear maps (:class:`terrazzo.systems.stalign.kept.Heads`) lead
+        to the space of the contrast. False: as in the paper.
+    own_first
+        The first half of ``niche_image`` is of the spot itself: the frozen feature that AE-Img's vector is added to.
 
     Raises
     ------
@@ -187,6 +219,8 @@ class AlignConfig:
     adaptive: bool = True
     temperature: float = 0.07
     learn_temperature: bool = False
+    residual: bool = False
+    own_first: bool = False
 
     def __post_init__(self) -> None:
         least = min(self.dim, self.niche_image_dim, self.spot_gene_dim)
@@ -205,6 +239,14 @@ class AlignConfig:
             raise ConfigError(
                 f"ST-Align: temperature is {self.temperature}; it must be a positive number."
             )
+        if self.residual and not self.adaptive:
+            raise ConfigError(
+                "ST-Align: without adaptive encoders there is no residual: set residual False."
+            )
+        if self.own_first and self.niche_image_dim % 2:
+            raise ConfigError(
+                f"ST-Align: niche_image_dim ({self.niche_image_dim}) must be even with own_first."
+            )
         self.fusion()  # checks the rest
         within(self, dim=SIZE, niche_image_dim=SIZE, spot_gene_dim=SIZE, spot_side=(0, 4096))
 
@@ -219,7 +261,13 @@ class AlignConfig:
             self.fusion_mode,
             self.fusion_pooling,
             self.fusion_dropout,
+            self.residual,
         )
+
+    @property
+    def fused_dim(self) -> int:
+        """Width of a vector of image and genes."""
+        return 2 * self.dim if self.residual else self.dim
 
 
 class FrozenFeatures(nn.Module):
@@ -251,7 +299,7 @@ class FrozenFeatures(nn.Module):
 
 
 class AlignNet(nn.Module):
-    """The trained part of ST-Align. Every vector is ``(n, dim)``."""
+    """The trained part of ST-Align. Every vector is ``(n, dim)``; of image and genes ``(n, fused_dim)``."""
 
     log_temperature: Tensor
 
@@ -269,11 +317,59 @@ class AlignNet(nn.Module):
             self.ae_image = FrozenFeatures(config.niche_image_dim, config.dim)
             self.ae_genes = FrozenFeatures(config.spot_gene_dim, config.dim)
         self.fusion = Fusion(config.fusion())
+        self.kept = nn.ModuleDict()
+        self.heads = nn.ModuleDict()
+        if config.residual:
+            self._start_from_components()
         start = torch.tensor(math.log(config.temperature))
         if config.learn_temperature:
             self.log_temperature = nn.Parameter(start)
         else:
             self.register_buffer("log_temperature", start)
+
+    def _start_from_components(self) -> None:
+        """Add the components, and let what is trained beside them start at 0."""
+        config = self.config
+        image_width = config.niche_image_dim
+        _zero(self.niche_image_map.proj)
+        _zero(self.spot_gene_map.proj)
+        if isinstance(self.ae_genes, ValueEncoder):
+            _zero(self.ae_genes.out)
+        if config.own_first:
+            image_width = image_width // 2
+            self.kept["spot_image"] = Components(image_width, config.dim)
+            if isinstance(self.ae_image, SpotEncoder):
+                _zero(self.ae_image.proj)
+        self.kept["niche_image"] = Components(image_width, config.dim)
+        self.kept["spot_genes"] = Components(config.spot_gene_dim, config.dim)
+        self.kept["niche_genes"] = Components(config.spot_gene_dim, config.dim)
+        self.heads["spot"] = Heads(config.dim, config.dim)
+        self.heads["niche"] = Heads(config.dim, config.dim)
+        self.heads["spot_niche"] = Heads(2 * config.dim, config.dim)
+
+    def frozen_part(self, part: Part, features: Tensor) -> Tensor:
+        """Return the columns of a frozen feature that are of this part: with ``own_first`` images are in two halves."""
+        if not self.config.own_first or part not in ("spot_image", "niche_image"):
+            return features
+        half = self.config.niche_image_dim // 2
+        return features[:, :half] if part == "spot_image" else features[:, half:]
+
+    def components(self, part: Part, features: Tensor | None) -> Tensor | None:
+        """Return the components that a vector starts from, ``(n, dim)``; None where there are none.
+
+        ``features``: the frozen feature of the spot's or niche's genes; of both images ``(n, niche_image_dim)``.
+        """
+        if part not in self.kept:
+            return None
+        if features is None:
+            raise ConfigError(
+                f"ST-Align: the frozen features that {part} starts from were not read."
+            )
+        return self.kept[part](self.frozen_part(part, features))
+
+    def _with_components(self, part: Part, trained: Tensor, features: Tensor | None) -> Tensor:
+        components = self.components(part, features)
+        return trained if components is None else components + trained
 
     @property
     def temperature(self) -> Tensor:
@@ -283,7 +379,9 @@ class AlignNet(nn.Module):
             return tau.clamp_min(_COLDEST)
         return tau
 
-    def spot_image(self, crops: Tensor, colors: Tensor | None = None) -> Tensor:
+    def spot_image(
+        self, crops: Tensor, colors: Tensor | None = None, frozen: Tensor | None = None
+    ) -> Tensor:
         """Return ``r`` (eq 3).
 
         Parameters
@@ -293,7 +391,13 @@ class AlignNet(nn.Module):
         colors
             ``(n, 2, 3)``: mean and standard deviation of the channels, on a scale from 0 to 1, of the slice that each
             crop is from; None: those of the config.
+        frozen
+            The niche's frozen features, ``(n, niche_image_dim)``; needed with ``residual`` and ``own_first``.
         """
+        trained = self._trained_spot_image(crops, colors)
+        return self._with_components("spot_image", trained, frozen)
+
+    def _trained_spot_image(self, crops: Tensor, colors: Tensor | None) -> Tensor:
         if not isinstance(self.ae_image, SpotEncoder):
             return self.ae_image(crops)
         if colors is None:
@@ -310,13 +414,16 @@ class AlignNet(nn.Module):
 
     def niche_image(self, features: Tensor) -> Tensor:
         """Return ``e`` (eq 4) of frozen features ``(n, niche_image_dim)``."""
-        return self.niche_image_map(features)
+        trained = self.niche_image_map(features)
+        return self._with_components("niche_image", trained, features)
 
     def spot_genes(self, features: Tensor) -> Tensor:
         """Return ``u`` (eq 5) of frozen features ``(n, spot_gene_dim)``."""
-        return self.spot_gene_map(features)
+        return self._with_components("spot_genes", self.spot_gene_map(features), features)
 
-    def niche_genes(self, values: Tensor, known: Tensor | None = None) -> Tensor:
+    def niche_genes(
+        self, values: Tensor, known: Tensor | None = None, frozen: Tensor | None = None
+    ) -> Tensor:
         """Return ``t`` (eq 6).
 
         Parameters
@@ -325,13 +432,35 @@ class AlignNet(nn.Module):
             ``(n, n_genes)``; without adaptive encoders frozen features ``(n, spot_gene_dim)``.
         known
             bool ``(n_genes,)`` or ``(n, n_genes)``: genes that were measured; None: all.
+        frozen
+            Mean of the frozen features over the niche, ``(n, spot_gene_dim)``; needed with ``residual``.
         """
         if not isinstance(self.ae_genes, ValueEncoder):
             return self.ae_genes(values)
-        return self.ae_genes(values, known)
+        return self._with_components("niche_genes", self.ae_genes(values, known), frozen)
 
     def fuse(self, scale: Literal["spot", "niche"], image: Tensor, genes: Tensor) -> Tensor:
         """Return ``h`` (eq 9) of one scale; both scales share one fusion network, as in the paper."""
         if scale not in ("spot", "niche"):
             raise ConfigError(f"fuse: scale is {scale!r}; it must be 'spot' or 'niche'.")
         return self.fusion(image, genes)
+
+    def shared(
+        self, pair: Literal["spot", "niche", "spot_niche"], first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return both sides of a contrast in the space that they share: of images and genes, or of spots and niches.
+
+        Without ``residual`` they are in it already. With it, sides of one modality alone are taken for the part of it
+        in vectors of both: see :meth:`one_side`.
+        """
+        if not self.config.residual:
+            return first, second
+        return self.heads[pair](first, second)
+
+    def one_side(self, modality: Literal["image", "genes"], vectors: Tensor) -> Tensor:
+        """Return vectors of one modality as those of both, ``(n, fused_dim)``, with 0 for the other."""
+        if not self.config.residual:
+            return vectors
+        empty = torch.zeros_like(vectors)
+        sides = [vectors, empty] if modality == "image" else [empty, vectors]
+        return torch.cat(sides, dim=-1)

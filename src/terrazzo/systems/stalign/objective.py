@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from terrazzo.errors import ConfigError
 from terrazzo.models.base import FoundationModel
 from terrazzo.systems.stalign.features import AlignBatch, Scale
 from terrazzo.systems.stalign.model import SCALES, STAlign
-from terrazzo.systems.stalign.network import AlignNet
+from terrazzo.systems.stalign.network import AlignNet, Part
 from terrazzo.systems.stalign.recipe import STAlignRecipe
 from terrazzo.tasks.retrieval import recall
 from terrazzo.training.callbacks import gathered
@@ -239,6 +239,13 @@ def _check(
         raise ConfigError(f"the temperature is {temperature}; it must be positive.")
 
 
+def _relative(moved: Tensor, start: Tensor) -> Tensor:
+    """Return the mean square of a difference relative to the start's."""
+    return F.mse_loss(moved, start) / start.detach().square().mean().clamp_min(_LEAST)
+
+
+_LEAST = 1e-12
+
 RECALL_AT = 10  # partners that are retrieved
 
 RECALL_SPOTS = 2000  # of a slice, on each process, that the partner is retrieved from
@@ -301,11 +308,11 @@ class SpotNiche(Objective):
         spot: Pair = {}
         niche: Pair = {}
         if modality != "genes" and batch.spot_image is not None and batch.niche_image is not None:
-            spot["image"] = net.spot_image(batch.spot_image, batch.colors)
+            spot["image"] = net.spot_image(batch.spot_image, batch.colors, batch.niche_image)
             niche["image"] = net.niche_image(batch.niche_image)
         if modality != "image" and batch.spot_genes is not None and batch.niche_genes is not None:
             spot["genes"] = net.spot_genes(batch.spot_genes)
-            niche["genes"] = net.niche_genes(batch.niche_genes, batch.known)
+            niche["genes"] = net.niche_genes(batch.niche_genes, batch.known, batch.niche_components)
         return {"spot": spot, "niche": niche}
 
     def losses(self, batch: AlignPack) -> dict[str, Tensor]:
@@ -327,28 +334,59 @@ class SpotNiche(Objective):
         for scale in SCALES:
             if weights[scale] and objective.modality == "both":
                 pair = vectors[scale]
-                parts[scale] = symmetric_contrast(pair["image"], pair["genes"], tau, **near)
+                image, genes = self.net.shared(scale, pair["image"], pair["genes"])
+                parts[scale] = symmetric_contrast(image, genes, tau, **near)
         if objective.cross_weight:
-            own = self._joined("spot", vectors["spot"])
-            around = self._joined("niche", vectors["niche"])
+            own = self.joined("spot", vectors["spot"])
+            around = self.joined("niche", vectors["niche"])
             cross = symmetric_contrast if objective.symmetric else contrast
-            parts["spot_niche"] = cross(own, around, tau, **near)
+            first, second = self.net.shared("spot_niche", own, around)
+            parts["spot_niche"] = cross(first, second, tau, **near)
+        contrasted = list(parts)
+        weights["anchor"] = objective.anchor_weight
+        if self.net.config.residual and objective.anchor_weight:
+            parts["anchor"] = self.moved(vectors, spots)
         weighted = [weights[name] * part for name, part in parts.items()]
         total = torch.stack(weighted).sum()
         if not self.training:
             equal = torch.zeros(len(spots), 1, device=total.device)
             # log of the number of partners to choose from
             chance = contrast(equal, equal, 1.0, **near)
-            for name in list(parts):
+            for name in contrasted:
                 parts[f"{name}_chance"] = chance
         if objective.learn_temperature:
             parts["temperature"] = tau
         return {"loss": total, **parts}
 
-    def _joined(self, scale: Scale, pair: Pair) -> Tensor:
+    def joined(self, scale: Scale, pair: Pair) -> Tensor:
+        """Return vectors of image and genes; of one modality its vectors, with 0 for the other where it keeps sides."""
         if len(pair) == 2:
             return self.net.fuse(scale, pair["image"], pair["genes"])
-        return next(iter(pair.values()))
+        modality: Literal["image", "genes"] = "image" if "image" in pair else "genes"
+        return self.net.one_side(modality, pair[modality])
+
+    def moved(self, vectors: dict[Scale, Pair], spots: AlignBatch) -> Tensor:
+        """Return how far vectors are from the components that they start from: mean square, relative to these."""
+        net = self.net
+        features: dict[Part, Tensor | None] = {
+            "spot_image": spots.niche_image,
+            "niche_image": spots.niche_image,
+            "spot_genes": spots.spot_genes,
+            "niche_genes": spots.niche_components,
+        }
+        distances = []
+        for scale, pair in vectors.items():
+            starts = []
+            for kind, moved in pair.items():
+                part: Part = f"{scale}_{kind}"  # type: ignore[assignment]
+                start = net.components(part, features[part])
+                if start is not None:
+                    distances.append(_relative(moved, start))
+                starts.append(moved if start is None else start)
+            if len(starts) == 2 and net.config.fusion_mode == "attention":
+                fused = net.fuse(scale, pair["image"], pair["genes"])
+                distances.append(_relative(fused, torch.cat(starts, dim=-1)))
+        return torch.stack(distances).mean()
 
     def validation_step(self, batch: AlignPack, batch_index: int) -> None:
         """Log the losses, and store some vectors of every slice."""
@@ -370,7 +408,8 @@ class SpotNiche(Objective):
         rows = torch.tensor(is_of_slice, device=batch.spots.spots.device)
         of_slice: dict[Scale, Pair] = {}
         for scale, pair in vectors.items():
-            of_slice[scale] = {kind: v[rows].float().cpu() for kind, v in pair.items()}
+            image, genes = self.net.shared(scale, pair["image"][rows], pair["genes"][rows])
+            of_slice[scale] = {"image": image.float().cpu(), "genes": genes.float().cpu()}
         stored.append(of_slice)
 
     def on_validation_epoch_end(self) -> None:
@@ -385,9 +424,9 @@ class SpotNiche(Objective):
             chances = []
             for name in sorted(by_slice):
                 parts = [vectors[scale] for vectors in by_slice[name]]
-                image = torch.cat([part["image"] for part in parts]).numpy()
-                genes = torch.cat([part["genes"] for part in parts]).numpy()
-                recalls = recall(image, genes, [RECALL_AT])
+                image = torch.cat([part["image"] for part in parts])
+                genes = torch.cat([part["genes"] for part in parts])
+                recalls = recall(image.numpy(), genes.numpy(), [RECALL_AT])
                 scores.append(recalls[RECALL_AT])
                 chances.append(min(1.0, RECALL_AT / len(image)))
             if scores:

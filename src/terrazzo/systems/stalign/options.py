@@ -22,6 +22,8 @@ class STAlignEmbedOptions(EmbedOptions):
     modality
         ``"both"``: image and genes fused (h of eq 9). ``"genes"``: u and t, no image is read. ``"image"``: r and e, no
         gene is read.
+    shared
+        Vectors of one modality in the space in which images and genes are contrasted, which retrieval compares.
     spot_um
         Diameter of a spot's crop in micrometers, in place of the checkpoint's and the platform's; needed for single
         cells.
@@ -31,6 +33,7 @@ class STAlignEmbedOptions(EmbedOptions):
 
     scale: Literal["both", "spot", "niche"] = option("both", "Which vectors. Default both.")
     modality: Literal["both", "genes", "image"] = option("both", "What is read. Default both.")
+    shared: bool = option(False, "In the space that image and genes share (one modality).")
     spot_um: float | None = option(
         None, "Diameter of a spot in micrometers; default: the platform's."
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from terrazzo.config import INF, within
-from terrazzo.systems.stalign.config import Flavor
+from terrazzo.systems.stalign.config import Components, Flavor
 from terrazzo.training.recipe import DataConfig, ModelSource, Recipe
 
 __all__ = ["STAlignObjective", "STAlignRecipe", "STAlignSource", "SpotData"]
@@ -72,6 +72,11 @@ class STAlignObjective:
     adaptive, fusion
         Table 3: False, both adaptive encoders replaced by linear maps of frozen features; ``"concatenation"`` in place
         of cross-attention.
+    residual, components
+        Vectors start from components of frozen features and keep them beside what is trained; these keep their
+        proportions, or are whitened. The flavor ``"paper"`` has neither, ``adaptive: false`` no residual.
+    anchor_weight
+        Of the mean square of what training adds to the components, relative to their own.
     modality
         Table 3: ``"image"`` or ``"genes"`` alone; there are then no pairs, and only spot and niche are contrasted.
     spot_weight, niche_weight, cross_weight
@@ -93,6 +98,9 @@ class STAlignObjective:
     genes: Literal["autocorrelation", "variance"] = "autocorrelation"
     adaptive: bool = True
     fusion: Literal["attention", "concatenation"] = "attention"
+    residual: bool = True
+    components: Components = "kept"
+    anchor_weight: float = 1.0
     modality: Literal["both", "genes", "image"] = "both"
     spot_weight: float = 0.4
     niche_weight: float = 0.3
@@ -105,6 +113,7 @@ class STAlignObjective:
 
     def __post_init__(self) -> None:
         within(self, neighbors=(0, INF), spot_um=(0, INF), temperature=(1e-3, INF))
+        within(self, anchor_weight=(0, INF))
         within(self, spot_weight=(0, INF), niche_weight=(0, INF), cross_weight=(0, INF))
         pairs = self.modality == "both" and (self.spot_weight or self.niche_weight)
         if not self.cross_weight and not pairs:

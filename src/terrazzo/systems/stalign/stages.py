@@ -21,6 +21,7 @@ from terrazzo.systems.stalign.efficientnet import DEFAULT, INSTALL, LITE
 from terrazzo.systems.stalign.features import AlignBatch
 from terrazzo.systems.stalign.gene_encoders import cells_config
 from terrazzo.systems.stalign.image_encoder import RANDOM, FrozenImageEncoder
+from terrazzo.systems.stalign.kept_start import fit_heads, fit_kept
 from terrazzo.systems.stalign.loader import FeatureStore, SpotBatch, SpotLoader
 from terrazzo.systems.stalign.model import STAlign
 from terrazzo.systems.stalign.objective import AlignPack, SpotNiche
@@ -77,6 +78,8 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
             gene_encoder=genes_config,
             adaptive=objective.adaptive,
             fusion=objective.fusion,
+            residual=objective.residual,
+            components=objective.components,
         )
         config = replace(
             self._of_objective(config), neighbors=objective.neighbors, spot_um=objective.spot_um
@@ -113,6 +116,10 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
             "adaptive": config.net.adaptive,
             "fusion": config.net.fusion_mode,
         }
+        if objective.flavor == "terrazzo":
+            checkpoint_settings["components"] = config.components
+            if objective.adaptive:
+                checkpoint_settings["residual"] = config.net.residual
         differing = []
         for name, value in checkpoint_settings.items():
             if getattr(objective, name) != value:
@@ -250,12 +257,17 @@ class Pretrain(Stage[STAlignRecipe, STAlign]):
                 store.of(name)
 
     def start(self, objective: Any) -> None:
-        """Set means and deviations of frozen features over the training slices, where the flavor needs them."""
+        """Fit what the flavor needs on the training slices: means and deviations of frozen features, or components."""
         by_training = self.model.config.standardize == "training"
         both = self.recipe.objective.modality == "both"
         if by_training and both and not self.recipe.model.checkpoint:
             store = FeatureStore(self.corpus, self.model)
             fit_standards(self.model.module.net, map(store.of, self.members("train")))
+        if self.model.config.net.residual and not self.recipe.model.checkpoint:
+            store = FeatureStore(self.corpus, self.model, self.recipe.objective.modality)
+            slices = [store.of(name) for name in spread(self.members("train"))]
+            fit_kept(self.model.module.net, slices)
+            fit_heads(objective, slices)
 
 
 def turned(crops: Tensor, which: Tensor) -> Tensor:
