@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-from terrazzo.arrays import Floats, Ints
+from terrazzo.arrays import Floats
 from terrazzo.expression import DIGITS, principal_directions
-from terrazzo.systems.stalign.features import Features, batches
+from terrazzo.systems.stalign.features import AlignBatch, Features, batches
 from terrazzo.systems.stalign.kept import Components, Heads
 from terrazzo.systems.stalign.network import AlignNet, Part
 from terrazzo.systems.stalign.objective import SpotNiche
@@ -51,23 +51,23 @@ def fit_kept(net: AlignNet, slices: Sequence[Features]) -> None:
         kept = net.kept[part]
         assert isinstance(kept, Components)
         sums = Moments(len(kept.loadings), products=True)
-        for features in slices:
-            for rows in batches(len(features), BATCH):
-                taken = rows[:: _step(slices)]
-                frozen = getattr(features.take(taken), source)
-                sums.add(net.frozen_part(part, frozen).numpy())
+        for batch in _some_spots(slices):
+            frozen = getattr(batch, source)
+            of_part = net.frozen_part(part, frozen)
+            sums.add(of_part.numpy())
         _fit_part(kept, sums)
 
 
 def _fit_part(kept: Components, sums: Moments) -> None:
-    if sums.products is None:
-        raise ValueError("components need the sums of products")
-    moment = sums.products / max(float(sums.n.max(initial=0)), 1)
+    moment = sums.moment
     loadings = kept.loadings.double().numpy()
     if not kept.narrow:
         loadings = _first_directions(moment, loadings.shape[1])
-    square_length = float(np.trace(loadings.T @ moment @ loadings))
-    scale = 1 / np.sqrt(square_length) if square_length > 0 else 1.0
+    of_components = loadings.T @ moment @ loadings
+    square_length = float(np.trace(of_components))
+    scale = 1.0
+    if square_length > 0:
+        scale = 1 / np.sqrt(square_length)
     kept.fit(_tensor(loadings), round(scale, DIGITS))
 
 
@@ -97,30 +97,40 @@ def fit_heads(objective: SpotNiche, slices: Sequence[Features]) -> None:
     was_training = objective.training
     objective.eval()
     sums: dict[str, Moments] = {}
-    for features in slices:
-        for rows in batches(len(features), BATCH):
-            taken: Ints = rows[:: _step(slices)]
-            vectors = objective.vectors(features.take(taken).to(objective.device))
-            sides = {
-                scale: list(pair.values()) for scale, pair in vectors.items() if len(pair) == 2
-            }
-            sides["spot_niche"] = [
-                objective.joined("spot", vectors["spot"]),
-                objective.joined("niche", vectors["niche"]),
-            ]
-            for name, both in sides.items():
-                joined = torch.cat(both, dim=-1).float().cpu().numpy()
-                moments = sums.setdefault(name, Moments(joined.shape[1], products=True))
-                moments.add(joined)
+    for batch in _some_spots(slices):
+        for name, sides in _contrasted(objective, batch).items():
+            joined = torch.cat(sides, dim=-1)
+            rows = joined.float().cpu().numpy()
+            if name not in sums:
+                sums[name] = Moments(rows.shape[1], products=True)
+            sums[name].add(rows)
     for name, moments in sums.items():
         heads = objective.net.heads[name]
         assert isinstance(heads, Heads)
-        mean = moments.mean
-        half = len(mean) // 2
-        first, second = correlated_maps(moments, min(half, objective.net.config.dim))
-        means = (_tensor(mean[:half]), _tensor(mean[half:]))
-        heads.fit(_tensor(first), _tensor(second), means)
+        _fit_maps(heads, moments, objective.net.config.dim)
     objective.train(was_training)
+
+
+def _contrasted(objective: SpotNiche, batch: AlignBatch) -> dict[str, list[Tensor]]:
+    """Return both sides of every contrast, by its name."""
+    vectors = objective.vectors(batch.to(objective.device))
+    sides: dict[str, list[Tensor]] = {}
+    for scale, pair in vectors.items():
+        if len(pair) == 2:
+            sides[scale] = [pair["image"], pair["genes"]]
+    own = objective.joined("spot", vectors["spot"])
+    around = objective.joined("niche", vectors["niche"])
+    sides["spot_niche"] = [own, around]
+    return sides
+
+
+def _fit_maps(heads: Heads, moments: Moments, dim: int) -> None:
+    mean = moments.mean
+    half = len(mean) // 2
+    first, second = correlated_maps(moments, min(half, dim))
+    mean_of_first = _tensor(mean[:half])
+    mean_of_second = _tensor(mean[half:])
+    heads.fit(_tensor(first), _tensor(second), (mean_of_first, mean_of_second))
 
 
 def correlated_maps(moments: Moments, k: int) -> tuple[Floats, Floats]:
@@ -137,16 +147,15 @@ def correlated_maps(moments: Moments, k: int) -> tuple[Floats, Floats]:
     -------
     ``(width, k)`` each.
     """
-    if moments.products is None:
-        raise ValueError("correlations need the sums of products")
-    n = max(float(moments.n.max(initial=0)), 1)
     mean = moments.mean
-    covariance = moments.products / n - np.outer(mean, mean)
+    covariance = moments.moment - np.outer(mean, mean)
     half = len(mean) // 2
-    white_first = _whitening(covariance[:half, :half])
-    white_second = _whitening(covariance[half:, half:])
-    across = white_first @ covariance[:half, half:] @ white_second
-    left, correlation, right = np.linalg.svd(across)
+    upper, lower = np.vsplit(covariance, [half])
+    of_first, between = np.hsplit(upper, [half])
+    _, of_second = np.hsplit(lower, [half])
+    white_first = _whitening(of_first)
+    white_second = _whitening(of_second)
+    left, correlation, right = np.linalg.svd(white_first @ between @ white_second)
     weight = np.sqrt(correlation[:k])
     first = white_first @ left[:, :k] * weight
     second = white_second @ right[:k].T * weight
@@ -156,17 +165,26 @@ def correlated_maps(moments: Moments, k: int) -> tuple[Floats, Floats]:
 def _whitening(covariance: Floats) -> Floats:
     """Return the inverse root of a covariance with a ridge; columns that do not vary stay out."""
     variances = np.diag(covariance)
-    varies = variances > 1e-9 * max(float(variances.max(initial=0)), 1e-12)
-    ridge = RIDGE * variances[varies].mean() if varies.any() else 1.0
-    values, vectors = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
-    root = vectors / np.sqrt(np.maximum(values, ridge)) @ vectors.T
+    largest = float(variances.max(initial=0))
+    varies = variances > max(1e-9 * largest, 1e-12)
+    ridge = 1.0
+    if varies.any():
+        ridge = RIDGE * variances[varies].mean()
+    identity = np.eye(len(covariance))
+    values, vectors = np.linalg.eigh(covariance + ridge * identity)
+    deviations = np.sqrt(np.maximum(values, ridge))
+    root = vectors / deviations @ vectors.T
     return root * np.outer(varies, varies)
 
 
-def _step(slices: Sequence[Features]) -> int:
-    """Return every how manieth spot is read."""
+def _some_spots(slices: Sequence[Features]) -> Iterator[AlignBatch]:
+    """Yield spots spread over all slices, about ``SPOTS`` at most."""
     n_spots = sum(len(features) for features in slices)
-    return max(1, n_spots // SPOTS)
+    step = max(1, n_spots // SPOTS)
+    for features in slices:
+        chosen = np.arange(0, len(features), step)
+        for positions in batches(len(chosen), BATCH):
+            yield features.take(chosen[positions])
 
 
 def _tensor(values: Floats) -> Tensor:

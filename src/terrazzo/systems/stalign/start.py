@@ -81,6 +81,14 @@ class Moments:
         return self.total / np.maximum(self.n, 1)
 
     @property
+    def moment(self) -> Floats:
+        """Mean product of each pair of columns, ``(n_columns, n_columns)``."""
+        if self.products is None:
+            raise ValueError("these moments were made without products=True")
+        n = max(float(self.n.max(initial=0)), 1)
+        return self.products / n
+
+    @property
     def deviation(self) -> Floats:
         """Standard deviation of each column."""
         mean_square = self.square_total / np.maximum(self.n, 1)
@@ -158,14 +166,11 @@ def fit_genes(
 
 def _fit_components(pca: GenePCA, genes: Ints, spot: Moments, scaled: Moments) -> None:
     """Fit components on the products of ``scaled`` values; ``spot`` has the moments of the log values."""
-    if scaled.products is None:
-        raise ValueError("components need the sums of products")
-    n = max(float(scaled.n.max(initial=0)), 1)
     sd = spot.deviation
-    moment = scaled.products / n
+    moment = scaled.moment
     if pca.config.standardize == "training":
         stretch = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
-        mean = scaled.total / n
+        mean = scaled.total / max(float(scaled.n.max(initial=0)), 1)
         moment = (moment - np.outer(mean, mean)) * np.outer(stretch, stretch)
     loadings, _ = principal_directions(moment, pca.config.output_dim)
     pca.fit(genes, loadings, spot.mean.round(DIGITS), sd.round(DIGITS))
