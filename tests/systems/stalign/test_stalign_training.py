@@ -314,6 +314,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "whole": {},
     "without adaptive encoders": {"adaptive": False},
     "concatenation": {"fusion": "concatenation"},
+    "nothing kept": {"residual": False, "components": "whitened"},
+    "without an anchor": {"anchor_weight": 0.0},
     "without the spot-niche loss": {"cross_weight": 0.0},
     "image alone": {"modality": "image"},
     "genes alone": {"modality": "genes"},
