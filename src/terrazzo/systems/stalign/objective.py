@@ -239,12 +239,10 @@ def _check(
         raise ConfigError(f"the temperature is {temperature}; it must be positive.")
 
 
-def _relative(moved: Tensor, start: Tensor) -> Tensor:
-    """Return the mean square of a difference relative to the start's."""
-    return F.mse_loss(moved, start) / start.detach().square().mean().clamp_min(_LEAST)
+def _square_length(moved: Tensor, start: Tensor) -> Tensor:
+    """Return the mean square length of a difference; that of components is 1 over the training slices."""
+    return (moved - start).square().sum(dim=-1).mean()
 
-
-_LEAST = 1e-12
 
 RECALL_AT = 10  # partners that are retrieved
 
@@ -381,11 +379,12 @@ class SpotNiche(Objective):
                 part: Part = f"{scale}_{kind}"  # type: ignore[assignment]
                 start = net.components(part, features[part])
                 if start is not None:
-                    distances.append(_relative(moved, start))
+                    distances.append(_square_length(moved, start))
                 starts.append(moved if start is None else start)
             if len(starts) == 2 and net.config.fusion_mode == "attention":
                 fused = net.fuse(scale, pair["image"], pair["genes"])
-                distances.append(_relative(fused, torch.cat(starts, dim=-1)))
+                both = torch.cat(starts, dim=-1)
+                distances.append(_square_length(fused, both) / 2)
         return torch.stack(distances).mean()
 
     def validation_step(self, batch: AlignPack, batch_index: int) -> None:
