@@ -119,11 +119,11 @@ class FoundationModel(abc.ABC):
     """
 
     model_type: ClassVar[str]
-    default_key: ClassVar[str]
+    default_key: str
     config_class: ClassVar[type]
-    options_class: ClassVar[type[EmbedOptions]] = EmbedOptions
-    title: ClassVar[str]
-    citation: ClassVar[str] = ""
+    options_class: type[EmbedOptions] = EmbedOptions
+    title: str
+    citation: str = ""
     limits: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

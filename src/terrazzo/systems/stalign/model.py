@@ -135,11 +135,11 @@ class STAlign(FoundationModel):
     """
 
     model_type: ClassVar[str] = "stalign"
-    default_key: ClassVar[str] = keys.X_STALIGN
+    default_key = keys.X_STALIGN
     config_class: ClassVar[type] = STAlignConfig
-    options_class: ClassVar[type[STAlignEmbedOptions]] = STAlignEmbedOptions
-    title: ClassVar[str] = "ST-Align"
-    citation: ClassVar[str] = (
+    options_class = STAlignEmbedOptions
+    title = "ST-Align"
+    citation = (
         "Lin, Luo, Chen, Zhang, Wang and Yu, ST-Align: Multi-Scale Image-Gene Foundation Modeling for Spatial "
         "Transcriptomics via Spot-Niche Alignment, 2026."
     )
