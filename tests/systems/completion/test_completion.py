@@ -18,12 +18,11 @@ from terrazzo.errors import ConfigError, GeneError
 from terrazzo.models.states import nearest_in_rings, ring_means
 from terrazzo.systems.completion.config import CompletionConfig
 from terrazzo.systems.completion.network import CompletionNetwork
+from terrazzo.systems.completion.panels import Panel, numbered
 from terrazzo.systems.completion.recipe import CompletionObjective
-from terrazzo.systems.completion.reference import numbered
 from terrazzo.systems.completion.rings import ring_matrix
 from terrazzo.systems.completion.stages import Complete, tiles_of
 from terrazzo.systems.completion.views import (
-    Panel,
     degraded,
     draw_view,
     drawn,
@@ -94,11 +93,11 @@ def test_a_missing_gene_is_missing_and_not_zero():
     values = components @ network.directions[1].T
     genes = torch.from_numpy(np.sort(rng.choice(60, 30, replace=False)))
     estimate = network.estimate(values[:, genes], genes)
-    assert not estimate[:, :10].any()  # of a basis that is not there
-    torch.testing.assert_close(estimate[:, 10:], components[:, :10], atol=1e-2, rtol=1e-2)
+    assert not estimate[:, :20].any()  # of a basis that is not there
+    torch.testing.assert_close(estimate[:, 20:], components, atol=1e-2, rtol=1e-2)
     with_zeros = values[:, genes] @ network.directions[1][genes]
-    off = (with_zeros[:, :10] - components[:, :10]).abs().mean()
-    assert off > 10 * (estimate[:, 10:] - components[:, :10]).abs().mean()
+    off = (with_zeros - components).abs().mean()
+    assert off > 10 * (estimate[:, 20:] - components).abs().mean()
     known = network.known_share(genes)
     assert known[0] == 0
     assert known[1] > 0.99
@@ -230,9 +229,9 @@ def test_every_cell_gets_a_vector_whatever_its_genes(
     adata = simulated(120, n_genes=150, seed=9)
     model.embed(adata, progress=False)
     vectors = adata.obsm["X_completed"]
-    assert vectors.shape == (120, 20 + 6 * 8)
+    assert vectors.shape == (120, 24 + 18 * 8)
     assert np.isfinite(vectors).all()
-    assert tz.get(adata, "X_completed:own").shape == (120, 20)
+    assert tz.get(adata, "X_completed:own").shape == (120, 24)
     half = adata[:, ::2].copy()
     model.embed(half, progress=False)
     own = tz.get(adata, "X_completed:own")
@@ -244,9 +243,7 @@ def test_every_cell_gets_a_vector_whatever_its_genes(
     np.testing.assert_array_equal(half.obsm["again"], half.obsm["X_completed"])
 
 
-@pytest.mark.parametrize(
-    ("system", "options"), [(tz.SToFM, {}), (tz.STImage, {"bin_um": 20.0})]
-)
+@pytest.mark.parametrize(("system", "options"), [(tz.SToFM, {}), (tz.STImage, {"bin_um": 20.0})])
 def test_a_system_is_completed_beside_its_own_vectors(
     system: Any, options: dict[str, Any], corpus: Path, simulated: Any, tmp_path: Path
 ):
@@ -269,7 +266,7 @@ def test_a_system_is_completed_beside_its_own_vectors(
         torch.testing.assert_close(model.base.module.state_dict()[name], tensor)
     adata = simulated(100, n_genes=150, seed=4)
     model.embed(adata, progress=False)
-    assert adata.obsm[base.default_key].shape == (100, 20 + 6 * 8)
+    assert adata.obsm[base.default_key].shape == (100, 24 + 18 * 8)
     with pytest.raises(ConfigError, match="completed already"):
         Complete(
             recipe.changed(model={"base": str(folder)}), Corpus.open(corpus), progress=False

@@ -23,13 +23,13 @@ class CompletionConfig:
     basis_genes
         Genes of a basis at most.
     n_components
-        Components of a basis that are estimated together.
+        Components of a basis that are estimated and predicted.
     n_smoothed
-        The first of them: what the network reads and predicts, and what vectors are made of.
+        The first of them: what the network reads, and what states are made of.
     n_projected
         Learned projections of the genes, read beside the components.
     n_states
-        Soft states of cells, of each basis.
+        Soft states of cells, of each basis at each scale.
     cell_width, cell_size
         Hidden and last layer of the map of single cells.
     width
@@ -41,10 +41,10 @@ class CompletionConfig:
     n_genes: int = 12_000
     n_bases: int = 16
     basis_genes: int = 1200
-    n_components: int = 32
+    n_components: int = 50
     n_smoothed: int = 20
     n_projected: int = 64
-    n_states: int = 60
+    n_states: int = 30
     cell_width: int = 256
     cell_size: int = 96
     width: int = 384

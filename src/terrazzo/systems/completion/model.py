@@ -18,15 +18,16 @@ from terrazzo.genes import GeneMatch, Vocabulary
 from terrazzo.models.base import Embedding, FoundationModel, Prepared, joined, require_counts
 from terrazzo.models.estimate import Plan, matmul_rate
 from terrazzo.models.options import EmbedOptions
-from terrazzo.models.projections import standardized
 from terrazzo.models.states import nearest_in_rings, ring_means
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems import registry
 from terrazzo.systems.completion.config import CompletedConfig
-from terrazzo.systems.completion.network import CompletionNetwork
-from terrazzo.systems.completion.reference import Counted, home_basis, numbered, panel_of
-from terrazzo.systems.completion.views import Panel, View, whole
+from terrazzo.systems.completion.network import SCALES, CompletionNetwork
+from terrazzo.systems.completion.panels import Counted, Panel, numbered, panel_of
+from terrazzo.systems.completion.states import scaled_components, standardized_alone
+from terrazzo.systems.completion.targets import home_basis
+from terrazzo.systems.completion.views import View, whole
 
 __all__ = ["Completed", "PreparedCompleted"]
 
@@ -88,7 +89,7 @@ class Completed(FoundationModel):
         """What is trained."""
         return self.module.completion
 
-    def base_options(self, options: EmbedOptions) -> EmbedOptions:
+    def _base_options(self, options: EmbedOptions) -> EmbedOptions:
         """Return the options of the base: those passed, and the checkpoint's for those left at their default."""
         changed = {}
         for item in dataclasses.fields(options):
@@ -97,15 +98,14 @@ class Completed(FoundationModel):
                 changed[item.name] = self.config.base_options[item.name]
         return dataclasses.replace(options, **changed)
 
-    def base_vectors(
-        self, tissue: Slice, options: EmbedOptions | None = None, bars: Progress | None = None
-    ) -> Vectors:
-        """Return the base's vectors of a slice, each column standardized, ``(n_cells, base_width)``."""
+    def prepared_base(
+        self, tissue: Slice, options: EmbedOptions | None = None, obs: pd.DataFrame | None = None
+    ) -> Prepared | None:
+        """Return a slice prepared for the base; None where there is none."""
         if self.base is None:
-            return np.zeros((tissue.n_cells, 0), dtype=np.float32)
-        chosen = self.base_options(options or self.options_class())
-        embedding = self.base.prepare(tissue, chosen).embed(bars)
-        return standardized_alone(embedding.vectors)
+            return None
+        chosen = self._base_options(options or self.options_class())
+        return self.base.prepare(tissue, chosen, obs=obs)
 
     def prepare(
         self, tissue: Slice, options: Any = None, *, obs: pd.DataFrame | None = None
@@ -114,9 +114,7 @@ class Completed(FoundationModel):
         chosen = options or self.options_class()
         require_counts(tissue, "completion reads counts")
         match = self.vocabulary.match(tissue, orthologs=chosen.orthologs)
-        base = None
-        if self.base is not None:
-            base = self.base.prepare(tissue, self.base_options(chosen), obs=obs)
+        base = self.prepared_base(tissue, chosen, obs)
         return PreparedCompleted(self, tissue, match, base)
 
 
@@ -162,27 +160,27 @@ class PreparedCompleted(Prepared):
         return dataclasses.replace(plan, seconds=plan.seconds + seconds)
 
     def embed(self, bars: Progress | None = None) -> Embedding:
-        """Return the vectors: block ``own``, the predicted components; block ``niche``, the states around a cell."""
-        model = self.model
-        network = model.network
-        n_cells = self.tissue.n_cells
-        base = np.zeros((n_cells, 0), dtype=np.float32)
-        details: dict[str, Any] = {}
-        if self.base is not None:
-            embedding = self.base.embed(bars)
-            base = standardized_alone(embedding.vectors)
-        panel, empty = self._panel()
-        basis = home_basis(network, panel)
-        view = whole(panel, network.config.n_genes)
-        own = self._own(view, base, basis)
+        """Return the vectors: block ``own``, the predicted components; block ``niche``, the states around a cell.
+
+        The niche has the square root of the share of each state of each scale in each ring.
+        """
+        panel, empty = self.panel()
+        basis = home_basis(self.model.network, panel)
+        own = self.components(panel, basis, bars)
         niche = self._niche(own, basis)
         vectors, columns = joined({"own": own, "niche": niche})
-        details["blocks"] = columns
-        details["genes"] = len(view.genes)
-        details["basis"] = basis
+        details = {"blocks": columns, "genes": len(panel.genes), "basis": basis}
         return Embedding(vectors, empty, self.match.coverage, details)
 
-    def _panel(self) -> tuple[Panel, Bools]:
+    def components(self, panel: Panel, basis: int, bars: Progress | None = None) -> Vectors:
+        """Return the predicted components of every cell in one basis, float32 ``(n_cells, n_components)``."""
+        base = np.zeros((self.tissue.n_cells, 0), dtype=np.float32)
+        if self.base is not None:
+            base = standardized_alone(self.base.embed(bars).vectors)
+        view = whole(panel, self.model.network.config.n_genes)
+        return self._own(view, base, basis)
+
+    def panel(self) -> tuple[Panel, Bools]:
         """Return the counts that the network reads, and which cells have none."""
         counts, tokens = numbered(self.tissue.counts, self.match.column_token)
         totals = self.tissue.total_counts.astype(np.float64)
@@ -192,10 +190,9 @@ class PreparedCompleted(Prepared):
         return panel, empty
 
     def _own(self, view: View, base: Vectors, basis: int) -> Vectors:
-        """Return the predicted components of one basis, each of the sd that clean ones have."""
         network = self.model.network
         device = self.model.device
-        out = np.empty((self.tissue.n_cells, network.config.n_smoothed), dtype=np.float32)
+        out = np.empty((self.tissue.n_cells, network.config.n_components), dtype=np.float32)
         with torch.inference_mode():
             components, cells = self._cells(view, base)
             for rows, index in nearest_in_rings(self.tissue.coords, n_rows=ROWS):
@@ -225,15 +222,12 @@ class PreparedCompleted(Prepared):
         return np.concatenate(estimates), np.concatenate(parts)
 
     def _niche(self, own: Vectors, basis: int) -> Vectors:
-        """Return the square root of the share of each state in each ring, ``(n_cells, 6 n_states)``."""
-        states = self.model.network.states_of(basis)
-        shares = states(standardized_alone(own))
+        """Return the square root of the share of each state in each ring, ``(n_cells, scales * 6 * n_states)``."""
+        network = self.model.network
+        scaled = scaled_components(network, own, self.tissue.coords)
+        shares = [network.states_of(basis, scale)(scaled[scale]) for scale in range(len(SCALES))]
         parts = []
         for _, index in nearest_in_rings(self.tissue.coords):
-            parts.append(np.sqrt(ring_means(shares, index)))
+            of_scale = [np.sqrt(ring_means(part, index)) for part in shares]
+            parts.append(np.concatenate(of_scale, axis=1))
         return np.concatenate(parts)
-
-
-def standardized_alone(values: Vectors) -> Vectors:
-    """Return values whose columns have mean 0 and sd 1; 0 where they do not vary."""
-    return standardized(values, values.mean(axis=0), values.std(axis=0))

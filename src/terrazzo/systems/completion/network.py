@@ -13,11 +13,23 @@ from terrazzo.models.states import States
 from terrazzo.systems.completion.config import CompletionConfig
 from terrazzo.systems.completion.views import N_DEPTH
 
-__all__ = ["NO_TOKEN", "N_RINGS", "CompletionNetwork", "Predicted", "RingMeans"]
+__all__ = [
+    "NO_GENE",
+    "NO_TOKEN",
+    "N_RINGS",
+    "SCALES",
+    "CompletionNetwork",
+    "Predicted",
+    "RingMeans",
+]
 
 NO_TOKEN = 2**62  # above all tokens
 
+NO_GENE = -1
+
 N_RINGS = 6  # the cell itself and five rings of its neighbors
+
+SCALES = (1, 7, 19)  # nearest cells, the cell itself counted, whose mean components have states
 
 RingMeans = Callable[[Tensor], Tensor]  # (n, m) -> (n, 6 m), the cell's own values first
 
@@ -29,7 +41,7 @@ class Predicted:
     Attributes
     ----------
     own
-        ``(n, n_bases n_smoothed)``: its clean components in each basis.
+        ``(n, n_bases n_components)``: its clean components in each basis.
     states
         ``(n, 6, n_states)``: logits of the states of one basis in each ring.
     """
@@ -65,39 +77,54 @@ class CompletionNetwork(nn.Module):
         n_genes = config.n_genes
         n_bases = config.n_bases
         n_smoothed = config.n_smoothed
-        self.register_buffer("tokens", torch.full((n_genes,), NO_TOKEN, dtype=torch.int64))
         n_rows = config.basis_genes
-        self.register_buffer("basis_genes", torch.full((n_bases, n_rows), -1, dtype=torch.int64))
-        self.register_buffer("directions", torch.zeros(n_bases, n_rows, config.n_components))
-        self.register_buffer("variances", torch.ones(n_bases, config.n_components))
-        self.register_buffer("noise", torch.ones(n_bases))
-        self.register_buffer("centers", torch.zeros(n_bases, config.n_states, n_smoothed))
-        self.register_buffer("width", torch.ones(n_bases))
-        self.register_buffer("ring_scale", torch.ones(n_bases, N_RINGS * n_smoothed))
-        self.projection = nn.Parameter(torch.randn(n_genes, config.n_projected) / n_genes**0.5)
-        n_read = n_bases * n_smoothed + config.n_projected + N_DEPTH + base_width
+        n_components = config.n_components
+        n_scales = len(SCALES)
+        self._number("tokens", NO_TOKEN, n_genes)
+        self._number("basis_genes", NO_GENE, n_bases, n_rows)
+        self._scale("directions", 0, n_bases, n_rows, n_components)
+        self._scale("variances", 1, n_bases, n_components)
+        self._scale("noise", 1, n_bases)
+        self._scale("centers", 0, n_bases, n_scales, config.n_states, n_smoothed)
+        self._scale("width", 1, n_bases, n_scales)
+        self._scale("ring_scale", 1, n_bases, N_RINGS * n_smoothed)
+        start = torch.randn(n_genes, config.n_projected)
+        self.projection = nn.Parameter(start / n_genes**0.5)
+        n_of_bases = n_bases * n_smoothed
+        n_read = n_of_bases + config.n_projected + N_DEPTH + base_width
         self.cell = nn.Sequential(
             nn.Linear(n_read, config.cell_width),
             nn.GELU(),
             nn.Linear(config.cell_width, config.cell_size),
         )
+        n_around = N_RINGS * config.cell_size
         self.around = nn.Sequential(
-            nn.Linear(N_RINGS * config.cell_size + N_DEPTH, config.width),
+            nn.Linear(n_around + N_DEPTH, config.width),
             nn.GELU(),
             nn.Dropout(config.dropout),
             nn.Linear(config.width, config.width),
             nn.GELU(),
             nn.Dropout(config.dropout),
         )
-        self.gain = nn.Linear(N_DEPTH, n_bases * n_smoothed)
-        self.own = nn.Linear(config.width, n_bases * n_smoothed)
-        self.states = nn.Linear(config.width, n_bases * N_RINGS * config.n_states)
+        n_own = n_bases * n_components
+        n_in_rings = N_RINGS * config.n_states
+        self.gain = nn.Linear(N_DEPTH, n_own)
+        self.own = nn.Linear(config.width, n_own)
+        self.states = nn.Linear(config.width, n_bases * n_in_rings)
         for start_at_estimate in (self.gain, self.own):
             nn.init.zeros_(start_at_estimate.weight)
             nn.init.zeros_(start_at_estimate.bias)
 
+    def _number(self, name: str, value: int, *shape: int) -> None:
+        """Register a buffer of whole numbers."""
+        self.register_buffer(name, torch.full(shape, value, dtype=torch.int64))
+
+    def _scale(self, name: str, value: float, *shape: int) -> None:
+        """Register a buffer of real numbers."""
+        self.register_buffer(name, torch.full(shape, float(value)))
+
     def estimate(self, values: Tensor, genes: Tensor) -> Tensor:
-        """Return the least-squares estimate of the first components of all bases, in units of their sd.
+        """Return the least-squares estimate of the components of all bases, in units of their sd.
 
         ``(U_m' U_m + s2 / lambda)^-1 U_m' x_m`` for the genes ``m`` that are there: a missing gene is missing, not
         zero.
@@ -111,18 +138,19 @@ class CompletionNetwork(nn.Module):
 
         Returns
         -------
-        ``(n, n_bases n_smoothed)``.
+        ``(n, n_bases n_components)``.
         """
-        n_smoothed = self.config.n_smoothed
         column = self._columns(genes)
         parts = []
         for basis in range(self.config.n_bases):
             rows, columns = self._present(basis, column)
             directions = self.directions[basis, rows].double()
             gram = directions.T @ directions + self._prior(basis)
-            solved = torch.linalg.solve(gram, directions.T)[:n_smoothed].float()
-            scaled = solved / self.variances[basis, :n_smoothed, None].sqrt()
-            parts.append(values[:, columns] @ scaled.T)
+            solved = torch.linalg.solve(gram, directions.T)
+            sd = self.variances[basis].sqrt()
+            scaled = solved.float() / sd[:, None]
+            measured = values[:, columns]
+            parts.append(measured @ scaled.T)
         return torch.cat(parts, dim=1)
 
     def _columns(self, genes: Tensor) -> Tensor:
@@ -134,11 +162,15 @@ class CompletionNetwork(nn.Module):
     def _present(self, basis: int, column: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of a basis whose genes are there, and their columns; ``column``: of each gene, or -1."""
         genes = self.basis_genes[basis]
-        rows = ((genes >= 0) & (column[genes.clamp(min=0)] >= 0)).nonzero().flatten()
-        return rows, column[genes[rows]]
+        known = genes >= 0
+        of_gene = column[genes.clamp(min=0)]
+        present = known & (of_gene >= 0)
+        rows = present.nonzero().flatten()
+        return rows, of_gene[rows]
 
     def _prior(self, basis: int) -> Tensor:
-        return torch.diag((self.noise[basis] / self.variances[basis]).double())
+        ratio = self.noise[basis] / self.variances[basis]
+        return torch.diag(ratio.double())
 
     def explained(self, values: Tensor, genes: Tensor) -> Tensor:
         """Return how much of the sum of squares of the values each basis explains, ``(n_bases,)``."""
@@ -149,9 +181,12 @@ class CompletionNetwork(nn.Module):
             part = values[:, columns].double()
             directions = self.directions[basis, rows].double()
             gram = directions.T @ directions + self._prior(basis)
-            components = torch.linalg.solve(gram, directions.T @ part.T).T
-            left = part - components @ directions.T
-            sums.append(part.square().sum() - left.square().sum())
+            scores = directions.T @ part.T
+            components = torch.linalg.solve(gram, scores)
+            left = part.T - directions @ components
+            before = part.square().sum()
+            after = left.square().sum()
+            sums.append(before - after)
         return torch.stack(sums)
 
     def known_share(self, genes: Tensor) -> Tensor:
@@ -162,9 +197,11 @@ class CompletionNetwork(nn.Module):
             rows, _ = self._present(basis, column)
             directions = self.directions[basis, rows].double()
             prior = self._prior(basis)
-            left = torch.linalg.solve(directions.T @ directions + prior, prior)
+            gram = directions.T @ directions + prior
+            left = torch.linalg.solve(gram, prior)
             unknown = left.diagonal()[: self.config.n_smoothed]
-            shares.append((1 - unknown).mean())
+            known = 1 - unknown
+            shares.append(known.mean())
         return torch.stack(shares).float()
 
     def cells(
@@ -185,7 +222,9 @@ class CompletionNetwork(nn.Module):
         """
         scale = max(len(genes), 1) ** 0.5
         projected = values @ self.projection[genes] / scale
-        return self.cell(torch.cat([components, projected, depth, base], dim=1))
+        by_basis = components.unflatten(1, (self.config.n_bases, -1))
+        read = by_basis[:, :, : self.config.n_smoothed].flatten(1)
+        return self.cell(torch.cat([read, projected, depth, base], dim=1))
 
     def hidden(self, around: Tensor, depth: Tensor) -> Tensor:
         """Return the hidden state of every cell, ``(n, width)``; ``around``: the map of cells in rings."""
@@ -193,7 +232,8 @@ class CompletionNetwork(nn.Module):
 
     def completed(self, components: Tensor, hidden: Tensor, depth: Tensor) -> Tensor:
         """Return the predicted components: the estimate, scaled by depth, and what the surroundings add."""
-        return components * (1 + self.gain(depth)) + self.own(hidden)
+        gain = 1 + self.gain(depth)
+        return components * gain + self.own(hidden)
 
     def state_logits(self, hidden: Tensor, basis: int) -> Tensor:
         """Return the logits of the states of a basis in each ring, ``(n, 6, n_states)``."""
@@ -202,14 +242,14 @@ class CompletionNetwork(nn.Module):
         logits = linear(hidden, self.states.weight[part], self.states.bias[part])
         return logits.unflatten(1, (N_RINGS, -1))
 
-    def states_of(self, basis: int) -> States:
-        """Return the states of a basis."""
-        return States(self.centers[basis].cpu().numpy(), float(self.width[basis]))
+    def states_of(self, basis: int, scale: int) -> States:
+        """Return the states of a basis at one of the scales."""
+        return States(self.centers[basis, scale].cpu().numpy(), float(self.width[basis, scale]))
 
     def of_basis(self, own: Tensor, basis: int) -> Tensor:
-        """Return the components of one basis, ``(n, n_smoothed)``."""
-        first = basis * self.config.n_smoothed
-        return own[:, first : first + self.config.n_smoothed]
+        """Return the components of one basis, ``(n, n_components)``."""
+        first = basis * self.config.n_components
+        return own[:, first : first + self.config.n_components]
 
     def forward(
         self,

@@ -24,21 +24,16 @@ from terrazzo.models.loading import load
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.completion.config import CompletedConfig
-from terrazzo.systems.completion.model import Completed
+from terrazzo.systems.completion.model import Completed, PreparedCompleted
 from terrazzo.systems.completion.network import CompletionNetwork, RingMeans
+from terrazzo.systems.completion.panels import Counted, Panel, numbered, panel_of
 from terrazzo.systems.completion.recipe import CompletionRecipe
-from terrazzo.systems.completion.reference import (
-    Counted,
-    Targets,
-    clean_targets,
-    fit_reference,
-    numbered,
-    panel_of,
-)
+from terrazzo.systems.completion.reference import fit_reference
 from terrazzo.systems.completion.rings import ring_matrix
+from terrazzo.systems.completion.states import fit_states, standardized_alone
+from terrazzo.systems.completion.targets import Targets, clean_targets, home_basis
 from terrazzo.systems.completion.views import (
     Draw,
-    Panel,
     View,
     degraded,
     draw_view,
@@ -134,6 +129,7 @@ class Completion(Objective):
     def _ring_error(self, ring_means: RingMeans, own: Tensor, batch: Batch) -> Tensor:
         """Return the mean squared error of the ring means of components of one basis, in units of their sd."""
         of_basis = self.network.of_basis(own, batch.basis)
+        of_basis = of_basis[:, : self.network.config.n_smoothed]
         means = ring_means(of_basis) / self.network.ring_scale[batch.basis]
         return (means - batch.ring_target)[batch.inside].square().mean()
 
@@ -233,6 +229,20 @@ class Complete(Stage[CompletionRecipe, Completed]):
             for loader in loaders:
                 for number in range(loader.n_tiles):
                     loader.store(number, advance)
+
+    def finish(self, model: Completed) -> None:
+        """Fit the states again, on the components that the trained network predicts of the training slices."""
+        of_basis: dict[int, list[tuple[Vectors, Floats]]] = {}
+        for name in self.members("train"):
+            tissue = self.corpus.slice(name)
+            match = model.vocabulary.match(tissue, floor=0.0, min_genes=1)
+            prepared = PreparedCompleted(model, tissue, match, model.prepared_base(tissue))
+            panel, _ = prepared.panel()
+            basis = home_basis(model.network, panel)
+            own = prepared.components(panel, basis)
+            of_basis.setdefault(basis, []).append((own, tissue.coords))
+        for basis, per_slice in of_basis.items():
+            fit_states(model.network, basis, per_slice, self.recipe.seed)
 
     def loader(self, split: str, shard: Shard = Shard()) -> ViewLoader:
         """Return the loader of views of a split; in validation of each tile all of it, and one degraded view."""
@@ -407,7 +417,9 @@ class ViewLoader(ItemLoader[Batch]):
         for view_number in missing:
             draw = self._draw(number, view_number, panel)
             seen = drawn_slice(tissue, columns, others, panel, draw)
-            vectors = stage.model.base_vectors(seen)
+            prepared = stage.model.prepared_base(seen)
+            assert prepared is not None
+            vectors = standardized_alone(prepared.embed().vectors)
             place = self._place(number, view_number)
             place.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(place) as draft, draft.open("wb") as file:

@@ -10,12 +10,12 @@ from scipy import sparse
 from terrazzo.arrays import Bools, Floats, Ints, Vectors
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
+from terrazzo.systems.completion.panels import Panel
 from terrazzo.systems.completion.recipe import ViewSettings
 
 __all__ = [
     "N_DEPTH",
     "Draw",
-    "Panel",
     "View",
     "degraded",
     "draw_view",
@@ -30,32 +30,6 @@ N_DEPTH = 3  # numbers on the depth of a cell
 LIMIT = 10.0  # standard deviations at which a value is clipped
 
 FLAT = 1e-6
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Counts of the model's genes in one slice.
-
-    Attributes
-    ----------
-    counts
-        CSR ``(n_cells, genes)``: of the genes that the slice has.
-    genes
-        Their numbers among the model's genes, ascending.
-    totals
-        Counts of every cell over all genes of the slice ``(n_cells,)``.
-    coords
-        ``(n_cells, 2)``.
-    """
-
-    counts: sparse.csr_matrix
-    genes: Ints
-    totals: Floats
-    coords: Floats
-
-    def take(self, rows: Ints) -> Panel:
-        """Return some of the cells."""
-        return Panel(self.counts[rows], self.genes, self.totals[rows], self.coords[rows])
 
 
 @dataclass(frozen=True)
