@@ -18,14 +18,19 @@ from terrazzo.genes import GeneMatch, Vocabulary
 from terrazzo.models.base import Embedding, FoundationModel, Prepared, joined, require_counts
 from terrazzo.models.estimate import Plan, matmul_rate
 from terrazzo.models.options import EmbedOptions
-from terrazzo.models.states import nearest_in_rings, ring_means
+from terrazzo.models.states import (
+    SCALES,
+    at_scales,
+    nearest_in_rings,
+    ring_means,
+    standardized_alone,
+)
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems import registry
 from terrazzo.systems.completion.config import CompletedConfig
-from terrazzo.systems.completion.network import SCALES, CompletionNetwork
+from terrazzo.systems.completion.network import CompletionNetwork
 from terrazzo.systems.completion.panels import Counted, Panel, numbered, panel_of
-from terrazzo.systems.completion.states import scaled_components, standardized_alone
 from terrazzo.systems.completion.targets import home_basis
 from terrazzo.systems.completion.views import View, whole
 
@@ -224,7 +229,7 @@ class PreparedCompleted(Prepared):
     def _niche(self, own: Vectors, basis: int) -> Vectors:
         """Return the square root of the share of each state in each ring, ``(n_cells, scales * 6 * n_states)``."""
         network = self.model.network
-        scaled = scaled_components(network, own, self.tissue.coords)
+        scaled = at_scales(own[:, : network.config.n_smoothed], self.tissue.coords)
         shares = [network.states_of(basis, scale)(scaled[scale]) for scale in range(len(SCALES))]
         parts = []
         for _, index in nearest_in_rings(self.tissue.coords):

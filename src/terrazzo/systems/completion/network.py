@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from terrazzo.models.states import States
+from terrazzo.models.states import SCALES, States
 from terrazzo.systems.completion.config import CompletionConfig
 from terrazzo.systems.completion.views import N_DEPTH
 
@@ -17,7 +17,6 @@ __all__ = [
     "NO_GENE",
     "NO_TOKEN",
     "N_RINGS",
-    "SCALES",
     "CompletionNetwork",
     "Predicted",
     "RingMeans",
@@ -28,8 +27,6 @@ NO_TOKEN = 2**62  # above all tokens
 NO_GENE = -1
 
 N_RINGS = 6  # the cell itself and five rings of its neighbors
-
-SCALES = (1, 7, 19)  # nearest cells, the cell itself counted, whose mean components have states
 
 RingMeans = Callable[[Tensor], Tensor]  # (n, m) -> (n, 6 m), the cell's own values first
 

@@ -21,6 +21,7 @@ from terrazzo.errors import ConfigError
 from terrazzo.files import hash_json, whole_file
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.loading import load
+from terrazzo.models.states import standardized_alone
 from terrazzo.progress import Progress
 from terrazzo.slices import Slice
 from terrazzo.systems.completion.config import CompletedConfig
@@ -30,7 +31,7 @@ from terrazzo.systems.completion.panels import Counted, Panel, numbered, panel_o
 from terrazzo.systems.completion.recipe import CompletionRecipe
 from terrazzo.systems.completion.reference import fit_reference
 from terrazzo.systems.completion.rings import ring_matrix
-from terrazzo.systems.completion.states import fit_states, standardized_alone
+from terrazzo.systems.completion.states import fit_states
 from terrazzo.systems.completion.targets import Targets, clean_targets, home_basis
 from terrazzo.systems.completion.views import (
     Draw,

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 
 from terrazzo.arrays import Floats, Vectors
-from terrazzo.models.states import nearest_in_rings, ring_means
+from terrazzo.models.states import at_scales, nearest_in_rings, ring_means
 from terrazzo.systems.completion.network import CompletionNetwork
 from terrazzo.systems.completion.panels import Panel
-from terrazzo.systems.completion.states import scaled_components
 from terrazzo.systems.completion.views import whole
 
 __all__ = ["Targets", "clean_components", "clean_targets", "home_basis", "in_rings"]
@@ -79,7 +78,7 @@ def clean_targets(network: CompletionNetwork, panel: Panel) -> Targets:
     own = network.of_basis(torch.from_numpy(every), basis).numpy()
     rings = in_rings(own[:, : config.n_smoothed], panel.coords)
     scaled_rings = rings / network.ring_scale[basis].numpy()
-    cells = scaled_components(network, own, panel.coords)[0]
+    cells = at_scales(own[:, : config.n_smoothed], panel.coords)[0]
     shares = in_rings(network.states_of(basis, 0)(cells), panel.coords)
     with torch.no_grad():
         known = network.known_share(torch.from_numpy(panel.genes)).numpy()
