@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -51,6 +52,8 @@ __all__ = ["Batch", "Complete", "Completion", "Tile", "tiles_of"]
 MAX_TILES = 128  # that are kept in memory
 
 MIN_PANEL = 0.05  # share of a slice's genes that another slice's panel must have to be taken
+
+FOLDER = ", from "  # before the folder in the name of a study
 
 WHOLE = 0  # number of the view that keeps everything; the others are degraded
 
@@ -146,11 +149,20 @@ def study_of(corpus: Corpus, name: str) -> str:
     """Return what a slice is grouped by: its technology, organism and tissue, and the folder that it came from."""
     row = corpus.row(name)
     facts = [str(row[column]) for column in ("technology", "organism", "tissue")]
-    return "/".join([*facts, str(Path(str(row["source"])).parent)])
+    folder = Path(str(row["source"])).parent
+    return f"{', '.join(facts)}{FOLDER}{folder}"
+
+
+def _shown(study: str) -> str:
+    """Return a study without the folders that its own is in."""
+    facts, _, folder = study.partition(FOLDER)
+    return f"{facts}, {Path(folder).name}"
 
 
 class Complete(Stage[CompletionRecipe, Completed]):
     """Training of completion: degraded views are completed to the clean components of their slice."""
+
+    bases: Mapping[str, int] = {}  # number of each study's basis, where they were fitted here
 
     recipe_class: ClassVar[type[Recipe]] = CompletionRecipe
     objective_class: ClassVar[type[Objective]] = Completion
@@ -179,8 +191,7 @@ class Complete(Stage[CompletionRecipe, Completed]):
             for name in ids:
                 yield self.counted(name, model)
 
-        studies = fit_reference(model.network, slices, self.recipe.seed)
-        model.provenance = {**model.provenance, "bases": studies}
+        self.bases = fit_reference(model.network, slices, self.recipe.seed)
         return model
 
     def _alone(self) -> Completed:
@@ -201,7 +212,11 @@ class Complete(Stage[CompletionRecipe, Completed]):
         config = CompletedConfig(
             source.sizes, base.model_type, to_dict(base.config), width, source.base_options
         )
-        origin = {"weights": "random", "seed": self.recipe.seed, "base": base.provenance}
+        origin = {
+            "weights": "random",
+            "seed": self.recipe.seed,
+            "before": json.dumps(base.provenance),
+        }
         model = Completed(config, base.vocabulary, seed=self.recipe.seed, provenance=origin)
         assert model.base is not None
         model.base.module.load_state_dict(base.module.state_dict())
@@ -251,7 +266,13 @@ class Complete(Stage[CompletionRecipe, Completed]):
 
     def describe(self) -> dict[str, str]:
         """Return the objective for the model card."""
-        return {"objective": "degraded views to clean components and states"}
+        lines = [f"{basis} {_shown(study)}" for study, basis in self.bases.items()]
+        facts = {"objective": "degraded views to clean components and states"}
+        if lines:
+            facts["bases"] = "; ".join(lines)
+        if self.recipe.model.base:
+            facts["before"] = str(self.model.provenance["before"])
+        return facts
 
 
 @dataclass(frozen=True)
