@@ -20,6 +20,7 @@ from terrazzo.systems.completion.config import CompletionConfig
 from terrazzo.systems.completion.network import CompletionNetwork
 from terrazzo.systems.completion.panels import Panel, numbered
 from terrazzo.systems.completion.recipe import CompletionObjective
+from terrazzo.systems.completion.reference import _add_genes
 from terrazzo.systems.completion.rings import ring_matrix
 from terrazzo.systems.completion.stages import Complete, tiles_of
 from terrazzo.systems.completion.views import (
@@ -277,6 +278,47 @@ def test_a_system_is_completed_beside_its_own_vectors(
             Corpus.open(corpus),
             progress=False,
         ).initial_model()
+
+
+def test_a_study_more_gets_a_basis_beside_the_others(
+    stage: Complete, corpus: Path, simulated: Any, tmp_path: Path
+):
+    """Other genes move in; what was there reads as before; no basis is left for a third."""
+    adata = simulated(150, n_genes=150, seed=21)
+    before = stage.model.embed(adata.copy(), progress=False).obsm["X_completed"]
+    saved = stage.model.save_pretrained(tmp_path / "model")
+    recipe = stage.recipe.changed(model={"checkpoint": str(saved), "add_bases": True})
+    more = Complete(recipe, Corpus.open(corpus), progress=False)
+    network = more.model.network
+    assert list(more.bases.values()) == [1]
+    assert (network.basis_genes[1] >= 0).sum() == (network.basis_genes[0] >= 0).sum()
+    kept = [name for name in network.state_dict() if name.startswith(("cell", "around", "own"))]
+    for name in kept:
+        torch.testing.assert_close(
+            network.state_dict()[name], stage.model.network.state_dict()[name]
+        )
+    after = more.model.embed(adata.copy(), progress=False).obsm["X_completed"]
+    assert after.shape == before.shape
+    again = Complete(
+        recipe.changed(model={"checkpoint": str(more.model.save_pretrained(tmp_path / "two"))}),
+        Corpus.open(corpus),
+        progress=False,
+    )
+    with pytest.raises(ConfigError, match="all 2 bases of the model are taken"):
+        again.initial_model()
+
+
+def test_genes_that_are_added_keep_tokens_ascending():
+    network = CompletionNetwork(
+        CompletionConfig(n_genes=6, n_bases=2, basis_genes=4, n_components=2, n_smoothed=2)
+    )
+    _add_genes(network, [30, 10])
+    network.basis_genes[0, :2] = torch.tensor([0, 1])
+    rows = network.projection[:2].clone()
+    _add_genes(network, [20, 10, 5, 50, 60, 70])
+    assert network.tokens.tolist() == [5, 10, 20, 30, 50, 60]
+    assert network.basis_genes[0].tolist() == [1, 3, -1, -1]
+    torch.testing.assert_close(network.projection[[1, 3]], rows)
 
 
 def test_foreign_genes_are_refused_in_one_line(stage: Complete, simulated: Any):

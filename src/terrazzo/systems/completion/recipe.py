@@ -32,12 +32,15 @@ class CompletionSource(ModelSource):
         "": none.
     base_options
         Options of its ``embed``, e.g. ``{modality: genes}`` of ST-Align.
+    add_bases
+        A model that is trained further gets a basis for each study of this corpus, beside those that it has.
     sizes
         Of the network.
     """
 
     base: str = ""
     base_options: dict[str, Any] = field(default_factory=dict)
+    add_bases: bool = False
     sizes: CompletionConfig = field(default_factory=CompletionConfig)
 
 

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from terrazzo.arrays import Ints
-from terrazzo.errors import CorpusError
+from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.expression import log_values, principal_directions, spatial_autocorrelation, total_of
-from terrazzo.systems.completion.config import CompletionConfig
-from terrazzo.systems.completion.network import NO_GENE, CompletionNetwork
+from terrazzo.systems.completion.network import NO_GENE, NO_TOKEN, CompletionNetwork
 from terrazzo.systems.completion.panels import Counted, Panel, panel_of
 from terrazzo.systems.completion.states import fit_states
 from terrazzo.systems.completion.targets import clean_components, in_rings
@@ -32,18 +31,18 @@ LEAST_SPREAD = 1e-3  # sd of ring means
 def fit_reference(
     network: CompletionNetwork, slices: Callable[[], Iterable[Counted]], seed: int
 ) -> dict[str, int]:
-    """Choose genes, and fit a basis a study on the training slices; set them in the network.
+    """Choose genes, and fit a basis a study on slices; set them in the network, beside those that it has.
 
-    Of more studies than there are bases, those with the most cells have one. A basis has the principal directions of
-    the genes of a study with most spatial autocorrelation. Components of all studies together would not do: what tells
-    the layers of a cortex apart is lost among those of ten other tissues.
+    Of more studies than there are free bases, those with the most cells have one. A basis has the principal directions
+    of the genes of a study with most spatial autocorrelation. Components of all studies together would not do: what
+    tells the layers of a cortex apart is lost among those of ten other tissues.
 
     Parameters
     ----------
     network
-        Its buffers are set, and its projection of genes starts from the directions.
+        Its buffers are set. Where it has no basis yet, its projection of genes starts from the directions.
     slices
-        Returns the training slices, one at a time; called twice.
+        Returns the slices, one at a time; called twice.
     seed
         Of the sample of cells and of the states.
 
@@ -53,28 +52,58 @@ def fit_reference(
 
     Raises
     ------
+    ConfigError
+        There is no free basis.
     CorpusError
         Too few genes.
     """
     config = network.config
-    rankings = _rankings(slices(), config.n_bases)
-    tokens = _chosen_tokens(rankings, config)
-    if len(tokens) < 2:
+    is_used = (network.basis_genes != NO_GENE).any(dim=1)
+    free = (~is_used).nonzero().flatten().tolist()
+    if not free:
+        raise ConfigError(
+            f"all {config.n_bases} bases of the model are taken: train one with a larger model.sizes.n_bases."
+        )
+    rankings = _rankings(slices(), len(free))
+    _add_genes(network, _chosen_tokens(rankings, config.basis_genes))
+    tokens = network.tokens.numpy()
+    if (tokens != NO_TOKEN).sum() < 2:
         raise CorpusError("the training slices have fewer than two genes that vary.")
-    network.tokens[: len(tokens)] = torch.from_numpy(tokens)
-    padded = network.tokens.numpy()
     studies: dict[str, list[Panel]] = {}
     for one in slices():
         if one.study in rankings:
-            panel = _sampled(panel_of(one, padded), seed)
+            panel = _sampled(panel_of(one, tokens), seed)
             studies.setdefault(one.study, []).append(panel)
-    for basis, (study, panels) in enumerate(studies.items()):
+    numbers = {}
+    for basis, (study, panels) in zip(free, studies.items(), strict=False):
         chosen = rankings[study][: config.basis_genes]
-        genes = np.flatnonzero(np.isin(padded, chosen))
+        genes = np.flatnonzero(np.isin(tokens, chosen))
         _fit_basis(network, basis, panels, genes)
         _fit_states(network, basis, panels, seed)
-    _start_projection(network)
-    return {study: basis for basis, study in enumerate(studies)}
+        numbers[study] = basis
+    if not is_used.any():
+        _start_projection(network)
+    return numbers
+
+
+def _add_genes(network: CompletionNetwork, wanted: Sequence[int]) -> None:
+    """Give genes a place among those of the network, as many as there is room for; tokens stay ascending."""
+    before = network.tokens.numpy()
+    before = before[before != NO_TOKEN]
+    new = [token for token in wanted if token not in set(before.tolist())]
+    n_room = network.config.n_genes - len(before)
+    after = np.union1d(before, np.array(new[:n_room], dtype=np.int64))
+    place = np.searchsorted(after, before)
+    network.tokens.fill_(NO_TOKEN)
+    network.tokens[: len(after)] = torch.from_numpy(after)
+    moved = torch.from_numpy(place)
+    is_gene = network.basis_genes != NO_GENE
+    network.basis_genes[is_gene] = moved[network.basis_genes[is_gene]]
+    others = np.setdiff1d(np.arange(network.config.n_genes), place)
+    with torch.no_grad():
+        rows = network.projection.clone()
+        network.projection[moved] = rows[: len(before)]
+        network.projection[torch.from_numpy(others)] = rows[len(before) :]
 
 
 def _rankings(slices: Iterable[Counted], n_bases: int) -> dict[str, Ints]:
@@ -114,17 +143,15 @@ def _autocorrelation(one: Counted) -> dict[int, float]:
     return dict(zip(one.tokens.tolist(), found.tolist(), strict=True))
 
 
-def _chosen_tokens(rankings: dict[str, Ints], config: CompletionConfig) -> Ints:
-    """Return the tokens of the genes of all bases; of too many, each study's best in turn."""
+def _chosen_tokens(rankings: dict[str, Ints], n_genes: int) -> list[int]:
+    """Return the tokens of the genes of all bases, of ``n_genes`` each, each study's best in turn."""
     places: dict[int, int] = {}  # best place of each gene in the order of a study
     for falling in rankings.values():
-        of_basis = falling[: config.basis_genes]
+        of_basis = falling[:n_genes]
         for place, token in enumerate(of_basis.tolist()):
             other = places.get(token, place)
             places[token] = min(place, other)
-    in_order = sorted(places, key=lambda token: (places[token], token))
-    first = in_order[: config.n_genes]
-    return np.array(sorted(first), dtype=np.int64)
+    return sorted(places, key=lambda token: (places[token], token))
 
 
 def _fit_basis(

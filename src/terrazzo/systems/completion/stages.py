@@ -183,8 +183,15 @@ class Complete(Stage[CompletionRecipe, Completed]):
                     f"{source.checkpoint} holds a {loaded.title}; stage {self.recipe.stage!r} continues a completed "
                     "model. Name it in model.base to complete it."
                 )
+            if source.add_bases:
+                self._fit_bases(loaded)
             return loaded
         model = self._around(load(source.base)) if source.base else self._alone()
+        self._fit_bases(model)
+        return model
+
+    def _fit_bases(self, model: Completed) -> None:
+        """Fit a basis for each study of the training slices."""
         ids = self.members("train")
 
         def slices() -> Iterator[Counted]:
@@ -192,7 +199,6 @@ class Complete(Stage[CompletionRecipe, Completed]):
                 yield self.counted(name, model)
 
         self.bases = fit_reference(model.network, slices, self.recipe.seed)
-        return model
 
     def _alone(self) -> Completed:
         config = CompletedConfig(self.recipe.model.sizes)
