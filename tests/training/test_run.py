@@ -117,7 +117,8 @@ class Poison:
 
     def __call__(self, batch: Any) -> Any:
         parts = type(self.objective).losses(self.objective, batch)
-        self.seen += 1
+        if self.objective.training:
+            self.seen += 1
         return {**parts, "loss": parts["loss"] * (self.value if self.seen > self.at else 1)}
 
 

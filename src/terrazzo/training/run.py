@@ -367,7 +367,7 @@ def make_trainer(
             accumulate_grad_batches=optim.accumulate,
             log_every_n_steps=run.log_every,
             limit_val_batches=1.0 if validates else 0,
-            num_sanity_val_steps=0,
+            num_sanity_val_steps=-1,  # the start is validated whole
             logger=run_loggers,
             callbacks=callbacks,
             plugins=plugins,

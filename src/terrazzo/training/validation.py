@@ -126,19 +126,23 @@ class Validation(Callback):
         """Continue from a checkpoint."""
         self.candidates = Candidates(**state_dict)
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the losses of the start, which Lightning does not, and take it as the first candidate."""
+        metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+        metrics["epoch"] = 0
+        for run_logger in trainer.loggers:
+            run_logger.log_metrics(metrics, step=0)
+        self._decide(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the start; of a resumed run, check that its best weights can be read.
+        """Check that the best weights of a resumed run can be read.
 
         Raises
         ------
         CheckpointError
             They cannot.
         """
-        if not self._enabled:
-            return
-        if trainer.global_step == 0:
-            self._validate(trainer, pl_module)
-        elif self.best is not None:
+        if self.best is not None:
             read_checkpoint(self.best)
         if self.has_waited:
             trainer.should_stop = True
@@ -175,7 +179,6 @@ class Validation(Callback):
         connector: Any = trainer._logger_connector
         is_first_batch = connector._first_loop_iter
         trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.restarting = False
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
         connector._first_loop_iter = is_first_batch
