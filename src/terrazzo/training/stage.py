@@ -79,6 +79,11 @@ class Objective(LightningModule):
         logged = {f"val/{name}": part for name, part in parts.items()}
         self.log_dict(logged, batch_size=len(batch), sync_dist=True)
 
+    @property
+    def phase(self) -> int:
+        """Number of the phase of training; held-out losses are compared within a phase only."""
+        return 0
+
     def batch_ids(self, batch: Any) -> list[str]:
         """Return the slices of a batch, for messages."""
         return sorted(set(batch.ids))
