@@ -194,7 +194,8 @@ def not_shipped(name: str) -> str:
     known = [shipped.name for shipped in all_shipped()]
     if not known:
         return f"{name} does not come with this version of terrazzo: no weights do."
-    hint = did_you_mean(name, known, f"Those that do: {', '.join(known)}.")
+    names = ", ".join(known)
+    hint = did_you_mean(name, known, f"Those that do: {names}.", cutoff=0.8)  # all begin alike
     return f"{name} does not come with this version of terrazzo.{hint}"
 
 

@@ -462,7 +462,7 @@ def _data_record(stage: Stage[Any, Any]) -> dict[str, Any]:
         record["share of slices"] = share
     known = shares_known(corpus, stage.model.vocabulary, corpus.ids("train"))
     record[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
-    record[LEAST_DEPTH] = float(median_depths(corpus, corpus.ids("train")).min())
+    record[LEAST_DEPTH] = float(median_depths(corpus, stage.members("train")).min())
     for name in ("technology", "organism", "tissue"):
         values = {str(value) for value in corpus.manifest[name] if value}
         record[name] = ", ".join(sorted(values))
