@@ -7,7 +7,7 @@ folder ``src/terrazzo/weights/NAME``: the checkpoint rounded to float16 or bfloa
 model card, and ``about.json`` with data, licenses, measured loss of rounding and checksums. A run that was stopped is
 resumed.
 
-``python benchmarks/ship.py --model RUN/model --only NAME`` writes one that is trained already.
+``python benchmarks/ship.py --model RUN/model --only NAME --trained-by COMMAND`` writes one that is trained already.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import yaml
 import terrazzo as tz
 from terrazzo import datasets, simulate
 from terrazzo.config import from_dict
+from terrazzo.corpus.sources import clean_id
 from terrazzo.files import hash_file
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import shipped
-from terrazzo.models.card import card
+from terrazzo.models.card import TRAINED_ON, card, name_hash
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_MB = 25  # all weights together
@@ -94,13 +95,18 @@ def slices_of(data: Path) -> list[Path]:
     return paths
 
 
+def id_of(path: Path) -> str:
+    """Return the name of a slice in the corpus."""
+    return clean_id(f"{path.parent.name}-{path.stem}")
+
+
 def source_row(path: Path, validation: Sequence[str]) -> dict[str, Any]:
     """Return the row of a slice in the corpus's table of sources."""
     folder = path.parent.name
     name = f"{folder}/{path.stem}"
     row: dict[str, Any] = {
         "path": str(path.resolve()),
-        "id": f"{folder}-{path.stem}",
+        "id": id_of(path),
         "split": "validation" if name in validation else "train",
     }
     known = datasets.registry().get(folder)
@@ -140,9 +146,23 @@ def make_corpus(data: Path, folder: Path, plan: CorpusPlan) -> Path:
     return folder
 
 
-def data_sources(data: Path) -> list[shipped.DataSource]:
-    """Return the datasets of a folder, with sources and licenses where they are known."""
-    names = dict.fromkeys(path.parent.name for path in slices_of(data))
+def trained_on(provenance: dict[str, Any]) -> set[str]:
+    """Return the hashed names of the training slices of a model and of those that it started from."""
+    hashes = set(str(provenance.get(TRAINED_ON, "")).split())
+    if "before" in provenance:
+        hashes |= trained_on(json.loads(provenance["before"]))
+    return hashes
+
+
+def data_sources(data: Path, provenance: dict[str, Any]) -> list[shipped.DataSource]:
+    """Return the datasets of a folder that a model was trained on, with sources and licenses where they are known."""
+    hashes = trained_on(provenance)
+    names: dict[str, None] = {}
+    for path in slices_of(data):
+        if name_hash(id_of(path)) in hashes:
+            names[path.parent.name] = None
+    if not names:
+        raise SystemExit(f"none of the slices in {data} is one that the model was trained on.")
     sources = []
     for name in names:
         known = datasets.registry().get(name)
@@ -350,7 +370,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("build/weights"))
     parser.add_argument("--into", type=Path, default=shipped.root())
     parser.add_argument("--only", help="the name of one of them")
-    parser.add_argument("--model", type=Path, help="that one, trained already")
+    parser.add_argument("--model", type=Path, help="that one, trained already on slices of DATA")
+    parser.add_argument("--trained-by", default="make weights", help="the command")
     parser.add_argument("--max-steps", type=int, help="of each run, to see that it works")
     options = parser.parse_args(arguments)
     corpus_plan, plans = read_plans(options.recipes)
@@ -360,7 +381,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plans = {options.only: plans[options.only]}
     if options.model is not None and options.only is None:
         parser.error("--model needs --only NAME")
-    data = data_sources(options.data)
     corpus = options.work / "corpus"
     if options.model is None:
         make_corpus(options.data, corpus, corpus_plan)
@@ -368,6 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained = options.model
         if trained is None:
             trained = train(name, plan, corpus, options.work, options.max_steps)
+        data = data_sources(options.data, ckpt.read(trained).provenance)
         quality = NOT_MEASURED if options.max_steps is not None else plan.quality
         ship(
             trained,
@@ -376,7 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             purpose=plan.purpose,
             quality=quality,
             data=data,
-            trained_by="make weights",
+            trained_by=options.trained_by,
         )
     check_size(options.into)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -28,18 +27,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NAME = "terrazzo/tiny-1"
 
 
-@pytest.fixture(scope="session")
-def script() -> ModuleType:
-    """Load benchmarks/ship.py, which no package holds."""
-    spec = importlib.util.spec_from_file_location("ship", REPOSITORY / "benchmarks" / "ship.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ship"] = module  # dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in place of the weights that ship, and no network."""
@@ -55,7 +42,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ship(
-    root: Path, script: ModuleType, simulated: Callable[..., Any], tmp_path: Path
+    root: Path, ship_script: ModuleType, simulated: Callable[..., Any], tmp_path: Path
 ) -> Callable[..., None]:
     """Ship a model under a name."""
 
@@ -64,7 +51,7 @@ def ship(
         header = json.loads((trained / ckpt.CONFIG).read_text())
         header["provenance"].update(provenance)
         (trained / ckpt.CONFIG).write_text(json.dumps(header))
-        script.ship(
+        ship_script.ship(
             trained,
             name,
             root,
@@ -196,19 +183,19 @@ def test_a_folder_that_ships_is_whole(tiny: Any, root: Path) -> None:
     assert torch.float32 not in dtypes
 
 
-def test_folders_of_this_machine_do_not_ship(script: ModuleType) -> None:
+def test_folders_of_this_machine_do_not_ship(ship_script: ModuleType) -> None:
     provenance = {
         "recipe": '{"corpus": "/home/me/big corpus/../x/corpus", "out": "runs/a"}',
         "started from": "/tmp/w/stofm-1/model",
         "source": "https://example.org/a/b",
         "steps": 3,
     }
-    cleaned = script.public_provenance(provenance)
+    cleaned = ship_script.public_provenance(provenance)
     assert "/home" not in cleaned["recipe"]
     assert cleaned["started from"] == "model"
     assert cleaned["source"] == "https://example.org/a/b"
     before = json.dumps({"steps": 4, "before": json.dumps({"steps": 5})})
-    assert script.total_steps({"steps": 3, "before": before}) == 12
+    assert ship_script.total_steps({"steps": 3, "before": before}) == 12
 
 
 def test_numbers_that_float16_cannot_hold(
@@ -344,6 +331,7 @@ def test_mouse_symbols_meet_human_weights(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_installed(), reason="the extra histology")
 def test_st_align_on_pictures_without_the_extra(
     ship: Callable[..., None],
@@ -395,7 +383,7 @@ weights:
 @pytest.mark.slow
 @pytest.mark.skipif(not is_installed(), reason="the extra histology")
 def test_from_slices_to_names(
-    script: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ship_script: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tz.simulate.corpus(
         3, 40, seed=1, n_donors=3, layout="visium", n_genes=160, image=True, image_px=300
@@ -406,10 +394,10 @@ def test_from_slices_to_names(
         adata.write_h5ad(path)
     (tmp_path / "weights.yaml").write_text(RECIPES)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "SIMULATED_SPOTS", 30)
+    monkeypatch.setattr(ship_script, "SIMULATED_SPOTS", 30)
     words = ["--recipes", "weights.yaml", "--data", "data", "--work", "work"]
     words += ["--into", str(root), "--max-steps", "2"]
-    script.main(words)
+    ship_script.main(words)
     table = tz.list_models()
     assert table["name"].tolist() == ["terrazzo/cells-1", "terrazzo/eye-1", "terrazzo/grid-1"]
     assert table["system"].tolist() == ["SToFM", "ST-Align", "ST as images"]
@@ -424,7 +412,8 @@ def test_from_slices_to_names(
             assert str(tmp_path).encode() not in path.read_bytes()
     about = json.loads((root / "cells-1" / shipped.ABOUT).read_text())
     assert (about["steps"], about["trained_by"]) == (4, "make weights")
+    assert [one["name"] for one in about["data"]] == ["first"]  # the other is held out
     before = tz.load("terrazzo/cells-1").fingerprint()
-    script.main([*words, "--only", "cells-1"])  # nothing is trained again
+    ship_script.main([*words, "--only", "cells-1"])  # nothing is trained again
     assert tz.load("terrazzo/cells-1").fingerprint() == before
     assert len(tz.list_models()) == 3
