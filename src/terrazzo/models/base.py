@@ -46,6 +46,10 @@ __all__ = ["Embedding", "FoundationModel", "Prepared", "joined", "require_counts
 
 logger = logging.getLogger(__name__)
 
+SHALLOW = (
+    0.75  # share of the shallowest training slice's counts a cell; below it a slice gets a warning
+)
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -182,22 +186,22 @@ class FoundationModel(abc.ABC):
     def ready(
         self, tissue: Slice, options: Any = None, *, obs: pd.DataFrame | None = None
     ) -> Prepared:
-        """Prepare one slice, and warn where its depth is below that of every training slice; as :meth:`prepare`."""
+        """Prepare one slice, as :meth:`prepare`, and warn where it is shallow (:meth:`check_depth`)."""
         prepared = self.prepare(tissue, options, obs=obs)
         if prepared.reads_counts:
             self.check_depth(tissue)
         return prepared
 
     def check_depth(self, tissue: Slice) -> None:
-        """Warn where a slice has fewer counts a cell than every slice that the weights were trained on."""
+        """Warn where a slice has clearly fewer counts a cell than every slice that the weights were trained on."""
         least = self.provenance.get(LEAST_DEPTH)
         if not tissue.is_counts or not isinstance(least, int | float):
             return
         depth = median_depth(tissue.total_counts)
-        if 0 < depth < least:
+        if 0 < depth < SHALLOW * least:
             message = (
                 f"{tissue.name}: a cell or spot has {depth:,.0f} counts (median), fewer than in any slice that these "
-                f"weights were trained on ({least:,.0f} in the shallowest); compare its vectors with a baseline's"
+                f"weights were trained on (the shallowest: {least:,.0f}); compare its vectors with a baseline's"
             )
             warnings.warn(message, TerrazzoWarning, stacklevel=3)
 
