@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from terrazzo.models.baselines import Baseline
     from terrazzo.models.embed_files import embed_files
     from terrazzo.models.loading import convert, load
+    from terrazzo.models.shipped import list_models
     from terrazzo.records import vectors as get
     from terrazzo.slices import Slice, read, write_table
     from terrazzo.systems.stalign.model import STAlign
@@ -45,6 +46,7 @@ _NAMES = {  # public name: where it is
     "embed_files": "terrazzo.models.embed_files:embed_files",
     "finetune": "terrazzo.systems.stofm.finetune:finetune",
     "get": "terrazzo.records:vectors",
+    "list_models": "terrazzo.models.shipped:list_models",
     "load": "terrazzo.models.loading:load",
     "load_recipe": "terrazzo.training.recipe:load_recipe",
     "pretrain": "terrazzo.training.run:pretrain",
@@ -72,6 +74,7 @@ __all__ = [
     "embed_files",
     "finetune",
     "get",
+    "list_models",
     "load",
     "load_recipe",
     "plot",

@@ -29,12 +29,12 @@ from torch.distributed.fsdp import MixedPrecision
 
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
-from terrazzo.corpus.genes import shares_known
+from terrazzo.corpus.genes import median_depths, shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.files import sweep
 from terrazzo.locks import alone
-from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
+from terrazzo.models.card import COUNTS_KNOWN, LEAST_DEPTH, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.systems import registry
@@ -483,6 +483,7 @@ def _data_record(stage: Stage[Any, Any]) -> dict[str, Any]:
         record["share of slices"] = share
     known = shares_known(corpus, stage.model.vocabulary, corpus.ids("train"))
     record[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
+    record[LEAST_DEPTH] = float(median_depths(corpus, stage.members("train")).min())
     for name in ("technology", "organism", "tissue"):
         values = {str(value) for value in corpus.manifest[name] if value}
         record[name] = ", ".join(sorted(values))

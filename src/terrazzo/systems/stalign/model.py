@@ -357,6 +357,7 @@ class PreparedSTAlign(Prepared):
         self.match = match
         self.coverage = coverage
         self.modality = options.modality
+        self.reads_counts = match is not None
         self.scales: tuple[Scale, ...] = SCALES
         if options.scale != "both":
             self.scales = (options.scale,)
