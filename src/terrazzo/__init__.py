@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from terrazzo.systems.stimage.model import STImage
     from terrazzo.systems.stofm.finetune import finetune
     from terrazzo.systems.stofm.model import SToFM
+    from terrazzo.training.adapting import adapt
     from terrazzo.training.recipe import load_recipe
     from terrazzo.training.run import pretrain
 
 _NAMES = {  # public name: where it is
+    "adapt": "terrazzo.training.adapting:adapt",
     "Baseline": "terrazzo.models.baselines:Baseline",
     "Corpus": "terrazzo.corpus.store:Corpus",
     "STAlign": "terrazzo.systems.stalign.model:STAlign",
@@ -67,6 +69,7 @@ __all__ = [
     "TissueImage",
     "Vocabulary",
     "__version__",
+    "adapt",
     "annotate",
     "build_corpus",
     "convert",

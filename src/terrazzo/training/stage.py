@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -173,10 +174,13 @@ class Stage(abc.ABC, Generic[R, M]):
         Settings of this stage.
     objective_class
         Its loss.
+    adapting
+        What is different in the recipe's section ``model`` where a model is adapted to other slices.
     """
 
     recipe_class: ClassVar[type[Recipe]]
     objective_class: ClassVar[type[Objective]]
+    adapting: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, recipe: R, corpus: Corpus, *, progress: bool | None = None) -> None:
         self.recipe = recipe

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -166,6 +166,7 @@ class Complete(Stage[CompletionRecipe, Completed]):
 
     recipe_class: ClassVar[type[Recipe]] = CompletionRecipe
     objective_class: ClassVar[type[Objective]] = Completion
+    adapting: ClassVar[Mapping[str, Any]] = {"base": "", "add_bases": True}
 
     def initial_model(self) -> Completed:
         """Return the model that training starts from, with the components of the training slices.
