@@ -15,7 +15,6 @@ from terrazzo.arrays import Bools, Floats
 from terrazzo.corpus.build import build
 from terrazzo.errors import ConfigError, InputError, OutputError
 from terrazzo.files import exists, work_folder
-from terrazzo.genes.names import ORGANISMS
 from terrazzo.models.base import FoundationModel
 from terrazzo.models.loading import load
 from terrazzo.parsing import parse_json
@@ -35,6 +34,8 @@ LEAST_CELLS = 20  # of either part of a slice
 VALIDATIONS = 10  # of a run
 
 RATE = 0.25  # of the learning rate that the model was trained with
+
+WITH_ORTHOLOGS = ("human", "mouse")
 
 CORPUS = "corpus"
 
@@ -146,7 +147,7 @@ def adapt(
             build(
                 table,
                 folder / CORPUS,
-                orthologs=organism if organism in ORGANISMS else None,
+                orthologs=organism if organism in WITH_ORTHOLOGS else None,
                 progress=progress,
             )
     trained = pretrain(changed, progress=progress)
