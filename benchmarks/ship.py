@@ -61,12 +61,14 @@ class WeightsPlan:
     """One model: what it is for, its quality (numbers of ``results``, a file of benchmarks/results), and its runs.
 
     ``stages``: mappings with ``recipe``, and sections of it that differ; each run starts from the one before.
+    ``datasets``: folders of DATA that a corpus of its own is made of; empty: all, in one corpus.
     """
 
     purpose: str
     stages: list[dict]
     quality: str = NOT_MEASURED
     results: str = ""
+    datasets: list[str] = field(default_factory=list)
 
 
 def read_plans(path: Path) -> tuple[CorpusPlan, dict[str, WeightsPlan]]:
@@ -87,9 +89,11 @@ def read_plans(path: Path) -> tuple[CorpusPlan, dict[str, WeightsPlan]]:
 # the corpus
 
 
-def slices_of(data: Path) -> list[Path]:
-    """Return the slices of a folder of datasets."""
+def slices_of(data: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Return the slices of a folder of datasets, or of some of them."""
     paths = sorted(data.glob("*/*.h5ad"))
+    if names:
+        paths = [path for path in paths if path.parent.name in names]
     if not paths:
         raise SystemExit(f"{data} has no dataset: folders with .h5ad files.")
     return paths
@@ -123,16 +127,16 @@ def source_row(path: Path, validation: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def make_corpus(data: Path, folder: Path, plan: CorpusPlan) -> Path:
-    """Build the corpus of all slices, or finish one whose build was stopped."""
+def make_corpus(data: Path, folder: Path, plan: CorpusPlan, names: Sequence[str] = ()) -> Path:
+    """Build the corpus of all slices, or of some datasets, or finish one whose build was stopped."""
     import pandas as pd
 
-    rows = [source_row(path, plan.validation) for path in slices_of(data)]
-    splits = [row["split"] for row in rows]
-    if splits.count("validation") != len(plan.validation):
-        raise SystemExit(f"not all of the validation slices are in {data}: {plan.validation}")
+    missing = [name for name in plan.validation if not (data / f"{name}.h5ad").is_file()]
+    if missing:
+        raise SystemExit(f"{data} lacks the validation slices {', '.join(missing)}.")
+    rows = [source_row(path, plan.validation) for path in slices_of(data, names)]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    table = folder.parent / "slices.csv"
+    table = folder.with_suffix(".csv")
     pd.DataFrame(rows).to_csv(table, index=False)
     organisms = {row.get("organism") for row in rows}
     orthologs = plan.orthologs if len(organisms) > 1 else None
@@ -200,18 +204,17 @@ def train(name: str, plan: WeightsPlan, corpus: Path, work: Path, max_steps: int
 def simulated_slice(model: Any) -> Any:
     """Return simulated Visium spots with histology, of genes that a model knows."""
     vocabulary = model.vocabulary
-    n_genes = min(SIMULATED_GENES, len(vocabulary))
-    rows = np.linspace(0, len(vocabulary) - 1, n_genes).astype(int)
-    ids = vocabulary.ensembl_id[rows]
+    known = np.flatnonzero(vocabulary.ensembl_id != "")
+    if len(known) == 0:
+        raise SystemExit("the vocabulary has no Ensembl ids: measure the rounding on slices.")
+    rows = known[np.linspace(0, len(known) - 1, min(SIMULATED_GENES, len(known))).astype(int)]
     return simulate.tissue(
         SIMULATED_SPOTS,
         layout="visium",
         image=True,
         image_px=600,
         organism="mouse" if vocabulary.organism == "mouse" else "human",
-        n_genes=n_genes,
-        gene_ids=ids.tolist() if (ids != "").all() else None,
-        gene_symbols=vocabulary.symbol[rows].tolist(),
+        gene_ids=vocabulary.ensembl_id[rows].tolist(),
     )
 
 
@@ -381,12 +384,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plans = {options.only: plans[options.only]}
     if options.model is not None and options.only is None:
         parser.error("--model needs --only NAME")
-    corpus = options.work / "corpus"
-    if options.model is None:
-        make_corpus(options.data, corpus, corpus_plan)
     for name, plan in plans.items():
         trained = options.model
         if trained is None:
+            corpus = options.work / (f"corpus-{name}" if plan.datasets else "corpus")
+            make_corpus(options.data, corpus, corpus_plan, plan.datasets)
             trained = train(name, plan, corpus, options.work, options.max_steps)
         data = data_sources(options.data, ckpt.read(trained).provenance)
         quality = NOT_MEASURED if options.max_steps is not None else plan.quality

@@ -371,6 +371,7 @@ weights:
       - {recipe: stofm-tiny-pretrain}
   grid-1:
     purpose: spots
+    datasets: [first]
     stages:
       - {recipe: stimage-tiny-patch, data: {batch_windows: 2}}
   eye-1:
