@@ -20,7 +20,9 @@ from terrazzo.corpus.loader import ItemLoader, Members, Shard, Stream
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError
 from terrazzo.files import hash_json, whole_file
+from terrazzo.genes.matching import match_genes
 from terrazzo.models.base import FoundationModel
+from terrazzo.models.card import LEAST_DEPTH
 from terrazzo.models.loading import load
 from terrazzo.models.states import standardized_alone
 from terrazzo.progress import Progress
@@ -236,7 +238,7 @@ class Complete(Stage[CompletionRecipe, Completed]):
     def counted(self, name: str, model: Completed) -> Counted:
         """Return one slice of the corpus, its genes by the tokens of a model."""
         tissue = self.corpus.slice(name)
-        match = model.vocabulary.match(tissue, floor=0.0, min_genes=1)
+        match = match_genes(model.vocabulary, tissue, None, None)
         counts, tokens = numbered(tissue.counts, match.column_token)
         totals = tissue.total_counts.astype(np.float64)
         return Counted(counts, tokens, totals, tissue.coords, study_of(self.corpus, name))
@@ -258,7 +260,7 @@ class Complete(Stage[CompletionRecipe, Completed]):
         of_basis: dict[int, list[tuple[Vectors, Floats]]] = {}
         for name in self.members("train"):
             tissue = self.corpus.slice(name)
-            match = model.vocabulary.match(tissue, floor=0.0, min_genes=1)
+            match = match_genes(model.vocabulary, tissue, None, None)
             prepared = PreparedCompleted(model, tissue, match, model.prepared_base(tissue))
             panel, _ = prepared.panel()
             basis = home_basis(model.network, panel)
@@ -266,6 +268,10 @@ class Complete(Stage[CompletionRecipe, Completed]):
             of_basis.setdefault(basis, []).append((own, tissue.coords))
         for basis, per_slice in of_basis.items():
             fit_states(model.network, basis, per_slice, self.recipe.seed)
+        least = model.provenance.get(LEAST_DEPTH)
+        if isinstance(least, int | float):  # views are shallower than their slices
+            thinned = least * self.recipe.objective.counts_low
+            model.provenance = {**model.provenance, LEAST_DEPTH: thinned}
 
     def loader(self, split: str, shard: Shard = Shard()) -> ViewLoader:
         """Return the loader of views of a split; in validation of each tile all of it, and one degraded view."""
@@ -436,7 +442,7 @@ class ViewLoader(ItemLoader[Batch]):
         stage = self._stage
         tile = self._tiles[number]
         tissue = stage.corpus.slice(tile.name)
-        match = stage.model.vocabulary.match(tissue, floor=0.0, min_genes=1)
+        match = match_genes(stage.model.vocabulary, tissue, None, None)
         if tile.rows is not None:
             tissue = _part(tissue, tile.rows)
         panel = self._read_tile(number).panel
