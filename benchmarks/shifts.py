@@ -1,11 +1,11 @@
 """Labels of slices, scored on another one as it is, with half of its genes, and with a tenth of its counts.
 
-``python benchmarks/shifts.py DATA [--study dlpfc --labelled 151673... --test 151676 --label region --model M... --baselines B...]``
+``python benchmarks/shifts.py DATA [--study dlpfc --labelled 151673... --test 151676 --label region]``
 
 A logistic regression is fitted on the vectors of the labelled slices as they are, and scored on the test slice.
 Baselines are fitted on the labelled slices alone (``labelled``), or without labels on them and on the test slice as a
 setting has it (``both``). ``--strength``: C of the regression, the inverse of its penalty. ``--model``: checkpoints,
-best trained without this study; those of one title are seeds and are averaged.
+best trained without this study; those of one title are seeds and are averaged. ``--baselines``: which.
 ``--quick``: one draw of genes and counts, the 400 cells nearest to the middle.
 """
 
