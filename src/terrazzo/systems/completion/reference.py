@@ -58,8 +58,10 @@ def fit_reference(
         Too few genes.
     """
     config = network.config
-    is_used = (network.basis_genes != NO_GENE).any(dim=1)
-    free = (~is_used).nonzero().flatten().tolist()
+    has_gene = network.basis_genes != NO_GENE
+    is_used = has_gene.any(dim=1)
+    is_free = ~is_used
+    free = is_free.nonzero().flatten().tolist()
     if not free:
         raise ConfigError(
             f"all {config.n_bases} bases of the model are taken: train one with a larger model.sizes.n_bases."
@@ -88,22 +90,28 @@ def fit_reference(
 
 def _add_genes(network: CompletionNetwork, wanted: Sequence[int]) -> None:
     """Give genes a place among those of the network, as many as there is room for; tokens stay ascending."""
-    before = network.tokens.numpy()
-    before = before[before != NO_TOKEN]
-    new = [token for token in wanted if token not in set(before.tolist())]
+    tokens = network.tokens.numpy()
+    before = tokens[tokens != NO_TOKEN]
+    known = set(before.tolist())
+    new = [token for token in wanted if token not in known]
     n_room = network.config.n_genes - len(before)
-    after = np.union1d(before, np.array(new[:n_room], dtype=np.int64))
+    added = np.array(new[:n_room], dtype=np.int64)
+    after = np.union1d(before, added)
     place = np.searchsorted(after, before)
     network.tokens.fill_(NO_TOKEN)
-    network.tokens[: len(after)] = torch.from_numpy(after)
+    n_after = len(after)
+    network.tokens[:n_after] = torch.from_numpy(after)
     moved = torch.from_numpy(place)
     is_gene = network.basis_genes != NO_GENE
     network.basis_genes[is_gene] = moved[network.basis_genes[is_gene]]
-    others = np.setdiff1d(np.arange(network.config.n_genes), place)
+    every = np.arange(network.config.n_genes)
+    others = np.setdiff1d(every, place)
+    rest = torch.from_numpy(others)
+    n_before = len(before)
     with torch.no_grad():
         rows = network.projection.clone()
-        network.projection[moved] = rows[: len(before)]
-        network.projection[torch.from_numpy(others)] = rows[len(before) :]
+        network.projection[moved] = rows[:n_before]
+        network.projection[rest] = rows[n_before:]
 
 
 def _rankings(slices: Iterable[Counted], n_bases: int) -> dict[str, Ints]:
