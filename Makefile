@@ -9,6 +9,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= build/demo
+DATA ?= ../shared/data
+RECIPES ?= benchmarks/weights.yaml
 
 # A Python that will do: really starts (a shim by that name may not), is 3.11 or newer, and can make environments.
 IS_PYTHON := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'
@@ -23,7 +25,7 @@ INPUTS := pyproject.toml constraints.txt src/terrazzo/_version.py
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-browser fuzz docs lint format clean
+.PHONY: help demo weights test test-slow test-browser fuzz docs lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, one of"
@@ -68,6 +70,10 @@ demo: $(VENV)/.stamp-run ## train on simulated slices -> embed a held-out one ->
 	@echo "the result is in $(OUT):"
 	@ls $(OUT)
 	@echo "open it in a browser: $(OUT)/report.html"
+
+weights: $(VENV)/.stamp-test ## train the weights that ship, on DATA; MAX_STEPS=2 to try it (hours otherwise)
+	$(BIN)/python benchmarks/ship.py --data $(DATA) --recipes $(RECIPES) --work build/weights \
+		$(if $(ONLY),--only $(ONLY)) $(if $(MAX_STEPS),--max-steps $(MAX_STEPS) --into build/weights/shipped)
 
 test: $(VENV)/.stamp-test ## the default tests
 	$(BIN)/python -m pytest

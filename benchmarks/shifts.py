@@ -1,11 +1,11 @@
 """Labels of slices, scored on another one as it is, with half of its genes, and with a tenth of its counts.
 
-``python benchmarks/shifts.py DATA [--study dlpfc --labelled 151673... --test 151676 --label region --model M...]``
+``python benchmarks/shifts.py DATA [--study dlpfc --labelled 151673... --test 151676 --label region]``
 
 A logistic regression is fitted on the vectors of the labelled slices as they are, and scored on the test slice.
 Baselines are fitted on the labelled slices alone (``labelled``), or without labels on them and on the test slice as a
 setting has it (``both``). ``--strength``: C of the regression, the inverse of its penalty. ``--model``: checkpoints,
-best trained without this study; those of one title are seeds and are averaged.
+best trained without this study; those of one title are seeds and are averaged. ``--baselines``: which.
 ``--quick``: one draw of genes and counts, the 400 cells nearest to the middle.
 """
 
@@ -87,7 +87,7 @@ def vectors(
     for model in models:
         parts = [model.prepare(tissue).embed().vectors for tissue in (*labelled, test)]
         yield (model.title, "not fitted"), np.concatenate(parts[:-1]), parts[-1]
-    refitted = fit_baselines(BASELINES, [*labelled, test])
+    refitted = fit_baselines(list(fitted), [*labelled, test])
     for fitted_on, baselines in (("labelled", fitted), ("both", refitted)):
         for baseline in baselines.values():
             parts = [baseline.transform(tissue) for tissue in (*labelled, test)]
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--test", default="151676")
     parser.add_argument("--label", default="region")
     parser.add_argument("--strength", type=float, default=0.1)
+    parser.add_argument("--baselines", nargs="+", default=BASELINES)
     parser.add_argument("--model", type=Path, nargs="+", default=[])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -145,7 +146,7 @@ def main() -> None:
     is_known = np.concatenate([is_labelled for _, is_labelled in labels])
     expected, is_expected = labels_of(test, options.label)
     learned = [tz.Slice.from_anndata(adata) for adata in labelled]
-    fitted = fit_baselines(BASELINES, learned)
+    fitted = fit_baselines(options.baselines, learned)
     models = [tz.load(path) for path in options.model]
     n_draws = 1 if options.quick else DRAWS
     scores: Scores = {}

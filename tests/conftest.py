@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -229,6 +232,19 @@ def vectors() -> Callable[..., np.ndarray]:
         return np.asarray(model.embed(adata, progress=False, **options).obsm["X_stofm"])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ship_script() -> ModuleType:
+    """Load benchmarks/ship.py, which no package holds."""
+    path = REPOSITORY / "benchmarks" / "ship.py"
+    spec = importlib.util.spec_from_file_location("ship", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ship"] = module  # dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

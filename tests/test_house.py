@@ -53,7 +53,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("corpus",),
     ("models",),
     ("plot", "tasks", "training"),
-    ("systems.scgpt", "systems.stalign", "systems.stimage", "systems.stofm"),
+    ("systems.completion", "systems.scgpt", "systems.stalign", "systems.stimage", "systems.stofm"),
     ("bench",),
     ("report",),
     ("answers",),

@@ -91,3 +91,40 @@ def test_a_recipe_by_name_far_from_the_repository(
     assert (away / "run" / "model" / "config.json").is_file()
     terrazzo("embed", "slices/s0.h5ad", "--model", "run/model", "--out", "out")
     assert (away / "out" / "s0.h5ad").is_file()
+
+
+@pytest.mark.slow
+def test_weights_by_name_offline(
+    environment: Path, ship_script: Any, tiny_model: Any, simulated: Any, tmp_path: Path
+) -> None:
+    from terrazzo.models.shipped import DataSource
+
+    python = str(environment / "bin" / "python")
+    env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
+    env["HF_HUB_OFFLINE"] = "1"
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [python, *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    site = next(environment.glob("lib/python*/site-packages"))
+    assert "terrazzo/tiny-1" not in run("-m", "terrazzo", "models")
+    ship_script.ship(
+        tiny_model().save_pretrained(tmp_path / "model"),
+        "tiny-1",
+        site / "terrazzo" / "weights",
+        purpose="to be tried",
+        quality="not measured",
+        data=[DataSource("simulated", "terrazzo.simulate", "CC0")],
+        trained_by="make weights",
+        slices=[simulated()],
+    )
+    simulated(50).write_h5ad(tmp_path / "a.h5ad")
+    assert run("-m", "terrazzo", "models").startswith("terrazzo/tiny-1  SToFM, ")
+    run("-m", "terrazzo", "embed", "a.h5ad", "--model", "terrazzo/tiny-1", "--out", "out")
+    assert (tmp_path / "out" / "a.h5ad").is_file()
+    code = "import terrazzo as tz; print(tz.SToFM.from_pretrained('terrazzo/tiny-1').provenance)"
+    assert "'shipped': 'terrazzo/tiny-1'" in run("-c", code)

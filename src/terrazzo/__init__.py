@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from terrazzo.models.baselines import Baseline
     from terrazzo.models.embed_files import embed_files
     from terrazzo.models.loading import convert, load
+    from terrazzo.models.shipped import list_models
     from terrazzo.records import vectors as get
     from terrazzo.slices import Slice, read, write_table
     from terrazzo.systems.stalign.model import STAlign
     from terrazzo.systems.stimage.model import STImage
     from terrazzo.systems.stofm.finetune import finetune
     from terrazzo.systems.stofm.model import SToFM
+    from terrazzo.training.adapting import adapt
     from terrazzo.training.recipe import load_recipe
     from terrazzo.training.run import pretrain
 
 _NAMES = {  # public name: where it is
+    "adapt": "terrazzo.training.adapting:adapt",
     "Baseline": "terrazzo.models.baselines:Baseline",
     "Corpus": "terrazzo.corpus.store:Corpus",
     "STAlign": "terrazzo.systems.stalign.model:STAlign",
@@ -45,6 +48,7 @@ _NAMES = {  # public name: where it is
     "embed_files": "terrazzo.models.embed_files:embed_files",
     "finetune": "terrazzo.systems.stofm.finetune:finetune",
     "get": "terrazzo.records:vectors",
+    "list_models": "terrazzo.models.shipped:list_models",
     "load": "terrazzo.models.loading:load",
     "load_recipe": "terrazzo.training.recipe:load_recipe",
     "pretrain": "terrazzo.training.run:pretrain",
@@ -65,6 +69,7 @@ __all__ = [
     "TissueImage",
     "Vocabulary",
     "__version__",
+    "adapt",
     "annotate",
     "build_corpus",
     "convert",
@@ -72,6 +77,7 @@ __all__ = [
     "embed_files",
     "finetune",
     "get",
+    "list_models",
     "load",
     "load_recipe",
     "plot",

@@ -36,6 +36,7 @@ __all__ = [
     "least_squares_components",
     "log_counts",
     "log_values",
+    "median_depth",
     "most_variable",
     "principal_directions",
     "scaling",
@@ -75,10 +76,13 @@ def total_of(totals: Floats, scale: Scale) -> float:
     """Return the total that cells or sites of a slice are scaled to: a number, or the median of those with counts."""
     if scale != "median":
         return float(scale)
+    return median_depth(totals) or PAPER_TOTAL
+
+
+def median_depth(totals: Floats) -> float:
+    """Return the median total of the cells that have counts; 0 where none has."""
     filled = totals[totals > 0]
-    if len(filled) == 0:
-        return PAPER_TOTAL
-    return float(np.median(filled))
+    return float(np.median(filled)) if len(filled) else 0.0
 
 
 def scaling(scale: float, totals: Floats) -> Floats:

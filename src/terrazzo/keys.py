@@ -16,6 +16,7 @@ __all__ = [
     "UNS",
     "X_BASELINE",
     "X_CELL",
+    "X_COMPLETED",
     "X_SCGPT",
     "X_STALIGN",
     "X_STIMAGE",
@@ -51,6 +52,7 @@ X_STOFM = "X_stofm"  # obsm: SToFM, float32 (n, d)
 X_STIMAGE = "X_stimage"  # obsm: ST as images
 X_STALIGN = "X_stalign"  # obsm: ST-Align
 X_SCGPT = "X_scgpt"  # obsm: scGPT, no tissue context
+X_COMPLETED = "X_completed"  # obsm: completion without another model
 X_CELL = "X_cell"  # obsm: a cell encoder alone, no tissue context
 X_BASELINE = "X_"  # obsm["X_<name>"]: a baseline, dashes as underscores: X_pca_nb3, X_t3
 UNS = "terrazzo"  # uns["terrazzo"][key]: provenance of obsm[key]

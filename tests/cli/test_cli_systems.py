@@ -60,7 +60,7 @@ def test_a_system_that_is_not_there_names_the_nearest(call: Any) -> None:
     assert err == "error: there is no system 'stfm'. Did you mean 'stofm'?\n"
     code, _, err = call("embed", "--help", "nosuch")
     assert code == 2
-    assert "The systems are stofm, stimage, stalign, scgpt." in err
+    assert "The systems are stofm, stimage, stalign, scgpt, completion." in err
     code, out, err = call("embed", "slice.h5ad", "--help")  # not a system, but a slice
     assert (code, err) == (0, "")
     assert "Usage: terrazzo embed" in out

@@ -44,7 +44,7 @@ def tables(page: str) -> dict[str, dict[str, str]]:
 
 def test_every_key_of_every_recipe_has_a_row_with_a_meaning(generated: ModuleType) -> None:
     sections = tables(generated.settings())
-    assert len(sections) == 5
+    assert len(sections) == 6
     recipes = registry.recipe_files()
     assert len(recipes) > 10
     for name, file in recipes.items():

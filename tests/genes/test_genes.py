@@ -202,6 +202,10 @@ def test_slice_without_any_count() -> None:
     assert (found.coverage.share_counts, found.coverage.n_empty_after) == (0.0, 2)
 
 
+FEW = pytest.mark.filterwarnings("ignore:slice .*fewer than 3:terrazzo.errors.TerrazzoWarning")
+
+
+@FEW
 def test_floor() -> None:
     x = np.ones((4, 7))
     x[:, 6] = 1000
@@ -269,6 +273,7 @@ def test_mixed_slice() -> None:
     assert found.column_token.tolist() == [2, -1, -1, -1, 3, 6, 7]
 
 
+@FEW
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".pkl"])
 def test_load_orthologs(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"table{suffix}"

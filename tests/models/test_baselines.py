@@ -25,6 +25,7 @@ from terrazzo.models.baselines import (
     neighbor_mean,
 )
 from terrazzo.models.states import RINGS, States, nearest_in_rings, ring_means
+from terrazzo.splitting import thin_counts
 
 CELLS, GENES = 300, 70
 
@@ -59,6 +60,8 @@ def test_shapes(fitted: dict[str, Baseline], slices: list[Slice]) -> None:
             widths[name] = 20
         if name.startswith("t3"):
             widths[name] = 6 * 20
+        if name.startswith("t4-clean"):
+            widths[name] = 3 * 6 * 30
     assert {name: values.shape for name, values in out.items()} == {
         n: (CELLS, widths.get(n, 50)) for n in KINDS
     }
@@ -167,7 +170,7 @@ def test_a_missing_gene_is_missing_and_not_average() -> None:
     assert lost["t1-clean"] < 0.6 * lost["t1"]
 
 
-@pytest.mark.parametrize("name", ["t1-clean", "t3-clean", "t1-clean-z", "t3-clean-z"])
+@pytest.mark.parametrize("name", ["t1-clean", "t3-clean", "t1-clean-z", "t3-clean-z", "t4-clean"])
 def test_too_few_genes_for_a_least_squares_estimate(
     name: str, fitted: dict[str, Baseline], slices: list[Slice]
 ) -> None:
@@ -177,6 +180,23 @@ def test_too_few_genes_for_a_least_squares_estimate(
     with pytest.raises(InputError, match=r"19 of the 70 genes .* fewer than 20") as refused:
         fitted[name].transform(few)
     assert "\n" not in str(refused.value)
+
+
+def test_states_at_three_scales_have_t4s_form(
+    fitted: dict[str, Baseline], slices: list[Slice]
+) -> None:
+    """Shares of each ring and scale add up to one; the depth of a slice does not move them far."""
+    vectors = fitted["t4-clean"].transform(slices[2])
+    shares = (vectors**2).reshape(CELLS, 6, 3, 30)
+    np.testing.assert_allclose(shares.sum(axis=3), 1, atol=1e-4)
+    thinned, _ = thin_counts(slices[2].counts, 0.3, np.random.default_rng(0))
+    shallow = replace(slices[2], counts=thinned)
+    moved = {}
+    for name in ("t4", "t4-clean"):
+        before = fitted[name].transform(slices[2])
+        after = fitted[name].transform(shallow)
+        moved[name] = ((after - before) ** 2).mean() / before.var(axis=0).mean()
+    assert moved["t4-clean"] < 0.8 * moved["t4"]
 
 
 def test_half_shrunk_means_leave_less_between_shifted_slices() -> None:

@@ -41,7 +41,9 @@ def alone(both: AnnData, name: str) -> AnnData:
     given="`embed(slice_key=)` of an AnnData with several sections",
     gets="The vectors of each section are those of the section alone, rows in their places",
 )
-@pytest.mark.parametrize("system", ["SToFM", "STImage", "z50", "t3", "t4", "t1-half", "t3-clean-z"])
+@pytest.mark.parametrize(
+    "system", ["SToFM", "STImage", "z50", "t3", "t4", "t1-half", "t3-clean-z", "t4-clean-z"]
+)
 def test_each_section_gets_its_own_vectors(system: str, simulated: Any, tiny_model: Any) -> None:
     _, both = two(simulated)
     options: dict[str, Any] = {}

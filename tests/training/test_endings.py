@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -132,11 +133,18 @@ def test_the_data_are_passed_again_until_the_steps_are_done(
     assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(12))
 
 
+def how(ending: Ending | None) -> Ending:
+    """Return an ending without the weights that are kept."""
+    assert ending is not None
+    nothing = dict.fromkeys(("kept_step", "kept_loss", "start_loss", "last_loss"))
+    return replace(ending, **nothing)
+
+
 @pytest.mark.slow
 def test_epochs_alone(recipe: Any) -> None:
     config = recipe(optim={"epochs": 2})
     train(config)
-    assert of_run(config.out) == Ending("epochs", 6, 6, 2.0, 6)
+    assert how(of_run(config.out)) == Ending("epochs", 6, 6, 2.0, 6)
 
 
 @pytest.mark.slow
@@ -167,7 +175,7 @@ def test_an_interrupt_says_how_far_it_came_and_the_resumed_run_its_own_end(
         train(config, callbacks=[Stop(5, interrupts=True)])
     assert of_run(config.out) == Ending("interrupt", 5, 9, 1.667, saved)
     train(config, resume=True)
-    assert of_run(config.out) == Ending("epochs", 9, 9, 3.0, 9)
+    assert how(of_run(config.out)) == Ending("epochs", 9, 9, 3.0, 9)
     record = json.loads((Path(config.out) / "run.json").read_text())
     assert record["recipe"]["optim"]["epochs"] == 3
 
@@ -188,9 +196,9 @@ def test_with_a_bar_it_is_said_below_it(recipe: Any, capfd: pytest.CaptureFixtur
 
     pretrain(recipe(optim={"max_steps": 2}), progress=True)
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.endswith(
-        "Training ended after 2 steps, the number that was set (0.667 passes over the data)."
-    )
+    said = "Training ended after 2 steps, the number that was set (0.667 passes over the data). "
+    assert said in last
+    assert "held-out loss" in last
 
 
 def test_a_folder_without_a_record(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_run_leaves_a_model_with_its_provenance(
         assert word in card
     rows = list(csv.DictReader((out / "logs" / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1"]
-    assert sum(bool(row["val/loss"]) for row in rows) == 1
+    assert [row["step"] for row in rows if row["val/loss"]] == ["0", "1"]  # the start; the end
     assert all(float(row["cells_per_second"]) > 0 for row in rows if row["cells_per_second"])
     assert list((out / "logs" / "tensorboard").glob("events*"))
     assert json.loads((out / "run.json").read_text())["recipe"]["stage"] == stage
@@ -117,7 +117,8 @@ class Poison:
 
     def __call__(self, batch: Any) -> Any:
         parts = type(self.objective).losses(self.objective, batch)
-        self.seen += 1
+        if self.objective.training:
+            self.seen += 1
         return {**parts, "loss": parts["loss"] * (self.value if self.seen > self.at else 1)}
 
 
@@ -230,7 +231,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     saved, save_now = [], torch.save
 
     def full(thing: Any, stream: Any) -> None:
-        saved.append(thing["global_step"])
+        if "optimizer_states" in thing:  # else the best weights
+            saved.append(thing["global_step"])
         if len(saved) == 3:
             stream.write(b"half")
             raise OSError(28, "No space left on device")

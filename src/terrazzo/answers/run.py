@@ -287,6 +287,8 @@ def _named_source(opened: Data, ask: _Ask) -> Source:
         model = load(model)
     if not isinstance(model, FoundationModel):
         raise ConfigError(f"model must be a name, a folder or a model, not {type(model).__name__}.")
+    for tissue in opened.slices:
+        model.check_depth(tissue)
     return Embedded(repr(model), _embed_with(model, adatas, purpose), refits=True)
 
 

@@ -56,6 +56,8 @@ ALWAYS = (  # in every table
     "t3-clean",
     "t1-clean-z",
     "t3-clean-z",
+    "t4-clean",
+    "t4-clean-z",
 )
 CELL_ENCODER = "cell-encoder"
 CELL_ENCODERS = {CELL_ENCODER: "Cell encoder alone", "geneformer": "Geneformer"}

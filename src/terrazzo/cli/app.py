@@ -16,7 +16,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from terrazzo._version import __version__
-from terrazzo.cli import answers, convert, data, embed, genes, info, report, tasks, training
+from terrazzo.cli import (
+    answers,
+    convert,
+    data,
+    embed,
+    genes,
+    info,
+    models,
+    report,
+    tasks,
+    training,
+)
 from terrazzo.cli.corpus import corpus_app
 from terrazzo.cli.help import OneScreen
 from terrazzo.cli.options import FIRST, OPTIONS, OTHERS, Overwrite, out_console, say
@@ -46,6 +57,7 @@ app = App(
 answers.register(app)
 info.register(app)
 embed.register(app)
+models.register(app)
 training.register(app)
 convert.register(app)
 app.command(corpus_app)

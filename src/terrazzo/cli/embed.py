@@ -34,7 +34,8 @@ def embed(
     /,
     *,
     model: Annotated[
-        str, Parameter(help="Checkpoint folder, organization/name on the hub, or baseline: t2.")
+        str,
+        Parameter(help="Checkpoint folder, name (terrazzo models, or the hub's), or baseline: t2."),
     ],
     out: Annotated[Path, Parameter(help="Folder for the embedded slices.")],
     key: Annotated[

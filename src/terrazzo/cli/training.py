@@ -1,4 +1,4 @@
-"""Verbs for training: pretrain, recipes."""
+"""Verbs for training: pretrain, adapt, recipes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = ["register"]
 def register(app: App) -> None:
     """Add the verbs to the command line."""
     app.command(pretrain, group=TRAINING)
+    app.command(adapt, group=TRAINING)
     recipes = App(
         name="recipes",
         group=TRAINING,
@@ -79,6 +80,24 @@ def pretrain(
         if ending is not None and not Progress().enabled:  # else it is below the bar
             say(ending.line())
         say(f"Trained model: {folder}\nLogs: {folder.parent / 'logs'}")
+
+
+def adapt(
+    model: Annotated[str, Parameter(help="Checkpoint folder that terrazzo trained, or its name.")],
+    slices: Annotated[list[Path], Parameter(help="Slices: files or vendors' folders.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="New folder for logs and the adapted model.")],
+    steps: Annotated[int, Parameter(help="Steps of training.")] = 300,
+    seed: Annotated[int, Parameter(help="Of order and noise.")] = 0,
+) -> None:
+    """Train a model further on slices without labels; kept only where a held-out part of them gains.
+
+    Example: terrazzo adapt runs/mine/model slices/a.h5ad --out adapted
+    """
+    from terrazzo.training.adapting import adapt as adapt_model
+
+    say(adapt_model(model, slices, out, steps=steps, seed=seed).line())
 
 
 def list_recipes() -> None:

@@ -13,10 +13,18 @@ from scipy import sparse
 
 from terrazzo.arrays import Floats, Int32s
 from terrazzo.corpus.store import Corpus
+from terrazzo.expression import median_depth
 from terrazzo.genes import Vocabulary
 from terrazzo.genes.matching import GeneTable
 
-__all__ = ["Columns", "Match", "columns_by_token", "member_match", "shares_known"]
+__all__ = [
+    "Columns",
+    "Match",
+    "columns_by_token",
+    "median_depths",
+    "member_match",
+    "shares_known",
+]
 
 Columns = tuple[Int32s, Floats]  # token and median of each column of a member
 Match = Callable[[str], Columns]
@@ -92,6 +100,15 @@ def shares_known(corpus: Corpus, vocabulary: Vocabulary, members: Sequence[str])
         coverage = vocabulary.coverage(_sample(corpus, table, member))
         shares.append(coverage.share_counts)
     return np.array(shares)
+
+
+def median_depths(corpus: Corpus, members: Sequence[str]) -> Floats:
+    """Return the median counts of a cell with counts of each member, 0 without one, measured on a few of its rows."""
+    table = corpus.manifest.set_index("id")
+    depths = []
+    for member in members:
+        depths.append(median_depth(_sample(corpus, table, member).total_counts))
+    return np.array(depths)
 
 
 def _sample(corpus: Corpus, table: pd.DataFrame, member: str) -> _Sampled:

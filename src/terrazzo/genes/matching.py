@@ -32,10 +32,13 @@ __all__ = [
     "check_floor",
     "load_orthologs",
     "match_genes",
+    "warn_few",
 ]
 
 GeneTable: TypeAlias = Mapping[str, Any] | pd.DataFrame | str | os.PathLike[str]
 """Pairs of genes: a dict, a two-column DataFrame, or the path of a .csv, .tsv, .parquet or .pkl file."""
+
+FEW_GENES = 50  # shared by slice and vocabulary: fewer get a warning
 
 _WAYS = ("ensembl", "symbol", "symbol_case", "alias", "ortholog")
 _N_EXAMPLES = 5
@@ -383,6 +386,21 @@ def check_floor(
         "that is neither human nor mouse pass orthologs= (--orthologs: slice gene -> vocabulary gene); or add "
         f"{column}."
     )
+
+
+def warn_few(match: GeneMatch, vocabulary: Vocabulary, tissue: Counted) -> None:
+    """Warn where a slice has fewer than 50 genes of a vocabulary, or than half of a smaller one."""
+    coverage = match.coverage
+    n_shared = coverage.n_matched - coverage.n_merged
+    n_enough = min(FEW_GENES, len(vocabulary) // 2)
+    if n_shared >= n_enough:
+        return
+    message = (
+        f"slice {tissue.name!r}: only {n_shared} of its {coverage.n_genes:,} genes are among the "
+        f"{len(vocabulary):,} of the model ({coverage.share_counts:.1%} of the counts), fewer than {n_enough}: compare "
+        "its vectors with a baseline's"
+    )
+    warnings.warn(message, TerrazzoWarning, stacklevel=4)
 
 
 def _shown(gene: str, symbol: str) -> str:

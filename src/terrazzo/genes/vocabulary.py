@@ -24,6 +24,7 @@ from terrazzo.genes.matching import (
     GeneTable,
     check_floor,
     match_genes,
+    warn_few,
 )
 from terrazzo.genes.medians import survey
 from terrazzo.genes.names import ORGANISMS, ensembl_id, parse_organism
@@ -149,6 +150,8 @@ class Vocabulary:
     ) -> GeneMatch:
         """Find the token of every gene of a slice.
 
+        Under 50 shared genes (of a vocabulary of under 100: half of it) get a warning.
+
         Order: Ensembl id; exact symbol; symbol without regard to case; ``aliases``. Between mouse and human: Ensembl
         id; ``orthologs``; orthologs by the table of the library, first those that are one-to-one or share the symbol;
         symbol without regard to case; the other orthologs of the library, the most confident first, if their gene is
@@ -179,6 +182,7 @@ class Vocabulary:
         """
         match = match_genes(self, tissue, orthologs, aliases)
         check_floor(match, self, tissue, floor, min_genes)
+        warn_few(match, self, tissue)
         return match
 
     def coverage(

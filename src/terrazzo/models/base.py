@@ -7,6 +7,7 @@ import datetime
 import html
 import json
 import logging
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,19 @@ from terrazzo import keys, records
 from terrazzo._version import __version__
 from terrazzo.arrays import Bools, Vectors
 from terrazzo.config import from_dict, to_dict
-from terrazzo.errors import CheckpointError, ConfigError, InputError, TerrazzoError, shortened
+from terrazzo.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    TerrazzoError,
+    TerrazzoWarning,
+    shortened,
+)
+from terrazzo.expression import median_depth
 from terrazzo.genes import Coverage, Vocabulary
 from terrazzo.models import checkpoint as ckpt
 from terrazzo.models import hub
-from terrazzo.models.card import LICENSE, card
+from terrazzo.models.card import LEAST_DEPTH, LICENSE, card
 from terrazzo.models.estimate import Plan
 from terrazzo.models.inputs import embed_each
 from terrazzo.models.options import EmbedOptions, split_options
@@ -36,6 +45,10 @@ from terrazzo.slices import Slice
 __all__ = ["Embedding", "FoundationModel", "Prepared", "joined", "require_counts"]
 
 logger = logging.getLogger(__name__)
+
+SHALLOW = (
+    0.75  # share of the shallowest training slice's counts a cell; below it a slice gets a warning
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +80,12 @@ class Prepared(abc.ABC):
     ----------
     settings
         Settings that decide the vectors beside model and slice, JSON-able; recorded in ``uns``.
+    reads_counts
+        False where only the histology is read.
     """
 
     settings: dict[str, Any]
+    reads_counts: bool = True
 
     @cached_property
     def plan(self) -> Plan:
@@ -119,11 +135,11 @@ class FoundationModel(abc.ABC):
     """
 
     model_type: ClassVar[str]
-    default_key: ClassVar[str]
+    default_key: str
     config_class: ClassVar[type]
-    options_class: ClassVar[type[EmbedOptions]] = EmbedOptions
-    title: ClassVar[str]
-    citation: ClassVar[str] = ""
+    options_class: type[EmbedOptions] = EmbedOptions
+    title: str
+    citation: str = ""
     limits: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
@@ -167,6 +183,28 @@ class FoundationModel(abc.ABC):
             The slice, its genes, or the options cannot be used; the message says how to fix it.
         """
 
+    def ready(
+        self, tissue: Slice, options: Any = None, *, obs: pd.DataFrame | None = None
+    ) -> Prepared:
+        """Prepare one slice, as :meth:`prepare`, and warn where it is shallow (:meth:`check_depth`)."""
+        prepared = self.prepare(tissue, options, obs=obs)
+        if prepared.reads_counts:
+            self.check_depth(tissue)
+        return prepared
+
+    def check_depth(self, tissue: Slice) -> None:
+        """Warn where a slice has clearly fewer counts a cell than every slice that the weights were trained on."""
+        least = self.provenance.get(LEAST_DEPTH)
+        if not tissue.is_counts or not isinstance(least, int | float):
+            return
+        depth = median_depth(tissue.total_counts)
+        if 0 < depth < SHALLOW * least:
+            message = (
+                f"{tissue.name}: a cell or spot has {depth:,.0f} counts (median), fewer than in any slice that these "
+                f"weights were trained on (the shallowest: {least:,.0f}); compare its vectors with a baseline's"
+            )
+            warnings.warn(message, TerrazzoWarning, stacklevel=3)
+
     def embed(
         self,
         data: Any,
@@ -207,7 +245,7 @@ class FoundationModel(abc.ABC):
         bars = Progress(progress)
 
         def embed_one(tissue: Slice, adata: AnnData) -> None:
-            prepared = self.prepare(tissue, checked, obs=adata.obs)
+            prepared = self.ready(tissue, checked, obs=adata.obs)
             embedding = prepared.embed(bars)
             self.write(adata, tissue, prepared, embedding, key_added)
 
@@ -229,11 +267,11 @@ class FoundationModel(abc.ABC):
         model_options, slice_options = split_options(options)
         checked = self.options_class.checked(model_options, self.title)
         if isinstance(data, Slice):
-            return self.prepare(data, checked).plan
+            return self.ready(data, checked).plan
         plans = []
 
         def plan_one(tissue: Slice, adata: AnnData) -> None:
-            plans.append(self.prepare(tissue, checked, obs=adata.obs).plan)
+            plans.append(self.ready(tissue, checked, obs=adata.obs).plan)
 
         embed_each(data, slice_options, plan_one)
         return plans[0] if len(plans) == 1 else Plan.summed(plans)
@@ -266,7 +304,7 @@ class FoundationModel(abc.ABC):
             "model_type": self.model_type,
             "trained": self.trained,
             "checkpoint_sha256": self.fingerprint(),
-            **self._hub_record(),
+            **self._origin_record(),
             "config": json.dumps(to_dict(self.config)),
             "terrazzo_version": __version__,
             "coverage": json.dumps(embedding.coverage.to_dict()),
@@ -416,13 +454,14 @@ class FoundationModel(abc.ABC):
     def from_pretrained(
         cls, source: str | Path, *, revision: str | None = None, device: str | None = None
     ) -> Self:
-        """Load a checkpoint folder, or one from the Hugging Face hub.
+        """Load a checkpoint folder, weights that come with terrazzo, or a checkpoint from the Hugging Face hub.
 
         Parameters
         ----------
         source
-            A folder, or ``"organization/name"``, or ``"organization/name@revision"``. The commit of a name is recorded
-            in the provenance, and with every embedding.
+            A folder; a name of :func:`terrazzo.list_models`; or ``"organization/name"`` on the hub, which may be
+            ``"organization/name@revision"``. The name, and the commit of one on the hub, are recorded in the
+            provenance, and with every embedding.
         revision
             Branch, tag or commit on the hub.
         device
@@ -431,8 +470,8 @@ class FoundationModel(abc.ABC):
         Raises
         ------
         CheckpointError
-            The folder is incomplete, damaged, or has another kind of model; the hub does not have it, or cannot be
-            reached and the cache does not have it.
+            The folder is incomplete, damaged, or has another kind of model; the checksum of weights that ship is wrong;
+            the hub does not have it, or cannot be reached and the cache does not have it.
         """
         return cls.from_located(hub.locate(source, revision), source, device)
 
@@ -475,9 +514,9 @@ class FoundationModel(abc.ABC):
             reason = shortened(error, 200, quoted=False)
             raise CheckpointError(f"{where}: no model can be built of this ({reason}).") from error
 
-    def _hub_record(self) -> dict[str, str]:
+    def _origin_record(self) -> dict[str, str]:
         record = {}
-        for name in (hub.HUB, hub.COMMIT):
+        for name in (hub.HUB, hub.COMMIT, hub.SHIPPED):
             if name in self.provenance:
                 record[name] = str(self.provenance[name])
         return record

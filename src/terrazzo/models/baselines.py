@@ -47,6 +47,8 @@ WITHIN_1_HOP = 6  # neighbors within one hop on a hexagonal lattice
 
 WITHIN_3_HOPS = 36
 
+N_SCALED = 30  # states at each of three scales
+
 ROWS = 20_000  # cells whose neighbors are searched together
 
 Project = Callable[[Slice], Vectors]  # vectors of the single cells of a slice
@@ -154,6 +156,26 @@ class _StateShares:
         return shares
 
 
+@dataclass(frozen=True)
+class _ScaledShares:
+    """Shares of 30 states of each cell at each of three scales, by its components; 0 for states that there are not."""
+
+    project: Project
+    states: tuple[States, ...]
+
+    def __call__(self, tissue: Slice) -> Vectors:
+        from terrazzo.models.states import at_scales
+
+        components = self.project(tissue)[:, :N_COMPONENTS]
+        scaled = at_scales(components, tissue.coords)
+        shares = np.zeros((tissue.n_cells, len(scaled) * N_SCALED), dtype=np.float32)
+        for scale, (states, values) in enumerate(zip(self.states, scaled, strict=True)):
+            found = states(values)
+            first = scale * N_SCALED
+            shares[:, first : first + found.shape[1]] = found
+        return shares
+
+
 def _least_squares(project: Project, slices: Sequence[Slice], seed: int) -> Project:
     """Take components from the genes that a slice has."""
     if not isinstance(project, Projection):
@@ -167,6 +189,22 @@ def _states(project: Project, slices: Sequence[Slice], seed: int) -> Project:
 
     components = [project(tissue)[:, :N_COMPONENTS] for tissue in slices]
     return _StateShares(project, States.fit(np.concatenate(components), seed=seed))
+
+
+def _scaled_states(project: Project, slices: Sequence[Slice], seed: int) -> Project:
+    """Fit states at three scales on components that are estimated by least squares."""
+    from terrazzo.models.states import SCALES, States, at_scales
+
+    clean = _least_squares(project, slices, seed)
+    by_slice = []
+    for tissue in slices:
+        components = clean(tissue)[:, :N_COMPONENTS]
+        by_slice.append(at_scales(components, tissue.coords))
+    fitted = []
+    for scale in range(len(SCALES)):
+        cells = np.concatenate([scaled[scale] for scaled in by_slice])
+        fitted.append(States.fit(cells, n_states=N_SCALED, seed=seed))
+    return _ScaledShares(clean, tuple(fitted))
 
 
 @dataclass(frozen=True)
@@ -202,6 +240,8 @@ _CLEAN_T1 = Kind("T1, clean loadings", _smoothed, _by_slice, _least_squares)
 
 _CLEAN_T3 = Kind("T3, clean loadings", _own_and_rings, _by_slice, _least_squares)
 
+_CLEAN_T4 = Kind("T4 at three scales, clean loadings", _roots_in_rings, _by_slice, _scaled_states)
+
 KINDS = {
     "expression": Kind("Expression of variable genes", _own, _genes),
     "pca": Kind("PCA", _own),
@@ -217,8 +257,12 @@ KINDS = {
     "t1-half": Kind("T1, half-shrunk slice means", _smoothed, _half_shrunk, joint=True),
     "t1-clean": _CLEAN_T1,
     "t3-clean": _CLEAN_T3,
+    "t4-clean": _CLEAN_T4,
     "t1-clean-z": replace(_CLEAN_T1, title="T1, clean loadings, z-scored by slice", z_scores=True),
     "t3-clean-z": replace(_CLEAN_T3, title="T3, clean loadings, z-scored by slice", z_scores=True),
+    "t4-clean-z": replace(
+        _CLEAN_T4, title="T4 at three scales, clean loadings, z-scored by slice", z_scores=True
+    ),
 }
 
 
@@ -237,7 +281,9 @@ class Baseline:
         the cell and of its rings. ``t1-half``: ``t1`` with each gene's slice mean shrunk by half towards the mean of
         all slices that it is fitted on, and the deviation within slices. ``t1-clean``, ``t3-clean``: ``t1`` and ``t3``
         with loadings that stay as they were fitted, and components of another slice estimated by least squares from
-        the genes that it has; ``t1-clean-z``, ``t3-clean-z``: these with mean 0 and sd 1 on each slice.
+        the genes that it has; ``t4-clean``: as ``t4``, of such components, with 30 states at each of three scales
+        (means over 1, 7 and 19 cells). ``t1-clean-z``, ``t3-clean-z``, ``t4-clean-z``: these with mean 0 and sd 1
+        on each slice.
     n_components
         Principal components.
     seed
@@ -383,6 +429,9 @@ def _digest_fields(digest: Any, value: Any) -> None:
         content = getattr(value, one.name)
         if is_dataclass(content):
             _digest_fields(digest, content)
+        elif isinstance(content, tuple) and content and is_dataclass(content[0]):
+            for part in content:
+                _digest_fields(digest, part)
         elif isinstance(content, np.ndarray):
             digest.update(np.ascontiguousarray(content).tobytes())
         else:

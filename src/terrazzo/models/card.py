@@ -13,6 +13,7 @@ from terrazzo.models import checkpoint as ckpt
 
 __all__ = [
     "COUNTS_KNOWN",
+    "LEAST_DEPTH",
     "LICENSE",
     "TRAINED_ON",
     "PartLoss",
@@ -25,6 +26,8 @@ __all__ = [
 LICENSE = "license"
 
 COUNTS_KNOWN = "counts known"  # share of a training slice's counts on genes of the vocabulary
+
+LEAST_DEPTH = "least depth"  # lowest of the training slices' median counts a cell or spot
 
 TRAINED_ON = "train slices, hashed"  # see `name_hash`; a name may be a patient's
 
@@ -132,6 +135,9 @@ def _data(provenance: Mapping[str, Any]) -> str:
     known = provenance.get(COUNTS_KNOWN)
     if known:
         lines.append(f"share of a training slice's counts on known genes: {known}")
+    depth = provenance.get(LEAST_DEPTH)
+    if depth is not None:
+        lines.append(f"lowest median counts a cell or spot of a training slice: {depth:,.0f}")
     table = _table(("split", "slices", "cells"), rows)
     return f"{table}\n\n{_bullets(lines)}"
 
@@ -144,6 +150,10 @@ def _training(provenance: Mapping[str, Any]) -> str:
         "epochs",
         "steps",
         "ended by",
+        "weights of step",
+        "held-out loss",
+        "held-out loss at the start",
+        "held-out loss at the end",
         "processes",
         "date",
         "git_revision",

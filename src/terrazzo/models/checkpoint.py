@@ -210,7 +210,7 @@ def has_only(folder: Path, names: Collection[str]) -> bool:
 
 
 def read(folder: str | Path) -> Checkpoint:
-    """Read a checkpoint folder.
+    """Read a checkpoint folder; float16 and bfloat16 of its tensors become float32.
 
     Raises
     ------
@@ -237,7 +237,7 @@ def read(folder: str | Path) -> Checkpoint:
     return Checkpoint(
         model_type=header["model_type"],
         model=header["model"],
-        state=read_tensors(path / WEIGHTS),
+        state=_in_float32(read_tensors(path / WEIGHTS)),
         vocabulary=vocabulary,
         provenance=header.get("provenance", {}),
     )
@@ -297,6 +297,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         names = shortened(", ".join(not_finite), 200, quoted=False)
         raise CheckpointError(f"{path} holds values that are not finite: {names}.")
     return state
+
+
+def _in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with those of half precision in float32, the type that models compute with."""
+    converted = {}
+    for name, tensor in state.items():
+        is_half = tensor.dtype in (torch.float16, torch.bfloat16)
+        converted[name] = tensor.float() if is_half else tensor
+    return converted
 
 
 def _is_finite(tensor: Tensor) -> bool:

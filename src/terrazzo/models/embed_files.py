@@ -311,7 +311,7 @@ class _Job:
             if not self.dry_run:
                 self.model.write(adata, tissue, self.model.transform(tissue), self.key)
             return ""
-        prepared = self.model.prepare(tissue, self.options, obs=adata.obs)
+        prepared = self.model.ready(tissue, self.options, obs=adata.obs)
         self._announce(where, [*opened.notes, tissue.sections, prepared.plan])
         if self.dry_run:
             return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from terrazzo._version import __version__
-from terrazzo.errors import CheckpointError, OutputError, TerrazzoError, shortened
+from terrazzo.errors import (
+    CheckpointError,
+    OutputError,
+    TerrazzoError,
+    TerrazzoWarning,
+    shortened,
+)
 from terrazzo.files import exists
 from terrazzo.models import checkpoint as ckpt
+from terrazzo.models import shipped
 
-__all__ = ["COMMIT", "HUB", "Located", "is_hub_name", "locate", "push"]
+__all__ = ["COMMIT", "HUB", "SHIPPED", "Located", "is_hub_name", "locate", "push"]
 
 FILES = (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY, ckpt.CARD)
 
@@ -23,6 +31,8 @@ FILES = (ckpt.CONFIG, ckpt.WEIGHTS, ckpt.VOCABULARY, ckpt.CARD)
 HUB = "hub"
 
 COMMIT = "hub_commit"
+
+SHIPPED = "shipped"
 
 LONGEST = 300  # characters of a foreign message
 
@@ -39,7 +49,8 @@ class Located:
     folder
         The folder.
     origin
-        ``{"hub": "organization/name", "hub_commit": hash}`` where it came from the hub, else empty.
+        ``{"hub": "organization/name", "hub_commit": hash}`` where it came from the hub, ``{"shipped": name}`` where it
+        came with terrazzo, else empty.
     """
 
     folder: Path
@@ -47,7 +58,7 @@ class Located:
 
 
 def is_hub_name(source: str | Path) -> bool:
-    """Return True for a name on the hub, ``organization/name`` or with ``@revision``, that is not a local path."""
+    """Return True for ``organization/name``, or with ``@revision``, that is not a local path."""
     name = str(source)
     if _NAME.fullmatch(name) is None or name.startswith("."):
         return False
@@ -55,9 +66,11 @@ def is_hub_name(source: str | Path) -> bool:
 
 
 def locate(source: str | Path, revision: str | None = None) -> Located:
-    """Return the local folder of a checkpoint, fetched from the hub where ``source`` is a name on the hub.
+    """Return the local folder of a checkpoint: a folder, weights that come with terrazzo, or fetched from the hub.
 
-    What is in the hub's cache already is not fetched again; with ``HF_HUB_OFFLINE=1`` only the cache is read.
+    Weights that come with terrazzo are checked by their checksums, and nothing is asked of the network. A name with a
+    revision is the hub's; so is one of terrazzo that did not come with it, after a warning that says which did. What is
+    in the hub's cache already is not fetched again; with ``HF_HUB_OFFLINE=1`` only the cache is read.
 
     Parameters
     ----------
@@ -69,11 +82,18 @@ def locate(source: str | Path, revision: str | None = None) -> Located:
     Raises
     ------
     CheckpointError
-        Not a folder, and not available from the hub; a repository without a checkpoint of terrazzo; two revisions.
+        Not a folder, and not available from the hub; a repository without a checkpoint of terrazzo; two revisions;
+        weights that ship, and are damaged.
     """
     if not is_hub_name(source):
         return Located(Path(source))
     name, _, stated = str(source).partition("@")
+    if shipped.belongs(name) and not stated and revision is None:
+        shipped_folder = shipped.checked_folder(name)
+        if shipped_folder is not None:
+            return Located(shipped_folder, {SHIPPED: name})
+        message = f"{shipped.not_shipped(name)} Looking for it on the hub."
+        warnings.warn(message, TerrazzoWarning, stacklevel=3)
     if stated and revision and stated != revision:
         raise CheckpointError(
             f"{source} names the revision {stated!r}, and revision= another one, {revision!r}."

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from terrazzo.arrays import Bools, Floats, Ints
 from terrazzo.errors import ConfigError, InputError, TerrazzoWarning
+from terrazzo.expression import median_depth
 from terrazzo.genes import Vocabulary
 from terrazzo.genes.matching import match_genes
 from terrazzo.genes.names import read_gene_names
@@ -388,14 +389,14 @@ def _numbers(labeled: Sequence[_Genes], targets: Sequence[_Genes], shared: set[s
     labeled_shares = [_share_of_counts(genes, used_shared) for genes in labeled]
     target_shares = [_share_of_counts(genes, used_shared) for genes in targets]
     labeled_totals = [_totals(genes, used_shared) for genes in labeled]
-    target_depths = [_median(_totals(genes, used_shared)) for genes in targets]
+    target_depths = [median_depth(_totals(genes, used_shared)) for genes in targets]
     return Panels(
         n_labeled=len(labeled_names),
         n_target=len(target_names),
         n_shared=len(used_shared),
         share_labeled=float(np.mean(labeled_shares)),
         share_target=float(np.min(target_shares)),
-        depth_labeled=_median(np.concatenate(labeled_totals)),
+        depth_labeled=median_depth(np.concatenate(labeled_totals)),
         depth_target=min(target_depths),
     )
 
@@ -412,9 +413,3 @@ def _share_of_counts(genes: _Genes, names: set[str]) -> float:
     if total <= 0:
         return 1.0
     return float(_totals(genes, names).sum() / total)
-
-
-def _median(totals: Floats) -> float:
-    """Return the median over cells with counts; 0 where there are none."""
-    filled = totals[totals > 0]
-    return float(np.median(filled)) if len(filled) else 0.0

@@ -14,10 +14,22 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from terrazzo.arrays import Floats, Int32s, Ints, Vectors
+from terrazzo.models.projections import standardized
 
-__all__ = ["N_STATES", "RINGS", "States", "nearest_in_rings", "ring_means"]
+__all__ = [
+    "N_STATES",
+    "RINGS",
+    "SCALES",
+    "States",
+    "at_scales",
+    "nearest_in_rings",
+    "ring_means",
+    "standardized_alone",
+]
 
 RINGS = (0, 6, 18, 36, 90, 216)  # neighbors up to each ring's outer edge
+
+SCALES = (1, 7, 19)  # nearest cells, the cell itself counted, whose mean components have states
 
 N_STATES = 60
 
@@ -122,6 +134,37 @@ def nearest_in_rings(
         part = slice(start, stop)
         _, index = tree.query(wanted[part], k=ranks, workers=-1)
         yield part, np.asarray(index, dtype=np.int32)
+
+
+def at_scales(components: Vectors, coords: Floats) -> tuple[Vectors, ...]:
+    """Return components of cells averaged over 1, 7 and 19 nearest cells, each column standardized over the slice.
+
+    A single cell is noisy and the mean of many is blurred: which scale tells more depends on the platform. Components
+    shrink where counts are few; standardized, they do not.
+
+    Parameters
+    ----------
+    components
+        float32 ``(n_cells, m)``, of all cells of a slice.
+    coords
+        ``(n_cells, 2)``.
+
+    Returns
+    -------
+    One float32 ``(n_cells, m)`` a scale.
+    """
+    contiguous = np.ascontiguousarray(components)
+    parts: list[list[Vectors]] = [[] for _ in SCALES]
+    for _, index in nearest_in_rings(coords):
+        for scale, n_nearest in enumerate(SCALES):
+            near = contiguous[index[:, :n_nearest]]
+            parts[scale].append(near.mean(axis=1))
+    return tuple(standardized_alone(np.concatenate(part)) for part in parts)
+
+
+def standardized_alone(values: Vectors) -> Vectors:
+    """Return values whose columns have mean 0 and sd 1; 0 where they do not vary."""
+    return standardized(values, values.mean(axis=0), values.std(axis=0))
 
 
 def ring_means(values: Vectors, index: Int32s) -> Vectors:

@@ -35,6 +35,7 @@ BUILT_IN = (
     "terrazzo.systems.stimage",
     "terrazzo.systems.stalign",
     "terrazzo.systems.scgpt",
+    "terrazzo.systems.completion",
 )
 GROUP = "terrazzo.systems"  # of entry points
 

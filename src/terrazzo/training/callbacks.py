@@ -27,6 +27,7 @@ from terrazzo.training.resuming import (
     seed_everything,
     set_random_state,
 )
+from terrazzo.training.validation import Validation
 
 __all__ = ["CheckpointWriter", "CsvLog", "Guard", "Meter", "cells_of", "gathered", "loggers"]
 
@@ -56,8 +57,6 @@ def cells_of(batch: Any) -> int:
 class CheckpointWriter(Callback):
     """Writer of ``last.ckpt`` after every few steps of the optimizer and at the end, with the random streams' state.
 
-    Validation does not change the random streams, so that weights do not depend on how often it runs.
-
     Parameters
     ----------
     path
@@ -70,21 +69,29 @@ class CheckpointWriter(Callback):
         Record of the run, stored in the checkpoint.
     seed
         Of the random streams; each process has another one.
+    validation
+        Its decisions are in the checkpoint: it comes before this callback.
     """
 
     def __init__(
-        self, path: Path, every: int, io: AtomicCheckpoints, record: dict[str, Any], seed: int
+        self,
+        path: Path,
+        every: int,
+        io: AtomicCheckpoints,
+        record: dict[str, Any],
+        *,
+        seed: int,
+        validation: Validation,
     ) -> None:
         self._path = path
         self._every = every
         self._io = io
         self._record = record
         self._seed = seed
+        self._validation = validation
         self._resumed: list[dict[str, Any]] = []
-        self._before: dict[str, Any] | None = None
         self._saved = -1
         self.saved_step = 0  # of the checkpoint in the folder
-        self.validated = -1  # step of the last validation
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed, or continue, the random streams."""
@@ -114,6 +121,8 @@ class CheckpointWriter(Callback):
                 f"{failure}; the checkpoint before it is complete. Free some space, then use --resume."
             )
         self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            self._validation.tidy()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -131,22 +140,6 @@ class CheckpointWriter(Callback):
     ) -> None:
         """Remember the random streams until training starts."""
         self._resumed = checkpoint[KEY]["random"]
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Use the same batches and random streams in every validation."""
-        self._before = random_state()
-        self.validated = trainer.global_step
-        loaders: Any = trainer.val_dataloaders
-        if not isinstance(loaders, list):
-            loaders = [loaders]
-        for loader in loaders:
-            loader.set_epoch(0)
-        seed_everything(self._seed)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random streams."""
-        if self._before is not None:
-            set_random_state(self._before)
 
 
 class Guard(Callback):

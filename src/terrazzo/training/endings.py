@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
@@ -16,9 +16,11 @@ from terrazzo.files import write_text
 from terrazzo.parsing import read_object
 from terrazzo.training.recipe import OptimConfig
 from terrazzo.training.resuming import RECORD
+from terrazzo.training.validation import Validation
 
 __all__ = [
     "ENDED",
+    "START_KEPT",
     "Ending",
     "Plan",
     "Reason",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 ENDED = "ended"  # key of the record
+
+START_KEPT = "No step was better on the held-out slices than the start; model/ holds the start"
 
 Reason = Literal["steps", "epochs", "early stopping", "time", "callback", "interrupt"]
 
@@ -66,6 +70,11 @@ class Ending:
         Over the training data; the last one may be incomplete.
     saved_step
         Step of the checkpoint that an interrupted run is resumed from; 0: there is none.
+    kept_step, kept_loss
+        Step of the weights in ``model/``, and their held-out loss. None, as below: no validation, or an interrupt.
+    start_loss, last_loss
+        Held-out losses before the first step (None also where its loss is of another phase of the objective, and not
+        comparable) and after the last step.
     """
 
     reason: Reason
@@ -73,9 +82,50 @@ class Ending:
     planned_steps: int
     passes: float
     saved_step: int
+    kept_step: int | None = None
+    kept_loss: float | None = None
+    start_loss: float | None = None
+    last_loss: float | None = None
+
+    @property
+    def kept_the_start(self) -> bool:
+        """Return whether no step was better than the start."""
+        return self.kept_step == 0
 
     def line(self) -> str:
         """Return one line for people."""
+        weights = self._weights()
+        return f"{self._end()} {weights}" if weights else self._end()
+
+    def _weights(self) -> str:
+        """Return which weights are kept; "" where nothing was held out."""
+        if self.kept_step is None or self.kept_loss is None:
+            return ""
+        if self.kept_the_start:
+            return f"{START_KEPT} (held-out loss {self.kept_loss:.4g}, last {self.last_loss:.4g})."
+        others = []
+        if self.start_loss is not None:
+            others.append(f"start {self.start_loss:.4g}")
+        if self.last_loss is not None and self.kept_step != self.steps:
+            others.append(f"last {self.last_loss:.4g}")
+        losses = ", ".join([f"held-out loss {self.kept_loss:.4g}", *others])
+        return f"model/ holds the weights of step {self.kept_step:,} ({losses})."
+
+    def kept_record(self) -> dict[str, Any]:
+        """Return the lines of the model card on the weights that are kept, by name."""
+        lines = {
+            "weights of step": self.kept_step,
+            "held-out loss": self.kept_loss,
+            "held-out loss at the start": self.start_loss,
+            "held-out loss at the end": self.last_loss,
+        }
+        record: dict[str, Any] = {}
+        for name, value in lines.items():
+            if value is not None:
+                record[name] = value if isinstance(value, int) else float(f"{value:.6g}")
+        return record
+
+    def _end(self) -> str:
         steps = f"{self.steps:,} {_plural('step', self.steps)}"
         passes = f"{self.passes:.3g} {_plural('pass', self.passes)} over the data"
         if self.reason == "steps":
@@ -119,9 +169,23 @@ def planned(optim: OptimConfig, n_batches: int) -> Plan:
     return Plan(steps, steps_per_epoch)
 
 
-def of_trainer(trainer: Trainer, plan: Plan) -> Ending:
-    """Return why training ended that was not interrupted."""
-    return _ending(trainer, plan, _reason(trainer, plan), trainer.global_step)
+def of_trainer(trainer: Trainer, plan: Plan, validation: Validation) -> Ending:
+    """Return why training ended that was not interrupted, and which weights are kept."""
+    reason = _reason(trainer, plan)
+    if reason == "callback" and validation.has_waited:
+        reason = "early stopping"
+    ending = _ending(trainer, plan, reason, trainer.global_step)
+    candidates = validation.candidates
+    if candidates.last_step < 0:
+        return ending
+    keeps_best = validation.best is not None
+    return replace(
+        ending,
+        kept_step=candidates.best_step if keeps_best else ending.steps,
+        kept_loss=candidates.best_loss if keeps_best else candidates.last_loss,
+        start_loss=candidates.start_loss,
+        last_loss=candidates.last_loss,
+    )
 
 
 def interrupted(trainer: Trainer, plan: Plan, saved_step: int) -> Ending:

@@ -125,7 +125,13 @@ class RunConfig:
     log_every, checkpoint_every
         Steps between log lines and between resumable checkpoints.
     validate_every
-        Steps between validations on held-out slices; 0 for once an epoch.
+        Steps between validations on held-out slices; 0 for once an epoch. The start and the last weights are
+        validated, too.
+    keep
+        Weights that the trained model has: ``"best"``, those of the validation with the lowest held-out loss, the start
+        counted (the last ones for a corpus without validation slices); or ``"last"``.
+    patience
+        Validations without a lower held-out loss after which the run ends; 0: it never ends early.
     """
 
     accelerator: str = "auto"
@@ -136,10 +142,12 @@ class RunConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     validate_every: int = 0
+    keep: Literal["best", "last"] = "best"
+    patience: int = 0
 
     def __post_init__(self) -> None:
         within(self, log_every=(1, INF), checkpoint_every=(1, INF), validate_every=(0, INF))
-        within(self, devices=(1, 2**16), nodes=(1, 2**16))
+        within(self, devices=(1, 2**16), nodes=(1, 2**16), patience=(0, INF))
 
 
 @dataclass(frozen=True, kw_only=True)

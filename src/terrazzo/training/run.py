@@ -29,12 +29,12 @@ from torch.distributed.fsdp import MixedPrecision
 
 from terrazzo._version import __version__
 from terrazzo.config import to_dict
-from terrazzo.corpus.genes import shares_known
+from terrazzo.corpus.genes import median_depths, shares_known
 from terrazzo.corpus.store import Corpus
 from terrazzo.errors import ConfigError, OutputError, TerrazzoError
 from terrazzo.files import sweep
 from terrazzo.locks import alone
-from terrazzo.models.card import COUNTS_KNOWN, TRAINED_ON, name_hash
+from terrazzo.models.card import COUNTS_KNOWN, LEAST_DEPTH, TRAINED_ON, name_hash
 from terrazzo.models.checkpoint import CONFIG
 from terrazzo.progress import Progress
 from terrazzo.systems import registry
@@ -55,6 +55,7 @@ from terrazzo.training.resuming import (
     start,
 )
 from terrazzo.training.stage import Shard, Stage
+from terrazzo.training.validation import Validation
 
 __all__ = ["first_process", "make_stage", "pretrain"]
 
@@ -66,6 +67,8 @@ LAST = Path("checkpoints") / "last.ckpt"
 LOGS = Path(logs.LOGS)
 
 MODEL = "model"
+
+NEVER = 2**31  # epochs
 
 # variables in which torchrun, srun and Lightning pass its rank to a process
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
@@ -231,12 +234,22 @@ def _train(
     objective = stage.objective()
     validates = bool(stage.corpus.ids("validation"))
     io = AtomicCheckpoints()
-    writer = CheckpointWriter(out / LAST, recipe.run.checkpoint_every, io, record, recipe.seed)
+    validation = Validation(
+        recipe.run, (out / LAST).parent, io, seed=recipe.seed, enabled=validates
+    )
+    writer = CheckpointWriter(
+        out / LAST,
+        recipe.run.checkpoint_every,
+        io,
+        record,
+        seed=recipe.seed,
+        validation=validation,
+    )
     meter = Meter(Progress(stage.progress).enabled)
     trainer = make_trainer(
         recipe,
         io,
-        [Guard(recipe.optim.clip), meter, writer, *callbacks],
+        [Guard(recipe.optim.clip), meter, validation, writer, *callbacks],
         loggers(out / LOGS, resumed_step),
         validates=validates,
     )
@@ -246,9 +259,7 @@ def _train(
     try:
         with interruptible():
             _fit(trainer, objective, data, last)
-            ending = endings.of_trainer(trainer, data.plan)
-            if validates and writer.validated != trainer.global_step:
-                trainer.validate(objective, datamodule=data, verbose=False)
+            ending = endings.of_trainer(trainer, data.plan, validation)
     except KeyboardInterrupt as stop:
         ending = endings.interrupted(trainer, data.plan, writer.saved_step)
         if first_process():
@@ -256,7 +267,7 @@ def _train(
                 endings.write(out, ending)
         raise KeyboardInterrupt(ending.line()) from stop
     if trainer.is_global_zero:
-        finish(stage, objective, trainer, ending)
+        finish(stage, objective, trainer, ending, validation)
         endings.write(out, ending)
         _say(ending, stage.progress)
     trainer.strategy.barrier("model")
@@ -265,7 +276,8 @@ def _train(
 def _say(ending: endings.Ending, progress: bool | None) -> None:
     """Say why a run ended: in the log, and below the bar."""
     line = ending.line()
-    logger.info("%s", line)
+    level = logging.WARNING if ending.kept_the_start else logging.INFO
+    logger.log(level, "%s", line)
     if Progress(progress).enabled:
         sys.stderr.write(f"{line}\n")
 
@@ -343,10 +355,6 @@ def make_trainer(
     plugins: list[Any] = [io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
-    validation: dict[str, Any] = {}
-    if run.validate_every:
-        validation["val_check_interval"] = run.validate_every * optim.accumulate
-        validation["check_val_every_n_epoch"] = None
     try:
         return Trainer(
             accelerator=run.accelerator,
@@ -359,7 +367,7 @@ def make_trainer(
             accumulate_grad_batches=optim.accumulate,
             log_every_n_steps=run.log_every,
             limit_val_batches=1.0 if validates else 0,
-            num_sanity_val_steps=0,
+            num_sanity_val_steps=-1,  # the start is validated whole
             logger=run_loggers,
             callbacks=callbacks,
             plugins=plugins,
@@ -368,7 +376,7 @@ def make_trainer(
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=recipe.out,
-            **validation,
+            check_val_every_n_epoch=NEVER,  # Validation runs it
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"run: {str(error).strip().splitlines()[0]}") from error
@@ -389,20 +397,25 @@ def _fit(
 
 
 def finish(
-    stage: Stage[Any, Any], objective: Any, trainer: Trainer, ending: endings.Ending
+    stage: Stage[Any, Any],
+    objective: Any,
+    trainer: Trainer,
+    ending: endings.Ending,
+    validation: Validation,
 ) -> Path:
-    """Write the trained weights as a checkpoint folder, with their provenance."""
+    """Write the best weights, or the last, as a checkpoint folder, with their provenance."""
     out = Path(stage.recipe.out)
     model = stage.model
     names = [name for name, part in objective.named_modules() if part is model.module]
     prefix = f"{names[0]}."
-    checkpoint = read_checkpoint(out / LAST)  # complete on every strategy, unlike the module
+    weights = validation.best or out / LAST
+    checkpoint = read_checkpoint(weights)  # complete on every strategy, unlike the module
     state = {}
     for name, tensor in checkpoint["state_dict"].items():
         if name.startswith(prefix):
             state[name.removeprefix(prefix)] = tensor
     model_class: Any = type(model)
-    record = provenance(stage, trainer, ending)
+    record = provenance(stage, trainer, ending, validation)
     trained = model_class(model.config, model.vocabulary, provenance=record)
     trained.module.load_state_dict(state)
     stage.finish(trained)
@@ -410,8 +423,13 @@ def finish(
     return folder
 
 
-def provenance(stage: Stage[Any, Any], trainer: Trainer, ending: endings.Ending) -> dict[str, Any]:
-    """Return the provenance of trained weights, a flat dict for ``config.json`` and the model card."""
+def provenance(
+    stage: Stage[Any, Any], trainer: Trainer, ending: endings.Ending, validation: Validation
+) -> dict[str, Any]:
+    """Return the provenance of trained weights, a flat dict for ``config.json`` and the model card.
+
+    Held-out losses are those of the weights that are kept, training losses those of the last steps.
+    """
     recipe = stage.recipe
     corpus = stage.corpus
     source = recipe.model
@@ -428,6 +446,7 @@ def provenance(stage: Stage[Any, Any], trainer: Trainer, ending: endings.Ending)
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "ended by": ending.reason,
+        **ending.kept_record(),
         "processes": trainer.world_size,
     }
     losses = {}
@@ -435,6 +454,8 @@ def provenance(stage: Stage[Any, Any], trainer: Trainer, ending: endings.Ending)
         if name.startswith(("train/", "val/")):
             losses[name] = float(value)
     losses.update(logs.final(Path(recipe.out) / LOGS / logs.CSV))
+    if validation.best is not None:
+        losses.update(validation.candidates.metrics)
     for name, loss in losses.items():
         record[name] = float(f"{loss:.6g}")
     record["git_revision"] = git_revision()
@@ -462,6 +483,7 @@ def _data_record(stage: Stage[Any, Any]) -> dict[str, Any]:
         record["share of slices"] = share
     known = shares_known(corpus, stage.model.vocabulary, corpus.ids("train"))
     record[COUNTS_KNOWN] = f"median {np.median(known):.1%}, least {known.min():.1%}"
+    record[LEAST_DEPTH] = float(median_depths(corpus, stage.members("train")).min())
     for name in ("technology", "organism", "tissue"):
         values = {str(value) for value in corpus.manifest[name] if value}
         record[name] = ", ".join(sorted(values))

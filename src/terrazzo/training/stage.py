@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -78,6 +79,11 @@ class Objective(LightningModule):
         parts = self.losses(batch)
         logged = {f"val/{name}": part for name, part in parts.items()}
         self.log_dict(logged, batch_size=len(batch), sync_dist=True)
+
+    @property
+    def phase(self) -> int:
+        """Number of the phase of training; held-out losses are compared within a phase only."""
+        return 0
 
     def batch_ids(self, batch: Any) -> list[str]:
         """Return the slices of a batch, for messages."""
@@ -168,10 +174,13 @@ class Stage(abc.ABC, Generic[R, M]):
         Settings of this stage.
     objective_class
         Its loss.
+    adapting
+        What is different in the recipe's section ``model`` where a model is adapted to other slices.
     """
 
     recipe_class: ClassVar[type[Recipe]]
     objective_class: ClassVar[type[Objective]]
+    adapting: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, recipe: R, corpus: Corpus, *, progress: bool | None = None) -> None:
         self.recipe = recipe

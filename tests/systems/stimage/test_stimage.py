@@ -173,6 +173,7 @@ def test_one_row_one_column_and_missing_rows(kept: str, loud: Any) -> None:
     assert len(np.unique(vectors.round(5), axis=0)) == adata.n_obs > 3
 
 
+@pytest.mark.filterwarnings("ignore:slice .*fewer than 30:terrazzo.errors.TerrazzoWarning")
 @pytest.mark.parametrize("choose", ["spatial", "weighted", "hvg", "random", "all"])
 @pytest.mark.parametrize("n", [1, 5])
 def test_fewer_genes_than_channels(n: int, choose: Any, loud: Any) -> None:

@@ -82,11 +82,11 @@ class ScGPT(FoundationModel):
     """
 
     model_type: ClassVar[str] = "scgpt"
-    default_key: ClassVar[str] = keys.X_SCGPT
+    default_key = keys.X_SCGPT
     config_class: ClassVar[type] = ScGPTConfig
-    options_class: ClassVar[type[ScGPTEmbedOptions]] = ScGPTEmbedOptions
-    title: ClassVar[str] = "scGPT"
-    citation: ClassVar[str] = (
+    options_class = ScGPTEmbedOptions
+    title = "scGPT"
+    citation = (
         "Cui, Wang, Maan, Pang, Luo, Duan and Wang, scGPT: toward building a foundation model for single-cell "
         "multi-omics using generative AI, Nature Methods 21 (2024)."
     )

@@ -20,6 +20,7 @@ from terrazzo.arrays import Vectors
 from terrazzo.errors import CheckpointError, ConfigError, InputError, did_you_mean
 from terrazzo.images import TissueImage
 from terrazzo.models import checkpoint as ckpt
+from terrazzo.models.hub import is_hub_name
 from terrazzo.models.inputs import check_image, embed_each
 from terrazzo.models.loading import load
 from terrazzo.models.projections import standardized
@@ -313,8 +314,8 @@ def image_model(
     ----------
     source
         ``"efficientnet-lite0"`` (``-lite1``, ``-lite2``), ``"colors"`` or ``"random"``, each with ``-own`` to
-        standardize by slice; a checkpoint of ST-Align; or the folder of a transformers vision model, which then is a
-        frozen encoder of niches.
+        standardize by slice; a checkpoint of ST-Align, by folder or name; or the folder of a transformers vision model,
+        which then is a frozen encoder of niches.
     device
         Where encoders run.
     cache
@@ -334,16 +335,17 @@ def image_model(
             baseline.encoder.to(device)
         return ImageModel(baseline.title, baseline, options)
     folder = Path(source)
-    if not folder.is_dir():
+    has_name = is_hub_name(source)
+    if not has_name and not folder.is_dir():
         raise CheckpointError(
             f"{source} is not a folder, and not {BY_DEFAULT}, {' or '.join(NAMES)}: pass a checkpoint of ST-Align, "
             "or the folder of a transformers vision model."
         )
-    if not (folder / ckpt.VOCABULARY).is_file():
+    if not has_name and not (folder / ckpt.VOCABULARY).is_file():
         encoder = FrozenImageEncoder.from_folder(folder).to(device)
         title = folder.resolve().name
         return ImageModel(title, ImageBaseline(ENCODER, encoder=encoder, title=title), options)
-    model = load(folder, device=device)
+    model = load(source, device=device)
     if not isinstance(model, STAlign):
         raise ConfigError(
             f"{source} holds a {model.title}, which sees no image; pass a checkpoint of ST-Align."

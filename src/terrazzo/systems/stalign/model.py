@@ -156,11 +156,11 @@ class STAlign(FoundationModel):
     """
 
     model_type: ClassVar[str] = "stalign"
-    default_key: ClassVar[str] = keys.X_STALIGN
+    default_key = keys.X_STALIGN
     config_class: ClassVar[type] = STAlignConfig
-    options_class: ClassVar[type[STAlignEmbedOptions]] = STAlignEmbedOptions
-    title: ClassVar[str] = "ST-Align"
-    citation: ClassVar[str] = (
+    options_class = STAlignEmbedOptions
+    title = "ST-Align"
+    citation = (
         "Lin, Luo, Chen, Zhang, Wang and Yu, ST-Align: Multi-Scale Image-Gene Foundation Modeling for Spatial "
         "Transcriptomics via Spot-Niche Alignment, 2026."
     )
@@ -388,6 +388,7 @@ class PreparedSTAlign(Prepared):
             raise ConfigError(
                 "shared vectors are of one modality: pass modality='image' or 'genes' (--modality)."
             )
+        self.reads_counts = match is not None
         self.scales: tuple[Scale, ...] = SCALES
         if options.scale != "both":
             self.scales = (options.scale,)

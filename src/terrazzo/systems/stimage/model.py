@@ -77,13 +77,11 @@ class STImage(FoundationModel):
     """
 
     model_type: ClassVar[str] = "stimage"
-    default_key: ClassVar[str] = keys.X_STIMAGE
+    default_key = keys.X_STIMAGE
     config_class: ClassVar[type] = STImageConfig
-    options_class: ClassVar[type[STImageEmbedOptions]] = STImageEmbedOptions
-    title: ClassVar[str] = "ST as images"
-    citation: ClassVar[str] = (
-        "Zhu, Qi, Wang, Zheng and Huang, Spatial Transcriptomics as Images for Large-Scale Pretraining, 2026."
-    )
+    options_class = STImageEmbedOptions
+    title = "ST as images"
+    citation = "Zhu, Qi, Wang, Zheng and Huang, Spatial Transcriptomics as Images for Large-Scale Pretraining, 2026."
     limits: ClassVar[tuple[str, ...]] = (
         "Single cells are put into bins, whose side is stated by the user.",
         "Vectors of platforms with another grid than the training slices' may not be comparable.",

@@ -78,10 +78,10 @@ class CellModel(FoundationModel):
     """
 
     model_type: ClassVar[str] = "cell_encoder"
-    default_key: ClassVar[str] = keys.X_CELL
+    default_key = keys.X_CELL
     config_class: ClassVar[type] = CellModelConfig
-    options_class: ClassVar[type[CellEmbedOptions]] = CellEmbedOptions
-    title: ClassVar[str] = "SToFM cell encoder"
+    options_class = CellEmbedOptions
+    title = "SToFM cell encoder"
     limits: ClassVar[tuple[str, ...]] = ("A cell is seen alone: its neighborhood changes nothing.",)
     module: CellEncoder
 

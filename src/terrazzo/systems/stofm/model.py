@@ -84,11 +84,11 @@ class SToFM(FoundationModel):
     """
 
     model_type: ClassVar[str] = "stofm"
-    default_key: ClassVar[str] = keys.X_STOFM
+    default_key = keys.X_STOFM
     config_class: ClassVar[type] = SToFMConfig
-    options_class: ClassVar[type[SToFMEmbedOptions]] = SToFMEmbedOptions
-    title: ClassVar[str] = "SToFM"
-    citation: ClassVar[str] = (
+    options_class = SToFMEmbedOptions
+    title = "SToFM"
+    citation = (
         "Zhao, Luo, Yang, Zhong, Zhou and Nie, SToFM: a Multi-scale Foundation Model for Spatial Transcriptomics, "
         "ICML 2025, arXiv:2507.11588."
     )

@@ -255,6 +255,11 @@ class MultiScale(Objective):
         objective = self.recipe.objective
         return objective.reencode > 0 and self.current_epoch >= objective.frozen_epochs
 
+    @property
+    def phase(self) -> int:
+        """1 where cells are encoded again: their vectors change, and so does what is shown of a sub-slice."""
+        return int(self.reencodes)
+
     def later(self) -> list[nn.Parameter]:
         """Return the cell encoder's parameters."""
         return list(self.encoder.parameters())
