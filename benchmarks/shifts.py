@@ -85,8 +85,13 @@ def vectors(
     from terrazzo.models.baselines import fit_baselines
 
     for model in models:
-        parts = [model.prepare(tissue).embed().vectors for tissue in (*labelled, test)]
-        yield (model.title, "not fitted"), np.concatenate(parts[:-1]), parts[-1]
+        found = [model.prepare(tissue).embed() for tissue in (*labelled, test)]
+        columns = {"": slice(None)}
+        for block, (start, stop) in found[-1].details.get("blocks", {}).items():
+            columns[f", {block}"] = slice(start, stop)
+        for block, part in columns.items():
+            parts = [embedding.vectors[:, part] for embedding in found]
+            yield (f"{model.title}{block}", "not fitted"), np.concatenate(parts[:-1]), parts[-1]
     refitted = fit_baselines(list(fitted), [*labelled, test])
     for fitted_on, baselines in (("labelled", fitted), ("both", refitted)):
         for baseline in baselines.values():

@@ -34,6 +34,7 @@ def test_there_are_recipes_of_each_size_stage_and_scheme() -> None:
     names |= {f"stimage-tiny-{scheme}" for scheme in SCHEMES}
     names |= {"stimage-small-patch", "stimage-paper"}
     names |= {f"stalign-{size}" for size in ("tiny", "small", "paper")}
+    names |= {"complete-tiny", "complete-small"}
     assert set(NAMES) == names
 
 
@@ -51,7 +52,9 @@ def test_every_recipe_states_and_comments_every_key(name: str) -> None:
     system, size, *rest = name.split("-", 2)
     assert type(recipe) is registry.stage_class(recipe.stage).recipe_class
     assert recipe.model.preset == size
-    if system == "stofm":
+    if system == "complete":
+        assert recipe.stage == "complete"
+    elif system == "stofm":
         assert [recipe.stage] == [f"stofm-{stage}" for stage in rest]
     else:
         assert recipe.stage == f"{system}-pretrain"
