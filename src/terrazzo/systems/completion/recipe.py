@@ -25,8 +25,8 @@ class CompletionSource(ModelSource):
     Attributes
     ----------
     preset, checkpoint
-        As in :class:`terrazzo.training.recipe.ModelSource`; the preset is a name alone. The checkpoint may be a completed
-        model, which is trained further.
+        As in :class:`terrazzo.training.recipe.ModelSource`; the preset is a name alone. The checkpoint may be a
+        completed model, which is trained further.
     base
         Folder of a model of any system, or its name: its vectors are read beside the components, and it stays as it is.
         "": none.

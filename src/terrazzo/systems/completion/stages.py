@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -18,7 +19,7 @@ from terrazzo.arrays import Floats, Int32s, Ints, Vectors
 from terrazzo.config import from_dict, to_dict
 from terrazzo.corpus.loader import ItemLoader, Members, Shard, Stream
 from terrazzo.corpus.store import Corpus
-from terrazzo.errors import ConfigError
+from terrazzo.errors import ConfigError, TerrazzoWarning
 from terrazzo.files import hash_json, whole_file
 from terrazzo.genes.matching import match_genes
 from terrazzo.models.base import FoundationModel
@@ -452,9 +453,11 @@ class ViewLoader(ItemLoader[Batch]):
         for view_number in missing:
             draw = self._draw(number, view_number, panel)
             seen = drawn_slice(tissue, columns, others, panel, draw)
-            prepared = stage.model.prepared_base(seen)
-            assert prepared is not None
-            vectors = standardized_alone(prepared.embed().vectors)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", TerrazzoWarning)  # few genes, few counts: by design
+                prepared = stage.model.prepared_base(seen)
+                assert prepared is not None
+                vectors = standardized_alone(prepared.embed().vectors)
             place = self._place(number, view_number)
             place.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(place) as draft, draft.open("wb") as file:
