@@ -32,11 +32,13 @@ from terrazzo.systems.completion.config import CompletedConfig
 from terrazzo.systems.completion.network import CompletionNetwork
 from terrazzo.systems.completion.panels import Counted, Panel, numbered, panel_of
 from terrazzo.systems.completion.targets import home_basis
-from terrazzo.systems.completion.views import View, whole
+from terrazzo.systems.completion.views import Scaled, on_scale
 
 __all__ = ["Completed", "PreparedCompleted"]
 
-ROWS = 20_000  # cells that are in memory together
+ROWS = 20_000  # cells whose surroundings are in memory together
+
+ROWS_OF_GENES = 4000  # cells whose genes are dense together
 
 REACH = 0.3  # of the matrix-product rate
 
@@ -182,8 +184,8 @@ class PreparedCompleted(Prepared):
         base = np.zeros((self.tissue.n_cells, 0), dtype=np.float32)
         if self.base is not None:
             base = standardized_alone(self.base.embed(bars).vectors)
-        view = whole(panel, self.model.network.config.n_genes)
-        return self._own(view, base, basis)
+        scaled = on_scale(panel, self.model.network.config.n_genes)
+        return self._own(scaled, base, basis)
 
     def panel(self) -> tuple[Panel, Bools]:
         """Return the counts that the network reads, and which cells have none."""
@@ -194,35 +196,35 @@ class PreparedCompleted(Prepared):
         empty = np.asarray(panel.counts.sum(axis=1)).ravel() == 0
         return panel, empty
 
-    def _own(self, view: View, base: Vectors, basis: int) -> Vectors:
+    def _own(self, scaled: Scaled, base: Vectors, basis: int) -> Vectors:
         network = self.model.network
         device = self.model.device
         out = np.empty((self.tissue.n_cells, network.config.n_components), dtype=np.float32)
         with torch.inference_mode():
-            components, cells = self._cells(view, base)
+            components, cells = self._cells(scaled, base, basis)
             for rows, index in nearest_in_rings(self.tissue.coords, n_rows=ROWS):
                 around = torch.from_numpy(ring_means(cells, index)).to(device)
-                depth = torch.from_numpy(view.depth[rows]).to(device)
+                depth = torch.from_numpy(scaled.depth[rows]).to(device)
                 hidden = network.hidden(around, depth)
                 estimate = torch.from_numpy(components[rows]).to(device)
-                own = network.completed(estimate, hidden, depth)
-                out[rows] = network.of_basis(own, basis).cpu().numpy()
+                own = network.completed(estimate, hidden, depth, basis)
+                out[rows] = own.cpu().numpy()
         return out
 
-    def _cells(self, view: View, base: Vectors) -> tuple[Vectors, Vectors]:
-        """Return the estimated components and the map of all single cells."""
+    def _cells(self, scaled: Scaled, base: Vectors, basis: int) -> tuple[Vectors, Vectors]:
+        """Return the estimated components of one basis, and the map of all single cells."""
         network = self.model.network
         device = self.model.device
-        genes = torch.from_numpy(view.genes).to(device)
+        genes = torch.from_numpy(scaled.genes).to(device)
         estimates = []
         parts = []
-        for first in range(0, len(view.values), ROWS):
-            rows = slice(first, first + ROWS)
-            values = torch.from_numpy(view.values[rows]).to(device)
-            depth = torch.from_numpy(view.depth[rows]).to(device)
+        for first in range(0, self.tissue.n_cells, ROWS_OF_GENES):
+            rows = slice(first, first + ROWS_OF_GENES)
+            values = torch.from_numpy(scaled.rows(rows)).to(device)
+            depth = torch.from_numpy(scaled.depth[rows]).to(device)
             of_base = torch.from_numpy(base[rows]).to(device)
             components = network.estimate(values, genes)
-            estimates.append(components.cpu().numpy())
+            estimates.append(network.of_basis(components, basis).cpu().numpy())
             parts.append(network.cells(components, values, genes, depth, of_base).cpu().numpy())
         return np.concatenate(estimates), np.concatenate(parts)
 

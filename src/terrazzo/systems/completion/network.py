@@ -227,10 +227,27 @@ class CompletionNetwork(nn.Module):
         """Return the hidden state of every cell, ``(n, width)``; ``around``: the map of cells in rings."""
         return self.around(torch.cat([around, depth], dim=1))
 
-    def completed(self, components: Tensor, hidden: Tensor, depth: Tensor) -> Tensor:
-        """Return the predicted components: the estimate, scaled by depth, and what the surroundings add."""
-        gain = 1 + self.gain(depth)
-        return components * gain + self.own(hidden)
+    def completed(
+        self, components: Tensor, hidden: Tensor, depth: Tensor, basis: int | None = None
+    ) -> Tensor:
+        """Return the predicted components: the estimate, scaled by depth, and what the surroundings add.
+
+        Parameters
+        ----------
+        components
+            The estimate, of all bases or of one.
+        hidden, depth
+            From :meth:`hidden`, and as for :meth:`cells`.
+        basis
+            That one; None: all.
+        """
+        n_components = self.config.n_components
+        part = slice(None)
+        if basis is not None:
+            part = slice(basis * n_components, (basis + 1) * n_components)
+        gain = linear(depth, self.gain.weight[part], self.gain.bias[part])
+        added = linear(hidden, self.own.weight[part], self.own.bias[part])
+        return components * (1 + gain) + added
 
     def state_logits(self, hidden: Tensor, basis: int) -> Tensor:
         """Return the logits of the states of a basis in each ring, ``(n, 6, n_states)``."""

@@ -11,9 +11,11 @@ from terrazzo.arrays import Floats, Vectors
 from terrazzo.models.states import at_scales, nearest_in_rings, ring_means
 from terrazzo.systems.completion.network import CompletionNetwork
 from terrazzo.systems.completion.panels import Panel
-from terrazzo.systems.completion.views import whole
+from terrazzo.systems.completion.views import on_scale, whole
 
 __all__ = ["Targets", "clean_components", "clean_targets", "home_basis", "in_rings"]
+
+MAX_CELLS = 4000  # of a slice that its basis is chosen by
 
 LARGEST = 10.0  # standard deviations of a target
 
@@ -63,10 +65,20 @@ def in_rings(values: Vectors, coords: Floats) -> Vectors:
 
 
 def home_basis(network: CompletionNetwork, panel: Panel) -> int:
-    """Return the basis that explains most of a slice: for a training slice, as a rule that of its study."""
-    view = whole(panel, network.config.n_genes)
+    """Return the basis that explains most of a slice, or of 4,000 cells spread over it.
+
+    For a training slice that is, as a rule, the basis of its study.
+    """
+    scaled = on_scale(panel, network.config.n_genes)
+    rows = np.arange(len(panel.totals))
+    if len(rows) > MAX_CELLS:
+        across = np.lexsort(panel.coords.T)  # whatever the order of the rows
+        steps = np.linspace(0, len(rows) - 1, MAX_CELLS)
+        rows = across[steps.astype(np.int64)]
+    values = torch.from_numpy(scaled.rows(rows)).to(network.directions.device)
+    genes = torch.from_numpy(scaled.genes).to(network.directions.device)
     with torch.no_grad():
-        explained = network.explained(torch.from_numpy(view.values), torch.from_numpy(view.genes))
+        explained = network.explained(values, genes)
     return int(explained.argmax())
 
 

@@ -16,12 +16,14 @@ from terrazzo.systems.completion.recipe import ViewSettings
 __all__ = [
     "N_DEPTH",
     "Draw",
+    "Scaled",
     "View",
     "degraded",
     "draw_view",
     "drawn",
     "drawn_slice",
     "everything",
+    "on_scale",
     "whole",
 ]
 
@@ -216,20 +218,66 @@ def _half_plane(coords: Floats, rng: np.random.Generator) -> Bools:
 
 def _view(panel: Panel, n_genes: int, inside: Bools) -> View:
     """Standardize log counts by the mean and sd of some cells."""
+    scaled = on_scale(panel, n_genes, inside)
+    return View(scaled.rows(slice(None)), scaled.genes, scaled.depth, inside)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Log counts of a slice with the mean and sd of each gene over some of its cells; made dense some rows at a time.
+
+    Attributes
+    ----------
+    log_counts
+        CSR float32 ``(n_cells, m)``, of genes that vary.
+    mean, sd
+        float64 ``(m,)``.
+    genes, depth
+        As in :class:`View`.
+    """
+
+    log_counts: sparse.csr_matrix
+    mean: Floats
+    sd: Floats
+    genes: Ints
+    depth: Vectors
+
+    def rows(self, rows: slice | Ints) -> Vectors:
+        """Return the standardized values of some cells, float32 ``(rows, m)``."""
+        values = self.log_counts[rows].toarray()
+        values -= self.mean.astype(np.float32)
+        values /= self.sd.astype(np.float32)
+        np.clip(values, -LIMIT, LIMIT, out=values)
+        return values
+
+
+def on_scale(panel: Panel, n_genes: int, inside: Bools | None = None) -> Scaled:
+    """Scale log counts of a slice.
+
+    Parameters
+    ----------
+    panel
+        The slice.
+    n_genes
+        Genes of the model.
+    inside
+        Cells whose mean and sd are taken; None: all.
+    """
     totals = np.maximum(panel.totals, 1)
     median = float(np.median(totals))
-    scaled = sparse.csr_matrix(sparse.diags(median / totals) @ panel.counts, dtype=np.float32)
-    scaled.data = np.log1p(scaled.data)
-    values = scaled.toarray()
-    mean = values[inside].mean(axis=0)
-    sd = values[inside].std(axis=0)
-    varies = sd > FLAT + 1e-5 * mean
-    values = (values[:, varies] - mean[varies]) / sd[varies]
-    np.clip(values, -LIMIT, LIMIT, out=values)
-    genes = panel.genes[varies]
-    share = max(len(genes), 1) / n_genes
-    of_cell = np.log10(totals / median)
-    depth = np.column_stack(
-        [np.full(len(totals), np.log10(median) - 3), np.full(len(totals), np.log10(share)), of_cell]
-    )
-    return View(values.astype(np.float32), genes, depth.astype(np.float32), inside)
+    factors = sparse.diags(median / totals)
+    logs = sparse.csr_matrix(factors @ panel.counts, dtype=np.float32)
+    logs.data = np.log1p(logs.data)
+    measured = logs if inside is None else logs[np.flatnonzero(inside)]
+    n_measured = max(measured.shape[0], 1)
+    squares = measured.multiply(measured)
+    mean = np.asarray(measured.sum(axis=0, dtype=np.float64)).ravel() / n_measured
+    mean_square = np.asarray(squares.sum(axis=0, dtype=np.float64)).ravel() / n_measured
+    sd = np.sqrt(np.maximum(mean_square - mean**2, 0))
+    varies = np.flatnonzero(sd > FLAT + 1e-5 * mean)
+    share = max(len(varies), 1) / n_genes
+    depth = np.empty((len(totals), N_DEPTH), dtype=np.float32)
+    depth[:, 0] = np.log10(median) - 3
+    depth[:, 1] = np.log10(share)
+    depth[:, 2] = np.log10(totals / median)
+    return Scaled(logs[:, varies], mean[varies], sd[varies], panel.genes[varies], depth)
