@@ -22,7 +22,7 @@ from terrazzo.systems.completion.panels import Panel, numbered
 from terrazzo.systems.completion.recipe import CompletionObjective
 from terrazzo.systems.completion.reference import _add_genes
 from terrazzo.systems.completion.rings import ring_matrix
-from terrazzo.systems.completion.stages import Complete, tiles_of
+from terrazzo.systems.completion.stages import Complete, studies_of, tiles_of
 from terrazzo.systems.completion.views import (
     degraded,
     draw_view,
@@ -182,6 +182,34 @@ def test_the_whole_view_is_standardized():
     np.testing.assert_allclose(view.values.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(view.values.std(axis=0), 1, atol=1e-4)
     assert view.inside.all()
+
+
+class Rows:
+    """A corpus of sources alone."""
+
+    def __init__(self, *sources: str) -> None:
+        self.sources = dict(enumerate(sources))
+
+    def row(self, name: Any) -> dict[str, str]:
+        facts = {"technology": "Visium", "organism": "human", "tissue": ""}
+        return {**facts, "source": self.sources[name]}
+
+
+@pytest.mark.parametrize(
+    ("sources", "most", "groups"),
+    [
+        (["d/a/1.h5ad", "d/a/2.h5ad", "d/b/3.h5ad"], 9, [[0, 1], [2]]),
+        (["d/run/s1/outs", "d/run/s2/outs"], 9, [[0, 1]]),  # a vendor's folder each
+        (["d/a/1.h5ad", "d/a/2.h5ad", "d/b/3.h5ad"], 1, [[0, 1, 2]]),
+        (["d/a/1.h5ad"], 9, [[0]]),
+        (["1.h5ad", "2.h5ad"], 9, [[0, 1]]),
+    ],
+)
+def test_slices_of_a_folder_are_a_study(sources: list[str], most: int, groups: list[list[int]]):
+    found: dict[str, list[int]] = {}
+    for name, study in studies_of(Rows(*sources), list(range(len(sources))), most).items():  # type: ignore[arg-type]
+        found.setdefault(study, []).append(name)  # type: ignore[arg-type]
+    assert list(found.values()) == groups
 
 
 def test_columns_of_one_token_are_summed():

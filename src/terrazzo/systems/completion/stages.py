@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -50,11 +50,13 @@ from terrazzo.systems.completion.views import (
 from terrazzo.training.recipe import Recipe
 from terrazzo.training.stage import Movable, Objective, Stage
 
-__all__ = ["Batch", "Complete", "Completion", "Tile", "tiles_of"]
+__all__ = ["Batch", "Complete", "Completion", "Tile", "studies_of", "tiles_of"]
 
 MAX_TILES = 128  # that are kept in memory
 
 MIN_PANEL = 0.05  # share of a slice's genes that another slice's panel must have to be taken
+
+NO_FOLDER = 2**31  # folders up: none
 
 FOLDER = ", from "  # before the folder in the name of a study
 
@@ -148,12 +150,24 @@ def _divergence(logits: Tensor, shares: Tensor) -> Tensor:
     return (known - shares * logs).sum(dim=-1).mean()
 
 
-def study_of(corpus: Corpus, name: str) -> str:
-    """Return what a slice is grouped by: its technology, organism and tissue, and the folder that it came from."""
-    row = corpus.row(name)
-    facts = [str(row[column]) for column in ("technology", "organism", "tissue")]
-    folder = Path(str(row["source"])).parent
-    return f"{', '.join(facts)}{FOLDER}{folder}"
+def studies_of(corpus: Corpus, names: Sequence[str], most: int) -> dict[str, str]:
+    """Return the study of each slice: its technology, organism and tissue, and the folder that it came from.
+
+    Where each slice has a folder of its own (as vendors write them), or there are more than ``most`` studies, the
+    folder above counts in its place, and then none.
+    """
+    studies: dict[str, str] = {}
+    for folders_up in (1, 2, NO_FOLDER):
+        for name in names:
+            row = corpus.row(name)
+            facts = [str(row[column]) for column in ("technology", "organism", "tissue")]
+            parents = Path(str(row["source"])).parents
+            folder = parents[folders_up - 1] if folders_up <= len(parents) else ""
+            studies[name] = f"{', '.join(facts)}{FOLDER}{folder}"
+        n_studies = len(set(studies.values()))
+        if n_studies <= most and (n_studies < len(names) or n_studies == 1):
+            break
+    return studies
 
 
 def _shown(study: str) -> str:
@@ -170,6 +184,15 @@ class Complete(Stage[CompletionRecipe, Completed]):
     recipe_class: ClassVar[type[Recipe]] = CompletionRecipe
     objective_class: ClassVar[type[Objective]] = Completion
     adapting: ClassVar[Mapping[str, Any]] = {"base": "", "add_bases": True}
+
+    @cached_property
+    def studies(self) -> dict[str, str]:
+        """Study of each slice that is read."""
+        names: list[str] = []
+        for split in self.splits():
+            names += self.members(split)
+        most = self.recipe.model.sizes.n_bases
+        return studies_of(self.corpus, names, most)
 
     def initial_model(self) -> Completed:
         """Return the model that training starts from, with the components of the training slices.
@@ -242,7 +265,7 @@ class Complete(Stage[CompletionRecipe, Completed]):
         match = match_genes(model.vocabulary, tissue, None, None)
         counts, tokens = numbered(tissue.counts, match.column_token)
         totals = tissue.total_counts.astype(np.float64)
-        return Counted(counts, tokens, totals, tissue.coords, study_of(self.corpus, name))
+        return Counted(counts, tokens, totals, tissue.coords, self.studies[name])
 
     def prepare(self) -> None:
         """Embed all views with the base, once."""
@@ -350,7 +373,7 @@ class ViewLoader(ItemLoader[Batch]):
             of_slice = tiles_of(name, stage.corpus.coords(name), recipe.data.max_cells)
             first = len(self._tiles)
             numbers = range(first, first + len(of_slice))
-            studies.setdefault(study_of(stage.corpus, name), []).extend(numbers)
+            studies.setdefault(stage.studies[name], []).extend(numbers)
             self._tiles += of_slice
         self._studies = list(studies.values())
         self._views = recipe.data.views
