@@ -431,9 +431,9 @@ def test_retrieval_is_learned(tmp_path: Path) -> None:
     for name, model in (("trained", trained), ("untrained", untrained)):
         for scale in ("spot", "niche"):
             one, two = (
-                model.embed(held_out.copy(), modality=m, scale=scale, progress=False).obsm[
-                    "X_stalign"
-                ]
+                model.embed(
+                    held_out.copy(), modality=m, scale=scale, shared=True, progress=False
+                ).obsm["X_stalign"]
                 for m in ("image", "genes")
             )
             found[name, scale] = recall(one, two, [10])[10]
