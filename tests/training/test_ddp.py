@@ -31,6 +31,8 @@ class Watch(Callback):
     def setup(self, trainer, module, stage):
         self.losses, self.seen = [], []
         module.train = lambda mode=True: module  # eval mode: no dropout, which no two processes share
+        for part in module.modules():  # before the start is validated
+            part.training = False
 
     def on_train_start(self, trainer, module):
         loader = trainer.train_dataloader
