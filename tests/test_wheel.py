@@ -123,7 +123,9 @@ def test_weights_by_name_offline(
         slices=[simulated()],
     )
     simulated(50).write_h5ad(tmp_path / "a.h5ad")
-    assert run("-m", "terrazzo", "models").startswith("terrazzo/tiny-1  SToFM, ")
+    listed = run("-m", "terrazzo", "models")
+    assert "terrazzo/tiny-1  SToFM, " in listed
+    assert "terrazzo/completion-1  Completion, " in listed
     run("-m", "terrazzo", "embed", "a.h5ad", "--model", "terrazzo/tiny-1", "--out", "out")
     assert (tmp_path / "out" / "a.h5ad").is_file()
     code = "import terrazzo as tz; print(tz.SToFM.from_pretrained('terrazzo/tiny-1').provenance)"
