@@ -99,19 +99,16 @@ def _own_and_smoothed(components: Vectors, coords: Floats) -> Vectors:
     return np.hstack([unit(components), unit(_smoothed(components, coords))])
 
 
-def _in_rings(values: Vectors, coords: Floats) -> Vectors:
-    from terrazzo.models.states import nearest_in_rings, ring_means
-
-    parts = [ring_means(values, index) for _, index in nearest_in_rings(coords)]
-    return np.concatenate(parts)
-
-
 def _own_and_rings(components: Vectors, coords: Floats) -> Vectors:
-    return _in_rings(components[:, :N_COMPONENTS], coords)
+    from terrazzo.models.states import in_rings
+
+    return in_rings(components[:, :N_COMPONENTS], coords)
 
 
 def _roots_in_rings(shares: Vectors, coords: Floats) -> Vectors:
-    return np.sqrt(_in_rings(shares, coords))
+    from terrazzo.models.states import in_rings
+
+    return np.sqrt(in_rings(shares, coords))
 
 
 def _variance(slices: Sequence[Slice], n_components: int, seed: int) -> Project:

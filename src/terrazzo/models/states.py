@@ -22,6 +22,7 @@ __all__ = [
     "SCALES",
     "States",
     "at_scales",
+    "in_rings",
     "nearest_in_rings",
     "ring_means",
     "standardized_alone",
@@ -165,6 +166,12 @@ def at_scales(components: Vectors, coords: Floats) -> tuple[Vectors, ...]:
 def standardized_alone(values: Vectors) -> Vectors:
     """Return values whose columns have mean 0 and sd 1; 0 where they do not vary."""
     return standardized(values, values.mean(axis=0), values.std(axis=0))
+
+
+def in_rings(values: Vectors, coords: Floats) -> Vectors:
+    """Return :func:`ring_means` of all cells of a slice, float32 ``(n_cells, 6 m)``."""
+    parts = [ring_means(values, index) for _, index in nearest_in_rings(coords)]
+    return np.concatenate(parts)
 
 
 def ring_means(values: Vectors, index: Int32s) -> Vectors:

@@ -172,20 +172,21 @@ class PreparedCompleted(Prepared):
         The niche has the square root of the share of each state of each scale in each ring.
         """
         panel, empty = self.panel()
-        basis = home_basis(self.model.network, panel)
-        own = self.components(panel, basis, bars)
+        basis, own = self.components(panel, bars)
         niche = self._niche(own, basis)
         vectors, columns = joined({"own": own, "niche": niche})
         details = {"blocks": columns, "genes": len(panel.genes), "basis": basis}
         return Embedding(vectors, empty, self.match.coverage, details)
 
-    def components(self, panel: Panel, basis: int, bars: Progress | None = None) -> Vectors:
-        """Return the predicted components of every cell in one basis, float32 ``(n_cells, n_components)``."""
+    def components(self, panel: Panel, bars: Progress | None = None) -> tuple[int, Vectors]:
+        """Return the basis of the slice, and the predicted components of every cell, ``(n_cells, n_components)``."""
         base = np.zeros((self.tissue.n_cells, 0), dtype=np.float32)
         if self.base is not None:
             base = standardized_alone(self.base.embed(bars).vectors)
-        scaled = on_scale(panel, self.model.network.config.n_genes)
-        return self._own(scaled, base, basis)
+        network = self.model.network
+        scaled = on_scale(panel, network.config.n_genes)
+        basis = home_basis(network, scaled, self.tissue.coords)
+        return basis, self._own(scaled, base, basis)
 
     def panel(self) -> tuple[Panel, Bools]:
         """Return the counts that the network reads, and which cells have none."""

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from terrazzo.arrays import Floats, Int32s, Ints
+from terrazzo.sparse import merge_columns
 
 __all__ = ["Counted", "Panel", "numbered", "panel_of"]
 
@@ -67,11 +68,8 @@ def numbered(counts: sparse.csr_matrix, column_token: Int32s) -> tuple[sparse.cs
     """Return the counts of matched genes, columns of one token summed, and the token of each column."""
     matched = np.flatnonzero(column_token >= 0)
     tokens, place = np.unique(column_token[matched], return_inverse=True)
-    ones = np.ones(len(matched), dtype=counts.dtype)
-    shape = (counts.shape[1], len(tokens))
-    summed = sparse.csr_matrix((ones, (matched, place)), shape=shape)
-    by_token = counts @ summed
-    return by_token.tocsr(), tokens.astype(np.int32)
+    by_token = merge_columns(counts[:, matched], place.astype(np.int64), len(tokens))
+    return by_token, tokens.astype(np.int32)
 
 
 def panel_of(one: Counted, model_tokens: Ints) -> Panel:

@@ -11,10 +11,11 @@ import torch
 from terrazzo.arrays import Ints
 from terrazzo.errors import ConfigError, CorpusError
 from terrazzo.expression import log_values, principal_directions, spatial_autocorrelation, total_of
+from terrazzo.models.states import in_rings
 from terrazzo.systems.completion.network import NO_GENE, NO_TOKEN, CompletionNetwork
 from terrazzo.systems.completion.panels import Counted, Panel, panel_of
 from terrazzo.systems.completion.states import fit_states
-from terrazzo.systems.completion.targets import clean_components, in_rings
+from terrazzo.systems.completion.targets import clean_components
 from terrazzo.systems.completion.views import whole
 
 __all__ = ["fit_reference"]

@@ -36,7 +36,7 @@ from terrazzo.systems.completion.recipe import CompletionRecipe
 from terrazzo.systems.completion.reference import fit_reference
 from terrazzo.systems.completion.rings import ring_matrix
 from terrazzo.systems.completion.states import fit_states
-from terrazzo.systems.completion.targets import Targets, clean_targets, home_basis
+from terrazzo.systems.completion.targets import Targets, clean_targets
 from terrazzo.systems.completion.views import (
     Draw,
     View,
@@ -287,8 +287,7 @@ class Complete(Stage[CompletionRecipe, Completed]):
             match = match_genes(model.vocabulary, tissue, None, None)
             prepared = PreparedCompleted(model, tissue, match, model.prepared_base(tissue))
             panel, _ = prepared.panel()
-            basis = home_basis(model.network, panel)
-            own = prepared.components(panel, basis)
+            basis, own = prepared.components(panel)
             of_basis.setdefault(basis, []).append((own, tissue.coords))
         for basis, per_slice in of_basis.items():
             fit_states(model.network, basis, per_slice, self.recipe.seed)

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from terrazzo.arrays import Floats, Vectors
-from terrazzo.models.states import at_scales, nearest_in_rings, ring_means
+from terrazzo.models.states import at_scales, in_rings
 from terrazzo.systems.completion.network import CompletionNetwork
 from terrazzo.systems.completion.panels import Panel
-from terrazzo.systems.completion.views import on_scale, whole
+from terrazzo.systems.completion.views import Scaled, on_scale, whole
 
-__all__ = ["Targets", "clean_components", "clean_targets", "home_basis", "in_rings"]
+__all__ = ["Targets", "clean_components", "clean_targets", "home_basis"]
 
 MAX_CELLS = 4000  # of a slice that its basis is chosen by
 
@@ -58,21 +58,14 @@ def clean_components(network: CompletionNetwork, panel: Panel) -> Vectors:
         return network.estimate(values, torch.from_numpy(view.genes)).numpy()
 
 
-def in_rings(values: Vectors, coords: Floats) -> Vectors:
-    """Return the values of cells and their means over five rings, float32 ``(n, 6 m)``."""
-    parts = [ring_means(values, index) for _, index in nearest_in_rings(coords)]
-    return np.concatenate(parts)
-
-
-def home_basis(network: CompletionNetwork, panel: Panel) -> int:
+def home_basis(network: CompletionNetwork, scaled: Scaled, coords: Floats) -> int:
     """Return the basis that explains most of a slice, or of 4,000 cells spread over it.
 
     For a training slice that is, as a rule, the basis of its study.
     """
-    scaled = on_scale(panel, network.config.n_genes)
-    rows = np.arange(len(panel.totals))
+    rows = np.arange(len(coords))
     if len(rows) > MAX_CELLS:
-        across = np.lexsort(panel.coords.T)  # whatever the order of the rows
+        across = np.lexsort(coords.T)  # whatever the order of the rows
         steps = np.linspace(0, len(rows) - 1, MAX_CELLS)
         rows = across[steps.astype(np.int64)]
     values = torch.from_numpy(scaled.rows(rows)).to(network.directions.device)
@@ -85,7 +78,7 @@ def home_basis(network: CompletionNetwork, panel: Panel) -> int:
 def clean_targets(network: CompletionNetwork, panel: Panel) -> Targets:
     """Return the targets of a slice: components, ring means and states of all of its genes and counts."""
     config = network.config
-    basis = home_basis(network, panel)
+    basis = home_basis(network, on_scale(panel, config.n_genes), panel.coords)
     every = np.clip(clean_components(network, panel), -LARGEST, LARGEST)
     own = network.of_basis(torch.from_numpy(every), basis).numpy()
     rings = in_rings(own[:, : config.n_smoothed], panel.coords)
