@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from terrazzo.arrays import Bools, Floats, Ints, Vectors
+from terrazzo.expression import log_values
 from terrazzo.slices import Slice
 from terrazzo.splitting import thin_counts
 from terrazzo.systems.completion.panels import Panel
@@ -265,9 +266,7 @@ def on_scale(panel: Panel, n_genes: int, inside: Bools | None = None) -> Scaled:
     """
     totals = np.maximum(panel.totals, 1)
     median = float(np.median(totals))
-    factors = sparse.diags(median / totals)
-    logs = sparse.csr_matrix(factors @ panel.counts, dtype=np.float32)
-    logs.data = np.log1p(logs.data)
+    logs = log_values(panel.counts, median, totals)
     measured = logs if inside is None else logs[np.flatnonzero(inside)]
     n_measured = max(measured.shape[0], 1)
     squares = measured.multiply(measured)
